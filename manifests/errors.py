@@ -1,0 +1,41 @@
+"""Every error we raise on purpose; each class is a policy, not a place.
+
+    PlantMixError
+    ├── ConfigError       stop before any work, write nothing, exit code 2
+    ├── RetryableError    run this part again, a bounded number of times
+    ├── PartError         fail this part, finish the others, exit code 1
+    ├── RunError          the run cannot go on, what is committed stays, exit code 1
+    └── IntegrityError    stop at once and touch nothing more, exit code 1
+
+What happens to one image is an outcome in a table, never an exception.
+"""
+
+from __future__ import annotations
+
+
+class PlantMixError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(PlantMixError):
+    """The user's input is wrong: raised before any work, nothing has been written."""
+
+    exit_code = 2
+
+
+class RetryableError(PlantMixError):
+    """A passing fault of one part (a lost worker, a full network buffer): run the part again."""
+
+
+class PartError(PlantMixError):
+    """One part cannot be done; the others are finished and the run exits with 1."""
+
+
+class RunError(PlantMixError):
+    """The run cannot go on from here; what is committed stays."""
+
+
+class IntegrityError(PlantMixError):
+    """What is stored contradicts its record: stop at once and touch nothing more."""

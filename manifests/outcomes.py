@@ -1,0 +1,62 @@
+"""How one URL ended: the closed list that the fetch stage writes and `retry`, `status` and `explain` read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """One value a candidate; the detail (an errno, a header, a size) stands beside it in the fact table."""
+
+    OK = "ok"
+    # passing: another try on another day may succeed
+    DNS_FAILURE = "dns_failure"
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMEOUT = "connect_timeout"
+    CONNECTION_RESET = "connection_reset"
+    READ_TIMEOUT = "read_timeout"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    BODY_TRUNCATED = "body_truncated"
+    HTTP_429 = "http_429"
+    HTTP_5XX = "http_5xx"
+    HOST_UNAVAILABLE = "host_unavailable"
+    # final: asking again is useless, or rude
+    INVALID_URL = "invalid_url"
+    REFUSED_TARGET = "refused_target"
+    TLS_FAILURE = "tls_failure"
+    BAD_RESPONSE = "bad_response"
+    HTTP_404 = "http_404"
+    HTTP_410 = "http_410"
+    HTTP_4XX = "http_4xx"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    OPTED_OUT = "opted_out"
+    ROBOTS_DISALLOWED = "robots_disallowed"
+    BODY_TOO_LARGE = "body_too_large"
+    EMPTY_BODY = "empty_body"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_IMAGE = "unsupported_image"
+    CORRUPT_IMAGE = "corrupt_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    IMAGE_TOO_SMALL = "image_too_small"
+    ASPECT_TOO_EXTREME = "aspect_too_extreme"
+
+    @property
+    def passing(self) -> bool:
+        """True for a fault that may be gone tomorrow: what `plantmix retry` takes up again."""
+        return self in PASSING
+
+
+PASSING = frozenset(
+    {
+        Outcome.DNS_FAILURE,
+        Outcome.CONNECT_FAILED,
+        Outcome.CONNECT_TIMEOUT,
+        Outcome.CONNECTION_RESET,
+        Outcome.READ_TIMEOUT,
+        Outcome.DEADLINE_EXCEEDED,
+        Outcome.BODY_TRUNCATED,
+        Outcome.HTTP_429,
+        Outcome.HTTP_5XX,
+        Outcome.HOST_UNAVAILABLE,
+    }
+)

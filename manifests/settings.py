@@ -1,0 +1,114 @@
+"""YAML in, a strict frozen model out; every mistake becomes one readable line.
+
+Reads one YAML file. Writes nothing. Gives up with ConfigError that names each wrong key,
+what was expected, and for an unknown key the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manifests.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every configuration model: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]  # PyYAML is untyped here
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"line {line}: the key '{key}' is given twice; keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
+    """Read a YAML file into `model`.
+
+    Raises: ConfigError for a missing or unreadable file, bad YAML, or values that do not fit the model.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader underneath
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected a mapping of settings, found {type(values).__name__}")
+    return parse_settings(values, model, where=str(file))
+
+
+def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str) -> SettingsT:
+    """Check a mapping against `model`; `where` names its origin in messages.
+
+    Raises: ConfigError, one line a mistake.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(dict(item), values, model) for item in error.errors()]
+        head = f"{where}: " if len(lines) == 1 else f"{where}: {len(lines)} mistakes:\n  "
+        raise ConfigError(head + "\n  ".join(lines)) from None
+
+
+def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]) -> str:
+    place = ".".join(str(step) for step in item["loc"]) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1], model)
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        listed = f" (known here: {', '.join(known)})" if known and not near else ""
+        return f"unknown key '{place}'{hint}{listed}"
+    if item["type"] == "missing":
+        return f"missing key '{place}'"
+    if item["type"] == "value_error":
+        return f"'{place}': {str(item['msg']).removeprefix('Value error, ')}"
+    return f"'{place}': {item['msg']} (given: {item['input']!r:.80})"
+
+
+def _known_keys(loc: tuple[Any, ...], model: type[Settings]) -> list[str]:
+    """Keys of the sub-model at `loc`, found by walking annotations; empty when the place is not a model."""
+    here: list[type[Settings]] = [model]
+    for step in loc:
+        found: list[type[Settings]] = []
+        for candidate in here:
+            if candidate.__name__ == step:  # a tagged union names the member it tried
+                found.append(candidate)
+            field = candidate.model_fields.get(str(step))
+            if field is not None:
+                found.extend(_models_in(field.annotation))
+        here = found or here
+    return sorted({name for candidate in here for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    found: list[type[Settings]] = []
+    for inner in getattr(annotation, "__args__", ()):
+        found.extend(_models_in(inner))
+    return found

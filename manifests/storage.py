@@ -1,0 +1,148 @@
+"""Publish a file so that it is either wholly there or not there: temp, fsync, hash, rename.
+
+Works on local paths and on any fsspec address (s3://, gs://, memory://). The only module that renames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from manifests.errors import ConfigError, IntegrityError
+
+_CHUNK_BYTES = 4 << 20
+TEMP_MARK = ".tmp-"
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file as it was published: its path, size and content hash."""
+
+    path: str
+    num_bytes: int
+    sha256: str
+
+
+def is_remote(path: str) -> bool:
+    """True for an fsspec address with a scheme, false for a local path."""
+    return "://" in path and not path.startswith("file://")
+
+
+def join(folder: str, *names: str) -> str:
+    """Join names under a local folder or a remote address."""
+    if is_remote(folder):
+        return "/".join([folder.rstrip("/"), *names])
+    return str(Path(folder.removeprefix("file://")).joinpath(*names))
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec file system of `path`, and the path within it."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    return fs, str(inner)
+
+
+def temp_path(path: str) -> str:
+    """A private name beside `path`; left-overs of a crash are found by TEMP_MARK."""
+    folder, _, name = path.rpartition("/")
+    temp = f".{name}{TEMP_MARK}{uuid.uuid4().hex[:12]}"
+    return f"{folder}/{temp}" if folder else temp
+
+
+def make_folder(path: str) -> None:
+    """Create a folder and its parents.
+
+    Raises: ConfigError when the place is not writable.
+    """
+    fs, inner = filesystem(path)
+    try:
+        fs.makedirs(inner, exist_ok=True)
+        if not is_remote(path) and not os.access(inner, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not writable", inner)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the folder cannot be written ({error.strerror or error}); "
+            "choose another place or mend its permissions"
+        ) from None
+
+
+def hash_file(path: str) -> WrittenFile:
+    """Read a whole file and give its size and sha256."""
+    fs, inner = filesystem(path)
+    digest = hashlib.sha256()
+    num_bytes = 0
+    with fs.open(inner, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+    return WrittenFile(path, num_bytes, digest.hexdigest())
+
+
+def publish_bytes(path: str, content: bytes) -> WrittenFile:
+    """Write `content` to `path` so that a reader sees all of it or the old state."""
+    temp = temp_path(path)
+    fs, inner = filesystem(temp)
+    with fs.open(inner, "wb") as stream:
+        stream.write(content)
+        _sync(stream)
+    publish(temp, path)
+    return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def publish(temp: str, path: str) -> None:
+    """Rename a finished private file to its public name; on local disks it is made durable first.
+
+    Raises: IntegrityError when the private file is gone.
+    """
+    fs, inner_temp = filesystem(temp)
+    _, inner = filesystem(path)
+    if is_remote(path):
+        if not fs.exists(inner_temp):
+            raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it")
+        fs.mv(inner_temp, inner)
+        return
+    try:
+        descriptor = os.open(inner_temp, os.O_RDONLY)
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"{temp}: the private file to publish is gone; something else removed it"
+        ) from None
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    Path(inner_temp).replace(inner)
+    folder = os.open(str(Path(inner).parent), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sweep(folder: str) -> int:
+    """Remove private files that a crash left in `folder` and below; returns how many.
+
+    Only the one process that owns the folder may call this, before it starts workers.
+    """
+    fs, inner = filesystem(folder)
+    if not fs.exists(inner):
+        return 0
+    gone = 0
+    for name in fs.find(inner):
+        if TEMP_MARK in name.rpartition("/")[2]:
+            fs.rm_file(name)
+            gone += 1
+    return gone
+
+
+def _sync(stream: Any) -> None:
+    stream.flush()
+    try:
+        os.fsync(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return  # not a local file: durability is the object store's promise

@@ -1,0 +1,135 @@
+"""The data contract: the Arrow schema of every per-sample table, and the identity of a sample.
+
+Tables are Parquet parts (zstd). A column is described here once; stages, the catalogue's views,
+releases and tests all read these schemas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+TAXON_RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+
+CANDIDATES = pa.schema(
+    [
+        ("sample_id", pa.string()),  # 32 hex digits, see sample_id()
+        ("source", pa.string()),  # name of the source in the config
+        ("domain", pa.string()),  # e.g. plant, general
+        ("record_key", pa.string()),  # the source's own key of the row
+        ("row_number", pa.int64()),  # 0-based row in the source, for going back to it
+        ("url", pa.string()),  # http(s) address; null when the bytes lie in `locator`
+        ("locator", pa.string()),  # where local bytes lie (path, or tar path with offset); null for web rows
+        ("caption", pa.string()),  # as given, untouched
+        *[(f"taxon_{rank}", pa.string()) for rank in TAXON_RANKS],  # any may be null, holes included
+        ("taxon_scientific_name", pa.string()),  # as given, authorship included
+        ("taxon_vernacular_name", pa.string()),
+        ("licence", pa.string()),  # as given
+        ("licence_url", pa.string()),
+        ("rights_holder", pa.string()),
+        ("creator", pa.string()),
+        ("reference_url", pa.string()),  # the page a person would visit
+        ("extra", pa.string()),  # json object of whatever else the config maps
+    ]
+)
+
+FACTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("outcome", pa.string()),  # manifests.outcomes.Outcome
+        ("detail", pa.string()),  # free text beside the outcome; never a credential
+        ("http_status", pa.int16()),
+        ("attempts", pa.int16()),
+        ("host", pa.string()),
+        ("final_url", pa.string()),  # after redirects, without credentials
+        ("num_bytes", pa.int64()),  # of the body as downloaded
+        ("image_id", pa.string()),  # sha256 of the bytes as downloaded, hex
+        ("stored_sha256", pa.string()),  # sha256 of the bytes in the pool
+        ("pixels_sha256", pa.string()),  # sha256 of the stored pixels (RGB8, row-major, size in front)
+        ("phash", pa.uint64()),  # imagehash.phash of the stored pixels, first hash bit highest
+        ("width_px", pa.int32()),  # as downloaded, after EXIF orientation
+        ("height_px", pa.int32()),
+        ("stored_width_px", pa.int32()),
+        ("stored_height_px", pa.int32()),
+        ("format", pa.string()),  # Pillow's name: JPEG, PNG, ...
+        ("mode", pa.string()),  # Pillow's mode before conversion
+        ("exif_orientation", pa.int8()),  # 1 to 8; 1 when absent
+        ("pixel_std", pa.float32()),  # standard deviation of the luminance of the stored pixels, 0 to 127.5
+        ("pool_file", pa.string()),  # path relative to the pool folder
+        ("offset", pa.int64()),  # of the stored bytes in pool_file
+        ("length", pa.int64()),
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("text", pa.string()),  # cleaned text
+        ("texts", pa.map_(pa.string(), pa.string())),  # BioCLIP's text types, where a taxon is known
+        ("num_chars", pa.int32()),
+        ("num_words", pa.int32()),
+        ("letter_ratio", pa.float32()),  # letters over non-space characters, 0 to 1
+        ("filename_like", pa.bool_()),
+        ("placeholder_like", pa.bool_()),
+        ("has_binomial", pa.bool_()),
+        ("steps", pa.list_(pa.string())),  # names of the cleaning steps that changed something
+    ]
+)
+
+SCORES = pa.schema([("sample_id", pa.string()), ("scorer", pa.string()), ("score", pa.float32())])
+
+PAIRS = pa.schema(
+    [
+        ("sample_id_a", pa.string()),  # a < b
+        ("sample_id_b", pa.string()),
+        ("kind", pa.string()),  # exact (same bytes or same stored pixels) or near
+        ("distance", pa.uint8()),  # Hamming distance of the pHashes
+    ]
+)
+
+DECISIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("keep", pa.bool_()),
+        ("stage", pa.string()),  # whose rule dropped it; null when kept
+        ("reason", pa.string()),
+        ("value", pa.string()),
+        ("threshold", pa.string()),
+        ("other_sample_id", pa.string()),  # the sample kept in its place, for duplicates and leaks
+        ("distance", pa.uint8()),
+    ]
+)
+
+DRAWS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("copy", pa.int32()),  # 0 for the first appearance
+        ("domain", pa.string()),
+        ("split", pa.string()),  # train or heldout
+        ("rank", pa.int64()),  # place in the global shuffle of its split
+    ]
+)
+
+PLACEMENTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("copy", pa.int32()),
+        ("domain", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),  # file name within the release's folder of the split
+        ("position", pa.int32()),  # 0-based sample in the shard
+        ("key", pa.string()),  # webdataset key, no dots
+        ("jpg_offset", pa.int64()),  # of the image bytes in the shard file
+        ("jpg_length", pa.int64()),
+        ("txt_offset", pa.int64()),
+        ("txt_length", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_length", pa.int64()),
+    ]
+)
+
+
+def sample_id(source: str, record_key: str) -> str:
+    """Identity of a sample: a 128-bit hash (32 hex digits) of the source's name and its own record key."""
+    return hashlib.blake2b(f"{source}\x1f{record_key}".encode(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""URLs in, mixed webdataset shards out: the `plantmix` command."""

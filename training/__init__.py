@@ -1,0 +1,1 @@
+"""Shards in, a trained DALIP model and its evaluation out: the `dalip` command."""
