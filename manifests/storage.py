@@ -109,9 +109,7 @@ def publish(temp: str, path: str) -> None:
     try:
         descriptor = os.open(inner_temp, os.O_RDONLY)
     except FileNotFoundError:
-        raise IntegrityError(
-            f"{temp}: the private file to publish is gone; something else removed it"
-        ) from None
+        raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it") from None
     try:
         os.fsync(descriptor)
     finally:

@@ -77,6 +77,27 @@ CAPTIONS = pa.schema(
     ]
 )
 
+REJECTS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("row_number", pa.int64()),
+        ("record_key", pa.string()),
+        ("url", pa.string()),
+        ("reason", pa.string()),  # missing_key, missing_url, invalid_url, duplicate_record
+        ("value", pa.string()),
+    ]
+)
+
+VERDICTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("keep", pa.bool_()),
+        ("reason", pa.string()),  # the rule
+        ("value", pa.string()),
+        ("threshold", pa.string()),
+    ]
+)
+
 SCORES = pa.schema([("sample_id", pa.string()), ("scorer", pa.string()), ("score", pa.float32())])
 
 PAIRS = pa.schema(

@@ -1,0 +1,437 @@
+"""The catalogue: which parts exist, which stage versions are sealed, what lies where.
+
+One DuckDB file in the work folder. While one process writes, no other can open it (DuckDB 2.0), so only
+the driver does, and at every commit it leaves a small `status.json` beside it for `plantmix status`.
+The only module that opens DuckDB for writing. Readers take manifests/reader.py.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError, RunError
+
+CATALOG_FILE = "catalog.duckdb"
+STATUS_FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Rows in, rows kept, rows dropped by reason; they must add up."""
+
+    num_in: int
+    num_kept: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self, what: str) -> None:
+        """Raises: IntegrityError when a row ended nowhere."""
+        dropped = sum(self.reasons.values())
+        if self.num_in != self.num_kept + dropped:
+            raise IntegrityError(
+                f"{what}: {self.num_in:,} rows came in, but {self.num_kept:,} kept + {dropped:,} dropped do not "
+                "add up; this is a defect of the stage, please report it with this line"
+            )
+
+    def __add__(self, other: Funnel) -> Funnel:
+        reasons = dict(self.reasons)
+        for reason, num in other.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + num
+        return Funnel(self.num_in + other.num_in, self.num_kept + other.num_kept, reasons)
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A file of a part: what it holds and where it lies, relative to the work folder."""
+
+    table: str
+    path: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A committed part."""
+
+    key: str
+    stage: str
+    step: str
+    reuse_key: str
+    files: tuple[PartFile, ...]
+    funnel: Funnel | None
+    notes: Mapping[str, Any]
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A sealed stage version."""
+
+    stage: str
+    fingerprint: str
+    funnel: Funnel
+    notes: Mapping[str, Any]
+
+
+class Catalog:
+    """The driver's handle, open for writing; use as a context manager."""
+
+    def __init__(self, connection: Any, workdir: str) -> None:
+        self._connection = connection
+        self.workdir = workdir
+
+    @classmethod
+    def open(cls, workdir: str) -> Catalog:
+        """Open (or make) the catalogue of a work folder for writing.
+
+        Raises: ConfigError when the folder cannot be written; RunError when another build holds it.
+        """
+        storage.make_folder(workdir)
+        path = storage.join(workdir, CATALOG_FILE)
+        connection = _connect(path, read_only=False)
+        connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+        return cls(connection, workdir)
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    # ---- inputs
+
+    def input_sha256(self, path: str) -> str:
+        """Hash of an input file's content; read again only when its size or time changed."""
+        fs, inner = storage.filesystem(path)
+        info = fs.info(inner)
+        num_bytes, changed = int(info["size"]), int(float(info.get("mtime") or 0) * 1e9)
+        row = self._connection.execute(
+            "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
+            [path, num_bytes, changed],
+        ).fetchone()
+        if row and changed:
+            return str(row[0])
+        digest = storage.hash_file(path).sha256
+        self._connection.execute(
+            "INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", [path, num_bytes, changed, digest]
+        )
+        return digest
+
+    # ---- stages
+
+    def find_sealed(self, fingerprint: str) -> StageRecord | None:
+        """The sealed stage version of this fingerprint, or None."""
+        row = self._connection.execute(
+            "SELECT stage, num_in, num_kept, notes FROM stages WHERE fingerprint = ? AND sealed_at IS NOT NULL",
+            [fingerprint],
+        ).fetchone()
+        if row is None:
+            return None
+        reasons = dict(
+            self._connection.execute(
+                "SELECT reason, num_dropped FROM stage_reasons WHERE fingerprint = ? ORDER BY ALL",
+                [fingerprint],
+            ).fetchall()
+        )
+        return StageRecord(row[0], fingerprint, Funnel(row[1], row[2], reasons), json.loads(row[3]))
+
+    def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
+        """Note that a stage version was begun and make it the current one."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
+                [fingerprint, stage, json.dumps(identity, sort_keys=True), _now()],
+            )
+            self._connection.execute("INSERT OR REPLACE INTO current_stages VALUES (?, ?)", [stage, fingerprint])
+
+    def seal_stage(self, stage: StageRecord) -> None:
+        """Close a stage version for good.
+
+        Raises: IntegrityError when its rows do not add up.
+        """
+        stage.funnel.check(stage.stage)
+        with self._transaction():
+            self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
+            rows = [(stage.fingerprint, reason, num) for reason, num in stage.funnel.reasons.items() if num]
+            if rows:
+                self._connection.executemany("INSERT INTO stage_reasons VALUES (?, ?, ?)", rows)
+            self._connection.execute(
+                "UPDATE stages SET sealed_at = ?, num_in = ?, num_kept = ?, notes = ? WHERE fingerprint = ?",
+                [
+                    _now(),
+                    stage.funnel.num_in,
+                    stage.funnel.num_kept,
+                    json.dumps(dict(stage.notes), sort_keys=True),
+                    stage.fingerprint,
+                ],
+            )
+
+    def forget_current(self, stages: Iterable[str]) -> None:
+        """Take stages out of the current view: what lies after a changed stage is stale until it is done again."""
+        with self._transaction():
+            for stage in stages:
+                self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
+
+    # ---- parts
+
+    def find_parts(self, keys: Sequence[str]) -> dict[str, PartRecord]:
+        """The committed ones among `keys`."""
+        if not keys:
+            return {}
+        wanted = pa.table({"part_key": pa.array(keys, pa.string())})
+        return self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
+
+    def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
+        """Parts of a stage version in plan order."""
+        wanted = self._connection.execute(
+            "SELECT part_key, step, position FROM stage_parts "
+            "WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position",
+            [fingerprint, step],
+        ).to_arrow_table()
+        found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
+        return [found[key] for key in wanted.column("part_key").to_pylist()]
+
+    def parts_like(self, stage: str, step: str, reuse_key: str) -> list[PartRecord]:
+        """Every committed part of any stage version that was made by the same recipe, oldest first."""
+        wanted = self._connection.execute(
+            "SELECT part_key FROM parts WHERE stage = ? AND step = ? AND reuse_key = ? ORDER BY committed_at, part_key",
+            [stage, step, reuse_key],
+        ).to_arrow_table()
+        found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
+        return [found[key] for key in wanted.column("part_key").to_pylist()]
+
+    def commit_part(self, fingerprint: str, position: int, part: PartRecord) -> None:
+        """Commit a part whose files are published, in one transaction."""
+        funnel = part.funnel
+        with self._transaction():
+            self._connection.execute(
+                "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    part.key,
+                    part.stage,
+                    part.step,
+                    part.reuse_key,
+                    funnel.num_in if funnel else None,
+                    funnel.num_kept if funnel else None,
+                    json.dumps(dict(funnel.reasons) if funnel else {}, sort_keys=True),
+                    json.dumps(dict(part.notes), sort_keys=True),
+                    part.seconds,
+                    part.attempts,
+                    _now(),
+                ],
+            )
+            for file in part.files:
+                self._connection.execute(
+                    "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
+                    [part.key, file.table, file.path, file.num_rows, file.num_bytes, file.sha256],
+                )
+            self._connection.execute(
+                "INSERT OR REPLACE INTO stage_parts VALUES (?, ?, ?, ?)",
+                [fingerprint, part.step, position, part.key],
+            )
+
+    def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
+        """State that a stage version stands on parts that are committed already."""
+        if not keys:
+            return
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO stage_parts VALUES (?, ?, ?, ?)",
+                [(fingerprint, step, position, key) for position, key in keys],
+            )
+
+    def drop_lost_parts(self) -> dict[str, int]:
+        """Un-commit parts whose files are gone and unseal what stood on them; returns lost parts by stage.
+
+        Raises: IntegrityError when a file has another size than its record.
+        """
+        rows = self._connection.execute(
+            "SELECT DISTINCT f.part_key, p.stage, f.path, f.num_bytes FROM files f JOIN parts p USING (part_key) "
+            "JOIN stage_parts sp USING (part_key) JOIN current_stages USING (fingerprint)"
+        ).fetchall()
+        lost: dict[str, str] = {}
+        for key, stage, path, num_bytes in rows:
+            size = _file_size(storage.join(self.workdir, path))
+            if size is None:
+                lost[key] = stage
+            elif size != num_bytes:
+                raise IntegrityError(
+                    f"{path}: {size:,} bytes on disk, {num_bytes:,} in the catalogue; something changed a published "
+                    "file. Restore it, or remove it to have its part done again"
+                )
+        by_stage: dict[str, int] = {}
+        for key, stage in lost.items():
+            by_stage[stage] = by_stage.get(stage, 0) + 1
+            with self._transaction():
+                self._connection.execute(
+                    "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
+                    "(SELECT fingerprint FROM stage_parts WHERE part_key = ?)",
+                    [key],
+                )
+                for table in ("stage_parts", "files", "parts"):
+                    self._connection.execute(f"DELETE FROM {table} WHERE part_key = ?", [key])
+        return by_stage
+
+    # ---- mixes and releases
+
+    def record_mix(self, fingerprint: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store what a mix drew from each domain (columns of the table `mixes`)."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
+            for row in rows:
+                self._connection.execute(
+                    "INSERT INTO mixes VALUES ($fingerprint, $domain, $target_share, $realised_share, "
+                    "$num_available, $num_drawn, $num_epochs, $num_heldout)",
+                    {"fingerprint": fingerprint, **row},
+                )
+
+    def record_law(self, law_sha256: str, law: str) -> None:
+        """Store the mixture file a mix was drawn by."""
+        self._connection.execute("INSERT OR IGNORE INTO laws VALUES (?, ?, ?)", [law_sha256, law, _now()])
+
+    def record_release(
+        self, name: str, path: str, fingerprint: str, record_sha256: str, shards: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Store a sealed release and its shards (split, shard, num_samples, num_bytes, sha256)."""
+        num_samples = sum(int(row["num_samples"]) for row in shards if row["split"] == "train")
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?, ?)",
+                [name, path, fingerprint, num_samples, record_sha256, _now()],
+            )
+            self._connection.execute("DELETE FROM shards WHERE release = ?", [name])
+            for row in shards:
+                self._connection.execute(
+                    "INSERT INTO shards VALUES ($release, $split, $shard, $num_samples, $num_bytes, $sha256)",
+                    {
+                        "release": name,
+                        **{k: row[k] for k in ("split", "shard", "num_samples", "num_bytes", "sha256")},
+                    },
+                )
+
+    def find_release(self, fingerprint: str) -> str | None:
+        """Path of the release that a pack stage version sealed, relative to the work folder."""
+        row = self._connection.execute("SELECT path FROM releases WHERE fingerprint = ?", [fingerprint]).fetchone()
+        return str(row[0]) if row else None
+
+    # ---- status
+
+    def publish_status(self, extra: Mapping[str, Any]) -> None:
+        """Leave the snapshot that `plantmix status` reads while this process holds the catalogue."""
+        rows = self._connection.execute(
+            "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
+            "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
+            "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) "
+            "FROM current_stages c JOIN stages s USING (fingerprint)"
+        ).fetchall()
+        stages = {
+            stage: {
+                "fingerprint": fingerprint,
+                "sealed": sealed,
+                "in": num_in,
+                "kept": num_kept,
+                "notes": json.loads(notes) if notes else {},
+                "reasons": dict(reasons or {}),
+                "num_parts": num_parts,
+            }
+            for stage, fingerprint, sealed, num_in, num_kept, notes, reasons, num_parts in rows
+        }
+        mixes = self._connection.execute(
+            "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
+        ).to_arrow_table()
+        status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}
+        storage.publish_bytes(
+            storage.join(self.workdir, STATUS_FILE), json.dumps(status, indent=1, sort_keys=True).encode()
+        )
+
+    # ---- inside
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._connection)
+
+    def _read_parts(self, sql: str, wanted: pa.Table) -> dict[str, PartRecord]:
+        self._connection.register("wanted", wanted)
+        try:
+            rows = self._connection.execute(sql).fetchall()
+            file_rows = self._connection.execute(
+                "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
+            ).fetchall()
+        finally:
+            self._connection.unregister("wanted")
+        files: dict[str, list[PartFile]] = {}
+        for key, *values in file_rows:
+            files.setdefault(key, []).append(PartFile(*values))
+        found = {}
+        for key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ in rows:
+            funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
+            found[key] = PartRecord(
+                key,
+                stage,
+                step,
+                reuse_key,
+                tuple(files.get(key, ())),
+                funnel,
+                json.loads(notes),
+                seconds,
+                attempts,
+            )
+        return found
+
+
+class _Transaction:
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _connect(path: str, read_only: bool) -> Any:
+    try:
+        return duckdb.connect(path, read_only=read_only)
+    except duckdb.IOException as error:
+        raise locked(path, error) from None
+    except duckdb.Error as error:
+        raise IntegrityError(f"{path}: this is not a catalogue DuckDB can open: {error}") from None
+
+
+def locked(path: str, error: Exception) -> Exception:
+    """The error to raise when DuckDB cannot open a catalogue: held by another process, or broken."""
+    text = str(error)
+    if "lock" in text.lower():
+        return RunError(
+            f"{path}: another process is writing this catalogue (a build is running here); "
+            "`plantmix status` works meanwhile, everything else after it ends"
+        )
+    return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}")
+
+
+def _file_size(path: str) -> int | None:
+    fs, inner = storage.filesystem(path)
+    try:
+        return int(fs.info(inner)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)

@@ -1,0 +1,87 @@
+"""Read a work folder: the catalogue's tables and views over the per-sample Parquet parts, and the snapshot.
+
+Never writes. `open_reader` gives an in-memory DuckDB connection, so paths stay relative to the folder and it
+can be moved; `read_status` works while a build holds the catalogue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from manifests import storage, tables
+from manifests.catalog import CATALOG_FILE, STATUS_FILE, locked
+from manifests.errors import ConfigError
+
+SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema]] = {
+    "candidates": ("ingest", tables.CANDIDATES),
+    "rejects": ("ingest", tables.REJECTS),
+    "facts": ("fetch", tables.FACTS),
+    "pairs": ("dedup", tables.PAIRS),
+    "captions": ("caption", tables.CAPTIONS),
+    "caption_verdicts": ("caption", tables.VERDICTS),
+    "scores": ("score", tables.SCORES),
+    "decisions": ("select", tables.DECISIONS),
+    "draws": ("mix", tables.DRAWS),
+    "placements": ("pack", tables.PLACEMENTS),
+}
+"""View name -> (stage that writes it, its columns)."""
+
+
+def open_reader(workdir: str) -> Any:
+    """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
+
+    Raises: ConfigError when there is no catalogue; RunError while a build holds it.
+    """
+    path = storage.join(workdir, CATALOG_FILE)
+    if not Path(path).is_file():
+        raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    connection = duckdb.connect()
+    try:
+        connection.execute(f"ATTACH '{_quote(path)}' AS catalog (READ_ONLY)")
+    except duckdb.IOException as error:
+        connection.close()
+        raise locked(path, error) from None
+    for (name,) in connection.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'"
+    ).fetchall():
+        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
+    for view, (stage, schema) in SAMPLE_VIEWS.items():
+        paths = connection.execute(
+            "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
+            "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
+            [stage, view],
+        ).fetchall()
+        create_table_view(connection, view, [storage.join(workdir, row[0]) for row in paths], schema)
+    connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
+    return connection
+
+
+def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:
+    """Make a view over Parquet parts; with no parts, an empty view of the same columns."""
+    if paths:
+        listed = ", ".join(f"'{_quote(path)}'" for path in paths)
+        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet([{listed}])")
+    else:
+        connection.register(f"empty_{view}", schema.empty_table())
+        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM empty_{view}")
+
+
+def read_status(workdir: str) -> dict[str, Any]:
+    """The last snapshot that a driver left in a work folder.
+
+    Raises: ConfigError when there is none.
+    """
+    path = Path(storage.join(workdir, STATUS_FILE))
+    if not path.is_file():
+        raise ConfigError(f"{workdir}: no {STATUS_FILE} here; give the work folder of a build (work_dir in its config)")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _quote(text: str) -> str:
+    return text.replace("'", "''")

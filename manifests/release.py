@@ -1,0 +1,144 @@
+"""The release record: what a sealed dataset is, and the one way to open it.
+
+A release is a folder. `release.json` is written last; without it there is no release. It names every other
+file with size and sha256. Opening reads the record and compares sizes; `verify_files` reads every byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+
+RECORD_FILE = "release.json"
+LATEST_FILE = "LATEST"
+SAMPLES_FILE = "samples.parquet"
+FORMAT = "plantmix-release/1"
+SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A sealed release, opened: where it lies and what its record says."""
+
+    path: str
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str) -> Release:
+        """Open a release folder, or a work folder, whose newest release is taken.
+
+        Checks that the record is there and readable and that every file has the size it names.
+
+        Raises: ConfigError when there is no sealed release; IntegrityError when a file is missing or of another size.
+        """
+        folder = _resolve(path)
+        record = _read_record(folder)
+        release = cls(folder, record)
+        wrong = list(release.wrong_sizes())
+        if wrong:
+            raise IntegrityError(
+                f"{folder}: {len(wrong)} of {len(record['files'])} files differ from the record; first: {wrong[0]}. "
+                "Build it again, or take a whole copy"
+            )
+        return release
+
+    @property
+    def name(self) -> str:
+        """Folder name, NAME-VERSION."""
+        return f"{self.record['name']}-{self.record['version']}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: equal fingerprints mean equal bytes."""
+        return str(self.record["fingerprint"])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that hold samples."""
+        return tuple(self.record["splits"])
+
+    def num_samples(self, split: str) -> int:
+        """Samples in a split, repeats counted."""
+        return int(self.record["splits"][self._known(split)]["num_samples"])
+
+    def shards(self, split: str) -> list[str]:
+        """File names of the shards of a split, in order."""
+        return [str(shard["shard"]) for shard in self.record["splits"][self._known(split)]["shards"]]
+
+    def shard_path(self, split: str, shard: str) -> str:
+        """Where a shard lies."""
+        return storage.join(self.path, SPLIT_FOLDERS[self._known(split)], shard)
+
+    def samples(self, split: str | None = None) -> pa.Table:
+        """One row a placed sample (columns: pipeline's `placements` and what describes the sample), in shard order."""
+        fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
+        filters = None if split is None else [("split", "=", self._known(split))]
+        return pq.read_table(inner, filesystem=fs, filters=filters)
+
+    def wrong_sizes(self) -> Iterator[str]:
+        """Files whose size is not the recorded one, each as one readable line."""
+        fs, inner = storage.filesystem(self.path)
+        there = {name: int(info["size"]) for name, info in fs.find(inner, detail=True).items()}
+        for name, entry in self.record["files"].items():
+            size = there.get(f"{inner.rstrip('/')}/{name}")
+            if size is None:
+                yield f"{name} is missing"
+            elif size != entry["num_bytes"]:
+                yield f"{name} has {size:,} bytes, the record says {entry['num_bytes']:,}"
+
+    def wrong_hashes(self) -> Iterator[str]:
+        """Files whose content is not the recorded one; reads every byte."""
+        for name, entry in self.record["files"].items():
+            if storage.hash_file(storage.join(self.path, name)).sha256 != entry["sha256"]:
+                yield f"{name} has other content than when it was sealed"
+
+    def strangers(self) -> Iterator[str]:
+        """Files in the folder that the record does not name."""
+        fs, inner = storage.filesystem(self.path)
+        for name in sorted(fs.find(inner)):
+            relative = name[len(inner.rstrip("/")) + 1 :]
+            if relative != RECORD_FILE and relative not in self.record["files"]:
+                yield f"{relative} is not part of the release"
+
+    def _known(self, split: str) -> str:
+        if split not in self.record["splits"]:
+            raise ConfigError(f"{self.path}: no split '{split}' in this release; it has {', '.join(self.splits)}")
+        return split
+
+
+def _resolve(path: str) -> str:
+    """The release folder that `path` stands for."""
+    for folder, prefix in ((path, ()), (storage.join(path, "releases"), ("releases",))):
+        fs, record = storage.filesystem(storage.join(folder, RECORD_FILE))
+        if fs.exists(record):
+            return folder
+        fs, latest = storage.filesystem(storage.join(folder, LATEST_FILE))
+        if fs.exists(latest):
+            name = fs.cat_file(latest).decode().strip()
+            return storage.join(path, *prefix, name)
+    raise ConfigError(
+        f"{path}: no sealed release here (no {RECORD_FILE}); give a release folder, or a work folder "
+        "in which `plantmix build` has finished"
+    )
+
+
+def _read_record(folder: str) -> dict[str, Any]:
+    fs, inner = storage.filesystem(storage.join(folder, RECORD_FILE))
+    try:
+        record = json.loads(fs.cat_file(inner))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no sealed release here (no {RECORD_FILE})") from None
+    except ValueError as error:
+        raise IntegrityError(f"{folder}/{RECORD_FILE}: not valid JSON: {error}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise ConfigError(f"{folder}/{RECORD_FILE}: format {found!r}, this version reads {FORMAT!r}")
+    return record
