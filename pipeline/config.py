@@ -1,0 +1,225 @@
+"""One YAML file is one whole run: what comes in, how it is judged, how it is mixed, what comes out.
+
+Read once at the edge into frozen models. Every model says which of its fields are recipe (part of a stage's
+fingerprint) and which are execution (workers, paths, rates: never part of one).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from manifests.errors import ConfigError
+from manifests.settings import Settings, read_settings
+from pipeline.captions.licences import LicenceSettings
+from pipeline.captions.settings import CaptionSettings
+from pipeline.fetching.settings import FetchSettings
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class ColumnMap(Settings):
+    """Which column of a table holds what; every name but `extra` maps one contract column."""
+
+    url: str
+    caption: str | list[str] = Field(description="one column, or several joined with a space")
+    record_key: str | None = Field(None, description="the source's own key; the URL when absent")
+    taxon_kingdom: str | None = None
+    taxon_phylum: str | None = None
+    taxon_class: str | None = None
+    taxon_order: str | None = None
+    taxon_family: str | None = None
+    taxon_genus: str | None = None
+    taxon_species: str | None = None
+    taxon_scientific_name: str | None = None
+    taxon_vernacular_name: str | None = None
+    licence: str | None = None
+    licence_url: str | None = None
+    rights_holder: str | None = None
+    creator: str | None = None
+    reference_url: str | None = None
+    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
+
+
+class SourceSettings(Settings):
+    """One list of images of one domain."""
+
+    name: Name
+    domain: Name
+    table: str = Field(description="parquet, csv, tsv or jsonl file, a folder of them, or a glob")
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    columns: ColumnMap
+    priority: int = Field(0, description="of two duplicates the one from the source with the higher priority stays")
+
+
+class DedupSettings(Settings):
+    """Which images count as the same, and which one of them stays."""
+
+    radius: int = Field(6, ge=0, le=16, description="largest Hamming distance of the 64-bit pHashes of near-duplicates")
+    prefer: list[Literal["licence", "pixels", "caption", "priority"]] = Field(
+        default_factory=lambda: ["licence", "pixels", "caption", "priority"],
+        description="who stays: first difference in this order decides, then the sample id",
+    )
+    placeholder_min_count: int = Field(
+        20, ge=2, description="images of different bytes that share one pHash this often are named as placeholders"
+    )
+
+
+class ScoreRule(Settings):
+    """A threshold over a stored score."""
+
+    min_score: float | None = None
+    top_fraction: float | None = Field(None, gt=0, le=1, description="keep this share, by score, of each domain")
+    domains: list[str] | None = Field(None, description="domains it applies to; all when absent")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> ScoreRule:
+        if (self.min_score is None) == (self.top_fraction is None):
+            raise ValueError("give exactly one of min_score and top_fraction")
+        return self
+
+
+class ScoreSettings(Settings):
+    """Image-text similarity by an open_clip model; off unless a model is named."""
+
+    model: str | None = Field(None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
+    pretrained: str | None = Field(None, description="open_clip tag or path of local weights")
+    batch_size: int = Field(64, ge=1)
+    device: str = "cpu"
+    rules: list[ScoreRule] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _weights_named(self) -> ScoreSettings:
+        if self.model and not self.pretrained:
+            raise ValueError("score.pretrained is needed with score.model: scores of random weights mean nothing")
+        if self.rules and not self.model:
+            raise ValueError("score.rules need score.model: without it there is no score to judge")
+        return self
+
+
+class SelectSettings(Settings):
+    """Decisions over stored measurements."""
+
+    licences: LicenceSettings = Field(default_factory=LicenceSettings)
+
+
+class HeldoutSettings(Settings):
+    """Samples set aside for evaluation, drawn from the kept ones before the mixture."""
+
+    num_samples: dict[str, int] = Field(default_factory=dict, description="how many of each domain")
+
+
+class MixSettings(Settings):
+    """How much of each domain: a ratio, or the mixture file of `plantmix plan choose`."""
+
+    ratio: dict[str, float] | None = Field(None, description="weights; only their proportions count")
+    mixture: str | None = Field(None, description="path of a mixture.json")
+    num_samples: int | None = Field(None, ge=1, description="training samples; as many as the pools allow when absent")
+    max_epochs: float | dict[str, float] = Field(
+        1.0, description="how often a sample may appear, on average over its domain; 1 means no repetition"
+    )
+    heldout: HeldoutSettings = Field(default_factory=HeldoutSettings)
+    seed: int = 0
+
+    @field_validator("ratio")
+    @classmethod
+    def _positive(cls, ratio: dict[str, float] | None) -> dict[str, float] | None:
+        if ratio is not None and (
+            any(not 0 <= share < float("inf") for share in ratio.values()) or not sum(ratio.values())
+        ):
+            raise ValueError(f"shares must be 0 or more, finite, and not all 0 (given: {ratio})")
+        return ratio
+
+    @field_validator("max_epochs")
+    @classmethod
+    def _at_least_one(cls, value: float | dict[str, float]) -> float | dict[str, float]:
+        if any(epochs < 1 for epochs in (value.values() if isinstance(value, dict) else [value])):
+            raise ValueError("must be 1 or more; leave samples out with num_samples or the ratio")
+        return value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> MixSettings:
+        if (self.ratio is None) == (self.mixture is None):
+            raise ValueError("give exactly one of mix.ratio and mix.mixture")
+        return self
+
+
+class PackSettings(Settings):
+    """What a release looks like."""
+
+    samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+
+
+class RunSettings(Settings):
+    """Execution only: nothing here changes a single byte of a release."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
+    ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one when absent")
+    fetch_part_size: int = Field(1000, ge=1, description="URLs a fetch part")
+    memory_gb: float = Field(4.0, gt=0, description="memory of one metadata step")
+    max_attempts: int = Field(3, ge=1, description="tries of a part after passing faults")
+    progress_seconds: float = Field(10.0, gt=0, description="interval of progress lines in a log")
+
+
+class BuildConfig(Settings):
+    """A whole run of `plantmix build`."""
+
+    name: Name = Field(description="name of the release")
+    work_dir: str = Field(description="catalogue, pool and releases lie here")
+    sources: list[SourceSettings] = Field(min_length=1)
+    fetch: FetchSettings = Field(default_factory=FetchSettings)
+    dedup: DedupSettings = Field(default_factory=DedupSettings)
+    caption: CaptionSettings = Field(default_factory=CaptionSettings)
+    score: ScoreSettings = Field(default_factory=ScoreSettings)
+    select: SelectSettings = Field(default_factory=SelectSettings)
+    mix: MixSettings
+    pack: PackSettings = Field(default_factory=PackSettings)
+    run: RunSettings = Field(default_factory=RunSettings)
+
+    @property
+    def domains(self) -> list[str]:
+        """Domains of the sources, in order of first appearance."""
+        return list(dict.fromkeys(source.domain for source in self.sources))
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> BuildConfig:
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sources: the name {', '.join(twice)} is given twice; a source's name is its identity")
+        for place, given in (
+            ("mix.ratio", self.mix.ratio or {}),
+            ("mix.max_epochs", self.mix.max_epochs if isinstance(self.mix.max_epochs, dict) else {}),
+            ("mix.heldout.num_samples", self.mix.heldout.num_samples),
+        ):
+            unknown = [domain for domain in given if domain not in self.domains]
+            if unknown:
+                raise ValueError(
+                    f"{place}: unknown domain {', '.join(unknown)}; the sources have {', '.join(self.domains)}"
+                )
+        missing = [domain for domain in self.domains if self.mix.ratio is not None and domain not in self.mix.ratio]
+        if missing:
+            raise ValueError(f"mix.ratio: no share for the domain {', '.join(missing)}; write 0 to leave it out")
+        return self
+
+
+def read_config(path: str | Path) -> BuildConfig:
+    """Read a build configuration.
+
+    Raises: ConfigError with one line a mistake.
+    """
+    return read_settings(path, BuildConfig)
+
+
+def recipe_of(settings: Settings, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A model as plain JSON values, for a fingerprint; `without` names execution fields."""
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    unknown = [name for name in without if name not in values]
+    if unknown:
+        raise ConfigError(f"{type(settings).__name__} has no field {', '.join(unknown)}")
+    return {name: value for name, value in values.items() if name not in without}

@@ -1,0 +1,330 @@
+"""Run FLOW: plan parts, skip committed ones, keep a bounded number in flight, publish, commit, seal.
+
+Reads the configuration and the catalogue, writes through both. Workers (Ray tasks, or this process with
+`executor: inline`) write private files and return small records; only this driver renames files into place
+and commits them, each part in one transaction. Kill it anywhere: what is committed stays, the parts in
+flight are done again. The only module that imports ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifests import storage
+from manifests.catalog import Catalog, PartFile, PartRecord, StageRecord
+from manifests.errors import ConfigError, IntegrityError, PartError, PlantMixError, RetryableError, RunError
+from pipeline.config import BuildConfig
+from pipeline.logs import Progress
+from pipeline.work import BuildContext, Part, PartResult, Stage, Step, Work, fingerprint
+
+log = logging.getLogger("plantmix.runner")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A part as its worker left it: a result, or the error that ended it."""
+
+    part: Part
+    result: PartResult | None
+    error: Exception | None
+    seconds: float
+
+
+class Executor(Protocol):
+    """Runs parts somewhere and yields each as it ends, in any order."""
+
+    def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
+        """Yield every part once."""
+
+    def close(self) -> None:
+        """Let go of what the executor holds."""
+
+
+class InlineExecutor:
+    """The same plan without Ray, one part after another in this process."""
+
+    def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
+        """Yield every part once, in plan order."""
+        for part in parts:
+            yield _do(work, part)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class RayExecutor:
+    """Ray tasks, at most two a worker in flight, so that 13 M rows never queue up at once."""
+
+    def __init__(self, num_workers: int | None, address: str | None) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self._ray = ray
+        started = time.monotonic()
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address:
+            options["address"] = address
+        else:
+            options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        self._num_workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
+        log.info("ray: %d workers, up in %.1f s", self._num_workers, time.monotonic() - started)
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(_do)
+
+    def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
+        """Yield every part once, as they end."""
+        waiting = list(reversed(parts))
+        flying: dict[Any, Part] = {}
+        while waiting or flying:
+            while waiting and len(flying) < 2 * self._num_workers:
+                part = waiting.pop()
+                flying[self._remote.remote(work, part)] = part
+            ended, _ = self._ray.wait(list(flying), num_returns=1)
+            for reference in ended:
+                part = flying.pop(reference)
+                try:
+                    yield self._ray.get(reference)
+                except self._ray.exceptions.RayError as error:
+                    lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
+                    yield Done(part, None, lost, 0.0)
+
+    def close(self) -> None:
+        """Shut the driver's connection (and a local Ray) down."""
+        self._ray.shutdown()
+
+
+def _do(work: Work, part: Part) -> Done:
+    """Run one part in a worker; errors come back as values, so that the driver alone decides what they mean."""
+    started = time.monotonic()
+    try:
+        result = work(part.payload)
+    except PlantMixError as error:
+        return Done(part, None, error, time.monotonic() - started)
+    except OSError as error:  # a full disk or a lost mount is the part's misfortune, not a defect
+        return Done(part, None, RetryableError(f"{type(error).__name__}: {error}"), time.monotonic() - started)
+    return Done(part, result, None, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """How a build ended: what each stage was (done or reused) and where the release lies."""
+
+    stages: dict[str, StageRecord]
+    redone: tuple[str, ...]
+    release: str | None
+    seconds: float
+
+
+class Runner:
+    """One build over one work folder."""
+
+    def __init__(self, config: BuildConfig, flow: Sequence[Stage], catalog: Catalog) -> None:
+        self._config, self._flow, self._catalog = config, flow, catalog
+        self._executor: Executor | None = None
+        self._context = BuildContext(config, catalog.workdir, catalog)
+
+    def run(self, first: str | None = None, last: str | None = None) -> BuildReport:
+        """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
+
+        Raises: PartError when parts failed for good (all others are committed); IntegrityError; ConfigError of a plan.
+        """
+        started = time.monotonic()
+        names = [stage.name for stage in self._flow]
+        _clear_scratch(self._catalog.workdir)
+        for stage, num in self._catalog.drop_lost_parts().items():
+            log.warning("%s: %d parts lost their files; they are done again", stage, num)
+        redone: list[str] = []
+        release = None
+        try:
+            for place, stage in enumerate(self._flow):
+                new = self._bring_up_to_date(stage, names[place + 1 :], before=first and place < names.index(first))
+                if new:
+                    redone.append(stage.name)
+                if stage.name == last:
+                    break
+            else:
+                release = self._catalog.find_release(self._context.fingerprint)
+        finally:
+            if self._executor is not None:
+                self._executor.close()
+            _clear_scratch(self._catalog.workdir)
+            self._publish_status(running=None)
+        return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
+
+    # ---- one stage
+
+    def _bring_up_to_date(self, stage: Stage, after: Sequence[str], before: Any) -> bool:
+        """Seal the current version of a stage; false when it was sealed already."""
+        context = self._context
+        identity = stage.identity(context)
+        context.fingerprint = fingerprint({"stage": stage.name, **identity})
+        sealed = self._catalog.find_sealed(context.fingerprint)
+        if sealed is None and before:
+            raise ConfigError(
+                f"--from: the stage '{stage.name}' before it is not done yet with this configuration; "
+                "leave --from out and what is done will be reused"
+            )
+        self._catalog.open_stage(stage.name, context.fingerprint, identity)
+        if sealed is not None:
+            log.info("%s: reused, %s", stage.name, _describe(sealed))
+            context.sealed[stage.name] = sealed
+            return False
+        self._catalog.forget_current(after)
+        for step in stage.steps:
+            self._run_step(stage, step)
+        funnel, notes = stage.conclude(context)
+        record = StageRecord(stage.name, context.fingerprint, funnel, notes)
+        self._catalog.seal_stage(record)
+        context.sealed[stage.name] = record
+        if stage.after_seal is not None:
+            stage.after_seal(context)
+        self._publish_status(running=None)
+        log.info("%s: done, %s", stage.name, _describe(record))
+        return True
+
+    def _run_step(self, stage: Stage, step: Step) -> None:
+        context = self._context
+        planned = list(step.plan(context))
+        kept = list(step.committed(context)) if step.committed else []
+        found = self._catalog.find_parts([part.key for part in planned])
+        links = [(position, part.key) for position, part in enumerate(planned) if part.key in found]
+        links += [(len(planned) + extra, part.key) for extra, part in enumerate(kept)]
+        self._catalog.link_parts(context.fingerprint, step.name, links)
+        todo = [part for part in planned if part.key not in found]
+        if not todo:
+            return
+        position = {part.key: place for place, part in enumerate(planned)}
+        progress = Progress(f"{stage.name} {step.name}", step.unit, todo, self._config.run.progress_seconds)
+        failures: list[str] = []
+        attempts = dict.fromkeys((part.key for part in todo), 0)
+        with progress:
+            while todo:
+                again: list[Part] = []
+                for done in self._ready_executor().run(step.work, todo):
+                    attempts[done.part.key] += 1
+                    if done.error is None and done.result is not None:
+                        self._commit(stage, step, done, position[done.part.key], attempts[done.part.key])
+                        progress.advance(done.part, done.result.funnel)
+                        self._publish_status(running=progress.snapshot())
+                    elif self._goes_again(done, attempts[done.part.key]):
+                        again.append(done.part)
+                    else:
+                        failures.append(f"{done.error}")
+                todo = again
+        if failures:
+            raise PartError(
+                f"{stage.name}: {len(failures)} of {len(planned)} parts failed, the others are kept; first: "
+                f"{failures[0]}. Mend the cause and run the same command again"
+            )
+
+    def _goes_again(self, done: Done, attempts: int) -> bool:
+        error = done.error
+        if isinstance(error, (IntegrityError, ConfigError, RunError)):
+            raise error
+        if isinstance(error, RetryableError) and attempts < self._config.run.max_attempts:
+            log.warning(
+                "a part failed for a passing reason, try %d of %d: %s", attempts, self._config.run.max_attempts, error
+            )
+            return True
+        log.error("a part failed: %s", error)
+        return False
+
+    def _commit(self, stage: Stage, step: Step, done: Done, position: int, attempts: int) -> None:
+        """Publish the files of a part, then state in one transaction that it exists."""
+        result = done.result
+        assert result is not None
+        if result.funnel is not None:
+            result.funnel.check(f"{stage.name} {step.name}")
+        for file in result.files:
+            storage.publish(file.temp, storage.join(self._catalog.workdir, file.path))
+        files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
+        record = PartRecord(
+            done.part.key,
+            stage.name,
+            step.name,
+            done.part.reuse_key,
+            files,
+            result.funnel,
+            result.notes,
+            done.seconds,
+            attempts,
+        )
+        self._catalog.commit_part(self._context.fingerprint, position, record)
+
+    def _ready_executor(self) -> Executor:
+        """Start the executor only when there is work: a build with nothing to do never starts Ray."""
+        if self._executor is None:
+            run = self._config.run
+            self._executor = (
+                InlineExecutor() if run.executor == "inline" else RayExecutor(run.num_workers, run.ray_address)
+            )
+        return self._executor
+
+    def _publish_status(self, running: dict[str, Any] | None) -> None:
+        self._catalog.publish_status(
+            {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
+        )
+
+
+def _describe(stage: StageRecord) -> str:
+    funnel = stage.funnel
+    text = f"{funnel.num_kept:,} of {funnel.num_in:,} kept"
+    dropped = [f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items(), key=lambda x: -x[1]) if num]
+    return text + (f", dropped: {', '.join(dropped)}" if dropped else "")
+
+
+def scratch_folder(workdir: str) -> str:
+    """Where parts keep private temporary files; emptied at the start and the end of a build."""
+    return storage.join(workdir, "scratch")
+
+
+def _clear_scratch(workdir: str) -> None:
+    """Remove what a killed build left behind; the open catalogue proves that no other build is running here."""
+    storage.sweep(workdir)
+    shutil.rmtree(scratch_folder(workdir), ignore_errors=True)
+
+
+def stop_on_sigterm() -> None:
+    """Turn SIGTERM into KeyboardInterrupt, so that a pre-empted driver leaves tidily."""
+
+    def stop(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def find_stage(flow: Sequence[Stage], name: str | None, option: str) -> str | None:
+    """Check a stage's name given on the command line.
+
+    Raises: ConfigError naming the stages there are.
+    """
+    if name is not None and name not in [stage.name for stage in flow]:
+        raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(stage.name for stage in flow)}")
+    return name
+
+
+def check_writable(workdir: str) -> None:
+    """Make sure that the work folder can be made, without making it.
+
+    Raises: ConfigError when it cannot.
+    """
+    if storage.is_remote(workdir):
+        raise ConfigError(f"work_dir {workdir}: must be a local folder: the catalogue is a local DuckDB file")
+    place = Path(workdir).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"work_dir {workdir}: {place} is not a folder; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"work_dir {workdir}: {place} is not writable; choose another place or mend its permissions")
