@@ -1,0 +1,130 @@
+"""Who stays of a set of near-duplicates: a leader clustering by a given priority.
+
+Reads pairs within a radius and a priority a row; gives for every row the row kept in its place. Pure.
+
+The rule, by priority from the best: a row is kept when no kept row lies within the radius; otherwise it is
+dropped in favour of the nearest kept row of better priority (of equally near ones, the best).
+
+Guaranteed, given all pairs within the radius:
+
+- a dropped row lies within the radius of its representative, and that one is kept and has a better priority;
+- no two kept rows lie within the radius, so running again on the kept drops nothing;
+- the answer follows from the hashes and the priorities alone: the order of rows and pairs does not matter.
+
+Not promised: that two rows of one group lie within the radius of each other (at most twice the radius), or that the
+fewest possible rows are dropped. Nothing chains: a group never reaches past the radius around its representative.
+
+Gives up with ConfigError on priorities that are not one different number a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import ConfigError
+from pipeline.matching.pairs import Distances, DistinctPairs, Rows
+
+
+def choose_kept(
+    num_rows: int, pairs_i: Rows, pairs_j: Rows, distance: Distances, priority: Rows
+) -> tuple[Rows, Distances]:
+    """Representative of every row, and the distance to it, from pairs of rows.
+
+    `pairs_i`, `pairs_j` are row numbers, each pair in any order of its two; `priority` (num_rows,) is a rank,
+    lower stays, no two alike. Gives `representative` int64 (num_rows,), itself for a kept row, and uint8 distances.
+    Raises: ConfigError.
+    """
+    _check_priority(num_rows, priority)
+    involved, ends = np.unique(np.concatenate([pairs_i, pairs_j]), return_inverse=True)
+    left, right = ends[: len(pairs_i)], ends[len(pairs_i) :]
+    starts = np.arange(len(involved) + 1)
+    return _choose(num_rows, starts, involved, left, right, distance, priority)
+
+
+def choose_kept_distinct(pairs: DistinctPairs, priority: Rows) -> tuple[Rows, Distances]:
+    """The same answer as `choose_kept` on all pairs of rows, without ever writing those of equal hashes out.
+
+    Raises: ConfigError.
+    """
+    _check_priority(pairs.num_rows, priority)
+    return _choose(pairs.num_rows, pairs.starts, pairs.rows, pairs.left, pairs.right, pairs.distance, priority)
+
+
+def _choose(
+    num_rows: int,
+    starts: Rows,
+    rows: Rows,
+    left: Rows,
+    right: Rows,
+    distance: Distances,
+    priority: Rows,
+) -> tuple[Rows, Distances]:
+    """Groups of equal rows (`rows` cut at `starts`), joined by edges `left`-`right`."""
+    representative = np.arange(num_rows, dtype=np.int64)
+    away = np.zeros(num_rows, np.uint8)
+    if not len(rows):
+        return representative, away
+    group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.lexsort((priority[rows], group))
+    leader = rows[order][starts[:-1]]  # best row of each group: the only one of it that can be kept
+    rank = priority[leader].astype(np.int64)
+
+    better = np.where(rank[left] < rank[right], left, right)
+    worse = np.where(rank[left] < rank[right], right, left)
+    dropped = _drop_by_priority(len(leader), better, worse, rank)
+
+    kept_group = ~dropped[group]
+    representative[rows[kept_group]] = leader[group[kept_group]]
+    waiting, waiting_group = rows[~kept_group], group[~kept_group]
+    ends = [(left, right), (right, left)]
+    near = np.concatenate([a[dropped[b] & ~dropped[a]] for a, b in ends])
+    far = np.concatenate([b[dropped[b] & ~dropped[a]] for a, b in ends])
+    apart = np.concatenate([distance[dropped[b] & ~dropped[a]] for a, b in ends])
+    for step in np.unique(apart).tolist():
+        at = apart == step
+        best = _best_rank(len(leader), far[at], near[at], rank)
+        offered = best[waiting_group]
+        found = offered >= 0
+        found[found] = rank[offered[found]] < priority[waiting[found]]
+        representative[waiting[found]] = leader[offered[found]]
+        away[waiting[found]] = step
+        waiting, waiting_group = waiting[~found], waiting_group[~found]
+    return representative, away
+
+
+def _drop_by_priority(num: int, better: Rows, worse: Rows, rank: Rows) -> npt.NDArray[np.bool_]:
+    """Which groups lie within the radius of a kept one.
+
+    Edges are taken by the rank of their better end: when its turn comes every edge that could have dropped it
+    is done. 60 ns an edge in plain Python, 1 s for 13 M.
+    """
+    order = np.argsort(rank[better], kind="stable")
+    dropped = bytearray(num)
+    for kept, other in zip(better[order].tolist(), worse[order].tolist(), strict=True):
+        if not dropped[kept]:
+            dropped[other] = 1
+    return np.frombuffer(dropped, np.uint8).astype(np.bool_)
+
+
+def _best_rank(num: int, far: Rows, near: Rows, rank: Rows) -> Rows:
+    """For each group the neighbour `near` of best rank, -1 for none."""
+    best = np.full(num, -1, np.int64)
+    order = np.argsort(-rank[near], kind="stable")  # of several writes to one place the last, best, one stays
+    best[far[order]] = near[order]
+    return best
+
+
+def _check_priority(num_rows: int, priority: Rows) -> None:
+    if priority.shape != (num_rows,) or priority.dtype.kind not in "iu":
+        raise ConfigError(
+            f"priority must be one integer a row: expected shape ({num_rows},), "
+            f"found {priority.shape} of {priority.dtype}"
+        )
+    ordered = np.sort(priority)
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same):
+        raise ConfigError(
+            f"priority {int(ordered[same[0]])} is given to two rows ({len(same):,} such cases); "
+            "break ties, for instance by id, so that who stays does not depend on the order of rows"
+        )

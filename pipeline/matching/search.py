@@ -1,0 +1,297 @@
+"""Find all pairs of distinct hashes within a Hamming radius: sort by each key, compare within buckets.
+
+Reads a uint64 array of distinct hashes; gives the pairs as two arrays of hashes and their distances, each pair
+exactly once. The answer is exact, whatever the plan; a plan only moves the time.
+
+For one key the hashes are rewritten with the key's bits on top and sorted, so that a bucket is a run and the
+sorted value is itself the whole hash: no index travels along. A pair is compared at shift 1, 2, ... within its
+run. A bucket that is much larger than an even spread would give is searched by a plan of its own on the
+bits the key left free, so that clustered hashes stay cheap. A pair found under several keys is kept only under the
+first one, which needs no table of pairs seen.
+
+Gives up with RunError when the pairs found outgrow the memory limit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import RunError
+from pipeline.matching.plan import SearchPlan, choose_plan
+
+Hashes = npt.NDArray[np.uint64]
+Pairs = tuple[Hashes, Hashes]
+
+_WINDOW = 1 << 16  # hashes compared at a time: their 512 KiB and the scratch stay in the L2 cache
+_CHUNK = 1 << 15
+_DENSE_SHARE = 3  # below a third of a window still in play, gather those instead of comparing all
+_SMALL_BUCKET = 2048  # below it no plan beats comparing all
+_PARTITION_BITS = 12
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring bits that move together: `mask` in the hash, `lift` places up (or down, if negative)."""
+
+    mask: int
+    lift: int
+
+
+def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: int) -> Pairs:
+    """All pairs of `hashes` (distinct, any order) within `radius`, lower hash first, each once, in no order.
+
+    `scratch_bytes` bounds the re-arranged copies: with less than 8 bytes a hash and thread, each key is
+    searched in several passes over `hashes`.
+
+    Raises: RunError when more than `max_pairs` pairs are found.
+    """
+    plan = choose_plan(len(hashes), radius)
+    num_threads = max(1, min(_num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
+    capacity = max(_WINDOW, scratch_bytes // num_threads // 8)
+    found: list[Pairs] = []
+    num_found = 0
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending = [pool.submit(search_key, hashes, plan, key, capacity) for key in range(len(plan.keys))]
+        for task in pending:
+            pairs = task.result()
+            num_found += len(pairs[0])
+            if num_found > max_pairs:
+                for rest in pending:
+                    rest.cancel()
+                raise _too_many(num_found, max_pairs, radius, [*found, pairs])
+            found.append(pairs)
+    return _join(found)
+
+
+def search_key(hashes: Hashes, plan: SearchPlan, key: int, capacity: int | None = None) -> Pairs:
+    """The pairs that `plan.keys[key]` is the first key to catch: the unit of work of a distributed search.
+
+    The union over all keys is the whole answer and the units share no pair. At most about `capacity`
+    hashes are held re-arranged at a time.
+    """
+    runs = _runs(plan.keys[key], plan.num_bits)
+    num_free = plan.num_bits - plan.keys[key].bit_count()
+    found: list[Pairs] = []
+    for part in _arranged_parts(hashes, runs, plan, num_free, capacity):
+        part.sort()
+        for low, high in _scan(part, num_free, plan):
+            found.append((_move_back(low, runs), _move_back(high, runs)))
+    return _first_caught(_join(found), plan.keys[:key])
+
+
+def _first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
+    """Leave out pairs that agree on an earlier key; give the rest lower hash first."""
+    left, right = pairs
+    for mask in earlier:
+        new = ((left ^ right) & np.uint64(mask)) != 0
+        if not new.all():
+            left, right = left[new], right[new]
+        if not len(left):
+            break
+    return np.minimum(left, right), np.maximum(left, right)
+
+
+def _arranged_parts(
+    hashes: Hashes, runs: list[_Run], plan: SearchPlan, num_free: int, capacity: int | None
+) -> Iterator[Hashes]:
+    """The hashes with the key on top: whole, or cut by the key's leading bits when they outgrow `capacity`."""
+    if capacity is None or len(hashes) <= capacity or num_free == plan.num_bits:
+        arranged = np.empty(len(hashes), np.uint64)
+        for start, piece in _arranged_chunks(hashes, runs):
+            arranged[start : start + len(piece)] = piece
+        yield arranged
+        return
+    num_bits = min(_PARTITION_BITS, plan.num_bits - num_free)
+    drop = np.uint64(plan.num_bits - num_bits)
+    counts = np.zeros(1 << num_bits, np.int64)
+    for _, piece in _arranged_chunks(hashes, runs):
+        counts += np.bincount((piece >> drop).astype(np.int64), minlength=len(counts))
+    for first, last in _ranges(counts, capacity):
+        arranged = np.empty(int(counts[first:last].sum()), np.uint64)
+        filled = 0
+        for _, piece in _arranged_chunks(hashes, runs):
+            lead = piece >> drop
+            mine = piece[(lead >= np.uint64(first)) & (lead < np.uint64(last))]
+            arranged[filled : filled + len(mine)] = mine
+            filled += len(mine)
+        yield arranged
+
+
+def _ranges(counts: npt.NDArray[np.int64], capacity: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring bins joined up to `capacity`; a bin that is larger alone stays alone."""
+    first, held = 0, 0
+    for place, count in enumerate(counts.tolist()):
+        if held and held + count > capacity:
+            yield first, place
+            first, held = place, 0
+        held += count
+    if held:
+        yield first, len(counts)
+
+
+def _arranged_chunks(hashes: Hashes, runs: list[_Run]) -> Iterator[tuple[int, Hashes]]:
+    """(start, chunk with its bits moved); the chunk's memory is used again for the next one."""
+    out = np.empty(_CHUNK, np.uint64)
+    scratch = np.empty(_CHUNK, np.uint64)
+    for start in range(0, len(hashes), _CHUNK):
+        chunk = hashes[start : start + _CHUNK]
+        moved, part = out[: len(chunk)], scratch[: len(chunk)]
+        moved.fill(0)
+        for run in runs:
+            np.bitwise_and(chunk, np.uint64(run.mask), out=part)
+            _shift(part, run.lift)
+            np.bitwise_or(moved, part, out=moved)
+        yield start, moved
+
+
+def _shift(values: Hashes, lift: int) -> None:
+    if lift > 0:
+        np.left_shift(values, np.uint64(lift), out=values)
+    elif lift < 0:
+        np.right_shift(values, np.uint64(-lift), out=values)
+
+
+def _move_back(values: Hashes, runs: list[_Run]) -> Hashes:
+    back = np.zeros(len(values), np.uint64)
+    for run in runs:
+        mask = run.mask << run.lift if run.lift >= 0 else run.mask >> -run.lift
+        part = values & np.uint64(mask)
+        _shift(part, -run.lift)
+        back |= part
+    return back
+
+
+def _runs(key: int, num_bits: int) -> list[_Run]:
+    """How to bring the key's bits to the top of `num_bits` and the others below, order kept in both."""
+    runs: list[_Run] = []
+    target = num_bits
+    for wanted in (1, 0):
+        for source in range(num_bits - 1, -1, -1):
+            if (key >> source) & 1 != wanted:
+                continue
+            target -= 1
+            lift = target - source
+            if runs and runs[-1].lift == lift:
+                runs[-1] = _Run(runs[-1].mask | 1 << source, lift)
+            else:
+                runs.append(_Run(1 << source, lift))
+    return runs
+
+
+def _scan(ordered: Hashes, num_free: int, plan: SearchPlan) -> Iterator[Pairs]:
+    """Pairs within the radius that share all but the low `num_free` bits; `ordered` ascends."""
+    if num_free == plan.num_bits:  # an empty key: one bucket that no plan improves
+        yield from _compare_window(ordered, np.array([len(ordered)]), plan.radius, num_free)
+        return
+    start = 0
+    while start < len(ordered):
+        stop = min(start + _WINDOW, len(ordered))
+        if stop < len(ordered):
+            bucket = int(ordered[stop]) >> num_free
+            border = start + int(np.searchsorted(ordered[start:stop], np.uint64(bucket << num_free)))
+            if border == start:  # one bucket fills the window and more
+                last = np.uint64((bucket << num_free) | ((1 << num_free) - 1))
+                stop = start + int(np.searchsorted(ordered[start:], last, side="right"))
+                yield from _search_bucket(ordered[start:stop], num_free, plan.radius)
+                start = stop
+                continue
+            stop = border
+        yield from _search_window(ordered[start:stop], num_free, plan.radius)
+        start = stop
+
+
+def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
+    """Whole buckets side by side: the large ones by a plan of their own, the others compared."""
+    if len(window) < 2:
+        return
+    borders = np.flatnonzero((window[1:] ^ window[:-1]) >> np.uint64(num_free)) + 1
+    sizes = np.diff(borders, prepend=0, append=len(window))
+    if sizes.max() > _SMALL_BUCKET:
+        ends = np.cumsum(sizes)
+        for bucket in np.flatnonzero(sizes > _SMALL_BUCKET).tolist():
+            inside = window[ends[bucket] - sizes[bucket] : ends[bucket]]
+            yield from _search_bucket(inside, num_free, radius)
+        small = sizes <= _SMALL_BUCKET
+        window, sizes = window[np.repeat(small, sizes)], sizes[small]
+    yield from _compare_window(window, sizes, radius, num_free)
+
+
+def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
+    """One bucket, its common leading bits set aside: a search of the same kind on `num_free` bits."""
+    plan = choose_plan(len(bucket), radius, num_free)
+    if plan.compares_everything:
+        yield from _compare_window(bucket, np.array([len(bucket)]), radius, num_free)
+        return
+    low_bits = np.uint64((1 << num_free) - 1)
+    common = bucket[0] & ~low_bits
+    free = bucket & low_bits
+    for key in range(len(plan.keys)):
+        left, right = search_key(free, plan, key)
+        yield left | common, right | common
+
+
+def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, num_free: int) -> Iterator[Pairs]:
+    """Compare each hash with the t-th after it, for every t that stays inside its bucket (of `sizes`)."""
+    if not len(window):
+        return
+    num_shifts = int(sizes.max())
+    pairs_at = _pairs_at_shift(sizes, num_shifts)
+    differing = np.empty(len(window), np.uint64)
+    distances = np.empty(len(window), np.uint8)
+    shift = 1
+    while shift < num_shifts and pairs_at[shift] * _DENSE_SHARE > len(window) - shift:
+        num = len(window) - shift
+        np.bitwise_xor(window[shift:], window[:-shift], out=differing[:num])
+        np.bitwise_count(differing[:num], out=distances[:num])
+        near = np.flatnonzero(distances[:num] <= radius)
+        if len(near):
+            near = near[differing[near] >> np.uint64(num_free) == 0] if num_free < 64 else near
+            yield window[near], window[near + shift]
+        shift += 1
+    if shift >= num_shifts:
+        return
+    left_behind = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(window))  # to the bucket's end, self included
+    here = np.flatnonzero(left_behind > shift)
+    left_behind = left_behind[here]
+    while len(here):
+        near = here[np.bitwise_count(window[here] ^ window[here + shift]) <= radius]
+        if len(near):
+            yield window[near], window[near + shift]
+        shift += 1
+        more = left_behind > shift
+        here, left_behind = here[more], left_behind[more]
+
+
+def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArray[np.int64]:
+    """How many pairs lie t apart within one bucket, for t = 0 .. num_shifts - 1."""
+    of_size = np.bincount(sizes, minlength=num_shifts + 1)
+    at_least = np.cumsum(of_size[::-1])[::-1]  # buckets of size >= t
+    return np.cumsum(at_least[1:][::-1])[::-1]  # sum over buckets of max(size - t, 0)
+
+
+def _join(found: list[Pairs]) -> Pairs:
+    if not found:
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    return np.concatenate([left for left, _ in found]), np.concatenate([right for _, right in found])
+
+
+def _too_many(num_found: int, max_pairs: int, radius: int, found: list[Pairs]) -> RunError:
+    left, right = _join(found)
+    values, counts = np.unique(np.concatenate([left, right]), return_counts=True)
+    most = int(np.argmax(counts))
+    return RunError(
+        f"more than {num_found:,} pairs of different hashes within radius {radius}, and the memory limit has room "
+        f"for {max_pairs:,}; the hash with most neighbours so far is {int(values[most]):016x} ({int(counts[most]):,}). "
+        "Use a smaller radius, raise the memory limit, or leave the images behind that hash out"
+    )
+
+
+def _num_cores() -> int:
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
