@@ -1,0 +1,124 @@
+"""Architectures by name or by file, and the open_clip model and tokenizer made from them.
+
+Reads a JSON file in open_clip's model format when one is given, and downloads pretrained weights through
+open_clip when a tag is given. Registers a JSON file with open_clip under its stem. Gives up with ConfigError.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ConfigError
+
+
+def architecture_name(architecture: str) -> str:
+    """The name open_clip knows the architecture by; a JSON file is registered with open_clip first.
+
+    Raises: ConfigError for a file or name that is not there.
+    """
+    import open_clip
+
+    path = Path(architecture)
+    if path.suffix != ".json":
+        name = architecture.replace("/", "-")
+        if open_clip.get_model_config(name) is None:
+            raise ConfigError(_unknown_architecture(name, open_clip.list_models()))
+        return name
+    given = _read_architecture(path)
+    known = open_clip.get_model_config(path.stem)
+    if known is None:
+        open_clip.add_model_config(path.resolve())
+    elif known != given:
+        raise ConfigError(f"{path}: open_clip has another architecture named '{path.stem}'; rename the file")
+    return path.stem
+
+
+def architecture_config(architecture: str) -> dict[str, Any]:
+    """The architecture in open_clip's model format.
+
+    Raises: ConfigError as `architecture_name`.
+    """
+    import open_clip
+
+    return dict(open_clip.get_model_config(architecture_name(architecture)))
+
+
+def create_clip(
+    architecture: str,
+    *,
+    pretrained: str | None,
+    patch_dropout: float | None = None,
+    image_size_px: int | tuple[int, int] | None = None,
+) -> Any:
+    """An open_clip model on the CPU in float32; random weights when `pretrained` (tag or file) is None.
+
+    Raises: ConfigError for an unknown architecture or tag, a download that fails, weights that do not fit.
+    """
+    import open_clip
+
+    name = architecture_name(architecture)
+    if pretrained is not None and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
+            listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
+            raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
+    root = logging.getLogger()
+    level = root.level
+    if pretrained is None:
+        root.setLevel(logging.ERROR)  # open_clip warns about random weights, which is what was asked for
+    try:
+        return open_clip.create_model(
+            name,
+            pretrained,
+            force_patch_dropout=patch_dropout,
+            force_image_size=image_size_px,
+            pretrained_text=False,
+        )
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
+        source = f" with weights '{pretrained}'" if pretrained else ""
+        raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
+    finally:
+        root.setLevel(level)
+
+
+def create_tokenizer(architecture: str) -> Any:
+    """open_clip's tokenizer of an architecture: texts to ids, (number of texts, context length).
+
+    Raises: ConfigError when the tokenizer cannot be had.
+    """
+    import open_clip
+
+    name = architecture_name(architecture)
+    try:
+        return open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"the tokenizer of {name} cannot be had: {_shorten(str(error))}") from error
+
+
+def _read_architecture(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such model file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    required = ("embed_dim", "vision_cfg", "text_cfg")
+    missing = [key for key in required if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise ConfigError(f"{path}: not an open_clip model file, it has no {', '.join(missing)}")
+    return dict(config)
+
+
+def _unknown_architecture(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    return f"architecture '{name}' is not known to open_clip{hint} (or give the path of a .json model file)"
+
+
+def _shorten(message: str, limit: int = 600) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= limit else line[:limit] + " ..."

@@ -1,0 +1,252 @@
+"""Checkpoints in and out: released-layout DALIP in, open_clip and Hugging Face layouts out and in.
+
+Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes an open_clip checkpoint, or
+a folder with `open_clip_config.json`, `open_clip_model.safetensors` and, in files of its own, the
+second-order part. Gives up with ConfigError that names every key that is missing, unknown or of another shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from training.architecture import architecture_config
+
+if TYPE_CHECKING:
+    from training.model import DalipModel
+
+CONFIG_FILE = "open_clip_config.json"  # these two names are open_clip's
+WEIGHTS_FILE = "open_clip_model.safetensors"
+SECOND_CONFIG_FILE = "dalip_config.json"
+SECOND_WEIGHTS_FILE = "dalip_second_order.safetensors"
+
+# Names in the released code -> names here. Every other key is CLIP's own and gets the prefix `clip.`.
+# `vbdc.conv_dr_block.0.weight` is a 1 x 1 convolution there and a matrix here.
+_RELEASED_BRANCHES = {
+    "visual.fc1.weight": "image_branch.token_projection.weight",
+    "visual.vbdc.conv_dr_block.0.weight": "image_branch.reduce.weight",
+    "visual.vbdc.conv_dr_block.1.weight": "image_branch.norm.weight",
+    "visual.vbdc.conv_dr_block.1.bias": "image_branch.norm.bias",
+    "visual.vbdc.conv_dr_block.1.running_mean": "image_branch.norm.running_mean",
+    "visual.vbdc.conv_dr_block.1.running_var": "image_branch.norm.running_var",
+    "visual.vbdc.conv_dr_block.1.num_batches_tracked": "image_branch.norm.num_batches_tracked",
+    "visual.vbdc.ln.weight": "image_branch.second_order_norm.weight",
+    "visual.vbdc.ln.bias": "image_branch.second_order_norm.bias",
+    "visual.vbdc.down.weight": "image_branch.projection.0.weight",
+    "visual.vbdc.down.bias": "image_branch.projection.0.bias",
+    "visual.fc2.weight": "image_branch.projection.1.weight",
+    "fc1.weight": "text_branch.token_projection.weight",
+    "tbdc.conv_dr_block.0.weight": "text_branch.reduce.weight",
+    "tbdc.conv_dr_block.1.weight": "text_branch.norm.weight",
+    "tbdc.conv_dr_block.1.bias": "text_branch.norm.bias",
+    "tbdc.ln.weight": "text_branch.second_order_norm.weight",
+    "tbdc.ln.bias": "text_branch.second_order_norm.bias",
+    "tbdc.down.weight": "text_branch.projection.0.weight",
+    "tbdc.down.bias": "text_branch.projection.0.bias",
+    "fc2.weight": "text_branch.projection.1.weight",
+}
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file: safetensors, or a PyTorch file read without running its code.
+
+    A `state_dict` or `model` entry is looked into, a `module.` prefix (data parallel) taken off.
+
+    Raises: ConfigError for a file that is missing, damaged or holds no tensors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such checkpoint file")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise their own kinds (pickle, zip, safetensors) for a damaged file
+        raise ConfigError(f"{file}: cannot be read as a checkpoint: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ConfigError(f"{file}: holds no state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def is_dalip_checkpoint(path: str | Path) -> bool:
+    """True for a file that holds the state dict of a `DalipModel`."""
+    return Path(path).is_file() and any(name.startswith("clip.") for name in read_state(path))
+
+
+def import_released(path: str | Path) -> dict[str, Tensor]:
+    """A released-layout DALIP checkpoint as the state dict of a `DalipModel` of preset `released`.
+
+    Raises: ConfigError when a key of either branch is missing; `load_state` names all else that does not fit.
+    """
+    return rename_released(read_state(path), where=str(path))
+
+
+def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Rename every key of a released-layout state dict; `where` names its origin in messages.
+
+    Raises: ConfigError.
+    """
+    missing = [name for name in _RELEASED_BRANCHES if name not in state]
+    if missing:
+        raise ConfigError(
+            f"{where}: not a released DALIP checkpoint, {len(missing)} of its {len(_RELEASED_BRANCHES)} second-order "
+            f"keys are missing: {', '.join(missing)}"
+        )
+    renamed = {_RELEASED_BRANCHES.get(name, f"clip.{name}"): tensor for name, tensor in state.items()}
+    reduce = renamed["image_branch.reduce.weight"]
+    renamed["image_branch.reduce.weight"] = reduce.flatten(1)
+    return renamed
+
+
+def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> set[str]:
+    """Load a complete state dict; returns the names loaded.
+
+    Raises: ConfigError that names every missing, unknown or misfitting key; the model is then unchanged.
+    """
+    wanted = model.state_dict()
+    problems = _mismatches(wanted, state)
+    if problems:
+        raise ConfigError(f"{where}: does not fit the model, {len(problems)} keys differ:\n  " + "\n  ".join(problems))
+    model.load_state_dict(dict(state))
+    return set(state)
+
+
+def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipModel:
+    """A released-layout checkpoint as a model of preset `released`, built on the named architecture.
+
+    Raises: ConfigError for a checkpoint that does not fit it, each key named.
+    """
+    from training.model import ModelSettings, build_model
+
+    state = import_released(path)
+    model = build_model(ModelSettings(preset="released", architecture=architecture))
+    model.new_parameters = ()
+    load_state(model, state, where=str(path))
+    return model
+
+
+def load_weights(model: DalipModel, source: str | Path) -> set[str]:
+    """Start from a folder in the Hugging Face layout or a `DalipModel` checkpoint; returns the names loaded.
+
+    The shared part must fit; a second-order part that is absent, or of another shape, stays new.
+
+    Raises: ConfigError for a shared part that does not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        state = {f"clip.{name}": tensor for name, tensor in read_state(path / WEIGHTS_FILE).items()}
+        if (path / SECOND_WEIGHTS_FILE).is_file():
+            state |= read_state(path / SECOND_WEIGHTS_FILE)
+    else:
+        state = read_state(path)
+    wanted = model.state_dict()
+    shared = {name: tensor for name, tensor in wanted.items() if name.startswith("clip.")}
+    problems = _mismatches(shared, {name: tensor for name, tensor in state.items() if name.startswith("clip.")})
+    if problems:
+        raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
+    fitting = {name: state[name] for name, tensor in wanted.items() if _fits(tensor, state.get(name))}
+    model.load_state_dict(fitting, strict=False)
+    return set(fitting)
+
+
+def export_open_clip(model: DalipModel, path: str | Path) -> storage.WrittenFile:
+    """Write the first-order part as an open_clip checkpoint.
+
+    `open_clip.create_model_and_transforms(architecture, pretrained=path)` loads it; a JSON architecture has to be
+    given to `open_clip.add_model_config` first.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.clip.state_dict().items()}
+    temp = storage.temp_path(str(path))
+    torch.save({"state_dict": state}, temp)
+    storage.publish(temp, str(path))
+    return storage.hash_file(str(path))
+
+
+def export_hugging_face(model: DalipModel, folder: str | Path) -> list[storage.WrittenFile]:
+    """Write the Hugging Face layout: open_clip's config and weights, and the second-order part in its own files.
+
+    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads the first; `load_hugging_face` loads both.
+    """
+    target = Path(folder)
+    storage.make_folder(str(target))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    shared = {name.removeprefix("clip."): tensor for name, tensor in state.items() if name.startswith("clip.")}
+    second = {name: tensor for name, tensor in state.items() if not name.startswith("clip.")}
+    written = [_publish_tensors(shared, target / WEIGHTS_FILE)]
+    if second:
+        written.append(_publish_tensors(second, target / SECOND_WEIGHTS_FILE))
+    settings = model.settings.model_dump(mode="json") | {"pretrained": None}
+    written.append(_publish_json({"model": settings}, target / SECOND_CONFIG_FILE))
+    written.append(_publish_json(_hugging_face_config(model), target / CONFIG_FILE))
+    return written
+
+
+def load_hugging_face(folder: str | Path) -> DalipModel:
+    """A model from a folder that `export_hugging_face` wrote.
+
+    Raises: ConfigError for a folder without the files or with files that do not fit one another.
+    """
+    from training.model import ModelSettings, build_model
+
+    source = Path(folder)
+    config_path = source / SECOND_CONFIG_FILE
+    if not config_path.is_file():
+        raise ConfigError(f"{source}: has no {SECOND_CONFIG_FILE}; plain open_clip folders load with open_clip")
+    values = json.loads(config_path.read_text(encoding="utf-8"))["model"]
+    settings = parse_settings(values, ModelSettings, where=str(config_path))
+    model = build_model(settings)
+    state = {f"clip.{name}": tensor for name, tensor in read_state(source / WEIGHTS_FILE).items()}
+    if settings.preset != "clip":
+        state |= read_state(source / SECOND_WEIGHTS_FILE)
+    load_state(model, state, where=str(source))
+    model.new_parameters = ()
+    return model
+
+
+def _hugging_face_config(model: DalipModel) -> dict[str, Any]:
+    config = architecture_config(model.settings.architecture)
+    height, width = model.clip.visual.image_size
+    config["vision_cfg"]["image_size"] = height if height == width else [height, width]
+    preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
+    return {"model_cfg": config, "preprocess_cfg": preprocess}
+
+
+def _publish_tensors(state: Mapping[str, Tensor], path: Path) -> storage.WrittenFile:
+    from safetensors.torch import save
+
+    return storage.publish_bytes(str(path), save(dict(state), metadata={"format": "pt"}))
+
+
+def _publish_json(content: Mapping[str, Any], path: Path) -> storage.WrittenFile:
+    text = json.dumps(content, indent=2, sort_keys=True) + os.linesep
+    return storage.publish_bytes(str(path), text.encode("utf-8"))
+
+
+def _fits(wanted: Tensor, given: Tensor | None) -> bool:
+    return given is not None and given.shape == wanted.shape
+
+
+def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"missing: {name} {list(wanted[name].shape)}" for name in wanted if name not in given]
+    problems += [f"unknown: {name} {list(given[name].shape)}" for name in given if name not in wanted]
+    problems += [
+        f"shape: {name} is {list(given[name].shape)}, the model has {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return problems

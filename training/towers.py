@@ -1,0 +1,212 @@
+"""The tokens of an open_clip model's towers, through open_clip's own `forward_intermediates`.
+
+Takes an open_clip CLIP or CustomTextCLIP as it is (nothing in it is changed, so everything written for
+open_clip still works on it) and gives, beside the usual pooled feature, every token, its anchor and which
+tokens are padding. Gives up with ConfigError for towers whose tokens open_clip does not give or that do not
+fit the pooled feature: ResNets, attentional pooling, CoCa, convolutional timm trunks.
+
+Shape letters: `B` batch, `M` tokens, `W` token width, `C` embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from manifests.errors import ConfigError
+
+Placement = Literal["after_projection", "before_projection"]
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """One tower on one batch: the pooled feature, and what the second-order branch takes."""
+
+    feature: Tensor
+    anchor: Tensor
+    tokens: Tensor
+    mask: Tensor | None
+
+
+def image_tower(clip: Any, images: Tensor, placement: Placement) -> TowerOutput:
+    """The image tower: the anchor is the pooled token; the class token is not among the tokens."""
+    visual = clip.visual
+    output = visual.forward_intermediates(
+        images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+    )
+    feature_BC, tokens_BMW = output["image_features"], output["image_intermediates"][-1]
+    if placement == "after_projection":
+        return TowerOutput(feature_BC, feature_BC, _project_image(visual, tokens_BMW), None)
+    prefix = output.get("image_intermediates_prefix")
+    pooled_by_token = _image_pool(visual) in ("tok", "token")
+    anchor_BW = prefix[-1][:, 0] if prefix is not None and pooled_by_token else tokens_BMW.mean(dim=1)
+    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, None)
+
+
+def text_tower(clip: Any, tokens: Tensor, placement: Placement, mask_padding: bool) -> TowerOutput:
+    """The text tower: the anchor is the pooled (EOT) token, which stays among the tokens."""
+    if _is_hf_text(clip):
+        return _hf_text_tower(clip.text, tokens, placement)
+    if hasattr(clip, "text"):
+        output = clip.text.forward_intermediates(
+            tokens, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        )
+    else:
+        output = clip.forward_intermediates(text=tokens, text_indices=1, normalize_intermediates=True, normalize=False)
+    text = getattr(clip, "text", clip)
+    feature_BC, tokens_BMW = output["text_features"], output["text_intermediates"][-1]
+    mask_BM = _text_mask(clip, tokens) if mask_padding else None
+    if placement == "after_projection":
+        return TowerOutput(feature_BC, feature_BC, _apply(text.text_projection, tokens_BMW), mask_BM)
+    suffix = output.get("text_intermediates_suffix")  # towers with a class token pool at that
+    anchor_BW = suffix[-1][:, 0] if suffix is not None else _text_anchor(clip, tokens_BMW, tokens)
+    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, mask_BM)
+
+
+def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
+    """Widths of the image tokens, the text tokens and the embedding, by one picture and one text.
+
+    Raises: ConfigError for towers without usable tokens.
+    """
+    check_towers(clip, placement)
+    height, width = _pair(clip.visual.image_size)
+    reference = next(clip.parameters())
+    images = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
+    tokens = torch.ones(1, clip.context_length, dtype=torch.long, device=reference.device)
+    was_training = clip.training
+    clip.eval()
+    try:
+        with torch.no_grad():
+            image = image_tower(clip, images, placement)
+            text = text_tower(clip, tokens, placement, mask_padding=False)
+    except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+        # What timm trunks raise when asked for tokens they do not have.
+        kind = type(getattr(clip.visual, "trunk", clip.visual)).__name__
+        raise ConfigError(
+            f"this architecture gives no usable tokens (image tower {kind}: {error}); use a ViT or preset 'clip'"
+        ) from error
+    finally:
+        clip.train(was_training)
+    for side, output in (("image", image), ("text", text)):
+        anchor, token = output.anchor.shape, output.tokens.shape
+        if len(anchor) != 2 or len(token) != 3 or anchor[-1] != token[-1]:
+            raise ConfigError(
+                f"the {side} tower's tokens {tuple(token)} do not fit its pooled feature {tuple(anchor)}: "
+                f"set second_order.placement to the other value or use preset 'clip'"
+            )
+    return image.tokens.shape[-1], text.tokens.shape[-1], image.feature.shape[-1]
+
+
+def check_towers(clip: Any, placement: Placement) -> None:
+    """Refuse, by name, the towers whose tokens open_clip does not give.
+
+    Raises: ConfigError.
+    """
+    from open_clip.coca_model import CoCa
+    from open_clip.modified_resnet import ModifiedResNet
+
+    visual = clip.visual
+    if isinstance(clip, CoCa):
+        raise ConfigError("CoCa has a captioning decoder that DALIP does not train; use a CLIP architecture")
+    if isinstance(visual, ModifiedResNet):
+        raise ConfigError("the second-order branch needs tokens, a ResNet has none; use a ViT or preset 'clip'")
+    if getattr(visual, "attn_pool", None) is not None:
+        raise ConfigError(
+            "the image tower pools by attention, its tokens are not in the embedding's space; "
+            "use a ViT with pool_type 'tok' or 'avg', or preset 'clip'"
+        )
+    if placement == "before_projection" and _image_pool(visual) not in ("tok", "token", "avg"):
+        raise ConfigError(
+            f"the image tower pools by '{_image_pool(visual)}': its anchor before the projection is not a token; "
+            "set second_order.placement to 'after_projection'"
+        )
+    if _image_pool(visual) == "none":
+        raise ConfigError("the image tower has pool_type 'none': no pooled feature to anchor on; use 'tok' or 'avg'")
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _is_hf_text(clip: Any) -> bool:
+    from open_clip.hf_model import HFTextEncoder
+
+    return isinstance(getattr(clip, "text", None), HFTextEncoder)
+
+
+def _apply(projection: Any, tokens_BMW: Tensor) -> Tensor:
+    if projection is None:
+        return tokens_BMW
+    if isinstance(projection, nn.Module):
+        projected: Tensor = projection(tokens_BMW)
+        return projected
+    matrix: Tensor = projection
+    return tokens_BMW @ matrix
+
+
+def _project_image(visual: Any, tokens_BMW: Tensor) -> Tensor:
+    """Project every token as the tower projects its pooled one (timm towers keep that in `head`)."""
+    return _apply(visual.proj if hasattr(visual, "proj") else visual.head, tokens_BMW)
+
+
+def _image_pool(visual: Any) -> str:
+    """How the tower pools: open_clip's `pool_type`, or timm's `global_pool`."""
+    trunk = getattr(visual, "trunk", None)
+    return str(visual.pool_type if trunk is None else getattr(trunk, "global_pool", ""))
+
+
+def _text_pool(clip: Any) -> tuple[str, int | None]:
+    """How the text tower pools, and its end-of-text id if it looks for one."""
+    text = getattr(clip, "text", None)
+    if text is not None:
+        return text.pool_type, text.eos_id
+    return clip.text_pool_type, clip.text_eos_id
+
+
+def _end_of_text(clip: Any, tokens: Tensor) -> Tensor | None:
+    """Position of the token the tower pools at, when it pools at the end of the text."""
+    pool, eos = _text_pool(clip)
+    if getattr(getattr(clip, "text", None), "cls_emb", None) is not None:
+        return None
+    if pool == "argmax":
+        return tokens.argmax(dim=-1)
+    if pool == "eos" and eos is not None:
+        return torch.eq(tokens, eos).int().argmax(dim=-1)
+    return None
+
+
+def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
+    """True up to and including the end of the text; by the padding id where the tower pools elsewhere."""
+    end_B = _end_of_text(clip, tokens)
+    if end_B is not None:
+        return torch.arange(tokens.shape[1], device=tokens.device) <= end_B.unsqueeze(1)
+    pad = getattr(getattr(clip, "text", clip), "pad_id", 0)
+    mask_BM = tokens != pad
+    # A text of padding alone still has to have one token.
+    return mask_BM | (~mask_BM.any(dim=1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0))
+
+
+def _text_anchor(clip: Any, tokens_BMW: Tensor, tokens: Tensor) -> Tensor:
+    from open_clip.transformer import text_global_pool
+
+    pool, eos = _text_pool(clip)
+    anchor: Tensor = text_global_pool(tokens_BMW, tokens, pool, eos_token_id=eos)
+    return anchor
+
+
+def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutput:
+    """A Hugging Face tower: the calls of open_clip's own adapter, with the hidden states kept.
+
+    Its padding is always masked: attention never looks at it, so its hidden states mean nothing.
+    """
+    attention = (tokens != text.config.pad_token_id).long()
+    hidden = text.transformer(input_ids=tokens, attention_mask=attention)
+    pooled_BW = text.pooler(hidden, attention)
+    feature_BC, tokens_BMW = text.proj(pooled_BW), hidden.last_hidden_state
+    mask_BM = attention.bool()
+    if placement == "after_projection":
+        return TowerOutput(feature_BC, feature_BC, text.proj(tokens_BMW), mask_BM)
+    return TowerOutput(feature_BC, pooled_BW, tokens_BMW, mask_BM)
