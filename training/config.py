@@ -1,0 +1,212 @@
+"""The training config: one YAML file is one whole run, read once into strict frozen models.
+
+Reads the file; writes nothing. `run_identity` is what a resume is checked against: everything that shapes the
+weights, and nothing that only says where or how fast (paths, workers, logging, evaluation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from manifests.errors import ConfigError
+from manifests.settings import Settings, parse_settings, read_settings
+from training.data import DataSettings, ReleaseShare
+from training.loss import LossSettings
+from training.model import ModelSettings
+
+SETTINGS_FILE = "config.json"  # the settings of a run, in its folder
+
+
+class OptimiserSettings(Settings):
+    """AdamW. Defaults: open_clip's for ViT (beta2 0.98, eps 1e-6, weight decay 0.2)."""
+
+    lr: float = Field(default=5e-4, gt=0.0)
+    second_order_lr_ratio: float = Field(default=1.0, gt=0.0)  # lr of the second-order branches over `lr`
+    image_lr_ratio: float = Field(default=1.0, ge=0.0)  # of the image tower
+    text_lr_ratio: float = Field(default=1.0, ge=0.0)  # of the text tower
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.98, ge=0.0, lt=1.0)
+    eps: float = Field(default=1e-6, gt=0.0)
+    weight_decay: float = Field(default=0.2, ge=0.0)  # on matrices only
+    clip_norm: float | None = Field(default=1.0, gt=0.0)  # of the gradient; null: no clipping
+
+
+class ScheduleSettings(Settings):
+    """Length of the run (epochs or steps, one of them), linear warm-up, cosine to `final_lr_ratio`."""
+
+    epochs: float | None = Field(default=None, gt=0.0)
+    steps: int | None = Field(default=None, ge=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    final_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleSettings:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give the length either as epochs or as steps")
+        return self
+
+
+class ComputeSettings(Settings):
+    """Where and how precisely to compute. `accumulate` micro-batches make one step of the same batch size."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(default=1, ge=1)
+    grad_checkpointing: bool = False
+    num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
+
+
+class LockSettings(Settings):
+    """Freezing of towers (LiT), by open_clip's names; the second-order branches stay free."""
+
+    lock_image: bool = False
+    lock_image_unlocked_groups: int = Field(default=0, ge=0)
+    lock_text: bool = False
+    lock_text_unlocked_layers: int = Field(default=0, ge=0)
+
+
+class CheckpointSettings(Settings):
+    """How often a resume point is written, and how many are kept."""
+
+    every_steps: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class LogSettings(Settings):
+    """How often a line goes into `log.jsonl`, and one to a log that is no terminal."""
+
+    every_steps: int = Field(default=10, ge=1)
+    line_every_seconds: float = Field(default=30.0, gt=0.0)
+
+
+class ZeroShotSettings(Settings):
+    """One zero-shot classification: the classes are the values of a field of the samples."""
+
+    field: str = Field(min_length=1)  # a column of samples.parquet, or extra.KEY
+    templates: Literal["openai", "simple"] | tuple[str, ...] = ("a photo of a {}.",)
+    domain: str | None = None  # only samples of this domain
+    min_per_class: int = Field(default=1, ge=1)  # classes with fewer held-out samples are left out
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_slot(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(value, str) and (not value or any(text.count("{}") != 1 for text in value)):
+            raise ValueError("each template needs one {} for the class name")
+        return value
+
+
+class EvalSettings(Settings):
+    """What `dalip eval` measures on a held-out split."""
+
+    split: str = "heldout"
+    batch_size: int = Field(default=64, ge=2)  # of the encoder, and of the contrastive batches of the loss
+    zero_shot: tuple[ZeroShotSettings, ...] = ()
+    retrieval: bool = True
+    recall_at: tuple[int, ...] = (1, 5, 10)
+    bootstrap_rounds: int = Field(default=1000, ge=100)
+    every_steps: int | None = Field(default=None, ge=1)  # validation loss during training; null: never
+
+
+class TrainSettings(Settings):
+    """A whole training run."""
+
+    release: str | tuple[ReleaseShare, ...]
+    output_dir: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    data: DataSettings = DataSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    schedule: ScheduleSettings
+    compute: ComputeSettings = ComputeSettings()
+    lock: LockSettings = LockSettings()
+    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)  # null: no averaged weights
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+    eval: EvalSettings = EvalSettings()
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSettings:
+        if self.data.batch_size % self.compute.accumulate:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is not divisible by compute.accumulate "
+                f"{self.compute.accumulate}"
+            )
+        return self
+
+
+# Says where or how fast, and changes no weight.
+_EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
+_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples")
+_EXECUTION_COMPUTE = ("device", "num_threads")
+
+
+def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:
+    """Read a YAML config, or the settings a run left in its folder; the options override its paths.
+
+    Raises: ConfigError.
+    """
+    stored = Path(path) / SETTINGS_FILE
+    if stored.is_file():
+        settings = parse_settings(json.loads(stored.read_text(encoding="utf-8")), TrainSettings, where=str(stored))
+    elif Path(path).is_dir():
+        raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
+    else:
+        settings = read_settings(path, TrainSettings)
+    changes: dict[str, Any] = {}
+    if release is not None:
+        changes["release"] = release
+    if output_dir is not None:
+        changes["output_dir"] = output_dir
+    return settings.model_copy(update=changes)
+
+
+def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:
+    """Fingerprint of all that shapes the weights: the settings, the architecture file, the releases' content.
+
+    Raises: ConfigError for an unknown architecture.
+    """
+    return _digest(identity_values(settings, fingerprints))
+
+
+def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dict[str, Any]:
+    """What `run_identity` hashes, as plain values, for naming what differs."""
+    from training.architecture import architecture_config
+
+    values = settings.model_dump(mode="json", exclude=set(_EXECUTION))
+    for key in _EXECUTION_DATA:
+        del values["data"][key]
+    for key in _EXECUTION_COMPUTE:
+        del values["compute"][key]
+    values["model"]["architecture"] = architecture_config(settings.model.architecture)
+    weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
+    values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}
+    return values
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ, each with old and new."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return found
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

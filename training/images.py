@@ -1,0 +1,139 @@
+"""JPEG bytes in, a square of pixels out: decoding at the smallest scale that suffices, and augmentation.
+
+The training view is open_clip's (random resized crop, optional colour jitter and greyscale), with the crop
+drawn before decoding, so that a large JPEG is decoded at 1/2, 1/4 or 1/8 when the crop stays large enough.
+The evaluation view is open_clip's own transform. Pixels leave as uint8; `normalise` does the rest on the
+device, a batch at a time. Reads and writes nothing. Gives up on a broken picture with CorruptSample.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from manifests.settings import Settings
+
+Picture = Any  # PIL.Image.Image
+View = Callable[[bytes], Tensor]
+
+# What Pillow raises for bytes that are no whole picture.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an error of the run
+    """The bytes of one sample are no picture or no text."""
+
+
+class AugmentSettings(Settings):
+    """Augmentation of the training view; names and defaults are open_clip's `AugmentationCfg`."""
+
+    scale: tuple[float, float] = (0.9, 1.0)  # area of the crop over the area of the picture
+    color_jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
+    color_jitter_prob: float = Field(default=0.0, ge=0.0, le=1.0)
+    gray_scale_prob: float = Field(default=0.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AugmentSettings:
+        if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
+            raise ValueError(f"scale must be 0 < low <= high <= 1, given {self.scale}")
+        if self.color_jitter_prob and self.color_jitter is None:
+            raise ValueError("color_jitter_prob needs color_jitter: four numbers")
+        return self
+
+
+class TrainView:
+    """open_clip's training transform up to the tensor: bytes -> uint8 (3, H, W).
+
+    Draws from torch's and Python's random state in the order open_clip's transform does.
+    """
+
+    def __init__(self, size_px: tuple[int, int], settings: AugmentSettings, reduced_decode: bool = True) -> None:
+        from torchvision import transforms
+
+        self.size_px, self.settings, self.reduced_decode = size_px, settings, reduced_decode
+        self._draw_crop = transforms.RandomResizedCrop.get_params
+        jitter = settings.color_jitter
+        self._jitter = transforms.ColorJitter(*jitter) if jitter else None
+        self._gray = transforms.Grayscale(num_output_channels=3)
+
+    def __call__(self, content: bytes) -> Tensor:
+        """One random view.
+
+        Raises: CorruptSample.
+        """
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                top, left, height, width = self._draw_crop(picture, self.settings.scale, (3 / 4, 4 / 3))
+                view = self._crop(picture, left, top, width, height)
+        except _DECODE_ERRORS as error:
+            raise CorruptSample(_reason(error)) from None
+        if self._jitter is not None and self.settings.color_jitter_prob > random.random():
+            view = self._jitter(view)
+        if self.settings.gray_scale_prob and self.settings.gray_scale_prob > random.random():
+            view = self._gray(view)
+        return to_tensor(view)
+
+    def _crop(self, picture: Picture, left: int, top: int, width: int, height: int) -> Picture:
+        """The crop, resized: from a reduced decode when that still has a pixel for every pixel wanted."""
+        out_height, out_width = self.size_px
+        full_width, full_height = picture.size
+        if self.reduced_decode and picture.format == "JPEG":
+            enough = max(out_width / width, out_height / height)
+            if enough <= 0.5:
+                picture.draft(picture.mode, (int(full_width * enough), int(full_height * enough)))
+        across, down = picture.size[0] / full_width, picture.size[1] / full_height
+        image = picture.convert("RGB")
+        if image.size == (full_width, full_height):
+            cut = image.crop((left, top, left + width, top + height))
+            return cut.resize((out_width, out_height), Image.Resampling.BICUBIC)
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((out_width, out_height), Image.Resampling.BICUBIC, box=box)
+
+
+class EvalView:
+    """open_clip's evaluation transform up to the tensor: bytes -> uint8 (3, H, W)."""
+
+    def __init__(self, preprocess: Any) -> None:
+        from open_clip.transform import image_transform_v2
+
+        steps = image_transform_v2(preprocess, is_train=False).transforms
+        self._steps = steps[:-2]  # the last two are ToTensor and Normalize, see `normalise`
+
+    def __call__(self, content: bytes) -> Tensor:
+        """The one view.
+
+        Raises: CorruptSample.
+        """
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                view: Picture = picture.convert("RGB")
+        except _DECODE_ERRORS as error:
+            raise CorruptSample(_reason(error)) from None
+        for step in self._steps:
+            view = step(view)
+        return to_tensor(view)
+
+
+def to_tensor(view: Picture) -> Tensor:
+    """A PIL picture (RGB) as uint8 (3, H, W)."""
+    pixels = torch.frombuffer(bytearray(view.tobytes()), dtype=torch.uint8)
+    return pixels.view(view.size[1], view.size[0], 3).permute(2, 0, 1)
+
+
+def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (B, 3, H, W) to float32, as ToTensor and Normalize do it, on the device of the input."""
+    mean_C = torch.tensor(mean, device=pixels_BCHW.device).view(3, 1, 1)
+    std_C = torch.tensor(std, device=pixels_BCHW.device).view(3, 1, 1)
+    return pixels_BCHW.to(torch.float32).div_(255).sub_(mean_C).div_(std_C)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

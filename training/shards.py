@@ -1,0 +1,226 @@
+"""Samples of sealed releases as bytes: which rows there are, and reading their members out of the shards.
+
+Reads the sample tables and shards of one or several releases (local: pread by offset; elsewhere: ranged
+reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is
+shorter than its table says, and with ConfigError on a split or domain that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from manifests.errors import ConfigError, IntegrityError
+from manifests.release import Release
+from manifests.storage import filesystem, is_remote
+from training.sampling import Stratum
+
+_BLOCK_BYTES = 512  # of the tar format
+_TEXT_TAIL_BYTES = 64 << 10  # how far behind `txt` the text members of the last sample of a shard are sought
+_MAX_OPEN_SHARDS = 256
+_TABLE_COLUMNS = ("sample_id", "domain", "shard", "position", "key")
+_OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
+
+
+@dataclass(frozen=True)
+class SamplePool:
+    """All samples of a split of one or several releases, a row each, in the order of shard and position."""
+
+    table: pa.Table  # sample_id, domain, key
+    shard_paths: tuple[str, ...]
+    shards: NDArray[np.int32]  # (N,) index into shard_paths
+    releases: NDArray[np.int16]  # (N,) number of the release
+    offsets: dict[str, NDArray[np.int64]]  # jpg_offset, jpg_length, txt_offset, txt_length; (N,) bytes
+    fingerprints: tuple[str, ...]  # of the releases
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains that have samples, sorted."""
+        return sorted(value for value in pc.unique(self.table["domain"]).to_pylist() if value is not None)
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """`sample_id (SHARD/KEY)` of some rows, for messages."""
+        chosen = self.table.take(pa.array(rows, pa.int64()))
+        return [
+            f"{sample} ({self.shard_paths[self.shards[row]].rpartition('/')[2]}/{key})"
+            for row, sample, key in zip(rows, chosen["sample_id"].to_pylist(), chosen["key"].to_pylist(), strict=True)
+        ]
+
+
+def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
+    """The samples of `split` of verified releases.
+
+    Raises: ConfigError when a release has no such split or no sample in it.
+    """
+    tables, paths, shards, numbers = [], [], [], []
+    for number, release in enumerate(releases):
+        table = _split_table(release, split)
+        names, codes = np.unique(_strings(table["shard"]), return_inverse=True)
+        shards.append(codes.astype(np.int32) + len(paths))
+        numbers.append(np.full(len(table), number, np.int16))
+        paths.extend(release.shard_path(split, str(name)) for name in names)
+        tables.append(table)
+    table = pa.concat_tables(tables)
+    offsets = {name: table[name].to_numpy().astype(np.int64) for name in _OFFSETS}
+    return SamplePool(
+        table.select(["sample_id", "domain", "key"]).combine_chunks(),
+        tuple(paths),
+        np.concatenate(shards),
+        np.concatenate(numbers),
+        offsets,
+        tuple(release.fingerprint for release in releases),
+    )
+
+
+def strata_of(
+    pool: SamplePool, release_weights: Sequence[float] | None, mixture: dict[str, float] | None
+) -> tuple[Stratum, ...]:
+    """Divide the pool into what is drawn together.
+
+    Without weights all rows are one stratum. `release_weights` gives each release its share; `mixture` each
+    domain its share (within its release when both are given); a domain it does not name is left out.
+
+    Raises: ConfigError for a domain that no release has.
+    """
+    if release_weights is None and mixture is None:
+        return (Stratum("all", np.arange(len(pool), dtype=np.int64), pool.shards, 1.0),)
+    domains = _strings(pool.table["domain"])
+    if mixture is not None and (unknown := sorted(set(mixture) - set(pool.domains))):
+        raise ConfigError(
+            f"the mixture names {', '.join(map(repr, unknown))}, but the release has the domains "
+            f"{', '.join(pool.domains)}"
+        )
+    groups = _groups(pool, domains, mixture)
+    strata = []
+    for number, members in groups.items():
+        within = sum(weight for _, weight, _ in members)
+        share = release_weights[number] if release_weights is not None else 1.0
+        for name, weight, rows in members:
+            strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
+    return tuple(part for part in strata if part.weight > 0)
+
+
+class ShardReader:
+    """Reads members by row; opened shards are kept, each process opens its own."""
+
+    def __init__(self, pool: SamplePool) -> None:
+        self.pool = pool
+        self._descriptors: dict[int, int] = {}
+        self._owner = os.getpid()
+
+    def read(self, rows: Sequence[int], with_texts: bool) -> list[tuple[bytes, bytes, dict[str, str]]]:
+        """Image bytes, text bytes and, if asked for, the further text members by name, of each row.
+
+        Raises: IntegrityError when a shard ends before a sample does.
+        """
+        spans = [self._span(row, with_texts) for row in rows]
+        pieces = self._fetch(rows, spans)
+        return [self._cut(row, start, piece, with_texts) for row, (start, _), piece in
+                zip(rows, spans, pieces, strict=True)]  # fmt: skip
+
+    def _span(self, row: int, with_texts: bool) -> tuple[int, int]:
+        at = self.pool.offsets
+        start = int(min(at["jpg_offset"][row], at["txt_offset"][row]))
+        stop = int(max(at["jpg_offset"][row] + at["jpg_length"][row], at["txt_offset"][row] + at["txt_length"][row]))
+        if with_texts:
+            follower = row + 1
+            same = follower < len(self.pool) and self.pool.shards[follower] == self.pool.shards[row]
+            next_start = int(at["jpg_offset"][follower]) - _BLOCK_BYTES if same else stop + _TEXT_TAIL_BYTES
+            stop = max(stop, next_start)
+        return start, stop
+
+    def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
+        paths = self.pool.shard_paths
+        if paths and is_remote(paths[0]):
+            fs, _ = filesystem(paths[0])
+            inner = [filesystem(paths[self.pool.shards[row]])[1] for row in rows]
+            starts, stops = zip(*spans, strict=True)
+            pieces: list[bytes] = fs.cat_ranges(inner, list(starts), list(stops), on_error="raise")
+            return pieces
+        return [
+            os.pread(self._descriptor(int(self.pool.shards[row])), stop - start, start)
+            for row, (start, stop) in zip(rows, spans, strict=True)
+        ]
+
+    def _descriptor(self, shard: int) -> int:
+        if self._owner != os.getpid():  # after a fork the parent's table of open files is not ours to close
+            self._descriptors, self._owner = {}, os.getpid()
+        if shard not in self._descriptors:
+            if len(self._descriptors) >= _MAX_OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            path = self.pool.shard_paths[shard]
+            try:
+                self._descriptors[shard] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise IntegrityError(f"{path}: the shard cannot be read: {error.strerror}") from None
+        return self._descriptors[shard]
+
+    def _cut(self, row: int, start: int, piece: bytes, with_texts: bool) -> tuple[bytes, bytes, dict[str, str]]:
+        at = {name: int(values[row]) for name, values in self.pool.offsets.items()}
+        image = piece[at["jpg_offset"] - start :][: at["jpg_length"]]
+        text = piece[at["txt_offset"] - start :][: at["txt_length"]]
+        if len(image) < at["jpg_length"] or len(text) < at["txt_length"]:
+            raise IntegrityError(
+                f"{self.pool.names([row])[0]}: the shard ends before the sample does; "
+                "run `plantmix verify` on the release and copy or build it anew"
+            )
+        texts: dict[str, str] = {}
+        if with_texts:
+            tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
+            texts = text_members(piece[tail:], str(self.pool.table["key"][row].as_py()))
+        return image, text, texts
+
+
+def text_members(block: bytes, key: str) -> dict[str, str]:
+    """Text members `KEY.NAME.txt` in a stretch of tar that starts at a member header: name -> text."""
+    found: dict[str, str] = {}
+    place = 0
+    while place + _BLOCK_BYTES <= len(block):
+        header = block[place : place + _BLOCK_BYTES]
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace").rpartition("/")[2]
+        size_field = header[124:136].strip(b"\0 ")
+        if not name.startswith(f"{key}.") or not size_field:
+            break
+        size = int(size_field, 8)
+        start = place + _BLOCK_BYTES
+        if name.endswith(".txt"):
+            found[name[len(key) + 1 : -4]] = block[start : start + size].decode("utf-8", "replace")
+        place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+    return found
+
+
+def _split_table(release: Release, split: str) -> pa.Table:
+    if split not in release.splits:
+        raise ConfigError(f"{release.path}: the release has no split '{split}' (it has: {', '.join(release.splits)})")
+    table = release.samples(split).select([*_TABLE_COLUMNS, *_OFFSETS])
+    if len(table) == 0:
+        raise ConfigError(f"{release.path}: the split '{split}' holds no samples")
+    return table.sort_by([("shard", "ascending"), ("position", "ascending")])
+
+
+def _groups(
+    pool: SamplePool, domains: NDArray[np.str_], mixture: dict[str, float] | None
+) -> dict[int, list[tuple[str, float, NDArray[np.int64]]]]:
+    """Per release (0 alone when releases are not told apart): name, weight and rows of each stratum."""
+    groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
+    for number in np.unique(pool.releases).tolist():
+        own = pool.releases == number
+        if mixture is None:
+            groups[number] = [("all", 1.0, np.flatnonzero(own))]
+            continue
+        members = [(name, weight, np.flatnonzero(own & (domains == name))) for name, weight in mixture.items()]
+        groups[number] = [member for member in members if len(member[2]) and member[1] > 0]
+    return groups
+
+
+def _strings(column: pa.ChunkedArray) -> NDArray[np.str_]:
+    return np.asarray(column.to_pylist(), dtype=np.str_)
