@@ -1,0 +1,147 @@
+"""Get a Debian package as a file and read its members, without root and without installing anything.
+
+Reads the apt sources of the machine. Writes NAME_VERSION_ARCH.deb into the folder it is given.
+Gives up with ConfigError where apt is missing or cannot reach its mirror; the message says what to do instead.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+
+from manifests.errors import ConfigError
+from manifests.storage import make_folder, publish
+
+_AR_MAGIC = b"!<arch>\n"
+_AR_HEADER_BYTES = 60
+
+INSTEAD = (
+    "The demo needs these pictures; your own pictures do not: list them in a table with an image URL and a "
+    "caption a row (csv, parquet or jsonl), name the table and its columns under `sources` in a copy of "
+    "configs/pipeline/demo.yaml, and run `plantmix build YOUR.yaml`."
+)
+
+
+def fetch_package(name: str, folder: Path) -> Path:
+    """Give the .deb of package `name` in `folder`, downloading it with apt-get if it is not there yet.
+
+    A .deb laid there by hand is taken as well. When the machine's own package lists do not know the
+    package (a fresh container) or are out of date, private lists are fetched for the occasion: no root needed.
+
+    Raises: ConfigError when apt is missing or the package cannot be had.
+    """
+    found = find_package(name, folder)
+    if found is not None:
+        return found
+    if shutil.which("apt-get") is None:
+        raise ConfigError(
+            f"{name}: apt-get is not on this machine, so this Debian package with pictures cannot be fetched. "
+            f"Lay the file {name}_VERSION_all.deb of any Debian or Ubuntu mirror into {folder} and run this again. "
+            + INSTEAD
+        )
+    make_folder(str(folder))
+    with tempfile.TemporaryDirectory(prefix=".apt-", dir=folder) as scratch:
+        deb = _download(name, Path(scratch))
+        target = folder / deb.name
+        publish(str(deb), str(target))
+    return target
+
+
+def _download(name: str, scratch: Path) -> Path:
+    first = _apt_get(["download", name], scratch)
+    if (found := find_package(name, scratch)) is not None and first.returncode == 0:
+        return found
+    private = _private_lists(scratch)
+    update = _apt_get([*private, "update"], scratch)
+    second = _apt_get([*private, "download", name], scratch)
+    if (found := find_package(name, scratch)) is not None and second.returncode == 0:
+        return found
+    said = _last_error(second) or _last_error(update) or _last_error(first) or "no reason given"
+    raise ConfigError(
+        f"{name}: apt-get could not download this package: {said}. Check the network and the apt sources "
+        f"(on Ubuntu the component `universe`), then run this again. " + INSTEAD
+    )
+
+
+def find_package(name: str, folder: Path) -> Path | None:
+    """The newest-named whole .deb of package `name` in `folder`, or None."""
+    found = sorted(folder.glob(f"{name}_*.deb"))
+    return found[-1] if found else None
+
+
+def package_version(deb: Path) -> str:
+    """The version in a .deb's file name, e.g. 2025.03.31-1."""
+    return urllib.parse.unquote(deb.stem.split("_")[1])
+
+
+def read_members(deb: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield path and bytes of each regular file of a .deb, in the order they lie there.
+
+    Only the standard library and pyarrow are used, so that no dpkg is needed (xz, gz and zstd members).
+    Source: deb(5), ar(5).
+
+    Raises: ConfigError when the file is not a whole Debian package.
+    """
+    try:
+        with deb.open("rb") as stream:
+            name, size = _seek_data_member(stream, deb)
+            body = stream.read(size)
+        with tarfile.open(fileobj=_decompress(name, body), mode="r|") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    yield member.name.removeprefix("./"), content.read()
+    except (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError, pa.ArrowException) as error:
+        raise ConfigError(f"{deb}: not a whole Debian package ({error}); delete it and run this again") from None
+
+
+def _seek_data_member(stream: IO[bytes], deb: Path) -> tuple[str, int]:
+    """Move `stream` to the start of data.tar.*; give its name and its size in bytes."""
+    if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
+        raise ValueError("no ar archive")
+    while len(header := stream.read(_AR_HEADER_BYTES)) == _AR_HEADER_BYTES:
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        size = int(header[48:58])
+        if name.startswith("data.tar"):
+            if deb.stat().st_size < stream.tell() + size:
+                raise ValueError("it ends early")
+            return name, size
+        stream.seek(size + size % 2, io.SEEK_CUR)
+    raise ValueError("no data.tar member")
+
+
+def _decompress(name: str, body: bytes) -> IO[bytes]:
+    if name.endswith(".xz"):
+        return lzma.open(io.BytesIO(body))
+    kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}.get(name.rpartition(".")[2])
+    plain = io.BytesIO(body)
+    return pa.CompressedInputStream(pa.PythonFile(plain), kind) if kind else plain
+
+
+def _apt_get(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    # root's apt drops to the user _apt for downloads, who may not write here: it would only warn
+    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def _private_lists(folder: Path) -> list[str]:
+    """Options that make apt keep its lists under `folder`, where no root is needed."""
+    lists, cache = folder.resolve() / "apt" / "lists", folder.resolve() / "apt" / "cache"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    return ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
+
+
+def _last_error(done: subprocess.CompletedProcess[str]) -> str:
+    errors = [line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")]
+    return errors[0] if errors and done.returncode else ""

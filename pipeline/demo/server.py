@@ -1,0 +1,136 @@
+"""Serve the demo's little web on the loopback, so that the demo takes the very path the web takes.
+
+Reads files under one folder. Writes nothing. Speaks HTTP/1.1 with connections kept open; answers 404 for
+what is not there. Only 127.0.0.1 is ever bound. Gives up with ConfigError when no port is to be had.
+"""
+
+from __future__ import annotations
+
+import http.client
+import mimetypes
+import shutil
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from manifests.errors import ConfigError
+
+HOST = "127.0.0.1"
+WHO_PATH = "/.plantmix-demo"  # answers with the folder that is served
+
+
+class DemoServer(ThreadingHTTPServer):
+    """A threaded HTTP server over one folder."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, web: Path, port: int) -> None:
+        self.web = web.resolve()
+        super().__init__((HOST, port), _Handler)
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self.server_address[1])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: DemoServer
+    protocol_version = "HTTP/1.1"
+    server_version = "plantmix-demo"
+    # headers and body leave in one write: else Nagle's algorithm and delayed ACKs cost 40 ms a request
+    wbufsize = 1 << 16
+    disable_nagle_algorithm = True
+    timeout = 60
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, with_body: bool) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        if path == WHO_PATH:
+            self._send(HTTPStatus.OK, str(self.server.web).encode(), "text/plain; charset=utf-8", with_body)
+            return
+        file = (self.server.web / path.lstrip("/")).resolve()
+        if not file.is_relative_to(self.server.web) or not file.is_file():
+            self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain; charset=utf-8", with_body)
+            return
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        with file.open("rb") as stream:
+            self._head(HTTPStatus.OK, file.stat().st_size, kind)
+            if with_body:
+                shutil.copyfileobj(stream, self.wfile)
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str, with_body: bool) -> None:
+        self._head(status, len(body), kind)
+        if with_body:
+            self.wfile.write(body)
+
+    def _head(self, status: HTTPStatus, num_bytes: int, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(num_bytes))
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the fetch stage has a row for every URL."""
+
+
+def find_port(web: Path, preferred: int) -> tuple[int, bool]:
+    """A port for `web`: `preferred` when it is free or already serves this folder, else any free one.
+
+    Returns the port, and whether a server for this very folder already runs there.
+    """
+    if _serves(preferred, web):
+        return preferred, True
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1]), False
+    raise ConfigError(f"no free port on {HOST}: close other servers and run this again")
+
+
+@contextmanager
+def serving(web: Path, port: int = 0) -> Iterator[DemoServer]:
+    """Serve `web` in a thread of this process for the length of a `with` block; port 0 takes a free one.
+
+    Raises: ConfigError when the port is taken.
+    """
+    try:
+        server = DemoServer(web, port)
+    except OSError as error:
+        raise ConfigError(f"port {port} on {HOST} cannot be had ({error.strerror}); run this again") from None
+    thread = threading.Thread(target=server.serve_forever, name="demo-server", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _serves(port: int, web: Path) -> bool:
+    """True when a demo server for this very folder answers on the port."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", WHO_PATH)
+        answer = connection.getresponse()
+        return answer.status == HTTPStatus.OK and answer.read().decode("utf-8", "replace") == str(web.resolve())
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
