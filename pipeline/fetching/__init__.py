@@ -1,0 +1,1 @@
+"""URLs in, measured images in a private pool file out: bounded, polite HTTP and one decode an image."""

@@ -1,0 +1,108 @@
+"""Any picture Pillow opens, as 8-bit sRGB on a stated background.
+
+Pictures in, pictures out; two steps so that the resize can lie between them, on few pixels:
+`simplify` before (one mode that can be filtered), `to_srgb` after (profile, transparency).
+Gives up with UnsupportedMode for pixels whose range of values nobody stated.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_PROFILE_SPACE = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
+
+
+class UnsupportedMode(Exception):  # noqa: N818  (an answer about one picture, turned into an outcome)
+    """The picture's pixels have no defined white."""
+
+
+def simplify(image: Image.Image) -> Image.Image:
+    """The same picture in L, LA, RGB, RGBA, CMYK or LAB, 8 bits a channel; palettes and 16 bits resolved.
+
+    Raises: UnsupportedMode for floating point and 32-bit integers.
+    """
+    mode = image.mode
+    if mode in ("RGB", "L", "RGBA", "LA", "CMYK", "LAB"):
+        if mode in ("RGB", "L") and "transparency" in image.info:
+            return image.convert("RGBA")  # a colour key
+        return image
+    if mode == "P":
+        return image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if mode == "1":
+        return image.convert("L")
+    if mode in ("PA", "RGBa", "La", "RGBX", "YCbCr", "HSV"):
+        return image.convert({"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(mode, "RGB"))
+    if mode in _SIXTEEN_BIT or mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if mode == "I" and (values.min() < 0 or values.max() > 65535):
+            raise UnsupportedMode("32-bit integer pixels")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    raise UnsupportedMode(f"pixels of mode {mode}")
+
+
+def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    """A simplified picture as sRGB: the profile applied where it is sound, alpha composited on `background`."""
+    alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
+    if icc_profile:
+        image = _apply_profile(image, icc_profile)
+    if image.mode == "LAB":
+        image = _apply_lab(image)
+    if alpha is not None and alpha.getextrema()[0] < 255:
+        colour = image if image.mode == "RGB" else image.convert("RGB")
+        below = Image.new("RGB", image.size, background)
+        below.paste(colour, mask=alpha)
+        return below
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@lru_cache(maxsize=256)
+def is_srgb(icc_profile: bytes) -> bool:
+    """True for a profile that says sRGB of itself, or that cannot be read: the pixels then stay as they are."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+        name = str(profile.profile.profile_description or "")
+        space = profile.profile.xcolor_space
+    except (ImageCms.PyCMSError, OSError, AttributeError, ValueError):
+        return True
+    return space == "RGB " and "srgb" in name.lower().replace(" ", "").replace("-", "")
+
+
+@lru_cache(maxsize=64)
+def _transform(icc_profile: bytes, mode: str) -> Any:
+    """A profile's transform to sRGB; None when the profile is broken or made for another kind of pixels."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+        if mode not in _PROFILE_SPACE.get(profile.profile.xcolor_space, ()):
+            return None
+        return ImageCms.buildTransform(profile, _srgb_profile(), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _srgb_profile() -> Any:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _apply_profile(image: Image.Image, icc_profile: bytes) -> Image.Image:
+    if is_srgb(icc_profile):
+        return image
+    opaque = image.convert(image.mode.rstrip("A")) if image.mode in ("RGBA", "LA") else image
+    transform = _transform(icc_profile, opaque.mode)
+    if transform is None:
+        return image
+    converted = ImageCms.applyTransform(opaque, transform)
+    return image if converted is None else converted
+
+
+def _apply_lab(image: Image.Image) -> Image.Image:
+    lab = ImageCms.createProfile("LAB")
+    transform = ImageCms.buildTransform(lab, _srgb_profile(), "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    return image if converted is None else converted

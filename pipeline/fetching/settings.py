@@ -1,0 +1,184 @@
+"""What a user may set about fetching, split in what identifies the result and what is only execution.
+
+`FetchSettings.image` is identity: it goes into the stage's fingerprint, because other values give other
+bytes or other decisions. `FetchSettings.network` is execution: rates, threads and patience change how long
+a fetch takes and which passing failures it meets, never what a fetched picture looks like.
+Reads and writes nothing. Gives up with ConfigError through manifests.settings.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from manifests.errors import ConfigError
+from manifests.settings import Settings
+
+# Pillow refuses more than twice its MAX_IMAGE_PIXELS (89,478,485) whatever we allow.
+PILLOW_LIMIT_PIXELS = 178_956_970
+
+DEFAULT_X_ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
+
+
+class ImageSettings(Settings):
+    """Identity: what a stored picture looks like and which pictures are refused."""
+
+    size_px: Annotated[int, Field(ge=16, le=8192)] = 256
+    """Length of the side that `resize` names. Pictures are only ever made smaller."""
+    resize: Literal["keep_ratio", "keep_ratio_largest", "no"] = "keep_ratio"
+    """keep_ratio: the shorter side becomes size_px; keep_ratio_largest: the longer one; no: never resized."""
+    jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
+    background: tuple[int, int, int] = (255, 255, 255)
+    """sRGB colour under transparent pixels."""
+    min_side_px: Annotated[int, Field(ge=1)] = 32
+    """Pictures with a shorter side below this end as image_too_small."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 20.0
+    """Longer over shorter side; above it aspect_too_extreme."""
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_LIMIT_PIXELS)] = 100_000_000
+    """Checked in the header, before anything is decoded."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000
+    """A longer body ends as body_too_large while it streams."""
+
+    @field_validator("background")
+    @classmethod
+    def _is_colour(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= channel <= 255 for channel in value):
+            raise ValueError(f"three numbers from 0 to 255 are needed, found {list(value)}")
+        return value
+
+
+class HostLimits(Settings):
+    """How hard one host may be asked, by all workers of the cluster together."""
+
+    requests_per_second: Annotated[float, Field(gt=0)] | None = 5.0
+    """null: no limit but `connections`."""
+    connections: Annotated[int, Field(ge=1, le=1000)] = 2
+
+
+class HostOverride(HostLimits):
+    """Limits for the hosts whose name (or name:port) fits a shell pattern; the first that fits counts."""
+
+    pattern: Annotated[str, Field(min_length=1)]
+    shared: bool = False
+    """true: all hosts that fit share these limits (one provider behind many names)."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _lower(cls, value: str) -> str:
+        return value.lower()
+
+
+class NetworkSettings(Settings):
+    """Execution: threads, patience, politeness, consent."""
+
+    threads: Annotated[int, Field(ge=1, le=512)] = 32
+    """Requests in flight in one worker."""
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    read_timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """Longest silence within an answer."""
+    total_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest time for one attempt, redirects included, waiting for politeness not."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further attempts after a passing failure; final ones are never tried again."""
+    backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
+    """Pause before the first retry; doubles each time, with jitter of half of it either way."""
+    host_patience_seconds: Annotated[float, Field(ge=0)] = 120.0
+    """A host that wants to be left alone for longer than this: its rows end as host_unavailable."""
+    breaker_failures: Annotated[int, Field(ge=1)] = 6
+    """So many failures to reach a host in a row, and it counts as dead for `breaker_seconds`."""
+    breaker_seconds: Annotated[float, Field(gt=0)] = 300.0
+    limits: HostLimits = HostLimits()
+    hosts: tuple[HostOverride, ...] = ()
+    user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = "PlantMix/0.1"
+    """Product token, as robots.txt and X-Robots-Tag name agents, with an optional version."""
+    contact: Annotated[str, Field(min_length=3, pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")] | None = None
+    """A page or mail address where site owners reach you; needed as soon as one host is not this machine."""
+    allow_private_addresses: bool | tuple[str, ...] = False
+    """Networks (10.0.0.0/8) or host names that may be private, loopback or link-local; true: all."""
+    robots_txt: bool = True
+    x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
+    """X-Robots-Tag directives that opt a picture out; empty: the header is not obeyed."""
+
+    @field_validator("x_robots_directives")
+    @classmethod
+    def _lower_directives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(directive.strip().lower() for directive in value)
+
+    @field_validator("allow_private_addresses")
+    @classmethod
+    def _are_networks_or_hosts(cls, value: bool | tuple[str, ...]) -> bool | tuple[str, ...]:
+        for entry in value if isinstance(value, tuple) else ():
+            if "/" in entry:
+                ipaddress.ip_network(entry)
+            elif not re.fullmatch(r"[A-Za-z0-9._:\-]+", entry):
+                raise ValueError(f"'{entry}' is neither a network like 10.0.0.0/8 nor a host name")
+        return value
+
+    @model_validator(mode="after")
+    def _timeouts_fit(self) -> Self:
+        if self.total_timeout_seconds < max(self.connect_timeout_seconds, self.read_timeout_seconds):
+            raise ValueError("total_timeout_seconds must be at least connect_timeout_seconds and read_timeout_seconds")
+        return self
+
+    @property
+    def agent_token(self) -> str:
+        """The name by which robots.txt and X-Robots-Tag address us, lower case."""
+        return self.user_agent.partition("/")[0].lower()
+
+    @property
+    def user_agent_header(self) -> str:
+        """The whole User-Agent header: who asks, and where its owner is reached."""
+        return f"{self.user_agent} ({self.contact})" if self.contact else self.user_agent
+
+    def limits_of(self, host: str) -> tuple[str, HostLimits]:
+        """The limits of a host and the name under which they are counted (`host`, or a shared pattern)."""
+        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+        for override in self.hosts:
+            if fnmatch.fnmatchcase(host, override.pattern) or fnmatch.fnmatchcase(name, override.pattern):
+                return (override.pattern if override.shared else host), override
+        return host, self.limits
+
+    def require_contact(self, urls: Iterable[str]) -> None:
+        """Refuse to ask foreign hosts without an address at which their owners reach the user.
+
+        Raises: ConfigError that names the first such host.
+        """
+        if self.contact:
+            return
+        for url in urls:
+            try:
+                host = urlsplit(url).hostname or ""
+            except ValueError:
+                continue
+            if host and not _is_this_machine(host):
+                raise ConfigError(
+                    f"fetch.network.contact is not set, and {host} is not this machine: give a page or mail "
+                    "address where site owners can reach you (it is sent in the User-Agent header)"
+                )
+
+
+class FetchSettings(Settings):
+    """Settings of the fetch stage: `image` identifies the result, `network` is only execution."""
+
+    image: ImageSettings = ImageSettings()
+    network: NetworkSettings = NetworkSettings()
+
+    def identity(self) -> dict[str, Any]:
+        """What the fetch stage's fingerprint covers: everything that changes a stored byte or a decision."""
+        return self.image.model_dump(mode="json")
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
