@@ -1,0 +1,171 @@
+"""Brownian distance covariance against golden values, a double loop, and finite differences."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from training import mbdc
+
+GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+DTYPES = [torch.float64, torch.float32]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    with np.load(GOLDEN) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def double_loop(tokens_MR: Tensor, num_tokens: int) -> list[list[float]]:
+    """The definition, one pair of channels at a time, in Python floats."""
+    tokens, width = tokens_MR.tolist(), tokens_MR.shape[1]
+    distance = [[0.0] * width for _ in range(width)]
+    for k in range(width):
+        for j in range(width):
+            squared = sum((row[k] - row[j]) ** 2 for row in tokens)
+            distance[k][j] = math.sqrt(max(squared, 0.0) / (2 * num_tokens) + 1e-5)
+    row = [sum(distance[k]) / width for k in range(width)]
+    column = [sum(distance[k][j] for k in range(width)) / width for j in range(width)]
+    total = sum(row) / width
+    return [[distance[k][j] - row[k] - column[j] + total for j in range(width)] for k in range(width)]
+
+
+def released_steps(golden: dict[str, Tensor], side: str, dtype: torch.dtype) -> Tensor:
+    """Steps 0 to 7 from the pure functions, in evaluation mode."""
+    tokens_BMC = golden[f"{side}_tokens"].to(dtype) @ golden[f"{side}_fc1"].to(dtype).t()
+    if side == "image":
+        anchor_BC, tokens_BMC = tokens_BMC[:, 0], tokens_BMC[:, 1:]
+    else:
+        anchor_BC = tokens_BMC[torch.arange(len(tokens_BMC)), golden["text_ids"].argmax(-1)]
+    tokens_BMHE, anchor_BHE = tokens_BMC.unflatten(-1, (4, -1)), anchor_BC.unflatten(-1, (4, -1))
+    weights_BMH = mbdc.anchor_weights(anchor_BHE, tokens_BMHE)
+    reduced_BHMR = mbdc.reduce_tokens(tokens_BMHE, weights_BMH, golden[f"{side}_reduce"].to(dtype))
+    if side == "image":
+        weight, bias, mean, var = (golden[f"image_bn_{k}"].to(dtype) for k in ("weight", "bias", "mean", "var"))
+        reduced_BHMR = (reduced_BHMR - mean) / torch.sqrt(var + 1e-5) * weight + bias
+    else:
+        weight, bias = golden["text_ln_weight"].to(dtype), golden["text_ln_bias"].to(dtype)
+        reduced_BHMR = torch.nn.functional.layer_norm(reduced_BHMR, weight.shape, weight, bias, 1e-7)
+    return mbdc.second_order(reduced_BHMR.relu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_distance_and_triangle_equal_the_golden_values(golden: dict[str, Tensor], dtype: torch.dtype) -> None:
+    tokens_BHMR = golden["bdc_in"].to(dtype).transpose(1, 2).unsqueeze(1)
+    matrix = mbdc.brownian_distance(tokens_BHMR)
+    assert matrix.dtype == dtype
+    expected = golden["bdc_out"].unsqueeze(1)
+    largest = expected.abs().max().item()
+    assert (matrix - expected).abs().max().item() <= TOLERANCE[dtype] * largest
+    triangle = mbdc.upper_triangle(matrix).squeeze(1)
+    assert triangle.shape == golden["triu_out"].shape
+    assert (triangle - golden["triu_out"]).abs().max().item() <= TOLERANCE[dtype] * largest
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_steps_0_to_7_equal_the_golden_values(golden: dict[str, Tensor], side: str, dtype: torch.dtype) -> None:
+    vector = released_steps(golden, side, dtype)
+    expected = golden[f"{side}_second_order"]
+    assert vector.shape == expected.shape == (len(expected), mbdc.num_second_order(4, 46))
+    assert vector.dtype == dtype
+    assert (vector - expected).abs().max().item() <= TOLERANCE[dtype] * expected.abs().max().item()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 7), width=st.integers(2, 6), padding=st.integers(0, 4), seed=st.integers(0, 2**31 - 1)
+)
+def test_equals_the_double_loop_also_with_padding(tokens: int, width: int, padding: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    real = torch.randn(2, 3, tokens, width, dtype=torch.float64, generator=generator)
+    padded = torch.cat([real, torch.zeros(2, 3, padding, width, dtype=torch.float64)], dim=2)
+    matrix = mbdc.brownian_distance(padded, torch.tensor([tokens, tokens]))
+    assert torch.equal(matrix, matrix.transpose(-1, -2))
+    for sample in range(2):
+        for head in range(3):
+            expected = torch.tensor(double_loop(real[sample, head], tokens), dtype=torch.float64)
+            assert torch.allclose(matrix[sample, head], expected, atol=1e-9, rtol=0)
+    if not padding:
+        assert torch.allclose(mbdc.brownian_distance(real), matrix, atol=1e-12, rtol=0)
+
+
+def test_upper_triangle_goes_row_by_row_with_the_diagonal() -> None:
+    matrix = torch.arange(9).reshape(3, 3)
+    assert mbdc.upper_triangle(matrix).tolist() == [0, 1, 2, 4, 5, 8]
+    assert mbdc.num_second_order(4, 46) == 4324
+
+
+def test_gradients_equal_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(2, 5, 2, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    anchor = torch.randn(2, 2, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    reduce = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
+
+    def whole(anchor: Tensor, tokens: Tensor, reduce: Tensor) -> Tensor:
+        weights = mbdc.anchor_weights(anchor, tokens, mask)
+        return mbdc.second_order(mbdc.reduce_tokens(tokens, weights, reduce), mask.sum(dim=1))
+
+    assert torch.autograd.gradcheck(whole, (anchor, tokens, reduce), atol=1e-6)
+
+
+def test_weights_sum_to_one_and_leave_padding_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, anchor = torch.randn(3, 6, 2, 4, generator=generator), torch.randn(3, 2, 4, generator=generator)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4, [True] + [False] * 5])
+    weights = mbdc.anchor_weights(anchor, tokens, mask)
+    assert torch.allclose(weights.sum(dim=1), torch.ones(3, 2))
+    assert (weights[~mask] == 0).all()
+    assert (weights[mask] > 0).all()
+    assert torch.allclose(weights[1, :2], mbdc.anchor_weights(anchor[1:2], tokens[1:2, :2])[0])
+
+
+def test_a_token_or_anchor_of_zeros_gives_finite_values_and_gradients() -> None:
+    tokens = torch.zeros(1, 3, 1, 4, requires_grad=True)
+    anchor = torch.zeros(1, 1, 4, requires_grad=True)
+    weights = mbdc.anchor_weights(anchor, tokens)
+    vector = mbdc.second_order(mbdc.reduce_tokens(tokens, weights, torch.ones(3, 4)))
+    vector.sum().backward()
+    assert torch.isfinite(vector).all()
+    assert torch.isfinite(tokens.grad).all()
+    assert torch.isfinite(anchor.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_distance_step_is_float32_under_autocast(golden: dict[str, Tensor], dtype: torch.dtype) -> None:
+    tokens_BHMR = golden["bdc_in"].transpose(1, 2).unsqueeze(1).to(dtype)
+    exact = mbdc.brownian_distance(tokens_BHMR.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = mbdc.brownian_distance(tokens_BHMR)
+    assert under.dtype == torch.float32
+    assert (under - exact).abs().max().item() < 1e-5
+    # The same formula left to autocast: what the guard is for.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gram = (tokens_BHMR.transpose(-1, -2) @ tokens_BHMR).double()
+    assert (gram - tokens_BHMR.double().transpose(-1, -2) @ tokens_BHMR.double()).abs().max().item() > 1e-3
+
+
+def test_the_whole_compiles_without_a_graph_break_and_equals_eager() -> None:
+    generator = torch.Generator().manual_seed(1)
+    tokens, anchor = torch.randn(2, 5, 2, 4, generator=generator), torch.randn(2, 2, 4, generator=generator)
+    reduce = torch.randn(3, 4, generator=generator)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+
+    def whole(anchor: Tensor, tokens: Tensor, reduce: Tensor, mask: Tensor) -> Tensor:
+        weights = mbdc.anchor_weights(anchor, tokens, mask)
+        return mbdc.second_order(mbdc.reduce_tokens(tokens, weights, reduce), mask.sum(dim=1))
+
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(
+        compiled(anchor, tokens, reduce, mask), whole(anchor, tokens, reduce, mask), atol=1e-6, rtol=0
+    )
