@@ -1,0 +1,67 @@
+# make demo    real pictures in, a sealed release and a trained model out
+# make test    the tests             make check   lint, types, import directions
+# make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
+#
+# Every target sets up .venv first when pyproject.toml or constraints.txt changed. pip obeys its own settings
+# (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CACHE_DIR, pip.conf): that is how a machine offers its own build of torch.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# PYTEST_ARGS="-m 'not slow'" for a quick round
+PYTEST_ARGS ?=
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench setup clean distclean constraints
+
+help:
+	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "set-up: '$(PYTHON)' is not on this machine; install Python 3.11 to 3.13 or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "set-up: $$($(PYTHON) --version) will not do, Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "set-up: this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "set-up: installing into $(VENV) with $$($(PYTHON) --version); the first time takes some minutes"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipeline,training,dev]' --constraint constraints.txt
+	@touch $@
+	@echo "set-up: done; $(BIN)/plantmix and $(BIN)/dalip are ready"
+
+demo: $(STAMP)
+	@$(BIN)/python -m pipeline.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@for script in tests/benchmarks/bench_*.py; do \
+	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# pins of what is installed now: run it in a fresh .venv after changing a range in pyproject.toml
+constraints: $(STAMP)
+	@{ sed -n '/^#/p;/^$$/q' constraints.txt; echo; $(BIN)/python -m pip freeze --exclude-editable \
+	  | grep -viE '^(torch|torchvision|triton|nvidia-|sympy|mpmath|networkx)|^-e|^#'; } > constraints.new
+	@mv constraints.new constraints.txt
+	@echo "constraints: wrote $$(grep -c == constraints.txt) pins"
+
+clean:
+	@rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find pipeline training manifests tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean: caches are gone; data/demo and $(VENV) stay (make distclean removes them)"
+
+distclean: clean
+	@rm -rf data/demo $(VENV)
+	@echo "distclean: data/demo and $(VENV) are gone"
