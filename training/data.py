@@ -25,7 +25,7 @@ from manifests.release import Release
 from manifests.settings import Settings
 from training.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.sampling import BatchPlan, BatchSampler, SampleOrder, mix_seed
-from training.shards import SamplePool, ShardReader, open_pool, strata_of
+from training.shards import SamplePool, ShardReader, strata_of
 
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release is called broken
 
@@ -231,7 +231,7 @@ def _loader(dataset: SampleDataset, sampler: Any, data: DataSettings, pin: bool)
     )
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

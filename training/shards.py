@@ -61,7 +61,9 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
 
     Raises: ConfigError when a release has no such split or no sample in it.
     """
-    tables, paths, shards, numbers = [], [], [], []
+    tables: list[pa.Table] = []
+    paths: list[str] = []
+    shards, numbers = [], []
     for number, release in enumerate(releases):
         table = _split_table(release, split)
         names, codes = np.unique(_strings(table["shard"]), return_inverse=True)

@@ -1,0 +1,433 @@
+"""One training run, start to end: `train` reads top to bottom, a section a step of the work.
+
+Reads a release and a config; writes the run's folder (`training.checkpoint` names the files). The same
+config, release and number of ranks give the same run, interrupted or not: on a CPU bit for bit. Stops with a
+checkpoint on SIGTERM and Ctrl-C, and without one on a loss that is not finite, whose batch it names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError, RunError
+from manifests.storage import publish_bytes
+from training import checkpoint, data
+from training.config import TrainSettings, identity_values
+from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks, wrap_model
+from training.images import normalise
+from training.log import LOG_FILE, RunLog, format_duration
+from training.loss import accumulate_backward, contrastive_loss
+from training.model import DalipModel, build_model
+from training.optimiser import AveragedWeights, build_optimiser, lr_ratio_at, set_lr
+from training.sampling import BatchPlan, SampleOrder, mix_seed
+from training.shards import SamplePool, open_pool
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LOSSES = ("loss", "first_order_loss", "second_order_loss")
+
+
+@dataclass
+class Progress:
+    """The counters of a run; what a resume point holds beside the weights."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # spent training, over all sittings
+    wait_seconds: float = 0.0  # of those, spent waiting for data
+    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """All the objects of a run that the steps work with."""
+
+    settings: TrainSettings
+    ranks: Ranks
+    pool: SamplePool
+    order: SampleOrder
+    plan: BatchPlan
+    model: DalipModel
+    wrapped: Any  # the model, or DistributedDataParallel around it
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedWeights | None
+    num_steps: int
+
+
+def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool = False) -> tuple[dict[str, Any], bool]:
+    """Train as configured; returns the summary, and whether the run was finished before and is reused.
+
+    `resume` False trains anew in place of what the folder holds; `allow_changed` goes on from a checkpoint of
+    another config or release.
+
+    Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
+    """
+    # -- what is asked for, checked before anything is written
+    folder = Path(settings.output_dir)
+    releases = data.open_releases(settings.release)
+    identity = identity_values(settings, [release.fingerprint for release in releases])
+    state = (
+        checkpoint.inspect_run(folder, identity, allow_changed=allow_changed) if resume else checkpoint.RunState("new")
+    )
+    if state.kind == "finished":
+        return checkpoint.read_summary(folder), True
+    pool = open_pool(releases, settings.data.split)
+
+    # -- this process among the others
+    ranks = start_ranks(settings.compute.device)
+    with ExitStack() as stack:
+        stack.callback(stop_ranks)
+        if settings.compute.num_threads is not None:
+            torch.set_num_threads(settings.compute.num_threads)
+        trainer = build_trainer(settings, pool, ranks)
+
+        # -- the run's folder, and where to go on
+        on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
+        progress = Progress()
+        if state.checkpoint is not None:
+            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint))
+        on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
+        log = RunLog(folder / LOG_FILE if ranks.is_main else None, settings.log.line_every_seconds)
+        stack.callback(log.close)
+        _announce(trainer, state, progress, log)
+
+        # -- the steps
+        stop = stack.enter_context(stop_signal())
+        run_steps(trainer, progress, stop, log, folder)
+
+        # -- the end: final weights, then the summary, the mark of a finished run
+        return on_main(ranks, lambda: _finish(trainer, progress, identity, folder)), False
+
+
+def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Trainer:
+    """Model, optimiser and order of samples for one process; the same initial weights in each.
+
+    Raises: ConfigError.
+    """
+    per_rank, rest = divmod(settings.data.batch_size, ranks.world_size * settings.compute.accumulate)
+    if rest or per_rank < 1:
+        raise ConfigError(
+            f"data.batch_size {settings.data.batch_size} does not divide among {ranks.world_size} processes x "
+            f"{settings.compute.accumulate} micro-batches"
+        )
+    order = data.build_order(pool, settings.data, settings.release, settings.seed)
+    torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
+    model = build_model(settings.model).to(ranks.device)
+    _lock(model, settings)
+    optimiser = build_optimiser(model, settings.optimiser)
+    model.train()
+    return Trainer(
+        settings=settings,
+        ranks=ranks,
+        pool=pool,
+        order=order,
+        plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
+        model=model,
+        wrapped=wrap_model(model, ranks),
+        optimiser=optimiser,
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
+        average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,
+        num_steps=count_steps(settings, order.epoch_size),
+    )
+
+
+def count_steps(settings: TrainSettings, epoch_size: int) -> int:
+    """Optimiser steps of the run; the last one may reach into the next epoch so that it is full."""
+    if settings.schedule.steps is not None:
+        return settings.schedule.steps
+    return max(1, math.ceil((settings.schedule.epochs or 0.0) * epoch_size / settings.data.batch_size))
+
+
+def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
+    """Every step from where `progress` stands to the last, with log, validation and checkpoints between.
+
+    Raises: RunError on a signal to stop, a loss that is not finite, or too many broken samples.
+    """
+    settings, num_steps = trainer.settings, trainer.num_steps
+    micro = settings.compute.accumulate
+    batches = _batches(trainer, progress.step)
+    while progress.step < num_steps:
+        # -- data
+        started = time.perf_counter()
+        chunk = [next(batches) for _ in range(micro)]
+        waited = time.perf_counter() - started
+        _note_corrupt(trainer, chunk, progress, log)
+
+        # -- forward, backward, update
+        set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
+        torch.manual_seed(mix_seed(settings.seed, progress.step, trainer.ranks.rank, 0x73746570) >> 1)
+        losses = compute_gradients(trainer, chunk)
+        finite = all(math.isfinite(value) for value in losses.values())
+        names = [name for name in _LOSSES if name in losses]
+        *means, broken, stopping = mean_over_ranks(
+            [losses[name] for name in names] + [float(not finite), float(stop.is_set())], trainer.ranks
+        )
+        if broken > 0:
+            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder)
+        grad_norm = update_weights(trainer)
+        progress.step += 1
+        progress.seconds += time.perf_counter() - started
+        progress.wait_seconds += waited
+
+        # -- log
+        last = progress.step == num_steps
+        if last or progress.step % settings.log.every_steps == 0:
+            _log_step(trainer, progress, dict(zip(names, means, strict=True)), grad_norm, log)
+        if settings.eval.every_steps and (last or progress.step % settings.eval.every_steps == 0):
+            _validate(trainer, progress, log)
+
+        # -- checkpoint
+        if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
+            on_main(trainer.ranks, lambda: save(trainer, progress, folder))
+        if stopping > 0 and not last:
+            raise RunError(
+                f"stopped by a signal after step {progress.step} of {num_steps}, a checkpoint is saved; "
+                "run the same command to go on"
+            )
+
+
+def compute_gradients(trainer: Trainer, chunk: list[data.Batch]) -> dict[str, float]:
+    """Forward and backward of one optimiser step; this rank's losses."""
+    precision = trainer.settings.compute.precision
+    device = trainer.ranks.device
+    preprocess = trainer.model.preprocess_settings
+    inputs = [
+        (
+            normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std),
+            batch.tokens.to(device, non_blocking=True),
+        )
+        for batch in chunk
+    ]
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, _DTYPES[precision]) if precision != "fp32" else nullcontext()
+
+    def forward(index: int) -> dict[str, Tensor]:
+        with autocast():
+            features: dict[str, Tensor] = trainer.wrapped(*inputs[index])
+        return features
+
+    def backward(loss: Tensor) -> None:
+        scaled: Any = trainer.scaler.scale(loss)
+        scaled.backward()
+
+    trainer.optimiser.zero_grad(set_to_none=True)
+    if len(inputs) == 1:
+        losses = contrastive_loss(forward(0), trainer.settings.loss)
+        backward(losses["loss"])
+    else:
+        losses = accumulate_backward(
+            forward,
+            len(inputs),
+            trainer.settings.loss,
+            modules=[trainer.model],
+            backward=backward,
+            no_sync=trainer.wrapped.no_sync if trainer.ranks.world_size > 1 else nullcontext,
+        )
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def update_weights(trainer: Trainer) -> float:
+    """Clip, step, clamp, average; returns the gradient's norm before clipping."""
+    settings, parameters = trainer.settings, [p for p in trainer.model.parameters() if p.requires_grad]
+    trainer.scaler.unscale_(trainer.optimiser)
+    limit = settings.optimiser.clip_norm
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
+    trainer.scaler.step(trainer.optimiser)
+    trainer.scaler.update()
+    if settings.loss.logit_scale_max is not None:
+        trainer.model.clamp_logit_scale(settings.loss.logit_scale_max)
+    if trainer.average is not None:
+        trainer.average.update(trainer.model)
+    return float(norm)
+
+
+def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
+    """Write a resume point."""
+    content = {
+        "state_dict": trainer.model.state_dict(),
+        "optimiser": trainer.optimiser.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "average": trainer.average.state if trainer.average is not None else None,
+        "seconds": progress.seconds,
+        "wait_seconds": progress.wait_seconds,
+        "corrupt": dict(progress.corrupt),
+        "position": progress.step * trainer.settings.data.batch_size,
+        "seed": trainer.settings.seed,
+        "fingerprints": list(trainer.pool.fingerprints),
+    }
+    checkpoint.save_checkpoint(folder, progress.step, content, trainer.settings.checkpoint.keep)
+
+
+def restore(trainer: Trainer, content: dict[str, Any]) -> Progress:
+    """Take up a resume point: weights, optimiser, average; returns the counters."""
+    trainer.model.load_state_dict(content["state_dict"])
+    trainer.optimiser.load_state_dict(content["optimiser"])
+    trainer.scaler.load_state_dict(content["scaler"])
+    if trainer.average is not None and content["average"] is not None:
+        trainer.average.load(content["average"])
+    return Progress(content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]))
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _batches(trainer: Trainer, step: int) -> Iterator[data.Batch]:
+    micro = trainer.settings.compute.accumulate
+    loader = data.train_loader(
+        trainer.pool,
+        trainer.order,
+        trainer.plan,
+        range(step * micro, trainer.num_steps * micro),
+        trainer.settings.data,
+        trainer.model,
+        pin=trainer.ranks.device.type == "cuda",
+    )
+    return data.iterate(loader)
+
+
+def _lock(model: DalipModel, settings: TrainSettings) -> None:
+    lock = settings.lock
+    if lock.lock_image:
+        model.lock_image_tower(lock.lock_image_unlocked_groups)
+    if lock.lock_text:
+        model.lock_text_tower(lock.lock_text_unlocked_layers)
+    if settings.compute.grad_checkpointing:
+        model.set_grad_checkpointing()
+
+
+def _note_corrupt(trainer: Trainer, chunk: list[data.Batch], progress: Progress, log: RunLog) -> None:
+    for row, reason in (item for batch in chunk for item in batch.corrupt):
+        if row not in progress.corrupt:
+            progress.corrupt[row] = reason
+            log.event("corrupt_sample", step=progress.step + 1, sample=trainer.pool.names([row])[0], reason=reason)
+    data.check_corrupt(progress.corrupt, trainer.settings.data.max_corrupt_samples, trainer.pool)
+
+
+def _stop_not_finite(
+    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path
+) -> None:
+    rows = [row for batch in chunk for row in batch.rows.tolist()]
+    report = {"step": step, "losses": {k: str(v) for k, v in losses.items()}, "samples": trainer.pool.names(rows)}
+    path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
+    publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
+    raise RunError(
+        f"the loss of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
+        "is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
+    )
+
+
+def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], grad_norm: float, log: RunLog) -> None:
+    lr = trainer.settings.optimiser.lr * lr_ratio_at(progress.step - 1, trainer.num_steps, trainer.settings.schedule)
+    seen = progress.step * trainer.settings.data.batch_size
+    speed = seen / max(progress.seconds, 1e-9)
+    wait = progress.wait_seconds / max(progress.seconds, 1e-9)
+    log.event(
+        "step",
+        step=progress.step,
+        epoch=seen / trainer.order.epoch_size,
+        samples_seen=seen,
+        **losses,
+        lr=lr,
+        logit_scale=float(trainer.model.clip.logit_scale.detach().exp()),
+        grad_norm=grad_norm,
+        samples_per_second=round(speed, 2),
+        data_wait_share=round(wait, 4),
+    )
+    left = (trainer.num_steps - progress.step) * progress.seconds / progress.step
+    log.progress(
+        f"step {progress.step}/{trainer.num_steps}  epoch {seen / trainer.order.epoch_size:.2f}  "
+        f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s  data wait {wait:.0%}  "
+        f"ETA {format_duration(left)}",
+        always=progress.step == trainer.num_steps,
+    )
+
+
+def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
+    """Validation loss on rank 0; the others wait at the next step."""
+    if not trainer.ranks.is_main:
+        return
+    from training.evaluate import validation_losses
+
+    losses = validation_losses(trainer.model, trainer.settings, trainer.ranks.device)
+    log.event("validation", step=progress.step, losses=losses)
+    log.say(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+
+def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, log: RunLog) -> None:
+    pool, settings = trainer.pool, trainer.settings
+    log.event(
+        "start" if state.kind == "new" else "resume",
+        step=progress.step,
+        num_steps=trainer.num_steps,
+        epoch_size=trainer.order.epoch_size,
+        world_size=trainer.ranks.world_size,
+        device=str(trainer.ranks.device),
+        changed=list(state.changed),
+    )
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    log.say(
+        f"{settings.model.preset}: {parameters:,} parameters on {trainer.ranks.world_size} x {trainer.ranks.device.type}, "
+        f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
+    )
+    if state.kind == "resume":
+        log.say(f"going on after step {progress.step} from {state.checkpoint}")
+
+
+def _finish(trainer: Trainer, progress: Progress, identity: dict[str, Any], folder: Path) -> dict[str, Any]:
+    weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
+    path = checkpoint.save_model(folder, weights, trainer.settings)
+    summary = summarise(trainer, progress, folder)
+    checkpoint.write_summary(folder, summary | {"model": str(path), "releases": identity["releases"]["fingerprints"]})
+    return checkpoint.read_summary(folder)
+
+
+def summarise(trainer: Trainer, progress: Progress, folder: Path) -> dict[str, Any]:
+    """The figures of a finished run; the final loss is the mean over the last tenth of the logged steps."""
+    from training.log import read_log
+
+    steps = read_log(folder / LOG_FILE, "step")
+    tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]
+    seen = progress.step * trainer.settings.data.batch_size
+    return {
+        "steps": progress.step,
+        "samples_seen": seen,
+        "epochs": seen / trainer.order.epoch_size,
+        "first_loss": steps[0]["loss"],
+        "final_loss": sum(tail) / len(tail),
+        "chance_loss": math.log(trainer.settings.data.batch_size),
+        "logit_scale": float(trainer.model.clip.logit_scale.detach().exp()),
+        "seconds": progress.seconds,
+        "samples_per_second": seen / max(progress.seconds, 1e-9),
+        "data_wait_share": progress.wait_seconds / max(progress.seconds, 1e-9),
+        "corrupt_samples": len(progress.corrupt),
+    }
