@@ -395,8 +395,9 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         changed=list(state.changed),
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    where = f"{trainer.ranks.world_size} x {trainer.ranks.device.type}"
     log.say(
-        f"{settings.model.preset}: {parameters:,} parameters on {trainer.ranks.world_size} x {trainer.ranks.device.type}, "
+        f"{settings.model.preset}: {parameters:,} parameters on {where}, "
         f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
     if state.kind == "resume":

@@ -1,0 +1,192 @@
+"""The `dalip` command: train, evaluate, and carry checkpoints in and out.
+
+Reads the command line; heavy imports wait until a command runs, so that `--help` is quick. Exits 0 when done,
+1 when a run failed, 2 for wrong usage or input; a user's mistake is one line, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ConfigError, PlantMixError
+
+_TRAIN_EXAMPLE = """\
+example:
+  dalip train configs/training/demo.yaml
+  torchrun --nproc-per-node 8 --no-python dalip train run.yaml --release releases/plantmix-0001
+
+Run it again after any interruption and it goes on; run it again when it is finished and it says so."""
+_EVAL_EXAMPLE = """\
+example:
+  dalip eval data/demo/runs/dalip
+  dalip eval run.yaml --release releases/plantmix-0002 --split heldout --out figures.json"""
+_EXPORT_EXAMPLE = """\
+example:
+  dalip export data/demo/runs/dalip model.pt --format open_clip
+  dalip export data/demo/runs/dalip my-model --format huggingface"""
+_IMPORT_EXAMPLE = """\
+example:
+  dalip import released.pt my-model --architecture ViT-B-16"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `dalip` command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="dalip: %(message)s")
+    try:
+        return int(options.run(options))
+    except PlantMixError as error:
+        print(f"dalip: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dalip",
+        description="Train and evaluate DALIP, CLIP with first- and second-order alignment, on sealed releases.",
+        epilog=_TRAIN_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_eval(commands)
+    _add_export(commands)
+    _add_import(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, text: str, example: str, run: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
+    parser.add_argument("config", metavar="CONFIG", help="YAML config: one file is one whole run")
+    parser.add_argument("--release", metavar="PATH", help="release, or work folder of a build, instead of the config's")
+    parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with, or reuse, what the folder holds (default); --no-resume trains anew in its place",
+    )
+    parser.add_argument(
+        "--allow-changed", action="store_true", help="go on from a checkpoint of another config or release"
+    )
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _add(commands, "eval", "Evaluate a trained model on a held-out split.", _EVAL_EXAMPLE, _eval)
+    parser.add_argument(
+        "run_or_config", metavar="CONFIG|RUN", help="folder of a run, or the config it was trained with"
+    )
+    parser.add_argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
+    parser.add_argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
+    parser.add_argument("--out", metavar="FILE", help="JSON file to write (default: in the run's folder, eval/)")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _add(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a run")
+    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
+    parser.add_argument("--format", choices=("open_clip", "huggingface"), default="open_clip")
+
+
+def _add_import(commands: Any) -> None:
+    parser = _add(commands, "import", "Turn a released DALIP checkpoint into our layout.", _IMPORT_EXAMPLE, _import)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="state dict in the released layout")
+    parser.add_argument("target", metavar="FOLDER", help="folder to write (Hugging Face layout)")
+    parser.add_argument("--architecture", default="ViT-B-16", help="open_clip name or JSON file (default: ViT-B-16)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from training.config import read_train_settings
+
+    settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
+    from training.loop import train
+
+    summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
+    if _is_main_rank():
+        print("\n".join(_summary_lines(summary, settings.output_dir, reused)))
+    return 0
+
+
+def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[str]:
+    first = "finished before, reused" if reused else "finished"
+    return [
+        f"{first}: {summary['steps']:,} steps, {summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) "
+        f"in {summary['seconds']:.0f} s, {summary['samples_per_second']:.0f} samples/s, "
+        f"data wait {summary['data_wait_share']:.0%}",
+        f"training loss: {summary['first_loss']:.3f} -> {summary['final_loss']:.3f} "
+        f"(chance {summary['chance_loss']:.3f}); broken samples: {summary['corrupt_samples']}",
+        f"model: {summary['model']}",
+        f"run: {folder}",
+    ]
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from training.config import SETTINGS_FILE, read_train_settings
+    from training.evaluate import evaluate_run, report_lines
+
+    settings = read_train_settings(options.run_or_config, output_dir=options.output)
+    stored = (Path(options.run_or_config) / SETTINGS_FILE).is_file()
+    folder = Path(options.run_or_config) if stored else Path(settings.output_dir)
+    result, path = evaluate_run(settings, folder, release=options.release, split=options.split, out=options.out)
+    print("\n".join(report_lines(result)))
+    print(f"figures: {path}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from training.checkpoint import newest_weights
+    from training.config import SETTINGS_FILE, read_train_settings
+    from training.convert import export_hugging_face, export_open_clip
+    from training.evaluate import load_run_model
+
+    folder = Path(options.run_folder)
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ConfigError(f"{folder}: not the folder of a run (no {SETTINGS_FILE} in it)")
+    settings = read_train_settings(options.run_folder)
+    model = load_run_model(settings, newest_weights(folder))
+    if options.format == "huggingface":
+        export_hugging_face(model, options.target)
+        print(f'written: {options.target}; open_clip.create_model_and_transforms("local-dir:{options.target}")')
+        return 0
+    export_open_clip(model, options.target)
+    architecture = settings.model.architecture
+    hint = f'open_clip.add_model_config("{architecture}"); ' if architecture.endswith(".json") else ""
+    name = Path(architecture).stem if hint else architecture
+    print(f'written: {options.target}; {hint}open_clip.create_model_and_transforms("{name}", "{options.target}")')
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from training.convert import export_hugging_face, load_released
+
+    model = load_released(options.checkpoint, options.architecture)
+    export_hugging_face(model, options.target)
+    print(f"imported {len(model.state_dict()):,} tensors: {options.target}; use it as model.pretrained")
+    return 0
+
+
+def _is_main_rank() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

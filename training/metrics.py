@@ -1,0 +1,147 @@
+"""Figures of an evaluation from features, each with its interval and its chance, as pure functions.
+
+Features are L2-normalised rows; similarity is their inner product. Texts that read alike count as one text,
+so that an image whose caption appears twice is not wrong for finding the other. Reads and writes nothing.
+
+Shape letters: `N` images, `K` classes, `U` distinct texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Figure = dict[str, Any]
+_CONFIDENCE_Z = 1.959963984540054  # of the 95 % interval
+
+
+def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = hits / trials, _CONFIDENCE_Z**2
+    centre = share + z2 / (2 * trials)
+    spread = _CONFIDENCE_Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    scale = 1 + z2 / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def bootstrap_interval(values: np.ndarray[Any, Any], rounds: int, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of a mean, by drawing the values anew with replacement."""
+    rng = np.random.default_rng(seed)
+    means = np.empty(rounds)
+    for i in range(rounds):
+        means[i] = values[rng.integers(0, len(values), len(values))].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def share_figure(hits: int, trials: int, chance: float) -> Figure:
+    """A share with its interval and what guessing reaches."""
+    low, high = wilson_interval(hits, trials)
+    return {"value": hits / trials, "low": low, "high": high, "chance": chance, "hits": hits, "trials": trials}
+
+
+def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[str, Figure]:
+    """Zero-shot figures of N images over K classes: top-1, top-5 (K > 5) and the mean over classes of top-1."""
+    num_images, num_classes = similarity_NK.shape
+    labels_N = torch.as_tensor(labels, device=similarity_NK.device)
+    rank_N = rank_of_target(similarity_NK, labels_N)
+    figures = {"top1": share_figure(int((rank_N < 1).sum()), num_images, 1 / num_classes)}
+    if num_classes > 5:
+        figures["top5"] = share_figure(int((rank_N < 5).sum()), num_images, 5 / num_classes)
+    common = int(torch.bincount(labels_N, minlength=num_classes).max())
+    figures["top1"]["most_common_class"] = common / num_images
+    per_class = [
+        float((rank_N[labels_N == k] < 1).double().mean()) for k in range(num_classes) if bool((labels_N == k).any())
+    ]
+    low, high = bootstrap_interval(np.asarray(per_class), rounds)
+    figures["mean_per_class"] = {
+        "value": float(np.mean(per_class)), "low": low, "high": high, "chance": 1 / num_classes
+    }  # fmt: skip
+    return figures
+
+
+def rank_of_target(similarity_NK: Tensor, target_N: Tensor) -> Tensor:
+    """How many columns beat the target's, (N,); a tie counts against it, so a dead model scores nothing."""
+    own_N1 = similarity_NK.gather(1, target_N[:, None])
+    return (similarity_NK >= own_N1).sum(1) - 1
+
+
+def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[int]) -> dict[str, Figure]:
+    """Recall at k both ways; row i of the similarity is image i, column i its own text.
+
+    Image to text: the image's text among the k best distinct texts. Text to image: a distinct text finds one of
+    its images among the k best images.
+    """
+    first_of: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        first_of.setdefault(text, i)
+    columns = list(first_of.values())
+    number = {text: u for u, text in enumerate(first_of)}
+    label_N = torch.tensor([number[text] for text in texts], device=similarity_NN.device)
+    similarity_NU = similarity_NN[:, columns]
+    num_images, num_texts = similarity_NU.shape
+    image_rank_N = rank_of_target(similarity_NU, label_N)
+    figures = {}
+    for k in recall_at:
+        chance = min(k, num_texts) / num_texts
+        figures[f"image_to_text_r{k}"] = share_figure(int((image_rank_N < k).sum()), num_images, chance)
+    best_rank_U = _best_rank(similarity_NU, label_N)
+    counts = torch.bincount(label_N, minlength=num_texts).tolist()
+    for k in recall_at:
+        chance = sum(chance_to_hit(num_images, count, k) for count in counts) / num_texts
+        figures[f"text_to_image_r{k}"] = share_figure(int((best_rank_U < k).sum()), num_texts, chance)
+    return figures
+
+
+def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
+    """Probability that `drawn` of `total`, picked blindly, hold one of `wanted`: 1 - C(t-w, d) / C(t, d)."""
+    if drawn > total - wanted:
+        return 1.0
+    return 1 - math.comb(total - wanted, drawn) / math.comb(total, drawn)
+
+
+def pair_losses(similarity_NN: Tensor, scale: float, batch_size: int) -> Tensor:
+    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, (M,).
+
+    A rest smaller than a batch is left out, unless there is nothing else.
+    """
+    num_pairs = similarity_NN.shape[0]
+    size = min(batch_size, num_pairs)
+    losses = []
+    for start in range(0, num_pairs - size + 1, size):
+        logits = scale * similarity_NN[start : start + size, start : start + size].double()
+        target = torch.arange(size, device=logits.device)
+        there = functional.cross_entropy(logits, target, reduction="none")
+        back = functional.cross_entropy(logits.t(), target, reduction="none")
+        losses.append((there + back) / 2)
+    return torch.cat(losses)
+
+
+def loss_figure(losses: np.ndarray[Any, Any], batch_size: int, rounds: int) -> Figure:
+    """A mean loss with its bootstrap interval; chance is the loss of equal similarities."""
+    low, high = bootstrap_interval(losses, rounds)
+    return {
+        "value": float(losses.mean()), "low": low, "high": high, "chance": math.log(batch_size), "trials": len(losses)
+    }  # fmt: skip
+
+
+def _best_rank(similarity_NU: Tensor, label_N: Tensor) -> Tensor:
+    """For each text, how many images of other texts beat its best image (ties against it), (U,)."""
+    num_texts = similarity_NU.shape[1]
+    ranks = torch.empty(num_texts, dtype=torch.long)
+    for u in range(num_texts):
+        own = similarity_NU[label_N == u, u]
+        others = similarity_NU[label_N != u, u]
+        ranks[u] = (others >= own.max()).sum()
+    return ranks
