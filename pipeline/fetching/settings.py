@@ -154,7 +154,8 @@ class NetworkSettings(Settings):
             return
         for url in urls:
             try:
-                host = urlsplit(url).hostname or ""
+                parts = urlsplit(url or "")
+                host = (parts.hostname or "") if parts.scheme in ("http", "https") else ""
             except ValueError:
                 continue
             if host and not _is_this_machine(host):

@@ -1,0 +1,390 @@
+"""One polite, bounded GET: one request, one answer, whatever the other side does.
+
+Connects only to an address that was checked, keeps connections for re-use, and holds every answer to limits
+of time (connect, silence, whole attempt) and size (head, body, unpacked body). Follows no redirect and retries
+nothing: that is the scheduler's, which must ask the gate first. Reads the network, writes nothing.
+Gives up with an Answer that carries an outcome; never with an exception for what a server did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from manifests.outcomes import Outcome
+from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused
+from pipeline.fetching.consent import RobotsRules, opted_out
+from pipeline.fetching.settings import NetworkSettings
+from pipeline.fetching.urls import Target
+
+_MAX_HEAD_BYTES = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
+_DRAIN_BYTES = 16 * 1024  # of an unwanted body, read so that the connection can be used again
+_KEPT_HOSTS = 64
+_ROBOTS_KEPT = 10_000
+_ROBOTS_KEPT_SECONDS = 24 * 3600.0  # RFC 9309: not longer than a day
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request gave: a body, a redirect (`location`), or an outcome that is not ok."""
+
+    outcome: Outcome
+    detail: str = ""
+    http_status: int | None = None
+    body: bytes = b""
+    location: str | None = None
+    retry_after_seconds: float | None = None
+    seconds: float = 0.0
+    asked: bool = True  # false when nothing was sent to the host
+
+
+class _DeadlineError(Exception):
+    """The attempt has used up its time."""
+
+
+class _HeadSizeError(Exception):
+    """Status line and headers go on and on."""
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What the request of this thread may still use."""
+
+    deadline: float
+    read_timeout_seconds: float
+    connect_timeout_seconds: float
+    head_bytes_left: int | None = _MAX_HEAD_BYTES  # None once the body has begun
+    fresh_connection: bool = False
+
+    def remaining_seconds(self) -> float:
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise _DeadlineError
+        return remaining
+
+
+class _Current(threading.local):
+    budget: _Budget | None = None
+
+
+_current = _Current()
+
+
+class _Bounded:
+    """Mixed into sockets: each receive waits no longer than the request's budget allows."""
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        budget = _current.budget
+        if budget is None:
+            return int(super().recv_into(*args, **kwargs))  # type: ignore[misc]
+        remaining = budget.remaining_seconds()
+        self.settimeout(min(budget.read_timeout_seconds, remaining))  # type: ignore[attr-defined]
+        try:
+            num = int(super().recv_into(*args, **kwargs))  # type: ignore[misc]
+        except TimeoutError:
+            if remaining <= budget.read_timeout_seconds:
+                raise _DeadlineError from None
+            raise
+        if budget.head_bytes_left is not None:
+            budget.head_bytes_left -= num
+            if budget.head_bytes_left < 0:
+                raise _HeadSizeError
+        return num
+
+
+class _BoundedSocket(_Bounded, socket.socket):
+    pass
+
+
+class _BoundedTLSSocket(_Bounded, ssl.SSLSocket):
+    pass
+
+
+class _CheckedConnect:
+    """Mixed into urllib3's connections: the address connected to is one the resolver let pass."""
+
+    resolver: Resolver  # set on a subclass, one a client
+
+    def _new_conn(self) -> socket.socket:
+        budget = _current.budget
+        assert budget is not None, "a connection is only made for a request with a budget"
+        budget.fresh_connection = True
+        host, port = self._dns_host, self.port  # type: ignore[attr-defined]
+        failure: OSError | None = None
+        for address in self.resolver.addresses(host):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = _BoundedSocket(family, socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(min(budget.connect_timeout_seconds, budget.remaining_seconds()))
+                sock.connect((address, port))
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        if isinstance(failure, TimeoutError):
+            raise urllib3.exceptions.ConnectTimeoutError(None, "connect timed out")
+        raise urllib3.exceptions.NewConnectionError(self, str(failure and failure.strerror))  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class _RobotsCache:
+    kept: OrderedDict[str, tuple[float, RobotsRules]] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class HttpClient:
+    """Connections, addresses and robots.txt rules that requests share; safe for threads; close it.
+
+    One may serve many parts, so that connections and rules outlive a part.
+    """
+
+    def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] | None = None) -> None:
+        self.settings = settings
+        self._resolver = Resolver(settings, lookup) if lookup else Resolver(settings)
+        checked = {"resolver": self._resolver}
+        plain = type("CheckedHTTPConnection", (_CheckedConnect, HTTPConnection), checked)
+        secure = type("CheckedHTTPSConnection", (_CheckedConnect, HTTPSConnection), checked)
+        context = ssl.create_default_context()
+        context.sslsocket_class = _BoundedTLSSocket
+        self._pools = urllib3.PoolManager(
+            num_pools=_KEPT_HOSTS, maxsize=settings.threads, block=False, retries=False, ssl_context=context
+        )
+        self._pools.pool_classes_by_scheme = {
+            "http": type("CheckedHTTPPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("CheckedHTTPSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+        }
+        self._robots = _RobotsCache()
+        self._headers = {
+            "User-Agent": settings.user_agent_header,
+            "Accept": "image/*,*/*;q=0.5",
+            "Accept-Encoding": "identity",
+        }
+
+    def __enter__(self) -> HttpClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections and the lookup threads."""
+        self._pools.clear()
+        self._resolver.close()
+
+    def robots_rules(self, origin: str) -> RobotsRules | None:
+        """What is known of an origin's robots.txt; None when it must be asked (again)."""
+        with self._robots.lock:
+            known = self._robots.kept.get(origin)
+            return known[1] if known and known[0] > time.monotonic() else None
+
+    def keep_robots_rules(self, origin: str, rules: RobotsRules) -> None:
+        """Remember an origin's rules for a day."""
+        with self._robots.lock:
+            self._robots.kept[origin] = (time.monotonic() + _ROBOTS_KEPT_SECONDS, rules)
+            while len(self._robots.kept) > _ROBOTS_KEPT:
+                self._robots.kept.popitem(last=False)
+
+    def get(self, target: Target, max_body_bytes: int, max_seconds: float, *, check_opt_out: bool = True) -> Answer:
+        """Ask once. A 200 gives the body, unpacked where it came packed without being asked for."""
+        started = time.monotonic()
+        limits = self.settings
+        budget = _Budget(started + max_seconds, limits.read_timeout_seconds, limits.connect_timeout_seconds)
+        _current.budget = budget
+        try:
+            answer = self._ask(target, max_body_bytes, check_opt_out, budget)
+        finally:
+            _current.budget = None
+        return _with_seconds(answer, time.monotonic() - started)
+
+    def _ask(self, target: Target, max_body_bytes: int, check_opt_out: bool, budget: _Budget) -> Answer:
+        for final in (False, True):
+            try:
+                with contextlib.closing(self._open(target)) as response:
+                    budget.head_bytes_left = None
+                    return self._read(response, max_body_bytes, check_opt_out)
+            except LookupFailed as error:
+                return Answer(Outcome.DNS_FAILURE, str(error), asked=False)
+            except TargetRefused as error:
+                return Answer(Outcome.REFUSED_TARGET, str(error), asked=False)
+            except _HeadSizeError:
+                return Answer(Outcome.BAD_RESPONSE, f"more than {_MAX_HEAD_BYTES} bytes of headers")
+            except _DeadlineError:
+                return Answer(Outcome.DEADLINE_EXCEEDED, "not finished in time")
+            except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+                # a kept connection that the server closed meanwhile: nothing was asked, so ask on a new one
+                if not final and not budget.fresh_connection and _was_closed(error):
+                    budget.head_bytes_left = _MAX_HEAD_BYTES
+                    continue
+                outcome, detail = explain_failure(error)
+                return Answer(outcome, detail)
+        raise AssertionError("the second round always returns")
+
+    def _open(self, target: Target) -> urllib3.BaseHTTPResponse:
+        headers = self._headers
+        if target.authorization:
+            headers = {**headers, "Authorization": target.authorization}
+        pool = self._pools.connection_from_host(target.hostname, target.port, target.scheme)
+        return pool.urlopen(
+            "GET",
+            target.path,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=urllib3.Timeout(
+                connect=self.settings.connect_timeout_seconds, read=self.settings.read_timeout_seconds
+            ),
+        )
+
+    def _read(self, response: urllib3.BaseHTTPResponse, max_body_bytes: int, check_opt_out: bool) -> Answer:
+        status = response.status
+        if status in (301, 302, 303, 307, 308) and (location := response.headers.get("Location")):
+            _drain(response)
+            return Answer(Outcome.OK, http_status=status, location=location)
+        if refusal := refuse_status(status):
+            _drain(response)
+            wait = parse_retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
+            return Answer(refusal, f"status {status}", status, retry_after_seconds=wait)
+        if check_opt_out and self.settings.x_robots_directives:
+            said = response.headers.getlist("X-Robots-Tag")
+            directive = opted_out(said, self.settings.agent_token, self.settings.x_robots_directives)
+            if directive:
+                return Answer(Outcome.OPTED_OUT, f"X-Robots-Tag: {directive}", status)
+        declared = response.headers.get("Content-Length", "")
+        if declared.isdigit() and int(declared) > max_body_bytes:
+            return Answer(Outcome.BODY_TOO_LARGE, f"{declared} bytes declared, allowed {max_body_bytes}", status)
+        body = bytearray()
+        for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
+            body += chunk
+            if len(body) > max_body_bytes:
+                return Answer(Outcome.BODY_TOO_LARGE, f"more than the allowed {max_body_bytes} bytes", status)
+        response.release_conn()
+        return _unpack(bytes(body), response.headers.get("Content-Encoding", ""), max_body_bytes, status)
+
+
+def refuse_status(status: int) -> Outcome | None:
+    """The outcome of a status other than 200 (and 203, which is one from a proxy)."""
+    if status in (200, 203):
+        return None
+    if status in (204, 205):
+        return Outcome.EMPTY_BODY
+    named = {404: Outcome.HTTP_404, 410: Outcome.HTTP_410, 429: Outcome.HTTP_429}
+    if status in named:
+        return named[status]
+    if 400 <= status < 500:
+        return Outcome.HTTP_4XX
+    return Outcome.HTTP_5XX if 500 <= status < 600 else Outcome.BAD_RESPONSE
+
+
+def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
+    """Seconds a Retry-After header asks for, in either of its forms; `date` is the server's own clock."""
+    if not value:
+        return None
+    value = value.strip()
+    if value.isdigit():
+        return float(value[:9])
+    try:
+        until = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    try:
+        now = email.utils.parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, OverflowError):
+        now = time.time()
+    return max(0.0, until - now)
+
+
+def explain_failure(error: Exception) -> tuple[Outcome, str]:
+    """Outcome and detail of what urllib3, http.client or the system raised."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            reason = getattr(cause, "verify_message", "") or cause.reason or "handshake failed"
+            return Outcome.TLS_FAILURE, str(reason)
+        if isinstance(cause, urllib3.exceptions.NewConnectionError):
+            return Outcome.CONNECT_FAILED, str(cause.args[-1]).rpartition(": ")[2]
+        if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
+            return Outcome.CONNECT_TIMEOUT, "no connection in time"
+        if isinstance(cause, (TimeoutError, urllib3.exceptions.ReadTimeoutError)):
+            return Outcome.READ_TIMEOUT, "silent for too long"
+    for cause in chain:
+        if isinstance(cause, (ConnectionError, ssl.SSLError)):  # RemoteDisconnected is one
+            return Outcome.CONNECTION_RESET, type(cause).__name__
+        if isinstance(cause, urllib3.exceptions.InvalidChunkLength) and cause.length:
+            return Outcome.BAD_RESPONSE, "chunked body with a length that is no number"
+        if isinstance(cause, (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
+            return Outcome.BODY_TRUNCATED, f"{cause.partial} bytes came, {cause.expected} did not"
+    return Outcome.BAD_RESPONSE, type(chain[-1]).__name__
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and those wrapped in it, outermost first."""
+    found: list[BaseException] = []
+    rest: list[Any] = [error]
+    while rest and len(found) < 10:
+        here = rest.pop(0)
+        if isinstance(here, BaseException) and here not in found:
+            found.append(here)
+            rest += [*here.args, getattr(here, "reason", None), here.__cause__]
+    return found
+
+
+def _was_closed(error: Exception) -> bool:
+    return any(isinstance(cause, (ConnectionError, ssl.SSLEOFError)) for cause in _causes(error))
+
+
+def _drain(response: urllib3.BaseHTTPResponse) -> None:
+    """Read the rest of a short body, so that the connection can serve the next request."""
+    declared = response.headers.get("Content-Length", "")
+    if declared.isdigit() and int(declared) <= _DRAIN_BYTES:
+        with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
+            response.read(_DRAIN_BYTES, decode_content=False)
+            response.release_conn()
+
+
+def _unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Answer:
+    """Undo a content encoding we did not ask for, within the same limit of bytes."""
+    encoding = encoding.strip().lower()
+    packed = (encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b") or encoding == "deflate"
+    if packed:
+        unpacker = zlib.decompressobj(wbits=47 if encoding != "deflate" or body[:1] == b"\x78" else -15)
+        try:
+            plain = unpacker.decompress(body, max_body_bytes + 1)
+        except zlib.error as error:
+            return Answer(Outcome.BAD_RESPONSE, f"broken {encoding} body: {error}", status)
+        if len(plain) > max_body_bytes:
+            return Answer(Outcome.BODY_TOO_LARGE, f"unpacks to more than {max_body_bytes} bytes", status)
+        if not unpacker.eof:
+            return Answer(Outcome.BODY_TRUNCATED, f"{encoding} body ends early", status)
+        body = plain
+    elif encoding not in ("", "identity", "gzip", "x-gzip"):
+        return Answer(Outcome.BAD_RESPONSE, f"content encoding {encoding[:40]} was not asked for", status)
+    if not body:
+        return Answer(Outcome.EMPTY_BODY, "no bytes", status)
+    return Answer(Outcome.OK, http_status=status, body=body)
+
+
+def _with_seconds(answer: Answer, seconds: float) -> Answer:
+    object.__setattr__(answer, "seconds", seconds)
+    return answer
