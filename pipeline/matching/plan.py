@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +28,8 @@ _SORT_SECONDS = 3.2e-9  # np.sort, per element and per doubling of the array: 0.
 _ARRANGE_SECONDS = 4e-9  # moving the key to the top, finding bucket borders, per element
 _COMPARE_SECONDS = 1.4e-9  # xor, popcount, threshold, per pair; 0.8 of it is the work, the rest ragged buckets
 _KEY_SECONDS = 150e-6  # Python around one key, whatever its size
+
+EVEN = (1.0,) * 64  # every bit a fair coin, as in a good hash
 
 _MAX_KEYS = 4000  # beyond it a family costs more than it saves at any size that fits one machine
 
@@ -49,53 +52,58 @@ class SearchPlan:
         return self.keys == (0,)
 
 
-def choose_plan(num_hashes: int, radius: int, num_bits: int = 64) -> SearchPlan:
-    """The cheapest plan for `num_hashes` distinct, evenly spread hashes of `num_bits` bits.
+def choose_plan(num_hashes: int, radius: int, bit_entropies: Sequence[float] = EVEN) -> SearchPlan:
+    """The cheapest plan for `num_hashes` distinct hashes.
 
-    Sizes are rounded up to a power of two times 1, 1.25, 1.5 or 1.75, so that plans can be kept and re-used.
+    `bit_entropies` says, a bit of the hash, lowest first, how well it tells two hashes apart: 1 for a fair coin, 0
+    for a bit that is always the same. Blocks get equal shares of their sum, so that a bit that hardly varies
+    makes its block wider in place of its buckets larger.
     """
-    step = max(1, 1 << max(0, num_hashes.bit_length() - 3))
-    return _choose(math.ceil(num_hashes / step) * step, min(radius, num_bits), num_bits)
+    num_bits = len(bit_entropies)
+    step = 1 << max(0, num_hashes.bit_length() - 3)  # a few sizes only, so that choices are kept and used again
+    rounded = -(-num_hashes // step) * step
+    seconds, num_groups, num_kept = _choose(rounded, min(radius, num_bits), num_bits, round(sum(bit_entropies)))
+    keys: tuple[int, ...] = (0,)
+    if num_groups:
+        keys = _keys(_thresholds(min(radius, num_bits), num_groups), num_kept, bit_entropies)
+    return SearchPlan(num_bits, radius, keys, seconds)
 
 
-@lru_cache(maxsize=4096)
-def _choose(num_hashes: int, radius: int, num_bits: int) -> SearchPlan:
+@lru_cache(maxsize=1 << 14)
+def _choose(num_hashes: int, radius: int, num_bits: int, entropy: int) -> tuple[float, int, int]:
+    """(seconds, groups, blocks in a key) of the cheapest family; no group when comparing everything is cheaper."""
     best = (num_hashes * num_hashes / 2 * _COMPARE_SECONDS + _KEY_SECONDS, 0, 0)
     for num_groups in range(1, radius + 2):
+        thresholds = _thresholds(radius, num_groups)
         for num_kept in range(1, num_bits + 1):
-            thresholds = _thresholds(radius, num_groups)
             if sum(thresholds) + num_groups * num_kept > num_bits:
                 break
-            seconds = _cost(num_hashes, thresholds, num_kept, num_bits)
+            seconds = _cost(num_hashes, thresholds, num_kept, entropy)
             if seconds < best[0]:
                 best = (seconds, num_groups, num_kept)
-    seconds, num_groups, num_kept = best
-    keys = _keys(_thresholds(radius, num_groups), num_kept, num_bits) if num_groups else (0,)
-    return SearchPlan(num_bits, radius, keys, seconds)
+    return best
 
 
 def _thresholds(radius: int, num_groups: int) -> list[int]:
     """Split d - g + 1 over g groups as evenly as possible."""
-    if not num_groups:
-        return []
     share, rest = divmod(radius - num_groups + 1, num_groups)
     return [share + (group < rest) for group in range(num_groups)]
 
 
-def _cost(num_hashes: int, thresholds: list[int], num_kept: int, num_bits: int) -> float:
+def _cost(num_hashes: int, thresholds: list[int], num_kept: int, entropy: int) -> float:
     num_blocks = sum(thresholds) + len(thresholds) * num_kept
     num_keys = sum(math.comb(threshold + num_kept, num_kept) for threshold in thresholds)
     if num_keys > _MAX_KEYS:
         return math.inf
     sort = num_hashes * (_SORT_SECONDS * math.log2(max(num_hashes, 2)) + _ARRANGE_SECONDS)
-    pairs = num_hashes * num_hashes / 2 / 2 ** (num_bits * num_kept / num_blocks)
+    pairs = num_hashes * num_hashes / 2 / 2 ** (entropy * num_kept / num_blocks)
     return num_keys * (sort + pairs * _COMPARE_SECONDS + _KEY_SECONDS)
 
 
-def _keys(thresholds: list[int], num_kept: int, num_bits: int) -> tuple[int, ...]:
-    """Every choice of `num_kept` blocks within a group; blocks differ by at most one bit in width."""
+def _keys(thresholds: list[int], num_kept: int, bit_entropies: Sequence[float]) -> tuple[int, ...]:
+    """Every choice of `num_kept` blocks within a group, as masks."""
     num_blocks = sum(thresholds) + len(thresholds) * num_kept
-    borders = [num_bits * block // num_blocks for block in range(num_blocks + 1)]
+    borders = _borders(num_blocks, bit_entropies)
     masks = [(1 << high) - (1 << low) for low, high in itertools.pairwise(borders)]
     keys: list[int] = []
     first = 0
@@ -104,3 +112,15 @@ def _keys(thresholds: list[int], num_kept: int, num_bits: int) -> tuple[int, ...
         first += threshold + num_kept
         keys.extend(sum(blocks) for blocks in itertools.combinations(group, num_kept))
     return tuple(keys)
+
+
+def _borders(num_blocks: int, bit_entropies: Sequence[float]) -> list[int]:
+    """Cut the bits into blocks of one bit or more with about equal entropy."""
+    num_bits = len(bit_entropies)
+    sums = list(itertools.accumulate(bit_entropies, initial=0.0))
+    borders = [0]
+    for block in range(1, num_blocks):
+        wanted = sums[-1] * block / num_blocks
+        nearest = min(range(num_bits + 1), key=lambda bit: abs(sums[bit] - wanted))
+        borders.append(min(max(nearest, borders[-1] + 1), num_bits - (num_blocks - block)))
+    return [*borders, num_bits]

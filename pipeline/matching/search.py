@@ -14,6 +14,7 @@ Gives up with RunError when the pairs found outgrow the memory limit.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ Pairs = tuple[Hashes, Hashes]
 _WINDOW = 1 << 16  # hashes compared at a time: their 512 KiB and the scratch stay in the L2 cache
 _CHUNK = 1 << 15
 _DENSE_SHARE = 3  # below a third of a window still in play, gather those instead of comparing all
+_SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
 _PARTITION_BITS = 12
 
@@ -51,38 +53,55 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
 
     Raises: RunError when more than `max_pairs` pairs are found.
     """
-    plan = choose_plan(len(hashes), radius)
+    plan = choose_plan(len(hashes), radius, bit_entropies(hashes, 64))
     num_threads = max(1, min(_num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
     capacity = max(_WINDOW, scratch_bytes // num_threads // 8)
     found: list[Pairs] = []
     num_found = 0
     with ThreadPoolExecutor(num_threads) as pool:
-        pending = [pool.submit(search_key, hashes, plan, key, capacity) for key in range(len(plan.keys))]
-        for task in pending:
-            pairs = task.result()
-            num_found += len(pairs[0])
-            if num_found > max_pairs:
-                for rest in pending:
-                    rest.cancel()
-                raise _too_many(num_found, max_pairs, radius, [*found, pairs])
-            found.append(pairs)
+        pending = [
+            pool.submit(search_key, hashes, plan, key, capacity=capacity, max_pairs=max_pairs)
+            for key in range(len(plan.keys))
+        ]
+        try:
+            for task in pending:
+                found.append(task.result())
+                num_found += len(found[-1][0])
+                if num_found > max_pairs:
+                    raise _too_many(max_pairs, radius, found)
+        finally:
+            for task in pending:
+                task.cancel()
     return _join(found)
 
 
-def search_key(hashes: Hashes, plan: SearchPlan, key: int, capacity: int | None = None) -> Pairs:
+def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | None = None, max_pairs: int) -> Pairs:
     """The pairs that `plan.keys[key]` is the first key to catch: the unit of work of a distributed search.
 
     The union over all keys is the whole answer and the units share no pair. At most about `capacity`
     hashes are held re-arranged at a time.
+
+    Raises: RunError when more than `max_pairs` pairs are found.
     """
     runs = _runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()
     found: list[Pairs] = []
+    num_found = 0
     for part in _arranged_parts(hashes, runs, plan, num_free, capacity):
         part.sort()
-        for low, high in _scan(part, num_free, plan):
+        for low, high in _scan(part, num_free, plan, max_pairs):
             found.append((_move_back(low, runs), _move_back(high, runs)))
+            num_found += len(low)
+            if num_found > max_pairs:
+                raise _too_many(max_pairs, plan.radius, found)
     return _first_caught(_join(found), plan.keys[:key])
+
+
+def bit_entropies(hashes: Hashes, num_bits: int) -> tuple[float, ...]:
+    """How well each of the low `num_bits` bits tells two hashes apart, in bits (collision entropy of a sample)."""
+    sample = hashes[:: max(1, len(hashes) // _SAMPLE)]
+    ones = [float(((sample >> np.uint64(bit)) & np.uint64(1)).mean()) for bit in range(num_bits)]
+    return tuple(-math.log2(share * share + (1 - share) * (1 - share)) for share in ones)
 
 
 def _first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
@@ -184,7 +203,7 @@ def _runs(key: int, num_bits: int) -> list[_Run]:
     return runs
 
 
-def _scan(ordered: Hashes, num_free: int, plan: SearchPlan) -> Iterator[Pairs]:
+def _scan(ordered: Hashes, num_free: int, plan: SearchPlan, max_pairs: int) -> Iterator[Pairs]:
     """Pairs within the radius that share all but the low `num_free` bits; `ordered` ascends."""
     if num_free == plan.num_bits:  # an empty key: one bucket that no plan improves
         yield from _compare_window(ordered, np.array([len(ordered)]), plan.radius, num_free)
@@ -198,15 +217,15 @@ def _scan(ordered: Hashes, num_free: int, plan: SearchPlan) -> Iterator[Pairs]:
             if border == start:  # one bucket fills the window and more
                 last = np.uint64((bucket << num_free) | ((1 << num_free) - 1))
                 stop = start + int(np.searchsorted(ordered[start:], last, side="right"))
-                yield from _search_bucket(ordered[start:stop], num_free, plan.radius)
+                yield from _search_bucket(ordered[start:stop], num_free, plan.radius, max_pairs)
                 start = stop
                 continue
             stop = border
-        yield from _search_window(ordered[start:stop], num_free, plan.radius)
+        yield from _search_window(ordered[start:stop], num_free, plan.radius, max_pairs)
         start = stop
 
 
-def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
+def _search_window(window: Hashes, num_free: int, radius: int, max_pairs: int) -> Iterator[Pairs]:
     """Whole buckets side by side: the large ones by a plan of their own, the others compared."""
     if len(window) < 2:
         return
@@ -216,15 +235,15 @@ def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs
         ends = np.cumsum(sizes)
         for bucket in np.flatnonzero(sizes > _SMALL_BUCKET).tolist():
             inside = window[ends[bucket] - sizes[bucket] : ends[bucket]]
-            yield from _search_bucket(inside, num_free, radius)
+            yield from _search_bucket(inside, num_free, radius, max_pairs)
         small = sizes <= _SMALL_BUCKET
         window, sizes = window[np.repeat(small, sizes)], sizes[small]
     yield from _compare_window(window, sizes, radius, num_free)
 
 
-def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
+def _search_bucket(bucket: Hashes, num_free: int, radius: int, max_pairs: int) -> Iterator[Pairs]:
     """One bucket, its common leading bits set aside: a search of the same kind on `num_free` bits."""
-    plan = choose_plan(len(bucket), radius, num_free)
+    plan = choose_plan(len(bucket), radius, bit_entropies(bucket, num_free))
     if plan.compares_everything:
         yield from _compare_window(bucket, np.array([len(bucket)]), radius, num_free)
         return
@@ -232,7 +251,7 @@ def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs
     common = bucket[0] & ~low_bits
     free = bucket & low_bits
     for key in range(len(plan.keys)):
-        left, right = search_key(free, plan, key)
+        left, right = search_key(free, plan, key, max_pairs=max_pairs)
         yield left | common, right | common
 
 
@@ -281,13 +300,14 @@ def _join(found: list[Pairs]) -> Pairs:
     return np.concatenate([left for left, _ in found]), np.concatenate([right for _, right in found])
 
 
-def _too_many(num_found: int, max_pairs: int, radius: int, found: list[Pairs]) -> RunError:
+def _too_many(max_pairs: int, radius: int, found: list[Pairs]) -> RunError:
     left, right = _join(found)
     values, counts = np.unique(np.concatenate([left, right]), return_counts=True)
     most = int(np.argmax(counts))
+    busiest = f"{int(values[most]):016x} ({int(counts[most]):,})"
     return RunError(
-        f"more than {num_found:,} pairs of different hashes within radius {radius}, and the memory limit has room "
-        f"for {max_pairs:,}; the hash with most neighbours so far is {int(values[most]):016x} ({int(counts[most]):,}). "
+        f"more than {max_pairs:,} pairs of different hashes lie within radius {radius}, all that the memory limit "
+        f"has room for; the hash with most neighbours so far is {busiest}. "
         "Use a smaller radius, raise the memory limit, or leave the images behind that hash out"
     )
 

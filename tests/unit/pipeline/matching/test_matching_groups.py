@@ -1,0 +1,137 @@
+"""The choice of who stays, against the rule written as a plain double loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from manifests.errors import ConfigError
+from pipeline.matching import choose_kept, choose_kept_distinct, distinct_pairs, hamming_pairs
+
+
+def by_the_rule(hashes, radius, priority):
+    """The docstring of groups.py, literally."""
+    representative = np.arange(len(hashes))
+    away = np.zeros(len(hashes), np.uint8)
+    kept = []
+    for row in np.argsort(priority):
+        near = []
+        for other in kept:
+            distance = int(hashes[row] ^ hashes[other]).bit_count()
+            if distance <= radius:
+                near.append((distance, priority[other], other))
+        if near:
+            away[row], _, representative[row] = min(near)
+        else:
+            kept.append(row)
+    return representative, away
+
+
+def both_forms(hashes, radius, priority):
+    table = hamming_pairs(hashes, radius)
+    columns = [table[name].to_numpy() for name in ("i", "j", "distance")]
+    plain = choose_kept(len(hashes), *columns, priority)
+    collapsed = choose_kept_distinct(distinct_pairs(hashes, radius), priority)
+    np.testing.assert_array_equal(plain[0], collapsed[0])
+    np.testing.assert_array_equal(plain[1], collapsed[1])
+    return plain
+
+
+def crowd(rng, num):
+    """Few varying bits, many equal hashes: long chains and large groups."""
+    return rng.integers(0, 2**9, num, dtype=np.uint64) * np.uint64(0x0040100401004010)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("radius", [0, 1, 2, 4])
+def test_both_forms_follow_the_rule(seed, radius):
+    rng = np.random.default_rng(seed)
+    hashes = crowd(rng, 150)
+    priority = rng.permutation(1000)[:150]
+    representative, away = both_forms(hashes, radius, priority)
+    expected, expected_away = by_the_rule(hashes, radius, priority)
+    np.testing.assert_array_equal(representative, expected)
+    np.testing.assert_array_equal(away, expected_away)
+
+
+def test_a_chain_is_not_one_group():
+    hashes = np.bitwise_xor.accumulate(np.uint64(1) << np.arange(30, dtype=np.uint64))
+    representative, away = both_forms(hashes, 4, np.arange(30))
+    assert np.flatnonzero(representative == np.arange(30)).tolist() == [0, 5, 10, 15, 20, 25]
+    assert away.max() == 4
+
+
+def test_a_dropped_row_points_at_the_nearest_better_row():
+    hashes = np.array([0b0000, 0b0111, 0b0001, 0b11111], np.uint64)
+    representative, away = both_forms(hashes, 2, np.array([0, 1, 2, 3]))
+    assert representative.tolist() == [0, 1, 0, 1]  # row 2 lies 1 from row 0 and 2 from row 1
+    assert away.tolist() == [0, 0, 1, 2]
+
+
+def test_a_representative_is_never_worse_than_what_it_replaces():
+    hashes = np.array([0b000, 0b001, 0b011], np.uint64)  # row 2 is kept, nearer to row 1, but worse than it
+    representative, _ = both_forms(hashes, 1, np.array([0, 1, 2]))
+    assert representative.tolist() == [0, 0, 2]
+
+
+def test_the_order_of_rows_does_not_matter():
+    rng = np.random.default_rng(5)
+    hashes, priority = crowd(rng, 400), rng.permutation(400)
+    representative, away = both_forms(hashes, 3, priority)
+    shuffle = rng.permutation(400)
+    again, again_away = both_forms(hashes[shuffle], 3, priority[shuffle])
+    np.testing.assert_array_equal(shuffle[again], representative[shuffle])
+    np.testing.assert_array_equal(again_away, away[shuffle])
+
+
+def test_the_order_of_pairs_and_of_their_ends_does_not_matter():
+    rng = np.random.default_rng(6)
+    hashes, priority = crowd(rng, 300), rng.permutation(300)
+    table = hamming_pairs(hashes, 3)
+    i, j, distance = (table[name].to_numpy() for name in ("i", "j", "distance"))
+    shuffle = rng.permutation(len(i))
+    expected = choose_kept(300, i, j, distance, priority)
+    found = choose_kept(300, j[shuffle], i[shuffle], distance[shuffle], priority)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_twice_is_once():
+    rng = np.random.default_rng(7)
+    hashes, priority = crowd(rng, 400), rng.permutation(400)
+    representative, _ = both_forms(hashes, 2, priority)
+    kept = np.flatnonzero(representative == np.arange(400))
+    assert 1 < len(kept) < 400
+    again, _ = both_forms(hashes[kept], 2, priority[kept])
+    np.testing.assert_array_equal(again, np.arange(len(kept)))
+
+
+def test_a_placeholder_of_a_million_rows_is_one_group():
+    hashes = np.full(1_000_000, 77, np.uint64)
+    hashes[:2] = [3, 78]
+    priority = np.random.default_rng(8).permutation(1_000_000)
+    representative, away = choose_kept_distinct(distinct_pairs(hashes, 4), priority)
+    best = np.argmin(priority)
+    assert (representative == best).all()
+    assert away[2:].max() <= 4
+
+
+def test_rows_without_pairs_represent_themselves():
+    nothing = np.empty(0, np.int64)
+    representative, away = choose_kept(3, nothing, nothing, np.empty(0, np.uint8), np.array([2, 0, 1]))
+    assert representative.tolist() == [0, 1, 2]
+    assert away.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("priority", "message"),
+    [
+        (np.array([1, 2]), r"expected shape \(3,\), found \(2,\)"),
+        (np.array([1.0, 2.0, 3.0]), "found .* of float64"),
+        (np.array([4, 4, 1]), "priority 4 is given to two rows .* break ties"),
+    ],
+)
+def test_a_priority_that_does_not_order_the_rows_is_refused(priority, message):
+    nothing = np.empty(0, np.int64)
+    with pytest.raises(ConfigError, match=message):
+        choose_kept(3, nothing, nothing, np.empty(0, np.uint8), priority)
