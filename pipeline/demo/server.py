@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == WHO_PATH:
             self._send(HTTPStatus.OK, str(self.server.web).encode(), "text/plain; charset=utf-8", with_body)
             return
-        file = (self.server.web / path.lstrip("/")).resolve()
+        file = (self.server.web / path.lstrip("/").replace("\0", "?")).resolve()
         if not file.is_relative_to(self.server.web) or not file.is_file():
             self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain; charset=utf-8", with_body)
             return
@@ -113,7 +113,7 @@ def serving(web: Path, port: int = 0) -> Iterator[DemoServer]:
         server = DemoServer(web, port)
     except OSError as error:
         raise ConfigError(f"port {port} on {HOST} cannot be had ({error.strerror}); run this again") from None
-    thread = threading.Thread(target=server.serve_forever, name="demo-server", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="demo-server", daemon=True)
     thread.start()
     try:
         yield server
