@@ -65,14 +65,27 @@ FACTS = pa.schema(
 CAPTIONS = pa.schema(
     [
         ("sample_id", pa.string()),
-        ("text", pa.string()),  # cleaned text
-        ("texts", pa.map_(pa.string(), pa.string())),  # BioCLIP's text types, where a taxon is known
-        ("num_chars", pa.int32()),
-        ("num_words", pa.int32()),
+        ("text", pa.string()),  # cleaned text; the taxon's sentence where the caption is empty and a taxon known
+        ("text_source", pa.string()),  # caption, taxon, or none when the text is empty
+        ("texts", pa.map_(pa.string(), pa.string())),  # text types, where a taxon is known
+        ("taxon_name", pa.string()),  # canonical name without authors; null without a taxon
+        ("text_key", pa.uint64()),  # hash of the folded text, for counting repeats; null unless from a caption
+        ("licence_id", pa.string()),  # normalised licence; `unknown` when it cannot be read
+        ("given_chars", pa.int32()),  # of the caption as given, code points
+        ("given_words", pa.int32()),  # of the caption as given, split at white space
+        ("num_chars", pa.int32()),  # this and all below: of `text`
+        ("num_words", pa.int32()),  # in scripts without spaces two characters count as a word
         ("letter_ratio", pa.float32()),  # letters over non-space characters, 0 to 1
+        ("digit_ratio", pa.float32()),
+        ("symbol_ratio", pa.float32()),
+        ("repeated_ratio", pa.float32()),  # share of word n-grams seen before in the same text, 0 to 1
+        ("num_clip_tokens", pa.int32()),  # estimate, start and end tokens included; CLIP reads 77
+        ("language", pa.string()),  # ISO 639 code; null when there are no letters or it is not measured
+        ("language_confidence", pa.float32()),  # 0 to 1
         ("filename_like", pa.bool_()),
         ("placeholder_like", pa.bool_()),
         ("has_binomial", pa.bool_()),
+        ("bare_name", pa.bool_()),  # a scientific name and nothing else
         ("steps", pa.list_(pa.string())),  # names of the cleaning steps that changed something
     ]
 )
@@ -102,10 +115,9 @@ SCORES = pa.schema([("sample_id", pa.string()), ("scorer", pa.string()), ("score
 
 PAIRS = pa.schema(
     [
-        ("sample_id_a", pa.string()),  # a < b
-        ("sample_id_b", pa.string()),
-        ("kind", pa.string()),  # exact (same bytes or same stored pixels) or near
-        ("distance", pa.uint8()),  # Hamming distance of the pHashes
+        ("phash_a", pa.uint64()),  # a < b; images that share one hash are at distance 0 and not listed
+        ("phash_b", pa.uint64()),
+        ("distance", pa.uint8()),  # Hamming distance, at least 1
     ]
 )
 
@@ -137,7 +149,7 @@ PLACEMENTS = pa.schema(
         ("sample_id", pa.string()),
         ("copy", pa.int32()),
         ("domain", pa.string()),
-        ("split", pa.string()),
+        ("split", pa.string()),  # train or heldout
         ("shard", pa.string()),  # file name within the release's folder of the split
         ("position", pa.int32()),  # 0-based sample in the shard
         ("key", pa.string()),  # webdataset key, no dots

@@ -1,0 +1,1 @@
+"""Text beside the picture: cleaning, measures, rules, taxon names and licences. Pure functions on Arrow tables."""

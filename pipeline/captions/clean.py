@@ -1,0 +1,229 @@
+"""Captions made clean, step by named step, until nothing changes any more.
+
+Reads a string column; writes the clean column and the names of the steps that changed each row (the source text
+stays in the candidates). Every step has a gate, a pattern that Arrow searches over the whole column: only rows
+that match it are handed to Python. A text that is still moving after `MAX_ROUNDS` is given up as empty, so that
+cleaning a clean text never changes it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.captions.settings import StepName
+
+MAX_ROUNDS = 32
+
+_TAG_NAMES = (
+    "a abbr address article aside b big blockquote body br caption center cite code dd del details div dl dt em "
+    "figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins label li link "
+    "main mark meta nav ol option p pre q s script section select small source span strike strong style sub sup "
+    "svg table tbody td th thead time title tr tt u ul video wbr"
+).replace(" ", "|")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_TAG = re.compile(
+    rf"<!--.*?-->|<(?:script|style)\b[^<>]*>.*?</(?:script|style)\s*>|</?(?:{_TAG_NAMES})(?:\s[^<>]*"
+    rf"|/)?/?>",
+    re.IGNORECASE | re.DOTALL,
+)
+_SPACES = r"\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f"
+                        "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffd\U000e0001]")  # fmt: skip
+# Joiners mean something inside emoji, Arabic and Indic text, and nothing beside ASCII or at an edge.
+_LOOSE_JOINER = re.compile("(?:^|(?<=[\x00-\x7f]))[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f]|$)")
+_TLD = r"(?:com|org|net|info|biz|edu|gov|io|eu|de|fr|nl|it|es|pl|ru|jp|cn|co\.uk|com\.au)"
+_BEFORE_URL = r"(?:\b(?:see|visit|via|from|at|source|more(?: info)?(?: at)?|website|link|url)\b:?\s*)?"
+_URL = re.compile(
+    rf"{_BEFORE_URL}[<(\[]?(?:(?:https?|ftp)://|\bwww\.)[^\s<>()\[\]]+[>)\]]?"
+    rf"|\b(?:[a-z0-9-]+\.)+{_TLD}/[^\s<>()]+"
+    rf"|\s*[|–—-]\s+(?:[a-z0-9-]+\.)+{_TLD}\s*$",
+    re.IGNORECASE,
+)
+_EMAIL = re.compile(r"[<(\[]?(?:mailto:)?\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+[>)\]]?", re.IGNORECASE)
+_PHONE = re.compile(
+    r"(?:\b(?:tel|phone|call|fax|mobile|whatsapp)\b[.:]*\s*)?(?<![\w/.])(?:\+\d[\d ().-]{7,}\d"
+    r"|\(\d{3}\)\s?\d{3}[-.\s]\d{4}"
+    r"|\d{3}[-.]\d{3}[-.]\d{4})(?![\w/])|\b(?:tel|phone|call|fax|mobile|whatsapp)\b[.:]*\s*\(?\d[\d ()-]{5,}\d(?!\w)",
+    re.IGNORECASE,
+)
+_HANDLE = re.compile(r"(?<![\w@./])@[A-Za-z_][\w.]{1,29}(?!\w)")
+_TAG_BLOCK = re.compile(r"(?:(?:^|\s)#[^\W\d][\w-]*){2,}\s*$")
+_HASHTAG = re.compile(r"(?<![\w&#/])#(?=[^\W\d])")
+_CAMERA = re.compile(
+    r"\b(?:OLYMPUS DIGITAL CAMERA|SONY DSC|KODAK Digital Still Camera|SAMSUNG CAMERA PICTURES|MINOLTA DIGITAL CAMERA"
+    r"|Exif[_ ]JPEG(?:[_ ]PICTURE)?|DIGITAL CAMERA|DCIM[\\/]\w+[\\/]?\w*|(?:ASCII|default)\s*$(?<=ASCII))"
+    r"|\b(?:Processed|Edited|Created|Made) with (?:VSCO(?: with \w+ preset)?|(?:The )?GIMP|Snapseed|Instagram|Canva"
+    r"|Lightroom|Photoshop|RNI Films\.?(?: Preset '[^']*')?)"
+)
+_UP = "A-ZÀ-ÖØ-ÞŠŽŁŚŻČŘ"
+_NAME = (
+    rf"(?:[{_UP}][\w.'’-]*|[a-z]+[\d_]\w*)"
+    rf"(?:\s*(?:[/&,]|\band\b|\bvan\b|\bvon\b|\bde\b|\bof\b)?\s*[{_UP}][\w.'’-]*){{0,4}}"
+)
+_AGENCY = (
+    r"(?:shutter ?stock|getty ?images?|i ?stock(?: ?photo)?|alamy|dreamstime|123rf|depositphotos|adobe stock|fotolia"
+    r"|big ?stock|can ?stock(?: photo)?|thinkstock|vectorstock|freepik|flickr|unsplash|pexels|pixabay"
+    r"|wikimedia(?: commons)?)"
+)
+_CREDITS = (
+    re.compile(
+        rf"[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|foto|bild)\s*(?i:credits?\s*:?(?:\s*by)?|by"
+        rf"|courtesy(?: of)?:?"
+        rf"|©|\(c\))\s*:?\s*{_NAME}(?:\s*[/|,-]?\s*(?:via\s+)?(?i:{_AGENCY}))?[)\]]?\.?"
+    ),
+    re.compile(rf"[(\[]?\b(?i:courtesy of|credits?:|photographer:|source:)\s*{_NAME}[)\]]?\.?\s*$"),
+    re.compile(
+        rf"[(\[]?(?:©|(?<!\w)\([cC]\)|\b[Cc]opyright\b(?:\s*(?:©"
+        rf"|\([cC]\)))?)\s*(?:\d{{4}}(?:\s*[-–]\s*\d{{2,4}})?)?,?\s*(?:(?i:by)\s+)?"
+        rf"(?:{_NAME})?(?:\s*/\s*(?i:{_AGENCY}))?[)\]]?\.?"
+    ),
+    re.compile(r"\ball rights reserved\b\.?", re.IGNORECASE),
+    re.compile(
+        r"\s*[-–—|,.:]?\s*\b(?:premium |vintage )?(?:royalty[- ]free )?stock (?:photo(?:graph|graphy)?|image"
+        r"|vector|illustration|footage"
+        r"|picture|art|clip ?art|video)s?(?:[,\s]+royalty[- ]free(?:"
+        r" images?)?)?(?:\s*[-#:–]?\s*(?:image\s*)?[A-Z]?\d{4,}[\d/]*)?\s*[.|]?\s*$",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"\s*(?:[|–—/]|\s-|\bvia\b|\bby\b|\bon\b|\bfrom\b)\s*{_AGENCY}(?:\.com)?\s*$", re.IGNORECASE),
+)
+_EMPTY_BRACKETS = re.compile(r"\(\s*[,;|]?\s*\)|\[\s*\]|\{\s*\}|<\s*>|“\s*”|\"\s*\"")
+_EDGES = " \t-–—|•·,;:/\\_*~=>"
+_QUOTES = (("“", "”"), ('"', '"'), ("«", "»"), ("„", "“"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cleaning step. A row in which `gate` (RE2) is not found must come out of `change` as it went in."""
+
+    gate: str
+    change: Callable[[str], str]
+
+
+def _replace(pattern: re.Pattern[str], by: str = " ") -> Callable[[str], str]:
+    return lambda text: pattern.sub(by, text)
+
+
+def _unescape(text: str) -> str:
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+
+
+def _mend_encoding(text: str) -> str:
+    import ftfy
+
+    return ftfy.fix_encoding(text)
+
+
+def _drop_invisible(text: str) -> str:
+    return _LOOSE_JOINER.sub("", _INVISIBLE.sub("", text))
+
+
+def _drop_hashtags(text: str) -> str:
+    return _HASHTAG.sub("", _TAG_BLOCK.sub("", text))
+
+
+def _drop_credits(text: str) -> str:
+    for pattern in _CREDITS:
+        text = pattern.sub(" ", text)
+    return text
+
+
+def _tidy_spaces(text: str) -> str:
+    text = " ".join(_EMPTY_BRACKETS.sub(" ", text).split()).strip(_EDGES)
+    for left, right in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 2 and text[0] == left and text[-1] == right and left not in inner and right not in inner:
+            return inner.strip(_EDGES)
+    return text
+
+
+STEPS: dict[StepName, Step] = {
+    "entities": Step(r"&[#A-Za-z][0-9A-Za-z]*;", _unescape),
+    "mojibake": Step(r"[^\x00-\x7f]", _mend_encoding),
+    "tags": Step(r"<[!/A-Za-z]", _replace(_TAG)),
+    "control": Step(
+        r"[\x00-\x08\x0e-\x1b\x7f]|[\x{80}-\x{84}\x{86}-\x{9f}\x{ad}\x{61c}\x{180e}\x{200b}-\x{200f}\x{202a}-\x{202e}"
+        r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffd}\x{e0001}]",
+        _drop_invisible,
+    ),
+    "unicode": Step(r"[^\x00-\x7f]", lambda text: unicodedata.normalize("NFC", text)),
+    "urls": Step(
+        r"(?i)://|www\.|\.(?:com|org|net|info|biz|edu|gov|io|eu|de|fr|nl|it|es|pl|ru|jp|cn|co\.uk)(?:/|\s*$)",
+        _replace(_URL),
+    ),
+    "emails": Step(r"@.", _replace(_EMAIL)),
+    "phones": Step(r"[0-9\pN][0-9\pN ().\-\s]{5}", _replace(_PHONE)),
+    "handles": Step(r"@[A-Za-z_]", _replace(_HANDLE)),
+    "hashtags": Step(r"#[^#\s]", _drop_hashtags),
+    "camera": Step(
+        r"(?i)digital (?:still )?camera|sony dsc|samsung camera|exif[_ ]jpeg|dcim|ascii"
+        r"|(?:processed|edited|created|made) with",
+        _replace(_CAMERA),
+    ),
+    "credits": Step(
+        r"(?i)©|\(c\)|copyright|all rights|stock|courtesy|credits?|by\s|\bby:|photographer|source:|getty|alamy"
+        r"|dreamstime|123rf"
+        r"|depositphotos|fotolia|freepik|flickr|unsplash|pexels|pixabay|wikimedia",
+        _drop_credits,
+    ),
+    "whitespace": Step(
+        r"^[\s\-–—|•·,;:/\\_*~=>]|[\s\-–—|•·,;:/\\_*~=>]$|\s\s|[\t\n\x0b\x0c\r\x1c-\x1f]|[()\[\]{}<>“”\"«»„]"
+        rf"|[{_SPACES}]",
+        _tidy_spaces,
+    ),
+}  # fmt: skip
+
+
+def clean_captions(captions: pa.Array, steps: tuple[StepName, ...]) -> tuple[pa.Array, pa.Array]:
+    """(clean text, list of the steps that changed the row); a null caption comes out as the empty text."""
+    given = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
+    texts = given.to_pylist()
+    changed_by: dict[int, list[StepName]] = {}
+    if steps:
+        any_gate = "|".join(f"(?:{STEPS[name].gate})" for name in dict.fromkeys(steps))
+        rows = _rows_where(pc.match_substring_regex(given, any_gate))
+        for _ in range(MAX_ROUNDS):
+            rows = _run_round(texts, rows, steps, changed_by)
+            if not rows:
+                break
+        for row in rows:
+            texts[row] = ""
+    lists: list[list[str]] = [[] for _ in range(len(texts))]
+    for row, names in changed_by.items():
+        lists[row] = [name for name in steps if name in names]
+    return pa.array(texts, pa.string()), pa.array(lists, pa.list_(pa.string()))
+
+
+def clean_one(text: str, steps: tuple[StepName, ...]) -> str:
+    """Clean one caption; for previews and tests."""
+    return str(clean_captions(pa.array([text], pa.string()), steps)[0][0].as_py())
+
+
+def _run_round(
+    texts: list[str], rows: list[int], steps: tuple[StepName, ...], changed_by: dict[int, list[StepName]]
+) -> list[int]:
+    """Run every step once over `rows` of `texts`, in place; the rows that changed."""
+    moved: set[int] = set()
+    for name in steps:
+        step = STEPS[name]
+        here = pa.array([texts[row] for row in rows], pa.string())
+        for place in _rows_where(pc.match_substring_regex(here, step.gate)):
+            row = rows[place]
+            after = step.change(texts[row])
+            if after != texts[row]:
+                texts[row] = after
+                moved.add(row)
+                changed_by.setdefault(row, []).append(name)
+    return sorted(moved)
+
+
+def _rows_where(mask: pa.Array) -> list[int]:
+    rows: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return rows

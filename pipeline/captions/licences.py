@@ -1,0 +1,285 @@
+"""Licences in all their spellings to short ids, and the policy over them.
+
+Reads licence names and addresses as sources give them; writes SPDX-like ids. An id names what was stated and
+no more: "CC BY" without a version is `CC-BY`. What cannot be read is `unknown`, a class of its own that no
+policy allows unless it is named; a name and an address that contradict each other are `conflicting`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import field_validator
+
+from manifests.settings import Settings
+
+UNKNOWN = "unknown"
+CONFLICTING = "conflicting"
+ALL_RIGHTS_RESERVED = "all-rights-reserved"
+PUBLIC_DOMAIN = "public-domain"
+
+_CC_PARTS = ("by", "nc", "nd", "sa")
+_CC_WORDS = (
+    (re.compile(r"\b(?:attribution|namensnennung|reconocimiento|atribución|paternité|attribuzione)\b"), "by"),
+    (re.compile(r"\bnon[\s-]?commercial\b|\bnicht[\s-]?kommerziell\b|\bnocomercial\b"), "nc"),
+    (re.compile(r"\bno[\s-]?deriv(?:atives?|s)?(?:\s?works)?\b|\bkeine[\s-]?bearbeitung\b"), "nd"),
+    (re.compile(r"\bshare[\s-]?alike\b|\bweitergabe unter gleichen bedingungen\b|\bcompartirigual\b"), "sa"),
+)
+_CC_URL = re.compile(
+    r"creativecommons\.org/licen[sc]es?/(?P<parts>[a-z+-]+)(?:/(?P<version>\d(?:\.\d)?))?", re.IGNORECASE
+)
+_CC_SHORT = re.compile(
+    r"\bcc[\s_:-]*(?:license\s+)?(?P<parts>by(?:[\s_-]*(?:nc|nd|sa))*)(?![a-z])"
+    r"(?:[\s_,:()-]*(?:licen[sc]e|version|v\.?|unported|generic|international)*[\s_,:()-]*(?P<version>[1-4][._]\d))?"
+)
+_BARE_SHORT = re.compile(r"^by(?:[\s_-]+(?:nc|nd|sa))*(?:[\s_-]+(?P<version>[1-4][._]\d))?$")
+_VERSION = re.compile(r"\b(?:v(?:ersion)?\.?\s*)?(?P<version>[1-4][._]\d)\b")
+_SPLIT_OR = re.compile(r"\s+or\s+|\s*\|\s*|\s*;\s*|\s+/\s+|(?<=[a-z0-9.])/(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache)\b)")
+_SPLIT_AND = re.compile(r"\s+and\s+|\s*&\s*|\s*\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache)\b)")
+
+_GNU = re.compile(
+    r"\b(?P<family>agpl|lgpl|gpl|gfdl|fdl"
+    r"|gnu affero general public licen[sc]e|gnu (?:lesser|library) general public licen[sc]e"
+    r"|gnu general public licen[sc]e|gnu free documentation licen[sc]e|free documentation licen[sc]e)"
+    r"[\s_,:()-]*(?:licen[sc]e)?[\s_,:()-]*(?:version|v)?\.?[\s_-]*(?P<version>[1-3](?:\.\d)?)?"
+    r"(?:\.0)?(?P<later>\s*\+|[\s_,-]*or[\s_-]+(?:any[\s_-]+)?(?:later|newer))?"
+)
+_GNU_URL = re.compile(
+    r"gnu\.org/(?:licenses|copyleft)/(?:old-licenses/)?(?P<family>agpl|lgpl|gpl|fdl)(?:-(?P<version>\d(?:\.\d)?))?"
+)
+_GNU_NAMES = {
+    "agpl": "AGPL",
+    "lgpl": "LGPL",
+    "gpl": "GPL",
+    "gfdl": "GFDL",
+    "fdl": "GFDL",
+}
+# Pattern on the lowered text, and the id it stands for; the first that is found answers.
+_NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), licence)
+    for pattern, licence in (
+        (r"creativecommons\.org/publicdomain/zero|\bcc[\s_-]*0\b|\bcc[\s_-]*zero\b|\bcc0[\s_-]"
+         r"|\bcreative commons zero\b"
+         r"|\bzero v?1\.0 universal\b", "CC0-1.0"),
+        (r"creativecommons\.org/publicdomain/mark|\bpublic domain mark\b|\bpdm\b|\bpdm[\s_-]1", "PDM-1.0"),
+        (r"creativecommons\.org/licenses/publicdomain", "CC-PDDC"),
+        (r"apache\.org/licenses/license-2\.0|\bapache[\s_-]*(?:software)?[\s_-]*(?:licen[sc]e)?[\s_,-]*"
+         r"(?:version|v)?\.?[\s_-]*2(?:\.0)?\b|\basl[\s_-]?2", "Apache-2.0"),
+        (r"opensource\.org/licenses?/mit\b|^(?:the )?(?:mit|expat)(?:[\s/-]*x11)?(?:[\s_-]*licen[sc]ed?)?$"
+         r"|\bmit licen[sc]ed?\b|\bexpat licen[sc]e\b|\bmit/expat\b", "MIT"),
+        (r"\bbsd[\s_-]*3|\b3[\s-]clause bsd|\bnew bsd\b|\bmodified bsd\b|licenses?/bsd-3", "BSD-3-Clause"),
+        (r"\bbsd[\s_-]*2|\b2[\s-]clause bsd|\bsimplified bsd\b|licenses?/bsd-2", "BSD-2-Clause"),
+        (r"^isc(?:\s+licen[sc]e)?$", "ISC"),
+        (r"\bunlicense\b|\bunlicence\b", "Unlicense"),
+        (r"\bwtfpl\b", "WTFPL"),
+        (r"\bodbl\b|\bopen database licen[sc]e\b|opendatacommons\.org/licenses/odbl", "ODbL-1.0"),
+        (r"\bodc[\s-]by\b|opendatacommons\.org/licenses/by", "ODC-By-1.0"),
+        (r"\bpddl\b|opendatacommons\.org/licenses/pddl", "PDDL-1.0"),
+        (r"\bopen government licen[sc]e\b.*?\b3|\bogl[\s_-]*(?:uk)?[\s_-]*3|open-government-licence/version/3",
+         "OGL-UK-3.0"),
+        (r"\bopen government licen[sc]e\b|open-government-licence|\bogl[\s_-]?uk\b", "OGL-UK"),
+        (r"\bfree art licen[sc]e\b|\blicence art libre\b|artlibre\.org|^fal\b|^lal[\s_-]?1", "FAL-1.3"),
+        (r"\bartistic(?:[\s_-]licen[sc]e)?[\s_-]*2", "Artistic-2.0"),
+        (r"\bmozilla public licen[sc]e\b.*?2|\bmpl[\s_-]*2", "MPL-2.0"),
+        (r"\bsil open font licen[sc]e\b|\bofl[\s_-]*1", "OFL-1.1"),
+        (r"unsplash\.com/license|\bunsplash licen[sc]e\b", "LicenseRef-Unsplash"),
+        (r"pixabay\.com/(?:service/)?licen[sc]e|\bpixabay licen[sc]e\b", "LicenseRef-Pixabay"),
+        (r"rightsstatements\.org/vocab/noc-us|rightsstatements\.org/vocab/noc", PUBLIC_DOMAIN),
+        (r"rightsstatements\.org/vocab/nkc|\bno known copyright\b", "no-known-copyright"),
+        (r"rightsstatements\.org/vocab/inc", ALL_RIGHTS_RESERVED),
+        (r"^not in (?:the )?public domain", ALL_RIGHTS_RESERVED),
+        (r"\bpublic[\s_-]*domain\b|^pd(?:[\s-].*)?$|\bgemeinfrei\b|\bdomaine public\b|\bdominio público\b",
+         PUBLIC_DOMAIN),
+        (r"\ball rights? reserved\b|^arr$|^c$|\bno reuse\b|\bnot? licen[sc]ed\b|\balle rechte vorbehalten\b"
+         r"|\btous droits réservés\b|\btodos los derechos reservados\b|\bfair use\b|^©|^copyrighted?\b|^\(c\)",
+         ALL_RIGHTS_RESERVED),
+    )
+)  # fmt: skip
+_NOTICE = re.compile(r"^(?:©|\(c\)|copyright\b)(?!.*reserved)")
+_NO_LICENCE = frozenset({"", "unknown", "none", "null", "nan", "unspecified", "unsupported", "n/a", "na", "other", "-"})
+
+
+def normalise_licence(text: str | None, url: str | None = None) -> str:
+    """Id of the licence that a name, an address, or both state.
+
+    Two licences offered as a choice give `A OR B`, two that hold together `A AND B`. Where name and address
+    agree, the more exact one answers; where they contradict each other the answer is `conflicting`.
+    """
+    return _normalise_pair((text or "").strip(), (url or "").strip())
+
+
+@lru_cache(maxsize=65536)
+def _normalise_pair(text: str, url: str) -> str:
+    from_text, from_url = _read_one(text), _read_one(url)
+    if from_url == UNKNOWN or from_text == from_url:
+        return from_text
+    if from_text == UNKNOWN:
+        return from_url
+    if _refines(from_url, from_text):
+        return from_url
+    if _refines(from_text, from_url):
+        return from_text
+    if from_text == ALL_RIGHTS_RESERVED and _NOTICE.match(text.lower()):
+        return from_url
+    return CONFLICTING
+
+
+def _refines(exact: str, loose: str) -> bool:
+    """True when `exact` says all that `loose` says: CC-BY-4.0 beside CC-BY, PDM-1.0 beside public domain."""
+    if re.fullmatch(re.escape(loose) + r"-\d[\d.]*(?:-or-later)?", exact):
+        return True
+    return loose == PUBLIC_DOMAIN and exact in {"CC0-1.0", "PDM-1.0", "CC-PDDC", "PDDL-1.0"}
+
+
+def _read_one(given: str) -> str:
+    lowered = " ".join(given.replace("_", " ").split()).lower().strip(" .\"'")
+    if lowered in _NO_LICENCE:
+        return UNKNOWN
+    whole = _read_single(lowered)
+    for splitter, joiner in ((_SPLIT_OR, " OR "), (_SPLIT_AND, " AND ")):
+        parts = [part for part in splitter.split(lowered) if part]
+        if len(parts) < 2:
+            continue
+        # A copyright notice beside a licence ("© Smith, CC BY 4.0") is usual and takes nothing back.
+        found = {_read_single(part.strip(" .()")) for part in parts if not _NOTICE.match(part)}
+        known = sorted(found - {UNKNOWN})
+        if len(known) > 1:
+            return joiner.join(known)
+    return whole
+
+
+def _read_single(lowered: str) -> str:
+    for read in (_read_cc_address, _read_named_first, _read_cc_short, _read_cc_words, _read_gnu, _read_named):
+        licence = read(lowered)
+        if licence:
+            return licence
+    return UNKNOWN
+
+
+def _read_cc_address(lowered: str) -> str | None:
+    match = _CC_URL.search(lowered)
+    if not match or match["parts"] == "publicdomain":
+        return None
+    return _cc_id(re.split(r"[+-]", match["parts"]), match["version"])
+
+
+def _read_named_first(lowered: str) -> str | None:
+    """CC0 and the public domain mark, before their words are taken for other CC licences."""
+    return next((licence for pattern, licence in _NAMED[:3] if pattern.search(lowered)), None)
+
+
+def _read_cc_short(lowered: str) -> str | None:
+    match = _CC_SHORT.search(lowered)
+    if match:
+        version = match["version"] or _first_version(lowered)
+        return _cc_id(re.findall(r"by|nc|nd|sa", match["parts"]), version)
+    bare = _BARE_SHORT.match(lowered)
+    return _cc_id(re.findall(r"by|nc|nd|sa", lowered), bare["version"]) if bare else None
+
+
+def _read_cc_words(lowered: str) -> str | None:
+    parts = [part for pattern, part in _CC_WORDS if pattern.search(lowered)]
+    if "by" not in parts or (len(parts) == 1 and "creative commons" not in lowered and not _first_version(lowered)):
+        return None
+    return _cc_id(parts, _first_version(lowered))
+
+
+def _read_gnu(lowered: str) -> str | None:
+    match = _GNU_URL.search(lowered) or _GNU.search(lowered)
+    if not match:
+        return None
+    family = match["family"]
+    if family not in _GNU_NAMES:
+        family = (
+            "agpl" if "affero" in family else "gfdl" if "documentation" in family
+            else "lgpl" if "lesser" in family or "library" in family else "gpl"
+        )  # fmt: skip
+    version = match["version"]
+    if version and "." not in version:
+        version += ".0"
+    later = "-or-later" if version and match.groupdict().get("later") else ""
+    return f"{_GNU_NAMES[family]}{f'-{version}' if version else ''}{later}"
+
+
+def _read_named(lowered: str) -> str | None:
+    return next((licence for pattern, licence in _NAMED[3:] if pattern.search(lowered)), None)
+
+
+def _cc_id(parts: list[str], version: str | None) -> str | None:
+    have = set(parts)
+    if "by" not in have and not have & {"nc", "nd", "sa"}:
+        return None
+    names = [part.upper() for part in _CC_PARTS if part in have]
+    if version and "." not in version:
+        version = version.replace("_", ".") if "_" in version else f"{version}.0"
+    return "-".join(["CC", *names, *([version] if version else [])])
+
+
+def _first_version(lowered: str) -> str | None:
+    match = _VERSION.search(lowered.replace(" 0", ".0") if re.search(r"\b[1-4] 0\b", lowered) else lowered)
+    return match["version"].replace("_", ".") if match else None
+
+
+class LicenceSettings(Settings):
+    """Which licences may go into a release.
+
+    `allow` and `deny` hold ids or families: `CC-BY` covers every version of it and nothing else of Creative
+    Commons, `CC-BY-4.0` only that one. An empty `allow` allows every *known* licence that is not denied;
+    `unknown` and `conflicting` pass only when `allow` names them. `deny` wins.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = (ALL_RIGHTS_RESERVED,)
+
+    @field_validator("allow", "deny")
+    @classmethod
+    def _ids(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        classes = {UNKNOWN, CONFLICTING, ALL_RIGHTS_RESERVED, PUBLIC_DOMAIN, "no-known-copyright"}
+        for entry in given:
+            if entry not in classes and normalise_licence(entry) != entry:
+                raise ValueError(f"'{entry}' is not a licence id; did you mean '{normalise_licence(entry)}'?")
+        return given
+
+    def allows(self, licence_id: str | None) -> bool:
+        """True when a picture under this licence may be used; of a choice (`OR`) one allowed part is enough."""
+        licence = licence_id or UNKNOWN
+        if " OR " in licence:
+            return any(self.allows(part) for part in licence.split(" OR "))
+        if " AND " in licence:
+            return all(self.allows(part) for part in licence.split(" AND "))
+        if any(_covers(entry, licence) for entry in self.deny):
+            return False
+        if self.allow:
+            return any(_covers(entry, licence) for entry in self.allow)
+        return licence not in {UNKNOWN, CONFLICTING}
+
+
+def _covers(entry: str, licence: str) -> bool:
+    return entry == licence or _refines(licence, entry)
+
+
+def normalise_licences(names: pa.ChunkedArray | pa.Array, urls: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Ids for two string columns; each distinct pair is read once."""
+    pairs = zip(names.to_pylist(), urls.to_pylist(), strict=True)
+    return pa.array([normalise_licence(name, url) for name, url in pairs], pa.string())
+
+
+def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:
+    """Verdicts over the columns `sample_id` and `licence_id`: sample_id, keep, rule, value, threshold."""
+    ids = table["licence_id"].combine_chunks().dictionary_encode()
+    allowed = pa.array([settings.allows(value) for value in ids.dictionary.to_pylist()], pa.bool_())
+    keep = pc.fill_null(allowed.take(ids.indices), settings.allows(None))
+    nothing = pa.scalar(None, pa.string())
+    said = f"allow {', '.join(settings.allow) or 'every known one'}; deny {', '.join(settings.deny) or 'none'}"
+    return pa.table(
+        {
+            "sample_id": table["sample_id"],
+            "keep": keep,
+            "rule": pc.if_else(keep, nothing, "licence"),
+            "value": pc.if_else(keep, nothing, pc.fill_null(table["licence_id"].combine_chunks(), UNKNOWN)),
+            "threshold": pc.if_else(keep, nothing, said),
+        }
+    )

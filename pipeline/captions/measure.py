@@ -1,0 +1,203 @@
+"""Captions cleaned and measured, row by row: what every rule later reads.
+
+Reads candidates (caption, taxon and licence columns); writes a table of the CAPTIONS schema, same rows, same
+order. Pure and deterministic: a row's measures depend on that row and the settings alone. How often a caption
+occurs in the corpus is no measure of a row; it is counted later over `text_key` (`count_repeats`, or in SQL).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.tables import CAPTIONS
+from pipeline.captions.clean import clean_captions
+from pipeline.captions.language import detect_languages
+from pipeline.captions.licences import normalise_licences
+from pipeline.captions.patterns import (
+    BARE_NAME,
+    BINOMIAL,
+    DENSE_SCRIPT,
+    FILENAME,
+    PLACEHOLDER,
+    TOKEN_PIECES,
+)
+from pipeline.captions.settings import CaptionSettings
+from pipeline.captions.taxa import taxon_columns
+
+
+def measure_captions(candidates: pa.Table, settings: CaptionSettings) -> pa.Table:
+    """Clean and measure the captions of candidates.
+
+    Where a caption is empty after cleaning and a taxon is known, `text` is the taxon's sentence and
+    `text_source` says so; such rows have no `text_key`, since many pictures of a species are no boilerplate.
+    """
+    given = pc.fill_null(candidates["caption"].combine_chunks(), "")
+    cleaned, steps = clean_captions(given, settings.clean.steps)
+    texts, taxon_names = taxon_columns(candidates)
+    text, source = _fall_back(cleaned, texts)
+    letters, digits, visible = _count_kinds(text)
+    words = _count_words(text)
+    columns: dict[str, pa.Array] = {
+        "sample_id": candidates["sample_id"].combine_chunks(),
+        "text": text,
+        "text_source": source,
+        "texts": texts,
+        "taxon_name": taxon_names,
+        "text_key": text_keys(pc.if_else(pc.equal(source, "caption"), text, pa.scalar(None, pa.string()))),
+        "licence_id": normalise_licences(candidates["licence"], candidates["licence_url"]),
+        "given_chars": pc.utf8_length(given),
+        "given_words": pa.array([len(caption.split()) for caption in given.to_pylist()], pa.int32()),
+        "num_chars": pc.utf8_length(text),
+        "num_words": words,
+        "letter_ratio": _share(letters, visible),
+        "digit_ratio": _share(digits, visible),
+        "symbol_ratio": _share(visible - letters - digits, visible),
+        "repeated_ratio": _repeated_ratios(text, words, settings.measure.ngram_words),
+        "num_clip_tokens": _estimate_clip_tokens(text),
+        "filename_like": _matches(text, FILENAME),
+        "placeholder_like": _matches(pc.utf8_lower(text), PLACEHOLDER),
+        **_name_measures(text, texts, taxon_names),
+        **_languages(text, letters, settings.measure.language),
+        "steps": steps,
+    }
+    return pa.table([columns[field.name].cast(field.type) for field in CAPTIONS], schema=CAPTIONS)
+
+
+def text_keys(text: pa.Array) -> pa.Array:
+    """64-bit key of each text, blind to case, punctuation and spacing; null for null and for empty texts."""
+    folded = pc.replace_substring_regex(pc.utf8_lower(text), r"[^\pL\pM\pN]+", " ")
+    folded = pc.utf8_trim(folded, " ")
+    folded = pc.if_else(pc.equal(folded, ""), text, folded)  # only signs: the signs themselves
+    return pa.array([_hash64(value) for value in folded.to_pylist()], pa.uint64())
+
+
+def count_repeats(captions: pa.Table, hosts: pa.Array | None = None) -> pa.Table:
+    """Columns sample_id, num_same_text and, given each row's host, num_same_text_host; null without a key.
+
+    The corpus-wide count; over many parts the same is one GROUP BY text_key in SQL.
+    """
+    keys = captions["text_key"].combine_chunks()
+    out = {"sample_id": captions["sample_id"], "num_same_text": _counts(keys)}
+    if hosts is not None:
+        coded = pc.fill_null(pc.dictionary_encode(hosts).indices, -1)
+        pairs = pa.StructArray.from_arrays([keys, coded], ["key", "host"])
+        both = _counts(pa.array([None if p["key"] is None else f"{p['key']}/{p['host']}" for p in pairs.to_pylist()]))
+        out["num_same_text_host"] = both
+    return pa.table(out)
+
+
+def _counts(keys: pa.Array) -> pa.Array:
+    coded = keys.dictionary_encode()
+    indices = coded.indices.fill_null(len(coded.dictionary)).to_numpy()
+    totals = np.bincount(indices, minlength=len(coded.dictionary) + 1)
+    return pa.array(totals[indices], pa.int64(), mask=indices == len(coded.dictionary))
+
+
+def _hash64(value: str | None) -> int | None:
+    if not value:
+        return None
+    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
+
+
+def _fall_back(cleaned: pa.Array, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
+    empty = pc.equal(cleaned, "")
+    rows = pc.indices_nonzero(empty)
+    sentences = [dict(pairs).get("sentence") for pairs in texts.take(rows).to_pylist()]
+    source = pc.if_else(empty, "none", "caption")
+    if not any(sentences):
+        return cleaned, source
+    replaced = cleaned.to_pylist()
+    origin = source.to_pylist()
+    for row, sentence in zip(rows.to_pylist(), sentences, strict=True):
+        if sentence:
+            replaced[row], origin[row] = sentence, "taxon"
+    return pa.array(replaced, pa.string()), pa.array(origin, pa.string())
+
+
+def _count_kinds(text: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Letters (marks with them), digits, and all visible characters of each text."""
+    visible_text = pc.replace_substring_regex(text, r"\s+", "")
+    visible = pc.utf8_length(visible_text).to_numpy()
+    without_letters = pc.replace_substring_regex(visible_text, r"[\pL\pM]+", "")
+    others = pc.utf8_length(without_letters).to_numpy()
+    digits = pc.count_substring_regex(without_letters, r"\pN").to_numpy()
+    return visible - others, digits, visible
+
+
+def _count_words(text: pa.Array) -> pa.Array:
+    """Words by spaces; in scripts written without spaces two characters count as a word."""
+    spaced = pc.if_else(pc.equal(text, ""), 0, pc.add(pc.count_substring_regex(text, r"\s+"), 1))
+    dense = pc.count_substring_regex(text, DENSE_SCRIPT)
+    return pc.add(spaced, pc.cast(pc.divide(dense, 2), pa.int32()))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> pa.Array:
+    return pa.array((part / np.maximum(whole, 1)).astype(np.float32))
+
+
+def _repeated_ratios(text: pa.Array, words: pa.Array, n: int) -> pa.Array:
+    """Share of the word n-grams that were already seen in the same text."""
+    ratios = np.zeros(len(text), np.float32)
+    rows = pc.indices_nonzero(pc.greater(words, n))
+    for row, value in zip(rows.to_pylist(), text.take(rows).to_pylist(), strict=True):
+        split = value.lower().split()
+        if len(set(split)) == len(split):
+            continue  # all words differ: no n-gram can repeat
+        total = len(split) - n + 1
+        if total > 1:
+            ratios[row] = 1 - len({tuple(split[i : i + n]) for i in range(total)}) / total
+    return pa.array(ratios)
+
+
+def _estimate_clip_tokens(text: pa.Array) -> pa.Array:
+    """CLIP's byte-pair tokens of the text, start and end included; an estimate, see TOKEN_PIECES."""
+    total = np.full(len(text), 2.0)
+    for pattern, weight in TOKEN_PIECES:
+        total += weight * pc.count_substring_regex(text, pattern).to_numpy()
+    return pa.array(np.ceil(total).astype(np.int32))
+
+
+def _matches(text: pa.Array, pattern: str) -> pa.Array:
+    return pc.match_substring_regex(text, pattern)
+
+
+def _name_measures(text: pa.Array, texts: pa.Array, taxon_names: pa.Array) -> dict[str, pa.Array]:
+    """Whether a Latin binomial stands in the text, and whether there is nothing else in it."""
+    binomial = pc.match_substring_regex(text, BINOMIAL)
+    bare = pc.match_substring_regex(text, BARE_NAME)
+    known = pc.indices_nonzero(taxon_names.is_valid())
+    if len(known):
+        has, only = _against_taxon(text.take(known).to_pylist(), texts.take(known).to_pylist())
+        binomial = _or_at(binomial, known, has)
+        bare = _or_at(bare, known, only)
+    return {"has_binomial": binomial, "bare_name": bare}
+
+
+def _against_taxon(texts: list[str], variants: list[list[tuple[str, str]]]) -> tuple[list[bool], list[bool]]:
+    has, only = [], []
+    for text, pairs in zip(texts, variants, strict=True):
+        names = dict(pairs)
+        lowered = text.casefold().rstrip(".")
+        scientific = names["scientific"].casefold()
+        has.append(" " in scientific and scientific in lowered)
+        only.append(lowered in {scientific, names["canonical"].casefold()})
+    return has, only
+
+
+def _or_at(mask: pa.Array, rows: pa.Array, values: Iterable[bool]) -> pa.Array:
+    out = mask.to_numpy(zero_copy_only=False).copy()
+    out[rows.to_numpy()] |= np.fromiter(values, bool)
+    return pa.array(out)
+
+
+def _languages(text: pa.Array, letters: np.ndarray, wanted: bool) -> dict[str, pa.Array]:
+    if not wanted:
+        size = len(text)
+        return {"language": pa.nulls(size, pa.string()), "language_confidence": pa.nulls(size, pa.float32())}
+    codes, confidences = detect_languages(text.to_pylist(), (letters > 0).tolist())
+    return {"language": codes, "language_confidence": confidences}

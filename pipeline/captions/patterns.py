@@ -1,0 +1,82 @@
+"""The patterns behind the measures that look at wording, in RE2 syntax (Arrow searches them over whole columns).
+
+Reads and writes nothing. Each pattern was tried on real captions; the error rates stand in README.md.
+"""
+
+from __future__ import annotations
+
+_IMAGE_SUFFIX = r"\.(?i:jpe?g|png|gif|webp|tiff?|bmp|svg|heic|cr2|nef|psd|xcf)"
+
+FILENAME = "|".join(
+    (
+        # a camera's or a program's own name and a number: IMG_1234, DSC00012, P1020304, Screenshot 2020-01-01
+        r"^(?i:img|image|dsc|dscf|dscn|dscn?_|pict|pic|dcim|cimg|mvi|sam|gopr|pxl|wp|imag|scan|file|foto|photo"
+        r"|picture|hpim|kif|"
+        r"mg|stp|ssa|ph|pc|bild|untitled|unbenannt|screenshot|screen shot|snapshot|clip ?image|slide|figure|fig)"
+        r"[-_ ]*\(?\d[\d\-_. ()a-zA-Z]{0,4}[\d\-_. ()]*\)?(?:" + _IMAGE_SUFFIX + r")?$",
+        r"^[A-Z]{1,2}\d{5,}$",
+        r"^\S+" + _IMAGE_SUFFIX + r"$",  # one word with an image suffix
+        r"^(?i:[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:" + _IMAGE_SUFFIX + r")?$",
+        r"^[\d\-_.]*\d[\d\-_.]*(?:" + _IMAGE_SUFFIX + r")?$",  # numbers alone
+        r"^(?:[A-Za-z0-9]+_)+[A-Za-z0-9]*\d[A-Za-z0-9]*$",  # a_b_01
+    )
+)
+
+PLACEHOLDER = "|".join(
+    (
+        r"^[\[({]*(?:no|not?|missing|image|photo|picture|thumbnail|preview|sorry,? no)?[ _-]*(?:image|photo"
+        r"|picture|preview|thumbnail|icon|"
+        r"description|caption|title|text|name|alt)s?[ _-]*(?:is |are )?(?:currently "
+        r"|yet )?(?:not (?:yet )?(?:available|found|provided)|"
+        r"unavailable|available|missing|coming soon|placeholder|to follow|goes here|here|removed|deleted)?[\])}.!]*$",
+        r"^[\[({<]*(?:placeholder|untitled|no title|sans titre|ohne titel|unbenannt|sin título|unknown|unnamed"
+        r"|undefined|null|none|nan|"
+        r"n/?a|not available|coming soon|default|blank|empty|test|testing|todo|tbd|xxx+|asdf\w*|loading|error"
+        r"|404(?: not found)?|"
+        r"not found|click (?:here|to (?:enlarge|view|zoom))|view (?:full size|larger|image)|enlarge|zoom|"
+        r"download|home|share|next|previous|close|menu)[\])}>.!…]*(?: \d+)?$",
+        r"^(?:hash|array|code|scalar|glob)\(0x[0-9a-f]+\)$",
+        r"^\[object \w+\]$",
+        r"^(?:\{\{.*\}\}|%\w+%|\$\{?\w+\}?|<\?.*\?>)$",
+        r"^(?:image|photo|picture|slide|page|figure) \d+(?: of \d+)?$",
+        r"\blorem ipsum\b",
+        r"^(?:this )?(?:image|photo|picture) (?:is )?(?:no longer available|could not be (?:loaded|found)"
+        r"|does not exist|has been removed)",
+    )
+)
+
+_GENUS = r"[A-Z][a-zë]{2,}(?:a|us|um|is|es|on|os|ys|ix|ax|ops|ex|ium|ia|e|er|as|yx|ma|anthus|dendron)"
+_EPITHET_ENDS = (
+    r"(?:ensis|ense|oides|ifolia|ifolium|ifolius|folia|folium|florum|florus|flora|orum|arum|iana|ianum|ianus"
+    r"|icum|icus|osum|osus|atum|"
+    r"atus|inum|inus|ii|ulus|ulum|eum|eus|ifera|iferum|ifer|alis|aris|ilis|cola|gera|ctus|ctum|phylla|phyllum"
+    r"|phyllus|carpa|carpum|"
+    r"rrhiza|vera|viride|viridis|ntha|nthum|nthus|urus|urum|erus|erum|idus|idum|ida|ida|ptera|ceps|pens|cens"
+    r"|scens|gens|tans|"
+    r"rans|vulgare|vulgaris|perennis|annua|annuum|alba|album|albus|nigra|nigrum|niger|rubra|rubrum|sativa"
+    r"|sativum|sativus|tectorum|"
+    r"officinale|mays|nobilis|avium|cepa|communis|persica|carota|maxima|arvense|arvensis|repens|pratense|sylvestris|"
+    r"domestica|europaea|americana|japonica|chinensis|sinensis|indica|africana|australis|orientale|occidentalis"
+    r"|vinifera)"
+)
+_EPITHET = r"(?:[×x] ?)?[a-zë]{0,}(?:-[a-z]+)*" + _EPITHET_ENDS
+
+BINOMIAL = rf"(?:^|[^\pL]){_GENUS} {_EPITHET}(?:[^\pL]|$)"
+
+_AUTHOR = r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|ex|et|&|[A-Z][\pL]+(?:, \d{4})?))*"
+BARE_NAME = (
+    rf"^{_GENUS} {_EPITHET}(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?{_AUTHOR}\.?$"
+    r"|^[A-Z][a-zë]+ (?:sp|spp)\.?$|^[A-Z][a-z]+(?:aceae|idae|opsida)$"
+)
+
+# Scripts written without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese, Tibetan.
+DENSE_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+
+# (pattern, tokens each) of the estimate of CLIP's byte-pair tokens.
+TOKEN_PIECES: tuple[tuple[str, float], ...] = (
+    (r"[A-Za-z]+", 1.0),
+    (r"[A-Za-z]{7}", 0.5),
+    (r"[0-9]", 1.0),
+    (r"[^\sA-Za-z0-9\x{80}-\x{10ffff}]+", 1.0),
+    (r"[^\x00-\x7f]", 1.2),
+)

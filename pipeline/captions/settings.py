@@ -1,0 +1,244 @@
+"""Settings of the caption room, in two halves that must not touch.
+
+`clean` and `measure` change what is measured (their `measure_identity` belongs in the recipe of the
+measurements); `rules` and `text` only decide over what was measured. Moving a threshold, the block list or
+the choice of `txt` therefore never measures again. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from manifests.settings import Settings
+
+StepName = Literal[
+    "entities",
+    "mojibake",
+    "tags",
+    "control",
+    "unicode",
+    "urls",
+    "emails",
+    "phones",
+    "handles",
+    "hashtags",
+    "camera",
+    "credits",
+    "whitespace",
+]
+STEPS: tuple[StepName, ...] = get_args(StepName)
+
+TextType = Literal[
+    "scientific",
+    "common",
+    "taxonomic",
+    "sci",
+    "com",
+    "taxon",
+    "taxonTag",
+    "sci_com",
+    "taxon_com",
+    "taxonTag_com",
+    "canonical",
+    "sentence",
+]
+TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
+TextName = Literal["caption"] | TextType
+
+PresetName = Literal["datacomp-basic", "plant", "general"]
+
+
+class CleanSettings(Settings):
+    """Which cleaning steps run; they always run in the order of `STEPS`, until nothing changes any more."""
+
+    steps: tuple[StepName, ...] = STEPS
+
+    @field_validator("steps")
+    @classmethod
+    def _in_standard_order(cls, steps: tuple[StepName, ...]) -> tuple[StepName, ...]:
+        if len(set(steps)) != len(steps):
+            raise ValueError("a cleaning step is named twice; name each once")
+        return tuple(step for step in STEPS if step in steps)
+
+
+class MeasureSettings(Settings):
+    """What is measured beyond the cheap columns."""
+
+    language: bool = True  # fastText language identification, model in the wheel, offline
+    ngram_words: int = Field(default=3, ge=2, le=8)  # length of the word n-grams of `repeated_ratio`
+
+
+class LanguageRule(Settings):
+    """Languages that may stay, by ISO 639 code as fastText writes it.
+
+    A guess over a very short text is noise: below `min_chars` characters or `min_confidence` it is not held
+    against the caption, nor ever against one that holds a Latin binomial when `spare_binomials` is set.
+    """
+
+    allow: tuple[str, ...] = ("en",)
+    min_confidence: float = Field(default=0.6, ge=0, le=1)
+    min_chars: int = Field(default=20, ge=0)
+    spare_binomials: bool = True
+
+    @field_validator("allow")
+    @classmethod
+    def _not_empty(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        if not allow:
+            raise ValueError("name at least one language, or leave the rule out")
+        return allow
+
+
+class Thresholds(Settings):
+    """One field a rule; None or False leaves the rule out. The order of the fields is the default order."""
+
+    not_empty: bool | None = None
+    not_placeholder_like: bool | None = None
+    not_filename_like: bool | None = None
+    blocklist: tuple[str, ...] | None = None  # words or phrases, matched whole, case ignored
+    min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
+    min_given_chars: int | None = Field(default=None, ge=0)
+    min_chars: int | None = Field(default=None, ge=0)
+    max_chars: int | None = Field(default=None, ge=1)
+    min_words: int | None = Field(default=None, ge=0)
+    max_words: int | None = Field(default=None, ge=1)
+    max_clip_tokens: int | None = Field(default=None, ge=1)
+    min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
+    max_digit_ratio: float | None = Field(default=None, ge=0, le=1)
+    max_symbol_ratio: float | None = Field(default=None, ge=0, le=1)
+    max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
+    not_bare_name: bool | None = None  # a scientific name and nothing else
+    has_binomial: bool | None = None
+    languages: LanguageRule | None = None
+    max_repeats: int | None = Field(default=None, ge=1)  # captions with the same text_key in the corpus
+    max_host_repeats: int | None = Field(default=None, ge=1)  # the same on one host
+    min_side_px: int | None = Field(default=None, ge=1)  # smallest image side as downloaded
+    max_aspect_ratio: float | None = Field(default=None, ge=1)
+    min_area_px: int | None = Field(default=None, ge=1)
+    min_pixel_std: float | None = Field(default=None, ge=0)  # flat or near-blank pictures
+
+
+RULE_NAMES: tuple[str, ...] = tuple(Thresholds.model_fields)
+
+PRESETS: dict[PresetName, Thresholds] = {
+    # DataComp's basic filter without its language model: more than 2 words, more than 5 characters of the
+    # caption as given, smallest side at least 200 px, aspect ratio at most 3.
+    # Source: Gadre et al. 2023 (arXiv:2304.14108), section 5 and baselines/apply_filter.py of its repository.
+    "datacomp-basic": Thresholds(min_given_words=3, min_given_chars=6, min_side_px=200, max_aspect_ratio=3.0),
+    "plant": Thresholds(
+        not_empty=True,
+        not_placeholder_like=True,
+        not_filename_like=True,
+        min_chars=3,
+        max_chars=2000,
+        min_letter_ratio=0.5,
+        max_repeated_ratio=0.5,
+    ),
+    "general": Thresholds(
+        not_empty=True,
+        not_placeholder_like=True,
+        not_filename_like=True,
+        min_chars=5,
+        max_chars=1000,
+        min_words=2,
+        max_words=150,
+        min_letter_ratio=0.6,
+        max_digit_ratio=0.4,
+        max_repeated_ratio=0.5,
+        not_bare_name=True,
+        max_repeats=100,
+    ),
+}
+
+
+class RuleSet(Thresholds):
+    """Rules for the rows of some domains and sources (empty: all). A key given here overrides the preset's.
+
+    The first rule set of the list that fits a row judges it.
+    """
+
+    domains: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    preset: PresetName | None = None
+    order: tuple[str, ...] = ()  # rules that speak first; the others follow in the standard order
+
+    @model_validator(mode="after")
+    def _known_order(self) -> Self:
+        unknown = [name for name in self.order if name not in RULE_NAMES]
+        if unknown:
+            raise ValueError(f"order: no such rule: {', '.join(unknown)}; known: {', '.join(RULE_NAMES)}")
+        return self
+
+    def fits(self, domain: str | None, source: str | None) -> bool:
+        """True when rows of this domain and source are judged by this set."""
+        return (not self.domains or domain in self.domains) and (not self.sources or source in self.sources)
+
+    def thresholds(self) -> dict[str, Any]:
+        """Rule name to threshold, only rules that are on, in the order in which they speak."""
+        base = PRESETS[self.preset] if self.preset else Thresholds()
+        merged = {name: getattr(self if name in self.model_fields_set else base, name) for name in RULE_NAMES}
+        ordered = [*self.order, *(name for name in RULE_NAMES if name not in self.order)]
+        return {name: merged[name] for name in ordered if merged[name] not in (None, False, ())}
+
+
+class TextChoice(Settings):
+    """What `txt` is for the rows of some domains and sources (empty: all).
+
+    One of `any_of` that the sample has, drawn by seed and sample_id when there are several; where it has none of
+    them, the first of `otherwise` that it has.
+    """
+
+    domains: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    any_of: tuple[TextName, ...] = ("caption",)
+    otherwise: tuple[TextName, ...] = ("caption", "sentence")
+
+    @field_validator("any_of")
+    @classmethod
+    def _something_to_choose(cls, any_of: tuple[TextName, ...]) -> tuple[TextName, ...]:
+        if not any_of:
+            raise ValueError("name at least one text")
+        if len(set(any_of)) != len(any_of):
+            raise ValueError("a text is named twice; name each once")
+        return any_of
+
+    def fits(self, domain: str | None, source: str | None) -> bool:
+        """True when this choice is for rows of this domain and source."""
+        return (not self.domains or domain in self.domains) and (not self.sources or source in self.sources)
+
+
+class TextSettings(Settings):
+    """Which text becomes the `txt` member of a shard and which variants stand beside it."""
+
+    choices: tuple[TextChoice, ...] = (TextChoice(),)  # the first that fits a row speaks
+    seed: int = 0
+    members: tuple[TextType, ...] = ()  # extra text members, where the sample has a taxon
+
+
+class CaptionSettings(Settings):
+    """The `caption` section of a pipeline config."""
+
+    clean: CleanSettings = CleanSettings()
+    measure: MeasureSettings = MeasureSettings()
+    rules: tuple[RuleSet, ...] = (RuleSet(preset="general"),)
+    text: TextSettings = TextSettings()
+
+    def measure_identity(self) -> dict[str, Any]:
+        """What the measurements depend on, as plain values for a fingerprint; thresholds are not in it."""
+        return {"clean": self.clean.model_dump(mode="json"), "measure": self.measure.model_dump(mode="json")}
+
+    def rules_identity(self) -> list[dict[str, Any]]:
+        """What the verdicts depend on beside the measurements: the resolved rules, as plain values."""
+        resolved = []
+        for rules in self.rules:
+            thresholds = [
+                [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
+                for name, value in rules.thresholds().items()
+            ]
+            resolved.append({"domains": list(rules.domains), "sources": list(rules.sources), "rules": thresholds})
+        return resolved
+
+    def text_identity(self) -> dict[str, Any]:
+        """What the choice of `txt` and of the text members depends on."""
+        return self.text.model_dump(mode="json")

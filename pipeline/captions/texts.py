@@ -1,0 +1,59 @@
+"""Which text a sample is written with: the caption or one of its taxon's text types.
+
+Reads measured captions with `domain` and `source`; writes the column `txt` and the extra text members. A choice
+among several is drawn from the seed and the sample_id alone, so it stays when data is added. Nothing is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+from pipeline.captions.settings import TextChoice, TextName, TextSettings
+from pipeline.captions.taxa import MEMBER_NAMES
+
+
+def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
+    """Columns sample_id, txt (the text to write) and txt_type (caption or a text type), row for row.
+
+    `captions` holds sample_id, text, texts, domain, source. `txt` is null only where a row has no text at all.
+    """
+    columns = ("sample_id", "text", "texts", "domain", "source")
+    rows = zip(*(captions[column].to_pylist() for column in columns), strict=True)
+    chosen = [
+        _choose(sample_id, text, dict(pairs), _choice_for(domain, source, settings), settings.seed)
+        for sample_id, text, pairs, domain, source in rows
+    ]
+    return pa.table(
+        {
+            "sample_id": captions["sample_id"],
+            "txt": pa.array([text for _, text in chosen], pa.string()),
+            "txt_type": pa.array([name for name, _ in chosen], pa.string()),
+        }
+    )
+
+
+def text_members(texts: dict[str, str], settings: TextSettings) -> dict[str, str]:
+    """Extra text members of a sample, file name after the key to content; none without a taxon."""
+    return {MEMBER_NAMES[name]: texts[name] for name in settings.members if name in texts}
+
+
+def _choice_for(domain: str | None, source: str | None, settings: TextSettings) -> TextChoice:
+    return next((choice for choice in settings.choices if choice.fits(domain, source)), TextChoice())
+
+
+def _choose(
+    sample_id: str, text: str, texts: dict[str, str], choice: TextChoice, seed: int
+) -> tuple[TextName | None, str | None]:
+    def held(name: TextName) -> str | None:
+        return (text or None) if name == "caption" else texts.get(name)
+
+    wanted = [name for name in choice.any_of if held(name)]
+    if len(wanted) > 1:
+        digest = hashlib.blake2b(f"{seed}\x1f{sample_id}".encode(), digest_size=8).digest()
+        wanted = [wanted[int.from_bytes(digest, "little") % len(wanted)]]
+    for name in [*wanted, *choice.otherwise]:
+        if held(name):
+            return name, held(name)
+    return None, None
