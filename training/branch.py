@@ -67,29 +67,31 @@ class HeadBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
         self.track = True  # the accumulation of `training.loss` runs a batch twice and must count it once
 
-    def forward(self, tokens_BHMR: Tensor) -> Tensor:
-        """Normalise (B, H, M, R) over batch and tokens, per head and channel."""
+    def forward(self, tokens_BMHR: Tensor) -> Tensor:
+        """Normalise (B, M, H, R) over batch and tokens, per head and channel."""
         if not self.training:
             scale_R = self.weight * (self.running_var + self.eps).rsqrt()
-            return (tokens_BHMR - self.running_mean) * scale_R + self.bias
-        heads = tokens_BHMR.shape[1]
-        var_HR, mean_HR = torch.var_mean(tokens_BHMR, dim=(0, 2), correction=0)
+            return (tokens_BMHR - self.running_mean) * scale_R + self.bias
+        heads = tokens_BMHR.shape[2]
+        weight_N, bias_N = self.weight.repeat(heads), self.bias.repeat(heads)
+        # With momentum 1 these two receive the statistics of this batch alone.
+        mean_N, var_N = torch.zeros_like(weight_N), torch.ones_like(weight_N)
+        flat_XN = tokens_BMHR.flatten(2).flatten(0, 1)
+        normal_XN = functional.batch_norm(
+            flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=self.eps
+        )
         if self.track:
-            self._move_statistics(mean_HR.detach(), var_HR.detach(), tokens_BHMR.numel() // mean_HR.numel(), heads)
-        scale_HR = self.weight * (var_HR + self.eps).rsqrt()
-        shift_HR = self.bias - mean_HR * scale_HR
-        return tokens_BHMR * scale_HR.unsqueeze(1) + shift_HR.unsqueeze(1)
+            self._move_statistics(mean_N.unflatten(0, (heads, -1)), var_N.unflatten(0, (heads, -1)))
+        return normal_XN.view_as(tokens_BMHR)
 
     @torch.no_grad()
-    def _move_statistics(self, mean_HR: Tensor, var_HR: Tensor, count: int, heads: int) -> None:
-        """Exponential averages after `heads` moves in a row, in closed form."""
-        keep = 1.0 - self.momentum
+    def _move_statistics(self, mean_HR: Tensor, var_HR: Tensor) -> None:
+        """Exponential averages after one move a head, in closed form."""
+        heads, keep = mean_HR.shape[0], 1.0 - self.momentum
         share_H = self.momentum * keep ** torch.arange(heads - 1, -1, -1, device=mean_HR.device)
-        unbiased = count / max(count - 1, 1)
-        mean_R = (share_H.to(mean_HR.dtype) @ mean_HR).to(self.running_mean.dtype)
-        var_R = (share_H.to(var_HR.dtype) @ var_HR).to(self.running_var.dtype) * unbiased
-        self.running_mean.mul_(keep**heads).add_(mean_R)
-        self.running_var.mul_(keep**heads).add_(var_R)
+        share_H = share_H.to(mean_HR.dtype)
+        self.running_mean.mul_(keep**heads).add_(share_H @ mean_HR)
+        self.running_var.mul_(keep**heads).add_(share_H @ var_HR)
         self.num_batches_tracked.add_(heads)
 
 
@@ -102,9 +104,9 @@ class TokenLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, tokens_BHMR: Tensor) -> Tensor:
-        """Normalise (B, H, M, R) over R."""
-        return functional.layer_norm(tokens_BHMR, self.weight.shape, self.weight, self.bias, self.eps)
+    def forward(self, tokens_BMHR: Tensor) -> Tensor:
+        """Normalise (B, M, H, R) over R."""
+        return functional.layer_norm(tokens_BMHR, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class SecondOrderBranch(nn.Module):
@@ -136,14 +138,11 @@ class SecondOrderBranch(nn.Module):
         heads = self.shape.heads
         tokens_BMHE = self.token_projection(tokens_BMW).unflatten(-1, (heads, -1))
         anchor_BHE = self.token_projection(anchor_BW).unflatten(-1, (heads, -1))
-        weights_BMH = mbdc.anchor_weights(anchor_BHE, tokens_BMHE, mask_BM)
-        reduced_BHMR = mbdc.reduce_tokens(tokens_BMHE, weights_BMH, self.reduce.weight)
-        with mbdc.without_autocast(reduced_BHMR):
-            reduced_BHMR = self._drop(self.norm(reduced_BHMR).relu())
-            if mask_BM is None:
-                return mbdc.second_order(reduced_BHMR)
-            reduced_BHMR = reduced_BHMR * mask_BM[:, None, :, None]
-            return mbdc.second_order(reduced_BHMR, mask_BM.sum(dim=1))
+        reduced_BMHR = mbdc.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
+        with mbdc.without_autocast(reduced_BMHR):
+            reduced_BMHR = self._drop(self.norm(reduced_BMHR).relu(), mask_BM)
+            num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
+            return mbdc.second_order(reduced_BMHR.transpose(1, 2), num_tokens_B)
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
@@ -152,16 +151,16 @@ class SecondOrderBranch(nn.Module):
         projected_BC: Tensor = self.projection(vector_BT)
         return projected_BC
 
-    def _drop(self, tokens_BHMR: Tensor) -> Tensor:
-        """Step 4: drop whole channels (released, image) or whole tokens (released, text) of a head."""
-        if not self.training or self.shape.dropout == 0.0:
-            return tokens_BHMR
-        batch, heads, tokens, width = tokens_BHMR.shape
-        if self.shape.dropout_axis == "channel":
-            keep = tokens_BHMR.new_ones(batch, heads, 1, width)
-        else:
-            keep = tokens_BHMR.new_ones(batch, heads, tokens, 1)
-        return tokens_BHMR * functional.dropout(keep, self.shape.dropout)
+    def _drop(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor:
+        """Step 4: set padding to zero; drop whole channels (released, image) or whole tokens (released, text)."""
+        factor = None if mask_BM is None else mask_BM[:, :, None, None].to(tokens_BMHR.dtype)
+        if self.training and self.shape.dropout > 0.0:
+            batch, tokens, heads, width = tokens_BMHR.shape
+            per_channel = self.shape.dropout_axis == "channel"
+            keep = tokens_BMHR.new_ones((batch, 1, heads, width) if per_channel else (batch, tokens, heads, 1))
+            kept = functional.dropout(keep, self.shape.dropout)
+            factor = kept if factor is None else factor * kept
+        return tokens_BMHR if factor is None else tokens_BMHR * factor
 
 
 def _projection(shape: BranchShape) -> nn.Sequential:

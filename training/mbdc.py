@@ -15,12 +15,14 @@ ICCV 2025, arXiv 2504.01386; steps numbered as the released code takes them (0 t
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 DISTANCE_EPS = 1e-5  # added under the square root, as released: keeps its slope finite on the diagonal
+NORM_EPS = 1e-12  # a token or anchor of zeros has cosine 0, not NaN
 
 
 def num_triangle(width: int) -> int:
@@ -49,26 +51,106 @@ def anchor_weights(anchor_BHE: Tensor, tokens_BMHE: Tensor, mask_BM: Tensor | No
     `mask_BM` is true where a token counts; the others get weight 0. Returns weights (B, M, H), which sum to
     1 over M. Every sample must have at least one token that counts.
     """
-    with without_autocast(tokens_BMHE):
-        anchor_BHE, tokens_BMHE = full_precision(anchor_BHE), full_precision(tokens_BMHE)
-        anchor_BHE = functional.normalize(anchor_BHE, dim=-1)
-        dot_BMH = torch.einsum("bmhe,bhe->bmh", tokens_BMHE, anchor_BHE)
-        norm_BMH = torch.linalg.vector_norm(tokens_BMHE, dim=-1).clamp_min(1e-12)
-        cosine_BMH = dot_BMH / norm_BMH
-        if mask_BM is not None:
-            cosine_BMH = cosine_BMH.masked_fill(~mask_BM.unsqueeze(-1), -torch.inf)
-        weights_BMH: Tensor = cosine_BMH.softmax(dim=1)
-        return weights_BMH
+    unit_BHE = functional.normalize(full_precision(anchor_BHE), dim=-1, eps=NORM_EPS)
+    return _cosine_softmax(unit_BHE, full_precision(tokens_BMHE), mask_BM)[0]
 
 
-def reduce_tokens(tokens_BMHE: Tensor, weights_BMH: Tensor, reduce_RE: Tensor) -> Tensor:
-    """Steps 2 and 3: weigh the tokens and reduce each head's channels with one shared matrix.
+def weigh_and_reduce(
+    anchor_BHE: Tensor, tokens_BMHE: Tensor, reduce_RE: Tensor, mask_BM: Tensor | None = None
+) -> Tensor:
+    """Steps 2 and 3: weigh the tokens, then reduce each head's channels with one shared matrix.
 
     The weight of a token is one number a head, so it is applied after the reduction, to R channels in place
-    of E; the result is the same. Returns (B, H, M, R) in full precision.
+    of E; the result is the same. Returns (B, M, H, R) in full precision.
     """
-    reduced_BMHR = tokens_BMHE @ reduce_RE.t()
-    return (full_precision(reduced_BMHR) * weights_BMH.unsqueeze(-1)).transpose(1, 2)
+    reduce_RE = reduce_RE.to(tokens_BMHE.dtype)
+    with without_autocast(tokens_BMHE):
+        unit_BHE = functional.normalize(full_precision(anchor_BHE), dim=-1, eps=NORM_EPS)
+        reduced: Tensor = _WeighAndReduce.apply(unit_BHE, tokens_BMHE, reduce_RE, mask_BM)  # type: ignore[no-untyped-call]
+        return reduced
+
+
+def _cosine_softmax(unit_BHE: Tensor, tokens_BMHE: Tensor, mask_BM: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, cosines and token norms, each (B, M, H)."""
+    norm_BMH = torch.linalg.vector_norm(tokens_BMHE, dim=-1).clamp_min(NORM_EPS)
+    cosine_BMH = torch.bmm(tokens_BMHE.flatten(2), _block_diagonal(unit_BHE)) / norm_BMH
+    scored_BMH = cosine_BMH
+    if mask_BM is not None:
+        scored_BMH = cosine_BMH.masked_fill(~mask_BM.unsqueeze(-1), -torch.inf)
+    return scored_BMH.softmax(dim=1), cosine_BMH, norm_BMH
+
+
+def _block_diagonal(unit_BHE: Tensor) -> Tensor:
+    """(B, H E, H): head h's vector in column h. One product over all heads, where a head at a time copies tokens."""
+    return torch.diag_embed(unit_BHE.transpose(1, 2)).transpose(1, 2).flatten(1, 2)
+
+
+class _WeighAndReduce(torch.autograd.Function):
+    """`anchor_weights` times the reduced tokens; the backward touches the wide tokens four times, not fourteen."""
+
+    @staticmethod
+    def forward(ctx: Any, unit_BHE: Tensor, tokens_BMHE: Tensor, reduce_RE: Tensor, mask_BM: Tensor | None) -> Tensor:
+        weights_BMH, cosine_BMH, norm_BMH = _cosine_softmax(unit_BHE, full_precision(tokens_BMHE), mask_BM)
+        reduced_BMHR = full_precision(tokens_BMHE @ reduce_RE.t())
+        ctx.save_for_backward(unit_BHE, tokens_BMHE, reduce_RE, weights_BMH, cosine_BMH, norm_BMH, reduced_BMHR)
+        return reduced_BMHR * weights_BMH.unsqueeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        unit_BHE, tokens_BMHE, reduce_RE, weights_BMH, cosine_BMH, norm_BMH, reduced_BMHR = ctx.saved_tensors
+        with without_autocast(tokens_BMHE):
+            to_reduced_BMHR = (grads[0] * weights_BMH.unsqueeze(-1)).to(tokens_BMHE.dtype)
+            to_weights_BMH = (grads[0] * reduced_BMHR).sum(dim=-1)
+            # Softmax, then cos = <x, u> / |x| with respect to x: u / |x| - cos x / |x|^2.
+            to_cosine_BMH = weights_BMH * (to_weights_BMH - (weights_BMH * to_weights_BMH).sum(dim=1, keepdim=True))
+            to_dot_BMH = to_cosine_BMH / norm_BMH
+            along_BMH = -to_dot_BMH * cosine_BMH / norm_BMH
+            # In place from here: a fresh array of this size costs as much in page faults as the arithmetic.
+            wide_BMHE = (to_reduced_BMHR.flatten(0, 2) @ reduce_RE).view_as(tokens_BMHE)
+            wide_BMHE.addcmul_(tokens_BMHE, along_BMH.unsqueeze(-1).to(wide_BMHE.dtype))
+            units_BHD = _block_diagonal(unit_BHE).transpose(1, 2).to(wide_BMHE.dtype)
+            wide_BMHE.flatten(2).baddbmm_(to_dot_BMH.to(wide_BMHE.dtype), units_BHD)
+            per_head_BHD = torch.bmm(to_dot_BMH.transpose(1, 2), full_precision(tokens_BMHE).flatten(2))
+            heads = unit_BHE.shape[1]
+            to_unit_BHE = per_head_BHD.unflatten(2, (heads, -1)).diagonal(dim1=1, dim2=2).transpose(1, 2)
+            to_reduce_RE = to_reduced_BMHR.flatten(0, 2).t() @ tokens_BMHE.flatten(0, 2)
+        return to_unit_BHE, wide_BMHE, to_reduce_RE, None
+
+
+class _Distance(torch.autograd.Function):
+    """Step 5; the backward uses that the matrices are symmetric and centring is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHMR: Tensor, half_share: Tensor) -> Tensor:
+        gram_BHRR = x_BHMR.transpose(-1, -2) @ x_BHMR
+        square_BHR = gram_BHRR.diagonal(dim1=-2, dim2=-1)
+        squared_BHRR = square_BHR.unsqueeze(-1) + square_BHR.unsqueeze(-2) - 2 * gram_BHRR
+        distance_BHRR = (squared_BHRR.clamp_min(0) * half_share + DISTANCE_EPS).sqrt()
+        ctx.save_for_backward(x_BHMR, half_share, distance_BHRR)
+        return _centre(distance_BHRR)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x_BHMR, half_share, distance_BHRR = ctx.saved_tensors
+        with without_autocast(x_BHMR):
+            # Where the clamp held, the two channels are equal and the gradient below is 0 by itself.
+            pull_BHRR = _centre_any(grads[0]) * (half_share / (2 * distance_BHRR))
+            pull_BHRR = 2 * (pull_BHRR + pull_BHRR.transpose(-1, -2))
+            # d/dx_k of sum_l pull[k, l] ||x_k - x_l||^2 / 2 = sum_l pull[k, l] (x_k - x_l): a Laplacian.
+            laplacian_BHRR = torch.diag_embed(pull_BHRR.sum(dim=-1)) - pull_BHRR
+            return x_BHMR @ laplacian_BHRR, None
+
+
+def _centre(symmetric_RR: Tensor) -> Tensor:
+    """Double centring of a symmetric matrix: its column means are its row means."""
+    mean_R = symmetric_RR.mean(dim=-1)
+    return symmetric_RR - (mean_R.unsqueeze(-1) + mean_R.unsqueeze(-2) - mean_R.mean(dim=-1)[..., None, None])
+
+
+def _centre_any(matrix_RR: Tensor) -> Tensor:
+    """Double centring of any matrix."""
+    row_R, column_R = matrix_RR.mean(dim=-1), matrix_RR.mean(dim=-2)
+    return matrix_RR - (row_R.unsqueeze(-1) + column_R.unsqueeze(-2) - row_R.mean(dim=-1)[..., None, None])
 
 
 def brownian_distance(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -> Tensor:
@@ -80,19 +162,12 @@ def brownian_distance(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -
     """
     with without_autocast(tokens_BHMR):
         x_BHMR = full_precision(tokens_BHMR)
-        gram_BHRR = x_BHMR.transpose(-1, -2) @ x_BHMR
-        square_BHR = gram_BHRR.diagonal(dim1=-2, dim2=-1)
-        squared_BHRR = square_BHR.unsqueeze(-1) + square_BHR.unsqueeze(-2) - 2 * gram_BHRR
         if num_tokens_B is None:
-            scaled_BHRR = squared_BHRR.clamp_min(0) * (0.5 / x_BHMR.shape[-2])
+            half_share = x_BHMR.new_full((1,), 0.5 / x_BHMR.shape[-2])
         else:
-            scaled_BHRR = squared_BHRR.clamp_min(0) * (0.5 / num_tokens_B.to(x_BHMR.dtype)).view(-1, 1, 1, 1)
-        distance_BHRR = (scaled_BHRR + DISTANCE_EPS).sqrt()
-        row_BHR = distance_BHRR.mean(dim=-1)
-        total_BH = row_BHR.mean(dim=-1)
-        # The matrix is symmetric: its column means are its row means.
-        centre_BHRR = row_BHR.unsqueeze(-1) + row_BHR.unsqueeze(-2) - total_BH[..., None, None]
-        return distance_BHRR - centre_BHRR
+            half_share = (0.5 / num_tokens_B.to(x_BHMR.dtype)).view(-1, 1, 1, 1)
+        distance: Tensor = _Distance.apply(x_BHMR, half_share)  # type: ignore[no-untyped-call]
+        return distance
 
 
 def upper_triangle(matrix_RR: Tensor) -> Tensor:

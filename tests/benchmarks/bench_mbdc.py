@@ -1,0 +1,136 @@
+"""MBDC alone, ours beside a straightforward loop over heads, forward and backward in one run.
+
+The loop follows the released structure: per head a cosine softmax, a 1 x 1 convolution, batch norm, and the paper's
+figure written out with matrices of ones; then both start from the same tokens and weights and must agree.
+
+    python tests/benchmarks/bench_mbdc.py [--threads 2] [--out tests/benchmarks/results/mbdc.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from training import mbdc
+from training.branch import HeadBatchNorm
+
+CASES = [("image, ViT-B/32", 64, 49), ("image, ViT-B/16", 64, 196), ("text", 64, 77), ("image, ViT-B/16", 8, 196)]
+HEADS, HEAD_WIDTH, REDUCED = 4, 128, 46
+
+
+class HeadLoop(nn.Module):
+    """One head after another, with the formula's matrices of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(HEAD_WIDTH, REDUCED, 1, bias=False), nn.BatchNorm2d(REDUCED), nn.ReLU())
+
+    def forward(self, anchor_BC: Tensor, tokens_BMC: Tensor) -> Tensor:
+        parts = []
+        for anchor_BE, tokens_BME in zip(anchor_BC.chunk(HEADS, -1), tokens_BMC.chunk(HEADS, -1), strict=True):
+            weight_BM = torch.cosine_similarity(anchor_BE.unsqueeze(1), tokens_BME, dim=-1).softmax(dim=-1)
+            weighted_BEM1 = (tokens_BME * weight_BM.unsqueeze(-1)).transpose(1, 2).unsqueeze(-1)
+            parts.append(self.distances(self.reduce(weighted_BEM1).squeeze(-1)))
+        return torch.cat(parts, dim=1)
+
+    def distances(self, x_BRM: Tensor) -> Tensor:
+        batch, width, tokens = x_BRM.shape
+        eye = torch.eye(width).expand(batch, -1, -1)
+        ones = torch.ones(batch, width, width)
+        gram = x_BRM.bmm(x_BRM.transpose(1, 2))
+        squared = ones.bmm(gram * eye) + (gram * eye).bmm(ones) - 2 * gram
+        root = torch.sqrt(squared.clamp(min=0) / (2 * tokens) + 1e-5)
+        centred = root - ones.bmm(root) / width - root.bmm(ones) / width + ones.bmm(root).bmm(ones) / width**2
+        upper = torch.ones(width, width).triu().reshape(-1).nonzero().squeeze(-1)
+        return centred.reshape(batch, -1)[:, upper]
+
+
+class Batched(nn.Module):
+    """The functions of `training.mbdc` with the same weights."""
+
+    def __init__(self, loop: HeadLoop) -> None:
+        super().__init__()
+        self.reduce = nn.Parameter(loop.reduce[0].weight.detach().flatten(1).clone())
+        self.norm = HeadBatchNorm(REDUCED)
+
+    def forward(self, anchor_BC: Tensor, tokens_BMC: Tensor) -> Tensor:
+        tokens_BMHE, anchor_BHE = tokens_BMC.unflatten(-1, (HEADS, -1)), anchor_BC.unflatten(-1, (HEADS, -1))
+        reduced_BMHR = self.norm(mbdc.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce)).relu()
+        return mbdc.second_order(reduced_BMHR.transpose(1, 2))
+
+
+def step_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, taken in turns so that a busy moment meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure(batch: int, tokens: int, repeats: int) -> tuple[dict[str, float], float, float]:
+    torch.manual_seed(0)
+    loop = HeadLoop()
+    ours = Batched(loop)
+    tokens_BMC = torch.randn(batch, tokens, HEADS * HEAD_WIDTH)
+    anchor_BC = torch.randn(batch, HEADS * HEAD_WIDTH)
+
+    def both(module: nn.Module) -> tuple[Tensor, Tensor]:
+        leaf = tokens_BMC.clone().requires_grad_()
+        out = module(anchor_BC, leaf)
+        (out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+        return out.detach(), leaf.grad
+
+    expected, given = both(loop), both(ours)
+    differences = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(given, expected, strict=True)]
+    names: dict[str, Callable[[], object]] = {"loop": lambda: both(loop), "ours": lambda: both(ours)}
+    with torch.no_grad():
+        forward = step_seconds(
+            {"loop": lambda: loop(anchor_BC, tokens_BMC), "ours": lambda: ours(anchor_BC, tokens_BMC)}, repeats
+        )
+    whole = step_seconds(names, repeats)
+    return {"loop": whole["loop"], "ours": whole["ours"], "fl": forward["loop"], "fo": forward["ours"]}, *differences
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    lines = [
+        "# MBDC alone: batched over heads beside a loop over heads",
+        "",
+        f"{date.today()}, torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}, float32, "
+        f"{HEADS} heads of {HEAD_WIDTH} reduced to {REDUCED}, training mode, median of {arguments.repeats} in turns.",
+        f"Command: `python tests/benchmarks/bench_mbdc.py --threads {arguments.threads}`.",
+        "",
+        "| case | batch | tokens | loop fwd+bwd ms | ours ms | ratio | loop fwd ms | ours ms | ratio "
+        "| largest difference of value, of gradient (relative) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, batch, tokens in CASES:
+        s, value, grad = measure(batch, tokens, arguments.repeats)
+        lines.append(
+            f"| {name} | {batch} | {tokens} | {s['loop'] * 1e3:.1f} | {s['ours'] * 1e3:.1f} | {s['loop'] / s['ours']:.2f} "
+            f"| {s['fl'] * 1e3:.1f} | {s['fo'] * 1e3:.1f} | {s['fl'] / s['fo']:.2f} | {value:.1e}, {grad:.1e} |"
+        )
+        print(lines[-1], flush=True)
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
