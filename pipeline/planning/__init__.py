@@ -1,0 +1,1 @@
+"""Mixture planning: runs table in, fitted law, chosen ratio out; see `laws`, `choose` and `design`."""

@@ -1,0 +1,333 @@
+"""Choose a ratio: minimise a stated objective under pools, epochs and constraints, and say how sure it is.
+
+Pure core: law and wishes in, `Chosen` out; `mixture_files` writes it. Gives up with ConfigError when the wishes
+contradict each other. Axes: B bootstrap laws, Q points, K domains, N runs, C losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.errors import ConfigError
+from pipeline.planning.checks import held_domains
+from pipeline.planning.descent import Array
+from pipeline.planning.fitted import Fitted
+from pipeline.planning.forms import FORMS, SHARED_EXPONENT, members_of, predict_form
+from pipeline.planning.laws import ColumnLaw, Law, bound_hits
+from pipeline.planning.limits import Box, Limits, effective_shares, epochs_of, share_box
+from pipeline.planning.search import around, cloud, minimise_score
+
+# Refits on bootstrap samples choose ratios that lose a median of 0.004 nats: what is nearer is as good.
+NEAR_OPTIMAL_NATS = 0.005
+NUM_BOOTSTRAP = 120
+_CLOUD_POINTS = 3000
+_PENALTY = 1e3  # a nat over a constraint costs more than any objective can gain
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """An upper limit on one loss: a share above its best (0.01 = 1 %), or an absolute value in nats."""
+
+    loss: str
+    limit: float
+    relative: bool
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to minimise and what to keep."""
+
+    weights: dict[str, float]  # loss -> weight, all > 0
+    constraints: tuple[Constraint, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    near_optimal_nats: float = NEAR_OPTIMAL_NATS
+    num_bootstrap: int = NUM_BOOTSTRAP
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The chosen mixture with everything that qualifies it."""
+
+    shares: Array
+    interval: Array  # 5 % and 95 % of the optimum over bootstrap laws
+    region: Array  # least and largest share among near-optimal mixtures
+    region_points: Array  # near-optimal mixtures themselves (a sample)
+    objective: float
+    objective_interval: tuple[float, float]
+    losses: dict[str, tuple[float, float, float]]  # value, low, high at 90 %
+    allowed: dict[str, float]  # loss -> the most that its constraint allows
+    curve_losses: tuple[str, str] | None
+    curve_points: Array  # mixtures along the trade-off, first loss from best to worst
+    curve: dict[str, tuple[Array, Array, Array]]
+    epochs: Array
+    binding: tuple[str, ...]
+    warnings: tuple[str, ...]
+    optima: Array
+
+
+def choose_mixture(law: Law, wish: Wish) -> Chosen:
+    """Minimise the wish over all mixtures the limits allow.
+
+    Raises: ConfigError for unknown losses, limits that no mixture meets, or constraints that cannot be met.
+    """
+    for name, weight in wish.weights.items():
+        law.column(name)
+        if not weight > 0:
+            raise ConfigError(f"--objective: the weight of {name} is {weight:g}; it must be above 0")
+    for constraint in wish.constraints:
+        law.column(constraint.loss)
+    box = share_box(law.domains, wish.limits, held_domains(law.runs.shares))
+    rng = np.random.default_rng(wish.seed)
+    points = cloud(box, _CLOUD_POINTS, rng)
+    whole = _Predictor(law, wish, {column.loss: column.whole for column in law.columns}, np.array([0]))
+    allowed = _allowed(whole, wish, points, box)
+
+    def score(shares_QK: Array) -> Array:
+        first: Array = whole.score(shares_QK, allowed)[0]
+        return first
+
+    best = minimise_score(score, points, box)
+    points = np.concatenate([points, around(best, box, 1500, rng), best[None]])
+    optima, objectives = _bootstrap(law, wish, points, best, rng)
+    scores = score(points)
+    near = scores <= scores[-1] + wish.near_optimal_nats
+    losses = {name: _at(whole, law.column(name), best) for name in law.losses}
+    pair = _curve_losses(law, wish)
+    curve_points = _front(whole, points, pair) if pair else best[None]
+    binding = _binding(law, wish, box, best, losses, allowed)
+    return Chosen(
+        shares=best,
+        interval=_span(optima, best),
+        region=np.stack([points[near].min(axis=0), points[near].max(axis=0)], axis=1),
+        region_points=points[near][:: max(1, int(near.sum()) // 400)],
+        objective=float(whole.objective(best[None])[0, 0]),
+        objective_interval=(float(np.quantile(objectives, 0.05)), float(np.quantile(objectives, 0.95))),
+        losses=losses,
+        allowed={name: float(value[0]) for name, value in allowed.items()},
+        curve_losses=pair,
+        curve_points=curve_points,
+        curve={name: whole.with_interval(law.column(name), curve_points) for name in law.losses},
+        epochs=epochs_of(law.domains, best[None], wish.limits)[0],
+        binding=binding,
+        warnings=_warnings(law, wish, best, box),
+        optima=optima,
+    )
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """Losses of B laws at once, with what repetition costs added."""
+
+    law: Law
+    wish: Wish
+    fits: dict[str, dict[str, Fitted]]  # loss -> form -> fits
+    fit_of_law: NDArray[np.intp]
+
+    def loss(self, column: ColumnLaw, shares_QK: Array) -> Array:
+        """Predicted loss, shape B x Q."""
+        fits = self.fits[column.loss]
+        value = predict_form(column.form, fits, column.weights, shares_QK)
+        result: Array = (value + self.repetition_cost(column, shares_QK))[self.fit_of_law]
+        return result
+
+    def repetition_cost(self, column: ColumnLaw, shares_QK: Array) -> Array:
+        """What the loss rises because repeated samples are worth less, by the shared-exponent law.
+
+        Only the power laws know amounts apart from shares (the exponential and the Gaussian process are defined
+        on shares that sum to 1), so theirs is the difference whichever form predicts.
+        """
+        worth = effective_shares(self.law.domains, shares_QK, self.wish.limits)
+        if worth is shares_QK:
+            return np.zeros((1, len(shares_QK)))
+        fit, form = column.whole[SHARED_EXPONENT], FORMS[SHARED_EXPONENT]
+        cost: Array = np.maximum(form.predict(fit, worth) - form.predict(fit, shares_QK), 0.0)
+        return cost
+
+    def objective(self, shares_QK: Array) -> Array:
+        """The weighted sum of losses, shape B x Q."""
+        total: Array = np.sum(
+            [w * self.loss(self.law.column(name), shares_QK) for name, w in self.wish.weights.items()], axis=0
+        )
+        return total
+
+    def score(self, shares_QK: Array, allowed: dict[str, Array]) -> Array:
+        """The objective plus a steep penalty for every nat above what a constraint allows, shape B x Q."""
+        total = self.objective(shares_QK)
+        for name, most_B in allowed.items():
+            over = self.loss(self.law.column(name), shares_QK) - most_B[:, None]
+            total = total + _PENALTY * np.maximum(over, 0.0)
+        return total
+
+    def with_interval(self, column: ColumnLaw, shares_QK: Array) -> tuple[Array, Array, Array]:
+        """Value, low and high at 90 % with the cost of repetition added to all three."""
+        cost = self.repetition_cost(column, shares_QK)[0]
+        value, low, high = column.predict(shares_QK)
+        return value + cost, low + cost, high + cost
+
+
+def _at(whole: _Predictor, column: ColumnLaw, shares_K: Array) -> tuple[float, float, float]:
+    value, low, high = whole.with_interval(column, shares_K[None])
+    return float(value[0]), float(low[0]), float(high[0])
+
+
+def _allowed(whole: _Predictor, wish: Wish, points: Array, box: Box) -> dict[str, Array]:
+    """The most each constrained loss may be, from its best under the limits."""
+    allowed: dict[str, Array] = {}
+    for constraint in wish.constraints:
+        column = whole.law.column(constraint.loss)
+        best = minimise_score(lambda shares, c=column: whole.loss(c, shares)[0], points, box)  # type: ignore[misc]
+        least = float(whole.loss(column, best[None])[0, 0])
+        most = least + constraint.limit * abs(least) if constraint.relative else constraint.limit
+        if most < least:
+            raise ConfigError(
+                f"--constraint {constraint.loss}<={constraint.limit:g} cannot be met: the least {constraint.loss} "
+                f"loss within the limits is {least:.4f}"
+            )
+        previous = allowed.get(constraint.loss)
+        allowed[constraint.loss] = np.array([most if previous is None else min(most, float(previous[0]))])
+    if len(allowed) > 1:
+        _check_together(whole, allowed, points, box)
+    return allowed
+
+
+def _check_together(whole: _Predictor, allowed: dict[str, Array], points: Array, box: Box) -> None:
+    def over(shares_QK: Array) -> Array:
+        total: Array = np.sum(
+            [
+                np.maximum(whole.loss(whole.law.column(name), shares_QK)[0] - most[0], 0.0)
+                for name, most in allowed.items()
+            ],
+            axis=0,
+        )
+        return total
+
+    best = minimise_score(over, points, box)
+    if float(over(best[None])[0]) > 1e-6:
+        raise ConfigError(
+            f"the constraints on {', '.join(allowed)} cannot be met together within the limits; loosen one "
+            f"(the nearest mixture misses them by {float(over(best[None])[0]):.4f} nats)"
+        )
+
+
+def _bootstrap(law: Law, wish: Wish, points: Array, best: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """The optimum, and the objective at the chosen mixture, of laws refitted on disturbed runs."""
+    count = wish.num_bootstrap
+    fits = {column.loss: refit(law, column, count, rng) for column in law.columns if _used(wish, column.loss)}
+    laws = _Predictor(law, wish, fits, np.arange(count))
+    allowed: dict[str, Array] = {}
+    for constraint in wish.constraints:
+        values = laws.loss(law.column(constraint.loss), points)
+        least = values.min(axis=1)
+        most = least + constraint.limit * np.abs(least) if constraint.relative else np.maximum(constraint.limit, least)
+        allowed[constraint.loss] = np.minimum(most, allowed.get(constraint.loss, np.full(count, np.inf)))
+    scores = laws.score(points, allowed)
+    optima: Array = points[np.argmin(scores, axis=1)]
+    return optima, laws.objective(best[None])[:, 0]
+
+
+def _used(wish: Wish, loss: str) -> bool:
+    return loss in wish.weights or any(constraint.loss == loss for constraint in wish.constraints)
+
+
+def refit(law: Law, column: ColumnLaw, count: int, rng: np.random.Generator) -> dict[str, Fitted]:
+    """Fits of the chosen form's members on runs disturbed by held-out errors of random sign (wild bootstrap).
+
+    The held-out errors hold both the noise between seeds and what the form cannot follow.
+    """
+    table = law.runs
+    c = law.losses.index(column.loss)
+    measured = np.isfinite(table.loss_values[:, c])
+    shares, losses = table.shares[measured], table.loss_values[measured, c]
+    size = np.zeros(len(losses))
+    size[~table.derived[measured]] = column.residuals
+    if table.derived[measured].any():
+        size[table.derived[measured]] = np.sqrt(np.mean(column.residuals**2))
+    disturbed = losses + rng.normal(size=(count, len(losses))) * size
+    weights = np.repeat(table.weights[measured][None], count, axis=0)
+    fits = {}
+    for name in members_of(column.form):
+        warm = column.whole[name].take(np.zeros(count, dtype=np.intp))
+        fits[name] = FORMS[name].fit(shares, disturbed, weights, warm)
+    return fits
+
+
+def _span(optima: Array, best: Array) -> Array:
+    low, high = np.quantile(optima, [0.05, 0.95], axis=0)
+    return np.stack([np.minimum(low, best), np.maximum(high, best)], axis=1)
+
+
+def _curve_losses(law: Law, wish: Wish) -> tuple[str, str] | None:
+    """The two losses traded against each other: the heaviest of the objective, then a constrained or the next."""
+    first = max(wish.weights, key=lambda name: wish.weights[name])
+    others = [c.loss for c in wish.constraints] + sorted(wish.weights, key=lambda n: -wish.weights[n])
+    others += list(law.losses)
+    second = next((name for name in others if name != first), None)
+    return (first, second) if second is not None else None
+
+
+def _front(whole: _Predictor, points: Array, pair: tuple[str, str], most: int = 25) -> Array:
+    """Mixtures that no other beats in both losses, thinned to at most `most`, first loss from best to worst."""
+    first = whole.loss(whole.law.column(pair[0]), points)[0]
+    second = whole.loss(whole.law.column(pair[1]), points)[0]
+    order = np.lexsort((second, first))
+    lowest = np.minimum.accumulate(np.r_[np.inf, second[order][:-1]])
+    front = order[second[order] < lowest]
+    if len(front) > most:
+        along = np.r_[0.0, np.cumsum(np.hypot(np.diff(first[front]), np.diff(second[front])))]
+        nearest = np.abs(along[:, None] - np.linspace(0.0, along[-1], most)).argmin(axis=0)
+        front = front[np.unique(nearest)]
+    result: Array = points[front]
+    return result
+
+
+def _binding(
+    law: Law,
+    wish: Wish,
+    box: Box,
+    best: Array,
+    losses: dict[str, tuple[float, float, float]],
+    allowed: dict[str, Array],
+) -> tuple[str, ...]:
+    """What holds the optimum where it is, in words."""
+    lines = []
+    for k, domain in enumerate(law.domains):
+        if best[k] >= box.high[k] - 1e-3 and box.reasons[k]:
+            lines.append(f"{domain} at {best[k]:.4f}: {box.reasons[k]}")
+        elif best[k] <= box.low[k] + 1e-3:
+            lines.append(f"{domain} at {best[k]:.4f}: " + ("least share allowed" if box.low[k] > 0 else "zero"))
+    for name, most in allowed.items():
+        if losses[name][0] >= float(most[0]) - 1e-3:
+            lines.append(f"loss of {name} at {losses[name][0]:.4f}: its constraint allows {float(most[0]):.4f}")
+    return tuple(lines)
+
+
+def _warnings(law: Law, wish: Wish, best: Array, box: Box) -> tuple[str, ...]:
+    warnings = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
+    warnings += [line for line in law.warnings if "cannot be known" in line or "cannot be told apart" in line]
+    tried = law.runs.shares
+    if law.outside_tried(best[None])[0]:
+        nearest = float(np.abs(tried - best).max(axis=1).min())
+        warnings.append(
+            f"the chosen ratio lies outside the tried region (nearest tried ratio differs by {nearest:.3f} in a "
+            "share): the law is extrapolating; run this ratio, fit again, and only then use it"
+        )
+    for k, domain in enumerate(law.domains):
+        low, high = tried[:, k].min(), tried[:, k].max()
+        if high > low and (best[k] <= low + 1e-3 or best[k] >= high - 1e-3) and 1e-3 < best[k] < 1 - 1e-3:
+            warnings.append(f"{domain} is at the edge of its tried shares ({low:.3f} to {high:.3f})")
+    for name in law.losses:
+        if _used(wish, name) and bound_hits(law.column(name), best[None])[0]:
+            warnings.append(f"the law of loss_{name} is at the bound of its predictions at this ratio: do not trust it")
+    if wish.limits.pools and wish.limits.num_samples is None:
+        warnings.append("pools are given without --samples: repetition was not looked at")
+    epochs = epochs_of(law.domains, best[None], wish.limits)[0]
+    for k, domain in enumerate(law.domains):
+        if np.isfinite(epochs[k]) and epochs[k] > 4.0:
+            warnings.append(
+                f"{domain} would be seen {epochs[k]:.1f} times: beyond about 4 epochs repeated data loses value"
+            )
+    return tuple(warnings)

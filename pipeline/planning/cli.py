@@ -1,0 +1,281 @@
+"""`plantmix plan`: design proxy runs, fit a mixing law, predict losses, choose a ratio.
+
+Reads tables of runs and law files, writes law, prediction, design and mixture files, prints short tables.
+Faults of the user leave as ConfigError; the command line prints them and exits with 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.planning.choose import Chosen, Wish
+    from pipeline.planning.laws import ColumnLaw, Law
+
+_EXAMPLES = """examples:
+  plantmix plan design --domains plant,general --budget 8 --out design.csv
+  plantmix plan fit RUNS.csv --out law.json --where "model_size = '410M' AND step = 60000"
+  plantmix plan predict law.json MIXTURES.csv --out predicted.csv
+  plantmix plan choose law.json --objective plant --constraint "general<=1%" --pool plant=10M \\
+      --samples 50M --max-epochs plant=4 --out mixture.json --plot mixture.png
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add `plan` with its sub-commands to an argparse subparsers object; handlers are set as `func`."""
+    plan: argparse.ArgumentParser = subparsers.add_parser(
+        "plan",
+        help="plan a mixture: design proxy runs, fit a mixing law, choose a ratio",
+        description="From a few cheap proxy runs to a ratio and how sure it is.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
+    _add_fit(commands)
+    _add_predict(commands)
+    _add_choose(commands)
+    return plan
+
+
+def _command(commands: Any, name: str, text: str, example: str, func: Callable[..., int]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(func=func)
+    return parser
+
+
+def _add_fit(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "fit",
+        "fit a mixing law to proxy runs",
+        "plantmix plan fit RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\"",
+        run_fit,
+    )
+    parser.add_argument("runs", metavar="RUNS", help="csv or parquet: mix_<domain>, loss_<name>, model_size, step, ...")
+    parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
+    parser.add_argument("--where", help="keep only these rows, a SQL condition on the table's columns")
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "predict",
+        "predict the losses of mixtures, with 90 % intervals",
+        "plantmix plan predict LAW.json MIXTURES.csv --out PRED.csv",
+        run_predict,
+    )
+    parser.add_argument("law", metavar="LAW.json")
+    parser.add_argument("mixtures", metavar="MIXTURES", help="csv or parquet with a mix_<domain> column a domain")
+    parser.add_argument("--out", required=True, metavar="PRED.csv", help="the input with loss columns added")
+
+
+def _add_choose(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "choose",
+        "choose a ratio under real limits",
+        'plantmix plan choose LAW.json --objective plant --constraint "general<=1%" --out mixture.json',
+        run_choose,
+    )
+    parser.add_argument("law", metavar="LAW.json")
+    parser.add_argument(
+        "--objective", required=True, action="append", help='losses to minimise with weights: "plant=1,general=1"'
+    )
+    parser.add_argument(
+        "--constraint", action="append", help='"general<=1%%" (above its best) or "general<=3.2"; repeatable'
+    )
+    parser.add_argument("--pool", action="append", metavar="DOMAIN=N", help="distinct samples a domain, e.g. plant=10M")
+    parser.add_argument("--samples", metavar="N", help="samples seen over the whole training")
+    parser.add_argument("--max-epochs", action="append", metavar="DOMAIN=N", help="most passes over a domain's pool")
+    parser.add_argument("--min-share", action="append", metavar="DOMAIN=R")
+    parser.add_argument("--max-share", action="append", metavar="DOMAIN=R")
+    parser.add_argument(
+        "--repetition-scale",
+        default="15.4",
+        metavar="R",
+        help="R* of the value of repeated samples (15.4 was measured on text); none: repetition costs nothing, "
+        "for proxy runs that were pool-matched",
+    )
+    parser.add_argument("--near-optimal", default="0.005", metavar="NATS", help="what counts as as good (0.005)")
+    parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="refits for the interval (120)")
+    parser.add_argument("--out", required=True, metavar="mixture.json")
+    parser.add_argument("--plot", metavar="FILE", help="draw the choice: .png, or .html for one self-contained page")
+
+
+def run_fit(args: argparse.Namespace) -> int:
+    """`plantmix plan fit`."""
+    from pipeline.planning.law_files import write_law
+    from pipeline.planning.laws import fit_law
+    from pipeline.planning.nesting import require_one_setting
+    from pipeline.planning.runs import read_runs
+
+    table = read_runs(args.runs, args.where)
+    require_one_setting(table)
+    law = fit_law(table)
+    write_law(law, args.out)
+    print(fit_report(law))
+    print(f"law: {args.out}")
+    return 0
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """`plantmix plan predict`."""
+    from manifests import storage
+    from pipeline.planning.law_files import read_law
+    from pipeline.planning.runs import read_mixtures
+
+    law, _ = read_law(args.law)
+    names, columns, shares = read_mixtures(args.mixtures, law.domains)
+    predicted = law.predict(shares)
+    outside = law.outside_tried(shares)
+    added = {f"loss_{loss}{end}": values for loss, three in predicted.items() for end, values in _ends(three)}
+    kept = [name for name in names if name not in added]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*kept, *added])
+    for row in range(len(shares)):
+        given = ["" if columns[name][row] is None else columns[name][row] for name in kept]
+        writer.writerow([*given, *(repr(float(values[row])) for values in added.values())])
+    try:
+        storage.publish_bytes(str(args.out), text.getvalue().encode())
+    except OSError as error:
+        raise ConfigError(f"{args.out}: cannot be written: {error.strerror or error}") from None
+    print(f"{len(shares)} mixture(s) predicted: {args.out}")
+    if outside.any():
+        print(f"warning: {int(outside.sum())} of them lie outside the tried ratios: the law extrapolates there")
+    return 0
+
+
+def _ends(three: tuple[Any, Any, Any]) -> list[tuple[str, Any]]:
+    return list(zip(("", "_lo", "_hi"), three, strict=True))
+
+
+def run_choose(args: argparse.Namespace) -> int:
+    """`plantmix plan choose`."""
+    from pipeline.planning.choose import choose_mixture
+    from pipeline.planning.law_files import read_law
+    from pipeline.planning.mixture_files import write_mixture
+
+    law, sha256 = read_law(args.law)
+    wish = read_wish(args, law.domains)
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".html"):
+        raise ConfigError(f"--plot {args.plot}: the name must end in .png or .html")
+    chosen = choose_mixture(law, wish)
+    write_mixture(law, sha256, Path(args.law).name, wish, chosen, args.out)
+    print(choice_report(law, wish, chosen))
+    print(f"mixture: {args.out}")
+    if args.plot:
+        from pipeline.planning.plots import write_plot
+
+        write_plot(law, wish, chosen, args.plot)
+        print(f"plot: {args.plot}")
+    return 0
+
+
+def read_wish(args: argparse.Namespace, domains: tuple[str, ...]) -> Wish:
+    """The options of `choose` as a Wish.
+
+    Raises: ConfigError for what cannot be read.
+    """
+    from pipeline.planning.choose import Wish
+    from pipeline.planning.limits import Limits
+    from pipeline.planning.reading import parse_amounts, parse_constraints, parse_number, parse_objective
+
+    scale = None if args.repetition_scale == "none" else parse_number("--repetition-scale", args.repetition_scale)
+    if scale is not None and scale <= 0:
+        raise ConfigError(f"--repetition-scale is {scale:g}; it must be above 0, or none")
+    if args.bootstrap < 20:
+        raise ConfigError(f"--bootstrap is {args.bootstrap}; an interval needs at least 20 refits")
+    near = parse_number("--near-optimal", args.near_optimal)
+    if near <= 0:
+        raise ConfigError(f"--near-optimal is {near:g}; it must be above 0")
+    limits = Limits(
+        pools=parse_amounts("--pool", args.pool),
+        num_samples=None if args.samples is None else parse_number("--samples", args.samples),
+        max_epochs=_max_epochs(args.max_epochs, domains, parse_amounts("--pool", args.pool)),
+        min_shares=parse_amounts("--min-share", args.min_share),
+        max_shares=parse_amounts("--max-share", args.max_share),
+        repetition_scale_epochs=scale,
+    )
+    return Wish(
+        weights=parse_objective(args.objective),
+        constraints=parse_constraints(args.constraint),
+        limits=limits,
+        near_optimal_nats=near,
+        num_bootstrap=args.bootstrap,
+    )
+
+
+def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[str, float]) -> dict[str, float]:
+    """`--max-epochs 4` is for every domain with a pool; `plant=4` for one."""
+    from pipeline.planning.reading import parse_amounts, parse_number
+
+    if parts and len(parts) == 1 and "=" not in parts[0]:
+        value = parse_number("--max-epochs", parts[0])
+        return {domain: value for domain in domains if domain in pools}
+    return parse_amounts("--max-epochs", parts)
+
+
+def fit_report(law: Law) -> str:
+    """A short table of what was fitted, how good it is, and what to beware of."""
+    table = law.runs
+    num_mixtures = int(table.mixture_groups().max()) + 1
+    lines = [f"{table.num_runs} runs, {num_mixtures} mixtures of {len(law.domains)} domains: {', '.join(law.domains)}"]
+    lines += list(law.nesting)
+    width = max(len("loss"), *(len(column.loss) for column in law.columns))
+    lines.append("")
+    lines.append(
+        f"{'loss':<{width}}  {'form chosen':<17} {'cv error':>9} {'vs mean':>8} {'vs exponential':>15} "
+        f"{'noise floor':>12} {'coverage of 90 %':>17}"
+    )
+    lines += [_fit_line(column, width) for column in law.columns]
+    lines.append("")
+    lines += [f"warning: {warning}" for warning in law.warnings]
+    return "\n".join(lines)
+
+
+def _fit_line(column: ColumnLaw, width: int) -> str:
+    from pipeline.planning.laws import comparison
+
+    to_mean, to_exponential = comparison(column)
+    floor = "unknown" if math.isnan(column.noise_floor) else f"{column.noise_floor:.4f}"
+    return (
+        f"{column.loss:<{width}}  {column.form:<17} {column.errors[column.form]:>9.4f} {to_mean:>7.2f}x "
+        f"{to_exponential:>14.2f}x {floor:>12} {column.coverage:>17.2f}"
+    )
+
+
+def choice_report(law: Law, wish: Wish, chosen: Chosen) -> str:
+    """The chosen ratio, what it predicts, what binds, and what to beware of."""
+    width = max(len("domain"), *(len(name) for name in (*law.domains, *law.losses)))
+    near = f"within {wish.near_optimal_nats:g} nats"
+    lines = [f"{'domain':<{width}}  {'share':>7}  {'90 % interval':>17}  {near:>17}  {'epochs':>6}"]
+    for k, domain in enumerate(law.domains):
+        low, high = chosen.interval[k]
+        least, most = chosen.region[k]
+        epochs = chosen.epochs[k]
+        shown = f"{epochs:6.2f}" if math.isfinite(epochs) else "     -"
+        lines.append(
+            f"{domain:<{width}}  {chosen.shares[k]:7.4f}  {low:7.4f} to {high:.4f}  {least:7.4f} to {most:.4f}  {shown}"
+        )
+    lines += ["", f"{'loss':<{width}}  {'predicted':>9}  {'90 % interval':>17}"]
+    for name, (value, low, high) in chosen.losses.items():
+        lines.append(f"{name:<{width}}  {value:9.4f}  {low:7.4f} to {high:.4f}")
+    lines.append("")
+    lines += [f"binds: {line}" for line in chosen.binding]
+    lines += [f"warning: {warning}" for warning in chosen.warnings]
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""A fitted mixing law: every form's parameters, the form chosen for each loss, errors, intervals and warnings.
+
+`fit_law` turns a checked table into a `Law`; `Law.predict` gives losses with 90 % intervals. Files are written
+and read by `law_files`. Reads and writes nothing. Axes: C loss columns, N runs, Q queries, K domains, G folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.errors import ConfigError
+from pipeline.planning.checks import check_runs, noise_floor, outside_hull
+from pipeline.planning.crossval import Choice, Folded, choose_form, fit_folds
+from pipeline.planning.descent import Array
+from pipeline.planning.fitted import Fitted
+from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, members_of, predict_form
+from pipeline.planning.intervals import jackknife_plus, measured_coverage
+from pipeline.planning.runs import RunsTable
+
+# A law whose held-out error is not below this share of the mean's is called no better than the mean.
+NO_BETTER_THAN_MEAN = 0.9
+
+
+@dataclass(frozen=True)
+class ColumnLaw:
+    """The law of one loss: the chosen form, all forms' fits, and what the held-out runs said."""
+
+    loss: str
+    form: str
+    weights: Array  # of the three members of the weighted ensemble
+    errors: dict[str, float]  # candidate -> cross-validated mean absolute error
+    whole: dict[str, Fitted]  # form -> one fit on all runs
+    folds: dict[str, Fitted]  # members of the chosen form -> G fits
+    residuals: Array  # absolute held-out errors of the chosen form, runs with this loss only
+    residual_folds: NDArray[np.intp]  # the fold that held each of them out
+    noise_floor: float  # nan without replicates
+    coverage: float  # of the 90 % interval on the runs themselves
+
+    def predict(self, shares_QK: Array) -> tuple[Array, Array, Array]:
+        """Loss and the ends of its 90 % interval, each of shape Q."""
+        value = predict_form(self.form, self.whole, self.weights, shares_QK)[0]
+        by_fold = predict_form(self.form, self.folds, self.weights, shares_QK)
+        low, high = jackknife_plus(by_fold, self.residuals, self.residual_folds)
+        return value, np.minimum(low, value), np.maximum(high, value)
+
+
+@dataclass(frozen=True)
+class Law:
+    """Laws of all losses over one set of domains, the runs they stand on, and the warnings that go with them."""
+
+    domains: tuple[str, ...]
+    columns: tuple[ColumnLaw, ...]
+    runs: RunsTable
+    warnings: tuple[str, ...] = field(default=())
+    nesting: tuple[str, ...] = field(default=())  # how losses of other sizes or steps were carried over
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses, as in the table without `loss_`."""
+        return tuple(column.loss for column in self.columns)
+
+    def column(self, loss: str) -> ColumnLaw:
+        """The law of one loss.
+
+        Raises: ConfigError for a name that is none of the table's losses.
+        """
+        for column in self.columns:
+            if column.loss == loss:
+                return column
+        raise ConfigError(f"the law has no loss '{loss}'; it knows {', '.join(self.losses)}")
+
+    def predict(self, shares_QK: Array) -> dict[str, tuple[Array, Array, Array]]:
+        """For each loss: value, lower and upper end of the 90 % interval."""
+        return {column.loss: column.predict(shares_QK) for column in self.columns}
+
+    def outside_tried(self, shares_QK: Array) -> NDArray[np.bool_]:
+        """True where a mixture lies outside the convex hull of the tried ones."""
+        return outside_hull(self.runs.shares, shares_QK)
+
+
+def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), folded: Folded | None = None) -> Law:
+    """Fit and cross-validate every form for every loss; `folded` replaces the fits where nesting made its own.
+
+    Raises: ConfigError when the runs cannot carry a law (see `checks.check_runs`).
+    """
+    warnings = [*table.warnings, *check_runs(table)]
+    measured_NC = np.isfinite(table.loss_values)
+    losses_CN = np.where(measured_NC, table.loss_values, 0.0).T
+    weights_CN = (measured_NC * table.weights[:, None]).T
+    if folded is None:
+        folded = fit_folds(table.shares, losses_CN, weights_CN)
+    floors = noise_floor(table)
+    columns = []
+    for c, loss in enumerate(table.losses):
+        judged = measured_NC[:, c] & ~table.derived
+        choice = choose_form(folded, c, losses_CN[c], weights_CN[c], judged)
+        columns.append(_column(loss, c, choice, folded, losses_CN[c], judged, float(floors[c])))
+    for column in columns:
+        warnings.extend(_column_warnings(column))
+    if np.isnan(floors).all():
+        warnings.append(
+            "no mixture was run twice: the noise between seeds is unknown; repeat one or two with other seeds"
+        )
+    return Law(table.domains, tuple(columns), table, tuple(warnings), nesting)
+
+
+def _column(
+    loss: str, c: int, choice: Choice, folded: Folded, losses_N: Array, judged: NDArray[np.bool_], floor: float
+) -> ColumnLaw:
+    residuals = np.abs(choice.held_out - losses_N)[judged]
+    return ColumnLaw(
+        loss=loss,
+        form=choice.form,
+        weights=choice.weights,
+        errors=choice.errors,
+        whole={name: folded.whole[name].take([c]) for name in FORMS},
+        folds={name: folded.folds[name].take(folded.fold_rows(c)) for name in members_of(choice.form)},
+        residuals=residuals,
+        residual_folds=folded.fold_of_run[judged],
+        noise_floor=floor,
+        coverage=measured_coverage(residuals),
+    )
+
+
+def _column_warnings(column: ColumnLaw) -> list[str]:
+    warnings = []
+    error, mean = column.errors[column.form], column.errors[MEAN]
+    if error > NO_BETTER_THAN_MEAN * mean:
+        warnings.append(
+            f"DO NOT TRUST the law of loss_{column.loss}: held out it errs by {error:.4g}, the plain mean by "
+            f"{mean:.4g}; the runs do not show that the mixture moves this loss"
+        )
+    if np.isfinite(column.noise_floor) and error < 0.5 * column.noise_floor:
+        warnings.append(
+            f"loss_{column.loss}: the held-out error {error:.4g} is below the noise between replicates "
+            f"{column.noise_floor:.4g}; check that replicates are independent runs"
+        )
+    if len(column.residuals) < 9:
+        warnings.append(
+            f"loss_{column.loss}: {len(column.residuals)} runs are too few for a guaranteed 90 % interval "
+            "(9 are needed); the widest seen error was stretched instead"
+        )
+    return warnings
+
+
+def bound_hits(column: ColumnLaw, shares_QK: Array) -> NDArray[np.bool_]:
+    """True where a member of the chosen form was held at the bounds of its predictions."""
+    hit = np.zeros(len(shares_QK), dtype=bool)
+    for name in members_of(column.form):
+        arrays = column.whole[name].arrays
+        if "ceiling" not in arrays:
+            continue
+        value = FORMS[name].predict(column.whole[name], shares_QK)[0]
+        standard = (value - arrays["centre"][0]) / arrays["scale"][0]
+        hit |= (standard <= arrays["floor"][0] + 1e-9) | (standard >= arrays["ceiling"][0] - 1e-9)
+    return hit
+
+
+def comparison(column: ColumnLaw) -> tuple[float, float]:
+    """Held-out error of the chosen form over the mean's, and over the published exponential law's."""
+    error = column.errors[column.form]
+    return error / max(column.errors[MEAN], 1e-12), error / max(column.errors[EXPONENTIAL], 1e-12)

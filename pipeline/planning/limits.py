@@ -1,0 +1,119 @@
+"""What a mixture may be: finite pools, epochs, share bounds, and what a repeated sample is still worth.
+
+Pure functions and frozen values. Gives up with ConfigError when no mixture fits the limits.
+
+Source: value of repetition from Muennighoff et al. 2023 ("Scaling Data-Constrained Language Models").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from manifests.errors import ConfigError
+from pipeline.planning.descent import Array
+
+TEXT_HALF_LIFE_EPOCHS = 15.4  # R* of Muennighoff et al. 2023, text; none is published for image-text pairs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Real limits of a training run; every mapping is by domain, missing domains are unlimited."""
+
+    pools: dict[str, float] = field(default_factory=dict)  # distinct samples
+    num_samples: float | None = None  # seen over the whole training, all domains
+    max_epochs: dict[str, float] = field(default_factory=dict)  # hard cap on passes over a pool
+    min_shares: dict[str, float] = field(default_factory=dict)
+    max_shares: dict[str, float] = field(default_factory=dict)
+    repetition_scale_epochs: float | None = TEXT_HALF_LIFE_EPOCHS  # R*; None: repetition costs nothing
+
+
+@dataclass(frozen=True)
+class Box:
+    """Lower and upper share of each domain, and why each upper end is where it is."""
+
+    low: Array
+    high: Array
+    reasons: tuple[str, ...]  # of the upper ends; "" for none
+
+
+def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) -> Box:
+    """Bounds on the shares that follow from the limits and from domains that must stay at their one tried share.
+
+    Raises: ConfigError for unknown domains, an epoch cap without pool or samples, or bounds no mixture meets.
+    """
+    _check_names(domains, limits)
+    low, high = np.zeros(len(domains)), np.ones(len(domains))
+    reasons = [""] * len(domains)
+    for k, domain in enumerate(domains):
+        low[k] = limits.min_shares.get(domain, 0.0)
+        if domain in limits.max_shares:
+            high[k], reasons[k] = limits.max_shares[domain], "largest share allowed"
+        if domain in limits.max_epochs:
+            if limits.num_samples is None or domain not in limits.pools:
+                raise ConfigError(
+                    f"--max-epochs for {domain} needs its pool (--pool {domain}=N) and the total --samples"
+                )
+            cap = limits.max_epochs[domain] * limits.pools[domain] / limits.num_samples
+            if cap < high[k]:
+                high[k] = cap
+                reasons[k] = f"{limits.max_epochs[domain]:g} epochs of its pool of {limits.pools[domain]:.6g}"
+        if k in held:
+            low[k] = high[k] = held[k]
+            reasons[k] = "one single share tried"
+        if low[k] > high[k] + 1e-12:
+            raise ConfigError(
+                f"{domain}: the least share {low[k]:.4g} is above the largest {high[k]:.4g} ({reasons[k]})"
+            )
+    if low.sum() > 1 + 1e-9:
+        raise ConfigError(f"the least shares sum to {low.sum():.4g}, above 1; lower one of them")
+    if high.sum() < 1 - 1e-9:
+        caps = ", ".join(f"{d} {high[k]:.4g} ({reasons[k]})" for k, d in enumerate(domains) if high[k] < 1)
+        raise ConfigError(
+            f"no mixture fits the limits: the largest shares sum to {high.sum():.4g}, below 1: {caps}; "
+            "allow more epochs, take fewer --samples, or add data"
+        )
+    return Box(low, high, tuple(reasons))
+
+
+def epochs_of(domains: tuple[str, ...], shares_QK: Array, limits: Limits) -> Array:
+    """Passes over each domain's pool, shape Q x K; nan where the pool or the samples are not given."""
+    pools = np.array([limits.pools.get(domain, np.nan) for domain in domains])
+    result: Array = shares_QK * (limits.num_samples or np.nan) / pools
+    return result
+
+
+def effective_shares(domains: tuple[str, ...], shares_QK: Array, limits: Limits) -> Array:
+    """Shares by what they are worth: samples seen e > 1 times count U (1 + R* (1 - exp(-(e - 1) / R*))).
+
+    Sums to less than 1 when something is repeated. Equal to the shares without pools, samples or R*.
+    """
+    scale = limits.repetition_scale_epochs
+    if scale is None or limits.num_samples is None:
+        return shares_QK
+    epochs = epochs_of(domains, shares_QK, limits)
+    extra = np.maximum(np.nan_to_num(epochs, nan=0.0) - 1.0, 0.0)
+    worth = 1.0 + scale * (1.0 - np.exp(-extra / scale))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        discounted = shares_QK * worth / epochs
+    result: Array = np.where(extra > 0, discounted, shares_QK)
+    return result
+
+
+def _check_names(domains: tuple[str, ...], limits: Limits) -> None:
+    for option, given in (
+        ("--pool", limits.pools),
+        ("--max-epochs", limits.max_epochs),
+        ("--min-share", limits.min_shares),
+        ("--max-share", limits.max_shares),
+    ):
+        for domain, value in given.items():
+            if domain not in domains:
+                raise ConfigError(f"{option}: '{domain}' is no domain of the law ({', '.join(domains)})")
+            top = 1.0 if option.endswith("share") else np.inf
+            least_ok = value >= 0 if option.endswith("share") else value > 0
+            if not (least_ok and value <= top):
+                raise ConfigError(f"{option}: {domain}={value:g} is out of range")
+    if limits.num_samples is not None and not limits.num_samples > 0:
+        raise ConfigError(f"--samples is {limits.num_samples:g}; it must be above 0")
