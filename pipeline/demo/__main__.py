@@ -1,0 +1,161 @@
+"""The whole demo in one command: pictures, a web to serve them, a release, a trained model, a summary.
+
+    python -m pipeline.demo            everything; a second run reuses what the first one made
+    python -m pipeline.demo pictures   only set up the pictures and their URL tables
+    python -m pipeline.demo serve      serve them on the loopback until interrupted
+
+Runs from the root of the repository. Writes under data/demo/. The commands it runs are the real ones, printed
+as a person would type them; it stops at the first that fails, with that one's exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import yaml
+
+from manifests.catalog import STATUS_FILE
+from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.release import Release
+from pipeline.config import read_config
+from pipeline.demo import summary
+from pipeline.demo.pictures import PREFERRED_PORT, prepare_web, read_marker
+from pipeline.demo.server import HOST, find_port, serving
+
+LOG = logging.getLogger("plantmix.demo")
+
+DEMO = Path("data/demo")
+WEB = DEMO / "web"
+PACKAGES = DEMO / "packages"
+BUILD_CONFIG = Path("configs/pipeline/demo.yaml")
+TRAIN_CONFIG = Path("configs/training/demo.yaml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo, or one of its parts; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.demo",
+        description="Real pictures in, a sealed release and a trained model out, on this machine.",
+        epilog="example: python -m pipeline.demo pictures",
+    )
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=["all", "pictures", "serve"], help="default: all of it"
+    )
+    what = parser.parse_args(arguments).what
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        {"all": run_all, "pictures": set_up, "serve": serve}[what]()
+    except PlantMixError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("demo: interrupted; run it again and it goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def set_up() -> tuple[int, bool]:
+    """Set up the pictures; gives the port of their URLs, and whether a server for them already runs."""
+    marker = read_marker(WEB)
+    wanted = int(marker["port"]) if marker else PREFERRED_PORT
+    port, running = find_port(WEB, wanted)
+    if port != wanted:
+        LOG.info("port %d of %s is busy: the tables get URLs with port %d", wanted, HOST, port)
+    marker = prepare_web(WEB, PACKAGES, port)
+    LOG.info("pictures: what they are and which troubles were planted: %s", WEB / "README.txt")
+    return port, running
+
+
+def serve() -> None:
+    """Serve the pictures until interrupted."""
+    port, running = set_up()
+    if running:
+        LOG.info("already served at http://%s:%d/", HOST, port)
+        return
+    with serving(WEB, port):
+        LOG.info("serving %s at http://%s:%d/ until interrupted (ctrl-c)", WEB, HOST, port)
+        while True:
+            time.sleep(3600)
+
+
+def run_all() -> None:
+    """The demo from pictures to summary.
+
+    Raises: ConfigError for a wrong place or set-up; CommandError when a command failed.
+    """
+    for config in (BUILD_CONFIG, TRAIN_CONFIG):
+        if not config.is_file():
+            raise ConfigError(f"{config}: not here; run the demo from the root of the repository")
+    started = time.monotonic()
+    port, running = set_up()
+    with nullcontext() if running else serving(WEB, port):
+        run_command("plantmix", "build", str(BUILD_CONFIG))
+    run_command("dalip", "train", str(TRAIN_CONFIG))
+    run_command("dalip", "eval", str(TRAIN_CONFIG))
+    print_summary(port, time.monotonic() - started)
+
+
+class CommandError(RunError):
+    """A command of the demo failed; it has said why itself, and its exit code becomes ours."""
+
+    def __init__(self, line: str, exit_code: int) -> None:
+        super().__init__(f"`{line}` failed with exit code {exit_code}; its own message stands above")
+        self.exit_code = exit_code
+
+
+def run_command(*words: str) -> None:
+    """Run one of our commands as a person would, printing the line first.
+
+    Raises: ConfigError when the command is not installed; CommandError when it fails.
+    """
+    program = Path(sys.executable).parent / words[0]
+    if not program.is_file():
+        raise ConfigError(
+            f"{program}: not installed; `make demo` installs it, or: pip install -e '.[pipeline,training]'"
+        )
+    line = " ".join(words)
+    print(f"\n$ {line}", flush=True)
+    started = time.monotonic()
+    # ctrl-c reaches the command as well: it leaves what it has committed, and says so
+    code = subprocess.run([str(program), *words[1:]], check=False).returncode
+    if code != 0:
+        raise CommandError(line, code if code > 0 else 128 - code)
+    print(f"({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def print_summary(port: int, seconds: float) -> None:
+    """What a person wants to read at the end; the last line names the release."""
+    from pipeline.flow import FLOW
+
+    work_dir = read_config(BUILD_CONFIG).work_dir
+    release = Release.open(work_dir)
+    status = json.loads(Path(work_dir, STATUS_FILE).read_text(encoding="utf-8"))
+    run_folder = Path(yaml.safe_load(TRAIN_CONFIG.read_text(encoding="utf-8"))["output_dir"])
+    run = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((run_folder / "eval" / f"heldout-{release.name}.json").read_text(encoding="utf-8"))
+    lines = [
+        "",
+        f"The whole chain in {seconds // 60:.0f} min {seconds % 60:.0f} s:",
+        "",
+        *summary.funnel_lines(status["stages"], [stage.name for stage in FLOW]),
+        "",
+        *summary.mix_lines(status["mix"]),
+        *summary.shard_lines(release),
+        *summary.training_lines(run, run_folder),
+        *summary.evaluation_lines(evaluation),
+        "",
+        f"next: .venv/bin/plantmix explain {work_dir} http://{HOST}:{port}/resized/plant-1.jpg",
+        f"release: {summary.shown(Path(release.path))}",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
