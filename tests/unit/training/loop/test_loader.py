@@ -1,0 +1,212 @@
+"""Loading from a real release: the same batches for any number of workers, texts, broken samples, refusals."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.release import Release
+from training import data
+from training.data import DataSettings, ReleaseShare, SampleDataset, TextSettings
+from training.sampling import BatchPlan
+from training.shards import SamplePool, ShardReader, open_pool, strata_of
+
+
+class PictureModel:
+    """What the loader asks of a model: picture size, normalisation and a tokenizer."""
+
+    class preprocess_settings:  # noqa: N801 - stands for open_clip's PreprocessCfg
+        size = 32
+        mean = (0.48, 0.45, 0.40)
+        std = (0.26, 0.26, 0.27)
+
+    @staticmethod
+    def tokenizer(texts: list[str]) -> torch.Tensor:
+        rows = [list(text.encode("utf-8")[:40].ljust(40, b"\0")) for text in texts]
+        return torch.tensor(rows)
+
+
+def _text(tokens: torch.Tensor) -> str:
+    return bytes(tokens.tolist()).rstrip(b"\0").decode()
+
+
+def _pool(folder: Path, split: str = "train") -> SamplePool:
+    return open_pool([Release.open(str(folder))], split)
+
+
+def _batches(pool: SamplePool, **changes: Any) -> list[data.Batch]:
+    settings = DataSettings(**{"batch_size": 10, "num_workers": 0, "shuffle_window": 8} | changes)
+    order = data.build_order(pool, settings, "release", seed=5)
+    loader = data.train_loader(pool, order, BatchPlan(10, 1, 0), range(12), settings, PictureModel, pin=False)
+    return list(data.iterate(loader))
+
+
+def test_members_are_read_by_offset(release_folder: Path, writer: ModuleType) -> None:
+    pool = _pool(release_folder)
+    assert len(pool) == 107
+    assert pool.domains == ["general", "plant"]
+    given = {sample.jpg: sample.text for sample in writer.drawn_samples(107, 0)}
+    read = ShardReader(pool).read(range(107), with_texts=False)
+    assert {image: text.decode() for image, text, _ in read} == given
+
+
+def test_text_members_behind_txt_are_found(release_folder: Path, writer: ModuleType) -> None:
+    pool = _pool(release_folder)
+    texts = {sample.jpg: sample.texts for sample in writer.drawn_samples(107, 0)}
+    for image, _, members in ShardReader(pool).read(range(107), with_texts=True):
+        assert members == texts[image]
+
+
+def test_any_number_of_workers_gives_the_same_batches(release_folder: Path) -> None:
+    alone = _batches(_pool(release_folder))
+    apart = _batches(_pool(release_folder), num_workers=2)
+    for one, two in zip(alone, apart, strict=True):
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.tokens, two.tokens)
+        assert torch.equal(one.rows, two.rows)
+    assert sorted(torch.cat([batch.rows for batch in alone])[:107].tolist()) == list(range(107))
+
+
+def test_images_and_texts_belong_together(release_folder: Path, writer: ModuleType) -> None:
+    pool = _pool(release_folder)
+    for batch in _batches(pool):
+        for row, image, tokens in zip(batch.rows.tolist(), batch.images, batch.tokens, strict=True):
+            jpg, text, _ = ShardReader(pool).read([row], with_texts=False)[0]
+            assert _text(tokens) == text.decode()
+            whole = data.TrainView((32, 32), data.AugmentSettings(scale=(1.0, 1.0)))(jpg)
+            assert (whole.float() - image.float()).abs().mean() < 40  # the same picture, cropped
+
+
+def test_loading_leaves_the_random_state_alone(release_folder: Path) -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    before = torch.get_rng_state(), random.getstate()
+    _batches(_pool(release_folder))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+def test_an_epoch_draws_other_crops(release_folder: Path) -> None:
+    pool = _pool(release_folder)
+    dataset = SampleDataset(pool, data.TrainView((32, 32), data.AugmentSettings()), PictureModel.tokenizer,
+                            TextSettings(), seed=0)  # fmt: skip
+    first, again, later = (dataset.load([(position, 3)]).images for position in (3, 3, 110))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+
+
+def test_a_drawn_text_comes_from_its_members_and_falls_back(release_folder: Path) -> None:
+    pool = _pool(release_folder)
+    text = {"use": "draw", "members": ["sci", "com", "txt"]}
+    seen: dict[int, set[str]] = {}
+    for batch in _batches(pool, text=text) + _batches(pool, text=text, shuffle_window=3):
+        for row, tokens in zip(batch.rows.tolist(), batch.tokens, strict=True):
+            seen.setdefault(row, set()).add(_text(tokens))
+    domains = pool.table["domain"].to_pylist()
+    plants = {text for row, texts in seen.items() if domains[row] == "plant" for text in texts}
+    others = {text for row, texts in seen.items() if domains[row] == "general" for text in texts}
+    assert any(text.startswith("Rubrum") for text in plants)
+    assert any(text.endswith("thing") for text in plants)
+    assert any(text.startswith("a ") for text in plants)
+    assert all(text.startswith("a ") for text in others)
+
+
+def test_a_mixture_weighs_the_domains(release_folder: Path) -> None:
+    pool = _pool(release_folder)
+    batches = _batches(pool, mixture={"plant": 3, "general": 1}, epoch_samples=120)
+    domains = pool.table["domain"].to_pylist()
+    drawn = [domains[row] for batch in batches for row in batch.rows.tolist()]
+    assert drawn.count("plant") == 90
+
+
+def test_several_releases_share_by_weight_and_mixture(release_folder: Path, writer: ModuleType, tmp_path: Path) -> None:
+    small = writer.write_release(tmp_path / "small", writer.drawn_samples(12, 0), name="small")
+    pool = open_pool([Release.open(str(release_folder)), Release.open(str(small))], "train")
+    weights = [1.0, 3.0]
+    assert [(part.name, part.weight) for part in strata_of(pool, weights, None)] == [("0:all", 1.0), ("1:all", 3.0)]
+    both = strata_of(pool, weights, {"plant": 1.0, "general": 1.0})
+    assert [part.weight for part in both] == [0.5, 0.5, 1.5, 1.5]
+    shares = (ReleaseShare(release="a", weight=1), ReleaseShare(release="b", weight=3))
+    order = data.build_order(pool, DataSettings(epoch_samples=100), shares, seed=0)
+    assert int((pool.releases[order.epoch(0)] == 1).sum()) == 75
+
+
+def test_an_unknown_domain_is_named(release_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"names 'fungi'.* general, plant"):
+        strata_of(_pool(release_folder), None, {"fungi": 1.0, "plant": 1.0})
+
+
+def test_an_unknown_split_is_named(release_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no split 'test'.*train, heldout"):
+        _pool(release_folder, "test")
+
+
+@pytest.fixture
+def broken_release(writer: ModuleType, tmp_path: Path) -> Path:
+    """40 samples: number 7 is half a JPEG, number 21 no picture at all."""
+    samples = writer.drawn_samples(40, 0)
+    samples[7].jpg = samples[7].jpg[: len(samples[7].jpg) // 2]
+    samples[21].jpg = b"<html>sign in</html>"
+    return writer.write_release(tmp_path / "broken", samples)
+
+
+def test_a_broken_sample_is_named_and_replaced(broken_release: Path) -> None:
+    pool = _pool(broken_release)
+    batches = _batches(pool, num_workers=1)
+    assert all(len(batch.rows) == 10 for batch in batches)
+    found = {item.row: item.reason for batch in batches for item in batch.corrupt}
+    assert len(found) == 2
+    assert any("truncated" in reason for reason in found.values())
+    assert any("cannot identify" in reason for reason in found.values())
+    used = torch.cat([batch.rows for batch in batches]).tolist()
+    assert not set(found) & set(used)
+    assert all("toy-" in name for name in pool.names(list(found)))
+    data.check_corrupt(found, 2, pool)
+    with pytest.raises(RunError, match=r"2 broken samples, more than data.max_corrupt_samples = 1; first: .*toy-0000"):
+        data.check_corrupt(found, 1, pool)
+
+
+def test_a_release_of_broken_samples_stops(writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(10, 0)
+    for sample in samples:
+        sample.jpg = b"nothing"
+    pool = _pool(writer.write_release(tmp_path / "all", samples))
+    with pytest.raises(RunError, match="100 samples in a row are broken"):
+        _batches(pool, num_workers=1)
+
+
+def test_a_shard_cut_short_is_an_integrity_error(release_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(release_folder / "releases" / "toy-0001", copy)
+    pool = _pool(copy)
+    shard = copy / "shards" / "toy-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:1500])
+    with pytest.raises(IntegrityError, match=r"toy-000002.*ends before the sample"):
+        _batches(pool, num_workers=1)
+    with pytest.raises(IntegrityError, match=r"toy-000002\.tar has 1,500 bytes"):
+        Release.open(str(copy))
+
+
+def test_shards_are_read_through_fsspec(release_folder: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    source = release_folder / "releases" / "toy-0001"
+    for path in source.rglob("*"):
+        if path.is_file():
+            memory.pipe_file(f"/loader-test/{path.relative_to(source)}", path.read_bytes())
+    try:
+        remote = open_pool([Release.open("memory://loader-test")], "train")
+        local = _pool(release_folder)
+        for with_texts in (False, True):
+            there, here = (ShardReader(pool).read(range(107), with_texts) for pool in (remote, local))
+            assert there == here
+    finally:
+        memory.rm("/loader-test", recursive=True)
