@@ -215,7 +215,8 @@ def _rule_sets(captions: pa.Table, settings: CaptionSettings) -> np.ndarray:
             f"no caption rule set fits the rows of {', '.join(uncovered)}; "
             "name them in caption.rules, or end the list with a set that names no domain and no source"
         )
-    return chosen[pair_of_row]
+    set_of_row: np.ndarray = chosen[pair_of_row]
+    return set_of_row
 
 
 def _coded(column: Column) -> pa.DictionaryArray:

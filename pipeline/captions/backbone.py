@@ -1,0 +1,249 @@
+"""Names resolved against a taxonomic backbone that the user supplies: synonyms to accepted names, ranks, vernaculars.
+
+Reads a GBIF backbone or Catalogue of Life archive (Darwin Core, a zip or an unpacked folder) through DuckDB in
+memory, and scientific names; writes one row a name with its provenance: as given, matched how, accepted as. Downloads
+nothing. A name that fits several accepted taxa is left as it was given and called ambiguous; holes in the backbone's
+ranks stay holes. Gives up with ConfigError when the archive has no taxon table or lacks its columns.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import ConfigError
+from manifests.tables import TAXON_RANKS
+from pipeline.captions.taxa import parse_name
+
+RESOLVED = pa.schema(
+    [
+        ("name", pa.string()),  # as given
+        ("kingdom_given", pa.string()),  # null when the source did not say
+        ("matched_how", pa.string()),  # exact, species (of an infraspecific name), ambiguous, none
+        ("matched_id", pa.string()),  # taxonID of the row that fits the name
+        ("matched_status", pa.string()),  # accepted, synonym, ... as the backbone writes it
+        ("accepted_id", pa.string()),
+        ("accepted_name", pa.string()),  # canonical, without authors
+        *[(rank, pa.string()) for rank in TAXON_RANKS],  # of the accepted taxon; species is the binomial
+        ("vernacular", pa.string()),
+    ]
+)
+
+_MARKS = r"(×|\b(?:x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
+_TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName", "scientificName",
+          "scientificNameAuthorship", "taxonRank", "taxonomicStatus", *TAXON_RANKS)  # fmt: skip
+
+
+def resolve_names(names: pa.Table, backbone: str | Path, languages: tuple[str, ...] = ("en", "eng")) -> pa.Table:
+    """Look up distinct names (columns `name` and `kingdom`, which may be null) in a backbone; schema RESOLVED.
+
+    `languages` are the codes of the vernacular names to take, most wanted first.
+
+    Raises: ConfigError when the archive cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as connection:
+        taxa, vernaculars = _find_tables(Path(backbone), Path(scratch))
+        connection.execute("SET temp_directory = ?", [scratch])
+        _read_taxa(connection, taxa)
+        _read_vernaculars(connection, vernaculars, languages)
+        connection.register("wanted_names", _with_keys(names))
+        _match(connection)
+        _climb(connection)
+        found: pa.Table = connection.sql(_RESULT).to_arrow_table()
+        return found.cast(RESOLVED)
+
+
+def apply_names(candidates: pa.Table, resolved: pa.Table) -> pa.Table:
+    """Candidates with the accepted name and ranks of their resolved taxon; unresolved rows are untouched.
+
+    Ranks that the backbone leaves empty keep what the source gave, except genus and species, which follow the
+    accepted name. A vernacular name that the source gave is kept.
+    """
+    by_name = {(row["name"], row["kingdom_given"]): row for row in resolved.to_pylist() if row["accepted_name"]}
+    pairs = zip(candidates["taxon_scientific_name"].to_pylist(), candidates["taxon_kingdom"].to_pylist(), strict=True)
+    rows = [by_name.get(pair) for pair in pairs]
+    found = pa.array([row is not None for row in rows], pa.bool_())
+    for rank in TAXON_RANKS:
+        column = f"taxon_{rank}"
+        fresh = pa.array([row[rank] if row else None for row in rows], pa.string())
+        if rank not in {"genus", "species"}:
+            fresh = pc.coalesce(fresh, candidates[column].combine_chunks())
+        candidates = _put(candidates, column, pc.if_else(found, fresh, candidates[column].combine_chunks()))
+    accepted = pa.array([row["accepted_name"] if row else None for row in rows], pa.string())
+    vernacular = pa.array([row["vernacular"] if row else None for row in rows], pa.string())
+    names = candidates["taxon_scientific_name"].combine_chunks()
+    candidates = _put(candidates, "taxon_scientific_name", pc.if_else(found, accepted, names))
+    given = candidates["taxon_vernacular_name"].combine_chunks()
+    return _put(candidates, "taxon_vernacular_name", pc.coalesce(given, vernacular))
+
+
+def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(column), table.schema.field(column), values)
+
+
+def name_key(name: str) -> str:
+    """What names are matched by: the canonical name, lower case, without hybrid signs and rank marks."""
+    return " ".join(re.sub(_MARKS, " ", name.lower()).split())
+
+
+def _with_keys(names: pa.Table) -> pa.Table:
+    given = names.select(["name", "kingdom"]).group_by(["name", "kingdom"]).aggregate([])
+    keys: list[tuple[str | None, str | None]] = []
+    for name in given["name"].to_pylist():
+        parsed = parse_name(name)
+        usable = parsed.genus and not parsed.formula and not parsed.uncertain
+        full = " ".join(part for part in (parsed.genus, parsed.species, parsed.infraspecific) if part)
+        named = usable and not (parsed.qualifier and not parsed.species)
+        keys.append(
+            (name_key(full) if named else None, name_key(parsed.binomial) if named and parsed.infraspecific else None)
+        )
+    return pa.table(
+        {
+            "name": given["name"],
+            "kingdom": given["kingdom"],
+            "full_key": pa.array([full for full, _ in keys], pa.string()),
+            "species_key": pa.array([species for _, species in keys], pa.string()),
+        }
+    )
+
+
+def _find_tables(backbone: Path, scratch: Path) -> tuple[Path, Path | None]:
+    """Paths of the taxon table and of the vernacular table, unpacked into `scratch` when the archive is a zip."""
+    wanted: dict[str, Path | None] = {"taxon": None, "vernacularname": None}
+    if backbone.is_dir():
+        for file in sorted(backbone.rglob("*")):
+            if file.stem.lower() in wanted and file.suffix.lower() in {".tsv", ".txt"}:
+                wanted[file.stem.lower()] = file
+    elif zipfile.is_zipfile(backbone):
+        with zipfile.ZipFile(backbone) as archive:
+            for member in archive.namelist():
+                stem, suffix = Path(member).stem.lower(), Path(member).suffix.lower()
+                if stem in wanted and suffix in {".tsv", ".txt"}:
+                    wanted[stem] = Path(archive.extract(member, scratch))
+    else:
+        raise ConfigError(f"{backbone}: neither a folder nor a zip; give a Darwin Core archive of a backbone")
+    taxa = wanted["taxon"]
+    if taxa is None:
+        raise ConfigError(f"{backbone}: holds no Taxon.tsv; give a GBIF backbone or Catalogue of Life archive")
+    return taxa, wanted["vernacularname"]
+
+
+def _open_tsv(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> dict[str, str]:
+    """Make the view `name` over a tab-separated file; its columns by their Darwin Core term."""
+    connection.read_csv(
+        str(file), sep="\t", header=True, all_varchar=True, quotechar="", escapechar="", strict_mode=False
+    ).create_view(name)
+    columns = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
+    return {column.rsplit(":", 1)[-1].rsplit("/", 1)[-1]: column for column in columns}
+
+
+def _read_taxa(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    held = _open_tsv(connection, file, "taxon_file")
+    missing = [term for term in ("taxonID", "scientificName", "taxonomicStatus") if term not in held]
+    if missing:
+        raise ConfigError(f"{file.name}: lacks the columns {', '.join(missing)}")
+    columns = ", ".join(
+        f"""nullif("{held[term]}", '') AS "{term}\"""" if term in held else f"""NULL::VARCHAR AS "{term}\""""
+        for term in _TERMS
+    )
+    connection.execute(f"CREATE TEMP VIEW raw_taxon AS SELECT {columns} FROM taxon_file")
+    # Without canonicalName (Catalogue of Life) the authors are cut off the end of scientificName.
+    connection.execute(
+        """CREATE TEMP TABLE taxon AS
+        SELECT *, trim(regexp_replace(regexp_replace(lower(canonical), ?, ' ', 'g'), '\\s+', ' ', 'g')) AS key
+        FROM (SELECT *, coalesce("canonicalName",
+                CASE WHEN ends_with("scientificName", "scientificNameAuthorship")
+                     THEN trim(left("scientificName", -length("scientificNameAuthorship")))
+                     ELSE "scientificName" END) AS canonical
+              FROM raw_taxon)""",
+        [_MARKS],
+    )
+
+
+def _read_vernaculars(connection: duckdb.DuckDBPyConnection, file: Path | None, languages: tuple[str, ...]) -> None:
+    connection.execute("CREATE TEMP TABLE vernacular (id VARCHAR, name VARCHAR)")
+    if file is None:
+        return
+    held = _open_tsv(connection, file, "vernacular_file")
+    if not {"taxonID", "vernacularName", "language"} <= held.keys():
+        return
+    # One name a taxon: the language most wanted, then the name most sources agree on, then the alphabet.
+    connection.execute(
+        f"""INSERT INTO vernacular
+        SELECT id, first(name ORDER BY place, votes DESC, name)
+        FROM (SELECT "{held["taxonID"]}" AS id, trim("{held["vernacularName"]}") AS name,
+                     min(list_position(?, lower("{held["language"]}"))) AS place, count(*) AS votes
+              FROM vernacular_file WHERE list_contains(?, lower("{held["language"]}")) GROUP BY ALL)
+        WHERE name <> '' GROUP BY id""",
+        [list(languages), list(languages)],
+    )
+
+
+def _match(connection: duckdb.DuckDBPyConnection) -> None:
+    """Table `matched`: the best fitting taxon of each name, or none. Same kingdom first, then accepted names."""
+    connection.execute(
+        """CREATE TEMP TABLE fitting AS
+        SELECT w.name, w.kingdom, t."taxonID" AS matched_id, t."taxonomicStatus" AS status,
+               w.how,
+               CASE WHEN lower(t."taxonomicStatus") LIKE '%accepted%' OR t."acceptedNameUsageID" IS NULL
+                    THEN t."taxonID" ELSE t."acceptedNameUsageID" END AS accepted_id,
+               rank() OVER (PARTITION BY w.name, w.kingdom ORDER BY
+                   w.how,  -- exact before species
+                   coalesce(lower(t.kingdom) = lower(w.kingdom), false) DESC,
+                   CASE WHEN lower(t."taxonomicStatus") = 'accepted' THEN 0
+                        WHEN lower(t."taxonomicStatus") LIKE '%accepted%' THEN 1
+                        WHEN lower(t."taxonomicStatus") LIKE '%synonym%' THEN 2 ELSE 3 END) AS place
+        FROM (SELECT name, kingdom, full_key AS key, 'exact' AS how FROM wanted_names
+              UNION ALL SELECT name, kingdom, species_key, 'species' FROM wanted_names) w
+        JOIN taxon t ON t.key = w.key"""
+    )
+    connection.execute(
+        """CREATE TEMP TABLE matched AS
+        SELECT name, kingdom, count(DISTINCT accepted_id) > 1 AS ambiguous, min(how) AS how,
+               min_by(matched_id, (accepted_id, matched_id)) AS matched_id,
+               min_by(status, (accepted_id, matched_id)) AS status, min(accepted_id) AS accepted_id
+        FROM fitting WHERE place = 1 GROUP BY name, kingdom"""
+    )
+
+
+def _climb(connection: duckdb.DuckDBPyConnection) -> None:
+    """Table `lineage`: the ranks of each accepted taxon, from its own columns or from its parents."""
+    ranks = ", ".join(
+        f"""coalesce(max(CASE WHEN c.depth = 0 THEN t."{rank}" END),
+                     min_by(t.canonical, c.depth) FILTER (WHERE lower(t."taxonRank") = '{rank}')) AS "{rank}\""""
+        for rank in TAXON_RANKS
+    )
+    connection.execute(
+        f"""CREATE TEMP TABLE lineage AS
+        WITH RECURSIVE climb(id, at, depth) AS (
+            SELECT DISTINCT accepted_id, accepted_id, 0 FROM matched WHERE NOT ambiguous
+            UNION ALL
+            SELECT c.id, t."parentNameUsageID", c.depth + 1
+            FROM climb c JOIN taxon t ON t."taxonID" = c.at
+            WHERE t."parentNameUsageID" IS NOT NULL AND c.depth < 60
+        )
+        SELECT c.id, max(CASE WHEN c.depth = 0 THEN t.canonical END) AS canonical, {ranks}
+        FROM climb c JOIN taxon t ON t."taxonID" = c.at GROUP BY c.id"""
+    )
+
+
+_RESULT = f"""
+SELECT w.name, w.kingdom AS kingdom_given,
+       CASE WHEN m.name IS NULL OR (l.id IS NULL AND NOT m.ambiguous) THEN 'none'
+            WHEN m.ambiguous THEN 'ambiguous' ELSE m.how END AS matched_how,
+       CASE WHEN l.id IS NOT NULL THEN m.matched_id END AS matched_id,
+       CASE WHEN l.id IS NOT NULL THEN m.status END AS matched_status,
+       l.id AS accepted_id, l.canonical AS accepted_name,
+       {", ".join(f'l."{rank}"' for rank in TAXON_RANKS)}, v.name AS vernacular
+FROM wanted_names w
+LEFT JOIN matched m ON m.name = w.name AND m.kingdom IS NOT DISTINCT FROM w.kingdom
+LEFT JOIN lineage l ON l.id = m.accepted_id AND NOT m.ambiguous
+LEFT JOIN vernacular v ON v.id = l.id
+ORDER BY w.name, w.kingdom
+"""
