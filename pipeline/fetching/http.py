@@ -34,6 +34,8 @@ from pipeline.fetching.urls import Target
 _MAX_HEAD_BYTES = 64 * 1024
 _CHUNK_BYTES = 64 * 1024
 _DRAIN_BYTES = 16 * 1024  # of an unwanted body, read so that the connection can be used again
+_FREE_BODY_BYTES = 4 << 20  # a body may grow so far without leave
+_NUM_LARGE_BODIES = 4  # ... and only so many at a time further
 _KEPT_HOSTS = 64
 _ROBOTS_KEPT = 10_000
 _ROBOTS_KEPT_SECONDS = 24 * 3600.0  # RFC 9309: not longer than a day
@@ -173,6 +175,7 @@ class HttpClient:
             "https": type("CheckedHTTPSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
         }
         self._robots = _RobotsCache()
+        self._large_bodies = threading.BoundedSemaphore(_NUM_LARGE_BODIES)
         self._headers = {
             "User-Agent": settings.user_agent_header,
             "Accept": "image/*,*/*;q=0.5",
@@ -220,7 +223,7 @@ class HttpClient:
             try:
                 with contextlib.closing(self._open(target)) as response:
                     budget.head_bytes_left = None
-                    return self._read(response, max_body_bytes, check_opt_out)
+                    return self._read(response, max_body_bytes, check_opt_out, budget)
             except LookupFailed as error:
                 return Answer(Outcome.DNS_FAILURE, str(error), asked=False)
             except TargetRefused as error:
@@ -257,7 +260,9 @@ class HttpClient:
             ),
         )
 
-    def _read(self, response: urllib3.BaseHTTPResponse, max_body_bytes: int, check_opt_out: bool) -> Answer:
+    def _read(
+        self, response: urllib3.BaseHTTPResponse, max_body_bytes: int, check_opt_out: bool, budget: _Budget
+    ) -> Answer:
         status = response.status
         if status in (301, 302, 303, 307, 308) and (location := response.headers.get("Location")):
             _drain(response)
@@ -274,13 +279,28 @@ class HttpClient:
         declared = response.headers.get("Content-Length", "")
         if declared.isdigit() and int(declared) > max_body_bytes:
             return Answer(Outcome.BODY_TOO_LARGE, f"{declared} bytes declared, allowed {max_body_bytes}", status)
-        body = bytearray()
-        for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
-            body += chunk
-            if len(body) > max_body_bytes:
-                return Answer(Outcome.BODY_TOO_LARGE, f"more than the allowed {max_body_bytes} bytes", status)
+        body = self._read_body(response, max_body_bytes, budget)
+        if body is None:
+            return Answer(Outcome.BODY_TOO_LARGE, f"more than the allowed {max_body_bytes} bytes", status)
         response.release_conn()
-        return _unpack(bytes(body), response.headers.get("Content-Encoding", ""), max_body_bytes, status)
+        return _unpack(body, response.headers.get("Content-Encoding", ""), max_body_bytes, status)
+
+    def _read_body(self, response: urllib3.BaseHTTPResponse, max_body_bytes: int, budget: _Budget) -> bytes | None:
+        """The body, None when it grows too large; large ones wait for one of few places, so that memory is bounded."""
+        body = bytearray()
+        has_place = False
+        try:
+            for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
+                body += chunk
+                if len(body) > max_body_bytes:
+                    return None
+                if len(body) > _FREE_BODY_BYTES and not has_place:
+                    has_place = self._large_bodies.acquire(timeout=budget.remaining_seconds())
+                    budget.remaining_seconds()
+            return bytes(body)
+        finally:
+            if has_place:
+                self._large_bodies.release()
 
 
 def refuse_status(status: int) -> Outcome | None:

@@ -1,0 +1,182 @@
+"""Every way the test server misbehaves ends in the outcome that the fetching room's README says."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import imagehash
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from misbehaving_server import BEHAVIOURS, MisbehavingServer, documented_table, photo
+
+from manifests.outcomes import Outcome
+from manifests.tables import FACTS
+from pipeline.fetching.addresses import system_lookup
+from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.http import HttpClient
+from pipeline.fetching.settings import FetchSettings, HostLimits, ImageSettings, NetworkSettings
+
+README = Path(__file__).parents[2] / "pipeline" / "fetching" / "README.md"
+
+
+def lookup(host: str) -> list[str]:
+    if host.endswith(".test"):
+        return ["127.0.0.1"]
+    if host == "intranet.example":
+        return ["192.168.0.1"]
+    if host.endswith(".invalid"):
+        raise OSError(-2, "Name or service not known")
+    return system_lookup(host)
+
+
+def impatient(**changes) -> NetworkSettings:
+    values = {
+        "threads": 48,
+        "connect_timeout_seconds": 0.8,
+        "read_timeout_seconds": 0.8,
+        "total_timeout_seconds": 2.0,
+        "retries": 1,
+        "backoff_seconds": 0.05,
+        "host_patience_seconds": 4.0,
+        "limits": HostLimits(requests_per_second=None, connections=4),
+        "contact": "tests@example.org",
+        "allow_private_addresses": ("127.0.0.0/8",),
+        **changes,
+    }
+    return NetworkSettings(**values)
+
+
+SETTINGS = FetchSettings(
+    image=ImageSettings(max_body_bytes=2_000_000, max_pixels=50_000_000, min_side_px=16), network=impatient()
+)
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """All behaviours fetched as one part."""
+    pool = tmp_path_factory.mktemp("pool") / "part.tar"
+    names = sorted(BEHAVIOURS)
+    with MisbehavingServer() as server:
+        rows = [(f"{n:032x}", server.url(name)) for n, name in enumerate(names)]
+        before = set(Path("/proc/self/fd").iterdir())
+        num_threads = sum(thread.name.startswith("fetch") for thread in threading.enumerate())
+        started = time.monotonic()
+        with HttpClient(SETTINGS.network, lookup) as client:
+            table = fetch_rows(rows, SETTINGS, HostGate(SETTINGS.network), pool, client)
+        seconds = time.monotonic() - started
+        left = sum(thread.name.startswith("fetch") for thread in threading.enumerate()) - num_threads
+        facts = dict(zip(names, table.to_pylist(), strict=True))
+        yield {
+            "table": table,
+            "facts": facts,
+            "pool": pool,
+            "log": list(server.log),
+            "seconds": seconds,
+            "threads_left": left,
+            "before": before,
+        }
+
+
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
+def test_behaviour_ends_as_documented(fetched, name):
+    fact = fetched["facts"][name]
+    assert (fact["outcome"], fact["detail"]) == (BEHAVIOURS[name].outcome, fact["detail"])
+
+
+def test_server_misbehaves_in_enough_ways_and_covers_every_outcome():
+    assert len(BEHAVIOURS) >= 40
+    assert {b.outcome for b in BEHAVIOURS.values()} == {outcome.value for outcome in Outcome}
+
+
+def test_readme_lists_every_behaviour():
+    table = README.read_text(encoding="utf-8").partition("<!-- behaviours -->")[2].partition("<!-- end -->")[0]
+    assert table.strip() == documented_table(), "run: python tests/misbehaving_server.py, and paste"
+
+
+def test_nothing_hangs_and_nothing_leaks(fetched):
+    assert fetched["seconds"] < 30
+    assert fetched["threads_left"] == 0
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # the server's side of open connections ends by its own sleep
+        mine = {fd for fd in Path("/proc/self/fd").iterdir() if fd not in fetched["before"]}
+        if len(mine) <= 5:
+            break
+        time.sleep(0.2)
+    assert len(mine) <= 5
+
+
+def test_facts_are_whole_and_pool_holds_what_they_say(fetched):
+    table = fetched["table"]
+    assert table.schema == FACTS
+    assert table["pool_file"].null_count == len(table)
+    assert not any("secret" in str(fact) for fact in fetched["facts"].values())
+    with tarfile.open(fetched["pool"]) as tar, fetched["pool"].open("rb") as raw:
+        members = {member.name: (member.offset_data, member.size, member.mtime) for member in tar}
+        kept = [fact for fact in table.to_pylist() if fact["outcome"] == "ok"]
+        assert list(members) == [f"{fact['sample_id']}.jpg" for fact in kept]
+        for fact in kept:
+            assert members[f"{fact['sample_id']}.jpg"] == (fact["offset"], fact["length"], 0)
+            raw.seek(fact["offset"])
+            image = Image.open(io.BytesIO(raw.read(fact["length"])))
+            assert int(str(imagehash.phash(image)), 16) == fact["phash"]
+            assert image.size == (fact["stored_width_px"], fact["stored_height_px"])
+
+
+def test_final_failures_are_asked_once_and_passing_ones_again(fetched):
+    asked = {}
+    for request in fetched["log"]:
+        asked[request.path] = asked.get(request.path, 0) + 1
+    for name in ("not_found", "gone", "forbidden", "opt_out_noai", "html_as_jpg", "huge_header", "gzip_bomb"):
+        assert asked[f"/{name}"] == 1 == fetched["facts"][name]["attempts"], name
+    for name in ("server_error", "busy_always", "resets_at_once", "length_too_long", "silent"):
+        assert asked[f"/{name}"] == 2 == fetched["facts"][name]["attempts"], name
+    assert asked["/busy_for_hours"] == 1
+    assert "/private/robots_txt" not in asked
+    assert "/robots_txt_broken" not in asked
+    assert asked["/redirect_loop"] == 1
+
+
+def test_retry_after_is_kept_in_both_forms(fetched):
+    for name in ("busy_seconds", "busy_date"):
+        first, second = (r.seconds for r in fetched["log"] if r.path == f"/{name}")
+        assert second - first >= 0.95
+
+
+def test_every_request_says_who_asks(fetched):
+    assert {r.headers["user-agent"] for r in fetched["log"]} == {"PlantMix/0.1 (tests@example.org)"}
+
+
+def test_exif_orientations_store_the_turned_size(fetched):
+    sizes = {n: fetched["facts"][f"exif_{n}"] for n in range(1, 9)}
+    for n, fact in sizes.items():
+        expected = (96, 64) if n <= 4 else (64, 96)
+        assert (fact["width_px"], fact["height_px"], fact["exif_orientation"]) == (*expected, n)
+
+
+def test_same_answers_give_the_same_bytes(tmp_path):
+    with MisbehavingServer() as server:
+        names = [name for name, b in BEHAVIOURS.items() if b.outcome == "ok" and "busy" not in name]
+        rows = [(f"{n:032x}", server.url(name)) for n, name in enumerate(names)]
+        runs = []
+        for run in range(2):
+            pool = tmp_path / f"{run}.tar"
+            with HttpClient(SETTINGS.network, lookup) as client:
+                table = fetch_rows(rows[:: 1 - 2 * run], SETTINGS, HostGate(SETTINGS.network), pool, client)
+            runs.append((table.drop_columns(["attempts"]), pool.read_bytes()))
+    assert runs[0][0].equals(runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert not list(tmp_path.glob("*.spool"))
+
+
+def test_passthrough_stores_the_very_bytes(fetched):
+    fact = fetched["facts"]["wrong_type"]
+    assert fact["image_id"] == fact["stored_sha256"]
+    assert fact["num_bytes"] == len(photo()) == fact["length"]
