@@ -35,7 +35,8 @@ class LinearForm:
         features = self._features(shares_NK)
         weighted = features.T[None] * weights_FN[:, None, :]
         normal = weighted @ features + self.penalty * np.eye(features.shape[1])
-        coefficients: Array = np.linalg.solve(normal, weighted @ z[:, :, None])[:, :, 0]
+        solved = np.linalg.solve(normal, weighted @ z[:, :, None])
+        coefficients = np.asarray(solved, dtype=np.float64)[:, :, 0]
         lowest = np.where(weights_FN > 0, z, np.inf).min(axis=1)
         highest = np.where(weights_FN > 0, z, -np.inf).max(axis=1)
         span = highest - lowest

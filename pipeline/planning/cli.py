@@ -68,6 +68,8 @@ def _add_fit(commands: Any) -> None:
     parser.add_argument("runs", metavar="RUNS", help="csv or parquet: mix_<domain>, loss_<name>, model_size, step, ...")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     parser.add_argument("--where", help="keep only these rows, a SQL condition on the table's columns")
+    parser.add_argument("--target-size", metavar="SIZE", help="carry the runs of other model sizes over to this one")
+    parser.add_argument("--target-step", metavar="STEP", help="carry runs that stopped earlier over to this step")
 
 
 def _add_predict(commands: Any) -> None:
@@ -120,12 +122,18 @@ def run_fit(args: argparse.Namespace) -> int:
     """`plantmix plan fit`."""
     from pipeline.planning.law_files import write_law
     from pipeline.planning.laws import fit_law
-    from pipeline.planning.nesting import require_one_setting
+    from pipeline.planning.nesting import Nested, nest_runs, require_one_setting
+    from pipeline.planning.reading import parse_number
     from pipeline.planning.runs import read_runs
 
     table = read_runs(args.runs, args.where)
-    require_one_setting(table)
-    law = fit_law(table)
+    step = None if args.target_step is None else parse_number("--target-step", args.target_step)
+    if args.target_size is None and step is None:
+        require_one_setting(table)
+        nested = Nested(table, (), None)
+    else:
+        nested = nest_runs(table, args.target_size, step)
+    law = fit_law(nested.table, nested.notes, nested.plan)
     write_law(law, args.out)
     print(fit_report(law))
     print(f"law: {args.out}")

@@ -65,14 +65,30 @@ def assign_folds(shares_NK: Array, max_folds: int = MAX_FOLDS) -> tuple[NDArray[
     return (shuffled % num_folds)[group], num_folds
 
 
-def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
-    """Fit every form on all runs and on every fold; empty losses must carry weight 0 and any finite value."""
+@dataclass(frozen=True)
+class FoldPlan:
+    """What every fold trains on. G folds, C columns, N runs; a run left out has weight 0 in its fold."""
+
+    fold_of_run: NDArray[np.intp]  # the fold whose fits predict the run
+    losses: Array  # G x C x N; they differ between folds only where nesting carried losses over
+    weights: Array  # G x C x N
+
+
+def plan_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> FoldPlan:
+    """Leave one mixture out at a time (or one of MAX_FOLDS groups of mixtures)."""
     fold_of_run, num_folds = assign_folds(shares_NK)
-    num_columns, num_runs = losses_CN.shape
     mask_GN = (fold_of_run[None, :] != np.arange(num_folds)[:, None]).astype(float)
-    losses_FN = np.repeat(losses_CN, num_folds, axis=0)
-    weights_FN = np.repeat(weights_CN, num_folds, axis=0) * np.tile(mask_GN, (num_columns, 1))
-    own_fold_CN = np.arange(num_columns)[:, None] * num_folds + fold_of_run[None, :]
+    losses = np.repeat(losses_CN[None], num_folds, axis=0)
+    return FoldPlan(fold_of_run, losses, weights_CN[None] * mask_GN[:, None, :])
+
+
+def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array, plan: FoldPlan | None = None) -> Folded:
+    """Fit every form on all runs and on every fold; empty losses must carry weight 0 and any finite value."""
+    plan = plan or plan_folds(shares_NK, losses_CN, weights_CN)
+    num_folds, num_columns, num_runs = plan.losses.shape
+    losses_FN = np.swapaxes(plan.losses, 0, 1).reshape(-1, num_runs)
+    weights_FN = np.swapaxes(plan.weights, 0, 1).reshape(-1, num_runs)
+    own_fold_CN = np.arange(num_columns)[:, None] * num_folds + plan.fold_of_run[None, :]
     whole, folds, held_out = {}, {}, {}
     for name, form in FORMS.items():
         whole[name] = form.fit(shares_NK, losses_CN, weights_CN)
@@ -80,7 +96,7 @@ def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
         folds[name] = form.fit(shares_NK, losses_FN, weights_FN, warm)
         predicted_FN = form.predict(folds[name], shares_NK)
         held_out[name] = predicted_FN[own_fold_CN, np.arange(num_runs)[None, :]]
-    return Folded(fold_of_run, num_folds, whole, folds, held_out)
+    return Folded(plan.fold_of_run, num_folds, whole, folds, held_out)
 
 
 def choose_form(folded: Folded, column: int, losses_N: Array, weights_N: Array, judged_N: NDArray[np.bool_]) -> Choice:

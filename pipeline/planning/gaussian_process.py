@@ -129,7 +129,8 @@ class GaussianProcess:
     def _posterior(self, theta: Array, shares: Array, z: Array, root_weight: Array) -> tuple[Array, Array, Array]:
         """The weighted covariance S K S + noise, its inverse, and alpha; left-out runs become identity rows."""
         covariance = self._kernel(theta, shares, shares) * root_weight[:, :, None] * root_weight[:, None, :]
-        inverse: Array = np.linalg.inv(self._with_noise(covariance, theta, root_weight))
+        noisy = self._with_noise(covariance, theta, root_weight)
+        inverse = np.asarray(np.linalg.inv(noisy), dtype=np.float64)
         alpha = (inverse @ (z * root_weight)[:, :, None])[:, :, 0]
         return covariance, inverse, alpha
 

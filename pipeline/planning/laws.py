@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.errors import ConfigError
 from pipeline.planning.checks import check_runs, noise_floor, outside_hull
-from pipeline.planning.crossval import Choice, Folded, choose_form, fit_folds
+from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fit_folds
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted
 from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, members_of, predict_form
@@ -81,8 +81,8 @@ class Law:
         return outside_hull(self.runs.shares, shares_QK)
 
 
-def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), folded: Folded | None = None) -> Law:
-    """Fit and cross-validate every form for every loss; `folded` replaces the fits where nesting made its own.
+def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | None = None) -> Law:
+    """Fit and cross-validate every form for every loss; `plan` replaces the folds where nesting made its own.
 
     Raises: ConfigError when the runs cannot carry a law (see `checks.check_runs`).
     """
@@ -90,8 +90,7 @@ def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), folded: Folded | No
     measured_NC = np.isfinite(table.loss_values)
     losses_CN = np.where(measured_NC, table.loss_values, 0.0).T
     weights_CN = (measured_NC * table.weights[:, None]).T
-    if folded is None:
-        folded = fit_folds(table.shares, losses_CN, weights_CN)
+    folded = fit_folds(table.shares, losses_CN, weights_CN, plan)
     floors = noise_floor(table)
     columns = []
     for c, loss in enumerate(table.losses):

@@ -7,11 +7,15 @@ is wanted.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
 from manifests.errors import ConfigError
+from pipeline.planning.crossval import FoldPlan
 from pipeline.planning.runs import RunsTable
+from pipeline.planning.size_maps import carry_to_size
+from pipeline.planning.step_laws import carry_to_step
 
 Setting = tuple[str, float]
 """(model_size, step); "" and nan where the table does not say."""
@@ -49,3 +53,49 @@ def require_one_setting(table: RunsTable) -> None:
         f'{shown}{more}. Keep one, e.g. --where "{" AND ".join(conditions)}", or carry the others over with '
         f"--target-size and --target-step"
     )
+
+
+@dataclass(frozen=True)
+class Nested:
+    """One table at the target setting, how it came about, and the folds that test it honestly."""
+
+    table: RunsTable
+    notes: tuple[str, ...]
+    plan: FoldPlan | None  # None when nothing was carried over between sizes
+
+
+def nest_runs(table: RunsTable, target_size: str | None, target_step: float | None) -> Nested:
+    """Carry every run to one size and step: first a power law in steps, then an affine map between sizes.
+
+    Without `target_size` the largest size is the target, without `target_step` the last step of that size. What
+    was measured at the target stays as it is.
+
+    Raises: ConfigError for a target that no run can be carried to.
+    """
+    size = target_size if target_size is not None else max(table.model_sizes, key=_size_order)
+    if size not in table.model_sizes:
+        known = ", ".join(sorted({name for name in table.model_sizes if name}, key=_size_order))
+        raise ConfigError(f"--target-size {size}: no run has this model_size (there are: {known or 'none'})")
+    steps = table.steps[np.array([name == size for name in table.model_sizes])]
+    if target_step is None and np.isfinite(steps).any():
+        target_step = float(np.nanmax(steps))
+    notes: list[str] = []
+    at_step = table if target_step is None else carry_to_step(table, target_step, notes)
+    sizes = sorted(set(at_step.model_sizes), key=_size_order)
+    if size not in sizes:
+        raise ConfigError(f"no run of size {size} can be carried to step {target_step:g}; choose an earlier step")
+    if len(sizes) == 1:
+        return Nested(at_step, tuple(notes), None)
+    smaller = [name for name in reversed(sizes) if name != size]
+    joint, plan = carry_to_size(at_step, size, smaller, notes)
+    return Nested(joint, tuple(notes), plan)
+
+
+def _size_order(name: str) -> tuple[float, str]:
+    """70M before 410M before 1B; a name that is no number comes first."""
+    scales = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6, "b": 1e9, "B": 1e9, "G": 1e9}
+    number = name[:-1] if name[-1:] in scales else name
+    try:
+        return float(number) * scales.get(name[-1:], 1.0), name
+    except ValueError:
+        return -1.0, name

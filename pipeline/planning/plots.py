@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from pipeline.planning.laws import Law
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#718096", "#c53030"
 _LINE_COLOURS = (_BLUE, _ORANGE, "#2f855a", "#6b46c1", "#b7791f", "#c53030", "#4a5568")
+
+
+_LOSS_HEAD = (
+    "loss", "predicted", "90 % interval", "form", "held-out error", "of the mean", "of exponential", "coverage",
+)  # fmt: skip
 
 
 def write_plot(law: Law, wish: Wish, chosen: Chosen, path: str | Path) -> None:
@@ -189,19 +195,7 @@ def choice_page(law: Law, wish: Wish, chosen: Chosen, picture: bytes) -> str:
         f"{html.escape(law.runs.source)}.</p>"
         + _table(("domain", "share", "90 % interval", near, "epochs"), ratio)
         + f'<img alt="trade-off and mixtures" src="data:image/png;base64,{encoded}">'
-        + _table(
-            (
-                "loss",
-                "predicted",
-                "90 % interval",
-                "form",
-                "held-out error",
-                "of the mean",
-                "of exponential",
-                "coverage",
-            ),
-            losses,
-        )  # fmt: skip
+        + _table(_LOSS_HEAD, losses)
         + f"<ul>{''.join(notes)}</ul></body></html>\n"
     )
 
@@ -214,7 +208,7 @@ def _wish_text(wish: Wish) -> str:
     return text
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"
