@@ -66,7 +66,9 @@ def _download(name: str, scratch: Path) -> Path:
     second = _apt_get([*private, "download", name], scratch)
     if (found := find_package(name, scratch)) is not None and second.returncode == 0:
         return found
-    said = _last_error(second) or _last_error(update) or _last_error(first) or "no reason given"
+    errors = [error for done in (first, update, second) for error in _errors(done)]
+    # that a package is unknown is what every other fault ends in: the other fault is the one to name
+    said = min(errors, key=lambda error: error.startswith("Unable to locate"), default="no reason given")
     raise ConfigError(
         f"{name}: apt-get could not download this package: {said}. Check the network and the apt sources "
         f"(on Ubuntu the component `universe`), then run this again. " + INSTEAD
@@ -141,6 +143,5 @@ def _private_lists(folder: Path) -> list[str]:
     return ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
 
 
-def _last_error(done: subprocess.CompletedProcess[str]) -> str:
-    errors = [line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")]
-    return errors[0] if errors and done.returncode else ""
+def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")]
