@@ -39,6 +39,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
+    _add_design(commands)
     _add_fit(commands)
     _add_predict(commands)
     _add_choose(commands)
@@ -55,6 +56,32 @@ def _command(commands: Any, name: str, text: str, example: str, func: Callable[.
     )
     parser.set_defaults(func=func)
     return parser
+
+
+def _add_design(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "design",
+        "propose the next proxy runs",
+        "plantmix plan design --domains plant,general --budget 8 --out design.csv",
+        run_design,
+    )
+    parser.add_argument("--domains", help="names, comma-separated; not needed with --runs")
+    parser.add_argument("--budget", type=int, required=True, metavar="N", help="how many runs to propose")
+    parser.add_argument("--runs", metavar="RUNS", help="runs done already: new ones keep away from them")
+    parser.add_argument("--where", help="keep only these rows of --runs, a SQL condition")
+    parser.add_argument(
+        "--objective",
+        action="append",
+        help="with --runs: put half of the budget where the optimum of these losses is most uncertain",
+    )
+    parser.add_argument("--replicates", type=int, metavar="N", help="runs of the budget that repeat a mixture")
+    parser.add_argument("--min-share", action="append", metavar="DOMAIN=R")
+    parser.add_argument("--max-share", action="append", metavar="DOMAIN=R")
+    parser.add_argument("--pool", action="append", metavar="DOMAIN=N", help="distinct samples of the full data")
+    parser.add_argument("--samples", metavar="N", help="samples seen by the full training")
+    parser.add_argument("--proxy-samples", metavar="N", help="samples seen by one proxy run")
+    parser.add_argument("--out", required=True, metavar="DESIGN.csv")
 
 
 def _add_fit(commands: Any) -> None:
@@ -118,6 +145,52 @@ def _add_choose(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: .png, or .html for one self-contained page")
 
 
+def run_design(args: argparse.Namespace) -> int:
+    """`plantmix plan design`."""
+    from pipeline.planning.design import Proxies, design_table, propose_runs
+    from pipeline.planning.limits import Limits, share_box
+    from pipeline.planning.reading import parse_amounts, parse_number, parse_objective
+    from pipeline.planning.runs import read_runs
+
+    table = read_runs(args.runs, args.where) if args.runs else None
+    named = tuple(name.strip() for name in (args.domains or "").split(",") if name.strip())
+    if table is None and len(named) < 2:
+        raise ConfigError("--domains: name at least two, e.g. --domains plant,general (or give --runs)")
+    if table is not None and named and set(named) != set(table.domains):
+        raise ConfigError(f"--domains {args.domains}: the runs have {', '.join(table.domains)}")
+    if table is None and args.objective:
+        raise ConfigError("--objective needs --runs: without runs nothing is known of the optimum")
+    domains = table.domains if table is not None else named
+    limits = Limits(
+        pools=parse_amounts("--pool", args.pool),
+        num_samples=None if args.samples is None else parse_number("--samples", args.samples),
+        min_shares=parse_amounts("--min-share", args.min_share),
+        max_shares=parse_amounts("--max-share", args.max_share),
+    )
+    proxy = None if args.proxy_samples is None else parse_number("--proxy-samples", args.proxy_samples)
+    objective = parse_objective(args.objective) if args.objective else {}
+    box = share_box(domains, limits, {})
+    proposed = propose_runs(domains, args.budget, box, table, objective, args.replicates)
+    text, lines = design_table(domains, proposed, Proxies(limits.pools, limits.num_samples, proxy))
+    publish_text(args.out, text)
+    print("\n".join(lines))
+    print(f"design: {args.out}")
+    return 0
+
+
+def publish_text(path: str, text: str) -> None:
+    """Write a small file whole.
+
+    Raises: ConfigError when the place cannot be written.
+    """
+    from manifests import storage
+
+    try:
+        storage.publish_bytes(str(path), text.encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
 def run_fit(args: argparse.Namespace) -> int:
     """`plantmix plan fit`."""
     from pipeline.planning.law_files import write_law
@@ -142,7 +215,6 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def run_predict(args: argparse.Namespace) -> int:
     """`plantmix plan predict`."""
-    from manifests import storage
     from pipeline.planning.law_files import read_law
     from pipeline.planning.runs import read_mixtures
 
@@ -158,10 +230,7 @@ def run_predict(args: argparse.Namespace) -> int:
     for row in range(len(shares)):
         given = ["" if columns[name][row] is None else columns[name][row] for name in kept]
         writer.writerow([*given, *(repr(float(values[row])) for values in added.values())])
-    try:
-        storage.publish_bytes(str(args.out), text.getvalue().encode())
-    except OSError as error:
-        raise ConfigError(f"{args.out}: cannot be written: {error.strerror or error}") from None
+    publish_text(args.out, text.getvalue())
     print(f"{len(shares)} mixture(s) predicted: {args.out}")
     if outside.any():
         print(f"warning: {int(outside.sum())} of them lie outside the tried ratios: the law extrapolates there")
@@ -240,9 +309,12 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
 
 def fit_report(law: Law) -> str:
     """A short table of what was fitted, how good it is, and what to beware of."""
+    import numpy as np
+
     table = law.runs
-    num_mixtures = int(table.mixture_groups().max()) + 1
-    lines = [f"{table.num_runs} runs, {num_mixtures} mixtures of {len(law.domains)} domains: {', '.join(law.domains)}"]
+    used = table.take(np.flatnonzero(np.isfinite(table.loss_values).any(axis=1)))
+    num_mixtures = int(used.mixture_groups().max()) + 1
+    lines = [f"{used.num_runs} runs, {num_mixtures} mixtures of {len(law.domains)} domains: {', '.join(law.domains)}"]
     lines += list(law.nesting)
     width = max(len("loss"), *(len(column.loss) for column in law.columns))
     lines.append("")

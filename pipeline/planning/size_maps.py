@@ -104,10 +104,10 @@ def _losses_at(small: RunsTable, shares_TK: Array) -> Array:
             form = FORMS[SHARED_EXPONENT]
             fit = form.fit(shares, values[None], small.weights[measured][None])
             result[:, column] = form.predict(fit, shares_TK)[0]
-        for t, mixture in enumerate(shares_TK):
-            same = np.abs(shares - mixture).max(axis=1, initial=0.0) < 1e-6
+        for t in range(len(shares_TK)):
+            same = _among(shares, shares_TK[t : t + 1])
             if same.any():
-                result[t, column] = values[same].mean()
+                result[t, column] = float(np.mean(values[same]))
     return result
 
 

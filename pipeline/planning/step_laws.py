@@ -82,7 +82,7 @@ def _late(steps: Array, values: Array) -> NDArray[np.bool_]:
 def _step_fit(steps: Array, values: Array, exponent: float, target: float) -> tuple[Array, float]:
     """(E, B) at a given exponent, steps in units of the target, and the sum of squares."""
     features = np.stack([np.ones(len(steps)), (steps / target) ** -exponent], axis=1)
-    solution, *_ = np.linalg.lstsq(features, values, rcond=None)
+    solution = np.asarray(np.linalg.lstsq(features, values, rcond=None)[0], dtype=np.float64)
     return solution, float(np.sum((features @ solution - values) ** 2))
 
 
