@@ -7,6 +7,7 @@ open_clip when a tag is given. Registers a JSON file with open_clip under its st
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import logging
 from pathlib import Path
@@ -18,11 +19,15 @@ from manifests.errors import ConfigError
 def architecture_name(architecture: str) -> str:
     """The name open_clip knows the architecture by; a JSON file is registered with open_clip first.
 
+    Takes a name, a JSON file, or a folder in the Hugging Face layout.
+
     Raises: ConfigError for a file or name that is not there.
     """
     import open_clip
 
     path = Path(architecture)
+    if (path / "open_clip_config.json").is_file():
+        return f"local-dir:{path}"
     if path.suffix != ".json":
         name = architecture.replace("/", "-")
         if open_clip.get_model_config(name) is None:
@@ -61,23 +66,28 @@ def create_clip(
     import open_clip
 
     name = architecture_name(architecture)
-    if pretrained is not None and not Path(pretrained).is_file():
+    is_file = pretrained is not None and Path(pretrained).is_file()
+    if pretrained is not None and not is_file:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
             listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
             raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
     root = logging.getLogger()
     level = root.level
-    if pretrained is None:
-        root.setLevel(logging.ERROR)  # open_clip warns about random weights, which is what was asked for
+    if pretrained is None or is_file:
+        root.setLevel(logging.ERROR)  # open_clip warns about random weights: asked for, or loaded below
     try:
-        return open_clip.create_model(
+        clip = open_clip.create_model(
             name,
-            pretrained,
+            None if is_file else pretrained,
+            load_weights=not (pretrained is None or is_file),
             force_patch_dropout=patch_dropout,
             force_image_size=image_size_px,
             pretrained_text=False,
         )
+        if is_file:
+            open_clip.load_checkpoint(clip, pretrained)
+        return clip
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         source = f" with weights '{pretrained}'" if pretrained else ""
         raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
@@ -90,13 +100,18 @@ def create_tokenizer(architecture: str) -> Any:
 
     Raises: ConfigError when the tokenizer cannot be had.
     """
-    import open_clip
-
     name = architecture_name(architecture)
     try:
-        return open_clip.get_tokenizer(name)
+        return _tokenizer(name)
     except (RuntimeError, OSError, ValueError, ImportError) as error:
         raise ConfigError(f"the tokenizer of {name} cannot be had: {_shorten(str(error))}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(name)
 
 
 def _read_architecture(path: Path) -> dict[str, Any]:

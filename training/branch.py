@@ -81,7 +81,7 @@ class HeadBatchNorm(nn.Module):
             flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=self.eps
         )
         if self.track:
-            self._move_statistics(mean_N.unflatten(0, (heads, -1)), var_N.unflatten(0, (heads, -1)))
+            self._move_statistics(mean_N.view(heads, -1), var_N.view(heads, -1))
         return normal_XN.view_as(tokens_BMHR)
 
     @torch.no_grad()

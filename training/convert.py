@@ -20,6 +20,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
 from training.architecture import architecture_config
+from training.towers import image_size_px
 
 if TYPE_CHECKING:
     from training.model import DalipModel
@@ -149,6 +150,7 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     """
     path = Path(source)
     if path.is_dir():
+        _take_preprocessing(model, path / CONFIG_FILE)
         state = {f"clip.{name}": tensor for name, tensor in read_state(path / WEIGHTS_FILE).items()}
         if (path / SECOND_WEIGHTS_FILE).is_file():
             state |= read_state(path / SECOND_WEIGHTS_FILE)
@@ -208,6 +210,8 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     if not config_path.is_file():
         raise ConfigError(f"{source}: has no {SECOND_CONFIG_FILE}; plain open_clip folders load with open_clip")
     values = json.loads(config_path.read_text(encoding="utf-8"))["model"]
+    # The folder is the architecture: the name or file it was trained from may not exist here.
+    values |= {"architecture": str(source)}
     settings = parse_settings(values, ModelSettings, where=str(config_path))
     model = build_model(settings)
     state = {f"clip.{name}": tensor for name, tensor in read_state(source / WEIGHTS_FILE).items()}
@@ -218,9 +222,21 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     return model
 
 
+def _take_preprocessing(model: DalipModel, path: Path) -> None:
+    """Mean, standard deviation and interpolation the weights were trained with; the size stays the model's."""
+    from open_clip.model import set_model_preprocess_cfg
+
+    try:
+        given = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    kept = model.clip.visual.preprocess_cfg
+    set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
+
+
 def _hugging_face_config(model: DalipModel) -> dict[str, Any]:
     config = architecture_config(model.settings.architecture)
-    height, width = model.clip.visual.image_size
+    height, width = image_size_px(model.clip)
     config["vision_cfg"]["image_size"] = height if height == width else [height, width]
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
     return {"model_cfg": config, "preprocess_cfg": preprocess}

@@ -9,6 +9,7 @@ Shape letters: `B` pairs on this rank, `N` pairs on all ranks, `C` embedding wid
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -130,6 +131,7 @@ def accumulate_backward(
         states.append(_random_state())
         with torch.no_grad():
             chunks.append(dict(forward(index)))
+    bounds = [0, *itertools.accumulate(len(chunk["image_features"]) for chunk in chunks)]
     leaves, batch = _as_leaves(chunks)
     losses = contrastive_loss(batch, settings)
     grads = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
@@ -143,7 +145,8 @@ def accumulate_backward(
             _set_random_state(states[index])
             with nullcontext() if last else no_sync():
                 output = forward(index)
-                backward(_surrogate(output, feature_grads, index, num_chunks, with_scales=last))
+                rows = slice(bounds[index], bounds[index + 1])
+                backward(_surrogate(output, feature_grads, rows, with_scales=last))
     finally:
         for part in trackers:
             part.track = True  # type: ignore[assignment]
@@ -184,18 +187,17 @@ def _as_leaves(chunks: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict
 def _surrogate(
     output: Mapping[str, Tensor],
     feature_grads: Mapping[str, Tensor | None],
-    index: int,
-    num_chunks: int,
+    rows: slice,
     *,
     with_scales: bool,
 ) -> Tensor:
-    """A scalar whose gradient through chunk `index` is the large batch's."""
+    """A scalar whose gradient through the chunk at `rows` is the large batch's."""
     terms = []
     for name, value in output.items():
         grad = feature_grads[name]
         if grad is None or (_is_scale(name) and not with_scales):
             continue
-        share = grad if _is_scale(name) else grad.chunk(num_chunks)[index]
+        share = grad if _is_scale(name) else grad[rows]
         terms.append((full_precision(value) * full_precision(share)).sum())
     return torch.stack(terms).sum()
 

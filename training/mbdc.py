@@ -14,7 +14,7 @@ ICCV 2025, arXiv 2504.01386; steps numbered as the released code takes them (0 t
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ def full_precision(x: Tensor) -> Tensor:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """A context in which operations on the device of `x` keep the precision of their inputs."""
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device, which only works out shapes
+        return nullcontext()
     return torch.autocast(device_type=x.device.type, enabled=False)
 
 
@@ -112,7 +114,8 @@ class _WeighAndReduce(torch.autograd.Function):
             wide_BMHE.flatten(2).baddbmm_(to_dot_BMH.to(wide_BMHE.dtype), units_BHD)
             per_head_BHD = torch.bmm(to_dot_BMH.transpose(1, 2), full_precision(tokens_BMHE).flatten(2))
             heads = unit_BHE.shape[1]
-            to_unit_BHE = per_head_BHD.unflatten(2, (heads, -1)).diagonal(dim1=1, dim2=2).transpose(1, 2)
+            per_pair_BHHE = per_head_BHD.view(-1, heads, heads, unit_BHE.shape[2])
+            to_unit_BHE = per_pair_BHHE.diagonal(dim1=1, dim2=2).transpose(1, 2)
             to_reduce_RE = to_reduced_BMHR.flatten(0, 2).t() @ tokens_BMHE.flatten(0, 2)
         return to_unit_BHE, wide_BMHE, to_reduce_RE, None
 

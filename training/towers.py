@@ -72,7 +72,7 @@ def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
     Raises: ConfigError for towers without usable tokens.
     """
     check_towers(clip, placement)
-    height, width = _pair(clip.visual.image_size)
+    height, width = image_size_px(clip)
     reference = next(clip.parameters())
     images = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
     tokens = torch.ones(1, clip.context_length, dtype=torch.long, device=reference.device)
@@ -127,7 +127,9 @@ def check_towers(clip: Any, placement: Placement) -> None:
         raise ConfigError("the image tower has pool_type 'none': no pooled feature to anchor on; use 'tok' or 'avg'")
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def image_size_px(clip: Any) -> tuple[int, int]:
+    """Height and width of the pictures the model takes (a ResNet of open_clip keeps one number)."""
+    size = clip.visual.image_size
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 

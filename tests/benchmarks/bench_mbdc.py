@@ -124,7 +124,8 @@ def main() -> None:
     for name, batch, tokens in CASES:
         s, value, grad = measure(batch, tokens, arguments.repeats)
         lines.append(
-            f"| {name} | {batch} | {tokens} | {s['loop'] * 1e3:.1f} | {s['ours'] * 1e3:.1f} | {s['loop'] / s['ours']:.2f} "
+            f"| {name} | {batch} | {tokens} | {s['loop'] * 1e3:.1f} | {s['ours'] * 1e3:.1f} "
+            f"| {s['loop'] / s['ours']:.2f} "
             f"| {s['fl'] * 1e3:.1f} | {s['fo'] * 1e3:.1f} | {s['fl'] / s['fo']:.2f} | {value:.1e}, {grad:.1e} |"
         )
         print(lines[-1], flush=True)

@@ -1,0 +1,215 @@
+"""Checkpoints in and out: the released layout, open_clip's, Hugging Face's, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from training import convert
+from training.model import DalipModel, ModelSettings, build_model
+
+HERE = Path(__file__).parent
+KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[4]
+DEMO = str(ROOT / "configs/models/vit-tiny-demo.json")
+
+
+def released_state(device: str = "meta") -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device=device) for name, shape in KEYS.items()}
+
+
+def tiny(folder: Path, name: str, heads: int = 4, embed_dim: int = 32) -> str:
+    config = {
+        "embed_dim": embed_dim,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> None:
+    renamed = convert.rename_released(released_state(), where="test")
+    assert len(renamed) == len(KEYS) == 323
+    with torch.device("meta"):
+        clip = open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16"))
+        from training.branch import BranchShape, SecondOrderBranch
+
+        def branch(norm: str) -> SecondOrderBranch:
+            return SecondOrderBranch(BranchShape(512, 512, 4, 46, norm, 0.5, "token", "full", 1))
+
+        model = torch.nn.ModuleDict({"clip": clip, "image_branch": branch("batch"), "text_branch": branch("layer")})
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in renamed.items()} == wanted
+
+
+def as_released(model: DalipModel) -> dict[str, Tensor]:
+    """The model's state dict under the released code's names, made from the published key list."""
+    state = model.state_dict()
+    ours_to_theirs = {ours: theirs for theirs, ours in convert._RELEASED_BRANCHES.items()}
+    renamed = {ours_to_theirs.get(name, name.removeprefix("clip.")): tensor for name, tensor in state.items()}
+    assert set(renamed) == {n for n in KEYS if "resblocks" not in n} | {n for n in renamed if "resblocks" in n}
+    convolution = "visual.vbdc.conv_dr_block.0.weight"
+    return renamed | {convolution: renamed[convolution][:, :, None, None]}
+
+
+def test_a_released_checkpoint_loads_and_encodes_the_same(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "released-tiny", embed_dim=32)
+    source = build_model(ModelSettings(preset="released", architecture=path)).eval()
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in as_released(source).items()}}, tmp_path / "r.pt"
+    )
+    loaded = convert.load_released(tmp_path / "r.pt", architecture=path).eval()
+    images, tokens = torch.randn(2, 3, 32, 32), source.tokenizer(["a leaf", "oak"])
+    with torch.no_grad():
+        expected, given = source(images, tokens), loaded(images, tokens)
+    assert all(torch.equal(given[name], expected[name]) for name in expected)
+    assert loaded.new_parameters == ()
+
+
+def test_what_does_not_fit_is_named_key_by_key(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "mismatch")
+    model = build_model(ModelSettings(preset="released", architecture=path))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = as_released(model)
+    missing = {name: tensor for name, tensor in state.items() if name not in ("fc2.weight", "tbdc.ln.bias")}
+    with pytest.raises(ConfigError, match=r"2 of its 21 second-order keys are missing: tbdc\.ln\.bias, fc2\.weight"):
+        convert.rename_released(missing, where="x.pt")
+    state["surprise"] = torch.zeros(3)
+    state["ln_final.weight"] = torch.zeros(7)
+    del state["ln_final.bias"]
+    with pytest.raises(ConfigError) as caught:
+        convert.load_state(model, convert.rename_released(state, where="x.pt"), where="x.pt")
+    message = str(caught.value)
+    assert "x.pt: does not fit the model, 3 keys differ" in message
+    assert "missing: clip.ln_final.bias [32]" in message
+    assert "unknown: clip.surprise [3]" in message
+    assert "shape: clip.ln_final.weight is [7], the model has [32]" in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.pt: cannot be read as a checkpoint"):
+        convert.read_state(tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match="no such checkpoint file"):
+        convert.read_state(tmp_path / "y.pt")
+    torch.save({"epoch": 1}, tmp_path / "z.pt")
+    with pytest.raises(ConfigError, match="holds no state dict"):
+        convert.read_state(tmp_path / "z.pt")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w').close()",)
+
+    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        convert.read_state(tmp_path / "bomb.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def picture(size: int) -> Image.Image:
+    return Image.effect_mandelbrot((size, size), (-2, -1.5, 1, 1.5), 40).convert("RGB")
+
+
+@pytest.mark.parametrize("preset", ["dalip", "clip"])
+def test_open_clip_loads_an_exported_checkpoint_and_gives_the_same_features(tmp_path: Path, preset: str) -> None:
+    path = tiny(tmp_path, f"export-{preset}")
+    model = build_model(ModelSettings(preset=preset, architecture=path)).eval()
+    written = convert.export_open_clip(model, tmp_path / "model.pt")
+    assert written.num_bytes == (tmp_path / "model.pt").stat().st_size
+    other, _, preprocess = open_clip.create_model_and_transforms(
+        f"export-{preset}", pretrained=str(tmp_path / "model.pt")
+    )
+    other.eval()
+    images = preprocess(picture(50)).unsqueeze(0)
+    tokens = model.tokenizer(["a leaf"])
+    with torch.no_grad():
+        assert torch.equal(other.encode_image(images, normalize=True), model.encode_image(images))
+        assert torch.equal(other.encode_text(tokens, normalize=True), model.encode_text(tokens))
+    again = build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "model.pt")))
+    assert all(name.startswith(("image_branch.", "text_branch.")) for name in again.new_parameters)
+    assert len(again.new_parameters) == len([n for n, _ in again.named_parameters() if "branch" in n])
+
+
+@pytest.mark.parametrize("preset", ["released", "dalip", "clip"])
+def test_the_hugging_face_layout_goes_there_and_back(tmp_path: Path, preset: str) -> None:
+    path = tiny(tmp_path, f"hub-{preset}")
+    model = build_model(ModelSettings(preset=preset, architecture=path)).eval()
+    written = convert.export_hugging_face(model, tmp_path / "hub")
+    names = {Path(file.path).name for file in written}
+    assert {"open_clip_config.json", "open_clip_model.safetensors", "dalip_config.json"} <= names
+    assert ("dalip_second_order.safetensors" in names) == (preset != "clip")
+    assert names == {file.name for file in (tmp_path / "hub").iterdir()}
+    other, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'hub'}")
+    images, tokens = torch.randn(2, 3, 32, 32), model.tokenizer(["a leaf", "oak"])
+    with torch.no_grad():
+        assert torch.equal(other.eval().encode_image(images, normalize=True), model.encode_image(images))
+        expected = model(images, tokens)
+        given = convert.load_hugging_face(tmp_path / "hub").eval()(images, tokens)
+    assert all(torch.equal(given[name], expected[name]) for name in expected)
+
+
+def test_a_hugging_face_folder_loads_where_the_model_file_is_gone(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "moved")
+    convert.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
+    Path(path).unlink()
+    (tmp_path / "hub").rename(tmp_path / "elsewhere")
+    model = convert.load_hugging_face(tmp_path / "elsewhere")
+    assert model.tokenizer(["a leaf"]).shape == (1, 12)
+    assert convert.export_hugging_face(model, tmp_path / "again")
+    assert convert.load_hugging_face(tmp_path / "again").settings.preset == "dalip"
+
+
+def test_preprocessing_travels_with_the_weights(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "preprocessing")
+    model = build_model(ModelSettings(architecture=path))
+    model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    convert.export_hugging_face(model, tmp_path / "hub")
+    for loaded in (
+        convert.load_hugging_face(tmp_path / "hub"),
+        build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "hub"))),
+    ):
+        given = loaded.preprocess_settings
+        assert (list(given.mean), list(given.std), given.interpolation) == ([0.5] * 3, [0.5] * 3, "bilinear")
+
+
+def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "start")
+    model = build_model(ModelSettings(architecture=path))
+    convert.export_hugging_face(model, tmp_path / "hub")
+    torch.save({"model": model.state_dict()}, tmp_path / "own.pt")
+    for source in (tmp_path / "hub", tmp_path / "own.pt"):
+        same = build_model(ModelSettings(architecture=path, pretrained=str(source)))
+        assert same.new_parameters == ()
+        assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
+        wider = ModelSettings.model_validate(
+            {
+                "architecture": path,
+                "pretrained": str(source),
+                "second_order": {"temperature": "own", "reduced_width": 7},
+            }
+        )
+        new = set(build_model(wider).new_parameters)
+        assert {"logit_scale_second", "image_branch.reduce.weight", "text_branch.projection.0.weight"} <= new
+        assert "image_branch.token_projection.weight" not in new
+    with pytest.raises(ConfigError, match="does not fit"):
+        build_model(
+            ModelSettings(architecture=tiny(tmp_path, "start-wider", embed_dim=64), pretrained=str(tmp_path / "hub"))
+        )
+    convert.export_open_clip(model, tmp_path / "plain.pt")
+    with pytest.raises(ConfigError, match="cannot build start-wider with weights"):
+        build_model(
+            ModelSettings(architecture=str(tmp_path / "start-wider.json"), pretrained=str(tmp_path / "plain.pt"))
+        )

@@ -1,0 +1,214 @@
+"""The losses: golden value, both forms, two ranks against one, and accumulation against the large batch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manifests.errors import ConfigError
+from training.branch import BranchShape, SecondOrderBranch
+from training.loss import LossSettings, accumulate_backward, contrastive_loss, gather_with_gradient, info_nce
+
+GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
+SETTINGS = [
+    LossSettings(),
+    LossSettings(form="sum_of_similarities", first_order_weight=0.3),
+    LossSettings(first_order_weight=1.0),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_the_weighted_sum_of_losses_equals_the_golden_value(dtype: torch.dtype, tolerance: float) -> None:
+    with np.load(GOLDEN) as arrays:
+        get = {
+            name: torch.from_numpy(np.asarray(arrays[f"loss_{name}"]))
+            for name in ("f_image", "f_text", "z_image", "z_text", "scale", "alpha", "value")
+        }
+    features = {
+        "image_features": get["f_image"].to(dtype),
+        "text_features": get["f_text"].to(dtype),
+        "image_second_order": get["z_image"].to(dtype),
+        "text_second_order": get["z_text"].to(dtype),
+        "logit_scale": get["scale"].to(dtype),
+    }
+    losses = contrastive_loss(features, LossSettings(first_order_weight=get["alpha"].item()))
+    assert abs(losses["loss"].item() / get["value"].item() - 1) <= tolerance
+
+
+def features_of(size: int, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    names = ("image_features", "text_features", "image_second_order", "text_second_order")
+    features = {
+        name: functional.normalize(torch.randn(size, width, generator=generator, dtype=torch.float64), dim=-1)
+        for name in names
+    }
+    return features | {"logit_scale": torch.tensor(7.0).double(), "logit_scale_second": torch.tensor(3.0).double()}
+
+
+def test_each_form_equals_its_definition() -> None:
+    features, a = features_of(5), 0.3
+
+    def by_hand(logits: Tensor) -> float:
+        rows = [-logits[i, i] + torch.logsumexp(logits[i], 0) for i in range(len(logits))]
+        columns = [-logits[i, i] + torch.logsumexp(logits[:, i], 0) for i in range(len(logits))]
+        return float(sum(rows + columns) / (2 * len(logits)))
+
+    first = 7 * features["image_features"] @ features["text_features"].T
+    second = 3 * features["image_second_order"] @ features["text_second_order"].T
+    losses = contrastive_loss(features, LossSettings(first_order_weight=a))
+    assert math.isclose(losses["loss"].item(), a * by_hand(first) + (1 - a) * by_hand(second), rel_tol=1e-12)
+    assert math.isclose(losses["first_order_loss"].item(), by_hand(first), rel_tol=1e-12)
+    assert math.isclose(losses["second_order_loss"].item(), by_hand(second), rel_tol=1e-12)
+    summed = contrastive_loss(features, LossSettings(form="sum_of_similarities", first_order_weight=a))
+    assert math.isclose(summed["loss"].item(), by_hand(a * first + (1 - a) * second), rel_tol=1e-12)
+    shared = {name: value for name, value in features.items() if name != "logit_scale_second"}
+    expected = by_hand(second / 3 * 7)
+    assert math.isclose(contrastive_loss(shared, LossSettings())["second_order_loss"].item(), expected, rel_tol=1e-12)
+
+
+def test_without_second_order_features_the_loss_is_plain_info_nce() -> None:
+    features = {k: v for k, v in features_of(4).items() if k in ("image_features", "text_features", "logit_scale")}
+    losses = contrastive_loss(features, LossSettings())
+    assert set(losses) == {"loss", "first_order_loss"}
+    assert losses["loss"] == info_nce(
+        image_BC=features["image_features"], text_BC=features["text_features"], scale=features["logit_scale"]
+    )
+
+
+def test_equal_features_give_the_loss_of_chance_and_autocast_keeps_float32() -> None:
+    same = functional.normalize(torch.ones(8, 4), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = info_nce(same, same, torch.tensor(10.0))
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - math.log(8)) < 1e-2
+
+
+class Toy(nn.Module):
+    """Two small towers with the real branches; answers as `DalipModel.forward` does."""
+
+    def __init__(self, norm: str = "layer", dropout: float = 0.0) -> None:
+        super().__init__()
+        shape = BranchShape(12, 12, 2, 4, norm, dropout, "channel", "single", 1)
+        self.image, self.text = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.image_branch, self.text_branch = SecondOrderBranch(shape), SecondOrderBranch(shape)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.second_scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        output = {}
+        for side, x in (("image", images), ("text", texts)):
+            x = getattr(self, side)(x)
+            z = getattr(self, f"{side}_branch")(x[:, 0], x[:, 1:])
+            output[f"{side}_features"] = functional.normalize(x[:, 0], dim=-1)
+            output[f"{side}_second_order"] = functional.normalize(z, dim=-1)
+        return output | {"logit_scale": self.scale.exp(), "logit_scale_second": self.second_scale.exp()}
+
+
+def toy_batch(size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(size, 5, 12, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+def toy(**values: object) -> Toy:
+    torch.manual_seed(0)
+    return Toy(**values).double().train()
+
+
+def rank_main(rank: int, world: int, store: str, settings: LossSettings, num_chunks: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    try:
+        torch.set_num_threads(1)
+        model = nn.parallel.DistributedDataParallel(toy())
+        images, texts = (part.chunk(world)[rank] for part in toy_batch(8))
+        if num_chunks == 1:
+            losses = contrastive_loss(model(images, texts), settings)
+            losses["loss"].backward()
+        else:
+            pieces = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
+            losses = accumulate_backward(lambda i: model(*pieces[i]), num_chunks, settings, no_sync=model.no_sync)
+        mean = losses["loss"].detach().clone()
+        dist.all_reduce(mean)
+        gathered = gather_with_gradient(torch.full((1, 2), float(rank)))
+        if rank == 0:
+            grads = {name: p.grad for name, p in model.module.named_parameters()}
+            torch.save({"loss": mean / world, "grads": grads, "gathered": gathered}, f"{store}.out")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("settings", "num_chunks"), [(SETTINGS[0], 1), (SETTINGS[1], 1), (SETTINGS[0], 2)])
+def test_two_processes_equal_one(tmp_path: Path, settings: LossSettings, num_chunks: int) -> None:
+    store = str(tmp_path / "store")
+    torch.multiprocessing.spawn(rank_main, (2, store, settings, num_chunks), nprocs=2)
+    two = torch.load(f"{store}.out")
+    model = toy()
+    loss = contrastive_loss(model(*toy_batch(8)), settings)["loss"]
+    loss.backward()
+    assert two["gathered"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert abs(two["loss"].item() - loss.item()) < 1e-6
+    for name, parameter in model.named_parameters():
+        assert (two["grads"][name] - parameter.grad).abs().max().item() < 1e-6, name
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("num_chunks", [1, 2, 4])
+def test_accumulated_gradients_equal_the_large_batch(settings: LossSettings, num_chunks: int) -> None:
+    images, texts = toy_batch(8)
+    whole, pieces = toy(), toy()
+    expected = contrastive_loss(whole(images, texts), settings)
+    expected["loss"].backward()
+    chunks = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
+    losses = accumulate_backward(lambda index: pieces(*chunks[index]), num_chunks, settings)
+    assert losses["loss"].item() == pytest.approx(expected["loss"].item(), abs=1e-12)
+    for (name, a), b in zip(pieces.named_parameters(), whole.parameters(), strict=True):
+        other = torch.zeros_like(a) if b.grad is None else b.grad
+        mine = torch.zeros_like(a) if a.grad is None else a.grad
+        assert (mine - other).abs().max().item() < 1e-10, name
+
+
+def test_accumulation_repeats_the_dropout_and_counts_statistics_once() -> None:
+    images, texts = toy_batch(8)
+    chunks = list(zip(images.chunk(2), texts.chunk(2), strict=True))
+    model, plain = toy(norm="batch", dropout=0.5), toy(norm="batch", dropout=0.5)
+    seen: list[dict[str, Tensor]] = []
+
+    def forward(index: int) -> dict[str, Tensor]:
+        output = model(*chunks[index])
+        seen.append({name: value.detach() for name, value in output.items()})
+        return output
+
+    torch.manual_seed(5)
+    accumulate_backward(forward, 2, LossSettings(), modules=[model])
+    after = torch.rand(1)
+    for first, second in ((seen[0], seen[2]), (seen[1], seen[3])):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for chunk in chunks:
+            plain(*chunk)
+    assert torch.equal(after, torch.rand(1))
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, dict(model.named_buffers())[name]), name
+    assert all(part.track for part in model.modules() if hasattr(part, "track"))
+
+
+def test_accumulation_over_uneven_chunks_keeps_each_chunk_its_own_gradient() -> None:
+    images, texts = toy_batch(7)
+    whole, pieces = toy(), toy()
+    contrastive_loss(whole(images, texts), LossSettings())["loss"].backward()
+    chunks = [(images[:3], texts[:3]), (images[3:], texts[3:])]
+    accumulate_backward(lambda index: pieces(*chunks[index]), 2, LossSettings())
+    for a, b in zip(pieces.parameters(), whole.parameters(), strict=True):
+        assert (a.grad - b.grad).abs().max().item() < 1e-10
+
+
+def test_no_chunks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1 chunk, given 0"):
+        accumulate_backward(lambda index: {}, 0, LossSettings())

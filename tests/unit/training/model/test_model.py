@@ -1,0 +1,337 @@
+"""The model on open_clip's towers: exact tokens, presets, roles, freezing, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from training import towers
+from training.branch import BranchShape, HeadBatchNorm, SecondOrderBranch
+from training.model import DalipModel, ModelSettings, build_model, resolve_second_order
+
+GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
+ROOT = Path(__file__).parents[4]
+DEMO = str(ROOT / "configs/models/vit-tiny-demo.json")
+TINY_VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+TINY_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+
+def tiny(folder: Path, name: str, *, embed_dim: int = 32, vision: dict | None = None, **extra: object) -> str:
+    """A small architecture file of its own name (open_clip keeps every name it has seen)."""
+    text = TINY_TEXT | dict(extra.pop("text", {}))
+    config = {"embed_dim": embed_dim, "vision_cfg": TINY_VISION | (vision or {}), "text_cfg": text, **extra}
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+def settings(architecture: str, preset: str = "dalip", **second_order: object) -> ModelSettings:
+    values = {"preset": preset, "architecture": architecture}
+    if preset != "clip":
+        values["second_order"] = {"reduced_width": 5} | second_order
+    return parse_settings(values, ModelSettings, where="test")
+
+
+def batch(model: DalipModel, size: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    height, width = towers.image_size_px(model.clip)
+    images = torch.randn(size, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    captions = ["a leaf", "the flower of an iris by the water", "oak", "a mushroom in the grass"]
+    return images, model.tokenizer([captions[index % 4] for index in range(size)])
+
+
+def golden_branch(side: str, arrays: dict[str, Tensor]) -> SecondOrderBranch:
+    image = side == "image"
+    shape = BranchShape(512, 512, 4, 46, "batch" if image else "layer", 0.5, "channel" if image else "token", "full", 1)
+    with torch.device("meta"):
+        branch = SecondOrderBranch(shape)
+    branch.projection = torch.nn.Sequential()
+    branch.second_order_norm = torch.nn.LayerNorm(1)
+    branch = branch.to_empty(device="cpu").double().eval()
+    norm = {"weight": arrays[f"{side}_{'bn' if image else 'ln'}_weight"]}
+    norm["bias"] = arrays[f"{side}_{'bn' if image else 'ln'}_bias"]
+    if image:
+        norm |= {"running_mean": arrays["image_bn_mean"], "running_var": arrays["image_bn_var"]}
+        norm["num_batches_tracked"] = torch.tensor(0)
+    branch.norm.load_state_dict(norm)
+    branch.token_projection.weight.data = arrays[f"{side}_fc1"].double()
+    branch.reduce.weight.data = arrays[f"{side}_reduce"].double()
+    return branch
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_the_branch_equals_the_golden_values(side: str) -> None:
+    with np.load(GOLDEN) as stored:
+        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    tokens = arrays[f"{side}_tokens"].double()
+    if side == "image":
+        anchor, tokens = tokens[:, 0], tokens[:, 1:]
+    else:
+        anchor = tokens[torch.arange(len(tokens)), arrays["text_ids"].argmax(-1)]
+    vector = golden_branch(side, arrays).statistics(anchor, tokens)
+    assert (vector - arrays[f"{side}_second_order"]).abs().max().item() <= 1e-9
+
+
+def test_the_released_preset_on_vit_b_16_has_the_published_parameter_count() -> None:
+    with torch.device("meta"):
+        clip = open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16"))
+    assert sum(parameter.numel() for parameter in clip.parameters()) == 149_620_737
+    released = resolve_second_order(ModelSettings(preset="released"))
+    shape = {"heads": released.heads, "reduced_width": released.reduced_width, "dropout": 0.5, "projection_rank": 1}
+    with torch.device("meta"):
+        branches = [
+            SecondOrderBranch(BranchShape(512, 512, norm=n, dropout_axis="token", projection="full", **shape))
+            for n in (released.image_norm, released.text_norm)
+        ]
+    new = sum(parameter.numel() for branch in branches for parameter in branch.parameters())
+    assert 149_620_737 + new == 192_004_657
+
+
+def test_first_order_features_are_exactly_those_of_open_clip(tmp_path: Path) -> None:
+    for preset in ("released", "dalip", "clip"):
+        model = build_model(settings(tiny(tmp_path, f"exact-{preset}"), preset)).eval()
+        images, tokens = batch(model)
+        with torch.no_grad():
+            output = model(images, tokens)
+            image = model.clip.encode_image(images, normalize=True)
+            text = model.clip.encode_text(tokens, normalize=True)
+        assert torch.allclose(output["image_features"], image, atol=1e-6)
+        assert torch.allclose(output["text_features"], text, atol=1e-6)
+        assert torch.allclose(output["logit_scale"], torch.tensor(1 / 0.07))
+        assert ("image_second_order" in output) == (preset != "clip")
+        for name, value in output.items():
+            if not name.startswith("logit_scale"):
+                assert torch.allclose(value.norm(dim=-1), torch.ones(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_tokens_are_all_tokens_after_norm_and_projection(tmp_path: Path, custom: bool) -> None:
+    model = build_model(settings(tiny(tmp_path, f"tokens-{custom}", custom_text=custom), "released")).eval()
+    images, tokens = batch(model)
+    clip = model.clip
+    text = clip.text if custom else clip
+    hidden: dict[str, Tensor] = {}
+    hooks = [
+        clip.visual.transformer.register_forward_hook(lambda *a: hidden.update(image=a[-1])),
+        text.transformer.register_forward_hook(lambda *a: hidden.update(text=a[-1])),
+    ]
+    with torch.no_grad():
+        clip.encode_image(images)
+        clip.encode_text(tokens)
+        for hook in hooks:
+            hook.remove()
+        image_all = clip.visual.ln_post(hidden["image"]) @ clip.visual.proj
+        text_all = text.ln_final(hidden["text"]) @ text.text_projection
+        image = towers.image_tower(clip, images, "after_projection")
+        words = towers.text_tower(clip, tokens, "after_projection", mask_padding=False)
+    assert torch.allclose(image.tokens, image_all[:, 1:], atol=1e-6)
+    assert torch.allclose(image.anchor, image_all[:, 0], atol=1e-6)
+    assert torch.allclose(words.tokens, text_all, atol=1e-6)
+    assert torch.allclose(words.anchor, text_all[torch.arange(3), tokens.argmax(-1)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "vision", "embed_dim", "extra"),
+    [
+        ("patch-dropout", {"patch_dropout": 0.5}, 32, {}),
+        ("oblong", {"image_size": [32, 48]}, 32, {}),
+        ("wide", {}, 48, {}),
+        ("average", {"pool_type": "avg", "final_ln_after_pool": True}, 32, {}),
+        ("no-ln-pre", {"no_ln_pre": True}, 32, {}),
+        ("custom-text", {}, 32, {"custom_text": True, "text": {"pool_type": "last", "no_causal_mask": True}}),
+        ("class-token-text", {}, 32, {"custom_text": True, "text": {"embed_cls": True}}),
+        ("biased-projection", {}, 32, {"custom_text": True, "text": {"proj_bias": True}}),
+        ("with-logit-bias", {}, 32, {"init_logit_bias": -10.0}),
+        ("timm", {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": 224}, 32, {}),
+    ],
+)
+@pytest.mark.parametrize("placement", ["after_projection", "before_projection"])
+def test_every_kind_of_tower_trains_with_a_gradient_in_every_parameter(
+    tmp_path: Path, name: str, vision: dict, embed_dim: int, extra: dict, placement: str
+) -> None:
+    path = tiny(tmp_path, f"{name}-{placement}", embed_dim=embed_dim, vision=vision, **extra)
+    model = build_model(settings(path, placement=placement, temperature="own")).train()
+    output = model(*batch(model))
+    assert output["image_second_order"].shape == output["text_second_order"].shape == (3, embed_dim)
+    total = sum((value * torch.linspace(-1, 1, value.shape[-1])).sum() for value in output.values() if value.ndim)
+    (total + output["logit_scale"] + output["logit_scale_second"]).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("vision", "second_order", "message"),
+    [
+        ({"layers": [1, 1, 1, 1], "width": 32, "image_size": 64}, {}, "a ResNet has none"),
+        ({"attentional_pool": True, "attn_pooler_heads": 2}, {}, "pools by attention"),
+        ({"pool_type": "none"}, {}, "pool_type 'none'"),
+        ({"timm_model_name": "resnet18", "timm_pool": "avg"}, {}, "gives no usable tokens"),
+        ({}, {"heads": 5}, "heads is 5, which does not divide the embedding width 32"),
+    ],
+)
+def test_towers_without_tokens_are_refused_by_name(
+    tmp_path: Path, vision: dict, second_order: dict, message: str
+) -> None:
+    path = tiny(tmp_path, f"refused-{message[:6].strip()}-{len(message)}", vision=vision)
+    with pytest.raises(ConfigError, match=message):
+        build_model(settings(path, **second_order))
+
+
+def test_a_resnet_is_fine_as_plain_clip(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "resnet-clip", vision={"layers": [1, 1, 1, 1], "width": 32, "image_size": 64})
+    model = build_model(settings(path, "clip"))
+    assert set(model(*batch(model))) == {"image_features", "text_features", "logit_scale"}
+    with pytest.raises(ConfigError, match="preset 'clip' has no second-order feature"):
+        model.encode_image(batch(model)[0], second_order=True)
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'reduced_width'"):
+        parse_settings({"second_order": {"reducd_width": 3}}, ModelSettings, where="x")
+    with pytest.raises(ConfigError, match="preset 'clip' has no second-order branch: remove heads"):
+        parse_settings({"preset": "clip", "second_order": {"heads": 3}}, ModelSettings, where="x")
+    with pytest.raises(ConfigError, match=r"'ViT-B-61' is not known to open_clip; near it: .*ViT-B-16"):
+        build_model(ModelSettings(architecture="ViT-B-61"))
+    with pytest.raises(ConfigError, match="no such model file"):
+        build_model(ModelSettings(architecture="nowhere/tiny.json"))
+    with pytest.raises(ConfigError, match=r"neither a file nor a tag of ViT-B-16; its tags: .*openai"):
+        build_model(ModelSettings(pretrained="laion3b"))
+
+
+def test_masked_padding_does_not_move_the_text_feature(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "padding")
+    kept = build_model(settings(path, "released")).eval()
+    masked = build_model(settings(path, "released", text_padding="mask")).eval()
+    masked.load_state_dict(kept.state_dict())
+    ids = kept.tokenizer(["a leaf"])
+    end = int(ids.argmax())
+    full = towers.text_tower(masked.clip, ids, "after_projection", mask_padding=True)
+    assert full.mask.tolist() == [[True] * (end + 1) + [False] * (ids.shape[1] - end - 1)]
+    with torch.no_grad():
+        _, z = masked.encode_text(ids, second_order=True)
+        short = masked.text_branch(full.anchor, full.tokens[:, : end + 1])
+        assert torch.allclose(z, torch.nn.functional.normalize(short, dim=-1), atol=1e-5)
+        assert not torch.allclose(z, kept.encode_text(ids, second_order=True)[1], atol=1e-2)
+
+
+def test_head_batch_norm_equals_one_batch_norm_called_head_after_head() -> None:
+    torch.manual_seed(0)
+    ours, plain = HeadBatchNorm(5), torch.nn.BatchNorm1d(5)
+    with torch.no_grad():
+        ours.weight.uniform_()
+        plain.weight.copy_(ours.weight)
+    for _ in range(3):
+        x_BMHR = torch.randn(4, 6, 3, 5) * 2 + 1
+        expected = torch.stack([plain(x_BMHR[:, :, h].transpose(1, 2)).transpose(1, 2) for h in range(3)], dim=2)
+        assert torch.allclose(ours(x_BMHR), expected, atol=1e-5)
+    assert torch.allclose(ours.running_mean, plain.running_mean, atol=1e-6)
+    assert torch.allclose(ours.running_var, plain.running_var, atol=1e-5)
+    assert ours.num_batches_tracked == plain.num_batches_tracked == 9
+    ours.eval()
+    plain.eval()
+    assert torch.allclose(ours(x_BMHR)[:, :, 0], plain(x_BMHR[:, :, 0].transpose(1, 2)).transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", ["channel", "token"])
+def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
+    shape = BranchShape(8, 8, 2, 6, "layer", 0.5, axis, "single", 1)
+    branch = SecondOrderBranch(shape).train()
+    torch.manual_seed(0)
+    dropped = branch._drop(torch.ones(16, 7, 2, 6), None)
+    along = 1 if axis == "channel" else 3
+    assert (dropped == dropped.select(along, 0).unsqueeze(along)).all()
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(branch.eval()._drop(torch.ones(1, 7, 2, 6), None), torch.ones(1, 7, 2, 6))
+
+
+def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "groups"), temperature="own"))
+    groups = model.parameter_groups()
+    assert {group.role for group in groups} == {"image_tower", "text_tower", "second_order", "scale"}
+    names = [name for group in groups for name in group.names]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    for group in groups:
+        assert all((parameter.ndim >= 2) == group.decay for parameter in group.parameters)
+        assert all(dict(model.named_parameters())[n] is p for n, p in zip(group.names, group.parameters, strict=True))
+
+
+def test_locked_towers_leave_only_the_branches_and_the_scale(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "lock")))
+    model.lock_image_tower()
+    model.lock_text_tower()
+    assert {group.role for group in model.parameter_groups()} == {"second_order", "scale"}
+    model.lock_image_tower(unlocked_groups=1)
+    model.lock_text_tower(unlocked_layers=1)
+    assert {group.role for group in model.parameter_groups()} > {"image_tower", "text_tower"}
+
+
+def test_gradients_with_and_without_checkpointing_agree(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "checkpointing"), dropout=0.0)).train()
+    images, tokens = batch(model)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        output = model(images, tokens)
+        (output["image_second_order"][0].sum() + output["text_second_order"][0].sum()).backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_the_branch_is_not_run_unless_asked(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "skip"))).eval()
+    calls: list[str] = []
+    model.image_branch.register_forward_hook(lambda *_: calls.append("image"))
+    model.text_branch.register_forward_hook(lambda *_: calls.append("text"))
+    images, tokens = batch(model)
+    assert model.encode_image(images).shape == model.encode_text(tokens).shape == (3, 32)
+    assert calls == []
+    model(images, tokens)
+    assert calls == ["image", "text"]
+
+
+def test_the_scale_is_clamped_between_one_and_the_maximum(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "clamp"), temperature="own"))
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(9.0)
+        model.logit_scale_second.fill_(-3.0)
+    model.clamp_logit_scale(100.0)
+    assert torch.allclose(model.clip.logit_scale.exp(), torch.tensor(100.0))
+    assert model.logit_scale_second.exp() == 1.0
+
+
+def test_bfloat16_autocast_gives_nearly_the_same_second_order_feature(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "autocast"))).eval()
+    images, tokens = batch(model)
+    with torch.no_grad():
+        exact = model(images, tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model(images, tokens)
+    for name in ("image_second_order", "text_second_order"):
+        assert (exact[name] * rough[name].float()).sum(dim=-1).min() > 0.99
+
+
+def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
+    model = build_model(ModelSettings(architecture=DEMO))
+    assert open_clip.create_model("vit-tiny-demo").visual.image_size == (64, 64)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 20e6
+    assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.context_length)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_whole_model_compiles_and_equals_eager(tmp_path: Path) -> None:
+    model = build_model(settings(tiny(tmp_path, "compiled"))).eval()
+    images, tokens = batch(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        expected, given = model(images, tokens), compiled(images, tokens)
+    for name, value in expected.items():
+        assert torch.allclose(given[name], value, atol=1e-5)

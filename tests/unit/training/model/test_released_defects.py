@@ -1,0 +1,126 @@
+"""Each defect of the released DALIP code, shown absent here; released code is read, not run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from training.branch import BranchShape, SecondOrderBranch
+from training.model import DalipModel, ModelSettings, build_model
+
+PRESETS = ["released", "dalip"]
+CHANGES = {"reduced_width": 6}
+
+
+def architecture(folder: Path, name: str, **changes: dict) -> str:
+    config = {
+        "embed_dim": 48,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+        | changes.get("vision", {}),
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(params=PRESETS)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> DalipModel:
+    path = architecture(tmp_path, f"defects-{request.param}")
+    settings = {"preset": request.param, "architecture": path, "second_order": CHANGES}
+    return build_model(ModelSettings.model_validate(settings))
+
+
+def test_it_imports_and_encode_text_works_for_every_batch_size(model: DalipModel) -> None:
+    model.eval()
+    for size in (1, 2, 5):
+        f, z = model.encode_text(model.tokenizer(["a leaf"] * size), second_order=True)
+        assert f.shape == z.shape == (size, 48)
+
+
+def test_open_clips_zero_shot_classifier_gets_a_tensor(model: DalipModel) -> None:
+    model.eval()
+    classifier = open_clip.build_zero_shot_classifier(
+        model, model.tokenizer, ["oak", "iris"], [lambda name: f"a photo of {name}."], device="cpu"
+    )
+    assert classifier.shape == (48, 2)
+
+
+def test_clip_weights_load_and_what_is_new_is_listed(tmp_path: Path) -> None:
+    path = architecture(tmp_path, "defects-weights")
+    plain = build_model(ModelSettings(preset="clip", architecture=path))
+    torch.save(plain.clip.state_dict(), tmp_path / "clip.pt")
+    for preset in PRESETS:
+        model = build_model(ModelSettings(preset=preset, architecture=path, pretrained=str(tmp_path / "clip.pt")))
+        assert all(torch.equal(a, b) for a, b in zip(model.clip.parameters(), plain.clip.parameters(), strict=True))
+        branches = {name for name, _ in model.named_parameters() if not name.startswith("clip.")}
+        assert set(model.new_parameters) == branches
+        assert branches
+
+
+def test_the_image_tower_locks_and_its_branch_still_learns(model: DalipModel) -> None:
+    model.lock_image_tower()
+    model.lock_image_tower(unlocked_groups=2, freeze_bn_stats=True)
+    model.lock_image_tower()
+    output = model.train()(torch.randn(4, 3, 32, 32), model.tokenizer(["a", "b", "c", "d"]))
+    (output["image_second_order"] @ torch.linspace(-1, 1, 48)).sum().backward()
+    assert all(parameter.grad is None for parameter in model.clip.visual.parameters())
+    assert all(parameter.grad is not None for parameter in model.image_branch.parameters())
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"])
+def test_every_embedding_width_of_open_clip_is_computed_not_typed(name: str) -> None:
+    embed_dim = open_clip.get_model_config(name)["embed_dim"]
+    with torch.device("meta"):
+        branch = SecondOrderBranch(BranchShape(embed_dim, embed_dim, 4, 46, "batch", 0.5, "channel", "full", 1))
+    assert branch.reduce.weight.shape == (46, embed_dim // 4)
+    assert branch.projection[0].weight.shape == (4324, 4324)
+    assert branch.projection[1].weight.shape == (embed_dim, 4324)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("name", "vision"),
+    [("oblong", {"image_size": [32, 56]}), ("dropped", {"patch_dropout": 0.4}), ("prime", {"image_size": 40})],
+)
+def test_any_token_grid_works_also_with_patch_dropout(tmp_path: Path, preset: str, name: str, vision: dict) -> None:
+    path = architecture(tmp_path, f"grid-{name}-{preset}", vision=vision)
+    settings = {"preset": preset, "architecture": path, "second_order": CHANGES}
+    model = build_model(ModelSettings.model_validate(settings)).train()
+    height, width = model.preprocess_settings.size
+    f, z = model.encode_image(torch.randn(3, 3, height, width), second_order=True)
+    z.sum().backward()
+    assert f.shape == z.shape == (3, 48)
+
+
+def test_a_batch_of_one_keeps_its_axis_in_training_and_evaluation(model: DalipModel) -> None:
+    images, tokens = torch.randn(1, 3, 32, 32), model.tokenizer(["a leaf"])
+    for training in (True, False):
+        output = model.train(training)(images, tokens)
+        assert all(value.shape == (1, 48) for name, value in output.items() if not name.startswith("logit"))
+        assert all(torch.isfinite(value).all() for value in output.values())
+
+
+def test_a_sample_does_not_depend_on_its_batch_in_evaluation(model: DalipModel) -> None:
+    model.eval()
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        alone, together = (
+            model.encode_image(images[:1], second_order=True),
+            model.encode_image(images, second_order=True),
+        )
+    assert all(torch.allclose(a, b[:1], atol=1e-5) for a, b in zip(alone, together, strict=True))
+
+
+def test_forward_moves_nothing_between_devices(model: DalipModel) -> None:
+    # A module moved inside forward would leave the meta device; a tensor made elsewhere could not meet it.
+    model = model.to("meta").eval()
+    output = model(torch.empty(2, 3, 32, 32, device="meta"), torch.ones(2, 12, dtype=torch.long, device="meta"))
+    assert {value.device.type for value in output.values()} == {"meta"}
+    assert {part.device.type for part in [*model.parameters(), *model.buffers()]} == {"meta"}
+    assert isinstance(model, nn.Module)
