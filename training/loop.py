@@ -14,55 +14,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifests.errors import ConfigError, RunError
+from manifests.errors import RunError
 from manifests.storage import publish_bytes
 from training import checkpoint, data
 from training.config import TrainSettings, identity_values
-from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks, wrap_model
+from training.distributed import mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.images import normalise
 from training.log import LOG_FILE, RunLog, format_duration
 from training.loss import accumulate_backward, contrastive_loss
-from training.model import DalipModel, build_model
-from training.optimiser import AveragedWeights, build_optimiser, lr_ratio_at, set_lr
-from training.sampling import BatchPlan, SampleOrder, mix_seed
-from training.shards import SamplePool, open_pool
+from training.optimiser import lr_ratio_at, set_lr
+from training.sampling import mix_seed
+from training.shards import open_pool
+from training.state import Progress, Trainer, build_trainer, restore, save
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
-
-
-@dataclass
-class Progress:
-    """The counters of a run; what a resume point holds beside the weights."""
-
-    step: int = 0  # steps done
-    seconds: float = 0.0  # spent training, over all sittings
-    wait_seconds: float = 0.0  # of those, spent waiting for data
-    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """All the objects of a run that the steps work with."""
-
-    settings: TrainSettings
-    ranks: Ranks
-    pool: SamplePool
-    order: SampleOrder
-    plan: BatchPlan
-    model: DalipModel
-    wrapped: Any  # the model, or DistributedDataParallel around it
-    optimiser: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: AveragedWeights | None
-    num_steps: int
 
 
 def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool = False) -> tuple[dict[str, Any], bool]:
@@ -108,45 +80,6 @@ def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool =
 
         # -- the end: final weights, then the summary, the mark of a finished run
         return on_main(ranks, lambda: _finish(trainer, progress, identity, folder)), False
-
-
-def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Trainer:
-    """Model, optimiser and order of samples for one process; the same initial weights in each.
-
-    Raises: ConfigError.
-    """
-    per_rank, rest = divmod(settings.data.batch_size, ranks.world_size * settings.compute.accumulate)
-    if rest or per_rank < 1:
-        raise ConfigError(
-            f"data.batch_size {settings.data.batch_size} does not divide among {ranks.world_size} processes x "
-            f"{settings.compute.accumulate} micro-batches"
-        )
-    order = data.build_order(pool, settings.data, settings.release, settings.seed)
-    torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
-    model = build_model(settings.model).to(ranks.device)
-    _lock(model, settings)
-    optimiser = build_optimiser(model, settings.optimiser)
-    model.train()
-    return Trainer(
-        settings=settings,
-        ranks=ranks,
-        pool=pool,
-        order=order,
-        plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
-        model=model,
-        wrapped=wrap_model(model, ranks),
-        optimiser=optimiser,
-        scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
-        average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,
-        num_steps=count_steps(settings, order.epoch_size),
-    )
-
-
-def count_steps(settings: TrainSettings, epoch_size: int) -> int:
-    """Optimiser steps of the run; the last one may reach into the next epoch so that it is full."""
-    if settings.schedule.steps is not None:
-        return settings.schedule.steps
-    return max(1, math.ceil((settings.schedule.epochs or 0.0) * epoch_size / settings.data.batch_size))
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
@@ -253,33 +186,6 @@ def update_weights(trainer: Trainer) -> float:
     return float(norm)
 
 
-def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
-    """Write a resume point."""
-    content = {
-        "state_dict": trainer.model.state_dict(),
-        "optimiser": trainer.optimiser.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "average": trainer.average.state if trainer.average is not None else None,
-        "seconds": progress.seconds,
-        "wait_seconds": progress.wait_seconds,
-        "corrupt": dict(progress.corrupt),
-        "position": progress.step * trainer.settings.data.batch_size,
-        "seed": trainer.settings.seed,
-        "fingerprints": list(trainer.pool.fingerprints),
-    }
-    checkpoint.save_checkpoint(folder, progress.step, content, trainer.settings.checkpoint.keep)
-
-
-def restore(trainer: Trainer, content: dict[str, Any]) -> Progress:
-    """Take up a resume point: weights, optimiser, average; returns the counters."""
-    trainer.model.load_state_dict(content["state_dict"])
-    trainer.optimiser.load_state_dict(content["optimiser"])
-    trainer.scaler.load_state_dict(content["scaler"])
-    if trainer.average is not None and content["average"] is not None:
-        trainer.average.load(content["average"])
-    return Progress(content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]))
-
-
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
@@ -313,16 +219,6 @@ def _batches(trainer: Trainer, step: int) -> Iterator[data.Batch]:
         pin=trainer.ranks.device.type == "cuda",
     )
     return data.iterate(loader)
-
-
-def _lock(model: DalipModel, settings: TrainSettings) -> None:
-    lock = settings.lock
-    if lock.lock_image:
-        model.lock_image_tower(lock.lock_image_unlocked_groups)
-    if lock.lock_text:
-        model.lock_text_tower(lock.lock_text_unlocked_layers)
-    if settings.compute.grad_checkpointing:
-        model.set_grad_checkpointing()
 
 
 def _note_corrupt(trainer: Trainer, chunk: list[data.Batch], progress: Progress, log: RunLog) -> None:
@@ -359,7 +255,7 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
         **losses,
         lr=lr,
         logit_scale=float(trainer.model.clip.logit_scale.detach().exp()),
-        grad_norm=grad_norm,
+        grad_norm=grad_norm if math.isfinite(grad_norm) else None,  # fp16 skips such a step
         samples_per_second=round(speed, 2),
         data_wait_share=round(wait, 4),
     )

@@ -1,0 +1,335 @@
+"""A run, start to end, in this process: it learns, logs, resumes bit for bit, refuses, and stops with a reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.settings import parse_settings
+from training import checkpoint, loop, state
+from training.config import TrainSettings
+from training.log import RunLog, cut_log, read_log
+from training.loop import train
+
+COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
+            "grad_norm")  # fmt: skip
+
+
+def _settings(values: dict[str, Any], **sections: Any) -> TrainSettings:
+    merged = dict(values)
+    for name, change in sections.items():
+        merged[name] = merged.get(name, {}) | change if isinstance(change, dict) else change
+    return parse_settings(merged, TrainSettings, where="test")
+
+
+def _run(values: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    return train(_settings(values, **sections))[0]
+
+
+def _lines(folder: str) -> list[dict[str, Any]]:
+    return [{key: line.get(key) for key in COMPARED} for line in read_log(Path(folder) / "log.jsonl", "step")]
+
+
+def _weights(folder: str) -> dict[str, torch.Tensor]:
+    state_dict: dict[str, torch.Tensor] = torch.load(Path(folder) / "model.pt", weights_only=True)["state_dict"]
+    return state_dict
+
+
+def _assert_same_run(one: str, two: str) -> None:
+    assert _lines(one) == _lines(two)
+    first, second = _weights(one), _weights(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM to this process in the middle of the given step."""
+    gradients = loop.compute_gradients
+    count = 0
+
+    def counted(trainer: Any, chunk: Any) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return gradients(trainer, chunk)
+
+    monkeypatch.setattr(loop, "compute_gradients", counted)
+
+
+def test_a_run_writes_what_it_promises(config: dict[str, Any]) -> None:
+    summary = _run(config)
+    folder = Path(config["output_dir"])
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
+        "checkpoints", "config.json", "log.jsonl", "model.pt", "run.json", "summary.json"
+    ]  # fmt: skip
+    lines = _lines(config["output_dir"])
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [round(line["lr"], 6) for line in lines[:2]] == [0.001, 0.002]
+    assert lines[-1]["samples_seen"] == summary["samples_seen"] == 72
+    assert lines[-1]["epoch"] == pytest.approx(72 / 107)
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert [path.name for path in checkpoint.list_checkpoints(folder)] == ["step-00000004.pt", "step-00000006.pt"]
+    assert summary["chance_loss"] == pytest.approx(math.log(12))
+
+
+def test_a_finished_run_is_reused(config: dict[str, Any]) -> None:
+    first = _run(config)
+    stamp = (Path(config["output_dir"]) / "model.pt").stat().st_mtime_ns
+    again, reused = train(_settings(config, eval={"batch_size": 6}, log={"every_steps": 3}))
+    assert reused
+    assert again == first
+    assert (Path(config["output_dir"]) / "model.pt").stat().st_mtime_ns == stamp
+
+
+def test_sigterm_saves_and_a_resume_is_bit_for_bit(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["ema_decay"] = 0.9
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    _run(whole)
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 3)
+        with pytest.raises(RunError, match="stopped by a signal after step 3 of 6"):
+            _run(config)
+    assert [path.name for path in checkpoint.list_checkpoints(Path(config["output_dir"]))][-1] == "step-00000003.pt"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    _run(config)
+    _assert_same_run(whole["output_dir"], config["output_dir"])
+
+
+def test_a_resume_with_workers_batch_norm_and_accumulation_is_bit_for_bit(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["model"]["preset"] = "released"
+    config["compute"]["accumulate"] = 3
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    _run(whole)
+    config["data"] = config["data"] | {"num_workers": 2}
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 5)
+        with pytest.raises(RunError):
+            _run(config)
+    _run(config)
+    _assert_same_run(whole["output_dir"], config["output_dir"])
+
+
+def test_lines_after_the_checkpoint_are_cut(config: dict[str, Any], tmp_path: Path) -> None:
+    """As after SIGKILL: the log is ahead of the checkpoint, its last line cut short, a private file left over."""
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    _run(whole)
+    folder = Path(config["output_dir"])
+    shutil.copytree(whole["output_dir"], folder)
+    for name in ("summary.json", "model.pt", "checkpoints/step-00000006.pt"):
+        (folder / name).unlink()
+    (folder / "checkpoints" / ".step-00000006.pt.tmp-0123456789ab").write_bytes(b"half")
+    with (folder / "log.jsonl").open("a") as stream:
+        stream.write('{"event": "step", "st')
+    _run(config)
+    _assert_same_run(whole["output_dir"], config["output_dir"])
+    assert not list(folder.rglob(".step*"))
+
+
+def test_another_config_is_refused_until_told(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 2)
+        with pytest.raises(RunError):
+            _run(config)
+    changed = _settings(config, optimiser={"lr": 0.001})
+    with pytest.raises(ConfigError, match=r"checkpoints of another config.*optimiser\.lr: 0\.002 -> 0\.001.*--allow"):
+        train(changed)
+    summary, _ = train(changed, allow_changed=True)
+    assert summary["steps"] == 6
+    with pytest.raises(ConfigError, match=r"a finished run of another config.*--no-resume"):
+        train(_settings(config, seed=1), allow_changed=True)
+    assert train(_settings(config, seed=1), resume=False)[0]["steps"] == 6
+
+
+def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
+    _run(config)
+    other = writer.write_release(tmp_path / "other", writer.drawn_samples(60, 0))
+    with pytest.raises(ConfigError, match=r"releases\.fingerprints"):
+        _run(config, release=str(other))
+    moved = tmp_path / "moved"
+    shutil.copytree(config["release"], moved)
+    assert train(_settings(config, release=str(moved)))[1], "the same content elsewhere is the same release"
+
+
+def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None:
+    with (
+        checkpoint.hold_folder(Path(config["output_dir"])),
+        pytest.raises(ConfigError, match="another training is writing here"),
+    ):
+        _run(config)
+
+
+def test_a_damaged_checkpoint_is_named(config: dict[str, Any]) -> None:
+    _run(config)
+    folder = Path(config["output_dir"])
+    (folder / "summary.json").unlink()
+    (folder / "checkpoints" / "step-00000006.pt").write_bytes(b"PK\x03\x04 half")
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: cannot be read.*the one before"):
+        _run(config)
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = loop.compute_gradients
+
+    def spoiled(trainer: Any, chunk: Any) -> dict[str, float]:
+        losses = gradients(trainer, chunk)
+        return losses | {"loss": math.nan} if trainer.optimiser.param_groups[0]["lr"] == 0.002 else losses
+
+    monkeypatch.setattr(loop, "compute_gradients", spoiled)
+    with pytest.raises(RunError, match=r"loss of step 2 is not finite; its 12 samples are listed in"):
+        _run(config)
+    report = json.loads((Path(config["output_dir"]) / "not-finite-step-00000002-rank-0.json").read_text())
+    assert len(report["samples"]) == 12
+    assert all("toy-0000" in name for name in report["samples"])
+    assert report["losses"]["loss"] == "nan"
+
+
+def test_a_huge_learning_rate_stops_the_run_for_real(config: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="is not finite"):
+        _run(config, optimiser={"lr": 1e30, "clip_norm": None}, loss={"logit_scale_max": None}, schedule={"steps": 20})
+
+
+def test_broken_samples_are_logged_and_limited(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(40, 0)
+    samples[3].jpg = b"no picture"
+    release = writer.write_release(tmp_path / "broken", samples)
+    summary = _run(config, release=str(release))
+    assert summary["corrupt_samples"] == 1
+    events = read_log(Path(config["output_dir"]) / "log.jsonl", "corrupt_sample")
+    assert [event["sample"][:32] for event in events] == [writer.sample_id("toy", "3")]
+    with pytest.raises(RunError, match=r"1 broken samples, more than data\.max_corrupt_samples = 0"):
+        train(_settings(config, release=str(release), data={"max_corrupt_samples": 0}), resume=False)
+
+
+def test_accumulation_equals_the_large_batch(config: dict[str, Any], tmp_path: Path) -> None:
+    """Without dropout and batch statistics the micro-batches give the large batch's losses and weights."""
+    config["model"]["second_order"] |= {"dropout": 0.0}
+    large = config | {"output_dir": str(tmp_path / "large")}
+    _run(large)
+    _run(config, compute={"accumulate": 4})
+    for one, four in zip(_lines(large["output_dir"]), _lines(config["output_dir"]), strict=True):
+        assert four["loss"] == pytest.approx(one["loss"], abs=2e-5)
+        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_stays_close(config: dict[str, Any], tmp_path: Path, precision: str) -> None:
+    config["model"]["second_order"] |= {"dropout": 0.0}
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    _run(whole)
+    _run(config, compute={"precision": precision})
+    exact, reduced = _lines(whole["output_dir"]), _lines(config["output_dir"])
+    assert reduced[0]["loss"] == pytest.approx(exact[0]["loss"], abs=0.02)
+    assert reduced[0]["loss"] != exact[0]["loss"]
+    assert reduced[-1]["loss"] < reduced[0]["loss"]
+    # the gradient scaler of fp16 skips its first steps while it looks for its scale
+    skipped = [line["step"] for line in reduced if line["grad_norm"] is None]
+    assert skipped == list(range(1, len(skipped) + 1))
+    assert precision == "fp16" or not skipped
+
+
+def test_locked_towers_do_not_move_and_the_branches_do(config: dict[str, Any]) -> None:
+    settings = _settings(config, lock={"lock_image": True, "lock_text": True})
+    train(settings)
+    torch.manual_seed(loop.mix_seed(settings.seed, 0x696E6974) >> 1)
+    start = state.build_model(settings.model).state_dict()
+    moved = {name for name, value in _weights(config["output_dir"]).items() if not torch.equal(value, start[name])}
+    assert not {name for name in moved if name.startswith(("clip.visual.", "clip.transformer."))}
+    assert any(name.startswith("image_branch.") for name in moved)
+
+
+def test_a_plain_clip_with_both_towers_locked_is_refused(config: dict[str, Any]) -> None:
+    config["model"] = {"preset": "clip", "architecture": config["model"]["architecture"]}
+    config["lock"] = {"lock_image": True, "lock_text": True}
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        _run(config)
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_validation_loss_is_logged_without_touching_the_run(config: dict[str, Any], tmp_path: Path) -> None:
+    plain = config | {"output_dir": str(tmp_path / "plain")}
+    _run(plain)
+    _run(config, eval={"every_steps": 2})
+    _assert_same_run(plain["output_dir"], config["output_dir"])
+    events = read_log(Path(config["output_dir"]) / "log.jsonl", "validation")
+    assert [event["step"] for event in events] == [2, 4, 6]
+    assert set(events[0]["losses"]) == {"all", "general", "plant"}
+
+
+def test_epochs_decide_the_number_of_steps(config: dict[str, Any]) -> None:
+    settings = _settings(config | {"schedule": {"epochs": 1.5}})
+    assert state.count_steps(settings, 107) == math.ceil(1.5 * 107 / 12)
+
+
+def test_a_batch_that_does_not_divide_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size 12 is not divisible by compute\.accumulate 5"):
+        _settings(config, compute={"accumulate": 5})
+
+
+def test_the_log_reads_whole_lines_and_can_be_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path, 1.0)
+    for step in range(5):
+        log.event("step", step=step, loss=0.1 + 0.2)
+    log.close()
+    with path.open("a") as stream:
+        stream.write('{"event": "st')
+    assert len(read_log(path)) == 5
+    before = path.read_text().splitlines()[:3]
+    cut_log(path, 2)
+    assert path.read_text().splitlines() == before
+
+
+def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
+    class Terminal:
+        def __init__(self) -> None:
+            self.text = ""
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            self.text += text
+            return len(text)
+
+        def flush(self) -> None:
+            pass
+
+    terminal = Terminal()
+    log = RunLog(tmp_path / "log.jsonl", 1000.0, terminal)  # type: ignore[arg-type]
+    log.progress("step 1 long")
+    log.progress("step 2")
+    log.say("done")
+    log.close()
+    assert terminal.text == "\rstep 1 long\rstep 2     \ndone\n"
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with loop.stop_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 5
+        while not stop.is_set() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            _interrupt_and_wait()
+
+
+def _interrupt_and_wait() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(5)

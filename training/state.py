@@ -1,0 +1,126 @@
+"""The state of a run: model, optimiser, order and counters, how they are made, saved and taken up again.
+
+Reads a config and a pool of samples; `save` writes a resume point. Gives up with ConfigError on settings that
+do not fit together. The same settings and seed make the same state in every process.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.errors import ConfigError
+from training import checkpoint, data
+from training.config import TrainSettings
+from training.distributed import Ranks, wrap_model
+from training.model import DalipModel, build_model
+from training.optimiser import AveragedWeights, build_optimiser
+from training.sampling import BatchPlan, SampleOrder, mix_seed
+from training.shards import SamplePool
+
+
+@dataclass
+class Progress:
+    """The counters of a run; what a resume point holds beside the weights."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # spent training, over all sittings
+    wait_seconds: float = 0.0  # of those, spent waiting for data
+    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """All the objects of a run that the steps work with."""
+
+    settings: TrainSettings
+    ranks: Ranks
+    pool: SamplePool
+    order: SampleOrder
+    plan: BatchPlan
+    model: DalipModel
+    wrapped: Any  # the model, or DistributedDataParallel around it
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedWeights | None
+    num_steps: int
+
+
+def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Trainer:
+    """Model, optimiser and order of samples for one process; the same initial weights in each.
+
+    Raises: ConfigError.
+    """
+    per_rank, rest = divmod(settings.data.batch_size, ranks.world_size * settings.compute.accumulate)
+    if rest or per_rank < 1:
+        raise ConfigError(
+            f"data.batch_size {settings.data.batch_size} does not divide among {ranks.world_size} processes x "
+            f"{settings.compute.accumulate} micro-batches"
+        )
+    order = data.build_order(pool, settings.data, settings.release, settings.seed)
+    torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
+    model = build_model(settings.model).to(ranks.device)
+    _lock(model, settings)
+    optimiser = build_optimiser(model, settings.optimiser)
+    model.train()
+    return Trainer(
+        settings=settings,
+        ranks=ranks,
+        pool=pool,
+        order=order,
+        plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
+        model=model,
+        wrapped=wrap_model(model, ranks),
+        optimiser=optimiser,
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
+        average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,
+        num_steps=count_steps(settings, order.epoch_size),
+    )
+
+
+def count_steps(settings: TrainSettings, epoch_size: int) -> int:
+    """Optimiser steps of the run; the last one may reach into the next epoch so that it is full."""
+    if settings.schedule.steps is not None:
+        return settings.schedule.steps
+    return max(1, math.ceil((settings.schedule.epochs or 0.0) * epoch_size / settings.data.batch_size))
+
+
+def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
+    """Write a resume point."""
+    content = {
+        "state_dict": trainer.model.state_dict(),
+        "optimiser": trainer.optimiser.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "average": trainer.average.state if trainer.average is not None else None,
+        "seconds": progress.seconds,
+        "wait_seconds": progress.wait_seconds,
+        "corrupt": dict(progress.corrupt),
+        "position": progress.step * trainer.settings.data.batch_size,
+        "seed": trainer.settings.seed,
+        "fingerprints": list(trainer.pool.fingerprints),
+    }
+    checkpoint.save_checkpoint(folder, progress.step, content, trainer.settings.checkpoint.keep)
+
+
+def restore(trainer: Trainer, content: dict[str, Any]) -> Progress:
+    """Take up a resume point: weights, optimiser, average; returns the counters."""
+    trainer.model.load_state_dict(content["state_dict"])
+    trainer.optimiser.load_state_dict(content["optimiser"])
+    trainer.scaler.load_state_dict(content["scaler"])
+    if trainer.average is not None and content["average"] is not None:
+        trainer.average.load(content["average"])
+    return Progress(content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]))
+
+
+def _lock(model: DalipModel, settings: TrainSettings) -> None:
+    lock = settings.lock
+    if lock.lock_image:
+        model.lock_image_tower(lock.lock_image_unlocked_groups)
+    if lock.lock_text:
+        model.lock_text_tower(lock.lock_text_unlocked_layers)
+    if settings.compute.grad_checkpointing:
+        model.set_grad_checkpointing()
