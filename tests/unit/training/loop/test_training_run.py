@@ -240,8 +240,7 @@ def test_reduced_precision_stays_close(config: dict[str, Any], tmp_path: Path, p
     assert reduced[-1]["loss"] < reduced[0]["loss"]
     # the gradient scaler of fp16 skips its first steps while it looks for its scale
     skipped = [line["step"] for line in reduced if line["grad_norm"] is None]
-    assert skipped == list(range(1, len(skipped) + 1))
-    assert precision == "fp16" or not skipped
+    assert len(skipped) <= (2 if precision == "fp16" else 0)
 
 
 def test_locked_towers_do_not_move_and_the_branches_do(config: dict[str, Any]) -> None:
