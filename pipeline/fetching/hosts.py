@@ -24,7 +24,7 @@ to be left alone (429, 503), it could not be reached, or the permission was hand
 _MAX_BUSY_PAUSE_SECONDS = 300.0
 _AHEAD_SECONDS = 0.1  # permissions are given at most so long before their time
 _LEASE_MARGIN_SECONDS = 30.0
-_LOOK_AGAIN_SECONDS = 0.05  # a worker whose host is full asks again after this
+_LOOK_AGAIN_SECONDS = 0.02  # a worker whose host is full asks again after this
 
 
 class HostReport(NamedTuple):

@@ -354,7 +354,7 @@ def explain_failure(error: Exception) -> tuple[Outcome, str]:
         if isinstance(cause, urllib3.exceptions.InvalidChunkLength) and cause.length:
             return Outcome.BAD_RESPONSE, "chunked body with a length that is no number"
         if isinstance(cause, (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
-            return Outcome.BODY_TRUNCATED, f"{cause.partial} bytes came, {cause.expected} did not"
+            return Outcome.BODY_TRUNCATED, "fewer bytes came than were announced"
     return Outcome.BAD_RESPONSE, type(chain[-1]).__name__
 
 

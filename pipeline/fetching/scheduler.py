@@ -69,16 +69,17 @@ class Scheduler:
         self._num_open = len(urls)
         self._next_exchange = 0.0
         self._waiting = _WaitingBytes()
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Scheduler:
-        threads = min(self._settings.threads, max(1, len(self._urls)))
-        self._threads = [threading.Thread(target=self._work, daemon=True, name="fetch") for _ in range(threads)]
+        num = min(self._settings.threads, max(1, len(self._urls)))
+        self._threads = [threading.Thread(target=self._work, daemon=True, name="fetch") for _ in range(num)]
         self._threads.append(threading.Thread(target=self._guard_plan, daemon=True, name="fetch-plan"))
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._events.put(None)
         for _ in self._threads:
@@ -307,6 +308,7 @@ class Scheduler:
         for visit in robots:  # a redirect may have led here from another host's robots.txt
             rows += self._hosts[visit.first.host].parked.pop(visit.first.origin, [])
         host.queue.clear()
+        host.ask_at = 0.0  # a row that comes back from a retry must hear the same at once
         for visit in rows:
             self._finish(visit.key, visit.give_up(why))
 

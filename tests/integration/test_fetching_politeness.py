@@ -1,0 +1,248 @@
+"""Politeness, proven from the server's own log: rate, connections, pauses, dead and slow hosts."""
+
+from __future__ import annotations
+
+import collections
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from misbehaving_server import MisbehavingServer, send, send_picture
+
+from manifests.errors import ConfigError
+from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.http import HttpClient
+from pipeline.fetching.settings import FetchSettings, NetworkSettings
+
+
+def lookup(host: str) -> list[str]:
+    return ["127.0.0.1"]
+
+
+def network(**changes) -> NetworkSettings:
+    values = {
+        "threads": 8,
+        "connect_timeout_seconds": 1.0,
+        "read_timeout_seconds": 2.0,
+        "total_timeout_seconds": 4.0,
+        "retries": 1,
+        "backoff_seconds": 0.05,
+        "limits": {"requests_per_second": None, "connections": 4},
+        "contact": "tests@example.org",
+        "allow_private_addresses": True,
+        **changes,
+    }
+    return NetworkSettings.model_validate(values)
+
+
+def fetch(urls, settings, pool, gate=None):
+    rows = [(f"{n:032x}", url) for n, url in enumerate(urls)]
+    with HttpClient(settings, lookup) as client:
+        table = fetch_rows(rows, FetchSettings(network=settings), gate or HostGate(settings), pool, client)
+    return table.to_pylist()
+
+
+def slow_photo(sock, request):
+    time.sleep(0.12)
+    send_picture(sock)
+
+
+def photo_now(sock, request):
+    send_picture(sock)
+
+
+def most_in_window(times, seconds):
+    times = sorted(times)
+    return max(sum(start <= t < start + seconds for t in times) for start in times)
+
+
+def test_two_workers_together_keep_rate_and_connections_of_a_host(tmp_path):
+    settings = network(
+        hosts=[
+            {"pattern": "slow.test", "requests_per_second": 20, "connections": 3},
+            {"pattern": "narrow.test", "requests_per_second": None, "connections": 2},
+        ],
+    )
+    gate = HostGate(settings)
+    with MisbehavingServer(extra={"slow_photo": slow_photo}) as server:
+        urls = [server.url("slow_photo", host) + f"/{n}" for n in range(30) for host in ("slow.test", "narrow.test")]
+        results = {}
+
+        def work(name):
+            results[name] = fetch([f"{url}/{name}" for url in urls], settings, tmp_path / name, gate)
+
+        workers = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        for host, num_connections in (("slow.test", 3), ("narrow.test", 2)):
+            asked = server.asked(host)
+            assert len(asked) == 60
+            assert {r.path.rpartition("/")[2] for r in asked} == {"a", "b"}
+            assert server.most_open[f"{host}:{server.port}"] == num_connections
+        times = [r.seconds for r in server.log if r.host.startswith("slow.test")]
+        # the log's times are arrivals, a few ms after the starts that the gate spaced
+        assert most_in_window(times, 0.97) <= 20
+        assert most_in_window(times, 0.47) <= 10
+    assert {fact["outcome"] for facts in results.values() for fact in facts} == {"ok"}
+
+
+def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
+    settings = network()
+    gate = HostGate(settings)
+
+    def busy_first(sock, request):
+        if len([r for r in server.log if r.path != "/robots.txt"]) == 1:
+            send(sock, "429 Too Many Requests", {"Retry-After": "3"})
+        else:
+            send_picture(sock)
+
+    with MisbehavingServer(extra={"photo": busy_first}) as server:
+        # one request first, so that no other is under way when the host asks for its rest
+        first = threading.Thread(
+            target=fetch, args=([server.url("photo", "busy.test") + "/0"], settings, tmp_path / "0", gate)
+        )
+        first.start()
+        while not server.asked("busy.test"):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        facts = fetch([server.url("photo", "busy.test") + f"/{n}" for n in range(1, 8)], settings, tmp_path / "1", gate)
+        first.join()
+        asked = sorted(r.seconds for r in server.log if r.path != "/robots.txt")
+    assert {fact["outcome"] for fact in facts} == {"ok"}
+    assert asked[1] - asked[0] >= 3.0 - 0.02
+    assert len(asked) == 9
+
+
+@pytest.mark.parametrize("robots", [True, False])
+def test_dead_host_slows_nobody_and_is_soon_left_alone(tmp_path, robots):
+    settings = network(threads=6, robots_txt=robots, breaker_failures=4, retries=1)
+    with MisbehavingServer(extra={"photo": photo_now}) as server:
+        dead = [server.url("never_accepts", "dead.test") + f"/{n}" for n in range(60)]
+        good = [server.url("photo", "good.test") + f"/{n}" for n in range(60)]
+        started = time.monotonic()
+        facts = fetch([url for pair in zip(dead, good, strict=True) for url in pair], settings, tmp_path / "p")
+        seconds = time.monotonic() - started
+        answered = [r.seconds - started for r in server.asked("good.test")]
+    outcomes = collections.Counter(fact["outcome"] for fact in facts)
+    assert outcomes["ok"] == 60
+    assert max(answered) < 1.5
+    assert seconds < 8
+    if robots:
+        assert outcomes["connect_timeout"] == 60  # one robots.txt, twice, speaks for all
+    else:
+        assert outcomes["host_unavailable"] + outcomes["connect_timeout"] == 60
+        assert outcomes["host_unavailable"] >= 50
+
+
+def test_host_limited_to_a_trickle_slows_nobody(tmp_path):
+    settings = network(threads=4, hosts=[{"pattern": "trickle.test", "requests_per_second": 5, "connections": 1}])
+    with MisbehavingServer(extra={"photo": photo_now}) as server:
+        slow = [server.url("photo", "trickle.test") + f"/{n}" for n in range(12)]
+        good = [server.url("photo", "good.test") + f"/{n}" for n in range(100)]
+        started = time.monotonic()
+        facts = fetch(slow + good, settings, tmp_path / "p")
+        seconds = time.monotonic() - started
+        answered = [r.seconds - started for r in server.asked("good.test")]
+    assert {fact["outcome"] for fact in facts} == {"ok"}
+    assert max(answered) < 1.8
+    assert 2.3 < seconds < 5
+
+
+def test_busy_host_is_given_up_after_the_patience(tmp_path):
+    settings = network(host_patience_seconds=1.0)
+
+    def busy(sock, request):
+        send(sock, "503 Service Unavailable", {"Retry-After": "120"})
+
+    with MisbehavingServer(extra={"photo": busy}) as server:
+        started = time.monotonic()
+        facts = fetch([server.url("photo", "busy.test") + f"/{n}" for n in range(50)], settings, tmp_path / "p")
+        num_asked = len(server.asked("busy.test"))
+    assert time.monotonic() - started < 3
+    assert num_asked <= 4
+    outcomes = collections.Counter(fact["outcome"] for fact in facts)
+    assert outcomes == {"http_5xx": num_asked, "host_unavailable": 50 - num_asked}
+
+
+def test_robots_txt_is_asked_once_a_host_and_its_crawl_delay_kept(tmp_path):
+    settings = network()
+
+    def robots(sock, request):
+        send(sock, body=b"User-agent: plantmix\nCrawl-delay: 0.3\nDisallow: /secret\n\nUser-agent: *\nDisallow: /\n")
+
+    with MisbehavingServer(extra={"photo": photo_now, "secret": photo_now}, robots=robots) as server:
+        urls = [server.url("photo", "a.test") + f"/{n}" for n in range(6)] + [server.url("secret", "a.test")]
+        with HttpClient(settings, lookup) as client:
+            gate = HostGate(settings)
+            for part in range(2):
+                rows = [(f"{n:032x}", url) for n, url in enumerate(urls)]
+                table = fetch_rows(rows, FetchSettings(network=settings), gate, tmp_path / str(part), client)
+                assert table["outcome"].to_pylist() == ["ok"] * 6 + ["robots_disallowed"]
+        assert sum(r.path == "/robots.txt" for r in server.log) == 1
+        times = [r.seconds for r in server.asked("a.test")]
+    assert most_in_window(times, 0.28) == 1
+
+
+def test_connections_are_used_again(tmp_path):
+    settings = network(limits={"requests_per_second": None, "connections": 2})
+    with MisbehavingServer(extra={"photo": photo_now}) as server:
+        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(40)], settings, tmp_path / "p")
+        assert server.num_connections <= 3
+    assert {fact["outcome"] for fact in facts} == {"ok"}
+
+
+def test_kept_connection_closed_by_the_server_costs_no_row(tmp_path):
+    settings = network(retries=0, limits={"requests_per_second": 20, "connections": 1})
+
+    def last_words(sock, request):
+        send_picture(sock)
+        sock.shutdown(socket.SHUT_RDWR)
+
+    with MisbehavingServer(extra={"photo": last_words}) as server:
+        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(12)], settings, tmp_path / "p")
+    assert {fact["outcome"] for fact in facts} == {"ok"}
+
+
+def test_name_that_changes_its_address_after_the_check_is_of_no_use_to_an_attacker(tmp_path):
+    answers = iter([["10.9.8.7"], ["127.0.0.1"]])
+    settings = network(allow_private_addresses=False, retries=0)
+    asked = []
+
+    def rebinding(host):
+        asked.append(host)
+        return next(answers)
+
+    with MisbehavingServer(extra={"photo": photo_now}) as server, HttpClient(settings, rebinding) as client:
+        rows = [("0" * 32, server.url("photo", "rebind.test")), ("1" * 32, server.url("photo", "rebind.test"))]
+        table = fetch_rows(rows, FetchSettings(network=settings), HostGate(settings), tmp_path / "p", client)
+        assert server.log == []
+    assert set(table["outcome"].to_pylist()) == {"refused_target"}
+    assert asked == ["rebind.test"]
+
+
+def test_foreign_host_needs_a_contact(tmp_path):
+    settings = FetchSettings()
+    with pytest.raises(ConfigError, match=r"contact is not set, and example\.org is not this machine"):
+        fetch_rows([("0" * 32, "https://example.org/a.jpg")], settings, HostGate(settings.network), tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
+    class LostGate:
+        exchange_interval_seconds = 0.0
+
+        def exchange(self, reports, wanted):
+            raise ConnectionError("the gate is gone")
+
+    settings = network()
+    with pytest.raises(ConnectionError, match="the gate is gone"):
+        fetch(["http://a.test/1"], settings, tmp_path / "p", LostGate())
+    assert not list(tmp_path.iterdir())
