@@ -52,33 +52,41 @@ class SearchPlan:
         return self.keys == (0,)
 
 
-def choose_plan(num_hashes: int, radius: int, bit_entropies: Sequence[float] = EVEN) -> SearchPlan:
-    """The cheapest plan for `num_hashes` distinct hashes.
+def choose_plan(
+    num_hashes: int, radius: int, bit_entropies: Sequence[float] = EVEN, num_others: int | None = None
+) -> SearchPlan:
+    """The cheapest plan for `num_hashes` distinct hashes among themselves, or against `num_others` other ones.
 
     `bit_entropies` says, a bit of the hash, lowest first, how well it tells two hashes apart: 1 for a fair coin, 0
     for a bit that is always the same. Blocks get equal shares of their sum, so that a bit that hardly varies
     makes its block wider in place of its buckets larger.
     """
     num_bits = len(bit_entropies)
-    step = 1 << max(0, num_hashes.bit_length() - 3)  # a few sizes only, so that choices are kept and used again
-    rounded = -(-num_hashes // step) * step
-    seconds, num_groups, num_kept = _choose(rounded, min(radius, num_bits), num_bits, round(sum(bit_entropies)))
+    reach, entropy, rounded = min(radius, num_bits), round(sum(bit_entropies)), _rounded(num_hashes)
+    num_pairs = rounded * rounded / 2 if num_others is None else float(rounded * _rounded(num_others))
+    seconds, num_groups, num_kept = _choose(rounded, num_pairs, reach, num_bits, entropy)
     keys: tuple[int, ...] = (0,)
     if num_groups:
-        keys = _keys(_thresholds(min(radius, num_bits), num_groups), num_kept, bit_entropies)
+        keys = _keys(_thresholds(reach, num_groups), num_kept, bit_entropies)
     return SearchPlan(num_bits, radius, keys, seconds)
 
 
+def _rounded(num: int) -> int:
+    """Up to three leading binary digits: a few sizes only, so that choices are kept and used again."""
+    step = 1 << max(0, num.bit_length() - 3)
+    return -(-num // step) * step
+
+
 @lru_cache(maxsize=1 << 14)
-def _choose(num_hashes: int, radius: int, num_bits: int, entropy: int) -> tuple[float, int, int]:
+def _choose(num_hashes: int, num_pairs: float, radius: int, num_bits: int, entropy: int) -> tuple[float, int, int]:
     """(seconds, groups, blocks in a key) of the cheapest family; no group when comparing everything is cheaper."""
-    best = (num_hashes * num_hashes / 2 * _COMPARE_SECONDS + _KEY_SECONDS, 0, 0)
+    best = (num_pairs * _COMPARE_SECONDS + _KEY_SECONDS, 0, 0)
     for num_groups in range(1, radius + 2):
         thresholds = _thresholds(radius, num_groups)
         for num_kept in range(1, num_bits + 1):
             if sum(thresholds) + num_groups * num_kept > num_bits:
                 break
-            seconds = _cost(num_hashes, thresholds, num_kept, entropy)
+            seconds = _cost(num_hashes, num_pairs, thresholds, num_kept, entropy)
             if seconds < best[0]:
                 best = (seconds, num_groups, num_kept)
     return best
@@ -90,14 +98,14 @@ def _thresholds(radius: int, num_groups: int) -> list[int]:
     return [share + (group < rest) for group in range(num_groups)]
 
 
-def _cost(num_hashes: int, thresholds: list[int], num_kept: int, entropy: int) -> float:
+def _cost(num_hashes: int, num_pairs: float, thresholds: list[int], num_kept: int, entropy: int) -> float:
     num_blocks = sum(thresholds) + len(thresholds) * num_kept
     num_keys = sum(math.comb(threshold + num_kept, num_kept) for threshold in thresholds)
     if num_keys > _MAX_KEYS:
         return math.inf
     sort = num_hashes * (_SORT_SECONDS * math.log2(max(num_hashes, 2)) + _ARRANGE_SECONDS)
-    pairs = num_hashes * num_hashes / 2 / 2 ** (entropy * num_kept / num_blocks)
-    return num_keys * (sort + pairs * _COMPARE_SECONDS + _KEY_SECONDS)
+    in_buckets = num_pairs / 2 ** (entropy * num_kept / num_blocks)
+    return num_keys * (sort + in_buckets * _COMPARE_SECONDS + _KEY_SECONDS)
 
 
 def _keys(thresholds: list[int], num_kept: int, bit_entropies: Sequence[float]) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ _PARTITION_BITS = 12
 
 
 @dataclass(frozen=True)
-class _Run:
+class BitRun:
     """Neighbouring bits that move together: `mask` in the hash, `lift` places up (or down, if negative)."""
 
     mask: int
@@ -72,7 +72,7 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
         finally:
             for task in pending:
                 task.cancel()
-    return _join(found)
+    return join_pairs(found)
 
 
 def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | None = None, max_pairs: int) -> Pairs:
@@ -83,18 +83,19 @@ def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | No
 
     Raises: RunError when more than `max_pairs` pairs are found.
     """
-    runs = _runs(plan.keys[key], plan.num_bits)
+    runs = bit_runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()
     found: list[Pairs] = []
     num_found = 0
     for part in _arranged_parts(hashes, runs, plan, num_free, capacity):
         part.sort()
         for low, high in _scan(part, num_free, plan, max_pairs):
-            found.append((_move_back(low, runs), _move_back(high, runs)))
+            found.append((move_back(low, runs), move_back(high, runs)))
             num_found += len(low)
             if num_found > max_pairs:
                 raise _too_many(max_pairs, plan.radius, found)
-    return _first_caught(_join(found), plan.keys[:key])
+    left, right = first_caught(join_pairs(found), plan.keys[:key])
+    return np.minimum(left, right), np.maximum(left, right)
 
 
 def bit_entropies(hashes: Hashes, num_bits: int) -> tuple[float, ...]:
@@ -104,8 +105,8 @@ def bit_entropies(hashes: Hashes, num_bits: int) -> tuple[float, ...]:
     return tuple(-math.log2(share * share + (1 - share) * (1 - share)) for share in ones)
 
 
-def _first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
-    """Leave out pairs that agree on an earlier key; give the rest lower hash first."""
+def first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
+    """Leave out the pairs that agree on an earlier key too."""
     left, right = pairs
     for mask in earlier:
         new = ((left ^ right) & np.uint64(mask)) != 0
@@ -113,28 +114,28 @@ def _first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
             left, right = left[new], right[new]
         if not len(left):
             break
-    return np.minimum(left, right), np.maximum(left, right)
+    return left, right
 
 
 def _arranged_parts(
-    hashes: Hashes, runs: list[_Run], plan: SearchPlan, num_free: int, capacity: int | None
+    hashes: Hashes, runs: list[BitRun], plan: SearchPlan, num_free: int, capacity: int | None
 ) -> Iterator[Hashes]:
     """The hashes with the key on top: whole, or cut by the key's leading bits when they outgrow `capacity`."""
     if capacity is None or len(hashes) <= capacity or num_free == plan.num_bits:
         arranged = np.empty(len(hashes), np.uint64)
-        for start, piece in _arranged_chunks(hashes, runs):
+        for start, piece in arranged_chunks(hashes, runs):
             arranged[start : start + len(piece)] = piece
         yield arranged
         return
     num_bits = min(_PARTITION_BITS, plan.num_bits - num_free)
     drop = np.uint64(plan.num_bits - num_bits)
     counts = np.zeros(1 << num_bits, np.int64)
-    for _, piece in _arranged_chunks(hashes, runs):
+    for _, piece in arranged_chunks(hashes, runs):
         counts += np.bincount((piece >> drop).astype(np.int64), minlength=len(counts))
     for first, last in _ranges(counts, capacity):
         arranged = np.empty(int(counts[first:last].sum()), np.uint64)
         filled = 0
-        for _, piece in _arranged_chunks(hashes, runs):
+        for _, piece in arranged_chunks(hashes, runs):
             lead = piece >> drop
             mine = piece[(lead >= np.uint64(first)) & (lead < np.uint64(last))]
             arranged[filled : filled + len(mine)] = mine
@@ -154,7 +155,7 @@ def _ranges(counts: npt.NDArray[np.int64], capacity: int) -> Iterator[tuple[int,
         yield first, len(counts)
 
 
-def _arranged_chunks(hashes: Hashes, runs: list[_Run]) -> Iterator[tuple[int, Hashes]]:
+def arranged_chunks(hashes: Hashes, runs: list[BitRun]) -> Iterator[tuple[int, Hashes]]:
     """(start, chunk with its bits moved); the chunk's memory is used again for the next one."""
     out = np.empty(_CHUNK, np.uint64)
     scratch = np.empty(_CHUNK, np.uint64)
@@ -176,7 +177,8 @@ def _shift(values: Hashes, lift: int) -> None:
         np.right_shift(values, np.uint64(-lift), out=values)
 
 
-def _move_back(values: Hashes, runs: list[_Run]) -> Hashes:
+def move_back(values: Hashes, runs: list[BitRun]) -> Hashes:
+    """Undo `bit_runs` on a few values."""
     back = np.zeros(len(values), np.uint64)
     for run in runs:
         mask = run.mask << run.lift if run.lift >= 0 else run.mask >> -run.lift
@@ -186,9 +188,9 @@ def _move_back(values: Hashes, runs: list[_Run]) -> Hashes:
     return back
 
 
-def _runs(key: int, num_bits: int) -> list[_Run]:
+def bit_runs(key: int, num_bits: int) -> list[BitRun]:
     """How to bring the key's bits to the top of `num_bits` and the others below, order kept in both."""
-    runs: list[_Run] = []
+    runs: list[BitRun] = []
     target = num_bits
     for wanted in (1, 0):
         for source in range(num_bits - 1, -1, -1):
@@ -197,9 +199,9 @@ def _runs(key: int, num_bits: int) -> list[_Run]:
             target -= 1
             lift = target - source
             if runs and runs[-1].lift == lift:
-                runs[-1] = _Run(runs[-1].mask | 1 << source, lift)
+                runs[-1] = BitRun(runs[-1].mask | 1 << source, lift)
             else:
-                runs.append(_Run(1 << source, lift))
+                runs.append(BitRun(1 << source, lift))
     return runs
 
 
@@ -294,14 +296,15 @@ def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArra
     return np.cumsum(at_least[1:][::-1])[::-1]  # sum over buckets of max(size - t, 0)
 
 
-def _join(found: list[Pairs]) -> Pairs:
+def join_pairs(found: list[Pairs]) -> Pairs:
+    """One pair of arrays out of many."""
     if not found:
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
     return np.concatenate([left for left, _ in found]), np.concatenate([right for _, right in found])
 
 
 def _too_many(max_pairs: int, radius: int, found: list[Pairs]) -> RunError:
-    left, right = _join(found)
+    left, right = join_pairs(found)
     values, counts = np.unique(np.concatenate([left, right]), return_counts=True)
     most = int(np.argmax(counts))
     busiest = f"{int(values[most]):016x} ({int(counts[most]):,})"

@@ -7,7 +7,8 @@ Every measurement runs in a process of its own, so that peak memory is its own. 
 hashes of which 2 % are copies of others with 1 to 8 bits turned; `heavy` has in addition 1 % placeholders (five
 hashes shared 40 : 30 : 15 : 10 : 5) and 5 % in clusters whose sizes follow Zipf's law, each member 0 to 6 bits from
 its centre. Prints one JSON line a measurement (`seconds`, `peak_bytes` with the input, `found` pairs, `recall`
-of the planted pairs that lie within the radius), and at the end the exponent of growth a set and radius.
+of the planted pairs that lie within the radius, `cpu_seconds` of all threads with the checks after the search,
+`load` of the machine), and at the end the exponent of growth for each set and radius.
 
 `peers` needs a Python with faiss-cpu, pybktree and numpy>=2, which need not be this one.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -136,14 +138,19 @@ def run_bktree(hashes: np.ndarray, planted: np.ndarray, radius: int, name: str) 
 
 def run_one(tool: str, kind: str, num: int, radius: int) -> None:
     hashes, planted = make_hashes(kind, num)
+    before = time.process_time()
     if tool == "ours":
         result = run_ours(hashes, planted, radius, kind)
     elif tool == "bktree":
         result = run_bktree(hashes, planted, radius, tool)
     else:
         result = run_faiss(hashes, planted, radius, tool)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"tool": tool, "set": kind, "num": num, "radius": radius, **result, "peak_bytes": peak}))
+    cpu = round(time.process_time() - before, 2)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    peak = usage.ru_maxrss * 1024
+    asked = {"tool": tool, "set": kind, "num": num, "radius": radius}
+    load = round(os.getloadavg()[0], 1)
+    print(json.dumps({**asked, **result, "cpu_seconds": cpu, "load": load, "peak_bytes": peak}))
 
 
 def measure(python: str, tool: str, kind: str, num: int, radius: int, limit: float) -> dict[str, object]:

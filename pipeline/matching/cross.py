@@ -1,0 +1,111 @@
+"""Near pairs between two tables: evaluation sets against the sources, new rows against old ones.
+
+Reads two 1-d uint64 arrays; the larger, `hashes`, is only streamed, once a key, so that a few thousand
+evaluation pictures are matched against 13 M in seconds and no pair within `hashes` is looked at. Exact, by the
+same keys as the search within one table. Gives up with RunError when the answer outgrows the memory limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from manifests.errors import RunError
+from pipeline.matching.pairs import PAIRS_BYTES, arrow_table, check_input, count_up, memory_limit, rows_of
+from pipeline.matching.plan import SearchPlan, choose_plan
+from pipeline.matching.search import (
+    Hashes,
+    Pairs,
+    arranged_chunks,
+    bit_entropies,
+    bit_runs,
+    first_caught,
+    join_pairs,
+    move_back,
+)
+
+_COMPARE_AT_ONCE = 1 << 20  # pairs: 16 MiB of scratch
+
+
+def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_bytes: int | None = None) -> pa.Table:
+    """All (row of `hashes`, row of `queries`) whose hashes differ in at most `radius` bits, exactly.
+
+    Gives columns row, query (int64) and distance (uint8), sorted by (row, query). The cost grows with
+    `hashes` and, slowly, with `queries`: give the smaller table as `queries`.
+    Raises: ConfigError for arrays that are not 1-d uint64 or a radius outside 0..64; RunError when the pairs
+    do not fit `memory_limit_bytes` (default: the memory now free).
+    """
+    check_input(hashes, radius)
+    check_input(queries, radius)
+    limit = memory_limit(memory_limit_bytes)
+    asked = np.unique(queries)
+    empty = np.empty(0, np.uint64)
+    near, wanted = _distinct_pairs(hashes, asked, radius) if len(hashes) and len(asked) else (empty, empty)
+    values, left = np.unique(near, return_inverse=True)
+    sought, right = np.unique(wanted, return_inverse=True)
+    starts, rows = rows_of(hashes, values)
+    query_starts, query_rows = rows_of(queries, sought)
+    sizes = np.diff(starts)[left] * np.diff(query_starts)[right]
+    if int(sizes.sum()) * PAIRS_BYTES > limit:
+        most = int(np.argmax(sizes))
+        raise RunError(
+            f"{int(sizes.sum()):,} pairs within radius {radius} do not fit the memory limit of {limit:,} bytes; "
+            f"the hash {int(near[most]):016x} alone gives {int(sizes[most]):,}. Leave out degenerate hashes first"
+        )
+    place = count_up(sizes)
+    width = np.repeat(np.diff(query_starts)[right], sizes)
+    row = rows[np.repeat(starts[left], sizes) + place // width]
+    query = query_rows[np.repeat(query_starts[right], sizes) + place % width]
+    distance = np.repeat(np.bitwise_count(near ^ wanted), sizes)
+    order = np.lexsort((query, row))
+    return arrow_table(row=row[order], query=query[order], distance=distance[order])
+
+
+def _distinct_pairs(hashes: Hashes, asked: Hashes, radius: int) -> Pairs:
+    """(hash, query) by value, each pair once."""
+    plan = choose_plan(len(hashes), radius, bit_entropies(asked, 64), num_others=len(asked))
+    found = [_search_key(hashes, asked, plan, key) for key in range(len(plan.keys))]
+    near, wanted = join_pairs(found)
+    order = np.lexsort((wanted, near))
+    near, wanted = near[order], wanted[order]
+    new = np.ones(len(near), np.bool_)  # a hash of several rows is met in several chunks
+    new[1:] = (near[1:] != near[:-1]) | (wanted[1:] != wanted[:-1])
+    return near[new], wanted[new]
+
+
+def _search_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
+    runs = bit_runs(plan.keys[key], plan.num_bits)
+    num_free = plan.num_bits - plan.keys[key].bit_count()
+    free = np.uint64((1 << num_free) - 1)
+    table = np.concatenate([piece.copy() for _, piece in arranged_chunks(asked, runs)])
+    table.sort()
+    found: list[Pairs] = []
+    for _, piece in arranged_chunks(hashes, runs):
+        chunk = np.unique(piece)  # sorted needles keep the binary search in the cache
+        low = np.searchsorted(table, chunk & ~free)
+        sizes = np.searchsorted(table, chunk | free, side="right") - low
+        some = np.flatnonzero(sizes)
+        for near, wanted in _compare(chunk[some], table, low[some], sizes[some], plan.radius):
+            found.append((move_back(near, runs), move_back(wanted, runs)))
+    return first_caught(join_pairs(found), plan.keys[:key])
+
+
+def _compare(
+    near: Hashes, table: Hashes, low: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], radius: int
+) -> Iterator[Pairs]:
+    """Each of `near` with the `sizes` entries of `table` from `low` on, some pairs at a time."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(near):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _COMPARE_AT_ONCE, side="right")))
+        some = sizes[start:stop]
+        left = np.repeat(near[start:stop], some)
+        right = table[np.repeat(low[start:stop], some) + count_up(some)]
+        hit = np.flatnonzero(np.bitwise_count(left ^ right) <= radius)
+        if len(hit):
+            yield left[hit], right[hit]
+        start = stop
