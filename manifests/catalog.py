@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import IntegrityError, RunError
 
 CATALOG_FILE = "catalog.duckdb"
 STATUS_FILE = "status.json"
@@ -122,9 +122,9 @@ class Catalog:
         row = self._connection.execute(
             "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
             [path, num_bytes, changed],
-        ).fetchone()
+        ).fetchall()
         if row and changed:
-            return str(row[0])
+            return str(row[0][0])
         digest = storage.hash_file(path).sha256
         self._connection.execute(
             "INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", [path, num_bytes, changed, digest]
@@ -135,19 +135,20 @@ class Catalog:
 
     def find_sealed(self, fingerprint: str) -> StageRecord | None:
         """The sealed stage version of this fingerprint, or None."""
-        row = self._connection.execute(
+        rows = self._connection.execute(
             "SELECT stage, num_in, num_kept, notes FROM stages WHERE fingerprint = ? AND sealed_at IS NOT NULL",
             [fingerprint],
-        ).fetchone()
-        if row is None:
+        ).fetchall()
+        if not rows:
             return None
+        stage, num_in, num_kept, notes = rows[0]
         reasons = dict(
             self._connection.execute(
                 "SELECT reason, num_dropped FROM stage_reasons WHERE fingerprint = ? ORDER BY ALL",
                 [fingerprint],
             ).fetchall()
         )
-        return StageRecord(row[0], fingerprint, Funnel(row[1], row[2], reasons), json.loads(row[3]))
+        return StageRecord(stage, fingerprint, Funnel(num_in, num_kept, reasons), json.loads(notes))
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Note that a stage version was begun and make it the current one."""
@@ -197,19 +198,19 @@ class Catalog:
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
-        wanted = self._connection.execute(
+        wanted = self._connection.sql(
             "SELECT part_key, step, position FROM stage_parts "
             "WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position",
-            [fingerprint, step],
+            params=[fingerprint, step],
         ).to_arrow_table()
         found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
         return [found[key] for key in wanted.column("part_key").to_pylist()]
 
     def parts_like(self, stage: str, step: str, reuse_key: str) -> list[PartRecord]:
         """Every committed part of any stage version that was made by the same recipe, oldest first."""
-        wanted = self._connection.execute(
+        wanted = self._connection.sql(
             "SELECT part_key FROM parts WHERE stage = ? AND step = ? AND reuse_key = ? ORDER BY committed_at, part_key",
-            [stage, step, reuse_key],
+            params=[stage, step, reuse_key],
         ).to_arrow_table()
         found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
         return [found[key] for key in wanted.column("part_key").to_pylist()]
@@ -325,8 +326,8 @@ class Catalog:
 
     def find_release(self, fingerprint: str) -> str | None:
         """Path of the release that a pack stage version sealed, relative to the work folder."""
-        row = self._connection.execute("SELECT path FROM releases WHERE fingerprint = ?", [fingerprint]).fetchone()
-        return str(row[0]) if row else None
+        rows = self._connection.execute("SELECT path FROM releases WHERE fingerprint = ?", [fingerprint]).fetchall()
+        return str(rows[0][0]) if rows else None
 
     # ---- status
 
@@ -350,7 +351,7 @@ class Catalog:
             }
             for stage, fingerprint, sealed, num_in, num_kept, notes, reasons, num_parts in rows
         }
-        mixes = self._connection.execute(
+        mixes = self._connection.sql(
             "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
         ).to_arrow_table()
         status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}

@@ -122,6 +122,12 @@ def publish(temp: str, path: str) -> None:
         os.close(folder)
 
 
+def remove(path: str) -> None:
+    """Delete one file."""
+    fs, inner = filesystem(path)
+    fs.rm_file(inner)
+
+
 def sweep(folder: str) -> int:
     """Remove private files that a crash left in `folder` and below; returns how many.
 

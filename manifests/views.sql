@@ -24,3 +24,8 @@ CREATE VIEW hosts AS
 SELECT host, count(*) AS num_rows, count(*) FILTER (outcome = 'ok') AS num_ok, sum(num_bytes) AS num_bytes
 FROM facts GROUP BY host ORDER BY num_rows DESC;
 COMMENT ON VIEW hosts IS 'One row a host: URLs asked, URLs that came, bytes downloaded.';
+
+CREATE VIEW views AS
+SELECT view_name AS name, comment AS about FROM duckdb_views() WHERE NOT internal AND database_name = 'memory'
+UNION ALL SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog' ORDER BY 1;
+COMMENT ON VIEW views IS 'This list.';

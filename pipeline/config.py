@@ -104,7 +104,7 @@ class ScoreSettings(Settings):
 class SelectSettings(Settings):
     """Decisions over stored measurements."""
 
-    licences: LicenceSettings = Field(default_factory=LicenceSettings)
+    licences: LicenceSettings = LicenceSettings()
 
 
 class HeldoutSettings(Settings):
@@ -122,7 +122,7 @@ class MixSettings(Settings):
     max_epochs: float | dict[str, float] = Field(
         1.0, description="how often a sample may appear, on average over its domain; 1 means no repetition"
     )
-    heldout: HeldoutSettings = Field(default_factory=HeldoutSettings)
+    heldout: HeldoutSettings = HeldoutSettings()
     seed: int = 0
 
     @field_validator("ratio")
@@ -172,14 +172,14 @@ class BuildConfig(Settings):
     name: Name = Field(description="name of the release")
     work_dir: str = Field(description="catalogue, pool and releases lie here")
     sources: list[SourceSettings] = Field(min_length=1)
-    fetch: FetchSettings = Field(default_factory=FetchSettings)
-    dedup: DedupSettings = Field(default_factory=DedupSettings)
-    caption: CaptionSettings = Field(default_factory=CaptionSettings)
-    score: ScoreSettings = Field(default_factory=ScoreSettings)
-    select: SelectSettings = Field(default_factory=SelectSettings)
+    fetch: FetchSettings = FetchSettings()
+    dedup: DedupSettings = DedupSettings()
+    caption: CaptionSettings = CaptionSettings()
+    score: ScoreSettings = ScoreSettings()
+    select: SelectSettings = SelectSettings()
     mix: MixSettings
-    pack: PackSettings = Field(default_factory=PackSettings)
-    run: RunSettings = Field(default_factory=RunSettings)
+    pack: PackSettings = PackSettings()
+    run: RunSettings = RunSettings()
 
     @property
     def domains(self) -> list[str]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -67,7 +66,8 @@ class Step:
     """Parts that may run side by side.
 
     `plan` may raise ConfigError. `committed` names committed parts of other stage versions to stand on as well,
-    whatever the plan says (the fetch stage keeps what it already downloaded).
+    whatever the plan says (the fetch stage keeps what it already downloaded). `shared` makes one object that all
+    workers of the run talk to (`payload["shared"]`), on a cluster through an actor.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Step:
     work: Work
     unit: str = "parts"
     committed: Callable[[BuildContext], Sequence[PartRecord]] | None = None
+    shared: Callable[[BuildContext], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Stage:
     """One entry of FLOW.
 
     `identity` names everything that decides what the stage yields; its hash is the stage version.
-    `conclude` turns the committed parts into the funnel and notes of the sealed stage; `after_seal` tells the
-    catalogue what only this stage knows.
+    `conclude` turns the committed parts into the funnel and notes of the sealed stage; `settle` tells the
+    catalogue what only this stage knows, whether it was done or reused.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Stage:
     identity: Callable[[BuildContext], dict[str, Any]]
     steps: tuple[Step, ...]
     conclude: Callable[[BuildContext], tuple[Funnel, dict[str, Any]]]
-    after_seal: Callable[[BuildContext], None] | None = None
+    settle: Callable[[BuildContext], None] | None = None
 
 
 @dataclass
@@ -103,11 +104,19 @@ class BuildContext:
     catalog: Any
     sealed: dict[str, StageRecord] = field(default_factory=dict)
     fingerprint: str = ""
-    generation: int = 0
 
     def files(self, stage: str, table: str) -> list[str]:
         """Absolute paths of a sealed stage's files that hold `table`, in plan order."""
         return self._files(self.sealed[stage].fingerprint, None, table)
+
+    def content(self, stage: str, table: str) -> list[str]:
+        """Hashes of a sealed stage's files that hold `table`: equal content gives equal fingerprints downstream."""
+        version = self.sealed[stage].fingerprint
+        return [file.sha256 for part in self.catalog.parts_of(version) for file in part.files if file.table == table]
+
+    def execution(self) -> dict[str, Any]:
+        """What a metadata step needs to run and no fingerprint may see."""
+        return {"workdir": self.workdir, "memory_gb": self.config.run.memory_gb}
 
     def own_parts(self, step: str) -> list[PartRecord]:
         """Committed parts of an earlier step of the stage being built."""
@@ -129,21 +138,24 @@ class BuildContext:
 class TableWriter:
     """Stream Arrow tables of one schema into a private Parquet file (zstd)."""
 
-    def __init__(self, workdir: str, table: str, path: str, schema: pa.Schema) -> None:
+    def __init__(
+        self, workdir: str, table: str, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS
+    ) -> None:
         self._table, self._path = table, path
         final = storage.join(workdir, path)
         storage.make_folder(final.rpartition("/")[0])
         self._temp = storage.temp_path(final)
         fs, inner = storage.filesystem(self._temp)
-        self._schema = schema
+        self.schema = schema
         self._stream = fs.open(inner, "wb")
         self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd")
         self._num_rows = 0
+        self._row_group_rows = row_group_rows
 
     def write(self, rows: pa.Table) -> None:
         """Append rows; columns are put in the order of the schema and cast to it."""
-        rows = rows.select(self._schema.names).cast(self._schema)
-        self._writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        rows = rows.select(self.schema.names).cast(self.schema)
+        self._writer.write_table(rows, row_group_size=self._row_group_rows)
         self._num_rows += rows.num_rows
 
     def close(self) -> PrivateFile:
@@ -175,19 +187,3 @@ def private_bytes(workdir: str, table: str, path: str, content: bytes, num_rows:
     with fs.open(inner, "wb") as stream:
         stream.write(content)
     return PrivateFile(table, path, temp, num_rows, len(content), hashlib.sha256(content).hexdigest())
-
-
-def open_sql(scratch: str, memory_gb: float, num_threads: int = 2) -> Any:
-    """An in-memory DuckDB for one metadata step: spills to `scratch` past its memory, keeps row order on request."""
-    import duckdb
-
-    folder = Path(scratch)
-    folder.mkdir(parents=True, exist_ok=True)
-    return duckdb.connect(
-        config={
-            "memory_limit": f"{max(256, int(memory_gb * 1000))}MB",
-            "temp_directory": str(folder),
-            "threads": num_threads,
-            "preserve_insertion_order": False,
-        }
-    )

@@ -1,0 +1,17 @@
+"""The whole pipeline on one page: eight stages, in order. Everything else hangs on this list."""
+
+from __future__ import annotations
+
+from pipeline.stages import caption, dedup, fetch, ingest, mix, pack, score, select
+from pipeline.work import Stage
+
+FLOW: tuple[Stage, ...] = (
+    ingest.STAGE,  # tables of URLs -> candidates
+    fetch.STAGE,  # candidates -> pool of images, facts
+    dedup.STAGE,  # facts -> pairs of images that look alike
+    caption.STAGE,  # candidates -> clean texts, measurements, verdicts
+    score.STAGE,  # pool + texts -> CLIP scores, verdicts (off unless a model is named)
+    select.STAGE,  # all verdicts, pairs, licences -> one decision a candidate
+    mix.STAGE,  # decisions + ratio -> draws in a global shuffle
+    pack.STAGE,  # draws + pool -> webdataset shards, a sealed release
+)

@@ -1,0 +1,70 @@
+"""`plantmix query`: read-only SQL over the catalogue's tables and the per-sample views."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from manifests.errors import ConfigError
+from manifests.reader import open_reader
+
+MAX_CELL_CHARS = 60
+
+
+def print_query(workdir: str, sql: str, layout: str) -> int:
+    """Run one statement and print its rows as a table, csv or json; returns the exit code.
+
+    Raises: ConfigError for SQL that DuckDB refuses.
+    """
+    with open_reader(workdir) as connection:
+        try:
+            table = connection.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise ConfigError(
+                f'query: {str(error).strip()}\nviews and tables: plantmix query {workdir} "SELECT * FROM views"'
+            ) from None
+    if layout == "csv":
+        flat = [column.cast(pa.string()) if pa.types.is_nested(column.type) else column for column in _flat(table)]
+        pacsv.write_csv(pa.table(dict(zip(table.column_names, flat, strict=True))), sys.stdout.buffer)
+    elif layout == "json":
+        print(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1))
+    else:
+        print("\n".join(layout_rows(table.column_names, [list(row.values()) for row in table.to_pylist()])))
+    return 0
+
+
+def _flat(table: pa.Table) -> list[Any]:
+    return [
+        pa.array([json.dumps(value, default=str, ensure_ascii=False) for value in column.to_pylist()])
+        if pa.types.is_nested(column.type)
+        else column
+        for column in table.columns
+    ]
+
+
+def layout_rows(names: list[str], rows: list[list[Any]]) -> list[str]:
+    """Rows as aligned text under their column names; long cells are cut with an ellipsis."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max([len(name), *(len(row[at]) for row in cells)]) for at, name in enumerate(names)]
+    lines = ["  ".join(name.ljust(width) for name, width in zip(names, widths, strict=True)).rstrip()]
+    lines.append("  ".join("-" * width for width in widths))
+    for row, values in zip(cells, rows, strict=True):
+        padded = [
+            text.rjust(width) if isinstance(value, (int, float)) and not isinstance(value, bool) else text.ljust(width)
+            for text, width, value in zip(row, widths, values, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    lines.append(f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})")
+    return lines
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = " ".join(str(value).split())
+    return text if len(text) <= MAX_CELL_CHARS else text[: MAX_CELL_CHARS - 1] + "…"

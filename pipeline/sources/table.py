@@ -1,0 +1,259 @@
+"""Tables of URLs: parquet, csv, tsv and jsonl, one file, a folder or a glob, compressed or not, local or fsspec.
+
+Rows are streamed as Arrow batches of strings, so memory does not grow with the table. A row that cannot be
+read is given back as malformed, never dropped in silence. Gives up with ConfigError that names the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError
+from pipeline.config import SourceSettings
+
+BATCH_ROWS = 20_000
+_SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
+
+
+@dataclass
+class Batch:
+    """Rows of a source: string columns as the table names them, and rows that could not be read."""
+
+    rows: pa.Table
+    first_row: int
+    malformed: list[tuple[int, str]] = field(default_factory=list)
+
+
+def list_files(source: SourceSettings) -> list[str]:
+    """The files of a source in name order.
+
+    Raises: ConfigError when there are none.
+    """
+    fs, inner = storage.filesystem(source.table)
+    if any(sign in source.table for sign in "*?["):
+        found = sorted(fs.glob(inner))
+    elif fs.isdir(inner):
+        found = sorted(name for name in fs.ls(inner, detail=False) if _format_of(name, source))
+    else:
+        found = [inner] if fs.exists(inner) else []
+    if not found:
+        raise ConfigError(f"sources.{source.name}: {source.table}: no such table; give a file, a folder or a glob")
+    return [str(fs.unstrip_protocol(name)) if storage.is_remote(source.table) else str(name) for name in found]
+
+
+def check_source(source: SourceSettings) -> None:
+    """Open every file's head and see that the mapped columns are there.
+
+    Raises: ConfigError for a missing or unreadable table and for a missing column, with the nearest one there is.
+    """
+    for file in list_files(source):
+        there = read_columns(file, source)
+        missing = [column for column in mapped_columns(source) if column not in there]
+        if missing:
+            near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.4)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ConfigError(
+                f"sources.{source.name}: {file} has no column {', '.join(repr(column) for column in missing)}{hint}; "
+                f"it has {', '.join(there)}"
+            )
+
+
+def mapped_columns(source: SourceSettings) -> list[str]:
+    """Columns of the table that the config maps, each once."""
+    columns: list[str] = []
+    for value in source.columns.model_dump().values():
+        columns.extend([value] if isinstance(value, str) else value or [])
+    return list(dict.fromkeys(columns))
+
+
+def read_columns(file: str, source: SourceSettings) -> list[str]:
+    """Names of the columns of one file; for jsonl those of its first hundred rows.
+
+    Raises: ConfigError when the file cannot be read as what it should be.
+    """
+    kind = _known_format(file, source)
+    with _reading(file, source):
+        if kind == "parquet":
+            with _open(file, compressed=False) as stream:
+                return list(pq.read_schema(stream).names)
+        with _open(file) as stream:
+            if kind == "jsonl":
+                keys: dict[str, None] = {}
+                for _, line in zip(range(100), stream, strict=False):
+                    keys.update(dict.fromkeys(_object(line)))
+                return list(keys)
+            head = stream.readline().decode("utf-8-sig")
+            if not head.strip():
+                raise ValueError("the file is empty")
+            table = pacsv.read_csv(
+                pa.BufferReader(head.encode()), parse_options=pacsv.ParseOptions(delimiter=_delimiter(kind))
+            )
+            return list(table.column_names)
+
+
+def read_batches(source: SourceSettings) -> Iterator[Batch]:
+    """Every row of a source, mapped columns only, in file and row order.
+
+    Raises: ConfigError when a file breaks off or is not what it should be.
+    """
+    first_row = 0
+    for file in list_files(source):
+        kind = _known_format(file, source)
+        reader = {"parquet": _read_parquet, "jsonl": _read_jsonl}.get(kind, _read_delimited)
+        with _reading(file, source):
+            for batch in reader(file, kind, mapped_columns(source)):
+                batch.first_row += first_row
+                batch.malformed = [(number + first_row, text) for number, text in batch.malformed]
+                yield batch
+                last = batch.first_row + batch.rows.num_rows
+            first_row = last
+
+
+def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
+    first_row = 0
+    with _open(file, compressed=False) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
+            rows = pa.table({name: _as_strings(batch.column(name)) for name in columns})
+            yield Batch(rows, first_row)
+            first_row += rows.num_rows
+
+
+def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
+    malformed: list[tuple[int, str]] = []
+
+    def note(row: Any) -> str:
+        malformed.append((-1 if row.number is None else row.number - 2, (row.text or "")[:200]))
+        return "skip"
+
+    with _open(file) as stream:
+        reader = pacsv.open_csv(
+            stream,
+            parse_options=pacsv.ParseOptions(
+                delimiter=_delimiter(kind), newlines_in_values=True, invalid_row_handler=note
+            ),
+            convert_options=pacsv.ConvertOptions(
+                include_columns=columns,
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+        first_row = 0
+        for batch in reader:
+            rows = pa.Table.from_batches([batch])
+            bad, malformed[:] = list(malformed), []
+            yield Batch(rows, first_row, bad)
+            first_row += rows.num_rows
+        if malformed:
+            yield Batch(pa.table({name: pa.array([], pa.string()) for name in columns}), first_row, list(malformed))
+
+
+def _read_jsonl(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
+    with _open(file) as stream:
+        rows: list[dict[str, Any]] = []
+        bad: list[tuple[int, str]] = []
+        first_row = 0
+        for number, line in enumerate(stream):
+            try:
+                rows.append(_object(line))
+            except ValueError:
+                rows.append({})  # keeps the row numbers those of the file; told apart by `bad`
+                bad.append((number, line[:200].decode("utf-8", "replace").strip()))
+            if len(rows) == BATCH_ROWS:
+                yield _json_batch(rows, columns, first_row, bad)
+                first_row, rows, bad = number + 1, [], []
+        if rows:
+            yield _json_batch(rows, columns, first_row, bad)
+
+
+def _json_batch(rows: list[dict[str, Any]], columns: list[str], first_row: int, bad: list[tuple[int, str]]) -> Batch:
+    return Batch(
+        pa.table({name: pa.array([_json_text(row.get(name)) for row in rows], pa.string()) for name in columns}),
+        first_row,
+        bad,
+    )
+
+
+def _json_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected one JSON object a line, found {type(value).__name__}")
+    return value
+
+
+def _as_strings(column: pa.Array) -> pa.Array:
+    if pa.types.is_string(column.type):
+        return column
+    if pa.types.is_nested(column.type):
+        return pa.array([_json_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())
+
+
+def _delimiter(kind: str) -> str:
+    return "\t" if kind == "tsv" else ","
+
+
+def _format_of(file: str, source: SourceSettings) -> str | None:
+    if source.format != "auto":
+        return source.format
+    name = file.rpartition("/")[2].lower()
+    for suffix in _COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _known_format(file: str, source: SourceSettings) -> str:
+    kind = _format_of(file, source)
+    if kind is None:
+        raise ConfigError(
+            f"sources.{source.name}: {file}: the name does not tell the format; "
+            "set `format` to parquet, csv, tsv or jsonl"
+        )
+    return kind
+
+
+def _open(file: str, compressed: bool = True) -> Any:
+    fs, inner = storage.filesystem(file)
+    suffix = "." + file.lower().rpartition(".")[2]
+    return fs.open(inner, "rb", compression=_COMPRESSIONS.get(suffix) if compressed else None)
+
+
+class _reading:  # noqa: N801  # reads as a statement
+    """Turn what a reader throws at a bad file into one line that names it."""
+
+    def __init__(self, file: str, source: SourceSettings) -> None:
+        self._file, self._source = file, source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ValueError, pa.ArrowException, EOFError)) and not isinstance(error, ConfigError):
+            text = " ".join(str(error).split())
+            raise ConfigError(
+                f"sources.{self._source.name}: {self._file} cannot be read as "
+                f"{_format_of(self._file, self._source)}: {text:.300}"
+            ) from None

@@ -1,0 +1,258 @@
+"""pack: drawn samples to webdataset shards, and the record that seals them as a release.
+
+Reads draws, candidates, facts, captions and the pool. Writes `releases/NAME-VERSION/`: shards, samples.parquet,
+side files, and release.json last. Same recipe, same bytes: nothing in a release depends on when, where, how
+often or by how many workers it was built, so it holds no time and no path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests import storage, tables
+from manifests.catalog import Funnel
+from manifests.errors import IntegrityError
+from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
+from manifests.settings import parse_settings
+from pipeline.captions.settings import TextSettings
+from pipeline.captions.texts import choose_texts, text_members
+from pipeline.stages import record
+from pipeline.stages.pool import PoolReader
+from pipeline.stages.sql import open_scratch, view_parquet
+from pipeline.stages.tar import append_sample, end_of_archive
+from pipeline.work import (
+    BuildContext,
+    Part,
+    PartResult,
+    PrivateFile,
+    Stage,
+    Step,
+    TableWriter,
+    fingerprint,
+    write_table,
+)
+
+VERSION = 1
+
+# What a shard needs of a sample, one row a drawn copy in shard order.
+ARRANGED = pa.schema(
+    [
+        *tables.DRAWS,
+        pa.field("txt", pa.string()),
+        pa.field("txt_type", pa.string()),
+        pa.field("texts", pa.map_(pa.string(), pa.string())),
+        pa.field("licence_id", pa.string()),
+        *[tables.FACTS.field(name) for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")],
+        *[tables.CANDIDATES.field(name) for name in record.CANDIDATE_COLUMNS],
+    ]
+)
+_JOIN = """
+    SELECT d.*, {candidates}, {facts}, t.text, t.texts, t.licence_id
+    FROM draws d JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)
+    WHERE d.split = '{split}' ORDER BY d.rank
+"""
+
+
+def arrange(payload: dict[str, Any]) -> PartResult:
+    """Join all that a shard needs, in shard order: one file a split, one row group a shard."""
+    texts = parse_settings(payload["texts"], TextSettings, where="caption.text")
+    columns = {
+        "candidates": ", ".join(f'c."{name}"' for name in record.CANDIDATE_COLUMNS),
+        "facts": ", ".join(f'f."{name}"' for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")),
+    }
+    files: list[PrivateFile] = []
+    with open_scratch(payload) as sql:
+        for name in ("draws", "candidates", "facts", "captions"):
+            view_parquet(sql, name, payload[name])
+        for split in payload["splits"]:
+            path = f"tables/pack/{payload['stem']}-{split}.parquet"
+            writer = TableWriter(payload["workdir"], f"arranged_{split}", path, ARRANGED, payload["samples_per_shard"])
+            rows = sql.sql(_JOIN.format(split=split, **columns)).to_arrow_reader(payload["samples_per_shard"])
+            for batch in rows:
+                table = pa.Table.from_batches([batch])
+                chosen = choose_texts(table, texts)
+                for column in ("txt", "txt_type"):
+                    table = table.append_column(column, chosen[column])
+                writer.write(table)
+            files.append(writer.close())
+    return PartResult(tuple(files))
+
+
+def write_shard(payload: dict[str, Any]) -> PartResult:
+    """One shard from the pool, each image checked against its recorded hash, and where every member lies."""
+    texts = parse_settings(payload["texts"], TextSettings, where="caption.text")
+    rows = pq.ParquetFile(payload["arranged"]).read_row_group(payload["row_group"]).to_pylist()
+    shard_path = payload["shard_path"]
+    final = storage.join(payload["workdir"], shard_path)
+    storage.make_folder(final.rpartition("/")[0])
+    temp = storage.temp_path(final)
+    fs, inner = storage.filesystem(temp)
+    placements: list[dict[str, Any]] = []
+    digest = hashlib.sha256()
+    position = 0
+    with PoolReader(payload["workdir"]) as pool, fs.open(inner, "wb") as stream:
+        for place, row in enumerate(rows):
+            image = pool.read(row["pool_file"], row["offset"], row["length"])
+            if hashlib.sha256(image).hexdigest() != row["stored_sha256"]:
+                raise IntegrityError(
+                    f"pool/{row['pool_file']}: sample {row['sample_id']} has other bytes than when it was stored; "
+                    "remove that file and build again to fetch its images anew"
+                )
+            key = record.sample_key(row)
+            members = [
+                ("jpg", image),
+                ("txt", row["txt"].encode()),
+                ("json", record.sample_json(row, key)),
+                *((name, text.encode()) for name, text in sorted(text_members(dict(row["texts"]), texts).items())),
+            ]
+            block, placed = append_sample(position, key, members)
+            stream.write(block)
+            digest.update(block)
+            position += len(block)
+            placements.append(_placement(row, payload["shard"], place, key, placed))
+        end = end_of_archive(position)
+        stream.write(end)
+        digest.update(end)
+    shard = PrivateFile("shard", shard_path, temp, len(rows), position + len(end), digest.hexdigest())
+    table = pa.Table.from_pylist(placements, schema=tables.PLACEMENTS)
+    path = f"tables/pack/{payload['stem']}.parquet"
+    return PartResult((shard, write_table(payload["workdir"], "placements", path, table, tables.PLACEMENTS)))
+
+
+def _placement(row: dict[str, Any], shard: str, place: int, key: str, placed: Sequence[Any]) -> dict[str, Any]:
+    where = {}
+    for member in placed[:3]:
+        where[f"{member.name}_offset"], where[f"{member.name}_length"] = member.offset, member.length
+    named = {name: row[name] for name in ("sample_id", "copy", "domain", "split")}
+    return {**named, "shard": shard, "position": place, "key": key, **where}
+
+
+def _plan_arrange(context: BuildContext) -> Sequence[Part]:
+    key = fingerprint({"stage": context.fingerprint, "step": "arrange"})
+    payload = {
+        "draws": context.files("mix", "draws"),
+        "candidates": context.files("ingest", "candidates"),
+        "facts": context.files("fetch", "facts"),
+        "captions": context.files("caption", "captions"),
+        "splits": list(context.sealed["mix"].notes["splits"]),
+        "texts": context.config.caption.text.model_dump(mode="json"),
+        "samples_per_shard": context.config.pack.samples_per_shard,
+        "stem": key[:16],
+        **context.execution(),
+    }
+    return [Part(key, payload)]
+
+
+def _plan_shards(context: BuildContext) -> Sequence[Part]:
+    parts = []
+    size = context.config.pack.samples_per_shard
+    for split, num in sorted(context.sealed["mix"].notes["splits"].items(), reverse=True):
+        (arranged,) = context.own_files("arrange", f"arranged_{split}")
+        for number in range(-(-num // size)):
+            shard = record.shard_name(context.config.name, split, number)
+            key = fingerprint({"stage": context.fingerprint, "shard": shard})
+            payload = {
+                "arranged": arranged,
+                "row_group": number,
+                "shard": shard,
+                "shard_path": f"{release_path(context)}/{SPLIT_FOLDERS[split]}/{shard}",
+                "texts": context.config.caption.text.model_dump(mode="json"),
+                "stem": key[:16],
+                **context.execution(),
+            }
+            parts.append(Part(key, payload, num_rows=min(size, num - number * size)))
+    return parts
+
+
+def _plan_record(context: BuildContext) -> Sequence[Part]:
+    key = fingerprint({"stage": context.fingerprint, "step": "record"})
+    shards = [
+        {"split": split, "shard": file.path.rpartition("/")[2], **_sizes(file)}
+        for part in context.own_parts("write")
+        for file in part.files
+        if file.table == "shard"
+        for split, folder in SPLIT_FOLDERS.items()
+        if file.path.split("/")[-2] == folder
+    ]
+    funnels = {
+        name: {"in": s.funnel.num_in, "kept": s.funnel.num_kept, "reasons": dict(sorted(s.funnel.reasons.items()))}
+        for name, s in context.sealed.items()
+        if name != "pack"
+    }
+    payload = {
+        "release_path": release_path(context),
+        "name": context.config.name,
+        "version": context.fingerprint[:12],
+        "fingerprint": context.fingerprint,
+        "recipe": record.release_recipe(context.config),
+        "funnels": funnels,
+        "mixture": context.sealed["mix"].notes["mixture"],
+        "shards": shards,
+        "splits": context.sealed["mix"].notes["splits"],
+        "arranged": {
+            split: context.own_files("arrange", f"arranged_{split}") for split in context.sealed["mix"].notes["splits"]
+        },
+        "placements": context.own_files("write", "placements"),
+        "num_samples": context.sealed["mix"].funnel.num_kept,
+        **context.execution(),
+    }
+    return [Part(key, payload)]
+
+
+def _sizes(file: Any) -> dict[str, Any]:
+    return {"num_samples": file.num_rows, "num_bytes": file.num_bytes, "sha256": file.sha256}
+
+
+def release_path(context: BuildContext) -> str:
+    """Folder of the release that the current pack version writes, relative to the work folder."""
+    return f"releases/{context.config.name}-{context.fingerprint[:12]}"
+
+
+def _identity(context: BuildContext) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "name": context.config.name,
+        "samples_per_shard": context.config.pack.samples_per_shard,
+        "texts": context.config.caption.text_identity(),
+        "draws": context.sealed["mix"].notes["content"],
+        "mixture": context.sealed["mix"].notes["mixture"],
+        "facts": context.sealed["fetch"].notes["content"],
+        "captions": context.sealed["caption"].notes["content"],
+        "candidates": context.content("ingest", "candidates"),
+        "recipe": record.release_recipe(context.config),
+    }
+
+
+def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
+    num = context.sealed["mix"].funnel.num_kept
+    (part,) = context.own_parts("record")
+    return Funnel(num, num), {"release": release_path(context), **part.notes}
+
+
+def _settle(context: BuildContext) -> None:
+    """Enter the release in the catalogue and point LATEST at it."""
+    (part,) = context.own_parts("record")
+    path = release_path(context)
+    sealed = next(file for file in part.files if file.path == f"{path}/{RECORD_FILE}")
+    name = path.rpartition("/")[2]
+    context.catalog.record_release(name, path, context.fingerprint, sealed.sha256, part.notes["shards"])
+    storage.publish_bytes(storage.join(context.workdir, "releases", LATEST_FILE), f"{name}\n".encode())
+
+
+STAGE = Stage(
+    name="pack",
+    about="write webdataset shards and seal the release",
+    identity=_identity,
+    steps=(
+        Step("arrange", _plan_arrange, arrange),
+        Step("write", _plan_shards, write_shard, "samples"),
+        Step("record", _plan_record, record.write_record),
+    ),
+    conclude=_conclude,
+    settle=_settle,
+)

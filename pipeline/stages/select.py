@@ -1,0 +1,213 @@
+"""select: one decision a candidate, with its reason, over all that was measured; of duplicates one stays.
+
+Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
+Only rows that passed every rule compete: a duplicate whose better twin fell to a rule is kept in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from manifests import tables
+from manifests.catalog import Funnel
+from manifests.settings import parse_settings
+from pipeline.captions.licences import LicenceSettings, judge_licences
+from pipeline.matching import DistinctPairs, choose_kept_distinct
+from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
+from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
+
+VERSION = 1
+
+# What each word of dedup.prefer puts first; ties go on to the next word, in the end to the sample id.
+PREFERENCES = {
+    "licence": "known_licence DESC",
+    "pixels": "num_pixels DESC",
+    "caption": "num_words DESC",
+    "priority": "priority DESC",
+}
+
+
+def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """For every row the row kept in its place (itself when kept), and the distance of their pHashes.
+
+    `phash` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds phash_a, phash_b, distance of all
+    different hashes within the radius (rows of other hashes are passed over).
+    """
+    order = np.argsort(phash, kind="stable")
+    hashes, starts = np.unique(phash[order], return_index=True)
+    left, right = (pairs[name].to_numpy() for name in ("phash_a", "phash_b"))
+    at_left, at_right = np.searchsorted(hashes, left), np.searchsorted(hashes, right)
+    there = (at_left < len(hashes)) & (at_right < len(hashes))
+    there[there] = (hashes[at_left[there]] == left[there]) & (hashes[at_right[there]] == right[there])
+    distinct = DistinctPairs(
+        num_rows=len(phash),
+        radius=64,
+        hashes=hashes,
+        starts=np.append(starts, len(phash)).astype(np.int64),
+        rows=order.astype(np.int64),
+        left=at_left[there].astype(np.int64),
+        right=at_right[there].astype(np.int64),
+        distance=pairs["distance"].to_numpy()[there],
+    )
+    return choose_kept_distinct(distinct, priority)
+
+
+def decide(payload: dict[str, Any]) -> PartResult:
+    """Decisions over every candidate."""
+    path = f"tables/select/{payload['stem']}.parquet"
+    with open_scratch(payload) as sql:
+        for name in ("candidates", "facts", "captions", "caption_verdicts", "pairs"):
+            view_parquet(sql, name, payload[name])
+        _gather(sql, payload)
+        _judge_licences(sql, parse_settings(payload["licences"], LicenceSettings, where="select.licences"))
+        _judge_duplicates(sql, payload["prefer"])
+        decisions = copy_sorted(
+            sql, _DECISIONS, "sample_id", TableWriter(payload["workdir"], "decisions", path, tables.DECISIONS)
+        )
+        view_parquet(sql, "decisions", [decisions.temp])
+        reasons = dict(
+            sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
+        )
+        domains = dict(
+            sql.execute(
+                "SELECT domain, count(*) FROM decisions JOIN candidates USING (sample_id) "
+                "WHERE keep GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        )
+        num_in = sql.execute("SELECT count(*) FROM alive").fetchall()[0][0]
+        content = facet(sql, tables.DECISIONS.names, "decisions")
+    return PartResult(
+        (decisions,), Funnel(num_in, sum(domains.values()), reasons), {"domains": domains, "content": content}
+    )
+
+
+_DECISIONS = """
+    SELECT c.sample_id,
+        f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND l.keep AND d.sample_id IS NULL AS keep,
+        CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN NOT v.keep THEN 'caption' WHEN NOT coalesce(s.keep, true)
+            THEN 'score' WHEN NOT l.keep OR d.sample_id IS NOT NULL THEN 'select' END AS stage,
+        CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, l.reason, d.reason) END AS reason,
+        CASE WHEN f.outcome <> 'ok' THEN f.detail ELSE coalesce(v.value, s.value, l.value, d.value) END AS value,
+        CASE WHEN f.outcome <> 'ok' THEN NULL ELSE coalesce(v.threshold, s.threshold, l.threshold, d.threshold) END
+            AS threshold,
+        d.other_sample_id, d.distance
+    FROM candidates c JOIN facts f USING (sample_id)
+    LEFT JOIN caption_verdicts v USING (sample_id)
+    LEFT JOIN score_verdicts s USING (sample_id)
+    LEFT JOIN licence_verdicts l USING (sample_id)
+    LEFT JOIN duplicates d USING (sample_id)
+"""
+
+
+def _gather(sql: Any, payload: dict[str, Any]) -> None:
+    """`alive`: rows that passed every rule of one image alone, in sample_id order."""
+    if payload["score_verdicts"]:
+        view_parquet(sql, "score_verdicts", payload["score_verdicts"])
+    else:
+        sql.register("score_verdicts", tables.VERDICTS.empty_table())
+    priority = payload["priority"]
+    sql.register("sources", pa.table({"source": list(priority), "priority": list(priority.values())}))
+    sql.execute(
+        "CREATE TABLE alive AS SELECT c.sample_id, f.phash, f.image_id, f.pixels_sha256, t.licence_id, t.num_words, "
+        "p.priority, f.width_px::BIGINT * f.height_px AS num_pixels "
+        "FROM candidates c JOIN facts f USING (sample_id) JOIN captions t USING (sample_id) "
+        "JOIN caption_verdicts v USING (sample_id) LEFT JOIN score_verdicts s USING (sample_id) "
+        "JOIN sources p USING (source) WHERE f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true)"
+    )
+
+
+def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
+    rows = sql.sql("SELECT sample_id, licence_id FROM alive ORDER BY sample_id").to_arrow_table()
+    sql.register("licence_rows", judge_licences(rows, settings))
+    sql.execute("CREATE TABLE licence_verdicts AS SELECT * FROM licence_rows")
+
+
+def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
+    """`duplicates`: rows that another one stands for."""
+    order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
+    rows = sql.sql(
+        "SELECT sample_id, phash, image_id, pixels_sha256, row_number() OVER (ORDER BY "
+        f"{order}) AS place FROM (SELECT a.*, licence_id NOT IN ('unknown', 'conflicting') AS known_licence "
+        "FROM alive a JOIN licence_verdicts l USING (sample_id) WHERE l.keep) ORDER BY sample_id"
+    ).to_arrow_table()
+    pairs = sql.sql("SELECT * FROM pairs").to_arrow_table()
+    phash = rows["phash"].to_numpy().astype(np.uint64)
+    representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
+    dropped = np.flatnonzero(representative != np.arange(len(representative)))
+    ids, images, pixels = (rows[name].combine_chunks() for name in ("sample_id", "image_id", "pixels_sha256"))
+    mine, other = pa.array(dropped), pa.array(representative[dropped])
+    sql.register(
+        "dropped_rows",
+        pa.table(
+            {
+                "sample_id": ids.take(mine),
+                "other_sample_id": ids.take(other),
+                "image_id": images.take(mine),
+                "other_image_id": images.take(other),
+                "pixels": pixels.take(mine),
+                "other_pixels": pixels.take(other),
+                "distance": pa.array(distance[dropped], pa.uint8()),
+            }
+        ),
+    )
+    sql.execute(
+        "CREATE TABLE duplicates AS SELECT sample_id, other_sample_id, distance, "
+        "CASE WHEN image_id = other_image_id OR pixels = other_pixels THEN 'exact_duplicate' ELSE 'near_duplicate' END "
+        "AS reason, CASE WHEN image_id = other_image_id THEN 'same bytes' WHEN pixels = other_pixels "
+        "THEN 'same pixels' ELSE 'pHash distance ' || distance END AS value, 'of ' || other_sample_id AS threshold "
+        "FROM dropped_rows"
+    )
+
+
+def _identity(context: BuildContext) -> dict[str, Any]:
+    config = context.config
+    return {
+        "version": VERSION,
+        "prefer": config.dedup.prefer,
+        "priority": {source.name: source.priority for source in config.sources},
+        "licences": config.select.licences.model_dump(mode="json"),
+        "candidates": context.content("ingest", "candidates"),
+        "facts": context.sealed["fetch"].notes["content"],
+        "pairs": context.content("dedup", "pairs"),
+        "captions": context.sealed["caption"].notes["content"],
+        "caption_verdicts": context.content("caption", "caption_verdicts"),
+        "score": context.sealed["score"].notes["content"],
+    }
+
+
+def _plan(context: BuildContext) -> Sequence[Part]:
+    key = fingerprint({"stage": context.fingerprint})
+    config = context.config
+    payload = {
+        "candidates": context.files("ingest", "candidates"),
+        "facts": context.files("fetch", "facts"),
+        "captions": context.files("caption", "captions"),
+        "pairs": context.files("dedup", "pairs"),
+        "caption_verdicts": context.files("caption", "caption_verdicts"),
+        "score_verdicts": context.files("score", "score_verdicts"),
+        "prefer": config.dedup.prefer,
+        "priority": {source.name: source.priority for source in config.sources},
+        "licences": config.select.licences.model_dump(mode="json"),
+        "stem": key[:16],
+        **context.execution(),
+    }
+    return [Part(key, payload)]
+
+
+def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
+    (part,) = context.own_parts("decide")
+    assert part.funnel is not None
+    return part.funnel, dict(part.notes)
+
+
+STAGE = Stage(
+    name="select",
+    about="decide on every image: licence, duplicates; one reason a drop",
+    identity=_identity,
+    steps=(Step("decide", _plan, decide),),
+    conclude=_conclude,
+)

@@ -1,0 +1,79 @@
+"""`plantmix status`: the last snapshot of a build as a person reads it. Opens no catalogue, writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from manifests.reader import read_status
+from pipeline.flow import FLOW
+
+
+def print_status(workdir: str, as_json: bool) -> int:
+    """Print stages, counts, drop reasons, the mixture and what runs now; returns the exit code."""
+    status = read_status(workdir)
+    if as_json:
+        print(json.dumps(status, indent=1, sort_keys=True))
+        return 0
+    for line in describe_status(status):
+        print(line)
+    return 0
+
+
+def describe_status(status: dict[str, Any]) -> list[str]:
+    """The lines of a status snapshot; every stage adds up: in = kept + dropped."""
+    lines = [f"{status['name']}, as of {status['updated_at'][:19].replace('T', ' ')} UTC", ""]
+    lines.append(f"{'stage':<9}{'in':>13}{'kept':>13}{'dropped':>13}  reasons")
+    for stage in FLOW:
+        lines.extend(_stage_lines(stage.name, status["stages"].get(stage.name)))
+    if status["mix"]:
+        lines += [
+            "",
+            f"{'domain':<12}{'target':>8}{'realised':>10}{'pool':>13}{'drawn':>13}{'epochs':>9}{'held out':>11}",
+        ]
+        lines += [
+            f"{row['domain']:<12}{row['target_share']:>8.4f}{row['realised_share']:>10.4f}{row['num_available']:>13,}"
+            f"{row['num_drawn']:>13,}{row['num_epochs']:>9.2f}{row['num_heldout']:>11,}"
+            for row in status["mix"]
+        ]
+    lines += ["", _running_line(status)]
+    return lines
+
+
+def _stage_lines(name: str, stage: dict[str, Any] | None) -> list[str]:
+    if stage is None:
+        return [f"{name:<9}{'not yet':>13}"]
+    if not stage["sealed"]:
+        return [f"{name:<9}{'unfinished':>13}  {stage['num_parts']:,} parts committed"]
+    dropped = stage["in"] - stage["kept"]
+    ordered = sorted(stage["reasons"].items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{num:,} {reason}" for reason, num in ordered)
+    if name == "score" and stage["notes"].get("off"):
+        reasons = "off"
+    if name == "dedup":
+        reasons = f"measured: {stage['notes']['num_hash_pairs']:,} pairs of hashes within {stage['notes']['radius']}"
+    return [f"{name:<9}{stage['in']:>13,}{stage['kept']:>13,}{dropped:>13,}  {reasons}"]
+
+
+def _running_line(status: dict[str, Any]) -> str:
+    running = status.get("running")
+    if not running:
+        return "nothing is running"
+    if not _is_alive(status.get("pid")):
+        return f"interrupted in {running['step']}; run the same `plantmix build` to go on"
+    left = running["seconds_left"]
+    return (
+        f"running: {running['step']}, {running['done']:,} of {running['total']:,} {running['unit']}, "
+        f"{running['per_second']:,.0f}/s" + (f", about {left:,} s left" if left is not None else "")
+    )
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
