@@ -221,15 +221,15 @@ def _climb(connection: duckdb.DuckDBPyConnection) -> None:
     )
     connection.execute(
         f"""CREATE TEMP TABLE lineage AS
-        WITH RECURSIVE climb(id, at, depth) AS (
+        WITH RECURSIVE climb(id, node, depth) AS (
             SELECT DISTINCT accepted_id, accepted_id, 0 FROM matched WHERE NOT ambiguous
             UNION ALL
             SELECT c.id, t."parentNameUsageID", c.depth + 1
-            FROM climb c JOIN taxon t ON t."taxonID" = c.at
+            FROM climb c JOIN taxon t ON t."taxonID" = c.node
             WHERE t."parentNameUsageID" IS NOT NULL AND c.depth < 60
         )
         SELECT c.id, max(CASE WHEN c.depth = 0 THEN t.canonical END) AS canonical, {ranks}
-        FROM climb c JOIN taxon t ON t."taxonID" = c.at GROUP BY c.id"""
+        FROM climb c JOIN taxon t ON t."taxonID" = c.node GROUP BY c.id"""
     )
 
 

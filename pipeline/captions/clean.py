@@ -73,23 +73,22 @@ _AGENCY = (
     r"|wikimedia(?: commons)?)"
 )
 _CREDITS = (
+    re.compile(r"\ball rights reserved\b\.?", re.IGNORECASE),
     re.compile(
-        rf"[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|foto|bild)\s*(?i:credits?\s*:?(?:\s*by)?|by"
-        rf"|courtesy(?: of)?:?"
-        rf"|©|\(c\))\s*:?\s*{_NAME}(?:\s*[/|,-]?\s*(?:via\s+)?(?i:{_AGENCY}))?[)\]]?\.?"
+        r"[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|foto|bild)"
+        r"(?:\s*:?\s*(?i:credits?\s*:?(?:\s*by\b)?|courtesy(?: of)?|©|\(c\))|\s+(?i:by)\b)\s*:?\s*(?:©\s*)?"
+        rf"{_NAME}(?:\s*[/|,-]?\s*(?:via\s+)?(?i:{_AGENCY}))?[)\]]?\.?"
     ),
     re.compile(rf"[(\[]?\b(?i:courtesy of|credits?:|photographer:|source:)\s*{_NAME}[)\]]?\.?\s*$"),
     re.compile(
-        rf"[(\[]?(?:©|(?<!\w)\([cC]\)|\b[Cc]opyright\b(?:\s*(?:©"
-        rf"|\([cC]\)))?)\s*(?:\d{{4}}(?:\s*[-–]\s*\d{{2,4}})?)?,?\s*(?:(?i:by)\s+)?"
-        rf"(?:{_NAME})?(?:\s*/\s*(?i:{_AGENCY}))?[)\]]?\.?"
+        r"[(\[]?(?:©|(?<!\w)\([cC]\)|\b[Cc]opyright\b(?:\s*(?:©|\([cC]\)))?)\s*(?:\d{4}(?:\s*[-–]\s*\d{2,4})?)?,?\s*"
+        rf"(?:(?i:by)\s+)?(?:{_NAME})?(?:\s*/\s*(?i:{_AGENCY}))?[)\]]?\.?"
     ),
-    re.compile(r"\ball rights reserved\b\.?", re.IGNORECASE),
     re.compile(
         r"\s*[-–—|,.:]?\s*\b(?:premium |vintage )?(?:royalty[- ]free )?stock (?:photo(?:graph|graphy)?|image"
-        r"|vector|illustration|footage"
-        r"|picture|art|clip ?art|video)s?(?:[,\s]+royalty[- ]free(?:"
-        r" images?)?)?(?:\s*[-#:–]?\s*(?:image\s*)?[A-Z]?\d{4,}[\d/]*)?\s*[.|]?\s*$",
+        r"|vector|illustration"
+        r"|footage|picture|art|clip ?art|video)s?(?:[,\s]+royalty[- ]free(?: images?)?)?"
+        r"(?:\s*[-#:–]?\s*(?:image\s*)?[A-Z]?\d{3,}[\d/]*)?\s*[.|]?\s*$",
         re.IGNORECASE,
     ),
     re.compile(rf"\s*(?:[|–—/]|\s-|\bvia\b|\bby\b|\bon\b|\bfrom\b)\s*{_AGENCY}(?:\.com)?\s*$", re.IGNORECASE),
@@ -168,7 +167,7 @@ STEPS: dict[StepName, Step] = {
         _replace(_CAMERA),
     ),
     "credits": Step(
-        r"(?i)©|\(c\)|copyright|all rights|stock|courtesy|credits?|by\s|\bby:|photographer|source:|getty|alamy"
+        r"(?i)©|\(c\)|copyright|all rights|stock|courtesy|credits?|by[^a-z]|photographer|source:|getty|alamy"
         r"|dreamstime|123rf"
         r"|depositphotos|fotolia|freepik|flickr|unsplash|pexels|pixabay|wikimedia",
         _drop_credits,

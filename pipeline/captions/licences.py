@@ -20,6 +20,8 @@ UNKNOWN = "unknown"
 CONFLICTING = "conflicting"
 ALL_RIGHTS_RESERVED = "all-rights-reserved"
 PUBLIC_DOMAIN = "public-domain"
+NO_KNOWN_COPYRIGHT = "no-known-copyright"
+_CLASSES = frozenset({UNKNOWN, CONFLICTING, ALL_RIGHTS_RESERVED, PUBLIC_DOMAIN, NO_KNOWN_COPYRIGHT})
 
 _CC_PARTS = ("by", "nc", "nd", "sa")
 _CC_WORDS = (
@@ -37,14 +39,16 @@ _CC_SHORT = re.compile(
 )
 _BARE_SHORT = re.compile(r"^by(?:[\s_-]+(?:nc|nd|sa))*(?:[\s_-]+(?P<version>[1-4][._]\d))?$")
 _VERSION = re.compile(r"\b(?:v(?:ersion)?\.?\s*)?(?P<version>[1-4][._]\d)\b")
-_SPLIT_OR = re.compile(r"\s+or\s+|\s*\|\s*|\s*;\s*|\s+/\s+|(?<=[a-z0-9.])/(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache)\b)")
-_SPLIT_AND = re.compile(r"\s+and\s+|\s*&\s*|\s*\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache)\b)")
+_SPLIT_OR = re.compile(
+    r"\s+or\s+|\s*\|\s*|\s*;\s*|\s+/\s+|(?<=[a-z0-9.])/(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)"
+)
+_SPLIT_AND = re.compile(r"\s+and\s+|\s*&\s*|\s*\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)")
 
 _GNU = re.compile(
     r"\b(?P<family>agpl|lgpl|gpl|gfdl|fdl"
     r"|gnu affero general public licen[sc]e|gnu (?:lesser|library) general public licen[sc]e"
     r"|gnu general public licen[sc]e|gnu free documentation licen[sc]e|free documentation licen[sc]e)"
-    r"[\s_,:()-]*(?:licen[sc]e)?[\s_,:()-]*(?:version|v)?\.?[\s_-]*(?P<version>[1-3](?:\.\d)?)?"
+    r"[\s_,:()-]*(?:licen[sc]e|niv)?[\s_,:()-]*(?:version|v)?\.?[\s_-]*(?P<version>[1-3](?:\.\d)?)?"
     r"(?:\.0)?(?P<later>\s*\+|[\s_,-]*or[\s_-]+(?:any[\s_-]+)?(?:later|newer))?"
 )
 _GNU_URL = re.compile(
@@ -68,8 +72,8 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"creativecommons\.org/licenses/publicdomain", "CC-PDDC"),
         (r"apache\.org/licenses/license-2\.0|\bapache[\s_-]*(?:software)?[\s_-]*(?:licen[sc]e)?[\s_,-]*"
          r"(?:version|v)?\.?[\s_-]*2(?:\.0)?\b|\basl[\s_-]?2", "Apache-2.0"),
-        (r"opensource\.org/licenses?/mit\b|^(?:the )?(?:mit|expat)(?:[\s/-]*x11)?(?:[\s_-]*licen[sc]ed?)?$"
-         r"|\bmit licen[sc]ed?\b|\bexpat licen[sc]e\b|\bmit/expat\b", "MIT"),
+        (r"opensource\.org/licenses?/mit\b|^(?:the )?(?:mit|expat)\b(?:[\s/-]*x11)?(?:[\s_-]*licen[sc]ed?)?"
+         r"(?:$| ?[(;,])|\bmit licen[sc]ed?\b|\bexpat licen[sc]e\b|\bmit/expat\b", "MIT"),
         (r"\bbsd[\s_-]*3|\b3[\s-]clause bsd|\bnew bsd\b|\bmodified bsd\b|licenses?/bsd-3", "BSD-3-Clause"),
         (r"\bbsd[\s_-]*2|\b2[\s-]clause bsd|\bsimplified bsd\b|licenses?/bsd-2", "BSD-2-Clause"),
         (r"^isc(?:\s+licen[sc]e)?$", "ISC"),
@@ -88,13 +92,13 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"unsplash\.com/license|\bunsplash licen[sc]e\b", "LicenseRef-Unsplash"),
         (r"pixabay\.com/(?:service/)?licen[sc]e|\bpixabay licen[sc]e\b", "LicenseRef-Pixabay"),
         (r"rightsstatements\.org/vocab/noc-us|rightsstatements\.org/vocab/noc", PUBLIC_DOMAIN),
-        (r"rightsstatements\.org/vocab/nkc|\bno known copyright\b", "no-known-copyright"),
+        (r"rightsstatements\.org/vocab/nkc|\bno known copyright\b", NO_KNOWN_COPYRIGHT),
         (r"rightsstatements\.org/vocab/inc", ALL_RIGHTS_RESERVED),
         (r"^not in (?:the )?public domain", ALL_RIGHTS_RESERVED),
         (r"\bpublic[\s_-]*domain\b|^pd(?:[\s-].*)?$|\bgemeinfrei\b|\bdomaine public\b|\bdominio público\b",
          PUBLIC_DOMAIN),
         (r"\ball rights? reserved\b|^arr$|^c$|\bno reuse\b|\bnot? licen[sc]ed\b|\balle rechte vorbehalten\b"
-         r"|\btous droits réservés\b|\btodos los derechos reservados\b|\bfair use\b|^©|^copyrighted?\b|^\(c\)",
+         r"|\btous droits réservés\b|\btodos los derechos reservados\b|\bfair use\b|^©|^copyright(?:ed)?\b|^\(c\)",
          ALL_RIGHTS_RESERVED),
     )
 )  # fmt: skip
@@ -138,6 +142,8 @@ def _read_one(given: str) -> str:
     lowered = " ".join(given.replace("_", " ").split()).lower().strip(" .\"'")
     if lowered in _NO_LICENCE:
         return UNKNOWN
+    if lowered in _CLASSES:
+        return lowered
     whole = _read_single(lowered)
     for splitter, joiner in ((_SPLIT_OR, " OR "), (_SPLIT_AND, " AND ")):
         parts = [part for part in splitter.split(lowered) if part]
@@ -237,9 +243,8 @@ class LicenceSettings(Settings):
     @field_validator("allow", "deny")
     @classmethod
     def _ids(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        classes = {UNKNOWN, CONFLICTING, ALL_RIGHTS_RESERVED, PUBLIC_DOMAIN, "no-known-copyright"}
         for entry in given:
-            if entry not in classes and normalise_licence(entry) != entry:
+            if normalise_licence(entry) != entry:
                 raise ValueError(f"'{entry}' is not a licence id; did you mean '{normalise_licence(entry)}'?")
         return given
 
@@ -268,7 +273,7 @@ def normalise_licences(names: pa.ChunkedArray | pa.Array, urls: pa.ChunkedArray 
 
 
 def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:
-    """Verdicts over the columns `sample_id` and `licence_id`: sample_id, keep, rule, value, threshold."""
+    """Verdicts over the columns `sample_id` and `licence_id`: sample_id, keep, reason, value, threshold."""
     ids = table["licence_id"].combine_chunks().dictionary_encode()
     allowed = pa.array([settings.allows(value) for value in ids.dictionary.to_pylist()], pa.bool_())
     keep = pc.fill_null(allowed.take(ids.indices), settings.allows(None))
@@ -278,7 +283,7 @@ def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:
         {
             "sample_id": table["sample_id"],
             "keep": keep,
-            "rule": pc.if_else(keep, nothing, "licence"),
+            "reason": pc.if_else(keep, nothing, "licence"),
             "value": pc.if_else(keep, nothing, pc.fill_null(table["licence_id"].combine_chunks(), UNKNOWN)),
             "threshold": pc.if_else(keep, nothing, said),
         }

@@ -35,6 +35,7 @@ PLACEHOLDER = "|".join(
         r"|404(?: not found)?|"
         r"not found|click (?:here|to (?:enlarge|view|zoom))|view (?:full size|larger|image)|enlarge|zoom|"
         r"download|home|share|next|previous|close|menu)[\])}>.!…]*(?: \d+)?$",
+        r"^(?:image |photo |picture )?placeholder(?: image| photo| picture)?\.?$",
         r"^(?:hash|array|code|scalar|glob)\(0x[0-9a-f]+\)$",
         r"^\[object \w+\]$",
         r"^(?:\{\{.*\}\}|%\w+%|\$\{?\w+\}?|<\?.*\?>)$",
@@ -45,9 +46,10 @@ PLACEHOLDER = "|".join(
     )
 )
 
-_GENUS = r"[A-Z][a-zë]{2,}(?:a|us|um|is|es|on|os|ys|ix|ax|ops|ex|ium|ia|e|er|as|yx|ma|anthus|dendron)"
+_GENUS = r"[A-Z][a-zë]+(?:a|us|um|is|es|on|os|ys|ix|ax|ops|ex|ium|ia|e|er|as|yx|ma|anthus|dendron)"
 _EPITHET_ENDS = (
-    r"(?:ensis|ense|oides|ifolia|ifolium|ifolius|folia|folium|florum|florus|flora|orum|arum|iana|ianum|ianus"
+    r"(?:ensis|ense|bur|ita|itum|itus|ana|anum|anus|oides|ifolia|ifolium|ifolius|folia|folium|florum|florus"
+    r"|flora|orum|arum|iana|ianum|ianus"
     r"|icum|icus|osum|osus|atum|"
     r"atus|inum|inus|ii|ulus|ulum|eum|eus|ifera|iferum|ifer|alis|aris|ilis|cola|gera|ctus|ctum|phylla|phyllum"
     r"|phyllus|carpa|carpum|"

@@ -62,6 +62,7 @@ _SUFFIX_RANKS = (
     ("aceae", "family"), ("idae", "family"), ("ales", "order"), ("opsida", "class"), ("mycetes", "class"),
     ("phyta", "phylum"), ("mycota", "phylum"), ("oideae", "subfamily"), ("inae", "subfamily"),
 )  # fmt: skip
+_KINGDOMS = frozenset({"Plantae", "Animalia", "Fungi", "Chromista", "Protozoa", "Bacteria", "Archaea", "Viruses"})
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,8 @@ def _rank_of(genus: str, species: str, infra: str, cultivar: str, qualifier: str
     if species and not uncertain:
         return "species"
     if not species and not qualifier and not cultivar:
+        if genus in _KINGDOMS:
+            return "kingdom"
         return next((rank for suffix, rank in _SUFFIX_RANKS if genus.endswith(suffix)), "genus")
     return "genus"
 

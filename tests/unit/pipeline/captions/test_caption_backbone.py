@@ -1,0 +1,126 @@
+# ruff: noqa: E501 (tables as the archives hold them, tab by tab)
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from manifests.errors import ConfigError
+from pipeline.captions.backbone import RESOLVED, apply_names, name_key, resolve_names
+
+GBIF = """taxonID	parentNameUsageID	acceptedNameUsageID	scientificName	scientificNameAuthorship	canonicalName	taxonRank	taxonomicStatus	kingdom	phylum	class	order	family	genus
+1	9		Iris tectorum Maxim.	Maxim.	Iris tectorum	species	accepted	Plantae	Tracheophyta	Liliopsida	Asparagales	Iridaceae	Iris
+2	9	1	Iris chinensis Bunge	Bunge	Iris chinensis	species	synonym	Plantae	Tracheophyta	Liliopsida	Asparagales	Iridaceae	Iris
+3	9		Mentha × piperita L.	L.	Mentha piperita	species	accepted	Plantae	Tracheophyta	Magnoliopsida	Lamiales	Lamiaceae	Mentha
+4	9		Brassica oleracea L.	L.	Brassica oleracea	species	accepted	Plantae	Tracheophyta		Brassicales	Brassicaceae	Brassica
+5	4		Brassica oleracea var. capitata L.	L.	Brassica oleracea capitata	variety	accepted	Plantae	Tracheophyta		Brassicales	Brassicaceae	Brassica
+6	9		Oenanthe aquatica (L.) Poir.	(L.) Poir.	Oenanthe aquatica	species	accepted	Plantae	Tracheophyta	Magnoliopsida	Apiales	Apiaceae	Oenanthe
+7	9		Oenanthe	Vieillot	Oenanthe	genus	accepted	Animalia	Chordata	Aves	Passeriformes	Muscicapidae	Oenanthe
+8	9		Oenanthe L.	L.	Oenanthe	genus	accepted	Plantae	Tracheophyta	Magnoliopsida	Apiales	Apiaceae	Oenanthe
+"""
+VERNACULAR = """taxonID	vernacularName	language	source
+1	Wall iris	en	a
+1	Wall iris	en	b
+1	Roof iris	en	c
+1	Dachiris	de	a
+5	white "head" cabbage	en	a
+"""
+COL = """dwc:taxonID	dwc:parentNameUsageID	dwc:acceptedNameUsageID	dwc:scientificName	dwc:scientificNameAuthorship	dwc:taxonRank	dwc:taxonomicStatus
+P			Plantae		kingdom	accepted
+F	P		Iridaceae Juss.	Juss.	family	accepted
+G	F		Iris L.	L.	genus	accepted
+S	G		Iris tectorum Maxim.	Maxim.	species	provisionally accepted
+Y		S	Iris chinensis Bunge	Bunge	species	ambiguous synonym
+"""
+
+
+@pytest.fixture
+def gbif(tmp_path: Path) -> Path:
+    path = tmp_path / "backbone.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("backbone/Taxon.tsv", GBIF)
+        archive.writestr("backbone/VernacularName.tsv", VERNACULAR)
+    return path
+
+
+def names(*pairs: tuple[str, str | None]) -> pa.Table:
+    return pa.table({"name": [n for n, _ in pairs], "kingdom": pa.array([k for _, k in pairs], pa.string())})
+
+
+def resolve(path: Path, *pairs: tuple[str, str | None]) -> dict[str, dict]:
+    table = resolve_names(names(*pairs), path)
+    assert table.schema == RESOLVED
+    return {row["name"]: row for row in table.to_pylist()}
+
+
+def test_accepted_names_and_synonyms(gbif: Path) -> None:
+    rows = resolve(gbif, ("Iris tectorum Maxim.", None), ("Iris chinensis Bunge", "Plantae"))
+    assert rows["Iris tectorum Maxim."]["matched_status"] == "accepted"
+    synonym = rows["Iris chinensis Bunge"]
+    assert (synonym["matched_how"], synonym["matched_id"], synonym["matched_status"]) == ("exact", "2", "synonym")
+    assert (synonym["accepted_id"], synonym["accepted_name"], synonym["genus"]) == ("1", "Iris tectorum", "Iris")
+    assert (synonym["vernacular"], synonym["species"]) == ("Wall iris", "Iris tectorum")
+
+
+def test_marks_hybrids_and_infraspecific_names(gbif: Path) -> None:
+    rows = resolve(gbif, ("Mentha × piperita L.", None), ("Brassica oleracea L. var. capitata L.", None),
+                   ("Brassica oleracea subsp. nova", None))  # fmt: skip
+    assert rows["Mentha × piperita L."]["accepted_id"] == "3"
+    assert rows["Brassica oleracea L. var. capitata L."]["accepted_id"] == "5"
+    assert rows["Brassica oleracea L. var. capitata L."]["vernacular"] == 'white "head" cabbage'
+    assert rows["Brassica oleracea L. var. capitata L."]["class"] is None  # a hole stays a hole
+    fallen = rows["Brassica oleracea subsp. nova"]
+    assert (fallen["matched_how"], fallen["accepted_name"]) == ("species", "Brassica oleracea")
+
+
+def test_homonyms_need_a_kingdom(gbif: Path) -> None:
+    table = resolve_names(names(("Oenanthe", None), ("Oenanthe", "Animalia"), ("Oenanthe", "Plantae")), gbif)
+    how = {row["kingdom_given"]: (row["matched_how"], row["accepted_id"]) for row in table.to_pylist()}
+    assert how == {None: ("ambiguous", None), "Animalia": ("exact", "7"), "Plantae": ("exact", "8")}
+
+
+def test_uncertain_and_unknown_names_are_left_alone(gbif: Path) -> None:
+    rows = resolve(gbif, ("Iris cf. tectorum", None), ("Iris sp.", None), ("Nothing known", None),
+                   ("Salix alba × S. fragilis", None))  # fmt: skip
+    assert {row["matched_how"] for row in rows.values()} == {"none"}
+
+
+def test_catalogue_of_life_ranks_come_from_the_parents(tmp_path: Path) -> None:
+    (tmp_path / "Taxon.tsv").write_text(COL)
+    row = resolve(tmp_path, ("Iris chinensis", None))["Iris chinensis"]
+    assert (row["accepted_name"], row["genus"], row["family"], row["kingdom"], row["order"]) == (
+        "Iris tectorum", "Iris", "Iridaceae", "Plantae", None
+    )  # fmt: skip
+    assert row["vernacular"] is None
+
+
+def test_candidates_follow_the_accepted_name(gbif: Path, make_candidates) -> None:
+    rows = [
+        {"taxon_scientific_name": "Iris chinensis Bunge", "taxon_family": "given"},
+        {"taxon_scientific_name": "Nothing known", "taxon_genus": "Nothing"},
+        {"taxon_scientific_name": "Iris tectorum", "taxon_vernacular_name": "my iris"},
+    ]
+    candidates = make_candidates(rows)
+    wanted = names(*((row["taxon_scientific_name"], None) for row in rows))
+    out = apply_names(candidates, resolve_names(wanted, gbif)).to_pylist()
+    assert (out[0]["taxon_scientific_name"], out[0]["taxon_vernacular_name"]) == ("Iris tectorum", "Wall iris")
+    assert (out[0]["taxon_species"], out[0]["taxon_family"]) == ("Iris tectorum", "Iridaceae")
+    assert out[1] == candidates.to_pylist()[1]
+    assert out[2]["taxon_vernacular_name"] == "my iris"
+
+
+def test_keys_know_no_marks() -> None:
+    assert name_key("Mentha × piperita") == name_key("mentha piperita")
+    assert name_key("Brassica oleracea var. capitata") == "brassica oleracea capitata"
+
+
+def test_a_file_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no Taxon\.tsv"):
+        resolve_names(names(("Iris", None)), tmp_path)
+    (tmp_path / "Taxon.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(ConfigError, match="lacks the columns taxonID, scientificName, taxonomicStatus"):
+        resolve_names(names(("Iris", None)), tmp_path)
+    with pytest.raises(ConfigError, match="neither a folder nor a zip"):
+        resolve_names(names(("Iris", None)), tmp_path / "Taxon.tsv")

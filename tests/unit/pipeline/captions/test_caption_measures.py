@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from manifests.tables import CAPTIONS
+from pipeline.captions.measure import count_repeats, measure_captions, text_keys
+from pipeline.captions.settings import CaptionSettings, MeasureSettings
+
+QUICK = CaptionSettings(measure=MeasureSettings(language=False))
+
+
+def measure_one(make_candidates, caption: str | None, **row) -> dict:
+    return measure_captions(make_candidates([{"caption": caption, **row}]), QUICK).to_pylist()[0]
+
+
+def test_the_schema_is_the_contract(make_candidates) -> None:
+    table = measure_captions(make_candidates([{"caption": "a rose"}, {}]), CaptionSettings())
+    assert table.schema == CAPTIONS
+    assert measure_captions(make_candidates([]), CaptionSettings()).schema == CAPTIONS
+
+
+def test_counts(make_candidates) -> None:
+    row = measure_one(make_candidates, "  Rosa 'Peace', 12 blooms!  ")
+    assert (row["given_chars"], row["given_words"]) == (28, 4)
+    assert (row["num_chars"], row["num_words"]) == (24, 4)
+    assert row["letter_ratio"] == pytest.approx(15 / 21)
+    assert row["digit_ratio"] == pytest.approx(2 / 21)
+    assert row["symbol_ratio"] == pytest.approx(4 / 21)
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"), [("a red rose", 3), ("红色的玫瑰花", 4), ("สวนดอกไม้", 5), ("", 0), ("rose", 1)]
+)
+def test_words_also_in_scripts_without_spaces(make_candidates, caption: str, words: int) -> None:
+    assert measure_one(make_candidates, caption)["num_words"] == words
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["IMG_1234", "IMG_1234.JPG", "DSC00012", "dscn0815", "P1020304", "Screenshot 2020-01-01", "rose.jpg", "glace_06",
+     "Switch_Cisco_3750_1", "8f14e45fceea167a", "20140115_123456", "image 12", "untitled-1", "PXL_20210101_120000",
+     "123456.png", "Picture 0B"],
+)  # fmt: skip
+def test_file_names_are_seen(make_candidates, caption: str) -> None:
+    assert measure_one(make_candidates, caption)["filename_like"]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["red rose", "gold-theme", "Boeing 747", "Apollo 11", "Rosa 'Peace'", "Fig tree with ripe figs", "Image of a rose",
+     "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "red_apple"],
+)  # fmt: skip
+def test_captions_are_not_taken_for_file_names(make_candidates, caption: str) -> None:
+    assert not measure_one(make_candidates, caption)["filename_like"]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["image not available", "No image", "Photo", "No photo available.", "[image]", "HASH(0x862bbb8)", "untitled", "n/a",
+     "NULL", "undefined", "[object Object]", "{{title}}", "image coming soon", "Lorem ipsum dolor sit amet",
+     "image 3 of 5", "Click to enlarge", "placeholder image", "This image is no longer available", "no description"],
+)  # fmt: skip
+def test_placeholders_are_seen(make_candidates, caption: str) -> None:
+    assert measure_one(make_candidates, caption)["placeholder_like"]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["image of a rose", "photo album", "a picture frame", "home sweet home", "error message on a screen", "blank page",
+     "the unknown soldier", "picture book", "test tube", "next to the house", "no smoking", "close-up of a rose"],
+)  # fmt: skip
+def test_captions_are_not_taken_for_placeholders(make_candidates, caption: str) -> None:
+    assert not measure_one(make_candidates, caption)["placeholder_like"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "has", "bare"),
+    [
+        ("Iris tectorum", True, True),
+        ("Quercus robur L.", True, True),
+        ("Mentha × piperita", True, True),
+        ("Capsella bursa-pastoris (L.) Medik.", False, False),  # not in the list of endings, no taxon given
+        ("A pond with Iris tectorum in bloom", True, False),
+        ("Rosaceae", False, True),
+        ("Red rose", False, False),
+        ("Toyota Corolla parked on a road", False, False),
+        ("Paris is beautiful", False, False),
+        ("Africa map", False, False),
+    ],
+)
+def test_binomials(make_candidates, caption: str, has: bool, bare: bool) -> None:
+    row = measure_one(make_candidates, caption)
+    assert (row["has_binomial"], row["bare_name"]) == (has, bare)
+
+
+def test_a_known_taxon_settles_what_a_bare_name_is(make_candidates) -> None:
+    taxon = {"taxon_scientific_name": "Zea mays L."}
+    assert measure_one(make_candidates, "zea mays", **taxon)["bare_name"]
+    assert measure_one(make_candidates, "Ripe zea mays on a field", **taxon)["has_binomial"]
+
+
+def test_a_taxon_stands_in_for_an_empty_caption(make_candidates) -> None:
+    row = measure_one(make_candidates, "OLYMPUS DIGITAL CAMERA", taxon_scientific_name="Iris tectorum Maxim.",
+                      taxon_vernacular_name="Wall iris")  # fmt: skip
+    assert row["text"] == "Iris tectorum, commonly known as Wall iris."
+    assert (row["text_source"], row["text_key"]) == ("taxon", None)
+    assert measure_one(make_candidates, None)["text_source"] == "none"
+
+
+def test_repeated_ngrams(make_candidates) -> None:
+    assert measure_one(make_candidates, "rose garden in spring " * 5)["repeated_ratio"] > 0.7
+    assert measure_one(make_candidates, "a rose in the garden and a rose in the house")["repeated_ratio"] < 0.3
+    assert measure_one(make_candidates, "a red rose in the garden")["repeated_ratio"] == 0
+
+
+def test_languages_of_plain_sentences(make_candidates) -> None:
+    captions = {"en": "A red rose in the garden of my aunt", "de": "Eine rote Rose im Garten meiner Tante",
+                "fr": "Une rose rouge dans le jardin de ma tante", "zh": "我阿姨花园里的一朵红玫瑰"}  # fmt: skip
+    rows = measure_captions(make_candidates([{"caption": c} for c in captions.values()]), CaptionSettings())
+    assert rows["language"].to_pylist() == list(captions)
+    assert measure_captions(make_candidates([{"caption": "12 + 3"}]), CaptionSettings())["language"].to_pylist() == [
+        None
+    ]
+
+
+def test_no_ascii_caption_is_in_a_language_of_another_script(make_candidates) -> None:
+    rows = measure_captions(make_candidates([{"caption": "Slim Blue Cell phone"}]), CaptionSettings())
+    assert rows["language"][0].as_py() not in {"th", "ja", "zh", "ru"}
+
+
+def test_keys_are_blind_to_case_and_punctuation() -> None:
+    keys = text_keys(pa.array(["A red rose!", "a  red-rose", "a red roses", "", None, "!!!", "???"])).to_pylist()
+    assert keys[0] == keys[1]
+    assert keys[3] is None
+    assert keys[4] is None
+    assert len({keys[0], keys[2], keys[5], keys[6]}) == 4
+
+
+def test_repeats_are_counted_over_the_corpus_and_a_host(make_candidates) -> None:
+    captions = ["gramastar", "Gramastar", "a rose", "gramastar.", None]
+    measured = measure_captions(make_candidates([{"caption": caption} for caption in captions]), QUICK)
+    counted = count_repeats(measured, pa.array(["a", "a", "a", "b", "a"]))
+    assert counted["num_same_text"].to_pylist() == [3, 3, 1, 3, None]
+    assert counted["num_same_text_host"].to_pylist() == [2, 2, 1, 1, None]
+
+
+def test_order_and_partitioning_change_nothing(make_candidates) -> None:
+    captions = ["A  rose", None, "IMG_1", "&amp; roses", "Iris tectorum", "HASH(0x1)", "gramastar", "a rose http://x.y"]
+    table = make_candidates([{"caption": caption} for caption in captions])
+    whole = measure_captions(table, CaptionSettings())
+    parts = [measure_captions(table.slice(i, 1), CaptionSettings()) for i in reversed(range(len(table)))]
+    assert pa.concat_tables(parts[::-1]).equals(whole)
+
+
+def test_a_threshold_is_no_part_of_what_is_measured() -> None:
+    strict = CaptionSettings.model_validate({"rules": [{"preset": "general", "min_words": 5}]})
+    assert strict.measure_identity() == CaptionSettings().measure_identity()
+    assert strict.rules_identity() != CaptionSettings().rules_identity()
+    fewer = CaptionSettings.model_validate({"clean": {"steps": ["whitespace"]}})
+    assert fewer.measure_identity() != CaptionSettings().measure_identity()

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from manifests.errors import ConfigError
+from manifests.tables import VERDICTS
+from pipeline.captions.measure import count_repeats, measure_captions
+from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
+from pipeline.captions.settings import RULE_NAMES, CaptionSettings
+from pipeline.captions.texts import choose_texts, text_members
+
+
+def judged(candidates: pa.Table, config: dict, **columns) -> pa.Table:
+    config = {"measure": {"language": "languages" in str(config)}, **config}
+    checked = CaptionSettings.model_validate(config)
+    measured = measure_captions(candidates, checked)
+    joined = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
+    joined = joined.append_column("num_same_text", count_repeats(measured)["num_same_text"])
+    for name, values in columns.items():
+        joined = joined.append_column(name, pa.array(values))
+    return judge_captions(joined, checked)
+
+
+ONE_RULE = [
+    ("not_empty", True, "", ""),
+    ("not_placeholder_like", True, "no image available", "no image available"),
+    ("not_filename_like", True, "IMG_1234.jpg", "IMG_1234.jpg"),
+    ("blocklist", ["buy now"], "Roses: Buy now!", "Roses: Buy now!"),
+    ("min_given_words", 3, "two words", "2"),
+    ("min_given_chars", 6, "rose!", "5"),
+    ("min_chars", 5, "rose", "4"),
+    ("max_chars", 5, "a rose", "6"),
+    ("min_words", 3, "a rose", "2"),
+    ("max_words", 1, "a rose", "2"),
+    ("max_clip_tokens", 77, "rose " * 100, "90"),
+    ("min_letter_ratio", 0.6, "12345 rose", "0.4444"),
+    ("max_digit_ratio", 0.4, "12345 rose", "0.5556"),
+    ("max_symbol_ratio", 0.4, "rose +++++", "0.5556"),
+    ("max_repeated_ratio", 0.5, "buy a rose buy a rose buy a rose buy a rose", "0.7"),
+    ("not_bare_name", True, "Iris tectorum", "Iris tectorum"),
+    ("has_binomial", True, "a rose", "a rose"),
+    ("languages", {"allow": ["en"]}, "Eine rote Rose im Garten meiner Tante", "de 0.99"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "threshold", "caption", "value"), ONE_RULE)
+def test_each_rule_drops_with_its_value(make_candidates, rule: str, threshold, caption: str, value: str) -> None:
+    good = {"has_binomial": "A pond with Iris tectorum in bloom", "max_words": "rose", "max_chars": "rose"}
+    rows = [{"caption": caption}, {"caption": good.get(rule, "A red rose grows in the garden")}]
+    verdicts = judged(make_candidates(rows), {"rules": [{rule: threshold}]})
+    assert verdicts.schema == VERDICTS
+    assert verdicts["keep"].to_pylist() == [False, True]
+    assert verdicts["reason"].to_pylist() == [rule, None]
+    assert verdicts["value"][0].as_py() == value or rule == "max_clip_tokens"
+    assert verdicts["threshold"][0].as_py()
+    assert verdicts["threshold"][1].as_py() is None
+
+
+def test_rules_over_joined_columns(make_candidates) -> None:
+    rows = [{"caption": f"rose number {n}"} for n in "abcde"]
+    config = {"rules": [{"min_side_px": 200, "max_aspect_ratio": 3, "min_area_px": 50_000, "min_pixel_std": 2}]}
+    sizes = {"width_px": [199, 800, 200, 400, None], "height_px": [900, 200, 200, 400, 400]}
+    verdicts = judged(make_candidates(rows), config, pixel_std=[9.0, 9.0, 9.0, 1.5, 9.0], **sizes)
+    assert verdicts["reason"].to_pylist() == [
+        "min_side_px", "max_aspect_ratio", "min_area_px", "min_pixel_std", None
+    ]  # fmt: skip
+    assert verdicts["value"].to_pylist() == ["199", "4", "40000", "1.5", None]
+
+
+def test_boilerplate_goes_and_repeated_species_names_stay(make_candidates) -> None:
+    rows = [{"caption": "gramastar"}] * 3 + [{"caption": "Iris tectorum"}] * 3 + [{"caption": "a rose"}]
+    verdicts = judged(make_candidates(rows), {"rules": [{"max_repeats": 2}]})
+    assert verdicts["keep"].to_pylist() == [False] * 3 + [True] * 4
+    assert verdicts["value"][0].as_py() == "3"
+
+
+def test_a_scientific_name_alone_is_a_fine_plant_caption_and_a_bad_web_caption(make_candidates) -> None:
+    config = {"rules": [{"domains": ["plant"], "preset": "plant"}, {"preset": "general"}]}
+    rows = [{"caption": "Iris tectorum"}]
+    assert judged(make_candidates(rows, domain="plant"), config)["keep"].to_pylist() == [True]
+    assert judged(make_candidates(rows), config)["reason"].to_pylist() == ["not_bare_name"]
+
+
+def test_the_first_set_that_fits_judges_and_overrides_its_preset(make_candidates) -> None:
+    config = {"rules": [{"sources": ["web"], "preset": "general", "min_chars": 30, "not_bare_name": None},
+                        {"preset": "general"}]}  # fmt: skip
+    rows = [{"caption": "Iris tectorum"}]
+    assert judged(make_candidates(rows), config)["threshold"].to_pylist() == [">= 30"]
+    assert judged(make_candidates(rows, source="other"), config)["reason"].to_pylist() == ["not_bare_name"]
+
+
+def test_the_configured_order_decides_which_rule_speaks(make_candidates) -> None:
+    rows = [{"caption": "IMG_1"}]
+    both = {"not_filename_like": True, "min_words": 3}
+    assert judged(make_candidates(rows), {"rules": [both]})["reason"].to_pylist() == ["not_filename_like"]
+    turned = {**both, "order": ["min_words"]}
+    assert judged(make_candidates(rows), {"rules": [turned]})["reason"].to_pylist() == ["min_words"]
+
+
+def test_rows_without_rules_are_an_error_that_names_them(make_candidates) -> None:
+    with pytest.raises(ConfigError, match=r"no caption rule set fits the rows of web \(domain general\)"):
+        judged(make_candidates([{"caption": "a"}]), {"rules": [{"domains": ["plant"], "preset": "plant"}]})
+
+
+def test_a_missing_column_is_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigError, match=r"columns that are not there: .*num_same_text"):
+        judge_captions(pa.table({"sample_id": ["a"]}), CaptionSettings())
+    assert "width_px" in columns_needed(CaptionSettings.model_validate({"rules": [{"min_side_px": 1}]}))
+    assert "width_px" not in columns_needed(CaptionSettings())
+
+
+@pytest.mark.parametrize("bad", [{"preset": "plants"}, {"min_wrods": 3}, {"min_words": -1}, {"order": ["min_wrods"]}])
+def test_wrong_rules_are_refused(bad: dict) -> None:
+    with pytest.raises(ValidationError):
+        CaptionSettings.model_validate({"rules": [bad]})
+
+
+CAPTIONS = st.one_of(
+    st.none(), st.text(max_size=40), st.sampled_from(["IMG_1", "Iris tectorum", "no image", "gramastar"])
+)
+
+
+@given(st.lists(CAPTIONS, min_size=1, max_size=12), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_every_row_has_one_verdict_whatever_the_order(make_candidates_once, captions, random) -> None:
+    table = make_candidates_once(captions)
+    config = {"rules": [{"preset": "general", "max_repeats": 2, "min_words": 2}]}
+    verdicts = judged(table, config)
+    assert verdicts["sample_id"].to_pylist() == table["sample_id"].to_pylist()
+    assert [reason is None for reason in verdicts["reason"].to_pylist()] == verdicts["keep"].to_pylist()
+    assert set(count_reasons(verdicts)) <= {"kept", *RULE_NAMES}
+    assert sum(count_reasons(verdicts).values()) == len(table)
+    order = list(range(len(table)))
+    random.shuffle(order)
+    turned = judged(table.take(order), config)
+    assert turned.take(np.argsort(order)).equals(verdicts)
+
+
+@pytest.fixture(scope="module")
+def make_candidates_once():
+    from manifests.tables import CANDIDATES
+
+    def make(captions: list[str | None]) -> pa.Table:
+        rows = [
+            {"sample_id": f"{i:032x}", "source": "web", "domain": "general", "caption": c}
+            for i, c in enumerate(captions)
+        ]
+        return pa.Table.from_pylist(rows, schema=CANDIDATES)
+
+    return make
+
+
+def test_datacomp_basic_agrees_with_datacomps_own_conditions(make_candidates) -> None:
+    """The published filter, written naively: words > 2, characters > 5, side >= 200, aspect ratio <= 3."""
+    random = np.random.default_rng(0)
+    pieces = ["rose", "a", "\u00a0", "  ", "\n", "玫瑰", "é", "IMG_1", "\u2003", "-", "\x1c", "\u200b"]
+    captions = [" ".join(random.choice(pieces, random.integers(0, 5))) for _ in range(3000)]
+    captions += ["".join(random.choice(pieces, random.integers(0, 9))) for _ in range(3000)]
+    widths, heights = random.integers(1, 900, 6000), random.integers(1, 900, 6000)
+    widths[:50], heights[:50] = 200, 600
+    widths[50:100], heights[50:100] = 601, 200
+    candidates = make_candidates([{"caption": caption} for caption in captions])
+    sizes = {"width_px": widths.astype(np.int32), "height_px": heights.astype(np.int32)}
+    verdicts = judged(candidates, {"rules": [{"preset": "datacomp-basic"}]}, **sizes)
+    naive = []
+    for caption, width, height in zip(captions, widths, heights, strict=True):
+        words, chars, low, high = len(caption.split()), len(caption), min(width, height), max(width, height)
+        naive.append(words > 2 and chars > 5 and low >= 200 and high / low <= 3.0)
+    assert verdicts["keep"].to_pylist() == naive
+    assert 100 < sum(naive) < 5000
+
+
+def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
+    iris = {"taxon_scientific_name": "Iris tectorum", "taxon_vernacular_name": "Wall iris"}
+    rows = [
+        {"caption": "A pond in spring", **iris},
+        {"caption": None, **iris},
+        {"caption": "A pond"},
+        {"caption": None},
+    ]
+    config = {"measure": {"language": False}, "text": {"choices": [{"any_of": ["com"]}], "members": ["sci", "common"]}}
+    checked = CaptionSettings.model_validate(config)
+    candidates = make_candidates(rows)
+    measured = measure_captions(candidates, checked)
+    joined = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
+    chosen = choose_texts(joined, checked.text)
+    assert chosen["txt"].to_pylist() == ["a photo of Wall iris.", "a photo of Wall iris.", "A pond", None]
+    assert chosen["txt_type"].to_pylist() == ["com", "com", "caption", None]
+    texts = dict(measured["texts"][0].as_py())
+    assert text_members(texts, checked.text) == {"sci.txt": "a photo of Iris tectorum.", "common_name.txt": "Wall iris"}
+    assert text_members({}, checked.text) == {}
+
+
+def test_a_drawn_text_hangs_on_the_sample_alone(make_candidates) -> None:
+    rows = [{"caption": f"pond {i}", "taxon_scientific_name": "Iris tectorum"} for i in range(300)]
+    text = {"choices": [{"any_of": ["caption", "sci", "taxon"]}], "seed": 1}
+    checked = CaptionSettings.model_validate({"measure": {"language": False}, "text": text})
+    candidates = make_candidates(rows)
+    measured = measure_captions(candidates, checked)
+    joined = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
+    drawn = choose_texts(joined, checked.text)["txt_type"].to_pylist()
+    assert choose_texts(joined.slice(100, 50), checked.text)["txt_type"].to_pylist() == drawn[100:150]
+    assert all(70 <= drawn.count(name) <= 130 for name in ("caption", "sci", "taxon"))
