@@ -152,7 +152,7 @@ class HostGate:
         given: list[Permission] = []
         while len(given) < min(num_wanted, num_free):
             start = max(now, state.next_start)
-            if start - now > _AHEAD_SECONDS:
+            if start - now > _AHEAD_SECONDS + 1e-6:
                 break
             state.next_start = start + state.gap_seconds
             self._last_lease += 1

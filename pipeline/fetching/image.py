@@ -136,15 +136,17 @@ def _measure_open(
     mode = image.mode
     icc_profile = image.info.get("icc_profile")
     try:
-        orientation = _orientation(image)
-        turned = (raw_size[1], raw_size[0]) if orientation >= 5 else raw_size
-        seen = Seen(seen.num_bytes, seen.image_id, turned[0], turned[1], image.format or "", mode, orientation)
+        orientation = left_to_turn = _orientation(image)
+        if image.format == "TIFF":  # Pillow turns these by itself, how much of it before loading depends on its release
+            image.load()
+            raw_size, left_to_turn = image.size, _orientation(image)
+        turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
+        seen = Seen(seen.num_bytes, seen.image_id, *turned, image.format or "", mode, orientation)
         if refusal := _bad_shape(seen, settings):
             return refusal
         target = _target_size(raw_size, settings)
         image.draft(None, (int(target[0] * _REDUCING_GAP), int(target[1] * _REDUCING_GAP)))
         image.load()
-        orientation_left = _orientation(image) if image.format == "TIFF" else orientation  # Pillow turns TIFFs
         simple = simplify(image)
     except UnsupportedMode as error:
         return Rejected(Outcome.UNSUPPORTED_IMAGE, str(error), seen)
@@ -152,8 +154,6 @@ def _measure_open(
         return Rejected(Outcome.TOO_MANY_PIXELS, str(error), seen)
     except Exception as error:  # as above: decoders raise nearly anything on broken bytes
         return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), seen)
-    if image.format == "TIFF" and orientation >= 5 and orientation_left == 1:
-        target = (target[1], target[0])
     fits = simple.size == target
     untouched = orientation == 1 and fits and mode in ("RGB", "L") and image.format == "JPEG"
     if untouched and (not icc_profile or is_srgb(icc_profile)):
@@ -161,8 +161,8 @@ def _measure_open(
     if not fits:
         simple = simple.resize(target, _FILTER, reducing_gap=_REDUCING_GAP)
     final = to_srgb(simple, icc_profile, settings.background)
-    if turn := _TURNS.get(orientation_left):
-        final = final.transpose(turn)
+    if left_to_turn != 1:
+        final = final.transpose(_TURNS[left_to_turn])
     stream = io.BytesIO()
     final.save(stream, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0", optimize=False)
     stored = stream.getvalue()

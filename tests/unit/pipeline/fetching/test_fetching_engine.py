@@ -1,0 +1,275 @@
+"""The seams of img2dataset, the pool file, the settings, the life of a visit."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifests.errors import ConfigError, RunError
+from manifests.outcomes import Outcome
+from manifests.settings import parse_settings
+from manifests.tables import FACTS
+from pipeline.fetching import engine, img2dataset_engine
+from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
+from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.http import Answer
+from pipeline.fetching.poolfile import PoolFile
+from pipeline.fetching.settings import FetchSettings, NetworkSettings
+from pipeline.fetching.urls import parse_url
+from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
+
+LOCAL = FetchSettings(network=NetworkSettings(allow_private_addresses=True, robots_txt=False, retries=0))
+
+
+def fetch(rows, pool, settings=LOCAL):
+    return fetch_rows(rows, settings, HostGate(settings.network), pool)
+
+
+# ---- img2dataset's seams
+
+
+def test_part_without_rows_and_part_without_pictures(tmp_path):
+    table = fetch([], tmp_path / "none.tar")
+    assert table.schema == FACTS
+    assert table.num_rows == 0
+    table = fetch([("b" * 32, "ftp://a"), ("a" * 32, "nothing")], tmp_path / "bad.tar")
+    assert table["sample_id"].to_pylist() == ["a" * 32, "b" * 32]
+    assert table["outcome"].to_pylist() == ["invalid_url", "refused_target"]
+    with tarfile.open(tmp_path / "bad.tar") as tar:
+        assert tar.getnames() == []
+
+
+def test_loading_img2dataset_brings_in_neither_torch_nor_network(tmp_path):
+    import subprocess
+
+    code = (
+        "import sys; from pipeline.fetching import img2dataset_engine as e; e._load('downloader');"
+        "print([m for m in ('torch', 'cv2', 'albumentations', 'pandas', 'img2dataset') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert (out.stdout, out.stderr) == ("[]\n", "")
+
+
+def test_img2dataset_without_the_seams_is_refused_by_name(monkeypatch):
+    class Downloader:
+        def __init__(self, sample_writer_class, resizer):
+            pass
+
+        def download_shard(self, row):
+            return row
+
+    monkeypatch.setattr(img2dataset_engine, "_load", lambda _: types.SimpleNamespace(Downloader=Downloader))
+    with pytest.raises(RunError, match=r"img2dataset 1\..* does not fit: .*ThreadPool.*thread_count.*pip install"):
+        img2dataset_engine.make_downloader(None)
+
+
+def test_img2dataset_itself_stays_as_it_is(tmp_path):
+    fetch([("a" * 32, "ftp://a")], tmp_path / "p.tar")
+    module = img2dataset_engine._load("downloader")
+    assert module.ThreadPool.__module__ == "multiprocessing.pool"
+    assert module.Semaphore.__module__ == "threading"
+
+
+def test_defect_in_resizer_or_writer_ends_the_part_instead_of_losing_a_row(tmp_path, monkeypatch):
+    picture = Download(Outcome.OK, "", 200, 1, "a", "http://a/", b"body")
+
+    class Finished:
+        def __init__(self, urls, *_):
+            self.urls = urls
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def results(self):
+            yield from ((n, picture) for n in range(len(self.urls)))
+
+    def broken(body, settings):
+        raise ZeroDivisionError("a defect of ours")
+
+    monkeypatch.setattr(engine, "Scheduler", Finished)
+    monkeypatch.setattr(engine, "measure_image", broken)
+    with pytest.raises(ZeroDivisionError, match="a defect of ours"):
+        fetch([("a" * 32, "http://localhost/")], tmp_path / "p.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_row_without_a_fact_is_an_error(tmp_path, monkeypatch):
+    class Forgetful:
+        def __init__(self, urls, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def results(self):
+            yield 0, Download(Outcome.HTTP_404, "status 404", 404, 1)
+
+    monkeypatch.setattr(engine, "Scheduler", Forgetful)
+    with pytest.raises(RunError, match=f"1 of 2 rows ended without a fact, the first is {'b' * 32}"):
+        fetch([("a" * 32, "http://localhost/"), ("b" * 32, "http://localhost/")], tmp_path / "p.tar")
+
+
+# ---- pool file
+
+
+@given(st.dictionaries(st.text("abcdef0123456789", min_size=1, max_size=32), st.binary(max_size=2000), max_size=8))
+def test_pool_file_is_a_tar_whatever_the_order(tmp_path_factory, pictures):
+    folder = tmp_path_factory.mktemp("pool")
+    written = []
+    for n, names in enumerate((list(pictures), list(reversed(pictures)))):
+        pool = PoolFile(folder / f"{n}.tar")
+        for name in names:
+            pool.add(name, pictures[name])
+        places = pool.close()
+        raw = (folder / f"{n}.tar").read_bytes()
+        written.append(raw)
+        assert {name: raw[at : at + length] for name, (at, length) in places.items()} == pictures
+        with tarfile.open(folder / f"{n}.tar") as tar:
+            found = [(m.name, m.mtime, m.mode, m.offset_data, tar.extractfile(m).read()) for m in tar]
+        assert found == [(f"{name}.jpg", 0, 0o644, places[name][0], pictures[name]) for name in sorted(pictures)]
+    assert written[0] == written[1]
+    assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "1.tar"]
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image": {"sizepx": 3}}, "unknown key 'image.sizepx'; did you mean 'size_px'?"),
+        ({"image": {"background": [1, 2, 300]}}, "three numbers from 0 to 255"),
+        ({"image": {"max_pixels": 10**9}}, "less than or equal to 178956970"),
+        ({"network": {"total_timeout_seconds": 1}}, "total_timeout_seconds must be at least"),
+        ({"network": {"allow_private_addresses": ["10.0.0.0/99"]}}, "10.0.0.0/99"),
+        ({"network": {"allow_private_addresses": ["a b"]}}, "neither a network like 10.0.0.0/8 nor a host name"),
+        ({"network": {"user_agent": "Mozilla 5"}}, "user_agent"),
+        ({"network": {"contact": "a\nb: c"}}, "contact"),
+    ],
+)
+def test_wrong_settings_are_named(values, message):
+    with pytest.raises(ConfigError) as found:
+        parse_settings(values, FetchSettings, "config")
+    assert message in str(found.value)
+
+
+def test_identity_holds_what_changes_a_picture_and_nothing_of_the_network():
+    plain = FetchSettings()
+    faster = FetchSettings.model_validate({"network": {"threads": 99, "contact": "me@example.org"}})
+    larger = FetchSettings.model_validate({"image": {"size_px": 384}})
+    assert plain.identity() == faster.identity() != larger.identity()
+
+
+def test_first_fitting_override_counts():
+    settings = NetworkSettings.model_validate(
+        {"hosts": [{"pattern": "*.Flickr.com", "requests_per_second": 50, "shared": True}, {"pattern": "*:8080"}]}
+    )
+    assert settings.limits_of("live.flickr.com")[0] == "*.flickr.com"
+    assert settings.limits_of("live.flickr.com:8443")[1].requests_per_second == 50
+    assert settings.limits_of("a.org:8080") == ("a.org:8080", settings.hosts[1])
+    assert settings.limits_of("a.org") == ("a.org", settings.limits)
+
+
+def test_user_agent_names_the_contact():
+    settings = NetworkSettings(contact="https://example.org/bot")
+    assert settings.user_agent_header == "PlantMix/0.1 (https://example.org/bot)"
+    assert settings.agent_token == "plantmix"
+    settings.require_contact(["http://example.org/"])
+    NetworkSettings().require_contact(["http://127.0.0.1:1/", "http://localhost/", "nonsense", "http://[x", "ftp://a"])
+
+
+# ---- the life of a visit
+
+NETWORK = NetworkSettings(retries=2, backoff_seconds=1, max_redirects=2)
+
+
+def visit(url="http://a.org/x", attempts=1):
+    target = parse_url(url)
+    return Visit(0, target, target, attempts=attempts)
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_only_failures_that_may_pass_soon_are_tried_again(outcome):
+    body = b"x" if outcome is Outcome.OK else b""
+    step = next_step(visit(), Answer(outcome, "why", body=body), NETWORK, lambda: 0.5)
+    tried = outcome.passing and outcome not in (Outcome.DEADLINE_EXCEEDED, Outcome.HOST_UNAVAILABLE)
+    assert isinstance(step, Again) is tried
+    if not tried:
+        assert (step.outcome, step.body, step.final_url) == (outcome, body, "http://a.org/x")
+    last = next_step(visit(attempts=3), Answer(outcome, "why", body=body), NETWORK)
+    assert last.outcome is outcome
+    assert last.attempts == 3
+
+
+def test_pauses_between_attempts_double_with_jitter():
+    waits = [
+        next_step(visit(attempts=n), Answer(Outcome.READ_TIMEOUT), NETWORK, jitter).wait_seconds
+        for n in (1, 2)
+        for jitter in (lambda: 0.0, lambda: 1.0)
+    ]
+    assert waits == [0.5, 1.5, 1.0, 3.0]
+
+
+def test_retry_begins_at_the_first_url():
+    row = visit()
+    assert next_step(row, Answer(Outcome.OK, http_status=302, location="http://b.org/y"), NETWORK) == Again(0.0)
+    assert row.target.url == "http://b.org/y"
+    next_step(row, Answer(Outcome.HTTP_5XX, http_status=500), NETWORK)
+    assert (row.target.url, row.hops) == ("http://a.org/x", 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        (Answer(Outcome.OK, http_status=200), "answered"),
+        (Answer(Outcome.HTTP_404, http_status=404), "answered"),
+        (Answer(Outcome.HTTP_429, http_status=429), "busy"),
+        (Answer(Outcome.HTTP_5XX, http_status=503), "busy"),
+        (Answer(Outcome.HTTP_5XX, http_status=500), "answered"),
+        (Answer(Outcome.HTTP_5XX, http_status=500, retry_after_seconds=3), "busy"),
+        (Answer(Outcome.DNS_FAILURE, asked=False), "unreachable"),
+        (Answer(Outcome.CONNECTION_RESET), "unreachable"),
+        (Answer(Outcome.REFUSED_TARGET, asked=False), "unused"),
+    ],
+)
+def test_what_the_gate_learns(answer, result):
+    assert host_result(answer) == result
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict"),
+    [
+        (Outcome.HTTP_404, ALLOW_ALL),
+        (Outcome.HTTP_4XX, ALLOW_ALL),
+        (Outcome.TOO_MANY_REDIRECTS, ALLOW_ALL),
+        (Outcome.HTTP_5XX, Outcome.HOST_UNAVAILABLE),
+        (Outcome.HTTP_429, Outcome.HOST_UNAVAILABLE),
+        (Outcome.DNS_FAILURE, Outcome.DNS_FAILURE),
+        (Outcome.TLS_FAILURE, Outcome.TLS_FAILURE),
+        (Outcome.REFUSED_TARGET, Outcome.REFUSED_TARGET),
+    ],
+)
+def test_what_a_missing_robots_txt_means(outcome, verdict):
+    robots = visit("http://a.org/robots.txt")
+    found = robots_verdict(robots, Download(outcome, "", host="a.org"), "plantmix")
+    assert found == verdict if isinstance(verdict, RobotsRules) else found[0] is verdict
+
+
+def test_row_of_a_closed_host_keeps_its_own_last_failure():
+    row = visit()
+    assert row.give_up("host cannot be reached").outcome is Outcome.HOST_UNAVAILABLE
+    row.last = Answer(Outcome.HTTP_429, "status 429", 429)
+    ended = row.give_up("host asked to be left alone")
+    assert (ended.outcome, ended.detail) == (Outcome.HTTP_429, "status 429; host asked to be left alone")

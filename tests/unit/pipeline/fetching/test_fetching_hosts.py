@@ -1,0 +1,148 @@
+"""HostGate with a clock of our own: spacing, connections, pauses, the breaker, leases of lost workers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.fetching.hosts import HostGate, HostReport
+from pipeline.fetching.settings import NetworkSettings
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def gate(**settings):
+    clock = Clock()
+    return HostGate(NetworkSettings.model_validate(settings), clock, lambda: 0.5), clock
+
+
+def ask(g, host="a", num=1):
+    return g.exchange([], {host: num})[host]
+
+
+def report(g, lease, result="answered", retry_after=None, host="a"):
+    g.exchange([HostReport(host, lease, result, retry_after)], {})
+
+
+def test_connections_are_never_exceeded_and_come_back_with_the_report():
+    g, _ = gate(limits={"requests_per_second": None, "connections": 2})
+    first = ask(g, num=5)
+    assert [p.wait_seconds for p in first.permissions] == [0, 0]
+    assert ask(g, num=5).permissions == ()
+    report(g, first.permissions[0].lease)
+    assert len(ask(g, num=5).permissions) == 1
+    assert len(ask(g, "b", 5).permissions) == 2
+
+
+def test_starts_are_spaced_and_the_gate_says_when_to_ask_again():
+    g, clock = gate(limits={"requests_per_second": 4, "connections": 10})
+    verdict = ask(g, num=5)
+    assert [p.wait_seconds for p in verdict.permissions] == [0]
+    assert verdict.ask_again_seconds == pytest.approx(0.15)
+    clock.now += 0.15
+    assert [p.wait_seconds for p in ask(g, num=5).permissions] == [pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize("wait", [3.0, 0.0, 7200.0])
+def test_retry_after_pauses_the_host_and_no_other(wait):
+    g, clock = gate(limits={"requests_per_second": None, "connections": 2})
+    report(g, ask(g).permissions[0].lease, "busy", wait)
+    if wait:
+        verdict = ask(g)
+        assert verdict.permissions == ()
+        assert verdict.ask_again_seconds == wait
+        assert verdict.closed_because == f"host asked to be left alone, for {wait:.0f} s more"
+        assert ask(g, "b").permissions
+    clock.now += wait
+    assert ask(g).permissions
+
+
+def test_busy_without_retry_after_doubles_the_pause_until_an_answer():
+    g, clock = gate(backoff_seconds=1, limits={"requests_per_second": None, "connections": 2})
+    pauses = []
+    for result in ("busy", "busy", "busy", "answered", "busy"):
+        report(g, ask(g).permissions[0].lease, result)
+        verdict = ask(g)
+        pauses.append(verdict.ask_again_seconds if verdict.closed_because else 0)
+        for permission in verdict.permissions:
+            report(g, permission.lease, "unused")
+        clock.now += pauses[-1]
+    assert pauses == [1, 2, 4, 0, 1]
+
+
+def test_breaker_opens_after_failures_in_a_row_and_lets_one_probe_through():
+    g, clock = gate(breaker_failures=3, breaker_seconds=60, limits={"requests_per_second": None, "connections": 4})
+    for result in ("unreachable", "unreachable", "answered", "unreachable", "unreachable"):
+        report(g, ask(g).permissions[0].lease, result)
+    leases = ask(g, num=4).permissions
+    assert len(leases) == 4
+    report(g, leases[0].lease, "unreachable")
+    verdict = ask(g)
+    assert verdict.closed_because == "host cannot be reached, for 60 s more"
+    for permission in leases[1:]:
+        report(g, permission.lease, "unused")
+    clock.now += 60
+    probe = ask(g, num=4).permissions
+    assert len(probe) == 1
+    assert ask(g, num=4).permissions == ()
+    report(g, probe[0].lease, "answered")
+    assert len(ask(g, num=4).permissions) == 4
+
+
+def test_lost_worker_does_not_hold_a_host_for_ever():
+    g, clock = gate(total_timeout_seconds=60, limits={"requests_per_second": None, "connections": 1})
+    ask(g)
+    clock.now += 89
+    assert ask(g).permissions == ()
+    clock.now += 2
+    assert ask(g).permissions
+
+
+def test_shared_override_counts_its_hosts_as_one():
+    g, _ = gate(hosts=[{"pattern": "*.cdn.org", "connections": 3, "requests_per_second": None, "shared": True}])
+    given_ = g.exchange([], {"a.cdn.org": 2, "b.cdn.org:8080": 2})
+    assert sum(len(v.permissions) for v in given_.values()) == 3
+
+
+def test_crawl_delay_slows_a_host_unless_the_config_names_it():
+    g, _ = gate(
+        limits={"requests_per_second": 10, "connections": 9},
+        hosts=[{"pattern": "friend.org", "requests_per_second": 10, "connections": 9}],
+    )
+    for host, pause in (("slow.org", 4.9), ("friend.org", 0.0)):
+        g.exchange([HostReport(host, 0, "unused", min_gap_seconds=5.0)], {})
+        assert ask(g, host).ask_again_seconds == pytest.approx(pause, abs=0.02)
+
+
+@given(
+    rate=st.one_of(st.none(), st.floats(0.5, 50)),
+    connections=st.integers(1, 5),
+    steps=st.lists(
+        st.tuples(st.floats(0, 0.7), st.integers(0, 6), st.sampled_from(["answered", "unused", "busy", "keep"])),
+        max_size=60,
+    ),
+)
+def test_whatever_workers_do_rate_and_connections_hold(rate, connections, steps):
+    g, clock = gate(limits={"requests_per_second": rate, "connections": connections}, backoff_seconds=0.1)
+    held, starts = [], []
+    for pause, wanted, result in steps:
+        clock.now += pause
+        reports = []
+        if held and result != "keep":
+            lease, start = held.pop(0)
+            clock.now = max(clock.now, start)
+            reports = [HostReport("a", lease, result)]
+        for permission in g.exchange(reports, {"a": wanted})["a"].permissions:
+            starts.append(clock.now + permission.wait_seconds)
+            held.append((permission.lease, starts[-1]))
+        assert len(held) <= connections
+    if rate:
+        assert all(b - a >= 1 / rate - 1e-6 for a, b in itertools.pairwise(starts))
