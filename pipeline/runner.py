@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,8 +45,8 @@ class Executor(Protocol):
     def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
         """Yield every part once."""
 
-    def share(self, thing: Any) -> Any:
-        """A handle on one object that all parts, wherever they run, talk to."""
+    def share(self, make: Callable[[], Any]) -> Any:
+        """Make one object and give a handle on it, to which all parts talk, wherever they run."""
 
     def close(self) -> None:
         """Let go of what the executor holds."""
@@ -60,9 +60,9 @@ class InlineExecutor:
         for part in parts:
             yield _do(work, part)
 
-    def share(self, thing: Any) -> Any:
+    def share(self, make: Callable[[], Any]) -> Any:
         """The object itself: there is only this process."""
-        return thing
+        return make()
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -106,9 +106,9 @@ class RayExecutor:
                     lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
                     yield Done(part, None, lost, 0.0)
 
-    def share(self, thing: Any) -> Any:
-        """Move the object into an actor and give a proxy for the one method the workers call."""
-        actor = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16).remote(thing)
+    def share(self, make: Callable[[], Any]) -> Any:
+        """Make the object inside an actor and give a proxy for the one method the workers call."""
+        actor = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16).remote(make)
         return ActorGate(actor)
 
     def close(self) -> None:
@@ -119,8 +119,8 @@ class RayExecutor:
 class _Keeper:
     """Holds the shared object inside an actor."""
 
-    def __init__(self, thing: Any) -> None:
-        self._thing = thing
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._thing = make()
 
     def exchange(self, reports: Any, wanted: Any) -> Any:
         return self._thing.exchange(reports, wanted)

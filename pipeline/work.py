@@ -66,8 +66,8 @@ class Step:
     """Parts that may run side by side.
 
     `plan` may raise ConfigError. `committed` names committed parts of other stage versions to stand on as well,
-    whatever the plan says (the fetch stage keeps what it already downloaded). `shared` makes one object that all
-    workers of the run talk to (`payload["shared"]`), on a cluster through an actor.
+    whatever the plan says (the fetch stage keeps what it already downloaded). `shared` gives a picklable maker of one
+    object that all workers of the run talk to (`payload["shared"]`), on a cluster through an actor.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Step:
     work: Work
     unit: str = "parts"
     committed: Callable[[BuildContext], Sequence[PartRecord]] | None = None
-    shared: Callable[[BuildContext], Any] | None = None
+    shared: Callable[[BuildContext], Callable[[], Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ whichever build asked for it: an edited caption downloads nothing, a new URL jus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -145,8 +146,8 @@ def _write_groups(writer: pq.ParquetWriter, batches: Any, size: int) -> None:
         writer.write_table(rows, row_group_size=size)
 
 
-def _gate(context: BuildContext) -> HostGate:
-    return HostGate(context.config.fetch.network)
+def _gate(context: BuildContext) -> Callable[[], HostGate]:
+    return partial(HostGate, context.config.fetch.network)
 
 
 def _fetched(context: BuildContext) -> Sequence[PartRecord]:
