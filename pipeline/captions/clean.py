@@ -46,7 +46,9 @@ _URL = re.compile(
     rf"|\s*[|–—-]\s+(?:[a-z0-9-]+\.)+{_TLD}\s*$",
     re.IGNORECASE,
 )
-_EMAIL = re.compile(r"[<(\[]?(?:mailto:)?\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+[>)\]]?", re.IGNORECASE)
+_EMAIL = re.compile(
+    r"[<(\[]?(?:\b(?:e-?mail|mail|contact)\b:?\s*)?(?:mailto:)?\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+[>)\]]?", re.IGNORECASE
+)
 _PHONE = re.compile(
     r"(?:\b(?:tel|phone|call|fax|mobile|whatsapp)\b[.:]*\s*)?(?<![\w/.])(?:\+\d[\d ().-]{7,}\d"
     r"|\(\d{3}\)\s?\d{3}[-.\s]\d{4}"
@@ -59,7 +61,8 @@ _HASHTAG = re.compile(r"(?<![\w&#/])#(?=[^\W\d])")
 _CAMERA = re.compile(
     r"\b(?:OLYMPUS DIGITAL CAMERA|SONY DSC|KODAK Digital Still Camera|SAMSUNG CAMERA PICTURES|MINOLTA DIGITAL CAMERA"
     r"|Exif[_ ]JPEG(?:[_ ]PICTURE)?|DIGITAL CAMERA|DCIM[\\/]\w+[\\/]?\w*|(?:ASCII|default)\s*$(?<=ASCII))"
-    r"|\b(?:Processed|Edited|Created|Made) with (?:VSCO(?: with \w+ preset)?|(?:The )?GIMP|Snapseed|Instagram|Canva"
+    r"|\b(?:Processed|Edited|Created|Made) with (?:Inkscape|VSCO(?: with \w+ preset)?|(?:The )?GIMP|Snapseed"
+    r"|Instagram|Canva"
     r"|Lightroom|Photoshop|RNI Films\.?(?: Preset '[^']*')?)"
 )
 _UP = "A-ZÀ-ÖØ-ÞŠŽŁŚŻČŘ"
@@ -75,13 +78,14 @@ _AGENCY = (
 _CREDITS = (
     re.compile(r"\ball rights reserved\b\.?", re.IGNORECASE),
     re.compile(
-        r"[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|foto|bild)"
+        r"[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|clip ?art|foto|bild)"
         r"(?:\s*:?\s*(?i:credits?\s*:?(?:\s*by\b)?|courtesy(?: of)?|©|\(c\))|\s+(?i:by)\b)\s*:?\s*(?:©\s*)?"
         rf"{_NAME}(?:\s*[/|,-]?\s*(?:via\s+)?(?i:{_AGENCY}))?[)\]]?\.?"
     ),
     re.compile(rf"[(\[]?\b(?i:courtesy of|credits?:|photographer:|source:)\s*{_NAME}[)\]]?\.?\s*$"),
     re.compile(
-        r"[(\[]?(?:©|(?<!\w)\([cC]\)|\b[Cc]opyright\b(?:\s*(?:©|\([cC]\)))?)\s*(?:\d{4}(?:\s*[-–]\s*\d{2,4})?)?,?\s*"
+        r"[(\[]?(?:©|(?<!\w)\([cC]\)|\b[Cc]opyright\b\s*(?:©|\([cC]\)|:|(?=\d{4}\b)|(?=by\s)))"
+        r"\s*(?:\d{4}(?:\s*[-–]\s*\d{2,4})?)?,?\s*"
         rf"(?:(?i:by)\s+)?(?:{_NAME})?(?:\s*/\s*(?i:{_AGENCY}))?[)\]]?\.?"
     ),
     re.compile(
@@ -95,6 +99,9 @@ _CREDITS = (
 )
 _EMPTY_BRACKETS = re.compile(r"\(\s*[,;|]?\s*\)|\[\s*\]|\{\s*\}|<\s*>|“\s*”|\"\s*\"")
 _EDGES = " \t-–—|•·,;:/\\_*~=>"
+_END_EDGES = _EDGES.replace("*", "")  # "* rose" is a list item, "keycap: *" a caption
+_SLUG = re.compile(r"^(?=\S*[^\W\d_]{3})\S*_\S*$")
+_SUFFIX = re.compile(r"\.[A-Za-z]{2,4}\d?$")
 _QUOTES = (("“", "”"), ('"', '"'), ("«", "»"), ("„", "“"))
 
 
@@ -134,12 +141,17 @@ def _drop_credits(text: str) -> str:
     return text
 
 
+def _split_slug(text: str) -> str:
+    """Words joined by underscores; a name with a suffix is left to the file-name rule."""
+    return text.replace("_", " ") if _SLUG.match(text) and not _SUFFIX.search(text) else text
+
+
 def _tidy_spaces(text: str) -> str:
-    text = " ".join(_EMPTY_BRACKETS.sub(" ", text).split()).strip(_EDGES)
+    text = " ".join(_EMPTY_BRACKETS.sub(" ", text).split()).lstrip(_EDGES).rstrip(_END_EDGES)
     for left, right in _QUOTES:
         inner = text[1:-1]
         if len(text) > 2 and text[0] == left and text[-1] == right and left not in inner and right not in inner:
-            return inner.strip(_EDGES)
+            return inner.lstrip(_EDGES).rstrip(_END_EDGES)
     return text
 
 
@@ -172,8 +184,9 @@ STEPS: dict[StepName, Step] = {
         r"|depositphotos|fotolia|freepik|flickr|unsplash|pexels|pixabay|wikimedia",
         _drop_credits,
     ),
+    "slugs": Step(r"_", _split_slug),
     "whitespace": Step(
-        r"^[\s\-–—|•·,;:/\\_*~=>]|[\s\-–—|•·,;:/\\_*~=>]$|\s\s|[\t\n\x0b\x0c\r\x1c-\x1f]|[()\[\]{}<>“”\"«»„]"
+        r"^[\s\-–—|•·,;:/\\_*~=>]|[\s\-–—|•·,;:/\\_~=>]$|\s\s|[\t\n\x0b\x0c\r\x1c-\x1f]|[()\[\]{}<>“”\"«»„]"
         rf"|[{_SPACES}]",
         _tidy_spaces,
     ),

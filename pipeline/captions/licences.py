@@ -42,7 +42,7 @@ _VERSION = re.compile(r"\b(?:v(?:ersion)?\.?\s*)?(?P<version>[1-4][._]\d)\b")
 _SPLIT_OR = re.compile(
     r"\s+or\s+|\s*\|\s*|\s*;\s*|\s+/\s+|(?<=[a-z0-9.])/(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)"
 )
-_SPLIT_AND = re.compile(r"\s+and\s+|\s*&\s*|\s*\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)")
+_SPLIT_AND = re.compile(r"\s*[|;]\s*|\s+and\s+|\s*&\s*|\s*\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)")
 
 _GNU = re.compile(
     r"\b(?P<family>agpl|lgpl|gpl|gfdl|fdl"
@@ -102,6 +102,7 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
          ALL_RIGHTS_RESERVED),
     )
 )  # fmt: skip
+_PER_FILE = re.compile(r"\bper (?:file|image|photo|picture|item)\b|\bdepending\b|\bmostly\b")
 _NOTICE = re.compile(r"^(?:©|\(c\)|copyright\b)(?!.*reserved)")
 _NO_LICENCE = frozenset({"", "unknown", "none", "null", "nan", "unspecified", "unsupported", "n/a", "na", "other", "-"})
 
@@ -145,7 +146,9 @@ def _read_one(given: str) -> str:
     if lowered in _CLASSES:
         return lowered
     whole = _read_single(lowered)
-    for splitter, joiner in ((_SPLIT_OR, " OR "), (_SPLIT_AND, " AND ")):
+    # "A/B per file" offers no choice: nobody knows which holds for this file, so both must be allowed.
+    choice = " AND " if _PER_FILE.search(lowered) else " OR "
+    for splitter, joiner in ((_SPLIT_AND, " AND "), (_SPLIT_OR, choice)):
         parts = [part for part in splitter.split(lowered) if part]
         if len(parts) < 2:
             continue

@@ -17,8 +17,7 @@ FILENAME = "|".join(
         r"^[A-Z]{1,2}\d{5,}$",
         r"^\S+" + _IMAGE_SUFFIX + r"$",  # one word with an image suffix
         r"^(?i:[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:" + _IMAGE_SUFFIX + r")?$",
-        r"^[\d\-_.]*\d[\d\-_.]*(?:" + _IMAGE_SUFFIX + r")?$",  # numbers alone
-        r"^(?:[A-Za-z0-9]+_)+[A-Za-z0-9]*\d[A-Za-z0-9]*$",  # a_b_01
+        r"^[\d\-_. ]*\d[\d\-_. ]*(?:" + _IMAGE_SUFFIX + r")?$",  # numbers alone
     )
 )
 
@@ -35,6 +34,7 @@ PLACEHOLDER = "|".join(
         r"|404(?: not found)?|"
         r"not found|click (?:here|to (?:enlarge|view|zoom))|view (?:full size|larger|image)|enlarge|zoom|"
         r"download|home|share|next|previous|close|menu)[\])}>.!…]*(?: \d+)?$",
+        r"^this work is (?:hereby )?(?:released|dedicated) .{0,12}public domain",
         r"^(?:image |photo |picture )?placeholder(?: image| photo| picture)?\.?$",
         r"^(?:hash|array|code|scalar|glob)\(0x[0-9a-f]+\)$",
         r"^\[object \w+\]$",
@@ -86,3 +86,6 @@ TOKEN_PIECES: tuple[tuple[str, float], ...] = (
     (r"[\x{250}-\x{10ff}]", 1.56),
     (r"[\x{1100}-\x{10ffff}]", 2.63),
 )
+
+# Words that stand in English captions and hardly in others: they save names in other tongues ("The Harvest").
+ENGLISH_WORDS = r"(?i)(?:^|[^\pL])(?:the|with|and|from|of an?|castle of|view of|house of|church of)(?:[^\pL]|$)"

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from manifests.tables import VERDICTS
+from pipeline.captions.patterns import ENGLISH_WORDS
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -68,6 +69,8 @@ def _other_language(table: pa.Table, rule: LanguageRule) -> Column:
         pc.greater_equal(table["num_chars"], rule.min_chars),
     )
     fails = pc.and_(pc.and_(foreign, sure), table["language"].is_valid())
+    if "en" in rule.allow:
+        fails = pc.and_not(fails, pc.match_substring_regex(table["text"], ENGLISH_WORDS))
     return pc.and_not(fails, table["has_binomial"]) if rule.spare_binomials else fails
 
 
@@ -128,7 +131,7 @@ RULES: dict[str, Rule] = {
         lambda _: "a Latin binomial",
     ),
     "languages": Rule(
-        ("language", "language_confidence", "num_chars", "has_binomial"),
+        ("language", "language_confidence", "num_chars", "has_binomial", "text"),
         _other_language,
         _language_value,
         lambda rule: f"{', '.join(rule.allow)} (from {rule.min_confidence:g} and {rule.min_chars} characters)",

@@ -26,6 +26,7 @@ StepName = Literal[
     "hashtags",
     "camera",
     "credits",
+    "slugs",
     "whitespace",
 ]
 STEPS: tuple[StepName, ...] = get_args(StepName)
@@ -74,7 +75,8 @@ class LanguageRule(Settings):
     """Languages that may stay, by ISO 639 code as fastText writes it.
 
     A guess over a very short text is noise: below `min_chars` characters or `min_confidence` it is not held
-    against the caption, nor ever against one that holds a Latin binomial when `spare_binomials` is set.
+    against the caption, nor ever against one that holds a Latin binomial when `spare_binomials` is set. Where English
+    is allowed, an English function word (the, of, with) saves a caption that is full of foreign names.
     """
 
     allow: tuple[str, ...] = ("en",)
@@ -130,22 +132,22 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
-        min_chars=3,
+        min_chars=2,
         max_chars=2000,
-        min_letter_ratio=0.5,
+        min_letter_ratio=0.3,
         max_repeated_ratio=0.5,
     ),
     "general": Thresholds(
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
-        min_chars=3,
+        min_chars=2,
         max_chars=1000,
         max_words=150,
-        min_letter_ratio=0.5,
+        min_letter_ratio=0.3,
         max_repeated_ratio=0.5,
         not_bare_name=True,
-        max_repeats=100,
+        max_repeats=250,
     ),
 }
 

@@ -32,12 +32,13 @@ SPELLINGS = {
     "Apache-2.0": ["Apache-2.0", "Apache License, Version 2.0", "Apache 2", "https://www.apache.org/licenses/LICENSE-2.0"],
     "BSD-3-Clause": ["BSD-3-Clause", "New BSD"],
     "all-rights-reserved": ["All Rights Reserved", "© 2010 Smith, all rights reserved", "C", "copyright Jane Doe"],
+    "CC-BY-SA-3.0 AND public-domain": ["CC-BY-SA-3.0 per gcompris (art4apps); the Debian file says public-domain"],
     "no-known-copyright": ["No known copyright restrictions"],
     "unknown": ["", "UNSPECIFIED", "UNSUPPORTED", "n/a", "none", "see the website", "not listed one by one"],
     "CC-BY-SA-3.0 OR GFDL-1.2": ["GFDL-1.2 or CC-BY-SA-3.0", "CC-BY-SA-3.0 / GFDL-1.2"],
     "CC-BY-3.0 AND GPL-2.0": ["GPL-2 and CC-BY-3.0"],
     "Apache-2.0 OR OFL-1.1": ["Apache-2.0/OFL-1.1 (Noto Emoji)"],
-    "CC-BY-4.0 OR CC-BY-SA-4.0": ["CC-BY-4.0/CC-BY-SA-4.0 per file (DEP-5)"],
+    "CC-BY-4.0 AND CC-BY-SA-4.0": ["CC-BY-4.0/CC-BY-SA-4.0 per file (DEP-5)"],
 }  # fmt: skip
 CASES = [(spelling, licence) for licence, spellings in SPELLINGS.items() for spelling in spellings]
 

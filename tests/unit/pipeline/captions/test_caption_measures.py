@@ -38,8 +38,8 @@ def test_words_also_in_scripts_without_spaces(make_candidates, caption: str, wor
 
 @pytest.mark.parametrize(
     "caption",
-    ["IMG_1234", "IMG_1234.JPG", "DSC00012", "dscn0815", "P1020304", "Screenshot 2020-01-01", "rose.jpg", "glace_06",
-     "Switch_Cisco_3750_1", "8f14e45fceea167a", "20140115_123456", "image 12", "untitled-1", "PXL_20210101_120000",
+    ["IMG_1234", "IMG_1234.JPG", "DSC00012", "dscn0815", "P1020304", "Screenshot 2020-01-01", "rose.jpg",
+     "8f14e45fceea167a", "20140115_123456", "image 12", "untitled-1", "PXL_20210101_120000",
      "123456.png", "Picture 0B"],
 )  # fmt: skip
 def test_file_names_are_seen(make_candidates, caption: str) -> None:
@@ -49,7 +49,7 @@ def test_file_names_are_seen(make_candidates, caption: str) -> None:
 @pytest.mark.parametrize(
     "caption",
     ["red rose", "gold-theme", "Boeing 747", "Apollo 11", "Rosa 'Peace'", "Fig tree with ripe figs", "Image of a rose",
-     "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "red_apple"],
+     "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "glace_06", "Switch_Cisco_3750_1", "red_apple"],
 )  # fmt: skip
 def test_captions_are_not_taken_for_file_names(make_candidates, caption: str) -> None:
     assert not measure_one(make_candidates, caption)["filename_like"]

@@ -61,6 +61,12 @@ def test_each_rule_drops_with_its_value(make_candidates, rule: str, threshold, c
     assert verdicts["threshold"][1].as_py() is None
 
 
+def test_names_in_other_tongues_do_not_make_a_caption_foreign(make_candidates) -> None:
+    rows = [{"caption": "Vincent van Gogh, The Harvest - 1888"}, {"caption": "Bottiglia di vino pregiato e bicchiere"}]
+    verdicts = judged(make_candidates(rows), {"rules": [{"languages": {}}]})
+    assert verdicts["keep"].to_pylist() == [True, False]
+
+
 def test_rules_over_joined_columns(make_candidates) -> None:
     rows = [{"caption": f"rose number {n}"} for n in "abcde"]
     config = {"rules": [{"min_side_px": 200, "max_aspect_ratio": 3, "min_area_px": 50_000, "min_pixel_std": 2}]}
