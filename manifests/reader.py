@@ -18,19 +18,24 @@ from manifests import storage, tables
 from manifests.catalog import CATALOG_FILE, STATUS_FILE, locked
 from manifests.errors import ConfigError
 
-SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema]] = {
-    "candidates": ("ingest", tables.CANDIDATES),
-    "rejects": ("ingest", tables.REJECTS),
-    "facts": ("fetch", tables.FACTS),
-    "pairs": ("dedup", tables.PAIRS),
-    "captions": ("caption", tables.CAPTIONS),
-    "caption_verdicts": ("caption", tables.VERDICTS),
-    "scores": ("score", tables.SCORES),
-    "decisions": ("select", tables.DECISIONS),
-    "draws": ("mix", tables.DRAWS),
-    "placements": ("pack", tables.PLACEMENTS),
+SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
+    "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
+    "rejects": ("ingest", tables.REJECTS, "Rows of sources that are no candidates, and why."),
+    "facts": ("fetch", tables.FACTS, "One row a candidate: how its URL ended, what was measured, where it is stored."),
+    "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
+    "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
+    "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule it fell to, if any."),
+    "scores": ("score", tables.SCORES, "Image-text similarity, where a model is configured."),
+    "score_verdicts": (
+        "score",
+        tables.VERDICTS,
+        "One row that passed the caption rules: the score rule it fell to, if any.",
+    ),
+    "decisions": ("select", tables.DECISIONS, "One row a candidate: kept, or dropped by which stage, why, for whom."),
+    "draws": ("mix", tables.DRAWS, "One row a drawn copy: its split and its place in the global shuffle."),
+    "placements": ("pack", tables.PLACEMENTS, "One row a packed copy: shard, position, key, byte offsets."),
 }
-"""View name -> (stage that writes it, its columns)."""
+"""View name -> (stage that writes it, its columns, what it holds)."""
 
 
 def open_reader(workdir: str) -> Any:
@@ -47,17 +52,19 @@ def open_reader(workdir: str) -> Any:
     except duckdb.IOException as error:
         connection.close()
         raise locked(path, error) from None
-    for (name,) in connection.execute(
-        "SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'"
+    for name, about in connection.execute(
+        "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
     ).fetchall():
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
-    for view, (stage, schema) in SAMPLE_VIEWS.items():
+        connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
+    for view, (stage, schema, about) in SAMPLE_VIEWS.items():
         paths = connection.execute(
             "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
             "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
             [stage, view],
         ).fetchall()
         create_table_view(connection, view, [storage.join(workdir, row[0]) for row in paths], schema)
+        connection.execute(f"COMMENT ON VIEW {view} IS '{_quote(about)}'")
     connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
     return connection
 

@@ -26,6 +26,6 @@ FROM facts GROUP BY host ORDER BY num_rows DESC;
 COMMENT ON VIEW hosts IS 'One row a host: URLs asked, URLs that came, bytes downloaded.';
 
 CREATE VIEW views AS
-SELECT view_name AS name, comment AS about FROM duckdb_views() WHERE NOT internal AND database_name = 'memory'
-UNION ALL SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog' ORDER BY 1;
+SELECT view_name AS name, comment AS about FROM duckdb_views()
+WHERE NOT internal AND database_name = 'memory' AND comment IS NOT NULL ORDER BY 1;
 COMMENT ON VIEW views IS 'This list.';

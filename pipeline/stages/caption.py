@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.catalog import Funnel
-from manifests.settings import parse_settings
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.captions.settings import CaptionSettings
@@ -47,7 +46,7 @@ _JOINED = {
 
 def measure(payload: dict[str, Any]) -> PartResult:
     """Measure one row group of candidates."""
-    settings = parse_settings(payload["settings"], CaptionSettings, where="caption")
+    settings: CaptionSettings = payload["settings"]
     candidates = pq.ParquetFile(payload["candidates"]).read_row_group(payload["row_group"])
     rows = measure_captions(candidates, settings)
     path = f"tables/caption/{payload['stem']}.parquet"
@@ -56,7 +55,7 @@ def measure(payload: dict[str, Any]) -> PartResult:
 
 def judge(payload: dict[str, Any]) -> PartResult:
     """Verdicts over every fetched image."""
-    settings = parse_settings(payload["settings"], CaptionSettings, where="caption")
+    settings: CaptionSettings = payload["settings"]
     path = f"tables/caption/verdicts-{payload['stem']}.parquet"
     writer = TableWriter(payload["workdir"], "caption_verdicts", path, tables.VERDICTS)
     counts: dict[str, int] = {}
@@ -107,7 +106,7 @@ def _plan_measure(context: BuildContext) -> Sequence[Part]:
             payload = {
                 "candidates": path,
                 "row_group": row_group,
-                "settings": settings.model_dump(mode="json"),
+                "settings": settings,
                 "stem": key[:16],
                 **context.execution(),
             }
@@ -121,7 +120,7 @@ def _plan_judge(context: BuildContext) -> Sequence[Part]:
         "candidates": context.files("ingest", "candidates"),
         "facts": context.files("fetch", "facts"),
         "captions": context.own_files("measure", "captions"),
-        "settings": context.config.caption.model_dump(mode="json"),
+        "settings": context.config.caption,
         "stem": key[:16],
         **context.execution(),
     }

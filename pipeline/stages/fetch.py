@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.catalog import Funnel, PartRecord
-from manifests.settings import parse_settings
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
@@ -42,7 +41,7 @@ _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256"
 
 def download(payload: dict[str, Any]) -> PartResult:
     """Fetch the rows of one part into a pool tar and a table of facts."""
-    settings = parse_settings(payload["settings"], FetchSettings, where="fetch")
+    settings: FetchSettings = payload["settings"]
     todo = pq.ParquetFile(payload["todo"]).read_row_group(payload["row_group"])
     rows = list(zip(todo["sample_id"].to_pylist(), todo["url"].to_pylist(), strict=True))
     pool_path = f"pool/{payload['stem']}.tar"
@@ -125,7 +124,7 @@ def _plan_downloads(context: BuildContext) -> Sequence[Part]:
             "todo": todo,
             "row_group": row_group,
             "stem": key[:16],
-            "settings": context.config.fetch.model_dump(mode="json"),
+            "settings": context.config.fetch,
             **context.execution(),
         }
         parts.append(Part(key, payload, recipe, num_rows))

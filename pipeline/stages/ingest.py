@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from manifests import storage, tables
 from manifests.catalog import Funnel
-from manifests.settings import parse_settings
 from pipeline.config import SourceSettings, recipe_of
 from pipeline.sources.table import Batch, list_files, read_batches
 from pipeline.stages.sql import copy_sorted, facet, open_scratch
@@ -118,7 +117,7 @@ def _extra(rows: pa.Table, columns: list[str]) -> pa.Array:
 
 def read_source(payload: dict[str, Any]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
-    source = parse_settings(payload["source"], SourceSettings, where="source")
+    source: SourceSettings = payload["source"]
     workdir, stem = payload["workdir"], f"tables/ingest/{payload['stem']}"
     staged = TableWriter(workdir, "staged", f"{stem}-staged.parquet", _STAGED)
     for batch in read_batches(source):
@@ -166,7 +165,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
 def _plan_source(context: BuildContext, source: SourceSettings) -> Part:
     key = fingerprint(_source_identity(context, source))
     payload = {
-        "source": source.model_dump(mode="json"),
+        "source": source,
         "stem": f"{source.name}-{key[:16]}",
         **context.execution(),
     }

@@ -18,7 +18,6 @@ from manifests import storage, tables
 from manifests.catalog import Funnel
 from manifests.errors import IntegrityError
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
-from manifests.settings import parse_settings
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import choose_texts, text_members
 from pipeline.stages import record
@@ -60,7 +59,7 @@ _JOIN = """
 
 def arrange(payload: dict[str, Any]) -> PartResult:
     """Join all that a shard needs, in shard order: one file a split, one row group a shard."""
-    texts = parse_settings(payload["texts"], TextSettings, where="caption.text")
+    texts: TextSettings = payload["texts"]
     columns = {
         "candidates": ", ".join(f'c."{name}"' for name in record.CANDIDATE_COLUMNS),
         "facts": ", ".join(f'f."{name}"' for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")),
@@ -85,7 +84,7 @@ def arrange(payload: dict[str, Any]) -> PartResult:
 
 def write_shard(payload: dict[str, Any]) -> PartResult:
     """One shard from the pool, each image checked against its recorded hash, and where every member lies."""
-    texts = parse_settings(payload["texts"], TextSettings, where="caption.text")
+    texts: TextSettings = payload["texts"]
     rows = pq.ParquetFile(payload["arranged"]).read_row_group(payload["row_group"]).to_pylist()
     shard_path = payload["shard_path"]
     final = storage.join(payload["workdir"], shard_path)
@@ -140,7 +139,7 @@ def _plan_arrange(context: BuildContext) -> Sequence[Part]:
         "facts": context.files("fetch", "facts"),
         "captions": context.files("caption", "captions"),
         "splits": list(context.sealed["mix"].notes["splits"]),
-        "texts": context.config.caption.text.model_dump(mode="json"),
+        "texts": context.config.caption.text,
         "samples_per_shard": context.config.pack.samples_per_shard,
         "stem": key[:16],
         **context.execution(),
@@ -161,7 +160,7 @@ def _plan_shards(context: BuildContext) -> Sequence[Part]:
                 "row_group": number,
                 "shard": shard,
                 "shard_path": f"{release_path(context)}/{SPLIT_FOLDERS[split]}/{shard}",
-                "texts": context.config.caption.text.model_dump(mode="json"),
+                "texts": context.config.caption.text,
                 "stem": key[:16],
                 **context.execution(),
             }

@@ -81,6 +81,11 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     """What the release was made by: the config without paths, workers, rates."""
     recipe: dict[str, Any] = config.model_dump(mode="json", exclude={"work_dir", "run"})
     recipe["fetch"] = config.fetch.identity()
+    recipe["caption"] = {
+        **config.caption.measure_identity(),
+        "rules": config.caption.rules_identity(),
+        "text": config.caption.text_identity(),
+    }
     for source in recipe["sources"]:
         source["table"] = source["table"].rpartition("/")[2]
     if recipe["mix"]["mixture"]:

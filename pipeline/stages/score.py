@@ -17,7 +17,6 @@ import pyarrow as pa
 from manifests import storage, tables
 from manifests.catalog import Funnel
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from pipeline.config import ScoreSettings
 from pipeline.stages.pool import PoolReader
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
@@ -63,7 +62,7 @@ def measure(payload: dict[str, Any]) -> PartResult:
     import torch
     from PIL import Image
 
-    settings = parse_settings(payload["settings"], ScoreSettings, where="score")
+    settings: ScoreSettings = payload["settings"]
     net, preprocess, tokenize = _load_model(str(settings.model), str(settings.pretrained), settings.device)
     scores: list[float] = []
     with open_scratch(payload) as sql, PoolReader(payload["workdir"]) as pool:
@@ -100,7 +99,7 @@ def _rows_to_score(sql: Any, payload: dict[str, Any], offset: int) -> pa.Table:
 
 def judge(payload: dict[str, Any]) -> PartResult:
     """Verdicts over the rows that passed the caption rules; the first rule that a row fails is its reason."""
-    settings = parse_settings(payload["settings"], ScoreSettings, where="score")
+    settings: ScoreSettings = payload["settings"]
     path = f"tables/score/verdicts-{payload['stem']}.parquet"
     with open_scratch(payload) as sql:
         view_parquet(sql, "candidates", payload["candidates"])
@@ -156,7 +155,7 @@ def _plan_measure(context: BuildContext) -> Sequence[Part]:
         payload = {
             "facts": context.files("fetch", "facts"),
             "captions": context.files("caption", "captions"),
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings,
             "offset": offset,
             "stem": key[:16],
             **context.execution(),
@@ -173,7 +172,7 @@ def _plan_judge(context: BuildContext) -> Sequence[Part]:
         "candidates": context.files("ingest", "candidates"),
         "caption_verdicts": context.files("caption", "caption_verdicts"),
         "scores": context.own_files("measure", "scores"),
-        "settings": context.config.score.model_dump(mode="json"),
+        "settings": context.config.score,
         "stem": key[:16],
         **context.execution(),
     }

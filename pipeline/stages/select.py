@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from manifests import tables
 from manifests.catalog import Funnel
-from manifests.settings import parse_settings
 from pipeline.captions.licences import LicenceSettings, judge_licences
 from pipeline.matching import DistinctPairs, choose_kept_distinct
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
@@ -63,7 +62,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
         for name in ("candidates", "facts", "captions", "caption_verdicts", "pairs"):
             view_parquet(sql, name, payload[name])
         _gather(sql, payload)
-        _judge_licences(sql, parse_settings(payload["licences"], LicenceSettings, where="select.licences"))
+        _judge_licences(sql, payload["licences"])
         _judge_duplicates(sql, payload["prefer"])
         decisions = copy_sorted(
             sql, _DECISIONS, "sample_id", TableWriter(payload["workdir"], "decisions", path, tables.DECISIONS)
@@ -191,7 +190,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "score_verdicts": context.files("score", "score_verdicts"),
         "prefer": config.dedup.prefer,
         "priority": {source.name: source.priority for source in config.sources},
-        "licences": config.select.licences.model_dump(mode="json"),
+        "licences": config.select.licences,
         "stem": key[:16],
         **context.execution(),
     }
