@@ -60,8 +60,8 @@ class DedupSettings(Settings):
     """Which images count as the same, and which one of them stays."""
 
     radius: int = Field(6, ge=0, le=16, description="largest Hamming distance of the 64-bit pHashes of near-duplicates")
-    prefer: list[Literal["licence", "pixels", "caption", "priority"]] = Field(
-        default_factory=lambda: ["licence", "pixels", "caption", "priority"],
+    prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = Field(
+        ("licence", "pixels", "caption", "priority"),
         description="who stays: first difference in this order decides, then the sample id",
     )
     placeholder_min_count: int = Field(

@@ -166,7 +166,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
     config = context.config
     return {
         "version": VERSION,
-        "prefer": config.dedup.prefer,
+        "prefer": list(config.dedup.prefer),
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences.model_dump(mode="json"),
         "candidates": context.content("ingest", "candidates"),
@@ -188,7 +188,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "pairs": context.files("dedup", "pairs"),
         "caption_verdicts": context.files("caption", "caption_verdicts"),
         "score_verdicts": context.files("score", "score_verdicts"),
-        "prefer": config.dedup.prefer,
+        "prefer": list(config.dedup.prefer),
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences,
         "stem": key[:16],
