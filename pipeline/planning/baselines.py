@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.planning.descent import Array
-from pipeline.planning.fitted import Fitted, standardise
+from pipeline.planning.fitted import Fitted, bounded, prediction_bounds, standardise
 
 
 @dataclass(frozen=True)
 class LinearForm:
     """Ridge regression on `degree` 0 (the mean), 1 (shares) or 2 (shares and their products, Scheffe 1958).
 
-    The penalty is in standardised units and does not touch the mean; predictions stay within one range of the
-    fitted losses beyond their extremes.
+    The penalty is in standardised units and does not touch the mean; predictions are held
+    within the bounds of `fitted.prediction_bounds`.
     """
 
     name: str
@@ -37,26 +37,11 @@ class LinearForm:
         normal = weighted @ features + self.penalty * np.eye(features.shape[1])
         solved = np.linalg.solve(normal, weighted @ z[:, :, None])
         coefficients = np.asarray(solved, dtype=np.float64)[:, :, 0]
-        lowest = np.where(weights_FN > 0, z, np.inf).min(axis=1)
-        highest = np.where(weights_FN > 0, z, -np.inf).max(axis=1)
-        span = highest - lowest
-        return Fitted(
-            {
-                "theta": coefficients,
-                "centre": centre,
-                "scale": scale,
-                "floor": lowest - span,
-                "ceiling": highest + span,
-            }
-        )
+        return Fitted({"theta": coefficients, "centre": centre, "scale": scale, **prediction_bounds(z, weights_FN)})
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q."""
-        arrays = fitted.arrays
-        standard = arrays["theta"] @ self._features(shares_QK).T
-        held = np.clip(standard, arrays["floor"][:, None], arrays["ceiling"][:, None])
-        result: Array = arrays["centre"][:, None] + arrays["scale"][:, None] * held
-        return result
+        return bounded(fitted, fitted.arrays["theta"] @ self._features(shares_QK).T)
 
     def _features(self, shares: Array) -> Array:
         if self.degree == 0:

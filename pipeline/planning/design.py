@@ -22,6 +22,7 @@ from pipeline.planning.search import cloud, project
 
 _CANDIDATES = 4000
 _SHARE_DECIMALS = 4
+_LAWS = 60
 
 
 @dataclass(frozen=True)
@@ -107,23 +108,22 @@ def _farthest(candidates: Array, worth_Q: Array, done_NK: Array, count: int) -> 
 
 def _uncertain_optima(table: RunsTable, objective: dict[str, float], box: Box, count: int) -> Array:
     """Optima of laws refitted on disturbed runs, weighted by how much those laws disagree there."""
-    from pipeline.planning.choose import refit
-    from pipeline.planning.forms import predict_form
     from pipeline.planning.laws import fit_law
     from pipeline.planning.nesting import require_one_setting
+    from pipeline.planning.resample import resample
 
     require_one_setting(table)
     law = fit_law(table)
     rng = np.random.default_rng(0)
     candidates = cloud(box, _CANDIDATES, rng)
-    total = np.zeros((60, len(candidates)))
-    for name, weight in objective.items():
-        column = law.column(name)
-        fits = refit(law, column, len(total), rng)
-        total += weight * predict_form(column.form, fits, column.weights, candidates)
-    # the chance of each candidate to be within a hair of a law's optimum, and the laws' spread there
-    near = np.exp(-(total - total.min(axis=1, keepdims=True)) / max(float(total.std(axis=0).mean()), 1e-9))
-    worth = near.mean(axis=0) * (total.std(axis=0) + 1e-9)
+    laws = resample(law, tuple(objective), _LAWS, rng)
+    total = np.sum([weight * laws.losses(name, candidates) for name, weight in objective.items()], axis=0)
+    # how likely each candidate is as good as a law's optimum, and how much the laws disagree there
+    spread = total.std(axis=0)
+    best = np.argsort(total.mean(axis=0), kind="stable")[: max(10, len(candidates) // 50)]
+    hair = max(float(np.median(spread[best])), 1e-6)
+    near = np.exp(-(total - total.min(axis=1, keepdims=True)) / hair)
+    worth = near.mean(axis=0) * np.minimum(spread, 3.0 * hair)
     return _farthest(candidates, worth / worth.max(), table.shares, count)
 
 

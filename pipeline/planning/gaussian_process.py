@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.planning.descent import Array
-from pipeline.planning.fitted import Fitted, standardise
+from pipeline.planning.fitted import Fitted, bounded, prediction_bounds, standardise
 
 _ROOT_FIVE = np.sqrt(5.0)
 _LOWER = np.log(np.array([1e-3, 0.05, 0.1, 1e-4, 1e-7]))
@@ -58,19 +58,19 @@ class GaussianProcess:
                 "scale": scale,
                 "alpha": alpha * root_weight,
                 "root_weight": root_weight,
+                **prediction_bounds(z, weights_FN),
             },
             shares_NK,
         )
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
-        """Posterior mean, shape F x Q."""
+        """Posterior mean, shape F x Q, held within the bounds of `fitted.prediction_bounds`."""
         arrays = fitted.arrays
         if fitted.anchors is None:
             raise ValueError("a Gaussian process cannot predict without its training shares")
         kernel = self._kernel(arrays["theta"], shares_QK, fitted.anchors)
         standard = (kernel @ arrays["alpha"][:, :, None])[:, :, 0]
-        result: Array = arrays["centre"][:, None] + arrays["scale"][:, None] * standard
-        return result
+        return bounded(fitted, standard)
 
     def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior standard deviation of the noise-free loss, shape F x Q."""

@@ -15,35 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.planning.descent import Array, Model, Prior, minimise
-from pipeline.planning.fitted import Fitted, standardise
+from pipeline.planning.fitted import Fitted, bounded, prediction_bounds, standardise
 
-# Predictions are held within this many times the range of the fitted losses above the highest and below the
-# lowest one: an unbounded exponential law errs by 1e2 and more outside the tried ratios with 6 to 10 runs.
-CEILING_RANGES = 3.0
-FLOOR_RANGES = 0.5
 _LOG_SMALLEST_SHARE = np.log(1e-12)
 
 
-def _bounded(fitted: Fitted, standard_FQ: Array) -> Array:
-    low, high = fitted.arrays["floor"][:, None], fitted.arrays["ceiling"][:, None]
-    held = np.clip(standard_FQ, low, high)
-    result: Array = fitted.arrays["centre"][:, None] + fitted.arrays["scale"][:, None] * held
-    return result
-
-
 def _finish(theta: Array, centre: Array, scale: Array, z: Array, weights: Array) -> Fitted:
-    lowest = np.where(weights > 0, z, np.inf).min(axis=1)
-    highest = np.where(weights > 0, z, -np.inf).max(axis=1)
-    span = highest - lowest
-    return Fitted(
-        {
-            "theta": theta,
-            "centre": centre,
-            "scale": scale,
-            "floor": lowest - FLOOR_RANGES * span,
-            "ceiling": highest + CEILING_RANGES * span,
-        }
-    )
+    return Fitted({"theta": theta, "centre": centre, "scale": scale, **prediction_bounds(z, weights)})
 
 
 def _best_of(
@@ -90,8 +68,8 @@ class ExponentialLaw:
         return _finish(theta, centre, scale, z, weights_FN)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
-        """Losses, shape F x Q, held within the bounds of the module's head."""
-        return _bounded(fitted, _exponential(shares_QK)(fitted.arrays["theta"])[0])
+        """Losses, shape F x Q, held within the bounds of `fitted.prediction_bounds`."""
+        return bounded(fitted, _exponential(shares_QK)(fitted.arrays["theta"])[0])
 
     def _profile(self, shares: Array, z: Array, weights: Array) -> list[Array]:
         lowest = np.where(weights > 0, z, np.inf).min(axis=1)
@@ -155,8 +133,8 @@ class PowerLaw:
         return _finish(theta, centre, scale, z, weights_FN)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
-        """Losses, shape F x Q, held within the bounds of the module's head; shares may sum to less than 1."""
-        return _bounded(fitted, self._model(shares_QK)(fitted.arrays["theta"])[0])
+        """Losses, shape F x Q, held within the bounds of `fitted.prediction_bounds`; shares may sum to less than 1."""
+        return bounded(fitted, self._model(shares_QK)(fitted.arrays["theta"])[0])
 
     def _prior(self, num_domains: int) -> Prior:
         num_inner = 1 if self.shared else num_domains

@@ -41,7 +41,10 @@ def cloud(box: Box, num_points: int, rng: np.random.Generator) -> Array:
         parts.append(np.stack([first, 1.0 - first], axis=1))
     else:
         parts += [rng.dirichlet(np.full(num_domains, c), num_points // 3) for c in (0.4, 1.0, 3.0)]
-    return np.unique(np.round(project(np.concatenate(parts), box), 9), axis=0)
+    points = project(np.concatenate(parts), box)
+    _, first = np.unique(np.round(points, 9), axis=0, return_index=True)
+    result: Array = points[np.sort(first)]
+    return result
 
 
 def around(centre_K: Array, box: Box, num_points: int, rng: np.random.Generator) -> Array:

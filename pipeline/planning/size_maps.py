@@ -117,7 +117,7 @@ def _joint_losses(target: RunsTable, parts: list[_SmallRuns], used_T: NDArray[np
     blocks = [known]
     for part in parts:
         mapped = np.full(part.carried.loss_values.shape, np.nan)
-        for column in range(mapped.shape[1]):
+        for column in range(len(target.losses)):
             pairs = np.isfinite(known[:, column]) & np.isfinite(part.at_target[:, column])
             if pairs.any():
                 level, slope = affine_map(part.at_target[pairs, column], known[pairs, column])

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.planning.crossval import assign_folds
+from pipeline.planning.design import _round_shares, propose_runs
+from pipeline.planning.intervals import jackknife_plus
+from pipeline.planning.laws import fit_law
+from pipeline.planning.limits import Box, Limits, effective_shares
+from pipeline.planning.runs import build_runs
+from pipeline.planning.search import cloud, descend, project
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> Box:
+    num_domains = draw(st.integers(2, 7))
+    inside = np.random.default_rng(draw(st.integers(0, 10**6))).dirichlet(np.ones(num_domains))
+    below = draw(st.floats(0.0, 1.0))
+    above = draw(st.floats(0.0, 1.0))
+    return Box(inside * (1 - below), inside + (1 - inside) * above, ("",) * num_domains)
+
+
+@given(boxes(), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_every_point_lies_in_the_box_and_sums_to_one(box, seed):
+    rng = np.random.default_rng(seed)
+    points = project(rng.normal(size=(20, len(box.low))), box)
+    for found in (points, cloud(box, 60, rng)):
+        assert np.allclose(found.sum(axis=1), 1.0, atol=1e-7)
+        assert (found >= box.low - 1e-6).all()
+        assert (found <= box.high + 1e-6).all()
+
+
+@given(boxes(), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_exchange_never_leaves_the_box_and_never_gets_worse(box, seed):
+    rng = np.random.default_rng(seed)
+    target = rng.dirichlet(np.ones(len(box.low)))
+
+    def score(shares: np.ndarray) -> np.ndarray:
+        return np.sum((shares - target) ** 2, axis=1)
+
+    start = project(rng.dirichlet(np.ones(len(box.low)))[None], box)[0]
+    end = descend(start, score, box)
+    assert score(end[None])[0] <= score(start[None])[0]
+    assert abs(end.sum() - 1.0) < 1e-9
+    assert (end >= box.low - 1e-6).all()
+    assert (end <= box.high + 1e-6).all()
+    nearest = project(target[None], box)[0]
+    assert score(end[None])[0] <= score(nearest[None])[0] + 1e-3
+
+
+@given(st.integers(2, 20), st.integers(0, 10**6))
+@settings(max_examples=80, deadline=None)
+def test_rounded_shares_still_sum_to_one(num_domains, seed):
+    shares = np.random.default_rng(seed).dirichlet(np.full(num_domains, 0.5))
+    rounded = _round_shares(shares)
+    assert round(float(rounded.sum()) * 10000) == 10000
+    assert np.abs(rounded - shares).max() < 1e-4 + 1e-12
+
+
+@given(st.integers(2, 5), st.integers(3, 12))
+@settings(max_examples=15, deadline=None)
+def test_a_design_repeats_only_where_it_says_so(num_domains, budget):
+    box = Box(np.zeros(num_domains), np.ones(num_domains), ("",) * num_domains)
+    proposed = propose_runs(tuple("abcde"[:num_domains]), budget, box)
+    assert len(proposed) == budget
+    fresh = [tuple(run.shares) for run in proposed if run.reason != "replicate"]
+    assert len(set(fresh)) == len(fresh)
+
+
+@given(st.integers(0, 10**6), st.floats(0.5, 40.0))
+@settings(max_examples=60, deadline=None)
+def test_repetition_never_makes_a_sample_worth_more(seed, scale):
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(3), 10)
+    limits = Limits(
+        pools={"a": 10 ** rng.uniform(1, 6), "b": 10 ** rng.uniform(1, 6)},
+        num_samples=1e5,
+        repetition_scale_epochs=scale,
+    )
+    worth = effective_shares(("a", "b", "c"), shares, limits)
+    assert (worth <= shares + 1e-12).all()
+    assert (worth >= 0).all()
+    assert np.array_equal(worth[:, 2], shares[:, 2])
+
+
+@given(st.integers(1, 40), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_jackknife_ends_are_in_order_and_grow_with_the_errors(num_runs, seed):
+    rng = np.random.default_rng(seed)
+    by_fold = rng.normal(size=(num_runs, 4))
+    residual = np.abs(rng.normal(size=num_runs))
+    folds = np.arange(num_runs)
+    low, high = jackknife_plus(by_fold, residual, folds)
+    wider = jackknife_plus(by_fold, residual + 0.1, folds)
+    assert (wider[0] <= low).all()
+    assert (wider[1] >= high).all()
+
+
+@given(st.permutations(list(range(9))))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_order_of_the_runs_changes_nothing_that_matters(order):
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), 9)
+    losses = 1.5 + np.exp(-3.0 * shares)
+    asked = np.random.default_rng(1).dirichlet(np.ones(3), 10)
+
+    def law(rows: list[int]) -> list[np.ndarray]:
+        columns = {f"mix_{k}": shares[rows, k].tolist() for k in range(3)}
+        columns |= {f"loss_{k}": losses[rows, k].tolist() for k in range(2)}
+        return list(fit_law(build_runs(list(columns), columns, source="t")).predict(asked)["0"])
+
+    for mine, theirs in zip(law(list(range(9))), law(list(order)), strict=True):
+        assert np.allclose(mine, theirs, atol=2e-3)
+    folds, _ = assign_folds(shares)
+    again, _ = assign_folds(shares[order])
+    assert again.tolist() == folds[order].tolist()
