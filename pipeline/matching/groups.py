@@ -25,6 +25,8 @@ import numpy.typing as npt
 from manifests.errors import ConfigError
 from pipeline.matching.pairs import Distances, DistinctPairs, Rows
 
+_EDGES_AT_ONCE = 1 << 20  # as Python integers an edge takes 80 bytes
+
 
 def choose_kept(
     num_rows: int, pairs_i: Rows, pairs_j: Rows, distance: Distances, priority: Rows
@@ -101,9 +103,11 @@ def _drop_by_priority(num: int, better: Rows, worse: Rows, rank: Rows) -> npt.ND
     """
     order = np.argsort(rank[better], kind="stable")
     dropped = bytearray(num)
-    for kept, other in zip(better[order].tolist(), worse[order].tolist(), strict=True):
-        if not dropped[kept]:
-            dropped[other] = 1
+    for start in range(0, len(order), _EDGES_AT_ONCE):
+        some = order[start : start + _EDGES_AT_ONCE]
+        for kept, other in zip(better[some].tolist(), worse[some].tolist(), strict=True):
+            if not dropped[kept]:
+                dropped[other] = 1
     return np.frombuffer(dropped, np.uint8).astype(np.bool_)
 
 

@@ -92,14 +92,16 @@ def distinct_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | Non
     if radius and len(distinct) > 1:
         low, high = find_pairs(distinct, radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     del distinct
-    company = np.unique(np.concatenate([repeated, low, high]))
+    company = _distinct_of(repeated, low, high)
     starts, rows = rows_of(hashes, company)
-    left, right = np.searchsorted(company, low), np.searchsorted(company, high)
+    distance = np.bitwise_count(low ^ high)
+    left = np.searchsorted(company, low)
+    del low  # arrays as long as the answer are let go as soon as they have served: see PAIRS_BYTES
+    right = np.searchsorted(company, high)
+    del high
     order = np.lexsort((right, left))
-    distance = np.bitwise_count(low ^ high)[order]
-    return DistinctPairs(
-        len(hashes), radius, company, starts, rows, left[order], right[order], distance.astype(np.uint8)
-    )
+    left, right = left[order], right[order]
+    return DistinctPairs(len(hashes), radius, company, starts, rows, left, right, distance[order])
 
 
 def expand_pairs(pairs: DistinctPairs, *, memory_limit_bytes: int | None = None) -> pa.Table:
@@ -154,6 +156,15 @@ def _collapse(hashes: Hashes) -> tuple[Hashes, Hashes]:
     if not len(repeated):
         return ordered, repeated
     return ordered[np.concatenate([[True], ~same])], np.unique(repeated)
+
+
+def _distinct_of(*parts: Hashes) -> Hashes:
+    """The distinct values of all parts, ascending; np.unique would hold two more copies."""
+    values = np.concatenate(parts)
+    values.sort()
+    new = np.ones(len(values), np.bool_)
+    new[1:] = values[1:] != values[:-1]
+    return values[new]
 
 
 def rows_of(hashes: Hashes, wanted: Hashes) -> tuple[Rows, Rows]:
