@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_hash_quality.py --photos FOLDER --labelled near_duplicates.parquet --out FOLDER
 
 Reads a folder of photos laid out as `group/class/name.jpg` (photos of different groups never show the same thing) and,
-optionally, a table of labelled pairs with columns near_duplicate, relation, phash_distance, dhash_distance. Each photo
-is changed once by every transform, with a random strength. Writes `hash_quality.json` and `hash_quality.png` into
-the folder given and prints the tables as Markdown.
+optionally, a table of labelled pairs with columns near_duplicate, relation, phash_distance, dhash_distance. `--num`
+photos are changed once by every transform, with a random strength; all are compared with each other. Writes
+`hash_quality.json` and `hash_quality.png` into the folder given and prints the tables as Markdown.
 
 Unrelated pairs that lie within a small radius are too rare to be counted among a few thousand photos. Their rate at
 13 M is therefore extrapolated, see `expected_rate`, and is an estimate, not a measurement.
@@ -123,12 +123,12 @@ def to_int(value: object) -> int:
     return int(str(value), 16)
 
 
-def hash_photo(job: tuple[str, int]) -> list[list[int]]:
-    """Hashes of the photo and of each changed copy: (1 + transforms) x hashes."""
-    path, seed = job
+def hash_photo(job: tuple[str, int, bool]) -> list[list[int]]:
+    """Hashes of the photo and, if asked, of each changed copy: (1 + transforms) x hashes."""
+    path, seed, changed = job
     rng = np.random.default_rng(seed)
     photo = Image.open(path).convert("RGB")
-    versions = [photo, *(change(photo, rng) for change in TRANSFORMS.values())]
+    versions = [photo, *(change(photo, rng) for change in TRANSFORMS.values() if changed)]
     return [[to_int(make(version)) for make in HASHES.values()] for version in versions]
 
 
@@ -164,16 +164,18 @@ def independent_within(distance: int, balanced: bool) -> float:
 
 def measure(photos: Path, num: int, num_workers: int) -> dict[str, object]:
     paths = sorted(photos.rglob("*.jpg"))
-    paths = [paths[place] for place in sorted(np.random.default_rng(0).permutation(len(paths))[:num])]
+    paths = [paths[place] for place in np.random.default_rng(0).permutation(len(paths))]
+    num = min(num, len(paths))
     groups = np.unique([str(path.relative_to(photos).parts[:2]) for path in paths], return_inverse=True)[1]
     with ProcessPoolExecutor(num_workers) as pool:
-        jobs = [(str(path), seed) for seed, path in enumerate(paths)]
-        values = np.array(list(pool.map(hash_photo, jobs, chunksize=16)), np.uint64)
-    result: dict[str, object] = {"num_photos": len(paths), "num_groups": int(groups.max()) + 1}
+        jobs = [(str(path), seed, seed < num) for seed, path in enumerate(paths)]
+        hashed = list(pool.map(hash_photo, jobs, chunksize=16))
+    values = np.array(hashed[:num], np.uint64)
+    originals = np.array([versions[0] for versions in hashed], np.uint64)
+    result: dict[str, object] = {"num_photos": len(paths), "num_changed": num, "num_groups": int(groups.max()) + 1}
     for place, name in enumerate(HASHES):
-        original = values[:, 0, place]
-        distance = np.bitwise_count(original[:, None] ^ values[:, 1:, place])
-        counts = unrelated_distances(original, groups)
+        distance = np.bitwise_count(values[:, :1, place] ^ values[:, 1:, place])
+        counts = unrelated_distances(originals[:, place], groups)
         result[name] = {
             "recall": {
                 change: [float((distance[:, step] <= radius).mean()) for radius in RADII]
@@ -182,7 +184,7 @@ def measure(photos: Path, num: int, num_workers: int) -> dict[str, object]:
             "unrelated_pairs": int(counts.sum()),
             "unrelated_within": [int(counts[: radius + 1].sum()) for radius in RADII],
             "unrelated_counts": counts.tolist(),
-            "ones": float(np.bitwise_count(original).mean()),
+            "ones": float(np.bitwise_count(originals[:, place]).mean()),
             "rate": [expected_rate(counts, radius, name == "pHash") for radius in RADII],
         }
     return result
@@ -206,7 +208,8 @@ def print_tables(result: dict[str, object]) -> None:
     head = "| " + " | ".join(["", *map(str, RADII)]) + " |\n|" + "---|" * (len(RADII) + 1)
     for name in HASHES:
         facts = result[name]
-        print(f"\n{name}, {result['num_photos']:,} photos: recall within a radius\n\n{head}")
+        compared = f"{result['num_changed']:,} photos changed, {result['num_photos']:,} compared"
+        print(f"\n{name}, {compared}: share within a radius\n\n{head}")
         for change, recall in facts["recall"].items():
             print("| " + " | ".join([change, *(f"{value:.3f}" for value in recall)]) + " |")
         print("| unrelated pairs seen | " + " | ".join(f"{value:,}" for value in facts["unrelated_within"]) + " |")
