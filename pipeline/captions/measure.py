@@ -23,6 +23,7 @@ from pipeline.captions.patterns import (
     BINOMIAL,
     DENSE_SCRIPT,
     FILENAME,
+    NOT_AN_EPITHET,
     PLACEHOLDER,
     TOKEN_PIECES,
 )
@@ -168,8 +169,9 @@ def _matches(text: pa.Array, pattern: str) -> pa.Array:
 
 def _name_measures(text: pa.Array, texts: pa.Array, taxon_names: pa.Array) -> dict[str, pa.Array]:
     """Whether a Latin binomial stands in the text, and whether there is nothing else in it."""
-    binomial = pc.match_substring_regex(text, BINOMIAL)
-    bare = pc.match_substring_regex(text, BARE_NAME)
+    english = pc.match_substring_regex(text, NOT_AN_EPITHET)
+    binomial = pc.and_not(pc.match_substring_regex(text, BINOMIAL), english)
+    bare = pc.and_not(pc.match_substring_regex(text, BARE_NAME), english)
     known = pc.indices_nonzero(taxon_names.is_valid())
     if len(known):
         has, only = _against_taxon(text.take(known).to_pylist(), texts.take(known).to_pylist())

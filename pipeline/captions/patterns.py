@@ -61,13 +61,28 @@ _EPITHET_ENDS = (
     r"domestica|europaea|americana|japonica|chinensis|sinensis|indica|africana|australis|orientale|occidentalis"
     r"|vinifera)"
 )
-_EPITHET = r"(?:[×x] ?)?[a-zë]{0,}(?:-[a-z]+)*" + _EPITHET_ENDS
+_EPITHET = r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*" + _EPITHET_ENDS
+# Behind a genus with an ending that few English words have, any Latin ending will do.
+_SURE_GENUS = (
+    r"[A-Z][a-zë]+(?:us|um|is|ea|ula|ella|aria|ago|ys|ops|ax|ix|odon|ica|osa|ola|ita|ilia|anita|etes|onia|inia|ccinia"
+    r"|xia|ixia|uja|omium|yra|chys)"
+)
+_ANY_EPITHET = r"(?:[×x] ?)?(?:[a-zë]+-)*[a-zë]{3,}(?:us|um|is|ta|na|ra|la|da|sa|ca|ia|ea|ae|ns|ii|oba|or|ax|ex|ix|ile|ale|yne|jah)"
 
-BINOMIAL = rf"(?:^|[^\pL]){_GENUS} {_EPITHET}(?:[^\pL]|$)"
+BINOMIAL = rf"(?:^|[^\pL])(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?:[^\pL]|$)"
+# English words with a Latin ending that follow a capital ("Paris opera", "Venus extra").
+NOT_AN_EPITHET = (
+    r"(?:^|[^\pL])[A-Z][a-z]+ (?:opera|camera|panda|koala|gorilla|banana|umbrella|extra|arena|agenda|media"
+    r"|formula|salsa|"
+    r"fiesta|pasta|panorama|drama|magenta|vanilla|album|museum|aquarium|stadium|premium|medium|campus|circus|cactus|"
+    r"status|virus|bonus|focus|minus|versus|tennis|basis|oasis|crisis|color|motor|mirror|doctor|tractor|door|floor|"
+    r"actor|sailor|harbor|interior|senior|junior|major|minor|editor|visitor|index|complex|relax|apex|cola|idea"
+    r"|area)(?:[^\pL]|$)"
+)
 
 _AUTHOR = r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|ex|et|&|[A-Z][\pL]+(?:, \d{4})?))*"
 BARE_NAME = (
-    rf"^{_GENUS} {_EPITHET}(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?{_AUTHOR}\.?$"
+    rf"^(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?{_AUTHOR}\.?$"
     r"|^[A-Z][a-zë]+ (?:sp|spp)\.?$|^[A-Z][a-z]+(?:aceae|idae|opsida)$"
 )
 
@@ -88,4 +103,8 @@ TOKEN_PIECES: tuple[tuple[str, float], ...] = (
 )
 
 # Words that stand in English captions and hardly in others: they save names in other tongues ("The Harvest").
-ENGLISH_WORDS = r"(?i)(?:^|[^\pL])(?:the|with|and|from|of an?|castle of|view of|house of|church of)(?:[^\pL]|$)"
+ENGLISH_WORDS = (
+    r"(?i)(?:^|[^\pL])(?:the|with|and|from|(?:portrait|castle|view|house|church|map|flag|photo|painting|kind"
+    r"|type) of)"
+    r"(?:[^\pL]|$)"
+)

@@ -48,6 +48,8 @@ TextType = Literal[
 TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
 TextName = Literal["caption"] | TextType
 
+MEASURE_VERSION = 1  # raise when cleaning or measuring changes what it writes
+
 PresetName = Literal["datacomp-basic", "plant", "general"]
 
 
@@ -226,7 +228,11 @@ class CaptionSettings(Settings):
 
     def measure_identity(self) -> dict[str, Any]:
         """What the measurements depend on, as plain values for a fingerprint; thresholds are not in it."""
-        return {"clean": self.clean.model_dump(mode="json"), "measure": self.measure.model_dump(mode="json")}
+        return {
+            "version": MEASURE_VERSION,
+            "clean": self.clean.model_dump(mode="json"),
+            "measure": self.measure.model_dump(mode="json"),
+        }
 
     def rules_identity(self) -> list[dict[str, Any]]:
         """What the verdicts depend on beside the measurements: the resolved rules, as plain values."""

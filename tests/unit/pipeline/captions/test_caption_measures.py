@@ -49,7 +49,8 @@ def test_file_names_are_seen(make_candidates, caption: str) -> None:
 @pytest.mark.parametrize(
     "caption",
     ["red rose", "gold-theme", "Boeing 747", "Apollo 11", "Rosa 'Peace'", "Fig tree with ripe figs", "Image of a rose",
-     "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "glace_06", "Switch_Cisco_3750_1", "red_apple"],
+     "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "glace_06",
+     "Switch_Cisco_3750_1", "red_apple"],
 )  # fmt: skip
 def test_captions_are_not_taken_for_file_names(make_candidates, caption: str) -> None:
     assert not measure_one(make_candidates, caption)["filename_like"]
@@ -80,13 +81,16 @@ def test_captions_are_not_taken_for_placeholders(make_candidates, caption: str) 
         ("Iris tectorum", True, True),
         ("Quercus robur L.", True, True),
         ("Mentha × piperita", True, True),
-        ("Capsella bursa-pastoris (L.) Medik.", False, False),  # not in the list of endings, no taxon given
+        ("Capsella bursa-pastoris (L.) Medik.", True, True),
         ("A pond with Iris tectorum in bloom", True, False),
         ("Rosaceae", False, True),
         ("Red rose", False, False),
         ("Toyota Corolla parked on a road", False, False),
         ("Paris is beautiful", False, False),
         ("Africa map", False, False),
+        ("Viola odorata L.", True, True),
+        ("Amanita muscaria (L.) Lam.", True, True),
+        ("Paris opera at night", False, False),
     ],
 )
 def test_binomials(make_candidates, caption: str, has: bool, bare: bool) -> None:
