@@ -4,7 +4,7 @@ Opens releases (which checks their record), orders their samples (`training.samp
 shards (`training.shards`), augments (`training.images`) and tokenises, in worker processes. A sample's
 randomness is seeded by its position, so neither workers nor ranks change it. A broken sample is named and
 its place taken by the row behind it, so that every batch is full. Writes nothing. Gives up with ConfigError
-or IntegrityError on a release that does not verify.
+on a release that does not verify, with IntegrityError on a shard that is cut short later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.release import Release
 from manifests.settings import Settings
 from training.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
@@ -163,10 +163,13 @@ class SampleDataset(Dataset[Any]):
 def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
     """Open and verify the release or releases of a config.
 
-    Raises: ConfigError, IntegrityError.
+    Raises: ConfigError, for a release that does not verify too: no work has begun.
     """
     paths = [release] if isinstance(release, str) else [share.release for share in release]
-    return [Release.open(path) for path in paths]
+    try:
+        return [Release.open(path) for path in paths]
+    except IntegrityError as error:
+        raise ConfigError(str(error)) from None
 
 
 def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare], seed: int) -> SampleOrder:

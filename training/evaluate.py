@@ -302,10 +302,9 @@ def _autocast(settings: TrainSettings, device: torch.device) -> Any:
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:
-    if release is not None:
-        return Release.open(release)
-    if isinstance(settings.release, str):
-        return Release.open(settings.release)
+    chosen = release or settings.release
+    if isinstance(chosen, str):
+        return data.open_releases(chosen)[0]
     raise ConfigError("the run was trained on several releases; say which to evaluate on with --release")
 
 

@@ -1,0 +1,179 @@
+"""Training as separate processes: killed without warning, and two ranks under torchrun."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+LOOP_TESTS = Path(__file__).parents[1] / "unit" / "training" / "loop"
+COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
+            "grad_norm")  # fmt: skip
+NUM_STEPS = 24
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dalip_{name}", LOOP_TESTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("processes")
+    writer, fixtures = _load("release_writer"), _load("conftest")
+    writer.write_work_folder(folder / "data", writer.drawn_samples(107, 0), shard_size=19)
+    architecture = folder / "dalip-process-test.json"
+    architecture.write_text(json.dumps(fixtures.TINY_ARCHITECTURE))
+    return {
+        "release": str(folder / "data"),
+        "output_dir": str(folder / "run"),
+        "model": {
+            "preset": "dalip",
+            "architecture": str(architecture),
+            "second_order": {"heads": 2, "reduced_width": 4},
+        },
+        "data": {"batch_size": 12, "num_workers": 1, "shuffle_window": 16},
+        "optimiser": {"lr": 0.002},
+        "schedule": {"steps": NUM_STEPS, "warmup_steps": 2},
+        "compute": {"device": "cpu", "num_threads": 1},
+        "checkpoint": {"every_steps": 3},
+        "log": {"every_steps": 1},
+    }
+
+
+def _start(values: dict[str, Any], place: Path, num_ranks: int = 1) -> subprocess.Popen[str]:
+    config = place / "run.yaml"
+    config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
+    command = [sys.executable, "-m", "training.cli", "train", str(config)]
+    if num_ranks > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--master-addr=127.0.0.1"]
+        command = [sys.executable, *launcher, f"--master-port={port}", "-m", *command[2:]]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def _lines(place: Path) -> list[dict[str, Any]]:
+    path = place / "run" / "log.jsonl"
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    events = [json.loads(line) for line in whole]
+    return [{key: event.get(key) for key in COMPARED} for event in events if event["event"] == "step"]
+
+
+def _kill_after(process: subprocess.Popen[str], place: Path, step: int, number: int) -> None:
+    """Signal the whole process group once the log holds `step`."""
+    deadline = time.monotonic() + 200
+    while (not _lines(place) or _lines(place)[-1]["step"] < step) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.002)
+    os.killpg(process.pid, number)
+    process.communicate(timeout=100)
+
+
+def _assert_same(one: Path, two: Path) -> None:
+    assert _lines(one) == _lines(two)
+    assert [line["step"] for line in _lines(one)] == list(range(1, NUM_STEPS + 1))
+    first, second = (torch.load(place / "run" / "model.pt", weights_only=True)["state_dict"] for place in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _places(tmp_path: Path, *names: str) -> list[Path]:
+    places = [tmp_path / name for name in names]
+    for place in places:
+        place.mkdir()
+    return places
+
+
+def test_sigkill_at_random_steps_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
+    """Killed without warning, twice, a worker at hand: the loss lines and weights of the uninterrupted run."""
+    whole, killed = _places(tmp_path, "whole", "killed")
+    _finish(_start(values, whole))
+    steps = sorted(random.SystemRandom().sample(range(1, NUM_STEPS - 3), 2))
+    print(f"killed after steps {steps}")
+    for step in steps:
+        process = _start(values, killed)
+        _kill_after(process, killed, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (killed / "run" / "summary.json").exists()
+    assert _finish(_start(values, killed)).startswith("finished: 24 steps")
+    _assert_same(whole, killed)
+    assert _finish(_start(values, killed)).startswith("finished before, reused")
+
+
+def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tmp_path: Path) -> None:
+    """As a scheduler does it: the loader's workers get the signal too and must not take the trainer down."""
+    (place,) = _places(tmp_path, "place")
+    process = _start(values | {"checkpoint": {"every_steps": 1000}, "schedule": {"steps": 5000}}, place)
+    deadline = time.monotonic() + 200
+    while not _lines(place) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    last = _lines(place)[-1]["step"]
+    assert f"dalip: error: stopped by a signal after step {last} of 5000" in err
+    assert "Traceback" not in err
+    assert [path.name for path in (place / "run" / "checkpoints").glob("step-*")] == [f"step-{last:08d}.pt"]
+
+
+@pytest.mark.slow
+def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str, Any], tmp_path: Path) -> None:
+    """Two gloo processes: the loss curve of one process at the same batch size; killed and resumed, the same bits."""
+    one, two, killed = _places(tmp_path, "one", "two", "killed")
+    # without dropout: two ranks draw other masks than one
+    values = values | {"model": values["model"] | {"second_order": {"heads": 2, "reduced_width": 4, "dropout": 0.0}}}
+    _finish(_start(values, one))
+    _finish(_start(values, two, num_ranks=2))
+    for alone, apart in zip(_lines(one), _lines(two), strict=True):
+        assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
+    assert _lines(two)[0]["loss"] == pytest.approx(_lines(one)[0]["loss"], abs=1e-6)
+    process = _start(values, killed, num_ranks=2)
+    _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS - 3), signal.SIGKILL)
+    time.sleep(1)  # the ranks are sessions of their own under torchrun and die with it
+    assert _finish(_start(values, killed, num_ranks=2)).startswith("finished: 24 steps")
+    _assert_same(two, killed)
+
+
+@pytest.mark.slow
+def test_a_users_mistake_under_torchrun_writes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
+    (place,) = _places(tmp_path, "place")
+    process = _start(values | {"data": values["data"] | {"batch_size": 13}}, place, num_ranks=2)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "data.batch_size 13 does not divide among 2 processes x 1 micro-batches" in err
+    assert not (place / "run").exists()

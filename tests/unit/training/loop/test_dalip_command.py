@@ -1,0 +1,213 @@
+"""The command line: help, one clear line and exit code 2 for wrong input with nothing written, and the results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from training.cli import main
+
+
+def _write(tmp_path: Path, values: dict[str, Any]) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["", "train", "eval", "export", "import"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  dalip {command or 'train'}" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, training.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'open_clip', 'pyarrow', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert time.monotonic() - started < 20
+
+
+def _unknown_key(values: dict[str, Any]) -> None:
+    values["optimizer"] = {"lr": 1}
+
+
+def _unknown_inner_key(values: dict[str, Any]) -> None:
+    values["data"]["batchsize"] = 3
+
+
+def _no_release(values: dict[str, Any]) -> None:
+    values["release"] = values["release"] + "/nothing"
+
+
+def _no_model(values: dict[str, Any]) -> None:
+    values["model"] = {"architecture": "ViT-B-61"}
+
+
+def _no_weights(values: dict[str, Any]) -> None:
+    values["model"]["pretrained"] = "nowhere.pt"
+
+
+def _unknown_domain(values: dict[str, Any]) -> None:
+    values["data"]["mixture"] = {"plant": 1, "sea": 2}
+
+
+def _no_split(values: dict[str, Any]) -> None:
+    values["data"]["split"] = "test"
+
+
+def _file_in_the_way(values: dict[str, Any]) -> None:
+    place = Path(values["output_dir"])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("")
+    values["output_dir"] = str(place / "run")
+
+
+def _two_lengths(values: dict[str, Any]) -> None:
+    values["schedule"] = {"steps": 3, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_unknown_key, "unknown key 'optimizer'; did you mean 'optimiser'?"),
+        (_unknown_inner_key, "unknown key 'data.batchsize'; did you mean 'batch_size'?"),
+        (_no_release, "no sealed release here"),
+        (_no_model, "architecture 'ViT-B-61' is not known to open_clip; near it: ViT-B-16"),
+        (_no_weights, "pretrained 'nowhere.pt' is neither a file nor a tag"),
+        (_unknown_domain, "the mixture names 'sea', but the release has the domains general, plant"),
+        (_no_split, "no split 'test'"),
+        (_file_in_the_way, "cannot be written"),
+        (_two_lengths, "'schedule': give the length either as epochs or as steps"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_written(
+    spoil: Any, words: str, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(config)
+    path = _write(tmp_path, config)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", path]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("dalip: error: ")
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_release_that_does_not_verify_stops_before_work(
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = writer.write_release(tmp_path / "release", writer.drawn_samples(20, 0))
+    shard = folder / "shards" / "toy-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    assert main(["train", _write(tmp_path, config), "--release", str(folder)]) == 2
+    assert "1 of 2 files differ from the record; first: shards/toy-000000.tar has" in capsys.readouterr().err
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: no such config file" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "neither a config file nor the folder of a run" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), str(tmp_path / "out.pt")]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    assert main(["import", str(tmp_path / "none.pt"), str(tmp_path / "out")]) == 2
+    assert "no such checkpoint file" in capsys.readouterr().err
+
+
+def test_eval_before_train_says_so(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", _write(tmp_path, config)]) == 2
+    assert "no trained model here; run `dalip train` first" in capsys.readouterr().err
+
+
+def test_train_eval_and_export(
+    config: dict[str, Any], tmp_path: Path, architecture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The chain on shapes that are easily told apart: held-out figures end above chance."""
+    # ends lower than it begins within seconds, see the assertions on the figures below
+    config["schedule"] = {"steps": 150, "warmup_steps": 10}
+    config["data"] |= {"batch_size": 24, "augment": {"scale": [0.8, 1.0]}}
+    config["eval"]["zero_shot"] = [
+        {"field": "extra.category", "templates": ["a {}"]},
+        {"field": "taxon_species", "templates": ["a {}", "a red {}", "a green {}"], "domain": "plant"},
+    ]
+    path = _write(tmp_path, config)
+    assert main(["train", path]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("finished: 150 steps, 3,600 samples (33.6 epochs)")
+    assert f"run: {config['output_dir']}" in out
+    assert main(["train", path]) == 0
+    assert capsys.readouterr().out.startswith("finished before, reused: 150 steps")
+
+    assert main(["eval", config["output_dir"]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "36 samples of split 'heldout' of toy-0001"
+    assert all("chance" in line for line in lines[1:-1])
+    result = json.loads(Path(lines[-1].removeprefix("figures: ")).read_text())
+    colour_shape, species = result["zero_shot"]
+    assert (colour_shape["num_classes"], species["num_classes"]) == (12, 3)
+    assert species["figures"]["f"]["top1"]["trials"] == 18
+    assert set(colour_shape["figures"]) == {"f", "z", "both"}
+    top1 = colour_shape["figures"]["both"]["top1"]
+    assert top1["low"] > 2 * top1["chance"]
+    recall = result["retrieval"]["both"]["image_to_text_r1"]
+    assert recall["low"] > 2 * recall["chance"]
+    overall = result["validation_loss"]["all"]
+    assert overall["high"] < overall["chance"]
+    assert set(result["validation_loss"]) == {"all", "general", "plant"}
+
+    target = tmp_path / "exported.pt"
+    assert main(["export", config["output_dir"], str(target)]) == 0
+    assert "create_model_and_transforms" in capsys.readouterr().out
+    import open_clip
+
+    open_clip.create_model_and_transforms(architecture.stem, pretrained=str(target))
+    assert main(["export", config["output_dir"], str(tmp_path / "hf"), "--format", "huggingface"]) == 0
+    assert (tmp_path / "hf" / "open_clip_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"field": "extra.colour"}, "no sample has 'colour' in its extra (there are: category)"),
+        ({"field": "rank"}, "the release has no field 'rank'; it has extra.KEY and"),
+        ({"field": "taxon_genus"}, "0 classes with at least 1 samples, two are needed"),
+        ({"field": "extra.category", "domain": "sea"}, "in domain 'sea': 0 classes"),
+    ],
+)
+def test_a_wrong_zero_shot_task_is_named(
+    task: dict[str, Any], words: str, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["schedule"] = {"steps": 1}
+    config["eval"]["zero_shot"] = [task]
+    path = _write(tmp_path, config)
+    assert main(["train", path]) == 0
+    assert main(["eval", path]) == 2
+    assert words in capsys.readouterr().err
+    assert not (Path(config["output_dir"]) / "eval").exists()
+
+
+def test_another_split_and_release_can_be_evaluated(
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["schedule"] = {"steps": 1}
+    path = _write(tmp_path, config)
+    assert main(["train", path]) == 0
+    assert main(["eval", path, "--split", "train", "--out", str(tmp_path / "figures.json")]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["num_samples"] == 107
+    other = writer.write_release(tmp_path / "other", writer.drawn_samples(4, 24), name="other")
+    assert main(["eval", path, "--release", str(other)]) == 0
+    assert "24 samples of split 'heldout' of other-0001" in capsys.readouterr().out

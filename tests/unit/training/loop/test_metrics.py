@@ -1,0 +1,119 @@
+"""Figures against plain counting, known intervals, and chance by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import metrics
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "low", "high"),
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_matches_published_values(hits: int, trials: int, low: float, high: float) -> None:
+    assert metrics.wilson_interval(hits, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for i in range(200):
+        low, high = metrics.bootstrap_interval(rng.normal(3.0, 2.0, 60), 300, seed=i)
+        covered += low <= 3.0 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def _features(num: int, width: int, seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(num, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 25), st.integers(1, 8), st.integers(0, 99))
+def test_retrieval_equals_plain_counting(num_images: int, num_texts: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    texts = [f"text {rng.integers(num_texts)}" for _ in range(num_images)]
+    by_text = {text: _features(1, 6, hash(text) % 1000)[0] for text in set(texts)}
+    images, text_features = _features(num_images, 6, seed), torch.stack([by_text[text] for text in texts])
+    similarity = images @ text_features.t()
+    figures = metrics.retrieve(similarity, texts, (1, 3))
+    distinct = sorted(set(texts))
+    for k in (1, 3):
+        hits = 0
+        for i, text in enumerate(texts):
+            order = sorted(distinct, key=lambda other: -float(images[i] @ by_text[other]))
+            hits += text in order[:k]
+        assert figures[f"image_to_text_r{k}"]["hits"] == hits
+        hits = 0
+        for text in distinct:
+            order_i = sorted(range(num_images), key=lambda i: -float(images[i] @ by_text[text]))
+            hits += any(texts[i] == text for i in order_i[:k])
+        assert figures[f"text_to_image_r{k}"]["hits"] == hits
+        assert figures[f"text_to_image_r{k}"]["trials"] == len(distinct)
+
+
+def test_chance_is_what_guessing_reaches() -> None:
+    """500 blind models on 40 images with 7 unevenly shared texts."""
+    rng = np.random.default_rng(1)
+    texts = [f"text {min(6, int(rng.exponential(2)))}" for _ in range(40)]
+    reached: dict[str, list[float]] = {}
+    for seed in range(500):
+        columns = {text: i for i, text in enumerate(sorted(set(texts)))}
+        blind = torch.rand(40, len(columns), generator=torch.Generator().manual_seed(seed))
+        similarity = blind[:, [columns[text] for text in texts]]
+        for name, figure in metrics.retrieve(similarity, texts, (1, 3)).items():
+            reached.setdefault(name, []).append(figure["value"])
+            reached.setdefault(f"{name} chance", []).append(figure["chance"])
+    for name in ("image_to_text_r1", "image_to_text_r3", "text_to_image_r1", "text_to_image_r3"):
+        assert np.mean(reached[name]) == pytest.approx(np.mean(reached[f"{name} chance"]), abs=0.02)
+
+
+def test_a_dead_model_scores_nothing() -> None:
+    """Equal similarities everywhere: ties count against the target, not for it."""
+    flat = torch.ones(12, 12)
+    texts = [f"text {i}" for i in range(12)]
+    assert all(figure["hits"] == 0 for figure in metrics.retrieve(flat, texts, (1, 5)).values())
+    assert metrics.classify(flat, list(range(12)), 100)["top1"]["hits"] == 0
+
+
+def test_a_perfect_model_scores_everything() -> None:
+    figures = metrics.classify(torch.eye(8), list(range(8)), 100)
+    assert [figures[name]["value"] for name in ("top1", "top5", "mean_per_class")] == [1.0, 1.0, 1.0]
+    assert figures["top1"]["chance"] == 1 / 8
+
+
+def test_mean_per_class_weighs_classes_alike() -> None:
+    similarity = torch.tensor([[1.0, 0.0]] * 9 + [[1.0, 0.0]])
+    figures = metrics.classify(similarity, [0] * 9 + [1], 100)
+    assert figures["top1"]["value"] == 0.9
+    assert figures["top1"]["most_common_class"] == 0.9
+    assert figures["mean_per_class"]["value"] == 0.5
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30))
+def test_chance_to_hit_is_a_probability(total: int, wanted: int, drawn: int) -> None:
+    wanted, drawn = min(wanted, total), min(drawn, total)
+    chance = metrics.chance_to_hit(total, wanted, drawn)
+    assert 0 < chance <= 1
+    assert metrics.chance_to_hit(total, wanted, 1) == pytest.approx(wanted / total)
+
+
+def test_pair_losses_are_the_mean_contrastive_loss() -> None:
+    images, texts = _features(20, 8, 0), _features(20, 8, 1)
+    losses = metrics.pair_losses(images @ texts.t(), 10.0, 6)
+    assert len(losses) == 18
+    logits = 10.0 * (images[6:12] @ texts[6:12].t())
+    target = torch.arange(6)
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = (cross_entropy(logits, target) + cross_entropy(logits.t(), target)) / 2
+    assert float(losses[6:12].mean()) == pytest.approx(float(expected), abs=1e-6)
+    assert len(metrics.pair_losses(images @ texts.t(), 10.0, 64)) == 20
+    flat = metrics.loss_figure(metrics.pair_losses(torch.ones(8, 8), 10.0, 4).numpy(), 4, 100)
+    assert flat["value"] == pytest.approx(flat["chance"]) == pytest.approx(math.log(4))
