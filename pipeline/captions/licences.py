@@ -42,7 +42,7 @@ _VERSION = re.compile(r"\b(?:v(?:ersion)?\.?\s*)?(?P<version>[1-4][._]\d)\b")
 _SPLIT_OR = re.compile(
     r"\s+or\s+|\s*\|\s*|\s*;\s*|\s+/\s+|(?<=[a-z0-9.])/(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)"
 )
-_SPLIT_AND = re.compile(r"\s*[|;]\s*|\s+and\s+|\s*&\s*|\s*\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)")
+_SPLIT_AND = re.compile(r"\s*[|;]\s*|\s+and\s+|\s*&\s*|\s+\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)")
 
 _GNU = re.compile(
     r"\b(?P<family>agpl|lgpl|gpl|gfdl|fdl"

@@ -67,7 +67,10 @@ _SURE_GENUS = (
     r"[A-Z][a-zë]+(?:us|um|is|ea|ula|ella|aria|ago|ys|ops|ax|ix|odon|ica|osa|ola|ita|ilia|anita|etes|onia|inia|ccinia"
     r"|xia|ixia|uja|omium|yra|chys)"
 )
-_ANY_EPITHET = r"(?:[×x] ?)?(?:[a-zë]+-)*[a-zë]{3,}(?:us|um|is|ta|na|ra|la|da|sa|ca|ia|ea|ae|ns|ii|oba|or|ax|ex|ix|ile|ale|yne|jah)"
+_ANY_EPITHET = (
+    r"(?:[×x] ?)?(?:[a-zë]+-)*[a-zë]{3,}"
+    r"(?:us|um|is|ta|na|ra|la|da|sa|ca|ia|ea|ae|ns|ii|oba|or|ax|ex|ix|ile|ale|yne|jah)"
+)
 
 BINOMIAL = rf"(?:^|[^\pL])(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?:[^\pL]|$)"
 # English words with a Latin ending that follow a capital ("Paris opera", "Venus extra").

@@ -36,7 +36,8 @@ SPELLINGS = {
     "no-known-copyright": ["No known copyright restrictions"],
     "unknown": ["", "UNSPECIFIED", "UNSUPPORTED", "n/a", "none", "see the website", "not listed one by one"],
     "CC-BY-SA-3.0 OR GFDL-1.2": ["GFDL-1.2 or CC-BY-SA-3.0", "CC-BY-SA-3.0 / GFDL-1.2"],
-    "CC-BY-3.0 AND GPL-2.0": ["GPL-2 and CC-BY-3.0"],
+    "CC-BY-SA OR GPL-2.0-or-later": ["GPL-2+ / CC-BY-SA (see DEP-5)"],
+    "CC-BY-3.0 AND GPL-2.0": ["GPL-2 + CC-BY-3.0", "GPL-2 and CC-BY-3.0"],
     "Apache-2.0 OR OFL-1.1": ["Apache-2.0/OFL-1.1 (Noto Emoji)"],
     "CC-BY-4.0 AND CC-BY-SA-4.0": ["CC-BY-4.0/CC-BY-SA-4.0 per file (DEP-5)"],
 }  # fmt: skip
