@@ -37,14 +37,14 @@ def cloud(box: Box, num_points: int, rng: np.random.Generator) -> Array:
     num_domains = len(box.low)
     parts = [np.full((1, num_domains), 1.0 / num_domains), np.eye(num_domains)]
     if num_domains == 2:
-        first = np.linspace(0.0, 1.0, num_points)
-        parts.append(np.stack([first, 1.0 - first], axis=1))
+        line = np.linspace(0.0, 1.0, num_points)
+        parts.append(np.stack([line, 1.0 - line], axis=1))
     else:
         parts += [rng.dirichlet(np.full(num_domains, c), num_points // 3) for c in (0.4, 1.0, 3.0)]
     points = project(np.concatenate(parts), box)
-    _, first = np.unique(np.round(points, 9), axis=0, return_index=True)
-    result: Array = points[np.sort(first)]
-    return result
+    first = np.unique(np.round(points, 9), axis=0, return_index=True)[1]
+    kept: Array = points[np.sort(first)]
+    return kept
 
 
 def around(centre_K: Array, box: Box, num_points: int, rng: np.random.Generator) -> Array:

@@ -1,0 +1,320 @@
+"""Measure the mixture planner: forms side by side on public runs, calibration in simulation, repetition, time.
+
+    python tests/benchmarks/bench_planning.py [--out tests/benchmarks/results/planning.md] [--seeds 20] [--sims 5]
+
+Reads the public runs under tests/unit/pipeline/planning/data. Writes one Markdown file. LightGBM takes part when
+it is installed (it is no dependency of the project).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.planning.choose import Wish, choose_mixture
+from pipeline.planning.design import propose_runs
+from pipeline.planning.forms import CANDIDATES, FORMS, combine_predictions
+from pipeline.planning.laws import Law, fit_law
+from pipeline.planning.limits import Box, Limits, effective_shares
+from pipeline.planning.nesting import nest_runs
+from pipeline.planning.runs import RunsTable, build_runs, read_runs
+from pipeline.planning.search import cloud, minimise_score
+
+DATA = Path(__file__).parents[1] / "unit/pipeline/planning/data"
+TASKS = (
+    ("3 domains, 410M, 60k steps", "3mix.csv", "model_size = '410M' AND step = 60000", (24, 14, 8)),
+    ("2 domains, 160M, 30k steps", "2mix.csv", "model_size = '160M' AND step = 30000", (4,)),
+    ("2 domains, 70M, 30k steps", "2mix.csv", "model_size = '70M' AND step = 30000", (4,)),
+)
+FAMILIES = ("exponential", "additive", "effective data")
+Truth = Callable[[np.ndarray], np.ndarray]
+
+
+def light_gbm(shares: np.ndarray, losses: np.ndarray, asked: np.ndarray) -> np.ndarray | None:
+    """RegMix's settings (1,000 rounds, rate 0.01), with leaves of one run: its own need 20 runs a leaf."""
+    try:
+        import lightgbm
+    except ImportError:
+        return None
+    settings = {"objective": "regression", "learning_rate": 0.01, "seed": 42, "verbosity": -1,
+                "min_data_in_leaf": 1, "min_data_in_bin": 1, "num_threads": 1}  # fmt: skip
+    model = lightgbm.train(settings, lightgbm.Dataset(shares, losses), num_boost_round=1000)
+    return np.asarray(model.predict(asked))
+
+
+def split_errors(table: RunsTable, num_train: int, num_seeds: int) -> dict[str, float]:
+    """Mean absolute error on the runs left out, over random splits, all losses."""
+    errors: dict[str, list[float]] = {}
+    covered = []
+    for seed in range(num_seeds):
+        order = np.random.default_rng(seed).permutation(table.num_runs)
+        train, test = table.take(order[:num_train]), table.take(order[num_train:])
+        law = fit_law(train)
+        for c, column in enumerate(law.columns):
+            truth = test.loss_values[:, c]
+            by_form = {name: form.predict(column.whole[name], test.shares)[0] for name, form in FORMS.items()}
+            guesses = {name: combine_predictions(name, by_form, column.weights) for name in CANDIDATES}
+            guesses["**chosen by cross-validation**"], low, high = column.predict(test.shares)
+            tree = light_gbm(train.shares, train.loss_values[:, c], test.shares)
+            if tree is not None:
+                guesses["LightGBM"] = tree
+            for name, guess in guesses.items():
+                errors.setdefault(name, []).append(float(np.abs(guess - truth).mean()))
+            covered.append(float(np.mean((low <= truth) & (truth <= high))))
+    result = {name: float(np.mean(values)) for name, values in errors.items()}
+    result["coverage of 90 % intervals"] = float(np.mean(covered))
+    return result
+
+
+def public_section(num_seeds: int) -> list[str]:
+    heads, columns = [], []
+    for title, file, where, sizes in TASKS:
+        table = read_runs(DATA / file, where)
+        for num_train in sizes:
+            heads.append(f"{title}: {num_train} of {table.num_runs}")
+            columns.append(split_errors(table, num_train, num_seeds))
+            print(heads[-1], columns[-1], flush=True)
+    lines = [f"## Held-out error on public runs ({num_seeds} random splits, mean absolute error in nats)", ""]
+    lines += ["| form | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{column.get(name, float('nan')):.4f}" for column in columns) + " |"
+        for name in columns[0]
+    ]
+    return lines
+
+
+def random_truth(family: str, num_domains: int, rng: np.random.Generator) -> Truth:
+    """Losses of `num_domains` validation domains with random known parameters."""
+    parts: list[Callable[[np.ndarray], np.ndarray]] = []
+    for own in range(num_domains):
+        use = rng.uniform(0.03, 0.25, num_domains)
+        use[own] = 1.0
+        level, height = rng.uniform(1.5, 2.5), rng.uniform(0.4, 1.2)
+        if family == "exponential":
+            slope = rng.uniform(2, 5) * use
+            parts.append(lambda r, t=slope, c=level, a=height: c + a * np.exp(-r @ t))
+        elif family == "additive":
+            powers, floor = rng.uniform(0.4, 1.0, num_domains), rng.uniform(0.3, 0.6)
+            parts.append(lambda r, s=use, g=powers, f=floor, c=level, a=height: c + 0.3 * a / (f + (r**g) @ s))
+        else:
+            power = rng.uniform(0.2, 0.5)
+            parts.append(lambda r, s=use, c=level, a=height, p=power: c + 0.4 * a * ((0.05 + r @ s) ** -p - 1))
+    return lambda shares: np.stack([part(shares) for part in parts], axis=1)
+
+
+def made_table(shares: np.ndarray, losses: np.ndarray) -> RunsTable:
+    columns = {f"mix_{k}": shares[:, k].tolist() for k in range(shares.shape[1])}
+    columns |= {f"loss_{c}": losses[:, c].tolist() for c in range(losses.shape[1])}
+    return build_runs(list(columns), columns, source="simulated")
+
+
+def simulate(family: str, num_domains: int, noise: float, seed: int, designed: bool) -> list[float]:
+    rng = np.random.default_rng(seed)
+    truth = random_truth(family, num_domains, rng)
+    box = Box(np.zeros(num_domains), np.ones(num_domains), ("",) * num_domains)
+    num_runs = 3 * (num_domains + 1)
+    if designed:
+        names = tuple(map(str, range(num_domains)))
+        shares = np.array([run.shares for run in propose_runs(names, num_runs, box, replicates=0)])
+    else:
+        shares = rng.dirichlet(np.ones(num_domains), num_runs)
+    clean = truth(shares)
+    law = fit_law(made_table(shares, clean * (1 + noise * rng.normal(size=clean.shape))))
+    asked = rng.dirichlet(np.ones(num_domains), 200)
+    expected = truth(asked)
+    new = expected * (1 + noise * rng.normal(size=expected.shape))
+    predicted = list(law.predict(asked).values())
+    covered = np.mean([np.mean((p[1] <= new[:, c]) & (new[:, c] <= p[2])) for c, p in enumerate(predicted)])
+    error = np.mean([np.abs(p[0] - expected[:, c]).mean() for c, p in enumerate(predicted)])
+
+    def objective(points: np.ndarray) -> np.ndarray:
+        return truth(points).sum(axis=1)
+
+    best = minimise_score(objective, cloud(box, 2000, np.random.default_rng(0)), box)
+    chosen = choose_mixture(law, Wish(dict.fromkeys(law.losses, 1.0), num_bootstrap=60))
+    inside = (chosen.interval[:, 0] - 1e-3 <= best) & (best <= chosen.interval[:, 1] + 1e-3)
+    lost = objective(chosen.shares[None])[0] - objective(best[None])[0]
+    low, high = chosen.objective_interval
+    held = low <= objective(chosen.shares[None])[0] <= high
+    width = np.mean(chosen.interval[:, 1] - chosen.interval[:, 0])
+    return [float(x) for x in (covered, error, inside.mean(), width, lost, held)]
+
+
+def simulation_section(num_seeds: int) -> list[str]:
+    lines = [
+        f"## Simulated truths with known parameters ({num_seeds} seeds x {len(FAMILIES)} families, 3 (k + 1) runs)",
+        "",
+        "Objective: the sum of all losses. Coverage is of nominal 90 % intervals; loss at the choice is what the "
+        "chosen ratio truly loses against the true optimum.",
+        "",
+        "| domains | noise | runs | loss coverage | loss error | optimum coverage | width of its interval | "
+        "loss at the choice, median | worst | objective coverage |",
+        "|---" * 10 + "|",
+    ]
+    for designed in (False, True):
+        for num_domains in (2, 3, 5, 7):
+            for noise in (0.0, 0.005, 0.02):
+                rows = np.array(
+                    [
+                        simulate(family, num_domains, noise, seed, designed)
+                        for seed in range(num_seeds)
+                        for family in FAMILIES
+                    ]
+                )
+                mean = rows.mean(axis=0)
+                kind = "plan design" if designed else "Dirichlet"
+                lines.append(
+                    f"| {num_domains} | {noise:.1%} | {3 * (num_domains + 1)}, {kind} | {mean[0]:.3f} | {mean[1]:.4f} "
+                    f"| {mean[2]:.3f} | {mean[3]:.3f} | {np.median(rows[:, 4]):.4f} | {rows[:, 4].max():.4f} "
+                    f"| {mean[5]:.2f} |"
+                )
+                print(lines[-1], flush=True)
+    return lines
+
+
+def repetition_section() -> list[str]:
+    """A finite domain met 8 times in the full run; proxies of 1/50 length, pool whole or matched."""
+    domains, total, pool, scale = ("plant", "general"), 1e8, 5e6, 15.4
+    limits = Limits(pools={"plant": pool}, num_samples=total, repetition_scale_epochs=scale)
+
+    def losses(shares: np.ndarray, worth: np.ndarray) -> np.ndarray:
+        plant = 1.5 + 0.5 * (0.03 + worth @ np.array([1.0, 0.05])) ** -0.4
+        general = 2.0 + 0.5 * (0.03 + worth @ np.array([0.1, 1.0])) ** -0.4
+        return np.stack([plant, general], axis=1)
+
+    box = Box(np.zeros(2), np.ones(2), ("", ""))
+    grid = cloud(box, 4001, np.random.default_rng(0))
+    right = grid[np.argmin(losses(grid, effective_shares(domains, grid, limits)).sum(axis=1))]
+    shares = np.array([run.shares for run in propose_runs(domains, 9, box, replicates=0)])
+    free = fit_law(_two(shares, losses(shares, shares)))
+    matched = fit_law(_two(shares, losses(shares, effective_shares(domains, shares, limits))))
+    wish = Wish({"plant": 1.0, "general": 1.0}, limits=limits, num_bootstrap=20)
+    ignore = Wish({"plant": 1.0, "general": 1.0}, num_bootstrap=20)
+    rows = [
+        ("right share of plant", right[0]),
+        ("proxies never met repetition, nothing done about it", choose_mixture(free, ignore).shares[0]),
+        ("same proxies, value of repetition by R*", choose_mixture(free, wish).shares[0]),
+        ("pool-matched proxies", choose_mixture(matched, ignore).shares[0]),
+    ]
+    lines = [
+        "## A finite pool (synthetic: 5 M plant samples, 100 M seen, R* = 15.4)",
+        "",
+        "| proxies | share of plant |",
+        "|---|---|",
+    ]
+    return lines + [f"| {name} | {share:.3f} |" for name, share in rows]
+
+
+def _two(shares: np.ndarray, losses: np.ndarray) -> RunsTable:
+    columns = {"mix_plant": shares[:, 0].tolist(), "mix_general": shares[:, 1].tolist()}
+    columns |= {"loss_plant": losses[:, 0].tolist(), "loss_general": losses[:, 1].tolist()}
+    return build_runs(list(columns), columns, source="simulated")
+
+
+def nesting_section() -> list[str]:
+    whole = read_runs(DATA / "3mix.csv", "model_size = '160M'")
+    half = read_runs(DATA / "3mix.csv", "model_size = '160M' AND step <= 30000")
+    carried = nest_runs(half, None, 60000.0).table
+    truth, last = whole.take(whole.steps == 60000), half.take(half.steps == 30000)
+
+    def gap(table: RunsTable) -> float:
+        rows = [int(np.abs(table.shares - mixture).max(axis=1).argmin()) for mixture in truth.shares]
+        return float(np.nanmean(np.abs(table.loss_values[rows] - truth.loss_values)))
+
+    return [
+        "## From short to long (3mix, 160M: steps up to 30k foretell 60k)", "",
+        "| | mean absolute error |", "|---|---|",
+        f"| power law in steps, shared exponent | {gap(carried):.4f} |",
+        f"| last value seen | {gap(last):.4f} |",
+        "", "## From small to large (3mix, 160M to 410M at 60k, affine map a loss, every choice of large runs)", "",
+        "| large runs | error on the other shared mixtures | of their mean |", "|---|---|---|",
+        *[f"| {count} | {error:.4f} | {mean:.4f} |" for count, error, mean in _size_errors()],
+    ]  # fmt: skip
+
+
+def _size_errors() -> list[tuple[int, float, float]]:
+    from itertools import combinations
+
+    from pipeline.planning.size_maps import affine_map
+
+    small = read_runs(DATA / "3mix.csv", "model_size = '160M' AND step = 60000")
+    large = read_runs(DATA / "3mix.csv", "model_size = '410M' AND step = 60000")
+    pairs = []
+    for n, mixture in enumerate(small.shares):
+        gaps = np.abs(large.shares - mixture).max(axis=1)
+        if gaps.min() < 1e-6:
+            pairs.append((small.loss_values[n], large.loss_values[gaps.argmin()]))
+    result = []
+    for count in (2, 3):
+        errors, means = [], []
+        for used in combinations(range(len(pairs)), count):
+            rest = [n for n in range(len(pairs)) if n not in used]
+            for c in range(small.loss_values.shape[1]):
+                x = np.array([pairs[n][0][c] for n in used])
+                y = np.array([pairs[n][1][c] for n in used])
+                fine = np.isfinite(x) & np.isfinite(y)
+                if not fine.any():
+                    continue
+                level, slope = affine_map(x[fine], y[fine])
+                errors += [abs(level + slope * pairs[n][0][c] - pairs[n][1][c]) for n in rest]
+                means += [abs(y[fine].mean() - pairs[n][1][c]) for n in rest]
+        result.append((count, float(np.nanmean(errors)), float(np.nanmean(means))))
+    return result
+
+
+def time_section() -> list[str]:
+    public = read_runs(DATA / "3mix.csv", TASKS[0][2])
+    rng = np.random.default_rng(0)
+    seven = rng.dirichlet(np.ones(7), 42)
+    large = made_table(seven, random_truth("additive", 7, rng)(seven) + 0.005 * rng.normal(size=(42, 7)))
+    rows: list[tuple[str, float]] = []
+    for name, table in (("3 domains, 3 losses, 32 runs", public), ("7 domains, 7 losses, 42 runs", large)):
+        rows.append((f"fit and cross-validate all {len(FORMS)} forms: {name}", _seconds(lambda t=table: fit_law(t))))
+    law: Law = fit_law(public)
+    wish = Wish(dict.fromkeys(law.losses, 1.0))
+    rows.append(("choose with 120 refits: 3 domains", _seconds(lambda: choose_mixture(law, wish))))
+    lines = ["## Time (median of 3, wall clock)", "", "| what | s |", "|---|---|"]
+    return lines + [f"| {name} | {seconds:.2f} |" for name, seconds in rows]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/planning.md")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--sims", type=int, default=5)
+    args = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    lines = [
+        "# Mixture planning: measured", "",
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {platform.machine()}, Python "
+        f"{platform.python_version()}, NumPy {np.__version__}, 2 cores shared with other work. "
+        f"Command: `python tests/benchmarks/bench_planning.py --seeds {args.seeds} --sims {args.sims}`.",
+        "",
+    ]  # fmt: skip
+    for section in (
+        lambda: public_section(args.seeds), time_section, nesting_section, repetition_section,
+        lambda: simulation_section(args.sims),
+    ):  # fmt: skip
+        lines += [*section(), ""]
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
