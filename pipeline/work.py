@@ -136,7 +136,11 @@ class BuildContext:
 
 
 class TableWriter:
-    """Stream Arrow tables of one schema into a private Parquet file (zstd)."""
+    """Stream Arrow tables of one schema into a private Parquet file (zstd).
+
+    Row groups hold exactly `row_group_rows` rows, however the rows come: DuckDB cuts its batches at its own
+    122,880 rows when it sorts on more than one thread, and a file may not depend on the number of cores.
+    """
 
     def __init__(
         self, workdir: str, table: str, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS
@@ -151,18 +155,32 @@ class TableWriter:
         self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd")
         self._num_rows = 0
         self._row_group_rows = row_group_rows
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
 
     def write(self, rows: pa.Table) -> None:
         """Append rows; columns are put in the order of the schema and cast to it."""
         rows = rows.select(self.schema.names).cast(self.schema)
-        self._writer.write_table(rows, row_group_size=self._row_group_rows)
+        self._waiting.append(rows)
+        self._num_waiting += rows.num_rows
         self._num_rows += rows.num_rows
+        if self._num_waiting >= self._row_group_rows:
+            self._write_groups(self._num_waiting - self._num_waiting % self._row_group_rows)
 
     def close(self) -> PrivateFile:
         """Finish the file and say what it is."""
+        if self._num_waiting:
+            self._write_groups(self._num_waiting)
         self._writer.close()
         self._stream.close()
         return private_file(self._table, self._path, self._temp, self._num_rows)
+
+    def _write_groups(self, num_rows: int) -> None:
+        rows = pa.concat_tables(self._waiting)
+        # one chunk a column: a chunk's borders would move the borders of Parquet's pages
+        self._writer.write_table(rows.slice(0, num_rows).combine_chunks(), row_group_size=self._row_group_rows)
+        rest = rows.slice(num_rows)
+        self._waiting, self._num_waiting = [rest], rest.num_rows
 
 
 def write_table(workdir: str, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:
