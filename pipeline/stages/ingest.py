@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from manifests import storage, tables
 from manifests.catalog import Funnel
+from manifests.errors import RunError
 from pipeline.config import SourceSettings, recipe_of
 from pipeline.sources.table import Batch, list_files, read_batches
-from pipeline.stages.sql import copy_sorted, facet, open_scratch
+from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
 VERSION = 1
@@ -41,36 +42,26 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     rows, columns = batch.rows, source.columns
     url = pc.utf8_trim_whitespace(rows[columns.url])
     key = pc.utf8_trim_whitespace(rows[columns.record_key]) if columns.record_key else url
-    bad = dict(batch.malformed)
-    numbers = range(batch.first_row, batch.first_row + rows.num_rows)
-    reasons, values = [], []
-    for number, row_key, row_url in zip(numbers, key.to_pylist(), url.to_pylist(), strict=True):
-        reason, value = _judge(row_key, row_url)
-        if number in bad:
-            reason, value = "malformed_row", bad[number]
-        reasons.append(reason)
-        values.append(value)
     keys = key.to_pylist()
+    verdicts = [_judge(row_key, row_url) for row_key, row_url in zip(keys, url.to_pylist(), strict=True)]
     mapped: dict[str, Any] = {
         "sample_id": pa.array([tables.sample_id(source.name, row_key or "") for row_key in keys], pa.string()),
         "source": pa.array([source.name] * rows.num_rows, pa.string()),
         "domain": pa.array([source.domain] * rows.num_rows, pa.string()),
         "record_key": key,
-        "row_number": pa.array(list(numbers), pa.int64()),
+        "row_number": pa.array(batch.numbers, pa.int64()),
         "url": url,
         "locator": pa.nulls(rows.num_rows, pa.string()),
         "caption": _caption(rows, columns.caption),
         "extra": _extra(rows, columns.extra),
-        "reason": pa.array(reasons, pa.string()),
-        "value": pa.array(values, pa.string()),
+        "reason": pa.array([reason for reason, _ in verdicts], pa.string()),
+        "value": pa.array([value for _, value in verdicts], pa.string()),
     }
     for name in _PLAIN:
         column = getattr(columns, name)
         mapped[name] = rows[column] if column else pa.nulls(rows.num_rows, pa.string())
     table = pa.table({name: mapped[name] for name in _STAGED.names}).cast(_STAGED)
-    known = set(numbers)
-    lost = [(number, text) for number, text in batch.malformed if number not in known]
-    return pa.concat_tables([table, _lost_rows(lost, source)]) if lost else table
+    return pa.concat_tables([table, _lost_rows(batch.malformed, source)]) if batch.malformed else table
 
 
 def _judge(key: str | None, url: str | None) -> tuple[str | None, str | None]:
@@ -84,7 +75,7 @@ def _judge(key: str | None, url: str | None) -> tuple[str | None, str | None]:
 
 
 def _lost_rows(lost: list[tuple[int, str]], source: SourceSettings) -> pa.Table:
-    """Rows that the csv reader had to skip, as rows with a reason."""
+    """Rows that the reader had to skip, as rows with a reason."""
     row = dict.fromkeys(_STAGED.names)
     return pa.Table.from_pylist(
         [
@@ -124,15 +115,16 @@ def read_source(payload: dict[str, Any]) -> PartResult:
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
     with open_scratch(payload) as sql:
-        sql.execute(f"CREATE VIEW staged AS SELECT * FROM read_parquet('{temp}')")
+        view_parquet(sql, "staged", [temp])
         sql.execute(
             "CREATE TABLE firsts AS SELECT sample_id, min(row_number) AS row_number "
             "FROM staged WHERE reason IS NULL GROUP BY sample_id"
         )
         sql.execute(
-            "CREATE VIEW judged AS SELECT s.* REPLACE (coalesce(reason, CASE WHEN f.row_number < s.row_number "
-            "THEN 'duplicate_record' END) AS reason, coalesce(value, CASE WHEN f.row_number < s.row_number "
-            "THEN 'row ' || f.row_number END) AS value) FROM staged s LEFT JOIN firsts f USING (sample_id)"
+            "CREATE VIEW judged AS SELECT * REPLACE (if(again, 'duplicate_record', reason) AS reason, "
+            "if(again, 'row ' || first, value) AS value) FROM "
+            "(SELECT s.*, f.row_number AS first, s.reason IS NULL AND f.row_number < s.row_number AS again "
+            "FROM staged s LEFT JOIN firsts f USING (sample_id))"
         )
         kept = copy_sorted(
             sql,
@@ -187,6 +179,12 @@ def _identity(context: BuildContext) -> dict[str, Any]:
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
     parts = context.own_parts("read")
     funnel = sum((part.funnel for part in parts if part.funnel), Funnel(0, 0))
+    if not funnel.num_kept:
+        dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items()))
+        raise RunError(
+            f"ingest: none of {funnel.num_in:,} rows of the sources can be used ({dropped or 'the tables are empty'}); "
+            "check `columns` of each source"
+        )
     by_domain: dict[str, int] = {}
     for part in parts:
         assert part.funnel is not None
