@@ -246,23 +246,24 @@ class Catalog:
             )
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
-        """State that a stage version stands on parts that are committed already."""
-        if not keys:
-            return
+        """State which committed parts a step of a stage version stands on; links of an earlier plan end."""
         with self._transaction():
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO stage_parts VALUES (?, ?, ?, ?)",
-                [(fingerprint, step, position, key) for position, key in keys],
-            )
+            self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
+            if keys:
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO stage_parts VALUES (?, ?, ?, ?)",
+                    [(fingerprint, step, position, key) for position, key in keys],
+                )
 
     def drop_lost_parts(self) -> dict[str, int]:
         """Un-commit parts whose files are gone and unseal what stood on them; returns lost parts by stage.
 
+        All versions of all stages count: a build that goes back to an older configuration stands on them again.
+
         Raises: IntegrityError when a file has another size than its record.
         """
         rows = self._connection.execute(
-            "SELECT DISTINCT f.part_key, p.stage, f.path, f.num_bytes FROM files f JOIN parts p USING (part_key) "
-            "JOIN stage_parts sp USING (part_key) JOIN current_stages USING (fingerprint)"
+            "SELECT f.part_key, p.stage, f.path, f.num_bytes FROM files f JOIN parts p USING (part_key)"
         ).fetchall()
         lost: dict[str, str] = {}
         for key, stage, path, num_bytes in rows:
@@ -418,7 +419,7 @@ def _connect(path: str, read_only: bool) -> Any:
 def locked(path: str, error: Exception) -> Exception:
     """The error to raise when DuckDB cannot open a catalogue: held by another process, or broken."""
     text = str(error)
-    if "lock" in text.lower():
+    if "set lock on file" in text:
         return RunError(
             f"{path}: another process is writing this catalogue (a build is running here); "
             "`plantmix status` works meanwhile, everything else after it ends"

@@ -49,7 +49,7 @@ def open_reader(workdir: str) -> Any:
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH '{_quote(path)}' AS catalog (READ_ONLY)")
-    except duckdb.IOException as error:
+    except duckdb.Error as error:
         connection.close()
         raise locked(path, error) from None
     for name, about in connection.execute(
