@@ -7,6 +7,7 @@ what was expected, and for an unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +33,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise ConfigError(f"line {line}: a list or mapping cannot be a key")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise ConfigError(f"line {line}: the key '{key}' is given twice; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -55,7 +58,7 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader underneath
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none
         raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a mapping of settings, found {type(values).__name__}")

@@ -5,8 +5,10 @@ Works on local paths and on any fsspec address (s3://, gs://, memory://). The on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from manifests.errors import ConfigError, IntegrityError
 
 _CHUNK_BYTES = 4 << 20
 TEMP_MARK = ".tmp-"
+_TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,10 @@ def sweep(folder: str) -> int:
         return 0
     gone = 0
     for name in fs.find(inner):
-        if TEMP_MARK in name.rpartition("/")[2]:
-            fs.rm_file(name)
-            gone += 1
+        if _TEMP_NAME.fullmatch(name.rpartition("/")[2]):
+            with contextlib.suppress(FileNotFoundError):  # a worker that outlived its driver was faster
+                fs.rm_file(name)
+                gone += 1
     return gone
 
 
