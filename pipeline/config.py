@@ -110,7 +110,9 @@ class SelectSettings(Settings):
 class HeldoutSettings(Settings):
     """Samples set aside for evaluation, drawn from the kept ones before the mixture."""
 
-    num_samples: dict[str, int] = Field(default_factory=dict, description="how many of each domain")
+    num_samples: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="how many of each domain"
+    )
 
 
 class MixSettings(Settings):
@@ -137,8 +139,8 @@ class MixSettings(Settings):
     @field_validator("max_epochs")
     @classmethod
     def _at_least_one(cls, value: float | dict[str, float]) -> float | dict[str, float]:
-        if any(epochs < 1 for epochs in (value.values() if isinstance(value, dict) else [value])):
-            raise ValueError("must be 1 or more; leave samples out with num_samples or the ratio")
+        if any(not 1 <= epochs < float("inf") for epochs in (value.values() if isinstance(value, dict) else [value])):
+            raise ValueError("must be 1 or more, and finite; leave samples out with num_samples or the ratio")
         return value
 
     @model_validator(mode="after")

@@ -42,7 +42,8 @@ def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float
         ) from None
     unknown = [domain for domain in ratio if domain not in domains]
     missing = [domain for domain in domains if domain not in ratio]
-    if unknown or missing or not sum(ratio.values()) > 0 or min(ratio.values()) < 0:
+    shares = list(ratio.values())
+    if unknown or missing or not sum(shares) > 0 or not all(0 <= share < float("inf") for share in shares):
         raise ConfigError(
             f"mix.mixture: {path} gives shares for {', '.join(ratio)}; the sources have {', '.join(domains)}"
         )
@@ -118,12 +119,9 @@ def _quotas(context: BuildContext) -> list[Quota]:
 
 
 def _identity(context: BuildContext) -> dict[str, Any]:
-    settings = context.config.mix
-    heldout = settings.heldout.num_samples
     return {
         "version": VERSION,
-        "seed": settings.seed,
-        "quotas": [[quota.domain, quota.num_samples, heldout.get(quota.domain, 0)] for quota in _quotas(context)],
+        "mixture": describe_mixture(context),  # the same counts drawn for another target are another statement
         "decisions": context.sealed["select"].notes["content"],
         "candidates": context.content("ingest", "candidates"),
     }
