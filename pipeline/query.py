@@ -19,23 +19,43 @@ MAX_CELL_CHARS = 60
 def print_query(workdir: str, sql: str, layout: str) -> int:
     """Run one statement and print its rows as a table, csv or json; returns the exit code.
 
-    Raises: ConfigError for SQL that DuckDB refuses.
+    Raises: ConfigError for SQL that DuckDB refuses, and for anything but one statement that only reads.
     """
     with open_reader(workdir) as connection:
         try:
+            _check_reads(connection, sql)
             table = connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise ConfigError(
                 f'query: {str(error).strip()}\nviews and tables: plantmix query {workdir} "SELECT * FROM views"'
             ) from None
+    table = table.rename_columns(_distinct(table.column_names))
     if layout == "csv":
-        flat = [column.cast(pa.string()) if pa.types.is_nested(column.type) else column for column in _flat(table)]
-        pacsv.write_csv(pa.table(dict(zip(table.column_names, flat, strict=True))), sys.stdout.buffer)
+        pacsv.write_csv(pa.table(dict(zip(table.column_names, _flat(table), strict=True))), sys.stdout.buffer)
     elif layout == "json":
         print(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1))
     else:
         print("\n".join(layout_rows(table.column_names, [list(row.values()) for row in table.to_pylist()])))
     return 0
+
+
+def _check_reads(connection: Any, sql: str) -> None:
+    """The catalogue is attached read-only; this also refuses COPY ... TO, SET and the like."""
+    statements = connection.extract_statements(sql)
+    kinds = [statement.type.name for statement in statements]
+    if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
+        raise ConfigError(
+            f"query: one SELECT statement is needed, given: {', '.join(kinds) or 'none'}; nothing is written here"
+        )
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names of a join's columns, told apart: id, id_1."""
+    found: list[str] = []
+    for name in names:
+        free = (name, *(f"{name}_{number}" for number in range(1, len(names) + 1)))
+        found.append(next(one for one in free if one not in found))
+    return found
 
 
 def _flat(table: pa.Table) -> list[Any]:

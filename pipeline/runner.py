@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ class RayExecutor:
                 part = flying.pop(reference)
                 try:
                     yield self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError as error:  # what came before or after the work itself
+                    yield Done(part, None, PartError(f"{part.key}: {error.cause}"), 0.0)
                 except self._ray.exceptions.RayError as error:
                     lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
                     yield Done(part, None, lost, 0.0)
@@ -149,7 +152,17 @@ def _do(work: Work, part: Part) -> Done:
         return Done(part, None, error, time.monotonic() - started)
     except OSError as error:  # a full disk or a lost mount is the part's misfortune, not a defect
         return Done(part, None, RetryableError(f"{type(error).__name__}: {error}"), time.monotonic() - started)
+    except Exception as error:  # a defect of ours that one part runs into must not cost the others their work
+        return Done(part, None, PartError(_describe_defect(error)), time.monotonic() - started)
     return Done(part, result, None, time.monotonic() - started)
+
+
+def _describe_defect(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
+        "unexpected; if this does not say why, please report it with this line"
+    )
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,7 @@ class Runner:
         names = [stage.name for stage in self._flow]
         _clear_scratch(self._catalog.workdir)
         for name, num in self._catalog.drop_lost_parts().items():
-            log.warning("%s: %d parts lost their files; they are done again", name, num)
+            log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
         redone: list[str] = []
         release = None
         try:
