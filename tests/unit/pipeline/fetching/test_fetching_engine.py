@@ -50,7 +50,7 @@ def test_loading_img2dataset_brings_in_neither_torch_nor_network(tmp_path):
 
     code = (
         "import sys; from pipeline.fetching import img2dataset_engine as e; e._load('downloader');"
-        "print([m for m in ('torch', 'cv2', 'albumentations', 'pandas', 'img2dataset') if m in sys.modules])"
+        "print([m for m in ('torch', 'cv2', 'albumentations', 'pandas', 'wandb', 'img2dataset') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (out.stdout, out.stderr) == ("[]\n", "")
