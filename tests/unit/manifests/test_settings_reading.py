@@ -1,0 +1,123 @@
+"""Every mistake in a YAML file is one readable line that names the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from manifests.errors import ConfigError
+from manifests.settings import Settings, parse_settings, read_settings
+
+
+class Leaf(Settings):
+    radius: int = Field(3, ge=0)
+    colour: str = "green"
+
+
+class Branch(Settings):
+    leaf: Leaf = Leaf()
+    leaves: list[Leaf] = Field(default_factory=list)
+    by_name: dict[str, Leaf] = Field(default_factory=dict)
+
+
+class Tree(Settings):
+    name: str
+    branch: Branch = Branch()
+    height: float | None = None
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_reads_values_and_defaults(tmp_path: Path) -> None:
+    tree = read_settings(written(tmp_path, "name: oak\nbranch: {leaves: [{radius: 7}]}\n"), Tree)
+    assert tree.branch.leaves[0].radius == 7
+    assert tree.branch.leaf.colour == "green"
+    with pytest.raises(ValueError, match="frozen"):
+        tree.name = "elm"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "near"),
+    [
+        ("name: oak\nhieght: 2", "hieght", "height"),
+        ("name: oak\nbranch: {laef: {}}", "branch.laef", "leaf"),
+        ("name: oak\nbranch: {leaf: {radus: 1}}", "branch.leaf.radus", "radius"),
+        ("name: oak\nbranch: {leaves: [{}, {color: red}]}", "branch.leaves.1.color", "colour"),
+        ("name: oak\nbranch: {by_name: {left: {colr: red}}}", "branch.by_name.left.colr", "colour"),
+    ],
+)
+def test_unknown_key_names_the_nearest_one(tmp_path: Path, text: str, place: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(written(tmp_path, text), Tree)
+    assert f"unknown key '{place}'; did you mean '{near}'?" in str(caught.value)
+    assert str(tmp_path / "run.yaml") in str(caught.value)
+
+
+def test_unknown_key_without_a_near_one_lists_what_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'branch\.leaf\.xyz' \(known here: colour, radius\)"):
+        read_settings(written(tmp_path, "name: oak\nbranch: {leaf: {xyz: 1}}"), Tree)
+
+
+def test_all_mistakes_come_at_once_one_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(written(tmp_path, "branch: {leaf: {radius: -1, colour: 5}}\nheigth: 1"), Tree)
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("4 mistakes:")
+    assert len(lines) == 5
+    assert "missing key 'name'" in str(caught.value)
+    assert "'branch.leaf.radius': Input should be greater than or equal to 0 (given: -1)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("name: a\nname: b\n", 2, "name"),
+        ("name: a\nbranch:\n  leaf:\n    radius: 1\n    radius: 2\n", 5, "radius"),
+        ("name: a\nbranch:\n  leaves:\n    - {radius: 1, radius: 1}\n", 4, "radius"),
+    ],
+)
+def test_key_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, line: int, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"line {line}: the key '{key}' is given twice"):
+        read_settings(written(tmp_path, text), Tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: [oak", "not valid YAML"),
+        ("name: oak\n\tbranch: 1", "not valid YAML"),
+        ("name: 2024-13-45", "not valid YAML"),  # looks like a date, is none: ValueError inside yaml
+        ("name: !!python/object:os.system x", "not valid YAML"),
+        ("[a, b]: c", "line 1: a list or mapping cannot be a key"),
+        ("", "expected a mapping of settings, found NoneType"),
+        ("- name: oak", "expected a mapping of settings, found list"),
+        ("just words", "expected a mapping of settings, found str"),
+        ("1: 2\nname: oak", "'1'"),
+    ],
+)
+def test_what_is_no_settings_file_is_said_plainly(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(written(tmp_path, text), Tree)
+    assert says in str(caught.value)
+    assert str(tmp_path / "run.yaml") in str(caught.value)
+
+
+def test_missing_folder_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config file"):
+        read_settings(tmp_path / "absent.yaml", Tree)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_settings(tmp_path, Tree)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_settings(tmp_path / "binary.yaml", Tree)
+
+
+def test_parse_names_its_origin() -> None:
+    with pytest.raises(ConfigError, match=r"^the command line: missing key 'name'$"):
+        parse_settings({}, Tree, where="the command line")

@@ -1,0 +1,148 @@
+"""A published file is wholly there or not there; what a crash leaves is swept, and nothing else is."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "work")
+    return f"memory://{uuid.uuid4().hex}/work"
+
+
+def read(path: str) -> bytes:
+    fs, inner = storage.filesystem(path)
+    return bytes(fs.cat_file(inner))
+
+
+def names(folder: str) -> list[str]:
+    fs, inner = storage.filesystem(folder)
+    return sorted(name.rpartition("/")[2] for name in fs.find(inner))
+
+
+def test_publish_bytes_says_what_it_wrote(folder: str) -> None:
+    storage.make_folder(folder)
+    path = storage.join(folder, "a.bin")
+    for content in (b"first", b"", b"second" * 100_000):
+        written = storage.publish_bytes(path, content)
+        assert read(path) == content
+        assert (written.num_bytes, written.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert storage.hash_file(path) == written
+    assert names(folder) == ["a.bin"]
+
+
+def test_a_private_file_is_not_seen_under_the_public_name(folder: str) -> None:
+    storage.make_folder(folder)
+    path = storage.join(folder, "a.bin")
+    storage.publish_bytes(path, b"old")
+    temp = storage.temp_path(path)
+    fs, inner = storage.filesystem(temp)
+    with fs.open(inner, "wb") as stream:
+        stream.write(b"new")
+    assert read(path) == b"old"
+    storage.publish(temp, path)
+    assert read(path) == b"new"
+    assert names(folder) == ["a.bin"]
+
+
+def test_publishing_what_is_gone_leaves_the_old_state(folder: str) -> None:
+    storage.make_folder(folder)
+    path = storage.join(folder, "a.bin")
+    storage.publish_bytes(path, b"old")
+    with pytest.raises(IntegrityError, match="private file to publish is gone"):
+        storage.publish(storage.temp_path(path), path)
+    assert read(path) == b"old"
+
+
+def test_a_failed_write_never_touches_the_public_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "a.bin")
+    storage.publish_bytes(path, b"old")
+
+    def full_disk(_stream: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_sync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            storage.publish_bytes(path, b"new")
+    assert read(path) == b"old"
+    assert storage.sweep(str(tmp_path)) == 1
+    assert names(str(tmp_path)) == ["a.bin"]
+
+
+def test_sweep_takes_private_names_at_any_depth_and_nothing_else(folder: str) -> None:
+    kept = ["a.tmp-notes.txt", "x.tmp-", "data.tmp-0123456789ab", ".hidden", "deep/b.parquet"]
+    for name in kept:
+        path = storage.join(folder, *name.split("/"))
+        storage.make_folder(path.rpartition("/")[0])
+        storage.publish_bytes(path, b"user's")
+    for name in ("deep/deeper/c.tar", "d.json"):
+        temp = storage.temp_path(storage.join(folder, *name.split("/")))
+        storage.make_folder(temp.rpartition("/")[0])
+        fs, inner = storage.filesystem(temp)
+        fs.pipe_file(inner, b"left over")
+    assert storage.sweep(folder) == 2
+    assert storage.sweep(folder) == 0
+    assert names(folder) == sorted(name.rpartition("/")[2] for name in kept)
+
+
+def test_sweep_of_a_folder_that_is_not_there(folder: str) -> None:
+    assert storage.sweep(storage.join(folder, "never")) == 0
+
+
+def test_temp_names_are_private_and_lie_beside_the_file() -> None:
+    first, second = storage.temp_path("/data/pool/a.tar"), storage.temp_path("/data/pool/a.tar")
+    assert first != second
+    assert first.startswith("/data/pool/.a.tar" + storage.TEMP_MARK)
+    assert storage.temp_path("a.tar").startswith(".a.tar" + storage.TEMP_MARK)
+    assert storage.temp_path("s3://bucket/a.tar").startswith("s3://bucket/.a.tar")
+
+
+def test_make_folder_below_a_file_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for place in ("file", "file/below", "file/far/below"):
+        with pytest.raises(ConfigError, match="cannot be written.*choose another place"):
+            storage.make_folder(str(tmp_path / place))
+    storage.make_folder(str(tmp_path / "a" / "b"))
+    storage.make_folder(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_join_and_remote() -> None:
+    assert storage.join("s3://bucket/work/", "pool", "a.tar") == "s3://bucket/work/pool/a.tar"
+    assert storage.join("file:///data", "pool") == "/data/pool"
+    assert storage.join("data", "pool", "a.tar") == "data/pool/a.tar"
+    assert [storage.is_remote(path) for path in ("s3://b", "memory://x", "file:///x", "/x", "x")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_remove(folder: str) -> None:
+    storage.make_folder(folder)
+    path = storage.join(folder, "a.bin")
+    storage.publish_bytes(path, b"x")
+    storage.remove(path)
+    fs, inner = storage.filesystem(path)
+    assert not fs.exists(inner)
+
+
+def test_memory_is_a_real_fsspec_store(folder: str) -> None:
+    storage.make_folder(folder)
+    path = storage.join(folder, "a.bin")
+    storage.publish_bytes(path, b"seen by another handle")
+    with fsspec.open(path, "rb") as stream:
+        assert stream.read() == b"seen by another handle"
