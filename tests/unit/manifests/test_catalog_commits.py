@@ -1,0 +1,382 @@
+"""What the catalogue promises: a part is there whole or not at all, a sealed stage adds up, one driver at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from manifests.catalog import CATALOG_FILE, Catalog, Funnel, PartFile, PartRecord, StageRecord
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.reader import open_reader, read_status
+
+SCHEMA = Path(sys.modules[Catalog.__module__].__file__ or "").parent / "schema.sql"
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog.open(str(tmp_path)) as opened:
+        yield opened
+
+
+def part(
+    key: str, *paths: str, workdir: str | None = None, step: str = "read", reuse_key: str = "recipe"
+) -> PartRecord:
+    """A part of the stage ingest; its files are written when a folder is given."""
+    files = []
+    for path in paths:
+        content = f"content of {path}".encode()
+        if workdir is not None:
+            place = Path(workdir, path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        files.append(PartFile("candidates", path, 3, len(content), "00" * 32))
+    return PartRecord(
+        key, "ingest", step, reuse_key, tuple(files), Funnel(5, 3, {"invalid_url": 2}), {"note": [1, "a"]}, 0.5, 1
+    )
+
+
+def count(catalog: Catalog, table: str) -> int:
+    return int(catalog._connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+# ---- parts
+
+
+def test_a_committed_part_comes_back_as_it_was(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {"a": 1})
+    given = part("p1", "tables/a.parquet", "tables/b.parquet")
+    catalog.commit_part("v1", 0, given)
+    assert catalog.find_parts(["p1", "p2"]) == {"p1": given}
+    assert catalog.find_parts([]) == {}
+    assert catalog.parts_of("v1") == [given]
+    assert catalog.parts_of("v1", "read") == [given]
+    assert catalog.parts_of("v1", "other") == []
+    assert catalog.parts_of("v2") == []
+
+
+def test_parts_come_in_plan_order_whatever_the_order_of_commits(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    for position in (3, 0, 11, 2, 1):
+        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+    assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1", "p2", "p3", "p11"]
+
+
+def test_commit_is_all_or_nothing(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    broken = part("p1", "a.parquet")
+    late = PartFile("candidates", "b.parquet", 3, 10, None)  # type: ignore[arg-type]  # refused by NOT NULL, at the end
+    broken = PartRecord(**{**broken.__dict__, "files": (*broken.files, late)})
+    with pytest.raises(duckdb.ConstraintException):
+        catalog.commit_part("v1", 0, broken)
+    assert [count(catalog, table) for table in ("parts", "files", "stage_parts")] == [0, 0, 0]
+    catalog.commit_part("v1", 0, part("p1", "a.parquet"))
+    with pytest.raises(duckdb.ConstraintException):  # the same part twice
+        catalog.commit_part("v1", 1, part("p1", "a.parquet"))
+    assert [count(catalog, table) for table in ("parts", "files", "stage_parts")] == [1, 1, 1]
+
+
+def test_an_exception_inside_a_transaction_leaves_nothing(catalog: Catalog) -> None:
+    with pytest.raises(KeyboardInterrupt), catalog._transaction():
+        catalog._connection.execute("INSERT INTO current_stages VALUES ('ingest', 'v1')")
+        raise KeyboardInterrupt
+    assert count(catalog, "current_stages") == 0
+
+
+def test_versions_share_parts_by_links(catalog: Catalog) -> None:
+    for version in ("v1", "v2"):
+        catalog.open_stage("ingest", version, {})
+    one, two = part("p1", "a.parquet"), part("p2", "b.parquet")
+    catalog.commit_part("v1", 0, one)
+    catalog.commit_part("v1", 1, two)
+    catalog.link_parts("v2", "read", [(0, "p2"), (1, "p1")])
+    assert [found.key for found in catalog.parts_of("v2")] == ["p2", "p1"]
+    assert [found.key for found in catalog.parts_of("v1")] == ["p1", "p2"]
+
+
+def test_a_new_plan_of_a_step_ends_the_links_of_the_old_one(catalog: Catalog) -> None:
+    """A build killed with parts at 2 and 9, taken up with larger parts, must not count the part at 9 twice."""
+    catalog.open_stage("fetch", "v1", {})
+    catalog.commit_part("v1", 2, part("a", "a.parquet"))
+    catalog.commit_part("v1", 9, part("b", "b.parquet"))
+    catalog.commit_part("v1", 0, part("other", "c.parquet", step="collect"))
+    catalog.link_parts("v1", "read", [(1, "a"), (2, "b")])
+    assert [found.key for found in catalog.parts_of("v1", "read")] == ["a", "b"]
+    assert [found.key for found in catalog.parts_of("v1", "collect")] == ["other"]
+    catalog.link_parts("v1", "read", [])
+    assert catalog.parts_of("v1", "read") == []
+
+
+def test_parts_like_finds_by_recipe_over_all_versions(catalog: Catalog) -> None:
+    for number, (version, recipe) in enumerate((("v1", "r"), ("v2", "r"), ("v2", "other"))):
+        catalog.open_stage("ingest", version, {})
+        catalog.commit_part(version, number, part(f"p{number}", f"{number}.parquet", reuse_key=recipe))
+    assert [found.key for found in catalog.parts_like("ingest", "read", "r")] == ["p0", "p1"]
+    assert catalog.parts_like("ingest", "else", "r") == []
+
+
+# ---- stages
+
+
+def test_only_sealed_versions_are_found(catalog: Catalog) -> None:
+    record = StageRecord("ingest", "v1", Funnel(10, 7, {"invalid_url": 2, "missing_url": 1}), {"domains": {"plant": 7}})
+    catalog.open_stage("ingest", "v1", {"z": 1, "a": [1]})
+    assert catalog.find_sealed("v1") is None
+    catalog.seal_stage(record)
+    assert catalog.find_sealed("v1") == record
+    catalog.open_stage("ingest", "v1", {"z": 1, "a": [1]})  # begun again by a later build: stays sealed
+    assert catalog.find_sealed("v1") == record
+    assert catalog.find_sealed("v2") is None
+
+
+def test_sealing_twice_replaces_the_reasons(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    catalog.seal_stage(StageRecord("ingest", "v1", Funnel(10, 7, {"a": 2, "b": 1}), {}))
+    again = StageRecord("ingest", "v1", Funnel(10, 8, {"a": 2}), {})
+    catalog.seal_stage(again)
+    assert catalog.find_sealed("v1") == again
+
+
+def test_seal_refuses_rows_that_end_nowhere(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    with pytest.raises(IntegrityError, match="ingest: 1,000 rows came in, but 900 kept \\+ 99 dropped do not add up"):
+        catalog.seal_stage(StageRecord("ingest", "v1", Funnel(1000, 900, {"invalid_url": 99}), {}))
+    assert catalog.find_sealed("v1") is None
+    assert count(catalog, "stage_reasons") == 0
+
+
+def test_the_current_version_is_the_last_opened_one(catalog: Catalog) -> None:
+    for version in ("v1", "v2", "v1"):
+        catalog.open_stage("ingest", version, {})
+    catalog.open_stage("fetch", "f1", {})
+    catalog.forget_current(["fetch", "dedup"])
+    rows = catalog._connection.execute("SELECT * FROM current_stages").fetchall()
+    assert rows == [("ingest", "v1")]
+
+
+def test_funnels_add_by_reason() -> None:
+    total = Funnel(5, 3, {"a": 2}) + Funnel(4, 1, {"a": 1, "b": 2})
+    assert total == Funnel(9, 4, {"a": 3, "b": 2})
+    total.check("both")
+
+
+# ---- lost files
+
+
+def test_lost_parts_are_uncommitted_and_their_stages_unsealed(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    for key in ("p1", "p2"):
+        catalog.commit_part("v1", int(key[1]), part(key, f"{key}.parquet", f"{key}.tar", workdir=catalog.workdir))
+    sealed = StageRecord("ingest", "v1", Funnel(10, 6, {"invalid_url": 4}), {})
+    catalog.seal_stage(sealed)
+    assert catalog.drop_lost_parts() == {}
+    assert catalog.find_sealed("v1") == sealed
+    Path(catalog.workdir, "p1.tar").unlink()
+    assert catalog.drop_lost_parts() == {"ingest": 1}
+    assert catalog.find_sealed("v1") is None
+    assert [found.key for found in catalog.parts_of("v1")] == ["p2"]
+    catalog.commit_part("v1", 1, part("p1", "p1.parquet", "p1.tar", workdir=catalog.workdir))
+    catalog.seal_stage(sealed)
+    assert catalog.drop_lost_parts() == {}
+    assert catalog.find_sealed("v1") == sealed
+
+
+def test_an_older_version_that_lost_files_is_unsealed_too(catalog: Catalog) -> None:
+    """Else a build that goes back to it would claim a release that is not there."""
+    for version in ("v1", "v2"):
+        catalog.open_stage("ingest", version, {})
+        catalog.commit_part(version, 0, part(f"p-{version}", f"{version}.parquet", workdir=catalog.workdir))
+        catalog.seal_stage(StageRecord("ingest", version, Funnel(5, 5), {}))
+    Path(catalog.workdir, "v1.parquet").unlink()
+    assert catalog.drop_lost_parts() == {"ingest": 1}
+    assert catalog.find_sealed("v1") is None
+    assert catalog.find_sealed("v2") is not None
+
+
+def test_a_file_of_another_size_stops_everything(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    catalog.commit_part("v1", 0, part("p1", "p1.parquet", workdir=catalog.workdir))
+    Path(catalog.workdir, "p1.parquet").write_bytes(b"cut")
+    with pytest.raises(
+        IntegrityError, match=r"p1\.parquet: 3 bytes on disk, \d+ in the catalogue.*Restore it, or remove"
+    ):
+        catalog.drop_lost_parts()
+    assert list(catalog.find_parts(["p1"])) == ["p1"]
+
+
+# ---- inputs
+
+
+def test_input_hash_is_kept_until_size_or_time_changes(catalog: Catalog, tmp_path: Path) -> None:
+    path = tmp_path / "source.csv"
+    path.write_text("url\nhttp://a/1.jpg\n")
+    os.utime(path, ns=(10**18, 10**18))
+    first = catalog.input_sha256(str(path))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1", b"2"))
+    os.utime(path, ns=(10**18, 10**18))  # same size, same time: taken from the catalogue, the file is not read
+    assert catalog.input_sha256(str(path)) == first
+    os.utime(path, ns=(10**18, 2 * 10**18))
+    second = catalog.input_sha256(str(path))
+    assert second != first
+    path.write_bytes(content + b"http://a/3.jpg\n")
+    os.utime(path, ns=(10**18, 2 * 10**18))
+    assert catalog.input_sha256(str(path)) not in (first, second)
+    assert count(catalog, "inputs") == 1
+
+
+# ---- mixes, releases, status
+
+
+MIX_ROW = {
+    "domain": "plant",
+    "target_share": 0.75,
+    "realised_share": 0.7,
+    "num_available": 10,
+    "num_drawn": 7,
+    "num_epochs": 0.7,
+    "num_heldout": 1,
+}
+SHARDS = [
+    {"split": split, "shard": f"{split}.tar", "num_samples": num, "num_bytes": 1, "sha256": "00"}
+    for split, num in (("train", 7), ("heldout", 1))
+]
+
+
+def test_what_settles_may_settle_again(catalog: Catalog) -> None:
+    catalog.open_stage("mix", "m1", {})
+    for _ in range(2):
+        catalog.record_mix("m1", [MIX_ROW, {**MIX_ROW, "domain": "general"}])
+        catalog.record_law("l1", "{}")
+        catalog.record_release("demo-1", "releases/demo-1", "k1", "ab", SHARDS)
+        assert [count(catalog, table) for table in ("mixes", "laws", "releases", "shards")] == [2, 1, 1, 2]
+    assert catalog.find_release("k1") == "releases/demo-1"
+    assert catalog.find_release("k2") is None
+    assert catalog._connection.execute("SELECT num_samples FROM releases").fetchall() == [(7,)]
+
+
+def test_status_is_readable_while_the_catalogue_is_held(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    catalog.commit_part("v1", 0, part("p1", "a.parquet"))
+    catalog.open_stage("mix", "m1", {})
+    catalog.record_mix("m1", [MIX_ROW])
+    catalog.seal_stage(StageRecord("mix", "m1", Funnel(3, 2, {"left_out_by_ratio": 1}), {"x": 1}))
+    catalog.publish_status({"name": "demo", "running": None})
+    status = read_status(catalog.workdir)
+    assert status["stages"]["ingest"] == {
+        "fingerprint": "v1",
+        "sealed": False,
+        "in": None,
+        "kept": None,
+        "notes": {},
+        "reasons": {},
+        "num_parts": 1,
+    }
+    assert status["stages"]["mix"]["reasons"] == {"left_out_by_ratio": 1}
+    assert status["mix"] == [MIX_ROW]
+    assert status["name"] == "demo"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*Z", status["updated_at"])
+
+
+# ---- one writer
+
+
+def test_every_table_and_column_is_described(catalog: Catalog) -> None:
+    bare = catalog._connection.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE comment IS NULL UNION ALL "
+        "SELECT table_name || '.' || column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+    ).fetchall()
+    assert bare == []
+    described = set(re.findall(r"COMMENT ON (?:TABLE|COLUMN) (\S+)", SCHEMA.read_text(encoding="utf-8")))
+    assert {"stages", "stages.sealed_at", "parts", "files.sha256"} <= described
+
+
+def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        with Catalog.open(str(tmp_path)) as catalog:
+            catalog.open_stage("ingest", version, {})
+    with Catalog.open(str(tmp_path)) as catalog:
+        assert count(catalog, "stages") == 2
+
+
+def open_elsewhere(workdir: str) -> subprocess.CompletedProcess[str]:
+    script = (
+        "import sys\nfrom manifests.catalog import Catalog\nfrom manifests.errors import PlantMixError\n"
+        "try:\n    Catalog.open(sys.argv[1])\nexcept PlantMixError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    return subprocess.run([sys.executable, "-c", script, workdir], capture_output=True, text=True, timeout=60)
+
+
+def test_a_second_process_is_told_that_a_build_runs(catalog: Catalog) -> None:
+    done = open_elsewhere(catalog.workdir)
+    assert done.stdout.startswith("RunError "), done.stdout + done.stderr
+    assert "another process is writing this catalogue" in done.stdout
+    assert "`plantmix status` works meanwhile" in done.stdout
+
+
+def test_a_reader_in_another_process_is_told_too(catalog: Catalog) -> None:
+    script = (
+        "import sys\nfrom manifests.reader import open_reader\nfrom manifests.errors import RunError\n"
+        "try:\n    open_reader(sys.argv[1])\nexcept RunError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, catalog.workdir], capture_output=True, text=True, timeout=60)
+    assert "another process is writing this catalogue" in done.stdout, done.stderr
+
+
+def test_what_a_killed_driver_committed_is_there(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom manifests.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
+        "catalog.open_stage('ingest', 'v1', {})\n"
+        "catalog._connection.execute('BEGIN')\n"
+        "catalog._connection.execute(\"INSERT INTO current_stages VALUES ('fetch', 'torn')\")\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    with open_reader(str(tmp_path)) as connection:  # reads the write-ahead log of the dead driver
+        assert connection.execute("SELECT stage, fingerprint FROM current_stages").fetchall() == [("ingest", "v1")]
+    with Catalog.open(str(tmp_path)) as catalog:
+        assert count(catalog, "stages") == 1
+        assert count(catalog, "current_stages") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 1000])
+def test_what_is_no_catalogue_is_not_taken_for_a_lock(tmp_path: Path, content: bytes) -> None:
+    workdir = tmp_path / "blocks of a clock"  # the path stands in DuckDB's message
+    workdir.mkdir()
+    (workdir / CATALOG_FILE).write_bytes(content)
+    with pytest.raises(IntegrityError, match="DuckDB cannot open it"):
+        Catalog.open(str(workdir))
+    with pytest.raises(IntegrityError, match="DuckDB cannot open it"):
+        open_reader(str(workdir))
+
+
+def test_a_damaged_catalogue_is_named(tmp_path: Path) -> None:
+    with Catalog.open(str(tmp_path)) as catalog:
+        catalog.open_stage("ingest", "v1", {})
+    path = tmp_path / CATALOG_FILE
+    content = bytearray(path.read_bytes())
+    for place in range(4096 * 3, len(content), 500):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="catalog.duckdb"):
+        Catalog.open(str(tmp_path))
+    with pytest.raises(IntegrityError, match="catalog.duckdb"):
+        open_reader(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Catalog.open(str(tmp_path / "file" / "work"))
