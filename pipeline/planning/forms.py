@@ -17,6 +17,8 @@ MEAN = "mean"
 EXPONENTIAL = "exponential"
 SHARED_EXPONENT = "shared_exponent"
 DEFAULT = "weighted_three"
+AVERAGE = "average_of_three"
+PROCESS = GaussianProcess()
 
 FORMS: dict[str, Form] = {
     form.name: form
@@ -38,7 +40,7 @@ FORMS: dict[str, Form] = {
             floor_log_centre=-1.0,
             huber=0.1,
         ),
-        GaussianProcess(),
+        PROCESS,
     )
 }
 
@@ -47,7 +49,7 @@ THREE = (SHARED_EXPONENT, "additive", "gaussian_process")
 
 ENSEMBLES: dict[str, tuple[str, ...]] = {
     DEFAULT: THREE,  # weighted by cross-validated error, see member_weights
-    "average_of_three": THREE,
+    AVERAGE: THREE,
     "median_of_three": THREE,
 }
 

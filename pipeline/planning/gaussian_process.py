@@ -87,6 +87,12 @@ class GaussianProcess:
         result: Array = arrays["scale"][:, None] * np.sqrt(np.maximum(own - explained, 0.0))
         return result
 
+    def doubt(self, fitted: Fitted, shares_QK: Array) -> Array:
+        """Standard deviation of a new noisy loss, shape F x Q."""
+        noise = fitted.arrays["scale"][:, None] * np.exp(0.5 * fitted.arrays["theta"][:, 4:5])
+        result: Array = np.hypot(self.deviation(fitted, shares_QK), noise)
+        return result
+
     def _from_starts(self, prior_mean: Array, shares: Array, z: Array, root_weight: Array) -> Array:
         best_theta, best_value = np.empty((len(z), 5)), np.full(len(z), np.inf)
         for length_shift, noise_shift in ((0.0, 0.0), (-0.7, -2.0), (0.7, 2.0)):

@@ -1,5 +1,8 @@
 """Prediction intervals that a user can trust: jackknife+ around the held-out errors, and their measured coverage.
 
+Held-out errors are divided by the doubt of a Gaussian process where they were made, and multiplied by its doubt
+where a prediction is asked for: an interval far from the tried ratios is wider than one among them.
+
 Reads and writes nothing. Axes: G folds, N runs, Q queries.
 
 Source: Barber, Candes, Ramdas, Tibshirani 2021, "Predictive inference with the jackknife+" (jackknife+ and CV+).
@@ -18,20 +21,26 @@ LEVEL = 0.90
 
 
 def jackknife_plus(
-    by_fold_GQ: Array, residual_N: Array, fold_of_run: NDArray[np.intp], level: float = LEVEL
+    by_fold_GQ: Array,
+    residual_N: Array,
+    fold_of_run: NDArray[np.intp],
+    width_Q: Array | None = None,
+    level: float = LEVEL,
 ) -> tuple[Array, Array]:
     """Lower and upper ends at `level` for each query.
 
-    `by_fold_GQ` are the predictions of the fits that left one fold out, `residual_N` the absolute held-out errors.
+    `by_fold_GQ` are the predictions of the fits that left one fold out, `residual_N` the absolute held-out errors
+    in units of the width where they were made, `width_Q` the width at each query (1 where it is not given).
     With fewer than 1 / (1 - level) - 1 runs no distribution-free interval exists; then the extremes are taken with
     the errors widened by `small_sample_factor`.
     """
     num_runs = len(residual_N)
-    widened = residual_N * small_sample_factor(num_runs, level)
+    width = np.ones(by_fold_GQ.shape[1]) if width_Q is None else width_Q
+    widened = residual_N[:, None] * small_sample_factor(num_runs, level) * width[None, :]
     centre_NQ = by_fold_GQ[fold_of_run]
     rank = min(math.ceil(level * (num_runs + 1)), num_runs)
-    low = np.sort(centre_NQ - widened[:, None], axis=0)[num_runs - rank]
-    high = np.sort(centre_NQ + widened[:, None], axis=0)[rank - 1]
+    low = np.sort(centre_NQ - widened, axis=0)[num_runs - rank]
+    high = np.sort(centre_NQ + widened, axis=0)[rank - 1]
     return low, high
 
 
@@ -50,3 +59,9 @@ def measured_coverage(residual_N: Array, level: float = LEVEL) -> float:
         rank = min(math.ceil(level * num_runs), num_runs - 1)
         covered += bool(residual_N[run] <= others[rank - 1])
     return covered / num_runs
+
+
+def tempered(doubt: Array, typical: float) -> Array:
+    """Widths from a doubt, drawn to the typical one: a process that is too sure of itself must not rule alone."""
+    result: Array = np.sqrt(doubt**2 + typical**2) / (np.sqrt(2.0) * typical)
+    return result

@@ -132,6 +132,8 @@ def _column_out(column: ColumnLaw) -> dict[str, Any]:
         },
         "residuals": column.residuals.tolist(),
         "residual_folds": column.residual_folds.tolist(),
+        "residual_widths": column.residual_widths.tolist(),
+        "typical_doubt": column.typical_doubt,
         "noise_floor": _number_out(column.noise_floor),
         "coverage": column.coverage,
     }
@@ -156,6 +158,8 @@ def _column_in(values: dict[str, Any], shares: Array) -> ColumnLaw:
         folds=fits(values["fold_forms"]),
         residuals=np.array(values["residuals"], dtype=float),
         residual_folds=np.array(values["residual_folds"], dtype=np.intp),
+        residual_widths=np.array(values["residual_widths"], dtype=float),
+        typical_doubt=float(values["typical_doubt"]),
         noise_floor=float("nan") if values["noise_floor"] is None else float(values["noise_floor"]),
         coverage=float(values["coverage"]),
     )

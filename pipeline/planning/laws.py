@@ -16,8 +16,8 @@ from pipeline.planning.checks import check_runs, noise_floor, outside_hull
 from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fit_folds
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted
-from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, members_of, predict_form
-from pipeline.planning.intervals import jackknife_plus, measured_coverage
+from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, PROCESS, members_of, predict_form
+from pipeline.planning.intervals import jackknife_plus, measured_coverage, tempered
 from pipeline.planning.runs import RunsTable
 
 # A law whose held-out error is not below this share of the mean's is called no better than the mean.
@@ -36,6 +36,8 @@ class ColumnLaw:
     folds: dict[str, Fitted]  # members of the chosen form -> G fits
     residuals: Array  # absolute held-out errors of the chosen form, runs with this loss only
     residual_folds: NDArray[np.intp]  # the fold that held each of them out
+    residual_widths: Array  # the doubt about each of them, 1 for a typical one
+    typical_doubt: float  # of a new loss, nats
     noise_floor: float  # nan without replicates
     coverage: float  # of the 90 % interval on the runs themselves
 
@@ -43,7 +45,8 @@ class ColumnLaw:
         """Loss and the ends of its 90 % interval, each of shape Q."""
         value = predict_form(self.form, self.whole, self.weights, shares_QK)[0]
         by_fold = predict_form(self.form, self.folds, self.weights, shares_QK)
-        low, high = jackknife_plus(by_fold, self.residuals, self.residual_folds)
+        width = tempered(PROCESS.doubt(self.whole[PROCESS.name], shares_QK)[0], self.typical_doubt)
+        low, high = jackknife_plus(by_fold, self.residuals / self.residual_widths, self.residual_folds, width)
         return value, np.minimum(low, value), np.maximum(high, value)
 
 
@@ -93,9 +96,10 @@ def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | No
     folded = fit_folds(table.shares, losses_CN, weights_CN, plan)
     floors = noise_floor(table)
     columns = []
+    few = int(table.mixture_groups().max()) + 1 <= 2 * len(table.domains) + 2
     for c, loss in enumerate(table.losses):
         judged = measured_NC[:, c] & ~table.derived
-        choice = choose_form(folded, c, losses_CN[c], weights_CN[c], judged)
+        choice = choose_form(folded, c, losses_CN[c], weights_CN[c], judged, few)
         columns.append(_column(loss, c, choice, folded, losses_CN[c], judged, float(floors[c])))
     for column in columns:
         warnings.extend(_column_warnings(column))
@@ -110,6 +114,9 @@ def _column(
     loss: str, c: int, choice: Choice, folded: Folded, losses_N: Array, judged: NDArray[np.bool_], floor: float
 ) -> ColumnLaw:
     residuals = np.abs(choice.held_out - losses_N)[judged]
+    doubt = folded.doubt[c, judged]
+    typical = max(float(np.median(doubt)), 1e-12)
+    widths = tempered(doubt, typical)
     return ColumnLaw(
         loss=loss,
         form=choice.form,
@@ -120,7 +127,9 @@ def _column(
         residuals=residuals,
         residual_folds=folded.fold_of_run[judged],
         noise_floor=floor,
-        coverage=measured_coverage(residuals),
+        residual_widths=widths,
+        typical_doubt=typical,
+        coverage=measured_coverage(residuals / widths),
     )
 
 
