@@ -7,6 +7,7 @@ does to a host's reputation never touches another. `BEHAVIOURS` also says how a 
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import gzip
 import io
@@ -880,9 +881,10 @@ class MisbehavingServer:
     def _serve(self, sock: socket.socket, tls: bool) -> None:
         try:
             sock.settimeout(10)
-            with sock:
+            with contextlib.ExitStack() as closing:
+                closing.enter_context(sock)
                 if tls:
-                    sock = self._context.wrap_socket(sock, server_side=True)
+                    sock = closing.enter_context(self._context.wrap_socket(sock, server_side=True))
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while not self._stop.is_set() and (request := self._read(sock)):
                     self._answer(sock, request)

@@ -22,7 +22,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _CACHE_SECONDS = 300.0
 _FAILURE_CACHE_SECONDS = 5.0
 _CACHE_SIZE = 20_000
-_LOOKUP_THREADS = 8
+_LOOKUP_THREADS = 32  # a lookup that hangs keeps one until the system's resolver gives up
 
 # Beyond what `is_global` says, which differs between Python releases: translation and tunnel ranges that can
 # lead to an inner address. Source: IANA special-purpose address registries.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.client
+import importlib.util
 import socket
 import ssl
 import threading
@@ -19,6 +20,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -165,8 +167,7 @@ class HttpClient:
         checked = {"resolver": self._resolver}
         plain = type("CheckedHTTPConnection", (_CheckedConnect, HTTPConnection), checked)
         secure = type("CheckedHTTPSConnection", (_CheckedConnect, HTTPSConnection), checked)
-        context = ssl.create_default_context()
-        context.sslsocket_class = _BoundedTLSSocket
+        context = _tls_context()
         self._pools = urllib3.PoolManager(
             num_pools=_KEPT_HOSTS, maxsize=settings.threads, block=False, retries=False, ssl_context=context
         )
@@ -301,6 +302,17 @@ class HttpClient:
         finally:
             if has_place:
                 self._large_bodies.release()
+
+
+def _tls_context() -> ssl.SSLContext:
+    """The system's trusted certificates; where it lists none, those of certifi (small containers have none)."""
+    context = ssl.create_default_context()
+    if not context.get_ca_certs() and (certifi := importlib.util.find_spec("certifi")) and certifi.origin:
+        bundle = Path(certifi.origin).with_name("cacert.pem")
+        if bundle.exists():
+            context.load_verify_locations(bundle)
+    context.sslsocket_class = _BoundedTLSSocket
+    return context
 
 
 def refuse_status(status: int) -> Outcome | None:

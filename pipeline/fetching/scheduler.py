@@ -85,8 +85,9 @@ class Scheduler:
         for _ in self._threads:
             self._jobs.put(None)
         # requests still under way (only after an error in the caller) end by their own deadline
+        until = time.monotonic() + (1.0 if self._in_flight else 5.0)
         for thread in self._threads:
-            thread.join(timeout=0.2 if self._in_flight else 5.0)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
     def results(self) -> Iterator[tuple[int, Download]]:
         """Every row's number and download once, in the order they finish.

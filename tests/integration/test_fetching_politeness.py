@@ -228,6 +228,25 @@ def test_name_that_changes_its_address_after_the_check_is_of_no_use_to_an_attack
     assert asked == ["rebind.test"]
 
 
+def test_tls_with_a_trusted_certificate_and_its_deadline(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(Path(__file__).parents[1] / "self_signed.pem"))
+    settings = network(retries=0, read_timeout_seconds=1.0, total_timeout_seconds=1.2)
+
+    def drip(sock, request):
+        send(sock, headers={"Content-Length": "100000"}, length=False)
+        while True:
+            sock.sendall(b"x")
+            time.sleep(0.1)
+
+    with MisbehavingServer(extra={"photo": photo_now, "drip": drip}) as server:
+        urls = [f"https://{name}.test:{server.tls_port}/photo/{n}" for n in range(6) for name in ("a", "b")]
+        urls += [f"https://c.test:{server.tls_port}/drip", f"https://other.example:{server.tls_port}/photo"]
+        facts = fetch(urls, settings, tmp_path / "p")
+        assert server.num_connections <= 12  # kept: four a host at most
+    assert [fact["outcome"] for fact in facts] == ["ok"] * 12 + ["deadline_exceeded", "tls_failure"]
+    assert "Hostname mismatch" in facts[-1]["detail"]
+
+
 def test_foreign_host_needs_a_contact(tmp_path):
     settings = FetchSettings()
     with pytest.raises(ConfigError, match=r"contact is not set, and example\.org is not this machine"):
