@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from manifests.catalog import CATALOG_FILE, Catalog, Funnel, PartFile, PartRecord, StageRecord
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader, read_status
 
 SCHEMA = Path(sys.modules[Catalog.__module__].__file__ or "").parent / "schema.sql"
@@ -84,9 +84,13 @@ def test_commit_is_all_or_nothing(catalog: Catalog) -> None:
 
 
 def test_an_exception_inside_a_transaction_leaves_nothing(catalog: Catalog) -> None:
-    with pytest.raises(KeyboardInterrupt), catalog._transaction():
-        catalog._connection.execute("INSERT INTO current_stages VALUES ('ingest', 'v1')")
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with catalog._transaction():
+            catalog._connection.execute("INSERT INTO current_stages VALUES ('ingest', 'v1')")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert count(catalog, "current_stages") == 0
 
 
@@ -370,9 +374,9 @@ def test_a_damaged_catalogue_is_named(tmp_path: Path) -> None:
     for place in range(4096 * 3, len(content), 500):
         content[place] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="catalog.duckdb"):
+    with pytest.raises(IntegrityError, match=r"catalog\.duckdb"):
         Catalog.open(str(tmp_path))
-    with pytest.raises(IntegrityError, match="catalog.duckdb"):
+    with pytest.raises(IntegrityError, match=r"catalog\.duckdb"):
         open_reader(str(tmp_path))
 
 

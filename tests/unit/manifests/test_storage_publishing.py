@@ -111,7 +111,7 @@ def test_temp_names_are_private_and_lie_beside_the_file() -> None:
 def test_make_folder_below_a_file_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for place in ("file", "file/below", "file/far/below"):
-        with pytest.raises(ConfigError, match="cannot be written.*choose another place"):
+        with pytest.raises(ConfigError, match=r"cannot be written.*choose another place"):
             storage.make_folder(str(tmp_path / place))
     storage.make_folder(str(tmp_path / "a" / "b"))
     storage.make_folder(str(tmp_path / "a" / "b"))
