@@ -18,7 +18,7 @@ from manifests.errors import RunError
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS
 from pipeline.fetching.hosts import Gate
-from pipeline.fetching.http import HttpClient
+from pipeline.fetching.http import HttpClient, client_of_this_program
 from pipeline.fetching.image import Rejected, Seen, StoredImage, measure_image
 from pipeline.fetching.img2dataset_engine import make_downloader
 from pipeline.fetching.poolfile import PoolFile
@@ -39,17 +39,14 @@ def fetch_rows(
     """Download, measure and store pictures; `rows` are (sample_id, url) with unique ids.
 
     The table has the schema FACTS, sorted by sample_id, `pool_file` null; offset and length lie in `pool_path`,
-    a tar that is written even when it holds no picture. A `client` given by the caller keeps its connections,
-    addresses and robots.txt rules for the next part.
+    a tar that is written even when it holds no picture. Connections, addresses and robots.txt rules are kept for
+    the next part in this process; a caller who wants them apart gives a `client`.
 
     Raises: ConfigError when a contact is needed; RunError when img2dataset does not fit or lost a row.
     """
     settings.network.require_contact(url for _, url in rows)
-    if client is None:
-        with HttpClient(settings.network) as own:
-            return fetch_rows(rows, settings, gate, pool_path, own)
-    ordered = sorted(rows)
-    part = _Part(ordered, settings, gate, client, PoolFile(pool_path))
+    client = client or client_of_this_program(settings.network)
+    part = _Part(sorted(rows), settings, gate, client, PoolFile(pool_path))
     try:
         return part.run()
     except BaseException:

@@ -9,7 +9,6 @@ Gives up with an Answer that carries an outcome; never with an exception for wha
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import importlib.util
 import socket
@@ -29,6 +28,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused
+from pipeline.fetching.answers import Answer, causes, explain_failure, parse_retry_after, refuse_status
 from pipeline.fetching.consent import RobotsRules, opted_out
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import Target
@@ -41,20 +41,6 @@ _NUM_LARGE_BODIES = 4  # ... and only so many at a time further
 _KEPT_HOSTS = 64
 _ROBOTS_KEPT = 10_000
 _ROBOTS_KEPT_SECONDS = 24 * 3600.0  # RFC 9309: not longer than a day
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one request gave: a body, a redirect (`location`), or an outcome that is not ok."""
-
-    outcome: Outcome
-    detail: str = ""
-    http_status: int | None = None
-    body: bytes = b""
-    location: str | None = None
-    retry_after_seconds: float | None = None
-    seconds: float = 0.0
-    asked: bool = True  # false when nothing was sent to the host
 
 
 class _DeadlineError(Exception):
@@ -304,6 +290,22 @@ class HttpClient:
                 self._large_bodies.release()
 
 
+def client_of_this_program(settings: NetworkSettings) -> HttpClient:
+    """The client that all parts in this process share, so that robots.txt is asked once a day and not once a part.
+
+    Other settings than last time make a new one; the old one goes when its last user does.
+    """
+    global _client
+    with _client_lock:
+        if _client is None or _client.settings != settings:
+            _client = HttpClient(settings)
+        return _client
+
+
+_client: HttpClient | None = None
+_client_lock = threading.Lock()
+
+
 def _tls_context() -> ssl.SSLContext:
     """The system's trusted certificates; where it lists none, those of certifi (small containers have none)."""
     context = ssl.create_default_context()
@@ -315,75 +317,8 @@ def _tls_context() -> ssl.SSLContext:
     return context
 
 
-def refuse_status(status: int) -> Outcome | None:
-    """The outcome of a status other than 200 (and 203, which is one from a proxy)."""
-    if status in (200, 203):
-        return None
-    if status in (204, 205):
-        return Outcome.EMPTY_BODY
-    named = {404: Outcome.HTTP_404, 410: Outcome.HTTP_410, 429: Outcome.HTTP_429}
-    if status in named:
-        return named[status]
-    if 400 <= status < 500:
-        return Outcome.HTTP_4XX
-    return Outcome.HTTP_5XX if 500 <= status < 600 else Outcome.BAD_RESPONSE
-
-
-def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Seconds a Retry-After header asks for, in either of its forms; `date` is the server's own clock."""
-    if not value:
-        return None
-    value = value.strip()
-    if value.isdigit():
-        return float(value[:9])
-    try:
-        until = email.utils.parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    try:
-        now = email.utils.parsedate_to_datetime(date or "").timestamp()
-    except (ValueError, TypeError, OverflowError):
-        now = time.time()
-    return max(0.0, until - now)
-
-
-def explain_failure(error: Exception) -> tuple[Outcome, str]:
-    """Outcome and detail of what urllib3, http.client or the system raised."""
-    chain = list(_causes(error))
-    for cause in chain:
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            reason = getattr(cause, "verify_message", "") or cause.reason or "handshake failed"
-            return Outcome.TLS_FAILURE, str(reason)
-        if isinstance(cause, urllib3.exceptions.NewConnectionError):
-            return Outcome.CONNECT_FAILED, str(cause.args[-1]).rpartition(": ")[2]
-        if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
-            return Outcome.CONNECT_TIMEOUT, "no connection in time"
-        if isinstance(cause, (TimeoutError, urllib3.exceptions.ReadTimeoutError)):
-            return Outcome.READ_TIMEOUT, "silent for too long"
-    for cause in chain:
-        if isinstance(cause, (ConnectionError, ssl.SSLError)):  # RemoteDisconnected is one
-            return Outcome.CONNECTION_RESET, type(cause).__name__
-        if isinstance(cause, urllib3.exceptions.InvalidChunkLength) and cause.length:
-            return Outcome.BAD_RESPONSE, "chunked body with a length that is no number"
-        if isinstance(cause, (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
-            return Outcome.BODY_TRUNCATED, "fewer bytes came than were announced"
-    return Outcome.BAD_RESPONSE, type(chain[-1]).__name__
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and those wrapped in it, outermost first."""
-    found: list[BaseException] = []
-    rest: list[Any] = [error]
-    while rest and len(found) < 10:
-        here = rest.pop(0)
-        if isinstance(here, BaseException) and here not in found:
-            found.append(here)
-            rest += [*here.args, getattr(here, "reason", None), here.__cause__]
-    return found
-
-
 def _was_closed(error: Exception) -> bool:
-    return any(isinstance(cause, (ConnectionError, ssl.SSLEOFError)) for cause in _causes(error))
+    return any(isinstance(cause, (ConnectionError, ssl.SSLEOFError)) for cause in causes(error))
 
 
 def _drain(response: urllib3.BaseHTTPResponse) -> None:

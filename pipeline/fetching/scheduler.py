@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from manifests.outcomes import Outcome
+from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ROBOTS_MAX_BYTES
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
-from pipeline.fetching.http import Answer, HttpClient
+from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
 from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
 

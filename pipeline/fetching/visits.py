@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from manifests.outcomes import Outcome
+from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, RobotsRules, parse_robots
 from pipeline.fetching.hosts import Result
-from pipeline.fetching.http import Answer
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, Target, follow
 

@@ -15,10 +15,11 @@ from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
 from manifests.tables import FACTS
 from pipeline.fetching import engine, img2dataset_engine
+from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
-from pipeline.fetching.http import Answer
+from pipeline.fetching.http import client_of_this_program
 from pipeline.fetching.poolfile import PoolFile
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
@@ -170,6 +171,12 @@ def test_identity_holds_what_changes_a_picture_and_nothing_of_the_network():
     faster = FetchSettings.model_validate({"network": {"threads": 99, "contact": "me@example.org"}})
     larger = FetchSettings.model_validate({"image": {"size_px": 384}})
     assert plain.identity() == faster.identity() != larger.identity()
+
+
+def test_parts_of_one_process_share_a_client_until_the_settings_change():
+    first = client_of_this_program(NetworkSettings())
+    assert client_of_this_program(NetworkSettings()) is first
+    assert client_of_this_program(NetworkSettings(threads=3)) is not first
 
 
 def test_first_fitting_override_counts():

@@ -10,7 +10,7 @@ import pytest
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused, is_public
-from pipeline.fetching.http import parse_retry_after, refuse_status
+from pipeline.fetching.answers import parse_retry_after, refuse_status
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, follow, parse_url
 
