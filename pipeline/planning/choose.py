@@ -97,7 +97,7 @@ def choose_mixture(law: Law, wish: Wish) -> Chosen:
     near = scores <= scores[-1] + wish.near_optimal_nats
     losses = {name: _at(whole, law.column(name), best) for name in law.losses}
     pair = _curve_losses(law, wish)
-    curve_points = _front(whole, points, pair) if pair else best[None]
+    curve_points = _front(whole, points, pair, box) if pair else best[None]
     binding = _binding(law, wish, box, best, losses, allowed)
     return Chosen(
         shares=best,
@@ -256,10 +256,24 @@ def _curve_losses(law: Law, wish: Wish) -> tuple[str, str] | None:
     return (first, second) if second is not None else None
 
 
-def _front(whole: _Predictor, points: Array, pair: tuple[str, str], most: int = 25) -> Array:
-    """Mixtures that no other beats in both losses, thinned to at most `most`, first loss from best to worst."""
-    first = whole.loss(whole.law.column(pair[0]), points)[0]
-    second = whole.loss(whole.law.column(pair[1]), points)[0]
+def _front(whole: _Predictor, points: Array, pair: tuple[str, str], box: Box, most: int = 25) -> Array:
+    """Mixtures that no other beats in both losses, thinned to at most `most`, first loss from best to worst.
+
+    The cloud is too thin for this beyond three domains: optima of eleven weightings of the two losses join it.
+    """
+    columns = [whole.law.column(name) for name in pair]
+    spans = [float(np.ptp(whole.loss(column, points)[0])) or 1.0 for column in columns]
+
+    def weighed(share: float) -> Array:
+        def score(shares_QK: Array) -> Array:
+            first, second = (whole.loss(column, shares_QK)[0] for column in columns)
+            total: Array = share * first / spans[0] + (1.0 - share) * second / spans[1]
+            return total
+
+        return minimise_score(score, points, box, num_starts=2)
+
+    points = np.concatenate([points, np.stack([weighed(share) for share in np.linspace(0.02, 0.98, 11)])])
+    first, second = (whole.loss(column, points)[0] for column in columns)
     order = np.lexsort((second, first))
     lowest = np.minimum.accumulate(np.r_[np.inf, second[order][:-1]])
     front = order[second[order] < lowest]
