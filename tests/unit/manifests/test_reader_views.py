@@ -138,7 +138,7 @@ def test_funnel_view_repeats_the_sealed_counts(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_catalogue(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no catalogue .* here; give the work folder of a build"):
+    with pytest.raises(ConfigError, match=r"no catalogue .* here; give the work folder of a build"):
         open_reader(str(tmp_path))
     with pytest.raises(ConfigError, match=re.escape("no status.json here")):
         read_status(str(tmp_path))

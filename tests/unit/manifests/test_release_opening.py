@@ -23,7 +23,7 @@ def sealed(folder: Path, **changes: Any) -> Path:
         ("train", "demo-000001.tar"): 1,
         ("heldout", "demo-heldout-000000.tar"): 1,
     }
-    for (split, shard), _ in shards.items():
+    for split, shard in shards:
         place = folder / {"train": "shards", "heldout": "heldout"}[split]
         place.mkdir(exist_ok=True)
         (place / shard).write_bytes(shard.encode() * 100)
@@ -143,7 +143,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path: Path) -> None
         (
             json.dumps({"format": "plantmix-release/99"}),
             ConfigError,
-            "format 'plantmix-release/99', this version reads",
+            "format 'plantmix-release/99', this",
         ),
         (json.dumps(["a list"]), ConfigError, "format 'list', this version reads"),
         ("{", IntegrityError, "not valid JSON"),
