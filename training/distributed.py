@@ -6,6 +6,7 @@ every function here is free. Writes nothing. Gives up with ConfigError on a devi
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,9 +52,13 @@ def start_ranks(device: str) -> Ranks:
     return Ranks(rank, world_size, place)
 
 
-def stop_ranks() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
+def stop_ranks(ranks: Ranks) -> None:
+    """Leave the process group; nothing may hold on to it any more.
+
+    Freeing a DistributedDataParallel after its group is gone hangs (gloo, torch 2.13), so it has to be freed before.
+    """
+    if ranks.world_size > 1 and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -24,13 +25,13 @@ from manifests.errors import RunError
 from manifests.storage import publish_bytes
 from training import checkpoint, data
 from training.config import TrainSettings, identity_values
-from training.distributed import mean_over_ranks, on_main, start_ranks, stop_ranks
+from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.images import normalise
 from training.log import LOG_FILE, RunLog, format_duration
 from training.loss import accumulate_backward, contrastive_loss
 from training.optimiser import lr_ratio_at, set_lr
 from training.sampling import mix_seed
-from training.shards import open_pool
+from training.shards import SamplePool, open_pool
 from training.state import Progress, Trainer, build_trainer, restore, save
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,12 +59,24 @@ def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool =
 
     # -- this process among the others
     ranks = start_ranks(settings.compute.device)
-    with ExitStack() as stack:
-        stack.callback(stop_ranks)
-        if settings.compute.num_threads is not None:
-            torch.set_num_threads(settings.compute.num_threads)
-        trainer = build_trainer(settings, pool, ranks)
+    try:
+        return _train_on(ranks, settings, pool, identity, state), False
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
+        raise
+    finally:
+        stop_ranks(ranks)
 
+
+def _train_on(
+    ranks: Ranks, settings: TrainSettings, pool: SamplePool, identity: dict[str, Any], state: checkpoint.RunState
+) -> dict[str, Any]:
+    """The run within its process group; whatever holds on to the group is gone when this returns."""
+    folder = Path(settings.output_dir)
+    if settings.compute.num_threads is not None:
+        torch.set_num_threads(settings.compute.num_threads)
+    trainer = build_trainer(settings, pool, ranks)
+    with ExitStack() as stack:
         # -- the run's folder, and where to go on
         on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
         progress = Progress()
@@ -79,7 +92,7 @@ def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool =
         run_steps(trainer, progress, stop, log, folder)
 
         # -- the end: final weights, then the summary, the mark of a finished run
-        return on_main(ranks, lambda: _finish(trainer, progress, identity, folder)), False
+        return on_main(ranks, lambda: _finish(trainer, progress, identity, folder))
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
