@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from pipeline.demo import pictures
-from pipeline.demo.pictures import PACKAGES, TROUBLES, Picture, category_of, plant_troubles, table_rows
+from pipeline.demo.packages import PACKAGES, Picture, category_of
+from pipeline.demo.pictures import table_rows
+from pipeline.demo.troubles import NUM_TROUBLES, TROUBLES, plant_troubles
 
 STAMPS = PACKAGES[0]
 
@@ -48,7 +50,7 @@ def _added(own: list[Picture], made: list[Picture], folder: str) -> list[Picture
 
 def test_every_trouble_is_there_as_often_as_stated(own: list[Picture]) -> None:
     made = plant_troubles(own)
-    wanted = {kind: sum(counts) for kind, counts in pictures._NUM_TROUBLES.items()}
+    wanted = {kind: sum(counts) for kind, counts in NUM_TROUBLES.items()}
     assert wanted.keys() == TROUBLES.keys()
     assert len(_added(own, made, "gone/")) == wanted["dead_links"]
     assert all(picture.content is None for picture in _added(own, made, "gone/"))
@@ -74,12 +76,11 @@ def test_it_is_a_pure_function(own: list[Picture]) -> None:
     assert plant_troubles(own) == plant_troubles(list(own))
 
 
-def test_exact_copies_have_an_original_s_bytes_and_another_caption(own: list[Picture]) -> None:
+def test_exact_copies_have_an_original_s_bytes_and_a_poorer_caption(own: list[Picture]) -> None:
     by_bytes = {picture.content: picture for picture in own}
     for copy in _added(own, plant_troubles(own), "mirror/"):
         original = by_bytes[copy.content]
-        assert copy.caption != original.caption
-        assert original.caption in copy.caption
+        assert len(copy.caption) < len(original.caption)
         assert urllib.parse.quote(copy.path) != copy.path
 
 

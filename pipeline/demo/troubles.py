@@ -1,0 +1,149 @@
+"""The web's troubles, planted among the demo's pictures in a known number, so that every fate is seen.
+
+A pure function of the packages' own rows: which picture gets which trouble follows from a hash of its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from pipeline.demo.packages import Picture
+
+TROUBLES = {
+    "dead_links": "the URL leads nowhere (404)",
+    "exact_copies": "the same bytes under a second URL, with a poorer caption",
+    "resized_copies": "re-encoded as JPEG at three quarters of the size: near-duplicates",
+    "filename_captions": "the caption is a camera's file name",
+    "one_character_captions": "the caption is one character",
+    "html_as_jpg": "an HTML page where a JPEG was promised",
+    "truncated_files": "a JPEG that ends half-way",
+    "tracking_pixels": "a GIF of 1 x 1 pixel",
+}
+# how many of each in (plant, general)
+NUM_TROUBLES = {
+    "dead_links": (5, 7),
+    "exact_copies": (8, 12),
+    "resized_copies": (15, 15),
+    "filename_captions": (3, 7),
+    "one_character_captions": (1, 3),
+    "html_as_jpg": (1, 1),
+    "truncated_files": (1, 1),
+    "tracking_pixels": (0, 2),
+}
+_RESIZED_TO = 0.75
+_MIN_RESIZED_SIDE_PX = 100
+_MIN_COPIED_CAPTION_CHARS = 9  # the copy's caption is never the longer one
+
+
+def plant_troubles(own: list[Picture]) -> list[Picture]:
+    """Add the troubles of TROUBLES to the packages' own rows; a pure function of them, no chance in it."""
+    changed: dict[str, Picture] = {}
+    added: list[Picture] = []
+    for place, domain in enumerate(("plant", "general")):
+        victims = _victims([picture for picture in own if picture.domain == domain and picture.caption])
+        for kind, counts in NUM_TROUBLES.items():
+            for number in range(1, counts[place] + 1):
+                fits = _FITTING.get(kind)
+                victim = next(picture for picture in victims if fits is None or fits(picture))
+                made = _MAKERS[kind](victim, number)
+                if made.record_id == victim.record_id:
+                    changed[made.record_id] = made
+                else:
+                    added.append(made)
+    return [changed.get(picture.record_id, picture) for picture in own] + added
+
+
+def _victims(pictures: list[Picture]) -> Iterator[Picture]:
+    """The pictures in an order that is fixed but unrelated to their names; each is used once."""
+    return iter(sorted(pictures, key=lambda picture: hashlib.sha256(picture.record_id.encode()).digest()))
+
+
+def _is_large(picture: Picture) -> bool:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture.content or b"")) as image:
+        return min(image.size) >= _MIN_RESIZED_SIDE_PX
+
+
+def _is_well_captioned(picture: Picture) -> bool:
+    return len(picture.caption) >= _MIN_COPIED_CAPTION_CHARS
+
+
+_FITTING: dict[str, Callable[[Picture], bool]] = {
+    "resized_copies": _is_large,
+    "exact_copies": _is_well_captioned,
+}
+
+
+def _dead_link(victim: Picture, number: int) -> Picture:
+    name = f"gone/{victim.domain}-{number}.jpg"
+    return replace(victim, record_id=f"gone/{victim.domain}-{number}", path=name, content=None)
+
+
+def _exact_copy(victim: Picture, number: int) -> Picture:
+    # spaces and an umlaut on purpose: the URL needs percent-encoding
+    suffix = victim.path.rpartition(".")[2]
+    name = f"mirror/schöne bilder/{victim.domain} {number}"
+    text = f"Photo {number}"
+    return replace(victim, record_id=f"mirror/{victim.domain}-{number}", path=f"{name}.{suffix}", caption=text)
+
+
+def _resized_copy(victim: Picture, number: int) -> Picture:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(victim.content or b"")) as image:
+        see_through = image.convert("RGBA")
+    ground = Image.new("RGBA", see_through.size, "white")
+    ground.alpha_composite(see_through)
+    size = (round(ground.width * _RESIZED_TO), round(ground.height * _RESIZED_TO))
+    stream = io.BytesIO()
+    ground.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(stream, "JPEG", quality=80)
+    # every third plant copy turns up among the general pairs, as on the web
+    domain = "general" if number % 3 == 0 else victim.domain
+    name = f"resized/{victim.domain}-{number}"
+    text = f"{victim.caption} (small)"
+    return replace(victim, record_id=name, path=f"{name}.jpg", caption=text, domain=domain, content=stream.getvalue())
+
+
+def _filename_caption(victim: Picture, number: int) -> Picture:
+    return replace(victim, caption=f"IMG_{4000 + 37 * number}.jpg" if number % 2 else f"DSC{1200 + number:05d}.JPG")
+
+
+def _one_character_caption(victim: Picture, number: int) -> Picture:
+    return replace(victim, caption="x.-?"[number % 4])
+
+
+def _html_as_jpg(victim: Picture, number: int) -> Picture:
+    page = "<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Please sign in.</body></html>\n"
+    name = f"odd/{victim.domain}-page-{number}"
+    return replace(victim, record_id=name, path=f"{name}.jpg", content=page.encode())
+
+
+def _truncated_file(victim: Picture, number: int) -> Picture:
+    whole = _resized_copy(victim, 1).content or b""
+    name = f"odd/{victim.domain}-half-{number}"
+    return replace(victim, record_id=name, path=f"{name}.jpg", content=whole[: len(whole) // 2])
+
+
+def _tracking_pixel(victim: Picture, number: int) -> Picture:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("P", (1, 1)).save(stream, "GIF")
+    name = f"odd/{victim.domain}-pixel-{number}"
+    return replace(victim, record_id=name, path=f"{name}.gif", content=stream.getvalue())
+
+
+_MAKERS: dict[str, Callable[[Picture, int], Picture]] = {
+    "dead_links": _dead_link,
+    "exact_copies": _exact_copy,
+    "resized_copies": _resized_copy,
+    "filename_captions": _filename_caption,
+    "one_character_captions": _one_character_caption,
+    "html_as_jpg": _html_as_jpg,
+    "truncated_files": _truncated_file,
+    "tracking_pixels": _tracking_pixel,
+}
