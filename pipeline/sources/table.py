@@ -168,14 +168,15 @@ def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[Batch]
             ),
         )
         first_row = 0
+        skipped: list[int] = []  # the reader is a block ahead: some lie behind the batch they are told with
         for batch in reader:
             rows = pa.Table.from_batches([batch])
             bad, malformed[:] = list(malformed), []
-            free = np.arange(first_row, first_row + rows.num_rows + len(bad))
-            numbers = free[~np.isin(free, [number for number, _ in bad])][: rows.num_rows]
-            found = Batch(rows, numbers, bad)
-            yield found
-            first_row = found.end
+            skipped = [number for number in [*skipped, *(number for number, _ in bad)] if number >= first_row]
+            free = np.arange(first_row, first_row + rows.num_rows + len(skipped))
+            numbers = free[~np.isin(free, skipped)][: rows.num_rows]
+            yield Batch(rows, numbers, bad)
+            first_row = int(numbers[-1]) + 1 if len(numbers) else first_row
         if malformed:
             none = pa.table({name: pa.array([], pa.string()) for name in columns})
             yield Batch(none, np.arange(0), list(malformed))

@@ -347,7 +347,7 @@ def test_some_errors_stop_at_once(tmp_path: Path, trace: Path, kind: type[Except
         if payload["place"] == 2:
             raise kind("pool/a.tar is not what was stored")
 
-    with pytest.raises(kind, match="pool/a.tar"):
+    with pytest.raises(kind, match=r"pool/a\.tar"):
         run(tmp_path / "w", InlineExecutor(), stage_of(traced(behave), trace=str(trace)))
     assert tries(trace) == {0: 1, 1: 1, 2: 1}  # none after it
     assert len(tables_of(tmp_path / "w")) == 2

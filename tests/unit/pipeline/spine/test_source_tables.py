@@ -1,0 +1,358 @@
+"""Tables of every format come in row by row; what cannot be read is counted, what is no table is named."""
+
+from __future__ import annotations
+
+import bz2
+import datetime
+import gzip
+import json
+import lzma
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests.errors import ConfigError
+from pipeline.config import SourceSettings
+from pipeline.sources import table as source_table
+from pipeline.sources.table import check_source, list_files, mapped_columns, read_batches, read_columns
+
+
+def source(path: Path | str, **changes: Any) -> SourceSettings:
+    values = {
+        "name": "herbarium",
+        "domain": "plant",
+        "table": str(path),
+        "columns": {"url": "url", "caption": "caption"},
+        **changes,
+    }
+    return SourceSettings.model_validate(values)
+
+
+def read(given: SourceSettings) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]], list[tuple[int, str]]]:
+    """Rows in order, rows by their number, and malformed rows."""
+    rows: list[dict[str, Any]] = []
+    by_number: dict[int, dict[str, Any]] = {}
+    malformed: list[tuple[int, str]] = []
+    for batch in read_batches(given):
+        found = batch.rows.to_pylist()
+        rows += found
+        by_number.update(zip(batch.numbers.tolist(), found, strict=True))
+        malformed += batch.malformed
+    assert len(by_number) == len(rows)
+    assert not {number for number, _ in malformed} & set(by_number)
+    return rows, by_number, malformed
+
+
+# ---- csv and tsv
+
+
+def test_csv_with_quotes_newlines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfurl,id,caption\r\n"
+        b'http://a/1.jpg,1,"a ""quoted"" rose, red"\r\n'
+        b'http://a/2.jpg,2,"two\nlines"\r\n'
+        b"http://a/3.jpg,3,\r\n"
+        b"\r\n"
+        b'"http://a/4.jpg",4,NULL\r\n'
+    )
+    check_source(source(path))
+    rows, by_number, malformed = read(source(path))
+    assert [row["caption"] for row in rows] == ['a "quoted" rose, red', "two\nlines", None, "NULL"]
+    assert [row["url"] for row in rows] == [f"http://a/{number}.jpg" for number in (1, 2, 3, 4)]
+    assert sorted(by_number) == [0, 1, 2, 3]
+    assert rows[0].keys() == {"url", "caption"}  # mapped columns only
+    assert malformed == []
+
+
+def test_malformed_csv_rows_are_counted_and_their_neighbours_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('url,caption\nu0,c0\nu1,c1,too many\nu2,"c\n2"\ntoo few\nu4,c4\nx,y,z,last\n')
+    rows, by_number, malformed = read(source(path))
+    assert {number: row["url"] for number, row in by_number.items()} == {0: "u0", 2: "u2", 4: "u4"}
+    assert malformed == [(1, "u1,c1,too many"), (3, "too few"), (5, "x,y,z,last")]
+    assert len(rows) == 3
+
+
+def test_numbers_hold_over_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    num_rows, broken = 60_000, {0, 777, 20_000, 41_111, 59_999}
+    with path.open("w") as out:
+        out.write("url,caption\n")
+        for number in range(num_rows):
+            out.write(f'http://a/{number}.jpg,"caption\n{number}"{",odd" if number in broken else ""}\n')
+    _, by_number, malformed = read(source(path))
+    assert {number for number, _ in malformed} == broken
+    assert len(by_number) == num_rows - len(broken)
+    assert all(row["url"] == f"http://a/{number}.jpg" for number, row in by_number.items())
+
+
+def test_all_values_are_texts_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url,caption\n007,1.50\ntrue,2024-01-01\n")
+    rows, _, _ = read(source(path))
+    assert rows == [{"url": "007", "caption": "1.50"}, {"url": "true", "caption": "2024-01-01"}]
+
+
+def test_tsv_splits_at_tabs_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('caption\turl\na, b\tu0\n"with\ttab"\tu1\n')
+    rows, _, _ = read(source(path))
+    assert rows == [{"url": "u0", "caption": "a, b"}, {"url": "u1", "caption": "with\ttab"}]
+
+
+def test_a_table_of_a_header_alone_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\n")
+    (tmp_path / "b.csv").write_text("url,caption\nu0,c0\n")
+    check_source(source(tmp_path / "a.csv"))
+    assert read(source(tmp_path / "a.csv")) == ([], {}, [])
+    rows, by_number, _ = read(source(tmp_path))
+    assert rows == [{"url": "u0", "caption": "c0"}]
+    assert list(by_number) == [0]
+
+
+# ---- jsonl
+
+
+def test_jsonl_with_nested_values_and_broken_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [
+        '{"url": "u0", "caption": "c0", "more": 1}',
+        "{broken",
+        '{"url": "u2", "caption": {"en": "oak", "de": ["Eiche", "Éiche"]}}',
+        "",
+        '["a list"]',
+        '{"url": 5, "caption": true}',
+        '{"url": "u6"}',
+        '{"url": "half a pair \\ud800", "caption": ""}',
+        "   ",
+        '{"url": null, "caption": ""}',
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    check_source(source(path))
+    _, by_number, malformed = read(source(path))
+    assert by_number == {
+        0: {"url": "u0", "caption": "c0"},
+        2: {"url": "u2", "caption": '{"en": "oak", "de": ["Eiche", "Éiche"]}'},
+        5: {"url": "5", "caption": "true"},
+        6: {"url": "u6", "caption": None},
+        9: {"url": None, "caption": ""},
+    }
+    assert malformed == [(1, "{broken"), (4, '["a list"]'), (7, lines[7])]
+
+
+def test_a_broken_first_line_of_jsonl_is_no_reason_to_refuse_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('oops\n{"url": "u", "caption": "c"}\n')
+    check_source(source(path))
+    assert read_columns(str(path), source(path)) == ["url", "caption"]
+
+
+def test_a_rare_key_of_jsonl_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as out:
+        for number in range(300):
+            out.write(json.dumps({"url": f"u{number}"} | ({"caption": "rare"} if number == 250 else {})) + "\n")
+    check_source(source(path))
+    rows, _, _ = read(source(path))
+    assert [row["caption"] for row in rows if row["caption"]] == ["rare"]
+
+
+def test_jsonl_comes_in_batches_that_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_table, "BATCH_ROWS", 7)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join("bad\n" if n % 5 == 1 else f'{{"url": "u{n}", "caption": "c"}}\n' for n in range(53)))
+    _, by_number, malformed = read(source(path))
+    assert {number: row["url"] for number, row in by_number.items()} == {n: f"u{n}" for n in range(53) if n % 5 != 1}
+    assert [number for number, _ in malformed] == [n for n in range(53) if n % 5 == 1]
+
+
+# ---- parquet
+
+
+def test_parquet_with_columns_that_are_no_strings(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    moment = datetime.datetime(2024, 5, 1, 12)
+    columns = {
+        "url": pa.array(["u0", None]),
+        "id": pa.array([7, 8], pa.int64()),
+        "big": pa.array(["x", "y"], pa.large_string()),
+        "word": pa.array(["rose", "rose"]).dictionary_encode(),
+        "when": pa.array([moment, None]),
+        "price": pa.array([Decimal("1.50"), None]),
+        "flag": pa.array([True, False]),
+        "list": pa.array([["a", "b"], None]),
+        "struct": pa.array([{"at": moment, "n": 1}, None]),
+        "raw": pa.array([b"bytes", None]),
+        "none": pa.nulls(2),
+        "unused": pa.array([1.5, 2.5]),
+    }
+    pq.write_table(pa.table(columns), path)
+    wanted = [name for name in columns if name not in ("url", "unused")]
+    rows, _, _ = read(source(path, columns={"url": "url", "caption": wanted}))
+    assert rows[0] == {
+        "url": "u0",
+        "id": "7",
+        "big": "x",
+        "word": "rose",
+        "when": "2024-05-01 12:00:00.000000",
+        "price": "1.50",
+        "flag": "true",
+        "list": '["a", "b"]',
+        "struct": '{"at": "2024-05-01 12:00:00", "n": 1}',
+        "raw": "bytes",
+        "none": None,
+    }
+    assert rows[1]["url"] is None
+    assert rows[1]["list"] is None
+
+
+def test_parquet_streams_row_groups_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_table, "BATCH_ROWS", 10)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"url": [f"u{n}" for n in range(37)], "caption": ["c"] * 37}), path, row_group_size=7)
+    _, by_number, _ = read(source(path))
+    assert {number: row["url"] for number, row in by_number.items()} == {n: f"u{n}" for n in range(37)}
+
+
+def test_an_empty_parquet_file_first(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), tmp_path / "a.parquet"
+    )
+    pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), tmp_path / "b.parquet")
+    assert read(source(tmp_path))[1] == {0: {"url": "u", "caption": "c"}}
+
+
+# ---- compressed, folders, globs, addresses
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_compressed_tables(tmp_path: Path, suffix: str, compress: Any, kind: str) -> None:
+    text = {"csv": "url,caption\nu,c\n", "tsv": "url\tcaption\nu\tc\n", "jsonl": '{"url":"u","caption":"c"}\n'}[kind]
+    path = tmp_path / f"a.{kind}{suffix}"
+    path.write_bytes(compress(text.encode()))
+    check_source(source(path))
+    assert read(source(path))[0] == [{"url": "u", "caption": "c"}]
+
+
+def test_a_folder_is_read_in_name_order_with_numbers_going_on(tmp_path: Path) -> None:
+    (tmp_path / "2.csv").write_text("url,caption\nu3,c\nbad\n")
+    (tmp_path / "1.csv").write_text("url,caption\nu0,c\nbad\nu2,c\nbad\n")
+    (tmp_path / "3.jsonl").write_text('{"url": "u6", "caption": "c"}\n')
+    (tmp_path / "readme.txt").write_text("no table")
+    _, by_number, malformed = read(source(tmp_path))
+    assert {number: row["url"] for number, row in by_number.items()} == {0: "u0", 2: "u2", 4: "u3", 6: "u6"}
+    assert [number for number, _ in malformed] == [1, 3, 5]
+
+
+def test_a_glob_takes_what_it_names(tmp_path: Path) -> None:
+    for name in ("plants-1.csv", "plants-2.csv", "animals.csv"):
+        (tmp_path / name).write_text(f"url,caption\n{name},c\n")
+    given = source(tmp_path / "plants-*.csv")
+    assert [Path(file).name for file in list_files(given)] == ["plants-1.csv", "plants-2.csv"]
+    assert [row["url"] for row in read(given)[0]] == ["plants-1.csv", "plants-2.csv"]
+
+
+def test_an_object_store_address(tmp_path: Path) -> None:
+    import fsspec
+
+    address = f"memory://{tmp_path.name}/a.csv"
+    with fsspec.open(address, "wb") as stream:
+        stream.write(b"url,caption\nu,c\n")
+    check_source(source(address))
+    assert read(source(address))[0] == [{"url": "u", "caption": "c"}]
+    assert list_files(source(address))[0].startswith("memory://")
+
+
+def test_the_format_can_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "table.txt"
+    path.write_text("url\tcaption\nu\tc\n")
+    with pytest.raises(
+        ConfigError, match="the name does not tell the format; set `format` to parquet, csv, tsv or jsonl"
+    ):
+        check_source(source(path))
+    assert read(source(path, format="tsv"))[0] == [{"url": "u", "caption": "c"}]
+
+
+# ---- mistakes
+
+
+def test_a_missing_column_names_the_nearest_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("image_url,title,licence\n")
+    with pytest.raises(ConfigError) as caught:
+        check_source(source(path, columns={"url": "imageurl", "caption": "title", "licence": "license"}))
+    assert "sources.herbarium" in str(caught.value)
+    assert "has no column 'imageurl', 'license' (did you mean 'image_url'?)" in str(caught.value)
+    assert "it has image_url, title, licence" in str(caught.value)
+
+
+def test_every_file_of_a_folder_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("url,caption\n")
+    (tmp_path / "2.csv").write_text("url,text\n")
+    with pytest.raises(ConfigError, match=r"2\.csv has no column 'caption'"):
+        check_source(source(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "absent-*.csv", "absent/"])
+def test_a_table_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"sources\.herbarium: .*absent.*: no such table; give a file, a folder or a glob"
+    ):
+        check_source(source(tmp_path / name))
+
+
+def test_a_folder_without_tables(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such table"):
+        list_files(source(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.parquet", b"no parquet", "parquet"),
+        ("a.parquet", b"", "parquet"),
+        ("a.csv", b"", "csv"),
+        ("a.csv", b"\n\n", "csv"),
+        ("a.csv", b"url,caption\xff\n", "csv"),
+        ("a.csv.gz", b"no gzip", "csv"),
+        ("a.csv.gz", gzip.compress(b"url,caption\n" * 1000)[:30], "csv"),
+        ("a.jsonl", b"", "jsonl"),
+        ("a.jsonl", b"url,caption\nu,c\n", "jsonl"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"sources\.herbarium: .*{name} cannot be read as {kind}: \S"):
+        check_source(source(path))
+
+
+def test_a_file_that_breaks_off_later(tmp_path: Path) -> None:
+    whole = gzip.compress(b"url,caption\n" + b"http://a/1.jpg,caption\n" * 200_000)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    check_source(source(path))  # its head is fine
+    with pytest.raises(ConfigError, match=r"a\.csv\.gz cannot be read as csv"):
+        read(source(path))
+
+
+def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("url,caption\nu,Köln\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.csv cannot be read as csv: .*UTF"):
+        read(source(path))
+
+
+def test_mapped_columns_each_once() -> None:
+    given = source(
+        "a.csv", columns={"url": "u", "caption": ["title", "text"], "creator": "title", "extra": ["text", "width"]}
+    )
+    assert mapped_columns(given) == ["u", "title", "text", "width"]
