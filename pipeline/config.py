@@ -59,7 +59,7 @@ class SourceSettings(Settings):
 class DedupSettings(Settings):
     """Which images count as the same, and which one of them stays."""
 
-    radius: int = Field(6, ge=0, le=16, description="largest Hamming distance of the 64-bit pHashes of near-duplicates")
+    radius: int = Field(4, ge=0, le=16, description="largest Hamming distance of the 64-bit pHashes of near-duplicates")
     prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = Field(
         ("licence", "pixels", "caption", "priority"),
         description="who stays: first difference in this order decides, then the sample id",

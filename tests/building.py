@@ -1,0 +1,97 @@
+"""Whole builds over real pictures: a part of the demo's web, a small build config, the real command."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_PLANTS, NUM_GENERAL = 40, 110
+PLANTMIX = [sys.executable, "-m", "pipeline.cli"]
+
+
+@dataclass(frozen=True)
+class Web:
+    """Where the pictures are served, and small tables that point there."""
+
+    plants: Path
+    general: Path
+    root: str
+
+
+def thin_out(rows: list[dict[str, Any]], num: int, copied: set[bytes], folder: Path) -> list[dict[str, Any]]:
+    """All rows with planted troubles, what they are copies of, and every n-th of the others."""
+    kept, plain = [], []
+    for row in rows:
+        odd = not row["record_id"].startswith(("tuxpaint/", "pysiogame/")) or len(row["caption"] or "") < 2
+        original = odd or "fruit" in row["record_id"] or file_hash(row, folder) in copied
+        (kept if odd or original else plain).append(row)
+    return kept + plain[:: max(1, len(plain) // num)]
+
+
+def file_hash(row: dict[str, Any], folder: Path) -> bytes:
+    """Hash of the file that a row's URL serves; of nothing for a dead link."""
+    path = folder / unquote(urlsplit(row["url"]).path.lstrip("/"))
+    return hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest()
+
+
+def write_csv(folder: Path, rows: list[dict[str, Any]]) -> None:
+    with (folder / "plants.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(folder: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "general.parquet")
+
+
+def write_build_config(web: Web, folder: Path, name: str, work_dir: Path | None = None, **changes: Any) -> Path:
+    config = yaml.safe_load((ROOT / "configs/pipeline/demo.yaml").read_text(encoding="utf-8"))
+    config["work_dir"] = str(work_dir or folder / name)
+    config["sources"][0]["table"], config["sources"][1]["table"] = str(web.plants), str(web.general)
+    config["run"] = {"executor": "inline", "fetch_part_size": 40}
+    config["mix"]["ratio"] = {"plant": 3, "general": 1}
+    config["mix"]["max_epochs"] = {"plant": 2, "general": 1}
+    config["mix"]["heldout"] = {"num_samples": {"plant": 10, "general": 10}}
+    config["pack"] = {"samples_per_shard": 30}
+    for key, value in changes.items():
+        config[key] = {**config[key], **value} if isinstance(config.get(key), dict) else value
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The real command, in a process of its own."""
+    return subprocess.run(
+        [*PLANTMIX, *(str(argument) for argument in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def release_of(work_dir: Path) -> Path:
+    """The newest release of a work folder."""
+    return work_dir / "releases" / (work_dir / "releases/LATEST").read_text(encoding="utf-8").strip()
+
+
+def hash_tree(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

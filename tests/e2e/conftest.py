@@ -1,0 +1,62 @@
+"""Real pictures over a real web: the demo's set-up and a loopback server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from building import (
+    NUM_GENERAL,
+    NUM_PLANTS,
+    ROOT,
+    Web,
+    run_plantmix,
+    thin_out,
+    write_build_config,
+    write_csv,
+    write_parquet,
+)
+
+from pipeline.demo.pictures import prepare_web
+from pipeline.demo.server import serving
+
+
+@pytest.fixture(scope="session")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """A part of the demo's pictures, troubles included, on a port of its own."""
+    folder = ROOT / "data/demo/web"
+    marker = prepare_web(folder, ROOT / "data/demo/packages")
+    tables = tmp_path_factory.mktemp("tables")
+    with serving(folder) as server:
+        old, new = f"http://127.0.0.1:{marker['port']}/", f"http://127.0.0.1:{server.port}/"
+        plants = pacsv.read_csv(folder / "plants.csv").to_pylist()
+        general = pq.read_table(folder / "general.parquet").to_pylist()
+        for rows, num, write in ((plants, NUM_PLANTS, write_csv), (general, NUM_GENERAL, write_parquet)):
+            some = thin_out(rows, num)
+            for row in some:
+                row["url"] = row["url"].replace(old, new)
+            write(tables, some)
+        yield Web(tables / "plants.csv", tables / "general.parquet", new)
+
+
+@pytest.fixture(scope="session")
+def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished build (`build.yaml`, `build/`); a test that changes anything copies it first."""
+    folder = tmp_path_factory.mktemp("built")
+    done = run_plantmix("build", write_build_config(web, folder, "build"))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def write_config(web: Web, tmp_path: Path) -> Callable[..., Path]:
+    """Write the demo's build config over the small tables; keyword arguments change sections."""
+
+    def write(name: str = "build", work_dir: Path | None = None, **changes: Any) -> Path:
+        return write_build_config(web, tmp_path, name, work_dir, **changes)
+
+    return write

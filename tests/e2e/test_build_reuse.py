@@ -1,0 +1,162 @@
+"""A build is done once: what is sealed is reused, what changed is redone and nothing before it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from building import Web, hash_tree, release_of, run_plantmix, write_build_config
+
+from manifests.reader import open_reader
+from pipeline.flow import FLOW
+
+STAGES = [stage.name for stage in FLOW]
+
+
+def _redone(stdout: str) -> list[str]:
+    first = stdout.splitlines()[0]
+    return [] if first.startswith("nothing to do") else first.partition(": ")[2].split(", ")
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def _config(web: Web, copy: Path, **changes: object) -> Path:
+    return write_build_config(web, copy, "build", **changes)
+
+
+def test_a_second_build_does_nothing_and_says_so(web: Web, copy: Path) -> None:
+    before = hash_tree(copy / "build/releases")
+    started = time.monotonic()
+    again = run_plantmix("build", _config(web, copy))
+    assert again.returncode == 0
+    assert again.stdout.startswith("nothing to do: every stage of this configuration is sealed already")
+    assert time.monotonic() - started < 10
+    assert hash_tree(copy / "build/releases") == before
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "first"),
+    [
+        ("mix", {"ratio": {"plant": 2, "general": 1}}, "mix"),
+        ("mix", {"seed": 1}, "mix"),
+        ("pack", {"samples_per_shard": 50}, "pack"),
+        ("caption", {"rules": [{"preset": "general", "min_words": 3}]}, "caption"),
+        ("select", {"licences": {"allow": ["public-domain"]}}, "select"),
+        ("dedup", {"radius": 0}, "dedup"),
+    ],
+)
+def test_a_change_redoes_its_stage_and_what_follows(
+    web: Web, copy: Path, section: str, change: dict[str, object], first: str
+) -> None:
+    done = run_plantmix("build", _config(web, copy, **{section: change}))
+    assert done.returncode == 0, done.stderr
+    redone = _redone(done.stdout)
+    assert redone[0] == first
+    assert redone[-1] == "pack"
+    assert "fetch" not in redone
+    old = run_plantmix("build", _config(web, copy))
+    assert old.stdout.startswith("nothing to do"), "the former version is still there"
+
+
+def test_execution_settings_redo_nothing(web: Web, copy: Path) -> None:
+    config = _config(web, copy, run={"executor": "ray", "num_workers": 2, "fetch_part_size": 7, "memory_gb": 1.0})
+    assert run_plantmix("build", config).stdout.startswith("nothing to do")
+
+
+def test_an_edited_caption_downloads_nothing_and_a_new_url_just_that(web: Web, copy: Path) -> None:
+    rows = list(csv.DictReader(web.plants.read_text(encoding="utf-8").splitlines()))
+    rows[0]["caption"] = "A plant that somebody described better."
+    rows.append({**rows[1], "record_id": "added", "url": rows[2]["url"] + "?again"})
+    edited = copy / "plants.csv"
+    with edited.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    config = _config(Web(edited, web.general, web.root), copy)
+    done = run_plantmix("build", config)
+    assert done.returncode == 0, done.stderr
+    with open_reader(str(copy / "build")) as connection:
+        parts = connection.sql(
+            "SELECT num_in FROM parts WHERE stage = 'fetch' AND step = 'download' ORDER BY committed_at DESC LIMIT 1"
+        ).fetchall()
+        captions = connection.sql("SELECT caption FROM candidates WHERE caption LIKE '%described better%'").fetchall()
+    assert parts == [(1,)], "one part with the one new URL"
+    assert len(captions) == 1
+
+
+def test_a_lost_pool_file_is_fetched_again(web: Web, copy: Path) -> None:
+    before = hash_tree(release_of(copy / "build"))
+    lost = sorted((copy / "build/pool").glob("*.tar"))[0]
+    lost.unlink()
+    done = run_plantmix("build", _config(web, copy))
+    assert done.returncode == 0, done.stderr
+    assert "1 parts lost their files" in done.stderr
+    assert lost.exists()
+    assert hash_tree(release_of(copy / "build")) == before
+
+
+def test_a_changed_published_file_stops_the_build(web: Web, copy: Path) -> None:
+    changed = sorted((copy / "build/pool").glob("*.tar"))[0]
+    changed.write_bytes(changed.read_bytes() + b"x")
+    done = run_plantmix("build", _config(web, copy))
+    assert done.returncode == 1
+    assert "something changed a published file" in done.stderr
+    assert changed.name in done.stderr
+
+
+def test_every_stage_adds_up_in_status(built: Path) -> None:
+    shown = run_plantmix("status", built / "build", "--json")
+    status = json.loads(shown.stdout)
+    assert list(status["stages"]) == sorted(STAGES)
+    before = None
+    for stage in STAGES:
+        row = status["stages"][stage]
+        assert row["in"] == row["kept"] + sum(row["reasons"].values()), stage
+        assert before is None or row["in"] == before, f"{stage} takes in what the stage before it kept"
+        before = row["kept"]
+    lines = run_plantmix("status", built / "build").stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.split() and line.split()[0] in STAGES] == STAGES
+
+
+def test_every_candidate_has_one_decision(built: Path) -> None:
+    with open_reader(str(built / "build")) as connection:
+        (counts,) = connection.sql(
+            "SELECT (SELECT count(*) FROM candidates), (SELECT count(*) FROM facts), (SELECT count(*) FROM decisions), "
+            "(SELECT count(DISTINCT sample_id) FROM decisions), "
+            "(SELECT count(*) FROM decisions WHERE keep <> (reason IS NULL))"
+        ).fetchall()
+    assert counts[0] == counts[1] == counts[2] == counts[3]
+    assert counts[4] == 0
+
+
+def test_heldout_pictures_and_their_likes_are_not_in_training(built: Path) -> None:
+    with open_reader(str(built / "build")) as connection:
+        (close,) = connection.sql(
+            "SELECT count(*) FROM samples a JOIN samples b ON a.split = 'heldout' AND b.split = 'train' "
+            "AND bit_count(xor(a.phash, b.phash)) <= 4"
+        ).fetchall()
+        (num,) = connection.sql("SELECT count(*) FROM samples WHERE split = 'heldout'").fetchall()
+    assert num == (20,)
+    assert close == (0,)
+
+
+def test_verify_deep_and_what_it_finds(built: Path, copy: Path, write_config: Callable[..., Path]) -> None:
+    fine = run_plantmix("verify", built / "build", "--deep")
+    assert fine.returncode == 0, fine.stderr
+    assert "pHash, sha256 and text of each equal the record" in fine.stdout
+    shard = sorted((release_of(copy / "build") / "shards").glob("*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    content[1500] ^= 1
+    shard.write_bytes(content)
+    broken = run_plantmix("verify", copy / "build")
+    assert broken.returncode == 1
+    assert f"shards/{shard.name} has other content than when it was sealed" in broken.stderr
