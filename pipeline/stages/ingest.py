@@ -23,7 +23,7 @@ from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
 VERSION = 1
-URL_PATTERN = re.compile(r"^https?://[^\s/?#]+")
+URL_PATTERN = re.compile(r"^https?://[^\s/?#]+", re.IGNORECASE)
 REASONS = ("malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record")
 
 _STAGED = tables.CANDIDATES.append(pa.field("reason", pa.string())).append(pa.field("value", pa.string()))
@@ -96,7 +96,9 @@ def _lost_rows(lost: list[tuple[int, str]], source: SourceSettings) -> pa.Table:
 def _caption(rows: pa.Table, columns: str | list[str]) -> pa.ChunkedArray:
     if isinstance(columns, str):
         return rows[columns]
-    return pc.binary_join_element_wise(*(rows[name] for name in columns), " ", null_handling="skip")
+    # the empty text in front: without it pyarrow 26 leaves rows of nulls alone out of its answer
+    joined = pc.binary_join_element_wise("", *(rows[name] for name in columns), " ", null_handling="skip")
+    return pc.utf8_slice_codeunits(joined, 1)
 
 
 def _extra(rows: pa.Table, columns: list[str]) -> pa.Array:

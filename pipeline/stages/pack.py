@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
@@ -75,8 +76,9 @@ def arrange(payload: dict[str, Any]) -> PartResult:
             for batch in rows:
                 table = pa.Table.from_batches([batch])
                 chosen = choose_texts(table, texts)
-                for column in ("txt", "txt_type"):
-                    table = table.append_column(column, chosen[column])
+                # null where no rule asks for a text: such a sample gets an empty txt member
+                table = table.append_column("txt", pc.fill_null(chosen["txt"], ""))
+                table = table.append_column("txt_type", chosen["txt_type"])
                 writer.write(table)
             files.append(writer.close())
     return PartResult(tuple(files))

@@ -1,0 +1,91 @@
+"""Where a ratio comes from, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manifests.errors import ConfigError
+from pipeline.config import MixSettings
+from pipeline.stages.mix import plan_quotas, read_ratio
+
+DOMAINS = ["plant", "general"]
+
+
+def mixture(path: Path, content: Any) -> MixSettings:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return MixSettings(mixture=str(path))
+
+
+def test_the_ratio_of_the_config_or_of_the_file(tmp_path: Path) -> None:
+    assert read_ratio(MixSettings(ratio={"plant": 3, "general": 1}), DOMAINS) == {"plant": 3, "general": 1}
+    given = mixture(tmp_path / "m.json", {"ratio": {"general": 0.25, "plant": 0.75}, "law": {"any": "thing"}})
+    assert read_ratio(given, DOMAINS) == {"general": 0.25, "plant": 0.75}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"ratio": 3}', '{"ratio": {"plant": "much"}}', '{"ratio": {"plant": null}}']
+)
+def test_a_file_that_is_no_mixture(tmp_path: Path, content: str) -> None:
+    with pytest.raises(ConfigError, match=r"m\.json is not a mixture file; it needs a 'ratio'.*`plantmix plan choose`"):
+        read_ratio(mixture(tmp_path / "m.json", content), DOMAINS)
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        {},
+        {"plant": 1},
+        {"plant": 1, "general": 1, "birds": 1},
+        {"plant": 0, "general": 0},
+        {"plant": 2, "general": -1},
+        {"plant": float("inf"), "general": 1},
+        {"plant": float("nan"), "general": 1},
+    ],
+)
+def test_a_mixture_of_other_domains_or_no_weights(tmp_path: Path, ratio: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"gives shares for .*; the sources have plant, general"):
+        read_ratio(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
+
+
+def test_a_mixture_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.json cannot be read: No such file"):
+        read_ratio(MixSettings(mixture=str(tmp_path / "absent.json")), DOMAINS)
+
+
+def settings(**changes: Any) -> MixSettings:
+    return MixSettings.model_validate({"ratio": {"plant": 3, "general": 1}, **changes})
+
+
+def test_held_out_samples_leave_the_pool_first() -> None:
+    given = settings(heldout={"num_samples": {"plant": 100}})
+    quotas = plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
+    assert [(quota.num_available, quota.num_samples) for quota in quotas] == [(300, 300), (1000, 100)]
+
+
+def test_more_held_out_than_kept() -> None:
+    given = settings(heldout={"num_samples": {"general": 1001}})
+    with pytest.raises(
+        ConfigError, match=r"1,001 samples of 'general' are to be set aside, only 1,000 were kept; ask for"
+    ):
+        plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
+
+
+def test_everything_held_out_leaves_no_pool() -> None:
+    given = settings(heldout={"num_samples": {"general": 1000}})
+    with pytest.raises(ConfigError, match=r"no sample of the domain general is left after selection"):
+        plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
+
+
+def test_epochs_by_domain_default_to_one() -> None:
+    given = settings(max_epochs={"plant": 2})
+    quotas = plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 300, "general": 1000})
+    assert [quota.num_samples for quota in quotas] == [600, 200]
+
+
+def test_a_domain_none_of_which_was_kept() -> None:
+    with pytest.raises(ConfigError, match="no sample of the domain general is left"):
+        plan_quotas(settings(), {"plant": 3, "general": 1}, {"plant": 5})
