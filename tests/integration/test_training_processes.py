@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -95,12 +96,17 @@ def _lines(place: Path) -> list[dict[str, Any]]:
 
 
 def _kill_after(process: subprocess.Popen[str], place: Path, step: int, number: int) -> None:
-    """Signal the whole process group once the log holds `step`."""
+    """Signal the process, its group and its children once the log holds `step`."""
     deadline = time.monotonic() + 200
     while (not _lines(place) or _lines(place)[-1]["step"] < step) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.002)
+    # ranks are sessions of their own under torchrun and would outlive it
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.killpg(process.pid, number)
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(rank), number)
     process.communicate(timeout=100)
 
 
@@ -164,9 +170,39 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str
     assert _lines(two)[0]["loss"] == pytest.approx(_lines(one)[0]["loss"], abs=1e-6)
     process = _start(values, killed, num_ranks=2)
     _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS - 3), signal.SIGKILL)
-    time.sleep(1)  # the ranks are sessions of their own under torchrun and die with it
+    assert not (killed / "run" / "summary.json").exists()
     assert _finish(_start(values, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(two, killed)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None:
+    """SIGTERM to torchrun: both ranks agree on the step, save once and leave; the run goes on from there."""
+    (place,) = _places(tmp_path, "place")
+    process = _start(values | {"schedule": {"steps": 5000}}, place, num_ranks=2)
+    deadline = time.monotonic() + 200
+    while not _lines(place) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    last = _lines(place)[-1]["step"]
+    assert f"stopped by a signal after step {last} of 5000" in err
+    assert (place / "run" / "checkpoints" / f"step-{last:08d}.pt").exists()
+
+
+@pytest.mark.slow
+def test_one_rank_that_fails_alone_ends_the_run(values: dict[str, Any], tmp_path: Path) -> None:
+    """A broken sample beyond the limit is met by one rank only; the other is not left waiting for ever."""
+    writer = sys.modules["dalip_release_writer"]
+    samples = writer.drawn_samples(60, 0)
+    samples[30].jpg = b"no picture"
+    (place,) = _places(tmp_path, "place")
+    release = writer.write_release(place / "release", samples)
+    data = values["data"] | {"max_corrupt_samples": 0}
+    process = _start(values | {"release": str(release), "data": data}, place, num_ranks=2)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "1 broken samples, more than data.max_corrupt_samples = 0" in err
 
 
 @pytest.mark.slow
