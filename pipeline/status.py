@@ -24,17 +24,17 @@ def print_status(workdir: str, as_json: bool) -> int:
 def describe_status(status: dict[str, Any]) -> list[str]:
     """The lines of a status snapshot; every stage adds up: in = kept + dropped."""
     lines = [f"{status['name']}, as of {status['updated_at'][:19].replace('T', ' ')} UTC", ""]
-    lines.append(f"{'stage':<9}{'in':>13}{'kept':>13}{'dropped':>13}  reasons")
+    lines.append(f"{'stage':<9}{'in':>14}{'kept':>14}{'dropped':>14}  reasons")
     for stage in FLOW:
         lines.extend(_stage_lines(stage.name, status["stages"].get(stage.name)))
     if status["mix"]:
         lines += [
             "",
-            f"{'domain':<12}{'target':>8}{'realised':>10}{'pool':>13}{'drawn':>13}{'epochs':>9}{'held out':>11}",
+            f"{'domain':<12}{'target':>8}{'realised':>10}{'pool':>14}{'drawn':>14}{'epochs':>9}{'held out':>11}",
         ]
         lines += [
-            f"{row['domain']:<12}{row['target_share']:>8.4f}{row['realised_share']:>10.4f}{row['num_available']:>13,}"
-            f"{row['num_drawn']:>13,}{row['num_epochs']:>9.2f}{row['num_heldout']:>11,}"
+            f"{row['domain']:<12}{row['target_share']:>8.4f}{row['realised_share']:>10.4f}{row['num_available']:>14,}"
+            f"{row['num_drawn']:>14,}{row['num_epochs']:>9.2f}{row['num_heldout']:>11,}"
             for row in status["mix"]
         ]
     lines += ["", _running_line(status)]
@@ -43,9 +43,9 @@ def describe_status(status: dict[str, Any]) -> list[str]:
 
 def _stage_lines(name: str, stage: dict[str, Any] | None) -> list[str]:
     if stage is None:
-        return [f"{name:<9}{'not yet':>13}"]
+        return [f"{name:<9}{'not yet':>14}"]
     if not stage["sealed"]:
-        return [f"{name:<9}{'unfinished':>13}  {stage['num_parts']:,} parts committed"]
+        return [f"{name:<9}{'unfinished':>14}  {stage['num_parts']:,} parts committed"]
     dropped = stage["in"] - stage["kept"]
     ordered = sorted(stage["reasons"].items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{num:,} {reason}" for reason, num in ordered)
@@ -53,7 +53,7 @@ def _stage_lines(name: str, stage: dict[str, Any] | None) -> list[str]:
         reasons = "off"
     if name == "dedup":
         reasons = f"measured: {stage['notes']['num_hash_pairs']:,} pairs of hashes within {stage['notes']['radius']}"
-    return [f"{name:<9}{stage['in']:>13,}{stage['kept']:>13,}{dropped:>13,}  {reasons}"]
+    return [f"{name:<9}{stage['in']:>14,}{stage['kept']:>14,}{dropped:>14,}  {reasons}"]
 
 
 def _running_line(status: dict[str, Any]) -> str:
