@@ -1,0 +1,327 @@
+"""What must hold of counts, tars, fingerprints, representatives and draws, whatever the data."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manifests import tables
+from manifests.errors import ConfigError
+from pipeline.allocation import allocate, apportion
+from pipeline.stages.mix import draw
+from pipeline.stages.select import choose_representatives
+from pipeline.stages.sql import facet
+from pipeline.stages.tar import append_sample, end_of_archive
+
+# ---- allocation
+
+WEIGHTS = st.dictionaries(
+    st.sampled_from("abcdef"),
+    st.one_of(st.just(0.0), st.floats(1e-6, 1e6), st.integers(1, 1000).map(float)),
+    min_size=1,
+).filter(lambda weights: sum(weights.values()) > 0)
+
+
+@given(WEIGHTS, st.integers(0, 10**10))
+def test_apportion_sums_exactly_and_stays_within_one(weights: dict[str, float], total: int) -> None:
+    whole = sum(weights.values())
+    shares = {domain: weight / whole for domain, weight in weights.items()}
+    counts = apportion(shares, total)
+    assert list(counts) == list(shares)
+    assert sum(counts.values()) == total
+    for domain, share in shares.items():
+        assert abs(counts[domain] - share * total) < 1 + 1e-5
+        assert counts[domain] >= 0
+        assert share > 0 or counts[domain] == 0
+
+
+POOLS = st.fixed_dictionaries({domain: st.integers(0, 200) for domain in "abcdef"})
+EPOCHS = st.fixed_dictionaries({domain: st.sampled_from([1.0, 1.5, 2.0, 3.7]) for domain in "abcdef"})
+SMALL_WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 20).map(float), min_size=1).filter(
+    lambda weights: sum(weights.values()) > 0
+)
+
+
+def caps_of(weights: dict[str, float], pools: dict[str, int], epochs: dict[str, float]) -> dict[str, int]:
+    return {domain: int(pools[domain] * epochs[domain] + 1e-9) for domain in weights}
+
+
+@given(SMALL_WEIGHTS, POOLS, EPOCHS)
+def test_the_automatic_total_is_the_largest_that_fits(
+    weights: dict[str, float], pools: dict[str, int], epochs: dict[str, float]
+) -> None:
+    caps = caps_of(weights, pools, epochs)
+    if any(weight and not caps[domain] for domain, weight in weights.items()):
+        with pytest.raises(ConfigError, match="no sample of the domain"):
+            allocate(weights, pools, epochs, None)
+        return
+    quotas = allocate(weights, pools, epochs, None)
+    total = sum(quota.num_samples for quota in quotas)
+    assert total > 0
+    assert all(quota.num_samples <= caps[quota.domain] for quota in quotas)
+    shares = {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
+    for larger in range(total + 1, sum(caps.values()) + 2):
+        assert any(num > caps[domain] for domain, num in apportion(shares, larger).items())
+
+
+@given(SMALL_WEIGHTS, POOLS, EPOCHS, st.integers(1, 1500))
+def test_a_given_total_is_met_exactly_or_refused(
+    weights: dict[str, float], pools: dict[str, int], epochs: dict[str, float], total: int
+) -> None:
+    caps = caps_of(weights, pools, epochs)
+    shares = {domain: weight / sum(weights.values()) for domain, weight in weights.items()}
+    empty = [domain for domain, weight in weights.items() if weight and not caps[domain]]
+    short = [domain for domain, num in apportion(shares, total).items() if num > caps[domain]]
+    if empty or short:
+        says = f"no sample of the domain {', '.join(empty)} is left" if empty else f"of the domain '[{''.join(short)}]'"
+        with pytest.raises(ConfigError, match=says):
+            allocate(weights, pools, epochs, total)
+        return
+    quotas = allocate(weights, pools, epochs, total)
+    assert sum(quota.num_samples for quota in quotas) == total
+    assert all(quota.num_samples <= caps[quota.domain] for quota in quotas)
+
+
+# ---- tar
+
+KEYS = st.text("0123456789abcdef_-", min_size=1, max_size=40)
+EXTENSIONS = st.sampled_from(["jpg", "txt", "json", "com.txt", "sci.txt"])
+SAMPLES = st.lists(
+    st.tuples(KEYS, st.lists(st.tuples(EXTENSIONS, st.binary(max_size=1500)), max_size=5, unique_by=lambda m: m[0])),
+    max_size=8,
+    unique_by=lambda sample: sample[0],
+)
+
+
+@given(SAMPLES)
+def test_what_is_written_to_a_tar_is_read_back(samples: list[tuple[str, list[tuple[str, bytes]]]]) -> None:
+    content, offsets = b"", {}
+    for key, members in samples:
+        block, placed = append_sample(len(content), key, members)
+        content += block
+        offsets |= {f"{key}.{member.name}": member for member in placed}
+    content += end_of_archive(len(content))
+    written = {f"{key}.{extension}": data for key, members in samples for extension, data in members}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        read = {info.name: archive.extractfile(info).read() for info in archive}  # type: ignore[union-attr]
+    assert read == written
+    assert list(read) == list(written)
+    for name, member in offsets.items():
+        assert content[member.offset : member.offset + member.length] == written[name]
+    assert len(content) % 10_240 == 0
+
+
+# ---- fingerprints of sets of rows
+
+VALUES = st.one_of(st.none(), st.text(st.sampled_from("ab\x1e\x1f:0123-é"), max_size=4))
+ROWS = st.lists(st.tuples(VALUES, VALUES), max_size=8)
+
+
+def facet_of(rows: list[tuple[str | None, str | None]]) -> str:
+    table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate("xy")})
+    with duckdb.connect(config={"threads": 1}) as sql:
+        sql.register("rows", table)
+        return facet(sql, ("x", "y"), "rows")
+
+
+@settings(deadline=None, max_examples=60)
+@given(ROWS, ROWS, st.randoms(use_true_random=False))
+def test_a_facet_is_the_set_of_rows_and_nothing_else(rows: Any, others: Any, random: Any) -> None:
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    assert facet_of(shuffled) == facet_of(rows)
+    assert (facet_of(others) == facet_of(rows)) == (Counter(others) == Counter(rows))
+
+
+@settings(deadline=None, max_examples=60)
+@given(ROWS.filter(bool), VALUES, st.integers(0, 7), st.integers(0, 1))
+def test_one_changed_value_changes_the_facet(rows: Any, value: str | None, row: int, column: int) -> None:
+    changed = [list(given) for given in rows]
+    changed[row % len(rows)][column] = value
+    assert (facet_of([tuple(r) for r in changed]) == facet_of(rows)) == ([tuple(r) for r in changed] == rows)
+
+
+# ---- duplicates
+
+RADIUS = 3
+HASHES = st.lists(
+    st.builds(
+        lambda centre, bits: centre ^ sum(1 << bit for bit in bits),
+        st.sampled_from([0, (1 << 64) - 1, 0x0F0F0F0F0F0F0F0F]),
+        st.sets(st.integers(0, 9), max_size=4),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def pairs_of(hashes: list[int]) -> pa.Table:
+    distinct = sorted(set(hashes))
+    return pa.Table.from_pylist(
+        [
+            {"phash_a": a, "phash_b": b, "distance": (a ^ b).bit_count()}
+            for at, a in enumerate(distinct)
+            for b in distinct[at + 1 :]
+            if (a ^ b).bit_count() <= RADIUS
+        ],
+        schema=tables.PAIRS,
+    )
+
+
+def choose(hashes: list[int], priority: list[int]) -> tuple[list[int], list[int]]:
+    found, distance = choose_representatives(
+        np.array(hashes, np.uint64), np.array(priority, np.int64), pairs_of(hashes)
+    )
+    return found.tolist(), distance.tolist()
+
+
+@given(HASHES, st.randoms(use_true_random=False))
+def test_choosing_again_among_the_kept_drops_nothing(hashes: list[int], random: Any) -> None:
+    priority = list(range(len(hashes)))
+    random.shuffle(priority)
+    representative, _ = choose(hashes, priority)
+    kept = sorted(set(representative))
+    assert [representative[row] for row in kept] == kept
+    again, _ = choose([hashes[row] for row in kept], [priority[row] for row in kept])
+    assert again == list(range(len(kept)))
+
+
+@given(HASHES, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(hashes: list[int], random: Any) -> None:
+    priority = list(range(len(hashes)))
+    random.shuffle(priority)
+    order = list(range(len(hashes)))
+    random.shuffle(order)
+    representative, distance = choose(hashes, priority)
+    shuffled, apart = choose([hashes[row] for row in order], [priority[row] for row in order])
+    assert {order[at]: order[other] for at, other in enumerate(shuffled)} == dict(enumerate(representative))
+    assert {order[at]: num for at, num in enumerate(apart)} == dict(enumerate(distance))
+
+
+# ---- draws
+
+
+def run_draw(
+    pools: dict[str, int], quotas: dict[str, tuple[int, int]], seed: int = 0, dropped: int = 0
+) -> list[dict[str, Any]]:
+    """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept."""
+    rows = [
+        {"sample_id": tables.sample_id(domain, str(number)), "domain": domain, "keep": number < num}
+        for domain, num in pools.items()
+        for number in range(num + dropped)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, schema in (("candidates", tables.CANDIDATES), ("decisions", tables.DECISIONS)):
+            picked = [{key: value for key, value in row.items() if key in schema.names} for row in rows]
+            pq.write_table(pa.Table.from_pylist(picked, schema=schema), Path(folder, f"{name}.parquet"))
+        payload = {
+            "candidates": [f"{folder}/candidates.parquet"],
+            "decisions": [f"{folder}/decisions.parquet"],
+            "quotas": [(domain, *numbers) for domain, numbers in quotas.items()],
+            "seed": seed,
+            "stem": "x",
+            "workdir": folder,
+            "memory_gb": 0.5,
+        }
+        result = draw(payload)
+        assert result.funnel is not None
+        result.funnel.check("mix")
+        drawn: list[dict[str, Any]] = pq.read_table(result.files[0].temp).to_pylist()
+        assert result.funnel.num_in == sum(pools.values())
+        assert result.funnel.num_kept == len({row["sample_id"] for row in drawn})
+        assert result.notes["splits"] == dict(Counter(row["split"] for row in drawn))
+    return drawn
+
+
+@st.composite
+def mixtures(pick: Any) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+    pools = {domain: pick(st.integers(1, 40)) for domain in pick(st.sampled_from(["a", "ab", "abc"]))}
+    quotas = {}
+    for domain, num in pools.items():
+        heldout = pick(st.integers(0, num - 1))
+        quotas[domain] = (pick(st.integers(0, 3 * (num - heldout))), heldout)
+    return pools, quotas
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixtures(), st.integers(0, 5))
+def test_draws_are_exact_and_repeats_spread_evenly(
+    mixture: tuple[dict[str, int], dict[str, tuple[int, int]]], seed: int
+) -> None:
+    pools, quotas = mixture
+    drawn = run_draw(pools, quotas, seed, dropped=2)
+    for domain, (num_samples, num_heldout) in quotas.items():
+        train = [row for row in drawn if row["domain"] == domain and row["split"] == "train"]
+        heldout = [row for row in drawn if row["domain"] == domain and row["split"] == "heldout"]
+        assert (len(train), len(heldout)) == (num_samples, num_heldout)
+        assert not {row["sample_id"] for row in train} & {row["sample_id"] for row in heldout}
+        copies = Counter(row["sample_id"] for row in train)
+        num_pool = pools[domain] - num_heldout
+        counts = [*copies.values(), *[0] * (num_pool - len(copies))]
+        assert max(counts) - min(counts) <= 1
+        for sample_id, num in copies.items():
+            assert sorted(row["copy"] for row in train if row["sample_id"] == sample_id) == list(range(num))
+        kept = {tables.sample_id(domain, str(number)) for number in range(pools[domain])}
+        assert {row["sample_id"] for row in train + heldout} <= kept
+    for split in ("train", "heldout"):
+        ranks = [row["rank"] for row in drawn if row["split"] == split]
+        assert ranks == list(range(len(ranks)))  # rows lie in the order of the shuffle
+    assert run_draw(pools, quotas, seed, dropped=2) == drawn
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(50, 150), st.integers(1, 20), st.integers(0, 5))
+def test_more_data_moves_few_samples(num_pool: int, num_new: int, seed: int) -> None:
+    """Each new sample can push out one drawn one, and one held-out one, never reshuffle the rest."""
+    quotas = {"a": (num_pool // 2, 10)}
+    before = run_draw({"a": num_pool}, quotas, seed)
+    after = run_draw({"a": num_pool + num_new}, quotas, seed)
+    for split in ("train", "heldout"):
+        old, new = ({row["sample_id"] for row in rows if row["split"] == split} for rows in (before, after))
+        assert len(old - new) <= 2 * num_new
+    stayed = {row["sample_id"] for row in before} & {row["sample_id"] for row in after}
+    orders = [
+        [row["sample_id"] for row in rows if row["split"] == "train" and row["sample_id"] in stayed]
+        for rows in (before, after)
+    ]
+    both = set(orders[0]) & set(orders[1])
+    assert [one for one in orders[0] if one in both] == [one for one in orders[1] if one in both]
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(20, 60), st.integers(0, 20), st.integers(0, 5))
+def test_a_larger_share_keeps_what_was_drawn(num_pool: int, more: int, seed: int) -> None:
+    few = run_draw({"a": num_pool, "b": 10}, {"a": (10, 5), "b": (10, 0)}, seed)
+    many = run_draw({"a": num_pool, "b": 10}, {"a": (10 + more, 5), "b": (3, 0)}, seed)
+    kept = [
+        {(row["sample_id"], row["split"]) for row in rows if row["domain"] == "a" and row["copy"] == 0}
+        for rows in (few, many)
+    ]
+    if 10 + more <= num_pool - 5:
+        assert kept[0] <= kept[1]
+
+
+def test_another_seed_is_another_draw() -> None:
+    first, second = (run_draw({"a": 200}, {"a": (100, 0)}, seed) for seed in (0, 1))
+    assert {row["sample_id"] for row in first} != {row["sample_id"] for row in second}
+    shuffled = run_draw({"a": 100}, {"a": (100, 0)})
+    assert [row["sample_id"] for row in shuffled] != sorted(row["sample_id"] for row in shuffled)
+
+
+def test_domains_are_mixed_over_the_whole_order() -> None:
+    drawn = run_draw({"a": 500, "b": 500}, {"a": (500, 0), "b": (500, 0)})
+    for start in range(0, 1000, 250):
+        num = sum(row["domain"] == "a" for row in drawn[start : start + 250])
+        assert 90 <= num <= 160  # 125 expected, standard deviation 6.9
