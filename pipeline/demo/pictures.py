@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 PREFERRED_PORT = 8731
 MARKER = "demo.json"
 # part of the marker: raise it when what is written changes, and an older set-up is done again
-LAYOUT = 2
+LAYOUT = 3
 
 
 def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pipeline.demo.packages import Picture
 
 TROUBLES = {
     "dead_links": "the URL leads nowhere (404)",
-    "exact_copies": "the same bytes under a second URL, with a poorer caption",
+    "exact_copies": "the same bytes under a second URL, with the name of its category as caption",
     "resized_copies": "re-encoded as JPEG at three quarters of the size: near-duplicates",
     "filename_captions": "the caption is a camera's file name",
     "one_character_captions": "the caption is one character",
@@ -35,7 +35,6 @@ NUM_TROUBLES = {
 }
 _RESIZED_TO = 0.75
 _MIN_RESIZED_SIDE_PX = 100
-_MIN_COPIED_CAPTION_CHARS = 9  # the copy's caption is never the longer one
 
 
 def plant_troubles(own: list[Picture]) -> list[Picture]:
@@ -69,7 +68,7 @@ def _is_large(picture: Picture) -> bool:
 
 
 def _is_well_captioned(picture: Picture) -> bool:
-    return len(picture.caption) >= _MIN_COPIED_CAPTION_CHARS
+    return len(picture.caption) > len(picture.category)  # the copy's caption is the poorer one
 
 
 _FITTING: dict[str, Callable[[Picture], bool]] = {
@@ -87,8 +86,9 @@ def _exact_copy(victim: Picture, number: int) -> Picture:
     # spaces and an umlaut on purpose: the URL needs percent-encoding
     suffix = victim.path.rpartition(".")[2]
     name = f"mirror/schöne bilder/{victim.domain} {number}"
-    text = f"Photo {number}"
-    return replace(victim, record_id=f"mirror/{victim.domain}-{number}", path=f"{name}.{suffix}", caption=text)
+    return replace(
+        victim, record_id=f"mirror/{victim.domain}-{number}", path=f"{name}.{suffix}", caption=victim.category
+    )
 
 
 def _resized_copy(victim: Picture, number: int) -> Picture:
