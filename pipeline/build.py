@@ -8,7 +8,7 @@ from manifests import storage
 from manifests.catalog import Catalog
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
-from pipeline.runner import BuildReport, Runner, check_writable, find_stage, stop_on_sigterm
+from pipeline.runner import BuildReport, Runner, check_order, check_writable, find_stage, stop_on_sigterm
 from pipeline.sources.table import check_source
 from pipeline.stages.mix import read_ratio
 from pipeline.stages.score import check_model
@@ -34,6 +34,7 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
     if ray_address is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
     first, last = find_stage(FLOW, first, "--from"), find_stage(FLOW, last, "--to")
+    check_order(FLOW, first, last)
     check_config(config)
     stop_on_sigterm()
     with Catalog.open(config.work_dir) as catalog:

@@ -236,8 +236,9 @@ class Runner:
         for step in stage.steps:
             self._run_step(stage, step)
         funnel, notes = stage.conclude(context)
-        record = StageRecord(stage.name, context.fingerprint, funnel, notes)
-        self._catalog.seal_stage(record)
+        self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
+        record = self._catalog.find_sealed(context.fingerprint)  # as a later build will find it, to the byte
+        assert record is not None
         context.sealed[stage.name] = record
         if stage.settle is not None:
             stage.settle(context)
@@ -367,6 +368,16 @@ def find_stage(flow: Sequence[Stage], name: str | None, option: str) -> str | No
     if name is not None and name not in [stage.name for stage in flow]:
         raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(stage.name for stage in flow)}")
     return name
+
+
+def check_order(flow: Sequence[Stage], first: str | None, last: str | None) -> None:
+    """Make sure that --from does not lie behind --to.
+
+    Raises: ConfigError naming the order of the flow.
+    """
+    names = [stage.name for stage in flow]
+    if first is not None and last is not None and names.index(first) > names.index(last):
+        raise ConfigError(f"--from {first} lies behind --to {last}; the flow is {', '.join(names)}")
 
 
 def check_writable(workdir: str) -> None:

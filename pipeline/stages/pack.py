@@ -180,18 +180,13 @@ def _plan_record(context: BuildContext) -> Sequence[Part]:
         for split, folder in SPLIT_FOLDERS.items()
         if file.path.split("/")[-2] == folder
     ]
-    funnels = {
-        name: {"in": s.funnel.num_in, "kept": s.funnel.num_kept, "reasons": dict(sorted(s.funnel.reasons.items()))}
-        for name, s in context.sealed.items()
-        if name != "pack"
-    }
     payload = {
         "release_path": release_path(context),
         "name": context.config.name,
         "version": context.fingerprint[:12],
         "fingerprint": context.fingerprint,
         "recipe": record.release_recipe(context.config),
-        "funnels": funnels,
+        "funnels": _funnels(context),
         "mixture": context.sealed["mix"].notes["mixture"],
         "shards": shards,
         "splits": context.sealed["mix"].notes["splits"],
@@ -203,6 +198,14 @@ def _plan_record(context: BuildContext) -> Sequence[Part]:
         **context.execution(),
     }
     return [Part(key, payload)]
+
+
+def _funnels(context: BuildContext) -> dict[str, Any]:
+    return {
+        name: {"in": s.funnel.num_in, "kept": s.funnel.num_kept, "reasons": dict(sorted(s.funnel.reasons.items()))}
+        for name, s in context.sealed.items()
+        if name != "pack"
+    }
 
 
 def _sizes(file: Any) -> dict[str, Any]:
@@ -222,6 +225,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "texts": context.config.caption.text_identity(),
         "draws": context.sealed["mix"].notes["content"],
         "mixture": context.sealed["mix"].notes["mixture"],
+        "counts": _funnels(context),  # release.json states them, and equal fingerprints mean equal bytes
         "facts": context.sealed["fetch"].notes["content"],
         "captions": context.sealed["caption"].notes["content"],
         "candidates": context.content("ingest", "candidates"),

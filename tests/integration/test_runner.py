@@ -17,7 +17,7 @@ from manifests.catalog import Catalog, Funnel, StageRecord
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from manifests.reader import open_reader, read_status
 from pipeline.config import BuildConfig
-from pipeline.runner import Done, InlineExecutor, RayExecutor, Runner, check_writable, find_stage
+from pipeline.runner import Done, InlineExecutor, RayExecutor, Runner, check_order, check_writable, find_stage
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, fingerprint, write_table
 
 NUM_WORKERS = 2
@@ -282,6 +282,28 @@ def test_first_and_last(tmp_path: Path) -> None:
     assert run(tmp_path, InlineExecutor(), *flow, first="third").redone == ("third",)
     with pytest.raises(ConfigError, match="no stage 'fourth'; the flow is first, second, third"):
         find_stage(flow, "fourth", "--to")
+    with pytest.raises(ConfigError, match="--from third lies behind --to first; the flow is first, second, third"):
+        check_order(flow, "third", "first")
+    for span in (("first", "third"), ("second", "second"), (None, "first"), ("third", None)):
+        check_order(flow, *span)
+
+
+def test_a_fresh_stage_is_what_a_later_build_will_find(tmp_path: Path) -> None:
+    """Reasons of no row and Python's tuples would else get into a release or not, as the build was killed or not."""
+
+    def work(payload: dict[str, Any]) -> PartResult:
+        return PartResult((), Funnel(5, 5, {"odd": 0}))
+
+    stage = stage_of(work)
+    stage = Stage(stage.name, "", stage.identity, stage.steps, lambda c: (stage_funnel(c), {"z": (1, 2), "a": 1}))
+    fresh, reused = (run(tmp_path, InlineExecutor(), stage).stages["square"] for _ in range(2))
+    assert fresh == reused
+    assert fresh.funnel.reasons == {}
+    assert list(fresh.notes) == list(reused.notes)
+
+
+def stage_funnel(context: BuildContext) -> Funnel:
+    return sum((part.funnel for part in context.own_parts("work") if part.funnel), Funnel(0, 0))
 
 
 # ---- errors are policies
