@@ -20,7 +20,7 @@ from manifests.errors import ConfigError, IntegrityError
 
 _CHUNK_BYTES = 4 << 20
 TEMP_MARK = ".tmp-"
-_TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}", re.DOTALL)
+_TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}(\.spool)?", re.DOTALL)
 
 
 @dataclass(frozen=True)

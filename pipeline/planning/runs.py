@@ -92,7 +92,7 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], d
         raise ConfigError(f"{file}: no such table of runs")
     reader = "read_parquet" if file.suffix.lower() in (".parquet", ".pq") else "read_csv"
     options = "" if reader == "read_parquet" else ", header = true, sample_size = -1"
-    with duckdb.connect(":memory:") as database:
+    with duckdb.connect() as database:
         try:
             database.execute("SET threads = 1")
             database.execute(

@@ -14,6 +14,7 @@ from building import (
     NUM_PLANTS,
     ROOT,
     Web,
+    file_hash,
     run_plantmix,
     thin_out,
     write_build_config,
@@ -35,8 +36,9 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         old, new = f"http://127.0.0.1:{marker['port']}/", f"http://127.0.0.1:{server.port}/"
         plants = pacsv.read_csv(folder / "plants.csv").to_pylist()
         general = pq.read_table(folder / "general.parquet").to_pylist()
+        copied = {file_hash(row, folder) for row in [*plants, *general] if row["record_id"].startswith("mirror/")}
         for rows, num, write in ((plants, NUM_PLANTS, write_csv), (general, NUM_GENERAL, write_parquet)):
-            some = thin_out(rows, num)
+            some = thin_out(rows, num, copied, folder)
             for row in some:
                 row["url"] = row["url"].replace(old, new)
             write(tables, some)

@@ -74,7 +74,7 @@ def test_a_ratio_the_pool_cannot_fill(write_config: WriteConfig, tmp_path: Path)
     done = run_plantmix("build", config)
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
-    assert "5,000 samples at this ratio need 2,500 of the domain" in error
+    assert "5,000 samples at this ratio need 3,750 of the domain 'plant'" in error
     assert "max_epochs is 1" in error
     assert "Lower mix.num_samples to" in error
     assert not (tmp_path / "build/releases").exists()

@@ -1,0 +1,139 @@
+"""The house rules that a machine can hold: who imports whom, the frozen command lines, the map in the README."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from manifests.settings import read_settings
+from pipeline.cli import build_parser
+from pipeline.config import BuildConfig, read_config
+from training.config import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("pipeline", "manifests", "training")
+
+
+def _modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def _who_says(pattern: str) -> set[str]:
+    found = re.compile(pattern, re.MULTILINE)
+    return {str(path.relative_to(ROOT)) for path in _modules() if found.search(path.read_text(encoding="utf-8"))}
+
+
+def test_import_directions() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_ray_is_imported_in_the_runner_alone() -> None:
+    assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {"pipeline/runner.py"}
+
+
+def test_only_storage_renames() -> None:
+    assert _who_says(r"os\.(rename|replace|renames)\(|shutil\.move\(|\)\.(rename|replace)\(inner") == {
+        "manifests/storage.py"
+    }
+
+
+def test_only_the_catalogue_opens_a_duckdb_file() -> None:
+    assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {"manifests/catalog.py"}
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli", "training.cli", "manifests.release"])
+def test_heavy_packages_are_not_imported_for_help(module: str) -> None:
+    code = (
+        f"import sys, {module}; "
+        "print(sorted({'torch', 'ray', 'open_clip', 'img2dataset', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _options(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    own: list[str] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub, subparser in action.choices.items():
+                found |= _options(subparser, f"{name} {sub}".strip())
+        elif not isinstance(action, argparse._HelpAction):
+            own += action.option_strings or [action.dest]
+    return {name: sorted(own), **found} if name else {"": sorted(own), **found}
+
+
+def test_the_command_line_is_frozen() -> None:
+    """A new option is a decision: change this list in the commit that explains it."""
+    options = _options(build_parser())
+    assert {name: options[name] for name in options if not name.startswith("plan")} == {
+        "": ["--verbose"],
+        "build": ["--from", "--ray-address", "--to", "config"],
+        "status": ["--json", "dir"],
+        "explain": ["--json", "dir", "what"],
+        "query": ["--format", "dir", "sql"],
+        "verify": ["--deep", "release"],
+    }
+    assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)
+
+
+def test_every_command_shows_help_with_an_example() -> None:
+    parser = build_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        assert "example" in command.format_help(), name
+
+
+def test_every_config_loads() -> None:
+    for path in sorted((ROOT / "configs/pipeline").glob("*.yaml")):
+        assert isinstance(read_config(path), BuildConfig), path
+    for path in sorted((ROOT / "configs/training").glob("*.yaml")):
+        assert isinstance(read_settings(path, TrainSettings), TrainSettings), path
+
+
+def test_the_readme_map_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("## Where things are")[2].partition("```")[2].partition("```")[0]
+    for package in PACKAGES:
+        part = re.search(rf"^{package}/.*?(?=^\S|\Z)", block, re.MULTILINE | re.DOTALL)
+        assert part is not None, package
+        for entry in sorted((ROOT / package).iterdir()):
+            if entry.is_dir() and entry.name != "__pycache__":
+                assert f"{entry.name}/" in part[0], f"{package}/{entry.name}/ is not on the README's map"
+            elif entry.suffix == ".py" and package != "training" and entry.name != "__init__.py":
+                assert entry.name in part[0], f"{package}/{entry.name} is not on the README's map"
+        for named in re.findall(r"\b([a-z0-9_]+\.(?:py|sql))\b", part[0]):
+            assert (ROOT / package / named).is_file(), f"the README's map names {package}/{named}, which is not there"
+
+
+def test_every_dependency_has_a_reason() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    reasons = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.split(r"[<>=;\[ ]", line)[0] for group in groups for line in group}
+    missing = sorted(name for name in names if name not in reasons)
+    assert not missing, f"no reason in CONTRIBUTING.md for {', '.join(missing)}"
+
+
+def test_torch_is_never_pinned() -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"^[\s\"]*torch(vision)?\s*==", text, re.MULTILINE), name
+
+
+def test_workflow_runs_what_ci_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert any(".ci/run" in step for step in steps)
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
