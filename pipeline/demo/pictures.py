@@ -12,7 +12,8 @@ of pySioGame). Writes into one folder, deterministically, same packages and Pill
 
 Planted troubles, on top of those that the packages have (mirrored twins, pictures without a caption,
 the same fruit drawn twice): what each is and how many there are stands in TROUBLES and in README.txt.
-Every other row is the package's own picture with its author's caption.
+Every other row is the package's own picture, captioned with its author's sentence (or the word it is filed
+under) and the class of its folder: `A banana. (fruit)`.
 
 Gives up with ConfigError where the packages cannot be had; the message says what to do instead.
 """
@@ -42,7 +43,7 @@ LOG = logging.getLogger(__name__)
 PREFERRED_PORT = 8731
 MARKER = "demo.json"
 # part of the marker: raise it when what is written changes, and an older set-up is done again
-LAYOUT = 3
+LAYOUT = 4
 
 
 def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def _readme(marker: dict[str, Any]) -> str:
     lines = ["The little web of the PlantMix demo: made by `python -m pipeline.demo pictures`, not to be edited.", ""]
     lines += [f"plants.csv       {marker['rows']['plant']} rows, domain plant"]
     lines += [f"general.parquet  {marker['rows']['general']} rows, domain general", ""]
-    lines += ["Pictures, with their authors' captions:"]
+    lines += ["Pictures; a caption is the author's, with the class of its folder in brackets:"]
     for package in PACKAGES:
         version = marker["packages"][package.name]
         lines += [f"  {package.folder + '/':12} Debian package {package.name} {version}, {package.licence}"]

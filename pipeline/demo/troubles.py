@@ -68,7 +68,7 @@ def _is_large(picture: Picture) -> bool:
 
 
 def _is_well_captioned(picture: Picture) -> bool:
-    return len(picture.caption) > len(picture.category)  # the copy's caption is the poorer one
+    return len(picture.caption) > len(picture.category) + 3  # the copy's caption is the poorer one
 
 
 _FITTING: dict[str, Callable[[Picture], bool]] = {

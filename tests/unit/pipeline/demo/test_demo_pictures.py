@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import random
+import tarfile
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.demo import pictures
-from pipeline.demo.packages import PACKAGES, Picture, category_of
+from pipeline.demo.packages import PACKAGES, Picture, category_of, read_package
 from pipeline.demo.pictures import table_rows
 from pipeline.demo.troubles import NUM_TROUBLES, TROUBLES, plant_troubles
 
@@ -175,3 +176,32 @@ def test_a_finished_set_up_is_reused_and_an_unfinished_one_is_not(own: list[Pict
     assert _tree(web) == before
     (web / "plants.csv").unlink()
     assert pictures.read_marker(web) is None
+
+
+def _deb(folder: Path, files: dict[str, bytes]) -> Path:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:xz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"./{STAMPS.root}{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    body = stream.getvalue()
+    path = folder / "tuxpaint-stamps-default_1_all.deb"
+    path.write_bytes(
+        b"!<arch>\n" + f"{'data.tar.xz':16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(body):<10}`\n".encode() + body
+    )
+    return path
+
+
+def test_a_package_becomes_rows_with_caption_class_and_domain(tmp_path: Path) -> None:
+    files = {
+        "food/fruit/banana.png": b"png1",
+        "food/fruit/banana.txt": b"A banana.\nde.utf8=Eine Banane.\n",
+        "food/fruit/banana.ogg": b"sound",
+        "animals/birds/owl.png": b"png2",
+    }
+    owl, banana = read_package(STAMPS, _deb(tmp_path, files))
+    assert (banana.record_id, banana.path) == ("tuxpaint/food/fruit/banana", "tuxpaint/food/fruit/banana.png")
+    assert (banana.caption, banana.category, banana.domain) == ("A banana. (fruit)", "fruit", "plant")
+    assert banana.content == b"png1"
+    assert (owl.caption, owl.category, owl.domain) == ("", "animals", "general")
