@@ -92,6 +92,7 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]
     if recipe["score"]["pretrained"]:
         recipe["score"]["pretrained"] = str(recipe["score"]["pretrained"]).rpartition("/")[2]
+        recipe["score"]["model"] = str(recipe["score"]["model"]).rpartition("/")[2]
         recipe["score"].pop("device")
     return recipe
 

@@ -10,6 +10,7 @@ import importlib.util
 import io
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -37,10 +38,14 @@ def check_model(settings: ScoreSettings) -> None:
         raise ConfigError("score.model: open_clip is not installed; pip install 'plantmix[training]' or take score out")
     import open_clip
 
-    if settings.model not in open_clip.list_models():
-        raise ConfigError(f"score.model: open_clip knows no model '{settings.model}'; see open_clip.list_models()")
+    model = _register_model(str(settings.model))
+    if model not in open_clip.list_models():
+        raise ConfigError(
+            f"score.model: open_clip knows no model '{settings.model}'; take a name of open_clip.list_models() or the "
+            "path of a model config (.json)"
+        )
     fs, inner = storage.filesystem(str(settings.pretrained))
-    tags = open_clip.list_pretrained_tags_by_model(settings.model)
+    tags = open_clip.list_pretrained_tags_by_model(model)
     if settings.pretrained not in tags and not fs.exists(inner):
         raise ConfigError(
             f"score.pretrained: '{settings.pretrained}' is neither a file nor a tag of {settings.model} "
@@ -48,13 +53,24 @@ def check_model(settings: ScoreSettings) -> None:
         )
 
 
+def _register_model(model: str) -> str:
+    """The name open_clip knows a model by; a config file is made known to it first."""
+    if not model.endswith(".json") or not Path(model).is_file():
+        return model
+    import open_clip
+
+    open_clip.add_model_config(model)
+    return Path(model).stem
+
+
 @lru_cache(maxsize=1)
 def _load_model(model: str, pretrained: str, device: str) -> tuple[Any, Any, Any]:
     import open_clip
 
-    net, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained, device=device)
+    name = _register_model(model)
+    net, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
     net.eval()
-    return net, preprocess, open_clip.get_tokenizer(model)
+    return net, preprocess, open_clip.get_tokenizer(name)
 
 
 def measure(payload: dict[str, Any]) -> PartResult:
@@ -181,16 +197,21 @@ def _plan_judge(context: BuildContext) -> Sequence[Part]:
 
 def _measure_identity(context: BuildContext) -> dict[str, Any]:
     settings = context.config.score
-    weights = settings.pretrained
-    if weights is not None and storage.filesystem(weights)[0].exists(weights):
-        weights = context.catalog.input_sha256(weights)
     return {
         "version": VERSION,
-        "model": settings.model,
-        "weights": weights,
+        "model": _content_of(context, settings.model),
+        "weights": _content_of(context, settings.pretrained),
         "facts": context.sealed["fetch"].notes["content"],
         "captions": context.sealed["caption"].notes["content"],
     }
+
+
+def _content_of(context: BuildContext, named: str | None) -> str | None:
+    """Hash of the file that a name leads to; the name itself when it is one of open_clip's."""
+    if named is None:
+        return None
+    fs, inner = storage.filesystem(named)
+    return context.catalog.input_sha256(named) if fs.isfile(inner) else named
 
 
 def _identity(context: BuildContext) -> dict[str, Any]:
