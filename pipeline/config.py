@@ -183,6 +183,11 @@ class BuildConfig(Settings):
     pack: PackSettings = PackSettings()
     run: RunSettings = RunSettings()
 
+    @field_validator("work_dir")
+    @classmethod
+    def _at_home(cls, work_dir: str) -> str:
+        return str(Path(work_dir).expanduser()) if work_dir.startswith("~") else work_dir
+
     @property
     def domains(self) -> list[str]:
         """Domains of the sources, in order of first appearance."""
