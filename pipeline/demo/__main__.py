@@ -97,9 +97,25 @@ def run_all() -> None:
     port, running = set_up()
     with nullcontext() if running else serving(WEB, port):
         run_command("plantmix", "build", str(BUILD_CONFIG))
-    run_command("dalip", "train", str(TRAIN_CONFIG))
+    run_command("dalip", "train", str(TRAIN_CONFIG), *_afresh_for_another_release())
     run_command("dalip", "eval", str(TRAIN_CONFIG))
     print_summary(port, time.monotonic() - started)
+
+
+def _afresh_for_another_release() -> list[str]:
+    """`--no-resume` when the run's folder holds a model of another release, which training rightly will not touch."""
+    try:
+        run = json.loads((_run_folder() / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    if run["identity"]["releases"]["fingerprints"] == [Release.open(read_config(BUILD_CONFIG).work_dir).fingerprint]:
+        return []
+    print("\nthe release is another one than last time: the model is trained anew", flush=True)
+    return ["--no-resume"]
+
+
+def _run_folder() -> Path:
+    return Path(yaml.safe_load(TRAIN_CONFIG.read_text(encoding="utf-8"))["output_dir"])
 
 
 class CommandError(RunError):
@@ -137,7 +153,7 @@ def print_summary(port: int, seconds: float) -> None:
     work_dir = read_config(BUILD_CONFIG).work_dir
     release = Release.open(work_dir)
     status = json.loads(Path(work_dir, STATUS_FILE).read_text(encoding="utf-8"))
-    run_folder = Path(yaml.safe_load(TRAIN_CONFIG.read_text(encoding="utf-8"))["output_dir"])
+    run_folder = _run_folder()
     run = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     evaluation = json.loads((run_folder / "eval" / f"heldout-{release.name}.json").read_text(encoding="utf-8"))
     lines = [

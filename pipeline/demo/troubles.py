@@ -45,8 +45,7 @@ def plant_troubles(own: list[Picture]) -> list[Picture]:
         victims = _victims([picture for picture in own if picture.domain == domain and picture.caption])
         for kind, counts in NUM_TROUBLES.items():
             for number in range(1, counts[place] + 1):
-                fits = _FITTING.get(kind)
-                victim = next(picture for picture in victims if fits is None or fits(picture))
+                victim = next(picture for picture in victims if kind != "resized_copies" or _is_large(picture))
                 made = _MAKERS[kind](victim, number)
                 if made.record_id == victim.record_id:
                     changed[made.record_id] = made
@@ -65,16 +64,6 @@ def _is_large(picture: Picture) -> bool:
 
     with Image.open(io.BytesIO(picture.content or b"")) as image:
         return min(image.size) >= _MIN_RESIZED_SIDE_PX
-
-
-def _is_well_captioned(picture: Picture) -> bool:
-    return len(picture.caption) > len(picture.category) + 3  # the copy's caption is the poorer one
-
-
-_FITTING: dict[str, Callable[[Picture], bool]] = {
-    "resized_copies": _is_large,
-    "exact_copies": _is_well_captioned,
-}
 
 
 def _dead_link(victim: Picture, number: int) -> Picture:

@@ -31,7 +31,7 @@ def _picture(name: str, domain: str, seed: int) -> Picture:
     return Picture(
         record_id=f"tuxpaint/{domain}/{name}",
         path=f"tuxpaint/{domain}/{name}.png",
-        caption=f"A {name}." if seed % 7 else "",
+        caption=f"A {name}. (animals)" if seed % 7 else "",
         domain=domain,
         category="fruit" if domain == "plant" else "animals",
         package=STAMPS,
