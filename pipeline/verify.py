@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from manifests import storage
-from manifests.errors import IntegrityError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.release import Release
 
 MAX_SHOWN = 10
@@ -21,9 +21,12 @@ def verify_release(path: str, deep: bool) -> int:
     Fast: every file's size and sha256, the counts of the record, shards and samples table. Deep: every member of
     every shard against samples.parquet: image decodes, its pHash, its sha256, its text.
 
-    Raises: ConfigError when there is no release; IntegrityError that lists what is wrong.
+    Raises: ConfigError when there is no release, or with what is wrong with it: what was given is not one.
     """
-    release = Release.open(path)
+    try:
+        release = Release.open(path)
+    except IntegrityError as error:
+        raise ConfigError(str(error)) from None
     faults = [*release.wrong_hashes(), *release.strangers(), *_wrong_counts(release)]
     num_images = 0
     if deep and not faults:
@@ -34,7 +37,7 @@ def verify_release(path: str, deep: bool) -> int:
     if faults:
         shown = "\n  ".join(faults[:MAX_SHOWN])
         more = f"\n  and {len(faults) - MAX_SHOWN:,} more" if len(faults) > MAX_SHOWN else ""
-        raise IntegrityError(
+        raise ConfigError(
             f"{release.path}: {len(faults):,} faults:\n  {shown}{more}\nBuild it again, or take a whole copy"
         )
     files = len(release.record["files"])

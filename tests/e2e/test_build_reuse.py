@@ -158,5 +158,9 @@ def test_verify_deep_and_what_it_finds(built: Path, copy: Path, write_config: Ca
     content[1500] ^= 1
     shard.write_bytes(content)
     broken = run_plantmix("verify", copy / "build")
-    assert broken.returncode == 1
+    assert broken.returncode == 2
     assert f"shards/{shard.name} has other content than when it was sealed" in broken.stderr
+    shard.unlink()
+    cut = run_plantmix("verify", copy / "build")
+    assert cut.returncode == 2
+    assert f"shards/{shard.name} is missing" in cut.stderr
