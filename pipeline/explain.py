@@ -179,7 +179,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
     twin = life["kept_instead"]
     if twin is not None:
         return [
-            f"select    DROPPED: {decision['reason']} ({decision['value']}, distance {decision['distance']})",
+            f"select    DROPPED: {decision['reason']} ({decision['value']})",
             f"          kept instead: {twin['sample_id']} {twin['url']}",
         ]
     return [

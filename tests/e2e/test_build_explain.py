@@ -44,11 +44,11 @@ def test_a_kept_image_by_id_url_and_key(work: Path) -> None:
 def test_duplicates_name_the_one_kept_instead(work: Path) -> None:
     exact = _one(work, "reason = 'exact_duplicate'")
     told = _explain(work, exact["sample_id"])
-    assert "exact_duplicate (same bytes, distance 0)" in told
+    assert "exact_duplicate (same bytes)" in told
     assert exact["other_sample_id"] in told
     near = _one(work, "reason = 'near_duplicate' AND distance > 0")
     told = _explain(work, near["sample_id"])
-    assert f"near_duplicate (pHash distance {near['distance']}" in told
+    assert f"near_duplicate (pHash distance {near['distance']})" in told
     twin = _one(work, f"sample_id = '{near['other_sample_id']}'")
     assert twin["url"] in told
     assert bin(near["phash"] ^ twin["phash"]).count("1") == near["distance"] <= 4

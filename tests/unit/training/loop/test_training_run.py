@@ -97,6 +97,7 @@ def test_a_finished_run_is_reused(config: dict[str, Any]) -> None:
 def test_sigterm_saves_and_a_resume_is_bit_for_bit(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     config["ema_decay"] = 0.9
     whole = config | {"output_dir": str(tmp_path / "whole")}
     _run(whole)
@@ -105,7 +106,7 @@ def test_sigterm_saves_and_a_resume_is_bit_for_bit(
         with pytest.raises(RunError, match="stopped by a signal after step 3 of 6"):
             _run(config)
     assert [path.name for path in checkpoint.list_checkpoints(Path(config["output_dir"]))][-1] == "step-00000003.pt"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     _run(config)
     _assert_same_run(whole["output_dir"], config["output_dir"])
 
