@@ -119,7 +119,7 @@ def test_make_folder_below_a_file_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 def test_join_and_remote() -> None:
-    assert storage.join("s3://bucket/work/", "pool", "a.tar") == "s3://bucket/work/pool/a.tar"
+    assert storage.join("s3://bucket/runs/", "pool", "a.tar") == "s3://bucket/runs/pool/a.tar"
     assert storage.join("file:///data", "pool") == "/data/pool"
     assert storage.join("data", "pool", "a.tar") == "data/pool/a.tar"
     assert [storage.is_remote(path) for path in ("s3://b", "memory://x", "file:///x", "/x", "x")] == [
