@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
@@ -124,23 +125,29 @@ def toy(**values: object) -> Toy:
 def rank_main(rank: int, world: int, store: str, settings: LossSettings, num_chunks: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
-        torch.set_num_threads(1)
-        model = nn.parallel.DistributedDataParallel(toy())
-        images, texts = (part.chunk(world)[rank] for part in toy_batch(8))
-        if num_chunks == 1:
-            losses = contrastive_loss(model(images, texts), settings)
-            losses["loss"].backward()
-        else:
-            pieces = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
-            losses = accumulate_backward(lambda i: model(*pieces[i]), num_chunks, settings, no_sync=model.no_sync)
-        mean = losses["loss"].detach().clone()
-        dist.all_reduce(mean)
-        gathered = gather_with_gradient(torch.full((1, 2), float(rank)))
-        if rank == 0:
-            grads = {name: p.grad for name, p in model.module.named_parameters()}
-            torch.save({"loss": mean / world, "grads": grads, "gathered": gathered}, f"{store}.out")
+        rank_step(rank, world, store, settings, num_chunks)
+        dist.barrier()
+        gc.collect()  # the model first, then its group: a reducer that outlives the group aborts now and then
     finally:
         dist.destroy_process_group()
+
+
+def rank_step(rank: int, world: int, store: str, settings: LossSettings, num_chunks: int) -> None:
+    torch.set_num_threads(1)
+    model = nn.parallel.DistributedDataParallel(toy())
+    images, texts = (part.chunk(world)[rank] for part in toy_batch(8))
+    if num_chunks == 1:
+        losses = contrastive_loss(model(images, texts), settings)
+        losses["loss"].backward()
+    else:
+        pieces = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
+        losses = accumulate_backward(lambda i: model(*pieces[i]), num_chunks, settings, no_sync=model.no_sync)
+    mean = losses["loss"].detach().clone()
+    dist.all_reduce(mean)
+    gathered = gather_with_gradient(torch.full((1, 2), float(rank)))
+    if rank == 0:
+        grads = {name: p.grad for name, p in model.module.named_parameters()}
+        torch.save({"loss": mean / world, "grads": grads, "gathered": gathered}, f"{store}.out")
 
 
 @pytest.mark.parametrize(("settings", "num_chunks"), [(SETTINGS[0], 1), (SETTINGS[1], 1), (SETTINGS[0], 2)])
