@@ -126,7 +126,8 @@ def _decompress(name: str, body: bytes) -> IO[bytes]:
     if name.endswith(".xz"):
         return lzma.open(io.BytesIO(body))
     kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}.get(name.rpartition(".")[2])
-    return pa.input_stream(pa.py_buffer(body), compression=kind)  # type: ignore[no-any-return]
+    stream: IO[bytes] = pa.input_stream(pa.py_buffer(body), compression=kind)
+    return stream
 
 
 def _apt_get(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
