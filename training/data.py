@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class DataSettings(Settings):
     split: str = "train"
     batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
     mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
+    pool_samples: dict[str, Annotated[int, Field(ge=1)]] | None = None  # domain -> its pool is cut to so many samples
     epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
     shuffle_window: int = Field(default=16384, ge=1)  # how far apart samples of the shard sequence may swap
     text: TextSettings = TextSettings()
@@ -178,7 +179,7 @@ def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[Re
     Raises: ConfigError for an unknown domain or an empty choice.
     """
     weights = None if isinstance(release, str) else [share.weight for share in release]
-    strata = strata_of(pool, weights, data.mixture)
+    strata = strata_of(pool, weights, data.mixture, data.pool_samples)
     chosen = sum(len(part.rows) for part in strata)
     return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window)
 

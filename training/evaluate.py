@@ -132,15 +132,28 @@ def evaluate(
 def validation_losses(model: DalipModel, settings: TrainSettings, device: torch.device) -> dict[str, float]:
     """The loss on the held-out split, per domain and over `all`, while a model is being trained."""
     pool = open_pool(data.open_releases(settings.release), settings.eval.split)
+    figures = domain_losses(model, pool, settings, device)
+    return {domain: figure["value"] for domain, figure in figures.items()}
+
+
+def domain_losses(
+    model: DalipModel, pool: SamplePool, settings: TrainSettings, device: torch.device
+) -> dict[str, metrics.Figure]:
+    """Validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
+
+    Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare; a domain
+    with a single sample has no loss. The model is left in the mode it came in.
+
+    Raises: RunError for a broken sample.
+    """
     was_training = model.training
     model.eval()
     try:
         rows = data.split_rows(pool)
         images, texts = encode_pairs(model, pool, rows, settings, device)
-        figures = _domain_losses(model, pool, rows, images, texts, settings)
+        return _domain_losses(model, pool, rows, images, texts, settings)
     finally:
         model.train(was_training)
-    return {domain: figure["value"] for domain, figure in figures.items()}
 
 
 class ExtraTable:

@@ -7,9 +7,11 @@ shorter than its table says, and with ConfigError on a split or domain that is n
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,10 +68,10 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
     shards, numbers = [], []
     for number, release in enumerate(releases):
         table = _split_table(release, split)
-        names, codes = np.unique(_strings(table["shard"]), return_inverse=True)
+        names, codes = _codes(table["shard"])
         shards.append(codes.astype(np.int32) + len(paths))
         numbers.append(np.full(len(table), number, np.int16))
-        paths.extend(release.shard_path(split, str(name)) for name in names)
+        paths.extend(release.shard_path(split, name) for name in names)
         tables.append(table)
     table = pa.concat_tables(tables)
     offsets = {name: table[name].to_numpy().astype(np.int64) for name in _OFFSETS}
@@ -84,24 +86,25 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
 
 
 def strata_of(
-    pool: SamplePool, release_weights: Sequence[float] | None, mixture: dict[str, float] | None
+    pool: SamplePool,
+    release_weights: Sequence[float] | None,
+    mixture: Mapping[str, float] | None,
+    pool_samples: Mapping[str, int] | None = None,
 ) -> tuple[Stratum, ...]:
     """Divide the pool into what is drawn together.
 
     Without weights all rows are one stratum. `release_weights` gives each release its share; `mixture` each
     domain its share (within its release when both are given); a domain it does not name is left out.
+    `pool_samples` first cuts domains to that many samples (`cut_pools`).
 
-    Raises: ConfigError for a domain that no release has.
+    Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to.
     """
+    _check_domains(pool, "mixture", mixture)
+    _check_domains(pool, "pool_samples", pool_samples)
+    rows = np.arange(len(pool), dtype=np.int64) if pool_samples is None else cut_pools(pool, pool_samples)
     if release_weights is None and mixture is None:
-        return (Stratum("all", np.arange(len(pool), dtype=np.int64), pool.shards, 1.0),)
-    domains = _strings(pool.table["domain"])
-    if mixture is not None and (unknown := sorted(set(mixture) - set(pool.domains))):
-        raise ConfigError(
-            f"the mixture names {', '.join(map(repr, unknown))}, but the release has the domains "
-            f"{', '.join(pool.domains)}"
-        )
-    groups = _groups(pool, domains, mixture)
+        return (Stratum("all", rows, pool.shards[rows], 1.0),)
+    groups = _groups(pool, rows, mixture)
     strata = []
     for number, members in groups.items():
         within = sum(weight for _, weight, _ in members)
@@ -109,6 +112,29 @@ def strata_of(
         for name, weight, rows in members:
             strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
     return tuple(part for part in strata if part.weight > 0)
+
+
+def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.int64]:
+    """Row numbers left when each named domain is cut to so many samples; a domain not named stays whole.
+
+    Which samples stay follows from their ids alone, and a smaller cut is part of a larger one: a run a tenth as long
+    over pools a tenth as large repeats its samples as often as the long run will.
+
+    Raises: ConfigError for a domain with fewer samples.
+    """
+    names, codes = _codes(pool.table["domain"])
+    kept = np.ones(len(pool), bool)
+    for domain, wanted in num_samples.items():
+        rows = np.flatnonzero(codes == names.index(domain)) if domain in names else np.empty(0, np.int64)
+        if len(rows) < wanted:
+            raise ConfigError(
+                f"pool_samples cuts domain '{domain}' to {wanted:,} samples, but it has {len(rows):,}; "
+                "lower the number or leave the domain out of pool_samples"
+            )
+        ids = pool.table["sample_id"].take(pa.array(rows)).to_pylist()
+        drawn = np.array([hashlib.blake2b(value.encode(), digest_size=8, person=b"pool").digest() for value in ids])
+        kept[rows[np.argsort(drawn, kind="stable")[wanted:]]] = False
+    return np.flatnonzero(kept)
 
 
 class ShardReader:
@@ -210,19 +236,31 @@ def _split_table(release: Release, split: str) -> pa.Table:
 
 
 def _groups(
-    pool: SamplePool, domains: NDArray[np.str_], mixture: dict[str, float] | None
+    pool: SamplePool, rows: NDArray[np.int64], mixture: Mapping[str, float] | None
 ) -> dict[int, list[tuple[str, float, NDArray[np.int64]]]]:
-    """Per release (0 alone when releases are not told apart): name, weight and rows of each stratum."""
+    """Per release: name, weight and rows of each stratum."""
+    names, codes = _codes(pool.table["domain"])
     groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
     for number in np.unique(pool.releases).tolist():
-        own = pool.releases == number
+        own = rows[pool.releases[rows] == number]
         if mixture is None:
-            groups[number] = [("all", 1.0, np.flatnonzero(own))]
+            groups[number] = [("all", 1.0, own)]
             continue
-        members = [(name, weight, np.flatnonzero(own & (domains == name))) for name, weight in mixture.items()]
+        members = [(name, weight, own[codes[own] == names.index(name)]) for name, weight in mixture.items()]
         groups[number] = [member for member in members if len(member[2]) and member[1] > 0]
     return groups
 
 
-def _strings(column: pa.ChunkedArray) -> NDArray[np.str_]:
-    return np.asarray(column.to_pylist(), dtype=np.str_)
+def _check_domains(pool: SamplePool, what: str, given: Mapping[str, Any] | None) -> None:
+    if unknown := sorted(set(given or {}) - set(pool.domains)):
+        raise ConfigError(
+            f"the {what} names {', '.join(map(repr, unknown))}, but the release has the domains "
+            f"{', '.join(pool.domains)}"
+        )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct strings of a column, sorted, and each row's index among them."""
+    names = sorted(value for value in pc.unique(column).to_pylist() if value is not None)
+    codes = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
+    return names, codes.to_numpy().astype(np.int64)

@@ -77,8 +77,10 @@ def drawn_samples(num_train: int, num_heldout: int, size_px: int = 96) -> list[S
     return samples
 
 
-def write_release(folder: Path, samples: list[Sample], shard_size: int = 20, name: str = "toy") -> Path:
-    """Write a sealed release, globally shuffled; gives its folder."""
+def write_release(
+    folder: Path, samples: list[Sample], shard_size: int = 20, name: str = "toy", stratified: bool = False
+) -> Path:
+    """Write a sealed release, globally shuffled, or with one group of training shards a domain; gives its folder."""
     order = list(samples)
     random.Random(0).shuffle(order)
     rows, splits = [], {}
@@ -87,12 +89,16 @@ def write_release(folder: Path, samples: list[Sample], shard_size: int = 20, nam
         if not chosen:
             continue
         (folder / place).mkdir(parents=True, exist_ok=True)
-        prefix = name if split == "train" else f"{name}-{split}"
-        shards = []
-        for number, start in enumerate(range(0, len(chosen), shard_size)):
-            shard = f"{prefix}-{number:06d}.tar"
-            rows += _write_shard(folder / place / shard, split, chosen[start : start + shard_size], number)
-            shards.append({"shard": shard, "num_samples": len(chosen[start : start + shard_size])})
+        groups = {name if split == "train" else f"{name}-{split}": chosen}
+        if stratified and split == "train":
+            groups = {domain: [sample for sample in chosen if sample.domain == domain]
+                      for domain in sorted({sample.domain for sample in chosen})}  # fmt: skip
+        shards: list[dict[str, object]] = []
+        for prefix, members in groups.items():
+            for number, start in enumerate(range(0, len(members), shard_size)):
+                shard, placed = f"{prefix}-{number:06d}.tar", members[start : start + shard_size]
+                rows += _write_shard(folder / place / shard, split, placed, len(shards))
+                shards.append({"shard": shard, "num_samples": len(placed)} | ({"domain": prefix} if stratified else {}))
         splits[split] = {"num_samples": len(chosen), "shards": shards}
     pq.write_table(pa.Table.from_pylist(rows), folder / SAMPLES_FILE)
     files = {}
@@ -105,6 +111,7 @@ def write_release(folder: Path, samples: list[Sample], shard_size: int = 20, nam
         "format": FORMAT,
         "name": name,
         "version": "0001",
+        "kind": "stratified" if stratified else "mixed",
         "fingerprint": sample_id("release", content),
         "splits": splits,
         "files": files,

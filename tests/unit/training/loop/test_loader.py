@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from manifests.release import Release
 from training import data
 from training.data import DataSettings, ReleaseShare, SampleDataset, TextSettings
 from training.sampling import BatchPlan
-from training.shards import SamplePool, ShardReader, open_pool, strata_of
+from training.shards import SamplePool, ShardReader, cut_pools, open_pool, strata_of
 
 
 class PictureModel:
@@ -136,6 +137,73 @@ def test_several_releases_share_by_weight_and_mixture(release_folder: Path, writ
     shares = (ReleaseShare(release="a", weight=1), ReleaseShare(release="b", weight=3))
     order = data.build_order(pool, DataSettings(epoch_samples=100), shares, seed=0)
     assert int((pool.releases[order.epoch(0)] == 1).sum()) == 75
+
+
+@pytest.fixture(scope="module")
+def stratified_release(writer: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """110 training samples, 56 plant and 54 general, each domain in shards of its own."""
+    folder = tmp_path_factory.mktemp("stratified")
+    return writer.write_release(folder, writer.drawn_samples(110, 20), shard_size=25, stratified=True)
+
+
+def _drawn_domains(pool: SamplePool, **changes: Any) -> list[str]:
+    domains = pool.table["domain"].to_pylist()
+    return [domains[row] for batch in _batches(pool, **changes) for row in batch.rows.tolist()]
+
+
+def test_a_stratified_release_serves_any_mixture(stratified_release: Path) -> None:
+    """Every batch is near the asked share, though each shard holds one domain only."""
+    shards = [shard["shard"] for shard in Release.open(str(stratified_release)).record["splits"]["train"]["shards"]]
+    assert [name[:-11] for name in shards] == ["general"] * 3 + ["plant"] * 3
+    pool = _pool(stratified_release)
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        drawn = _drawn_domains(pool, mixture={"plant": share, "general": 1 - share}, epoch_samples=120)
+        assert drawn.count("plant") == round(share * 120)
+        for start in range(0, 120, 10):
+            assert abs(drawn[start : start + 10].count("plant") - 10 * share) <= 2
+    whole = _batches(pool)
+    assert sorted(torch.cat([batch.rows for batch in whole])[:110].tolist()) == list(range(110))
+
+
+def test_a_stratified_mixture_is_the_same_for_any_workers_and_ranks(stratified_release: Path) -> None:
+    pool = _pool(stratified_release)
+    changes = {"mixture": {"plant": 0.7, "general": 0.3}, "pool_samples": {"plant": 12}, "epoch_samples": 60}
+    alone, apart = _batches(pool, **changes), _batches(pool, num_workers=2, **changes)
+    assert all(torch.equal(one.images, two.images) for one, two in zip(alone, apart, strict=True))
+    settings = DataSettings(batch_size=10, num_workers=0, shuffle_window=8, **changes)
+    order = data.build_order(pool, settings, "release", seed=5)
+    for step, whole in enumerate(alone):
+        halves = [row for rank in (0, 1) for row in
+                  order.rows(*[(step * 2 + rank + end) * 5 for end in (0, 1)]).tolist()]  # fmt: skip
+        assert halves == whole.rows.tolist()
+
+
+def test_a_pool_cut_in_proportion_repeats_as_the_long_run_does(stratified_release: Path) -> None:
+    """The cut follows from the ids alone, smaller cuts lie in larger ones, and what is left is repeated evenly."""
+    pool = _pool(stratified_release)
+    ids = pool.table["sample_id"].to_pylist()
+    domains = pool.table["domain"].to_pylist()
+    cuts = {n: cut_pools(pool, {"plant": n}) for n in (7, 14, 56)}
+    assert set(cuts[7]) < set(cuts[14]) < set(cuts[56]) == set(range(110))
+    assert [sum(domains[row] == "plant" for row in cuts[n]) for n in cuts] == [7, 14, 56]
+    shuffled = pool.table.take(list(reversed(range(110))))
+    mirrored = cut_pools(replace(pool, table=shuffled), {"plant": 14})
+    assert {ids[row] for row in cuts[14]} == {ids[109 - row] for row in mirrored}
+    drawn = torch.cat([b.rows for b in _batches(pool, mixture={"plant": 1, "general": 1}, pool_samples={"plant": 15},
+                                                epoch_samples=60)])  # fmt: skip
+    plants = torch.bincount(drawn, minlength=110)[[domain == "plant" for domain in domains]]
+    assert sorted(plants[plants > 0].tolist()) == [4] * 15
+    assert int(torch.bincount(drawn, minlength=110)[[domain == "general" for domain in domains]].max()) == 2
+
+
+def test_a_cut_that_cannot_be_is_refused(stratified_release: Path) -> None:
+    pool = _pool(stratified_release)
+    with pytest.raises(ConfigError, match=r"cuts domain 'general' to 60 samples, but it has 54"):
+        strata_of(pool, None, None, {"general": 60})
+    with pytest.raises(ConfigError, match=r"pool_samples names 'sea'.* general, plant"):
+        strata_of(pool, None, None, {"sea": 3})
+    with pytest.raises(ValueError, match="pool_samples"):
+        DataSettings(pool_samples={"plant": 0})
 
 
 def test_an_unknown_domain_is_named(release_folder: Path) -> None:

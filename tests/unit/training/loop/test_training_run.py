@@ -17,11 +17,14 @@ import pytest
 import torch
 
 from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.release import Release
 from manifests.settings import parse_settings
 from training import checkpoint, loop, state
 from training.config import TrainSettings
+from training.evaluate import domain_losses, load_run_model
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
+from training.shards import open_pool
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip
@@ -270,6 +273,27 @@ def test_validation_loss_is_logged_without_touching_the_run(config: dict[str, An
     events = read_log(Path(config["output_dir"]) / "log.jsonl", "validation")
     assert [event["step"] for event in events] == [2, 4, 6]
     assert set(events[0]["losses"]) == {"all", "general", "plant"}
+
+
+def test_domain_losses_say_what_a_run_knows_of_each_domain(
+    config: dict[str, Any], writer: ModuleType, tmp_path: Path
+) -> None:
+    """Trained on one domain alone, the model is better there than untrained; batches of one domain, mode untouched."""
+    release = writer.write_release(tmp_path / "release", writer.drawn_samples(60, 40), stratified=True)
+    settings = _settings(config, release=str(release), schedule={"steps": 60},
+                         data={"mixture": {"plant": 1.0}, "pool_samples": {"plant": 10}})  # fmt: skip
+    train(settings)
+    pool = open_pool([Release.open(str(release))], "heldout")
+    cpu = torch.device("cpu")
+    trained = load_run_model(settings, Path(config["output_dir"]) / "model.pt").train()
+    after = domain_losses(trained, pool, settings, cpu)
+    assert trained.training
+    before = domain_losses(state.build_model(settings.model), pool, settings, cpu)
+    assert list(after) == ["all", "general", "plant"]
+    assert after["plant"]["trials"] == 12
+    assert after["plant"]["low"] <= after["plant"]["value"] <= after["plant"]["high"]
+    assert after["plant"]["value"] < before["plant"]["value"] - 0.2
+    assert after["plant"]["value"] < after["general"]["value"]
 
 
 def test_epochs_decide_the_number_of_steps(config: dict[str, Any]) -> None:
