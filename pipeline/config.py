@@ -6,6 +6,7 @@ fingerprint) and which are execution (workers, paths, rates: never part of one).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, read_settings
+from pipeline.captions.balance import BalanceSettings
 from pipeline.captions.licences import LicenceSettings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
@@ -105,6 +107,7 @@ class SelectSettings(Settings):
     """Decisions over stored measurements."""
 
     licences: LicenceSettings = LicenceSettings()
+    balance: BalanceSettings = BalanceSettings()
 
 
 class HeldoutSettings(Settings):
@@ -199,15 +202,24 @@ class BuildConfig(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"sources: the name {', '.join(twice)} is given twice; a source's name is its identity")
-        for place, given in (
+        named: list[tuple[str, Iterable[str]]] = [
             ("mix.ratio", self.mix.ratio or {}),
             ("mix.max_epochs", self.mix.max_epochs if isinstance(self.mix.max_epochs, dict) else {}),
             ("mix.heldout.num_samples", self.mix.heldout.num_samples),
-        ):
+            *(("select.balance.caps.domains", cap.domains) for cap in self.select.balance.caps),
+        ]
+        for place, given in named:
             unknown = [domain for domain in given if domain not in self.domains]
             if unknown:
                 raise ValueError(
                     f"{place}: unknown domain {', '.join(unknown)}; the sources have {', '.join(self.domains)}"
+                )
+        kept = {name for source in self.sources for name in source.columns.extra}
+        for cap in self.select.balance.caps:
+            if cap.extra_column and cap.extra_column not in kept:
+                raise ValueError(
+                    f"select.balance.caps: no source keeps the column '{cap.extra_column}'; "
+                    "name it in `columns.extra` of a source"
                 )
         missing = [domain for domain in self.domains if self.mix.ratio is not None and domain not in self.mix.ratio]
         if missing:

@@ -37,6 +37,7 @@ def describe_status(status: dict[str, Any]) -> list[str]:
             f"{row['num_drawn']:>14,}{row['num_epochs']:>9.2f}{row['num_heldout']:>11,}"
             for row in status["mix"]
         ]
+    lines += balance_lines((status["stages"].get("select") or {}).get("notes") or {})
     lines += ["", _running_line(status)]
     return lines
 
@@ -54,6 +55,23 @@ def _stage_lines(name: str, stage: dict[str, Any] | None) -> list[str]:
     if name == "dedup":
         reasons = f"measured: {stage['notes']['num_hash_pairs']:,} pairs of hashes within {stage['notes']['radius']}"
     return [f"{name:<9}{stage['in']:>14,}{stage['kept']:>14,}{dropped:>14,}  {reasons}"]
+
+
+def balance_lines(notes: dict[str, Any]) -> list[str]:
+    """What each cap of select did: how many keys it cut, and the head and tail of the keys before and after."""
+    lines: list[str] = []
+    for cap in notes.get("balance", []):
+        before, after = cap["num_before"], cap["num_after"]
+        where = f" in {', '.join(cap['domains'])}" if cap["domains"] else ""
+        lines += [
+            "",
+            f"balance: {cap['cap']} of one {cap['by']}{where}: {cap['num_keys_over']:,} of {cap['num_keys']:,} keys "
+            f"cut, {before:,} -> {after:,} samples; these keys' share {cap['num_head_before'] / max(before, 1):.1%} -> "
+            f"{cap['num_head_after'] / max(after, 1):.1%}",
+        ]
+        rows = cap["head"] + ([["...", None, None]] if cap["tail"] else []) + cap["tail"]
+        lines += [f"  {key:<40.40}" + ("" if num is None else f"{num:>12,} -> {left:>10,}") for key, num, left in rows]
+    return lines
 
 
 def _running_line(status: dict[str, Any]) -> str:

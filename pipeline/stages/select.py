@@ -1,4 +1,5 @@
-"""select: one decision a candidate, with its reason, over all that was measured; of duplicates one stays.
+"""select: one decision a candidate, with its reason, over all that was measured; of duplicates one stays,
+and what is left may be capped per taxon, host or other key (`caps.py`).
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
 Only rows that passed every rule compete: a duplicate whose better twin fell to a rule is kept in its place.
@@ -16,6 +17,7 @@ from manifests import tables
 from manifests.catalog import Funnel
 from pipeline.captions.licences import LicenceSettings, judge_licences
 from pipeline.matching import DistinctPairs, choose_kept_distinct
+from pipeline.stages.caps import judge_caps
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
@@ -64,6 +66,8 @@ def decide(payload: dict[str, Any]) -> PartResult:
         _gather(sql, payload)
         _judge_licences(sql, payload["licences"])
         _judge_duplicates(sql, payload["prefer"])
+        sql.execute(_LEFT)
+        balance = judge_caps(sql, payload["balance"], "left_over")
         decisions = copy_sorted(
             sql, _DECISIONS, "sample_id", TableWriter(payload["workdir"], "decisions", path, tables.DECISIONS)
         )
@@ -79,26 +83,37 @@ def decide(payload: dict[str, Any]) -> PartResult:
         )
         num_in = sql.execute("SELECT count(*) FROM alive").fetchall()[0][0]
         content = facet(sql, tables.DECISIONS.names, "decisions")
-    return PartResult(
-        (decisions,), Funnel(num_in, sum(domains.values()), reasons), {"domains": domains, "content": content}
-    )
+    notes = {"domains": domains, "balance": balance, "content": content}
+    return PartResult((decisions,), Funnel(num_in, sum(domains.values()), reasons), notes)
+
+
+# what every rule and the duplicate search left: over these the caps count
+_LEFT = """
+    CREATE VIEW left_over AS SELECT a.sample_id FROM alive a JOIN licence_verdicts l USING (sample_id)
+    WHERE l.keep AND a.sample_id NOT IN (SELECT sample_id FROM duplicates)
+"""
 
 
 _DECISIONS = """
     SELECT c.sample_id,
-        f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND l.keep AND d.sample_id IS NULL AS keep,
+        f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND l.keep AND d.sample_id IS NULL
+            AND b.sample_id IS NULL AS keep,
         CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN NOT v.keep THEN 'caption' WHEN NOT coalesce(s.keep, true)
-            THEN 'score' WHEN NOT l.keep OR d.sample_id IS NOT NULL THEN 'select' END AS stage,
-        CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, l.reason, d.reason) END AS reason,
-        CASE WHEN f.outcome <> 'ok' THEN f.detail ELSE coalesce(v.value, s.value, l.value, d.value) END AS value,
-        CASE WHEN f.outcome <> 'ok' THEN NULL ELSE coalesce(v.threshold, s.threshold, l.threshold, d.threshold) END
-            AS threshold,
+            THEN 'score' WHEN NOT l.keep OR d.sample_id IS NOT NULL OR b.sample_id IS NOT NULL THEN 'select' END
+            AS stage,
+        CASE WHEN f.outcome <> 'ok' THEN f.outcome
+            ELSE coalesce(v.reason, s.reason, l.reason, d.reason, b.reason) END AS reason,
+        CASE WHEN f.outcome <> 'ok' THEN f.detail
+            ELSE coalesce(v.value, s.value, l.value, d.value, b.value) END AS value,
+        CASE WHEN f.outcome <> 'ok' THEN NULL
+            ELSE coalesce(v.threshold, s.threshold, l.threshold, d.threshold, b.threshold) END AS threshold,
         d.other_sample_id, d.distance
     FROM candidates c JOIN facts f USING (sample_id)
     LEFT JOIN caption_verdicts v USING (sample_id)
     LEFT JOIN score_verdicts s USING (sample_id)
     LEFT JOIN licence_verdicts l USING (sample_id)
     LEFT JOIN duplicates d USING (sample_id)
+    LEFT JOIN cap_verdicts b USING (sample_id)
 """
 
 
@@ -169,6 +184,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "prefer": list(config.dedup.prefer),
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences.model_dump(mode="json"),
+        "balance": config.select.balance.model_dump(mode="json"),
         "candidates": context.content("ingest", "candidates"),
         "facts": context.sealed["fetch"].notes["content"],
         "pairs": context.content("dedup", "pairs"),
@@ -191,6 +207,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "prefer": list(config.dedup.prefer),
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences,
+        "balance": config.select.balance,
         "stem": key[:16],
         **context.execution(),
     }

@@ -106,6 +106,14 @@ def test_scores_need_weights_and_rules_a_model() -> None:
         assert "give exactly one of min_score and top_fraction" in refusal(score=score)
 
 
+def test_caps_name_domains_and_columns_that_there_are() -> None:
+    caps = {"balance": {"caps": [{"by": "host", "at_most": 5, "domains": ["birds"]}]}}
+    assert "select.balance.caps.domains: unknown domain birds" in refusal(select=caps)
+    caps = {"balance": {"caps": [{"by": "extra.category", "about": 5}]}}
+    assert "no source keeps the column 'category'" in refusal(select=caps)
+    assert config(select={"balance": {"caps": [{"by": "taxon", "about": 5}]}}).select.balance.caps[0].most == 5
+
+
 def test_execution_never_enters_a_recipe() -> None:
     from pipeline.stages.record import release_recipe
 

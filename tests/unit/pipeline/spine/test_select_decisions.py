@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import tables
+from pipeline.captions.balance import BalanceSettings, CapSettings
 from pipeline.captions.licences import LicenceSettings
 from pipeline.stages.select import choose_representatives, decide
 
@@ -92,7 +93,10 @@ def sample(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def run_decide(
-    folder: Path, samples: list[dict[str, Any]], prefer: tuple[str, ...] = ("licence", "pixels", "caption", "priority")
+    folder: Path,
+    samples: list[dict[str, Any]],
+    prefer: tuple[str, ...] = ("licence", "pixels", "caption", "priority"),
+    balance: BalanceSettings = BalanceSettings(),  # noqa: B008  # frozen
 ) -> tuple[dict[str, dict[str, Any]], Any]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -113,6 +117,7 @@ def run_decide(
         "prefer": list(prefer),
         "priority": {"gbif": 0, "cc": 1},
         "licences": LicenceSettings(),
+        "balance": balance,
         "stem": "x",
         "workdir": str(folder),
         "memory_gb": 1,
@@ -206,3 +211,32 @@ def test_the_answer_does_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:
     assert first == second
     assert one.notes["content"] == two.notes["content"]
     assert one.files[0].sha256 == two.files[0].sha256
+
+
+def test_caps_count_what_duplicates_left_and_say_what_they_cut(tmp_path: Path) -> None:
+    samples = [
+        sample(
+            f"{number:032x}",
+            taxon_name="Rosa canina",
+            host=f"h{number % 2}.org",
+            phash=number * 0x9E3779B97F4A7C15 % 2**64,
+        )
+        for number in range(1, 31)
+    ]
+    samples += [sample(f"{40:032x}", taxon_name="Iris tectorum", host="h0.org")]
+    samples += [
+        sample(f"{41:032x}", taxon_name="Rosa canina", image_id=samples[0]["image_id"], phash=samples[0]["phash"])
+    ]
+    balance = BalanceSettings(caps=(CapSettings(by="taxon", at_most=10), CapSettings(by="host", at_most=4)))
+    found, result = run_decide(tmp_path, samples, balance=balance)
+    reasons = result.funnel.reasons
+    assert result.funnel.num_kept == 8, "4 of each host"
+    assert sum(reasons.values()) + 8 == len(samples)
+    cut = next(row for row in found.values() if (row["value"] or "").startswith("Rosa"))
+    assert (cut["stage"], cut["reason"], cut["threshold"]) == ("select", "balance", "<= 10 of one taxon")
+    num_roses = 31 - (reasons.get("exact_duplicate", 0) + reasons.get("near_duplicate", 0))
+    assert cut["value"] == f"Rosa canina: {num_roses}", "duplicates are no longer counted"
+    first, second = result.notes["balance"]
+    assert (first["num_before"], first["num_after"]) == (num_roses + 1, 11)
+    assert first["head"] == [["Rosa canina", num_roses, 10], ["Iris tectorum", 1, 1]]
+    assert (second["num_before"], second["num_after"]) == (11, 8), "the second cap counts what the first left"
