@@ -7,7 +7,7 @@ file with size and sha256. Opening reads the record and compares sizes; `verify_
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Release:
 
     @classmethod
     def open(cls, path: str) -> Release:
-        """Open a release folder, or a work folder, whose newest release is taken.
+        """Open a release folder, a work folder (its newest release), or WORKDIR/releases/NAME (newest of that name).
 
         Checks that the record is there and readable and that every file has the size it names.
 
@@ -69,19 +69,33 @@ class Release:
         """Samples in a split, repeats counted."""
         return int(self.record["splits"][self._known(split)]["num_samples"])
 
-    def shards(self, split: str) -> list[str]:
-        """File names of the shards of a split, in order."""
-        return [str(shard["shard"]) for shard in self.record["splits"][self._known(split)]["shards"]]
+    @property
+    def kind(self) -> str:
+        """`mixed` (the ratio baked in) or `stratified` (every training shard of one domain alone)."""
+        return str(self.record.get("kind", "mixed"))
+
+    def shards(self, split: str, domain: str | None = None) -> list[str]:
+        """File names of the shards of a split, in order; of those with samples of a domain only, when one is given."""
+        shards = self.record["splits"][self._known(split)]["shards"]
+        return [str(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
+
+    def num_by_domain(self, split: str) -> dict[str, int]:
+        """Samples of each domain in a split, repeats counted."""
+        counts: dict[str, int] = {}
+        for shard in self.record["splits"][self._known(split)]["shards"]:
+            for domain, num in shard["domains"].items():
+                counts[domain] = counts.get(domain, 0) + num
+        return dict(sorted(counts.items()))
 
     def shard_path(self, split: str, shard: str) -> str:
         """Where a shard lies."""
         return storage.join(self.path, SPLIT_FOLDERS[self._known(split)], shard)
 
-    def samples(self, split: str | None = None) -> pa.Table:
+    def samples(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """One row a placed sample (columns: pipeline's `placements` and what describes the sample), in shard order."""
         fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
         filters = None if split is None else [("split", "=", self._known(split))]
-        return pq.read_table(inner, filesystem=fs, filters=filters)
+        return pq.read_table(inner, filesystem=fs, filters=filters, columns=None if columns is None else list(columns))
 
     def wrong_sizes(self) -> Iterator[str]:
         """Files whose size is not the recorded one, each as one readable line."""
@@ -116,6 +130,9 @@ class Release:
 
 def _resolve(path: str) -> str:
     """The release folder that `path` stands for."""
+    fs, pointer = storage.filesystem(f"{path.rstrip('/')}.{LATEST_FILE}")
+    if fs.exists(pointer):  # WORKDIR/releases/NAME, without a version
+        return storage.join(path.rstrip("/").rpartition("/")[0] or ".", fs.cat_file(pointer).decode().strip())
     for folder, prefix in ((path, ()), (storage.join(path, "releases"), ("releases",))):
         fs, record = storage.filesystem(storage.join(folder, RECORD_FILE))
         if fs.exists(record):

@@ -156,7 +156,20 @@ class MixSettings(Settings):
 class PackSettings(Settings):
     """What a release looks like."""
 
-    samples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    kind: Literal["mixed", "stratified"] = Field(
+        "mixed",
+        description="mixed: the ratio baked in, shuffled as one; stratified: every kept sample once, shards of one "
+        "domain each, so that any ratio can be drawn at load time",
+    )
+    samples_per_shard: int | None = Field(
+        None, ge=1, le=1_000_000, description="a full shard's samples; 1000 unless shard_bytes is given"
+    )
+    shard_bytes: int | None = Field(None, ge=1, description="a shard is closed before it passes about this size")
+
+    @property
+    def max_samples(self) -> int | None:
+        """Most samples of a shard; None when only its bytes count."""
+        return 1000 if self.samples_per_shard is None and self.shard_bytes is None else self.samples_per_shard
 
 
 class RunSettings(Settings):
@@ -221,6 +234,8 @@ class BuildConfig(Settings):
                     f"select.balance.caps: no source keeps the column '{cap.extra_column}'; "
                     "name it in `columns.extra` of a source"
                 )
+        if self.pack.kind == "stratified" and "heldout" in self.domains:
+            raise ValueError("sources: a stratified release names shards by domain, and 'heldout' names a split's")
         missing = [domain for domain in self.domains if self.mix.ratio is not None and domain not in self.mix.ratio]
         if missing:
             raise ValueError(f"mix.ratio: no share for the domain {', '.join(missing)}; write 0 to leave it out")

@@ -167,6 +167,12 @@ class TableWriter:
         if self._num_waiting >= self._row_group_rows:
             self._write_groups(self._num_waiting - self._num_waiting % self._row_group_rows)
 
+    def write_group(self, rows: pa.Table) -> None:
+        """Write rows as one row group of their own; not to be mixed with `write`."""
+        rows = rows.select(self.schema.names).cast(self.schema).combine_chunks()
+        self._num_rows += rows.num_rows
+        self._writer.write_table(rows, row_group_size=rows.num_rows)
+
     def close(self) -> PrivateFile:
         """Finish the file and say what it is."""
         if self._num_waiting:

@@ -19,7 +19,7 @@ from pipeline.config import MixSettings
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
-VERSION = 1
+VERSION = 2
 
 
 def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float]:
@@ -50,8 +50,12 @@ def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float
     return ratio
 
 
-def plan_quotas(settings: MixSettings, ratio: Mapping[str, float], kept: Mapping[str, int]) -> list[Quota]:
+def plan_quotas(
+    settings: MixSettings, ratio: Mapping[str, float], kept: Mapping[str, int], kind: str = "mixed"
+) -> list[Quota]:
     """Quotas after the held-out samples are set aside; `kept` counts the selected samples of each domain.
+
+    A stratified release takes every pool whole, once: the ratio is what its readers are told to draw.
 
     Raises: ConfigError when a pool is too small for the hold-out or for its share.
     """
@@ -65,6 +69,9 @@ def plan_quotas(settings: MixSettings, ratio: Mapping[str, float], kept: Mapping
     epochs = settings.max_epochs
     caps = {domain: epochs.get(domain, 1.0) if isinstance(epochs, dict) else epochs for domain in ratio}
     available = {domain: kept.get(domain, 0) - heldout.get(domain, 0) for domain in ratio}
+    if kind == "stratified":
+        weight = sum(ratio.values())
+        return [Quota(domain, ratio[domain] / weight, available[domain], available[domain]) for domain in ratio]
     return allocate(ratio, available, caps, settings.num_samples)
 
 
@@ -115,7 +122,8 @@ def _ratio(context: BuildContext) -> dict[str, float]:
 
 
 def _quotas(context: BuildContext) -> list[Quota]:
-    return plan_quotas(context.config.mix, _ratio(context), context.sealed["select"].notes["domains"])
+    kept = context.sealed["select"].notes["domains"]
+    return plan_quotas(context.config.mix, _ratio(context), kept, context.config.pack.kind)
 
 
 def _identity(context: BuildContext) -> dict[str, Any]:

@@ -8,11 +8,11 @@ often or by how many workers it was built, so it holds no time and no path.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
@@ -20,10 +20,10 @@ from manifests.catalog import Funnel
 from manifests.errors import IntegrityError
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from pipeline.captions.settings import TextSettings
-from pipeline.captions.texts import choose_texts, text_members
+from pipeline.captions.texts import text_members
 from pipeline.stages import record
+from pipeline.stages.arrange import ShardGroup, arrange, shard_groups
 from pipeline.stages.pool import PoolReader
-from pipeline.stages.sql import open_scratch, view_parquet
 from pipeline.stages.tar import append_sample, end_of_archive
 from pipeline.work import (
     BuildContext,
@@ -32,56 +32,11 @@ from pipeline.work import (
     PrivateFile,
     Stage,
     Step,
-    TableWriter,
     fingerprint,
     write_table,
 )
 
-VERSION = 1
-
-# What a shard needs of a sample, one row a drawn copy in shard order.
-ARRANGED = pa.schema(
-    [
-        *tables.DRAWS,
-        pa.field("txt", pa.string()),
-        pa.field("txt_type", pa.string()),
-        pa.field("texts", pa.map_(pa.string(), pa.string())),
-        pa.field("licence_id", pa.string()),
-        *[tables.FACTS.field(name) for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")],
-        *[tables.CANDIDATES.field(name) for name in record.CANDIDATE_COLUMNS],
-    ]
-)
-_JOIN = """
-    SELECT d.*, {candidates}, {facts}, t.text, t.texts, t.licence_id
-    FROM draws d JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)
-    WHERE d.split = '{split}' ORDER BY d.rank
-"""
-
-
-def arrange(payload: dict[str, Any]) -> PartResult:
-    """Join all that a shard needs, in shard order: one file a split, one row group a shard."""
-    texts: TextSettings = payload["texts"]
-    columns = {
-        "candidates": ", ".join(f'c."{name}"' for name in record.CANDIDATE_COLUMNS),
-        "facts": ", ".join(f'f."{name}"' for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")),
-    }
-    files: list[PrivateFile] = []
-    with open_scratch(payload) as sql:
-        for name in ("draws", "candidates", "facts", "captions"):
-            view_parquet(sql, name, payload[name])
-        for split in payload["splits"]:
-            path = f"tables/pack/{payload['stem']}-{split}.parquet"
-            writer = TableWriter(payload["workdir"], f"arranged_{split}", path, ARRANGED, payload["samples_per_shard"])
-            rows = sql.sql(_JOIN.format(split=split, **columns)).to_arrow_reader(payload["samples_per_shard"])
-            for batch in rows:
-                table = pa.Table.from_batches([batch])
-                chosen = choose_texts(table, texts)
-                # null where no rule asks for a text: such a sample gets an empty txt member
-                table = table.append_column("txt", pc.fill_null(chosen["txt"], ""))
-                table = table.append_column("txt_type", chosen["txt_type"])
-                writer.write(table)
-            files.append(writer.close())
-    return PartResult(tuple(files))
+VERSION = 2
 
 
 def write_shard(payload: dict[str, Any]) -> PartResult:
@@ -122,7 +77,9 @@ def write_shard(payload: dict[str, Any]) -> PartResult:
     shard = PrivateFile("shard", shard_path, temp, len(rows), position + len(end), digest.hexdigest())
     table = pa.Table.from_pylist(placements, schema=tables.PLACEMENTS)
     path = f"tables/pack/{payload['stem']}.parquet"
-    return PartResult((shard, write_table(payload["workdir"], "placements", path, table, tables.PLACEMENTS)))
+    placed_file = write_table(payload["workdir"], "placements", path, table, tables.PLACEMENTS)
+    domains = Counter(row["domain"] for row in rows)
+    return PartResult((shard, placed_file), None, {"domains": dict(sorted(domains.items()))})
 
 
 def _placement(row: dict[str, Any], shard: str, place: int, key: str, placed: Sequence[Any]) -> dict[str, Any]:
@@ -133,6 +90,12 @@ def _placement(row: dict[str, Any], shard: str, place: int, key: str, placed: Se
     return {**named, "shard": shard, "position": place, "key": key, **where}
 
 
+def _groups(context: BuildContext) -> list[ShardGroup]:
+    notes = context.sealed["mix"].notes
+    drawn = [row["domain"] for row in notes["mixture"]["domains"] if row["num_drawn"]]
+    return shard_groups(context.config.pack.kind, notes["splits"], drawn)
+
+
 def _plan_arrange(context: BuildContext) -> Sequence[Part]:
     key = fingerprint({"stage": context.fingerprint, "step": "arrange"})
     payload = {
@@ -140,9 +103,10 @@ def _plan_arrange(context: BuildContext) -> Sequence[Part]:
         "candidates": context.files("ingest", "candidates"),
         "facts": context.files("fetch", "facts"),
         "captions": context.files("caption", "captions"),
-        "splits": list(context.sealed["mix"].notes["splits"]),
+        "groups": _groups(context),
         "texts": context.config.caption.text,
-        "samples_per_shard": context.config.pack.samples_per_shard,
+        "max_samples": context.config.pack.max_samples,
+        "max_bytes": context.config.pack.shard_bytes,
         "stem": key[:16],
         **context.execution(),
     }
@@ -151,29 +115,29 @@ def _plan_arrange(context: BuildContext) -> Sequence[Part]:
 
 def _plan_shards(context: BuildContext) -> Sequence[Part]:
     parts = []
-    size = context.config.pack.samples_per_shard
-    for split, num in sorted(context.sealed["mix"].notes["splits"].items(), reverse=True):
-        (arranged,) = context.own_files("arrange", f"arranged_{split}")
-        for number in range(-(-num // size)):
-            shard = record.shard_name(context.config.name, split, number)
+    (arranging,) = context.own_parts("arrange")
+    for group in _groups(context):
+        (arranged,) = context.own_files("arrange", group.table)
+        for number, num_rows in enumerate(arranging.notes["shards"][group.table]):
+            shard = record.shard_name(context.config.name, group.split, number, group.domain)
             key = fingerprint({"stage": context.fingerprint, "shard": shard})
             payload = {
                 "arranged": arranged,
                 "row_group": number,
                 "shard": shard,
-                "shard_path": f"{release_path(context)}/{SPLIT_FOLDERS[split]}/{shard}",
+                "shard_path": f"{release_path(context)}/{SPLIT_FOLDERS[group.split]}/{shard}",
                 "texts": context.config.caption.text,
                 "stem": key[:16],
                 **context.execution(),
             }
-            parts.append(Part(key, payload, num_rows=min(size, num - number * size)))
+            parts.append(Part(key, payload, num_rows=num_rows))
     return parts
 
 
 def _plan_record(context: BuildContext) -> Sequence[Part]:
     key = fingerprint({"stage": context.fingerprint, "step": "record"})
     shards = [
-        {"split": split, "shard": file.path.rpartition("/")[2], **_sizes(file)}
+        {"split": split, "shard": file.path.rpartition("/")[2], "domains": part.notes["domains"], **_sizes(file)}
         for part in context.own_parts("write")
         for file in part.files
         if file.table == "shard"
@@ -184,15 +148,14 @@ def _plan_record(context: BuildContext) -> Sequence[Part]:
         "release_path": release_path(context),
         "name": context.config.name,
         "version": context.fingerprint[:12],
+        "kind": context.config.pack.kind,
         "fingerprint": context.fingerprint,
         "recipe": record.release_recipe(context.config),
         "funnels": _funnels(context),
         "mixture": context.sealed["mix"].notes["mixture"],
         "shards": shards,
         "splits": context.sealed["mix"].notes["splits"],
-        "arranged": {
-            split: context.own_files("arrange", f"arranged_{split}") for split in context.sealed["mix"].notes["splits"]
-        },
+        "arranged": [path for group in _groups(context) for path in context.own_files("arrange", group.table)],
         "placements": context.own_files("write", "placements"),
         "num_samples": context.sealed["mix"].funnel.num_kept,
         **context.execution(),
@@ -221,7 +184,9 @@ def _identity(context: BuildContext) -> dict[str, Any]:
     return {
         "version": VERSION,
         "name": context.config.name,
-        "samples_per_shard": context.config.pack.samples_per_shard,
+        "kind": context.config.pack.kind,
+        "max_samples": context.config.pack.max_samples,
+        "max_bytes": context.config.pack.shard_bytes,
         "texts": context.config.caption.text_identity(),
         "draws": context.sealed["mix"].notes["content"],
         "mixture": context.sealed["mix"].notes["mixture"],
@@ -246,7 +211,8 @@ def _settle(context: BuildContext) -> None:
     sealed = next(file for file in part.files if file.path == f"{path}/{RECORD_FILE}")
     name = path.rpartition("/")[2]
     context.catalog.record_release(name, path, context.fingerprint, sealed.sha256, part.notes["shards"])
-    storage.publish_bytes(storage.join(context.workdir, "releases", LATEST_FILE), f"{name}\n".encode())
+    for pointer in (LATEST_FILE, f"{context.config.name}.{LATEST_FILE}"):  # newest of all, newest of this name
+        storage.publish_bytes(storage.join(context.workdir, "releases", pointer), f"{name}\n".encode())
 
 
 STAGE = Stage(

@@ -42,9 +42,10 @@ ATTRIBUTION_COLUMNS = (
 _TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "img2dataset", "ray", "webdataset")
 
 
-def shard_name(name: str, split: str, number: int) -> str:
+def shard_name(name: str, split: str, number: int, domain: str | None = None) -> str:
     """File name of a shard: unique over the folders of a release, since open_clip reads sizes by base name."""
-    return f"{name}-{number:06d}.tar" if split == "train" else f"{name}-{split}-{number:06d}.tar"
+    middle = "".join(f"-{word}" for word in (split if split != "train" else None, domain) if word)
+    return f"{name}{middle}-{number:06d}.tar"
 
 
 def sample_key(row: dict[str, Any]) -> str:
@@ -144,7 +145,7 @@ def write_record(payload: dict[str, Any]) -> PartResult:
 def _write_samples(payload: dict[str, Any], folder: str) -> PrivateFile:
     with open_scratch(payload) as sql:
         view_parquet(sql, "placements", payload["placements"])
-        view_parquet(sql, "arranged", [path for paths in payload["arranged"].values() for path in paths])
+        view_parquet(sql, "arranged", payload["arranged"])
         names = ", ".join(
             f'p."{name}"' if name in tables.PLACEMENTS.names else f'a."{name}"'
             for name in SAMPLES.names
@@ -175,7 +176,7 @@ def _record(payload: dict[str, Any], side_files: dict[str, PrivateFile]) -> dict
         split: {
             "num_samples": num,
             "shards": [
-                {name: shard[name] for name in ("shard", "num_samples", "num_bytes", "sha256")}
+                {name: shard[name] for name in ("shard", "num_samples", "num_bytes", "sha256", "domains")}
                 for shard in payload["shards"]
                 if shard["split"] == split
             ],
@@ -186,7 +187,7 @@ def _record(payload: dict[str, Any], side_files: dict[str, PrivateFile]) -> dict
         "format": FORMAT,
         "name": payload["name"],
         "version": payload["version"],
-        "kind": "mixed",
+        "kind": payload["kind"],
         "fingerprint": payload["fingerprint"],
         "recipe": payload["recipe"],
         "counts": {

@@ -81,6 +81,13 @@ def test_opens_by_every_folder_above_it(tmp_path: Path, by: str) -> None:
     assert Path(release.path) == folder
 
 
+def test_the_newest_of_a_name(tmp_path: Path) -> None:
+    sealed(tmp_path / "releases" / "demo-abc")
+    (tmp_path / "releases" / f"demo.{LATEST_FILE}").write_text("demo-abc\n")
+    for given in (f"{tmp_path}/releases/demo", f"{tmp_path}/releases/demo/"):
+        assert Release.open(given).path == str(tmp_path / "releases" / "demo-abc")
+
+
 def test_opens_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sealed(tmp_path / "demo-abc")
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from manifests import tables
 from pipeline.captions.settings import TextSettings
-from pipeline.stages import pack
+from pipeline.stages.arrange import ShardGroup, arrange
 from pipeline.stages.sql import copy_sorted, open_scratch, view_parquet
 from pipeline.work import TableWriter, private_bytes, write_table
 
@@ -104,14 +104,15 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
         "candidates": written("candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num_rows),
         "facts": written("facts", tables.FACTS, sample_id=ids),
         "captions": written("captions", tables.CAPTIONS, sample_id=ids, texts=[[]] * num_rows),
-        "splits": ["train"],
+        "groups": [ShardGroup("train")],
         "texts": TextSettings(),
-        "samples_per_shard": size,
+        "max_samples": size,
+        "max_bytes": None,
         "stem": "x",
         "workdir": str(tmp_path),
         "memory_gb": 1,
     }
-    (file,) = pack.arrange(payload).files
+    (file,) = arrange(payload).files
     assert groups(file.temp) == [size] * 125 + [num_rows - 125 * size]
     assert pq.read_table(file.temp, columns=["rank"])["rank"].to_pylist() == list(range(num_rows))
     assert set(pq.read_table(file.temp, columns=["txt"])["txt"].to_pylist()) == {""}  # no caption: an empty text

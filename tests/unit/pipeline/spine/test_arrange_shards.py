@@ -1,0 +1,86 @@
+"""Where shards end: by count, by bytes, by both; and which groups a release has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.captions.settings import TextSettings
+from pipeline.stages import record
+from pipeline.stages.arrange import ARRANGED, ShardGroup, cut_shards, estimate_bytes, shard_groups
+from pipeline.stages.tar import append_sample
+
+
+def test_groups_by_kind() -> None:
+    assert shard_groups("mixed", {"train": 5, "heldout": 2}, ["plant", "general"]) == [
+        ShardGroup("train"),
+        ShardGroup("heldout"),
+    ]
+    assert shard_groups("stratified", {"heldout": 2, "train": 5}, ["plant", "general"]) == [
+        ShardGroup("train", "plant"),
+        ShardGroup("train", "general"),
+        ShardGroup("heldout"),
+    ]
+
+
+def test_names_of_shards() -> None:
+    assert record.shard_name("demo", "train", 3) == "demo-000003.tar"
+    assert record.shard_name("demo", "train", 3, "plant") == "demo-plant-000003.tar"
+    assert record.shard_name("demo", "heldout", 0) == "demo-heldout-000000.tar"
+
+
+def test_a_shard_ends_by_count_or_by_bytes() -> None:
+    sizes = np.array([30, 30, 50, 200, 10, 10])
+    assert cut_shards(sizes, 4, None) == [4, 2]
+    assert cut_shards(sizes, None, 100) == [2, 1, 1, 2]  # the one of 200 bytes stands alone
+    assert cut_shards(sizes, 1, 100) == [1] * 6
+    assert cut_shards(sizes, None, 110) == [3, 1, 2]
+    assert cut_shards(sizes[:0], 4, 100) == []
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 20) | st.none(), st.integers(1, 700) | st.none())
+def test_shards_hold_all_and_pass_no_limit(sizes: list[int], max_samples: int | None, max_bytes: int | None) -> None:
+    counts = cut_shards(np.array(sizes, np.int64), max_samples, max_bytes)
+    assert sum(counts) == len(sizes)
+    start = 0
+    for num in counts:
+        shard, following = sizes[start : start + num], sizes[start + num : start + num + 1]
+        assert max_samples is None or num <= max_samples
+        assert max_bytes is None or sum(shard) <= max_bytes or num == 1
+        full = num == max_samples or (max_bytes is not None and following and sum(shard) + following[0] > max_bytes)
+        assert full or not following
+        start += num
+
+
+def row(**values: Any) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(ARRANGED.names),
+        "copy": 0, "sample_id": "5" * 32, "domain": "plant", "source": "gbif", "record_key": "http://a.example/1",
+        "url": "http://a.example/pictures/1.jpg", "txt": "", "texts": [], "length": 1, "phash": 7,
+        "image_id": "a" * 64, "width_px": 900, "height_px": 700, "stored_width_px": 300, "stored_height_px": 200,
+        **values,
+    }  # fmt: skip
+
+
+def test_the_estimate_is_the_size_within_a_block_or_two() -> None:
+    texts = TextSettings(members=("sci",))
+    rows = [
+        row(length=1),
+        row(length=512, txt="a" * 513, caption="a" * 513),
+        row(length=24_001, txt="Quercus robur – eine Eiche", caption="x", extra='{"k": "v"}', creator="A. Name"),
+        row(length=9, texts=[("sci", "y" * 600), ("com", "z")], taxon_genus="Quercus", taxon_species="robur"),
+    ]
+    estimates = estimate_bytes(pa.Table.from_pylist(rows, schema=ARRANGED), texts)
+    for given_row, estimate in zip(rows, estimates.tolist(), strict=True):
+        members = [
+            ("jpg", b"." * given_row["length"]),
+            ("txt", given_row["txt"].encode()),
+            ("json", record.sample_json({**given_row, "txt_type": "caption"}, "5" * 32)),
+            *[("sci.txt", text.encode()) for name, text in given_row["texts"] if name == "sci"],
+        ]
+        block, _ = append_sample(0, "5" * 32, members)
+        assert abs(estimate - len(block)) <= 1024
