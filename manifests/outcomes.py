@@ -20,7 +20,10 @@ class Outcome(StrEnum):
     HTTP_429 = "http_429"
     HTTP_5XX = "http_5xx"
     HOST_UNAVAILABLE = "host_unavailable"
+    FILE_MISSING = "file_missing"
+    FILE_UNREADABLE = "file_unreadable"
     # final: asking again is useless, or rude
+    FILE_CHANGED = "file_changed"
     INVALID_URL = "invalid_url"
     REFUSED_TARGET = "refused_target"
     TLS_FAILURE = "tls_failure"
@@ -58,5 +61,7 @@ PASSING = frozenset(
         Outcome.HTTP_429,
         Outcome.HTTP_5XX,
         Outcome.HOST_UNAVAILABLE,
+        Outcome.FILE_MISSING,
+        Outcome.FILE_UNREADABLE,
     }
 )

@@ -19,8 +19,8 @@ CANDIDATES = pa.schema(
         ("domain", pa.string()),  # e.g. plant, general
         ("record_key", pa.string()),  # the source's own key of the row
         ("row_number", pa.int64()),  # 0-based row in the source, for going back to it
-        ("url", pa.string()),  # http(s) address; null when the bytes lie in `locator`
-        ("locator", pa.string()),  # where local bytes lie (path, or tar path with offset); null for web rows
+        ("url", pa.string()),  # http(s) address; beside a locator only where it came from, not asked
+        ("locator", pa.string()),  # NAME@OFFSET+LENGTH of bytes below the source's root; null for web rows
         ("caption", pa.string()),  # as given, untouched
         *[(f"taxon_{rank}", pa.string()) for rank in TAXON_RANKS],  # any may be null, holes included
         ("taxon_scientific_name", pa.string()),  # as given, authorship included
@@ -96,7 +96,7 @@ REJECTS = pa.schema(
         ("row_number", pa.int64()),
         ("record_key", pa.string()),
         ("url", pa.string()),
-        ("reason", pa.string()),  # missing_key, missing_url, invalid_url, duplicate_record
+        ("reason", pa.string()),  # missing_key, invalid_url, ...: pipeline/sources/README.md
         ("value", pa.string()),
     ]
 )

@@ -9,7 +9,7 @@ from manifests.catalog import Catalog
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
 from pipeline.runner import BuildReport, Runner, check_order, check_writable, find_stage, stop_on_sigterm
-from pipeline.sources.table import check_source
+from pipeline.sources.reading import check_source
 from pipeline.stages.mix import read_ratio
 from pipeline.stages.score import check_model
 

@@ -18,44 +18,9 @@ from pipeline.captions.balance import BalanceSettings
 from pipeline.captions.licences import LicenceSettings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
+from pipeline.sources.settings import ColumnMap, Name, SourceSettings
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-class ColumnMap(Settings):
-    """Which column of a table holds what; every name but `extra` maps one contract column."""
-
-    url: str
-    caption: str | list[str] = Field(description="one column, or several joined with a space")
-    record_key: str | None = Field(None, description="the source's own key; the URL when absent")
-    taxon_kingdom: str | None = None
-    taxon_phylum: str | None = None
-    taxon_class: str | None = None
-    taxon_order: str | None = None
-    taxon_family: str | None = None
-    taxon_genus: str | None = None
-    taxon_species: str | None = None
-    taxon_scientific_name: str | None = None
-    taxon_vernacular_name: str | None = None
-    licence: str | None = None
-    licence_url: str | None = None
-    rights_holder: str | None = None
-    creator: str | None = None
-    reference_url: str | None = None
-    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
-
-
-class SourceSettings(Settings):
-    """One list of images of one domain."""
-
-    name: Name
-    domain: Name
-    table: str = Field(description="parquet, csv, tsv or jsonl file, a folder of them, or a glob")
-    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
-    columns: ColumnMap
-    priority: int = Field(0, description="of two duplicates the one from the source with the higher priority stays")
+__all__ = ["BuildConfig", "ColumnMap", "Name", "SourceSettings", "read_config", "recipe_of"]
 
 
 class DedupSettings(Settings):

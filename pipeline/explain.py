@@ -49,7 +49,7 @@ def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
 def _find_ids(connection: Any, what: str) -> list[str]:
     for sql in (
         "SELECT sample_id FROM candidates WHERE sample_id = $1",
-        "SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 ORDER BY sample_id",
+        "SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 OR locator = $1 ORDER BY sample_id",
         "SELECT sample_id FROM facts WHERE final_url = $1 ORDER BY sample_id",
     ):
         found = connection.execute(sql, [what]).fetchall()
@@ -77,7 +77,8 @@ def _life(connection: Any, sample_id: str) -> dict[str, Any]:
     )
     life["stands_for"] = _rows(
         connection,
-        "SELECT d.sample_id, d.reason, d.distance, c.url FROM decisions d JOIN candidates c USING (sample_id) "
+        "SELECT d.sample_id, d.reason, d.distance, coalesce(c.url, c.locator) AS url "
+        "FROM decisions d JOIN candidates c USING (sample_id) "
         "WHERE other_sample_id = $1 ORDER BY distance, sample_id",
         [sample_id],
     )
@@ -105,7 +106,7 @@ def describe_life(life: dict[str, Any]) -> list[str]:
         row = life["reject"]
         value = f" ({row['value']})" if row["value"] else ""
         return [
-            f"source    row {row['row_number']} of {row['source']}: {row['url'] or '(no URL)'}",
+            f"source    row {row['row_number']} of {row['source']}: {row['url'] or row['record_key'] or '(no URL)'}",
             f"ingest    DROPPED: {row['reason']}{value}",
         ]
     lines = _source_lines(life["candidates"])
@@ -126,7 +127,8 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
     lines = [
         f"sample    {row['sample_id']}",
         f"source    row {row['row_number']} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
-        f"          {row['url'] or row['locator']}",
+        *([f"          {row['url']}"] if row["url"] else []),
+        *([f"          bytes lie here, in {row['locator']} (file@offset+length)"] if row["locator"] else []),
         f"          caption as given: {row['caption']!r}",
     ]
     if taxon:
@@ -180,7 +182,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
     if twin is not None:
         return [
             f"select    DROPPED: {decision['reason']} ({decision['value']})",
-            f"          kept instead: {twin['sample_id']} {twin['url']}",
+            f"          kept instead: {twin['sample_id']} {twin['url'] or ''}".rstrip(),
         ]
     return [
         f"{decision['stage']:<10}DROPPED: {decision['reason']} (measured {decision['value']!r}, "

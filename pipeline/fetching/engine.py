@@ -141,10 +141,9 @@ class _Part:
         """img2dataset's resizer: picture, stored and original size, or an error message (here: the outcome)."""
         fact = self.pending[self.rows[body.row][0]]
         result = measure_image(body.download.body, self.settings.image)
+        fact.update(fact_of(result))
         if isinstance(result, Rejected):
-            fact.update(outcome=result.outcome.value, detail=result.detail, **_seen_fact(result.seen))
             return None, None, None, None, None, result.outcome.value
-        fact.update(_stored_fact(result))
         seen = result.seen
         return result, result.stored_width_px, result.stored_height_px, seen.width_px, seen.height_px, None
 
@@ -216,6 +215,13 @@ def _download_fact(sample_id: str, download: Download) -> Fact:
         "host": download.host,
         "final_url": download.final_url,
     }
+
+
+def fact_of(result: StoredImage | Rejected) -> Fact:
+    """What a measurement adds to the fact of a row."""
+    if isinstance(result, Rejected):
+        return {"outcome": result.outcome.value, "detail": result.detail, **_seen_fact(result.seen)}
+    return _stored_fact(result)
 
 
 def _seen_fact(seen: Seen | None) -> Fact:

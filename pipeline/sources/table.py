@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.config import SourceSettings
+from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, lost_table, make_batch, map_columns
+from pipeline.sources.settings import ColumnMap, Origin
 
-BATCH_ROWS = 20_000
 JSONL_HEAD_ROWS = 10_000  # objects looked at for their keys: a key may be absent from most of them
 _SUFFIXES = {
     ".parquet": "parquet",
@@ -35,7 +35,7 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 
 
 @dataclass
-class Batch:
+class RawBatch:
     """Rows of a source: string columns as the table names them, and rows that could not be read.
 
     `numbers` int64 (rows,) holds the 0-based row of the source of each of `rows`; `malformed` (number, text) the
@@ -53,24 +53,46 @@ class Batch:
         return 1 + max([last, *(number for number, _ in self.malformed)])
 
 
-def list_files(source: SourceSettings) -> list[str]:
+def list_files(source: Origin) -> list[str]:
     """The files of a source in name order.
 
     Raises: ConfigError when there are none.
     """
-    fs, inner = storage.filesystem(source.table)
-    if any(sign in source.table for sign in "*?["):
+    path = _path(source)
+    fs, inner = storage.filesystem(path)
+    if any(sign in path for sign in "*?["):
         found = sorted(fs.glob(inner))
     elif fs.isdir(inner):
         found = sorted(name for name in fs.ls(inner, detail=False) if _format_of(name, source))
     else:
         found = [inner] if fs.exists(inner) else []
     if not found:
-        raise ConfigError(f"sources.{source.name}: {source.table}: no such table; give a file, a folder or a glob")
-    return [str(fs.unstrip_protocol(name)) if storage.is_remote(source.table) else str(name) for name in found]
+        raise ConfigError(f"{source.where}: {path}: no such table; give a file, a folder or a glob")
+    return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in found]
 
 
-def check_source(source: SourceSettings) -> None:
+def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
+    """Hashes of the files that the rows are read from."""
+    return [hash_file(file) for file in list_files(source)]
+
+
+def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
+    """Every row of the table, its columns mapped; rows that cannot be read are `malformed_row`."""
+    for raw in read_batches(source):
+        yield map_batch(raw, _columns(source))
+
+
+def map_batch(raw: RawBatch, columns: ColumnMap) -> Batch:
+    """A raw batch in the columns of the contract."""
+    found = map_columns(raw.rows, columns) | {"url": raw.rows[columns.url]}
+    found.setdefault("record_key", raw.rows[columns.url])
+    batch = make_batch(found, raw.numbers)
+    return Batch(
+        batch.rows, batch.numbers, lost_table([Lost(number, "malformed_row", text) for number, text in raw.malformed])
+    )
+
+
+def check_source(source: Origin) -> None:
     """Open every file's head and see that the mapped columns are there.
 
     Raises: ConfigError for a missing or unreadable table and for a missing column, with the nearest one there is.
@@ -82,20 +104,17 @@ def check_source(source: SourceSettings) -> None:
             near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.4)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise ConfigError(
-                f"sources.{source.name}: {file} has no column {', '.join(repr(column) for column in missing)}{hint}; "
+                f"{source.where}: {file} has no column {', '.join(repr(column) for column in missing)}{hint}; "
                 f"it has {', '.join(there)}"
             )
 
 
-def mapped_columns(source: SourceSettings) -> list[str]:
+def mapped_columns(source: Origin) -> list[str]:
     """Columns of the table that the config maps, each once."""
-    columns: list[str] = []
-    for value in source.columns.model_dump().values():
-        columns.extend([value] if isinstance(value, str) else value or [])
-    return list(dict.fromkeys(columns))
+    return _columns(source).names()
 
 
-def read_columns(file: str, source: SourceSettings) -> list[str]:
+def read_columns(file: str, source: Origin) -> list[str]:
     """Names of the columns of one file; for jsonl the keys of its first 10,000 objects.
 
     Raises: ConfigError when the file cannot be read as what it should be.
@@ -117,7 +136,7 @@ def read_columns(file: str, source: SourceSettings) -> list[str]:
             return list(table.column_names)
 
 
-def read_batches(source: SourceSettings) -> Iterator[Batch]:
+def read_batches(source: Origin) -> Iterator[RawBatch]:
     """Every row of a source, mapped columns only, in file and row order.
 
     Raises: ConfigError when a file breaks off or is not what it should be.
@@ -136,16 +155,16 @@ def read_batches(source: SourceSettings) -> Iterator[Batch]:
         first_row = end
 
 
-def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
+def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
     first_row = 0
     with _open(file, compressed=False) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
             rows = pa.table({name: _as_strings(batch.column(name)) for name in columns})
-            yield Batch(rows, np.arange(first_row, first_row + rows.num_rows))
+            yield RawBatch(rows, np.arange(first_row, first_row + rows.num_rows))
             first_row += rows.num_rows
 
 
-def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
+def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
     malformed: list[tuple[int, str]] = []
 
     def note(row: Any) -> str:
@@ -175,14 +194,14 @@ def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[Batch]
             skipped = [number for number in [*skipped, *(number for number, _ in bad)] if number >= first_row]
             free = np.arange(first_row, first_row + rows.num_rows + len(skipped))
             numbers = free[~np.isin(free, skipped)][: rows.num_rows]
-            yield Batch(rows, numbers, bad)
+            yield RawBatch(rows, numbers, bad)
             first_row = int(numbers[-1]) + 1 if len(numbers) else first_row
         if malformed:
             none = pa.table({name: pa.array([], pa.string()) for name in columns})
-            yield Batch(none, np.arange(0), list(malformed))
+            yield RawBatch(none, np.arange(0), list(malformed))
 
 
-def _read_jsonl(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
+def _read_jsonl(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
     with _open(file) as stream:
         rows: list[list[str | None]] = []
         numbers: list[int] = []
@@ -204,9 +223,9 @@ def _read_jsonl(file: str, kind: str, columns: list[str]) -> Iterator[Batch]:
 
 def _json_batch(
     rows: list[list[str | None]], columns: list[str], numbers: list[int], bad: list[tuple[int, str]]
-) -> Batch:
+) -> RawBatch:
     table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
-    return Batch(table, np.array(numbers, np.int64), bad)
+    return RawBatch(table, np.array(numbers, np.int64), bad)
 
 
 def _json_row(line: bytes, columns: list[str]) -> list[str | None]:
@@ -257,7 +276,7 @@ def _delimiter(kind: str) -> str:
     return "\t" if kind == "tsv" else ","
 
 
-def _format_of(file: str, source: SourceSettings) -> str | None:
+def _format_of(file: str, source: Origin) -> str | None:
     if source.format != "auto":
         return source.format
     name = file.rpartition("/")[2].lower()
@@ -266,12 +285,11 @@ def _format_of(file: str, source: SourceSettings) -> str | None:
     return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
-def _known_format(file: str, source: SourceSettings) -> str:
+def _known_format(file: str, source: Origin) -> str:
     kind = _format_of(file, source)
     if kind is None:
         raise ConfigError(
-            f"sources.{source.name}: {file}: the name does not tell the format; "
-            "set `format` to parquet, csv, tsv or jsonl"
+            f"{source.where}: {file}: the name does not tell the format; set `format` to parquet, csv, tsv or jsonl"
         )
     return kind
 
@@ -285,7 +303,7 @@ def _open(file: str, compressed: bool = True) -> Any:
 class _reading:  # noqa: N801  # reads as a statement
     """Turn what a reader throws at a bad file into one line that names it."""
 
-    def __init__(self, file: str, source: SourceSettings) -> None:
+    def __init__(self, file: str, source: Origin) -> None:
         self._file, self._source = file, source
 
     def __enter__(self) -> None:
@@ -295,6 +313,16 @@ class _reading:  # noqa: N801  # reads as a statement
         if isinstance(error, (OSError, ValueError, pa.ArrowException, EOFError)) and not isinstance(error, ConfigError):
             text = " ".join(str(error).split())
             raise ConfigError(
-                f"sources.{self._source.name}: {self._file} cannot be read as "
+                f"{self._source.where}: {self._file} cannot be read as "
                 f"{_format_of(self._file, self._source)}: {text:.300}"
             ) from None
+
+
+def _path(source: Origin) -> str:
+    assert source.table is not None
+    return source.table
+
+
+def _columns(source: Origin) -> ColumnMap:
+    assert source.columns is not None
+    return source.columns

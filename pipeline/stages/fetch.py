@@ -1,6 +1,7 @@
 """fetch: every candidate's bytes, measured in one decode, into pool parts; one outcome for every URL.
 
-Reads candidates. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by
+Reads candidates; those with a locator, whose bytes lie here, go through stages/fetch_local.py and the same
+measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by
 sample_id). What was downloaded by the same image recipe under the same address is never asked for again,
 whichever build asked for it: an edited caption downloads nothing, a new URL just that.
 """
@@ -19,6 +20,8 @@ from manifests.catalog import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
+from pipeline.stages import fetch_local
+from pipeline.stages.fetch_local import FETCHED
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import (
     BuildContext,
@@ -33,7 +36,6 @@ from pipeline.work import (
 )
 
 VERSION = 1
-FETCHED = tables.FACTS.append(pa.field("url", pa.string()))  # the address a fact is about
 
 # What later stages may depend on: all that is seen of an image, nothing of where and how it was got.
 _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px")
@@ -73,7 +75,8 @@ def collect(payload: dict[str, Any]) -> PartResult:
         names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
         facts = copy_sorted(
             sql,
-            f"SELECT {names} FROM candidates c JOIN parts f ON f.sample_id = c.sample_id AND f.url = c.url "
+            f"SELECT {names} FROM candidates c JOIN parts f "
+            "ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) "
             "QUALIFY row_number() OVER (PARTITION BY f.sample_id ORDER BY f.outcome = 'ok' DESC, f.pool_file DESC) = 1",
             "sample_id",
             TableWriter(workdir, "facts", f"tables/fetch/facts-{payload['stem']}.parquet", tables.FACTS),
@@ -104,7 +107,7 @@ def _plan_downloads(context: BuildContext) -> Sequence[Part]:
             sql.register("parts", FETCHED.empty_table())
         sql.execute(
             "CREATE TABLE todo AS SELECT sample_id, url, row_number() OVER (ORDER BY md5(sample_id)) - 1 AS place "
-            "FROM candidates c WHERE NOT EXISTS "
+            "FROM candidates c WHERE locator IS NULL AND NOT EXISTS "
             "(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.url)"
         )
         keys = sql.execute(
@@ -158,7 +161,7 @@ def _paths(context: BuildContext, part: PartRecord, table: str) -> list[str]:
 
 
 def _plan_collect(context: BuildContext) -> Sequence[Part]:
-    parts = context.own_parts("download")
+    parts = [*context.own_parts("download"), *context.own_parts("local")]
     fetched = [path for part in parts for path in _paths(context, part, "fetched")]
     key = fingerprint({"stage": context.fingerprint, "parts": [part.key for part in parts]})
     payload = {
@@ -186,6 +189,7 @@ STAGE = Stage(
     identity=_identity,
     steps=(
         Step("download", _plan_downloads, download, "images", committed=_fetched, shared=_gate),
+        fetch_local.STEP,
         Step("collect", _plan_collect, collect),
     ),
     conclude=_conclude,

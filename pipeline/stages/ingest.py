@@ -1,14 +1,13 @@
 """ingest: rows of every source to candidates, each with an identity; rows without one end here with a reason.
 
-Reads the sources' tables. Writes `candidates` (sorted by sample_id) and `rejects`, one part a source. A source
-is read again only when its bytes or its settings change.
+Reads the sources through their readers. Writes `candidates` (sorted by sample_id) and `rejects`, one part a source. A
+source is read again only when its bytes or its settings change.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,95 +16,74 @@ import pyarrow.compute as pc
 from manifests import storage, tables
 from manifests.catalog import Funnel
 from manifests.errors import RunError
-from pipeline.config import SourceSettings, recipe_of
-from pipeline.sources.table import Batch, list_files, read_batches
+from pipeline.sources.reading import digest_inputs, read_rows
+from pipeline.sources.rows import MAX_VALUE_CHARS, Batch
+from pipeline.sources.settings import SourceSettings
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
-VERSION = 1
-URL_PATTERN = re.compile(r"^https?://[^\s/?#]+", re.IGNORECASE)
-REASONS = ("malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record")
+VERSION = 2
+URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
+REASONS = (
+    "malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record",
+    "missing_file", "file_outside_folder", "no_image", "broken_shard",
+)  # fmt: skip
 
 _STAGED = tables.CANDIDATES.append(pa.field("reason", pa.string())).append(pa.field("value", pa.string()))
-_PLAIN = tuple(
-    name
-    for name in tables.CANDIDATES.names
-    if name.startswith("taxon_") or name in ("licence", "licence_url", "rights_holder", "creator", "reference_url")
-)
 
 
 def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
-    """A batch of a table to candidate rows plus `reason` and `value` (null reason: the row goes on).
+    """A batch of a reader to candidate rows plus `reason` and `value` (null reason: the row goes on).
 
     Duplicate records are found later, over the whole source.
     """
-    rows, columns = batch.rows, source.columns
-    url = pc.utf8_trim_whitespace(rows[columns.url])
-    key = pc.utf8_trim_whitespace(rows[columns.record_key]) if columns.record_key else url
-    keys = key.to_pylist()
-    verdicts = [_judge(row_key, row_url) for row_key, row_url in zip(keys, url.to_pylist(), strict=True)]
-    mapped: dict[str, Any] = {
-        "sample_id": pa.array([tables.sample_id(source.name, row_key or "") for row_key in keys], pa.string()),
-        "source": pa.array([source.name] * rows.num_rows, pa.string()),
-        "domain": pa.array([source.domain] * rows.num_rows, pa.string()),
-        "record_key": key,
+    rows = batch.rows
+    num_rows = rows.num_rows
+    mapped: dict[str, Any] = {name: rows[name] for name in rows.column_names}
+    for name, value in source.defaults.given().items():
+        empty = pc.equal(pc.fill_null(pc.utf8_trim_whitespace(rows[name]), ""), "")
+        mapped[name] = pc.if_else(empty, value, rows[name])
+    mapped["url"] = pc.utf8_trim_whitespace(rows["url"])
+    mapped["record_key"] = pc.utf8_trim_whitespace(rows["record_key"])
+    mapped["reason"], mapped["value"] = _judge(mapped["record_key"], mapped["url"], rows["locator"])
+    mapped |= {
+        "sample_id": _sample_ids(source.name, mapped["record_key"]),
+        "source": pa.repeat(source.name, num_rows),
+        "domain": pa.repeat(source.domain, num_rows),
         "row_number": pa.array(batch.numbers, pa.int64()),
-        "url": url,
-        "locator": pa.nulls(rows.num_rows, pa.string()),
-        "caption": _caption(rows, columns.caption),
-        "extra": _extra(rows, columns.extra),
-        "reason": pa.array([reason for reason, _ in verdicts], pa.string()),
-        "value": pa.array([value for _, value in verdicts], pa.string()),
     }
-    for name in _PLAIN:
-        column = getattr(columns, name)
-        mapped[name] = rows[column] if column else pa.nulls(rows.num_rows, pa.string())
-    table = pa.table({name: mapped[name] for name in _STAGED.names}).cast(_STAGED)
-    return pa.concat_tables([table, _lost_rows(batch.malformed, source)]) if batch.malformed else table
+    table = pa.table([mapped[name] for name in _STAGED.names], _STAGED.names).cast(_STAGED)
+    return pa.concat_tables([table, _lost_rows(batch.lost, source)]) if batch.lost.num_rows else table
 
 
-def _judge(key: str | None, url: str | None) -> tuple[str | None, str | None]:
-    if not url:
-        return "missing_url", None
-    if not URL_PATTERN.match(url):
-        return "invalid_url", url[:200]
-    if not key:
-        return "missing_key", None
-    return None, None
+def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray) -> tuple[Any, Any]:
+    """The first reason why a row is no candidate, and what was seen; null where it is one.
+
+    A row with a locator needs no URL; what stands in its URL is told, not asked.
+    """
+    on_web = pc.is_null(locator)
+    no_url = pc.and_(on_web, pc.equal(pc.fill_null(url, ""), ""))
+    bad_url = pc.and_(on_web, pc.invert(pc.fill_null(pc.match_substring_regex(url, URL_PATTERN), False)))
+    no_key = pc.equal(pc.fill_null(key, ""), "")
+    conditions = pc.make_struct(no_url, bad_url, no_key, field_names=["no_url", "bad_url", "no_key"])
+    reason = pc.case_when(conditions, "missing_url", "invalid_url", "missing_key")
+    value = pc.if_else(pc.equal(reason, "invalid_url"), pc.utf8_slice_codeunits(url, 0, MAX_VALUE_CHARS), None)
+    return reason, value
 
 
-def _lost_rows(lost: list[tuple[int, str]], source: SourceSettings) -> pa.Table:
-    """Rows that the reader had to skip, as rows with a reason."""
-    row = dict.fromkeys(_STAGED.names)
-    return pa.Table.from_pylist(
-        [
-            row
-            | {
-                "source": source.name,
-                "domain": source.domain,
-                "row_number": number,
-                "reason": "malformed_row",
-                "value": text,
-            }
-            for number, text in lost
-        ],
-        schema=_STAGED,
-    )
+def _sample_ids(source: str, keys: pa.ChunkedArray) -> pa.Array:
+    return pa.array([tables.sample_id(source, key or "") for key in keys.to_pylist()], pa.string())
 
 
-def _caption(rows: pa.Table, columns: str | list[str]) -> pa.ChunkedArray:
-    if isinstance(columns, str):
-        return rows[columns]
-    # the empty text in front: without it pyarrow 26 leaves rows of nulls alone out of its answer
-    joined = pc.binary_join_element_wise("", *(rows[name] for name in columns), " ", null_handling="skip")
-    return pc.utf8_slice_codeunits(joined, 1)
-
-
-def _extra(rows: pa.Table, columns: list[str]) -> pa.Array:
-    if not columns:
-        return pa.nulls(rows.num_rows, pa.string())
-    picked = rows.select(columns).to_pylist()
-    return pa.array([json.dumps(row, sort_keys=True, ensure_ascii=False) for row in picked], pa.string())
+def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
+    """Rows that ended in the reader, as rows with a reason."""
+    columns = {name: lost[name] for name in lost.column_names} | {
+        "source": pa.repeat(source.name, lost.num_rows),
+        "domain": pa.repeat(source.domain, lost.num_rows),
+    }
+    return pa.table(
+        [columns.get(name, pa.nulls(lost.num_rows, pa.string())) for name in _STAGED.names], _STAGED.names
+    ).cast(_STAGED)
 
 
 def read_source(payload: dict[str, Any]) -> PartResult:
@@ -113,7 +91,7 @@ def read_source(payload: dict[str, Any]) -> PartResult:
     source: SourceSettings = payload["source"]
     workdir, stem = payload["workdir"], f"tables/ingest/{payload['stem']}"
     staged = TableWriter(workdir, "staged", f"{stem}-staged.parquet", _STAGED)
-    for batch in read_batches(source):
+    for batch in read_rows(source, partial(open_scratch, payload)):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
     with open_scratch(payload) as sql:
@@ -169,8 +147,8 @@ def _plan_source(context: BuildContext, source: SourceSettings) -> Part:
 def _source_identity(context: BuildContext, source: SourceSettings) -> dict[str, Any]:
     return {
         "version": VERSION,
-        "source": recipe_of(source, without=("table", "priority")),
-        "files": [context.catalog.input_sha256(file) for file in list_files(source)],
+        "source": source.identity(),
+        "files": digest_inputs(source, context.catalog.input_sha256),
     }
 
 
@@ -185,7 +163,7 @@ def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
         dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items()))
         raise RunError(
             f"ingest: none of {funnel.num_in:,} rows of the sources can be used ({dropped or 'the tables are empty'}); "
-            "check `columns` of each source"
+            "check what each source says of its columns"
         )
     by_domain: dict[str, int] = {}
     for part in parts:

@@ -87,8 +87,7 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         "rules": config.caption.rules_identity(),
         "text": config.caption.text_identity(),
     }
-    for source in recipe["sources"]:
-        source["table"] = source["table"].rpartition("/")[2]
+    recipe["sources"] = [source.recipe() for source in config.sources]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]
     if recipe["score"]["pretrained"]:

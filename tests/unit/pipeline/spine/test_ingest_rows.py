@@ -16,7 +16,8 @@ from manifests.catalog import Catalog
 from manifests.errors import RunError
 from pipeline.config import BuildConfig, SourceSettings
 from pipeline.runner import InlineExecutor, Runner
-from pipeline.sources.table import Batch
+from pipeline.sources.rows import Batch
+from pipeline.sources.table import RawBatch, map_batch
 from pipeline.stages import ingest
 from pipeline.stages.ingest import map_rows, read_source
 
@@ -26,9 +27,16 @@ def source(table: str = "t.csv", **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate({"name": "gbif", "domain": "plant", "table": table, "columns": columns})
 
 
-def batch(malformed: list[tuple[int, str]] | None = None, start: int = 0, **columns: list[str | None]) -> Batch:
+def batch(
+    given: SourceSettings, malformed: list[tuple[int, str]] | None = None, start: int = 0, **columns: list[str | None]
+) -> Batch:
     rows = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    return Batch(rows, np.arange(start, start + rows.num_rows), malformed or [])
+    assert given.columns is not None
+    return map_batch(RawBatch(rows, np.arange(start, start + rows.num_rows), malformed or []), given.columns)
+
+
+def mapped(given: SourceSettings, *malformed: Any, **columns: Any) -> pa.Table:
+    return map_rows(batch(given, *malformed, **columns), given)
 
 
 def read(
@@ -45,16 +53,14 @@ def read(
 
 def test_columns_go_where_the_config_says() -> None:
     given = source(taxon_genus="gen", licence="rights", extra=["width", "gen"])
-    found = map_rows(
-        batch(
-            link=[" http://a/1.jpg "],
-            id=[" 17 "],
-            title=["  as given  "],
-            gen=["Quercus"],
-            rights=["CC BY"],
-            width=[None],
-        ),
+    found = mapped(
         given,
+        link=[" http://a/1.jpg "],
+        id=[" 17 "],
+        title=["  as given  "],
+        gen=["Quercus"],
+        rights=["CC BY"],
+        width=[None],
     ).to_pylist()[0]
     expected = {
         "sample_id": tables.sample_id("gbif", "17"),
@@ -72,14 +78,12 @@ def test_columns_go_where_the_config_says() -> None:
 
 
 def test_several_caption_columns_are_joined_and_nulls_left_out() -> None:
-    found = map_rows(
-        batch(link=["u"] * 3, id=["1"] * 3, a=["x", None, None], b=["y", "z", None]), source(caption=["a", "b"])
-    )
+    found = mapped(source(caption=["a", "b"]), link=["u"] * 3, id=["1"] * 3, a=["x", None, None], b=["y", "z", None])
     assert found["caption"].to_pylist() == ["x y", "z", ""]
 
 
 def test_the_url_is_the_key_when_none_is_named() -> None:
-    found = map_rows(batch(link=["http://a/1.jpg"], title=["c"]), source(record_key=None)).to_pylist()[0]
+    found = mapped(source(record_key=None), link=["http://a/1.jpg"], title=["c"]).to_pylist()[0]
     assert found["record_key"] == "http://a/1.jpg"
     assert found["sample_id"] == tables.sample_id("gbif", "http://a/1.jpg")
 
@@ -101,16 +105,15 @@ def test_the_url_is_the_key_when_none_is_named() -> None:
     ],
 )
 def test_one_reason_a_row(url: str | None, key: str | None, reason: str | None, value: str | None) -> None:
-    found = map_rows(batch(link=[url], id=[key], title=["c"]), source()).to_pylist()[0]
+    found = mapped(source(), link=[url], id=[key], title=["c"]).to_pylist()[0]
     assert (found["reason"], found["value"]) == (reason, value)
     assert reason is None or reason in ingest.REASONS
 
 
 def test_malformed_rows_end_here_and_nobody_elses_row_with_them() -> None:
-    given = batch(
-        [(0, "broken"), (3, "x,y")], start=1, link=["http://a/1", "http://a/2"], id=["1", "2"], title=["", ""]
-    )
-    found = map_rows(given, source()).to_pylist()
+    found = mapped(
+        source(), [(0, "broken"), (3, "x,y")], start=1, link=["http://a/1", "http://a/2"], id=["1", "2"], title=["", ""]
+    ).to_pylist()
     assert [(row["row_number"], row["reason"], row["value"]) for row in found] == [
         (1, None, None),
         (2, None, None),

@@ -1,0 +1,170 @@
+"""Files of a source that are read in place: found in a fixed order, named relative to one root, read by locator.
+
+A locator is `NAME@OFFSET+LENGTH`, NAME relative to the source's root (so that a dataset may be moved) and offset 0
+for a whole file. Local paths and fsspec addresses. Gives up with ConfigError when nothing is there, and with
+BytesUnreadable (an outcome and what was seen) for one picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.outcomes import Outcome
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
+MAX_OPEN_FILES = 64
+
+
+class BytesUnreadable(Exception):  # noqa: N818
+    """The bytes of one picture cannot be had."""
+
+    def __init__(self, outcome: Outcome, detail: str) -> None:
+        super().__init__(detail)
+        self.outcome = outcome
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a source: `names` relative to `root`, in the order in which they are read."""
+
+    root: str
+    names: list[str]
+
+    def path(self, name: str) -> str:
+        """The whole path of one file."""
+        return storage.join(self.root, name)
+
+
+def find_files(path: str, where: str, suffix: str) -> Found:
+    """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of brace ranges.
+
+    Raises: ConfigError when there are none.
+    """
+    fs, inner = storage.filesystem(path)
+    inner = inner.rstrip("/") or "/"
+    if re.search(r"[*?\[{]", inner):
+        root = re.split(r"[*?\[{]", inner)[0].rpartition("/")[0]
+        found: list[str] = []
+        for pattern in _expand(inner):
+            some = sorted(fs.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern]
+            found += [str(name) for name in some]
+        missing = [name for name in found if not fs.exists(name)] if "{" in inner else []
+        if missing:
+            raise ConfigError(
+                f"{where}: {path}: {len(missing)} of {len(found)} files are not there, first {missing[0]}"
+            )
+    elif fs.isdir(inner):
+        root = inner
+        found = sorted(str(name) for name in fs.find(inner) if str(name).endswith(suffix))
+    else:
+        root = inner.rpartition("/")[0]
+        found = [inner] if fs.exists(inner) else []
+    if not found:
+        raise ConfigError(f"{where}: {path}: no {suffix} file there; give a file, a folder, a glob or a brace range")
+    prefix = len(root.rstrip("/")) + 1 if root else 0
+    whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
+    return Found(whole_root, [name[prefix:] for name in found])
+
+
+def walk_files(root: str) -> Iterator[tuple[str, int]]:
+    """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time."""
+    fs, inner = storage.filesystem(root)
+    inner = inner.rstrip("/") or "/"
+    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1, (str(Path(inner).resolve()),))
+
+
+def _walk(fs: Any, folder: str, prefix: int, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
+        name = str(entry["name"]).rstrip("/")
+        if name.rpartition("/")[2].startswith("."):
+            continue
+        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(name)):
+            real = str(Path(name).resolve()) if entry.get("islink") else f"{above[-1]}/{name.rpartition('/')[2]}"
+            if real not in above:  # a link to a folder that we are in would never end
+                yield from _walk(fs, name, prefix, (*above, real))
+        elif entry["type"] == "file":
+            yield name[prefix:], int(entry["size"])
+
+
+def make_locator(name: str, offset: int, length: int) -> str:
+    """Where the bytes of one picture lie."""
+    return f"{name}@{offset}+{length}"
+
+
+def split_locator(locator: str) -> tuple[str, int, int]:
+    """Name, offset and length of a locator.
+
+    Raises: ValueError for a text that is none.
+    """
+    found = _LOCATOR.fullmatch(locator)
+    if found is None:
+        raise ValueError(f"not a locator: {locator[:200]}")
+    return found[1], int(found[2]), int(found[3])
+
+
+class LocalReader:
+    """Reads pictures by locator below one root, a few files open at a time; a context manager."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._open: dict[str, Any] = {}
+
+    def __enter__(self) -> LocalReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._open.values():
+            stream.close()
+        self._open.clear()
+
+    def read(self, locator: str, max_bytes: int) -> bytes:
+        """The bytes of one picture.
+
+        Raises: BytesUnreadable, with the outcome that the row ends in.
+        """
+        name, offset, length = split_locator(locator)
+        if length > max_bytes:
+            raise BytesUnreadable(Outcome.BODY_TOO_LARGE, f"{length} bytes, allowed {max_bytes}")
+        try:
+            stream = self._stream(name)
+            stream.seek(offset)
+            body: bytes = stream.read(length if offset else length + 1)
+        except FileNotFoundError:
+            raise BytesUnreadable(Outcome.FILE_MISSING, f"{name} is not there") from None
+        except OSError as error:
+            raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: {error.strerror or error}") from None
+        if len(body) != length:
+            seen = "longer" if len(body) > length else f"only {len(body)} bytes there"
+            raise BytesUnreadable(
+                Outcome.FILE_CHANGED, f"{name} had {length} bytes at {offset} when it was listed; {seen}"
+            )
+        return body
+
+    def _stream(self, name: str) -> Any:
+        stream = self._open.get(name)
+        if stream is None:
+            if len(self._open) >= MAX_OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
+            fs, inner = storage.filesystem(storage.join(self._root, name))
+            stream = self._open[name] = fs.open(inner, "rb")
+        return stream
+
+
+def _expand(pattern: str) -> list[str]:
+    """Brace ranges written out, as the shell does it."""
+    found = _RANGE.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = int(found[1]), int(found[2])
+    width = len(found[1]) if found[1].startswith("0") else 0
+    numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    names = [f"{pattern[: found.start()]}{number:0{width}d}{pattern[found.end() :]}" for number in numbers]
+    return [name for each in names for name in _expand(each)]

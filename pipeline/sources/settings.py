@@ -1,0 +1,235 @@
+"""What a user may say of a source: exactly one origin, how its columns map, and what fills the gaps.
+
+`Origin` is what every reader in this folder takes; `SourceSettings` adds the domain. Whoever else wants to read images
+by one of these readers (a set for evaluation) derives from `Origin`. Reads and writes nothing; gives up with
+ConfigError through manifests.settings.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from manifests.settings import Settings
+from manifests.tables import TAXON_RANKS
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Terms = Annotated[list[str], Field(min_length=1)]
+
+TABLE_FORMATS = ("parquet", "csv", "tsv", "json", "jsonl")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "jp2")
+
+
+class RowColumns(Settings):
+    """Which column (or field) of a source holds what; each name but `extra` is one column of the contract."""
+
+    record_key: str | None = Field(None, description="the source's own key")
+    caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
+    taxon_kingdom: str | None = None
+    taxon_phylum: str | None = None
+    taxon_class: str | None = None
+    taxon_order: str | None = None
+    taxon_family: str | None = None
+    taxon_genus: str | None = None
+    taxon_species: str | None = None
+    taxon_scientific_name: str | None = None
+    taxon_vernacular_name: str | None = None
+    licence: str | None = None
+    licence_url: str | None = None
+    rights_holder: str | None = None
+    creator: str | None = None
+    reference_url: str | None = None
+    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
+
+    def names(self) -> list[str]:
+        """Every column that is mapped, each once; that of the address first."""
+        values = self.model_dump()
+        found: list[str] = []
+        for name in sorted(values, key=lambda name: name not in ("file", "url")):
+            found.extend([values[name]] if isinstance(values[name], str) else values[name] or [])
+        return list(dict.fromkeys(found))
+
+
+class ColumnMap(RowColumns):
+    """Columns of a table of URLs; the URL is the key when `record_key` is absent."""
+
+    url: str
+    caption: str | list[str] = Field(description="one column, or several joined with a space")
+
+
+class FileColumns(RowColumns):
+    """Columns of a table beside a folder of pictures; the file's path is the key when `record_key` is absent."""
+
+    file: str = Field(description="path of the picture, relative to the folder")
+    url: str | None = Field(None, description="where the picture came from; it is not asked")
+
+
+class ShardFields(RowColumns):
+    """Fields of a webdataset sample.
+
+    A text member goes by its extension (`txt`, `scientific_name.txt`), a key of the json member by `json.KEY`, a
+    column of the shard's own Parquet file by `parquet.COLUMN`, and `__key__` is the webdataset key.
+    """
+
+    url: str | None = Field(None, description="where the picture came from; it is not asked")
+
+
+class FolderSettings(Settings):
+    """Pictures in a folder and its sub-folders."""
+
+    path: str
+    captions: Literal["folder_name", "text_file", "none"] | None = Field(
+        None, description="folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table"
+    )
+    folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
+    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="which files are pictures")
+    table: str | None = Field(None, description="table of the pictures, relative to the folder or an address")
+    format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
+    columns: FileColumns | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> FolderSettings:
+        if (self.table is None) != (self.columns is None):
+            raise ValueError("table and columns go together")
+        if self.table is not None and self.captions is not None:
+            raise ValueError("captions come from the table's columns, or by `captions`, not both")
+        if self.folder_name_is != "caption" and self.captions != "folder_name":
+            raise ValueError("folder_name_is needs captions: folder_name")
+        return self
+
+
+class WebdatasetSettings(Settings):
+    """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""
+
+    path: str
+    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture, first one wins")
+    fields: ShardFields | None = Field(
+        None, description="absent: caption from txt, else json.caption; url from json.url; key from __key__"
+    )
+
+
+class RowDefaults(Settings):
+    """What a row has where its source says nothing."""
+
+    caption: str | None = None
+    taxon_kingdom: str | None = None
+    taxon_phylum: str | None = None
+    taxon_class: str | None = None
+    taxon_order: str | None = None
+    taxon_family: str | None = None
+    taxon_genus: str | None = None
+    taxon_species: str | None = None
+    taxon_scientific_name: str | None = None
+    taxon_vernacular_name: str | None = None
+    licence: str | None = None
+    licence_url: str | None = None
+    rights_holder: str | None = None
+    creator: str | None = None
+    reference_url: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """The ones that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Origin(Settings):
+    """A named list of images that one of the readers understands."""
+
+    place: ClassVar[str] = "sources"  # how messages name the part of the config
+
+    name: Name
+    table: str | None = Field(None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob")
+    format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
+    columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
+    webdataset: WebdatasetSettings | None = None
+    folder: FolderSettings | None = None
+    defaults: RowDefaults = RowDefaults()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Origin:
+        given = [kind for kind in ORIGINS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of {', '.join(ORIGINS)} (found: {found})")
+        if given == ["table"] and self.columns is None:
+            raise ValueError("columns is needed with table: say at least which column holds the url and the caption")
+        if given != ["table"] and (self.columns is not None or self.format != "auto"):
+            raise ValueError(f"columns and format at this level belong to table, not to {given[0]}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which origin it is."""
+        return next(kind for kind in ORIGINS if getattr(self, kind) is not None)
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return f"{self.place}.{self.name}"
+
+    def identity(self) -> dict[str, Any]:
+        """What its rows depend on besides the bytes it reads: no path of a machine."""
+        values: dict[str, Any] = self.model_dump(mode="json", include={"name", "defaults", self.kind})
+        if self.kind == "table":
+            return values | {
+                "table": None,
+                "format": self.format,
+                "columns": self.columns and self.columns.model_dump(mode="json"),
+            }
+        return values | {self.kind: _without_paths(values[self.kind], keep_file_name=False)}
+
+    def recipe(self) -> dict[str, Any]:
+        """The identity as a release tells it: with the names of files, without their folders."""
+        values = self.identity()
+        if self.kind == "table":
+            return values | {"table": str(self.table).rpartition("/")[2]}
+        settings = getattr(self, self.kind).model_dump(mode="json")
+        return values | {self.kind: _without_paths(settings, keep_file_name=True)}
+
+
+class SourceSettings(Origin):
+    """One list of images of one domain."""
+
+    domain: Name
+    priority: int = Field(0, description="of two duplicates the one from the source with the higher priority stays")
+
+    def identity(self) -> dict[str, Any]:
+        """As of any origin; the priority is a matter of select."""
+        return super().identity() | {"domain": self.domain}
+
+    def recipe(self) -> dict[str, Any]:
+        """As of any origin, with all that the build makes of it."""
+        return super().recipe() | {"priority": self.priority}
+
+
+ORIGINS = ("table", "webdataset", "folder")
+
+PATH_FIELDS = ("path", "table")
+
+
+def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[str, Any]:
+    values = dict(settings)
+    for name in PATH_FIELDS:
+        if values.get(name):
+            values[name] = values[name].rstrip("/").rpartition("/")[2] if keep_file_name else None
+    return values
+
+
+CONTRACT_COLUMNS = (
+    "record_key",
+    "url",
+    "locator",
+    "caption",
+    *(f"taxon_{rank}" for rank in TAXON_RANKS),
+    "taxon_scientific_name",
+    "taxon_vernacular_name",
+    "licence",
+    "licence_url",
+    "rights_holder",
+    "creator",
+    "reference_url",
+    "extra",
+)

@@ -1,0 +1,196 @@
+"""Pictures in a folder: names, class folders, texts beside them, and tables; what is not there is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from pipeline.sources.files import walk_files
+from pipeline.sources.reading import check_source, digest_inputs, read_rows, root_of
+from pipeline.sources.settings import SourceSettings
+from pipeline.stages.ingest import map_rows
+
+
+def source(**folder: Any) -> SourceSettings:
+    return parse_settings({"name": "pics", "domain": "plant", "folder": folder}, SourceSettings, "test")
+
+
+def no_scratch() -> Any:
+    raise AssertionError("a folder needs no join")
+
+
+def read(given: SourceSettings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows without nulls, with their numbers; and the lost ones."""
+    rows, lost = [], []
+    for batch in read_rows(given, no_scratch):
+        for number, row in zip(batch.numbers.tolist(), batch.rows.to_pylist(), strict=True):
+            rows.append({"number": number} | {name: value for name, value in row.items() if value is not None})
+        lost += batch.lost.to_pylist()
+    return rows, lost
+
+
+def fill(folder: Path, **files: bytes) -> Path:
+    for name, content in files.items():
+        path = folder / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def test_class_names_are_folder_names(tmp_path: Path) -> None:
+    fill(tmp_path, red_rose__b_dot_jpg=b"12345", red_rose__a_dot_PNG=b"1", oak__x__c_dot_jpg=b"", root_dot_jpg=b"77")
+    fill(tmp_path, red_rose__notes_dot_txt=b"no picture", _dot_hidden__d_dot_jpg=b"no")
+    given = source(path=str(tmp_path))
+    check_source(given)
+    rows, lost = read(given)
+    assert lost == []
+    assert [(row["number"], row["record_key"], row["locator"], row["caption"]) for row in rows] == [
+        (0, "oak/x/c.jpg", "oak/x/c.jpg@0+0", "x"),
+        (1, "red_rose/a.PNG", "red_rose/a.PNG@0+1", "red rose"),
+        (2, "red_rose/b.jpg", "red_rose/b.jpg@0+5", "red rose"),
+        (3, "root.jpg", "root.jpg@0+2", ""),
+    ]
+    assert json.loads(rows[0]["extra"]) == {"folder": "oak/x"}
+    assert root_of(given) == str(tmp_path)
+
+
+def test_a_folder_name_may_be_a_scientific_name(tmp_path: Path) -> None:
+    fill(tmp_path, Quercus_robur__1_dot_jpg=b"1")
+    rows, _ = read(source(path=str(tmp_path), captions="folder_name", folder_name_is="scientific_name"))
+    assert rows[0]["taxon_scientific_name"] == "Quercus robur"
+    assert "caption" not in rows[0]
+
+
+def test_texts_beside_pictures(tmp_path: Path) -> None:
+    fill(tmp_path, a_dot_jpg=b"1", a_dot_txt="\ufeffEine Röse\n".encode(), b_dot_jpg=b"1", c_dot_jpg=b"1")
+    fill(tmp_path, c_dot_txt=b"\xff\xfe broken")
+    rows, lost = read(source(path=str(tmp_path), captions="text_file"))
+    assert [(row["record_key"], row["caption"]) for row in rows] == [("a.jpg", "Eine Röse\n"), ("b.jpg", "")]
+    assert [(row["row_number"], row["reason"]) for row in lost] == [(2, "malformed_row")]
+
+
+def test_a_table_beside_the_pictures(tmp_path: Path) -> None:
+    fill(tmp_path, in__a_dot_jpg=b"123", b_dot_jpg=b"12345", not_listed_dot_jpg=b"1")
+    (tmp_path / "meta.csv").write_text(
+        "file,title,author,link\n"
+        "in/a.jpg,A rose,Ann,http://a/1\n"
+        f"{tmp_path}/b.jpg,An oak,,\n"
+        "gone.jpg,Gone,Bob,\n"
+        "../outside.jpg,Out,Eve,\n"
+        ",No file,,\n"
+        "short\n"
+    )
+    given = source(
+        path=str(tmp_path),
+        table="meta.csv",
+        columns={"file": "file", "caption": "title", "creator": "author", "url": "link", "extra": ["title"]},
+    )
+    check_source(given)
+    rows, lost = read(given)
+    assert rows == [
+        {
+            "number": 0,
+            "record_key": "in/a.jpg",
+            "locator": "in/a.jpg@0+3",
+            "caption": "A rose",
+            "creator": "Ann",
+            "url": "http://a/1",
+            "extra": '{"title": "A rose"}',
+        },
+        {
+            "number": 1,
+            "record_key": f"{tmp_path}/b.jpg",
+            "locator": "b.jpg@0+5",
+            "caption": "An oak",
+            "extra": '{"title": "An oak"}',
+        },
+    ]
+    assert sorted((row["row_number"], row["reason"], row["value"]) for row in lost) == [
+        (2, "missing_file", "gone.jpg"),
+        (3, "file_outside_folder", "../outside.jpg"),
+        (4, "missing_file", None),
+        (5, "malformed_row", "short"),
+    ]
+
+
+def test_a_source_on_an_object_store(tmp_path: Path) -> None:
+    address = f"memory://{tmp_path.name}"
+    for name, content in (("rose/1.jpg", b"123"), ("oak/2.jpg", b"1")):
+        with fsspec.open(f"{address}/{name}", "wb") as stream:
+            stream.write(content)
+    given = source(path=address)
+    check_source(given)
+    rows, _ = read(given)
+    assert [(row["locator"], row["caption"]) for row in rows] == [("oak/2.jpg@0+1", "oak"), ("rose/1.jpg@0+3", "rose")]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    fill(tmp_path, real__a_dot_jpg=b"1")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "other").symlink_to(tmp_path / "real")
+    assert [name for name, _ in walk_files(str(tmp_path))] == ["other/a.jpg", "real/a.jpg"]
+
+
+def test_the_digest_follows_content_and_not_the_place(tmp_path: Path) -> None:
+    def digest(folder: Path, **settings: Any) -> list[str]:
+        return digest_inputs(source(path=str(folder), **settings), lambda _: "")
+
+    one = fill(tmp_path / "1", a__1_dot_jpg=b"123", a__1_dot_txt=b"x")
+    two = fill(tmp_path / "2", a__1_dot_jpg=b"123", a__1_dot_txt=b"x")
+    assert digest(one) == digest(two)
+    assert digest(one, captions="text_file") == digest(two, captions="text_file")
+    (two / "a" / "1.txt").write_bytes(b"y")
+    assert digest(one) == digest(two)  # a text that nobody reads
+    assert digest(one, captions="text_file") != digest(two, captions="text_file")
+    (two / "a" / "1.jpg").write_bytes(b"1234")
+    assert digest(one) != digest(two)
+
+
+def test_defaults_fill_what_a_source_does_not_say(tmp_path: Path) -> None:
+    fill(tmp_path, a__1_dot_jpg=b"1", root_dot_jpg=b"1")
+    values = {"name": "p", "domain": "plant", "folder": {"path": str(tmp_path)}}
+    given = SourceSettings.model_validate(values | {"defaults": {"licence": "CC0-1.0", "caption": "a plant"}})
+    (batch,) = read_rows(given, no_scratch)
+    found = map_rows(batch, given).to_pylist()
+    assert [(row["caption"], row["licence"], row["reason"]) for row in found] == [
+        ("a", "CC0-1.0", None),
+        ("a plant", "CC0-1.0", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ({"path": "absent"}, "sources.pics: absent: no such folder"),
+        ({"path": "EMPTY"}, "holds no picture"),
+        ({"path": "EMPTY", "table": "t.csv"}, "table and columns go together"),
+        ({"path": "EMPTY", "table": "t.csv", "columns": {"file": "f"}}, "no such table"),
+        ({"path": "EMPTY", "table": "t.csv", "columns": {"file": "f"}, "captions": "none"}, "not both"),
+        ({"path": "EMPTY", "folder_name_is": "scientific_name"}, "folder_name_is needs captions: folder_name"),
+    ],
+)
+def test_mistakes(tmp_path: Path, folder: dict[str, Any], says: str) -> None:
+    folder["path"] = folder["path"].replace("EMPTY", str(tmp_path))
+    with pytest.raises(ConfigError, match=says):
+        check_source(source(**folder))
+
+
+@pytest.mark.parametrize(
+    ("origins", "says"),
+    [
+        ({}, r"give exactly one of table, .*folder.* \(found: none\)"),
+        ({"table": "t.csv", "folder": {"path": "p"}}, "found: table and folder"),
+        ({"table": "t.csv"}, "columns is needed with table"),
+        ({"folder": {"path": "p"}, "format": "csv"}, "columns and format at this level belong to table, not to folder"),
+        ({"folder": {"path": "p", "sufixes": ["jpg"]}}, "unknown key 'folder.sufixes'; did you mean 'suffixes'"),
+    ],
+)
+def test_a_source_has_one_origin(origins: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_settings({"name": "s", "domain": "plant", **origins}, SourceSettings, "test")

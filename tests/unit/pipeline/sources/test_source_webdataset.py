@@ -1,0 +1,230 @@
+"""Existing tars come in as they lie: img2dataset's, TreeOfLife's, plain ones, broken ones."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from pipeline.sources.files import LocalReader, find_files
+from pipeline.sources.reading import check_source, digest_inputs, read_rows, root_of
+from pipeline.sources.settings import SourceSettings
+
+
+def source(path: Path | str, **changes: Any) -> SourceSettings:
+    values = {"name": "old", "domain": "plant", "webdataset": {"path": str(path), **changes}}
+    return parse_settings(values, SourceSettings, "test")
+
+
+def no_scratch() -> Any:
+    raise AssertionError("shards need no join")
+
+
+def read(given: SourceSettings) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]]]:
+    rows, lost, numbers = [], [], []
+    for batch in read_rows(given, no_scratch):
+        rows += [{name: value for name, value in row.items() if value is not None} for row in batch.rows.to_pylist()]
+        lost += [(row["record_key"], row["reason"], row["value"]) for row in batch.lost.to_pylist()]
+        numbers += batch.numbers.tolist() + batch.lost["row_number"].to_pylist()
+    assert sorted(numbers) == list(range(len(rows) + len(lost)))
+    return rows, lost
+
+
+def write_tar(path: Path, *members: tuple[str, bytes], kind: int = tarfile.GNU_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def img2dataset(folder: Path) -> Path:
+    """A shard as img2dataset 1.47 writes it: Parquet with every row, tar with those that came."""
+    rows = [
+        {
+            "url": f"http://a/{n}.jpg",
+            "caption": f"c{n}",
+            "key": f"00000000{n}",
+            "status": "success",
+            "error_message": None,
+        }
+        for n in range(4)
+    ]
+    rows[2] |= {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+    members: list[tuple[str, bytes]] = []
+    for row in rows[:2] + rows[3:]:
+        members += [
+            (f"{row['key']}.jpg", b"jpeg of " + str(row["key"]).encode()),
+            (f"{row['key']}.json", json.dumps(row | {"sha256": "ab", "exif": "{}"}).encode()),
+            (f"{row['key']}.txt", str(row["caption"]).encode()),
+        ]
+    write_tar(folder / "00000.tar", *members)
+    table = pa.Table.from_pylist([row | {"license": "cc0"} for row in rows])
+    pq.write_table(table, folder / "00000.parquet")
+    (folder / "00000_stats.json").write_text("{}")
+    return folder
+
+
+def test_img2dataset_output_with_its_failures(tmp_path: Path) -> None:
+    given = source(img2dataset(tmp_path))
+    check_source(given)
+    rows, lost = read(given)
+    assert [(row["record_key"], row["url"], row["caption"]) for row in rows] == [
+        ("00000/000000000", "http://a/0.jpg", "c0"),
+        ("00000/000000001", "http://a/1.jpg", "c1"),
+        ("00000/000000003", "http://a/3.jpg", "c3"),
+    ]
+    assert lost == [("00000/000000002", "no_image", "failed_to_download: HTTP Error 404: Not Found")]
+    with LocalReader(str(root_of(given))) as reader:
+        assert [reader.read(row["locator"], 100) for row in rows] == [
+            b"jpeg of 000000000",
+            b"jpeg of 000000001",
+            b"jpeg of 000000003",
+        ]
+
+
+def test_columns_of_the_parquet_file_and_keys_of_the_json(tmp_path: Path) -> None:
+    fields = {
+        "record_key": "__key__",
+        "caption": ["json.caption", "parquet.license"],
+        "licence": "parquet.license",
+        "extra": ["json.sha256", "json.absent"],
+    }
+    rows, _ = read(source(img2dataset(tmp_path), fields=fields))
+    assert rows[0]["record_key"] == "000000000"
+    assert (rows[0]["caption"], rows[0]["licence"]) == ("c0 cc0", "cc0")
+    assert json.loads(rows[0]["extra"]) == {"json.sha256": "ab", "json.absent": None}
+    assert "url" not in rows[0]
+
+
+def test_tree_of_life_style_text_members(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        ("set/id-1.common_name.txt", b"English oak"),
+        ("set/id-1.jpg", b"picture"),
+        ("set/id-1.scientific_name.txt", b"Quercus robur"),
+        ("set/id-1.taxonTag_com.txt", "kingdom Plantæ".encode()),
+        ("set/id-2.jpg", b"second"),
+        kind=tarfile.PAX_FORMAT,
+    )
+    fields = {
+        "caption": "taxontag_com.txt",
+        "taxon_scientific_name": "scientific_name.txt",
+        "taxon_vernacular_name": "common_name.txt",
+    }
+    rows, lost = read(source(tmp_path / "a.tar", fields=fields))
+    assert lost == []
+    assert rows[0]["record_key"] == "a/set/id-1"
+    assert rows[0]["caption"] == "kingdom Plantæ"
+    assert rows[0]["taxon_scientific_name"] == "Quercus robur"
+    assert rows[0]["taxon_vernacular_name"] == "English oak"
+    assert set(rows[1]) == {"record_key", "locator"}
+
+
+def test_what_is_no_sample_is_told(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        ("__index__", b"skipped"),
+        ("plain", b"no extension"),
+        ("k0.txt", b"a text alone"),
+        ("k1.JPG", b"upper case"),
+        ("k1.txt", b"c1"),
+        ("k2.png", b"png"),
+        ("k2.jpg", b"jpg wins"),
+        ("k2.txt", b"\xff broken"),
+        ("k3.jpg", b"p"),
+        ("k3.json", b"[1]"),
+        ("k4.jpg", b"p"),
+        ("k4.json", b'{"caption": "half \\ud800"}'),
+        ("k5.webp", b"w"),
+        ("k5.json", b'{"caption": "from json", "url": 5}'),
+    )
+    rows, lost = read(source(tmp_path / "a.tar"))
+    assert [(row["record_key"], row.get("caption"), row.get("url")) for row in rows] == [
+        ("a/k1", "c1", None),
+        ("a/k5", "from json", "5"),
+    ]
+    assert [(key, reason) for key, reason, _ in lost] == [
+        ("a/k0", "no_image"),
+        ("a/k2", "malformed_row"),
+        ("a/k3", "malformed_row"),
+        ("a/k4", "malformed_row"),
+    ]
+
+
+def test_a_shard_that_breaks_off_costs_only_its_end(tmp_path: Path) -> None:
+    whole = write_tar(
+        tmp_path / "whole.tar", *[(f"k{n}.{kind}", bytes(700)) for n in range(3) for kind in ("jpg", "txt")]
+    ).read_bytes()
+    for name, content in {
+        "0-in-data": whole[: 512 + 1024 + 512 + 1024 + 512 + 100],  # within k1.jpg
+        "1-no-end-mark": whole[: 6 * 1536],
+        "2-garbage": whole[: 4 * 1536] + b"garbage" * 500,
+    }.items():
+        (tmp_path / "cut").mkdir(exist_ok=True)
+        (tmp_path / "cut" / f"{name}.tar").write_bytes(content)
+    write_tar(tmp_path / "cut" / "3-good.tar", ("k.jpg", b"p"))
+    rows, lost = read(source(tmp_path / "cut"))
+    assert [row["record_key"] for row in rows if row["record_key"].startswith("0")] == ["0-in-data/k0"]
+    assert [row["record_key"] for row in rows][-1] == "3-good/k"
+    assert [(reason, str(value).partition(":")[0]) for _, reason, value in lost] == [
+        ("broken_shard", "0-in-data.tar"),
+        ("broken_shard", "1-no-end-mark.tar"),
+        ("broken_shard", "2-garbage.tar"),
+    ]
+
+
+def test_shards_by_folder_glob_and_brace_range(tmp_path: Path) -> None:
+    for number in range(12):
+        write_tar(tmp_path / "sub" / f"s-{number:03d}.tar", ("k.jpg", b"p"))
+    (tmp_path / "sub" / "s-000.parquet.txt").write_text("not a shard")
+    numbered = [f"s-{number:03d}.tar" for number in range(12)]
+    assert find_files(str(tmp_path), "here", ".tar").names == [f"sub/{name}" for name in numbered]
+    assert find_files(f"{tmp_path}/*/s-00*.tar", "here", ".tar").names == [f"sub/{name}" for name in numbered[:10]]
+    ranged = find_files(f"{tmp_path}/sub/s-{{009..011}}.tar", "here", ".tar")
+    assert ranged.names == numbered[9:]
+    assert ranged.path(ranged.names[0]) == f"{tmp_path}/sub/s-009.tar"
+    with pytest.raises(ConfigError, match=r"2 of 4 files are not there, first .*s-012"):
+        find_files(f"{tmp_path}/sub/s-{{010..013}}.tar", "here", ".tar")
+    with pytest.raises(ConfigError, match=r"no \.tar file there"):
+        find_files(f"{tmp_path}/none-*.tar", "here", ".tar")
+
+
+def test_the_digest_covers_tar_and_parquet(tmp_path: Path) -> None:
+    hashed: list[str] = []
+
+    def hash_file(path: str) -> str:
+        hashed.append(Path(path).name)
+        return "x"
+
+    digest_inputs(source(img2dataset(tmp_path)), hash_file)
+    assert hashed == ["00000.tar", "00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(gzip.compress(b"tar"), "is compressed; unpack it"), (b"no tar at all" * 50, "is no tar file")],
+)
+def test_what_is_no_tar_is_refused_before_work(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        check_source(source(tmp_path / "a.tar"))
+
+
+def test_parquet_columns_must_be_there(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", ("k.jpg", b"p"))
+    with pytest.raises(ConfigError, match=r"no Parquet file beside it, and `fields` asks for parquet\.title"):
+        check_source(source(tmp_path, fields={"caption": "parquet.title"}))
+    with pytest.raises(ConfigError, match="its Parquet has no title"):
+        check_source(source(img2dataset(tmp_path / "i"), fields={"caption": "parquet.title"}))
