@@ -192,7 +192,7 @@ class BuildConfig(Settings):
                 raise ValueError(
                     f"{place}: unknown domain {', '.join(unknown)}; the sources have {', '.join(self.domains)}"
                 )
-        kept = {name for source in self.sources for name in source.columns.extra}
+        kept = {name for source in self.sources for name in source.extra_names()}
         for cap in self.select.balance.caps:
             if cap.extra_column and cap.extra_column not in kept:
                 raise ValueError(

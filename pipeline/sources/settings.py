@@ -170,6 +170,14 @@ class Origin(Settings):
         """How messages name it."""
         return f"{self.place}.{self.name}"
 
+    def extra_names(self) -> list[str]:
+        """Keys of the json in the column `extra` of its rows."""
+        if self.folder is not None:
+            return self.folder.columns.extra if self.folder.columns else ["folder"]
+        if self.webdataset is not None:
+            return self.webdataset.fields.extra if self.webdataset.fields else []
+        return self.columns.extra if self.columns else []
+
     def identity(self) -> dict[str, Any]:
         """What its rows depend on besides the bytes it reads: no path of a machine."""
         values: dict[str, Any] = self.model_dump(mode="json", include={"name", "defaults", self.kind})

@@ -211,7 +211,8 @@ def visit(url="http://a.org/x", attempts=1):
 def test_only_failures_that_may_pass_soon_are_tried_again(outcome):
     body = b"x" if outcome is Outcome.OK else b""
     step = next_step(visit(), Answer(outcome, "why", body=body), NETWORK, lambda: 0.5)
-    tried = outcome.passing and outcome not in (Outcome.DEADLINE_EXCEEDED, Outcome.HOST_UNAVAILABLE)
+    later = (Outcome.DEADLINE_EXCEEDED, Outcome.HOST_UNAVAILABLE, Outcome.FILE_MISSING, Outcome.FILE_UNREADABLE)
+    tried = outcome.passing and outcome not in later
     assert isinstance(step, Again) is tried
     if not tried:
         assert (step.outcome, step.body, step.final_url) == (outcome, body, "http://a.org/x")
