@@ -22,11 +22,15 @@ from pipeline.sources.settings import ColumnMap, Name, SourceSettings
 
 __all__ = ["BuildConfig", "ColumnMap", "Name", "SourceSettings", "read_config", "recipe_of"]
 
+MAX_RADIUS = 16  # bits of 64: beyond it unlike photos are called the same, see pipeline/matching/README.md
+
 
 class DedupSettings(Settings):
     """Which images count as the same, and which one of them stays."""
 
-    radius: int = Field(4, ge=0, le=16, description="largest Hamming distance of the 64-bit pHashes of near-duplicates")
+    radius: int = Field(
+        4, ge=0, le=MAX_RADIUS, description="largest Hamming distance of the 64-bit pHashes of near-duplicates"
+    )
     prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = Field(
         ("licence", "pixels", "caption", "priority"),
         description="who stays: first difference in this order decides, then the sample id",
@@ -145,6 +149,9 @@ class RunSettings(Settings):
     ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one when absent")
     fetch_part_size: int = Field(1000, ge=1, description="URLs a fetch part")
     memory_gb: float = Field(4.0, gt=0, description="memory of one metadata step")
+    match_part_hashes: int = Field(
+        50_000_000, ge=1, description="distinct pHashes up to which the duplicate search is one part"
+    )
     max_attempts: int = Field(3, ge=1, description="tries of a part after passing faults")
     progress_seconds: float = Field(10.0, gt=0, description="interval of progress lines in a log")
 

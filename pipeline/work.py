@@ -126,13 +126,12 @@ class BuildContext:
         """Absolute paths of the files that an earlier step of the stage being built committed."""
         return self._files(self.fingerprint, step, table)
 
+    def paths(self, part: PartRecord, table: str) -> list[str]:
+        """Absolute paths of a part's files that hold `table`."""
+        return [storage.join(self.workdir, file.path) for file in part.files if file.table == table]
+
     def _files(self, version: str, step: str | None, table: str) -> list[str]:
-        return [
-            storage.join(self.workdir, file.path)
-            for part in self.catalog.parts_of(version, step)
-            for file in part.files
-            if file.table == table
-        ]
+        return [path for part in self.catalog.parts_of(version, step) for path in self.paths(part, table)]
 
 
 class TableWriter:

@@ -43,7 +43,10 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_by
     limit = memory_limit(memory_limit_bytes)
     asked = np.unique(queries)
     empty = np.empty(0, np.uint64)
-    near, wanted = _distinct_pairs(hashes, asked, radius) if len(hashes) and len(asked) else (empty, empty)
+    near, wanted = empty, empty
+    if len(hashes) and len(asked):
+        plan = choose_plan(len(hashes), radius, bit_entropies(asked, 64), num_others=len(asked))
+        near, wanted = distinct_cross_pairs(hashes, asked, plan)
     values, left = np.unique(near, return_inverse=True)
     sought, right = np.unique(wanted, return_inverse=True)
     starts, rows = rows_of(hashes, values)
@@ -64,10 +67,9 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_by
     return arrow_table(row=row[order], query=query[order], distance=distance[order])
 
 
-def _distinct_pairs(hashes: Hashes, asked: Hashes, radius: int) -> Pairs:
-    """(hash, query) by value, each pair once."""
-    plan = choose_plan(len(hashes), radius, bit_entropies(asked, 64), num_others=len(asked))
-    found = [_search_key(hashes, asked, plan, key) for key in range(len(plan.keys))]
+def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pairs:
+    """(hash, query) by value, each pair once, sorted; `asked` holds distinct hashes."""
+    found = [search_cross_key(hashes, asked, plan, key) for key in range(len(plan.keys))]
     near, wanted = join_pairs(found)
     order = np.lexsort((wanted, near))
     near, wanted = near[order], wanted[order]
@@ -76,11 +78,12 @@ def _distinct_pairs(hashes: Hashes, asked: Hashes, radius: int) -> Pairs:
     return near[new], wanted[new]
 
 
-def _search_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
+def search_cross_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
+    """The pairs that `plan.keys[key]` is the first key to catch; once for every chunk of `hashes` they stand in."""
     runs = bit_runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()
     free = np.uint64((1 << num_free) - 1)
-    table = np.concatenate([piece.copy() for _, piece in arranged_chunks(asked, runs)])
+    table = np.concatenate([np.empty(0, np.uint64), *(piece.copy() for _, piece in arranged_chunks(asked, runs))])
     table.sort()
     found: list[Pairs] = []
     for _, piece in arranged_chunks(hashes, runs):

@@ -1,11 +1,15 @@
-"""How well perceptual hashes find re-uploaded photos, by radius: what the default radius rests on.
+r"""How well perceptual hashes find re-uploaded photos, by radius: what the default radius rests on.
 
-    python tests/benchmarks/bench_hash_quality.py --photos FOLDER --labelled near_duplicates.parquet --out FOLDER
+    python tests/benchmarks/bench_hash_quality.py --photos FOLDER --out FOLDER \
+        --labelled PAIRS.parquet --pictures FOLDER
 
 Reads a folder of photos laid out as `group/class/name.jpg` (photos of different groups never show the same thing) and,
-optionally, a table of labelled pairs with columns near_duplicate, relation, phash_distance, dhash_distance. `--num`
-photos are changed once by every transform, with a random strength; all are compared with each other. Writes
+optionally, a table of labelled pairs (columns a, b, near_duplicate, relation; a and b are paths below `--pictures`).
+`--num` photos are changed once by every transform, with a random strength; all are compared with each other. Writes
 `hash_quality.json` and `hash_quality.png` into the folder given and prints the tables as Markdown.
+
+Hashes: pHash, dHash and wHash of imagehash (64 bits), and PDQ (256 bits) where the package pdqhash is installed; a
+column of the tables is a share of the bits, so PDQ is read at four times the radius of the others.
 
 Unrelated pairs that lie within a small radius are too rare to be counted among a few thousand photos. Their rate at
 13 M is therefore extrapolated, see `expected_rate`, and is an estimate, not a measurement.
@@ -14,6 +18,7 @@ Unrelated pairs that lie within a small radius are too rare to be counted among 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import math
@@ -30,11 +35,23 @@ RADII = (0, 2, 4, 6, 8, 10, 12)
 RELEASE = 13_000_000
 ENOUGH = 50  # unrelated pairs at a distance before its rate is taken as measured
 
-HASHES: dict[str, Callable[[Image.Image], object]] = {
-    "pHash": imagehash.phash,
-    "dHash": imagehash.dhash,
-    "wHash": imagehash.whash,
+
+def words_of(bits: np.ndarray) -> list[int]:
+    """A hash of 64 * W bits as W integers."""
+    return [int("".join("01"[bit] for bit in word), 2) for word in bits.astype(int).reshape(-1, 64)]
+
+
+HASHES: dict[str, Callable[[Image.Image], list[int]]] = {
+    "pHash": lambda photo: words_of(imagehash.phash(photo).hash),
+    "dHash": lambda photo: words_of(imagehash.dhash(photo).hash),
+    "wHash": lambda photo: words_of(imagehash.whash(photo).hash),
 }
+if importlib.util.find_spec("pdqhash"):
+    import pdqhash
+
+    HASHES["PDQ"] = lambda photo: words_of(pdqhash.compute(np.asarray(photo.convert("RGB")))[0])
+WORDS = {name: 4 if name == "PDQ" else 1 for name in HASHES}
+BALANCED = ("pHash", "PDQ")  # cut at a median: half of the bits are ones
 
 
 def scaled(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -119,36 +136,52 @@ TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]]
 }
 
 
-def to_int(value: object) -> int:
-    return int(str(value), 16)
-
-
 def hash_photo(job: tuple[str, int, bool]) -> list[list[int]]:
-    """Hashes of the photo and, if asked, of each changed copy: (1 + transforms) x hashes."""
+    """Hashes of the photo and, if asked, of each changed copy: (1 + transforms) x words of all hashes."""
     path, seed, changed = job
     rng = np.random.default_rng(seed)
     photo = Image.open(path).convert("RGB")
     versions = [photo, *(change(photo, rng) for change in TRANSFORMS.values() if changed)]
-    return [[to_int(make(version)) for make in HASHES.values()] for version in versions]
+    return [[word for make in HASHES.values() for word in make(version)] for version in versions]
+
+
+def hash_picture(path: str) -> list[int]:
+    """Words of all hashes of one file, transparency laid on white."""
+    picture = Image.open(path).convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return [word for make in HASHES.values() for word in make(flat)]
+
+
+def columns_of(name: str) -> slice:
+    """Where the words of a hash stand."""
+    first = sum(WORDS[other] for other in list(HASHES)[: list(HASHES).index(name)])
+    return slice(first, first + WORDS[name])
+
+
+def radii_of(name: str) -> list[int]:
+    return [radius * WORDS[name] for radius in RADII]
 
 
 def unrelated_distances(hashes: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """How many pairs of photos of different groups lie at each distance 0 .. 64."""
-    counts = np.zeros(65, np.int64)
+    """How many pairs of photos of different groups lie at each distance; `hashes` (N, W)."""
+    num_bits = 64 * hashes.shape[1]
+    counts = np.zeros(num_bits + 1, np.int64)
     for row in range(len(hashes) - 1):
         other = groups[row + 1 :] != groups[row]
-        counts += np.bincount(np.bitwise_count(hashes[row] ^ hashes[row + 1 :])[other], minlength=65)
+        apart = np.bitwise_count(hashes[row] ^ hashes[row + 1 :]).sum(axis=1, dtype=np.int64)
+        counts += np.bincount(apart[other], minlength=num_bits + 1)
     return counts
 
 
 def expected_rate(counts: np.ndarray, radius: int, balanced: bool) -> float:
     """Chance that two unrelated photos lie within `radius`: independent bits, times how much real photos exceed that.
 
-    Independent bits give a hypergeometric law (pHash has 32 ones of 64) or a binomial one. The excess is measured at
-    the smallest distance within which at least ENOUGH unrelated pairs were seen and taken to hold below: it grows
-    towards small distances, so that this is a lower estimate.
+    Independent bits give a hypergeometric law (pHash and PDQ: half of them ones) or a binomial one. The excess is
+    measured at the smallest distance within which at least ENOUGH unrelated pairs were seen and taken to hold below:
+    it grows towards small distances, so that this is a lower estimate.
     """
-    chance = np.array([independent_within(distance, balanced) for distance in range(65)])
+    num_bits = len(counts) - 1
+    chance = np.array([independent_within(distance, num_bits, balanced) for distance in range(num_bits + 1)])
     within = np.cumsum(counts)
     anchor = int(np.argmax(within >= ENOUGH))
     if radius >= anchor:
@@ -156,10 +189,11 @@ def expected_rate(counts: np.ndarray, radius: int, balanced: bool) -> float:
     return float(chance[radius] * within[anchor] / within[-1] / chance[anchor])
 
 
-def independent_within(distance: int, balanced: bool) -> float:
+def independent_within(distance: int, num_bits: int, balanced: bool) -> float:
     if balanced:
-        return sum(math.comb(32, step) ** 2 for step in range(distance // 2 + 1)) / math.comb(64, 32)
-    return sum(math.comb(64, step) for step in range(distance + 1)) / 2**64
+        half = num_bits // 2
+        return sum(math.comb(half, step) ** 2 for step in range(distance // 2 + 1)) / math.comb(num_bits, half)
+    return sum(math.comb(num_bits, step) for step in range(distance + 1)) / 2**num_bits
 
 
 def measure(photos: Path, num: int, num_workers: int) -> dict[str, object]:
@@ -173,35 +207,48 @@ def measure(photos: Path, num: int, num_workers: int) -> dict[str, object]:
     values = np.array(hashed[:num], np.uint64)
     originals = np.array([versions[0] for versions in hashed], np.uint64)
     result: dict[str, object] = {"num_photos": len(paths), "num_changed": num, "num_groups": int(groups.max()) + 1}
-    for place, name in enumerate(HASHES):
-        distance = np.bitwise_count(values[:, :1, place] ^ values[:, 1:, place])
-        counts = unrelated_distances(originals[:, place], groups)
+    for name in HASHES:
+        words, radii = columns_of(name), radii_of(name)
+        distance = np.bitwise_count(values[:, :1, words] ^ values[:, 1:, words]).sum(axis=2, dtype=np.int64)
+        counts = unrelated_distances(originals[:, words], groups)
         result[name] = {
             "recall": {
-                change: [float((distance[:, step] <= radius).mean()) for radius in RADII]
+                change: [float((distance[:, step] <= radius).mean()) for radius in radii]
                 for step, change in enumerate(TRANSFORMS)
             },
             "unrelated_pairs": int(counts.sum()),
-            "unrelated_within": [int(counts[: radius + 1].sum()) for radius in RADII],
+            "unrelated_within": [int(counts[: radius + 1].sum()) for radius in radii],
             "unrelated_counts": counts.tolist(),
-            "ones": float(np.bitwise_count(originals[:, place]).mean()),
-            "rate": [expected_rate(counts, radius, name == "pHash") for radius in RADII],
+            "ones": float(np.bitwise_count(originals[:, words]).sum(axis=1, dtype=np.int64).mean()),
+            "rate": [expected_rate(counts, radius, name in BALANCED) for radius in radii],
         }
     return result
 
 
-def labelled(path: Path) -> dict[str, object]:
-    import duckdb
+def labelled(pairs: Path, pictures: Path, num_workers: int) -> list[dict[str, object]]:
+    """For every relation of the labelled pairs and every hash, the share of pairs within each radius."""
+    import pyarrow.parquet as pq
 
-    columns = ", ".join(
-        f"avg(({name}_distance <= {radius})::double) as {name}_{radius}"
-        for name in ("phash", "dhash")
-        for radius in RADII
-    )
-    query = f"select near_duplicate, relation, count(*) num, {columns} from read_parquet($1) group by all order by all"
-    rows = duckdb.execute(query, [str(path)])
-    names = [column[0] for column in rows.description]
-    return {"rows": [dict(zip(names, row, strict=True)) for row in rows.fetchall()]}
+    rows = pq.read_table(pairs).to_pylist()
+    names = sorted({row[end] for row in rows for end in ("a", "b") if (pictures / row[end]).is_file()})
+    with ProcessPoolExecutor(num_workers) as pool:
+        hashed = pool.map(hash_picture, [str(pictures / name) for name in names], chunksize=16)
+        values = dict(zip(names, (np.array(words, np.uint64) for words in hashed), strict=True))
+    found = []
+    truths = {True: "same", False: "other", None: "look-alike"}
+    for relation, truth in sorted({(row["relation"], row["near_duplicate"]) for row in rows}, key=str):
+        mine = [r for r in rows if (r["relation"], r["near_duplicate"]) == (relation, truth)]
+        mine = [r for r in mine if r["a"] in values and r["b"] in values]
+        for name in HASHES:
+            apart = [
+                int(np.bitwise_count(values[r["a"]][columns_of(name)] ^ values[r["b"]][columns_of(name)]).sum())
+                for r in mine
+            ]
+            within = [float(np.mean([d <= radius for d in apart])) if apart else math.nan for radius in radii_of(name)]
+            found.append(
+                {"relation": relation, "truth": truths[truth], "num": len(mine), "hash": name, "within": within}
+            )
+    return found
 
 
 def print_tables(result: dict[str, object]) -> None:
@@ -220,11 +267,11 @@ def print_tables(result: dict[str, object]) -> None:
             + " | ".join(f"{-math.expm1(-rate * RELEASE):.2g}" for rate in facts["rate"])
             + " |"
         )
-    for row in result.get("labelled", {}).get("rows", []):
-        truth = f"{row['num']:,}, {'same' if row['near_duplicate'] else 'other'}"
-        for name in ("phash", "dhash"):
-            shares = " | ".join(f"{row[f'{name}_{radius}']:.3f}" for radius in RADII)
-            print(f"| {row['relation']} ({truth}), {name} | {shares} |")
+    if "labelled" in result:
+        print(f"\nLabelled pairs (count, truth), share within a radius\n\n{head}")
+    for row in result.get("labelled", []):
+        shares = " | ".join(f"{share:.3f}" for share in row["within"])
+        print(f"| {row['relation']} ({row['num']:,}, {row['truth']}), {row['hash']} | {shares} |")
 
 
 def draw(result: dict[str, object], path: Path) -> None:
@@ -234,13 +281,13 @@ def draw(result: dict[str, object], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for name, colour in zip(HASHES, ("tab:green", "tab:blue", "tab:orange"), strict=True):
+    for name, colour in zip(HASHES, ("tab:green", "tab:blue", "tab:orange", "tab:red"), strict=False):
         facts = result[name]
         plain = [recall for change, recall in facts["recall"].items() if change != "mirror"]
         left.plot(RADII, np.mean(plain, axis=0), "o-", color=colour, label=name)
         right.semilogy(RADII, np.maximum(np.array(facts["rate"]) * RELEASE, 1e-9), "o-", color=colour, label=name)
-    left.set(xlabel="radius (bits)", ylabel="recall, mean over transforms", ylim=(0, 1))
-    right.set(xlabel="radius (bits)", ylabel="unrelated neighbours a photo at 13 M", ylim=(1e-7, 1e6))
+    left.set(xlabel="radius (bits of 64)", ylabel="recall, mean over transforms", ylim=(0, 1))
+    right.set(xlabel="radius (bits of 64)", ylabel="unrelated neighbours a photo at 13 M", ylim=(1e-7, 1e6))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
@@ -251,13 +298,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--labelled", type=Path)
+    parser.add_argument("--pictures", type=Path, help="folder that the labelled paths lie in")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     result = measure(args.photos, args.num, args.workers)
     if args.labelled:
-        result["labelled"] = labelled(args.labelled)
+        result["labelled"] = labelled(args.labelled, args.pictures, args.workers)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "hash_quality.json").write_text(json.dumps(result, indent=1))
     draw(result, args.out / "hash_quality.png")

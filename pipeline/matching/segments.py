@@ -1,0 +1,125 @@
+"""Cut the search into units that any worker can do, and that stay valid when more hashes come.
+
+A segment is a sorted, distinct set of hashes; segments of one work folder are disjoint. All pairs are those within
+each segment and those between every two. Both kinds are searched whole while they are small; beyond a size
+they are cut by key, and each key by the leading bits that its hashes agree on (the block bucket), so that a
+worker holds one bucket. The units share no pair, and their union does not depend on the cut.
+
+Reads streams of hashes; gives pairs. Gives up with RunError when the pairs found outgrow the memory limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from manifests.errors import RunError
+from pipeline.matching.cross import distinct_cross_pairs, search_cross_key
+from pipeline.matching.pairs import PAIRS_BYTES
+from pipeline.matching.plan import SearchPlan, choose_plan
+from pipeline.matching.search import Hashes, Pairs, arranged_chunks, bit_runs, find_pairs, search_key
+
+Stream = Callable[[], Iterable[Hashes]]  # reads a segment from its start, some hashes at a time
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a plan needs to know of a segment: its size, and how well each bit tells its hashes apart."""
+
+    num_hashes: int
+    bit_entropies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """All keys (`key` None), or the hashes of one key whose leading `bucket_bits` key bits read `bucket`."""
+
+    key: int | None = None
+    bucket: int = 0
+    bucket_bits: int = 0
+
+
+def plan_within(segment: Segment, radius: int) -> SearchPlan:
+    """The keys for the pairs within one segment."""
+    return choose_plan(segment.num_hashes, radius, segment.bit_entropies)
+
+
+def plan_between(left: Segment, right: Segment, radius: int) -> SearchPlan:
+    """The keys for the pairs between two segments; `right` should be the smaller one."""
+    return choose_plan(left.num_hashes, radius, right.bit_entropies, num_others=right.num_hashes)
+
+
+def cut_units(num_hashes: int, plan: SearchPlan, max_hashes: int) -> list[Unit]:
+    """One unit up to `max_hashes`; beyond, one a key and bucket of about that many hashes."""
+    if num_hashes <= max_hashes or plan.compares_everything:
+        return [Unit()]
+    wanted = math.ceil(math.log2(num_hashes / max_hashes))
+    units = []
+    for key, mask in enumerate(plan.keys):
+        bits = min(wanted, mask.bit_count())
+        units += [Unit(key, bucket, bits) for bucket in range(1 << bits)]
+    return units
+
+
+def search_within(stream: Stream, plan: SearchPlan, unit: Unit, *, memory_bytes: int) -> Pairs:
+    """Pairs of one unit within a segment, lower hash first, each once, sorted.
+
+    Raises: RunError when they do not fit `memory_bytes`.
+    """
+    hashes = _read(stream, plan, unit)
+    scratch = max(8, memory_bytes - hashes.nbytes)
+    if unit.key is None:
+        found = find_pairs(hashes, plan.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
+    else:
+        capacity, most = max(1 << 16, scratch // 16), scratch // PAIRS_BYTES
+        found = search_key(hashes, plan, unit.key, capacity=capacity, max_pairs=most)
+    return _sorted(*found)
+
+
+def search_between(left: Stream, right: Stream, plan: SearchPlan, unit: Unit, *, memory_bytes: int) -> Pairs:
+    """Pairs of one unit with one hash in each of two disjoint segments, lower hash first, each once, sorted.
+
+    Raises: RunError when they do not fit `memory_bytes`.
+    """
+    many, few = _read(left, plan, unit), _read(right, plan, unit)
+    found = distinct_cross_pairs(many, few, plan) if unit.key is None else search_cross_key(many, few, plan, unit.key)
+    if len(found[0]) * PAIRS_BYTES > memory_bytes:
+        raise RunError(
+            f"{len(found[0]):,} pairs within radius {plan.radius} do not fit {memory_bytes:,} bytes; use a smaller "
+            "radius or raise run.memory_gb"
+        )
+    return _sorted(np.minimum(*found), np.maximum(*found))
+
+
+def new_hashes(values: Hashes, known: Iterable[Iterable[Hashes]]) -> Hashes:
+    """Those of `values` (ascending, distinct) that no known segment holds; each segment comes in ascending pieces."""
+    here = np.ones(len(values), np.bool_)
+    for segment in known:
+        for piece in segment:
+            place = np.searchsorted(values, piece)
+            inside = place < len(values)
+            place, piece = place[inside], piece[inside]
+            here[place[values[place] == piece]] = False
+    return values[here]
+
+
+def _read(stream: Stream, plan: SearchPlan, unit: Unit) -> Hashes:
+    pieces: Sequence[Hashes]
+    if unit.key is None or not unit.bucket_bits:
+        pieces = [np.asarray(piece) for piece in stream()]
+    else:
+        runs = bit_runs(plan.keys[unit.key], plan.num_bits)
+        drop = np.uint64(plan.num_bits - unit.bucket_bits)
+        pieces = []
+        for piece in stream():
+            lead = np.concatenate([arranged >> drop for _, arranged in arranged_chunks(piece, runs)])
+            pieces.append(piece[lead == np.uint64(unit.bucket)])
+    return np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
+
+
+def _sorted(low: Hashes, high: Hashes) -> Pairs:
+    order = np.lexsort((high, low))
+    return low[order], high[order]

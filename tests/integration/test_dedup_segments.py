@@ -1,0 +1,204 @@
+"""The dedup stage over real facts tables: any cut gives the same bytes, and old pairs are not searched again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests import tables
+from manifests.catalog import Catalog, Funnel
+from pipeline.config import BuildConfig
+from pipeline.runner import Runner
+from pipeline.stages import dedup
+from pipeline.work import BuildContext, Part, PartResult, Stage, Step, fingerprint, write_table
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+def fetched(hashes: Sequence[Hashes]) -> Stage:
+    """A stage in the place of fetch that states these pHashes as facts, one table a source."""
+    names = ["_".join(str(int(value)) for value in some[:3]) + f"_{len(some)}" for some in hashes]
+
+    def write(payload: dict[str, Any]) -> PartResult:
+        rows = payload["phash"]
+        facts = {
+            "sample_id": [f"{payload['stem']}-{row:05d}" for row in range(len(rows))],
+            "outcome": ["ok"] * len(rows),
+            "phash": rows,
+            "pixels_sha256": [f"{payload['stem']}-{row // 2}" for row in range(len(rows))],  # every image twice
+        }
+        table = pa.table({name: pa.array(facts.get(name, [None] * len(rows)), kind) for name, kind in SCHEMA})
+        path = f"tables/fetch/{payload['stem']}.parquet"
+        return PartResult((write_table(payload["workdir"], "facts", path, table, tables.FACTS),))
+
+    def plan(context: BuildContext) -> list[Part]:
+        return [
+            Part(
+                fingerprint({"fetch": name}), {"phash": some.tolist(), "stem": f"source-{name}", **context.execution()}
+            )
+            for name, some in zip(names, hashes, strict=True)
+        ]
+
+    def conclude(_: BuildContext) -> tuple[Funnel, dict[str, Any]]:
+        num = sum(len(some) for some in hashes)
+        return Funnel(num, num), {"content": names}
+
+    return Stage("fetch", "facts", lambda _: {"names": names}, (Step("write", plan, write),), conclude)
+
+
+SCHEMA = [(field.name, field.type) for field in tables.FACTS]
+
+
+def build(workdir: Path, sources: Sequence[Hashes], radius: int = 4, **run: Any) -> tuple[str, list[dict[str, int]]]:
+    """Build facts and dedup; gives the hash of the pairs table, and the rows it holds."""
+    config = BuildConfig.model_validate(
+        {
+            "name": "demo",
+            "work_dir": str(workdir),
+            "sources": [
+                {"name": "a", "domain": "plant", "table": "a.csv", "columns": {"url": "url", "caption": "caption"}}
+            ],
+            "dedup": {"radius": radius, "placeholder_min_count": 3},
+            "mix": {"ratio": {"plant": 1}},
+            "run": {"executor": "inline", **run},
+        }
+    )
+    with Catalog.open(str(workdir)) as catalog:
+        Runner(config, (fetched(sources), dedup.STAGE), catalog).run()
+        sealed = catalog._connection.execute("SELECT fingerprint FROM current_stages WHERE stage = 'dedup'").fetchall()
+        (part,) = catalog.parts_of(sealed[0][0], "collect")
+        (file,) = part.files
+    return file.sha256, pq.read_table(workdir / file.path).to_pylist()
+
+
+def num_searched(workdir: Path) -> list[list[int]]:
+    """Sizes of the segments of every search part there is, in the order of their commits."""
+    with Catalog.open(str(workdir)) as catalog:
+        rows = catalog._connection.execute(
+            "SELECT notes->'num_hashes' FROM parts WHERE stage = 'dedup' AND step = 'search' ORDER BY committed_at"
+        ).fetchall()
+    return [[int(value) for value in str(row[0]).strip("[]").split(",")] for row in rows]
+
+
+def brute_force(sources: Sequence[Hashes], radius: int) -> list[tuple[int, int, int]]:
+    distinct = np.unique(np.concatenate(sources))
+    i, j = np.triu_indices(len(distinct), 1)
+    apart = np.bitwise_count(distinct[i] ^ distinct[j])
+    near = apart <= radius
+    return sorted(zip(distinct[i][near].tolist(), distinct[j][near].tolist(), apart[near].tolist(), strict=True))
+
+
+def some_hashes(seed: int, num: int) -> Hashes:
+    """Half of them within 0 to 6 bits of one of a few centres, which all seeds share."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).integers(0, 2**64, 30, dtype=np.uint64)
+    hashes = rng.integers(0, 2**64, num, dtype=np.uint64)
+    near = rng.choice(centres, num // 2)
+    for _ in range(6):
+        near ^= np.where(rng.random(num // 2) < 0.4, np.uint64(1) << rng.integers(0, 64, num // 2, dtype=np.uint64), 0)
+    hashes[: num // 2] = near
+    return hashes
+
+
+A, B, C = (some_hashes(seed, num) for seed, num in ((1, 900), (2, 400), (3, 250)))
+
+
+def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, int, int]]:
+    return [(row["phash_a"], row["phash_b"], row["distance"]) for row in rows]
+
+
+@pytest.mark.parametrize("radius", [0, 4, 8])
+def test_any_cut_and_any_history_give_the_same_bytes(tmp_path: Path, radius: int) -> None:
+    whole, rows = build(tmp_path / "whole", [A, B, C], radius)
+    assert as_tuples(rows) == brute_force([A, B, C], radius)
+    cut, _ = build(tmp_path / "cut", [A, B, C], radius, match_part_hashes=200)
+    assert cut == whole
+    for number, sources in enumerate(([A], [A, B], [A, B, C])):
+        grown, _ = build(tmp_path / "grown", sources, radius, match_part_hashes=[10**6, 300, 200][number])
+    assert grown == whole
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    inline, _ = build(tmp_path / "inline", [A, B, C])
+    for num_workers in (1, 2):
+        options = {"executor": "ray", "num_workers": num_workers, "match_part_hashes": 400}
+        assert build(tmp_path / str(num_workers), [A, B, C], **options)[0] == inline
+        assert len(num_searched(tmp_path / str(num_workers))) > 2
+
+
+def test_a_cut_search_has_parts_by_key_and_bucket(tmp_path: Path) -> None:
+    many = some_hashes(5, 30_000)
+    whole, _ = build(tmp_path / "whole", [many])
+    cut, _ = build(tmp_path / "cut", [many], match_part_hashes=8_000)
+    assert cut == whole
+    num = len(np.unique(many))
+    assert num_searched(tmp_path / "whole") == [[num]]
+    searched = num_searched(tmp_path / "cut")
+    assert searched == [[num]] * len(searched)
+    assert len(searched) >= 2 * 4  # two keys at least, four buckets each
+
+
+def test_new_sources_are_matched_without_the_old_pairs(tmp_path: Path) -> None:
+    build(tmp_path, [A])
+    new_in_b = len(np.setdiff1d(B, A))
+    num_a, new_in_c = len(np.unique(A)), len(np.setdiff1d(C, np.concatenate([A, B])))
+    assert num_searched(tmp_path) == [[num_a]]
+    build(tmp_path, [A, B])
+    assert num_searched(tmp_path)[1:] == [[new_in_b], [num_a, new_in_b]]
+    build(tmp_path, [A, B, C])
+    assert num_searched(tmp_path)[3:] == [[new_in_c], [num_a, new_in_c], [new_in_b, new_in_c]]
+    build(tmp_path, [A, B])  # back: all is there
+    assert len(num_searched(tmp_path)) == 6
+
+
+def test_what_left_the_build_is_in_no_pair(tmp_path: Path) -> None:
+    build(tmp_path, [A])
+    build(tmp_path, [A, B])
+    _, rows = build(tmp_path, [B])
+    assert as_tuples(rows) == brute_force([B], 4)
+    assert len(num_searched(tmp_path)) == 3  # every hash of B was in a segment already
+
+
+def test_a_smaller_radius_searches_nothing(tmp_path: Path) -> None:
+    build(tmp_path, [A, B], 6)
+    before = num_searched(tmp_path)
+    for radius in (5, 2, 0):
+        _, rows = build(tmp_path, [A, B], radius)
+        assert as_tuples(rows) == brute_force([A, B], radius)
+    assert num_searched(tmp_path) == before
+    _, rows = build(tmp_path, [A, B], 7)
+    assert as_tuples(rows) == brute_force([A, B], 7)
+    assert len(num_searched(tmp_path)) > len(before)
+
+
+def test_a_lost_segment_is_cut_again(tmp_path: Path) -> None:
+    whole, _ = build(tmp_path, [A, B])
+    build(tmp_path, [A, B, C])
+    for file in sorted((tmp_path / "tables/dedup").glob("segment-*.parquet"))[:1]:
+        file.unlink()
+    again, rows = build(tmp_path, [A, B])
+    assert again == whole
+    assert as_tuples(rows) == brute_force([A, B], 4)
+
+
+def test_placeholders_are_named_by_different_pixels(tmp_path: Path) -> None:
+    blank = np.full(10, 12345, np.uint64)  # ten rows, five different pixel contents
+    twins = np.array([77, 77], np.uint64)  # two rows of one image
+    with_blank = np.concatenate([blank, twins, A])
+    build(tmp_path, [with_blank])
+    with Catalog.open(str(tmp_path)) as catalog:
+        (notes,) = itertools.chain(
+            *catalog._connection.execute(
+                "SELECT notes FROM stages JOIN current_stages USING (fingerprint) WHERE stages.stage = 'dedup'"
+            ).fetchall()
+        )
+    assert '"0000000000003039": 5' in notes
+    assert "000000000000004d" not in notes
