@@ -128,7 +128,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises: IntegrityError for a file that is none.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # ranks of a machine share it
     except Exception as error:  # pickle, zip and torch raise kinds of their own for a damaged file
         raise IntegrityError(f"{path}: cannot be read ({error}); remove it to resume from the one before") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -59,6 +59,8 @@ class ComputeSettings(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(default=1, ge=1)
     grad_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp cuts the weights among them
+    compile: bool = False  # torch.compile: slower to start, faster steps on a GPU
     num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
 
 
@@ -138,13 +140,15 @@ class TrainSettings(Settings):
                 f"data.batch_size {self.data.batch_size} is not divisible by compute.accumulate "
                 f"{self.compute.accumulate}"
             )
+        if self.compute.parallel == "fsdp" and self.compute.precision == "fp16":
+            raise ValueError("compute.parallel fsdp goes with precision fp32 or bf16; fp16 needs ddp")
         return self
 
 
 # Says where or how fast, and changes no weight.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 _EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples")
-_EXECUTION_COMPUTE = ("device", "num_threads")
+_EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
 
 
 def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:

@@ -62,13 +62,17 @@ def stop_ranks(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def wrap_model(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as each process calls it: gradients are averaged over ranks in the backward pass."""
-    if ranks.world_size == 1:
-        return model
+def wrap_model(model: nn.Module, ranks: Ranks, *, parallel: str, compiled: bool) -> Any:
+    """The model as each process calls it: gradients are averaged over ranks in the backward pass.
+
+    `parallel` "fsdp" has cut the model already (`training.sharding`) and needs nothing around it.
+    """
+    called: Any = torch.compile(model) if compiled else model
+    if ranks.world_size == 1 or parallel == "fsdp":
+        return called
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
+    return DistributedDataParallel(called, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T:

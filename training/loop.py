@@ -13,17 +13,18 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from manifests.errors import RunError
 from manifests.storage import publish_bytes
-from training import checkpoint, data
+from training import checkpoint, data, sharding
 from training.config import TrainSettings, identity_values
 from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.images import normalise
@@ -32,7 +33,7 @@ from training.loss import accumulate_backward, contrastive_loss
 from training.optimiser import lr_ratio_at, set_lr
 from training.sampling import mix_seed
 from training.shards import SamplePool, open_pool
-from training.state import Progress, Trainer, build_trainer, restore, save
+from training.state import Progress, Trainer, build_trainer, final_weights, restore, save
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
@@ -92,7 +93,8 @@ def _train_on(
         run_steps(trainer, progress, stop, log, folder)
 
         # -- the end: final weights, then the summary, the mark of a finished run
-        return on_main(ranks, lambda: _finish(trainer, progress, identity, folder))
+        weights = final_weights(trainer)
+        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder))
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
@@ -135,7 +137,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
 
         # -- checkpoint
         if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
-            on_main(trainer.ranks, lambda: save(trainer, progress, folder))
+            save(trainer, progress, folder)
         if stopping > 0 and not last:
             raise RunError(
                 f"stopped by a signal after step {progress.step} of {num_steps}, a checkpoint is saved; "
@@ -179,8 +181,10 @@ def compute_gradients(trainer: Trainer, chunk: list[data.Batch]) -> dict[str, fl
             trainer.settings.loss,
             modules=[trainer.model],
             backward=backward,
-            no_sync=trainer.wrapped.no_sync if trainer.ranks.world_size > 1 else nullcontext,
+            no_sync=_no_sync(trainer),
         )
+    if sharding.is_sharded(trainer.model):
+        sharding.average_whole_gradients(trainer.model, trainer.ranks)
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
@@ -188,8 +192,9 @@ def update_weights(trainer: Trainer) -> float:
     """Clip, step, clamp, average; returns the gradient's norm before clipping."""
     settings, parameters = trainer.settings, [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.scaler.unscale_(trainer.optimiser)
-    limit = settings.optimiser.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
+    limit = settings.optimiser.clip_norm if settings.optimiser.clip_norm is not None else math.inf
+    clip_gradients = sharding.clip_sharded_gradients if sharding.is_sharded(trainer.model) else clip_grad_norm_
+    norm = clip_gradients(parameters, limit)
     trainer.scaler.step(trainer.optimiser)
     trainer.scaler.update()
     if settings.loss.logit_scale_max is not None:
@@ -197,6 +202,16 @@ def update_weights(trainer: Trainer) -> float:
     if trainer.average is not None:
         trainer.average.update(trainer.model)
     return float(norm)
+
+
+def _no_sync(trainer: Trainer) -> Callable[[], AbstractContextManager[Any]]:
+    """The context in which a backward pass leaves its gradients on this rank."""
+    if sharding.is_sharded(trainer.model):
+        return lambda: sharding.without_gradient_sync(trainer.model)
+    if trainer.ranks.world_size > 1:
+        no_sync: Callable[[], AbstractContextManager[Any]] = trainer.wrapped.no_sync
+        return no_sync
+    return nullcontext
 
 
 @contextmanager
@@ -282,12 +297,15 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
 
 
 def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
-    """Validation loss on rank 0; the others wait at the next step."""
-    if not trainer.ranks.is_main:
+    """Validation loss on rank 0, the others wait at the next step; a cut model needs all of them to compute it."""
+    sharded = sharding.is_sharded(trainer.model)
+    if not (trainer.ranks.is_main or sharded):
         return
     from training.evaluate import validation_losses
 
     losses = validation_losses(trainer.model, trainer.settings, trainer.ranks.device)
+    if sharded:
+        sharding.release_gathered(trainer.model)
     log.event("validation", step=progress.step, losses=losses)
     log.say(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
@@ -313,8 +331,9 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         log.say(f"going on after step {progress.step} from {state.checkpoint}")
 
 
-def _finish(trainer: Trainer, progress: Progress, identity: dict[str, Any], folder: Path) -> dict[str, Any]:
-    weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
+def _finish(
+    trainer: Trainer, progress: Progress, weights: dict[str, Any], identity: dict[str, Any], folder: Path
+) -> dict[str, Any]:
     path = checkpoint.save_model(folder, weights, trainer.settings)
     summary = summarise(trainer, progress, folder)
     checkpoint.write_summary(folder, summary | {"model": str(path), "releases": identity["releases"]["fingerprints"]})

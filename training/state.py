@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from manifests.errors import ConfigError
-from training import checkpoint, data
+from training import checkpoint, data, sharding
 from training.config import TrainSettings
-from training.distributed import Ranks, wrap_model
+from training.distributed import Ranks, on_main, wrap_model
 from training.model import DalipModel, build_model
 from training.optimiser import AveragedWeights, build_optimiser
 from training.sampling import BatchPlan, SampleOrder, mix_seed
@@ -43,7 +43,7 @@ class Trainer:
     order: SampleOrder
     plan: BatchPlan
     model: DalipModel
-    wrapped: Any  # the model, or DistributedDataParallel around it
+    wrapped: Any  # the model as it is called: compiled, or with DistributedDataParallel around it
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedWeights | None
@@ -65,6 +65,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Tr
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
     model = build_model(settings.model).to(ranks.device)
     _lock(model, settings)
+    if settings.compute.parallel == "fsdp" and ranks.world_size > 1:
+        sharding.shard_model(model, ranks)
     optimiser = build_optimiser(model, settings.optimiser)
     model.train()
     return Trainer(
@@ -74,7 +76,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Tr
         order=order,
         plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
         model=model,
-        wrapped=wrap_model(model, ranks),
+        wrapped=wrap_model(model, ranks, parallel=settings.compute.parallel, compiled=settings.compute.compile),
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
         average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,
@@ -90,30 +92,45 @@ def count_steps(settings: TrainSettings, epoch_size: int) -> int:
 
 
 def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
-    """Write a resume point."""
-    content = {
-        "state_dict": trainer.model.state_dict(),
-        "optimiser": trainer.optimiser.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "average": trainer.average.state if trainer.average is not None else None,
-        "seconds": progress.seconds,
-        "wait_seconds": progress.wait_seconds,
-        "corrupt": dict(progress.corrupt),
-        "position": progress.step * trainer.settings.data.batch_size,
-        "seed": trainer.settings.seed,
-        "fingerprints": list(trainer.pool.fingerprints),
-    }
-    checkpoint.save_checkpoint(folder, progress.step, content, trainer.settings.checkpoint.keep)
+    """Write a resume point; every rank has to call this, rank 0 writes."""
+    content = sharding.gather_state(
+        {
+            "state_dict": trainer.model.state_dict(),
+            "optimiser": trainer.optimiser.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "average": trainer.average.state if trainer.average is not None else None,
+            "seconds": progress.seconds,
+            "wait_seconds": progress.wait_seconds,
+            "corrupt": dict(progress.corrupt),
+            "position": progress.step * trainer.settings.data.batch_size,
+            "seed": trainer.settings.seed,
+            "fingerprints": list(trainer.pool.fingerprints),
+        }
+    )
+    keep = trainer.settings.checkpoint.keep
+    on_main(trainer.ranks, lambda: checkpoint.save_checkpoint(folder, progress.step, content, keep))
 
 
 def restore(trainer: Trainer, content: dict[str, Any]) -> Progress:
     """Take up a resume point: weights, optimiser, average; returns the counters."""
-    trainer.model.load_state_dict(content["state_dict"])
-    trainer.optimiser.load_state_dict(content["optimiser"])
+    own = trainer.model.state_dict()
+    weights = {
+        name: sharding.cut_like(value, own[name]) if name in own else value
+        for name, value in content["state_dict"].items()
+    }
+    trainer.model.load_state_dict(weights)
+    trainer.optimiser.load_state_dict(sharding.cut_optimiser_state(trainer.optimiser, content["optimiser"]))
     trainer.scaler.load_state_dict(content["scaler"])
     if trainer.average is not None and content["average"] is not None:
-        trainer.average.load(content["average"])
+        trainer.average.load({name: sharding.cut_like(value, own[name]) for name, value in content["average"].items()})
     return Progress(content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]))
+
+
+def final_weights(trainer: Trainer) -> dict[str, Any]:
+    """The weights a run ends with, the averaged ones if it keeps an average; every rank has to call this."""
+    weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
+    gathered: dict[str, Any] = sharding.gather_state(weights)
+    return gathered
 
 
 def _lock(model: DalipModel, settings: TrainSettings) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
+from training.log import read_log
 
 LOOP_TESTS = Path(__file__).parents[1] / "unit" / "training" / "loop"
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
@@ -173,6 +176,49 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str
     assert not (killed / "run" / "summary.json").exists()
     assert _finish(_start(values, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(two, killed)
+
+
+def _back_to(source: Path, target: Path, step: int) -> None:
+    """A copy of a finished run as it stood after the checkpoint of `step`."""
+    shutil.copytree(source / "run", target / "run")
+    for name in ("summary.json", "model.pt"):
+        (target / "run" / name).unlink()
+    for path in (target / "run" / "checkpoints").glob("step-*"):
+        if path.name != f"step-{step:08d}.pt":
+            path.unlink()
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_weights_see_one_ranks_losses_and_resume(values: dict[str, Any], tmp_path: Path) -> None:
+    """FSDP2 on two gloo processes, with accumulation, clipping, an average and validation: as one process.
+
+    A checkpoint has the layout of one process, so that a run goes on under any number of them.
+    """
+    one, two, again, alone = _places(tmp_path, "one", "two", "again", "alone")
+    second_order = values["model"]["second_order"] | {"dropout": 0.0}
+    values = values | {
+        "model": values["model"] | {"second_order": second_order},
+        "compute": values["compute"] | {"parallel": "fsdp", "accumulate": 2},
+        "optimiser": {"lr": 0.002, "clip_norm": 0.5},
+        "ema_decay": 0.8,
+        "checkpoint": {"every_steps": 12, "keep": 9},
+        "eval": {"split": "train", "every_steps": 8},
+    }
+    _finish(_start(values, one))
+    _finish(_start(values, two, num_ranks=2))
+    assert _lines(two)[0]["loss"] == pytest.approx(_lines(one)[0]["loss"], abs=1e-6)
+    assert _lines(two)[0]["grad_norm"] == pytest.approx(_lines(one)[0]["grad_norm"], rel=1e-5)
+    for single, shared in zip(_lines(one), _lines(two), strict=True):
+        assert shared["loss"] == pytest.approx(single["loss"], abs=2e-3)
+    validated = [read_log(place / "run" / "log.jsonl", "validation") for place in (one, two)]
+    assert [event["step"] for event in validated[1]] == [8, 16, 24]
+    assert validated[1][2]["losses"] == pytest.approx(validated[0][2]["losses"], abs=5e-3)
+    _back_to(two, again, 12)
+    _finish(_start(values, again, num_ranks=2))
+    _assert_same(two, again)
+    _back_to(two, alone, 12)
+    _finish(_start(values, alone))
+    assert [line["loss"] for line in _lines(alone)] == pytest.approx([x["loss"] for x in _lines(two)], abs=2e-3)
 
 
 @pytest.mark.slow
