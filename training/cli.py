@@ -20,6 +20,7 @@ _TRAIN_EXAMPLE = """\
 example:
   dalip train configs/training/demo.yaml
   torchrun --nproc-per-node 8 --no-python dalip train run.yaml --release releases/plantmix-0001
+  dalip train run.yaml --launcher ray --num-workers 8 --ray-address auto
 
 Run it again after any interruption and it goes on; run it again when it is finished and it says so."""
 _EVAL_EXAMPLE = """\
@@ -89,6 +90,14 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--allow-changed", action="store_true", help="go on from a checkpoint of another config or release"
     )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process, or those torchrun started; ray: processes that Ray Train starts",
+    )
+    parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster; default: a Ray of this machine")
 
 
 def _add_eval(commands: Any) -> None:
@@ -119,10 +128,25 @@ def _add_import(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from training.config import read_train_settings
 
+    if options.launcher == "local" and (options.num_workers != 1 or options.ray_address):
+        raise ConfigError("--num-workers and --ray-address go with --launcher ray; without it, start with torchrun")
+    if options.num_workers < 1:
+        raise ConfigError(f"--num-workers must be 1 or more, given {options.num_workers}")
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
-    from training.loop import train
+    if options.launcher == "ray":
+        from training.launcher import train_on_ray
 
-    summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
+        summary, reused = train_on_ray(
+            settings,
+            num_workers=options.num_workers,
+            address=options.ray_address,
+            resume=options.resume,
+            allow_changed=options.allow_changed,
+        )
+    else:
+        from training.loop import train
+
+        summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
     if _is_main_rank():
         print("\n".join(_summary_lines(summary, settings.output_dir, reused)))
     return 0

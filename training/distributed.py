@@ -44,7 +44,9 @@ def start_ranks(device: str) -> Ranks:
         raise ConfigError("compute.device is cuda, but torch sees no GPU; set it to cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    # A launcher may show each process all GPUs of the machine, or its own alone.
+    place = torch.device("cuda", number % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(place)
     if world_size > 1 and not dist.is_initialized():

@@ -319,6 +319,7 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         epoch_size=trainer.order.epoch_size,
         world_size=trainer.ranks.world_size,
         device=str(trainer.ranks.device),
+        parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
         changed=list(state.changed),
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())

@@ -36,8 +36,11 @@ def test_import_directions() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_ray_is_imported_in_the_runner_alone() -> None:
-    assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {"pipeline/runner.py"}
+def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() -> None:
+    assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {
+        "pipeline/runner.py",
+        "training/launcher.py",
+    }
 
 
 def test_only_storage_renames() -> None:

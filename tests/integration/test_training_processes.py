@@ -210,6 +210,7 @@ def test_ranks_that_share_the_weights_see_one_ranks_losses_and_resume(values: di
     assert _lines(two)[0]["grad_norm"] == pytest.approx(_lines(one)[0]["grad_norm"], rel=1e-5)
     for single, shared in zip(_lines(one), _lines(two), strict=True):
         assert shared["loss"] == pytest.approx(single["loss"], abs=2e-3)
+    assert [read_log(place / "run" / "log.jsonl", "start")[0]["parallel"] for place in (one, two)] == ["ddp", "fsdp"]
     validated = [read_log(place / "run" / "log.jsonl", "validation") for place in (one, two)]
     assert [event["step"] for event in validated[1]] == [8, 16, 24]
     assert validated[1][2]["losses"] == pytest.approx(validated[0][2]["losses"], abs=5e-3)
@@ -259,3 +260,33 @@ def test_a_users_mistake_under_torchrun_writes_nothing(values: dict[str, Any], t
     assert process.returncode != 0
     assert "data.batch_size 13 does not divide among 2 processes x 1 micro-batches" in err
     assert not (place / "run").exists()
+
+
+def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    config = place / "run.yaml"
+    config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
+    return subprocess.run(
+        [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+
+
+@pytest.mark.slow
+def test_ray_starts_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
+    """Two processes of Ray Train: the losses of one process; a finished run is reused without starting Ray."""
+    one, two = _places(tmp_path, "one", "two")
+    second_order = values["model"]["second_order"] | {"dropout": 0.0}
+    values = values | {"model": values["model"] | {"second_order": second_order}, "schedule": {"steps": 6}}
+    _finish(_start(values, one))
+    done = _on_ray(values, two, "--num-workers", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("finished: 6 steps, 72 samples")
+    start = read_log(two / "run" / "log.jsonl", "start")[0]
+    assert start["world_size"] == 2
+    for alone, apart in zip(_lines(one), _lines(two), strict=True):
+        assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
+    assert _on_ray(values, two, "--num-workers", "2").stdout.startswith("finished before, reused")
