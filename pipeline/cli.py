@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_query(commands)
     _add_verify(commands)
+    from pipeline.remix import add_parser as add_mix
+
+    add_mix(commands)
     from pipeline.planning.cli import add_parser as add_plan
 
     add_plan(commands)

@@ -88,10 +88,18 @@ class HeldoutSettings(Settings):
 
 
 class MixSettings(Settings):
-    """How much of each domain: a ratio, or the mixture file of `plantmix plan choose`."""
+    """How much of each domain: by a ratio, by the mixture file of `plantmix plan choose`, or by size."""
 
     ratio: dict[str, float] | None = Field(None, description="weights; only their proportions count")
     mixture: str | None = Field(None, description="path of a mixture.json")
+    by_size: dict[str, Literal["all"] | int | float] | None = Field(
+        None,
+        description="of each domain `all` of its pool, a number of samples, or a share of the whole (0.23) that is "
+        "filled to match the others",
+    )
+    sources: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="weights of the sources within a domain; without, its sources are one pool"
+    )
     num_samples: int | None = Field(None, ge=1, description="training samples; as many as the pools allow when absent")
     max_epochs: float | dict[str, float] = Field(
         1.0, description="how often a sample may appear, on average over its domain; 1 means no repetition"
@@ -102,11 +110,31 @@ class MixSettings(Settings):
     @field_validator("ratio")
     @classmethod
     def _positive(cls, ratio: dict[str, float] | None) -> dict[str, float] | None:
-        if ratio is not None and (
-            any(not 0 <= share < float("inf") for share in ratio.values()) or not sum(ratio.values())
-        ):
-            raise ValueError(f"shares must be 0 or more, finite, and not all 0 (given: {ratio})")
+        if ratio is not None:
+            _check_weights(ratio)
         return ratio
+
+    @field_validator("sources")
+    @classmethod
+    def _positive_within(cls, sources: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for weights in sources.values():
+            _check_weights(weights)
+        return sources
+
+    @field_validator("by_size")
+    @classmethod
+    def _sizes(cls, sizes: dict[str, str | int | float] | None) -> dict[str, str | int | float] | None:
+        for domain, size in (sizes or {}).items():
+            if isinstance(size, float) and not 0 < size < 1:
+                raise ValueError(f"{domain}: a share lies between 0 and 1; write `all` or a whole number of samples")
+            if isinstance(size, int) and size < 0:
+                raise ValueError(f"{domain}: a number of samples is 0 or more")
+        if sizes is not None:
+            if sum(size for size in sizes.values() if isinstance(size, float)) >= 1:
+                raise ValueError("shares must sum to less than 1: the rest is what they match")
+            if not any(size == "all" or (isinstance(size, int) and size > 0) for size in sizes.values()):
+                raise ValueError("some domain needs `all` or a number of samples, which the shares then match")
+        return sizes
 
     @field_validator("max_epochs")
     @classmethod
@@ -117,9 +145,23 @@ class MixSettings(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> MixSettings:
-        if (self.ratio is None) == (self.mixture is None):
-            raise ValueError("give exactly one of mix.ratio and mix.mixture")
+        if sum(origin is not None for origin in (self.ratio, self.mixture, self.by_size)) != 1:
+            raise ValueError("give exactly one of mix.ratio, mix.mixture and mix.by_size")
+        if self.by_size is not None and self.num_samples is not None:
+            raise ValueError("mix.by_size says how many there are; leave mix.num_samples out")
+        whole = [domain for domain in self.sources if (self.by_size or {}).get(domain) == "all"]
+        if whole:
+            raise ValueError(f"mix.sources: weights for {', '.join(whole)} decide nothing, mix.by_size takes all of it")
         return self
+
+    def epochs_of(self, domain: str) -> float:
+        """How often a sample of a domain may appear, on average."""
+        return self.max_epochs.get(domain, 1.0) if isinstance(self.max_epochs, dict) else self.max_epochs
+
+
+def _check_weights(weights: dict[str, float]) -> None:
+    if any(not 0 <= share < float("inf") for share in weights.values()) or not sum(weights.values()):
+        raise ValueError(f"shares must be 0 or more, finite, and not all 0 (given: {weights})")
 
 
 class PackSettings(Settings):
@@ -189,6 +231,8 @@ class BuildConfig(Settings):
             raise ValueError(f"sources: the name {', '.join(twice)} is given twice; a source's name is its identity")
         named: list[tuple[str, Iterable[str]]] = [
             ("mix.ratio", self.mix.ratio or {}),
+            ("mix.by_size", self.mix.by_size or {}),
+            ("mix.sources", self.mix.sources),
             ("mix.max_epochs", self.mix.max_epochs if isinstance(self.mix.max_epochs, dict) else {}),
             ("mix.heldout.num_samples", self.mix.heldout.num_samples),
             *(("select.balance.caps.domains", cap.domains) for cap in self.select.balance.caps),
@@ -208,10 +252,23 @@ class BuildConfig(Settings):
                 )
         if self.pack.kind == "stratified" and "heldout" in self.domains:
             raise ValueError("sources: a stratified release names shards by domain, and 'heldout' names a split's")
-        missing = [domain for domain in self.domains if self.mix.ratio is not None and domain not in self.mix.ratio]
-        if missing:
-            raise ValueError(f"mix.ratio: no share for the domain {', '.join(missing)}; write 0 to leave it out")
+        for place, origin in (("mix.ratio", self.mix.ratio), ("mix.by_size", self.mix.by_size)):
+            missing = [domain for domain in self.domains if origin is not None and domain not in origin]
+            if missing:
+                raise ValueError(f"{place}: no share for the domain {', '.join(missing)}; write 0 to leave it out")
+        self._source_weights_fit()
         return self
+
+    def _source_weights_fit(self) -> None:
+        if self.mix.sources and self.pack.kind == "stratified":
+            raise ValueError("mix.sources: a stratified release takes pools whole; weights of sources need kind: mixed")
+        for domain, weights in self.mix.sources.items():
+            own = [source.name for source in self.sources if source.domain == domain]
+            if sorted(own) != sorted(weights):
+                raise ValueError(
+                    f"mix.sources: {domain} has the sources {', '.join(own)}, weights are given for "
+                    f"{', '.join(weights)}; name each of them, with 0 to leave it out"
+                )
 
 
 def read_config(path: str | Path) -> BuildConfig:

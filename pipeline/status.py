@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests.reader import read_status
@@ -28,17 +29,26 @@ def describe_status(status: dict[str, Any]) -> list[str]:
     for stage in FLOW:
         lines.extend(_stage_lines(stage.name, status["stages"].get(stage.name)))
     if status["mix"]:
-        lines += [
-            "",
-            f"{'domain':<12}{'target':>8}{'realised':>10}{'pool':>14}{'drawn':>14}{'epochs':>9}{'held out':>11}",
-        ]
-        lines += [
-            f"{row['domain']:<12}{row['target_share']:>8.4f}{row['realised_share']:>10.4f}{row['num_available']:>14,}"
-            f"{row['num_drawn']:>14,}{row['num_epochs']:>9.2f}{row['num_heldout']:>11,}"
-            for row in status["mix"]
-        ]
+        lines += ["", *mixture_lines(status["mix"])]
     lines += balance_lines((status["stages"].get("select") or {}).get("notes") or {})
     lines += ["", _running_line(status)]
+    return lines
+
+
+def mixture_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of what is drawn of each domain, and of its sources where they have weights."""
+    lines = [f"{'domain':<16}{'target':>8}{'realised':>10}{'pool':>14}{'drawn':>14}{'epochs':>9}{'held out':>11}"]
+    for row in rows:
+        lines.append(
+            f"{row['domain']:<16}{row['target_share']:>8.4f}{row['realised_share']:>10.4f}{row['num_available']:>14,}"
+            f"{row['num_drawn']:>14,}{row['num_epochs']:>9.2f}{row['num_heldout']:>11,}"
+        )
+        lines += [
+            f"  {source['source']:<14}{source['target_share']:>8.4f}{source['realised_share']:>10.4f}"
+            f"{source['num_available']:>14,}{source['num_drawn']:>14,}"
+            f"{source['num_drawn'] / max(source['num_available'], 1):>9.2f}"
+            for source in row.get("sources", ())
+        ]
     return lines
 
 

@@ -8,25 +8,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from manifests import tables
 from manifests.catalog import Funnel
 from manifests.errors import ConfigError
-from pipeline.allocation import Quota, allocate
+from pipeline.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.config import MixSettings
-from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
+from pipeline.stages.sql import facet, open_scratch, view_parquet
+from pipeline.work import (
+    ROW_GROUP_ROWS,
+    BuildContext,
+    Part,
+    PartResult,
+    Stage,
+    Step,
+    TableWriter,
+    fingerprint,
+)
 
 VERSION = 2
 
 
-def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float]:
-    """The weights of the config, or of the mixture file it names.
+def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float] | None:
+    """The weights of the config, or of the mixture file it names; None where the mixture is given by size.
 
     Raises: ConfigError when the file is missing, is no mixture, or does not fit the domains.
     """
+    if settings.by_size is not None:
+        return None
     if settings.ratio is not None:
         return dict(settings.ratio)
     path = Path(str(settings.mixture))
@@ -50,80 +64,145 @@ def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float
     return ratio
 
 
-def plan_quotas(
-    settings: MixSettings, ratio: Mapping[str, float], kept: Mapping[str, int], kind: str = "mixed"
-) -> list[Quota]:
-    """Quotas after the held-out samples are set aside; `kept` counts the selected samples of each domain.
+@dataclass(frozen=True)
+class Stratum:
+    """Samples that are drawn together: a domain, or one source of it where mix.sources gives weights."""
 
-    A stratified release takes every pool whole, once: the ratio is what its readers are told to draw.
+    domain: str
+    source: str | None
+    num_samples: int
+    num_heldout: int
+
+
+def plan_mixture(
+    settings: MixSettings,
+    ratio: Mapping[str, float] | None,
+    kept: Mapping[str, Mapping[str, int]],
+    kind: str = "mixed",
+) -> tuple[list[Quota], list[Stratum]]:
+    """Quotas of domains after the held-out samples are set aside, and the strata that they are drawn from.
+
+    `kept` counts the selected samples: domain -> source -> number. A stratified release takes every pool whole, once,
+    unless sizes are given: the ratio is what its readers are told to draw.
 
     Raises: ConfigError when a pool is too small for the hold-out or for its share.
     """
-    heldout = settings.heldout.num_samples
-    for domain, num in heldout.items():
-        if num > kept.get(domain, 0):
-            raise ConfigError(
-                f"mix.heldout: {num:,} samples of '{domain}' are to be set aside, only {kept.get(domain, 0):,} were "
-                "kept; ask for fewer"
-            )
-    epochs = settings.max_epochs
-    caps = {domain: epochs.get(domain, 1.0) if isinstance(epochs, dict) else epochs for domain in ratio}
-    available = {domain: kept.get(domain, 0) - heldout.get(domain, 0) for domain in ratio}
-    if kind == "stratified":
-        weight = sum(ratio.values())
-        return [Quota(domain, ratio[domain] / weight, available[domain], available[domain]) for domain in ratio]
-    return allocate(ratio, available, caps, settings.num_samples)
+    domains = list(ratio if ratio is not None else settings.by_size or {})
+    heldout = {domain: _heldout(settings, domain, kept.get(domain, {})) for domain in domains}
+    pools = {}
+    for domain in domains:
+        left = {source: num - heldout[domain].get(source, 0) for source, num in kept.get(domain, {}).items()}
+        num_available = sum(left.values()) - heldout[domain].get("", 0)
+        pools[domain] = Pool(num_available, settings.epochs_of(domain), settings.sources.get(domain), left)
+    if settings.by_size is not None:
+        quotas = allocate_by_size(settings.by_size, pools)
+    elif kind == "stratified" and ratio is not None:
+        weight, size = sum(ratio.values()), {domain: pool.num_available for domain, pool in pools.items()}
+        quotas = [Quota(domain, ratio[domain] / weight, size[domain], size[domain]) for domain in domains]
+    else:
+        quotas = allocate(ratio or {}, pools, settings.num_samples)
+    strata = []
+    for quota in quotas:
+        aside = heldout[quota.domain]
+        if quota.sources:
+            strata += [Stratum(quota.domain, s.source, s.num_samples, aside.get(s.source, 0)) for s in quota.sources]
+        else:
+            strata.append(Stratum(quota.domain, None, quota.num_samples, aside.get("", 0)))
+    return quotas, strata
+
+
+def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dict[str, int]:
+    """Samples set aside of each source, or under "" for the whole domain where its sources are one pool."""
+    num, there = settings.heldout.num_samples.get(domain, 0), sum(kept.values())
+    if num > there:
+        raise ConfigError(
+            f"mix.heldout: {num:,} samples of '{domain}' are to be set aside, only {there:,} were kept; ask for fewer"
+        )
+    if domain not in settings.sources:
+        return {"": num}
+    return apportion({source: own / max(there, 1) for source, own in kept.items()}, num) if num else {}
 
 
 def draw(payload: dict[str, Any]) -> PartResult:
-    """Draw the quotas; whole rounds first, then the rest from the front of the order, so repeats spread evenly."""
+    """Draw the strata; whole rounds first, then the rest from the front of the order, so repeats spread evenly.
+
+    A place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
+    """
     seed = int(payload["seed"])
     path = f"tables/mix/{payload['stem']}.parquet"
     with open_scratch(payload) as sql:
         view_parquet(sql, "candidates", payload["candidates"])
         view_parquet(sql, "decisions", payload["decisions"])
-        sql.execute("CREATE TABLE quotas (domain VARCHAR, num_samples BIGINT, num_heldout BIGINT)")
-        sql.executemany("INSERT INTO quotas VALUES (?, ?, ?)", payload["quotas"])
-        sql.execute(
-            "CREATE TABLE kept AS SELECT sample_id, domain, row_number() OVER "
-            f"(PARTITION BY domain ORDER BY md5('heldout {seed} ' || sample_id), sample_id) AS aside "
-            "FROM decisions JOIN candidates USING (sample_id) WHERE keep"
-        )
-        sql.execute(
-            "CREATE TABLE pool AS SELECT k.sample_id, k.domain, q.num_samples, row_number() OVER "
-            f"(PARTITION BY k.domain ORDER BY md5('draw {seed} ' || sample_id), sample_id) - 1 AS place, "
-            "count(*) OVER (PARTITION BY k.domain) AS num FROM kept k JOIN quotas q USING (domain) "
-            "WHERE aside > num_heldout"
-        )
-        sql.execute(
-            "CREATE TABLE drawn AS SELECT sample_id, unnest(range(num_samples // num + "
-            "(place < num_samples % num)::BIGINT))::INTEGER AS copy, domain, 'train' AS split FROM pool "
-            "UNION ALL SELECT sample_id, 0, domain, 'heldout' FROM kept JOIN quotas USING (domain) "
-            "WHERE aside <= num_heldout"
-        )
-        draws = copy_sorted(
-            sql,
-            "SELECT *, row_number() OVER (PARTITION BY split ORDER BY "
-            f"md5('shuffle {seed} ' || copy || ' ' || sample_id), sample_id, copy) - 1 AS rank FROM drawn",
-            "split DESC, rank",
-            TableWriter(payload["workdir"], "draws", path, tables.DRAWS),
-        )
+        sql.register("strata", pa.Table.from_pylist([asdict(s) for s in payload["strata"]], schema=_STRATA))
+        sql.execute(_KEPT.format(seed=seed))
+        sql.execute(_DRAWN.format(seed=seed))
         num_in = sql.execute("SELECT count(*) FROM kept").fetchall()[0][0]
-        num_kept = sql.execute("SELECT count(DISTINCT sample_id) FROM drawn").fetchall()[0][0]
+        sql.execute("DROP TABLE kept")
+        writer = TableWriter(payload["workdir"], "draws", path, tables.DRAWS)
+        splits = _write_in_order(sql, seed, writer)
+        draws = writer.close()
+        num_kept = sql.execute("SELECT count(*) FROM drawn WHERE copy = 0").fetchall()[0][0]
         view_parquet(sql, "draws", [draws.temp])
-        splits = dict(sql.execute("SELECT split, count(*) FROM draws GROUP BY 1 ORDER BY 1").fetchall())
         content = facet(sql, tables.DRAWS.names, "draws")
     reasons = {"left_out_by_ratio": num_in - num_kept}
     return PartResult((draws,), Funnel(num_in, num_kept, reasons), {"splits": splits, "content": content})
 
 
-def _ratio(context: BuildContext) -> dict[str, float]:
-    return read_ratio(context.config.mix, context.config.domains)
+_STRATA = pa.schema(
+    [
+        ("domain", pa.string()),
+        ("source", pa.string()),
+        ("num_samples", pa.int64()),
+        ("num_heldout", pa.int64()),
+    ]
+)
+_KEPT = """
+    CREATE TABLE kept AS
+    SELECT c.sample_id, s.domain, s.source, s.num_samples, s.num_heldout, row_number() OVER (
+        PARTITION BY s.domain, s.source ORDER BY md5_number_upper('heldout {seed} ' || c.sample_id), c.sample_id
+    ) AS aside
+    FROM decisions d JOIN candidates c USING (sample_id)
+    JOIN strata s ON s.domain = c.domain AND (s.source IS NULL OR s.source = c.source)
+    WHERE d.keep
+"""
+_DRAWN = """
+    CREATE TABLE drawn AS
+    WITH pool AS (
+        SELECT sample_id, domain, num_samples, row_number() OVER (
+            PARTITION BY domain, source ORDER BY md5_number_upper('draw {seed} ' || sample_id), sample_id
+        ) - 1 AS place, count(*) OVER (PARTITION BY domain, source) AS num
+        FROM kept WHERE aside > num_heldout
+    )
+    SELECT sample_id, unnest(range(num_samples // num + (place < num_samples % num)::BIGINT))::INTEGER AS copy,
+        domain, 'train' AS split
+    FROM pool
+    UNION ALL SELECT sample_id, 0, domain, 'heldout' FROM kept WHERE aside <= num_heldout
+"""
 
 
-def _quotas(context: BuildContext) -> list[Quota]:
-    kept = context.sealed["select"].notes["domains"]
-    return plan_quotas(context.config.mix, _ratio(context), kept, context.config.pack.kind)
+def _write_in_order(sql: Any, seed: int, writer: TableWriter) -> dict[str, int]:
+    """Write the drawn samples in the global shuffle of their split, numbered; returns the samples of each split."""
+    splits: dict[str, int] = {}
+    for split in ("train", "heldout"):
+        rows = sql.sql(
+            "SELECT sample_id, copy, domain, split FROM drawn WHERE split = $split "
+            f"ORDER BY md5_number_upper('shuffle {seed} ' || copy || ' ' || sample_id), sample_id, copy",
+            params={"split": split},
+        ).to_arrow_reader(ROW_GROUP_ROWS)
+        num = 0
+        for batch in rows:
+            rank = pa.array(range(num, num + batch.num_rows), pa.int64())
+            writer.write(pa.Table.from_batches([batch]).append_column("rank", rank))
+            num += batch.num_rows
+        if num:
+            splits[split] = num
+    return dict(sorted(splits.items()))
+
+
+def _mixture(context: BuildContext) -> tuple[list[Quota], list[Stratum]]:
+    config = context.config
+    kept = context.sealed["select"].notes["sources"]
+    return plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
 
 
 def _identity(context: BuildContext) -> dict[str, Any]:
@@ -137,11 +216,10 @@ def _identity(context: BuildContext) -> dict[str, Any]:
 
 def _plan(context: BuildContext) -> Sequence[Part]:
     key = fingerprint({"stage": context.fingerprint})
-    heldout = context.config.mix.heldout.num_samples
     payload = {
         "candidates": context.files("ingest", "candidates"),
         "decisions": context.files("select", "decisions"),
-        "quotas": [(quota.domain, quota.num_samples, heldout.get(quota.domain, 0)) for quota in _quotas(context)],
+        "strata": _mixture(context)[1],
         "seed": context.config.mix.seed,
         "stem": key[:16],
         **context.execution(),
@@ -157,29 +235,51 @@ def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
 
 def describe_mixture(context: BuildContext) -> dict[str, Any]:
     """What `mixture.json` of a release says: target and realised shares, pools, epochs, and the law if one was used."""
-    quotas = _quotas(context)
+    law = context.config.mix.mixture
+    evidence = json.loads(Path(law).read_text(encoding="utf-8")) if law else None
+    rows = describe_quotas(*_mixture(context))
+    return {
+        "kind": context.config.pack.kind,
+        "num_samples": sum(row["num_drawn"] for row in rows),
+        "seed": context.config.mix.seed,
+        "domains": rows,
+        "law": evidence,
+    }
+
+
+def describe_quotas(quotas: Sequence[Quota], strata: Sequence[Stratum]) -> list[dict[str, Any]]:
+    """One dict a domain; `sources` within it where weights of sources were given."""
     total = sum(quota.num_samples for quota in quotas)
-    heldout = context.config.mix.heldout.num_samples
-    domains = [
-        {
+    rows: list[dict[str, Any]] = []
+    for quota in quotas:
+        row: dict[str, Any] = {
             "domain": quota.domain,
             "target_share": quota.share,
             "realised_share": quota.num_samples / total if total else 0.0,
             "num_available": quota.num_available,
             "num_drawn": quota.num_samples,
             "num_epochs": round(quota.num_epochs, 6),
-            "num_heldout": heldout.get(quota.domain, 0),
+            "num_heldout": sum(stratum.num_heldout for stratum in strata if stratum.domain == quota.domain),
         }
-        for quota in quotas
-    ]
-    law = context.config.mix.mixture
-    evidence = json.loads(Path(law).read_text(encoding="utf-8")) if law else None
-    return {"num_samples": total, "seed": context.config.mix.seed, "domains": domains, "law": evidence}
+        if quota.sources:
+            row["sources"] = [
+                {
+                    "source": source.source,
+                    "target_share": source.share,
+                    "realised_share": source.num_samples / quota.num_samples if quota.num_samples else 0.0,
+                    "num_available": source.num_available,
+                    "num_drawn": source.num_samples,
+                }
+                for source in quota.sources
+            ]
+        rows.append(row)
+    return rows
 
 
 def _settle(context: BuildContext) -> None:
     mixture = context.sealed["mix"].notes["mixture"]
-    context.catalog.record_mix(context.fingerprint, mixture["domains"])
+    rows = [{name: value for name, value in row.items() if name != "sources"} for row in mixture["domains"]]
+    context.catalog.record_mix(context.fingerprint, rows)
     if mixture["law"] is not None:
         text = json.dumps(mixture["law"], sort_keys=True)
         context.catalog.record_law(fingerprint(mixture["law"]), text)

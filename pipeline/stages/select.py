@@ -21,7 +21,7 @@ from pipeline.stages.caps import judge_caps
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
-VERSION = 1
+VERSION = 2
 
 # What each word of dedup.prefer puts first; ties go on to the next word, in the end to the sample id.
 PREFERENCES = {
@@ -75,15 +75,16 @@ def decide(payload: dict[str, Any]) -> PartResult:
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
         )
-        domains = dict(
-            sql.execute(
-                "SELECT domain, count(*) FROM decisions JOIN candidates USING (sample_id) "
-                "WHERE keep GROUP BY 1 ORDER BY 1"
-            ).fetchall()
-        )
+        kept: dict[str, dict[str, int]] = {}
+        for domain, source, num in sql.execute(
+            "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
+            "GROUP BY ALL ORDER BY ALL"
+        ).fetchall():
+            kept.setdefault(domain, {})[source] = num
+        domains = {domain: sum(sources.values()) for domain, sources in kept.items()}
         num_in = sql.execute("SELECT count(*) FROM alive").fetchall()[0][0]
         content = facet(sql, tables.DECISIONS.names, "decisions")
-    notes = {"domains": domains, "balance": balance, "content": content}
+    notes = {"domains": domains, "sources": kept, "balance": balance, "content": content}
     return PartResult((decisions,), Funnel(num_in, sum(domains.values()), reasons), notes)
 
 

@@ -85,6 +85,7 @@ def test_the_command_line_is_frozen() -> None:
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "dir", "sql"],
         "verify": ["--deep", "release"],
+        "mix": ["--dry-run", "config"],
     }
     assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)
 

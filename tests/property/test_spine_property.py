@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from manifests import tables
 from manifests.errors import ConfigError
-from pipeline.allocation import allocate, apportion
-from pipeline.stages.mix import draw
+from pipeline.allocation import Pool, allocate, allocate_by_size, apportion
+from pipeline.stages.mix import Stratum, draw
 from pipeline.stages.select import choose_representatives
 from pipeline.stages.sql import facet
 from pipeline.stages.tar import append_sample, end_of_archive
@@ -58,6 +58,10 @@ def caps_of(weights: dict[str, float], pools: dict[str, int], epochs: dict[str, 
     return {domain: int(pools[domain] * epochs[domain] + 1e-9) for domain in weights}
 
 
+def pools_of(pools: dict[str, int], epochs: dict[str, float]) -> dict[str, Pool]:
+    return {domain: Pool(num, epochs[domain]) for domain, num in pools.items()}
+
+
 @given(SMALL_WEIGHTS, POOLS, EPOCHS)
 def test_the_automatic_total_is_the_largest_that_fits(
     weights: dict[str, float], pools: dict[str, int], epochs: dict[str, float]
@@ -65,9 +69,9 @@ def test_the_automatic_total_is_the_largest_that_fits(
     caps = caps_of(weights, pools, epochs)
     if any(weight and not caps[domain] for domain, weight in weights.items()):
         with pytest.raises(ConfigError, match="no sample of the domain"):
-            allocate(weights, pools, epochs, None)
+            allocate(weights, pools_of(pools, epochs), None)
         return
-    quotas = allocate(weights, pools, epochs, None)
+    quotas = allocate(weights, pools_of(pools, epochs), None)
     total = sum(quota.num_samples for quota in quotas)
     assert total > 0
     assert all(quota.num_samples <= caps[quota.domain] for quota in quotas)
@@ -87,11 +91,51 @@ def test_a_given_total_is_met_exactly_or_refused(
     if empty or short:
         says = f"no sample of the domain {', '.join(empty)} is left" if empty else f"of the domain '[{''.join(short)}]'"
         with pytest.raises(ConfigError, match=says):
-            allocate(weights, pools, epochs, total)
+            allocate(weights, pools_of(pools, epochs), total)
         return
-    quotas = allocate(weights, pools, epochs, total)
+    quotas = allocate(weights, pools_of(pools, epochs), total)
     assert sum(quota.num_samples for quota in quotas) == total
     assert all(quota.num_samples <= caps[quota.domain] for quota in quotas)
+
+
+SOURCE_WEIGHTS = st.dictionaries(st.sampled_from("xyz"), st.integers(1, 9).map(float), min_size=1)
+
+
+@given(SMALL_WEIGHTS, SOURCE_WEIGHTS, st.data())
+def test_weights_within_domains_keep_every_promise(
+    weights: dict[str, float], within: dict[str, float], data: Any
+) -> None:
+    """Counts sum, a domain and a source are within one sample of their share, and no pool gives more than it may."""
+    epochs = data.draw(st.sampled_from([1.0, 2.5]))
+    pools = {
+        domain: Pool(sum(held.values()), epochs, within, held)
+        for domain in weights
+        for held in [{source: data.draw(st.integers(1, 60)) for source in within}]
+    }
+    quotas = allocate(weights, pools, None)
+    total, whole = sum(quota.num_samples for quota in quotas), sum(weights.values())
+    for quota in quotas:
+        assert abs(quota.num_samples - total * weights[quota.domain] / whole) < 1 + 1e-6
+        assert sum(source.num_samples for source in quota.sources) == quota.num_samples <= pools[quota.domain].capacity
+        for source in quota.sources:
+            share = within[source.source] / sum(within.values())
+            assert abs(source.num_samples - quota.num_samples * share) < 1 + 1e-6
+            assert source.num_samples <= int(source.num_available * epochs + 1e-9)
+    assert [q.num_samples for q in allocate(weights, pools, total)] == [q.num_samples for q in quotas]
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.just("all") | st.integers(1, 500), min_size=1),
+    st.dictionaries(st.sampled_from("xyz"), st.floats(0.01, 0.3), max_size=3),
+)
+def test_sizes_are_met_and_shares_match_them(fixed: dict[str, Any], shares: dict[str, float]) -> None:
+    pools = {domain: Pool(500, 100.0) for domain in "abcxyz"}
+    quotas = {quota.domain: quota for quota in allocate_by_size({**fixed, **shares}, pools)}
+    total = sum(quota.num_samples for quota in quotas.values())
+    for domain, size in fixed.items():
+        assert quotas[domain].num_samples == (500 if size == "all" else size)
+    for domain, share in shares.items():
+        assert abs(quotas[domain].num_samples - share * total) < 1 + 1e-6
 
 
 # ---- tar
@@ -229,7 +273,7 @@ def run_draw(
         payload = {
             "candidates": [f"{folder}/candidates.parquet"],
             "decisions": [f"{folder}/decisions.parquet"],
-            "quotas": [(domain, *numbers) for domain, numbers in quotas.items()],
+            "strata": [Stratum(domain, None, *numbers) for domain, numbers in quotas.items()],
             "seed": seed,
             "stem": "x",
             "workdir": folder,

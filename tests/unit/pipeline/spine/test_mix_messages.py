@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from manifests.errors import ConfigError
+from pipeline.allocation import Quota
 from pipeline.config import MixSettings
-from pipeline.stages.mix import plan_quotas, read_ratio
+from pipeline.stages.mix import Stratum, plan_mixture, read_ratio
 
 DOMAINS = ["plant", "general"]
 
@@ -60,6 +61,10 @@ def settings(**changes: Any) -> MixSettings:
     return MixSettings.model_validate({"ratio": {"plant": 3, "general": 1}, **changes})
 
 
+def plan_quotas(given: MixSettings, ratio: dict[str, float], kept: dict[str, int]) -> list[Quota]:
+    return plan_mixture(given, ratio, {domain: {domain: num} for domain, num in kept.items()})[0]
+
+
 def test_held_out_samples_leave_the_pool_first() -> None:
     given = settings(heldout={"num_samples": {"plant": 100}})
     quotas = plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
@@ -89,3 +94,49 @@ def test_epochs_by_domain_default_to_one() -> None:
 def test_a_domain_none_of_which_was_kept() -> None:
     with pytest.raises(ConfigError, match="no sample of the domain general is left"):
         plan_quotas(settings(), {"plant": 3, "general": 1}, {"plant": 5})
+
+
+def test_sources_with_weights_are_strata_of_their_own() -> None:
+    given = settings(
+        sources={"plant": {"gbif": 3, "herbaria": 1}}, heldout={"num_samples": {"plant": 10, "general": 5}}
+    )
+    kept = {"plant": {"gbif": 310, "herbaria": 200}, "general": {"web": 60, "books": 65}}
+    quotas, strata = plan_mixture(given, {"plant": 3, "general": 1}, kept)
+    assert [(quota.num_available, quota.num_samples) for quota in quotas] == [(500, 362), (120, 120)]
+    assert strata == [
+        Stratum("plant", "gbif", 272, 6),
+        Stratum("plant", "herbaria", 90, 4),
+        Stratum("general", None, 120, 5),
+    ]
+
+
+def test_a_stratified_release_takes_pools_whole() -> None:
+    kept = {"plant": {"gbif": 310}, "general": {"web": 60}}
+    quotas, _ = plan_mixture(settings(), {"plant": 3, "general": 1}, kept, "stratified")
+    assert [(quota.share, quota.num_samples) for quota in quotas] == [(0.75, 310), (0.25, 60)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"by_size": {"plant": "all", "general": 1.0}}, "a share lies between 0 and 1"),
+        ({"by_size": {"plant": 0.5, "general": 0.5}}, "shares must sum to less than 1"),
+        ({"by_size": {"plant": 0.5, "general": 0}}, "some domain needs `all` or a number of samples"),
+        ({"by_size": {"plant": -5, "general": 10}}, "a number of samples is 0 or more"),
+        ({"by_size": {"plant": "all", "general": "most"}}, "by_size"),
+        ({"by_size": {"plant": "all"}, "num_samples": 5}, "leave mix.num_samples out"),
+        ({"by_size": {"plant": "all"}, "ratio": {"plant": 1}}, "give exactly one of"),
+        ({"by_size": {"plant": "all"}, "sources": {"plant": {"gbif": 1}}}, "decide nothing, mix.by_size takes all"),
+        ({"ratio": {"plant": 1}, "sources": {"plant": {"gbif": 0}}}, "shares must be 0 or more"),
+    ],
+)
+def test_mixtures_that_make_no_sense(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixSettings.model_validate(change)
+
+
+def test_by_size_needs_no_ratio() -> None:
+    given = MixSettings.model_validate({"by_size": {"plant": "all", "general": 0.25}})
+    assert read_ratio(given, DOMAINS) is None
+    quotas, _ = plan_mixture(given, None, {"plant": {"a": 90}, "general": {"b": 99}})
+    assert [quota.num_samples for quota in quotas] == [90, 30]
