@@ -24,6 +24,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "facts": ("fetch", tables.FACTS, "One row a candidate: how its URL ended, what was measured, where it is stored."),
     "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
     "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
+    "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),
     "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule it fell to, if any."),
     "scores": ("score", tables.SCORES, "Image-text similarity, where a model is configured."),
     "score_verdicts": (

@@ -68,7 +68,11 @@ CAPTIONS = pa.schema(
         ("text", pa.string()),  # cleaned text; the taxon's sentence where the caption is empty and a taxon known
         ("text_source", pa.string()),  # caption, taxon, or none when the text is empty
         ("texts", pa.map_(pa.string(), pa.string())),  # text types, where a taxon is known
-        ("taxon_name", pa.string()),  # canonical name without authors; null without a taxon
+        ("taxon_name", pa.string()),  # canonical (and, with a backbone, accepted) name without authors; null without
+        ("taxon_ranks", pa.map_(pa.string(), pa.string())),  # known ranks as the texts use them; species is a binomial
+        ("taxon_given", pa.string()),  # the name that was looked up in the backbone; null without a backbone
+        ("taxon_matched", pa.string()),  # how it was found there, see NAMES.matched_how
+        ("taxon_id", pa.string()),  # the accepted taxon's id in the backbone
         ("text_key", pa.uint64()),  # hash of the folded text, for counting repeats; null unless from a caption
         ("licence_id", pa.string()),  # normalised licence; `unknown` when it cannot be read
         ("given_chars", pa.int32()),  # of the caption as given, code points
@@ -87,6 +91,20 @@ CAPTIONS = pa.schema(
         ("has_binomial", pa.bool_()),
         ("bare_name", pa.bool_()),  # a scientific name and nothing else
         ("steps", pa.list_(pa.string())),  # names of the cleaning steps that changed something
+    ]
+)
+
+NAMES = pa.schema(
+    [
+        ("name", pa.string()),  # as given
+        ("kingdom_given", pa.string()),  # null when the source did not say
+        ("matched_how", pa.string()),  # exact, species (of an infraspecific name), ambiguous, none
+        ("matched_id", pa.string()),  # taxonID of the row that fits the name
+        ("matched_status", pa.string()),  # accepted, synonym, ... as the backbone writes it
+        ("accepted_id", pa.string()),
+        ("accepted_name", pa.string()),  # canonical, without authors
+        *[(rank, pa.string()) for rank in TAXON_RANKS],  # of the accepted taxon; species is the binomial
+        ("vernacular", pa.string()),
     ]
 )
 

@@ -6,6 +6,7 @@ import logging
 
 from manifests import storage
 from manifests.catalog import Catalog
+from pipeline.captions.backbone import check_backbone
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
 from pipeline.runner import BuildReport, Runner, check_order, check_writable, find_stage, stop_on_sigterm
@@ -25,6 +26,7 @@ def check_config(config: BuildConfig) -> None:
     for source in config.sources:
         check_source(source)
     read_ratio(config.mix, config.domains)
+    check_backbone(config.caption.backbone)
     check_model(config.score)
 
 

@@ -68,6 +68,13 @@ def _life(connection: Any, sample_id: str) -> dict[str, Any]:
     for view in ("candidates", "facts", "captions", "decisions"):
         rows = _rows(connection, f"SELECT * FROM {view} WHERE sample_id = $1", [sample_id])
         life[view] = rows[0] if rows else None
+    names = _rows(
+        connection,
+        "SELECT n.* FROM captions t JOIN candidates c USING (sample_id) JOIN names n ON n.name = t.taxon_given "
+        "AND n.kingdom_given IS NOT DISTINCT FROM nullif(trim(c.taxon_kingdom), '') WHERE sample_id = $1",
+        [sample_id],
+    )
+    life["name"] = names[0] if names else None
     life["scores"] = _rows(connection, "SELECT * FROM scores WHERE sample_id = $1", [sample_id])
     life["draws"] = _rows(connection, "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy", [sample_id])
     life["placements"] = _rows(connection, "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy", [sample_id])
@@ -115,7 +122,7 @@ def describe_life(life: dict[str, Any]) -> list[str]:
     lines += _fetch_lines(life["facts"])
     decision = life["decisions"]
     if life["captions"] is not None:
-        lines += _caption_lines(life["captions"])
+        lines += _taxon_lines(life, life["captions"]) + _caption_lines(life["captions"])
     lines += [f"score     {row['score']:.4f} by {row['scorer']}" for row in life["scores"]]
     if decision is None:
         return [*lines, "select    not yet"]
@@ -164,6 +171,22 @@ def _caption_lines(row: dict[str, Any]) -> list[str]:
         f"caption   {row['text']!r}{steps}",
         f"          {row['num_chars']} characters, {row['num_words']} words, language {row['language'] or 'unknown'}, "
         f"letters {row['letter_ratio'] or 0:.2f}, licence read as {row['licence_id']}",
+    ]
+
+
+def _taxon_lines(life: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """The taxon as given, how the backbone matched it, and what it is accepted as."""
+    ranks = ", ".join(f"{rank} {name}" for rank, name in dict(row["taxon_ranks"] or {}).items())
+    name = life["name"]
+    if name is None:
+        return [f"taxon     {row['taxon_name']} ({ranks or 'no ranks'})"] if row["taxon_name"] else []
+    if name["accepted_id"] is None:
+        return [f"taxon     {name['name']!r} as given, left so: {name['matched_how']} in the backbone"]
+    vernacular = f", known there as {name['vernacular']}" if name["vernacular"] else ""
+    return [
+        f"taxon     {name['name']!r} as given, matched {name['matched_how']} with {name['matched_id']} "
+        f"({name['matched_status']})",
+        f"          accepted as {name['accepted_name']}, {name['accepted_id']}{vernacular} ({ranks})",
     ]
 
 

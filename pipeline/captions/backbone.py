@@ -1,73 +1,124 @@
 """Names resolved against a taxonomic backbone that the user supplies: synonyms to accepted names, ranks, vernaculars.
 
-Reads a GBIF backbone or Catalogue of Life archive (Darwin Core, a zip or an unpacked folder) through DuckDB in
-memory, and scientific names; writes one row a name with its provenance: as given, matched how, accepted as. Downloads
+Reads a GBIF backbone or Catalogue of Life archive (Darwin Core, a zip or an unpacked folder) through DuckDB, out of
+core, and scientific names; writes one row a name with its provenance: as given, matched how, accepted as. Downloads
 nothing. A name that fits several accepted taxa is left as it was given and called ambiguous; holes in the backbone's
 ranks stay holes. Gives up with ConfigError when the archive has no taxon table or lacks its columns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
-from manifests.tables import TAXON_RANKS
+from manifests.tables import NAMES, TAXON_RANKS
+from pipeline.captions.settings import BackboneSettings
 from pipeline.captions.taxa import parse_name
-
-RESOLVED = pa.schema(
-    [
-        ("name", pa.string()),  # as given
-        ("kingdom_given", pa.string()),  # null when the source did not say
-        ("matched_how", pa.string()),  # exact, species (of an infraspecific name), ambiguous, none
-        ("matched_id", pa.string()),  # taxonID of the row that fits the name
-        ("matched_status", pa.string()),  # accepted, synonym, ... as the backbone writes it
-        ("accepted_id", pa.string()),
-        ("accepted_name", pa.string()),  # canonical, without authors
-        *[(rank, pa.string()) for rank in TAXON_RANKS],  # of the accepted taxon; species is the binomial
-        ("vernacular", pa.string()),
-    ]
-)
 
 _MARKS = r"(×|\b(?:x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
 _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName", "scientificName",
           "scientificNameAuthorship", "taxonRank", "taxonomicStatus", *TAXON_RANKS)  # fmt: skip
 
 
-def resolve_names(names: pa.Table, backbone: str | Path, languages: tuple[str, ...] = ("en", "eng")) -> pa.Table:
-    """Look up distinct names (columns `name` and `kingdom`, which may be null) in a backbone; schema RESOLVED.
+def check_backbone(settings: BackboneSettings | None) -> None:
+    """Make sure that the backbone can be read, before any work.
 
-    `languages` are the codes of the vernacular names to take, most wanted first.
+    Raises: ConfigError when it is not there, holds no taxon table, or that lacks its columns.
+    """
+    if settings is None:
+        return
+    backbone = Path(backbone_files(settings)[0])
+    taxa, _ = _list_tables(Path(settings.path).expanduser())
+    assert taxa is not None
+    with contextlib.ExitStack() as stack:
+        if taxa.is_file():
+            stream: Any = stack.enter_context(taxa.open("rb"))
+        else:
+            archive = stack.enter_context(zipfile.ZipFile(backbone))
+            stream = stack.enter_context(archive.open(taxa.as_posix()))
+        header = stream.readline(1 << 16).decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
+    _check_terms(taxa.name, {_term(column): column for column in header})
+
+
+def backbone_files(settings: BackboneSettings) -> list[str]:
+    """The files whose content is the backbone: the zip itself, or the tables in the folder.
+
+    Raises: ConfigError when it is not there or holds no taxon table.
+    """
+    backbone = Path(settings.path).expanduser()
+    if not backbone.exists():
+        raise ConfigError(f"caption.backbone.path: {backbone} is not there; download a backbone archive and name it")
+    taxa, vernaculars = _list_tables(backbone)
+    if taxa is None:
+        raise ConfigError(f"{backbone}: holds no Taxon.tsv; give a GBIF backbone or Catalogue of Life archive")
+    return [str(backbone)] if backbone.is_file() else [str(path) for path in (taxa, vernaculars) if path]
+
+
+def names_to_resolve(candidates: pa.Table) -> pa.Table:
+    """Columns `name` and `kingdom` of each row: the scientific name, or else genus and species; null without both."""
+    given, genus, species, kingdom = (
+        _without_blanks(candidates[f"taxon_{column}"]) for column in ("scientific_name", "genus", "species", "kingdom")
+    )
+    whole = pc.if_else(pc.match_substring(pc.fill_null(species, ""), " "), species, pa.scalar(None, pa.string()))
+    name = pc.coalesce(given, whole, pc.binary_join_element_wise(genus, species, " "), genus)
+    return pa.table({"name": name, "kingdom": kingdom})
+
+
+def _without_blanks(column: pa.ChunkedArray) -> pa.Array:
+    text = pc.utf8_trim_whitespace(column.combine_chunks())
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def resolve_names(names: pa.Table, settings: BackboneSettings, scratch: str, memory_gb: float = 2.0) -> pa.Table:
+    """Look up distinct names (columns `name` and `kingdom`, which may be null) in a backbone; schema NAMES.
+
+    `scratch` is a folder for unpacked tables and for what does not fit into `memory_gb`.
 
     Raises: ConfigError when the archive cannot be read.
     """
-    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as connection:
-        taxa, vernaculars = _find_tables(Path(backbone), Path(scratch))
-        connection.execute("SET temp_directory = ?", [scratch])
+    backbone_files(settings)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, duckdb.connect() as connection:
+        taxa, vernaculars = _find_tables(Path(settings.path).expanduser(), Path(folder))
+        connection.execute("SET temp_directory = ?", [folder])
+        connection.execute("SET memory_limit = ?", [f"{max(256, int(memory_gb * 1000))}MB"])
         _read_taxa(connection, taxa)
-        _read_vernaculars(connection, vernaculars, languages)
+        _read_vernaculars(connection, vernaculars, settings.languages)
         connection.register("wanted_names", _with_keys(names))
         _match(connection)
         _climb(connection)
         found: pa.Table = connection.sql(_RESULT).to_arrow_table()
-        return found.cast(RESOLVED)
+        return found.cast(NAMES)
 
 
-def apply_names(candidates: pa.Table, resolved: pa.Table) -> pa.Table:
-    """Candidates with the accepted name and ranks of their resolved taxon; unresolved rows are untouched.
+def apply_names(candidates: pa.Table, resolved: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(candidates with the accepted name and ranks of their taxon, provenance row for row).
 
-    Ranks that the backbone leaves empty keep what the source gave, except genus and species, which follow the
-    accepted name. A vernacular name that the source gave is kept.
+    Unresolved rows are untouched. Ranks that the backbone leaves empty keep what the source gave, except genus and
+    species, which follow the accepted name. A vernacular name that the source gave is kept. The provenance columns are
+    taxon_given, taxon_matched and taxon_id of CAPTIONS.
     """
-    by_name = {(row["name"], row["kingdom_given"]): row for row in resolved.to_pylist() if row["accepted_name"]}
-    pairs = zip(candidates["taxon_scientific_name"].to_pylist(), candidates["taxon_kingdom"].to_pylist(), strict=True)
-    rows = [by_name.get(pair) for pair in pairs]
+    wanted = names_to_resolve(candidates)
+    needed = resolved.filter(pc.is_in(resolved["name"], pc.unique(wanted["name"])))
+    by_name = {(row["name"], row["kingdom_given"]): row for row in needed.to_pylist()}
+    pairs = zip(wanted["name"].to_pylist(), wanted["kingdom"].to_pylist(), strict=True)
+    matches = [by_name.get(pair) for pair in pairs]
+    provenance = pa.table(
+        {
+            "taxon_given": wanted["name"],
+            "taxon_matched": pa.array([row and row["matched_how"] for row in matches], pa.string()),
+            "taxon_id": pa.array([row and row["accepted_id"] for row in matches], pa.string()),
+        }
+    )
+    rows = [row if row and row["accepted_name"] else None for row in matches]
     found = pa.array([row is not None for row in rows], pa.bool_())
     for rank in TAXON_RANKS:
         column = f"taxon_{rank}"
@@ -79,8 +130,8 @@ def apply_names(candidates: pa.Table, resolved: pa.Table) -> pa.Table:
     vernacular = pa.array([row["vernacular"] if row else None for row in rows], pa.string())
     names = candidates["taxon_scientific_name"].combine_chunks()
     candidates = _put(candidates, "taxon_scientific_name", pc.if_else(found, accepted, names))
-    given = candidates["taxon_vernacular_name"].combine_chunks()
-    return _put(candidates, "taxon_vernacular_name", pc.coalesce(given, vernacular))
+    given = _without_blanks(candidates["taxon_vernacular_name"])
+    return _put(candidates, "taxon_vernacular_name", pc.coalesce(given, vernacular)), provenance
 
 
 def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
@@ -93,7 +144,9 @@ def name_key(name: str) -> str:
 
 
 def _with_keys(names: pa.Table) -> pa.Table:
-    given = names.select(["name", "kingdom"]).group_by(["name", "kingdom"]).aggregate([])
+    given = (
+        names.select(["name", "kingdom"]).filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
+    )
     keys: list[tuple[str | None, str | None]] = []
     for name in given["name"].to_pylist():
         parsed = parse_name(name)
@@ -113,25 +166,32 @@ def _with_keys(names: pa.Table) -> pa.Table:
     )
 
 
-def _find_tables(backbone: Path, scratch: Path) -> tuple[Path, Path | None]:
-    """Paths of the taxon table and of the vernacular table, unpacked into `scratch` when the archive is a zip."""
-    wanted: dict[str, Path | None] = {"taxon": None, "vernacularname": None}
+def _list_tables(backbone: Path) -> tuple[Path | None, Path | None]:
+    """The taxon and the vernacular table of a folder or zip; of a zip their names inside it."""
     if backbone.is_dir():
-        for file in sorted(backbone.rglob("*")):
-            if file.stem.lower() in wanted and file.suffix.lower() in {".tsv", ".txt"}:
-                wanted[file.stem.lower()] = file
+        members = sorted(file for file in backbone.rglob("*") if file.is_file())
     elif zipfile.is_zipfile(backbone):
         with zipfile.ZipFile(backbone) as archive:
-            for member in archive.namelist():
-                stem, suffix = Path(member).stem.lower(), Path(member).suffix.lower()
-                if stem in wanted and suffix in {".tsv", ".txt"}:
-                    wanted[stem] = Path(archive.extract(member, scratch))
+            members = [Path(member) for member in archive.namelist()]
     else:
         raise ConfigError(f"{backbone}: neither a folder nor a zip; give a Darwin Core archive of a backbone")
-    taxa = wanted["taxon"]
-    if taxa is None:
-        raise ConfigError(f"{backbone}: holds no Taxon.tsv; give a GBIF backbone or Catalogue of Life archive")
-    return taxa, wanted["vernacularname"]
+    found: dict[str, Path] = {}
+    for member in members:
+        if member.suffix.lower() in {".tsv", ".txt"}:
+            found.setdefault(member.stem.lower(), member)
+    return found.get("taxon"), found.get("vernacularname")
+
+
+def _find_tables(backbone: Path, folder: Path) -> tuple[Path, Path | None]:
+    """Paths of the taxon table and of the vernacular table, unpacked into `folder` when the archive is a zip."""
+    taxa, vernaculars = _list_tables(backbone)
+    assert taxa is not None, "backbone_files has seen it"
+    if backbone.is_dir():
+        return taxa, vernaculars
+    with zipfile.ZipFile(backbone) as archive:
+        unpacked = [Path(archive.extract(str(member), folder)) if member else None for member in (taxa, vernaculars)]
+    assert unpacked[0] is not None
+    return unpacked[0], unpacked[1]
 
 
 def _open_tsv(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> dict[str, str]:
@@ -140,14 +200,26 @@ def _open_tsv(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> d
         str(file), sep="\t", header=True, all_varchar=True, quotechar="", escapechar="", strict_mode=False
     ).create_view(name)
     columns = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
-    return {column.rsplit(":", 1)[-1].rsplit("/", 1)[-1]: column for column in columns}
+    return {_term(column): column for column in columns}
+
+
+def _term(column: str) -> str:
+    """The Darwin Core term of a column that may carry a prefix or a whole address."""
+    return column.rsplit(":", 1)[-1].rsplit("/", 1)[-1]
+
+
+def _check_terms(file: str, held: dict[str, str]) -> None:
+    missing = [term for term in ("taxonID", "scientificName", "taxonomicStatus") if term not in held]
+    if missing:
+        raise ConfigError(
+            f"{file}: lacks the columns {', '.join(missing)}; give a GBIF backbone or Catalogue of Life archive "
+            "as it was downloaded"
+        )
 
 
 def _read_taxa(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     held = _open_tsv(connection, file, "taxon_file")
-    missing = [term for term in ("taxonID", "scientificName", "taxonomicStatus") if term not in held]
-    if missing:
-        raise ConfigError(f"{file.name}: lacks the columns {', '.join(missing)}")
+    _check_terms(file.name, held)
     columns = ", ".join(
         f"""nullif("{held[term]}", '') AS "{term}\"""" if term in held else f"""NULL::VARCHAR AS "{term}\""""
         for term in _TERMS

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.tables import CAPTIONS
+from pipeline.captions.backbone import apply_names
 from pipeline.captions.clean import clean_captions
 from pipeline.captions.language import detect_languages
 from pipeline.captions.licences import normalise_licences
@@ -31,24 +32,25 @@ from pipeline.captions.settings import CaptionSettings
 from pipeline.captions.taxa import taxon_columns
 
 
-def measure_captions(candidates: pa.Table, settings: CaptionSettings) -> pa.Table:
-    """Clean and measure the captions of candidates.
+def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.Table | None = None) -> pa.Table:
+    """Clean and measure the captions of candidates; `names` (schema NAMES) resolves their taxa, where given.
 
     Where a caption is empty after cleaning and a taxon is known, `text` is the taxon's sentence and
     `text_source` says so; such rows have no `text_key`, since many pictures of a species are no boilerplate.
     """
     given = pc.fill_null(candidates["caption"].combine_chunks(), "")
     cleaned, steps = clean_captions(given, settings.clean.steps)
-    texts, taxon_names = taxon_columns(candidates)
-    text, source = _fall_back(cleaned, texts)
+    candidates, provenance = _resolved(candidates, names)
+    taxa = taxon_columns(candidates)
+    text, source = _fall_back(cleaned, taxa["texts"])
     letters, digits, visible = _count_kinds(text)
     words = _count_words(text)
     columns: dict[str, pa.Array] = {
         "sample_id": candidates["sample_id"].combine_chunks(),
         "text": text,
         "text_source": source,
-        "texts": texts,
-        "taxon_name": taxon_names,
+        **taxa,
+        **provenance,
         "text_key": text_keys(pc.if_else(pc.equal(source, "caption"), text, pa.scalar(None, pa.string()))),
         "licence_id": normalise_licences(candidates["licence"], candidates["licence_url"]),
         "given_chars": pc.utf8_length(given),
@@ -62,11 +64,19 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings) -> pa.Tabl
         "num_clip_tokens": _estimate_clip_tokens(text),
         "filename_like": _matches(text, FILENAME),
         "placeholder_like": _matches(pc.utf8_lower(text), PLACEHOLDER),
-        **_name_measures(text, texts, taxon_names),
+        **_name_measures(text, taxa["texts"], taxa["taxon_name"]),
         **_languages(text, letters, settings.measure.language),
         "steps": steps,
     }
     return pa.table([columns[field.name].cast(field.type) for field in CAPTIONS], schema=CAPTIONS)
+
+
+def _resolved(candidates: pa.Table, names: pa.Table | None) -> tuple[pa.Table, dict[str, pa.Array]]:
+    if names is None:
+        nothing = pa.nulls(len(candidates), pa.string())
+        return candidates, dict.fromkeys(("taxon_given", "taxon_matched", "taxon_id"), nothing)
+    candidates, provenance = apply_names(candidates, names)
+    return candidates, {column: provenance[column].combine_chunks() for column in provenance.column_names}
 
 
 def text_keys(text: pa.Array) -> pa.Array:

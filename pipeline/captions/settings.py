@@ -48,7 +48,7 @@ TextType = Literal[
 TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 1  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 2  # raise when cleaning or measuring changes what it writes
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
 
@@ -218,20 +218,34 @@ class TextSettings(Settings):
     members: tuple[TextType, ...] = ()  # extra text members, where the sample has a taxon
 
 
+class BackboneSettings(Settings):
+    """A taxonomic backbone that names are resolved against, supplied by the user; nothing is downloaded."""
+
+    path: str = Field(description="GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder")
+    languages: tuple[str, ...] = Field(
+        ("en", "eng"), min_length=1, description="of vernacular names, as the archive writes them; most wanted first"
+    )
+
+
 class CaptionSettings(Settings):
     """The `caption` section of a pipeline config."""
 
+    backbone: BackboneSettings | None = None
     clean: CleanSettings = CleanSettings()
     measure: MeasureSettings = MeasureSettings()
     rules: tuple[RuleSet, ...] = (RuleSet(preset="general"),)
     text: TextSettings = TextSettings()
 
     def measure_identity(self) -> dict[str, Any]:
-        """What the measurements depend on, as plain values for a fingerprint; thresholds are not in it."""
+        """What the measurements depend on, as plain values for a fingerprint; thresholds are not in it.
+
+        Nor is the content of the backbone: who reads the file adds its hash.
+        """
         return {
             "version": MEASURE_VERSION,
             "clean": self.clean.model_dump(mode="json"),
             "measure": self.measure.model_dump(mode="json"),
+            "backbone": {"languages": list(self.backbone.languages)} if self.backbone else None,
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Scientific names read into their parts, and the text types a taxon gives.
 
-Reads the taxon columns of candidates; writes a map of text types (BioCLIP's ten, the canonical name, and
-DALIP's sentence). Holes in the ranks stay holes and never cost a species; nothing is invented: only genus and
-species are taken from the scientific name where their columns are empty, since the name states them.
+Reads the taxon columns of candidates; writes the known ranks and a map of text types (BioCLIP's ten, the canonical
+name, and DALIP's sentence). Holes in the ranks stay holes and never cost a species; nothing is invented: only genus
+and species are taken from the scientific name where their columns are empty, since the name states them.
 """
 
 from __future__ import annotations
@@ -351,15 +351,24 @@ def _first_vernacular(given: str | None) -> str:
     return ""
 
 
-def taxon_columns(candidates: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """(`texts` map array, canonical taxon names) of candidates; each distinct taxon is written once."""
+def known_ranks(ranks: tuple[str | None, ...], scientific_name: str | None) -> dict[str, str]:
+    """Rank to name as the texts use them; holes are left out, and `species` is the binomial."""
+    held = _fill_from_name([_tidy(rank or "") for rank in ranks], parse_name(scientific_name))
+    if held[5] and held[6]:
+        held[6] = f"{held[5]} {held[6]}"
+    return {rank: value for rank, value in zip(TAXON_RANKS, held, strict=True) if value}
+
+
+def taxon_columns(candidates: pa.Table) -> dict[str, pa.Array]:
+    """Columns texts, taxon_name and taxon_ranks (see CAPTIONS) of candidates; each distinct taxon is read once."""
     columns = [f"taxon_{rank}" for rank in TAXON_RANKS] + ["taxon_scientific_name", "taxon_vernacular_name"]
     rows = zip(*(candidates[column].to_pylist() for column in columns), strict=True)
     seen: dict[tuple[str | None, ...], int] = {}
-    places = [seen.setdefault(row, len(seen)) for row in rows]
+    take = pa.array([seen.setdefault(row, len(seen)) for row in rows], pa.int64())
     texts = [taxon_texts(row[:7], row[7], row[8]) for row in seen]
     kind = pa.map_(pa.string(), pa.string())
-    distinct = pa.array([list(text.items()) for text in texts], kind)
-    names = pa.array([text.get("canonical") for text in texts], pa.string())
-    take = pa.array(places, pa.int64())
-    return distinct.take(take), names.take(take)
+    return {
+        "texts": pa.array([list(text.items()) for text in texts], kind).take(take),
+        "taxon_name": pa.array([text.get("canonical") for text in texts], pa.string()).take(take),
+        "taxon_ranks": pa.array([list(known_ranks(row[:7], row[7]).items()) for row in seen], kind).take(take),
+    }

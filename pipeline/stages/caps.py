@@ -17,7 +17,7 @@ NUM_SHOWN = 5
 
 _KEYS = {
     "taxon": "t.taxon_name",
-    **{rank: f"c.taxon_{rank}" for rank in tables.TAXON_RANKS},
+    **{rank: f"t.taxon_ranks['{rank}']" for rank in tables.TAXON_RANKS},
     "host": "f.host",
     "source": "c.source",
     "creator": "c.creator",

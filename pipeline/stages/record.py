@@ -87,6 +87,8 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         "rules": config.caption.rules_identity(),
         "text": config.caption.text_identity(),
     }
+    if config.caption.backbone:
+        recipe["caption"]["backbone"]["file"] = config.caption.backbone.path.rstrip("/").rpartition("/")[2]
     recipe["sources"] = [source.recipe() for source in config.sources]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.captions.backbone import RESOLVED, apply_names, name_key, resolve_names
+from manifests.tables import NAMES
+from pipeline.captions.backbone import apply_names, check_backbone, name_key, names_to_resolve, resolve_names
+from pipeline.captions.settings import BackboneSettings
 
 GBIF = """taxonID	parentNameUsageID	acceptedNameUsageID	scientificName	scientificNameAuthorship	canonicalName	taxonRank	taxonomicStatus	kingdom	phylum	class	order	family	genus
 1	9		Iris tectorum Maxim.	Maxim.	Iris tectorum	species	accepted	Plantae	Tracheophyta	Liliopsida	Asparagales	Iridaceae	Iris
@@ -49,9 +51,13 @@ def names(*pairs: tuple[str, str | None]) -> pa.Table:
     return pa.table({"name": [n for n, _ in pairs], "kingdom": pa.array([k for _, k in pairs], pa.string())})
 
 
+def look_up(wanted: pa.Table, path: Path) -> pa.Table:
+    return resolve_names(wanted, BackboneSettings(path=str(path)), str(path.parent))
+
+
 def resolve(path: Path, *pairs: tuple[str, str | None]) -> dict[str, dict]:
-    table = resolve_names(names(*pairs), path)
-    assert table.schema == RESOLVED
+    table = look_up(names(*pairs), path)
+    assert table.schema == NAMES
     return {row["name"]: row for row in table.to_pylist()}
 
 
@@ -76,7 +82,7 @@ def test_marks_hybrids_and_infraspecific_names(gbif: Path) -> None:
 
 
 def test_homonyms_need_a_kingdom(gbif: Path) -> None:
-    table = resolve_names(names(("Oenanthe", None), ("Oenanthe", "Animalia"), ("Oenanthe", "Plantae")), gbif)
+    table = look_up(names(("Oenanthe", None), ("Oenanthe", "Animalia"), ("Oenanthe", "Plantae")), gbif)
     how = {row["kingdom_given"]: (row["matched_how"], row["accepted_id"]) for row in table.to_pylist()}
     assert how == {None: ("ambiguous", None), "Animalia": ("exact", "7"), "Plantae": ("exact", "8")}
 
@@ -101,14 +107,29 @@ def test_candidates_follow_the_accepted_name(gbif: Path, make_candidates) -> Non
         {"taxon_scientific_name": "Iris chinensis Bunge", "taxon_family": "given"},
         {"taxon_scientific_name": "Nothing known", "taxon_genus": "Nothing"},
         {"taxon_scientific_name": "Iris tectorum", "taxon_vernacular_name": "my iris"},
+        {"taxon_genus": "Iris", "taxon_species": "chinensis"},
+        {"taxon_scientific_name": " ", "taxon_species": "Iris chinensis"},
+        {"taxon_genus": "Oenanthe"},
+        {},
     ]
     candidates = make_candidates(rows)
-    wanted = names(*((row["taxon_scientific_name"], None) for row in rows))
-    out = apply_names(candidates, resolve_names(wanted, gbif)).to_pylist()
+    table, provenance = apply_names(candidates, look_up(names_to_resolve(candidates), gbif))
+    out = table.to_pylist()
     assert (out[0]["taxon_scientific_name"], out[0]["taxon_vernacular_name"]) == ("Iris tectorum", "Wall iris")
     assert (out[0]["taxon_species"], out[0]["taxon_family"]) == ("Iris tectorum", "Iridaceae")
     assert out[1] == candidates.to_pylist()[1]
     assert out[2]["taxon_vernacular_name"] == "my iris"
+    assert [row["taxon_scientific_name"] for row in out[3:]] == ["Iris tectorum", "Iris tectorum", None, None]
+    told = [tuple(row.values()) for row in provenance.to_pylist()]
+    assert told == [
+        ("Iris chinensis Bunge", "exact", "1"),
+        ("Nothing known", "none", None),
+        ("Iris tectorum", "exact", "1"),
+        ("Iris chinensis", "exact", "1"),
+        ("Iris chinensis", "exact", "1"),
+        ("Oenanthe", "ambiguous", None),
+        (None, None, None),
+    ]
 
 
 def test_keys_know_no_marks() -> None:
@@ -116,11 +137,19 @@ def test_keys_know_no_marks() -> None:
     assert name_key("Brassica oleracea var. capitata") == "brassica oleracea capitata"
 
 
-def test_a_file_that_is_no_backbone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no Taxon\.tsv"):
-        resolve_names(names(("Iris", None)), tmp_path)
+def test_what_is_no_backbone_is_refused_before_any_work(tmp_path: Path) -> None:
+    def refused(path: Path, said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            check_backbone(BackboneSettings(path=str(path)))
+
+    refused(tmp_path / "gone.zip", r"gone\.zip is not there; download a backbone archive")
+    refused(tmp_path, r"holds no Taxon\.tsv")
     (tmp_path / "Taxon.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(ConfigError, match="lacks the columns taxonID, scientificName, taxonomicStatus"):
-        resolve_names(names(("Iris", None)), tmp_path)
-    with pytest.raises(ConfigError, match="neither a folder nor a zip"):
-        resolve_names(names(("Iris", None)), tmp_path / "Taxon.tsv")
+    refused(tmp_path, "lacks the columns taxonID, scientificName, taxonomicStatus")
+    refused(tmp_path / "Taxon.tsv", "neither a folder nor a zip")
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("x/Taxon.tsv", "taxonID\tscientificName\n1\tIris\n")
+    refused(tmp_path / "bad.zip", "lacks the columns taxonomicStatus")
+    (tmp_path / "Taxon.tsv").write_text(COL)
+    check_backbone(BackboneSettings(path=str(tmp_path)))
+    check_backbone(None)

@@ -100,13 +100,13 @@ def rows_of(rows: list[dict[str, Any]]) -> enumerate[dict[str, Any]]:
 
 
 def test_caps_of_every_key(cap_rows) -> None:
-    row = {"taxon_name": "Iris tectorum", "taxon_genus": "Iris", "host": "a.org", "source": "gbif", "creator": "Li",
-           "rights_holder": "Kew", "text": "A Rose", "text_source": "caption",
+    row = {"taxon_name": "Iris tectorum", "taxon_ranks": [("genus", "Iris")], "host": "a.org", "source": "gbif",
+           "creator": "Li", "rights_holder": "Kew", "text": "A Rose", "text_source": "caption",
            "extra": '{"my set": "x.y"}'}  # fmt: skip
     for by in ("taxon", "genus", "host", "source", "creator", "rights_holder", "text", "extra.my set"):
         _, dropped, _ = cap_rows([row] * 5, CapSettings(by=by, at_most=2))
         assert len(dropped) == 3, by
-    _, dropped, _ = cap_rows([{**row, "taxon_genus": ""}] * 5, CapSettings(by="genus", at_most=2))
+    _, dropped, _ = cap_rows([{**row, "taxon_ranks": []}] * 5, CapSettings(by="genus", at_most=2))
     assert not dropped, "no key, no cap"
 
 

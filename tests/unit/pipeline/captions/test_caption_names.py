@@ -102,7 +102,11 @@ def test_nothing_known_gives_no_text() -> None:
 
 def test_taxon_columns_follow_the_rows(make_candidates) -> None:
     rows = [{"taxon_scientific_name": "Iris tectorum"}, {}, {"taxon_scientific_name": "Iris tectorum"}]
-    texts, names = taxon_columns(make_candidates(rows))
-    assert names.to_pylist() == ["Iris tectorum", None, "Iris tectorum"]
+    columns = taxon_columns(make_candidates(rows))
+    texts = columns["texts"]
+    assert [dict(row) for row in columns["taxon_ranks"].to_pylist()] == [
+        {"genus": "Iris", "species": "Iris tectorum"}, {}, {"genus": "Iris", "species": "Iris tectorum"}
+    ]  # fmt: skip
+    assert columns["taxon_name"].to_pylist() == ["Iris tectorum", None, "Iris tectorum"]
     assert texts.type == pa.map_(pa.string(), pa.string())
     assert [len(row) for row in texts.to_pylist()] == [len(TEXT_TYPES), 0, len(TEXT_TYPES)]
