@@ -1,4 +1,4 @@
-"""Tables of URLs: parquet, csv, tsv and jsonl, one file, a folder or a glob, compressed or not, local or fsspec.
+"""Tables of URLs: parquet, csv, tsv, json and jsonl, one file, a folder or a glob, compressed or not, local or fsspec.
 
 Rows are streamed as Arrow batches of strings, so memory does not grow with the table. A row that cannot be
 read is given back as malformed, never dropped in silence. Gives up with ConfigError that names the file.
@@ -6,51 +6,38 @@ read is given back as malformed, never dropped in silence. Gives up with ConfigE
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
+from pipeline.sources.delimited import MAX_TOLD_CHARS, Dialect, RawBatch, read_delimited, read_header
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, lost_table, make_batch, map_columns
 from pipeline.sources.settings import ColumnMap, Origin
 
-JSONL_HEAD_ROWS = 10_000  # objects looked at for their keys: a key may be absent from most of them
+JSON_HEAD_ROWS = 10_000  # objects looked at for their keys: a key may be absent from most of them
 _SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
-
-
-@dataclass
-class RawBatch:
-    """Rows of a source: string columns as the table names them, and rows that could not be read.
-
-    `numbers` int64 (rows,) holds the 0-based row of the source of each of `rows`; `malformed` (number, text) the
-    rows that are not among them.
-    """
-
-    rows: pa.Table
-    numbers: np.ndarray
-    malformed: list[tuple[int, str]] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """The number after the last one in this batch."""
-        last = int(self.numbers[-1]) if len(self.numbers) else -1
-        return 1 + max([last, *(number for number, _ in self.malformed)])
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
+_DIALECTS = {"csv": Dialect(","), "tsv": Dialect("\t")}
 
 
 def list_files(source: Origin) -> list[str]:
@@ -115,25 +102,33 @@ def mapped_columns(source: Origin) -> list[str]:
 
 
 def read_columns(file: str, source: Origin) -> list[str]:
-    """Names of the columns of one file; for jsonl the keys of its first 10,000 objects.
+    """Names of the columns of one file; for json and jsonl the keys of its first 10,000 objects.
 
-    Raises: ConfigError when the file cannot be read as what it should be.
+    Raises: ConfigError when the file cannot be read as what it should be, or names a column twice.
     """
     kind = _known_format(file, source)
     with _reading(file, source):
         if kind == "parquet":
             with _open(file, compressed=False) as stream:
-                return list(pq.read_schema(stream).names)
+                return _each_once(list(pq.read_schema(stream).names), file, source)
+        if kind in ("json", "jsonl"):
+            return _json_columns(file, kind)
         with _open(file) as stream:
-            if kind == "jsonl":
-                return _keys_of(stream)
-            head = stream.readline().decode("utf-8-sig")
-            if not head.strip():
-                raise ValueError("the file is empty")
-            table = pacsv.read_csv(
-                pa.BufferReader(head.encode()), parse_options=pacsv.ParseOptions(delimiter=_delimiter(kind))
-            )
-            return list(table.column_names)
+            return _each_once(read_header(stream, _DIALECTS[kind]), file, source)
+
+
+def _each_once(names: list[str], file: str, source: Origin) -> list[str]:
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{source.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
+    return names
+
+
+def _json_columns(file: str, kind: str) -> list[str]:
+    with _open(file) as stream:
+        is_array = kind == "json" and _is_array(stream)
+    with _open(file) as stream:
+        return _keys_of(_items_of(stream) if is_array else _lines_of(stream))
 
 
 def read_batches(source: Origin) -> Iterator[RawBatch]:
@@ -144,7 +139,7 @@ def read_batches(source: Origin) -> Iterator[RawBatch]:
     first_row = 0
     for file in list_files(source):
         kind = _known_format(file, source)
-        reader = {"parquet": _read_parquet, "jsonl": _read_jsonl}.get(kind, _read_delimited)
+        reader = {"parquet": _read_parquet, "json": _read_json, "jsonl": _read_jsonl}.get(kind, _read_delimited)
         end = first_row
         with _reading(file, source):
             for batch in reader(file, kind, mapped_columns(source)):
@@ -165,40 +160,34 @@ def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch
 
 
 def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    malformed: list[tuple[int, str]] = []
-
-    def note(row: Any) -> str:
-        malformed.append((row.number - 2, (row.text or "")[:200]))  # it counts from 1, the header included
-        return "skip"
-
+    dialect = _DIALECTS[kind]
     with _open(file) as stream:
-        reader = pacsv.open_csv(
-            stream,
-            # only one thread numbers the malformed rows; it is as fast: 3 M rows in 1.4 s, threads 1.5 s (2 cores)
-            read_options=pacsv.ReadOptions(use_threads=False),
-            parse_options=pacsv.ParseOptions(
-                delimiter=_delimiter(kind), newlines_in_values=True, invalid_row_handler=note
-            ),
-            convert_options=pacsv.ConvertOptions(
-                include_columns=columns,
-                column_types=dict.fromkeys(columns, pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
-        first_row = 0
-        skipped: list[int] = []  # the reader is a block ahead: some lie behind the batch they are told with
-        for batch in reader:
-            rows = pa.Table.from_batches([batch])
-            bad, malformed[:] = list(malformed), []
-            skipped = [number for number in [*skipped, *(number for number, _ in bad)] if number >= first_row]
-            free = np.arange(first_row, first_row + rows.num_rows + len(skipped))
-            numbers = free[~np.isin(free, skipped)][: rows.num_rows]
-            yield RawBatch(rows, numbers, bad)
-            first_row = int(numbers[-1]) + 1 if len(numbers) else first_row
-        if malformed:
-            none = pa.table({name: pa.array([], pa.string()) for name in columns})
-            yield RawBatch(none, np.arange(0), list(malformed))
+        names = read_header(stream, dialect)
+    with _open(file) as stream:
+        yield from read_delimited(stream, names, columns, dialect, skip_rows=1)
+
+
+def _read_json(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
+    """One array of objects, read object by object; what is no array is taken as one object a line."""
+    with _open(file) as stream:
+        if not _is_array(stream):
+            yield from _read_jsonl(file, kind, columns)
+            return
+    rows: list[list[str | None]] = []
+    numbers: list[int] = []
+    bad: list[tuple[int, str]] = []
+    with _open(file) as stream:
+        for number, value in enumerate(_items_of(stream)):
+            try:
+                rows.append(_row_of(value, columns))
+                numbers.append(number)
+            except ValueError:
+                bad.append((number, ascii(value)[:MAX_TOLD_CHARS]))
+            if len(rows) + len(bad) >= BATCH_ROWS:
+                yield _json_batch(rows, columns, numbers, bad)
+                rows, numbers, bad = [], [], []
+    if rows or bad:
+        yield _json_batch(rows, columns, numbers, bad)
 
 
 def _read_jsonl(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
@@ -230,25 +219,71 @@ def _json_batch(
 
 def _json_row(line: bytes, columns: list[str]) -> list[str | None]:
     """Raises: ValueError for what is no object, or holds half a surrogate pair, which no UTF-8 can."""
-    found = _object(line)
+    return _row_of(json.loads(line), columns)
+
+
+def _row_of(value: Any, columns: list[str]) -> list[str | None]:
+    found = _object(value)
     row = [_json_text(found.get(name)) for name in columns]
     "".join(text for text in row if text).encode()
     return row
 
 
-def _keys_of(stream: Iterable[bytes]) -> list[str]:
+def _keys_of(values: Iterable[Any]) -> list[str]:
+    """Keys of the first objects; a ValueError among them stands for one that is none."""
     keys: dict[str, None] = {}
-    num_lines = num_broken = 0
-    for _, line in zip(range(JSONL_HEAD_ROWS), stream, strict=False):
-        if line.strip():
-            num_lines += 1
-            try:
-                keys.update(dict.fromkeys(_object(line)))
-            except ValueError as error:  # one broken line is counted later; nothing but broken lines is no jsonl
-                num_broken, last = num_broken + 1, error
-    if num_lines == num_broken:
-        raise last if num_lines else ValueError("the file is empty")
+    num_values = num_broken = 0
+    for _, value in zip(range(JSON_HEAD_ROWS), values, strict=False):
+        num_values += 1
+        try:
+            keys.update(dict.fromkeys(_object(value)))
+        except ValueError as error:  # one broken line is counted later; nothing but broken lines is no jsonl
+            num_broken, last = num_broken + 1, error
+    if num_values == num_broken:
+        raise last if num_values else ValueError("the file is empty")
     return list(keys)
+
+
+def _lines_of(stream: Iterable[bytes]) -> Iterator[Any]:
+    for line in stream:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                yield error
+
+
+def _items_of(stream: Any) -> Iterator[Any]:
+    """The values of one json array, one by one.
+
+    Raises: ValueError where the text is no json.
+    """
+    import ijson  # its backend loads a C library
+
+    try:
+        yield from ijson.items(_WithoutMark(stream), "item", use_float=True)
+    except ijson.JSONError as error:
+        raise ValueError(str(error)) from None
+
+
+class _WithoutMark:
+    """A stream without the byte order mark in front."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._head: bytes | None = stream.read(3).removeprefix(codecs.BOM_UTF8)
+
+    def read(self, num_bytes: int) -> bytes:
+        """The next bytes, none at the end; the first three as they are."""
+        if self._head and num_bytes:
+            head, self._head = self._head, None
+            return head
+        content: bytes = self._stream.read(num_bytes)
+        return content
+
+
+def _is_array(stream: Any) -> bool:
+    return bool(stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[")
 
 
 def _json_text(value: Any) -> str | None:
@@ -257,10 +292,11 @@ def _json_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    value = json.loads(line)
+def _object(value: Any) -> dict[str, Any]:
+    if isinstance(value, ValueError):
+        raise value
     if not isinstance(value, dict):
-        raise ValueError(f"expected one JSON object a line, found {type(value).__name__}")
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -270,10 +306,6 @@ def _as_strings(column: pa.Array) -> pa.Array:
     if pa.types.is_nested(column.type):
         return pa.array([_json_text(value) for value in column.to_pylist()], pa.string())
     return column.cast(pa.string())
-
-
-def _delimiter(kind: str) -> str:
-    return "\t" if kind == "tsv" else ","
 
 
 def _format_of(file: str, source: Origin) -> str | None:
@@ -289,15 +321,31 @@ def _known_format(file: str, source: Origin) -> str:
     kind = _format_of(file, source)
     if kind is None:
         raise ConfigError(
-            f"{source.where}: {file}: the name does not tell the format; set `format` to parquet, csv, tsv or jsonl"
+            f"{source.where}: {file}: the name does not tell the format; "
+            "set `format` to parquet, csv, tsv, json or jsonl"
         )
     return kind
 
 
-def _open(file: str, compressed: bool = True) -> Any:
+@contextmanager
+def _open(file: str, compressed: bool = True) -> Iterator[Any]:
+    """A stream of the plain bytes of a file, unpacked on the way where its name says so."""
     fs, inner = storage.filesystem(file)
-    suffix = "." + file.lower().rpartition(".")[2]
-    return fs.open(inner, "rb", compression=_COMPRESSIONS.get(suffix) if compressed else None)
+    packing = _COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
+    with ExitStack() as stack:
+        if packing not in ("zstd", "zip"):
+            yield stack.enter_context(fs.open(inner, "rb", compression=packing))
+            return
+        stream = stack.enter_context(fs.open(inner, "rb"))
+        if packing == "zstd":
+            unpacked = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+            yield stack.enter_context(io.BufferedReader(unpacked))
+            return
+        archive = stack.enter_context(zipfile.ZipFile(stream))
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")
+        yield stack.enter_context(archive.open(names[0]))
 
 
 class _reading:  # noqa: N801  # reads as a statement
@@ -310,7 +358,9 @@ class _reading:  # noqa: N801  # reads as a statement
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError, pa.ArrowException, EOFError)) and not isinstance(error, ConfigError):
+        if isinstance(
+            error, (OSError, ValueError, EOFError, pa.ArrowException, zipfile.BadZipFile, zlib.error)
+        ) and not isinstance(error, ConfigError):
             text = " ".join(str(error).split())
             raise ConfigError(
                 f"{self._source.where}: {self._file} cannot be read as "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import datetime
 import gzip
+import io
 import json
 import lzma
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,44 @@ def test_jsonl_comes_in_batches_that_lose_nothing(tmp_path: Path, monkeypatch: p
     assert [number for number, _ in malformed] == [n for n in range(53) if n % 5 == 1]
 
 
+# ---- json
+
+
+ARRAY = (
+    '[{"url": "u0", "caption": "c0", "n": 1.50}, 7, {"url": 2, "caption": {"en": "oak"}},\n {"url": "half \\ud800"}]'
+)
+
+
+@pytest.mark.parametrize("head", ["", "\ufeff", " \n "])
+def test_a_json_array_comes_object_by_object(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(head + ARRAY)
+    check_source(source(path))
+    assert read_columns(str(path), source(path)) == ["url", "caption", "n"]
+    _, by_number, malformed = read(source(path, columns={"url": "url", "caption": "caption", "extra": ["n"]}))
+    assert by_number == {
+        0: {"url": "u0", "caption": "c0", "n": "1.5"},
+        2: {"url": "2", "caption": '{"en": "oak"}', "n": None},
+        3: {"url": "half ?", "caption": None, "n": None},
+    }
+    assert malformed == [(1, "7")]
+
+
+def test_a_json_file_of_lines_is_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"url": "u0", "caption": "c"}\nbroken\n{"url": "u2", "caption": "c"}\n')
+    check_source(source(path))
+    _, by_number, malformed = read(source(path))
+    assert (list(by_number), malformed) == ([0, 2], [(1, "broken")])
+
+
+def test_a_json_array_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_table, "BATCH_ROWS", 7)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"url": f"u{n}", "caption": "c"} for n in range(30)]))
+    assert [row["url"] for row in read(source(path))[0]] == [f"u{n}" for n in range(30)]
+
+
 # ---- parquet
 
 
@@ -230,12 +270,32 @@ def test_an_empty_parquet_file_first(tmp_path: Path) -> None:
 # ---- compressed, folders, globs, addresses
 
 
+def zipped(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("__MACOSX/._inner", b"junk")
+        archive.writestr("inner", content)
+    return stream.getvalue()
+
+
+def zstandard(content: bytes) -> bytes:
+    return pa.Codec("zstd").compress(content[:5], asbytes=True) + pa.Codec("zstd").compress(content[5:], asbytes=True)
+
+
 @pytest.mark.parametrize(
-    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    ("suffix", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zip", zipped),
+        (".zst", zstandard),
+    ],
 )
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl"])
 def test_compressed_tables(tmp_path: Path, suffix: str, compress: Any, kind: str) -> None:
-    text = {"csv": "url,caption\nu,c\n", "tsv": "url\tcaption\nu\tc\n", "jsonl": '{"url":"u","caption":"c"}\n'}[kind]
+    text = {"csv": "url,caption\nu,c\n", "tsv": "url\tcaption\nu\tc\n", "jsonl": '{"url":"u","caption":"c"}\n'}
+    text = (text | {"json": f"[{text['jsonl']}]"})[kind]
     path = tmp_path / f"a.{kind}{suffix}"
     path.write_bytes(compress(text.encode()))
     check_source(source(path))
@@ -275,7 +335,7 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
     path = tmp_path / "table.txt"
     path.write_text("url\tcaption\nu\tc\n")
     with pytest.raises(
-        ConfigError, match="the name does not tell the format; set `format` to parquet, csv, tsv or jsonl"
+        ConfigError, match="the name does not tell the format; set `format` to parquet, csv, tsv, json or jsonl"
     ):
         check_source(source(path))
     assert read(source(path, format="tsv"))[0] == [{"url": "u", "caption": "c"}]
@@ -292,6 +352,25 @@ def test_a_missing_column_names_the_nearest_one(tmp_path: Path) -> None:
     assert "sources.herbarium" in str(caught.value)
     assert "has no column 'imageurl', 'license' (did you mean 'image_url'?)" in str(caught.value)
     assert "it has image_url, title, licence" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_column_named_twice_is_a_mistake(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("url,caption,caption,,\nu,c,d,,\n")
+    if name == "a.parquet":
+        table = pa.table([["u"], ["c"], ["d"]], ["url", "caption", "caption"])
+        pq.write_table(table, path)
+    with pytest.raises(ConfigError, match="names the column 'caption' twice; rename one"):
+        check_source(source(path))
+
+
+def test_a_zip_holds_one_table(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.csv.zip", "w") as archive:
+        archive.writestr("1.csv", "url,caption\n")
+        archive.writestr("2.csv", "url,caption\n")
+    with pytest.raises(ConfigError, match="a zip of one table is read, this one holds 2 files"):
+        check_source(source(tmp_path / "a.csv.zip"))
 
 
 def test_every_file_of_a_folder_is_checked(tmp_path: Path) -> None:
@@ -324,6 +403,10 @@ def test_a_folder_without_tables(tmp_path: Path) -> None:
         ("a.csv", b"url,caption\xff\n", "csv"),
         ("a.csv.gz", b"no gzip", "csv"),
         ("a.csv.gz", gzip.compress(b"url,caption\n" * 1000)[:30], "csv"),
+        ("a.json", b"", "json"),
+        ("a.json", b'[{"url": "u", "caption"', "json"),
+        ("a.csv.zip", b"no zip", "csv"),
+        ("a.csv.zst", b"no zstandard", "csv"),
         ("a.jsonl", b"", "jsonl"),
         ("a.jsonl", b"url,caption\nu,c\n", "jsonl"),
     ],
