@@ -66,7 +66,7 @@ def shard_groups(kind: str, splits: Iterable[str], domains: Sequence[str]) -> li
     groups: list[ShardGroup] = []
     for split in sorted(splits, reverse=True):
         stratified = kind == "stratified" and split == "train"
-        groups += [ShardGroup(split, domain) for domain in domains] if stratified else [ShardGroup(split)]
+        groups += [ShardGroup(split, domain) for domain in sorted(domains)] if stratified else [ShardGroup(split)]
     return groups
 
 

@@ -155,12 +155,26 @@ def _plan_record(context: BuildContext) -> Sequence[Part]:
         "mixture": context.sealed["mix"].notes["mixture"],
         "shards": shards,
         "splits": context.sealed["mix"].notes["splits"],
-        "arranged": [path for group in _groups(context) for path in context.own_files("arrange", group.table)],
-        "placements": context.own_files("write", "placements"),
+        "places": _places(context),
         "num_samples": context.sealed["mix"].funnel.num_kept,
         **context.execution(),
     }
     return [Part(key, payload)]
+
+
+def _places(context: BuildContext) -> list[dict[str, Any]]:
+    """Of each shard in the order of samples.parquet: its arranged row group and the placements of its samples."""
+    (arranging,) = context.own_parts("arrange")
+    arranged = [
+        (context.own_files("arrange", group.table)[0], number)
+        for group in _groups(context)
+        for number in range(len(arranging.notes["shards"][group.table]))
+    ]
+    placements = context.own_files("write", "placements")
+    return [
+        {"arranged": path, "row_group": number, "placements": placed}
+        for (path, number), placed in zip(arranged, placements, strict=True)
+    ]
 
 
 def _funnels(context: BuildContext) -> dict[str, Any]:

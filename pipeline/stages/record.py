@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import tables
-from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE
+from manifests.errors import IntegrityError
+from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
 from pipeline.config import BuildConfig
-from pipeline.stages.sql import open_scratch, view_parquet
-from pipeline.work import PartResult, PrivateFile, private_bytes, write_table
+from pipeline.releases.sidefiles import json_bytes, side_files, write_attribution
+from pipeline.stages.sql import open_scratch
+from pipeline.work import PartResult, PrivateFile, TableWriter, private_bytes
 
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
 CANDIDATE_COLUMNS = tuple(
@@ -35,9 +37,11 @@ SAMPLES = pa.schema(
         *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
     ]
 )
-ATTRIBUTION_COLUMNS = (
-    "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
-)  # fmt: skip
+_ARRANGED_COLUMNS = [
+    "sample_id", "copy", "txt", "txt_type", *(
+        name for name in SAMPLES.names if name not in tables.PLACEMENTS.names and name not in ("text", "text_type")
+    ),
+]  # fmt: skip
 
 _TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "img2dataset", "ray", "webdataset")
 
@@ -58,6 +62,7 @@ def sample_json(row: dict[str, Any], key: str) -> bytes:
     taxon = {rank: row[f"taxon_{rank}"] for rank in tables.TAXON_RANKS if row[f"taxon_{rank}"]}
     values = {
         "key": key,
+        "uid": row["sample_id"],  # as DataComp's tools name it
         **{name: row[name] for name in ("sample_id", "domain", "source", "record_key", "url", "caption")},
         "text_type": row["txt_type"],
         "taxon": taxon,
@@ -99,80 +104,48 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     return recipe
 
 
-def attribution_page(rows: list[dict[str, Any]], name: str) -> str:
-    """ATTRIBUTION.md: counts by licence and the creators to be named."""
-    by_licence: dict[str, dict[str, int]] = {}
-    for row in rows:
-        creators = by_licence.setdefault(row["licence_id"] or "unknown", {})
-        who = row["rights_holder"] or row["creator"] or "(nobody named)"
-        creators[who] = creators.get(who, 0) + 1
-    lines = [
-        f"# Attribution of {name}",
-        "",
-        "One row an image, with its address and licence: `attribution.parquet`.",
-        "",
-    ]
-    for licence in sorted(by_licence):
-        creators = by_licence[licence]
-        lines += [f"## {licence}: {sum(creators.values()):,} images", ""]
-        lines += [f"- {who}: {num:,}" for who, num in sorted(creators.items(), key=lambda item: (-item[1], item[0]))]
-        lines.append("")
-    return "\n".join(lines)
-
-
 def write_record(payload: dict[str, Any]) -> PartResult:
     """Side files of a release, then its record; the order of files is the order of publication."""
     workdir, folder = payload["workdir"], payload["release_path"]
-    files = [_write_samples(payload, folder)]
-    attribution = _attribution(files[0].temp)
-    files.append(write_table(workdir, "attribution", f"{folder}/attribution.parquet", attribution, attribution.schema))
-    name = f"{payload['name']}-{payload['version']}"
-    page = attribution_page(attribution.to_pylist(), name)
-    sizes = {shard["shard"]: shard["num_samples"] for shard in payload["shards"]}
-    for file, content in (
-        ("ATTRIBUTION.md", page.encode()),
-        # every folder carries the union: open_clip looks shards up by base name in the first source's folder
-        ("shards/sizes.json", _json(sizes)),
-        ("heldout/sizes.json", _json(sizes)),
-        ("mixture.json", _json(payload["mixture"])),
-    ):
-        if not file.startswith("heldout/") or "heldout" in payload["splits"]:
-            files.append(private_bytes(workdir, "side_file", f"{folder}/{file}", content))
-    record = _record(payload, {file.path.removeprefix(f"{folder}/"): file for file in files})
-    files.append(private_bytes(workdir, "record", f"{folder}/{RECORD_FILE}", _json(record)))
+    samples = _write_samples(payload, folder)
+    files = [samples, write_attribution(workdir, f"{folder}/attribution.parquet", samples.temp)]
+    record = _record(payload)
+    with open_scratch(payload) as sql:
+        for name, content in side_files(record, payload["mixture"], samples.temp, sql):
+            files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
+    record["files"] |= {
+        file.path.removeprefix(f"{folder}/"): {"num_bytes": file.num_bytes, "sha256": file.sha256} for file in files
+    }
+    files.append(private_bytes(workdir, "record", f"{folder}/{RECORD_FILE}", json_bytes(record)))
     return PartResult(tuple(files), None, {"shards": payload["shards"]})
 
 
 def _write_samples(payload: dict[str, Any], folder: str) -> PrivateFile:
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "placements", payload["placements"])
-        view_parquet(sql, "arranged", payload["arranged"])
-        names = ", ".join(
-            f'p."{name}"' if name in tables.PLACEMENTS.names else f'a."{name}"'
-            for name in SAMPLES.names
-            if name not in ("text", "text_type")
-        )
-        rows = sql.sql(
-            f"SELECT {names}, a.txt AS text, a.txt_type AS text_type FROM placements p JOIN arranged a "
-            "ON a.sample_id = p.sample_id AND a.copy = p.copy AND a.split = p.split "
-            "ORDER BY p.split DESC, p.shard, p.position"
-        ).to_arrow_table()
-    return write_table(payload["workdir"], "samples", f"{folder}/{SAMPLES_FILE}", rows, SAMPLES)
+    """samples.parquet, shard by shard: an arranged row group and the placements of its shard have the same order."""
+    writer = TableWriter(payload["workdir"], "samples", f"{folder}/{SAMPLES_FILE}", SAMPLES)
+    opened: dict[str, pq.ParquetFile] = {}
+    for place in payload["places"]:
+        path = place["arranged"]
+        if path not in opened:
+            opened[path] = pq.ParquetFile(path)
+        rows = opened[path].read_row_group(place["row_group"], columns=_ARRANGED_COLUMNS)
+        placed = pq.read_table(place["placements"])
+        if placed["sample_id"] != rows["sample_id"] or placed["copy"] != rows["copy"]:
+            raise IntegrityError(f"{place['placements']}: other samples than arranged; remove it and build again")
+        columns = {name: placed[name] for name in tables.PLACEMENTS.names}
+        columns |= {"text": rows["txt"], "text_type": rows["txt_type"]}
+        columns |= {name: rows[name] for name in SAMPLES.names if name not in columns}
+        writer.write(pa.table(columns))
+    for file in opened.values():
+        file.close()
+    return writer.close()
 
 
-def _attribution(samples: str) -> pa.Table:
-    """One row an image, in the order of first appearance."""
-    rows = pq.read_table(samples, columns=["copy", *ATTRIBUTION_COLUMNS])
-    return rows.filter(pa.compute.equal(rows["copy"], 0)).select(list(ATTRIBUTION_COLUMNS))
-
-
-def _record(payload: dict[str, Any], side_files: dict[str, PrivateFile]) -> dict[str, Any]:
-    folders = {"train": "shards", "heldout": "heldout"}
+def _record(payload: dict[str, Any]) -> dict[str, Any]:
     files = {
-        f"{folders[shard['split']]}/{shard['shard']}": {"num_bytes": shard["num_bytes"], "sha256": shard["sha256"]}
+        f"{SPLIT_FOLDERS[shard['split']]}/{shard['shard']}": {name: shard[name] for name in ("num_bytes", "sha256")}
         for shard in payload["shards"]
     }
-    files |= {name: {"num_bytes": file.num_bytes, "sha256": file.sha256} for name, file in side_files.items()}
     splits = {
         split: {
             "num_samples": num,
@@ -182,7 +155,7 @@ def _record(payload: dict[str, Any], side_files: dict[str, PrivateFile]) -> dict
                 if shard["split"] == split
             ],
         }
-        for split, num in payload["splits"].items()
+        for split, num in sorted(payload["splits"].items(), reverse=True)
     }
     return {
         "format": FORMAT,
@@ -198,7 +171,7 @@ def _record(payload: dict[str, Any], side_files: dict[str, PrivateFile]) -> dict
             "stages": payload["funnels"],
         },
         "splits": splits,
-        "files": dict(sorted(files.items())),
+        "files": files,
         "tools": {"python": platform.python_version(), **_tool_versions()},
     }
 
@@ -211,7 +184,3 @@ def _tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -21,8 +21,8 @@ def test_groups_by_kind() -> None:
         ShardGroup("heldout"),
     ]
     assert shard_groups("stratified", {"heldout": 2, "train": 5}, ["plant", "general"]) == [
-        ShardGroup("train", "plant"),
         ShardGroup("train", "general"),
+        ShardGroup("train", "plant"),
         ShardGroup("heldout"),
     ]
 

@@ -1,0 +1,1 @@
+"""What is done with sealed releases: side files, card, export, takedown, differences."""
