@@ -8,6 +8,7 @@ The only module that opens DuckDB for writing. Readers take manifests/reader.py.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from manifests import storage
 from manifests.errors import IntegrityError, RunError
+from manifests.rounds import FetchRounds
 
 CATALOG_FILE = "catalog.duckdb"
 STATUS_FILE = "status.json"
@@ -91,6 +93,7 @@ class Catalog:
     def __init__(self, connection: Any, workdir: str) -> None:
         self._connection = connection
         self.workdir = workdir
+        self.rounds = FetchRounds(connection)
 
     @classmethod
     def open(cls, workdir: str) -> Catalog:
@@ -132,7 +135,22 @@ class Catalog:
         )
         return digest
 
+    def record_config(self, config: str) -> None:
+        """Keep the configuration (json) that a build runs with."""
+        digest = hashlib.sha256(config.encode()).hexdigest()
+        self._connection.execute("INSERT OR REPLACE INTO configs VALUES (?, ?, ?)", [digest, config, _now()])
+
+    def last_config(self) -> str | None:
+        """The configuration (json) of the last build, or None."""
+        rows = self._connection.execute("SELECT config FROM configs ORDER BY used_at DESC LIMIT 1").fetchall()
+        return str(rows[0][0]) if rows else None
+
     # ---- stages
+
+    def find_current(self, stage: str) -> str | None:
+        """Fingerprint of the version of a stage that the last build used, sealed or not; None when there is none."""
+        rows = self._connection.execute("SELECT fingerprint FROM current_stages WHERE stage = ?", [stage]).fetchall()
+        return str(rows[0][0]) if rows else None
 
     def find_sealed(self, fingerprint: str) -> StageRecord | None:
         """The sealed stage version of this fingerprint, or None."""

@@ -22,6 +22,11 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
     "rejects": ("ingest", tables.REJECTS, "Rows of sources that are no candidates, and why."),
     "facts": ("fetch", tables.FACTS, "One row a candidate: how its URL ended, what was measured, where it is stored."),
+    "fetched": (
+        "fetch",
+        tables.FETCHED,
+        "One row a candidate, address and round of fetching: all that was ever tried.",
+    ),
     "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
     "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
     "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),

@@ -141,3 +141,23 @@ COMMENT ON COLUMN proxy_runs.seed IS 'Seed of the run';
 COMMENT ON COLUMN proxy_runs.mixture IS 'Share by domain, json';
 COMMENT ON COLUMN proxy_runs.losses IS 'Validation loss by domain, json';
 COMMENT ON COLUMN proxy_runs.recorded_at IS 'UTC';
+
+CREATE TABLE IF NOT EXISTS fetch_rounds (
+    recipe VARCHAR NOT NULL, round INTEGER NOT NULL, outcomes VARCHAR NOT NULL,
+    opened_at TIMESTAMP NOT NULL, closed_at TIMESTAMP,
+    PRIMARY KEY (recipe, round)
+);
+COMMENT ON TABLE fetch_rounds IS 'Rounds of `plantmix retry`; builds stand on the parts of closed ones.';
+COMMENT ON COLUMN fetch_rounds.recipe IS 'reuse_key of the fetch parts';
+COMMENT ON COLUMN fetch_rounds.round IS 'From 1 on; round 0 is the fetch of a build';
+COMMENT ON COLUMN fetch_rounds.outcomes IS 'Outcomes whose rows were asked for again, json';
+COMMENT ON COLUMN fetch_rounds.opened_at IS 'UTC';
+COMMENT ON COLUMN fetch_rounds.closed_at IS 'UTC; null while it is unfinished';
+
+CREATE TABLE IF NOT EXISTS configs (
+    config_sha256 VARCHAR PRIMARY KEY, config VARCHAR NOT NULL, used_at TIMESTAMP NOT NULL
+);
+COMMENT ON TABLE configs IS 'Configurations that builds ran with; `plantmix retry` goes by the newest.';
+COMMENT ON COLUMN configs.config_sha256 IS 'Hash of the json';
+COMMENT ON COLUMN configs.config IS 'The whole configuration with its defaults, json';
+COMMENT ON COLUMN configs.used_at IS 'When a build last ran with it, UTC';

@@ -42,7 +42,8 @@ FACTS = pa.schema(
         ("http_status", pa.int16()),
         ("attempts", pa.int16()),
         ("host", pa.string()),
-        ("final_url", pa.string()),  # after redirects, without credentials
+        ("final_url", pa.string()),  # after redirects, without credentials, secrets in the query masked
+        ("redirects", pa.list_(pa.string())),  # addresses that led there, in order, masked likewise
         ("num_bytes", pa.int64()),  # of the body as downloaded
         ("image_id", pa.string()),  # sha256 of the bytes as downloaded, hex
         ("stored_sha256", pa.string()),  # sha256 of the bytes in the pool
@@ -61,6 +62,9 @@ FACTS = pa.schema(
         ("length", pa.int64()),
     ]
 )
+
+FETCHED = FACTS.append(pa.field("url", pa.string())).append(pa.field("round", pa.int32()))
+"""What each round of fetching found under an address: 0 for a build, from 1 on for each `plantmix retry`."""
 
 CAPTIONS = pa.schema(
     [

@@ -40,6 +40,7 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
     check_config(config)
     stop_on_sigterm()
     with Catalog.open(config.work_dir) as catalog:
+        catalog.record_config(config.model_dump_json())
         report = Runner(config, FLOW, catalog).run(first, last)
     _say(config, report)
     return 0

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_explain(commands)
     _add_query(commands)
+    _add_retry(commands)
     _add_verify(commands)
     from pipeline.remix import add_parser as add_mix
 
@@ -139,6 +140,27 @@ def _query(args: argparse.Namespace) -> int:
     from pipeline.query import print_query
 
     return print_query(args.dir, args.sql, args.format)
+
+
+def _add_retry(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "retry",
+        "fetch again only what failed for a passing reason, as the last build was configured",
+        "plantmix retry data/demo --outcome read_timeout --outcome http_5xx\n"
+        "then:    plantmix build configs/pipeline/demo.yaml",
+    )
+    parser.add_argument("dir", metavar="DIR", help="work folder of a build")
+    parser.add_argument(
+        "--outcome", action="append", metavar="NAME", help="only rows that ended so; may be given again (all passing)"
+    )
+    parser.set_defaults(func=_retry)
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from pipeline.retry import retry
+
+    return retry(args.dir, args.outcome)
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

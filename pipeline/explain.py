@@ -11,6 +11,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING
 from manifests.reader import open_reader
+from pipeline.fetching.urls import BadURL, parse_url
 
 MAX_SHOWN = 20
 
@@ -52,7 +53,7 @@ def _find_ids(connection: Any, what: str) -> list[str]:
         "SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 OR locator = $1 ORDER BY sample_id",
         "SELECT sample_id FROM facts WHERE final_url = $1 ORDER BY sample_id",
     ):
-        found = connection.execute(sql, [what]).fetchall()
+        found = connection.execute(sql, [_as_stored(what) if "final_url" in sql else what]).fetchall()
         if found:
             return [row[0] for row in found]
     shard, _, key = what.rstrip("/").rpartition("/")
@@ -61,6 +62,14 @@ def _find_ids(connection: Any, what: str) -> list[str]:
         [key.partition(".")[0], shard.rpartition("/")[2]],
     ).fetchall()
     return [row[0] for row in found]
+
+
+def _as_stored(what: str) -> str:
+    """A URL as final_url holds it: normal spelling, secrets masked; anything else as it is."""
+    try:
+        return parse_url(what).shown_url
+    except BadURL:
+        return what
 
 
 def _life(connection: Any, sample_id: str) -> dict[str, Any]:
@@ -75,6 +84,12 @@ def _life(connection: Any, sample_id: str) -> dict[str, Any]:
         [sample_id],
     )
     life["name"] = names[0] if names else None
+    life["fetched"] = _rows(
+        connection,
+        "SELECT f.* FROM fetched f JOIN candidates c ON f.sample_id = c.sample_id "
+        "AND f.url = coalesce(c.locator, c.url) WHERE f.sample_id = $1 ORDER BY round",
+        [sample_id],
+    )
     life["scores"] = _rows(connection, "SELECT * FROM scores WHERE sample_id = $1", [sample_id])
     life["draws"] = _rows(connection, "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy", [sample_id])
     life["placements"] = _rows(connection, "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy", [sample_id])
@@ -119,7 +134,7 @@ def describe_life(life: dict[str, Any]) -> list[str]:
     lines = _source_lines(life["candidates"])
     if life["facts"] is None:
         return [*lines, "fetch     not yet"]
-    lines += _fetch_lines(life["facts"])
+    lines += _fetch_lines(life["facts"]) + _round_lines(life["fetched"])
     decision = life["decisions"]
     if life["captions"] is not None:
         lines += _taxon_lines(life, life["captions"]) + _caption_lines(life["captions"])
@@ -154,7 +169,7 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
     if row["outcome"] != "ok":
         again = "a passing failure, worth another try later" if row["outcome"] in PASSING else "final"
         detail = f" ({row['detail']})" if row["detail"] else ""
-        return [f"fetch     DROPPED: {row['outcome']}{detail} after {tries}{status}; {again}"]
+        return [f"fetch     DROPPED: {row['outcome']}{detail} after {tries}{status}; {again}", *_way_lines(row)]
     turned = f", turned (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
     return [
         f"fetch     ok after {tries}{status}: {row['num_bytes']:,} bytes, {row['format']} {row['mode']}, "
@@ -162,6 +177,25 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
         f"          stored as {row['stored_width_px']} x {row['stored_height_px']} px, pHash {row['phash']:016x}, "
         f"in pool/{row['pool_file']} at {row['offset']:,}",
         f"          sha256 as downloaded {row['image_id']}",
+        *_way_lines(row),
+    ]
+
+
+def _way_lines(row: dict[str, Any]) -> list[str]:
+    """The redirects on the way, one line each."""
+    hops = [*(row["redirects"] or []), row["final_url"]]
+    return [f"          redirected to {hop}" for hop in hops[1:]]
+
+
+def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What each round of fetching saw, once there is more than one."""
+    if len(rows) < 2:
+        return []
+    return [
+        f"          {'round ' + str(row['round']) if row['round'] else 'at first'}: {row['outcome']}"
+        + (f" ({row['detail']})" if row["detail"] else "")
+        + f", {row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+        for row in rows
     ]
 
 

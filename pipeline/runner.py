@@ -8,6 +8,7 @@ flight are done again. The only module that imports ray.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -70,7 +71,11 @@ class InlineExecutor:
 
 
 class RayExecutor:
-    """Ray tasks, at most two a worker in flight, so that 13 M rows never queue up at once."""
+    """Ray tasks, few in flight, so that 13 M rows never queue up at once.
+
+    A Ray of our own runs as many parts as it has CPUs, so two a worker may be handed in and none waits for the driver.
+    A cluster may have more CPUs than `num_workers`: there only so many are handed in.
+    """
 
     def __init__(self, num_workers: int | None, address: str | None) -> None:
         ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
@@ -86,8 +91,9 @@ class RayExecutor:
             ray.init(**options)
         except ConnectionError as error:
             raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
-        self._num_workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
-        log.info("ray: %d workers, up in %.1f s", self._num_workers, time.monotonic() - started)
+        workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
+        self._most_in_flight = workers if address and num_workers else 2 * workers
+        log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
         self._remote = ray.remote(num_cpus=1, max_retries=0)(_do)
 
     def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
@@ -95,7 +101,7 @@ class RayExecutor:
         waiting = list(reversed(parts))
         flying: dict[Any, Part] = {}
         while waiting or flying:
-            while waiting and len(flying) < 2 * self._num_workers:
+            while waiting and len(flying) < self._most_in_flight:
                 part = waiting.pop()
                 flying[self._remote.remote(work, part)] = part
             ended, _ = self._ray.wait(list(flying), num_returns=1)
@@ -190,12 +196,9 @@ class Runner:
         """
         started = time.monotonic()
         names = [stage.name for stage in self._flow]
-        _clear_scratch(self._catalog.workdir)
-        for name, num in self._catalog.drop_lost_parts().items():
-            log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
         redone: list[str] = []
         release = None
-        try:
+        with self._working():
             for place, stage in enumerate(self._flow):
                 before = first is not None and place < names.index(first)
                 new = self._bring_up_to_date(stage, names[place + 1 :], before)
@@ -205,12 +208,51 @@ class Runner:
                     break
             else:
                 release = self._catalog.find_release(self._context.fingerprint)
+        return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
+
+    def redo(self, name: str, change: Callable[[BuildContext, StageRecord], bool]) -> tuple[StageRecord, StageRecord]:
+        """Bring one stage to another version, on what the last build sealed before it; gives the old and the new one.
+
+        `change` alters what the stage's identity looks at, given the old version; false leaves all as it is.
+
+        Raises: ConfigError when the stage, or one before it, is not done with this configuration; else as `run`.
+        """
+        names = [stage.name for stage in self._flow]
+        place = names.index(name)
+        context = self._context
+        with self._working():
+            for stage in self._flow[:place]:
+                context.sealed[stage.name] = self._sealed_or_refuse(stage.name, self._catalog.find_current(stage.name))
+            stage = self._flow[place]
+            identity = stage.identity(context)
+            before = self._sealed_or_refuse(name, fingerprint({"stage": name, **identity}))
+            if not change(context, before):
+                return before, before
+            self._bring_up_to_date(stage, names[place + 1 :], before=False)
+            return before, context.sealed[name]
+
+    def _sealed_or_refuse(self, stage: str, version: str | None) -> StageRecord:
+        sealed = self._catalog.find_sealed(version) if version else None
+        if sealed is None:
+            raise ConfigError(
+                f"{self._catalog.workdir}: the stage '{stage}' is not done yet with the configuration of the last "
+                "build; run `plantmix build` with it first"
+            )
+        return sealed
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Before work: clear what a killed run left, drop parts whose files are gone. After: close, tidy, tell."""
+        _clear_scratch(self._catalog.workdir)
+        for name, num in self._catalog.drop_lost_parts().items():
+            log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
+        try:
+            yield
         finally:
             if self._executor is not None:
                 self._executor.close()
             _clear_scratch(self._catalog.workdir)
             self._publish_status(running=None)
-        return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
 
     # ---- one stage
 
@@ -225,8 +267,11 @@ class Runner:
                 f"--from: the stage '{stage.name}' before it is not done yet with this configuration; "
                 "leave --from out and what is done will be reused"
             )
+        was = self._catalog.find_current(stage.name)
         self._catalog.open_stage(stage.name, context.fingerprint, identity)
         if sealed is not None:
+            if was != context.fingerprint:  # the way back to an older version: what lies after it is of another one
+                self._catalog.forget_current(after)
             log.info("%s: reused, %s", stage.name, _describe(sealed))
             context.sealed[stage.name] = sealed
             if stage.settle is not None:

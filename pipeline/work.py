@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.catalog import Funnel, PartRecord, StageRecord
+from manifests.rounds import FetchRound
 from pipeline.config import BuildConfig
 
 ROW_GROUP_ROWS = 100_000
@@ -104,6 +105,8 @@ class BuildContext:
     catalog: Any
     sealed: dict[str, StageRecord] = field(default_factory=dict)
     fingerprint: str = ""
+    fetch_round: FetchRound | None = None
+    """The round that `plantmix retry` is running; None in a build."""
 
     def files(self, stage: str, table: str) -> list[str]:
         """Absolute paths of a sealed stage's files that hold `table`, in plan order."""

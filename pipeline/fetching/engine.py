@@ -214,6 +214,7 @@ def _download_fact(sample_id: str, download: Download) -> Fact:
         "attempts": download.attempts,
         "host": download.host,
         "final_url": download.final_url,
+        "redirects": list(download.redirects),
     }
 
 

@@ -6,6 +6,7 @@ Text in, Target out. Pure. Gives up with BadURL (an outcome and a detail that ho
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -14,6 +15,16 @@ from manifests.outcomes import Outcome
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_URL_CHARS = 8192
+MASK = "***"
+_SECRET_WORDS = frozenset(
+    {"signature", "sig", "sign", "signed", "token", "secret", "key", "hmac", "jwt", "nonce", "policy", "ticket", "otp"}
+    | {"password", "passwd", "pass", "pwd", "auth", "authorization", "oauth", "credential", "credentials"}
+    | {"session", "sessionid", "sid", "cookie"}
+)
+_SECRET_NAMES = frozenset(
+    ["apikey", "accesskey", "authkey", "awsaccesskeyid", "accesstoken", "authtoken", "keypairid", "subscriptionkey"]
+)
+_SIGNED_BY = (["x", "amz"], ["x", "goog"], ["x", "oss"], ["x", "cos"])  # every parameter of a signed link
 
 
 class BadURL(Exception):  # noqa: N818
@@ -51,8 +62,53 @@ class Target:
         """The whole URL without credentials and fragment."""
         return self.origin + self.path
 
+    @property
+    def shown_url(self) -> str:
+        """The URL as it may be stored and printed: secrets in its query masked."""
+        path, mark, query = self.path.partition("?")
+        return self.origin + path + mark + mask_secrets(query)
+
     def __repr__(self) -> str:
-        return f"Target({self.url})"
+        return f"Target({self.shown_url})"
+
+
+def mask_secrets(query: str) -> str:
+    """A query string with `***` in the place of what would let a reader of the catalogue act as somebody else.
+
+    A value is masked when a word of its name says so (signature, token, key, X-Amz-..., split at - _ . and capitals),
+    when it is a JSON web token, or when it is a long mixture of both cases and digits, as signed links carry under
+    names nobody can list. Identifiers (numbers, UUIDs, hex hashes, file names) stay, so that the address stays useful.
+    """
+    return "&".join(_mask(pair) for pair in query.split("&"))
+
+
+def _mask(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    if not equals:  # a bare value has no name that could say what it is
+        return MASK if _looks_secret(unquote(name)) else pair
+    if value and (_names_secret(unquote(name)) or _looks_secret(unquote(value))):
+        return f"{name}={MASK}"
+    return pair
+
+
+def _names_secret(name: str) -> bool:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", " ", name).lower()
+    words = spaced.split()
+    return bool(_SECRET_WORDS & set(words)) or spaced.replace(" ", "") in _SECRET_NAMES or words[:2] in _SIGNED_BY
+
+
+def _looks_secret(value: str) -> bool:
+    if re.match(r"eyJ[\w-]+\.[\w-]+\.", value):
+        return True
+    mixed = re.fullmatch(r"[A-Za-z0-9+/_~=.-]{32,}", value)
+    return bool(mixed and all(re.search(kind, value) for kind in ("[a-z]", "[A-Z]")) and _is_random(value))
+
+
+def _is_random(value: str) -> bool:
+    """Case and digits change often, as they never do in words or in hex."""
+    kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in value if c.isalnum()]
+    changes = sum(a != b for a, b in itertools.pairwise(kinds))
+    return changes > 0.35 * len(kinds)
 
 
 def parse_url(text: str) -> Target:

@@ -53,6 +53,8 @@ class Download:
     attempts: int = 0
     host: str | None = None
     final_url: str | None = None
+    redirects: tuple[str, ...] = ()
+    """Addresses that led to `final_url`, in order."""
     body: bytes = b""
 
 
@@ -67,7 +69,7 @@ class Visit:
     hops: int = 0  # redirects followed in this attempt
     active_seconds: float = 0.0  # spent in requests in this attempt
     last: Answer | None = None
-    been: set[str] = field(default_factory=set)
+    been: dict[str, str] = field(default_factory=dict)  # addresses that redirected us, in order: as stored
 
     @property
     def is_robots(self) -> bool:
@@ -82,7 +84,8 @@ class Visit:
             self.last.http_status if self.last else None,
             self.attempts,
             self.target.host,
-            self.target.url,
+            self.target.shown_url,
+            tuple(self.been.values()),
             body,
         )
 
@@ -144,7 +147,7 @@ def robots_verdict(visit: Visit, download: Download, agent_token: str) -> Robots
 
 
 def _redirect(visit: Visit, location: str, settings: NetworkSettings) -> Download | Again:
-    visit.been.add(visit.target.url)
+    visit.been[visit.target.url] = visit.target.shown_url
     try:
         target = follow(visit.target, location)
     except BadURL as error:

@@ -3,12 +3,13 @@
 Reads candidates; those with a locator, whose bytes lie here, go through stages/fetch_local.py and the same
 measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by
 sample_id). What was downloaded by the same image recipe under the same address is never asked for again,
-whichever build asked for it: an edited caption downloads nothing, a new URL just that.
+whichever build asked for it: an edited caption downloads nothing, a new URL just that. Only `plantmix retry` asks
+again, in a round of its own, for rows that ended with a passing outcome.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
 from pipeline.stages import fetch_local
-from pipeline.stages.fetch_local import FETCHED
+from pipeline.stages.fetch_local import write_groups
+from pipeline.stages.rounds import COUNTS, download_recipe, parts_that_count, paths_of, round_of, view_fetched, wanted
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import (
     BuildContext,
@@ -34,8 +36,6 @@ from pipeline.work import (
     private_file,
     write_table,
 )
-
-VERSION = 1
 
 # What later stages may depend on: all that is seen of an image, nothing of where and how it was got.
 _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px")
@@ -55,29 +55,26 @@ def download(payload: dict[str, Any]) -> PartResult:
     facts = facts.set_column(facts.schema.get_field_index("pool_file"), "pool_file", pool_names)
     url_of = dict(rows)
     facts = facts.append_column("url", pa.array([url_of[key] for key in facts["sample_id"].to_pylist()], pa.string()))
-    table = write_table(payload["workdir"], "fetched", f"tables/fetch/{payload['stem']}.parquet", facts, FETCHED)
+    facts = facts.append_column("round", pa.array([payload["round"]] * facts.num_rows, pa.int32()))
+    table = write_table(payload["workdir"], "fetched", f"tables/fetch/{payload['stem']}.parquet", facts, tables.FETCHED)
     outcomes = facts["outcome"].value_counts().to_pylist()
     counts = {entry["values"]: entry["counts"] for entry in outcomes}
     num_ok = counts.pop("ok", 0)
     pool = private_file("pool", pool_path, temp, num_ok)
-    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {})
+    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {"round": payload["round"]})
 
 
 def collect(payload: dict[str, Any]) -> PartResult:
-    """One fact a candidate out of all fetched parts, the newest where a row was fetched more than once."""
+    """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure."""
     workdir = payload["workdir"]
     with open_scratch(payload) as sql:
         view_parquet(sql, "candidates", payload["candidates"])
-        if payload["fetched"]:
-            view_parquet(sql, "parts", payload["fetched"])
-        else:
-            sql.register("parts", FETCHED.empty_table())
+        view_fetched(sql, "parts", payload["fetched"])
         names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
         facts = copy_sorted(
             sql,
             f"SELECT {names} FROM candidates c JOIN parts f "
-            "ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) "
-            "QUALIFY row_number() OVER (PARTITION BY f.sample_id ORDER BY f.outcome = 'ok' DESC, f.pool_file DESC) = 1",
+            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) QUALIFY {COUNTS}",
             "sample_id",
             TableWriter(workdir, "facts", f"tables/fetch/facts-{payload['stem']}.parquet", tables.FACTS),
         )
@@ -89,43 +86,36 @@ def collect(payload: dict[str, Any]) -> PartResult:
     return PartResult((facts,), Funnel(num_in, num_ok, outcomes), {"content": content})
 
 
-def _recipe(context: BuildContext) -> str:
-    return fingerprint({"version": VERSION, "image": context.config.fetch.identity()})
-
-
 def _plan_downloads(context: BuildContext) -> Sequence[Part]:
-    """What no part has fetched yet, in an order that interleaves hosts, cut into parts of equal length."""
+    """What is to be asked now, in an order that interleaves hosts, cut into parts of equal length.
+
+    Parts are cut from the sorted remainder, whole ones first: however often a build is killed, the parts stay the same.
+    """
     size = context.config.run.fetch_part_size
-    fetched = [file for part in _fetched(context) for file in _paths(context, part, "fetched")]
+    number = round_of(context)
     todo = storage.join(context.workdir, "scratch", "fetch-todo.parquet")
     storage.make_folder(storage.join(context.workdir, "scratch"))
     with open_scratch(context.execution()) as sql:
         view_parquet(sql, "candidates", context.files("ingest", "candidates"))
-        if fetched:
-            view_parquet(sql, "parts", fetched)
-        else:
-            sql.register("parts", FETCHED.empty_table())
+        view_fetched(sql, "parts", paths_of(context, _fetched(context)))
         sql.execute(
             "CREATE TABLE todo AS SELECT sample_id, url, row_number() OVER (ORDER BY md5(sample_id)) - 1 AS place "
-            "FROM candidates c WHERE locator IS NULL AND NOT EXISTS "
-            "(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.url)"
+            f"FROM ({wanted(context, 'sample_id, url', 'url', 'locator IS NULL')})"
         )
         keys = sql.execute(
             f"SELECT place // {size} AS row_group, count(*), to_hex(bit_xor(md5_number(sample_id || chr(31) || url))) "
             "FROM todo GROUP BY 1 ORDER BY 1"
         ).fetchall()
         reader = sql.sql("SELECT sample_id, url FROM todo ORDER BY place").to_arrow_reader(size)
-        with pq.ParquetWriter(todo, reader.schema, compression="zstd") as writer:
-            _write_groups(writer, reader, size)
-        urls = (row[0] for row in sql.execute("SELECT url FROM todo ORDER BY place").fetchall())
-        context.config.fetch.network.require_contact(urls)
-    recipe = _recipe(context)
+        write_groups(todo, pa.RecordBatchReader.from_batches(reader.schema, _checked(reader, context)), size)
+    recipe = download_recipe(context)
     parts = []
     for row_group, num_rows, rows_key in keys:
-        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows})
+        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows, "round": number})
         payload = {
             "todo": todo,
             "row_group": row_group,
+            "round": number,
             "stem": key[:16],
             "settings": context.config.fetch,
             **context.execution(),
@@ -134,18 +124,11 @@ def _plan_downloads(context: BuildContext) -> Sequence[Part]:
     return parts
 
 
-def _write_groups(writer: pq.ParquetWriter, batches: Any, size: int) -> None:
-    """Row groups of exactly `size` rows, however the batches come."""
-    waiting: list[pa.RecordBatch] = []
+def _checked(batches: Iterable[pa.RecordBatch], context: BuildContext) -> Iterator[pa.RecordBatch]:
+    """The batches as they come, once no address in them lacks a contact that the config must give."""
     for batch in batches:
-        waiting.append(batch)
-        rows = pa.Table.from_batches(waiting)
-        while rows.num_rows >= size:
-            writer.write_table(rows.slice(0, size), row_group_size=size)
-            rows = rows.slice(size)
-        waiting = rows.to_batches()
-    if waiting and (rows := pa.Table.from_batches(waiting)).num_rows:
-        writer.write_table(rows, row_group_size=size)
+        context.config.fetch.network.require_contact(batch["url"].to_pylist())
+        yield batch
 
 
 def _gate(context: BuildContext) -> Callable[[], HostGate]:
@@ -153,20 +136,15 @@ def _gate(context: BuildContext) -> Callable[[], HostGate]:
 
 
 def _fetched(context: BuildContext) -> Sequence[PartRecord]:
-    return list(context.catalog.parts_like("fetch", "download", _recipe(context)))
-
-
-def _paths(context: BuildContext, part: PartRecord, table: str) -> list[str]:
-    return [storage.join(context.workdir, file.path) for file in part.files if file.table == table]
+    return parts_that_count(context, "download", download_recipe(context))
 
 
 def _plan_collect(context: BuildContext) -> Sequence[Part]:
     parts = [*context.own_parts("download"), *context.own_parts("local")]
-    fetched = [path for part in parts for path in _paths(context, part, "fetched")]
-    key = fingerprint({"stage": context.fingerprint, "parts": [part.key for part in parts]})
+    key = fingerprint({"stage": context.fingerprint, "parts": sorted(part.key for part in parts)})
     payload = {
         "candidates": context.files("ingest", "candidates"),
-        "fetched": fetched,
+        "fetched": paths_of(context, parts),
         "stem": key[:16],
         **context.execution(),
     }
@@ -174,7 +152,8 @@ def _plan_collect(context: BuildContext) -> Sequence[Part]:
 
 
 def _identity(context: BuildContext) -> dict[str, Any]:
-    return {"recipe": _recipe(context), "addresses": context.sealed["ingest"].notes["addresses"]}
+    identity = {"recipe": download_recipe(context), "addresses": context.sealed["ingest"].notes["addresses"]}
+    return {**identity, "round": round_of(context)}
 
 
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The step of fetch for pictures that lie here: candidates with a locator, in the order in which they lie.
 
 Reads candidates and, through pipeline/fetching/local.py, the sources' own files. Writes pool tars and the facts of
-each part, as the download step does; a picture that was measured by the same image recipe is not read again.
+each part, as the download step does; a picture that was measured by the same image recipe is not read again, but by
+`plantmix retry` where its file was missing or unreadable.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from manifests import storage, tables
 from manifests.catalog import Funnel, PartRecord
 from pipeline.fetching.local import read_local
 from pipeline.sources.reading import root_of
+from pipeline.stages.rounds import parts_that_count, paths_of, round_of, view_fetched, wanted
 from pipeline.stages.sql import open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Step, fingerprint, private_file, write_table
 
-VERSION = 1
-FETCHED = tables.FACTS.append(pa.field("url", pa.string()))  # the address a fact is about: a URL, or a locator
+VERSION = 2
 
 
 def read(payload: dict[str, Any]) -> PartResult:
@@ -36,35 +37,28 @@ def read(payload: dict[str, Any]) -> PartResult:
     facts = facts.set_column(place, "pool_file", pa.array(names, pa.string()))
     locators = {sample_id: locator for sample_id, _, locator in rows}
     address = pa.array([locators[sample_id] for sample_id in facts["sample_id"].to_pylist()], pa.string())
-    facts = facts.append_column("url", address)
-    table = write_table(workdir, "fetched", f"tables/fetch/{payload['stem']}.parquet", facts, FETCHED)
+    facts = facts.append_column("url", address)  # the address a fact is about: here a locator
+    facts = facts.append_column("round", pa.array([payload["round"]] * facts.num_rows, pa.int32()))
+    table = write_table(workdir, "fetched", f"tables/fetch/{payload['stem']}.parquet", facts, tables.FETCHED)
     counts = {entry["values"]: entry["counts"] for entry in facts["outcome"].value_counts().to_pylist()}
     num_ok = counts.pop("ok", 0)
     pool = private_file("pool", pool_path, temp, num_ok)
-    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {})
+    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {"round": payload["round"]})
 
 
 def _plan(context: BuildContext) -> Sequence[Part]:
     """What no part has measured yet, a file's pictures together, cut into parts of equal length."""
     size = context.config.run.fetch_part_size
-    done = [
-        storage.join(context.workdir, file.path)
-        for part in _measured(context)
-        for file in part.files
-        if file.table == "fetched"
-    ]
+    number = round_of(context)
     todo = storage.join(context.workdir, "scratch", "local-todo.parquet")
     storage.make_folder(storage.join(context.workdir, "scratch"))
     with open_scratch(context.execution()) as sql:
         view_parquet(sql, "candidates", context.files("ingest", "candidates"))
-        if done:
-            view_parquet(sql, "parts", done)
-        else:
-            sql.register("parts", FETCHED.empty_table())
+        view_fetched(sql, "parts", paths_of(context, _measured(context)))
         sql.execute(
             "CREATE TABLE todo AS SELECT sample_id, source, locator, row_number() OVER (ORDER BY source, row_number) "
-            "- 1 AS place FROM candidates c WHERE locator IS NOT NULL AND NOT EXISTS "
-            "(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.locator)"
+            "- 1 AS place FROM "
+            f"({wanted(context, 'sample_id, source, locator, row_number', 'locator', 'locator IS NOT NULL')})"
         )
         keys = sql.execute(
             f"SELECT place // {size}, count(*), to_hex(bit_xor(md5_number(sample_id || chr(31) || locator))) "
@@ -76,10 +70,11 @@ def _plan(context: BuildContext) -> Sequence[Part]:
     recipe = _recipe(context)
     parts = []
     for row_group, num_rows, rows_key in keys:
-        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows})
+        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows, "round": number})
         payload = {
             "todo": todo,
             "row_group": row_group,
+            "round": number,
             "stem": key[:16],
             "image": context.config.fetch.image,
             "roots": roots,
@@ -109,7 +104,7 @@ def _recipe(context: BuildContext) -> str:
 
 
 def _measured(context: BuildContext) -> Sequence[PartRecord]:
-    return list(context.catalog.parts_like("fetch", "local", _recipe(context)))
+    return parts_that_count(context, "local", _recipe(context))
 
 
 STEP = Step("local", _plan, read, "images", committed=_measured)

@@ -84,6 +84,7 @@ def test_the_command_line_is_frozen() -> None:
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "dir", "sql"],
+        "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
         "mix": ["--dry-run", "config"],
     }

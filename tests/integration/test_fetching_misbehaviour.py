@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tarfile
 import threading
 import time
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import imagehash
 import pytest
+from misbehaving.answers import photo
+from misbehaving.registry import BEHAVIOURS, documented_table
+from misbehaving.server import MisbehavingServer
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from misbehaving_server import BEHAVIOURS, MisbehavingServer, documented_table, photo
 
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS
@@ -98,7 +97,7 @@ def test_server_misbehaves_in_enough_ways_and_covers_every_outcome():
 
 def test_readme_lists_every_behaviour():
     table = README.read_text(encoding="utf-8").partition("<!-- behaviours -->")[2].partition("<!-- end -->")[0]
-    assert table.strip() == documented_table(), "run: python tests/misbehaving_server.py, and paste"
+    assert table.strip() == documented_table(), "paste what misbehaving.registry.documented_table() says"
 
 
 def test_nothing_hangs_and_nothing_leaks(fetched):
@@ -174,6 +173,20 @@ def test_same_answers_give_the_same_bytes(tmp_path):
     assert runs[0][0].equals(runs[1][0])
     assert runs[0][1] == runs[1][1]
     assert not list(tmp_path.glob("*.spool"))
+
+
+def test_redirects_are_recorded_and_secrets_in_them_are_not(fetched):
+    facts = fetched["facts"]
+    chain = facts["redirect_chain"]
+    ends = [url.rpartition("/redirect_chain")[2] for url in [*chain["redirects"], chain["final_url"]]]
+    assert ends == ["", "/1", "/2", "/3"]
+    assert facts["redirect_to_other_host"]["final_url"].startswith("http://elsewhere.test:")
+    assert facts["redirect_to_other_host"]["host"].startswith("elsewhere.test:")
+    signed = facts["redirect_signed"]["final_url"]
+    assert signed.endswith("/redirect_signed?w=640&X-Amz-Credential=***&X-Amz-Signature=***")
+    assert any("X-Amz-Signature=5ec7e7" in request.path for request in fetched["log"]), "it was sent, though"
+    assert facts["jpeg_grey"]["redirects"] == []
+    assert not any("5ec7e7" in str(fact) for fact in facts.values())
 
 
 def test_passthrough_stores_the_very_bytes(fetched):

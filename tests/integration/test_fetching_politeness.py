@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import collections
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from misbehaving_server import MisbehavingServer, send, send_picture
+from misbehaving.answers import send, send_picture
+from misbehaving.server import MisbehavingServer
 
 from manifests.errors import ConfigError
 from pipeline.fetching.engine import fetch_rows

@@ -1,0 +1,303 @@
+"""`plantmix retry`: only what passes is asked again, into the same catalogue; killed anywhere, nothing is lost."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from misbehaving.answers import encode, pixels, send, send_picture
+from misbehaving.server import MisbehavingServer
+
+from manifests.catalog import Catalog
+from manifests.reader import open_reader
+from pipeline.cli import main
+from pipeline.config import read_config
+from pipeline.fetching.local import read_local
+from pipeline.retry import last_config
+
+
+class Web:
+    """Pictures on the loopback, and what the server thinks of each today."""
+
+    def __init__(self) -> None:
+        self.mood: dict[str, str] = {}
+        self.server = MisbehavingServer(extra={"p": self._answer})
+
+    def _answer(self, sock: Any, request: Any) -> None:
+        name = request.path.rpartition("/")[2]
+        mood = self.mood.get(name, "fine")
+        if mood == "fine":
+            send_picture(sock, encode(pixels(seed=int(name)), quality=90))
+        elif mood == "redirect":
+            send(sock, "302 Found", {"Location": f"/p/{int(name) + 100}"})
+        else:
+            send(sock, {"5xx": "500 Internal Server Error", "404": "404 Not Found", "429": "429 Too Many"}[mood])
+
+    def asked(self) -> collections.Counter[str]:
+        """How often each picture was asked since the last look."""
+        found = collections.Counter(r.path.rpartition("/")[2] for r in self.server.log if r.path.startswith("/p/"))
+        self.server.log.clear()
+        return found
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    made = Web()
+    with made.server:
+        yield made
+
+
+NUM = 12
+
+
+def write_config(folder: Path, web: Web, num: int = NUM, **run: Any) -> Path:
+    """A small build of `num` pictures, two domains, one URL a row."""
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["key", "url", "caption", "licence"])
+        for n in range(num):
+            writer.writerow(
+                [n, f"http://127.0.0.1:{web.server.port}/p/{n}", f"a photo of plant number {n} in the field", "CC0"]
+            )
+    config = {
+        "name": "small",
+        "work_dir": str(folder / "work"),
+        "sources": [
+            {
+                "name": "a",
+                "domain": "plant",
+                "table": str(folder / "table.csv"),
+                "columns": {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"},
+            }
+        ],
+        "fetch": {
+            "network": {
+                "threads": 4,
+                "retries": 0,
+                "backoff_seconds": 0.01,
+                "limits": {"requests_per_second": None, "connections": 4},
+                "allow_private_addresses": True,
+            }
+        },
+        "dedup": {"radius": 0},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": 5, **run},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def outcomes(work: Path) -> dict[str, str]:
+    with open_reader(str(work)) as connection:
+        rows = connection.sql("SELECT record_key, outcome FROM facts JOIN candidates USING (sample_id)").fetchall()
+    return dict(rows)
+
+
+def test_only_what_passes_is_asked_again_and_later_stages_see_it(
+    tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, work = write_config(tmp_path, web), tmp_path / "work"
+    web.mood = {"1": "5xx", "2": "404", "3": "5xx", "4": "5xx"}
+    assert main(["build", str(config)]) == 0
+    assert web.asked() == dict.fromkeys(map(str, range(NUM)), 1)
+    first = (work / "releases/LATEST").read_text()
+    web.mood = {"3": "404", "4": "5xx"}
+    assert main(["build", str(config)]) == 0
+    assert web.asked() == {}, "a build alone asks nobody again"
+    capsys.readouterr()
+
+    assert main(["retry", str(work)]) == 0
+    assert web.asked() == {"1": 1, "3": 1, "4": 1}
+    shown = capsys.readouterr().out
+    assert "round 1: asked again for 3 rows, 1 more pictures" in shown
+    counts = {line.split()[0]: line.split()[1:3] for line in shown.splitlines() if line[:4] in ("ok  ", "http")}
+    assert counts == {"ok": ["8", "9"], "http_5xx": ["3", "1"], "http_404": ["1", "2"]}
+    assert (outcomes(work)["1"], outcomes(work)["3"], outcomes(work)["4"]) == ("ok", "http_404", "http_5xx")
+    status = json.loads((work / "status.json").read_text())
+    assert "pack" not in status["stages"], "what follows a changed stage is stale until it is built again"
+
+    assert main(["build", str(config)]) == 0
+    assert "done in" in capsys.readouterr().out
+    assert web.asked() == {}
+    assert (work / "releases/LATEST").read_text() != first
+    web.mood = {"4": "5xx"}
+    assert main(["retry", str(work)]) == 0
+    assert web.asked() == {"4": 1}
+    assert "nothing that later stages look at has changed" in capsys.readouterr().out
+    assert main(["build", str(config)]) == 0
+    assert "fetch" not in capsys.readouterr().out.partition("\n")[0]
+
+
+def test_explain_shows_every_round(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    config, work = write_config(tmp_path, web), tmp_path / "work"
+    web.mood = {"1": "5xx"}
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    web.mood = {"1": "429"}
+    assert main(["retry", str(work)]) == 0
+    web.mood = {"1": "redirect"}
+    assert main(["retry", str(work)]) == 0
+    capsys.readouterr()
+    url = f"http://127.0.0.1:{web.server.port}/p/1"
+    assert main(["explain", str(work), url]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "at first: http_5xx (status 500), 1 attempt" in lines
+    assert "round 1: http_429 (status 429), 1 attempt" in lines
+    assert "round 2: ok, 1 attempt" in lines
+    assert f"redirected to {url}01" in lines
+    assert main(["explain", str(work), f"{url}01"]) == 0, "found by where it was redirected to as well"
+
+
+def test_outcomes_can_be_named(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    config, work = write_config(tmp_path, web), tmp_path / "work"
+    web.mood = {"1": "5xx", "2": "429", "3": "404"}
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    web.asked()
+    web.mood = {}
+    assert main(["retry", str(work), "--outcome", "http_429"]) == 0
+    assert web.asked() == {"2": 1}
+    capsys.readouterr()
+    assert main(["retry", str(work), "--outcome", "read_timeout", "--outcome", "dns_failure"]) == 0
+    assert "nothing to retry: of 12 rows none ended for dns_failure or read_timeout" in capsys.readouterr().out
+    assert web.asked() == {}
+    assert main(["retry", str(work), "--outcome", "http_5xx"]) == 0
+    assert web.asked() == {"1": 1}
+    assert main(["retry", str(work)]) == 0
+    assert "nothing to retry: of 12 rows none ended for a passing reason" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--outcome", "http_404"], "http_404 is final: asking again is useless, or rude; what may be retried: body_"),
+        (["--outcome", "sunspots"], "--outcome sunspots is no outcome"),
+        ([], "no catalogue"),
+    ],
+)
+def test_wrong_use_is_told(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["retry", str(tmp_path / "nowhere"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_fetch_that_is_not_done_is_built_first(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    config, work = write_config(tmp_path, web), tmp_path / "work"
+    with Catalog.open(str(work)):
+        pass
+    assert main(["retry", str(work)]) == 2
+    assert "no build has run here yet" in capsys.readouterr().err
+    assert main(["build", str(config), "--to", "ingest"]) == 0
+    assert main(["retry", str(work)]) == 2
+    assert "the stage 'fetch' is not done yet" in capsys.readouterr().err
+
+
+def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
+    tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, work = write_config(tmp_path, web, fetch_part_size=2), tmp_path / "work"
+    web.mood = dict.fromkeys(map(str, range(6)), "5xx")
+    assert main(["build", str(config)]) == 0
+    release = (work / "releases/LATEST").read_text()
+    web.asked()
+    web.mood = {}
+    commits = 0
+    commit = Catalog.commit_part
+
+    def killed(self: Catalog, *arguments: Any) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == 3:
+            raise KeyboardInterrupt
+        commit(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "commit_part", killed)
+        assert main(["retry", str(work)]) == 1
+    before = web.asked()
+    assert sum(before.values()) == 6
+    assert main(["build", str(config)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (work / "releases/LATEST").read_text() == release
+    assert web.asked() == {}
+    assert main(["retry", str(work)]) == 0
+    after = web.asked()
+    assert sum(after.values()) == 2, "only the part that was in flight"
+    assert "round 1: asked again for 6 rows, 6 more pictures" in capsys.readouterr().out
+    assert set(outcomes(work).values()) == {"ok"}
+
+
+def test_inline_and_ray_retry_into_identical_tables(tmp_path: Path, web: Web) -> None:
+    found = {}
+    for executor in ("inline", "ray"):
+        folder = tmp_path / executor
+        folder.mkdir()
+        web.mood = dict.fromkeys(map(str, range(7)), "5xx")
+        assert main(["build", str(write_config(folder, web)), "--to", "fetch"]) == 0
+        config = write_config(folder, web, executor=executor, num_workers=2)
+        assert main(["build", str(config), "--to", "fetch"]) == 0  # does nothing but say who is to retry
+        web.mood = {"3": "404"}
+        assert main(["retry", str(folder / "work")]) == 0
+        files = sorted([*folder.glob("work/tables/fetch/*.parquet"), *folder.glob("work/pool/*.tar")])
+        found[executor] = {path.name: path.read_bytes() for path in files}
+    assert found["inline"] == found["ray"]
+
+
+def test_a_new_url_after_a_retry_is_all_that_is_fetched(tmp_path: Path, web: Web) -> None:
+    config = write_config(tmp_path, web)
+    web.mood = {"1": "5xx", "2": "5xx"}
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    web.mood = {"2": "5xx"}
+    assert main(["retry", str(tmp_path / "work")]) == 0
+    web.asked()
+    write_config(tmp_path, web, num=NUM + 1)
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    assert web.asked() == {str(NUM): 1}
+    found = outcomes(tmp_path / "work")
+    assert (found["1"], found["2"], len(found)) == ("ok", "http_5xx", NUM + 1)
+
+
+def test_the_stored_config_is_the_one_of_the_last_build(tmp_path: Path, web: Web) -> None:
+    config = write_config(tmp_path, web)
+    assert main(["build", str(config), "--to", "ingest"]) == 0
+    with Catalog.open(str(tmp_path / "work")) as catalog:
+        assert last_config(catalog) == read_config(config)
+
+
+def test_a_file_that_was_away_is_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(4):
+        (pictures / f"rose {n}.jpg").write_bytes(encode(pixels(seed=n)))
+    config = {
+        "name": "local",
+        "work_dir": str(tmp_path / "work"),
+        "sources": [{"name": "a", "domain": "plant", "folder": {"path": str(pictures)}}],
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline"},
+    }
+    (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
+
+    def disk_away(*arguments: Any) -> Any:
+        (pictures / "rose 1.jpg").replace(tmp_path / "away")
+        try:
+            return read_local(*arguments)
+        finally:
+            (tmp_path / "away").replace(pictures / "rose 1.jpg")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.fetch_local.read_local", disk_away)
+        assert main(["build", str(tmp_path / "local.yaml"), "--to", "fetch"]) == 0
+    assert list(outcomes(tmp_path / "work").values()).count("file_missing") == 1
+    assert main(["retry", str(tmp_path / "work")]) == 0
+    assert "round 1: asked again for 1 rows, 1 more pictures" in capsys.readouterr().out
+    assert set(outcomes(tmp_path / "work").values()) == {"ok"}

@@ -1,0 +1,164 @@
+"""The runner on Ray: lost workers, bounds on what is in flight, one object for all."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import (
+    NUM_WORKERS,
+    SharedRay,
+    config_of,
+    run,
+    square_work,
+    stage_of,
+    tables_of,
+    traced,
+    tries,
+)
+
+from manifests.catalog import Catalog, Funnel
+from manifests.errors import PartError
+from pipeline.runner import InlineExecutor, RayExecutor, Runner
+from pipeline.work import Part, PartResult
+
+# ---- Ray
+
+
+@pytest.mark.parametrize("way", ["exit", "kill"])
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, ray_executor: RayExecutor, way: str) -> None:
+    kill = int(signal.SIGKILL)
+
+    def behave(payload: dict[str, Any], before: int) -> None:
+
+        if payload["place"] == 1 and before == 0:
+            if payload["way"] == "exit":
+                os._exit(7)
+            os.kill(os.getpid(), kill)
+
+    work = traced(behave)
+
+    def with_way(payload: dict[str, Any]) -> PartResult:
+        return work({**payload, "way": way})
+
+    report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(with_way, trace=str(trace)))
+    assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
+    assert tries(trace)[1] == 2
+    run(tmp_path / "inline", InlineExecutor(), stage_of(square_work()))
+    assert tables_of(tmp_path / "w") == tables_of(tmp_path / "inline")
+
+
+def test_a_worker_that_always_dies_fails_its_part(
+    tmp_path: Path, trace: Path, ray_executor: RayExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def behave(payload: dict[str, Any], before: int) -> None:
+
+        if payload["place"] == 0:
+            os._exit(1)
+
+    with (
+        caplog.at_level(logging.WARNING, "plantmix.runner"),
+        pytest.raises(PartError, match=r"1 of 3 parts failed.*a worker was lost \(WorkerCrashedError"),
+    ):
+        run(tmp_path / "w", SharedRay(ray_executor), stage_of(traced(behave), 3, trace=str(trace)), max_attempts=2)
+    assert tries(trace) == {0: 2, 1: 1, 2: 1}
+    assert "try 1 of 2" in caplog.text
+
+
+def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_executor: RayExecutor) -> None:
+    sent: list[str] = []
+    most = 0
+
+    class Counting:
+        """Ray's remote function, and a note of what was handed in."""
+
+        def __init__(self, remote: Any) -> None:
+            self._remote = remote
+
+        def remote(self, work: Any, part: Part) -> Any:
+            sent.append(part.key)
+            return self._remote.remote(work, part)
+
+    def work(payload: dict[str, Any]) -> PartResult:
+        return PartResult((), None, {"place": payload})
+
+    executor, original = ray_executor, ray_executor._remote
+    executor._remote = Counting(original)
+    try:
+        ended = 0
+        for done in executor.run(work, [Part(str(number), {}) for number in range(30)]):
+            assert done.error is None
+            most = max(most, len(sent) - ended)
+            ended += 1
+    finally:
+        executor._remote = original
+    assert ended == 30
+    assert sorted(sent, key=int) == [str(number) for number in range(30)]
+    assert most == 2 * NUM_WORKERS
+
+
+ONE_WORKER_OF_A_CLUSTER = """
+import sys, time
+from pipeline.runner import RayExecutor
+from pipeline.work import Part, PartResult
+
+def work(payload):
+    started = time.time()
+    time.sleep(0.2)
+    return PartResult((), None, {"span": (started, time.time())})
+
+executor = RayExecutor(1, sys.argv[1])
+spans = [done.result.notes["span"] for done in executor.run(work, [Part(str(n), {}) for n in range(6)])]
+executor.close()
+print(spans)
+"""
+
+
+def test_a_cluster_with_more_cpus_than_workers_runs_no_more_parts_than_workers(ray_executor: RayExecutor) -> None:
+    address = ray_executor._ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_WORKER_OF_A_CLUSTER, address], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    spans = sorted(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert len(spans) == 6
+    assert all(ended <= started for (_, ended), (started, _) in itertools.pairwise(spans))
+
+
+def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> None:
+    class Counter:
+        def __init__(self) -> None:
+            self.num = 0
+
+        def exchange(self, reports: int, wanted: Any) -> int:
+            self.num += reports
+            return self.num
+
+    shared = executor.share(Counter)
+
+    def work(payload: dict[str, Any]) -> PartResult:
+        return PartResult((), None, {"seen": payload["shared"].exchange(1, None)})
+
+    parts = [Part(str(number), {"shared": shared}) for number in range(8)]
+    seen = [done.result.notes["seen"] for done in executor.run(work, parts)]
+    assert sorted(seen) == list(range(1, 9))
+
+
+def test_ray_is_not_started_when_there_is_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = stage_of(square_work())
+    run(tmp_path, InlineExecutor(), stage)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("pipeline.runner.RayExecutor", never)
+    with Catalog.open(str(tmp_path)) as catalog:
+        assert Runner(config_of(tmp_path, "ray"), [stage], catalog).run().redone == ()

@@ -1,0 +1,201 @@
+"""The runner over small real stages: the same tables inline and with Ray, what is done stays done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from running import (
+    SharedRay,
+    leftovers,
+    run,
+    square_work,
+    stage_of,
+    tables_of,
+    traced,
+    tries,
+)
+
+from manifests.catalog import Catalog, Funnel, StageRecord
+from manifests.errors import ConfigError
+from manifests.reader import open_reader, read_status
+from pipeline.runner import Done, InlineExecutor, RayExecutor, check_order, check_writable, find_stage
+from pipeline.work import BuildContext, Part, PartResult, Stage
+
+# ---- the same, whoever runs it
+
+
+def test_inline_and_ray_write_identical_tables(tmp_path: Path, ray_executor: RayExecutor) -> None:
+    reports = {}
+    for name, executor in (("inline", InlineExecutor()), ("ray", SharedRay(ray_executor))):
+        reports[name] = run(tmp_path / name, executor, stage_of(square_work(), 12))
+    assert tables_of(tmp_path / "inline") == tables_of(tmp_path / "ray")
+    assert len(tables_of(tmp_path / "ray")) == 12
+    version = reports["ray"].stages["square"].fingerprint
+    expected = StageRecord("square", version, Funnel(60, 30, {"odd": 30}), {"num_parts": 12})
+    assert reports["inline"].stages == reports["ray"].stages == {"square": expected}
+    for name in reports:
+        assert leftovers(tmp_path / name) == []
+        with open_reader(str(tmp_path / name)) as connection:
+            keys = connection.execute("SELECT path, num_rows FROM files ORDER BY path").fetchall()
+        assert len(keys) == 12
+    with open_reader(str(tmp_path / "ray")) as connection:
+        pids = {row[0] for row in connection.execute("SELECT notes->>'pid' FROM parts").fetchall()}
+    assert str(os.getpid()) not in pids
+
+
+def test_order_of_completion_changes_nothing(tmp_path: Path) -> None:
+    class Backwards(InlineExecutor):
+        def run(self, work: Any, parts: Sequence[Part]) -> Iterator[Done]:
+            return super().run(work, list(reversed(parts)))
+
+    found = {}
+    for name, executor in (("forth", InlineExecutor()), ("back", Backwards())):
+        report = run(tmp_path / name, executor, stage_of(square_work(), 7))
+        with Catalog.open(str(tmp_path / name)) as catalog:
+            parts = catalog.parts_of(report.stages["square"].fingerprint)
+            found[name] = (report.stages, [(part.key, part.files, part.funnel) for part in parts])
+    assert found["forth"] == found["back"]
+    assert tables_of(tmp_path / "forth") == tables_of(tmp_path / "back")
+
+
+# ---- what is done stays done
+
+
+def test_a_second_build_does_nothing(tmp_path: Path, trace: Path) -> None:
+    stage = stage_of(traced(), trace=str(trace))
+    assert run(tmp_path / "w", InlineExecutor(), stage).redone == ("square",)
+    report = run(tmp_path / "w", InlineExecutor(), stage)
+    assert report.redone == ()
+    assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
+    assert tries(trace) == dict.fromkeys(range(6), 1)
+
+
+def test_committed_parts_are_skipped_by_the_next_build(tmp_path: Path, trace: Path, executor: Any) -> None:
+    """Killed in the middle, or a version whose parts are shared: only what is missing is done."""
+    run(tmp_path / "w", executor, stage_of(traced(), 4, trace=str(trace)))
+    report = run(tmp_path / "w", executor, stage_of(traced(), 6, recipe=1, trace=str(trace)))
+    assert tries(trace) == dict.fromkeys(range(6), 1)
+    assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
+
+
+def test_a_lost_file_has_its_part_done_again(tmp_path: Path, trace: Path) -> None:
+    stage = stage_of(traced(), trace=str(trace))
+    run(tmp_path / "w", InlineExecutor(), stage)
+    before = tables_of(tmp_path / "w")
+    (tmp_path / "w" / "tables" / "square-003.parquet").unlink()
+    assert run(tmp_path / "w", InlineExecutor(), stage).redone == ("square",)
+    assert tries(trace) == {**dict.fromkeys(range(6), 1), 3: 2}
+    assert tables_of(tmp_path / "w") == before
+
+
+def test_only_what_follows_a_change_is_done_again(tmp_path: Path) -> None:
+    def flow(recipe: int) -> list[Stage]:
+        first, second = stage_of(square_work(), name="first"), stage_of(square_work(), name="second", recipe=recipe)
+        third = stage_of(square_work(), name="third")
+        third = Stage(
+            "third", "", lambda context: {"on": context.sealed["second"].fingerprint}, third.steps, third.conclude
+        )
+        return [first, second, third]
+
+    assert run(tmp_path, InlineExecutor(), *flow(0)).redone == ("first", "second", "third")
+    assert run(tmp_path, InlineExecutor(), *flow(1)).redone == ("second", "third")
+    assert run(tmp_path, InlineExecutor(), *flow(0)).redone == ()  # back to what is sealed already
+
+
+def test_the_way_back_to_an_older_version_forgets_what_lies_after_it(tmp_path: Path) -> None:
+    """Else status and query would show later stages of the newer one beside the older."""
+
+    def flow(recipe: int) -> list[Stage]:
+        first, second = stage_of(square_work(), name="first", recipe=recipe), stage_of(square_work(), name="second")
+        return [
+            first,
+            Stage("second", "", lambda c: {"on": c.sealed["first"].fingerprint}, second.steps, second.conclude),
+        ]
+
+    def shown() -> list[str]:
+        return sorted(read_status(str(tmp_path))["stages"])
+
+    run(tmp_path, InlineExecutor(), *flow(0))
+    run(tmp_path, InlineExecutor(), *flow(1))
+    assert shown() == ["first", "second"]
+    run(tmp_path, InlineExecutor(), *flow(1), last="first")
+    assert shown() == ["first", "second"], "the same version: what lies after it still belongs to it"
+    run(tmp_path, InlineExecutor(), *flow(0), last="first")
+    assert shown() == ["first"]
+    assert run(tmp_path, InlineExecutor(), *flow(0)).redone == ()
+    assert shown() == ["first", "second"]
+
+
+def test_first_and_last(tmp_path: Path) -> None:
+    flow = [stage_of(square_work(), name=name) for name in ("first", "second", "third")]
+    with pytest.raises(ConfigError, match="--from: the stage 'first' before it is not done yet"):
+        run(tmp_path, InlineExecutor(), *flow, first="second")
+    assert run(tmp_path, InlineExecutor(), *flow, last="second").redone == ("first", "second")
+    assert run(tmp_path, InlineExecutor(), *flow, first="third").redone == ("third",)
+    with pytest.raises(ConfigError, match="no stage 'fourth'; the flow is first, second, third"):
+        find_stage(flow, "fourth", "--to")
+    with pytest.raises(ConfigError, match="--from third lies behind --to first; the flow is first, second, third"):
+        check_order(flow, "third", "first")
+    for span in (("first", "third"), ("second", "second"), (None, "first"), ("third", None)):
+        check_order(flow, *span)
+
+
+def test_a_fresh_stage_is_what_a_later_build_will_find(tmp_path: Path) -> None:
+    """Reasons of no row and Python's tuples would else get into a release or not, as the build was killed or not."""
+
+    def work(payload: dict[str, Any]) -> PartResult:
+        return PartResult((), Funnel(5, 5, {"odd": 0}))
+
+    stage = stage_of(work)
+    stage = Stage(stage.name, "", stage.identity, stage.steps, lambda c: (stage_funnel(c), {"z": (1, 2), "a": 1}))
+    fresh, reused = (run(tmp_path, InlineExecutor(), stage).stages["square"] for _ in range(2))
+    assert fresh == reused
+    assert fresh.funnel.reasons == {}
+    assert list(fresh.notes) == list(reused.notes)
+
+
+def stage_funnel(context: BuildContext) -> Funnel:
+    return sum((part.funnel for part in context.own_parts("work") if part.funnel), Funnel(0, 0))
+
+
+# ---- status and places
+
+
+def test_status_follows_the_run(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def behave(payload: dict[str, Any]) -> None:
+        status = tmp_path / "status.json"
+        seen.append(read_status(str(tmp_path)) if status.exists() else {})
+
+    run(tmp_path, InlineExecutor(), stage_of(square_work(behave)))
+    running = seen[-1]["running"]
+    assert (running["step"], running["done"], running["total"]) == ("square work", 25, 30)
+    assert running["reasons"] == {"odd": 12}
+    assert seen[-1]["pid"] == os.getpid()
+    last = read_status(str(tmp_path))
+    assert last["running"] is None
+    assert last["stages"]["square"]["reasons"] == {"odd": 15}
+
+
+def test_places_where_no_work_folder_can_be(tmp_path: Path) -> None:
+    check_writable(str(tmp_path / "new" / "folder"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file is not a folder"):
+        check_writable(str(tmp_path / "file" / "work"))
+    with pytest.raises(ConfigError, match="must be a local folder"):
+        check_writable("s3://bucket/work")
+
+
+def test_tables_hold_what_was_computed(tmp_path: Path, executor: Any) -> None:
+    run(tmp_path, executor, stage_of(square_work(), 2))
+    assert pq.read_table(tmp_path / "tables" / "square-001.parquet").to_pylist() == [
+        {"number": 6, "square": 36},
+        {"number": 8, "square": 64},
+    ]

@@ -1,0 +1,146 @@
+"""Opt-out headers of every form, and robots.txt."""
+
+from __future__ import annotations
+
+import time
+
+from misbehaving.answers import send, send_picture
+from misbehaving.registry import BEHAVIOURS, Behaviour, behaviour
+
+# ---- X-Robots-Tag
+
+
+def _register_opt_outs() -> None:
+    said = {
+        "noai": [("X-Robots-Tag", "noai")],
+        "noimageai": [("X-Robots-Tag", "NoImageAI")],
+        "noindex": [("x-robots-tag", "nofollow, noindex")],
+        "noimageindex": [("X-Robots-Tag", "noimageindex")],
+        "noml": [("X-Robots-Tag", "noml")],
+        "none": [("X-Robots-Tag", "none")],
+        "for_us": [("X-Robots-Tag", "plantmix: noai")],
+        "for_all": [("X-Robots-Tag", "*: noai")],
+        "for_us_after_others": [("X-Robots-Tag", "otherbot: noindex, plantmix: noai")],
+        "second_header": [("X-Robots-Tag", "max-image-preview: large"), ("X-Robots-Tag", "noai")],
+        "for_us_with_version": [("X-Robots-Tag", "PlantMix/0.1: noindex")],
+        "for_all_before_others": [("X-Robots-Tag", "noai, otherbot: all")],
+        "odd_spelling": [("X-ROBOTS-TAG", " NoFollow ,\tNOAI ")],
+        "after_date": [("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST, noai")],
+    }
+    for name, headers in said.items():
+
+        def act(sock, request, headers=headers):
+            send_picture(sock, headers=headers)
+
+        does = "; ".join(f"`{key}: {value}`" for key, value in headers)
+        BEHAVIOURS[f"opt_out_{name}"] = Behaviour(f"opt_out_{name}", does, "opted_out", act)
+
+
+_register_opt_outs()
+
+
+@behaviour("opted_out")
+def opt_out_after_redirect(sock, request):
+    """redirects to a picture with `X-Robots-Tag: noml`"""
+    send(sock, "302 Found", {"Location": "/opt_out_noml"})
+
+
+@behaviour("ok")
+def opt_out_of_nothing(sock, request):
+    """`X-Robots-Tag: all, max-image-preview: large, nofollow`"""
+    send_picture(sock, headers=[("X-Robots-Tag", "all, max-image-preview: large, nofollow")])
+
+
+@behaviour("ok")
+def opt_out_for_others(sock, request):
+    """`X-Robots-Tag: otherbot: noai, noindex`"""
+    send_picture(sock, headers=[("X-Robots-Tag", "otherbot: noai, noindex")])
+
+
+# ---- robots.txt
+
+
+@behaviour("robots_disallowed", "http://{host}:{port}/private/{name}")
+def robots_txt(sock, request):
+    """a path that robots.txt forbids"""
+    send_picture(sock)
+
+
+def robots_answer(text: str, **options):
+    def act(sock, request):
+        send(sock, body=text.encode(), **options)
+
+    return act
+
+
+def _register_robots() -> None:
+    forms = {
+        "missing": ("robots.txt answers 404", "ok", robots_answer("", status="404 Not Found")),
+        "forbidden": ("robots.txt answers 403: no rules (RFC 9309)", "ok", robots_answer("", status="403 Forbidden")),
+        "broken": (
+            "robots.txt answers 503, every time",
+            "host_unavailable",
+            robots_answer("", status="503 Service Unavailable"),
+        ),
+        "silent": ("robots.txt never answers", "read_timeout", lambda sock, request: time.sleep(5)),
+        "html": ("robots.txt is a web page", "ok", robots_answer("<!DOCTYPE html><html>Disallow: /</html>")),
+        "endless": ("robots.txt without end", "ok", _endless_robots),
+        "redirected": ("robots.txt lies elsewhere, and forbids", "robots_disallowed", _redirected_robots),
+        "for_us": (
+            "`User-agent: PlantMix` forbids, `User-agent: *` allows",
+            "robots_disallowed",
+            robots_answer("User-agent: *\nAllow: /\n\nUser-agent: PlantMix\nDisallow: /\n"),
+        ),
+        "for_others": (
+            "`User-agent: GPTBot` forbids, nothing else is said",
+            "ok",
+            robots_answer("User-agent: GPTBot\nDisallow: /\n"),
+        ),
+        "we_may": (
+            "`User-agent: *` forbids, `User-agent: plantmix/2.0` allows",
+            "ok",
+            robots_answer("User-agent: *\nDisallow: /\n\nUser-agent: plantmix/2.0\nDisallow:\n"),
+        ),
+        "group": (
+            "one rule for several agents, us among them",
+            "robots_disallowed",
+            robots_answer("User-agent: GPTBot\nUser-agent: PlantMix\nDisallow: /\n"),
+        ),
+        "wildcard": (
+            "`Disallow: /*wildcard$`",
+            "robots_disallowed",
+            robots_answer("User-agent: *\nDisallow: /*wildcard$\n"),
+        ),
+        "allow_longer": (
+            "`Disallow: /` and `Allow: /robots_txt_allow`: the longer rule counts",
+            "ok",
+            robots_answer("User-agent: *\nDisallow: /\nAllow: /robots_txt_allow\n"),
+        ),
+        "odd_spelling": (
+            "byte order mark, CRLF, odd capitals, comments, percent-encoding",
+            "robots_disallowed",
+            robots_answer("\ufeffUSER-AGENT : *  # all\r\ndisAllow: /robots%5Ftxt%5Fodd\r\n"),
+        ),
+    }
+    for form, (does, outcome, robots) in forms.items():
+        name = f"robots_txt_{form}"
+        BEHAVIOURS[name] = Behaviour(name, does, outcome, lambda sock, request: send_picture(sock), robots=robots)
+
+
+def _endless_robots(sock, request):
+    send(sock, headers={"Content-Type": "text/plain"}, length=False)
+    while True:
+        sock.sendall(b"# and more\n" * 1000)
+
+
+def _redirected_robots(sock, request):
+    send(sock, "301 Moved Permanently", {"Location": "/robots_txt_elsewhere"})
+
+
+_register_robots()
+
+
+@behaviour("not_an_image")
+def robots_txt_elsewhere(sock, request):
+    """a robots.txt in the place of a picture"""
+    send(sock, body=b"User-agent: *\nDisallow: /\n")

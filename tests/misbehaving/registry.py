@@ -1,0 +1,61 @@
+"""What a misbehaviour is: a name, what the server does under it, how a row that meets it must end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+from manifests.outcomes import Outcome
+
+
+class Request(NamedTuple):
+    """One line of the log: when it came (time.monotonic), for whom, for what."""
+
+    seconds: float
+    host: str
+    path: str
+    headers: dict[str, str]
+    nth: int  # how often this host and path have been asked, this time included
+
+
+Act = Callable[[socket.socket, Request], None]
+
+
+class Behaviour(NamedTuple):
+    """What the server does under a name, and how a fetched row must end."""
+
+    name: str
+    does: str
+    outcome: str
+    act: Act
+    url: str = "http://{host}:{port}/{name}"
+    robots: Act | None = None
+    """What its host answers for robots.txt, where not as every other."""
+
+
+BEHAVIOURS: dict[str, Behaviour] = {}
+
+
+def behaviour(outcome: str, url: str = "http://{host}:{port}/{name}", robots: Act | None = None):
+    """Register a function under its own name; its docstring says what it does."""
+
+    def register(act: Act):
+        BEHAVIOURS[act.__name__] = Behaviour(act.__name__, (act.__doc__ or "").strip(), outcome, act, url, robots)
+        return act
+
+    return register
+
+
+def host_of(name: str) -> str:
+    """The host that a behaviour has for itself, so that what it does to a host's reputation touches no other."""
+    return f"{name.partition('/')[0]}.test".replace("_", "-")
+
+
+def documented_table() -> str:
+    """What the README of the fetching room says about these behaviours."""
+    lines = ["| behaviour | the server | outcome | `retry` takes it up |", "|---|---|---|---|"]
+    for known in BEHAVIOURS.values():
+        again = "yes" if Outcome(known.outcome).passing else ""
+        lines.append(f"| {known.name} | {known.does} | {known.outcome} | {again} |")
+    return "\n".join(lines)

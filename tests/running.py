@@ -1,0 +1,166 @@
+"""Small real stages for tests of the runner: squares of numbers, odd ones dropped, every try leaves a trace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from manifests.catalog import Catalog, Funnel
+from pipeline.config import BuildConfig
+from pipeline.runner import Done, RayExecutor, Runner
+from pipeline.work import BuildContext, Part, PartResult, Stage, Step, fingerprint, write_table
+
+NUM_WORKERS = 2
+SCHEMA = pa.schema([("number", pa.int64()), ("square", pa.int64())])
+
+Behave = Callable[[dict[str, Any]], None]
+
+
+# Work functions are made inside functions, so that Ray carries them by value: a worker cannot import a test.
+
+
+def square_work(behave: Behave | None = None) -> Callable[[dict[str, Any]], PartResult]:
+    """Work that squares the numbers of its part and drops the odd ones, after `behave` had its way."""
+    schema = SCHEMA
+
+    def work(payload: dict[str, Any]) -> PartResult:
+        if behave is not None:
+            behave(payload)
+        numbers = [number for number in payload["numbers"] if number % 2 == 0]
+        rows = pa.table({"number": numbers, "square": [number * number for number in numbers]}, schema=schema)
+        file = write_table(payload["workdir"], "squares", f"tables/{payload['stem']}.parquet", rows, schema)
+        dropped = len(payload["numbers"]) - len(numbers)
+        return PartResult(
+            (file,), Funnel(len(payload["numbers"]), len(numbers), {"odd": dropped}), {"pid": os.getpid()}
+        )
+
+    return work
+
+
+def stage_of(
+    work: Callable[[dict[str, Any]], PartResult],
+    num_parts: int = 6,
+    name: str = "square",
+    recipe: Any = 0,
+    trace: str = "",
+) -> Stage:
+    """A stage of parts of five numbers each; `trace` is a folder where parts leave a file a try."""
+
+    def plan(context: BuildContext) -> Sequence[Part]:
+        return [
+            Part(
+                fingerprint({"name": name, "number": number}),
+                {
+                    "numbers": list(range(5 * number, 5 * number + 5)),
+                    "stem": f"{name}-{number:03d}",
+                    "place": number,
+                    "trace": trace,
+                    **context.execution(),
+                },
+                num_rows=5,
+            )
+            for number in range(num_parts)
+        ]
+
+    def conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
+        funnels = [part.funnel for part in context.own_parts("work") if part.funnel]
+        return sum(funnels, Funnel(0, 0)), {"num_parts": len(funnels)}
+
+    identity = {"recipe": recipe, "num_parts": num_parts}
+    return Stage(name, "test", lambda _: identity, (Step("work", plan, work),), conclude)
+
+
+def config_of(workdir: Path, executor: str = "inline", **run: Any) -> BuildConfig:
+    return BuildConfig.model_validate(
+        {
+            "name": "demo",
+            "work_dir": str(workdir),
+            "sources": [
+                {"name": "a", "domain": "plant", "table": "a.csv", "columns": {"url": "url", "caption": "caption"}}
+            ],
+            "mix": {"ratio": {"plant": 1}},
+            "run": {"executor": executor, "num_workers": NUM_WORKERS, "max_attempts": 3, **run},
+        }
+    )
+
+
+class SharedRay:
+    """One Ray of the module lent to many runs: a run must not shut it down."""
+
+    def __init__(self, executor: RayExecutor) -> None:
+        self._executor = executor
+
+    def run(self, work: Any, parts: Sequence[Part]) -> Iterator[Done]:
+        return self._executor.run(work, parts)
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        return self._executor.share(make)
+
+    def close(self) -> None:
+        """Kept for the next test."""
+
+
+def run(workdir: Path, executor: Any, *flow: Stage, catalog: Catalog | None = None, **options: Any) -> Any:
+    """One build over `workdir` with a given executor."""
+    between = {name: options.pop(name) for name in ("first", "last") if name in options}
+
+    def build(opened: Catalog) -> Any:
+        runner = Runner(config_of(workdir, **options), flow, opened)
+        runner._executor = executor
+        return runner.run(**between)
+
+    if catalog is not None:
+        return build(catalog)
+    with Catalog.open(str(workdir)) as opened:
+        return build(opened)
+
+
+def tables_of(workdir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((workdir / "tables").glob("*"))}
+
+
+def leftovers(workdir: Path) -> list[str]:
+    return [path.name for path in workdir.rglob("*") if ".tmp-" in path.name or path.name == "scratch"]
+
+
+def leave_trace(payload: dict[str, Any]) -> int:
+    """Leave one more file for this try; the number of tries before."""
+    from pathlib import Path
+
+    place = payload["place"]
+    before = len(list(Path(payload["trace"]).glob(f"{place}-*")))
+    Path(payload["trace"], f"{place}-{before}").touch()
+    return before
+
+
+def tries(trace: Path) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for path in trace.iterdir():
+        place = int(path.name.partition("-")[0])
+        found[place] = found.get(place, 0) + 1
+    return found
+
+
+def traced(behave: Callable[[dict[str, Any], int], None] | None = None) -> Callable[[dict[str, Any]], PartResult]:
+    """Squares that note every try; `behave(payload, tries before)` may fail."""
+    note = by_value(leave_trace)
+
+    def both(payload: dict[str, Any]) -> None:
+        before = note(payload)
+        if behave is not None:
+            behave(payload, before)
+
+    return square_work(both)
+
+
+def by_value(function: Any) -> Any:
+    """A copy of a function that Ray pickles by value: a worker cannot import this file."""
+    import types
+
+    copy = types.FunctionType(function.__code__, dict(function.__globals__), function.__name__)
+    copy.__module__ = "__main__"
+    return copy
