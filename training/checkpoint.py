@@ -2,7 +2,7 @@
 
     RUN/config.json                  the settings, as `dalip eval RUN` reads them
     RUN/run.json                     identity of the run: what shapes the weights, the releases' fingerprints
-    RUN/log.jsonl                    what happened, a JSON object a line
+    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if asked for)
     RUN/checkpoints/step-00000100.pt resume points, the newest few
     RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
     RUN/summary.json                 written last: the run is finished
@@ -29,6 +29,7 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from training.config import SETTINGS_FILE, TrainSettings, differences
 from training.log import LOG_FILE, cut_log
+from training.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER
 
 FORMAT = "dalip-checkpoint/1"
 RUN_FILE = "run.json"
@@ -84,7 +85,8 @@ def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any],
 
 def clear_run(folder: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
+    for name in (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in (SUMMARY_FILE, MODEL_FILE, LOG_FILE, RUN_FILE, SETTINGS_FILE):
         (folder / name).unlink(missing_ok=True)
 

@@ -26,7 +26,12 @@ Run it again after any interruption and it goes on; run it again when it is fini
 _EVAL_EXAMPLE = """\
 example:
   dalip eval data/demo/runs/dalip
-  dalip eval run.yaml --release releases/plantmix-0002 --split heldout --out figures.json"""
+  dalip eval run.yaml --release releases/plantmix-0002 --split heldout --out figures.json
+  dalip eval data/demo/runs/dalip --settings configs/evaluation/published.yaml"""
+_PLOT_EXAMPLE = """\
+example:
+  dalip plot runs/clip runs/released runs/dalip --out curves.png
+  dalip plot runs/dalip --metric loss --metric validation --out loss.png"""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt --format open_clip
@@ -38,7 +43,7 @@ example:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `dalip` command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="dalip: %(message)s")
     # Before torch loads OpenMP: idle threads sleep in place of spinning. On 2 cores shared with other work a step of
     # the demo takes 1.5 to 2.1 s so, 3 to 11 s spinning (2026-11).
@@ -53,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands of `dalip` and their options."""
     parser = argparse.ArgumentParser(
         prog="dalip",
         description="Train and evaluate DALIP, CLIP with first- and second-order alignment, on sealed releases.",
@@ -63,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_train(commands)
     _add_eval(commands)
+    _add_plot(commands)
     _add_export(commands)
     _add_import(commands)
     return parser
@@ -108,7 +115,17 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
     parser.add_argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
     parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
+    parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure, in place of the config's eval")
     parser.add_argument("--out", metavar="FILE", help="JSON file to write (default: in the run's folder, eval/)")
+
+
+def _add_plot(commands: Any) -> None:
+    parser = _add(commands, "plot", "Draw the curves of one or several runs.", _PLOT_EXAMPLE, _plot)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument("--out", metavar="PNG", required=True, help="picture to write")
+    parser.add_argument(
+        "--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)"
+    )
 
 
 def _add_export(commands: Any) -> None:
@@ -167,14 +184,29 @@ def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[s
 
 def _eval(options: argparse.Namespace) -> int:
     from training.config import SETTINGS_FILE, read_train_settings
-    from training.evaluate import evaluate_run, report_lines
+    from training.evaluate import evaluate_run
+    from training.figures import report_lines
 
     settings = read_train_settings(options.run_or_config, output_dir=options.output)
+    if options.settings:
+        from manifests.settings import read_settings
+        from training.config import EvalSettings
+
+        settings = settings.model_copy(update={"eval": read_settings(options.settings, EvalSettings)})
     stored = (Path(options.run_or_config) / SETTINGS_FILE).is_file()
     folder = Path(options.run_or_config) if stored else Path(settings.output_dir)
     result, path = evaluate_run(settings, folder, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
+    print(f"plot: {path.with_suffix('.png')}")
     print(f"figures: {path}")
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from training.curves import plot_runs
+
+    plot_runs(options.runs, options.out, options.metric)
+    print(f"plot: {options.out}")
     return 0
 
 

@@ -10,15 +10,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
+from training.class_names import ClassText
 from training.data import DataSettings, ReleaseShare
 from training.loss import LossSettings
 from training.model import ModelSettings
+from training.tracking import TrackSettings
 
 SETTINGS_FILE = "config.json"  # the settings of a run, in its folder
 
@@ -80,11 +82,17 @@ class CheckpointSettings(Settings):
     keep: int = Field(default=2, ge=1)
 
 
-class LogSettings(Settings):
-    """How often a line goes into `log.jsonl`, and one to a log that is no terminal."""
+class LogSettings(TrackSettings):
+    """How often a line goes into `log.jsonl`, and one to a log that is no terminal; which trackers get the figures."""
 
     every_steps: int = Field(default=10, ge=1)
     line_every_seconds: float = Field(default=30.0, gt=0.0)
+
+
+def _have_a_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if not isinstance(value, str) and (not value or any(text.count("{}") != 1 for text in value)):
+        raise ValueError("each template needs one {} for the class name")
+    return value
 
 
 class ZeroShotSettings(Settings):
@@ -92,23 +100,41 @@ class ZeroShotSettings(Settings):
 
     field: str = Field(min_length=1)  # a column of samples.parquet, or extra.KEY
     templates: Literal["openai", "simple"] | tuple[str, ...] = ("a photo of a {}.",)
+    text: ClassText = "asis"  # the class in the prompt: as given, or a text type of BioCLIP from the taxon columns
     domain: str | None = None  # only samples of this domain
     min_per_class: int = Field(default=1, ge=1)  # classes with fewer held-out samples are left out
 
-    @field_validator("templates")
-    @classmethod
-    def _have_a_slot(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not isinstance(value, str) and (not value or any(text.count("{}") != 1 for text in value)):
-            raise ValueError("each template needs one {} for the class name")
-        return value
+    _slots = field_validator("templates")(_have_a_slot)
+
+
+class EvalSetSettings(Settings):
+    """One evaluation set from outside, see `training.evalsets` for the layouts."""
+
+    name: str = Field(min_length=1)
+    path: str
+    split: str = "test"  # folder of the tars or of the class folders within `path`, where there is one
+    group: str | None = None  # sets of a group get a common mean, as general and plant in the published table
+    templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"  # own: the set's, or "a photo of a {}."
+    text: ClassText = "asis"
+
+    _slots = field_validator("templates")(_have_a_slot)
+
+
+class FewShotSettings(Settings):
+    """k-shot nearest centroid, by BioCLIP's protocol, wherever there are classes."""
+
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5)
+    seeds: int = Field(default=5, ge=1)
 
 
 class EvalSettings(Settings):
-    """What `dalip eval` measures on a held-out split."""
+    """What `dalip eval` measures: on a held-out split of the release, and on sets from outside."""
 
-    split: str = "heldout"
+    split: str | None = "heldout"  # null: on the sets alone
     batch_size: int = Field(default=64, ge=2)  # of the encoder, and of the contrastive batches of the loss
     zero_shot: tuple[ZeroShotSettings, ...] = ()
+    sets: tuple[EvalSetSettings, ...] = ()
+    few_shot: FewShotSettings | None = None
     retrieval: bool = True
     recall_at: tuple[int, ...] = (1, 5, 10)
     bootstrap_rounds: int = Field(default=1000, ge=100)
@@ -142,6 +168,8 @@ class TrainSettings(Settings):
             )
         if self.compute.parallel == "fsdp" and self.compute.precision == "fp16":
             raise ValueError("compute.parallel fsdp goes with precision fp32 or bf16; fp16 needs ddp")
+        if self.eval.every_steps and self.eval.split is None:
+            raise ValueError("eval.every_steps needs eval.split: the validation loss is of a split of the release")
         return self
 
 

@@ -1,18 +1,15 @@
-"""Measure a trained model on a held-out split: zero-shot accuracy, retrieval, validation loss per domain.
+"""Measure a trained model: zero-shot and few-shot accuracy, retrieval, validation loss per domain.
 
-Reads the weights of a run and a release; writes one JSON file into the run's folder. Every figure carries its
-95 % interval, the number of trials and what guessing reaches. Features are f (first order), z (second order)
-or both, as the weighted sum of similarities that the loss weighs. Gives up with ConfigError on a field, split
-or class set that is not there.
+Reads the weights of a run, a held-out split of a release and evaluation sets from outside (`training.outside`); writes
+one JSON file and one plot into the run's folder. Every figure carries its 95 % interval, the number of trials and what
+guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +19,25 @@ from torch import Tensor
 from manifests.errors import ConfigError
 from manifests.release import Release
 from manifests.storage import make_folder, publish_bytes
+from manifests.tables import TAXON_RANKS
 from training import data, metrics
 from training.checkpoint import newest_weights
+from training.class_names import class_text, taxon_of
 from training.config import TrainSettings, ZeroShotSettings
-from training.images import normalise
+from training.encoding import (
+    Encoded,
+    encode_classes,
+    encode_pairs,
+    feature_kinds,
+    prompt_templates,
+    similarity_of,
+)
+from training.figures import plot_result
 from training.model import DalipModel, build_model
+from training.outside import evaluate_set, few_shot_figures, group_means, open_sets
 from training.shards import SamplePool, open_pool
 
-FeatureKind = str  # f, z or both
 EVAL_FOLDER = "eval"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """First- and second-order features of N things, (N, C), L2-normalised, float32 on the CPU."""
-
-    f: Tensor
-    z: Tensor | None
-
-    def rows(self, chosen: Sequence[int]) -> Encoded:
-        """Some of them."""
-        index = torch.as_tensor(chosen)
-        return Encoded(self.f[index], self.z[index] if self.z is not None else None)
 
 
 def evaluate_run(
@@ -54,29 +48,38 @@ def evaluate_run(
     split: str | None = None,
     out: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate the weights of a run; returns the result and the JSON file it was written to.
+    """Evaluate the weights of a run; returns the result and the JSON file it was written to, a plot beside it.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
     """
     weights = newest_weights(folder)
-    opened = _open_one(settings, release)
     chosen = split or settings.eval.split
-    pool = open_pool([opened], chosen)
-    extra = ExtraTable(opened, chosen)
+    if chosen is None and not settings.eval.sets:
+        raise ConfigError("nothing to evaluate on: eval.split is null and eval.sets is empty")
+    sets = open_sets(settings.eval.sets)
     device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
-    model = load_run_model(settings, weights).to(device)
     started = time.monotonic()
-    result = evaluate(model, pool, extra, settings, device)
-    result |= {
-        "release": opened.name,
-        "release_fingerprint": opened.fingerprint,
-        "split": chosen,
-        "weights": str(weights),
-        "seconds": round(time.monotonic() - started, 2),
-    }
-    path = Path(out) if out is not None else folder / EVAL_FOLDER / f"{chosen}-{opened.name}.json"
+    result: dict[str, Any] = {"weights": str(weights), "preset": settings.model.preset}
+    name = "sets"
+    if chosen is not None:
+        opened = _open_one(settings, release)
+        pool, extra = open_pool([opened], chosen), ExtraTable(opened, chosen)
+        model = load_run_model(settings, weights).to(device)
+        result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
+        result |= evaluate(model, pool, extra, settings, device)
+        name = f"{chosen}-{opened.name}"
+    else:
+        model = load_run_model(settings, weights).to(device)
+    result["sets"] = [
+        evaluate_set(model, set_settings, opened_set, settings, device)
+        for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
+    ]
+    result["groups"] = group_means(result["sets"])
+    result["seconds"] = round(time.monotonic() - started, 2)
+    path = Path(out) if out is not None else folder / EVAL_FOLDER / f"{name}.json"
     make_folder(str(path.parent))
     publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
+    publish_bytes(str(path.with_suffix(".png")), plot_result(result))
     return result, path
 
 
@@ -99,38 +102,44 @@ def evaluate(
 
     Raises: ConfigError for a field or domain that is not there.
     """
+    alpha, rounds = settings.loss.first_order_weight, settings.eval.bootstrap_rounds
     labels = [zero_shot_labels(pool, extra, task) for task in settings.eval.zero_shot]
     rows = data.split_rows(pool)
     images, texts = encode_pairs(model, pool, rows, settings, device)
-    captions = extra.column("text")
-    captions = [captions[row] for row in rows]
-    similarity = {kind: _similarity(images, texts, kind, settings) for kind in feature_kinds(model)}
     place = {row: i for i, row in enumerate(rows)}
     result: dict[str, Any] = {"num_samples": len(rows), "zero_shot": [], "retrieval": {}, "validation_loss": {}}
     for task, (classes, members) in zip(settings.eval.zero_shot, labels, strict=True):
-        class_features = encode_classes(model, classes, task, device)
-        chosen = images.rows([place[row] for row in members])
+        names = class_texts(extra, classes, members, task)
+        class_features = encode_classes(model, names, prompt_templates(task.templates), device)
+        chosen, answers = images.rows([place[row] for row in members]), list(members.values())
         figures = {
-            kind: metrics.classify(
-                _similarity(chosen, class_features, kind, settings),
-                list(members.values()),
-                settings.eval.bootstrap_rounds,
-            )
+            kind: metrics.classify(similarity_of(chosen, class_features, kind, alpha), answers, rounds)
             for kind in feature_kinds(model)
         }
         result["zero_shot"].append(
-            {"field": task.field, "domain": task.domain, "num_classes": len(classes), "figures": figures}
+            {
+                "field": task.field,
+                "domain": task.domain,
+                "text": task.text,
+                "num_classes": len(classes),
+                "figures": figures,
+                "few_shot": few_shot_figures(model, chosen, answers, settings),
+            }
         )
     if settings.eval.retrieval:
-        result["retrieval"] = {
-            kind: metrics.retrieve(values, captions, settings.eval.recall_at) for kind, values in similarity.items()
-        }
+        captions = extra.column("text")
+        captions = [captions[row] for row in rows]
+        for kind in feature_kinds(model):
+            similarity = similarity_of(images, texts, kind, alpha)
+            result["retrieval"][kind] = metrics.retrieve(similarity, captions, settings.eval.recall_at)
     result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings)
     return result
 
 
 def validation_losses(model: DalipModel, settings: TrainSettings, device: torch.device) -> dict[str, float]:
     """The loss on the held-out split, per domain and over `all`, while a model is being trained."""
+    if settings.eval.split is None:
+        raise ConfigError("eval.split is null: there is no split to take the validation loss of")
     pool = open_pool(data.open_releases(settings.release), settings.eval.split)
     figures = domain_losses(model, pool, settings, device)
     return {domain: figure["value"] for domain, figure in figures.items()}
@@ -182,6 +191,14 @@ class ExtraTable:
         column: list[Any] = self._table[field].to_pylist()
         return column
 
+    def row(self, number: int) -> dict[str, Any]:
+        """The taxon columns of one row."""
+        names = [f"taxon_{name}" for name in (*TAXON_RANKS, "vernacular_name")]
+        row: dict[str, Any] = (
+            self._table.select([n for n in names if n in self._table.column_names]).slice(number, 1).to_pylist()[0]
+        )
+        return row
+
 
 def zero_shot_labels(pool: SamplePool, extra: ExtraTable, task: ZeroShotSettings) -> tuple[list[str], dict[int, int]]:
     """The classes of a task, sorted, and the class number of every row that has one.
@@ -209,71 +226,17 @@ def zero_shot_labels(pool: SamplePool, extra: ExtraTable, task: ZeroShotSettings
     return classes, {row: number[value] for row, value in wanted.items() if value in number}
 
 
-def feature_kinds(model: DalipModel) -> tuple[FeatureKind, ...]:
-    """Which features the model has: f alone for plain CLIP."""
-    return ("f",) if model.second_order is None else ("f", "z", "both")
-
-
-@torch.no_grad()
-def encode_pairs(
-    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings, device: torch.device
-) -> tuple[Encoded, Encoded]:
-    """Image and text features of the given rows, in their order."""
-    preprocess = model.preprocess_settings
-    kept: list[list[Tensor]] = []
-    for batch in data.eval_batches(pool, rows, settings.data, model, settings.eval.batch_size):
-        pixels = normalise(batch.images.to(device), preprocess.mean, preprocess.std)
-        with _autocast(settings, device):
-            output = model(pixels, batch.tokens.to(device))
-        names = ("image_features", "image_second_order", "text_features", "text_second_order")
-        kept.append([output[name].float().cpu() for name in names if name in output])
-    parts = [torch.cat(column) for column in zip(*kept, strict=True)]
-    if len(parts) == 2:
-        return Encoded(parts[0], None), Encoded(parts[1], None)
-    return Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3])
-
-
-@torch.no_grad()
-def encode_classes(model: DalipModel, classes: Sequence[str], task: ZeroShotSettings, device: torch.device) -> Encoded:
-    """One text feature a class: the mean over the templates, normalised again, as open_clip's classifier."""
-    templates, tokenizer = _templates(task), model.tokenizer
-    f_rows, z_rows = [], []
-    for name in classes:
-        tokens = tokenizer([template(class_text(name)) for template in templates]).to(device)
-        if model.second_order is None:
-            f_rows.append(model.encode_text(tokens).mean(0))
-            continue
-        f, z = model.encode_text(tokens, second_order=True)
-        f_rows.append(f.mean(0))
-        z_rows.append(z.mean(0))
-    unit = torch.nn.functional.normalize
-    f_KC = unit(torch.stack(f_rows).float(), dim=-1).cpu()
-    return Encoded(f_KC, unit(torch.stack(z_rows).float(), dim=-1).cpu() if z_rows else None)
-
-
-def class_text(value: str) -> str:
-    """A field's value as words: underscores and hyphens between words become spaces."""
-    return " ".join(value.replace("_", " ").replace("-", " ").split())
-
-
-def _templates(task: ZeroShotSettings) -> list[Callable[[str], str]]:
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
-    if task.templates == "openai":
-        return list(OPENAI_IMAGENET_TEMPLATES)
-    if task.templates == "simple":
-        return list(SIMPLE_IMAGENET_TEMPLATES)
-    return [text.format for text in task.templates]
-
-
-def _similarity(left: Encoded, right: Encoded, kind: FeatureKind, settings: TrainSettings) -> Tensor:
-    """Cosines of f, of z, or their weighted sum with the loss's weights."""
-    first = left.f @ right.f.t()
-    if kind == "f" or left.z is None or right.z is None:
-        return first
-    second = left.z @ right.z.t()
-    weight = settings.loss.first_order_weight
-    return second if kind == "z" else weight * first + (1 - weight) * second
+def class_texts(
+    extra: ExtraTable, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
+) -> list[str]:
+    """What each class is called in the prompt; its taxon is that of its first sample."""
+    first: dict[int, int] = {}
+    for row, number in members.items():
+        first.setdefault(number, row)
+    return [
+        class_text(name, taxon_of(extra.row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
+        for k, name in enumerate(classes)
+    ]
 
 
 def _domain_losses(
@@ -301,17 +264,11 @@ def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: T
     if images.z is None or texts.z is None:
         return first
     if settings.loss.form == "sum_of_similarities":
-        return metrics.pair_losses(_similarity(images, texts, "both", settings), scale, size)
+        return metrics.pair_losses(similarity_of(images, texts, "both", settings.loss.first_order_weight), scale, size)
     own = model.logit_scale_second
     second_scale = float(own.detach().exp()) if own is not None else scale
     weight = settings.loss.first_order_weight
     return weight * first + (1 - weight) * metrics.pair_losses(images.z @ texts.z.t(), second_scale, size)
-
-
-def _autocast(settings: TrainSettings, device: torch.device) -> Any:
-    if settings.compute.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if settings.compute.precision == "bf16" else torch.float16)
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:
@@ -319,29 +276,3 @@ def _open_one(settings: TrainSettings, release: str | None) -> Release:
     if isinstance(chosen, str):
         return data.open_releases(chosen)[0]
     raise ConfigError("the run was trained on several releases; say which to evaluate on with --release")
-
-
-def report_lines(result: dict[str, Any]) -> list[str]:
-    """The result for a person: a line a figure, chance beside it."""
-    lines = [f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}"]
-    for task in result["zero_shot"]:
-        where = f"{task['field']}" + (f", {task['domain']}" if task["domain"] else "")
-        for kind, figures in task["figures"].items():
-            lines += [
-                f"zero-shot {name:<14} {kind:<4}  {_share(figure)}  ({where}, {task['num_classes']} classes"
-                + (f", most common {figure['most_common_class']:.1%}" if "most_common_class" in figure else "")
-                + ")"
-                for name, figure in figures.items()
-            ]
-    for kind, figures in result["retrieval"].items():
-        lines += [f"{name.replace('_', ' '):<24} {kind:<4}  {_share(figure)}" for name, figure in figures.items()]
-    for domain, figure in result["validation_loss"].items():
-        lines.append(
-            f"validation loss {domain:<13}  {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  "
-            f"chance {figure['chance']:.3f}"
-        )
-    return lines
-
-
-def _share(figure: metrics.Figure) -> str:
-    return f"{figure['value']:6.1%} [{figure['low']:.1%}, {figure['high']:.1%}]  chance {figure['chance']:.1%}"

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from training.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
 
@@ -19,7 +22,14 @@ LOG_FILE = "log.jsonl"
 class RunLog:
     """Appends events to `log.jsonl` and shows progress; a silent one (no path) for ranks that do not write."""
 
-    def __init__(self, path: Path | None, line_every_seconds: float, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        line_every_seconds: float,
+        stream: TextIO | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self._trackers = trackers
         self._file = path.open("a", encoding="utf-8") if path is not None else None
         self._stream = stream or sys.stderr
         self._live = path is not None and self._stream.isatty()
@@ -32,6 +42,9 @@ class RunLog:
         if self._file is not None:
             self._file.write(json.dumps({"event": event, **values}) + "\n")
             self._file.flush()
+        if self._trackers and (numbers := scalars_of(event, values)):
+            for tracker in self._trackers:
+                tracker.add(numbers, values["step"])
 
     def progress(self, line: str, *, always: bool = False) -> None:
         """Show where the run is: in place on a terminal, else at most once an interval."""
@@ -59,6 +72,8 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+        for tracker in self._trackers:
+            tracker.close()
 
     def _end_live_line(self) -> None:
         if self._live and self._shown:

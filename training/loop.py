@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from manifests.errors import RunError
 from manifests.storage import publish_bytes
-from training import checkpoint, data, sharding
+from training import checkpoint, data, sharding, tracking
 from training.config import TrainSettings, identity_values
 from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.images import normalise
@@ -49,6 +49,7 @@ def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool =
     """
     # -- what is asked for, checked before anything is written
     folder = Path(settings.output_dir)
+    tracking.check_packages(settings.log)
     releases = data.open_releases(settings.release)
     identity = identity_values(settings, [release.fingerprint for release in releases])
     state = (
@@ -84,7 +85,11 @@ def _train_on(
         if state.checkpoint is not None:
             progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint))
         on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
-        log = RunLog(folder / LOG_FILE if ranks.is_main else None, settings.log.line_every_seconds)
+        trackers: list[tracking.Tracker] = []
+        on_main(ranks, lambda: trackers.extend(tracking.open_trackers(folder, progress.step, settings.log, identity)))
+        log = RunLog(
+            folder / LOG_FILE if ranks.is_main else None, settings.log.line_every_seconds, trackers=tuple(trackers)
+        )
         stack.callback(log.close)
         _announce(trainer, state, progress, log)
 

@@ -104,6 +104,73 @@ def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[in
     return figures
 
 
+def retrieve_captions(
+    similarity_NT: Tensor, image_of_text: Sequence[int], recall_at: Sequence[int]
+) -> dict[str, Figure]:
+    """Recall at k both ways where an image has several captions, as clip_benchmark counts it.
+
+    `image_of_text` gives the image of each of the T captions. Image to text: any of the image's captions among the k
+    best captions. Text to image: the caption's image among the k best images. Ties count against the model.
+    """
+    num_images, num_texts = similarity_NT.shape
+    owner_T = torch.as_tensor(image_of_text, device=similarity_NT.device)
+    text_rank_T = rank_of_target(similarity_NT.t(), owner_T)
+    own_NT = torch.arange(num_images, device=owner_T.device)[:, None] == owner_T
+    best_N1 = similarity_NT.masked_fill(~own_NT, -torch.inf).amax(dim=1, keepdim=True)
+    image_rank_N = ((similarity_NT >= best_N1) & ~own_NT).sum(1)
+    counts = torch.bincount(owner_T, minlength=num_images).tolist()
+    figures = {}
+    for k in recall_at:
+        chance = sum(chance_to_hit(num_texts, count, min(k, num_texts)) for count in counts) / num_images
+        figures[f"image_to_text_r{k}"] = share_figure(int((image_rank_N < k).sum()), num_images, chance)
+    for k in recall_at:
+        chance = min(k, num_images) / num_images
+        figures[f"text_to_image_r{k}"] = share_figure(int((text_rank_T < k).sum()), num_texts, chance)
+    return figures
+
+
+def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int, rounds: int) -> Figure | None:
+    """Accuracy of the nearest centroid of `shots` examples a class, mean over `seeds` draws of the examples.
+
+    Every image that is not drawn is a query. Mean of the drawn examples taken off, all vectors L2-normalised, a
+    class's centroid the mean of its examples. Classes without an image left for a query are left out; None when fewer
+    than two remain. The interval is over images, `seed_std` the spread over the draws.
+
+    Source: the protocol of BioCLIP (Stevens et al. 2024), which is SimpleShot's CL2N (Wang et al. 2019).
+    """
+    number_N = np.asarray(labels)
+    classes = [k for k in np.unique(number_N) if (number_N == k).sum() > shots]
+    if len(classes) < 2:
+        return None
+    members = [np.flatnonzero(number_N == k) for k in classes]
+    hits, tries = np.zeros(len(number_N)), np.zeros(len(number_N))
+    accuracies = []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, shots])
+        drawn = [rng.permutation(rows) for rows in members]
+        support = torch.from_numpy(np.concatenate([rows[:shots] for rows in drawn]))
+        queries = np.concatenate([rows[shots:] for rows in drawn])
+        target = np.repeat(np.arange(len(classes)), [len(rows) - shots for rows in drawn])
+        right = (_nearest_centroid(features_NC, support, shots, torch.from_numpy(queries)) == target).astype(float)
+        hits[queries] += right
+        tries[queries] += 1
+        accuracies.append(right.mean())
+    asked = tries > 0
+    low, high = _ratio_interval(hits[asked], tries[asked], rounds)
+    return {
+        "value": float(np.mean(accuracies)), "low": low, "high": high, "chance": 1 / len(classes),
+        "seed_std": float(np.std(accuracies)), "seeds": seeds, "trials": int(asked.sum()), "num_classes": len(classes),
+    }  # fmt: skip
+
+
+def mean_figure(figures: Sequence[Figure]) -> Figure:
+    """The mean of figures of different evaluation sets, its interval from theirs as if independent."""
+    value = sum(figure["value"] for figure in figures) / len(figures)
+    spread = math.sqrt(sum(((figure["high"] - figure["low"]) / 2) ** 2 for figure in figures)) / len(figures)
+    chance = sum(figure["chance"] for figure in figures) / len(figures)
+    return {"value": value, "low": value - spread, "high": value + spread, "chance": chance, "sets": len(figures)}
+
+
 def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
     """Probability that `drawn` of `total`, picked blindly, hold one of `wanted`: 1 - C(t-w, d) / C(t, d)."""
     if drawn > total - wanted:
@@ -145,3 +212,24 @@ def _best_rank(similarity_NU: Tensor, label_N: Tensor) -> Tensor:
         others = similarity_NU[label_N != u, u]
         ranks[u] = (others >= own.max()).sum()
     return ranks
+
+
+def _nearest_centroid(features_NC: Tensor, support: Tensor, shots: int, queries: Tensor) -> np.ndarray[Any, Any]:
+    """Number of the nearest class of each query; `support` holds `shots` rows of each class after one another."""
+    mean_C = features_NC[support].mean(0)
+    centred_SC = functional.normalize(features_NC[support] - mean_C, dim=-1)
+    centroid_KC = centred_SC.view(-1, shots, features_NC.shape[1]).mean(1)
+    query_QC = functional.normalize(features_NC[queries] - mean_C, dim=-1)
+    nearest: np.ndarray[Any, Any] = torch.cdist(query_QC, centroid_KC).argmin(dim=1).numpy()
+    return nearest
+
+
+def _ratio_interval(hits: np.ndarray[Any, Any], tries: np.ndarray[Any, Any], rounds: int) -> tuple[float, float]:
+    """95 % percentile interval of hits / tries, by drawing the images anew with replacement."""
+    rng = np.random.default_rng(0)
+    shares = np.empty(rounds)
+    for i in range(rounds):
+        drawn = rng.integers(0, len(hits), len(hits))
+        shares[i] = hits[drawn].sum() / tries[drawn].sum()
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)

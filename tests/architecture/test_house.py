@@ -14,7 +14,8 @@ import yaml
 from manifests.settings import read_settings
 from pipeline.cli import build_parser
 from pipeline.config import BuildConfig, read_config
-from training.config import TrainSettings
+from training.cli import build_parser as build_training_parser
+from training.config import EvalSettings, TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "manifests", "training")
@@ -91,8 +92,20 @@ def test_the_command_line_is_frozen() -> None:
     assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)
 
 
-def test_every_command_shows_help_with_an_example() -> None:
-    parser = build_parser()
+def test_the_command_line_of_training_is_frozen() -> None:
+    assert _options(build_training_parser()) == {
+        "": [],
+        "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
+                  "--release", "--resume", "config"],
+        "eval": ["--out", "--output", "--release", "--settings", "--split", "run_or_config"],
+        "plot": ["--metric", "--out", "runs"],
+        "export": ["--format", "run_folder", "target"],
+        "import": ["--architecture", "checkpoint", "target"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("parser", [build_parser(), build_training_parser()], ids=["plantmix", "dalip"])
+def test_every_command_shows_help_with_an_example(parser: argparse.ArgumentParser) -> None:
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         assert "example" in command.format_help(), name
@@ -103,6 +116,8 @@ def test_every_config_loads() -> None:
         assert isinstance(read_config(path), BuildConfig), path
     for path in sorted((ROOT / "configs/training").glob("*.yaml")):
         assert isinstance(read_settings(path, TrainSettings), TrainSettings), path
+    for path in sorted((ROOT / "configs/evaluation").glob("*.yaml")):
+        assert isinstance(read_settings(path, EvalSettings), EvalSettings), path
 
 
 def test_the_readme_map_is_the_tree() -> None:

@@ -22,7 +22,7 @@ def _write(tmp_path: Path, values: dict[str, Any]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "export", "import"])
+@pytest.mark.parametrize("command", ["", "train", "eval", "plot", "export", "import"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
@@ -155,7 +155,7 @@ def test_train_eval_and_export(
     assert main(["eval", config["output_dir"]]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "36 samples of split 'heldout' of toy-0001"
-    assert all("chance" in line for line in lines[1:-1])
+    assert all("chance" in line for line in lines[1:-2])
     result = json.loads(Path(lines[-1].removeprefix("figures: ")).read_text())
     colour_shape, species = result["zero_shot"]
     assert (colour_shape["num_classes"], species["num_classes"]) == (12, 3)
