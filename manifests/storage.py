@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,22 @@ def publish(temp: str, path: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def link_or_copy(source: str, path: str) -> None:
+    """Publish the content of `source` as `path` too: a hard link where the disk allows it, else a copy."""
+    temp = temp_path(path)
+    fs, inner_source = filesystem(source)
+    _, inner_temp = filesystem(temp)
+    try:
+        if is_remote(source) or is_remote(path):
+            raise OSError("no links between object stores")
+        os.link(inner_source, inner_temp)
+    except OSError:
+        target, inner_temp = filesystem(temp)
+        with fs.open(inner_source, "rb") as reader, target.open(inner_temp, "wb") as writer:
+            shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
+    publish(temp, path)
 
 
 def remove(path: str) -> None:

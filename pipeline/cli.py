@@ -47,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     from pipeline.remix import add_parser as add_mix
 
     add_mix(commands)
+    from pipeline.releases.cli import add_parsers as add_release_commands
+
+    add_release_commands(commands)
     from pipeline.planning.cli import add_parser as add_plan
 
     add_plan(commands)

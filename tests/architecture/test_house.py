@@ -88,6 +88,7 @@ def test_the_command_line_is_frozen() -> None:
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
         "mix": ["--dry-run", "config"],
+        "takedown": ["--id", "--owner", "--reason", "--url", "release"],
     }
     assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)
 

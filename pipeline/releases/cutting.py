@@ -1,0 +1,78 @@
+"""Cut samples out of a shard: the members of the others are copied in order, byte for byte.
+
+Reads a shard, writes another. Gives up with IntegrityError on a shard that is not the one recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from manifests import storage
+from manifests.errors import IntegrityError
+from pipeline.stages.tar import Member, append_sample, end_of_archive
+
+PLACED_MEMBERS = ("jpg", "txt", "json")
+
+
+def iter_samples(path: str) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """(key, [(extension, content), ...]) of every sample of a shard, members in their order."""
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        key = ""
+        members: list[tuple[str, bytes]] = []
+        for info in archive:
+            name, _, extension = info.name.partition(".")
+            if name != key and members:
+                yield key, members
+                members = []
+            key = name
+            content = archive.extractfile(info)
+            members.append((extension, content.read() if content else b""))
+        if members:
+            yield key, members
+
+
+def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[str, Any]:
+    """Write a shard without the samples of some keys; what the record says of it, and `places` by key.
+
+    Raises: IntegrityError when the shard has other content than recorded, or lacks a key.
+    """
+    if storage.hash_file(path).sha256 != sha256:
+        raise IntegrityError(f"{path}: has other content than when it was sealed; take a whole copy, then try again")
+    temp = storage.temp_path(target)
+    fs, inner = storage.filesystem(temp)
+    digest = hashlib.sha256()
+    position = 0
+    places: dict[str, dict[str, Any]] = {}
+    missing = set(without)
+    with fs.open(inner, "wb") as stream:
+        for key, members in iter_samples(path):
+            if key in without:
+                missing.discard(key)
+                continue
+            block, placed = append_sample(position, key, members)
+            stream.write(block)
+            digest.update(block)
+            position += len(block)
+            places[key] = {"position": len(places), **where(placed)}
+        end = end_of_archive(position)
+        stream.write(end)
+        digest.update(end)
+    if missing:
+        storage.remove(temp)
+        raise IntegrityError(f"{path}: lacks {len(missing)} samples of samples.parquet, first {min(missing)}")
+    storage.publish(temp, target)
+    written = {"num_samples": len(places), "num_bytes": position + len(end), "sha256": digest.hexdigest()}
+    return {**written, "places": places}
+
+
+def where(placed: list[Member]) -> dict[str, int]:
+    """Offset and length columns of the members that samples.parquet names."""
+    found: dict[str, int] = {}
+    for member in placed:
+        if member.name in PLACED_MEMBERS:
+            found[f"{member.name}_offset"], found[f"{member.name}_length"] = member.offset, member.length
+    return found

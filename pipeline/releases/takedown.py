@@ -1,0 +1,267 @@
+"""`plantmix takedown`: a new version of a release without some images; only the shards that held them are rewritten.
+
+Reads a release. Writes another beside it: untouched shards are hard links (or copies) of the old ones, touched
+ones are cut, side files are made anew, and the record says what was taken out and why. In a work folder the
+images also go on its takedown list, which select honours in every later build. The earlier version and the pool
+are left as they are: deleting them is the owner's decision.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release
+from pipeline.releases.cutting import cut_shard
+from pipeline.releases.sidefiles import BATCH_ROWS, json_bytes, side_files, write_attribution
+from pipeline.releases.takedown_list import Entry, normal_owner
+from pipeline.stages.sql import open_scratch
+from pipeline.work import TableWriter, fingerprint
+
+_LOOKED_AT = ("sample_id", "copy", "image_id", "stored_sha256", "url", "reference_url", "rights_holder", "creator",
+              "domain", "source", "split", "shard", "key")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be taken down: addresses, owners, and ids of samples or images; and why."""
+
+    urls: Sequence[str] = ()
+    owners: Sequence[str] = ()
+    ids: Sequence[str] = ()
+    reason: str = "not stated"
+
+    @property
+    def entries(self) -> list[Entry]:
+        """As lines of a takedown list."""
+        given = (("url", self.urls), ("owner", self.owners), ("id", self.ids))
+        return [Entry(by, value, self.reason) for by, values in given for value in values]
+
+    def entries_of(self, images: Sequence[Mapping[str, Any]]) -> list[Entry]:
+        """Entries by the images themselves, for the same picture at another address."""
+        return [Entry("id", str(row["image_id"]), self.reason) for row in images]
+
+
+@dataclass
+class Cut:
+    """Rows of a release that go, and where they lie."""
+
+    rows: list[dict[str, Any]]
+    shards: dict[tuple[str, str], set[str]] = field(init=False)  # (split, shard) -> keys
+
+    def __post_init__(self) -> None:
+        self.shards = {}
+        for row in self.rows:
+            self.shards.setdefault((row["split"], row["shard"]), set()).add(row["key"])
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """One row an image."""
+        return sorted((row for row in self.rows if row["copy"] == 0), key=lambda row: str(row["sample_id"]))
+
+
+def find_rows(release: Release, wanted: Wanted) -> Cut:
+    """Every row of the images that are meant, with all their copies and whatever else has the same bytes.
+
+    Raises: ConfigError naming what was not found.
+    """
+    unmet = {f"{entry.by} {entry.value!r}": entry for entry in wanted.entries}
+    hit: set[str] = set()
+    for rows in _batches(release):
+        for row in rows.filter(_meant(rows, wanted)).to_pylist():
+            hit.add(row["stored_sha256"])
+            unmet = {name: entry for name, entry in unmet.items() if not entry.matches(row)}
+    if unmet:
+        raise ConfigError(
+            f"{release.path}: nothing in this release has the {', the '.join(unmet)}; nothing was written. Give "
+            "addresses, owners (rights holder or creator) and ids (of a sample, or the sha256 of an image) as "
+            "attribution.parquet and samples.parquet have them"
+        )
+    images = pa.array(sorted(hit), pa.string())
+    return Cut(
+        [row for rows in _batches(release) for row in rows.filter(pc.is_in(rows["stored_sha256"], images)).to_pylist()]
+    )
+
+
+def _batches(release: Release) -> Iterator[pa.Table]:
+    fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
+    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+        for batch in source.iter_batches(BATCH_ROWS, columns=list(_LOOKED_AT)):
+            yield pa.Table.from_batches([batch])
+
+
+def _meant(rows: pa.Table, wanted: Wanted) -> pa.ChunkedArray:
+    """Mask of the rows that some entry matches."""
+    owners = pa.array([normal_owner(owner) for owner in wanted.owners], pa.string())
+    sets = {
+        **dict.fromkeys(("url", "reference_url"), pa.array(wanted.urls, pa.string())),
+        **dict.fromkeys(("sample_id", "image_id", "stored_sha256"), pa.array(wanted.ids, pa.string())),
+    }
+    masks = [pc.is_in(rows[column], values) for column, values in sets.items()]
+    masks += [
+        pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(rows[column])), owners)
+        for column in ("rights_holder", "creator")
+    ]
+    return functools.reduce(pc.or_, masks)
+
+
+def take_down(release: Release, wanted: Wanted) -> Release:
+    """Write the new version beside the old one; returns it. The same request gives the same bytes.
+
+    Raises: ConfigError when nothing matches, or nothing would be left; IntegrityError when a shard is not as recorded.
+    """
+    cut = find_rows(release, wanted)
+    version = fingerprint({"from": release.fingerprint, "without": [row["sample_id"] for row in cut.images],
+                           "reason": wanted.reason})  # fmt: skip
+    if len(cut.rows) == sum(release.num_samples(split) for split in release.splits):
+        raise ConfigError(f"{release.path}: nothing would be left; delete the release instead")
+    parent = release.path.rstrip("/").rpartition("/")[0] or "."
+    folder = storage.join(parent, f"{release.record['name']}-{version[:12]}")
+    record = _new_record(release, cut, wanted, version)
+    with tempfile.TemporaryDirectory() as scratch:
+        moved = _write_shards(release, cut, folder, record)
+        files = _write_tables(release, cut, moved, folder)
+        mixture = _new_mixture(release, cut)
+        with open_scratch({"workdir": scratch, "memory_gb": 2.0}) as sql:
+            for name, content in side_files(record, mixture, storage.join(folder, SAMPLES_FILE), sql):
+                files.append(storage.publish_bytes(storage.join(folder, name), content))
+    for file in files:
+        name = file.path[len(folder) :].lstrip("/")
+        record["files"][name] = {"num_bytes": file.num_bytes, "sha256": file.sha256}
+    storage.publish_bytes(storage.join(folder, RECORD_FILE), json_bytes(record))
+    _move_pointers(parent, release)(f"{release.record['name']}-{version[:12]}")
+    return Release.open(folder)
+
+
+def _write_shards(
+    release: Release, cut: Cut, folder: str, record: dict[str, Any]
+) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """Link or cut every shard; returns the new places of the samples of cut shards, and enters shards in the record."""
+    moved: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for split in release.splits:
+        entries = []
+        storage.make_folder(storage.join(folder, SPLIT_FOLDERS[split]))
+        for shard in release.record["splits"][split]["shards"]:
+            name, path = shard["shard"], f"{SPLIT_FOLDERS[split]}/{shard['shard']}"
+            keys = cut.shards.get((split, name))
+            entry = dict(shard)
+            if keys is None:
+                storage.link_or_copy(storage.join(release.path, path), storage.join(folder, path))
+            else:
+                entry |= cut_shard(storage.join(release.path, path), storage.join(folder, path), keys, shard["sha256"])
+                moved[split, name] = entry.pop("places")
+                gone = [row for row in cut.rows if (row["split"], row["shard"]) == (split, name)]
+                entry["domains"] = _without(shard["domains"], [row["domain"] for row in gone])
+            if entry["num_samples"]:  # a shard of which nothing is left is no shard
+                entries.append(entry)
+                record["files"][path] = {"num_bytes": entry["num_bytes"], "sha256": entry["sha256"]}
+            else:
+                storage.remove(storage.join(folder, path))
+        record["splits"][split] = {"num_samples": sum(entry["num_samples"] for entry in entries), "shards": entries}
+    return moved
+
+
+def _write_tables(
+    release: Release, cut: Cut, moved: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]], folder: str
+) -> list[storage.WrittenFile]:
+    """samples.parquet without the rows that go and with the new places of the others, and attribution.parquet."""
+    fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
+    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+        schema = source.schema_arrow.remove_metadata()
+        writer = TableWriter(folder, "samples", SAMPLES_FILE, schema)
+        for batch in source.iter_batches(BATCH_ROWS):
+            writer.write(_moved_rows(pa.Table.from_batches([batch]), cut, moved))
+        samples = writer.close()
+    storage.publish(samples.temp, storage.join(folder, SAMPLES_FILE))
+    attribution = write_attribution(folder, "attribution.parquet", storage.join(folder, SAMPLES_FILE))
+    storage.publish(attribution.temp, storage.join(folder, "attribution.parquet"))
+    return [
+        storage.WrittenFile(storage.join(folder, file.path), file.num_bytes, file.sha256)
+        for file in (samples, attribution)
+    ]
+
+
+def _moved_rows(rows: pa.Table, cut: Cut, moved: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> pa.Table:
+    if not {shard for _, shard in moved} & set(pc.unique(rows["shard"]).to_pylist()):
+        return rows
+    values = rows.to_pylist()
+    kept = []
+    for row in values:
+        place = (row["split"], row["shard"])
+        if row["key"] in cut.shards.get(place, ()):
+            continue
+        kept.append({**row, **moved[place][row["key"]]} if place in moved else row)
+    return pa.Table.from_pylist(kept, schema=rows.schema)
+
+
+def _new_record(release: Release, cut: Cut, wanted: Wanted, version: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(json.dumps(release.record))
+    train = [row for row in cut.rows if row["split"] == "train"]
+    counts = record["counts"]
+    counts["samples"] -= len(train)
+    counts["distinct_samples"] -= len(cut.images)
+    counts["domains"] = _without(counts["domains"], [row["domain"] for row in train], keep_empty=True)
+    entry = {
+        "from": release.record["version"],
+        "fingerprint": release.fingerprint,
+        "reason": wanted.reason,
+        "asked_for": [{"by": entry.by, "value": entry.value} for entry in wanted.entries],
+        "num_images": len(cut.images),
+        "num_samples": len(cut.rows),
+        "images": [{name: row[name] for name in ("sample_id", "image_id", "domain", "url")} for row in cut.images],
+    }
+    record |= {"version": version[:12], "fingerprint": version, "files": {}, "splits": {}}
+    record["takedowns"] = [*record.get("takedowns", []), entry]
+    return record
+
+
+def _new_mixture(release: Release, cut: Cut) -> dict[str, Any]:
+    """The mixture with what is realised now; its target and its law stay what they were."""
+    fs, inner = storage.filesystem(storage.join(release.path, "mixture.json"))
+    mixture: dict[str, Any] = json.loads(fs.cat_file(inner))
+    train = [row for row in cut.rows if row["split"] == "train"]
+    mixture["num_samples"] -= len(train)
+    for quota in mixture["domains"]:
+        own = [row for row in train if row["domain"] == quota["domain"]]
+        quota["num_drawn"] -= len(own)
+        quota["num_available"] -= sum(row["copy"] == 0 for row in own)
+        quota["num_heldout"] -= sum(row["split"] == "heldout" and row["domain"] == quota["domain"] for row in cut.rows)
+        quota["realised_share"] = quota["num_drawn"] / max(mixture["num_samples"], 1)
+        quota["num_epochs"] = round(quota["num_drawn"] / max(quota["num_available"], 1), 6)
+        for source in quota.get("sources", ()):
+            mine = [row for row in own if row["source"] == source["source"]]
+            source["num_drawn"] -= len(mine)
+            source["num_available"] -= sum(row["copy"] == 0 for row in mine)
+            source["realised_share"] = source["num_drawn"] / max(quota["num_drawn"], 1)
+    return mixture
+
+
+def _move_pointers(parent: str, release: Release) -> Callable[[str], None]:
+    """Newest-release pointers beside the release that named the old version name the new one then."""
+    old = f"{release.record['name']}-{release.record['version']}"
+    pointers = []
+    for name in (LATEST_FILE, f"{release.record['name']}.{LATEST_FILE}"):
+        fs, inner = storage.filesystem(storage.join(parent, name))
+        if fs.exists(inner) and fs.cat_file(inner).decode().strip() == old:
+            pointers.append(storage.join(parent, name))
+
+    def move(new: str) -> None:
+        for pointer in pointers:
+            storage.publish_bytes(pointer, f"{new}\n".encode())
+
+    return move
+
+
+def _without(counts: Mapping[str, int], gone: Sequence[str], keep_empty: bool = False) -> dict[str, int]:
+    left = {name: num - gone.count(name) for name, num in counts.items()}
+    return {name: num for name, num in left.items() if num or keep_empty}

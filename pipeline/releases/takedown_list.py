@@ -1,0 +1,78 @@
+"""The takedown list of a work folder: what must not come into any later build.
+
+One JSON object a line in WORKDIR/takedowns.jsonl: `by` (url, owner, id), `value`, `reason`. `plantmix takedown` adds
+to it; it may be written by hand and carried to another work folder. Gives up with ConfigError on a line it cannot read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError
+
+LIST_FILE = "takedowns.jsonl"
+KINDS = ("url", "owner", "id")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One thing that must stay out: an address, an owner, or a sample id or image sha256."""
+
+    by: str
+    value: str
+    reason: str = "not stated"
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of samples.parquet is meant; owners are compared without case and outer spaces."""
+        if self.by == "url":
+            return self.value in (row["url"], row["reference_url"])
+        if self.by == "owner":
+            return normal_owner(self.value) in [normal_owner(row[name] or "") for name in ("rights_holder", "creator")]
+        return self.value in (row["sample_id"], row["image_id"], row["stored_sha256"])
+
+
+def normal_owner(name: str) -> str:
+    """An owner's name as names are compared: without case and outer spaces."""
+    return name.strip().lower()
+
+
+def read_list(workdir: str) -> list[Entry]:
+    """The entries of a work folder, sorted; none when there is no list.
+
+    Raises: ConfigError naming the line that is none.
+    """
+    path = storage.join(workdir, LIST_FILE)
+    fs, inner = storage.filesystem(path)
+    if not fs.exists(inner):
+        return []
+    entries = set()
+    for number, line in enumerate(fs.cat_file(inner).decode("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            entry = Entry(values["by"], values["value"], values.get("reason", "not stated"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            entry = None
+        if entry is None or entry.by not in KINDS or not all(isinstance(v, str) and v for v in asdict(entry).values()):
+            raise ConfigError(
+                f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object with 'by' "
+                f"({', '.join(KINDS)}), 'value' and 'reason'"
+            )
+        entries.add(entry)
+    return sorted(entries)
+
+
+def add_entries(workdir: str, entries: Sequence[Entry]) -> int:
+    """Add to the list of a work folder; returns how many are new."""
+    before = read_list(workdir)
+    known = {(entry.by, entry.value) for entry in before}
+    new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in known]
+    if new:
+        lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
+        storage.publish_bytes(storage.join(workdir, LIST_FILE), ("\n".join(lines) + "\n").encode())
+    return len(new)
