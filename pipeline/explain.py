@@ -236,6 +236,10 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
     if decision["stage"] == "fetch":
         return []
     twin = life["kept_instead"]
+    if decision["reason"] == "takedown":
+        named = f"as a copy of {twin['sample_id']} ({decision['value']})" if twin else f"by {decision['value']!r}"
+        why = "" if twin else f"; reason: {decision['threshold']}"
+        return [f"select    DROPPED: takedown, {named}{why}"]
     if twin is not None:
         return [
             f"select    DROPPED: {decision['reason']} ({decision['value']})",

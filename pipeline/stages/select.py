@@ -17,8 +17,10 @@ from manifests import tables
 from manifests.catalog import Funnel
 from pipeline.captions.licences import LicenceSettings, judge_licences
 from pipeline.matching import DistinctPairs, choose_kept_distinct
+from pipeline.releases.takedown_list import read_list
 from pipeline.stages.caps import judge_caps
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
+from pipeline.stages.takedowns import judge_takedowns
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
 
 VERSION = 2
@@ -65,6 +67,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
             view_parquet(sql, name, payload[name])
         _gather(sql, payload)
         _judge_licences(sql, payload["licences"])
+        judge_takedowns(sql, payload["takedowns"])
         _judge_duplicates(sql, payload["prefer"])
         sql.execute(_LEFT)
         balance = judge_caps(sql, payload["balance"], "left_over")
@@ -91,23 +94,25 @@ def decide(payload: dict[str, Any]) -> PartResult:
 # what every rule and the duplicate search left: over these the caps count
 _LEFT = """
     CREATE VIEW left_over AS SELECT a.sample_id FROM alive a JOIN licence_verdicts l USING (sample_id)
-    WHERE l.keep AND a.sample_id NOT IN (SELECT sample_id FROM duplicates)
+    WHERE l.keep AND a.sample_id NOT IN (SELECT sample_id FROM duplicates UNION ALL SELECT sample_id FROM taken)
 """
 
 
 _DECISIONS = """
     SELECT c.sample_id,
         f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND l.keep AND d.sample_id IS NULL
-            AND b.sample_id IS NULL AS keep,
+            AND b.sample_id IS NULL AND k.sample_id IS NULL AS keep,
         CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN NOT v.keep THEN 'caption' WHEN NOT coalesce(s.keep, true)
-            THEN 'score' WHEN NOT l.keep OR d.sample_id IS NOT NULL OR b.sample_id IS NOT NULL THEN 'select' END
-            AS stage,
+            THEN 'score' WHEN NOT l.keep OR d.sample_id IS NOT NULL OR b.sample_id IS NOT NULL
+            OR k.sample_id IS NOT NULL THEN 'select' END AS stage,
         CASE WHEN f.outcome <> 'ok' THEN f.outcome
-            ELSE coalesce(v.reason, s.reason, l.reason, d.reason, b.reason) END AS reason,
+            ELSE coalesce(v.reason, s.reason, if(k.sample_id IS NULL, NULL, 'takedown'), l.reason, d.reason, b.reason)
+            END AS reason,
         CASE WHEN f.outcome <> 'ok' THEN f.detail
-            ELSE coalesce(v.value, s.value, l.value, d.value, b.value) END AS value,
+            ELSE coalesce(v.value, s.value, k.value, l.value, d.value, b.value) END AS value,
         CASE WHEN f.outcome <> 'ok' THEN NULL
-            ELSE coalesce(v.threshold, s.threshold, l.threshold, d.threshold, b.threshold) END AS threshold,
+            ELSE coalesce(v.threshold, s.threshold, k.threshold, l.threshold, d.threshold, b.threshold)
+            END AS threshold,
         d.other_sample_id, d.distance
     FROM candidates c JOIN facts f USING (sample_id)
     LEFT JOIN caption_verdicts v USING (sample_id)
@@ -115,6 +120,7 @@ _DECISIONS = """
     LEFT JOIN licence_verdicts l USING (sample_id)
     LEFT JOIN duplicates d USING (sample_id)
     LEFT JOIN cap_verdicts b USING (sample_id)
+    LEFT JOIN taken k USING (sample_id)
 """
 
 
@@ -142,12 +148,14 @@ def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
 
 
 def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
-    """`duplicates`: rows that another one stands for."""
+    """`duplicates`: rows that another one stands for; what was taken down comes first, so that no copy replaces it."""
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
     rows = sql.sql(
         "SELECT sample_id, phash, image_id, pixels_sha256, row_number() OVER (ORDER BY "
-        f"{order}) AS place FROM (SELECT a.*, licence_id NOT IN ('unknown', 'conflicting') AS known_licence "
-        "FROM alive a JOIN licence_verdicts l USING (sample_id) WHERE l.keep) ORDER BY sample_id"
+        f"taken DESC, {order}) AS place FROM (SELECT a.*, licence_id NOT IN ('unknown', 'conflicting') "
+        "AS known_licence, false AS taken FROM alive a JOIN licence_verdicts l USING (sample_id) "
+        "WHERE l.keep AND a.sample_id NOT IN (SELECT sample_id FROM taken) UNION ALL BY NAME "
+        "SELECT sample_id, phash, image_id, pixels_sha256, true AS taken FROM taken) ORDER BY sample_id"
     ).to_arrow_table()
     pairs = sql.sql("SELECT * FROM pairs").to_arrow_table()
     phash = rows["phash"].to_numpy().astype(np.uint64)
@@ -171,10 +179,11 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     )
     sql.execute(
         "CREATE TABLE duplicates AS SELECT sample_id, other_sample_id, distance, "
-        "CASE WHEN image_id = other_image_id OR pixels = other_pixels THEN 'exact_duplicate' ELSE 'near_duplicate' END "
+        "CASE WHEN other_sample_id IN (SELECT sample_id FROM taken) THEN 'takedown' "
+        "WHEN image_id = other_image_id OR pixels = other_pixels THEN 'exact_duplicate' ELSE 'near_duplicate' END "
         "AS reason, CASE WHEN image_id = other_image_id THEN 'same bytes' WHEN pixels = other_pixels "
         "THEN 'same pixels' ELSE 'pHash distance ' || distance END AS value, 'of ' || other_sample_id AS threshold "
-        "FROM dropped_rows"
+        "FROM dropped_rows WHERE sample_id NOT IN (SELECT sample_id FROM taken)"
     )
 
 
@@ -186,6 +195,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences.model_dump(mode="json"),
         "balance": config.select.balance.model_dump(mode="json"),
+        "takedowns": [[entry.by, entry.value, entry.reason] for entry in read_list(context.workdir)],
         "candidates": context.content("ingest", "candidates"),
         "facts": context.sealed["fetch"].notes["content"],
         "pairs": context.content("dedup", "pairs"),
@@ -209,6 +219,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences,
         "balance": config.select.balance,
+        "takedowns": read_list(context.workdir),
         "stem": key[:16],
         **context.execution(),
     }

@@ -13,6 +13,7 @@ import pytest
 from manifests import tables
 from pipeline.captions.balance import BalanceSettings, CapSettings
 from pipeline.captions.licences import LicenceSettings
+from pipeline.releases.takedown_list import Entry
 from pipeline.stages.select import choose_representatives, decide
 
 RADIUS = 4
@@ -97,6 +98,7 @@ def run_decide(
     samples: list[dict[str, Any]],
     prefer: tuple[str, ...] = ("licence", "pixels", "caption", "priority"),
     balance: BalanceSettings = BalanceSettings(),  # noqa: B008  # frozen
+    takedowns: list[Entry] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], Any]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -118,6 +120,7 @@ def run_decide(
         "priority": {"gbif": 0, "cc": 1},
         "licences": LicenceSettings(),
         "balance": balance,
+        "takedowns": takedowns or [],
         "stem": "x",
         "workdir": str(folder),
         "memory_gb": 1,
@@ -197,6 +200,31 @@ def test_who_stays_is_a_written_policy(tmp_path: Path, prefer: str, winner: str)
     ]
     found, _ = run_decide(tmp_path, samples, (prefer,))
     assert [name for name, row in found.items() if row["keep"]] == [winner]
+
+
+def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> None:
+    samples = [
+        sample("taken", url="http://a.example/1.jpg", phash=7, licence_id="all-rights-reserved"),
+        sample("copy", image_id="bytes of taken", pixels_sha256="p", phash=7, width_px=9000),
+        sample("near", phash=7 ^ 0b11, width_px=9000, height_px=9000),
+        sample("ruled-out", phash=2**64 - 1, keep=False, reason="min_words", rights_holder=" Ada  "),
+        sample("like it", phash=2**64 - 1),
+        sample("by id", image_id="f00"),
+        sample("fine"),
+    ]
+    entries = [Entry("url", "http://a.example/1.jpg", "asked"), Entry("owner", "ADA"), Entry("id", "f00", "court")]
+    found, result = run_decide(tmp_path, samples, takedowns=entries)
+    assert [name for name, row in found.items() if row["keep"]] == ["fine"]
+    assert found["ruled-out"]["reason"] == "min_words"
+    told = {name: (row["value"], row["threshold"], row["other_sample_id"]) for name, row in found.items()}
+    assert told["taken"] == ("url http://a.example/1.jpg", "asked", None)
+    assert told["by id"] == ("id f00", "court", None)
+    assert told["copy"] == ("same bytes", "of taken", "taken")
+    assert told["near"] == ("pHash distance 2", "of taken", "taken")
+    assert told["like it"] == ("pHash distance 0", "of ruled-out", "ruled-out")
+    assert result.funnel.reasons == {"takedown": 5}
+    again, _ = run_decide(tmp_path / "none", samples)
+    assert [name for name, row in again.items() if row["keep"]] == ["by id", "fine", "like it", "near"]
 
 
 def test_the_answer_does_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:

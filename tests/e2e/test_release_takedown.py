@@ -1,0 +1,123 @@
+"""Taking images down: a new version, only touched shards rewritten, and out of later builds too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from building import Web, hash_tree, release_of, run_plantmix, write_build_config
+
+from manifests.release import Release
+from pipeline.releases.cutting import iter_samples
+from pipeline.releases.takedown import Wanted, find_rows, take_down
+
+
+@pytest.fixture(scope="module")
+def old(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release with many shards in a work folder of its own."""
+    folder = tmp_path_factory.mktemp("takedown") / "copy"
+    shutil.copytree(built, folder)
+    return Release.open(str(release_of(folder / "build")))
+
+
+@pytest.fixture(scope="module")
+def gone(old: Release) -> dict[str, Any]:
+    """A training image that is drawn twice."""
+    rows = old.samples("train").to_pylist()
+    twice = {row["sample_id"] for row in rows if row["copy"] == 1}
+    return min((row for row in rows if row["sample_id"] in twice), key=lambda row: str(row["sample_id"]))
+
+
+@pytest.fixture(scope="module")
+def new(old: Release, gone: dict[str, Any]) -> Release:
+    done = run_plantmix("takedown", old.path, "--url", gone["url"], "--reason", "asked by the owner")
+    assert done.returncode == 0, done.stderr
+    assert "taken down: 1 images (2 samples); reason: asked by the owner" in done.stdout
+    return Release.open(str(Path(old.path).parents[1]))
+
+
+def test_only_touched_shards_are_rewritten(old: Release, new: Release, gone: dict[str, Any]) -> None:
+    touched = {row["shard"] for row in old.samples("train").to_pylist() if row["sample_id"] == gone["sample_id"]}
+    for split in old.splits:
+        assert new.shards(split) == old.shards(split)
+        for shard in old.shards(split):
+            before, after = Path(old.shard_path(split, shard)), Path(new.shard_path(split, shard))
+            assert (before.read_bytes() == after.read_bytes()) == (shard not in touched)
+            assert before.samefile(after) == (shard not in touched), "the same file on disk, not a copy"
+            if shard in touched:
+                kept = [sample for sample in iter_samples(str(before)) if not sample[0].startswith(gone["sample_id"])]
+                assert list(iter_samples(str(after))) == kept
+
+
+def test_the_new_version_verifies_and_says_what_went_and_why(old: Release, new: Release, gone: dict[str, Any]) -> None:
+    assert run_plantmix("verify", new.path, "--deep").returncode == 0
+    assert run_plantmix("verify", old.path).returncode == 0, "the old one is left as it was"
+    (entry,) = new.record["takedowns"]
+    assert (entry["from"], entry["reason"]) == (old.record["version"], "asked by the owner")
+    assert (entry["num_images"], entry["num_samples"]) == (1, 2)
+    assert [image["sample_id"] for image in entry["images"]] == [gone["sample_id"]]
+    assert new.num_samples("train") == old.num_samples("train") - 2
+    assert new.record["counts"]["samples"] == new.num_samples("train")
+    assert new.record["counts"]["domains"] == new.num_by_domain("train")
+    sizes = json.loads(Path(new.path, "shards/sizes.json").read_text(encoding="utf-8"))
+    assert sum(sizes.values()) == new.num_samples("train") + new.num_samples("heldout")
+    mixture = {row["domain"]: row for row in json.loads(Path(new.path, "mixture.json").read_text())["domains"]}
+    assert {domain: row["num_drawn"] for domain, row in mixture.items()} == new.num_by_domain("train")
+    for name in ("samples.parquet", "attribution.parquet"):
+        assert gone["sample_id"].encode() not in Path(new.path, name).read_bytes()
+    assert "asked by the owner" in Path(new.path, "README.md").read_text(encoding="utf-8")
+
+
+def test_the_same_request_gives_the_same_bytes(
+    old: Release, new: Release, gone: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(old.path, tmp_path / old.name)
+    again = take_down(Release.open(str(tmp_path / old.name)), Wanted(urls=[gone["url"]], reason="asked by the owner"))
+    assert hash_tree(Path(again.path)) == hash_tree(Path(new.path))
+
+
+def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone: dict[str, Any]) -> None:
+    work = Path(new.path).parents[1]
+    done = run_plantmix("build", write_build_config(web, work.parent, "later", work))
+    assert done.returncode == 0, done.stderr
+    assert " takedown" in done.stderr  # it and its copies
+    built = Release.open(str(work))
+    assert gone["sample_id"] not in built.samples()["sample_id"].to_pylist()
+    told = run_plantmix("explain", work, gone["url"]).stdout
+    assert "DROPPED: takedown" in told
+    assert "asked by the owner" in told
+    assert run_plantmix("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
+
+
+def test_an_owner_and_an_image_hash(old: Release) -> None:
+    rows = old.samples().to_pylist()
+    owner = rows[0]["rights_holder"] or rows[0]["creator"]
+    cut = find_rows(old, Wanted(owners=[f"  {owner.upper()} "]))
+    assert {row["sample_id"] for row in cut.rows} == {
+        row["sample_id"] for row in rows if owner in (row["rights_holder"], row["creator"])
+    }
+    (image,) = find_rows(old, Wanted(ids=[rows[0]["image_id"]])).images
+    assert image["sample_id"] == rows[0]["sample_id"]
+
+
+def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[str, Any]) -> None:
+    before = sorted(Path(old.path).parent.iterdir())
+    done = run_plantmix("takedown", old.path, "--url", gone["url"], "--id", "f" * 64, "--owner", "Nobody At All")
+    assert done.returncode == 2
+    assert "nothing in this release has the owner 'Nobody At All', the id 'ffff" in done.stderr
+    assert run_plantmix("takedown", old.path).returncode == 2
+    assert sorted(Path(old.path).parent.iterdir()) == before
+
+
+def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) -> None:
+    shutil.copytree(old.path, tmp_path / old.name)
+    release = Release.open(str(tmp_path / old.name))
+    last = release.shards("train")[-1]
+    ids = [row["sample_id"] for row in release.samples("train").to_pylist() if row["shard"] == last]
+    made = take_down(release, Wanted(ids=ids, reason="x"))
+    assert last not in made.shards("train")
+    assert not Path(made.path, "shards", last).exists()
+    assert run_plantmix("verify", made.path, "--deep").returncode == 0
