@@ -15,6 +15,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,8 @@ class Broken:
     text: bytes
 
 
-def read_header(stream: Any, dialect: Dialect) -> list[str]:
-    """The values of the first record.
+def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
+    """The values of the first record behind `skip_rows`, or of the last one that there is.
 
     Raises: ValueError when there is none, or it is broken.
     """
@@ -73,9 +74,9 @@ def read_header(stream: Any, dialect: Dialect) -> list[str]:
         if isinstance(piece, Broken):
             raise ValueError(f"the first row is broken: {_told(piece.text)}")
         lines = (line.decode() for line in io.BytesIO(piece.lstrip(b"\r\n").replace(b"\r\n", b"\n")))
-        if dialect.quote is None:
-            return next(csv.reader(lines, delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE))
-        return next(csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote))
+        quoting: Any = csv.QUOTE_NONE if dialect.quote is None else csv.QUOTE_MINIMAL
+        records = csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote, quoting=quoting)
+        return list(islice(records, skip_rows + 1))[-1]
     raise ValueError("the file is empty")
 
 

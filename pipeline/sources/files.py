@@ -8,10 +8,15 @@ BytesUnreadable (an outcome and what was seen) for one picture.
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from manifests import storage
 from manifests.errors import ConfigError
@@ -29,6 +34,21 @@ class BytesUnreadable(Exception):  # noqa: N818
         super().__init__(detail)
         self.outcome = outcome
         self.detail = detail
+
+
+@contextmanager
+def reading(what: str, kind: str = "") -> Iterator[None]:
+    """Turn what a parser throws at a bad file into one line.
+
+    Raises: ConfigError that begins with `what`.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, EOFError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{what} cannot be read {kind}".rstrip() + f": {text:.300}") from None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Settings
 from manifests.tables import TAXON_RANKS
+from pipeline.captions.licences import LicenceSettings
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 
@@ -111,6 +112,44 @@ class WebdatasetSettings(Settings):
     )
 
 
+class DwcaSettings(Settings):
+    """A Darwin Core Archive, as GBIF gives it.
+
+    Terms of the record go by their short name (basisOfRecord, countryCode), those of the media row with `media.` in
+    front (media.title), and `licence` is the licence of the picture in any spelling.
+    """
+
+    path: str = Field(description="the zip as it came, or the folder it was unpacked to")
+    caption: list[str] = Field(
+        default_factory=list, description="terms, joined with a space; without one the taxon speaks"
+    )
+    media_types: list[str] = Field(["StillImage"], description="kinds of media; rows that say none count by format")
+    where: dict[str, Terms] = Field(default_factory=dict, description="term: values of which a row must have one")
+    vernacular_languages: list[str] = Field(
+        ["en", "eng", "english"], description="of names in a file of their own, first language there is"
+    )
+    extra: list[str] = Field(default_factory=list, description="terms kept as json beside the sample")
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _texts(cls, where: Any) -> Any:
+        if not isinstance(where, dict):
+            return where
+        for term, values in where.items():
+            for value in values if isinstance(values, list) else [values]:
+                if isinstance(value, bool):
+                    raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
+        return {
+            term: [str(value) for value in (values if isinstance(values, list) else [values])]
+            for term, values in where.items()
+        }
+
+    @model_validator(mode="after")
+    def _licences_known(self) -> DwcaSettings:
+        LicenceSettings(allow=tuple(self.where.get("licence", ())))
+        return self
+
+
 class RowDefaults(Settings):
     """What a row has where its source says nothing."""
 
@@ -144,6 +183,7 @@ class Origin(Settings):
     table: str | None = Field(None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob")
     format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
     columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
+    dwca: DwcaSettings | None = None
     webdataset: WebdatasetSettings | None = None
     folder: FolderSettings | None = None
     defaults: RowDefaults = RowDefaults()
@@ -174,6 +214,8 @@ class Origin(Settings):
         """Keys of the json in the column `extra` of its rows."""
         if self.folder is not None:
             return self.folder.columns.extra if self.folder.columns else ["folder"]
+        if self.dwca is not None:
+            return self.dwca.extra
         if self.webdataset is not None:
             return self.webdataset.fields.extra if self.webdataset.fields else []
         return self.columns.extra if self.columns else []
@@ -213,7 +255,7 @@ class SourceSettings(Origin):
         return super().recipe() | {"priority": self.priority}
 
 
-ORIGINS = ("table", "webdataset", "folder")
+ORIGINS = ("table", "dwca", "webdataset", "folder")
 
 PATH_FIELDS = ("path", "table")
 

@@ -11,9 +11,8 @@ import difflib
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.sources.delimited import MAX_TOLD_CHARS, Dialect, RawBatch, read_delimited, read_header
+from pipeline.sources.files import reading
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, lost_table, make_batch, map_columns
 from pipeline.sources.settings import ColumnMap, Origin
 
@@ -348,24 +348,8 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
         yield stack.enter_context(archive.open(names[0]))
 
 
-class _reading:  # noqa: N801  # reads as a statement
-    """Turn what a reader throws at a bad file into one line that names it."""
-
-    def __init__(self, file: str, source: Origin) -> None:
-        self._file, self._source = file, source
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(
-            error, (OSError, ValueError, EOFError, pa.ArrowException, zipfile.BadZipFile, zlib.error)
-        ) and not isinstance(error, ConfigError):
-            text = " ".join(str(error).split())
-            raise ConfigError(
-                f"{self._source.where}: {self._file} cannot be read as "
-                f"{_format_of(self._file, self._source)}: {text:.300}"
-            ) from None
+def _reading(file: str, source: Origin) -> AbstractContextManager[None]:
+    return reading(f"{source.where}: {file}", f"as {_format_of(file, source)}")
 
 
 def _path(source: Origin) -> str:

@@ -26,8 +26,8 @@ VERSION = 2
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 REASONS = (
     "malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record",
-    "missing_file", "file_outside_folder", "no_image", "broken_shard",
-)  # fmt: skip
+    "missing_file", "file_outside_folder", "no_image", "broken_shard", "no_record", "no_media",
+)  # fmt: skip  # and where_TERM, for the filters of a source
 
 _STAGED = tables.CANDIDATES.append(pa.field("reason", pa.string())).append(pa.field("value", pa.string()))
 
@@ -115,7 +115,7 @@ def read_source(payload: dict[str, Any]) -> PartResult:
         rejected = copy_sorted(
             sql,
             "SELECT * FROM judged WHERE reason IS NOT NULL",
-            "row_number, reason",
+            "row_number, reason, record_key, value",
             TableWriter(workdir, "rejects", f"{stem}-rejects.parquet", tables.REJECTS),
         )
         reasons = dict(

@@ -1,0 +1,195 @@
+"""A Darwin Core Archive: its description (meta.xml) obeyed, its files opened, zipped or unpacked.
+
+Reads meta.xml and gives streams of the data files; holds nothing of them. Gives up with ConfigError for an archive
+without a description, with files it does not hold, or described in a way that no text file can be.
+Source: Darwin Core text guide, https://dwc.tdwg.org/text/
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from manifests import storage
+from manifests.errors import ConfigError
+from pipeline.sources.delimited import Dialect
+
+META_FILE = "meta.xml"
+_NAMESPACE = "{http://rs.tdwg.org/dwc/text/}"
+_ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One term of a file: its place in each row (None: not in the file) and what stands for an empty value."""
+
+    index: int | None
+    default: str | None
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """Core or extension: where its rows lie, how they are written, which column holds what.
+
+    `fields` is keyed by the term's short name; `id_index` is the place of the key that joins core and extension.
+    """
+
+    row_type: str
+    locations: tuple[str, ...]
+    dialect: Dialect
+    header_lines: int
+    id_index: int
+    fields: dict[str, Field]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive at `path`; `prefix` is the folder within it that holds meta.xml."""
+
+    path: str
+    prefix: str
+    is_zip: bool
+    core: DataFile
+    extensions: tuple[DataFile, ...]
+
+    def extension(self, *row_types: str) -> DataFile | None:
+        """The first extension of one of the types, in the order in which they are asked for."""
+        by_type = {data.row_type: data for data in reversed(self.extensions)}
+        return next((by_type[row_type] for row_type in row_types if row_type in by_type), None)
+
+    @contextmanager
+    def open(self, location: str) -> Iterator[Any]:
+        """A stream of one data file's bytes."""
+        name = self.prefix + location
+        if not self.is_zip:
+            fs, inner = storage.filesystem(storage.join(self.path, name))
+            with fs.open(inner, "rb") as stream:
+                yield stream
+            return
+        fs, inner = storage.filesystem(self.path)
+        with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+            yield member
+
+    def paths(self) -> list[str]:
+        """Files that its content depends on: the zip, or meta.xml and the described files."""
+        if self.is_zip:
+            return [self.path]
+        locations = [location for data in (self.core, *self.extensions) for location in data.locations]
+        return [storage.join(self.path, self.prefix + name) for name in (META_FILE, *locations)]
+
+
+def read_archive(path: str, where: str) -> Archive:
+    """Open an archive and read its description.
+
+    Raises: ConfigError.
+    """
+    fs, inner = storage.filesystem(path)
+    if not fs.exists(inner):
+        raise ConfigError(
+            f"{where}: {path}: no such archive; give the zip as it came, or the folder it was unpacked to"
+        )
+    is_zip = not fs.isdir(inner)
+    try:
+        names = _zip_names(path) if is_zip else [str(name)[len(inner.rstrip("/")) + 1 :] for name in fs.find(inner)]
+    except zipfile.BadZipFile as error:
+        raise ConfigError(f"{where}: {path} is neither a folder nor a zip: {error}") from None
+    metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
+    if not metas:
+        raise ConfigError(
+            f"{where}: {path} has no {META_FILE}: no Darwin Core Archive; for a plain table of URLs use `table`"
+        )
+    prefix = metas[0].removesuffix(META_FILE)
+    bare = Archive(path, prefix, is_zip, _NOTHING, ())
+    with bare.open(META_FILE) as stream:
+        core, extensions = parse_meta(stream.read(), f"{where}: {path}: {META_FILE}")
+    archive = Archive(path, prefix, is_zip, core, extensions)
+    here = {name.removeprefix(prefix) for name in names}
+    missing = [location for location in core.locations if location not in here]
+    if missing:
+        raise ConfigError(f"{where}: {path} does not hold {missing[0]}, which its {META_FILE} describes")
+    there = tuple(data for data in extensions if all(location in here for location in data.locations))
+    return Archive(archive.path, prefix, is_zip, core, there)
+
+
+def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...]]:
+    """Core and extensions of a description; `what` names it in messages.
+
+    Raises: ConfigError.
+    """
+    try:
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise ConfigError(f"{what} is no XML: {error}") from None
+    for element in root.iter():  # the name space is sometimes left out
+        element.tag = element.tag.removeprefix(_NAMESPACE)
+    core = root.find("core")
+    if core is None:
+        raise ConfigError(f"{what} describes no core")
+    return _data_file(core, "id", what), tuple(_data_file(each, "coreid", what) for each in root.findall("extension"))
+
+
+def short_name(term: str) -> str:
+    """The last part of a term's address."""
+    return term.rstrip("/#").replace("#", "/").rpartition("/")[2].strip()
+
+
+def _data_file(element: ElementTree.Element, id_tag: str, what: str) -> DataFile:
+    row_type = element.get("rowType", "")
+    locations = tuple((each.text or "").strip() for each in element.findall("files/location"))
+    if not locations or not all(locations):
+        raise ConfigError(f"{what}: {row_type or element.tag} names no file")
+    key = element.find(id_tag)
+    fields: dict[str, Field] = {}
+    for each in element.findall("field"):
+        index, name = each.get("index"), short_name(each.get("term", ""))
+        found = Field(_number(index, f"{what}: index of {name}") if index is not None else None, each.get("default"))
+        fields.setdefault(name, found)
+    return DataFile(
+        row_type,
+        locations,
+        _dialect(element, f"{what}: {locations[0]}"),
+        _number(element.get("ignoreHeaderLines") or "0", f"{what}: ignoreHeaderLines"),
+        _number(key.get("index") or "0", f"{what}: index of {id_tag}") if key is not None else 0,
+        fields,
+    )
+
+
+def _dialect(element: ElementTree.Element, what: str) -> Dialect:
+    delimiter = _plain(element.get("fieldsTerminatedBy"), ",")
+    quote = _plain(element.get("fieldsEnclosedBy"), '"')
+    if len(delimiter.encode()) != 1 or len(quote.encode()) > 1:
+        raise ConfigError(f"{what}: fields are separated by one byte and enclosed by at most one, not {delimiter!r}")
+    encoding = element.get("encoding") or "utf-8"
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ConfigError(f"{what}: no such encoding: {encoding}") from None
+    return Dialect(delimiter, quote or None, encoding, _plain(element.get("linesTerminatedBy"), "\n") or "\n")
+
+
+def _plain(given: str | None, default: str) -> str:
+    """An attribute with its escapes undone; XML itself turns a real tab in an attribute into a space."""
+    if given is None:
+        return default
+    for escape, plain in _ESCAPES.items():
+        given = given.replace(escape, plain)
+    return given
+
+
+def _number(text: str, what: str) -> int:
+    if not text.strip().isdigit():
+        raise ConfigError(f"{what}: '{text}' is no number")
+    return int(text)
+
+
+def _zip_names(path: str) -> list[str]:
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        return archive.namelist()
+
+
+_NOTHING = DataFile("", (), Dialect(), 0, 0, {})

@@ -1,0 +1,355 @@
+"""GBIF downloads and any other Darwin Core Archive: records joined with their media rows, one candidate a picture.
+
+Reads the zip as it came, or the folder it was unpacked to. The wanted columns of core and media file are streamed into
+Parquet in a private folder and joined there by DuckDB, which spills: memory does not grow with the archive, disk does
+(about the size of the wanted columns, compressed). Every media row ends as a row or with the filter it fell to; a
+record without media ends as `no_media`. Gives up with ConfigError for an archive that is none, and for terms it lacks.
+
+python-dwca-reader was tried and left: it builds its index of an extension in memory and yields Python rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests.errors import ConfigError
+from pipeline.captions.licences import LicenceSettings, normalise_licence
+from pipeline.sources.archive import Archive, DataFile, Field, read_archive
+from pipeline.sources.delimited import read_delimited, read_header
+from pipeline.sources.files import reading
+from pipeline.sources.rows import BATCH_ROWS, LOST, ROWS, Batch, Lost, Scratch, lost_table, make_batch
+from pipeline.sources.settings import DwcaSettings, Origin
+
+_MEDIA_TYPES = (
+    "http://rs.gbif.org/terms/1.0/Multimedia",
+    "http://rs.tdwg.org/ac/terms/Multimedia",
+    "http://eol.org/schema/media/Document",
+    "http://rs.gbif.org/terms/1.0/Image",
+)
+_VERNACULAR_TYPE = "http://rs.gbif.org/terms/1.0/VernacularName"
+_RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
+# Terms of the media row that may say one thing, first one that is not empty counts. Audubon Core and EOL write
+# accessURI where GBIF's extension writes identifier, and UsageTerms and Owner for licence and rights holder.
+_URL = ("accessURI", "identifier")
+_LICENCE = ("license", "UsageTerms", "WebStatement", "rights")
+_RIGHTS_HOLDER = ("rightsHolder", "Owner")
+_PAGE = ("references", "furtherInformationURL")
+
+
+def check_source(source: Origin) -> None:
+    """See that the archive is one, describes media, and has the terms that the config names.
+
+    Raises: ConfigError.
+    """
+    _plan(source)
+
+
+def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
+    """Hash of the zip, or of the described files of the folder."""
+    return [hash_file(path) for path in read_archive(_settings(source).path, source.where).paths()]
+
+
+def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
+    """Every media row of the archive, filtered, and what fell out."""
+    plan = _plan(source)
+    with scratch() as sql, tempfile.TemporaryDirectory(dir=_temp_folder(sql), prefix="dwca-") as folder:
+        for data, terms, alias in plan.files:
+            yield from _stage(plan, data, terms, f"{folder}/{alias}.parquet", source.where)
+            sql.execute(f"CREATE VIEW {alias} AS SELECT * FROM {_text(f'{folder}/{alias}.parquet')}")
+        yield from _repeated(sql)
+        yield from _joined(sql, plan)
+
+
+# ---- what is to be read
+
+
+class _Plan:
+    """An archive, and which of its terms a source needs."""
+
+    def __init__(self, archive: Archive, media: DataFile, settings: DwcaSettings, where: str) -> None:
+        self.archive, self.media, self.settings = archive, media, settings
+        core = archive.core
+        named = [name for name in (*settings.caption, *settings.extra, *settings.where) if name != "licence"]
+        self._check_terms(named, where)
+        self.media_terms = [
+            name
+            for name in dict.fromkeys(
+                [*_URL, *_LICENCE, *_RIGHTS_HOLDER, *_PAGE, "creator", "type", "format", *_of(named, "media.")]
+            )
+            if name in media.fields
+        ]
+        wanted = [*_RANKS, "species", "specificEpithet", "scientificName", "vernacularName", "references", "gbifID"]
+        self.core_terms = [name for name in dict.fromkeys([*wanted, *_of(named, "")]) if name in core.fields]
+        self.files = [(core, self.core_terms, "core"), (media, self.media_terms, "media")]
+        self.vernacular = archive.extension(_VERNACULAR_TYPE)
+        if self.vernacular is not None and "vernacularName" in self.vernacular.fields:
+            known: list[str] = ["vernacularName", "language", "isPreferredName"]
+            terms = [name for name in known if name in self.vernacular.fields]
+            self.files.append((self.vernacular, terms, "vernacular"))
+        else:
+            self.vernacular = None
+
+    def _check_terms(self, named: list[str], where: str) -> None:
+        there = [*self.archive.core.fields, *(f"media.{name}" for name in self.media.fields)]
+        for name in named:
+            if name not in there:
+                near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                raise ConfigError(
+                    f"{where}: the archive has no term '{name}'{hint}; terms of the record are named as they are, "
+                    "those of the media row with `media.` in front"
+                )
+
+    def column(self, name: str) -> str:
+        """The SQL column of a term as the config names it."""
+        return f'm."{name.removeprefix("media.")}"' if name.startswith("media.") else f'c."{name}"'
+
+    def first(self, terms: tuple[str, ...]) -> str:
+        """SQL: the first of some media terms that is not empty."""
+        there = [f'm."{name}"' for name in terms if name in self.media_terms]
+        return f"coalesce({', '.join(there)})" if there else "NULL"
+
+    def core(self, name: str) -> str:
+        """SQL: a term of the record, null where the archive has none."""
+        return f'c."{name}"' if name in self.core_terms else "NULL"
+
+
+def _of(named: list[str], prefix: str) -> list[str]:
+    if prefix:
+        return [name.removeprefix(prefix) for name in named if name.startswith(prefix)]
+    return [name for name in named if not name.startswith("media.")]
+
+
+def _plan(source: Origin) -> _Plan:
+    settings = _settings(source)
+    archive = read_archive(settings.path, source.where)
+    media = archive.extension(*_MEDIA_TYPES)
+    if media is None:
+        types = ", ".join(data.row_type for data in archive.extensions) or "none"
+        raise ConfigError(f"{source.where}: {settings.path} holds no media file (its extensions: {types})")
+    plan = _Plan(archive, media, settings, source.where)
+    if not any(name in media.fields for name in _URL):
+        raise ConfigError(f"{source.where}: {media.locations[0]} has neither identifier nor accessURI: no addresses")
+    return plan
+
+
+# ---- staging
+
+
+def _stage(plan: _Plan, data: DataFile, terms: list[str], path: str, where: str) -> Iterator[Batch]:
+    """Write the wanted columns of one file to Parquet; rows that cannot be read come back as lost."""
+    schema = pa.schema([("id", pa.string()), ("n", pa.int64()), *((name, pa.string()) for name in terms)])
+    number = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for location in data.locations:
+            with reading(f"{where}: {plan.archive.path}: {location}"):
+                names = _column_names(plan.archive, data, location)
+                wanted = _wanted_columns(data, terms, names, location)
+                end = 0
+                with plan.archive.open(location) as stream:
+                    columns = list(dict.fromkeys(name for name in wanted.values() if name))
+                    for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
+                        places = pa.array(raw.numbers + number, pa.int64())
+                        writer.write_table(_with_defaults(raw.rows, places, data, wanted, schema))
+                        if raw.malformed:
+                            lost = [
+                                Lost(number + at, "malformed_row", f"{location}: {text}") for at, text in raw.malformed
+                            ]
+                            yield make_batch({}, [], lost)
+                        end = raw.end
+            number += end
+
+
+def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:
+    """A name for each column of a file, by its first row."""
+    with archive.open(location) as stream:
+        return [f"f{number}" for number in range(len(read_header(stream, data.dialect, data.header_lines)))]
+
+
+def _wanted_columns(data: DataFile, terms: list[str], names: list[str], location: str) -> dict[str, str | None]:
+    """Column of each wanted term; None for one that has only a default.
+
+    Raises: ValueError when the description says of more columns than there are.
+    """
+    places: dict[str, int | None] = {"id": data.id_index, **{name: data.fields[name].index for name in terms}}
+    beyond = [name for name, place in places.items() if place is not None and place >= len(names)]
+    if beyond:
+        raise ValueError(f"{beyond[0]} should be column {places[beyond[0]]}, but rows have {len(names)}")
+    return {name: names[place] if place is not None else None for name, place in places.items()}
+
+
+def _with_defaults(
+    rows: pa.Table, places: pa.Array, data: DataFile, wanted: dict[str, str | None], schema: pa.Schema
+) -> pa.Table:
+    columns: dict[str, Any] = {"n": places}
+    for name, column in wanted.items():
+        default = data.fields.get(name, Field(None, None)).default if name != "id" else None
+        if column is None:
+            columns[name] = pa.repeat(pa.scalar(default, pa.string()), rows.num_rows)
+            continue
+        trimmed = pc.utf8_trim_whitespace(rows[column])
+        empty = pc.equal(pc.fill_null(trimmed, ""), "")
+        columns[name] = pc.if_else(empty, pa.scalar(default, pa.string()), trimmed)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+# ---- joining
+
+
+def _repeated(sql: Any) -> Iterator[Batch]:
+    """Of records that share an id the first counts, media of the id belong to it; the others are lost."""
+    sql.execute(
+        "CREATE TABLE again AS SELECT id, min(n) AS first FROM core WHERE id IS NOT NULL "
+        "GROUP BY id HAVING count(*) > 1"
+    )
+    sql.execute(
+        "CREATE VIEW records AS SELECT * FROM core c WHERE id IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM again a WHERE a.id = c.id AND a.first < c.n)"
+    )
+    yield from _lost_batches(
+        sql,
+        "SELECT n AS row_number, id AS record_key, NULL AS url, 'duplicate_record' AS reason, 'row ' || first AS value "
+        "FROM core JOIN again USING (id) WHERE n > first",
+    )
+
+
+def _lost_batches(sql: Any, query: str) -> Iterator[Batch]:
+    for batch in sql.sql(query).to_arrow_reader(BATCH_ROWS):
+        lost = pa.Table.from_batches([batch]).select(LOST.names).cast(LOST)
+        yield Batch(ROWS.empty_table(), np.arange(0), lost)
+
+
+def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
+    reason, value = _verdict(sql, plan)
+    vernacular = plan.core("vernacularName")
+    join = ""
+    if plan.vernacular is not None:
+        _pick_vernacular(sql, plan)
+        vernacular, join = f"coalesce({vernacular}, v.name)", "LEFT JOIN names v ON v.id = m.id"
+    captions = ", ".join(plan.column(name) for name in plan.settings.caption)
+    extra = ", ".join(f"{_text(name)}, {plan.column(name)}" for name in sorted(plan.settings.extra))
+    link = "'https://www.gbif.org/occurrence/' || " + plan.core("gbifID")
+    licence, url = plan.first(_LICENCE), plan.first(_URL)
+    columns = {
+        "record_key": f"m.id || '/' || {url}",
+        "url": url,
+        "locator": "NULL",
+        "caption": f"concat_ws(' ', {captions})" if captions else "NULL",
+        **{f"taxon_{rank}": plan.core(rank) for rank in _RANKS},
+        "taxon_species": _species(plan),
+        "taxon_scientific_name": plan.core("scientificName"),
+        "taxon_vernacular_name": vernacular,
+        "licence": licence,
+        "licence_url": f"if(regexp_matches({licence}, '^https?://'), {licence}, NULL)",
+        "rights_holder": plan.first(_RIGHTS_HOLDER),
+        "creator": plan.first(("creator",)),
+        "reference_url": f"coalesce({plan.first(_PAGE)}, {plan.core('references')}, {link})",
+        "extra": f"json_object({extra})::VARCHAR" if extra else "NULL",
+    }
+    listed = ", ".join(f'{columns[name]} AS "{name}"' for name in ROWS.names)
+    rows = sql.sql(
+        f"SELECT {listed}, m.n AS row_number, {reason} AS reason, {value} AS value "
+        f"FROM media m LEFT JOIN records c ON c.id = m.id {join}"
+    ).to_arrow_reader(BATCH_ROWS)
+    for batch in rows:
+        yield _split(pa.Table.from_batches([batch]))
+    yield from _lost_batches(
+        sql,
+        "SELECT n AS row_number, id AS record_key, NULL AS url, 'no_media' AS reason, NULL AS value "
+        "FROM records c WHERE NOT EXISTS (SELECT 1 FROM media m WHERE m.id = c.id) "
+        "UNION ALL SELECT n, NULL, NULL, 'missing_key', NULL FROM core WHERE id IS NULL",
+    )
+
+
+def _split(rows: pa.Table) -> Batch:
+    good = rows.filter(pc.is_null(rows["reason"]))
+    lost = rows.filter(pc.is_valid(rows["reason"]))
+    kept = good.select(ROWS.names).cast(ROWS)
+    return Batch(
+        kept, good["row_number"].to_numpy(), lost.select(LOST.names).cast(LOST) if lost.num_rows else lost_table([])
+    )
+
+
+def _species(plan: _Plan) -> str:
+    """The binomial: GBIF's own term, else genus and epithet."""
+    both = f"{plan.core('genus')} || ' ' || {plan.core('specificEpithet')}"
+    return f"coalesce({plan.core('species')}, {both})"
+
+
+def _verdict(sql: Any, plan: _Plan) -> tuple[str, str]:
+    """SQL of the first filter a row falls to and of what it had there; null for a row that stays."""
+    cases = [("c.id IS NULL", "no_record", "m.id")]
+    types = plan.settings.media_types
+    if types:
+        told, form = plan.first(("type",)), plan.first(("format",))
+        kind = f"lower(regexp_extract({told}, '[^/#]*$'))"
+        unsaid = f"{told} IS NULL AND coalesce(lower({form}), 'image') LIKE 'image%'"
+        listed = ", ".join(_text(each.lower()) for each in types)
+        wanted = f"({kind} IN ({listed}) OR ({unsaid} AND 'stillimage' IN ({listed})))"
+        cases.append((f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({told}, {form})"))
+    for name, allowed in plan.settings.where.items():
+        if name == "licence":
+            column = plan.first(_LICENCE)
+            _judge_licences(sql, column, allowed)
+            test = f"coalesce({column}, '') IN (SELECT licence FROM allowed_licences)"
+        else:
+            column = plan.column(name)
+            test = f"coalesce({_folded(column)}, '') IN ({', '.join(_folded(_text(each)) for each in allowed)})"
+        cases.append((f"NOT {test}", f"where_{name}", column))
+    whens = [(condition, _text(reason), seen) for condition, reason, seen in cases]
+    reason = " ".join(f"WHEN {condition} THEN {name}" for condition, name, _ in whens)
+    value = " ".join(f"WHEN {condition} THEN {seen}" for condition, _, seen in whens)
+    return f"CASE {reason} END", f"left(CASE {value} END, 200)"
+
+
+def _folded(column: str) -> str:
+    """SQL: as values are compared: HUMAN_OBSERVATION and HumanObservation are the same."""
+    return f"lower(regexp_replace({column}, '[\\s_-]+', '', 'g'))"
+
+
+def _judge_licences(sql: Any, column: str, allowed: list[str]) -> None:
+    """The spellings in the archive that mean one of the allowed licences."""
+    policy = LicenceSettings(allow=tuple(allowed), deny=())
+    given = [row[0] for row in sql.execute(f"SELECT DISTINCT coalesce({column}, '') FROM media m").fetchall()]
+    fine = [text for text in given if policy.allows(normalise_licence(text))]
+    sql.register("allowed_licences", pa.table({"licence": pa.array(fine, pa.string())}))
+
+
+def _pick_vernacular(sql: Any, plan: _Plan) -> None:
+    """One name a record: of the wanted languages in their order, preferred ones first, then the first in the file."""
+    assert plan.vernacular is not None
+    has = plan.vernacular.fields
+    languages = ", ".join(_text(each.lower()) for each in plan.settings.vernacular_languages)
+    place = f"list_position([{languages}], lower(language))" if "language" in has else "1"
+    preferred = (
+        "lower(coalesce(\"isPreferredName\", '')) NOT IN ('true', '1', 'yes')" if "isPreferredName" in has else "true"
+    )
+    sql.execute(
+        f'CREATE TABLE names AS SELECT id, arg_min("vernacularName", ({place}, {preferred}, n)) AS name '
+        f'FROM vernacular WHERE {place} IS NOT NULL AND "vernacularName" IS NOT NULL GROUP BY id'
+    )
+
+
+def _text(text: str) -> str:
+    """SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _temp_folder(sql: Any) -> str:
+    ((folder,),) = sql.execute("SELECT current_setting('temp_directory')").fetchall()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+def _settings(source: Origin) -> DwcaSettings:
+    assert source.dwca is not None
+    return source.dwca
