@@ -214,7 +214,7 @@ def test_a_described_dialect_with_quotes_order_and_defaults(tmp_path: Path, read
         <field index="0" default="Plantae" term="http://rs.tdwg.org/dwc/terms/kingdom"/>
         <field default="Pinaceae" term="http://rs.tdwg.org/dwc/terms/family"/>
       </core>
-      <extension encoding="UTF-8" fieldsTerminatedBy=";" linesTerminatedBy="\\n" fieldsEnclosedBy="" 
+      <extension encoding="UTF-8" fieldsTerminatedBy=";" linesTerminatedBy="\\n" fieldsEnclosedBy=""
                  ignoreHeaderLines="2" rowType="http://eol.org/schema/media/Document">
         <files><location>media.txt</location></files>
         <coreid index="1"/>
