@@ -24,6 +24,7 @@ from pipeline.captions.patterns import (
     BINOMIAL,
     DENSE_SCRIPT,
     FILENAME,
+    NOT_A_GENUS,
     NOT_AN_EPITHET,
     PLACEHOLDER,
     TOKEN_PIECES,
@@ -181,7 +182,8 @@ def _name_measures(text: pa.Array, texts: pa.Array, taxon_names: pa.Array) -> di
     """Whether a Latin binomial stands in the text, and whether there is nothing else in it."""
     english = pc.match_substring_regex(text, NOT_AN_EPITHET)
     binomial = pc.and_not(pc.match_substring_regex(text, BINOMIAL), english)
-    bare = pc.and_not(pc.match_substring_regex(text, BARE_NAME), english)
+    bare = pc.and_not(pc.match_substring_regex(text, BARE_NAME), pc.match_substring_regex(text, NOT_A_GENUS))
+    bare = pc.and_not(bare, english)
     known = pc.indices_nonzero(taxon_names.is_valid())
     if len(known):
         has, only = _against_taxon(text.take(known).to_pylist(), texts.take(known).to_pylist())

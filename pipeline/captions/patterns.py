@@ -17,7 +17,7 @@ FILENAME = "|".join(
         r"^[A-Z]{1,2}\d{5,}$",
         r"^\S+" + _IMAGE_SUFFIX + r"$",  # one word with an image suffix
         r"^(?i:[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:" + _IMAGE_SUFFIX + r")?$",
-        r"^[\d\-_. ]*\d[\d\-_. ]*(?:" + _IMAGE_SUFFIX + r")?$",  # numbers alone
+        r"^[\d\-_. ]*\d[\-_. ]*\d[\-_. ]*\d[\d\-_. ]*(?:" + _IMAGE_SUFFIX + r")?$",  # numbers alone, but no "7"
     )
 )
 
@@ -83,11 +83,22 @@ NOT_AN_EPITHET = (
     r"|area)(?:[^\pL]|$)"
 )
 
-_AUTHOR = r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|ex|et|&|[A-Z][\pL]+(?:, \d{4})?))*"
+# A whole capitalised word is an author only beside a year or a connecting word, else it may be the common name
+# ("Chelmon rostratus Kupferstreifen").
+_AUTHOR = (
+    r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|Linnaeus|(?:ex|et|&) [A-Z][\pL]+\.?|[A-Z][\pL]+,? \d{4}"
+    r"|[A-Z][\pL]+(?: & [A-Z][\pL]+)+))"
+)
+# Stricter than BINOMIAL, since it drops: only epithets of sure endings unless L., a year or an author in brackets
+# stands behind, no full stop ("Una rana." and many a sentence in Romance or Baltic languages reads like a name), no
+# article in front.
 BARE_NAME = (
-    rf"^(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?{_AUTHOR}\.?$"
+    rf"^{_GENUS} {_EPITHET}(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?{_AUTHOR}*$"
+    rf"|^{_SURE_GENUS} {_ANY_EPITHET}(?: (?:subsp|ssp|var|f)\. [a-zë-]+)? "
+    rf"(?:L\.?|\([A-Z][^()]{{0,40}}\)|[A-Z][\pL]+, \d{{4}}){_AUTHOR}*$"
     r"|^[A-Z][a-zë]+ (?:sp|spp)\.?$|^[A-Z][a-z]+(?:aceae|idae|opsida)$"
 )
+NOT_A_GENUS = r"^(?:Una|Uma|Unha|Dois|Tres|Los|Las|Les|Des)\b"
 
 # Scripts written without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese, Tibetan.
 DENSE_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
@@ -105,9 +116,21 @@ TOKEN_PIECES: tuple[tuple[str, float], ...] = (
     (r"[\x{1100}-\x{10ffff}]", 2.63),
 )
 
+# Where one character can be a whole word.
+CHARACTER_WORDS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
+
+# A list of key words has no grammar to tell its language by ("card, diamond, game, suit" was French at 0.7) ...
+KEYWORD_LIST = r"^[^,;\s]+(?: [^,;\s]+)?(?:[,;] ?[^,;\s]+(?: [^,;\s]+)?){2,}$"
+# ... and a proper name has the language of its place ("Castillo de San Marcos", "France - Comte de Nice").
+PROPER_NAME = (
+    r"^\p{Lu}[\pL\pM'’.-]*,?(?: (?:\p{Lu}[\pL\pM'’.]*(?:-[\pL'’]+)*|[-–&,]|[dl]['’]\p{Lu}[\pL'’-]*"
+    r"|(?:de|la|le|les|du|des|del|della|di|da|do|dos|das|van|von|der|den|el|al|y|e|et|sur|en|pas|zu|am|im))){0,7} "
+    r"(?:[dl]['’])?\p{Lu}[\pL\pM'’.-]*$"
+)
+
 # Words that stand in English captions and hardly in others: they save names in other tongues ("The Harvest").
 ENGLISH_WORDS = (
     r"(?i)(?:^|[^\pL])(?:the|with|and|from|(?:portrait|castle|view|house|church|map|flag|photo|painting|kind"
-    r"|type) of)"
-    r"(?:[^\pL]|$)"
+    r"|type) of|flag|icon|icons|green|white|black|yellow|woman|boy|girl|house|tree|flower|bird|dog|horse|street"
+    r"|weather|shape|button|smoking)(?:[^\pL]|$)"
 )

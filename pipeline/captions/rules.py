@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from manifests.tables import VERDICTS
-from pipeline.captions.patterns import ENGLISH_WORDS
+from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -69,9 +69,16 @@ def _other_language(table: pa.Table, rule: LanguageRule) -> Column:
         pc.greater_equal(table["num_chars"], rule.min_chars),
     )
     fails = pc.and_(pc.and_(foreign, sure), table["language"].is_valid())
+    for names in (KEYWORD_LIST, PROPER_NAME):
+        fails = pc.and_not(fails, pc.match_substring_regex(table["text"], names))
     if "en" in rule.allow:
         fails = pc.and_not(fails, pc.match_substring_regex(table["text"], ENGLISH_WORDS))
     return pc.and_not(fails, table["has_binomial"]) if rule.spare_binomials else fails
+
+
+def _length(table: pa.Table) -> Column:
+    """Characters, one of a script whose single characters are words counted as two."""
+    return pc.add(table["num_chars"], pc.cast(pc.count_substring_regex(table["text"], CHARACTER_WORDS), pa.int32()))
 
 
 def _language_value(table: pa.Table) -> Column:
@@ -114,7 +121,9 @@ RULES: dict[str, Rule] = {
     ),
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),
-    "min_chars": _at_least("num_chars"),
+    "min_chars": Rule(
+        ("num_chars", "text"), lambda t, low: pc.less(_length(t), low), _length, lambda low: f">= {low}"
+    ),
     "max_chars": _at_most("num_chars"),
     "min_words": _at_least("num_words"),
     "max_words": _at_most("num_words"),

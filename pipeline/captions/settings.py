@@ -48,7 +48,7 @@ TextType = Literal[
 TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 2  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 3  # raise when cleaning or measuring changes what it writes
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
 
@@ -77,8 +77,9 @@ class LanguageRule(Settings):
     """Languages that may stay, by ISO 639 code as fastText writes it.
 
     A guess over a very short text is noise: below `min_chars` characters or `min_confidence` it is not held
-    against the caption, nor ever against one that holds a Latin binomial when `spare_binomials` is set. Where English
-    is allowed, an English function word (the, of, with) saves a caption that is full of foreign names.
+    against the caption, nor ever against one that holds a Latin binomial when `spare_binomials` is set, against a
+    list of key words, or a proper name. Where English is allowed, a common English word (the, with, flag) saves a
+    caption that is full of foreign names.
     """
 
     allow: tuple[str, ...] = ("en",)
@@ -136,7 +137,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_filename_like=True,
         min_chars=2,
         max_chars=2000,
-        min_letter_ratio=0.3,
+        min_letter_ratio=0.25,
         max_repeated_ratio=0.5,
     ),
     "general": Thresholds(
@@ -146,7 +147,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         min_chars=2,
         max_chars=1000,
         max_words=150,
-        min_letter_ratio=0.3,
+        min_letter_ratio=0.25,
         max_repeated_ratio=0.5,
         not_bare_name=True,
         max_repeats=250,

@@ -91,6 +91,12 @@ def test_captions_are_not_taken_for_placeholders(make_candidates, caption: str) 
         ("Viola odorata L.", True, True),
         ("Amanita muscaria (L.) Lam.", True, True),
         ("Paris opera at night", False, False),
+        # read on real captions: a sentence in another language or a common name behind make no bare name
+        ("Lucertola arrotolata", True, False),
+        ("Una rana.", True, False),
+        ("Uma iguana", True, False),
+        ("Chelmon rostratus Kupferstreifen Pinzettfisch", True, False),
+        ("Larus fuscus Linnaeus, 1758", True, True),
     ],
 )
 def test_binomials(make_candidates, caption: str, has: bool, bare: bool) -> None:

@@ -67,6 +67,28 @@ def test_names_in_other_tongues_do_not_make_a_caption_foreign(make_candidates) -
     assert verdicts["keep"].to_pylist() == [True, False]
 
 
+def test_key_words_and_proper_names_have_no_language(make_candidates) -> None:
+    """Read on real captions: each of these was dropped by the bare guess at 0.6."""
+    rows = ["card, diamond, game, suit", "bulb, comic, electric, idea, light", "Castillo de San Marcos",
+            "France - Nord pas de Calais", "France - Provence Alpes Cote d'Azur", "Naval Semaphore Flag annul",
+            "Hotel Icon Non Smoking Room"]  # fmt: skip
+    foreign = [
+        "direction à suivre 3",
+        "Schiefertafelmitschwamm",
+        "Sacco a pelo per campeggio",
+        "Le mie tigri preferite",
+    ]
+    verdicts = judged(make_candidates([{"caption": c} for c in rows + foreign]), {"rules": [{"languages": {}}]})
+    assert verdicts["keep"].to_pylist() == [True] * len(rows) + [False] * len(foreign)
+
+
+def test_one_character_can_be_a_word(make_candidates) -> None:
+    rows = [{"caption": caption} for caption in ("熊", "곰", "ox", "A", "ഉ")]
+    verdicts = judged(make_candidates(rows), {"rules": [{"min_chars": 2}]})
+    assert verdicts["keep"].to_pylist() == [True, True, True, False, False]
+    assert verdicts["value"].to_pylist()[3:] == ["1", "1"]
+
+
 def test_rules_over_joined_columns(make_candidates) -> None:
     rows = [{"caption": f"rose number {n}"} for n in "abcde"]
     config = {"rules": [{"min_side_px": 200, "max_aspect_ratio": 3, "min_area_px": 50_000, "min_pixel_std": 2}]}
