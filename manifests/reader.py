@@ -28,6 +28,12 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         "One row a candidate, address and round of fetching: all that was ever tried.",
     ),
     "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
+    "evaluation": (
+        "dedup",
+        tables.EVALUATION,
+        "One row an image of an evaluation set: its hashes, or why it has none.",
+    ),
+    "leaks": ("dedup", tables.LEAKS, "One row a fetched image and evaluation set it shows: how it was matched."),
     "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
     "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),
     "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule it fell to, if any."),

@@ -143,6 +143,32 @@ PAIRS = pa.schema(
     ]
 )
 
+EVALUATION = pa.schema(
+    [
+        ("evaluation_set", pa.string()),
+        ("member", pa.string()),  # the set's own key of the image
+        ("url", pa.string()),  # where the set says it came from
+        ("outcome", pa.string()),  # manifests.outcomes.Outcome; null when the set gives no bytes
+        ("detail", pa.string()),
+        ("image_id", pa.string()),  # as in facts, by the same measurement
+        ("pixels_sha256", pa.string()),
+        ("phash", pa.uint64()),
+        ("phash_mirrored", pa.uint64()),  # of the same pixels, left and right swapped
+        ("pixel_std", pa.float32()),
+    ]
+)
+
+LEAKS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("evaluation_set", pa.string()),
+        ("evaluation_member", pa.string()),
+        ("matched", pa.string()),  # bytes, pixels, near, mirrored, record_key, url, or duplicate: see via_sample_id
+        ("distance", pa.uint8()),  # of pHashes, for near, mirrored and duplicate; else null
+        ("via_sample_id", pa.string()),  # the leaking sample that this one is a near-duplicate of
+    ]
+)
+
 DECISIONS = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -151,8 +177,10 @@ DECISIONS = pa.schema(
         ("reason", pa.string()),
         ("value", pa.string()),
         ("threshold", pa.string()),
-        ("other_sample_id", pa.string()),  # the sample kept in its place, for duplicates and leaks
+        ("other_sample_id", pa.string()),  # the sample kept in its place; for leaks the leaking one it is like, if any
         ("distance", pa.uint8()),
+        ("evaluation_set", pa.string()),  # for leaks: which set, and which of its images
+        ("evaluation_member", pa.string()),
     ]
 )
 

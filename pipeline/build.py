@@ -23,7 +23,7 @@ def check_config(config: BuildConfig) -> None:
     Raises: ConfigError; nothing has been written then.
     """
     check_writable(config.work_dir)
-    for source in config.sources:
+    for source in [*config.sources, *config.evaluation]:
         check_source(source)
     read_ratio(config.mix, config.domains)
     check_backbone(config.caption.backbone)

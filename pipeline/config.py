@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +18,7 @@ from pipeline.captions.balance import BalanceSettings
 from pipeline.captions.licences import LicenceSettings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
-from pipeline.sources.settings import ColumnMap, Name, SourceSettings
+from pipeline.sources.settings import ColumnMap, Name, Origin, SourceSettings
 
 __all__ = ["BuildConfig", "ColumnMap", "Name", "SourceSettings", "read_config", "recipe_of"]
 
@@ -38,6 +38,37 @@ class DedupSettings(Settings):
     placeholder_min_count: int = Field(
         20, ge=2, description="images of different bytes that share one pHash this often are named as placeholders"
     )
+
+
+class EvaluationSet(Origin):
+    """Images that no training sample may show: a folder or webdataset, or a table of URLs matched by name alone."""
+
+    place: ClassVar[str] = "evaluation"
+
+    radius: int = Field(6, ge=0, le=MAX_RADIUS, description="largest Hamming distance of pHashes that counts as a leak")
+    mirrored: bool = Field(True, description="match the mirror image of each as well")
+    match_names: bool = Field(False, description="match by the same record key (or file name), and by the same URL")
+    unreadable: Literal["refuse", "report"] = Field(
+        "refuse", description="what a build does when images of the set cannot be read: stop, or say so and go on"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_match(self) -> EvaluationSet:
+        if self.table is not None and not self.match_names:
+            raise ValueError(
+                "a table of URLs is matched by name alone: set match_names: true, or give the images as folder "
+                "(with a table in it) or webdataset"
+            )
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """As of any origin, with how it is matched."""
+        return super().recipe() | {
+            "radius": self.radius,
+            "mirrored": self.mirrored,
+            "match_names": self.match_names,
+            "unreadable": self.unreadable,
+        }
 
 
 class ScoreRule(Settings):
@@ -204,6 +235,9 @@ class BuildConfig(Settings):
     name: Name = Field(description="name of the release")
     work_dir: str = Field(description="catalogue, pool and releases lie here")
     sources: list[SourceSettings] = Field(min_length=1)
+    evaluation: list[EvaluationSet] = Field(
+        default_factory=list, description="sets that are kept out of the training data"
+    )
     fetch: FetchSettings = FetchSettings()
     dedup: DedupSettings = DedupSettings()
     caption: CaptionSettings = CaptionSettings()
@@ -229,6 +263,9 @@ class BuildConfig(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"sources: the name {', '.join(twice)} is given twice; a source's name is its identity")
+        sets = [evaluation.name for evaluation in self.evaluation]
+        if len(set(sets)) < len(sets):
+            raise ValueError(f"evaluation: two sets have one name; they are {', '.join(sets)}")
         named: list[tuple[str, Iterable[str]]] = [
             ("mix.ratio", self.mix.ratio or {}),
             ("mix.by_size", self.mix.by_size or {}),

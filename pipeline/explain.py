@@ -235,6 +235,11 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
         ]
     if decision["stage"] == "fetch":
         return []
+    if decision["reason"] == "eval_leak":
+        return [
+            f"select    DROPPED: eval_leak ({decision['value']})",
+            f"          shows {decision['evaluation_member']} of the evaluation set {decision['evaluation_set']}",
+        ]
     twin = life["kept_instead"]
     if decision["reason"] == "takedown":
         named = f"as a copy of {twin['sample_id']} ({decision['value']})" if twin else f"by {decision['value']!r}"

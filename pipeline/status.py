@@ -30,6 +30,7 @@ def describe_status(status: dict[str, Any]) -> list[str]:
         lines.extend(_stage_lines(stage.name, status["stages"].get(stage.name)))
     if status["mix"]:
         lines += ["", *mixture_lines(status["mix"])]
+    lines += evaluation_lines((status["stages"].get("dedup") or {}).get("notes") or {})
     lines += balance_lines((status["stages"].get("select") or {}).get("notes") or {})
     lines += ["", _running_line(status)]
     return lines
@@ -65,6 +66,19 @@ def _stage_lines(name: str, stage: dict[str, Any] | None) -> list[str]:
     if name == "dedup":
         reasons = f"measured: {stage['notes']['num_hash_pairs']:,} pairs of hashes within {stage['notes']['radius']}"
     return [f"{name:<9}{stage['in']:>14,}{stage['kept']:>14,}{dropped:>14,}  {reasons}"]
+
+
+def evaluation_lines(notes: dict[str, Any]) -> list[str]:
+    """One line an evaluation set: how much of it was matched, and what leaked."""
+    sets = notes.get("evaluation", [])
+    lines = ["", f"{'evaluation set':<24}{'images':>10}{'unreadable':>12}{'radius':>8}{'leaks':>10}  matched by"]
+    for said in sets:
+        ways = ", ".join(f"{num:,} {matched}" for matched, num in said["leaks"].items())
+        lines.append(
+            f"{said['name']:<24}{said['num_images']:>10,}{said['num_unreadable']:>12,}{said['radius']:>8}"
+            f"{said['num_leaks']:>10,}  {ways}"
+        )
+    return lines if sets else []
 
 
 def balance_lines(notes: dict[str, Any]) -> list[str]:

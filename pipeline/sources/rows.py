@@ -85,7 +85,7 @@ def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: rows[column] for name in (*PLAIN, "record_key") if (column := getattr(columns, name)) is not None
     }
-    if columns.caption is not None:
+    if columns.caption:
         found["caption"] = _caption(rows, columns.caption)
     if columns.extra:
         found["extra"] = pa.array(extra_json(rows.select(columns.extra)), pa.string())

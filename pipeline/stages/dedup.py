@@ -6,6 +6,8 @@ if the better of two duplicates later falls to a caption rule, the other one mus
 Hashes that no earlier build has seen become a segment of their own; pairs within a segment, and between two, are
 parts that any later build finds again: new sources are matched against the old ones, the old ones not once more, and
 a smaller radius searches nothing. What `pairs` holds follows from the facts and the radius alone.
+
+The images of evaluation sets are measured and matched here too, see stages/evaluation.py.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from pipeline.matching.segments import (
     search_between,
     search_within,
 )
+from pipeline.stages import evaluation
 from pipeline.stages.sql import copy_sorted, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint, write_table
 
@@ -88,6 +91,7 @@ def _stream(file: str) -> Iterator[Hashes]:
 
 
 def _plan_segment(context: BuildContext) -> Sequence[Part]:
+    evaluation.check_readable(context)  # before the search: a set that cannot be matched ends the build anyway
     covering = _covering_segment(context)
     known = _known_segments(context)
     facts = context.sealed["fetch"].notes["content"]
@@ -267,13 +271,17 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "radius": dedup.radius,
         "placeholder_min_count": dedup.placeholder_min_count,
         "facts": context.sealed["fetch"].notes["content"],
+        **evaluation.identity(context),
     }
 
 
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
     (part,) = context.own_parts("collect")
     num = context.sealed["fetch"].funnel.num_kept
-    return Funnel(num, num), dict(part.notes)
+    notes = dict(part.notes)
+    for leaks in context.own_parts("leaks"):
+        notes |= leaks.notes
+    return Funnel(num, num), notes
 
 
 STAGE = Stage(
@@ -281,9 +289,12 @@ STAGE = Stage(
     about="find images that look alike (measured here, decided in select)",
     identity=_identity,
     steps=(
+        evaluation.LIST_SETS,
+        evaluation.MEASURE_SETS,
         Step("segment", _plan_segment, cut_segment, committed=_segments_below),
         Step("search", _plan_search, search),
         Step("collect", _plan_collect, collect),
+        evaluation.FIND_LEAKS,
     ),
     conclude=_conclude,
 )

@@ -153,6 +153,7 @@ def _plan_record(context: BuildContext) -> Sequence[Part]:
         "recipe": record.release_recipe(context.config),
         "funnels": _funnels(context),
         "mixture": context.sealed["mix"].notes["mixture"],
+        "evaluation": context.sealed["dedup"].notes.get("evaluation", []),
         "shards": shards,
         "splits": context.sealed["mix"].notes["splits"],
         "places": _places(context),
@@ -209,6 +210,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "captions": context.sealed["caption"].notes["content"],
         "candidates": context.content("ingest", "candidates"),
         "recipe": record.release_recipe(context.config),
+        "evaluation": context.sealed["dedup"].notes.get("evaluation", []),
     }
 
 

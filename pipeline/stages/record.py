@@ -95,6 +95,7 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = config.caption.backbone.path.rstrip("/").rpartition("/")[2]
     recipe["sources"] = [source.recipe() for source in config.sources]
+    recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]
     if recipe["score"]["pretrained"]:
@@ -170,6 +171,7 @@ def _record(payload: dict[str, Any]) -> dict[str, Any]:
             "domains": {row["domain"]: row["num_drawn"] for row in payload["mixture"]["domains"]},
             "stages": payload["funnels"],
         },
+        "evaluation": payload["evaluation"],  # sets that are kept out, and how many images leaked of each
         "splits": splits,
         "files": files,
         "tools": {"python": platform.python_version(), **_tool_versions()},

@@ -2,7 +2,8 @@
 and what is left may be capped per taxon, host or other key (`caps.py`).
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
-Only rows that passed every rule compete: a duplicate whose better twin fell to a rule is kept in its place.
+Leaks of evaluation sets fall first, each image for itself. Only rows that passed every rule compete: a duplicate
+whose better twin fell to a rule is kept in its place.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
         for name in ("candidates", "facts", "captions", "caption_verdicts", "pairs"):
             view_parquet(sql, name, payload[name])
         _gather(sql, payload)
+        _drop_leaks(sql, payload["leaks"])
         _judge_licences(sql, payload["licences"])
         judge_takedowns(sql, payload["takedowns"])
         _judge_duplicates(sql, payload["prefer"])
@@ -85,7 +87,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
         ).fetchall():
             kept.setdefault(domain, {})[source] = num
         domains = {domain: sum(sources.values()) for domain, sources in kept.items()}
-        num_in = sql.execute("SELECT count(*) FROM alive").fetchall()[0][0]
+        num_in = sql.execute("SELECT count(*) FROM passed").fetchall()[0][0]
         content = facet(sql, tables.DECISIONS.names, "decisions")
     notes = {"domains": domains, "sources": kept, "balance": balance, "content": content}
     return PartResult((decisions,), Funnel(num_in, sum(domains.values()), reasons), notes)
@@ -100,23 +102,23 @@ _LEFT = """
 
 _DECISIONS = """
     SELECT c.sample_id,
-        f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND l.keep AND d.sample_id IS NULL
-            AND b.sample_id IS NULL AND k.sample_id IS NULL AS keep,
+        f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND e.sample_id IS NULL AND l.keep
+            AND d.sample_id IS NULL AND b.sample_id IS NULL AND k.sample_id IS NULL AS keep,
         CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN NOT v.keep THEN 'caption' WHEN NOT coalesce(s.keep, true)
-            THEN 'score' WHEN NOT l.keep OR d.sample_id IS NOT NULL OR b.sample_id IS NOT NULL
-            OR k.sample_id IS NOT NULL THEN 'select' END AS stage,
-        CASE WHEN f.outcome <> 'ok' THEN f.outcome
-            ELSE coalesce(v.reason, s.reason, if(k.sample_id IS NULL, NULL, 'takedown'), l.reason, d.reason, b.reason)
-            END AS reason,
+            THEN 'score' WHEN e.sample_id IS NOT NULL OR NOT l.keep OR d.sample_id IS NOT NULL
+            OR b.sample_id IS NOT NULL OR k.sample_id IS NOT NULL THEN 'select' END AS stage,
+        CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, e.reason,
+            if(k.sample_id IS NULL, NULL, 'takedown'), l.reason, d.reason, b.reason) END AS reason,
         CASE WHEN f.outcome <> 'ok' THEN f.detail
-            ELSE coalesce(v.value, s.value, k.value, l.value, d.value, b.value) END AS value,
-        CASE WHEN f.outcome <> 'ok' THEN NULL
-            ELSE coalesce(v.threshold, s.threshold, k.threshold, l.threshold, d.threshold, b.threshold)
-            END AS threshold,
-        d.other_sample_id, d.distance
+            ELSE coalesce(v.value, s.value, e.value, k.value, l.value, d.value, b.value) END AS value,
+        CASE WHEN f.outcome <> 'ok' THEN NULL ELSE coalesce(v.threshold, s.threshold, e.threshold, k.threshold,
+            l.threshold, d.threshold, b.threshold) END AS threshold,
+        coalesce(e.via_sample_id, d.other_sample_id) AS other_sample_id, coalesce(e.distance, d.distance) AS distance,
+        e.evaluation_set, e.evaluation_member
     FROM candidates c JOIN facts f USING (sample_id)
     LEFT JOIN caption_verdicts v USING (sample_id)
     LEFT JOIN score_verdicts s USING (sample_id)
+    LEFT JOIN leak_verdicts e USING (sample_id)
     LEFT JOIN licence_verdicts l USING (sample_id)
     LEFT JOIN duplicates d USING (sample_id)
     LEFT JOIN cap_verdicts b USING (sample_id)
@@ -125,7 +127,7 @@ _DECISIONS = """
 
 
 def _gather(sql: Any, payload: dict[str, Any]) -> None:
-    """`alive`: rows that passed every rule of one image alone, in sample_id order."""
+    """`passed`: rows that passed the rules of caption and score."""
     if payload["score_verdicts"]:
         view_parquet(sql, "score_verdicts", payload["score_verdicts"])
     else:
@@ -133,12 +135,30 @@ def _gather(sql: Any, payload: dict[str, Any]) -> None:
     priority = payload["priority"]
     sql.register("sources", pa.table({"source": list(priority), "priority": list(priority.values())}))
     sql.execute(
-        "CREATE TABLE alive AS SELECT c.sample_id, f.phash, f.image_id, f.pixels_sha256, t.licence_id, t.num_words, "
+        "CREATE TABLE passed AS SELECT c.sample_id, f.phash, f.image_id, f.pixels_sha256, t.licence_id, t.num_words, "
         "p.priority, f.width_px::BIGINT * f.height_px AS num_pixels "
         "FROM candidates c JOIN facts f USING (sample_id) JOIN captions t USING (sample_id) "
         "JOIN caption_verdicts v USING (sample_id) LEFT JOIN score_verdicts s USING (sample_id) "
         "JOIN sources p USING (source) WHERE f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true)"
     )
+
+
+def _drop_leaks(sql: Any, leaks: Sequence[str]) -> None:
+    """`leak_verdicts`: rows that show an image of an evaluation set; `alive`: the others that passed."""
+    if leaks:
+        view_parquet(sql, "leaks", leaks)
+    else:
+        sql.register("leaks", tables.LEAKS.empty_table())
+    sql.execute(
+        "CREATE TABLE leak_verdicts AS SELECT DISTINCT ON (sample_id) sample_id, 'eval_leak' AS reason, "
+        "CASE matched WHEN 'bytes' THEN 'same bytes' WHEN 'pixels' THEN 'same pixels' WHEN 'near' THEN "
+        "'pHash distance ' || distance WHEN 'mirrored' THEN 'pHash distance ' || distance || ' to the mirror image' "
+        "WHEN 'duplicate' THEN 'pHash distance ' || distance || ' to the leak ' || via_sample_id "
+        "ELSE 'same ' || matched END AS value, 'in ' || evaluation_set || ': ' || evaluation_member AS threshold, "
+        "distance, via_sample_id, evaluation_set, evaluation_member FROM leaks SEMI JOIN passed USING (sample_id) "
+        "ORDER BY sample_id, via_sample_id IS NOT NULL, distance NULLS FIRST, evaluation_set"
+    )
+    sql.execute("CREATE VIEW alive AS FROM passed ANTI JOIN leak_verdicts USING (sample_id)")
 
 
 def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
@@ -199,6 +219,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "candidates": context.content("ingest", "candidates"),
         "facts": context.sealed["fetch"].notes["content"],
         "pairs": context.content("dedup", "pairs"),
+        "leaks": context.content("dedup", "leaks"),
         "captions": context.sealed["caption"].notes["content"],
         "caption_verdicts": context.content("caption", "caption_verdicts"),
         "score": context.sealed["score"].notes["content"],
@@ -213,6 +234,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "facts": context.files("fetch", "facts"),
         "captions": context.files("caption", "captions"),
         "pairs": context.files("dedup", "pairs"),
+        "leaks": context.files("dedup", "leaks"),
         "caption_verdicts": context.files("caption", "caption_verdicts"),
         "score_verdicts": context.files("score", "score_verdicts"),
         "prefer": list(config.dedup.prefer),

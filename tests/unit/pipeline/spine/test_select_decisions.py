@@ -116,6 +116,7 @@ def run_decide(
         "caption_verdicts": written("caption_verdicts", tables.VERDICTS, fetched),
         "score_verdicts": [],
         "pairs": [],
+        "leaks": [],
         "prefer": list(prefer),
         "priority": {"gbif": 0, "cc": 1},
         "licences": LicenceSettings(),
