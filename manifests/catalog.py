@@ -324,6 +324,29 @@ class Catalog:
         """Store the mixture file a mix was drawn by."""
         self._connection.execute("INSERT OR IGNORE INTO laws VALUES (?, ?, ?)", [law_sha256, law, _now()])
 
+    def record_proxy_runs(self, study: str, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Store results of proxy runs; a run of the same study and name is replaced.
+
+        Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
+        with `value`), epochs (domain -> passes), validation (release, split, batch_size).
+        """
+        with self._transaction():
+            for run in runs:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
+                    "losses, epochs, validation, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        f"{study}/{run['run']}",
+                        study,
+                        *(run[name] for name in ("model_size", "step", "samples_seen", "seed")),
+                        _json(run["mixture"]),
+                        _json({domain: figure["value"] for domain, figure in run["losses"].items()}),
+                        _json(run["epochs"]),
+                        _json(run["validation"]),
+                        _now(),
+                    ],
+                )
+
     def record_release(
         self, name: str, path: str, fingerprint: str, record_sha256: str, shards: Sequence[Mapping[str, Any]]
     ) -> None:
@@ -444,6 +467,10 @@ def locked(path: str, error: Exception) -> Exception:
             "`plantmix status` works meanwhile, everything else after it ends"
         )
     return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}")
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, sort_keys=True)
 
 
 def _file_size(path: str) -> int | None:

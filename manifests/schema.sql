@@ -132,14 +132,20 @@ CREATE TABLE IF NOT EXISTS proxy_runs (
     run VARCHAR PRIMARY KEY, model_size VARCHAR, step BIGINT, samples_seen BIGINT, seed BIGINT,
     mixture VARCHAR NOT NULL, losses VARCHAR NOT NULL, recorded_at TIMESTAMP NOT NULL
 );
+ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS study VARCHAR;
+ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS epochs VARCHAR;
+ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS validation VARCHAR;
 COMMENT ON TABLE proxy_runs IS 'Small training runs over a list of ratios: what the planner fits its law on.';
-COMMENT ON COLUMN proxy_runs.run IS 'Name of the run';
+COMMENT ON COLUMN proxy_runs.run IS 'STUDY/RUN';
+COMMENT ON COLUMN proxy_runs.study IS 'Name of the folder of the runs: runs of one study are comparable';
 COMMENT ON COLUMN proxy_runs.model_size IS 'Architecture or size label';
 COMMENT ON COLUMN proxy_runs.step IS 'Optimiser steps taken';
 COMMENT ON COLUMN proxy_runs.samples_seen IS 'Training samples seen, repeats counted';
 COMMENT ON COLUMN proxy_runs.seed IS 'Seed of the run';
 COMMENT ON COLUMN proxy_runs.mixture IS 'Share by domain, json';
 COMMENT ON COLUMN proxy_runs.losses IS 'Validation loss by domain, json';
+COMMENT ON COLUMN proxy_runs.epochs IS 'How often a sample of each domain was seen on average, json';
+COMMENT ON COLUMN proxy_runs.validation IS 'What the losses were measured on: release, split, batch_size, json';
 COMMENT ON COLUMN proxy_runs.recorded_at IS 'UTC';
 
 CREATE TABLE IF NOT EXISTS fetch_rounds (

@@ -32,6 +32,13 @@ _PLOT_EXAMPLE = """\
 example:
   dalip plot runs/clip runs/released runs/dalip --out curves.png
   dalip plot runs/dalip --metric loss --metric validation --out loss.png"""
+_PROXIES_EXAMPLE = """\
+example:
+  plantmix plan design --domains plant,general --budget 8 --out design.csv
+  dalip proxies configs/training/proxies-demo.yaml --runs design.csv
+  plantmix plan fit data/demo --out law.json
+
+Run it again after any interruption: finished runs are kept, and a longer list goes on where the last one ended."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt --format open_clip
@@ -70,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_plot(commands)
+    _add_proxies(commands)
     _add_export(commands)
     _add_import(commands)
     return parser
@@ -126,6 +134,19 @@ def _add_plot(commands: Any) -> None:
     parser.add_argument(
         "--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)"
     )
+
+
+def _add_proxies(commands: Any) -> None:
+    parser = _add(
+        commands, "proxies", "Train small models over a list of mixtures, for the planner.", _PROXIES_EXAMPLE, _proxies
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML config: a training config and the list of runs")
+    parser.add_argument("--runs", metavar="DESIGN.csv", help="list of runs instead of the config's")
+    parser.add_argument("--release", metavar="PATH", help="stratified release instead of the config's")
+    parser.add_argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
+    parser.add_argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where the runs' processes are")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster; default: a Ray of this machine")
 
 
 def _add_export(commands: Any) -> None:
@@ -208,6 +229,27 @@ def _plot(options: argparse.Namespace) -> int:
     plot_runs(options.runs, options.out, options.metric)
     print(f"plot: {options.out}")
     return 0
+
+
+def _proxies(options: argparse.Namespace) -> int:
+    from training.proxy_list import read_proxy_settings
+
+    if options.launcher == "local" and options.ray_address:
+        raise ConfigError("--ray-address goes with --launcher ray")
+    settings = read_proxy_settings(
+        options.config,
+        runs=options.runs, release=options.release, output_dir=options.output, num_processes=options.processes,
+    )  # fmt: skip
+    from training.proxies import run_proxies
+
+    address = (options.ray_address or "local") if options.launcher == "ray" else None
+    outcome = run_proxies(settings, lambda line: print(line, flush=True), ray_address=address)
+    num_new = len(outcome.results) - outcome.num_reused
+    print(f"{num_new} runs done, {outcome.num_reused} done before and kept, {len(outcome.failed)} failed")
+    print(f"table: {outcome.table}")
+    if settings.catalogue is not None:
+        print(f"catalogue: {settings.catalogue} (plantmix plan fit {settings.catalogue} --out law.json)")
+    return 1 if outcome.failed else 0
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ Picture = Any  # PIL.Image.Image
 View = Callable[[bytes], Tensor]
 
 # What Pillow raises for bytes that are no whole picture.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an error of the run
@@ -73,7 +73,7 @@ class TrainView:
             with Image.open(io.BytesIO(content)) as picture:
                 top, left, height, width = self._draw_crop(picture, self.settings.scale, (3 / 4, 4 / 3))
                 view = self._crop(picture, left, top, width, height)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise CorruptSample(_reason(error)) from None
         if self._jitter is not None and self.settings.color_jitter_prob > random.random():
             view = self._jitter(view)
@@ -122,7 +122,7 @@ class EvalView:
         try:
             with Image.open(io.BytesIO(content)) as picture:
                 view: Picture = picture.convert("RGB")
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise CorruptSample(_reason(error)) from None
         for step in self._steps:
             view = step(view)

@@ -9,7 +9,7 @@ fails; the same command then goes on from the last checkpoint.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,46 @@ def train_on_ray(
         if own:
             ray.shutdown()
     return checkpoint.read_summary(folder), False
+
+
+def each_result_on_ray(
+    work: Callable[[dict[str, Any]], Any], tasks: Sequence[dict[str, Any]], settings: TrainSettings, address: str | None
+) -> Iterator[tuple[int, Any]]:
+    """(number of the task, what `work` gave) in the order of completion, each task in a Ray process of its own.
+
+    A task takes `compute.num_threads` cores (1 where it is null), and a GPU where the device is one. Paths must be seen
+    by every machine.
+
+    Raises: ConfigError where Ray is missing or does not answer; RunError when a process was lost.
+    """
+    if not tasks:
+        return
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError('--launcher ray needs Ray: pip install "ray[train]"') from None
+    own = not ray.is_initialized()
+    threads = settings.compute.num_threads or 1
+    if own:
+        _start_ray(ray, address, threads)
+    try:
+        gpus = 1 if _on_gpu(ray, settings) else 0
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1)(_call_in_folder)
+        waiting = {remote.remote(work, task, str(Path.cwd())): number for number, task in enumerate(tasks)}
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(ready[0]), ray.get(ready[0])
+    except ray.exceptions.RayError as error:
+        raise _own_error(error) from None
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _call_in_folder(work: Callable[[dict[str, Any]], Any], task: dict[str, Any], folder: str) -> Any:
+    if Path(folder).is_dir():
+        os.chdir(folder)  # where the command was given: paths of the config may be relative
+    return work(task)
 
 
 def _train_worker(config: dict[str, Any]) -> None:

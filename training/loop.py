@@ -39,11 +39,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
 
 
-def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool = False) -> tuple[dict[str, Any], bool]:
+def train(
+    settings: TrainSettings, *, resume: bool = True, allow_changed: bool = False, pool: SamplePool | None = None
+) -> tuple[dict[str, Any], bool]:
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
     `resume` False trains anew in place of what the folder holds; `allow_changed` goes on from a checkpoint of
-    another config or release.
+    another config or release; `pool` gives the release's samples from another place, row by row the same.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
@@ -57,7 +59,7 @@ def train(settings: TrainSettings, *, resume: bool = True, allow_changed: bool =
     )
     if state.kind == "finished":
         return checkpoint.read_summary(folder), True
-    pool = open_pool(releases, settings.data.split)
+    pool = pool or open_pool(releases, settings.data.split)
 
     # -- this process among the others
     ranks = start_ranks(settings.compute.device)

@@ -27,7 +27,7 @@ _BLOCK_BYTES = 512  # of the tar format
 _TEXT_TAIL_BYTES = 64 << 10  # how far behind `txt` the text members of the last sample of a shard are sought
 _MAX_OPEN_SHARDS = 256
 _TABLE_COLUMNS = ("sample_id", "domain", "shard", "position", "key")
-_OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
+OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
         paths.extend(release.shard_path(split, name) for name in names)
         tables.append(table)
     table = pa.concat_tables(tables)
-    offsets = {name: table[name].to_numpy().astype(np.int64) for name in _OFFSETS}
+    offsets = {name: table[name].to_numpy().astype(np.int64) for name in OFFSETS}
     return SamplePool(
         table.select(["sample_id", "domain", "key"]).combine_chunks(),
         tuple(paths),
@@ -229,7 +229,7 @@ def text_members(block: bytes, key: str) -> dict[str, str]:
 def _split_table(release: Release, split: str) -> pa.Table:
     if split not in release.splits:
         raise ConfigError(f"{release.path}: the release has no split '{split}' (it has: {', '.join(release.splits)})")
-    table = release.samples(split).select([*_TABLE_COLUMNS, *_OFFSETS])
+    table = release.samples(split).select([*_TABLE_COLUMNS, *OFFSETS])
     if len(table) == 0:
         raise ConfigError(f"{release.path}: the split '{split}' holds no samples")
     return table.sort_by([("shard", "ascending"), ("position", "ascending")])

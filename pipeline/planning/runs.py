@@ -1,14 +1,15 @@
-"""Read and check a table of proxy runs: csv or parquet in, a `RunsTable` out.
+"""Read and check a table of proxy runs: csv, parquet or the catalogue of a work folder in, a `RunsTable` out.
 
 Columns: `mix_<domain>` shares (sum 1), `loss_<name>` validation losses (empty = not measured); optional `run`,
-`model_size`, `step`, `seed`, `samples_seen`, `weight`. Reads one file (through an in-memory DuckDB, which also
-evaluates the filter). Writes nothing. Gives up with ConfigError that names the row; row 1 is the first data row
-of the file, before any filter.
+`model_size`, `step`, `seed`, `samples_seen`, `weight`. Reads one file, or the runs that `dalip proxies` recorded in a
+work folder (through an in-memory DuckDB, which also evaluates the filter). Writes nothing. Gives up with ConfigError
+that names the row; row 1 is the first data row of the file, before any filter.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ _ROW = "__row"
 # Columns that say how a loss was measured: runs that differ in one of them are not comparable.
 _MEASURED_HOW = (
     "tokenizer", "tokeniser", "validation_set", "validation_size", "val_size", "validation_samples",
-    "num_validation_samples", "validation_batch_size", "eval_batch_size", "loss_kind", "vocab_size",
+    "num_validation_samples", "validation_batch_size", "eval_batch_size", "validation_release", "loss_kind",
+    "vocab_size", "study",
 )  # fmt: skip
 
 
@@ -88,19 +90,11 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], d
     import duckdb
 
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise ConfigError(f"{file}: no such table of runs")
-    reader = "read_parquet" if file.suffix.lower() in (".parquet", ".pq") else "read_csv"
-    options = "" if reader == "read_parquet" else ", header = true, sample_size = -1"
     with duckdb.connect() as database:
-        try:
-            database.execute("SET threads = 1")
-            database.execute(
-                f"CREATE TABLE runs AS SELECT row_number() OVER () AS {_ROW}, * FROM {reader}(?{options})",
-                [str(file)],
-            )
-        except duckdb.Error as error:
-            raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
+        database.execute("SET threads = 1")
+        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file)
         database.execute("SET enable_external_access = false")  # a filter reads this table and nothing else
         filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
         try:
@@ -115,7 +109,35 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], d
     if not rows:
         raise ConfigError(f"{file}: no rows" + (f' are left by --where "{where}"' if where else ""))
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    return names, columns, hashlib.sha256(file.read_bytes()).hexdigest()
+    return names, columns, sha256
+
+
+def _load_file(database: Any, file: Path) -> str:
+    """Make the table `runs` from a csv or parquet file; returns the sha256 of the file."""
+    import duckdb
+
+    reader = "read_parquet" if file.suffix.lower() in (".parquet", ".pq") else "read_csv"
+    options = "" if reader == "read_parquet" else ", header = true, sample_size = -1"
+    try:
+        database.execute(
+            f"CREATE TABLE runs AS SELECT row_number() OVER () AS {_ROW}, * FROM {reader}(?{options})", [str(file)]
+        )
+    except duckdb.Error as error:
+        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _load_recorded(database: Any, workdir: Path) -> str:
+    """Make the table `runs` from what a work folder's catalogue holds; returns the sha256 of its rows."""
+    import pyarrow as pa
+
+    from manifests.reader import read_proxy_runs
+
+    rows = read_proxy_runs(str(workdir))
+    database.register("recorded", pa.Table.from_pylist(rows))
+    database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {_ROW}, * FROM recorded")
+    database.unregister("recorded")
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from pipeline.cli import build_parser
 from pipeline.config import BuildConfig, read_config
 from training.cli import build_parser as build_training_parser
 from training.config import EvalSettings, TrainSettings
+from training.proxy_list import ProxySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "manifests", "training")
@@ -100,6 +101,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
                   "--release", "--resume", "config"],
         "eval": ["--out", "--output", "--release", "--settings", "--split", "run_or_config"],
         "plot": ["--metric", "--out", "runs"],
+        "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
         "export": ["--format", "run_folder", "target"],
         "import": ["--architecture", "checkpoint", "target"],
     }  # fmt: skip
@@ -116,7 +118,8 @@ def test_every_config_loads() -> None:
     for path in sorted((ROOT / "configs/pipeline").glob("*.yaml")):
         assert isinstance(read_config(path), BuildConfig), path
     for path in sorted((ROOT / "configs/training").glob("*.yaml")):
-        assert isinstance(read_settings(path, TrainSettings), TrainSettings), path
+        model = ProxySettings if path.name.startswith("proxies") else TrainSettings
+        assert isinstance(read_settings(path, model), model), path
     for path in sorted((ROOT / "configs/evaluation").glob("*.yaml")):
         assert isinstance(read_settings(path, EvalSettings), EvalSettings), path
 

@@ -20,11 +20,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
-import platform
 import random
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +75,7 @@ def settings_list() -> list[Setting]:
 def prepare(grocery: Path, corpus: Path, work: Path) -> None:
     rows = [*_grocery_rows(grocery), *_corpus_rows(corpus)]
     work.mkdir(parents=True, exist_ok=True)
-    pixels = np.lib.format.open_memmap(
-        work / "pixels.npy", "w+", np.uint8, (len(rows), CACHE_PX, CACHE_PX, 3)
-    )
+    pixels = np.lib.format.open_memmap(work / "pixels.npy", "w+", np.uint8, (len(rows), CACHE_PX, CACHE_PX, 3))
     kept = []
     for row in rows:
         picture = _decode(row.pop("path"))
@@ -99,7 +94,9 @@ def _grocery_rows(folder: Path) -> list[dict[str, Any]]:
         classes = list(csv.DictReader(stream))
     about = {}
     for entry in classes:
-        text = (folder / entry["Product Description Path (str)"].lstrip("/")).read_text(encoding="utf-8", errors="replace")
+        text = (folder / entry["Product Description Path (str)"].lstrip("/")).read_text(
+            encoding="utf-8", errors="replace"
+        )
         lines = [line.removeprefix("Description:").strip() for line in text.splitlines() if "Description:" in line]
         about[entry["Class Name (str)"]] = (entry["Coarse Class Name (str)"], lines[0] if lines else "")
     rows = []

@@ -1,0 +1,68 @@
+"""Work through a list of tasks in processes of this machine, which end with the one that started them.
+
+Starts processes (spawned, so that none inherits torch's threads) where more than one task is to be done at a time, else
+works in this one; reads and writes nothing. Results come as they are ready. Gives up when a process dies without one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from manifests.errors import RunError
+
+
+def each_result(
+    work: Callable[[dict[str, Any]], Any], tasks: Sequence[dict[str, Any]], num_processes: int, num_threads: int
+) -> Iterator[tuple[int, Any]]:
+    """(number of the task, result) in the order of completion.
+
+    Raises: RunError when a process was killed; tasks that are done stay done.
+    """
+    import multiprocessing
+
+    num_processes = min(num_processes, len(tasks))
+    if num_processes <= 1:
+        yield from ((number, work(task)) for number, task in enumerate(tasks))
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # handed on: threads of processes side by side must not spin
+    executor = ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_process,
+        initargs=(num_threads,),
+    )
+    try:
+        numbers = {executor.submit(work, task): number for number, task in enumerate(tasks)}
+        for future in as_completed(numbers):
+            yield numbers[future], future.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a process of the runs was killed (out of memory?); what is finished is kept: run the same command again, "
+            "with a smaller num_processes if memory was short"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_process(num_threads: int) -> None:
+    """Ctrl-C is for the run at work, which saves a checkpoint; a parent that is gone takes its processes with it."""
+    import multiprocessing
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(num_threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
