@@ -17,9 +17,10 @@ import pyarrow as pa
 from manifests.errors import RunError
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS
+from pipeline.fetching.decoding import Decoders
 from pipeline.fetching.hosts import Gate
 from pipeline.fetching.http import HttpClient, client_of_this_program
-from pipeline.fetching.image import Rejected, Seen, StoredImage, measure_image
+from pipeline.fetching.image import Rejected, Seen, StoredImage
 from pipeline.fetching.img2dataset_engine import make_downloader
 from pipeline.fetching.poolfile import PoolFile
 from pipeline.fetching.scheduler import Scheduler
@@ -55,11 +56,11 @@ def fetch_rows(
 
 
 class _Body:
-    """What the loop passes from download to resizer: a download in the guise of a stream."""
+    """What the loop passes from download to resizer: a measured picture in the guise of a stream."""
 
-    def __init__(self, row: int, download: Download) -> None:
+    def __init__(self, row: int, result: StoredImage | Rejected) -> None:
         self.row = row
-        self.download = download
+        self.result = result
 
     def seek(self, _: int) -> None:
         """The loop rewinds; the body is whole."""
@@ -140,7 +141,7 @@ class _Part:
     ) -> tuple[StoredImage | None, int | None, int | None, int | None, int | None, str | None]:
         """img2dataset's resizer: picture, stored and original size, or an error message (here: the outcome)."""
         fact = self.pending[self.rows[body.row][0]]
-        result = measure_image(body.download.body, self.settings.image)
+        result = body.result
         fact.update(fact_of(result))
         if isinstance(result, Rejected):
             return None, None, None, None, None, result.outcome.value
@@ -170,11 +171,11 @@ class _SchedulerPool:
         expected = [url for _, url in self._part.rows]
         if [url for _, url in rows] != expected:
             raise RunError("img2dataset handed over other rows than it was given; use the tested release")
-        for row, download in self._scheduler.results():
+        for row, download, result in Decoders(self._scheduler, self._part.settings).results(len(expected)):
             sample_id = self._part.rows[row][0]
             self._part.pending[sample_id] = _download_fact(sample_id, download)
-            if download.outcome is Outcome.OK:
-                yield row, _Body(row, download), None
+            if result is not None:
+                yield row, _Body(row, result), None
             else:
                 yield row, None, download.outcome.value
 

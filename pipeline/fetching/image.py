@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from manifests.outcomes import Outcome
 from pipeline.fetching import sniff
 from pipeline.fetching.colour import UnsupportedMode, is_srgb, simplify, to_srgb
+from pipeline.fetching.jpeg import without_metadata
 from pipeline.fetching.settings import ImageSettings
 
 # What a web of photos consists of. Left out on purpose: EPS (runs Ghostscript) and formats with no signature
@@ -69,6 +70,7 @@ class StoredImage:
     stored_width_px: int
     stored_height_px: int
     passed_through: bool
+    """Coded pixel data as downloaded; only metadata may be gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,9 @@ def _measure_open(
     fits = simple.size == target
     untouched = orientation == 1 and fits and mode in ("RGB", "L") and image.format == "JPEG"
     if untouched and (not icc_profile or is_srgb(icc_profile)):
-        return _store(body, simple, seen, passed_through=True)
+        kept = body if settings.keep_metadata else without_metadata(body)
+        if kept is not None:
+            return _store(kept, simple, seen, passed_through=True)
     if not fits:
         simple = simple.resize(target, _FILTER, reducing_gap=_REDUCING_GAP)
     final = to_srgb(simple, icc_profile, settings.background)
@@ -177,7 +181,7 @@ def _store(body: bytes, pixels: Image.Image, seen: Seen, *, passed_through: bool
     return StoredImage(
         seen=seen,
         body=body,
-        stored_sha256=seen.image_id if passed_through else hashlib.sha256(body).hexdigest(),
+        stored_sha256=hashlib.sha256(body).hexdigest(),
         pixels_sha256=measures.pixels_sha256,
         phash=measures.phash,
         pixel_std=measures.pixel_std,

@@ -1,7 +1,7 @@
 """Which request goes next: hosts interleaved, each at the pace the gate allows, no thread waiting for a host.
 
 One thread plans (it alone touches the queues), `threads` others each carry out one request at a time, and the
-caller takes finished downloads from `results`. Redirects and retries go back into the queue of their host, so
+caller takes finished downloads with `take`. Redirects and retries go back into the queue of their host, so
 that every single request passes the gate. Reads the network through HttpClient; writes nothing.
 Gives up by ending rows of a host that stays closed for longer than the host's patience; any programming error
 in a thread surfaces in the caller.
@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from manifests.outcomes import Outcome
@@ -26,7 +26,7 @@ from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
 from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
 
-_MAX_WAITING_BYTES = 128 << 20  # finished bodies not yet taken; no new request starts above it
+_MAX_WAITING_BYTES = 128 << 20  # finished bodies not yet decoded; no new request starts above it
 _SHORT_SECONDS = 0.02
 
 
@@ -48,7 +48,7 @@ class _Job:
 
 
 class Scheduler:
-    """Carries out the downloads of some rows; use as a context manager, iterate `results` once."""
+    """Carries out the downloads of some rows; use as a context manager, `take` once a row."""
 
     def __init__(self, urls: Sequence[str], client: HttpClient, gate: Gate, max_body_bytes: int) -> None:
         self._urls = urls
@@ -82,6 +82,7 @@ class Scheduler:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
+        self._done.put(RuntimeError("the scheduler is closed"))  # wakes who still waits, after an error
         self._events.put(None)
         for _ in self._threads:
             self._jobs.put(None)
@@ -90,18 +91,21 @@ class Scheduler:
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
 
-    def results(self) -> Iterator[tuple[int, Download]]:
-        """Every row's number and download once, in the order they finish.
+    def take(self) -> tuple[int, Download]:
+        """The next row's number and download, in the order they finish; to be called once a row, by any thread.
 
         Raises: whatever a thread of the scheduler raised.
         """
-        for _ in range(len(self._urls)):
-            item = self._done.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if self._waiting.took(len(item[1].body)):
-                self._events.put(None)  # room again
+        item = self._done.get()
+        if isinstance(item, BaseException):
+            self._done.put(item)  # for the others who wait
+            raise item
+        return item
+
+    def let_go(self, download: Download) -> None:
+        """Say that a taken download's body is needed no longer; bodies under way are bounded by this."""
+        if self._waiting.took(len(download.body)):
+            self._events.put(None)  # room again
 
     # ---- the request threads
 
@@ -337,7 +341,7 @@ class Scheduler:
 
 
 class _WaitingBytes:
-    """Bytes of finished bodies that the caller has not taken; bounds memory between network and decoder."""
+    """Bytes of finished bodies that the caller has not let go; bounds memory between network and decoder."""
 
     def __init__(self) -> None:
         self._bytes = 0

@@ -34,6 +34,8 @@ class ImageSettings(Settings):
     resize: Literal["keep_ratio", "keep_ratio_largest", "no"] = "keep_ratio"
     """keep_ratio: the shorter side becomes size_px; keep_ratio_largest: the longer one; no: never resized."""
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
+    keep_metadata: bool = False
+    """true: a JPEG stored as it came keeps its EXIF (position, owner, thumbnail), XMP, IPTC, profile and comments."""
     background: tuple[int, int, int] = (255, 255, 255)
     """sRGB colour under transparent pixels."""
     min_side_px: Annotated[int, Field(ge=1)] = 32
@@ -79,6 +81,8 @@ class NetworkSettings(Settings):
 
     threads: Annotated[int, Field(ge=1, le=512)] = 32
     """Requests in flight in one worker."""
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """Pictures decoded at the same time in one worker; each may need the memory of `image.max_pixels`."""
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Longest silence within an answer."""

@@ -21,7 +21,7 @@ from pipeline.stages.rounds import parts_that_count, paths_of, round_of, view_fe
 from pipeline.stages.sql import open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Step, fingerprint, private_file, write_table
 
-VERSION = 2
+VERSION = 3
 
 
 def read(payload: dict[str, Any]) -> PartResult:

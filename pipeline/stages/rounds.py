@@ -15,7 +15,7 @@ from manifests.outcomes import Outcome
 from pipeline.stages.sql import view_parquet
 from pipeline.work import BuildContext, fingerprint
 
-VERSION = 2
+VERSION = 3
 
 # Of several rounds that took up the same address: a picture stands, else what was seen last counts.
 COUNTS = (

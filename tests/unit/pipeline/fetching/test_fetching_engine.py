@@ -14,7 +14,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
 from manifests.tables import FACTS
-from pipeline.fetching import engine, img2dataset_engine
+from pipeline.fetching import decoding, engine, img2dataset_engine
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
@@ -78,7 +78,7 @@ def test_img2dataset_itself_stays_as_it_is(tmp_path):
 
 
 def test_defect_in_resizer_or_writer_ends_the_part_instead_of_losing_a_row(tmp_path, monkeypatch):
-    picture = Download(Outcome.OK, "", 200, 1, "a", "http://a/", b"body")
+    picture = Download(Outcome.OK, "", 200, 1, "a", "http://a/", (), b"body")
 
     class Finished:
         def __init__(self, urls, *_):
@@ -90,34 +90,25 @@ def test_defect_in_resizer_or_writer_ends_the_part_instead_of_losing_a_row(tmp_p
         def __exit__(self, *_):
             pass
 
-        def results(self):
-            yield from ((n, picture) for n in range(len(self.urls)))
+        def take(self):
+            return 0, picture
 
     def broken(body, settings):
         raise ZeroDivisionError("a defect of ours")
 
     monkeypatch.setattr(engine, "Scheduler", Finished)
-    monkeypatch.setattr(engine, "measure_image", broken)
+    monkeypatch.setattr(decoding, "measure_image", broken)
     with pytest.raises(ZeroDivisionError, match="a defect of ours"):
         fetch([("a" * 32, "http://localhost/")], tmp_path / "p.tar")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_row_without_a_fact_is_an_error(tmp_path, monkeypatch):
-    class Forgetful:
-        def __init__(self, urls, *_):
-            pass
+    class Forgetful(decoding.Decoders):
+        def results(self, num):
+            yield 0, Download(Outcome.HTTP_404, "status 404", 404, 1), None
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def results(self):
-            yield 0, Download(Outcome.HTTP_404, "status 404", 404, 1)
-
-    monkeypatch.setattr(engine, "Scheduler", Forgetful)
+    monkeypatch.setattr(engine, "Decoders", Forgetful)
     with pytest.raises(RunError, match=f"1 of 2 rows ended without a fact, the first is {'b' * 32}"):
         fetch([("a" * 32, "http://localhost/"), ("b" * 32, "http://localhost/")], tmp_path / "p.tar")
 

@@ -1,0 +1,87 @@
+"""Threads between network and writer: each takes a finished download, measures its picture, hands both on.
+
+Pillow lets other threads run while it decodes, resizes and encodes, so two such threads keep two cores busy beside the
+one that writes. Reads from a Scheduler, writes nothing. A programming error in a thread surfaces in the caller.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Protocol
+
+from manifests.outcomes import Outcome
+from pipeline.fetching.image import Rejected, StoredImage, measure_image
+from pipeline.fetching.settings import FetchSettings
+from pipeline.fetching.visits import Download
+
+_MAX_MEASURED = 64  # stored pictures that wait for the writer; it is by far the fastest of all
+
+
+class Downloads(Protocol):
+    """Where finished downloads come from: a Scheduler."""
+
+    def take(self) -> tuple[int, Download]:
+        """The next row's number and download; waits for it."""
+        ...
+
+    def let_go(self, download: Download) -> None:
+        """The download's body is needed no longer."""
+        ...
+
+
+class Decoders:
+    """Measures the pictures of one part; iterate `results` once."""
+
+    def __init__(self, downloads: Downloads, settings: FetchSettings) -> None:
+        self._downloads = downloads
+        self._image = settings.image
+        self._num_threads = settings.network.decode_threads
+        self._measured: queue.Queue[tuple[int, Download, StoredImage | Rejected | None] | BaseException] = queue.Queue(
+            _MAX_MEASURED
+        )
+        self._num_left = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def results(self, num: int) -> Iterator[tuple[int, Download, StoredImage | Rejected | None]]:
+        """Row number, download and, where bytes came, their picture: every row once, in the order they finish.
+
+        Raises: whatever a thread raised.
+        """
+        self._num_left = num
+        threads = [threading.Thread(target=self._guard, daemon=True, name="decode") for _ in range(self._num_threads)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(num):
+                item = self._measured.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            self._stop.set()
+            while not self._measured.empty():  # nobody waits for room any more
+                self._measured.get_nowait()
+
+    def _guard(self) -> None:
+        try:
+            while self._claim():
+                self._measured.put(self._measure())
+        except BaseException as error:  # a defect of ours: the caller must see it, not wait for ever
+            self._measured.put(error)
+
+    def _claim(self) -> bool:
+        with self._lock:
+            self._num_left -= 1
+            return self._num_left >= 0 and not self._stop.is_set()
+
+    def _measure(self) -> tuple[int, Download, StoredImage | Rejected | None]:
+        row, download = self._downloads.take()
+        if download.outcome is not Outcome.OK:
+            return row, download, None
+        result = measure_image(download.body, self._image)
+        self._downloads.let_go(download)
+        return row, replace(download, body=b""), result
