@@ -11,22 +11,28 @@ python-dwca-reader (0.17) was looked at and left: it joins by a Python dict of a
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError
-from pipeline.captions.licences import LicenceSettings, normalise_licence
 from pipeline.sources.archive import Archive, DataFile, Field, read_archive
 from pipeline.sources.delimited import read_delimited, read_header
 from pipeline.sources.files import reading
-from pipeline.sources.rows import BATCH_ROWS, LOST, ROWS, Batch, Lost, Scratch, lost_table, make_batch
+from pipeline.sources.joining import (
+    Case,
+    StagedTable,
+    judged_rows,
+    licence_case,
+    lost_rows,
+    staging,
+    text,
+    view_staged,
+    where_case,
+)
+from pipeline.sources.rows import Batch, Lost, Scratch, make_batch
 from pipeline.sources.settings import DwcaSettings, Origin
 
 _MEDIA_TYPES = (
@@ -61,10 +67,11 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
     """Every media row of the archive, filtered, and what fell out."""
     plan = _plan(source)
-    with scratch() as sql, tempfile.TemporaryDirectory(dir=_temp_folder(sql), prefix="dwca-") as folder:
-        for data, terms, alias in plan.files:
-            yield from _stage(plan, data, terms, f"{folder}/{alias}.parquet", source.where)
-            sql.execute(f"CREATE VIEW {alias} AS SELECT * FROM {_text(f'{folder}/{alias}.parquet')}")
+    with staging(scratch) as (sql, folder):
+        for data, terms, name in plan.files:
+            with StagedTable(folder, name, ["id", *terms]) as staged:
+                yield from _stage(plan, data, terms, staged, source.where)
+            view_staged(sql, staged)
         yield from _repeated(sql)
         yield from _joined(sql, plan)
 
@@ -145,28 +152,23 @@ def _plan(source: Origin) -> _Plan:
 # ---- staging
 
 
-def _stage(plan: _Plan, data: DataFile, terms: list[str], path: str, where: str) -> Iterator[Batch]:
+def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, where: str) -> Iterator[Batch]:
     """Write the wanted columns of one file to Parquet; rows that cannot be read come back as lost."""
-    schema = pa.schema([("id", pa.string()), ("n", pa.int64()), *((name, pa.string()) for name in terms)])
-    number = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for location in data.locations:
-            with reading(f"{where}: {plan.archive.path}: {location}"):
-                names = _column_names(plan.archive, data, location)
-                wanted = _wanted_columns(data, terms, names, location)
-                end = 0
-                with plan.archive.open(location) as stream:
-                    columns = list(dict.fromkeys(name for name in wanted.values() if name))
-                    for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
-                        places = pa.array(raw.numbers + number, pa.int64())
-                        writer.write_table(_with_defaults(raw.rows, places, data, wanted, schema))
-                        if raw.malformed:
-                            lost = [
-                                Lost(number + at, "malformed_row", f"{location}: {text}") for at, text in raw.malformed
-                            ]
-                            yield make_batch({}, [], lost)
-                        end = raw.end
-            number += end
+    start = 0
+    for location in data.locations:
+        with reading(f"{where}: {plan.archive.path}: {location}"):
+            names = _column_names(plan.archive, data, location)
+            wanted = _wanted_columns(data, terms, names)
+            columns = list(dict.fromkeys(name for name in wanted.values() if name))
+            end = 0
+            with plan.archive.open(location) as stream:
+                for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
+                    staged.write(raw.numbers + start, _with_defaults(raw.rows, data, wanted))
+                    if raw.malformed:
+                        told = [(start + number, f"{location}: {line}") for number, line in raw.malformed]
+                        yield make_batch({}, [], [Lost(number, "malformed_row", line) for number, line in told])
+                    end = raw.end
+            start += end
 
 
 def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:
@@ -175,7 +177,7 @@ def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:
         return [f"f{number}" for number in range(len(read_header(stream, data.dialect, data.header_lines)))]
 
 
-def _wanted_columns(data: DataFile, terms: list[str], names: list[str], location: str) -> dict[str, str | None]:
+def _wanted_columns(data: DataFile, terms: list[str], names: list[str]) -> dict[str, str | None]:
     """Column of each wanted term; None for one that has only a default.
 
     Raises: ValueError when the description says of more columns than there are.
@@ -187,10 +189,8 @@ def _wanted_columns(data: DataFile, terms: list[str], names: list[str], location
     return {name: names[place] if place is not None else None for name, place in places.items()}
 
 
-def _with_defaults(
-    rows: pa.Table, places: pa.Array, data: DataFile, wanted: dict[str, str | None], schema: pa.Schema
-) -> pa.Table:
-    columns: dict[str, Any] = {"n": places}
+def _with_defaults(rows: pa.Table, data: DataFile, wanted: dict[str, str | None]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
     for name, column in wanted.items():
         default = data.fields.get(name, Field(None, None)).default if name != "id" else None
         if column is None:
@@ -199,7 +199,7 @@ def _with_defaults(
         trimmed = pc.utf8_trim_whitespace(rows[column])
         empty = pc.equal(pc.fill_null(trimmed, ""), "")
         columns[name] = pc.if_else(empty, pa.scalar(default, pa.string()), trimmed)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+    return columns
 
 
 # ---- joining
@@ -215,34 +215,26 @@ def _repeated(sql: Any) -> Iterator[Batch]:
         "CREATE VIEW records AS SELECT * FROM core c WHERE id IS NOT NULL "
         "AND NOT EXISTS (SELECT 1 FROM again a WHERE a.id = c.id AND a.first < c.n)"
     )
-    yield from _lost_batches(
+    yield from lost_rows(
         sql,
         "SELECT n AS row_number, id AS record_key, NULL AS url, 'duplicate_record' AS reason, 'row ' || first AS value "
         "FROM core JOIN again USING (id) WHERE n > first",
     )
 
 
-def _lost_batches(sql: Any, query: str) -> Iterator[Batch]:
-    for batch in sql.sql(query).to_arrow_reader(BATCH_ROWS):
-        lost = pa.Table.from_batches([batch]).select(LOST.names).cast(LOST)
-        yield Batch(ROWS.empty_table(), np.arange(0), lost)
-
-
 def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
-    reason, value = _verdict(sql, plan)
     vernacular = plan.core("vernacularName")
     join = ""
     if plan.vernacular is not None:
         _pick_vernacular(sql, plan)
         vernacular, join = f"coalesce({vernacular}, v.name)", "LEFT JOIN names v ON v.id = m.id"
     captions = ", ".join(plan.column(name) for name in plan.settings.caption)
-    extra = ", ".join(f"{_text(name)}, {plan.column(name)}" for name in sorted(plan.settings.extra))
+    extra = ", ".join(f"{text(name)}, {plan.column(name)}" for name in sorted(plan.settings.extra))
     link = "'https://www.gbif.org/occurrence/' || " + plan.core("gbifID")
     licence, url = plan.first(_LICENCE), plan.first(_URL)
     columns = {
         "record_key": f"m.id || '/' || {url}",
         "url": url,
-        "locator": "NULL",
         "caption": f"concat_ws(' ', {captions})" if captions else "NULL",
         **{f"taxon_{rank}": plan.core(rank) for rank in _RANKS},
         "taxon_species": _species(plan),
@@ -255,27 +247,12 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
         "reference_url": f"coalesce({plan.first(_PAGE)}, {plan.core('references')}, {link})",
         "extra": f"json_object({extra})::VARCHAR" if extra else "NULL",
     }
-    listed = ", ".join(f'{columns[name]} AS "{name}"' for name in ROWS.names)
-    rows = sql.sql(
-        f"SELECT {listed}, m.n AS row_number, {reason} AS reason, {value} AS value "
-        f"FROM media m LEFT JOIN records c ON c.id = m.id {join}"
-    ).to_arrow_reader(BATCH_ROWS)
-    for batch in rows:
-        yield _split(pa.Table.from_batches([batch]))
-    yield from _lost_batches(
+    yield from judged_rows(sql, columns, f"media m LEFT JOIN records c ON c.id = m.id {join}", "m.n", _cases(sql, plan))
+    yield from lost_rows(
         sql,
         "SELECT n AS row_number, id AS record_key, NULL AS url, 'no_media' AS reason, NULL AS value "
         "FROM records c WHERE NOT EXISTS (SELECT 1 FROM media m WHERE m.id = c.id) "
         "UNION ALL SELECT n, NULL, NULL, 'missing_key', NULL FROM core WHERE id IS NULL",
-    )
-
-
-def _split(rows: pa.Table) -> Batch:
-    good = rows.filter(pc.is_null(rows["reason"]))
-    lost = rows.filter(pc.is_valid(rows["reason"]))
-    kept = good.select(ROWS.names).cast(ROWS)
-    return Batch(
-        kept, good["row_number"].to_numpy(), lost.select(LOST.names).cast(LOST) if lost.num_rows else lost_table([])
     )
 
 
@@ -285,50 +262,29 @@ def _species(plan: _Plan) -> str:
     return f"coalesce({plan.core('species')}, {both})"
 
 
-def _verdict(sql: Any, plan: _Plan) -> tuple[str, str]:
-    """SQL of the first filter a row falls to and of what it had there; null for a row that stays."""
-    cases = [("c.id IS NULL", "no_record", "m.id")]
+def _cases(sql: Any, plan: _Plan) -> list[Case]:
+    cases = [Case("c.id IS NULL", "no_record", "m.id")]
     types = plan.settings.media_types
     if types:
         told, form = plan.first(("type",)), plan.first(("format",))
         kind = f"lower(regexp_extract({told}, '[^/#]*$'))"
         unsaid = f"{told} IS NULL AND coalesce(lower({form}), 'image') LIKE 'image%'"
-        listed = ", ".join(_text(each.lower()) for each in types)
+        listed = ", ".join(text(each.lower()) for each in types)
         wanted = f"({kind} IN ({listed}) OR ({unsaid} AND 'stillimage' IN ({listed})))"
-        cases.append((f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({told}, {form})"))
+        cases.append(Case(f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({told}, {form})"))
     for name, allowed in plan.settings.where.items():
         if name == "licence":
-            column = plan.first(_LICENCE)
-            _judge_licences(sql, column, allowed)
-            test = f"coalesce({column}, '') IN (SELECT licence FROM allowed_licences)"
+            cases.append(licence_case(sql, plan.first(_LICENCE), "media m", allowed))
         else:
-            column = plan.column(name)
-            test = f"coalesce({_folded(column)}, '') IN ({', '.join(_folded(_text(each)) for each in allowed)})"
-        cases.append((f"NOT {test}", f"where_{name}", column))
-    whens = [(condition, _text(reason), seen) for condition, reason, seen in cases]
-    reason = " ".join(f"WHEN {condition} THEN {name}" for condition, name, _ in whens)
-    value = " ".join(f"WHEN {condition} THEN {seen}" for condition, _, seen in whens)
-    return f"CASE {reason} END", f"left(CASE {value} END, 200)"
-
-
-def _folded(column: str) -> str:
-    """SQL: as values are compared: HUMAN_OBSERVATION and HumanObservation are the same."""
-    return f"lower(regexp_replace({column}, '[\\s_-]+', '', 'g'))"
-
-
-def _judge_licences(sql: Any, column: str, allowed: list[str]) -> None:
-    """The spellings in the archive that mean one of the allowed licences."""
-    policy = LicenceSettings(allow=tuple(allowed), deny=())
-    given = [row[0] for row in sql.execute(f"SELECT DISTINCT coalesce({column}, '') FROM media m").fetchall()]
-    fine = [text for text in given if policy.allows(normalise_licence(text))]
-    sql.register("allowed_licences", pa.table({"licence": pa.array(fine, pa.string())}))
+            cases.append(where_case(name, plan.column(name), allowed))
+    return cases
 
 
 def _pick_vernacular(sql: Any, plan: _Plan) -> None:
     """One name a record: of the wanted languages in their order, preferred ones first, then the first in the file."""
     assert plan.vernacular is not None
     has = plan.vernacular.fields
-    languages = ", ".join(_text(each.lower()) for each in plan.settings.vernacular_languages)
+    languages = ", ".join(text(each.lower()) for each in plan.settings.vernacular_languages)
     place = f"list_position([{languages}], lower(language))" if "language" in has else "1"
     preferred = (
         "lower(coalesce(\"isPreferredName\", '')) NOT IN ('true', '1', 'yes')" if "isPreferredName" in has else "true"
@@ -337,17 +293,6 @@ def _pick_vernacular(sql: Any, plan: _Plan) -> None:
         f'CREATE TABLE names AS SELECT id, arg_min("vernacularName", ({place}, {preferred}, n)) AS name '
         f'FROM vernacular WHERE {place} IS NOT NULL AND "vernacularName" IS NOT NULL GROUP BY id'
     )
-
-
-def _text(text: str) -> str:
-    """SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _temp_folder(sql: Any) -> str:
-    ((folder,),) = sql.execute("SELECT current_setting('temp_directory')").fetchall()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return str(folder)
 
 
 def _settings(source: Origin) -> DwcaSettings:

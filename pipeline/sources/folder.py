@@ -22,7 +22,7 @@ from manifests.errors import ConfigError
 from pipeline.sources import table
 from pipeline.sources.files import make_locator, walk_files
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, lost_table, make_batch, map_columns
-from pipeline.sources.settings import ColumnMap, FileColumns, FolderSettings, Origin
+from pipeline.sources.settings import ColumnMap, FileColumns, FolderSettings, NestedTable, Origin
 
 MAX_TEXT_BYTES = 1 << 20
 
@@ -175,24 +175,13 @@ def _inner_table(source: Origin) -> Origin:
     assert columns is not None
     assert settings.table is not None
     path = settings.table if _is_whole(settings.table) else storage.join(settings.path, settings.table)
-    return _Beside(
+    return NestedTable(
         name=source.name,
         said_as=source.where,
         table=path,
         format=settings.format,
         columns=ColumnMap(url=columns.file, caption=columns.caption or [], extra=_others(columns)),
     )
-
-
-class _Beside(Origin):
-    """A folder's own table."""
-
-    said_as: str
-
-    @property
-    def where(self) -> str:
-        """Messages name the source."""
-        return self.said_as
 
 
 def _others(columns: FileColumns) -> list[str]:

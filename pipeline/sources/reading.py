@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
-from pipeline.sources import dwca, folder, table, webdataset
+from pipeline.sources import dwca, eol, folder, inaturalist, table, webdataset
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
 
@@ -26,7 +26,14 @@ class Reader(Protocol):
         """Every row in a fixed order, in batches of bounded size."""
 
 
-_READERS = {"table": table, "dwca": dwca, "webdataset": webdataset, "folder": folder}
+_READERS = {
+    "table": table,
+    "dwca": dwca,
+    "eol": eol,
+    "inaturalist": inaturalist,
+    "webdataset": webdataset,
+    "folder": folder,
+}
 _IN_PLACE = {"webdataset": webdataset, "folder": folder}
 
 

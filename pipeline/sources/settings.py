@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from manifests.settings import Settings
 from manifests.tables import TAXON_RANKS
@@ -20,7 +20,24 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Terms = Annotated[list[str], Field(min_length=1)]
 
-TABLE_FORMATS = ("parquet", "csv", "tsv", "json", "jsonl")
+
+def _as_texts(where: Any) -> Any:
+    """Values as texts, one as a list of one."""
+    if not isinstance(where, dict):
+        return where
+    found: dict[Any, list[str]] = {}
+    for term, values in where.items():
+        listed = values if isinstance(values, list) else [values]
+        if any(isinstance(value, bool) for value in listed):
+            raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
+        if term == "licence":
+            LicenceSettings(allow=tuple(str(value) for value in listed))  # names the right spelling where it is not one
+        found[term] = [str(value) for value in listed]
+    return found
+
+
+WhereTerms = Annotated[dict[str, Terms], BeforeValidator(_as_texts)]
+
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "jp2")
 
 
@@ -124,30 +141,34 @@ class DwcaSettings(Settings):
         default_factory=list, description="terms, joined with a space; without one the taxon speaks"
     )
     media_types: list[str] = Field(["StillImage"], description="kinds of media; rows that say none count by format")
-    where: dict[str, Terms] = Field(default_factory=dict, description="term: values of which a row must have one")
+    where: WhereTerms = Field(default_factory=dict, description="term: values of which a row must have one")
     vernacular_languages: list[str] = Field(
         ["en", "eng", "english"], description="of names in a file of their own, first language there is"
     )
     extra: list[str] = Field(default_factory=list, description="terms kept as json beside the sample")
 
-    @field_validator("where", mode="before")
-    @classmethod
-    def _texts(cls, where: Any) -> Any:
-        if not isinstance(where, dict):
-            return where
-        for term, values in where.items():
-            for value in values if isinstance(values, list) else [values]:
-                if isinstance(value, bool):
-                    raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
-        return {
-            term: [str(value) for value in (values if isinstance(values, list) else [values])]
-            for term, values in where.items()
-        }
 
-    @model_validator(mode="after")
-    def _licences_known(self) -> DwcaSettings:
-        LicenceSettings(allow=tuple(self.where.get("licence", ())))
-        return self
+class EolSettings(Settings):
+    """The media manifest of the Encyclopedia of Life."""
+
+    path: str = Field(description="its csv files: one, a folder, or a glob")
+    address: Literal["copy", "source"] = Field(
+        "copy", description="EOL's full-size copy, or where the picture came from"
+    )
+    taxa: str | None = Field(None, description="taxon.tab of EOL's Dynamic Hierarchy, for the names of the pages")
+    where: WhereTerms = Field(default_factory=dict, description="licence, and kingdom to species with `taxa`")
+
+
+class InaturalistSettings(Settings):
+    """The open data of iNaturalist: a folder with photos, observations, taxa and observers."""
+
+    path: str
+    size: Literal["original", "large", "medium", "small", "thumb", "square"] = Field(
+        "medium", description="longest side at most: large 1024 px, medium 500, small 240, thumb 100"
+    )
+    quality_grade: list[str] = Field(["research"], description="grades that count; []: all")
+    where: WhereTerms = Field(default_factory=dict, description="licence, kingdom to species, any column of the tables")
+    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 
 
 class RowDefaults(Settings):
@@ -184,6 +205,8 @@ class Origin(Settings):
     format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
     columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
     dwca: DwcaSettings | None = None
+    eol: EolSettings | None = None
+    inaturalist: InaturalistSettings | None = None
     webdataset: WebdatasetSettings | None = None
     folder: FolderSettings | None = None
     defaults: RowDefaults = RowDefaults()
@@ -214,8 +237,11 @@ class Origin(Settings):
         """Keys of the json in the column `extra` of its rows."""
         if self.folder is not None:
             return self.folder.columns.extra if self.folder.columns else ["folder"]
-        if self.dwca is not None:
-            return self.dwca.extra
+        joined = self.dwca or self.inaturalist
+        if joined is not None:
+            return joined.extra
+        if self.eol is not None:
+            return ["eol_page_id", "source_url"]
         if self.webdataset is not None:
             return self.webdataset.fields.extra if self.webdataset.fields else []
         return self.columns.extra if self.columns else []
@@ -240,6 +266,17 @@ class Origin(Settings):
         return values | {self.kind: _without_paths(settings, keep_file_name=True)}
 
 
+class NestedTable(Origin):
+    """A table that another origin is made of; messages name that one."""
+
+    said_as: str
+
+    @property
+    def where(self) -> str:
+        """The origin it belongs to."""
+        return self.said_as
+
+
 class SourceSettings(Origin):
     """One list of images of one domain."""
 
@@ -255,9 +292,9 @@ class SourceSettings(Origin):
         return super().recipe() | {"priority": self.priority}
 
 
-ORIGINS = ("table", "dwca", "webdataset", "folder")
+ORIGINS = ("table", "dwca", "eol", "inaturalist", "webdataset", "folder")
 
-PATH_FIELDS = ("path", "table")
+PATH_FIELDS = ("path", "table", "taxa")
 
 
 def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[str, Any]:

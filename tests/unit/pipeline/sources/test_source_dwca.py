@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from manifests.errors import ConfigError
 from manifests.settings import parse_settings
 from pipeline.sources import delimited
 from pipeline.sources.archive import parse_meta
-from pipeline.sources.reading import check_source, digest_inputs, read_rows
+from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
-from pipeline.stages.ingest import map_rows
-from pipeline.stages.sql import open_scratch
 
 BY = "http://creativecommons.org/licenses/by/4.0/legalcode"
 BY_NC = "http://creativecommons.org/licenses/by-nc/4.0/"
@@ -83,27 +80,6 @@ Read = Callable[..., tuple[list[dict[str, Any]], list[tuple[Any, ...]]]]
 def source(path: Path | str, **changes: Any) -> SourceSettings:
     values = {"name": "gbif", "domain": "plant", "dwca": {"path": str(path), **changes}}
     return parse_settings(values, SourceSettings, "test")
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Read:
-    """Rows without nulls in the order of the media file, and row number, reason, key, value of the lost ones."""
-
-    def read_all(given: SourceSettings) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]]]:
-        check_source(given)
-        found, lost = [], []
-        for batch in read_rows(given, partial(open_scratch, {"workdir": str(tmp_path / "it's"), "memory_gb": 0.5})):
-            rows = map_rows(batch, given).to_pylist()
-            found += [{k: v for k, v in row.items() if v is not None} for row in rows if row["reason"] is None]
-            lost += [
-                tuple(row[name] for name in ("row_number", "reason", "record_key", "value"))
-                for row in rows
-                if row["reason"]
-            ]
-        assert not list((tmp_path / "it's").rglob("*.parquet")), "staged files are removed"
-        return sorted(found, key=lambda row: row["row_number"]), sorted(lost, key=str)
-
-    return read_all
 
 
 @pytest.mark.parametrize("write", [write_zip, write_folder])
@@ -257,7 +233,7 @@ def test_a_described_dialect_with_quotes_order_and_defaults(tmp_path: Path, read
 
 def test_more_rows_than_a_batch_or_a_block(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "BLOCK_BYTES", 5000)
-    monkeypatch.setattr("pipeline.sources.dwca.BATCH_ROWS", 100)
+    monkeypatch.setattr("pipeline.sources.joining.BATCH_ROWS", 100)
     occurrences = [{"gbifID": str(number), **PLANT} for number in range(700)]
     media = [
         {"gbifID": str(699 - number % 700), "type": "StillImage", "identifier": f"http://a/{number}.jpg"}

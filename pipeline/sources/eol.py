@@ -1,0 +1,143 @@
+"""The media manifest of the Encyclopedia of Life, and the names of its pages from a taxon table beside it.
+
+Reads the manifest's files with their own column names, and optionally the Dynamic Hierarchy's taxon.tab, joined on disk
+by page. The key of a picture is its address: EOL's content ids are not stable. Gives up with ConfigError when a file or
+column is missing. Source: https://opendata.eol.org (image list), https://zenodo.org (EOL Dynamic Hierarchy)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from manifests.errors import ConfigError
+from manifests.tables import TAXON_RANKS
+from pipeline.sources import table
+from pipeline.sources.joining import StagedTable, judged_rows, licence_case, staging, text, view_staged, where_case
+from pipeline.sources.lineage import make_lineages
+from pipeline.sources.rows import Batch, Lost, Scratch, make_batch
+from pipeline.sources.settings import ColumnMap, EolSettings, NestedTable, Origin
+
+# Column of the manifest: its name in SQL here.
+_MANIFEST = {
+    "EOL content ID": "content",
+    "EOL page ID": "page",
+    "Medium Source URL": "source_url",
+    "EOL Full-Size Copy URL": "copy_url",
+    "License Name": "licence",
+    "Copyright Owner": "owner",
+}
+_TAXA = ("taxonID", "eolID", "parentNameUsageID", "taxonRank", "scientificName")
+_CANONICAL = "canonicalName"  # in newer releases: the name without its authors, which ranks are told by
+
+
+def check_source(source: Origin) -> None:
+    """See that the manifest and the taxon table are there with their columns.
+
+    Raises: ConfigError.
+    """
+    settings = _settings(source)
+    for inner in _tables(source).values():
+        table.check_source(inner)
+    ranks = [name for name in settings.where if name != "licence"]
+    unknown = [name for name in ranks if name not in TAXON_RANKS]
+    if unknown:
+        raise ConfigError(f"{source.where}: `where` knows licence and {', '.join(TAXON_RANKS)}, not '{unknown[0]}'")
+    if ranks and settings.taxa is None:
+        raise ConfigError(
+            f"{source.where}: `where` on {ranks[0]} needs `taxa`: the manifest names pages by number alone"
+        )
+
+
+def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
+    """Hashes of the manifest's files and of the taxon table."""
+    return [digest for inner in _tables(source).values() for digest in table.digest_inputs(inner, hash_file)]
+
+
+def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
+    """Every row of the manifest, filtered."""
+    with staging(scratch) as (sql, folder):
+        tables = _tables(source)
+        for name, inner in tables.items():
+            names = _MANIFEST if name == "manifest" else {column: column for column in table.mapped_columns(inner)}
+            with StagedTable(folder, name, list(names.values())) as staged:
+                yield from _stage(inner, staged, names)
+            view_staged(sql, staged)
+        if "taxa" in tables:
+            _make_pages(sql, _CANONICAL in table.mapped_columns(tables["taxa"]))
+        yield from _judged(sql, _settings(source))
+
+
+def _make_pages(sql: Any, canonical: bool) -> None:
+    """Ranks and name of each page; of several taxa that point to one the first counts."""
+    name = f'coalesce(nullif("{_CANONICAL}", \'\'), "scientificName")' if canonical else '"scientificName"'
+    sql.execute(
+        'CREATE VIEW tree AS SELECT "taxonID" AS id, nullif("parentNameUsageID", \'\') AS parent, '
+        f'"taxonRank" AS rank, {name} AS name FROM taxa'
+    )
+    make_lineages(sql, "tree")
+    sql.execute(
+        'CREATE TABLE pages AS SELECT l.* REPLACE (t."scientificName" AS name), t."eolID" AS page '
+        'FROM lineages l JOIN taxa t ON t."taxonID" = l.id '
+        'WHERE t."eolID" <> \'\' QUALIFY row_number() OVER (PARTITION BY t."eolID" ORDER BY t.n) = 1'
+    )
+
+
+def _stage(inner: Origin, staged: StagedTable, names: dict[str, str]) -> Iterator[Batch]:
+    for raw in table.read_batches(inner):
+        staged.write(raw.numbers, {name: raw.rows[column] for column, name in names.items()})
+        if raw.malformed:
+            told = [Lost(at, "malformed_row", f"{staged.name}: {line}") for at, line in raw.malformed]
+            yield make_batch({}, [], told)
+
+
+def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
+    taxon = {}
+    origin = "manifest m"
+    if settings.taxa is not None:
+        origin += " LEFT JOIN pages t ON t.page = m.page"
+        taxon = {f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS} | {"taxon_scientific_name": "t.name"}
+    cases = [
+        licence_case(sql, "m.licence", "manifest m", allowed)
+        if name == "licence"
+        else where_case(name, f't."{name}"', allowed)
+        for name, allowed in settings.where.items()
+    ]
+    url = "m.copy_url" if settings.address == "copy" else "coalesce(nullif(m.source_url, ''), m.copy_url)"
+    columns = {
+        "record_key": "coalesce(nullif(m.copy_url, ''), m.source_url)",
+        "url": url,
+        **taxon,
+        "licence": "m.licence",
+        "rights_holder": "m.owner",
+        "reference_url": "'https://eol.org/media/' || m.content",
+        "extra": f"json_object({text('eol_page_id')}, m.page, {text('source_url')}, m.source_url)",
+    }
+    yield from judged_rows(sql, columns, origin, "m.n", cases)
+
+
+def _tables(source: Origin) -> dict[str, NestedTable]:
+    settings = _settings(source)
+    found = {"manifest": _nested(source, settings.path, list(_MANIFEST), "auto")}
+    if settings.taxa is not None:
+        kind = "tsv" if ".tab" in settings.taxa else "auto"
+        bare = _nested(source, settings.taxa, list(_TAXA), kind)
+        (file,) = table.list_files(bare)
+        more = [_CANONICAL] if _CANONICAL in table.read_columns(file, bare) else []
+        found["taxa"] = _nested(source, settings.taxa, [*_TAXA, *more], kind)
+    return found
+
+
+def _nested(source: Origin, path: str, columns: list[str], form: Any) -> NestedTable:
+    return NestedTable(
+        name=source.name,
+        said_as=source.where,
+        table=path,
+        format=form,
+        columns=ColumnMap(url=columns[0], caption=[], extra=columns[1:]),
+    )
+
+
+def _settings(source: Origin) -> EolSettings:
+    assert source.eol is not None
+    return source.eol

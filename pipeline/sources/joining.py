@@ -1,0 +1,130 @@
+"""What the readers that join share: staging of wanted columns on disk, filters in SQL, candidates and lost rows out.
+
+DuckDB joins Parquet files in a private folder and spills, so memory does not grow with a source.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.captions.licences import LicenceSettings, normalise_licence
+from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch
+
+_STAGED_GROUP_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A filter: SQL that is true for rows that fall to it, its reason, and SQL of what such a row had."""
+
+    falls: str
+    reason: str
+    value: str
+
+
+@contextmanager
+def staging(scratch: Scratch) -> Iterator[tuple[Any, str]]:
+    """A connection, and a private folder where it spills; both are gone afterwards."""
+    with scratch() as sql:
+        ((parent,),) = sql.execute("SELECT current_setting('temp_directory')").fetchall()
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix="staged-") as folder:
+            yield sql, folder
+
+
+class StagedTable:
+    """A Parquet file in the making, `n` and columns of strings; many small batches become few row groups."""
+
+    def __init__(self, folder: str, name: str, columns: Sequence[str]) -> None:
+        self.name = name
+        self.path = f"{folder}/{name}.parquet"
+        self.schema = pa.schema([("n", pa.int64()), *((column, pa.string()) for column in columns)])
+        self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> StagedTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def write(self, numbers: np.ndarray, columns: Mapping[str, Any]) -> None:
+        """Append rows; `numbers` are their places in the source."""
+        named = {"n": pa.array(numbers, pa.int64()), **columns}
+        self._waiting.append(pa.table([named[name] for name in self.schema.names], schema=self.schema))
+        if sum(rows.num_rows for rows in self._waiting) >= _STAGED_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
+
+
+def view_staged(sql: Any, table: StagedTable) -> None:
+    """Make a staged table known to SQL by its name."""
+    sql.execute(f"CREATE VIEW {table.name} AS SELECT * FROM {text(table.path)}")
+
+
+def judged_rows(
+    sql: Any, columns: Mapping[str, str], origin: str, number: str, cases: Sequence[Case]
+) -> Iterator[Batch]:
+    """Rows of a query in the columns of the contract; those that fall to a case end with its reason and value.
+
+    `columns` gives SQL by contract column, the others are null; `origin` is the FROM clause, `number` the row's place.
+    """
+    listed = ", ".join(f'({columns.get(name, "NULL")})::VARCHAR AS "{name}"' for name in ROWS.names)
+    reason = " ".join(f"WHEN {case.falls} THEN {text(case.reason)}" for case in cases)
+    value = " ".join(f"WHEN {case.falls} THEN ({case.value})::VARCHAR" for case in cases)
+    judged = f"CASE {reason} END AS reason, left(CASE {value} END, {MAX_VALUE_CHARS}) AS value"
+    if not cases:
+        judged = "NULL::VARCHAR AS reason, NULL::VARCHAR AS value"
+    query = f"SELECT {listed}, {number} AS row_number, {judged} FROM {origin}"
+    for batch in sql.sql(query).to_arrow_reader(BATCH_ROWS):
+        rows = pa.Table.from_batches([batch])
+        good = rows.filter(pc.is_null(rows["reason"]))
+        lost = rows.filter(pc.is_valid(rows["reason"]))
+        kept = good.select(ROWS.names).cast(ROWS)
+        yield Batch(kept, good["row_number"].to_numpy(), lost.select(LOST.names).cast(LOST))
+
+
+def lost_rows(sql: Any, query: str) -> Iterator[Batch]:
+    """Rows of a query with the columns of LOST."""
+    for batch in sql.sql(query).to_arrow_reader(BATCH_ROWS):
+        lost = pa.Table.from_batches([batch]).select(LOST.names).cast(LOST)
+        yield Batch(ROWS.empty_table(), np.arange(0), lost)
+
+
+def where_case(name: str, column: str, allowed: Sequence[str]) -> Case:
+    """A row must have one of the values; HUMAN_OBSERVATION and HumanObservation are the same."""
+    wanted = ", ".join(_folded(text(value)) for value in allowed)
+    return Case(f"coalesce({_folded(column)}, '') NOT IN ({wanted})", f"where_{name}", column)
+
+
+def licence_case(sql: Any, column: str, origin: str, allowed: Sequence[str]) -> Case:
+    """A row must have one of the licences, in whatever spelling."""
+    policy = LicenceSettings(allow=tuple(allowed), deny=())
+    given = [row[0] for row in sql.execute(f"SELECT DISTINCT coalesce({column}, '') FROM {origin}").fetchall()]
+    fine = [spelling for spelling in given if policy.allows(normalise_licence(spelling))]
+    sql.register("allowed_licences", pa.table({"licence": pa.array(fine, pa.string())}))
+    return Case(f"coalesce({column}, '') NOT IN (SELECT licence FROM allowed_licences)", "where_licence", column)
+
+
+def text(value: str) -> str:
+    """An SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _folded(column: str) -> str:
+    return f"lower(regexp_replace({column}, '[\\s_-]+', '', 'g'))"
