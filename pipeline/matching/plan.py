@@ -27,6 +27,9 @@ from functools import lru_cache
 _SORT_SECONDS = 3.2e-9  # np.sort, per element and per doubling of the array: 0.99 s at 13 M
 _ARRANGE_SECONDS = 4e-9  # moving the key to the top, finding bucket borders, per element
 _COMPARE_SECONDS = 1.4e-9  # xor, popcount, threshold, per pair; 0.8 of it is the work, the rest ragged buckets
+_CROSS_SECONDS = 15e-9  # against other hashes: moving the key to the top and reading its mark, per element
+_CROSS_FIND_SECONDS = 120e-9  # sorting and binary search of an element whose mark is set
+_CROSS_COMPARE_SECONDS = 12e-9  # gather, xor, popcount, per pair
 _KEY_SECONDS = 150e-6  # Python around one key, whatever its size
 
 EVEN = (1.0,) * 64  # every bit a fair coin, as in a good hash
@@ -64,7 +67,8 @@ def choose_plan(
     num_bits = len(bit_entropies)
     reach, entropy, rounded = min(radius, num_bits), round(sum(bit_entropies)), _rounded(num_hashes)
     num_pairs = rounded * rounded / 2 if num_others is None else float(rounded * _rounded(num_others))
-    seconds, num_groups, num_kept = _choose(rounded, num_pairs, reach, num_bits, entropy)
+    others = 0 if num_others is None else _rounded(num_others)
+    seconds, num_groups, num_kept = _choose(rounded, others, num_pairs, reach, num_bits, entropy)
     keys: tuple[int, ...] = (0,)
     if num_groups:
         keys = _keys(_thresholds(reach, num_groups), num_kept, bit_entropies)
@@ -78,15 +82,17 @@ def _rounded(num: int) -> int:
 
 
 @lru_cache(maxsize=1 << 14)
-def _choose(num_hashes: int, num_pairs: float, radius: int, num_bits: int, entropy: int) -> tuple[float, int, int]:
+def _choose(
+    num_hashes: int, num_others: int, num_pairs: float, radius: int, num_bits: int, entropy: int
+) -> tuple[float, int, int]:
     """(seconds, groups, blocks in a key) of the cheapest family; no group when comparing everything is cheaper."""
-    best = (num_pairs * _COMPARE_SECONDS + _KEY_SECONDS, 0, 0)
+    best = (num_pairs * (_CROSS_COMPARE_SECONDS if num_others else _COMPARE_SECONDS) + _KEY_SECONDS, 0, 0)
     for num_groups in range(1, radius + 2):
         thresholds = _thresholds(radius, num_groups)
         for num_kept in range(1, num_bits + 1):
             if sum(thresholds) + num_groups * num_kept > num_bits:
                 break
-            seconds = _cost(num_hashes, num_pairs, thresholds, num_kept, entropy)
+            seconds = _cost(num_hashes, num_others, num_pairs, thresholds, num_kept, entropy)
             if seconds < best[0]:
                 best = (seconds, num_groups, num_kept)
     return best
@@ -98,13 +104,19 @@ def _thresholds(radius: int, num_groups: int) -> list[int]:
     return [share + (group < rest) for group in range(num_groups)]
 
 
-def _cost(num_hashes: int, num_pairs: float, thresholds: list[int], num_kept: int, entropy: int) -> float:
+def _cost(
+    num_hashes: int, num_others: int, num_pairs: float, thresholds: list[int], num_kept: int, entropy: int
+) -> float:
     num_blocks = sum(thresholds) + len(thresholds) * num_kept
     num_keys = sum(math.comb(threshold + num_kept, num_kept) for threshold in thresholds)
     if num_keys > _MAX_KEYS:
         return math.inf
+    num_buckets = 2 ** (entropy * num_kept / num_blocks)
+    in_buckets = num_pairs / num_buckets
+    if num_others:
+        find = num_hashes * (_CROSS_SECONDS + _CROSS_FIND_SECONDS * min(1.0, num_others / num_buckets))
+        return num_keys * (find + in_buckets * _CROSS_COMPARE_SECONDS + _KEY_SECONDS)
     sort = num_hashes * (_SORT_SECONDS * math.log2(max(num_hashes, 2)) + _ARRANGE_SECONDS)
-    in_buckets = num_pairs / 2 ** (entropy * num_kept / num_blocks)
     return num_keys * (sort + in_buckets * _COMPARE_SECONDS + _KEY_SECONDS)
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.catalog import Funnel, PartRecord
+from pipeline.matching.pairs import distinct_of
 from pipeline.matching.search import Hashes, bit_entropies
 from pipeline.matching.segments import (
     Segment,
@@ -54,7 +55,7 @@ def cut_segment(payload: dict[str, Any]) -> PartResult:
     num_passes = 1 << max(0, (int(num_rows * _ROW_BYTES / (payload["memory_gb"] * 1e9))).bit_length())
     num_alive, sample = 0, []
     for number in range(num_passes):  # the hashes by their leading bits, so that a pass fits the memory
-        alive = np.unique(_read_phashes(payload["facts"], number, num_passes))
+        alive = distinct_of(_read_phashes(payload["facts"], number, num_passes))
         num_alive += len(alive)
         fresh = new_hashes(alive, (_stream(file) for file in payload["known"]))
         del alive

@@ -24,6 +24,7 @@ from manifests.catalog import PartRecord
 from manifests.errors import ConfigError
 from pipeline.config import EvaluationSet
 from pipeline.matching.cross import distinct_cross_pairs
+from pipeline.matching.pairs import distinct_of
 from pipeline.matching.plan import choose_plan
 from pipeline.matching.search import bit_entropies
 from pipeline.sources.files import BytesUnreadable, LocalReader
@@ -283,7 +284,7 @@ def _near(sql: Any, payload: dict[str, Any]) -> pa.Table:
             f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD} AND evaluation_set IN ({turned})) "
             f"WHERE evaluation_set IN ({listed}) GROUP BY ALL"
         )
-        asked = np.unique(sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64))
+        asked = distinct_of(sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64))
         if not len(asked) or not len(pool):
             continue
         plan = choose_plan(len(pool), radius, bit_entropies(asked, 64), num_others=len(asked))

@@ -68,11 +68,12 @@ def decide(payload: dict[str, Any]) -> PartResult:
             view_parquet(sql, name, payload[name])
         _gather(sql, payload)
         _drop_leaks(sql, payload["leaks"])
-        _judge_licences(sql, payload["licences"])
         judge_takedowns(sql, payload["takedowns"])
+        _judge_licences(sql, payload["licences"])
         _judge_duplicates(sql, payload["prefer"])
-        sql.execute(_LEFT)
+        sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
         balance = judge_caps(sql, payload["balance"], "left_over")
+        sql.execute(_DROPPED)
         decisions = copy_sorted(
             sql, _DECISIONS, "sample_id", TableWriter(payload["workdir"], "decisions", path, tables.DECISIONS)
         )
@@ -82,8 +83,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
         )
         kept: dict[str, dict[str, int]] = {}
         for domain, source, num in sql.execute(
-            "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
-            "GROUP BY ALL ORDER BY ALL"
+            "SELECT domain, source, count(*) FROM passed ANTI JOIN dropped USING (sample_id) GROUP BY ALL ORDER BY ALL"
         ).fetchall():
             kept.setdefault(domain, {})[source] = num
         domains = {domain: sum(sources.values()) for domain, sources in kept.items()}
@@ -93,36 +93,34 @@ def decide(payload: dict[str, Any]) -> PartResult:
     return PartResult((decisions,), Funnel(num_in, sum(domains.values()), reasons), notes)
 
 
-# what every rule and the duplicate search left: over these the caps count
-_LEFT = """
-    CREATE VIEW left_over AS SELECT a.sample_id FROM alive a JOIN licence_verdicts l USING (sample_id)
-    WHERE l.keep AND a.sample_id NOT IN (SELECT sample_id FROM duplicates UNION ALL SELECT sample_id FROM taken)
+# what select drops, a row at most once: leaks, takedowns, licences, duplicates, caps, in this order
+_DROPPED = """
+    CREATE TABLE dropped AS
+    SELECT sample_id, reason, value, threshold, via_sample_id AS other_sample_id, distance, evaluation_set,
+        evaluation_member FROM leak_verdicts
+    UNION ALL BY NAME SELECT sample_id, 'takedown' AS reason, value, threshold FROM taken
+        SEMI JOIN alive USING (sample_id)
+    UNION ALL BY NAME FROM licence_drops
+    UNION ALL BY NAME FROM duplicates
+    UNION ALL BY NAME SELECT sample_id, reason, value, threshold FROM cap_verdicts
 """
 
-
+# facts hold one row a candidate; joined to what was dropped alone, which is small beside it
 _DECISIONS = """
-    SELECT c.sample_id,
-        f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true) AND e.sample_id IS NULL AND l.keep
-            AND d.sample_id IS NULL AND b.sample_id IS NULL AND k.sample_id IS NULL AS keep,
-        CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN NOT v.keep THEN 'caption' WHEN NOT coalesce(s.keep, true)
-            THEN 'score' WHEN e.sample_id IS NOT NULL OR NOT l.keep OR d.sample_id IS NOT NULL
-            OR b.sample_id IS NOT NULL OR k.sample_id IS NOT NULL THEN 'select' END AS stage,
-        CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, e.reason,
-            if(k.sample_id IS NULL, NULL, 'takedown'), l.reason, d.reason, b.reason) END AS reason,
-        CASE WHEN f.outcome <> 'ok' THEN f.detail
-            ELSE coalesce(v.value, s.value, e.value, k.value, l.value, d.value, b.value) END AS value,
-        CASE WHEN f.outcome <> 'ok' THEN NULL ELSE coalesce(v.threshold, s.threshold, e.threshold, k.threshold,
-            l.threshold, d.threshold, b.threshold) END AS threshold,
-        coalesce(e.via_sample_id, d.other_sample_id) AS other_sample_id, coalesce(e.distance, d.distance) AS distance,
-        e.evaluation_set, e.evaluation_member
-    FROM candidates c JOIN facts f USING (sample_id)
-    LEFT JOIN caption_verdicts v USING (sample_id)
-    LEFT JOIN score_verdicts s USING (sample_id)
-    LEFT JOIN leak_verdicts e USING (sample_id)
-    LEFT JOIN licence_verdicts l USING (sample_id)
-    LEFT JOIN duplicates d USING (sample_id)
-    LEFT JOIN cap_verdicts b USING (sample_id)
-    LEFT JOIN taken k USING (sample_id)
+    SELECT f.sample_id,
+        f.outcome = 'ok' AND v.sample_id IS NULL AND s.sample_id IS NULL AND d.sample_id IS NULL AS keep,
+        CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN v.sample_id IS NOT NULL THEN 'caption'
+            WHEN s.sample_id IS NOT NULL THEN 'score' WHEN d.sample_id IS NOT NULL THEN 'select' END AS stage,
+        CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, d.reason) END AS reason,
+        CASE WHEN f.outcome <> 'ok' THEN f.detail WHEN v.sample_id IS NOT NULL THEN v.value
+            WHEN s.sample_id IS NOT NULL THEN s.value ELSE d.value END AS value,
+        CASE WHEN f.outcome <> 'ok' THEN NULL WHEN v.sample_id IS NOT NULL THEN v.threshold
+            WHEN s.sample_id IS NOT NULL THEN s.threshold ELSE d.threshold END AS threshold,
+        d.other_sample_id, d.distance, d.evaluation_set, d.evaluation_member
+    FROM facts f
+    LEFT JOIN (FROM caption_verdicts WHERE NOT keep) v USING (sample_id)
+    LEFT JOIN (FROM score_verdicts WHERE NOT keep) s USING (sample_id)
+    LEFT JOIN dropped d USING (sample_id)
 """
 
 
@@ -135,11 +133,12 @@ def _gather(sql: Any, payload: dict[str, Any]) -> None:
     priority = payload["priority"]
     sql.register("sources", pa.table({"source": list(priority), "priority": list(priority.values())}))
     sql.execute(
-        "CREATE TABLE passed AS SELECT c.sample_id, f.phash, f.image_id, f.pixels_sha256, t.licence_id, t.num_words, "
+        "CREATE TABLE passed AS SELECT f.sample_id, c.source, c.domain, f.phash, t.licence_id, t.num_words, "
         "p.priority, f.width_px::BIGINT * f.height_px AS num_pixels "
-        "FROM candidates c JOIN facts f USING (sample_id) JOIN captions t USING (sample_id) "
-        "JOIN caption_verdicts v USING (sample_id) LEFT JOIN score_verdicts s USING (sample_id) "
-        "JOIN sources p USING (source) WHERE f.outcome = 'ok' AND v.keep AND coalesce(s.keep, true)"
+        "FROM facts f JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id) "
+        "ANTI JOIN (FROM caption_verdicts WHERE NOT keep) v ON v.sample_id = f.sample_id "
+        "ANTI JOIN (FROM score_verdicts WHERE NOT keep) s ON s.sample_id = f.sample_id "
+        "JOIN sources p USING (source) WHERE f.outcome = 'ok'"
     )
 
 
@@ -162,48 +161,65 @@ def _drop_leaks(sql: Any, leaks: Sequence[str]) -> None:
 
 
 def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
-    rows = sql.sql("SELECT sample_id, licence_id FROM alive ORDER BY sample_id").to_arrow_table()
-    sql.register("licence_rows", judge_licences(rows, settings))
-    sql.execute("CREATE TABLE licence_verdicts AS SELECT * FROM licence_rows")
+    """`licence_drops`, and `contenders`: rows that nothing but a duplicate or a cap can drop."""
+    kinds = sql.sql("SELECT DISTINCT licence_id FROM alive ORDER BY 1").to_arrow_table()
+    judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
+    sql.register("licence_kinds", judged.append_column("licence_id", kinds["licence_id"]))
+    sql.execute(
+        "CREATE TABLE licence_drops AS SELECT a.sample_id, k.reason, k.value, k.threshold FROM alive a "
+        "JOIN licence_kinds k ON k.licence_id IS NOT DISTINCT FROM a.licence_id "
+        "ANTI JOIN taken t ON t.sample_id = a.sample_id WHERE NOT k.keep"
+    )
+    sql.execute(
+        "CREATE VIEW contenders AS FROM alive ANTI JOIN licence_drops USING (sample_id) "
+        "ANTI JOIN taken USING (sample_id)"
+    )
 
 
 def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     """`duplicates`: rows that another one stands for; what was taken down comes first, so that no copy replaces it."""
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
+    sql.execute(
+        "CREATE VIEW competing AS SELECT *, licence_id NOT IN ('unknown', 'conflicting') AS known_licence, "
+        "false AS taken FROM contenders UNION ALL BY NAME SELECT sample_id, phash, true AS taken FROM taken"
+    )
+    sql.execute(  # a row with no other near it stays whatever its place: 9 of 10 never leave DuckDB
+        "CREATE TABLE in_company AS SELECT phash FROM competing GROUP BY phash HAVING count(*) > 1 "
+        "UNION SELECT phash_a FROM pairs UNION SELECT phash_b FROM pairs"
+    )
     rows = sql.sql(
-        "SELECT sample_id, phash, image_id, pixels_sha256, row_number() OVER (ORDER BY "
-        f"taken DESC, {order}) AS place FROM (SELECT a.*, licence_id NOT IN ('unknown', 'conflicting') "
-        "AS known_licence, false AS taken FROM alive a JOIN licence_verdicts l USING (sample_id) "
-        "WHERE l.keep AND a.sample_id NOT IN (SELECT sample_id FROM taken) UNION ALL BY NAME "
-        "SELECT sample_id, phash, image_id, pixels_sha256, true AS taken FROM taken) ORDER BY sample_id"
+        f"SELECT sample_id, phash, row_number() OVER (ORDER BY taken DESC, {order}) AS place "
+        "FROM competing SEMI JOIN in_company USING (phash) ORDER BY sample_id"
     ).to_arrow_table()
-    pairs = sql.sql("SELECT * FROM pairs").to_arrow_table()
+    pairs = sql.sql("FROM pairs").to_arrow_table()
     phash = rows["phash"].to_numpy().astype(np.uint64)
     representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
     dropped = np.flatnonzero(representative != np.arange(len(representative)))
-    ids, images, pixels = (rows[name].combine_chunks() for name in ("sample_id", "image_id", "pixels_sha256"))
-    mine, other = pa.array(dropped), pa.array(representative[dropped])
+    ids = rows["sample_id"].combine_chunks()
     sql.register(
         "dropped_rows",
         pa.table(
             {
-                "sample_id": ids.take(mine),
-                "other_sample_id": ids.take(other),
-                "image_id": images.take(mine),
-                "other_image_id": images.take(other),
-                "pixels": pixels.take(mine),
-                "other_pixels": pixels.take(other),
+                "sample_id": ids.take(pa.array(dropped)),
+                "other_sample_id": ids.take(pa.array(representative[dropped])),
                 "distance": pa.array(distance[dropped], pa.uint8()),
             }
         ),
     )
+    sql.execute(  # equal bytes and equal pixels have equal pHashes
+        "CREATE TABLE alike AS SELECT sample_id, image_id, pixels_sha256 FROM facts SEMI JOIN "
+        "(SELECT unnest([sample_id, other_sample_id]) AS sample_id FROM dropped_rows WHERE distance = 0) "
+        "USING (sample_id)"
+    )
     sql.execute(
-        "CREATE TABLE duplicates AS SELECT sample_id, other_sample_id, distance, "
+        "CREATE TABLE duplicates AS SELECT d.sample_id, other_sample_id, distance, "
         "CASE WHEN other_sample_id IN (SELECT sample_id FROM taken) THEN 'takedown' "
-        "WHEN image_id = other_image_id OR pixels = other_pixels THEN 'exact_duplicate' ELSE 'near_duplicate' END "
-        "AS reason, CASE WHEN image_id = other_image_id THEN 'same bytes' WHEN pixels = other_pixels "
+        "WHEN a.image_id = b.image_id OR a.pixels_sha256 = b.pixels_sha256 THEN 'exact_duplicate' "
+        "ELSE 'near_duplicate' END AS reason, "
+        "CASE WHEN a.image_id = b.image_id THEN 'same bytes' WHEN a.pixels_sha256 = b.pixels_sha256 "
         "THEN 'same pixels' ELSE 'pHash distance ' || distance END AS value, 'of ' || other_sample_id AS threshold "
-        "FROM dropped_rows WHERE sample_id NOT IN (SELECT sample_id FROM taken)"
+        "FROM dropped_rows d LEFT JOIN alike a ON a.sample_id = d.sample_id "
+        "LEFT JOIN alike b ON b.sample_id = d.other_sample_id ANTI JOIN taken t ON t.sample_id = d.sample_id"
     )
 
 
