@@ -44,6 +44,11 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         "One row that passed the caption rules: the score rule it fell to, if any.",
     ),
     "decisions": ("select", tables.DECISIONS, "One row a candidate: kept, or dropped by which stage, why, for whom."),
+    "extra_captions": (
+        "select",
+        tables.EXTRA_CAPTIONS,
+        "Captions of dropped duplicates, kept with the image that stays (dedup.extra_captions).",
+    ),
     "draws": ("mix", tables.DRAWS, "One row a drawn copy: its split and its place in the global shuffle."),
     "placements": ("pack", tables.PLACEMENTS, "One row a packed copy: shard, position, key, byte offsets."),
 }

@@ -184,6 +184,15 @@ DECISIONS = pa.schema(
     ]
 )
 
+EXTRA_CAPTIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),  # the image that stays
+        ("place", pa.int32()),  # from 1, the best first
+        ("text", pa.string()),
+        ("from_sample_id", pa.string()),  # the duplicate that brought it
+    ]
+)
+
 DRAWS = pa.schema(
     [
         ("sample_id", pa.string()),

@@ -35,6 +35,13 @@ class DedupSettings(Settings):
         ("licence", "pixels", "caption", "priority"),
         description="who stays: first difference in this order decides, then the sample id",
     )
+    extra_captions: int = Field(
+        0,
+        ge=0,
+        le=9,
+        description="so many captions of dropped duplicates are kept with the image that stays, as text members "
+        "extra_caption_1.txt and on",
+    )
     placeholder_min_count: int = Field(
         20, ge=2, description="images of different bytes that share one pHash this often are named as placeholders"
     )

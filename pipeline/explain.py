@@ -74,6 +74,9 @@ def _as_stored(what: str) -> str:
 
 def _life(connection: Any, sample_id: str) -> dict[str, Any]:
     life: dict[str, Any] = {}
+    life["extra_captions"] = _rows(
+        connection, "SELECT * FROM extra_captions WHERE sample_id = $1 ORDER BY place", [sample_id]
+    )
     for view in ("candidates", "facts", "captions", "decisions"):
         rows = _rows(connection, f"SELECT * FROM {view} WHERE sample_id = $1", [sample_id])
         life[view] = rows[0] if rows else None
@@ -232,6 +235,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
                 f"          stands for {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
                 for row in life["stands_for"]
             ),
+            *(f"          takes over the caption {row['text']!r}" for row in life["extra_captions"]),
         ]
     if decision["stage"] == "fetch":
         return []

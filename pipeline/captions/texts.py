@@ -13,6 +13,8 @@ import pyarrow as pa
 from pipeline.captions.settings import TextChoice, TextName, TextSettings
 from pipeline.captions.taxa import MEMBER_NAMES
 
+EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of the captions that dropped duplicates left
+
 
 def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
     """Columns sample_id, txt (the text to write) and txt_type (caption or a text type), row for row.
@@ -35,8 +37,9 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
 
 
 def text_members(texts: dict[str, str], settings: TextSettings) -> dict[str, str]:
-    """Extra text members of a sample, file name after the key to content; none without a taxon."""
-    return {MEMBER_NAMES[name]: texts[name] for name in settings.members if name in texts}
+    """Extra text members of a sample, file name after the key to content: of its taxon, and of dropped duplicates."""
+    members = {MEMBER_NAMES[name]: texts[name] for name in settings.members if name in texts}
+    return members | {f"{name}.txt": text for name, text in texts.items() if name.startswith(EXTRA_CAPTION)}
 
 
 def _choice_for(domain: str | None, source: str | None, settings: TextSettings) -> TextChoice:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from manifests import tables
 from pipeline.captions.settings import TextSettings
-from pipeline.captions.texts import choose_texts, text_members
+from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, text_members
 from pipeline.stages import record
 from pipeline.stages.sql import open_scratch, view_parquet
 from pipeline.stages.tar import BLOCK_BYTES
@@ -42,8 +42,10 @@ _JSON_COLUMNS = (
     "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),
 )  # fmt: skip
 _JOIN = """
-    SELECT d.*, {candidates}, {facts}, t.text, t.texts, t.licence_id
+    SELECT d.*, {candidates}, {facts}, t.text, t.licence_id,
+        if(x.texts IS NULL, t.texts, map_concat(t.texts, x.texts)) AS texts
     FROM draws d JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)
+    LEFT JOIN extra_texts x USING (sample_id)
     WHERE d.split = $split AND ($domain IS NULL OR d.domain = $domain) ORDER BY d.rank
 """
 
@@ -100,15 +102,13 @@ def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
 
     total = padded(rows["length"].to_numpy().astype(np.int64)) + padded(length("txt"))
     total += padded(np.sum([length(column) for column in _JSON_COLUMNS], axis=0) + _JSON_BYTES)
-    if texts.members:
-        total += np.array(
-            [
-                sum(BLOCK_BYTES + -(-len(text.encode()) // BLOCK_BYTES) * BLOCK_BYTES for text in members.values())
-                for members in (text_members(dict(pairs or ()), texts) for pairs in rows["texts"].to_pylist())
-            ],
-            np.int64,
-        )
-    return total
+    return total + np.array(
+        [
+            sum(BLOCK_BYTES + -(-len(text.encode()) // BLOCK_BYTES) * BLOCK_BYTES for text in members.values())
+            for members in (text_members(dict(pairs or ()), texts) for pairs in rows["texts"].to_pylist())
+        ],
+        np.int64,
+    )
 
 
 def arrange(payload: dict[str, Any]) -> PartResult:
@@ -122,6 +122,7 @@ def arrange(payload: dict[str, Any]) -> PartResult:
     with open_scratch(payload) as sql:
         for name in ("draws", "candidates", "facts", "captions"):
             view_parquet(sql, name, payload[name])
+        _gather_extra_captions(sql, payload["extra_captions"])
         for group in payload["groups"]:
             path = f"tables/pack/{payload['stem']}-{group.table.removeprefix('arranged_')}.parquet"
             writer = TableWriter(payload["workdir"], group.table, path, ARRANGED)
@@ -134,6 +135,18 @@ def arrange(payload: dict[str, Any]) -> PartResult:
                 counts[group.table].append(shard.num_rows)
             files.append(writer.close())
     return PartResult(tuple(files), None, {"shards": counts})
+
+
+def _gather_extra_captions(sql: Any, files: Sequence[str]) -> None:
+    """`extra_texts`: captions that dropped duplicates left, a map a sample."""
+    if files:
+        view_parquet(sql, "extra_captions", files)
+    else:
+        sql.register("extra_captions", tables.EXTRA_CAPTIONS.empty_table())
+    sql.execute(
+        f"CREATE TABLE extra_texts AS SELECT sample_id, map(list('{EXTRA_CAPTION}' || place ORDER BY place), "
+        "list(text ORDER BY place)) AS texts FROM extra_captions GROUP BY sample_id"
+    )
 
 
 def _shards_of(

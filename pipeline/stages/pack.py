@@ -103,6 +103,7 @@ def _plan_arrange(context: BuildContext) -> Sequence[Part]:
         "candidates": context.files("ingest", "candidates"),
         "facts": context.files("fetch", "facts"),
         "captions": context.files("caption", "captions"),
+        "extra_captions": context.files("select", "extra_captions"),
         "groups": _groups(context),
         "texts": context.config.caption.text,
         "max_samples": context.config.pack.max_samples,
@@ -208,6 +209,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "counts": _funnels(context),  # release.json states them, and equal fingerprints mean equal bytes
         "facts": context.sealed["fetch"].notes["content"],
         "captions": context.sealed["caption"].notes["content"],
+        "extra_captions": context.content("select", "extra_captions"),
         "candidates": context.content("ingest", "candidates"),
         "recipe": record.release_recipe(context.config),
         "evaluation": context.sealed["dedup"].notes.get("evaluation", []),

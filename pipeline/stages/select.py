@@ -22,7 +22,7 @@ from pipeline.releases.takedown_list import read_list
 from pipeline.stages.caps import judge_caps
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.stages.takedowns import judge_takedowns
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
+from pipeline.work import BuildContext, Part, PartResult, PrivateFile, Stage, Step, TableWriter, fingerprint
 
 VERSION = 2
 
@@ -77,6 +77,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
         decisions = copy_sorted(
             sql, _DECISIONS, "sample_id", TableWriter(payload["workdir"], "decisions", path, tables.DECISIONS)
         )
+        extra = _keep_captions(sql, payload) if payload["extra_captions"] else ()
         view_parquet(sql, "decisions", [decisions.temp])
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
@@ -90,7 +91,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
         num_in = sql.execute("SELECT count(*) FROM passed").fetchall()[0][0]
         content = facet(sql, tables.DECISIONS.names, "decisions")
     notes = {"domains": domains, "sources": kept, "balance": balance, "content": content}
-    return PartResult((decisions,), Funnel(num_in, sum(domains.values()), reasons), notes)
+    return PartResult((decisions, *extra), Funnel(num_in, sum(domains.values()), reasons), notes)
 
 
 # what select drops, a row at most once: leaks, takedowns, licences, duplicates, caps, in this order
@@ -223,11 +224,29 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     )
 
 
+def _keep_captions(sql: Any, payload: dict[str, Any]) -> tuple[PrivateFile]:
+    """Further captions of every image that stays, out of those its duplicates were dropped with: the longest first."""
+    path = f"tables/select/{payload['stem']}-captions.parquet"
+    file = copy_sorted(
+        sql,
+        "SELECT *, (row_number() OVER (PARTITION BY sample_id ORDER BY num_words DESC, from_sample_id))::INTEGER "
+        "AS place FROM (SELECT DISTINCT ON (d.other_sample_id, lower(t.text)) d.other_sample_id AS sample_id, t.text, "
+        "t.num_words, d.sample_id AS from_sample_id FROM duplicates d JOIN captions t ON t.sample_id = d.sample_id "
+        "JOIN captions k ON k.sample_id = d.other_sample_id ANTI JOIN dropped o ON o.sample_id = d.other_sample_id "
+        "WHERE d.reason <> 'takedown' AND t.text_source = 'caption' AND lower(t.text) <> lower(k.text) "
+        f"ORDER BY d.sample_id) QUALIFY place <= {payload['extra_captions']}",
+        "sample_id, place",
+        TableWriter(payload["workdir"], "extra_captions", path, tables.EXTRA_CAPTIONS),
+    )
+    return (file,)
+
+
 def _identity(context: BuildContext) -> dict[str, Any]:
     config = context.config
     return {
         "version": VERSION,
         "prefer": list(config.dedup.prefer),
+        "extra_captions": config.dedup.extra_captions,
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences.model_dump(mode="json"),
         "balance": config.select.balance.model_dump(mode="json"),
@@ -254,6 +273,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "caption_verdicts": context.files("caption", "caption_verdicts"),
         "score_verdicts": context.files("score", "score_verdicts"),
         "prefer": list(config.dedup.prefer),
+        "extra_captions": config.dedup.extra_captions,
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences,
         "balance": config.select.balance,

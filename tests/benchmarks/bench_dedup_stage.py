@@ -4,8 +4,8 @@
 
 Writes candidates, facts, captions and verdicts of so many rows into the folder (hashes as the heavy set of
 `bench_matching.py`: 2 % near-duplicates, 1 % placeholders, 5 % in clusters; 1 % of the fetches fail, 5 % fall to a
-caption rule; an evaluation set of 50,000 images of which 500 are planted) and runs each step in a process of its own, as one
-worker would. Prints one JSON line a step: seconds, peak memory, load, rows.
+caption rule; an evaluation set of 50,000 images of which 500 are planted) and runs each step in a process of its own,
+as one worker would. Prints one JSON line a step: seconds, peak memory, load, rows.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
             "licences": LicenceSettings(),
             "balance": BalanceSettings(),
             "takedowns": [],
+            "extra_captions": 0,
         },
     }
     work = {

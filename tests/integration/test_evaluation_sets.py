@@ -278,3 +278,41 @@ def test_pictures_of_one_colour_match_by_bytes_alone(tmp_path: Path) -> None:
     pool = {"blank": BASE, "other blank": BASE}
     leaks = leaks_of(tmp_path, pool, {"white": BASE}, flat=("blank", "white"), bytes={"blank": "white"})
     assert [(row["sample_id"], row["matched"]) for row in leaks] == [("blank", "bytes")]
+
+
+# ---- captions of dropped duplicates, from the sources to the training loader
+
+
+def test_extra_captions_are_members_that_training_can_draw(pictures: Path, tmp_path: Path) -> None:
+    from manifests.release import Release
+    from training.shards import ShardReader, open_pool
+
+    folder = tmp_path / "pictures"
+    for place, photo in enumerate(CLEAN):
+        plant(photo, "exact", folder)
+        (folder / f"exact_{photo.stem}.txt").write_text(f"the first words about {place}")
+    plant(CLEAN[0], "resized", folder)
+    (folder / f"resized_{CLEAN[0].stem}.txt").write_text("quite other words, and more of them, about the same")
+    source = {
+        "name": "photos",
+        "domain": "food",
+        "folder": {"path": str(folder), "captions": "text_file"},
+        "defaults": {"licence": "CC0-1.0"},
+    }
+    releases = {}
+    for num in (0, 2):
+        work = tmp_path / str(num)
+        report = build(config_of(pictures, work, [], sources=[source], dedup={"extra_captions": num}))
+        assert report.stages["select"].funnel.reasons == {"near_duplicate": 1}
+        releases[num] = Release.open(str(work / str(report.release)))
+    names = {}
+    for num, release in releases.items():
+        (shard,) = release.shards("train")
+        with tarfile.open(release.shard_path("train", shard)) as tar:
+            names[num] = {name for name in tar.getnames() if "extra_caption" in name}
+    assert names[0] == set()
+    pool = open_pool([releases[2]], "train")
+    read = ShardReader(pool).read(list(range(len(pool))), True)
+    extra = {text for _, _, members in read for name, text in members.items() if name.startswith("extra_caption")}
+    assert extra == {"quite other words, and more of them, about the same"}
+    assert len(names[2]) == 1

@@ -99,6 +99,8 @@ def run_decide(
     prefer: tuple[str, ...] = ("licence", "pixels", "caption", "priority"),
     balance: BalanceSettings = BalanceSettings(),  # noqa: B008  # frozen
     takedowns: list[Entry] | None = None,
+    leaks: list[dict[str, Any]] | None = None,
+    extra_captions: int = 0,
 ) -> tuple[dict[str, dict[str, Any]], Any]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -116,7 +118,8 @@ def run_decide(
         "caption_verdicts": written("caption_verdicts", tables.VERDICTS, fetched),
         "score_verdicts": [],
         "pairs": [],
-        "leaks": [],
+        "leaks": written("leaks", tables.LEAKS, leaks or []),
+        "extra_captions": extra_captions,
         "prefer": list(prefer),
         "priority": {"gbif": 0, "cc": 1},
         "licences": LicenceSettings(),
@@ -269,3 +272,70 @@ def test_caps_count_what_duplicates_left_and_say_what_they_cut(tmp_path: Path) -
     assert (first["num_before"], first["num_after"]) == (num_roses + 1, 11)
     assert first["head"] == [["Rosa canina", num_roses, 10], ["Iris tectorum", 1, 1]]
     assert (second["num_before"], second["num_after"]) == (11, 8), "the second cap counts what the first left"
+
+
+# ---- leaks of evaluation sets
+
+
+def leak(sample_id: str, matched: str = "near", distance: int | None = 3, via: str | None = None) -> dict[str, Any]:
+    return {
+        "sample_id": sample_id,
+        "evaluation_set": "held",
+        "evaluation_member": "m.jpg",
+        "matched": matched,
+        "distance": distance,
+        "via_sample_id": via,
+    }
+
+
+def test_a_leak_is_dropped_before_duplicates_are_chosen(tmp_path: Path) -> None:
+    """The larger of two twins leaks: the other one, which does not, is kept and stands for nobody."""
+    samples = [sample("large", phash=77, width_px=900), sample("small", phash=77), sample("other")]
+    found, result = run_decide(tmp_path, samples, leaks=[leak("large")])
+    assert found["large"]["reason"] == "eval_leak"
+    assert found["large"]["value"] == "pHash distance 3"
+    assert (found["large"]["evaluation_set"], found["large"]["evaluation_member"]) == ("held", "m.jpg")
+    assert (found["large"]["distance"], found["large"]["other_sample_id"]) == (3, None)
+    assert found["small"]["keep"]
+    assert dict(result.funnel.reasons) == {"eval_leak": 1}
+
+
+def test_what_matches_a_leak_goes_with_it(tmp_path: Path) -> None:
+    samples = [sample("a", phash=77), sample("b", phash=76), sample("c")]
+    found, _ = run_decide(tmp_path, samples, leaks=[leak("a", "bytes", None), leak("b", "duplicate", 1, "a")])
+    assert {name for name, row in found.items() if row["keep"]} == {"c"}
+    assert found["a"]["value"] == "same bytes"
+    assert (found["b"]["value"], found["b"]["other_sample_id"]) == ("pHash distance 1 to the leak a", "a")
+
+
+def test_a_leak_that_a_rule_dropped_keeps_the_rule_as_reason(tmp_path: Path) -> None:
+    samples = [sample("a", keep=False, reason="min_words", value="1", threshold=">= 2"), sample("b")]
+    found, result = run_decide(tmp_path, samples, leaks=[leak("a")])
+    assert (found["a"]["reason"], found["a"]["value"], found["a"]["evaluation_set"]) == ("min_words", "1", None)
+    assert result.funnel.num_in == 1
+
+
+# ---- captions of dropped duplicates
+
+
+def test_captions_of_duplicates_are_kept_with_the_image_that_stays(tmp_path: Path) -> None:
+    same = {"phash": 77, "text_source": "caption"}
+    samples = [
+        sample("stays", width_px=900, text="a red poppy", **same),
+        sample("again", text="A red Poppy", **same),  # says nothing new
+        sample("short", text="flower", num_words=1, **same),
+        sample("long", text="a poppy in a field of wheat", num_words=7, **same),
+        sample("twice", text="Flower", num_words=1, **same),
+        sample("taxon", text="a photo of Papaver rhoeas", phash=77, text_source="taxon"),  # not a caption
+        sample("alone", text="an oak", text_source="caption"),
+    ]
+    _, result = run_decide(tmp_path, samples, extra_captions=3)
+    kept = pq.read_table(result.files[1].temp).to_pylist()
+    assert [(row["sample_id"], row["place"], row["text"], row["from_sample_id"]) for row in kept] == [
+        ("stays", 1, "a poppy in a field of wheat", "long"),
+        ("stays", 2, "flower", "short"),
+    ]
+    _, result = run_decide(tmp_path / "one", samples, extra_captions=1)
+    assert pq.read_table(result.files[1].temp)["from_sample_id"].to_pylist() == ["long"]
+    _, result = run_decide(tmp_path / "off", samples)
+    assert len(result.files) == 1

@@ -104,6 +104,7 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
         "candidates": written("candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num_rows),
         "facts": written("facts", tables.FACTS, sample_id=ids),
         "captions": written("captions", tables.CAPTIONS, sample_id=ids, texts=[[]] * num_rows),
+        "extra_captions": [],
         "groups": [ShardGroup("train")],
         "texts": TextSettings(),
         "max_samples": size,
