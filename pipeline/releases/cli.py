@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from manifests import storage
@@ -10,6 +11,8 @@ from manifests.catalog import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import RECORD_FILE, Release
 
+PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")
+WRITTEN = ("img2dataset", "datacomp")
 Commands = argparse._SubParsersAction  # argparse gives it no public name
 
 RELEASE_HELP = "release folder, WORKDIR/releases/NAME, or a work folder for its newest release"
@@ -17,7 +20,9 @@ RELEASE_HELP = "release folder, WORKDIR/releases/NAME, or a work folder for its 
 
 def add_parsers(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the commands to the command line."""
+    _add_export(commands)
     _add_takedown(commands)
+    _add_diff(commands)
 
 
 def open_release(path: str) -> Release:
@@ -100,4 +105,70 @@ def _takedown(args: argparse.Namespace) -> int:
         print("the pool still holds their bytes")
     print(f"the earlier version still holds them; delete it where it was given to others: {release.path}")
     print(f"release: {made.path}")
+    return 0
+
+
+def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "export",
+        "arguments and code to paste for other tools, and the layouts they expect",
+        "plantmix export data/demo --for open_clip\n"
+        "         plantmix export data/my/releases/strata --for open_clip --ratio plant=1,general=3\n"
+        "         plantmix export data/demo --for img2dataset --out data/demo-img2dataset",
+    )
+    parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
+    parser.add_argument("--for", dest="target", required=True, choices=(*PRINTED, *WRITTEN), help="the tool that reads")
+    parser.add_argument(
+        "--ratio", metavar="DOMAIN=SHARE,...", help="of a stratified release: shares to draw (its own target)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="new folder for img2dataset's or DataComp's layout")
+    parser.set_defaults(func=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    ratio = _read_ratio(args.ratio)
+    if args.target in PRINTED:
+        if args.out:
+            raise ConfigError(f"--out: {args.target} needs no files; leave it out, or use --for {' or '.join(WRITTEN)}")
+        from pipeline.releases.export import describe
+
+        print(describe(open_release(args.release), args.target, ratio))
+        return 0
+    if not args.out or ratio is not None:
+        raise ConfigError(f"--for {args.target} writes files of the whole split train: give --out DIR, and no --ratio")
+    from pipeline.releases.layouts import write_layout
+
+    print("\n".join(write_layout(open_release(args.release), args.target, args.out)))
+    return 0
+
+
+def _read_ratio(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {domain.strip(): float(share) for domain, share in pairs}
+    except ValueError:
+        raise ConfigError(f"--ratio {text}: write DOMAIN=SHARE, with commas between, as plant=10,general=3") from None
+
+
+def _add_diff(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "diff",
+        "what changed between two releases: samples, texts, domains, shards, recipe",
+        "plantmix diff data/demo/releases/plantmix-demo-1a2b3c4d5e6f data/demo",
+    )
+    parser.add_argument("before", metavar="A", help=RELEASE_HELP)
+    parser.add_argument("after", metavar="B", help="another release")
+    parser.add_argument("--json", action="store_true", help="the same as json")
+    parser.set_defaults(func=_diff)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from pipeline.releases.diff import compare, describe
+
+    found = compare(open_release(args.before), open_release(args.after))
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(describe(found)))
     return 0

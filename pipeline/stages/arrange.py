@@ -36,7 +36,7 @@ ARRANGED = pa.schema(
     ]
 )
 BATCH_ROWS = 10_000
-_JSON_BYTES = 500  # of a json member without its values: names, quotes, hashes, sizes
+_JSON_BYTES = 620  # of a json member without its values: names, quotes, hashes, sizes
 _JSON_COLUMNS = (
     "domain", "source", "record_key", "url", "caption", "taxon_scientific_name", "taxon_vernacular_name", "licence_id",
     "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),

@@ -58,27 +58,33 @@ def sample_key(row: dict[str, Any]) -> str:
 
 
 def sample_json(row: dict[str, Any], key: str) -> bytes:
-    """The json member: where the sample comes from and what is known of it."""
-    taxon = {rank: row[f"taxon_{rank}"] for rank in tables.TAXON_RANKS if row[f"taxon_{rank}"]}
-    values = {
-        "key": key,
-        "uid": row["sample_id"],  # as DataComp's tools name it
+    """The json member: where the sample comes from and what is known of it.
+
+    The same fields of the same types in every sample, "" for what is not known: readers that infer a schema from the
+    first samples (Hugging Face `datasets`, Ray) meet no other later. `extra` is JSON text for the same reason.
+    """
+    texts = {
         **{name: row[name] for name in ("sample_id", "domain", "source", "record_key", "url", "caption")},
         "text_type": row["txt_type"],
-        "taxon": taxon,
         "scientific_name": row["taxon_scientific_name"],
         "vernacular_name": row["taxon_vernacular_name"],
         "licence": row["licence_id"],
         "creator": row["creator"],
         "rights_holder": row["rights_holder"],
         "reference_url": row["reference_url"],
+        "sha256": row["image_id"],
+        "extra": row["extra"],
+    }
+    values = {
+        "key": key,
+        "uid": row["sample_id"],  # as DataComp's tools name it
+        **{name: value or "" for name, value in texts.items()},
+        "taxon": {rank: row[f"taxon_{rank}"] or "" for rank in tables.TAXON_RANKS},
         "width": row["stored_width_px"],
         "height": row["stored_height_px"],
         "original_width": row["width_px"],
         "original_height": row["height_px"],
-        "sha256": row["image_id"],
         "phash": f"{row['phash']:016x}",
-        "extra": json.loads(row["extra"]) if row["extra"] else None,
     }
     return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -89,6 +89,8 @@ def test_the_command_line_is_frozen() -> None:
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
         "mix": ["--dry-run", "config"],
+        "export": ["--for", "--out", "--ratio", "release"],
+        "diff": ["--json", "after", "before"],
         "takedown": ["--id", "--owner", "--reason", "--url", "release"],
     }
     assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)

@@ -92,6 +92,26 @@ def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone:
     assert run_plantmix("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
 
 
+def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: dict[str, Any]) -> None:
+    told = run_plantmix("diff", old.path, new.path, "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    changed = [row for row in found["domains"] if row["before"] != row["after"]]
+    assert [(row["split"], row["domain"], row["removed"], row["added"]) for row in changed] == [
+        ("train", gone["domain"], 1, 0)
+    ]
+    assert changed[0]["more_samples"] == -2
+    touched = {row["shard"] for row in old.samples("train").to_pylist() if row["sample_id"] == gone["sample_id"]}
+    assert found["shards"]["after"] - found["shards"]["shared"] == len(touched)
+    assert found["recipe"] == []
+    assert found["takedowns"][0]["reason"] == "asked by the owner"
+    assert "taken down: 1 images, reason: asked by the owner" in run_plantmix("diff", old.path, new.path).stdout
+    same = run_plantmix("diff", old.path, old.path).stdout
+    assert "recipe: the same" in same
+    back = json.loads(run_plantmix("diff", new.path, old.path, "--json").stdout)
+    assert sum(row["added"] for row in back["domains"]) == 1
+
+
 def test_an_owner_and_an_image_hash(old: Release) -> None:
     rows = old.samples().to_pylist()
     owner = rows[0]["rights_holder"] or rows[0]["creator"]

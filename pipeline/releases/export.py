@@ -1,0 +1,215 @@
+"""`plantmix export`: what to paste so that another tool reads a release with its mixture, and layouts others expect.
+
+Reads the record (and for layouts samples.parquet). Prints text, or writes a folder of hard links and side files
+beside the release; the release itself is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.release import SPLIT_FOLDERS, Release
+from pipeline.allocation import Pool, allocate
+
+
+@dataclass(frozen=True)
+class Group:
+    """Training shards that are drawn from together: one domain of a stratified release, or all of a mixed one."""
+
+    domain: str | None
+    share: float
+    shards: tuple[str, ...]
+    num_samples: int
+
+    @property
+    def factor(self) -> float:
+        """Weight of each of its shards when shards are drawn with replacement: share over samples (f = r / N)."""
+        return self.share / self.num_samples
+
+
+def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group]:
+    """What a reader draws from, with shares that sum to 1; without a ratio the release's own target.
+
+    Raises: ConfigError for a ratio over a mixed release, or one that names an unknown domain.
+    """
+    counts = release.num_by_domain("train")
+    if release.kind == "mixed":
+        if ratio is not None:
+            raise ConfigError(
+                f"{release.path}: this release has its ratio baked in; another one needs `plantmix mix`, or a "
+                "stratified release (pack.kind: stratified)"
+            )
+        return [Group(None, 1.0, tuple(release.shards("train")), release.num_samples("train"))]
+    wanted = ratio if ratio is not None else target_ratio(release)
+    unknown = [domain for domain in wanted if domain not in counts]
+    if unknown or not sum(wanted.values()) > 0 or min(wanted.values()) < 0:
+        raise ConfigError(
+            f"{release.path}: the release has the domains {', '.join(counts)}; give shares of 0 or more for them, as "
+            f"--ratio {','.join(f'{domain}=1' for domain in counts)} (given: "
+            f"{', '.join(f'{domain}={share:g}' for domain, share in wanted.items())})"
+        )
+    whole = sum(wanted.values())
+    return [
+        Group(domain, share / whole, tuple(release.shards("train", domain)), counts[domain])
+        for domain, share in wanted.items()
+        if share > 0
+    ]
+
+
+def target_ratio(release: Release) -> dict[str, float]:
+    """Target shares of mixture.json, of the domains that have training samples."""
+    fs, inner = storage.filesystem(storage.join(release.path, "mixture.json"))
+    counts = release.num_by_domain("train")
+    rows = json.loads(fs.cat_file(inner))["domains"]
+    return {row["domain"]: float(row["target_share"]) for row in rows if counts.get(row["domain"])}
+
+
+def epoch_samples(release: Release, groups: Sequence[Group]) -> int:
+    """Samples of one epoch: all of a mixed release; of a stratified one what its pools give at the ratio.
+
+    The recipe's own number is taken where it gives one; without, the most that its max_epochs allows.
+    """
+    if release.kind == "mixed":
+        return release.num_samples("train")
+    mix: Mapping[str, Any] = release.record["recipe"]["mix"]
+    epochs = mix["max_epochs"]
+    pools = {
+        str(group.domain): Pool(
+            group.num_samples, float(epochs.get(group.domain, 1.0) if isinstance(epochs, dict) else epochs)
+        )
+        for group in groups
+    }
+    quotas = allocate({str(group.domain): group.share for group in groups}, pools, None)
+    most = sum(quota.num_samples for quota in quotas)
+    return min(most, mix["num_samples"]) if mix["num_samples"] else most
+
+
+def braces(names: Iterable[str]) -> str:
+    """Shard names as one brace pattern: NAME-{000000..000009}.tar, runs and single numbers joined by commas."""
+    split = [re.fullmatch(r"(.*-)(\d+)(\.tar)", name) for name in names]
+    parts = [match for match in split if match is not None]
+    numbers = [int(match[2]) for match in parts]
+    width, head, tail = len(parts[0][2]), parts[0][1], parts[0][3]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    words = [
+        f"{first:0{width}d}" if first == last else f"{{{first:0{width}d}..{last:0{width}d}}}" for first, last in runs
+    ]
+    return head + (words[0] if len(words) == 1 else "{" + ",".join(words) + "}") + tail
+
+
+def describe(release: Release, target: str, ratio: Mapping[str, float] | None) -> str:
+    """The text to paste for a target; it holds absolute paths."""
+    groups = groups_of(release, ratio)
+    folder = release.path if storage.is_remote(release.path) else str(Path(release.path).absolute())
+    return _TARGETS[target](release, folder, groups)
+
+
+def _patterns(folder: str, groups: Sequence[Group]) -> list[str]:
+    return [f"{folder}/{SPLIT_FOLDERS['train']}/{braces(group.shards)}" for group in groups]
+
+
+def _open_clip(release: Release, folder: str, groups: Sequence[Group]) -> str:
+    words = ["--dataset-type webdataset", f"--train-data {shlex.quote('::'.join(_patterns(folder, groups)))}"]
+    if release.kind == "stratified":
+        factors = "::".join(f"{group.factor:.9g}" for group in groups)
+        words += ["--dataset-resampled", f"--train-data-upsampling-factors {shlex.quote(factors)}"]
+    words.append(f"--train-num-samples {epoch_samples(release, groups)}")
+    if "heldout" in release.splits:
+        pattern = f"{folder}/{SPLIT_FOLDERS['heldout']}/{braces(release.shards('heldout'))}"
+        words += [f"--val-data {shlex.quote(pattern)}", f"--val-num-samples {release.num_samples('heldout')}"]
+    lines = ["python -m open_clip_train.main", *words]
+    notes = [
+        f"# {group.domain}: share {group.share:.6g} of {group.num_samples:,} samples, factor {group.factor:.6g} a shard"
+        for group in groups
+        if group.domain
+    ]
+    return "\n".join([*notes, " \\\n  ".join(lines)])
+
+
+def _webdataset(release: Release, folder: str, groups: Sequence[Group]) -> str:
+    lines = ["import webdataset as wds", "", f"epoch_samples = {epoch_samples(release, groups):_}"]
+    lines += ["sources = [", *(f"    {pattern!r}," for pattern in _patterns(folder, groups)), "]"]
+    if release.kind == "mixed":
+        lines.append("dataset = wds.WebDataset(sources[0], shardshuffle=100).shuffle(5000)")
+    else:
+        lines += [
+            f"shares = {[round(group.share, 9) for group in groups]}",
+            "dataset = wds.RandomMix(",
+            "    [wds.WebDataset(source, resampled=True).shuffle(5000) for source in sources], probs=shares",
+            ")  # endless: take epoch_samples of it for an epoch",
+        ]
+    return "\n".join([*lines, "# each sample: jpg (bytes), txt, json, __key__; .decode('pil') gives pictures"])
+
+
+def _wids(release: Release, folder: str, groups: Sequence[Group]) -> str:
+    lines = ["import wids", "", f"dataset = wids.ShardListDataset({folder + '/shards/wids.json'!r}, keep=True)"]
+    if release.kind == "stratified":
+        lines.append("# rows of each domain lie together, in this order:")
+        start = 0
+        for domain, num in release.num_by_domain("train").items():
+            share = next((group.share for group in groups if group.domain == domain), 0.0)
+            lines.append(f"rows_{_identifier(domain)} = range({start}, {start + num})  # share {share:.6g}")
+            start += num
+    return "\n".join(lines)
+
+
+def _globs(folder: str, groups: Sequence[Group]) -> list[str]:
+    """One glob a group; the digit keeps domains apart whose names begin alike."""
+    return [f"{folder}/shards/{group.shards[0].rpartition('-')[0]}-[0-9]*.tar" for group in groups]
+
+
+def _hf_datasets(release: Release, folder: str, groups: Sequence[Group]) -> str:
+    load = "load_dataset('webdataset', data_files={{'train': {!r}}}, split='train', streaming=True)"
+    parts = [load.format(pattern) for pattern in _globs(folder, groups)]
+    if release.kind == "mixed":
+        return f"from datasets import load_dataset\n\ndataset = {parts[0]}"
+    lines = ["from datasets import interleave_datasets, load_dataset", "", "parts = ["]
+    lines += [*(f"    {part}," for part in parts), "]", f"shares = {[round(group.share, 9) for group in groups]}"]
+    lines.append(
+        "dataset = interleave_datasets(parts, probabilities=shares, seed=0, stopping_strategy='all_exhausted')"
+    )
+    return "\n".join(lines)
+
+
+def _ray(release: Release, folder: str, groups: Sequence[Group]) -> str:
+    lines = ["from glob import glob", "", "import ray", ""]
+    for group, pattern in zip(groups, _globs(folder, groups), strict=True):
+        name = f"dataset_{_identifier(group.domain)}" if group.domain else "dataset"
+        share = f"  # share {group.share:.6g}" if group.domain else ""
+        lines.append(f"{name} = ray.data.read_webdataset(sorted(glob({pattern!r}))){share}")
+    return "\n".join(lines)
+
+
+def _dalip(release: Release, folder: str, groups: Sequence[Group]) -> str:
+    lines = [f"release: {folder}"]
+    if release.kind == "stratified":
+        lines += ["data:", "  mixture:", *(f"    {group.domain}: {group.share:.9g}" for group in groups)]
+        lines.append(f"  epoch_samples: {epoch_samples(release, groups)}")
+    return "\n".join(lines)
+
+
+def _identifier(domain: str | None) -> str:
+    return re.sub(r"\W", "_", str(domain))
+
+
+_TARGETS = {
+    "open_clip": _open_clip,
+    "webdataset": _webdataset,
+    "wids": _wids,
+    "hf_datasets": _hf_datasets,
+    "ray": _ray,
+    "dalip": _dalip,
+}

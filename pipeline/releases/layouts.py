@@ -1,0 +1,128 @@
+"""Layouts that other tools expect, as a folder of hard links and tables beside a release.
+
+img2dataset: 00000.tar, 00000.parquet, 00000_stats.json. DataComp: uids.npy and metadata parquet. Reads a release
+shard by shard; writes into a new folder, never into the release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.release import SAMPLES_FILE, Release
+from pipeline.releases.sidefiles import BATCH_ROWS, json_bytes
+
+_COLUMNS = ("sample_id", "copy", "split", "shard", "key", "url", "text", "image_id", "width_px", "height_px",
+            "stored_width_px", "stored_height_px")  # fmt: skip
+
+
+def write_layout(release: Release, layout: str, out: str) -> list[str]:
+    """Write a layout of the training split; returns lines that say what is there.
+
+    Raises: ConfigError when the folder is not empty.
+    """
+    fs, inner = storage.filesystem(out)
+    if fs.exists(inner) and fs.find(inner):
+        raise ConfigError(f"{out}: not empty; give a new folder, so that nothing of yours is mixed in")
+    storage.make_folder(out)
+    return _write_img2dataset(release, out) if layout == "img2dataset" else _write_datacomp(release, out)
+
+
+def _write_img2dataset(release: Release, out: str) -> list[str]:
+    shards = release.shards("train")
+    for number, rows in enumerate(_by_shard(release, shards)):
+        stem = storage.join(out, f"{number:05d}")
+        storage.link_or_copy(release.shard_path("train", shards[number]), f"{stem}.tar")
+        nothing = pa.nulls(rows.num_rows, pa.string())
+        table = pa.table(
+            {
+                "url": rows["url"],
+                "caption": rows["text"],
+                "key": rows["key"],
+                "status": pa.array(["success"] * rows.num_rows),
+                "error_message": nothing,
+                "width": rows["stored_width_px"],
+                "height": rows["stored_height_px"],
+                "original_width": rows["width_px"],
+                "original_height": rows["height_px"],
+                "exif": nothing,
+                "sha256": rows["image_id"],
+            }
+        )
+        _publish_table(f"{stem}.parquet", table)
+        stats = {
+            "count": rows.num_rows,
+            "successes": rows.num_rows,
+            "failed_to_download": 0,
+            "failed_to_resize": 0,
+            "duration": 0.0,
+            "start_time": 0.0,
+            "end_time": 0.0,
+            "status_dict": {"success": rows.num_rows},
+        }
+        storage.publish_bytes(f"{stem}_stats.json", json_bytes(stats))
+    pattern = f"{{00000..{len(shards) - 1:05d}}}.tar"
+    return [f"{len(shards):,} shards as img2dataset leaves them: {storage.join(out, pattern)}"]
+
+
+def _write_datacomp(release: Release, out: str) -> list[str]:
+    import io
+
+    import numpy as np
+
+    uids: set[str] = set()
+    storage.make_folder(storage.join(out, "metadata"))
+    for number, rows in enumerate(_by_shard(release, release.shards("train"))):
+        rows = rows.filter(pc.equal(rows["copy"], 0))
+        table = pa.table(
+            {
+                "uid": rows["sample_id"],
+                "url": rows["url"],
+                "text": rows["text"],
+                "original_width": rows["width_px"],
+                "original_height": rows["height_px"],
+                "sha256": rows["image_id"],
+            }
+        )
+        _publish_table(storage.join(out, "metadata", f"{number:08d}.parquet"), table)
+        uids |= set(rows["sample_id"].to_pylist())
+    halves = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], np.dtype("u8,u8"))
+    halves.sort()
+    stream = io.BytesIO()
+    np.save(stream, halves)
+    storage.publish_bytes(storage.join(out, "uids.npy"), stream.getvalue())
+    return [
+        f"{len(uids):,} uids, sorted, as DataComp's resharder takes them: {storage.join(out, 'uids.npy')}",
+        f"metadata by uid: {storage.join(out, 'metadata')}",
+    ]
+
+
+def _by_shard(release: Release, shards: list[str]) -> Iterator[pa.Table]:
+    """Rows of the training shards, one table a shard; samples.parquet lies in the order of the shards."""
+    fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
+    waiting: pa.Table | None = None
+    names = iter(shards)
+    current: Any = next(names, None)
+    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+        for batch in source.iter_batches(BATCH_ROWS, columns=list(_COLUMNS)):
+            rows = pa.Table.from_batches([batch])
+            rows = rows.filter(pc.equal(rows["split"], "train"))
+            waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
+            while current is not None and waiting.num_rows and waiting["shard"][-1].as_py() != current:
+                mine = pc.equal(waiting["shard"], current)
+                yield waiting.filter(mine)
+                waiting, current = waiting.filter(pc.invert(mine)), next(names, None)
+    if current is not None and waiting is not None:
+        yield waiting
+
+
+def _publish_table(path: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.publish_bytes(path, sink.getvalue().to_pybytes())
