@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_build(commands)
+    _add_estimate(commands)
     _add_status(commands)
     _add_explain(commands)
     _add_query(commands)
@@ -86,6 +87,27 @@ def _build(args: argparse.Namespace) -> int:
     from pipeline.build import build
 
     return build(args.config, args.first, args.last, args.ray_address)
+
+
+def _add_estimate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "estimate",
+        "what a build would fetch: rows, hosts, bytes, hours at the polite rate, disk; asks no host unless told",
+        "plantmix estimate configs/pipeline/plantmix-13m.yaml --head 200",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument(
+        "--head", type=int, default=0, metavar="N", help="ask N of the addresses for their size, politely (none)"
+    )
+    parser.add_argument("--json", action="store_true", help="the same as json, with every host")
+    parser.set_defaults(func=_estimate)
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from pipeline.estimate import print_estimate
+
+    return print_estimate(args.config, args.head, args.json)
 
 
 def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

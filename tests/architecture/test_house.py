@@ -83,6 +83,7 @@ def test_the_command_line_is_frozen() -> None:
     assert {name: options[name] for name in options if not name.startswith("plan")} == {
         "": ["--verbose"],
         "build": ["--from", "--ray-address", "--to", "config"],
+        "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "dir", "sql"],

@@ -1,0 +1,66 @@
+"""How large pictures are, asked without taking them: HEAD requests through the same gate, address and consent rules.
+
+A client whose requests for pictures are HEADs (robots.txt is still read) and whose bodies are the declared lengths.
+Reads the network, writes nothing. A host that declares no length, or knows no HEAD, gives no size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from manifests.outcomes import Outcome
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.http import HttpClient
+from pipeline.fetching.scheduler import Scheduler
+from pipeline.fetching.settings import NetworkSettings
+from pipeline.fetching.urls import Target
+
+_UNKNOWN = b"?"
+_ANY_SIZE = 1 << 62
+
+
+@dataclass
+class Sizes:
+    """What a sample of addresses answered: declared bytes, and how the others ended."""
+
+    num_bytes: list[int] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+
+def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient | None = None) -> Sizes:
+    """Ask for the size of each address, as politely as fetch asks for the picture.
+
+    Raises: ConfigError when a contact is needed.
+    """
+    settings.require_contact(urls)
+    found = Sizes()
+    with client or HeadClient(settings) as asking, Scheduler(urls, asking, HostGate(settings), _ANY_SIZE) as scheduler:
+        for _ in urls:
+            _, download = scheduler.take()
+            if download.outcome is Outcome.OK and download.body.isdigit():
+                found.num_bytes.append(int(download.body))
+            else:
+                outcome = "no_length" if download.outcome is Outcome.OK else download.outcome.value
+                found.outcomes[outcome] = found.outcomes.get(outcome, 0) + 1
+    return found
+
+
+class HeadClient(HttpClient):
+    """An HttpClient that asks for heads of pictures."""
+
+    def __init__(self, settings: NetworkSettings, lookup: Any = None) -> None:
+        super().__init__(settings, lookup)
+        self._here = threading.local()
+
+    def _open(self, target: Target, method: str = "HEAD") -> Any:
+        self._here.head = target.path != "/robots.txt"
+        return super()._open(target, method if self._here.head else "GET")
+
+    def _read_body(self, response: Any, max_body_bytes: int, budget: Any) -> bytes | None:
+        if not self._here.head:
+            return super()._read_body(response, max_body_bytes, budget)
+        declared = str(response.headers.get("Content-Length", ""))
+        return declared.encode() if declared.isdigit() else _UNKNOWN

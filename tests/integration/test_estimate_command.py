@@ -1,0 +1,192 @@
+"""What an estimate says adds up, asks nobody unless told, and asks for heads as politely as fetch asks for pictures."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from manifests.errors import ConfigError
+from pipeline.cli import main
+from pipeline.config import BuildConfig
+from pipeline.estimate import describe, estimate, host_times, stored_bytes
+from pipeline.fetching.head import ask_sizes
+from pipeline.fetching.settings import ImageSettings, NetworkSettings
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.seen: list[tuple[float, str, str]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._note()
+        body = b"User-agent: *\nDisallow: /private\n"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self._note()
+        if self.path == "/moved.jpg":
+            self.send_response(302)
+            self.send_header("Location", "/2000.jpg")
+        else:
+            self.send_response(404 if "gone" in self.path else 200)
+        if self.path.strip("/").removesuffix(".jpg").isdigit():
+            self.send_header("Content-Length", self.path.strip("/").removesuffix(".jpg"))
+        if "optout" in self.path:
+            self.send_header("X-Robots-Tag", "noai")
+        self.end_headers()
+
+    def _note(self) -> None:
+        self.server.seen.append((time.monotonic(), self.command, self.path))  # type: ignore[attr-defined]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    with _Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def network(**changes: Any) -> NetworkSettings:
+    return NetworkSettings.model_validate(
+        {"allow_private_addresses": True, "retries": 0, "backoff_seconds": 0.01, **changes}
+    )
+
+
+def write_config(folder: Path, *urls: str, **fetch: Any) -> Path:
+    lines = ["id,url,caption", *(f"{number},{url},c" for number, url in enumerate(urls))]
+    (folder / "t.csv").write_text("\n".join(lines) + "\n")
+    (folder / "pics" / "oak").mkdir(parents=True, exist_ok=True)
+    (folder / "pics" / "oak" / "1.jpg").write_bytes(bytes(5000))
+    columns = {"url": "url", "caption": "caption", "record_key": "id"}
+    config = {
+        "name": "n",
+        "work_dir": str(folder / "not" / "yet"),
+        "sources": [
+            {"name": "web", "domain": "plant", "table": str(folder / "t.csv"), "columns": columns},
+            {"name": "here", "domain": "general", "folder": {"path": str(folder / "pics")}},
+        ],
+        "mix": {"ratio": {"plant": 1, "general": 1}},
+        "fetch": fetch,
+        "run": {"num_workers": 2},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(config))
+    return folder / "c.yaml"
+
+
+def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    urls = [f"http://slow.org/{n}.jpg" for n in range(300)] + [f"https://cdn{n % 3}.net:443/{n}" for n in range(90)]
+    urls += ["http://slow.org/0.jpg", "ftp://x", "", "https://u:p@B.example./x"]
+    slow = {"pattern": "slow.org", "requests_per_second": 0.5, "connections": 1}
+    shared = {"pattern": "*.net", "requests_per_second": 1.0, "connections": 4, "shared": True}
+    path = write_config(tmp_path, *urls, network={"hosts": [slow, shared]})
+    assert main(["estimate", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    web, here = found["sources"]
+    assert (web["num_rows"], web["num_pictures"]) == (394, 392)
+    assert web["reasons"] == {"invalid_url": 1, "missing_url": 1}
+    assert (here["num_rows"], here["num_pictures"]) == (1, 1)
+    assert found["web"]["num_urls"] == 391  # one address stands in two rows
+    hosts = {host["host"]: host for host in found["web"]["hosts"]}
+    assert {name: host["num_urls"] for name, host in hosts.items()} == {"slow.org": 300, "*.net": 90, "b.example": 1}
+    assert hosts["slow.org"]["hours"] == pytest.approx(300 / 0.5 / 3600)
+    assert hosts["*.net"]["hours"] == pytest.approx(90 / 3600)
+    assert found["web"]["hosts"][0]["host"] == "slow.org"
+    assert found["hours"]["slowest_host"] == found["hours"]["total"] == hosts["slow.org"]["hours"]
+    assert found["local"] == {"num_pictures": 1, "num_bytes": 5000}
+    assert found["bytes"]["download"] == 391 * found["assumed"]["picture_bytes"]
+    disk = found["disk"]
+    assert disk["needed_bytes"] == pytest.approx(disk["pool_bytes"] * 2 + disk["tables_bytes"])
+    assert not (tmp_path / "not").exists(), "nothing may be written"
+    assert main(["estimate", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "391 distinct addresses on 3 hosts" in text
+    assert "1 invalid_url, 1 missing_url" in text
+    assert "slowest host slow.org: 0.17 h" in text
+    assert "1 pictures of 5 kB lie here already" in text
+
+
+def test_repeated_records_are_told(tmp_path: Path) -> None:
+    path = write_config(tmp_path, "http://a/1", "http://a/2")
+    (tmp_path / "t.csv").write_text("id,url,caption\n1,http://a/1,c\n1,http://a/2,c\n")
+    found = estimate(BuildConfig.model_validate(yaml.safe_load(path.read_text())))
+    assert found["sources"][0]["reasons"] == {"duplicate_record": 1}
+    assert found["web"]["num_urls"] == 1
+
+
+def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
+    urls = [f"{server.address}/{name}.jpg" for name in (1000, 3000, "moved", "gone", "optout", "nolength")]
+    path = write_config(tmp_path, *urls, f"{server.address}/private/1.jpg", network={"allow_private_addresses": True})
+    config = BuildConfig.model_validate(yaml.safe_load(path.read_text()))
+    assert estimate(config)["heads"] is None
+    assert server.seen == []
+    found = estimate(config, num_heads=100)
+    assert found["heads"] == {
+        "num_asked": 7,
+        "num_answered": 3,
+        "mean_bytes": 2000,
+        "median_bytes": 2000,
+        "outcomes": {"http_404": 1, "no_length": 1, "opted_out": 1, "robots_disallowed": 1},
+    }
+    assert found["bytes"]["download"] == 7 * 2000
+    assert {method for _, method, path_ in server.seen if path_ != "/robots.txt"} == {"HEAD"}
+    assert "/private/1.jpg" not in {path_ for *_, path_ in server.seen}
+    assert any("7 addresses for their size, 3 told it" in line for line in describe(found))
+
+
+def test_heads_keep_to_the_rate(server: _Server) -> None:
+    urls = [f"{server.address}/{n}.jpg" for n in range(1000, 1006)]
+    limits = {"requests_per_second": 10.0, "connections": 2}
+    sizes = ask_sizes(urls, network(limits=limits))
+    assert sorted(sizes.num_bytes) == list(range(1000, 1006))
+    times = sorted(at for at, *_ in server.seen)
+    assert times[-1] - times[0] >= 0.1 * (len(urls) - 1)  # robots.txt and six heads, a tenth of a second apart
+
+
+def test_heads_need_what_fetch_needs(server: _Server) -> None:
+    with pytest.raises(ConfigError, match="contact is not set"):
+        ask_sizes(["http://example.org/1.jpg"], network())
+    sizes = ask_sizes([f"{server.address}/1.jpg"], network(allow_private_addresses=False))
+    assert sizes.outcomes == {"refused_target": 1}
+    assert server.seen == []
+
+
+def test_hosts_without_a_rate_are_bounded_by_their_connections() -> None:
+    free = network(limits={"requests_per_second": None, "connections": 2})
+    (host,) = host_times([("a.org", 3600)], free)
+    assert host["hours"] == pytest.approx(3600 * 0.5 / 2 / 3600)
+
+
+def test_stored_sizes_follow_the_settings() -> None:
+    usual = stored_bytes(ImageSettings(), 500_000)
+    assert 30_000 < usual < 50_000
+    assert stored_bytes(ImageSettings(jpeg_quality=80), 500_000) < usual
+    assert stored_bytes(ImageSettings(size_px=512), 500_000) == pytest.approx(4 * usual)
+    assert stored_bytes(ImageSettings(resize="keep_ratio_largest"), 500_000) < usual
+    assert stored_bytes(ImageSettings(resize="no"), 500_000) == 500_000
+    assert stored_bytes(ImageSettings(), 9000) == 9000
