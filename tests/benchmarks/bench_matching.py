@@ -189,14 +189,16 @@ def measure(python: str, tool: str, kind: str, num: int, radius: int, limit: flo
 
 
 def print_exponents(lines: list[dict[str, object]]) -> None:
-    """Slope of log seconds over log n, least squares."""
+    """Slopes of log seconds, of the clock and of the processor, over log n; least squares."""
     for kind, radius in sorted({(line["set"], line["radius"]) for line in lines}):
         mine = [line for line in lines if (line["set"], line["radius"]) == (kind, radius) and "seconds" in line]
         if len(mine) > 1:
-            slope = np.polyfit(
-                [math.log(line["num"]) for line in mine], [math.log(line["seconds"]) for line in mine], 1
-            )[0]
-            print(json.dumps({"set": kind, "radius": radius, "exponent": round(float(slope), 3)}), flush=True)
+            num = [math.log(line["num"]) for line in mine]
+            slopes = {
+                f"{name}_exponent": round(float(np.polyfit(num, [math.log(line[name]) for line in mine], 1)[0]), 3)
+                for name in ("seconds", "cpu_seconds")
+            }
+            print(json.dumps({"set": kind, "radius": radius, **slopes}), flush=True)
 
 
 def main() -> None:
