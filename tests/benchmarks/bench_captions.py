@@ -1,70 +1,149 @@
-"""Rows a second of caption cleaning, measures and rules; run on a parquet of real captions.
+"""Captions at scale: rows a second of cleaning and measuring, and the real judge step over measured Parquet.
 
-python tests/benchmarks/bench_captions.py CAPTIONS.parquet [--column caption] [--rows 1000000]
+    python tests/benchmarks/bench_captions.py measure FOLDER --captions CAPTIONS.parquet --rows 13000000
+    python tests/benchmarks/bench_captions.py measure FOLDER --captions CAPTIONS.parquet --rows 13000000 --language
+    python tests/benchmarks/bench_captions.py judge FOLDER
 
-Captions of the file are repeated until there are enough, in parts of 200,000 rows, so that memory stays flat.
+`measure` repeats the captions of the file with variations (as they are, with a number behind, two joined to one of web
+length), streams them in parts of 100,000 as the stage does, and with --language leaves candidates, facts and
+captions as Parquet in FOLDER. `judge` runs the caption stage's judge step over them twice, with one threshold
+changed. Times are CPU seconds of this process for measuring (one thread) and wall seconds for judging.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import resource
 import time
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.tables import CANDIDATES
+from manifests import tables
 from pipeline.captions.measure import measure_captions
-from pipeline.captions.rules import columns_needed, judge_captions
 from pipeline.captions.settings import CaptionSettings
+from pipeline.stages.caption import judge
 
-PART_ROWS = 200_000
+PART_ROWS = 100_000
+NUM_HOSTS = 600
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("captions")
-    parser.add_argument("--column", default="caption")
+    parser.add_argument("what", choices=("measure", "judge"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--captions", help="parquet with a column caption")
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--language", action="store_true")
+    parser.add_argument("--memory-gb", type=float, default=4.0)
     given = parser.parse_args()
-    captions = pq.read_table(given.captions, columns=[given.column])[given.column].cast(pa.string()).to_pylist()
-    num_parts = -(-given.rows // PART_ROWS)
-    for language in (False, True):
-        settings = CaptionSettings.model_validate(
-            {"measure": {"language": language}, "rules": [{"preset": "general", "min_words": 3}]}
-        )
-        measuring = judging = 0.0
-        for part in range(num_parts):
-            candidates = candidates_of(captions, part * PART_ROWS)
-            start = time.process_time()
-            measured = measure_captions(candidates, settings)
-            measuring += time.process_time() - start
-            joined = measured.select(sorted(columns_needed(settings) & set(measured.column_names)))
-            joined = joined.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
-            joined = joined.append_column("num_same_text", pa.array([1] * PART_ROWS))
-            start = time.process_time()
-            judge_captions(joined, settings)
-            judging += time.process_time() - start
-        rows = num_parts * PART_ROWS
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    given.folder.mkdir(parents=True, exist_ok=True)
+    print(f"load average at the start {os.getloadavg()[0]:.1f}")
+    if given.what == "measure":
+        run_measure(given.folder, given.captions, given.rows, given.language)
+    else:
+        run_judge(given.folder, given.memory_gb)
+    print(f"load average at the end {os.getloadavg()[0]:.1f}")
+
+
+def run_measure(folder: Path, source: str, num_rows: int, language: bool) -> None:
+    captions = [text for text in pq.read_table(source, columns=["caption"])["caption"].to_pylist() if text]
+    settings = CaptionSettings.model_validate({"measure": {"language": language}})
+    schemas = {"candidates": tables.CANDIDATES, "facts": tables.FACTS, "captions": tables.CAPTIONS}
+    writers = {
+        name: pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd")
+        for name, schema in (schemas.items() if language else ())
+    }
+    seconds, num_chars, peaks = 0.0, 0, []
+    for first in range(0, num_rows, PART_ROWS):
+        candidates = candidates_of(captions, first)
+        started = time.process_time()
+        measured = measure_captions(candidates, settings)
+        seconds += time.process_time() - started
+        num_chars += pa.compute.sum(measured["num_chars"]).as_py()
+        peaks.append(peak_mib())
+        if writers:
+            for name, rows in (
+                ("candidates", candidates),
+                ("facts", facts_of(candidates, first)),
+                ("captions", measured),
+            ):
+                writers[name].write_table(rows)
+    for writer in writers.values():
+        writer.close()
+    done = len(range(0, num_rows, PART_ROWS)) * PART_ROWS
+    print(
+        f"language {language}: {done:,} rows of {num_chars / done:.0f} characters, {done / seconds:,.0f} rows/s a core; "
+        f"peak {peaks[len(peaks) // 10]:,.0f} MiB after a tenth, {peaks[-1]:,.0f} MiB at the end"
+    )
+
+
+def run_judge(folder: Path, memory_gb: float) -> None:
+    for min_words in (3, 4):
+        rules: list[dict[str, Any]] = [
+            {"domains": ["plant"], "preset": "plant"},
+            {"preset": "general", "min_words": min_words, "languages": {}, "min_side_px": 200, "max_aspect_ratio": 3.0},
+        ]
+        payload = {
+            **{name: [str(folder / f"{name}.parquet")] for name in ("candidates", "facts", "captions")},
+            "settings": CaptionSettings.model_validate({"rules": rules}),
+            "stem": f"bench-{min_words}",
+            "workdir": str(folder / "work"),
+            "memory_gb": memory_gb,
+        }
+        started, used = time.monotonic(), time.process_time()
+        result = judge(payload)
+        assert result.funnel is not None
         print(
-            f"language {language}: {rows} rows, measure {rows / measuring:,.0f} rows/s of CPU, "
-            f"rules {rows / judging:,.0f} rows/s of CPU, peak {peak_mib:,.0f} MiB"
+            f"judge min_words {min_words}: {result.funnel.num_in:,} rows in {time.monotonic() - started:.1f} s "
+            f"({time.process_time() - used:.1f} s of CPU), peak {peak_mib():,.0f} MiB; {result.funnel}"
         )
+        for file in result.files:
+            Path(file.temp).unlink()
 
 
 def candidates_of(captions: list[str], first: int) -> pa.Table:
-    """`PART_ROWS` candidates whose captions start at place `first` of the endless repetition."""
+    """`PART_ROWS` candidates; the caption of a row depends on its number alone."""
     rows = range(first, first + PART_ROWS)
-    columns = {name: pa.nulls(PART_ROWS, CANDIDATES.field(name).type) for name in CANDIDATES.names}
+    columns = {name: pa.nulls(PART_ROWS, tables.CANDIDATES.field(name).type) for name in tables.CANDIDATES.names}
     columns |= {
-        "sample_id": pa.array([f"{row:032x}" for row in rows]),
-        "source": pa.array(["web"] * PART_ROWS),
-        "domain": pa.array(["general"] * PART_ROWS),
-        "caption": pa.array([captions[row % len(captions)] for row in rows], pa.string()),
+        "sample_id": pa.array([hashlib.blake2b(str(row).encode(), digest_size=16).hexdigest() for row in rows]),
+        "source": pa.array([("gbif", "web")[row % 4 == 0] for row in rows]),
+        "domain": pa.array([("plant", "general")[row % 4 == 0] for row in rows]),
+        "caption": pa.array([caption_of(captions, row) for row in rows]),
     }
-    return pa.table(columns, schema=CANDIDATES)
+    return pa.table(columns, schema=tables.CANDIDATES)
+
+
+def caption_of(captions: list[str], row: int) -> str:
+    text = captions[row * 7919 % len(captions)]
+    if row % 3 == 0:
+        return text
+    if row % 3 == 1:
+        return f"{text} {row}"
+    return f"{text}, {captions[row * 104_729 % len(captions)]} by the river in {1900 + row % 120}"
+
+
+def facts_of(candidates: pa.Table, first: int) -> pa.Table:
+    random = np.random.default_rng(first)
+    columns = {field.name: pa.nulls(PART_ROWS, field.type) for field in tables.FACTS}
+    columns |= {
+        "sample_id": candidates["sample_id"].combine_chunks(),
+        "outcome": pa.array(["ok"] * PART_ROWS),
+        "host": pa.array([f"host{number}.org" for number in random.integers(0, NUM_HOSTS, PART_ROWS).tolist()]),
+        "width_px": pa.array(random.integers(100, 2000, PART_ROWS), pa.int32()),
+        "height_px": pa.array(random.integers(100, 2000, PART_ROWS), pa.int32()),
+    }
+    return pa.table(columns, schema=tables.FACTS)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
