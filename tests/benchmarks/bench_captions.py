@@ -78,7 +78,8 @@ def run_measure(folder: Path, source: str, num_rows: int, language: bool) -> Non
         writer.close()
     done = len(range(0, num_rows, PART_ROWS)) * PART_ROWS
     print(
-        f"language {language}: {done:,} rows of {num_chars / done:.0f} characters, {done / seconds:,.0f} rows/s a core; "
+        f"language {language}: {done:,} rows of {num_chars / done:.0f} characters, "
+        f"{done / seconds:,.0f} rows/s a core; "
         f"peak {peaks[len(peaks) // 10]:,.0f} MiB after a tenth, {peaks[-1]:,.0f} MiB at the end"
     )
 
