@@ -133,7 +133,13 @@ VERDICTS = pa.schema(
     ]
 )
 
-SCORES = pa.schema([("sample_id", pa.string()), ("scorer", pa.string()), ("score", pa.float32())])
+SCORES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("scorer", pa.string()),  # clip, or the name of a plug-in
+        ("score", pa.float32()),  # rounded to 0.0001
+    ]
+)
 
 PAIRS = pa.schema(
     [

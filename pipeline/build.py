@@ -10,9 +10,9 @@ from pipeline.captions.backbone import check_backbone
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
 from pipeline.runner import BuildReport, Runner, check_order, check_writable, find_stage, stop_on_sigterm
+from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import check_source
 from pipeline.stages.mix import read_ratio
-from pipeline.stages.score import check_model
 
 log = logging.getLogger("plantmix.build")
 
@@ -27,7 +27,7 @@ def check_config(config: BuildConfig) -> None:
         check_source(source)
     read_ratio(config.mix, config.domains)
     check_backbone(config.caption.backbone)
-    check_model(config.score)
+    check_scorers(config.score)
 
 
 def build(config_path: str, first: str | None, last: str | None, ray_address: str | None) -> int:

@@ -18,6 +18,7 @@ from pipeline.captions.balance import BalanceSettings
 from pipeline.captions.licences import LicenceSettings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
+from pipeline.scoring.settings import ScoreSettings
 from pipeline.sources.settings import ColumnMap, Name, Origin, SourceSettings
 
 __all__ = ["BuildConfig", "ColumnMap", "Name", "SourceSettings", "read_config", "recipe_of"]
@@ -76,38 +77,6 @@ class EvaluationSet(Origin):
             "match_names": self.match_names,
             "unreadable": self.unreadable,
         }
-
-
-class ScoreRule(Settings):
-    """A threshold over a stored score."""
-
-    min_score: float | None = None
-    top_fraction: float | None = Field(None, gt=0, le=1, description="keep this share, by score, of each domain")
-    domains: list[str] | None = Field(None, description="domains it applies to; all when absent")
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> ScoreRule:
-        if (self.min_score is None) == (self.top_fraction is None):
-            raise ValueError("give exactly one of min_score and top_fraction")
-        return self
-
-
-class ScoreSettings(Settings):
-    """Image-text similarity by an open_clip model; off unless a model is named."""
-
-    model: str | None = Field(None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
-    pretrained: str | None = Field(None, description="open_clip tag or path of local weights")
-    batch_size: int = Field(64, ge=1)
-    device: str = "cpu"
-    rules: list[ScoreRule] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _weights_named(self) -> ScoreSettings:
-        if self.model and not self.pretrained:
-            raise ValueError("score.pretrained is needed with score.model: scores of random weights mean nothing")
-        if self.rules and not self.model:
-            raise ValueError("score.rules need score.model: without it there is no score to judge")
-        return self
 
 
 class SelectSettings(Settings):
@@ -280,6 +249,7 @@ class BuildConfig(Settings):
             ("mix.max_epochs", self.mix.max_epochs if isinstance(self.mix.max_epochs, dict) else {}),
             ("mix.heldout.num_samples", self.mix.heldout.num_samples),
             *(("select.balance.caps.domains", cap.domains) for cap in self.select.balance.caps),
+            *(("score.rules.domains", rule.domains or ()) for rule in self.score.rules),
         ]
         for place, given in named:
             unknown = [domain for domain in given if domain not in self.domains]

@@ -44,8 +44,8 @@ class Done:
 class Executor(Protocol):
     """Runs parts somewhere and yields each as it ends, in any order."""
 
-    def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
-        """Yield every part once."""
+    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
+        """Yield every part once; `gpus` not None: in workers that stay, each with so many."""
 
     def share(self, make: Callable[[], Any]) -> Any:
         """Make one object and give a handle on it, to which all parts talk, wherever they run."""
@@ -57,7 +57,7 @@ class Executor(Protocol):
 class InlineExecutor:
     """The same plan without Ray, one part after another in this process."""
 
-    def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
+    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
         """Yield every part once, in plan order."""
         for part in parts:
             yield _do(work, part)
@@ -94,19 +94,24 @@ class RayExecutor:
         workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._most_in_flight = workers if address and num_workers else 2 * workers
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
+        self._num_workers = workers
         self._remote = ray.remote(num_cpus=1, max_retries=0)(_do)
 
-    def run(self, work: Work, parts: Sequence[Part]) -> Iterator[Done]:
+    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
         """Yield every part once, as they end."""
         waiting = list(reversed(parts))
-        flying: dict[Any, Part] = {}
+        flying: dict[Any, tuple[Part, Any]] = {}
+        actors = self._start_actors(len(parts), gpus) if gpus is not None else []
+        # each hand takes one part at a time; two an actor, so that none waits for the driver
+        hands = [actor.do for actor in actors] * 2 if actors else [self._remote] * self._most_in_flight
         while waiting or flying:
-            while waiting and len(flying) < self._most_in_flight:
-                part = waiting.pop()
-                flying[self._remote.remote(work, part)] = part
+            while waiting and hands:
+                part, hand = waiting.pop(), hands.pop(0)
+                flying[hand.remote(work, part)] = (part, hand)
             ended, _ = self._ray.wait(list(flying), num_returns=1)
             for reference in ended:
-                part = flying.pop(reference)
+                part, hand = flying.pop(reference)
+                hands.append(hand)
                 try:
                     yield self._ray.get(reference)
                 except self._ray.exceptions.RayTaskError as error:  # what came before or after the work itself
@@ -114,6 +119,20 @@ class RayExecutor:
                 except self._ray.exceptions.RayError as error:
                     lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
                     yield Done(part, None, lost, 0.0)
+
+    def _start_actors(self, num_parts: int, gpus: float) -> list[Any]:
+        """Workers that stay from part to part; Ray starts one again that was lost.
+
+        Raises: ConfigError when the cluster has too few GPUs for one.
+        """
+        most = self._num_workers
+        if gpus:
+            there = float(self._ray.cluster_resources().get("GPU", 0))
+            most = min(most, int(there / gpus))
+            if not most:
+                raise ConfigError(f"a worker needs {gpus:g} GPU and Ray sees {there:g}; set the device to cpu")
+        kind = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Worker)
+        return [kind.remote() for _ in range(max(1, min(most, num_parts)))]
 
     def share(self, make: Callable[[], Any]) -> Any:
         """Make the object inside an actor and give a proxy for the one method the workers call."""
@@ -123,6 +142,13 @@ class RayExecutor:
     def close(self) -> None:
         """Shut the driver's connection (and a local Ray) down."""
         self._ray.shutdown()
+
+
+class _Worker:
+    """Does parts, one after the other, in a process that stays: what a part loads, the next one finds."""
+
+    def do(self, work: Work, part: Part) -> Done:
+        return _do(work, part)
 
 
 class _Keeper:
@@ -308,11 +334,12 @@ class Runner:
         shared = self._ready_executor().share(step.shared(context)) if step.shared else None
         for part in todo:
             part.payload["shared"] = shared
+        gpus = step.gpus(context) if step.gpus else None
         attempts = dict.fromkeys((part.key for part in todo), 0)
         with progress:
             while todo:
                 again: list[Part] = []
-                for done in self._ready_executor().run(step.work, todo):
+                for done in self._ready_executor().run(step.work, todo, gpus):
                     attempts[done.part.key] += 1
                     if done.error is None and done.result is not None:
                         self._commit(stage, step, done, position[done.part.key], attempts[done.part.key])

@@ -68,7 +68,9 @@ class Step:
 
     `plan` may raise ConfigError. `committed` names committed parts of other stage versions to stand on as well,
     whatever the plan says (the fetch stage keeps what it already downloaded). `shared` gives a picklable maker of one
-    object that all workers of the run talk to (`payload["shared"]`), on a cluster through an actor.
+    object that all workers of the run talk to (`payload["shared"]`), on a cluster through an actor. `gpus`, where a
+    step has it, says that its work holds a model from part to part: on Ray its parts go to actors, one a worker, each
+    with so many GPUs (0 for none).
     """
 
     name: str
@@ -77,6 +79,7 @@ class Step:
     unit: str = "parts"
     committed: Callable[[BuildContext], Sequence[PartRecord]] | None = None
     shared: Callable[[BuildContext], Callable[[], Any]] | None = None
+    gpus: Callable[[BuildContext], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,12 @@ class BuildContext:
     def own_parts(self, step: str) -> list[PartRecord]:
         """Committed parts of an earlier step of the stage being built."""
         return list(self.catalog.parts_of(self.fingerprint, step))
+
+    def own_result(self, step: str) -> tuple[Funnel, dict[str, Any]]:
+        """Funnel and notes of a step that has one part: what most stages conclude with."""
+        (part,) = self.own_parts(step)
+        assert part.funnel is not None
+        return part.funnel, dict(part.notes)
 
     def own_files(self, step: str, table: str) -> list[str]:
         """Absolute paths of the files that an earlier step of the stage being built committed."""

@@ -182,11 +182,10 @@ def _identity(context: BuildContext) -> dict[str, Any]:
 
 
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    (part,) = context.own_parts("judge")
-    assert part.funnel is not None
+    funnel, _ = context.own_result("judge")
     # a measured part is a pure function of what its key names
     content = fingerprint({"measured": [measured.key for measured in context.own_parts("measure")]})
-    return part.funnel, {"content": content}
+    return funnel, {"content": content}
 
 
 STAGE = Stage(

@@ -104,10 +104,13 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]
-    if recipe["score"]["pretrained"]:
-        recipe["score"]["pretrained"] = str(recipe["score"]["pretrained"]).rpartition("/")[2]
-        recipe["score"]["model"] = str(recipe["score"]["model"]).rpartition("/")[2]
-        recipe["score"].pop("device")
+    recipe["score"].pop("device")
+    for name in ("model", "pretrained"):
+        recipe["score"][name] = recipe["score"][name] and str(recipe["score"][name]).rpartition("/")[2]
+    for plugin in recipe["score"]["plugins"]:
+        for key, value in plugin["options"].items():
+            if isinstance(value, str):  # perhaps a path of this machine
+                plugin["options"][key] = value.rpartition("/")[2]
     return recipe
 
 

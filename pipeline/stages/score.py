@@ -1,243 +1,290 @@
-"""score: image-text similarity by an open_clip model, stored once; thresholds move without scoring again.
+"""score: what scorers (CLIP similarity, plug-ins) say of image and text, stored once; thresholds move without scoring.
 
-Off unless the config names a model. Reads pool images and caption texts of rows that passed the caption rules;
-writes `scores` and `score_verdicts`. Gives up before any work when the model cannot be had.
+Off unless the config names a model or a plug-in. Reads pool images and caption texts; writes `scored` (one row a
+scorer, stored image and text: kept for every later build), `scores` (those of this build) and `score_verdicts` over
+rows that passed the caption rules. Gives up before any work when a scorer cannot be had.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.catalog import Funnel
-from manifests.errors import ConfigError
-from pipeline.config import ScoreSettings
+from manifests.catalog import Funnel, PartRecord
+from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
+from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
 from pipeline.stages.pool import PoolReader
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint, write_table
 
-VERSION = 1
+VERSION = 2
 PART_ROWS = 2_000
-
-
-def check_model(settings: ScoreSettings) -> None:
-    """Make sure that the model can be had, before any work.
-
-    Raises: ConfigError when open_clip is not installed, or knows neither the model nor its weights.
-    """
-    if settings.model is None:
-        return
-    if importlib.util.find_spec("open_clip") is None:
-        raise ConfigError("score.model: open_clip is not installed; pip install 'plantmix[training]' or take score out")
-    import open_clip
-
-    model = _register_model(str(settings.model))
-    if model not in open_clip.list_models():
-        raise ConfigError(
-            f"score.model: open_clip knows no model '{settings.model}'; take a name of open_clip.list_models() or the "
-            "path of a model config (.json)"
-        )
-    fs, inner = storage.filesystem(str(settings.pretrained))
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if settings.pretrained not in tags and not fs.exists(inner):
-        raise ConfigError(
-            f"score.pretrained: '{settings.pretrained}' is neither a file nor a tag of {settings.model} "
-            f"({', '.join(tags) or 'it has none'})"
-        )
-
-
-def _register_model(model: str) -> str:
-    """The name open_clip knows a model by; a config file is made known to it first."""
-    if not model.endswith(".json") or not Path(model).is_file():
-        return model
-    import open_clip
-
-    open_clip.add_model_config(model)
-    return Path(model).stem
-
-
-@lru_cache(maxsize=1)
-def _load_model(model: str, pretrained: str, device: str) -> tuple[Any, Any, Any]:
-    import open_clip
-
-    name = _register_model(model)
-    net, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
-    net.eval()
-    return net, preprocess, open_clip.get_tokenizer(name)
+SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.field("text_md5", pa.string()))
+TODO = pa.schema(
+    [
+        *[(name, pa.string()) for name in ("sample_id", "stored_sha256", "text_md5", "pool_file")],
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("text", pa.string()),
+    ]
+)
 
 
 def measure(payload: dict[str, Any]) -> PartResult:
-    """Cosine similarity of each image and its text, in batches."""
-    import torch
+    """Scores of one part of images by one scorer."""
     from PIL import Image
 
     settings: ScoreSettings = payload["settings"]
-    net, preprocess, tokenize = _load_model(str(settings.model), str(settings.pretrained), settings.device)
+    scorer = loaded_scorer(settings, payload["scorer"])
+    rows = pq.ParquetFile(payload["todo"]).read_row_group(payload["row_group"])
+    size = payload["batch_size"]
     scores: list[float] = []
-    with open_scratch(payload) as sql, PoolReader(payload["workdir"]) as pool:
-        rows = _rows_to_score(sql, payload, offset=payload["offset"]).to_pylist()
-        for start in range(0, len(rows), settings.batch_size):
-            batch = rows[start : start + settings.batch_size]
-            images = [Image.open(io.BytesIO(pool.read(r["pool_file"], r["offset"], r["length"]))) for r in batch]
-            with torch.inference_mode():
-                image = net.encode_image(
-                    torch.stack([preprocess(i) for i in images]).to(settings.device), normalize=True
-                )
-                text = net.encode_text(tokenize([row["text"] for row in batch]).to(settings.device), normalize=True)
-            scores.extend((image * text).sum(-1).float().cpu().tolist())
-    table = pa.table(
-        {
-            "sample_id": pa.array([row["sample_id"] for row in rows], pa.string()),
-            "scorer": pa.array([f"{settings.model}/{settings.pretrained}"] * len(rows), pa.string()),
-            "score": pa.array(scores, pa.float32()),
-        }
-    )
+    with PoolReader(payload["workdir"]) as pool:
+        for start in range(0, rows.num_rows, size):
+            batch = rows.slice(start, size).to_pylist()
+            images = [
+                Image.open(io.BytesIO(pool.read(row["pool_file"], row["offset"], row["length"]))).convert("RGB")
+                for row in batch
+            ]
+            scores += score_batch(scorer, images, [row["text"] for row in batch], size)
+    table = rows.select(["sample_id", "stored_sha256", "text_md5"])
+    table = table.append_column("scorer", pa.array([payload["scorer"]] * rows.num_rows, pa.string()))
+    table = table.append_column("score", pa.array(scores, pa.float32()))
     path = f"tables/score/{payload['stem']}.parquet"
-    return PartResult((write_table(payload["workdir"], "scores", path, table, tables.SCORES),))
-
-
-def _rows_to_score(sql: Any, payload: dict[str, Any], offset: int) -> pa.Table:
-    view_parquet(sql, "facts", payload["facts"])
-    view_parquet(sql, "captions", payload["captions"])
-    # all fetched images with a text, whatever the rules say: a rule that moves later finds its score here
-    return sql.sql(
-        "SELECT f.sample_id, f.pool_file, f.offset, f.length, t.text FROM facts f JOIN captions t USING (sample_id) "
-        f"WHERE f.outcome = 'ok' AND t.text <> '' ORDER BY f.sample_id LIMIT {PART_ROWS} OFFSET {offset}"
-    ).to_arrow_table()
+    return PartResult((write_table(payload["workdir"], "scored", path, table, SCORED),))
 
 
 def judge(payload: dict[str, Any]) -> PartResult:
-    """Verdicts over the rows that passed the caption rules; the first rule that a row fails is its reason."""
+    """The scores of this build, and verdicts over the rows that passed the caption rules."""
     settings: ScoreSettings = payload["settings"]
-    path = f"tables/score/verdicts-{payload['stem']}.parquet"
+    workdir, stem = payload["workdir"], payload["stem"]
     with open_scratch(payload) as sql:
-        view_parquet(sql, "candidates", payload["candidates"])
-        view_parquet(sql, "caption_verdicts", payload["caption_verdicts"])
-        view_parquet(sql, "scores", payload["scores"])
+        for name in ("candidates", "facts", "captions", "caption_verdicts"):
+            view_parquet(sql, name, payload[name])
+        _view_scored(sql, payload["scored"])
+        wanted = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
+        scores = copy_sorted(
+            sql,
+            f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({wanted}) w USING (sample_id, stored_sha256, "
+            "text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
+            "sample_id, scorer",
+            TableWriter(workdir, "scores", f"tables/score/scores-{stem}.parquet", tables.SCORES),
+        )
+        view_parquet(sql, "scores", [scores.temp])
         sql.execute(
-            "CREATE TABLE alive AS SELECT v.sample_id, c.domain, s.score FROM caption_verdicts v "
-            "JOIN candidates c USING (sample_id) LEFT JOIN scores s USING (sample_id) WHERE v.keep"
+            "CREATE TABLE alive AS SELECT v.sample_id, c.domain FROM caption_verdicts v "
+            "JOIN candidates c USING (sample_id) WHERE v.keep"
         )
         fails = " UNION ALL ".join(_failing(number, rule) for number, rule in enumerate(settings.rules))
-        sql.execute(f"CREATE TABLE fails AS {fails or 'SELECT NULL sample_id, 0 rule, NULL threshold LIMIT 0'}")
+        nothing = "SELECT NULL AS sample_id, 0 AS rule, '' AS reason, 0.0 AS score, '' AS threshold LIMIT 0"
+        sql.execute(
+            "CREATE TABLE fails AS "
+            "SELECT sample_id, arg_min({'reason': reason, 'score': score, 'threshold': threshold}, "
+            f"rule) AS first FROM ({fails or nothing}) GROUP BY sample_id"
+        )
         verdicts = copy_sorted(
             sql,
-            "SELECT a.sample_id, f.sample_id IS NULL AS keep, CASE WHEN f.sample_id IS NOT NULL THEN 'low_score' END "
-            "AS reason, CASE WHEN f.sample_id IS NOT NULL THEN printf('%.4f', a.score) END AS value, f.threshold "
-            "FROM alive a LEFT JOIN (SELECT sample_id, min_by(threshold, rule) AS threshold FROM fails GROUP BY 1) f "
-            "USING (sample_id)",
+            "SELECT a.sample_id, f.sample_id IS NULL AS keep, f.first.reason AS reason, "
+            "printf('%.4f', f.first.score) AS value, f.first.threshold AS threshold "
+            "FROM alive a LEFT JOIN fails f USING (sample_id)",
             "sample_id",
-            TableWriter(payload["workdir"], "score_verdicts", path, tables.VERDICTS),
+            TableWriter(workdir, "score_verdicts", f"tables/score/verdicts-{stem}.parquet", tables.VERDICTS),
         )
-        num_in = sql.execute("SELECT count(*) FROM alive").fetchall()[0][0]
-        num_low = sql.execute("SELECT count(DISTINCT sample_id) FROM fails").fetchall()[0][0]
+        reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
         view_parquet(sql, "verdicts", [verdicts.temp])
         content = facet(sql, tables.VERDICTS.names, "verdicts")
-    return PartResult((verdicts,), Funnel(num_in, num_in - num_low, {"low_score": num_low}), {"content": content})
+    num_in = verdicts.num_rows
+    funnel = Funnel(num_in, num_in - sum(reasons.values()), reasons)
+    return PartResult((scores, verdicts), funnel, {"content": content})
 
 
-def _failing(number: int, rule: Any) -> str:
+def _view_scored(sql: Any, paths: Sequence[str]) -> None:
+    if paths:
+        view_parquet(sql, "scored", paths)
+    else:
+        sql.register("scored", SCORED.empty_table())
+
+
+def _rows_with_text(columns: str) -> str:
+    # all fetched images with a text, whatever the rules say: a rule that moves later finds its score here
+    return f"SELECT {columns} FROM facts JOIN captions USING (sample_id) WHERE outcome = 'ok' AND text <> ''"
+
+
+def _failing(number: int, rule: ScoreRule) -> str:
+    """Rows that one rule drops: sample_id, rule, reason, score, threshold. A row without a CLIP score fails."""
+    reason = "low_score" if rule.scorer == CLIP else f"{rule.scorer}_score"
     where = "true"
     if rule.domains is not None:
         listed = ", ".join("'" + domain.replace("'", "''") + "'" for domain in rule.domains)
         where = f"domain IN ({listed})"
+    rows = (
+        f"(SELECT a.sample_id, a.domain, s.score FROM alive a LEFT JOIN scores s ON s.sample_id = a.sample_id "
+        f"AND s.scorer = '{rule.scorer}' WHERE {where})"
+    )
+    head = f"SELECT sample_id, {number} AS rule, '{reason}' AS reason, score::DOUBLE AS score, "
     if rule.min_score is not None:
+        return f"{head}'>= {rule.min_score:g}' AS threshold FROM {rows} WHERE score IS NULL OR score < {rule.min_score}"
+    if rule.max_score is not None:
+        return f"{head}'<= {rule.max_score:g}' AS threshold FROM {rows} WHERE score > {rule.max_score}"
+    if rule.min_quantile is not None:
         return (
-            f"SELECT sample_id, {number} AS rule, '>= {rule.min_score:g}' AS threshold FROM alive "
-            f"WHERE {where} AND (score IS NULL OR score < {rule.min_score})"
+            f"{head}printf('>= %.4f, the {rule.min_quantile:g} quantile of %s', least, domain) AS threshold FROM "
+            f"(SELECT *, quantile_cont(score::DOUBLE, {rule.min_quantile}) OVER (PARTITION BY domain) AS least "
+            f"FROM {rows}) WHERE score IS NULL OR score < least"
         )
     return (
-        f"SELECT sample_id, {number} AS rule, 'top {rule.top_fraction:g} of its domain' AS threshold FROM "
+        f"{head}'top {rule.top_fraction:g} of its domain' AS threshold FROM "
         "(SELECT *, row_number() OVER (PARTITION BY domain ORDER BY score DESC NULLS LAST, sample_id) AS place, "
-        f"count(*) OVER (PARTITION BY domain) AS num FROM alive WHERE {where}) "
-        f"WHERE place > ceil(num * {rule.top_fraction})"
+        f"count(*) OVER (PARTITION BY domain) AS num FROM {rows}) WHERE place > ceil(num * {rule.top_fraction})"
     )
 
 
 def _plan_measure(context: BuildContext) -> Sequence[Part]:
+    """What no part has scored yet, by scorer, in the order in which it lies in the pool."""
     settings = context.config.score
-    if settings.model is None:
-        return []
-    parts = []
-    for offset in range(0, context.sealed["fetch"].funnel.num_kept, PART_ROWS):
-        key = fingerprint({"measure": _measure_identity(context), "offset": offset})
-        payload = {
-            "facts": context.files("fetch", "facts"),
-            "captions": context.files("caption", "captions"),
-            "settings": settings,
-            "offset": offset,
-            "stem": key[:16],
-            **context.execution(),
-        }
-        parts.append(Part(key, payload))
+    parts: list[Part] = []
+    if not settings.scorers:
+        return parts
+    storage.make_folder(storage.join(context.workdir, "scratch"))
+    with open_scratch(context.execution()) as sql:
+        view_parquet(sql, "facts", context.files("fetch", "facts"))
+        view_parquet(sql, "captions", context.files("caption", "captions"))
+        for name in settings.scorers:
+            parts += _plan_scorer(context, sql, name)
     return parts
 
 
+def _plan_scorer(context: BuildContext, sql: Any, name: str) -> list[Part]:
+    settings = context.config.score
+    recipe = _recipe(context, name)
+    _view_scored(sql, _files(context, context.catalog.parts_like("score", "measure", recipe)))
+    columns = 'sample_id, stored_sha256, md5(text) AS text_md5, pool_file, "offset", length, text'
+    sql.execute(
+        'CREATE OR REPLACE TABLE todo AS SELECT *, row_number() OVER (ORDER BY pool_file, "offset", sample_id) - 1 '
+        f"AS place FROM ({_rows_with_text(columns)}) ANTI JOIN scored USING (sample_id, stored_sha256, text_md5)"
+    )
+    sql.execute("DROP VIEW scored")
+    keys = sql.execute(
+        f"SELECT place // {PART_ROWS} AS row_group, count(*), "
+        "to_hex(bit_xor(md5_number(sample_id || chr(31) || stored_sha256 || text_md5))) FROM todo GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    writer = TableWriter(context.workdir, "todo", f"scratch/score-{name}.parquet", TODO, PART_ROWS)
+    todo = copy_sorted(sql, "SELECT * FROM todo", "place", writer).temp
+    parts = []
+    for row_group, num_rows, rows_key in keys:
+        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows})
+        payload = {
+            "todo": todo,
+            "row_group": row_group,
+            "settings": settings,
+            "scorer": name,
+            "batch_size": _batch_size(settings, name),
+            "stem": key[:16],
+            **context.execution(),
+        }
+        parts.append(Part(key, payload, recipe, num_rows))
+    return parts
+
+
+def _scored(context: BuildContext) -> Sequence[PartRecord]:
+    """Parts of any build that scored by one of this build's scorers."""
+    recipes = [_recipe(context, name) for name in context.config.score.scorers]
+    return [part for recipe in recipes for part in context.catalog.parts_like("score", "measure", recipe)]
+
+
+def _files(context: BuildContext, parts: Sequence[PartRecord]) -> list[str]:
+    return [path for part in parts for path in context.paths(part, "scored")]
+
+
 def _plan_judge(context: BuildContext) -> Sequence[Part]:
-    if context.config.score.model is None:
+    settings = context.config.score
+    if not settings.scorers:
         return []
-    key = fingerprint({"stage": context.fingerprint})
+    parts = context.own_parts("measure")
+    key = fingerprint({"stage": context.fingerprint, "parts": sorted(part.key for part in parts)})
     payload = {
         "candidates": context.files("ingest", "candidates"),
+        "facts": context.files("fetch", "facts"),
+        "captions": context.files("caption", "captions"),
         "caption_verdicts": context.files("caption", "caption_verdicts"),
-        "scores": context.own_files("measure", "scores"),
-        "settings": context.config.score,
+        "scored": _files(context, parts),
+        "settings": settings,
         "stem": key[:16],
         **context.execution(),
     }
     return [Part(key, payload)]
 
 
-def _measure_identity(context: BuildContext) -> dict[str, Any]:
+def _gpus(context: BuildContext) -> float:
+    return 0.0 if context.config.score.device == "cpu" or not context.config.score.model else 1.0
+
+
+def _batch_size(settings: ScoreSettings, name: str) -> int:
+    if name == CLIP:
+        return settings.batch_size
+    return next(plugin.batch_size for plugin in settings.plugins if plugin.name == name)
+
+
+def _recipe(context: BuildContext, name: str) -> str:
+    """Fingerprint of all that a score of this scorer hangs on beside image and text; the device is not in it."""
     settings = context.config.score
-    return {
-        "version": VERSION,
-        "model": _content_of(context, settings.model),
-        "weights": _content_of(context, settings.pretrained),
-        "facts": context.sealed["fetch"].notes["content"],
-        "captions": context.sealed["caption"].notes["content"],
-    }
+    identity: dict[str, Any] = {"version": VERSION, "scorer": name, "batch_size": _batch_size(settings, name)}
+    if name == CLIP:
+        identity |= {
+            "model": _content_of(context, str(settings.model)),
+            "weights": _content_of(context, str(settings.pretrained)),
+            "precision": settings.precision,
+        }
+    else:
+        plugin = next(plugin for plugin in settings.plugins if plugin.name == name)
+        identity |= {
+            "class": plugin.scorer,
+            "code": str(getattr(make_scorer(settings, name), "version", "")),
+            "options": {key: _content_of(context, value) for key, value in sorted(plugin.options.items())},
+        }
+    return fingerprint(identity)
 
 
-def _content_of(context: BuildContext, named: str | None) -> str | None:
-    """Hash of the file that a name leads to; the name itself when it is one of open_clip's."""
-    if named is None:
-        return None
+def _content_of(context: BuildContext, named: Any) -> Any:
+    """Hash of the file that a name leads to; the value itself when it leads to none."""
+    if not isinstance(named, str) or not named:
+        return named
     fs, inner = storage.filesystem(named)
     return context.catalog.input_sha256(named) if fs.isfile(inner) else named
 
 
 def _identity(context: BuildContext) -> dict[str, Any]:
     settings = context.config.score
-    if settings.model is None:
-        return {"version": VERSION, "off": True, "caption": context.sealed["caption"].fingerprint}
+    caption = context.sealed["caption"]
+    if not settings.scorers:
+        return {"version": VERSION, "off": True, "caption": caption.fingerprint}
     return {
-        "measure": _measure_identity(context),
+        "scorers": {name: _recipe(context, name) for name in settings.scorers},
         "rules": [rule.model_dump(mode="json") for rule in settings.rules],
-        "caption": context.sealed["caption"].fingerprint,
+        "facts": context.sealed["fetch"].notes["content"],
+        "caption": caption.fingerprint,
     }
 
 
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    if context.config.score.model is None:
+    if not context.config.score.scorers:
         num = context.sealed["caption"].funnel.num_kept
         return Funnel(num, num), {"off": True, "content": "off"}
-    (part,) = context.own_parts("judge")
-    assert part.funnel is not None
-    return part.funnel, dict(part.notes)
+    return context.own_result("judge")
 
 
 STAGE = Stage(
     name="score",
-    about="CLIP score of image and text (off unless a model is named)",
+    about="CLIP score and other scorers (off unless one is named)",
     identity=_identity,
-    steps=(Step("measure", _plan_measure, measure), Step("judge", _plan_judge, judge)),
+    steps=(
+        Step("measure", _plan_measure, measure, "images", committed=_scored, gpus=_gpus),
+        Step("judge", _plan_judge, judge),
+    ),
     conclude=_conclude,
 )

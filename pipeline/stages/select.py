@@ -285,9 +285,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
 
 
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    (part,) = context.own_parts("decide")
-    assert part.funnel is not None
-    return part.funnel, dict(part.notes)
+    return context.own_result("decide")
 
 
 STAGE = Stage(

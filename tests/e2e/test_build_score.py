@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import ROOT, Web, run_plantmix, write_build_config
@@ -33,32 +34,82 @@ def _score_parts(work: Path) -> list[tuple[str, object]]:
         )
 
 
+def _rows(work: Path, sql: str) -> list[tuple[Any, ...]]:
+    with open_reader(str(work)) as connection:
+        return list(connection.sql(sql).fetchall())
+
+
 @pytest.mark.slow
 def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weights: Path, tmp_path: Path) -> None:
-    score = {"model": str(MODEL), "pretrained": str(weights), "rules": [{"top_fraction": 0.75}]}
+    plugins = [{"name": "nsfw", "scorer": "pipeline.scoring.nsfw:NsfwScorer", "batch_size": 16}]
+    score = {
+        "model": str(MODEL),
+        "pretrained": str(weights),
+        "plugins": plugins,
+        "rules": [{"top_fraction": 0.75}, {"scorer": "nsfw", "max_score": 0.9}],
+    }
+    work = tmp_path / "build"
     done = run_plantmix("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
     assert done.returncode == 0, done.stderr
-    measured = _score_parts(tmp_path / "build")
-    with open_reader(str(tmp_path / "build")) as connection:
-        rows = connection.sql(
-            "SELECT c.domain, v.keep, s.score FROM score_verdicts v JOIN scores s USING (sample_id) "
-            "JOIN candidates c USING (sample_id)"
-        ).fetchall()
+    measured = _score_parts(work)
+    rows = _rows(
+        work,
+        "SELECT c.domain, v.keep OR v.reason = 'nsfw_score', s.score FROM score_verdicts v JOIN scores s "
+        "USING (sample_id) JOIN candidates c USING (sample_id) WHERE scorer = 'clip'",
+    )
     for domain in ("plant", "general"):
         kept = [score for name, keep, score in rows if name == domain and keep]
         dropped = [score for name, keep, score in rows if name == domain and not keep]
         assert len(kept) == -(-3 * (len(kept) + len(dropped)) // 4), "three quarters of each domain, rounded up"
         assert min(kept) >= max(dropped)
-    assert all(-1 <= score <= 1 for _, _, score in rows)
+    ((num, low, high, middle),) = _rows(
+        work, "SELECT count(*), min(score), max(score), median(score) FROM scores WHERE scorer = 'nsfw'"
+    )
+    assert num == len(_rows(work, "SELECT 1 FROM scores WHERE scorer = 'clip'"))
+    assert 0 <= low < high <= 1
+    assert middle < 0.3, "fruit, toys and animals; the model was not made for drawings, one of them got 0.94"
+    (one,) = _rows(work, "SELECT sample_id FROM scores ORDER BY 1 LIMIT 1")
+    told = run_plantmix("explain", work, one[0]).stdout
+    assert " by clip" in told
+    assert " by nsfw" in told
 
-    score["rules"] = [{"min_score": 2.0, "domains": ["general"]}]
+    score["rules"] = [{"min_quantile": 0.5, "domains": ["plant"]}, {"min_score": 2.0, "domains": ["general"]}]
     moved = run_plantmix("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
     assert moved.returncode == 0, moved.stderr
     assert moved.stdout.partition(": ")[2].startswith("score, select")
-    assert _score_parts(tmp_path / "build") == measured, "nothing is scored again"
-    with open_reader(str(tmp_path / "build")) as connection:
-        (num,) = connection.sql("SELECT count(*) FROM samples WHERE keep AND domain = 'general'").fetchall()
-    assert num == (0,)
+    assert _score_parts(work) == measured, "nothing is scored again"
+    assert _rows(work, "SELECT count(*) FROM samples WHERE keep AND domain = 'general'") == [(0,)]
+    ((kept, all_in, threshold),) = _rows(
+        work,
+        "SELECT count(*) FILTER (v.keep), count(*), max(v.threshold) FROM score_verdicts v JOIN candidates c "
+        "USING (sample_id) WHERE domain = 'plant'",
+    )
+    assert abs(kept - all_in / 2) <= 1
+    assert threshold.endswith("the 0.5 quantile of plant")
+
+
+@pytest.mark.slow
+def test_an_edited_caption_is_scored_alone(web: Web, weights: Path, tmp_path: Path) -> None:
+    table = tmp_path / "plants.csv"
+    text = web.plants.read_text(encoding="utf-8")
+    table.write_text(text, encoding="utf-8")
+    edited = Web(table, web.general, web.root)
+    config = write_build_config(edited, tmp_path, "build", score={"model": str(MODEL), "pretrained": str(weights)})
+    assert run_plantmix("build", config, "--to", "score").returncode == 0
+    before = dict(_rows(tmp_path / "build", "SELECT sample_id, score FROM scores"))
+    num_parts = len(_score_parts(tmp_path / "build"))
+    table.write_text(text.replace("An apricot.", "A ripe apricot on a table.", 1), encoding="utf-8")
+    assert run_plantmix("build", config, "--to", "score").returncode == 0
+    after = dict(_rows(tmp_path / "build", "SELECT sample_id, score FROM scores"))
+    assert len(_score_parts(tmp_path / "build")) == num_parts + 1
+    num_rows = _rows(
+        tmp_path / "build",
+        "SELECT f.num_rows FROM files f JOIN parts p USING (part_key) WHERE p.stage = 'score' AND p.step = 'measure' "
+        "ORDER BY p.committed_at DESC LIMIT 1",
+    )
+    assert num_rows == [(1,)], "the one edited caption"
+    assert set(before) == set(after)
+    assert sum(before[key] != after[key] for key in before) <= 1
 
 
 @pytest.mark.parametrize(
@@ -68,6 +119,7 @@ def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weight
         ({"model": "ViT-B-32", "pretrained": "no-such-tag"}, "neither a file nor a tag of ViT-B-32"),
         ({"model": "ViT-B-32"}, "score.pretrained is needed"),
         ({"rules": [{"min_score": 0.2}]}, "score.rules need score.model"),
+        ({"plugins": [{"name": "x", "scorer": "no_such:Thing"}]}, "score.plugins.x: the module no_such cannot"),
     ],
 )
 def test_a_model_that_cannot_be_had_stops_before_any_work(

@@ -1,0 +1,104 @@
+"""The CLIP score: cosine similarity of an image and its text by an open_clip model, by name or local weights.
+
+Reads weights from disk, or lets open_clip download those of a tag before any work. Writes nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError
+from pipeline.scoring.settings import CLIP
+
+
+class ClipScorer:
+    """An open_clip model. `precision` is fp32, bf16 or fp16; on a CPU one thread computes, so that scores repeat."""
+
+    name = CLIP
+
+    def __init__(self, model: str, pretrained: str, precision: str = "fp32", device: str = "cpu") -> None:
+        self._model, self._pretrained, self._precision, self._device = model, pretrained, precision, device
+        self._net: Any = None
+
+    def check(self) -> None:
+        """Make sure that the model is known and its weights are there; those of a tag are downloaded now.
+
+        Raises: ConfigError when open_clip is not installed, or the model or its weights cannot be had.
+        """
+        if importlib.util.find_spec("open_clip") is None:
+            raise ConfigError(
+                "score.model: open_clip is not installed; pip install 'plantmix[training]' or take score out"
+            )
+        import open_clip
+
+        model = _register_model(self._model)
+        if model not in open_clip.list_models():
+            raise ConfigError(
+                f"score.model: open_clip knows no model '{self._model}'; take a name of open_clip.list_models() or "
+                "the path of a model config (.json)"
+            )
+        fs, inner = storage.filesystem(self._pretrained)
+        if fs.exists(inner):
+            return
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        if self._pretrained not in tags:
+            raise ConfigError(
+                f"score.pretrained: '{self._pretrained}' is neither a file nor a tag of {self._model} "
+                f"({', '.join(tags) or 'it has none'})"
+            )
+        self._download(model)
+
+    def _download(self, model: str) -> None:
+        from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+        try:
+            download_pretrained(get_pretrained_cfg(model, self._pretrained))
+        except Exception as error:  # hub, HTTP and cache errors of several libraries: the weights cannot be had
+            raise ConfigError(
+                f"score.pretrained: the weights '{self._pretrained}' of {self._model} cannot be downloaded "
+                f"({type(error).__name__}); give the path of a local file, or try where there is a network"
+            ) from None
+
+    def load(self) -> None:
+        """Load the model and its weights on the device."""
+        import open_clip
+        import torch
+
+        if self._device == "cpu":
+            torch.set_num_threads(1)  # the sum of many threads' parts would hang on how many there are
+        name = _register_model(self._model)
+        try:
+            self._net, _, self._preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=self._pretrained, precision=self._precision, device=self._device
+            )
+        except (RuntimeError, OSError) as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"score: {self._model} cannot load {self._pretrained}: {text:.300}") from None
+        self._net.eval()
+        self._tokenize = open_clip.get_tokenizer(name)
+        self._dtype = open_clip.get_input_dtype(self._precision)
+
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        """Cosine similarities, -1 to 1."""
+        import torch
+
+        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
+        with torch.inference_mode():
+            image = self._net.encode_image(pixels, normalize=True).float()
+            text = self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
+            scores: list[float] = (image * text).sum(-1).cpu().tolist()
+        return scores
+
+
+def _register_model(model: str) -> str:
+    """The name open_clip knows a model by; a config file is made known to it first."""
+    if not model.endswith(".json") or not Path(model).is_file():
+        return model
+    import open_clip
+
+    open_clip.add_model_config(model)
+    return Path(model).stem

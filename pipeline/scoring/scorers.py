@@ -1,0 +1,101 @@
+"""What a scorer is, how a config's scorers are found, checked before work, and loaded once a process.
+
+Reads the `score` settings; imports what a plug-in names. Writes nothing. Gives up with ConfigError when a scorer
+cannot be had.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from manifests.errors import ConfigError
+from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
+
+
+class Scorer(Protocol):
+    """A model that gives one number to each image with its text.
+
+    `check`, where a class has it, says cheaply before any work whether `load` can succeed (ConfigError if not);
+    without it `load` itself is tried. `version`, where it has it, tells apart scores of changed code.
+    """
+
+    name: str
+
+    def load(self) -> None:
+        """Get the model ready; called once a worker. Raises: ConfigError when it cannot be had."""
+
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> Sequence[float]:
+        """One number a pair. `images` are PIL images in RGB; a batch always has the configured length."""
+
+
+def make_scorer(settings: ScoreSettings, name: str) -> Scorer:
+    """The scorer of this name, not loaded.
+
+    Raises: ConfigError when its module or class cannot be had, or does not take its options.
+    """
+    if name == CLIP:
+        from pipeline.scoring.clip import ClipScorer
+
+        return ClipScorer(str(settings.model), str(settings.pretrained), settings.precision, settings.device)
+    return _make_plugin(next(plugin for plugin in settings.plugins if plugin.name == name))
+
+
+def _make_plugin(plugin: PluginSettings) -> Scorer:
+    module, _, cls = plugin.scorer.partition(":")
+    where = f"score.plugins.{plugin.name}"
+    try:
+        kind = getattr(importlib.import_module(module), cls)
+    except ImportError as error:
+        raise ConfigError(f"{where}: the module {module} cannot be imported: {error}") from None
+    except AttributeError:
+        raise ConfigError(f"{where}: the module {module} has no class {cls}") from None
+    try:
+        scorer = kind(**plugin.options)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {plugin.scorer} does not take these options: {error}") from None
+    lacking = [word for word in ("name", "load", "score") if not hasattr(scorer, word)]
+    if lacking:
+        raise ConfigError(f"{where}: {plugin.scorer} is no scorer: it has no {', '.join(lacking)}")
+    made: Scorer = scorer
+    return made
+
+
+def check_scorers(settings: ScoreSettings) -> None:
+    """Make sure that every scorer can be had, before any work.
+
+    Raises: ConfigError.
+    """
+    for name in settings.scorers:
+        scorer = make_scorer(settings, name)
+        getattr(scorer, "check", scorer.load)()
+
+
+@lru_cache(maxsize=1)
+def _load(settings_json: str, name: str) -> Scorer:
+    scorer = make_scorer(ScoreSettings.model_validate_json(settings_json), name)
+    scorer.load()
+    return scorer
+
+
+def loaded_scorer(settings: ScoreSettings, name: str) -> Scorer:
+    """The scorer, loaded once a process: parts that follow in the same worker find it ready."""
+    return _load(settings.model_dump_json(exclude={"rules"}), name)
+
+
+def score_batch(
+    scorer: Scorer, images: Sequence[Any], texts: Sequence[str], batch_size: int, decimals: int = 4
+) -> list[float]:
+    """Scores of one batch, rounded.
+
+    The batch is filled up to `batch_size` by repeating its last pair: kernels choose their order of summing by the
+    shape, and a score may not depend on what else was scored beside it. Rounding hides what is left (1e-7).
+    """
+    num = len(images)
+    missing = batch_size - num
+    scores = scorer.score([*images, *[images[-1]] * missing], [*texts, *[texts[-1]] * missing])
+    if len(scores) != batch_size:
+        raise ConfigError(f"score: the scorer {scorer.name} gave {len(scores)} scores for {batch_size} images")
+    return [round(float(score), decimals) for score in list(scores)[:num]]

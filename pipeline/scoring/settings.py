@@ -1,0 +1,76 @@
+"""The `score` section of a config: which scorers run, and the thresholds over their stored scores.
+
+What a score is (model, weights, precision, options) and what is decided over it (rules) never touch. Reads and writes
+nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from manifests.settings import Settings
+
+CLIP = "clip"  # name of the scorer that `model` and `pretrained` stand for
+
+ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class PluginSettings(Settings):
+    """A scorer of one's own: a class with `name`, `load` and `score`, see pipeline/scoring/README.md."""
+
+    scorer: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Class, importable where the parts run")
+    name: ScorerName = Field(description="what rules, the table of scores and drop reasons call it")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    batch_size: int = Field(64, ge=1, description="images handed to it at a time")
+
+
+class ScoreRule(Settings):
+    """A threshold over one stored score; exactly one of the four."""
+
+    scorer: ScorerName = CLIP
+    min_score: float | None = None
+    max_score: float | None = None
+    min_quantile: float | None = Field(None, gt=0, lt=1, description="drop what lies below this quantile of its domain")
+    top_fraction: float | None = Field(None, gt=0, le=1, description="keep this share, by score, of each domain")
+    domains: list[str] | None = Field(None, description="domains it applies to; all when absent")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        given = (self.min_score, self.max_score, self.min_quantile, self.top_fraction)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("give exactly one of min_score, max_score, min_quantile and top_fraction")
+        return self
+
+
+class ScoreSettings(Settings):
+    """Scores of image and text; off unless a model or a plug-in is named."""
+
+    model: str | None = Field(None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
+    pretrained: str | None = Field(None, description="open_clip tag or path of local weights")
+    batch_size: int = Field(64, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = Field("cpu", description="cpu, or cuda: then every worker takes one GPU")
+    plugins: list[PluginSettings] = Field(default_factory=list)
+    rules: list[ScoreRule] = Field(default_factory=list)
+
+    @property
+    def scorers(self) -> list[str]:
+        """Names of the scorers that run."""
+        return [*([CLIP] if self.model else []), *(plugin.name for plugin in self.plugins)]
+
+    @model_validator(mode="after")
+    def _scorers_fit(self) -> Self:
+        if self.model and not self.pretrained:
+            raise ValueError("score.pretrained is needed with score.model: scores of random weights mean nothing")
+        names = [CLIP, *(plugin.name for plugin in self.plugins)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"score.plugins: the name {', '.join(twice)} is taken twice; '{CLIP}' is score.model's")
+        for rule in self.rules:
+            if rule.scorer == CLIP and not self.model:
+                raise ValueError("score.rules need score.model: without it there is no score to judge")
+            if rule.scorer not in self.scorers:
+                raise ValueError(f"score.rules: no scorer '{rule.scorer}'; there are {', '.join(self.scorers)}")
+        return self

@@ -1,0 +1,133 @@
+"""Scorers found, checked before work, loaded once; scores that do not hang on what is scored beside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from manifests.errors import ConfigError
+from pipeline.scoring.clip import ClipScorer
+from pipeline.scoring.scorers import check_scorers, loaded_scorer, score_batch
+from pipeline.scoring.settings import PluginSettings, ScoreSettings
+
+MODEL = Path(__file__).resolve().parents[4] / "configs/models/vit-tiny-demo.json"
+
+
+@pytest.fixture(autouse=True)
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.delitem(sys.modules, "own_scorer", raising=False)
+
+
+def settings_with(**plugin: Any) -> ScoreSettings:
+    return ScoreSettings(plugins=[PluginSettings(name="mine", **plugin)])
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ({"scorer": "no_such_module:Thing"}, "score.plugins.mine: the module no_such_module cannot be imported"),
+        ({"scorer": "own_scorer:Thing"}, "has no class Thing"),
+        ({"scorer": "own_scorer:Brightness"}, "does not take these options: .*log"),
+        ({"scorer": "own_scorer:NoScorer"}, "is no scorer: it has no load, score"),
+        ({"scorer": "pathlib:Path"}, "is no scorer"),
+    ],
+)
+def test_a_scorer_that_cannot_be_had_is_one_clear_error(plugin: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_scorers(settings_with(**plugin))
+
+
+def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    settings = ScoreSettings(model="ViT-B-32", pretrained="laion2b_s34b_b79k")
+    with pytest.raises(ConfigError, match="weights 'laion2b_s34b_b79k' of ViT-B-32 cannot be downloaded"):
+        check_scorers(settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"plugins": [{"name": "clip", "scorer": "a:B"}]}, "the name clip is taken twice"),
+        ({"plugins": [{"name": "a", "scorer": "a:B"}] * 2}, "the name a is taken twice"),
+        ({"plugins": [{"name": "a", "scorer": "a.B"}]}, "pattern"),
+        ({"plugins": [{"name": "a", "scorer": "a:B"}], "rules": [{"scorer": "b", "max_score": 1}]}, "no scorer 'b'"),
+        ({"model": "m", "pretrained": "p", "rules": [{"min_score": 1, "max_score": 1}]}, "exactly one of min_score"),
+        ({"model": "m", "pretrained": "p", "rules": [{"min_quantile": 1.0}]}, "less than 1"),
+    ],
+)
+def test_wrong_settings_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ScoreSettings.model_validate(values)
+
+
+def test_a_scorer_is_loaded_once_a_process_whatever_the_rules(tmp_path: Path) -> None:
+    log = tmp_path / "loads"
+    for threshold in (0.1, 0.2):
+        settings = ScoreSettings.model_validate(
+            {
+                "plugins": [{"name": "mine", "scorer": "own_scorer:Brightness", "options": {"log": str(log)}}],
+                "rules": [{"scorer": "mine", "max_score": threshold}],
+            }
+        )
+        assert loaded_scorer(settings, "mine").name == "brightness"
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_clip_score_does_not_hang_on_its_batch(tmp_path: Path) -> None:
+    import open_clip
+    import torch
+
+    torch.manual_seed(0)
+    open_clip.add_model_config(MODEL)
+    torch.save(open_clip.create_model("vit-tiny-demo").state_dict(), tmp_path / "tiny.pt")
+    num_threads = torch.get_num_threads()
+    try:
+        scorer = ClipScorer(str(MODEL), str(tmp_path / "tiny.pt"))
+        scorer.check()
+        scorer.load()
+        images = [Image.effect_noise((80, 70), 10.0 * n + 5).convert("RGB") for n in range(7)]
+        texts = [f"noise number {n}" for n in range(7)]
+        together = score_batch(scorer, images, texts, 8)
+        alone = [score_batch(scorer, [image], [text], 8)[0] for image, text in zip(images, texts, strict=True)]
+    finally:
+        torch.set_num_threads(num_threads)
+    assert together == alone
+    assert len(set(together)) > 3
+    half = ClipScorer(str(MODEL), str(tmp_path / "tiny.pt"), precision="bf16")
+    half.load()
+    torch.set_num_threads(num_threads)
+    assert score_batch(half, images, texts, 8) == pytest.approx(together, abs=0.05)
+
+
+def test_weights_of_another_model_are_one_clear_error(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"text.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    num_threads = torch.get_num_threads()
+    try:
+        with pytest.raises(ConfigError, match=r"score: .* cannot load .*other\.pt"):
+            ClipScorer(str(MODEL), str(tmp_path / "other.pt")).load()
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_a_scorer_that_loses_images_is_told(tmp_path: Path) -> None:
+    class Lazy:
+        name = "lazy"
+
+        def load(self) -> None: ...
+
+        def score(self, images: Any, texts: Any) -> list[float]:
+            return [0.5]
+
+    with pytest.raises(ConfigError, match="lazy gave 1 scores for 4 images"):
+        score_batch(Lazy(), [None], ["a"], 4)
