@@ -94,8 +94,8 @@ class SharedRay:
     def __init__(self, executor: RayExecutor) -> None:
         self._executor = executor
 
-    def run(self, work: Any, parts: Sequence[Part]) -> Iterator[Done]:
-        return self._executor.run(work, parts)
+    def run(self, work: Any, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
+        return self._executor.run(work, parts, gpus)
 
     def share(self, make: Callable[[], Any]) -> Any:
         return self._executor.share(make)

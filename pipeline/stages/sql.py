@@ -34,6 +34,7 @@ def open_scratch(payload: dict[str, Any]) -> Iterator[Any]:
     import duckdb  # heavy; plans do without it
 
     folder = storage.join(payload["workdir"], "scratch", uuid.uuid4().hex[:12])
+    storage.make_folder(folder)  # DuckDB makes one level alone, and only when it must spill
     connection = duckdb.connect(
         config={
             "memory_limit": f"{max(256, int(payload['memory_gb'] * 1000))}MB",

@@ -50,8 +50,8 @@ def test_inline_and_ray_write_identical_tables(tmp_path: Path, ray_executor: Ray
 
 def test_order_of_completion_changes_nothing(tmp_path: Path) -> None:
     class Backwards(InlineExecutor):
-        def run(self, work: Any, parts: Sequence[Part]) -> Iterator[Done]:
-            return super().run(work, list(reversed(parts)))
+        def run(self, work: Any, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
+            return super().run(work, list(reversed(parts)), gpus)
 
     found = {}
     for name, executor in (("forth", InlineExecutor()), ("back", Backwards())):
