@@ -103,7 +103,7 @@ def test_scores_need_weights_and_rules_a_model() -> None:
     assert "score.rules need score.model" in refusal(score={"rules": [{"min_score": 0.2}]})
     for rule in ({}, {"min_score": 0.2, "top_fraction": 0.5}):
         score = {"model": "ViT-B-32", "pretrained": "openai", "rules": [rule]}
-        assert "give exactly one of min_score and top_fraction" in refusal(score=score)
+        assert "give exactly one of min_score, max_score, min_quantile and top_fraction" in refusal(score=score)
 
 
 def test_caps_name_domains_and_columns_that_there_are() -> None:

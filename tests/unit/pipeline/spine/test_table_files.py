@@ -117,3 +117,14 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
     assert groups(file.temp) == [size] * 125 + [num_rows - 125 * size]
     assert pq.read_table(file.temp, columns=["rank"])["rank"].to_pylist() == list(range(num_rows))
     assert set(pq.read_table(file.temp, columns=["txt"])["txt"].to_pylist()) == {""}  # no caption: an empty text
+
+
+def test_a_step_spills_where_no_step_made_a_folder_before(tmp_path: Path) -> None:
+    """DuckDB makes its folder only when memory is short, and one level alone."""
+    with open_scratch({"workdir": str(tmp_path / "new"), "memory_gb": 0.256}) as sql:
+        (num,) = sql.sql(
+            "SELECT count(*) FROM (SELECT md5(i::VARCHAR) AS a, md5((i + 1)::VARCHAR) AS b FROM range(6000000) t(i) "
+            "ORDER BY a, b OFFSET 5)"
+        ).fetchall()
+        assert num == (5_999_995,)
+    assert not list((tmp_path / "new/scratch").iterdir())
