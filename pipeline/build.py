@@ -13,6 +13,7 @@ from pipeline.runner import BuildReport, Runner, check_order, check_writable, fi
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import check_source
 from pipeline.stages.mix import read_ratio
+from pipeline.stages.semantic import check_semantic
 
 log = logging.getLogger("plantmix.build")
 
@@ -28,6 +29,8 @@ def check_config(config: BuildConfig) -> None:
     read_ratio(config.mix, config.domains)
     check_backbone(config.caption.backbone)
     check_scorers(config.score)
+    if config.dedup.semantic is not None:
+        check_semantic(config.dedup.semantic)
 
 
 def build(config_path: str, first: str | None, last: str | None, ray_address: str | None) -> int:

@@ -26,6 +26,18 @@ __all__ = ["BuildConfig", "ColumnMap", "Name", "SourceSettings", "read_config", 
 MAX_RADIUS = 16  # bits of 64: beyond it unlike photos are called the same, see pipeline/matching/README.md
 
 
+class SemanticSettings(Settings):
+    """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
+
+    model: str = Field(description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
+    pretrained: str = Field(description="open_clip tag or path of local weights")
+    threshold: float = Field(0.95, gt=0, le=1, description="smallest cosine of embeddings of semantic duplicates")
+    images_per_cluster: int = Field(1000, ge=2, description="only images of one k-means cluster are compared")
+    seed: int = 0
+    batch_size: int = Field(64, ge=1)
+    device: str = "cpu"
+
+
 class DedupSettings(Settings):
     """Which images count as the same, and which one of them stays."""
 
@@ -36,6 +48,7 @@ class DedupSettings(Settings):
         ("licence", "pixels", "caption", "priority"),
         description="who stays: first difference in this order decides, then the sample id",
     )
+    semantic: SemanticSettings | None = Field(None, description="semantic duplicates too; off when absent")
     extra_captions: int = Field(
         0,
         ge=0,

@@ -16,12 +16,18 @@ from pipeline.scoring.settings import CLIP
 
 
 class ClipScorer:
-    """An open_clip model. `precision` is fp32, bf16 or fp16; on a CPU one thread computes, so that scores repeat."""
+    """An open_clip model. `precision` is fp32, bf16 or fp16; on a CPU one thread computes, so that scores repeat.
+
+    `where` names the part of the config in messages.
+    """
 
     name = CLIP
 
-    def __init__(self, model: str, pretrained: str, precision: str = "fp32", device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, pretrained: str, precision: str = "fp32", device: str = "cpu", where: str = "score"
+    ) -> None:
         self._model, self._pretrained, self._precision, self._device = model, pretrained, precision, device
+        self._where = where
         self._net: Any = None
 
     def check(self) -> None:
@@ -31,14 +37,15 @@ class ClipScorer:
         """
         if importlib.util.find_spec("open_clip") is None:
             raise ConfigError(
-                "score.model: open_clip is not installed; pip install 'plantmix[training]' or take score out"
+                f"{self._where}.model: open_clip is not installed; pip install 'plantmix[training]' or take "
+                f"{self._where} out"
             )
         import open_clip
 
         model = _register_model(self._model)
         if model not in open_clip.list_models():
             raise ConfigError(
-                f"score.model: open_clip knows no model '{self._model}'; take a name of open_clip.list_models() or "
+                f"{self._where}.model: open_clip knows no model '{self._model}'; take a name of open_clip.list_models() or "
                 "the path of a model config (.json)"
             )
         fs, inner = storage.filesystem(self._pretrained)
@@ -47,7 +54,7 @@ class ClipScorer:
         tags = open_clip.list_pretrained_tags_by_model(model)
         if self._pretrained not in tags:
             raise ConfigError(
-                f"score.pretrained: '{self._pretrained}' is neither a file nor a tag of {self._model} "
+                f"{self._where}.pretrained: '{self._pretrained}' is neither a file nor a tag of {self._model} "
                 f"({', '.join(tags) or 'it has none'})"
             )
         self._download(model)
@@ -59,7 +66,7 @@ class ClipScorer:
             download_pretrained(get_pretrained_cfg(model, self._pretrained))
         except Exception as error:  # hub, HTTP and cache errors of several libraries: the weights cannot be had
             raise ConfigError(
-                f"score.pretrained: the weights '{self._pretrained}' of {self._model} cannot be downloaded "
+                f"{self._where}.pretrained: the weights '{self._pretrained}' of {self._model} cannot be downloaded "
                 f"({type(error).__name__}); give the path of a local file, or try where there is a network"
             ) from None
 
@@ -77,7 +84,7 @@ class ClipScorer:
             )
         except (RuntimeError, OSError) as error:
             text = " ".join(str(error).split())
-            raise ConfigError(f"score: {self._model} cannot load {self._pretrained}: {text:.300}") from None
+            raise ConfigError(f"{self._where}: {self._model} cannot load {self._pretrained}: {text:.300}") from None
         self._net.eval()
         self._tokenize = open_clip.get_tokenizer(name)
         self._dtype = open_clip.get_input_dtype(self._precision)
@@ -92,6 +99,14 @@ class ClipScorer:
             text = self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
             scores: list[float] = (image * text).sum(-1).cpu().tolist()
         return scores
+
+    def embed(self, images: Sequence[Any]) -> Any:
+        """Embeddings of length 1, float32 (images, D)."""
+        import torch
+
+        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
+        with torch.inference_mode():
+            return self._net.encode_image(pixels, normalize=True).float().cpu().numpy()
 
 
 def _register_model(model: str) -> str:

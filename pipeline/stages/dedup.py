@@ -7,7 +7,8 @@ Hashes that no earlier build has seen become a segment of their own; pairs withi
 parts that any later build finds again: new sources are matched against the old ones, the old ones not once more, and
 a smaller radius searches nothing. What `pairs` holds follows from the facts and the radius alone.
 
-The images of evaluation sets are measured and matched here too, see stages/evaluation.py.
+The images of evaluation sets are measured and matched here too, see stages/evaluation.py, and pictures that mean the
+same, see stages/semantic.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pipeline.matching.segments import (
     search_between,
     search_within,
 )
-from pipeline.stages import evaluation
+from pipeline.stages import evaluation, semantic
 from pipeline.stages.sql import copy_sorted, open_scratch, view_parquet
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint, write_table
 
@@ -273,6 +274,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "placeholder_min_count": dedup.placeholder_min_count,
         "facts": context.sealed["fetch"].notes["content"],
         **evaluation.identity(context),
+        **semantic.identity(context),
     }
 
 
@@ -296,6 +298,9 @@ STAGE = Stage(
         Step("search", _plan_search, search),
         Step("collect", _plan_collect, collect),
         evaluation.FIND_LEAKS,
+        semantic.EMBED,
+        semantic.CLUSTER,
+        semantic.COMPARE,
     ),
     conclude=_conclude,
 )

@@ -101,6 +101,10 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = config.caption.backbone.path.rstrip("/").rpartition("/")[2]
     recipe["sources"] = [source.recipe() for source in config.sources]
+    if semantic := recipe["dedup"]["semantic"]:
+        for name in ("model", "pretrained"):
+            semantic[name] = str(semantic[name]).rpartition("/")[2]
+        del semantic["device"], semantic["batch_size"]
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]

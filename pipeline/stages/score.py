@@ -236,8 +236,8 @@ def _recipe(context: BuildContext, name: str) -> str:
     identity: dict[str, Any] = {"version": VERSION, "scorer": name, "batch_size": _batch_size(settings, name)}
     if name == CLIP:
         identity |= {
-            "model": _content_of(context, str(settings.model)),
-            "weights": _content_of(context, str(settings.pretrained)),
+            "model": content_of(context, str(settings.model)),
+            "weights": content_of(context, str(settings.pretrained)),
             "precision": settings.precision,
         }
     else:
@@ -245,12 +245,12 @@ def _recipe(context: BuildContext, name: str) -> str:
         identity |= {
             "class": plugin.scorer,
             "code": str(getattr(make_scorer(settings, name), "version", "")),
-            "options": {key: _content_of(context, value) for key, value in sorted(plugin.options.items())},
+            "options": {key: content_of(context, value) for key, value in sorted(plugin.options.items())},
         }
     return fingerprint(identity)
 
 
-def _content_of(context: BuildContext, named: Any) -> Any:
+def content_of(context: BuildContext, named: Any) -> Any:
     """Hash of the file that a name leads to; the value itself when it leads to none."""
     if not isinstance(named, str) or not named:
         return named

@@ -17,7 +17,7 @@ import pyarrow as pa
 from manifests import tables
 from manifests.catalog import Funnel
 from pipeline.captions.licences import LicenceSettings, judge_licences
-from pipeline.matching import DistinctPairs, choose_kept_distinct
+from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
 from pipeline.releases.takedown_list import read_list
 from pipeline.stages.caps import judge_caps
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
@@ -71,6 +71,8 @@ def decide(payload: dict[str, Any]) -> PartResult:
         judge_takedowns(sql, payload["takedowns"])
         _judge_licences(sql, payload["licences"])
         _judge_duplicates(sql, payload["prefer"])
+        if payload["semantic_pairs"]:
+            _judge_semantic(sql, payload["semantic_pairs"], payload["prefer"])
         sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
         balance = judge_caps(sql, payload["balance"], "left_over")
         sql.execute(_DROPPED)
@@ -224,6 +226,37 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     )
 
 
+def _judge_semantic(sql: Any, files: Sequence[str], prefer: Sequence[str]) -> None:
+    """More `duplicates`: of what the pHashes left, images that another one means the same as."""
+    view_parquet(sql, "semantic_pairs", files)
+    order = ", ".join([*(PREFERENCES[word] for word in prefer), "c.sample_id"])
+    rows = sql.sql(
+        f"SELECT c.sample_id, f.pixels_sha256, row_number() OVER (ORDER BY {order}) AS place "
+        "FROM competing c ANTI JOIN duplicates d ON d.sample_id = c.sample_id "
+        "JOIN facts f ON f.sample_id = c.sample_id SEMI JOIN (SELECT pixels_a AS pixels FROM semantic_pairs UNION "
+        "SELECT pixels_b FROM semantic_pairs) p ON p.pixels = f.pixels_sha256 WHERE NOT taken ORDER BY c.sample_id"
+    ).to_arrow_table()
+    sql.register("left_rows", rows.append_column("row", pa.array(np.arange(len(rows)))))
+    pairs = sql.sql(
+        "SELECT a.row AS i, b.row AS j, cosine FROM semantic_pairs JOIN left_rows a ON a.pixels_sha256 = pixels_a "
+        "JOIN left_rows b ON b.pixels_sha256 = pixels_b ORDER BY 1, 2"
+    ).to_arrow_table()
+    i, j, cosine = (pairs[name].to_numpy() for name in ("i", "j", "cosine"))
+    # the choice knows distances of 1 to 255: the steps of the cosine between the threshold and 1
+    apart = (1 + np.round(254 * (1 - cosine) / max(1e-6, 1 - cosine.min(initial=1.0)))).clip(1, 255).astype(np.uint8)
+    representative, _ = choose_kept(len(rows), i, j, apart, rows["place"].to_numpy().astype(np.int64))
+    dropped = np.flatnonzero(representative != np.arange(len(rows)))
+    chosen = {"i": np.minimum(dropped, representative[dropped]), "j": np.maximum(dropped, representative[dropped])}
+    sql.register("chosen_pairs", pa.table({**chosen, "dropped": dropped, "other": representative[dropped]}))
+    sql.register("all_pairs", pa.table({"i": np.minimum(i, j), "j": np.maximum(i, j), "cosine": cosine}))
+    sql.execute(
+        "INSERT INTO duplicates BY NAME SELECT a.sample_id, b.sample_id AS other_sample_id, NULL AS distance, "
+        "'semantic_duplicate' AS reason, printf('cosine %.4f', p.cosine) AS value, 'of ' || b.sample_id AS threshold "
+        "FROM chosen_pairs c JOIN all_pairs p ON p.i = c.i AND p.j = c.j JOIN left_rows a ON a.row = c.dropped "
+        "JOIN left_rows b ON b.row = c.other"
+    )
+
+
 def _keep_captions(sql: Any, payload: dict[str, Any]) -> tuple[PrivateFile]:
     """Further captions of every image that stays, out of those its duplicates were dropped with: the longest first."""
     path = f"tables/select/{payload['stem']}-captions.parquet"
@@ -255,6 +288,7 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "facts": context.sealed["fetch"].notes["content"],
         "pairs": context.content("dedup", "pairs"),
         "leaks": context.content("dedup", "leaks"),
+        "semantic_pairs": context.content("dedup", "semantic_pairs"),
         "captions": context.sealed["caption"].notes["content"],
         "caption_verdicts": context.content("caption", "caption_verdicts"),
         "score": context.sealed["score"].notes["content"],
@@ -270,6 +304,7 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         "captions": context.files("caption", "captions"),
         "pairs": context.files("dedup", "pairs"),
         "leaks": context.files("dedup", "leaks"),
+        "semantic_pairs": context.files("dedup", "semantic_pairs"),
         "caption_verdicts": context.files("caption", "caption_verdicts"),
         "score_verdicts": context.files("score", "score_verdicts"),
         "prefer": list(config.dedup.prefer),

@@ -129,6 +129,7 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
             "balance": BalanceSettings(),
             "takedowns": [],
             "extra_captions": 0,
+            "semantic_pairs": [],
         },
     }
     work = {

@@ -101,6 +101,7 @@ def run_decide(
     takedowns: list[Entry] | None = None,
     leaks: list[dict[str, Any]] | None = None,
     extra_captions: int = 0,
+    semantic: list[dict[str, Any]] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], Any]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -120,6 +121,7 @@ def run_decide(
         "pairs": [],
         "leaks": written("leaks", tables.LEAKS, leaks or []),
         "extra_captions": extra_captions,
+        "semantic_pairs": written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else [],
         "prefer": list(prefer),
         "priority": {"gbif": 0, "cc": 1},
         "licences": LicenceSettings(),
@@ -339,3 +341,28 @@ def test_captions_of_duplicates_are_kept_with_the_image_that_stays(tmp_path: Pat
     assert pq.read_table(result.files[1].temp)["from_sample_id"].to_pylist() == ["long"]
     _, result = run_decide(tmp_path / "off", samples)
     assert len(result.files) == 1
+
+
+# ---- semantic duplicates
+
+
+def close(a: str, b: str, cosine: float) -> dict[str, Any]:
+    return {"pixels_a": f"pixels of {a}", "pixels_b": f"pixels of {b}", "cosine": cosine}
+
+
+def test_semantic_duplicates_fall_to_the_better_image(tmp_path: Path) -> None:
+    large, small, third, last = (f"{number}{number} image" for number in (1, 4, 6, 9))
+    samples = [sample(large, width_px=900), sample(small, width_px=500), sample(third), sample(last)]
+    pairs = [close(large, small, 0.96), close(large, third, 0.99), close(small, third, 0.97), close(third, last, 0.98)]
+    found, result = run_decide(tmp_path, samples, semantic=pairs)
+    dropped = {name: (row["other_sample_id"], row["value"]) for name, row in found.items() if not row["keep"]}
+    # the last is close to the third alone, which goes: it stays, nothing chains
+    assert dropped == {small: (large, "cosine 0.9600"), third: (large, "cosine 0.9900")}
+    assert dict(result.funnel.reasons) == {"semantic_duplicate": 2}
+
+
+def test_semantic_duplicates_are_sought_among_what_hashes_left(tmp_path: Path) -> None:
+    samples = [sample("a", width_px=900, phash=77), sample("b", width_px=500, phash=77), sample("c")]
+    found, _ = run_decide(tmp_path, samples, semantic=[close("b", "c", 0.99)])
+    assert found["b"]["reason"] == "near_duplicate"
+    assert found["c"]["keep"]
