@@ -45,8 +45,8 @@ class ClipScorer:
         model = _register_model(self._model)
         if model not in open_clip.list_models():
             raise ConfigError(
-                f"{self._where}.model: open_clip knows no model '{self._model}'; take a name of open_clip.list_models() or "
-                "the path of a model config (.json)"
+                f"{self._where}.model: open_clip knows no model '{self._model}'; take a name of "
+                "open_clip.list_models() or the path of a model config (.json)"
             )
         fs, inner = storage.filesystem(self._pretrained)
         if fs.exists(inner):
