@@ -23,6 +23,7 @@ def add_parsers(commands: Commands[argparse.ArgumentParser]) -> None:
     _add_export(commands)
     _add_takedown(commands)
     _add_diff(commands)
+    _add_report(commands)
 
 
 def open_release(path: str) -> Release:
@@ -171,4 +172,27 @@ def _diff(args: argparse.Namespace) -> int:
 
     found = compare(open_release(args.before), open_release(args.after))
     print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(describe(found)))
+    return 0
+
+
+def _add_report(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "report",
+        "one self-contained HTML page: what came in, what was dropped, mixture, samples, licences, duplicates",
+        "plantmix report data/demo --out demo.html",
+    )
+    parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
+    parser.add_argument("--out", metavar="FILE", help="where to write it (NAME-VERSION.html in the current folder)")
+    parser.set_defaults(func=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.report.build import report_of
+
+    release = open_release(args.release)
+    out = args.out or f"{release.name}.html"
+    page = report_of(release, work_folder_of(release))
+    storage.publish_bytes(out, page.encode())
+    print(f"report: {out}")
     return 0

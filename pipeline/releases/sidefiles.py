@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from manifests.release import SPLIT_FOLDERS
 from pipeline.releases.card import write_card
-from pipeline.releases.summary import summarise
+from pipeline.report.figures import collect
+from pipeline.report.page import write_page
 from pipeline.work import PrivateFile, TableWriter
 
 ATTRIBUTION_COLUMNS = (
@@ -30,12 +31,15 @@ def json_bytes(value: Any) -> bytes:
 
 
 def side_files(
-    record: Mapping[str, Any], mixture: Mapping[str, Any], samples: str, connection: Any
+    record: Mapping[str, Any], mixture: Mapping[str, Any], samples: str, folder: str, connection: Any
 ) -> Iterator[tuple[str, bytes]]:
-    """(path within the release, content) of every small file but the record, which names them all."""
+    """(path within the release, content) of every small file but the record, which names them all.
+
+    `samples` is the samples table (it may not be published yet), `folder` the release, whose shards are there.
+    """
     # as they will be read back: a takedown works from the files, and order within a dict must not show
     record, mixture = json.loads(json_bytes(record)), json.loads(json_bytes(mixture))
-    summary = summarise(connection, samples)
+    figures = collect(connection, samples, folder)
     shards = [shard for split in record["splits"].values() for shard in split["shards"]]
     # every folder carries the union: open_clip looks shards up by base name in the first source's folder
     sizes = json_bytes({shard["shard"]: shard["num_samples"] for shard in shards})
@@ -44,8 +48,9 @@ def side_files(
         yield f"{folder}/sizes.json", sizes
         yield f"{folder}/wids.json", json_bytes(wids_index(f"{record['name']} {split}", entry["shards"]))
     yield "mixture.json", json_bytes(mixture)
-    yield "ATTRIBUTION.md", attribution_page(summary["owners"], f"{record['name']}-{record['version']}").encode()
-    yield "README.md", write_card(record, mixture, summary).encode()
+    yield "ATTRIBUTION.md", attribution_page(figures["owners"], f"{record['name']}-{record['version']}").encode()
+    yield "README.md", write_card(record, mixture, figures).encode()
+    yield "report.html", write_page(record, mixture, figures).encode()
 
 
 def wids_index(name: str, shards: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def take_down(release: Release, wanted: Wanted) -> Release:
         files = _write_tables(release, cut, moved, folder)
         mixture = _new_mixture(release, cut)
         with open_scratch({"workdir": scratch, "memory_gb": 2.0}) as sql:
-            for name, content in side_files(record, mixture, storage.join(folder, SAMPLES_FILE), sql):
+            for name, content in side_files(record, mixture, storage.join(folder, SAMPLES_FILE), folder, sql):
                 files.append(storage.publish_bytes(storage.join(folder, name), content))
     for file in files:
         name = file.path[len(folder) :].lstrip("/")

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import tables
+from manifests import storage, tables
 from manifests.errors import IntegrityError
 from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
 from pipeline.config import BuildConfig
@@ -125,7 +125,7 @@ def write_record(payload: dict[str, Any]) -> PartResult:
     files = [samples, write_attribution(workdir, f"{folder}/attribution.parquet", samples.temp)]
     record = _record(payload)
     with open_scratch(payload) as sql:
-        for name, content in side_files(record, payload["mixture"], samples.temp, sql):
+        for name, content in side_files(record, payload["mixture"], samples.temp, storage.join(workdir, folder), sql):
             files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
     record["files"] |= {
         file.path.removeprefix(f"{folder}/"): {"num_bytes": file.num_bytes, "sha256": file.sha256} for file in files

@@ -92,6 +92,7 @@ def test_the_command_line_is_frozen() -> None:
         "mix": ["--dry-run", "config"],
         "export": ["--for", "--out", "--ratio", "release"],
         "diff": ["--json", "after", "before"],
+        "report": ["--out", "release"],
         "takedown": ["--id", "--owner", "--reason", "--url", "release"],
     }
     assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)

@@ -177,12 +177,13 @@ def report(found: dict[str, Any], num_images: int, rounds: int, load: float) -> 
     lines = [
         "# Packing: measured",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, {platform.machine()}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores, load average {load:.1f} at the end. {num_images:,} images of "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, {platform.machine()}, "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, load average {load:.1f} at the end. "
+        f"{num_images:,} images of "
         f"{MEAN_BYTES / 1000:.0f} kB on average, {megabytes:,.0f} MB of shards, {WORKERS} workers, median of {rounds} "
         f"rounds. Peak memory of one process: {peak:,.0f} MiB. Command: `python tests/benchmarks/bench_pack.py`.",
         "",
-        "Packing reads every image from its place in the pool, checks its hash, hashes the shard, and makes it durable.",
+        "Packing reads every image from its place in the pool, checks its hash, hashes the shard, makes it durable.",
         "",
         "| what | s | MB/s | packing's speed over it |",
         "|---|---:|---:|---:|",

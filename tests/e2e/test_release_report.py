@@ -1,0 +1,123 @@
+"""The report: one page that needs nothing else, the same bytes every time, with the numbers of the record."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from building import release_of, run_plantmix
+
+from manifests.release import Release
+from pipeline.report.page import write_page
+
+
+@pytest.fixture
+def release(built: Path) -> Release:
+    return Release.open(str(release_of(built / "build")))
+
+
+class Reader(HTMLParser):
+    """Collects what a page loads and the text it shows; counts tags that stay open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "br", "link", "input", "hr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_in_the_release_needs_nothing_else(release: Release) -> None:
+    page = Path(release.path, "report.html").read_text(encoding="utf-8")
+    reader = read(page)
+    assert reader.loads
+    assert all(each.startswith("data:image/jpeg;base64,") for each in reader.loads)
+    assert "<script" not in page
+    assert "@import" not in page
+    assert not re.search(r"url\(", page)
+
+
+def test_its_numbers_are_those_of_the_record(release: Release) -> None:
+    text = re.sub(r"\s+", " ", read(Path(release.path, "report.html").read_text(encoding="utf-8")).text)
+    counts = release.record["counts"]
+    assert f"{counts['samples']:,} training samples" in text
+    assert f"{counts['distinct_samples']:,} distinct images" in text
+    for stage, funnel in counts["stages"].items():
+        assert f"{stage} {funnel['kept']:,} kept" in text
+        for reason, num in funnel["reasons"].items():
+            assert f"{num:,} {reason.replace('_', ' ')}" in text
+    mixture = json.loads(Path(release.path, "mixture.json").read_text(encoding="utf-8"))
+    for row in mixture["domains"]:
+        assert f"{row['domain']} {row['target_share']:.3%} {row['realised_share']:.3%} {row['num_drawn']:,}" in text
+
+
+def test_the_command_adds_what_the_work_folder_knows(release: Release, built: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        done = run_plantmix("report", built / "build", "--out", tmp_path / f"{name}.html")
+        assert done.returncode == 0, done.stderr
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert page == (tmp_path / "two.html").read_text(encoding="utf-8")
+    reader = read(page)
+    assert all(each.startswith("data:image/") for each in reader.loads)
+    assert "Duplicates" in reader.text
+    inside = Path(release.path, "report.html").read_text(encoding="utf-8")
+    assert page.startswith(inside.partition("\n</main>")[0]), "the release's own page, and more"
+
+
+LAW = {
+    "ratio": {"plant": 0.7, "general": 0.3},
+    "interval": {"plant": [0.6, 0.8], "general": [0.2, 0.4]},
+    "predicted": {"plant": {"loss": 1.1}, "general": {"loss": 2.2}},
+    "trade_off": {
+        "between": ["plant", "general"],
+        "points": [
+            {"ratio": {}, "losses": {"plant": {"loss": 1.0 + x}, "general": {"loss": 2.5 - x}}} for x in (0.0, 0.1, 0.4)
+        ],
+    },
+    "law": {"losses": {"plant": {"form": "exponential", "cv_error": 0.01, "cv_error_mean": 0.2}}},
+    "warnings": ["outside the tried region <b>"],
+}
+
+
+def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
+    record = {
+        "name": "<x>", "version": "v", "kind": "stratified", "fingerprint": "f" * 64, "recipe": {},
+        "counts": {"samples": 4, "distinct_samples": 4, "stages": {"mix": {"in": 4, "kept": 4, "reasons": {}}}},
+        "splits": {"train": {"num_samples": 4, "shards": [{"num_samples": 4, "num_bytes": 5000}]}},
+        "takedowns": [{"num_images": 1, "reason": "a & b", "from": "u"}],
+    }  # fmt: skip
+    row = {"target_share": 0.7, "realised_share": 0.5, "num_available": 2, "num_drawn": 2, "num_epochs": 1.0}
+    mixture = {"law": LAW, "domains": [{"domain": "plant", "num_heldout": 0, **row}]}
+    sheet = [{"domain": "plant", "text": "<script>", "jpg": b"x", "source": "s", "licence_id": None}]
+    names = ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa")
+    figures = {**{name: [] for name in names}, "words": {}, "sides": {}, "sheet": sheet}
+    page = write_page(record, mixture, figures)
+    reader = read(page)
+    assert "<script>" not in page
+    assert "<script>" in reader.text
+    for words in ("0.6000 to 0.8000", "exponential", "outside the tried region <b>", "chosen", "a & b", "Stratified"):
+        assert words in reader.text
