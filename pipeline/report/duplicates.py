@@ -35,7 +35,7 @@ _STYLE = """
 .dup-group{display:flex;gap:6px;padding:6px;border:1px solid #8886;border-radius:6px;align-items:flex-start}
 .dup-group figure{margin:0;width:112px}
 .dup-group img,.dup-group .dup-gone{width:112px;height:112px;object-fit:contain;background:#8881;display:block}
-.dup-group figcaption{font-size:11px;line-height:1.25;overflow-wrap:anywhere}
+.dup-group figcaption{font-size:11px;line-height:1.25;margin-top:4px;overflow-wrap:anywhere}
 .dup-kept img{outline:3px solid #2a7}
 </style>
 """
