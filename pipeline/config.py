@@ -62,7 +62,7 @@ class DedupSettings(Settings):
 
 
 class EvaluationSet(Origin):
-    """Images that no training sample may show: a folder or webdataset, or a table of URLs matched by name alone."""
+    """Images that no training sample may show: a folder or webdataset, or a list of URLs matched by name alone."""
 
     place: ClassVar[str] = "evaluation"
 
@@ -75,10 +75,10 @@ class EvaluationSet(Origin):
 
     @model_validator(mode="after")
     def _something_to_match(self) -> EvaluationSet:
-        if self.table is not None and not self.match_names:
+        if self.kind not in ("folder", "webdataset") and not self.match_names:
             raise ValueError(
-                "a table of URLs is matched by name alone: set match_names: true, or give the images as folder "
-                "(with a table in it) or webdataset"
+                f"a {self.kind} holds no image bytes and is matched by name alone: set match_names: true, or give the "
+                "images as folder (with a table in it) or webdataset"
             )
         return self
 
