@@ -140,9 +140,8 @@ class SecondOrderBranch(nn.Module):
         anchor_BHE = self.token_projection(anchor_BW).unflatten(-1, (heads, -1))
         reduced_BMHR = mbdc.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
         with mbdc.without_autocast(reduced_BMHR):
-            reduced_BMHR = self._drop(self.norm(reduced_BMHR).relu(), mask_BM)
             num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
-            return mbdc.second_order(reduced_BMHR.transpose(1, 2), num_tokens_B)
+            return mbdc.rectify_and_compare(self.norm(reduced_BMHR), self._kept(reduced_BMHR, mask_BM), num_tokens_B)
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
@@ -151,8 +150,8 @@ class SecondOrderBranch(nn.Module):
         projected_BC: Tensor = self.projection(vector_BT)
         return projected_BC
 
-    def _drop(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor:
-        """Step 4: set padding to zero; drop whole channels (released, image) or whole tokens (released, text)."""
+    def _kept(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
+        """Step 4 as a factor: 0 for padding, for whole channels (released, image) or whole tokens (released, text)."""
         factor = None if mask_BM is None else mask_BM[:, :, None, None].to(tokens_BMHR.dtype)
         if self.training and self.shape.dropout > 0.0:
             batch, tokens, heads, width = tokens_BMHR.shape
@@ -160,7 +159,7 @@ class SecondOrderBranch(nn.Module):
             keep = tokens_BMHR.new_ones((batch, 1, heads, width) if per_channel else (batch, tokens, heads, 1))
             kept = functional.dropout(keep, self.shape.dropout)
             factor = kept if factor is None else factor * kept
-        return tokens_BMHR if factor is None else tokens_BMHR * factor
+        return factor
 
 
 def _projection(shape: BranchShape) -> nn.Sequential:

@@ -79,7 +79,8 @@ def gather_with_gradient(features_BC: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return features_BC
-    gathered: Tensor = _Gather.apply(features_BC)  # type: ignore[no-untyped-call]
+    apply: Any = _Gather.apply  # torch leaves it untyped
+    gathered: Tensor = apply(features_BC)
     return gathered
 
 
@@ -125,7 +126,7 @@ def accumulate_backward(
     """
     if num_chunks < 1:
         raise ConfigError(f"accumulation needs at least 1 chunk, given {num_chunks}")
-    trackers = [part for module in modules for part in module.modules() if hasattr(part, "track")]
+    trackers: list[Any] = [part for module in modules for part in module.modules() if hasattr(part, "track")]
     states, chunks = [], []
     for index in range(num_chunks):
         states.append(_random_state())
@@ -139,7 +140,7 @@ def accumulate_backward(
     end_state = _random_state()
     try:
         for part in trackers:
-            part.track = False  # type: ignore[assignment]
+            part.track = False
         for index in range(num_chunks):
             last = index == num_chunks - 1
             _set_random_state(states[index])
@@ -149,7 +150,7 @@ def accumulate_backward(
                 backward(_surrogate(output, feature_grads, rows, with_scales=last))
     finally:
         for part in trackers:
-            part.track = True  # type: ignore[assignment]
+            part.track = True
         _set_random_state(end_state)
     return {name: value.detach() for name, value in losses.items()}
 

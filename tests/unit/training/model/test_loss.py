@@ -122,10 +122,14 @@ def toy(**values: object) -> Toy:
     return Toy(**values).double().train()
 
 
-def rank_main(rank: int, world: int, store: str, settings: LossSettings, num_chunks: int) -> None:
+RANK_CASES = [(SETTINGS[0], 1), (SETTINGS[1], 1), (SETTINGS[0], 2)]
+
+
+def rank_main(rank: int, world: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
-        rank_step(rank, world, store, settings, num_chunks)
+        for number, (settings, num_chunks) in enumerate(RANK_CASES):
+            rank_step(rank, world, f"{store}.{number}", settings, num_chunks)
         dist.barrier()
         gc.collect()  # the model first, then its group: a reducer that outlives the group aborts now and then
     finally:
@@ -150,11 +154,18 @@ def rank_step(rank: int, world: int, store: str, settings: LossSettings, num_chu
         torch.save({"loss": mean / world, "grads": grads, "gathered": gathered}, f"{store}.out")
 
 
-@pytest.mark.parametrize(("settings", "num_chunks"), [(SETTINGS[0], 1), (SETTINGS[1], 1), (SETTINGS[0], 2)])
-def test_two_processes_equal_one(tmp_path: Path, settings: LossSettings, num_chunks: int) -> None:
-    store = str(tmp_path / "store")
-    torch.multiprocessing.spawn(rank_main, (2, store, settings, num_chunks), nprocs=2)
-    two = torch.load(f"{store}.out")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Every case in one pair of processes: starting them takes most of the time."""
+    store = str(tmp_path_factory.mktemp("ranks") / "store")
+    torch.multiprocessing.spawn(rank_main, (2, store), nprocs=2)
+    return store
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_two_processes_equal_one(store: str, case: int) -> None:
+    settings, _ = RANK_CASES[case]
+    two = torch.load(f"{store}.{case}.out")
     model = toy()
     loss = contrastive_loss(model(*toy_batch(8)), settings)["loss"]
     loss.backward()

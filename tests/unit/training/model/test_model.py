@@ -245,11 +245,11 @@ def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
     shape = BranchShape(8, 8, 2, 6, "layer", 0.5, axis, "single", 1)
     branch = SecondOrderBranch(shape).train()
     torch.manual_seed(0)
-    dropped = branch._drop(torch.ones(16, 7, 2, 6), None)
+    dropped = branch._kept(torch.ones(16, 7, 2, 6), None).expand(16, 7, 2, 6)
     along = 1 if axis == "channel" else 3
     assert (dropped == dropped.select(along, 0).unsqueeze(along)).all()
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert torch.equal(branch.eval()._drop(torch.ones(1, 7, 2, 6), None), torch.ones(1, 7, 2, 6))
+    assert branch.eval()._kept(torch.ones(1, 7, 2, 6), None) is None
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: Path) -> None:
@@ -335,3 +335,55 @@ def test_the_whole_model_compiles_and_equals_eager(tmp_path: Path) -> None:
         expected, given = model(images, tokens), compiled(images, tokens)
     for name, value in expected.items():
         assert torch.allclose(given[name], value, atol=1e-5)
+
+
+def hugging_face_text(folder: Path, kind: str) -> str:
+    """A small real text tower and its tokenizer in the layout of transformers, as open_clip names them by folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "leaf", "the", "flower", "of", "an", "iris", "by", "water", "oak"]
+    pad = 0 if kind == "bert" else 1  # RoBERTa's positions start behind its padding id
+    words = words if pad == 0 else ["[UNK]", "[PAD]", *words[2:]]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    place = folder / f"text-{kind}"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(place)
+    values = {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "intermediate_size": 64, "max_position_embeddings": 40, "pad_token_id": pad}  # fmt: skip
+    (BertConfig if kind == "bert" else RobertaConfig)(**values).save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.parametrize(("kind", "pooler"), [("bert", "cls_pooler"), ("roberta", "mean_pooler")])
+def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
+    tmp_path: Path, kind: str, pooler: str
+) -> None:
+    place = hugging_face_text(tmp_path, kind)
+    text = {"hf_model_name": place, "hf_tokenizer_name": place, "hf_pooler_type": pooler, "hf_proj_type": "linear",
+            "hf_model_pretrained": False, "context_length": 12}  # fmt: skip
+    path = tmp_path / f"hf-{kind}.json"
+    path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": TINY_VISION, "text_cfg": text}), encoding="utf-8")
+    model = build_model(settings(str(path), dropout=0.0))
+    images, tokens = batch(model)
+    assert tokens.shape[1] == 12
+    model.eval()
+    with torch.no_grad():
+        f, z = model.encode_text(tokens, second_order=True)
+        assert torch.allclose(f, model.clip.encode_text(tokens, normalize=True), atol=1e-6)
+        longer = torch.cat([tokens, torch.full((3, 5), model.clip.text.config.pad_token_id)], dim=1)
+        assert torch.allclose(z, model.encode_text(longer, second_order=True)[1], atol=1e-5)
+    output = model.train()(images, tokens)
+    sum((value * torch.linspace(-1, 1, 32)).sum() for value in output.values() if value.ndim).backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(name.startswith("clip.text.transformer.encoder.layer.0") for name in trained)
+    assert {name for name, _ in model.text_branch.named_parameters()} <= {
+        n.removeprefix("text_branch.") for n in trained
+    }
+    model.lock_text_tower()
+    assert not any(p.requires_grad for n, p in model.clip.text.transformer.named_parameters() if "LayerNorm" not in n)
+    assert all(p.requires_grad for p in model.text_branch.parameters())
