@@ -122,7 +122,7 @@ class Catalog:
         """Hash of an input file's content; read again only when its size or time changed."""
         fs, inner = storage.filesystem(path)
         info = fs.info(inner)
-        num_bytes, changed = int(info["size"]), int(float(info.get("mtime") or 0) * 1e9)
+        num_bytes, changed = int(info["size"]), _changed_ns(info)
         row = self._connection.execute(
             "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
             [path, num_bytes, changed],
@@ -479,6 +479,22 @@ def _file_size(path: str) -> int | None:
         return int(fs.info(inner)["size"])
     except FileNotFoundError:
         return None
+
+
+def _changed_ns(info: Mapping[str, Any]) -> int:
+    """When a file last changed, by whatever name its file system tells it; 0 when it does not."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            try:
+                value = datetime.datetime.fromisoformat(value)
+            except ValueError:
+                continue
+        if isinstance(value, datetime.datetime):
+            value = value.timestamp()
+        if value:
+            return int(float(value) * 1e9)
+    return 0
 
 
 def _now() -> datetime.datetime:

@@ -22,7 +22,7 @@ COMMENT ON VIEW samples IS 'One row a candidate: where it came from, what was me
 
 CREATE VIEW hosts AS
 SELECT host, count(*) AS num_rows, count(*) FILTER (outcome = 'ok') AS num_ok, sum(num_bytes) AS num_bytes
-FROM facts GROUP BY host ORDER BY num_rows DESC;
+FROM facts WHERE host IS NOT NULL GROUP BY host ORDER BY num_rows DESC;
 COMMENT ON VIEW hosts IS 'One row a host: URLs asked, URLs that came, bytes downloaded.';
 
 CREATE VIEW views AS

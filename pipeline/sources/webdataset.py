@@ -42,10 +42,7 @@ class _Wanted:
     settings: WebdatasetSettings
     fields: ShardFields
     by_default: bool
-
-    @property
-    def names(self) -> list[str]:
-        return self.fields.names()
+    names: tuple[str, ...]
 
     def texts(self) -> set[str]:
         """Extensions of the text members that are read."""
@@ -309,8 +306,9 @@ def _checksum_fits(head: bytes) -> bool:
 def _wanted(source: Origin) -> _Wanted:
     settings = _settings(source)
     if settings.fields is not None:
-        return _Wanted(settings, settings.fields, by_default=False)
-    return _Wanted(settings, ShardFields(url="json.url", caption=["txt", "json.caption"]), by_default=True)
+        return _Wanted(settings, settings.fields, False, tuple(settings.fields.names()))
+    usual = ShardFields(url="json.url", caption=["txt", "json.caption"])
+    return _Wanted(settings, usual, True, tuple(usual.names()))
 
 
 def _shards(source: Origin) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import signal
@@ -9,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import fsspec
 import pytest
 
-from manifests.catalog import CATALOG_FILE, Catalog, Funnel, PartFile, PartRecord, StageRecord
+from manifests.catalog import CATALOG_FILE, Catalog, Funnel, PartFile, PartRecord, StageRecord, _changed_ns
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader, read_status
 
@@ -216,6 +219,36 @@ def test_a_file_of_another_size_stops_everything(catalog: Catalog) -> None:
 
 
 # ---- inputs
+
+
+def test_input_hash_on_an_object_store_is_kept_too(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "memory://inputs/source.csv"
+
+    def write(content: bytes) -> None:
+        with fsspec.open(address, "wb") as stream:
+            stream.write(content)
+
+    write(b"url\n")
+    first = catalog.input_sha256(address)
+    with monkeypatch.context() as patch:
+        patch.setattr("manifests.storage.hash_file", lambda _: pytest.fail("it was read again"))
+        assert catalog.input_sha256(address) == first
+    write(b"URL\n")
+    assert catalog.input_sha256(address) != first
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"mtime": 1700000000.0},
+        {"LastModified": datetime.datetime.fromtimestamp(1700000000, datetime.UTC)},  # s3fs
+        {"updated": "2023-11-14T22:13:20+00:00"},  # gcsfs
+        {"mtime": None, "last_modified": datetime.datetime.fromtimestamp(1700000000, datetime.UTC)},  # adlfs
+    ],
+)
+def test_every_file_system_tells_time_its_own_way(info: dict[str, Any]) -> None:
+    assert _changed_ns(info) == 1700000000 * 10**9
+    assert _changed_ns({"size": 3, "updated": "yesterday"}) == 0
 
 
 def test_input_hash_is_kept_until_size_or_time_changes(catalog: Catalog, tmp_path: Path) -> None:
