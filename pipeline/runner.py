@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,9 @@ from pipeline.logs import Progress
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, Work, fingerprint
 
 log = logging.getLogger("plantmix.runner")
+
+
+_GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class RayExecutor:
         ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._ray = ray
+        self._gone = False
         started = time.monotonic()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
@@ -91,6 +96,7 @@ class RayExecutor:
             ray.init(**options)
         except ConnectionError as error:
             raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        self._gcs = str(ray.get_runtime_context().gcs_address)
         workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._most_in_flight = workers if address and num_workers else 2 * workers
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
@@ -117,6 +123,7 @@ class RayExecutor:
                 except self._ray.exceptions.RayTaskError as error:  # what came before or after the work itself
                     yield Done(part, None, PartError(f"{part.key}: {error.cause}"), 0.0)
                 except self._ray.exceptions.RayError as error:
+                    self._check_alive()
                     lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
                     yield Done(part, None, lost, 0.0)
 
@@ -134,14 +141,28 @@ class RayExecutor:
         kind = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Worker)
         return [kind.remote() for _ in range(max(1, min(most, num_parts)))]
 
+    def _check_alive(self) -> None:
+        """Raises: RunError when not only a worker but Ray itself is gone, before Ray ends this process its own way."""
+        host, _, port = self._gcs.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            self._gone = True
+            raise RunError(
+                f"Ray at {self._gcs} is gone ({error.strerror or error}); what is committed stays, run the same "
+                "command again to go on"
+            ) from None
+
     def share(self, make: Callable[[], Any]) -> Any:
         """Make the object inside an actor and give a proxy for the one method the workers call."""
-        actor = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16).remote(make)
+        keeper = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16, max_restarts=-1)
+        actor = keeper.remote(make)
         return ActorGate(actor)
 
     def close(self) -> None:
         """Shut the driver's connection (and a local Ray) down."""
-        self._ray.shutdown()
+        if not self._gone:  # a shutdown that waits for a lost Ray is ended by Ray, and this process with it
+            self._ray.shutdown()
 
 
 class _Worker:
@@ -152,10 +173,13 @@ class _Worker:
 
 
 class _Keeper:
-    """Holds the shared object inside an actor."""
+    """Holds the shared object inside an actor; one that took a lost actor's place tells the object so."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
+        ray: Any = importlib.import_module("ray")
         self._thing = make()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._thing.start_over()
 
     def exchange(self, reports: Any, wanted: Any) -> Any:
         return self._thing.exchange(reports, wanted)
@@ -170,9 +194,19 @@ class ActorGate:
         self._actor = actor
 
     def exchange(self, reports: Any, wanted: Any) -> Any:
-        """Hand in reports and ask for permissions, in one round trip."""
+        """Hand in reports and ask for permissions, in one round trip; waits while a lost actor is replaced.
+
+        Raises: RetryableError when none takes its place: the part goes again.
+        """
         ray: Any = importlib.import_module("ray")
-        return ray.get(self._actor.exchange.remote(reports, wanted))
+        until = time.monotonic() + _GATE_WAIT_SECONDS
+        while True:
+            try:
+                return ray.get(self._actor.exchange.remote(reports, wanted))
+            except ray.exceptions.RayActorError as error:
+                if time.monotonic() > until:
+                    raise RetryableError(f"the host gate is gone ({type(error).__name__})") from None
+                time.sleep(0.2)
 
 
 def _do(work: Work, part: Part) -> Done:

@@ -97,6 +97,15 @@ class HostGate:
         self._hosts: dict[str, _HostState] = {}
         self._lock = threading.Lock()
         self._last_lease = 0
+        self._all_rest_until = 0.0
+
+    def start_over(self) -> None:
+        """What was known of the hosts is lost with the program that knew it, but requests it allowed may still run: all
+        hosts rest until the last of them must have ended, and no longer than their rows have patience.
+        """
+        with self._lock:
+            rest_seconds = min(self._settings.total_timeout_seconds, 0.9 * self._settings.host_patience_seconds)
+            self._all_rest_until = self._clock() + rest_seconds
 
     def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int]) -> dict[str, Verdict]:
         """Take in reports, give out permissions; a host's permissions are 1 / rate apart, never more at once
@@ -113,6 +122,7 @@ class HostGate:
         if state is None:
             rate = limits.requests_per_second
             state = self._hosts[name] = _HostState(limits, 1 / rate if rate else 0.0)
+            state.not_before = self._all_rest_until
         return state
 
     def _take(self, report: HostReport, now: float) -> None:

@@ -1,7 +1,7 @@
 """One decode a picture: validate, turn, convert to sRGB, shrink, re-encode, and measure what is stored.
 
 Reads the bytes of one download, gives a StoredImage (bytes for the pool and every measured fact) or a
-Rejected (an outcome and what was seen). Pure: no file, no network, no global state.
+Rejected (an outcome and what was seen). Pure: no file, no network.
 Gives up on nothing: whatever the bytes do, the answer is one of the two.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,6 +92,36 @@ class PixelMeasures:
     pixel_std: float
 
 
+class _Quiet:
+    """No warning of Pillow's (odd EXIF, palettes, sizes) while any thread measures: none changes what we do.
+
+    `warnings.catch_warnings` alone is not for threads: the one that leaves first would take the filter from the other,
+    the one that leaves last would leave it behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._context = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._context = warnings.catch_warnings()
+                self._context.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._context.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def measure_image(body: bytes, settings: ImageSettings) -> StoredImage | Rejected:
     """Turn the bytes of a download into a stored picture, or say why not."""
     if not body:
@@ -99,9 +130,7 @@ def measure_image(body: bytes, settings: ImageSettings) -> StoredImage | Rejecte
     kind = sniff.image_kind(body)
     if kind == "WEBP" and (size := sniff.webp_size(body)) and size[0] * size[1] > settings.max_pixels:
         return _too_many_pixels(seen, size, settings)
-    with warnings.catch_warnings():
-        # Pillow warns about odd EXIF, palettes and sizes; none of it changes what we do with the picture.
-        warnings.simplefilter("ignore")
+    with _quiet:
         try:
             image = Image.open(io.BytesIO(body), formats=_readable_formats())
         except UnidentifiedImageError:

@@ -152,6 +152,28 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
     assert sorted(seen) == list(range(1, 9))
 
 
+def test_a_shared_object_that_dies_is_replaced_and_told(ray_executor: RayExecutor) -> None:
+    class Memory:
+        def __init__(self) -> None:
+            self.started_over = False
+
+        def start_over(self) -> None:
+            self.started_over = True
+
+        def exchange(self, reports: Any, wanted: Any) -> tuple[int, bool]:
+            import os
+
+            return os.getpid(), self.started_over
+
+    shared = ray_executor.share(Memory)
+    pid, started_over = shared.exchange(None, None)
+    assert not started_over
+    os.kill(pid, signal.SIGKILL)
+    other, started_over = shared.exchange(None, None)
+    assert other != pid
+    assert started_over
+
+
 def test_ray_is_not_started_when_there_is_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(square_work())
     run(tmp_path, InlineExecutor(), stage)

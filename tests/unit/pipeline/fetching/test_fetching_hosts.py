@@ -106,6 +106,18 @@ def test_lost_worker_does_not_hold_a_host_for_ever():
     assert ask(g).permissions
 
 
+def test_a_gate_in_the_place_of_a_lost_one_waits_for_what_that_one_allowed():
+    g, clock = gate(total_timeout_seconds=30.0, host_patience_seconds=120.0)
+    g.start_over()
+    for host in ("a", "b"):
+        verdict = ask(g, host)
+        assert verdict.permissions == ()
+        assert verdict.ask_again_seconds == pytest.approx(30.0)
+    clock.now += 30.0
+    assert len(ask(g).permissions) == 1
+    assert len(ask(g, "c").permissions) == 1
+
+
 def test_shared_override_counts_its_hosts_as_one():
     g, _ = gate(hosts=[{"pattern": "*.cdn.org", "connections": 3, "requests_per_second": None, "shared": True}])
     given_ = g.exchange([], {"a.cdn.org": 2, "b.cdn.org:8080": 2})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import imagehash
 import numpy as np
@@ -436,3 +438,14 @@ def test_measure_pixels_of_a_stored_picture_gives_the_recorded_values():
 def test_flat_picture_has_no_spread():
     result, _ = stored(encode(Image.new("RGB", (300, 300), (7, 77, 177)), "PNG"))
     assert result.pixel_std == 0.0
+
+
+def test_threads_leave_the_warnings_as_they_were():
+    odd = encode(picture(), "JPEG")[:-2] + b"\xff\xd9"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\1" * 20  # Pillow: "Corrupt EXIF data", "Truncated File Read"
+    odd = odd[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + odd[2:]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: measure_image(odd, PLAIN), range(200)))
+    assert all(isinstance(result, StoredImage) for result in results), "warnings are errors in the tests"
+    assert warnings.filters == before

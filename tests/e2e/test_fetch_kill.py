@@ -1,0 +1,192 @@
+"""kill -9 of a worker, the driver, the whole Ray amid a fetch of 5,000 pictures: nothing lost, no byte another."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from building import PLANTMIX, hash_tree, release_of, run_plantmix
+from misbehaving.answers import encode, send_picture
+from misbehaving.server import MisbehavingServer
+from PIL import Image
+
+NUM, PART, NUM_WORKERS = 5_000, 250, 2
+KILL_AFTER = 1_600  # requests
+
+
+class Web:
+    """5,000 small pictures on one host of the loopback."""
+
+    def __init__(self) -> None:
+        blocks = np.random.default_rng(0).integers(0, 256, (NUM, 6, 6, 3), dtype=np.uint8)
+        self._bodies = [
+            encode(Image.fromarray(block).resize((48, 48), Image.Resampling.NEAREST), quality=80) for block in blocks
+        ]
+        self.server = MisbehavingServer(extra={"p": self._answer})
+
+    def _answer(self, sock: Any, request: Any) -> None:
+        send_picture(sock, self._bodies[int(request.path.rpartition("/")[2])])
+
+    def num_asked(self) -> int:
+        return len(self.server.log)
+
+    def asked(self) -> collections.Counter[str]:
+        """How often each picture was asked since the last look."""
+        found = collections.Counter(request.path for request in self.server.log if request.path.startswith("/p/"))
+        self.server.log.clear()
+        return found
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    made = Web()
+    with made.server:
+        yield made
+
+
+def write_config(folder: Path, web: Web, **run: Any) -> Path:
+    folder.mkdir()
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["key", "url", "caption", "licence"])
+        for n in range(NUM):
+            url = f"http://127.0.0.1:{web.server.port}/p/{n}"
+            writer.writerow([n, url, f"a red plant number {n} in the field", "CC0"])
+    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
+    config = {
+        "name": "killed",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
+        "fetch": {
+            "network": {
+                "threads": 8,
+                "total_timeout_seconds": 20,
+                "limits": {"requests_per_second": None, "connections": 16},
+                "allow_private_addresses": True,
+            }
+        },
+        "dedup": {"radius": 0},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "ray", "num_workers": NUM_WORKERS, "fetch_part_size": PART, **run},
+    }
+    path = folder / "killed.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def all_files(folder: Path) -> dict[str, str]:
+    """Hashes of the facts, of the pool, and of the release."""
+    work = folder / "work"
+    return {
+        **{f"facts/{name}": value for name, value in hash_tree(work / "tables/fetch").items()},
+        **{f"pool/{name}": value for name, value in hash_tree(work / "pool").items()},
+        **{f"release/{name}": value for name, value in hash_tree(release_of(work)).items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run_plantmix("build", write_config(folder, web, executor="inline"))
+    assert done.returncode == 0, done.stderr
+    assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}
+    files = all_files(folder)
+    assert sum(name.startswith("pool/") for name in files) == NUM // PART
+    return files
+
+
+def below(root: int) -> dict[int, str]:
+    """Processes started by `root`, and by those, with their command lines."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                commands[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found: dict[int, str] = {}
+    wave = {root}
+    while wave:
+        wave = {pid for pid, parent in parents.items() if parent in wave}
+        found |= {pid: commands[pid] for pid in wave}
+    return found
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def kill_a_worker(driver: int) -> None:
+    kill([pid for pid, command in below(driver).items() if command.startswith("ray::_do")][:1])
+
+
+def kill_the_driver(driver: int) -> None:
+    kill([driver])
+
+
+def kill_the_whole_ray(driver: int) -> None:
+    kill(list(below(driver)))
+
+
+def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[int, str]:
+    """Start a build, do harm in the middle of its fetch; gives how the driver ended and what it said."""
+    with subprocess.Popen(
+        [*PLANTMIX, "build", str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as build:
+        while web.num_asked() < KILL_AFTER:
+            assert build.poll() is None, build.stdout and build.stdout.read()
+            time.sleep(0.02)
+        started = below(build.pid)
+        assert any(command.startswith("ray::_do") for command in started.values())
+        way(build.pid)
+        said, _ = build.communicate(timeout=120)
+    deadline = time.monotonic() + 20  # Ray's processes leave with their driver
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kill([pid for pid in started if Path(f"/proc/{pid}/cmdline").exists()])
+    return build.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "code", "most_twice"),
+    [
+        (kill_a_worker, 0, PART),
+        (kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),
+        (kill_the_whole_ray, 1, NUM_WORKERS * PART),
+    ],
+)
+def test_killed_amid_a_fetch(
+    web: Web, uninterrupted: dict[str, str], tmp_path: Path, way: Callable[[int], None], code: int, most_twice: int
+) -> None:
+    config = write_config(tmp_path / "run", web)
+    web.asked()
+    ended, said = build_and_kill(config, web, way)
+    assert ended == code, said
+    if code == 1:
+        assert "run the same command again" in said
+        assert "Traceback" not in said
+    again = run_plantmix("build", config)
+    assert again.returncode == 0, again.stderr
+    counts = web.asked()
+    assert len(counts) == NUM, "every picture was asked"
+    assert max(counts.values()) <= 2
+    assert sum(num - 1 for num in counts.values()) <= most_twice, "none twice but those of the parts in flight"
+    assert all_files(tmp_path / "run") == uninterrupted

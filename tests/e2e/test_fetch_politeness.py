@@ -1,0 +1,157 @@
+"""Politeness of two Ray workers together, proven from the servers' own logs; a broken host's rows are retried later."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import run_plantmix
+from misbehaving.answers import send, send_picture
+from misbehaving.server import MisbehavingServer
+
+from manifests.reader import open_reader
+
+NUM_SLOW, NUM_BUSY, NUM_GOOD, NUM_BROKEN, NUM_DEAD = 100, 24, 120, 60, 60
+RATE, CONNECTIONS = 20, 3
+
+
+def photo_after(seconds: float) -> Any:
+    def act(sock: Any, request: Any) -> None:
+        time.sleep(seconds)
+        send_picture(sock)
+
+    return act
+
+
+class Busy:
+    """One picture is answered with 429 and Retry-After: 3, once; all others come."""
+
+    def __init__(self) -> None:
+        self.said = 0.0
+
+    def __call__(self, sock: Any, request: Any) -> None:
+        if request.path.endswith("/7") and not self.said:
+            self.said = time.monotonic()
+            send(sock, "429 Too Many Requests", {"Retry-After": "3"})
+        else:
+            send_picture(sock)
+
+
+class Broken:
+    """Asks to be left alone for ten minutes, until somebody mends it."""
+
+    mended = False
+
+    def __call__(self, sock: Any, request: Any) -> None:
+        if self.mended:
+            send_picture(sock)
+        else:
+            send(sock, "503 Service Unavailable", {"Retry-After": "600"})
+
+
+def write_config(folder: Path, urls: list[str], hosts: list[dict[str, Any]]) -> Path:
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["url", "caption"])
+        writer.writerows([url, "a plant"] for url in urls)
+    columns = {"url": "url", "caption": "caption"}
+    network = {
+        "threads": 8,
+        "connect_timeout_seconds": 1.0,
+        "retries": 1,
+        "backoff_seconds": 0.1,
+        "host_patience_seconds": 20.0,
+        "breaker_failures": 3,
+        "limits": {"requests_per_second": None, "connections": 8},
+        "hosts": hosts,
+        "allow_private_addresses": True,
+    }
+    config = {
+        "name": "polite",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
+        "fetch": {"network": network},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "ray", "num_workers": 2, "fetch_part_size": 60},
+    }
+    path = folder / "polite.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def most_in_window(times: list[float], seconds: float) -> int:
+    times = sorted(times)
+    return max(bisect.bisect_left(times, start + seconds) - place for place, start in enumerate(times))
+
+
+def pictures(server: MisbehavingServer) -> list[Any]:
+    return [request for request in server.log if request.path != "/robots.txt"]
+
+
+def outcomes(work: Path) -> dict[str, collections.Counter[str]]:
+    """Outcomes of each host, by port."""
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    with open_reader(str(work)) as connection:
+        for host, outcome in connection.sql("SELECT host, outcome FROM facts").fetchall():
+            found[host.rpartition(":")[2]][outcome] += 1
+    return found
+
+
+@pytest.mark.slow
+def test_two_ray_workers_keep_every_limit_together(tmp_path: Path) -> None:
+    busy, broken = Busy(), Broken()
+    with (
+        MisbehavingServer(extra={"p": photo_after(0.1)}) as slow,
+        MisbehavingServer(extra={"p": busy}) as asking,
+        MisbehavingServer(extra={"p": photo_after(0)}) as good,
+        MisbehavingServer(extra={"p": broken}) as sick,
+    ):
+        wanted = {slow.port: NUM_SLOW, asking.port: NUM_BUSY, good.port: NUM_GOOD, sick.port: NUM_BROKEN}
+        wanted[slow.full_port] = NUM_DEAD  # listens and never accepts
+        urls = [f"http://127.0.0.1:{port}/p/{n}" for port, num in wanted.items() for n in range(num)]
+        hosts = [
+            {"pattern": f"127.0.0.1:{slow.port}", "requests_per_second": RATE, "connections": CONNECTIONS},
+            {"pattern": f"127.0.0.1:{asking.port}", "requests_per_second": 50, "connections": 1},
+        ]
+        config = write_config(tmp_path, urls, hosts)
+        done = run_plantmix("build", config, "--to", "fetch")
+        assert done.returncode == 0, done.stderr
+
+        times = [request.seconds for request in pictures(slow)]
+        assert len(times) == NUM_SLOW
+        # the log's times are arrivals, a few ms after the starts that the gate spaced
+        assert most_in_window(times, 0.95) <= RATE
+        assert most_in_window(times, 0.45) <= RATE // 2
+        assert slow.most_open[f"127.0.0.1:{slow.port}"] <= CONNECTIONS
+        assert sum(request.path == "/robots.txt" for request in slow.log) == 2, "two workers, each asked once"
+
+        assert busy.said
+        assert not [r for r in pictures(asking) if busy.said < r.seconds < busy.said + 3.0 - 0.02]
+        assert [r.path for r in pictures(asking) if r.seconds > busy.said], "asked again when the time was over"
+        assert asking.most_open[f"127.0.0.1:{asking.port}"] == 1
+
+        found = outcomes(tmp_path / "work")
+        assert found[str(slow.port)] == {"ok": NUM_SLOW}
+        assert found[str(asking.port)] == {"ok": NUM_BUSY}
+        assert found[str(good.port)] == {"ok": NUM_GOOD}
+        dead, sick_rows = found[str(slow.full_port)], found[str(sick.port)]
+        assert set(dead) <= {"connect_timeout", "host_unavailable"}
+        assert set(sick_rows) == {"http_5xx", "host_unavailable"}
+        assert sick_rows["http_5xx"] == len(pictures(sick)) <= 8, "left alone after the first answers"
+        # one round trip of the slow host sets the time, not the timeouts of the dead one: 60 rows would take 60 s
+        last = max(request.seconds for server in (slow, asking, good) for request in server.log)
+        assert last - min(request.seconds for request in slow.log) < 45
+
+        broken.mended = True
+        num_before = {id(server): len(pictures(server)) for server in (slow, asking, good)}
+        again = run_plantmix("retry", tmp_path / "work", "--outcome", "host_unavailable", "--outcome", "http_5xx")
+        assert again.returncode == 0, again.stderr
+        found = outcomes(tmp_path / "work")
+        assert found[str(sick.port)] == {"ok": NUM_BROKEN}
+        assert {id(server): len(pictures(server)) for server in (slow, asking, good)} == num_before
