@@ -45,8 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_query(commands)
     _add_retry(commands)
     _add_verify(commands)
+    from pipeline.preview import add_parser as add_preview
     from pipeline.remix import add_parser as add_mix
 
+    add_preview(commands)
     add_mix(commands)
     from pipeline.releases.cli import add_parsers as add_release_commands
 
