@@ -52,11 +52,15 @@ _PAGE = ("references", "furtherInformationURL")
 
 
 def check_source(source: Origin) -> None:
-    """See that the archive is one, describes media, and has the terms that the config names.
+    """See that the archive is one, describes media, and has the terms that the config names where it says so.
 
     Raises: ConfigError.
     """
-    _plan(source)
+    plan = _plan(source)
+    for data, terms, _ in plan.files:
+        for location in data.locations:
+            with reading(f"{source.where}: {plan.archive.path}: {location}"):
+                _wanted_columns(data, terms, _column_names(plan.archive, data, location))
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:

@@ -38,7 +38,7 @@ class BytesUnreadable(Exception):  # noqa: N818
 
 @contextmanager
 def reading(what: str, kind: str = "") -> Iterator[None]:
-    """Turn what a parser throws at a bad file into one line.
+    """Turn what a parser throws at a bad file into one line; a zip with a password is a RuntimeError.
 
     Raises: ConfigError that begins with `what`.
     """
@@ -46,7 +46,7 @@ def reading(what: str, kind: str = "") -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, EOFError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{what} cannot be read {kind}".rstrip() + f": {text:.300}") from None
 

@@ -248,12 +248,14 @@ class Origin(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What its rows depend on besides the bytes it reads: no path of a machine."""
-        values: dict[str, Any] = self.model_dump(mode="json", include={"name", "defaults", self.kind})
+        values: dict[str, Any] = self.model_dump(
+            mode="json", include={"name", "defaults", self.kind}, exclude_none=True
+        )
         if self.kind == "table":
             return values | {
                 "table": None,
                 "format": self.format,
-                "columns": self.columns and self.columns.model_dump(mode="json"),
+                "columns": self.columns and self.columns.model_dump(mode="json", exclude_none=True),
             }
         return values | {self.kind: _without_paths(values[self.kind], keep_file_name=False)}
 
@@ -262,7 +264,7 @@ class Origin(Settings):
         values = self.identity()
         if self.kind == "table":
             return values | {"table": str(self.table).rpartition("/")[2]}
-        settings = getattr(self, self.kind).model_dump(mode="json")
+        settings = getattr(self, self.kind).model_dump(mode="json", exclude_none=True)
         return values | {self.kind: _without_paths(settings, keep_file_name=True)}
 
 

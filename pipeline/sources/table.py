@@ -50,7 +50,10 @@ def list_files(source: Origin) -> list[str]:
     if any(sign in path for sign in "*?["):
         found = sorted(fs.glob(inner))
     elif fs.isdir(inner):
-        found = sorted(name for name in fs.ls(inner, detail=False) if _format_of(name, source))
+        found = sorted(str(name) for name in fs.ls(inner, detail=False) if _format_of(str(name), source))
+        # beside tables of another kind a json file is a side file, as img2dataset's 00000_stats.json
+        others = [name for name in found if _format_of(name, source) != "json"]
+        found = others or found
     else:
         found = [inner] if fs.exists(inner) else []
     if not found:

@@ -320,11 +320,11 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         check_source(source(tmp_path / "absent.zip"))
 
 
-def test_a_description_of_more_columns_than_there_are(tmp_path: Path, read: Read) -> None:
+def test_a_description_of_more_columns_than_there_are(tmp_path: Path) -> None:
     files = gbif_files(OCCURRENCES, MEDIA)
     files["meta.xml"] = files["meta.xml"].replace('index="14"', 'index="44"')
     with pytest.raises(ConfigError, match=r"multimedia\.txt cannot be read: rightsHolder should be column 44"):
-        read(source(write_zip(tmp_path / "a.zip", files)))
+        check_source(source(write_zip(tmp_path / "a.zip", files)))
 
 
 def test_extras_are_json(tmp_path: Path, read: Read) -> None:

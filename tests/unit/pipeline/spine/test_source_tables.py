@@ -312,6 +312,14 @@ def test_a_folder_is_read_in_name_order_with_numbers_going_on(tmp_path: Path) ->
     assert [number for number, _ in malformed] == [1, 3, 5]
 
 
+def test_json_beside_other_tables_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "00000.jsonl").write_text('{"url": "u", "caption": "c"}\n')
+    (tmp_path / "00000_stats.json").write_text('{"count": 1}')
+    assert [Path(file).name for file in list_files(source(tmp_path))] == ["00000.jsonl"]
+    (tmp_path / "00000.jsonl").unlink()
+    assert [Path(file).name for file in list_files(source(tmp_path))] == ["00000_stats.json"]
+
+
 def test_a_glob_takes_what_it_names(tmp_path: Path) -> None:
     for name in ("plants-1.csv", "plants-2.csv", "animals.csv"):
         (tmp_path / name).write_text(f"url,caption\n{name},c\n")
