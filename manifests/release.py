@@ -6,12 +6,14 @@ file with size and sha256. Opening reads the record and compares sizes; `verify_
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage
@@ -21,6 +23,7 @@ RECORD_FILE = "release.json"
 LATEST_FILE = "LATEST"
 SAMPLES_FILE = "samples.parquet"
 FORMAT = "plantmix-release/1"
+_BATCH_ROWS = 50_000
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
 
 
@@ -97,6 +100,24 @@ class Release:
         filters = None if split is None else [("split", "=", self._known(split))]
         return pq.read_table(inner, filesystem=fs, filters=filters, columns=None if columns is None else list(columns))
 
+    def iter_shards(
+        self, columns: Sequence[str] | None = None, split: str | None = None
+    ) -> Iterator[tuple[str, str, pa.Table]]:
+        """(split, shard, rows of samples.parquet) of every shard, in the table's own order; streamed."""
+        fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
+        names = None if columns is None else list(dict.fromkeys(("split", "shard", *columns)))
+        waiting: pa.Table | None = None
+        with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+            for batch in source.iter_batches(_BATCH_ROWS, columns=names):
+                rows = pa.Table.from_batches([batch])
+                waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
+                runs = _runs(waiting)
+                for start, num in runs[:-1]:  # the last shard may go on in the next batch
+                    yield from _named(waiting.slice(start, num), split)
+                waiting = waiting.slice(runs[-1][0]) if runs else None
+        if waiting is not None and waiting.num_rows:
+            yield from _named(waiting, split)
+
     def wrong_sizes(self) -> Iterator[str]:
         """Files whose size is not the recorded one, each as one readable line."""
         fs, inner = storage.filesystem(self.path)
@@ -126,6 +147,19 @@ class Release:
         if split not in self.record["splits"]:
             raise ConfigError(f"{self.path}: no split '{split}' in this release; it has {', '.join(self.splits)}")
         return split
+
+
+def _runs(rows: pa.Table) -> list[tuple[int, int]]:
+    """Start and length of each run of rows of one shard."""
+    encoded = pc.run_end_encode(pc.binary_join_element_wise(rows["split"], rows["shard"], "/").combine_chunks())
+    ends = [0, *encoded.run_ends.to_pylist()]
+    return [(start, end - start) for start, end in itertools.pairwise(ends)]
+
+
+def _named(rows: pa.Table, split: str | None) -> Iterator[tuple[str, str, pa.Table]]:
+    own = str(rows["split"][0])
+    if split is None or own == split:
+        yield own, str(rows["shard"][0]), rows
 
 
 def _resolve(path: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from manifests import storage
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError
 from manifests.release import Release
+from pipeline.releases.checks import differences_from_catalogue, inconsistencies
+from pipeline.releases.cli import open_release, work_folder_of
+from pipeline.releases.cutting import iter_samples
 
 MAX_SHOWN = 10
 
@@ -18,22 +19,23 @@ MAX_SHOWN = 10
 def verify_release(path: str, deep: bool) -> int:
     """Check a release and print what was checked; returns the exit code.
 
-    Fast: every file's size and sha256, the counts of the record, shards and samples table. Deep: every member of
-    every shard against samples.parquet: image decodes, its pHash, its sha256, its text.
+    Fast: every file's size and sha256, and that record, shards, samples table and side files agree. Deep: every
+    member of every shard against samples.parquet (image decodes, its pHash, its sha256, its text), and in a work folder
+    samples.parquet against the catalogue.
 
     Raises: ConfigError when there is no release, or with what is wrong with it: what was given is not one.
     """
-    try:
-        release = Release.open(path)
-    except IntegrityError as error:
-        raise ConfigError(str(error)) from None
-    faults = [*release.wrong_hashes(), *release.strangers(), *_wrong_counts(release)]
-    num_images = 0
+    release = open_release(path)
+    faults = [*release.wrong_hashes(), *release.strangers()]
+    faults += inconsistencies(release) if not faults else []
+    num_images, num_compared = 0, 0
     if deep and not faults:
-        for num_read, fault in _read_shards(release):
-            num_images = num_read
-            if fault is not None:
-                faults.append(fault)
+        for num_images, fault in _read_shards(release):  # noqa: B007  # the last one is what was read
+            faults += [fault] if fault is not None else []
+        workdir = work_folder_of(release)
+        if workdir is not None:
+            num_compared, others = differences_from_catalogue(release, workdir)
+            faults += others
     if faults:
         shown = "\n  ".join(faults[:MAX_SHOWN])
         more = f"\n  and {len(faults) - MAX_SHOWN:,} more" if len(faults) > MAX_SHOWN else ""
@@ -44,61 +46,23 @@ def verify_release(path: str, deep: bool) -> int:
     print(f"{release.name}: {files:,} files, sizes and sha256 as recorded; counts add up")
     if deep:
         print(f"{num_images:,} images decode; pHash, sha256 and text of each equal the record")
+        if num_compared:
+            print("pHash, image, licence and text of each equal the catalogue")
     return 0
-
-
-def _wrong_counts(release: Release) -> Iterator[str]:
-    samples = release.samples()
-    for split in release.splits:
-        entry = release.record["splits"][split]
-        in_shards = sum(shard["num_samples"] for shard in entry["shards"])
-        in_table = sum(1 for value in samples["split"].to_pylist() if value == split)
-        if not entry["num_samples"] == in_shards == in_table:
-            yield (
-                f"split {split}: the record says {entry['num_samples']:,} samples, its shards {in_shards:,}, "
-                f"samples.parquet {in_table:,}"
-            )
-    for stage, funnel in release.record["counts"]["stages"].items():
-        if funnel["in"] != funnel["kept"] + sum(funnel["reasons"].values()):
-            yield f"stage {stage}: {funnel['in']:,} in, but {funnel['kept']:,} kept and the drops do not add up"
 
 
 def _read_shards(release: Release) -> Iterator[tuple[int, str | None]]:
     """(images read so far, fault or None) for every sample of every shard."""
     num_read = 0
-    for split in release.splits:
-        rows = release.samples(split).to_pylist()
-        by_shard: dict[str, dict[str, dict[str, Any]]] = {}
-        for row in rows:
-            by_shard.setdefault(row["shard"], {})[row["key"]] = row
-        for shard in release.shards(split):
-            waiting = by_shard.pop(shard, {})
-            for key, members in _samples_of(release.shard_path(split, shard)):
-                num_read += 1
-                row = waiting.pop(key, None)
-                fault = f"{shard}: {key} is not in samples.parquet" if row is None else _fault_of(row, members)
-                yield num_read, fault
-            for key in waiting:
-                yield num_read, f"{shard}: {key} of samples.parquet is not in the shard"
-        for shard in by_shard:
-            yield num_read, f"{shard}: named in samples.parquet, not in the record"
-
-
-def _samples_of(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        key = ""
-        members: dict[str, bytes] = {}
-        for info in archive:
-            name, _, extension = info.name.partition(".")
-            if name != key and members:
-                yield key, members
-                members = {}
-            key = name
-            content = archive.extractfile(info)
-            members[extension] = content.read() if content else b""
-        if members:
-            yield key, members
+    for split, shard, rows in release.iter_shards():
+        waiting = {row["key"]: row for row in rows.to_pylist()}
+        for key, members in iter_samples(release.shard_path(split, shard)):
+            num_read += 1
+            row = waiting.pop(key, None)
+            fault = f"{shard}: {key} is not in samples.parquet" if row is None else _fault_of(row, dict(members))
+            yield num_read, fault
+        for key in waiting:
+            yield num_read, f"{shard}: {key} of samples.parquet is not in the shard"
 
 
 def _fault_of(row: dict[str, Any], members: dict[str, bytes]) -> str | None:

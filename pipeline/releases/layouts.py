@@ -6,17 +6,14 @@ shard by shard; writes into a new folder, never into the release.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.release import SAMPLES_FILE, Release
-from pipeline.releases.sidefiles import BATCH_ROWS, json_bytes
+from manifests.release import Release
+from pipeline.releases.sidefiles import json_bytes
 
 _COLUMNS = ("sample_id", "copy", "split", "shard", "key", "url", "text", "image_id", "width_px", "height_px",
             "stored_width_px", "stored_height_px")  # fmt: skip
@@ -36,7 +33,7 @@ def write_layout(release: Release, layout: str, out: str) -> list[str]:
 
 def _write_img2dataset(release: Release, out: str) -> list[str]:
     shards = release.shards("train")
-    for number, rows in enumerate(_by_shard(release, shards)):
+    for number, (_, _, rows) in enumerate(release.iter_shards(_COLUMNS, "train")):
         stem = storage.join(out, f"{number:05d}")
         storage.link_or_copy(release.shard_path("train", shards[number]), f"{stem}.tar")
         nothing = pa.nulls(rows.num_rows, pa.string())
@@ -78,8 +75,8 @@ def _write_datacomp(release: Release, out: str) -> list[str]:
 
     uids: set[str] = set()
     storage.make_folder(storage.join(out, "metadata"))
-    for number, rows in enumerate(_by_shard(release, release.shards("train"))):
-        rows = rows.filter(pc.equal(rows["copy"], 0))
+    for number, (_, _, drawn) in enumerate(release.iter_shards(_COLUMNS, "train")):
+        rows = drawn.filter(pc.equal(drawn["copy"], 0))
         table = pa.table(
             {
                 "uid": rows["sample_id"],
@@ -101,25 +98,6 @@ def _write_datacomp(release: Release, out: str) -> list[str]:
         f"{len(uids):,} uids, sorted, as DataComp's resharder takes them: {storage.join(out, 'uids.npy')}",
         f"metadata by uid: {storage.join(out, 'metadata')}",
     ]
-
-
-def _by_shard(release: Release, shards: list[str]) -> Iterator[pa.Table]:
-    """Rows of the training shards, one table a shard; samples.parquet lies in the order of the shards."""
-    fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
-    waiting: pa.Table | None = None
-    names = iter(shards)
-    current: Any = next(names, None)
-    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
-        for batch in source.iter_batches(BATCH_ROWS, columns=list(_COLUMNS)):
-            rows = pa.Table.from_batches([batch])
-            rows = rows.filter(pc.equal(rows["split"], "train"))
-            waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
-            while current is not None and waiting.num_rows and waiting["shard"][-1].as_py() != current:
-                mine = pc.equal(waiting["shard"], current)
-                yield waiting.filter(mine)
-                waiting, current = waiting.filter(pc.invert(mine)), next(names, None)
-    if current is not None and waiting is not None:
-        yield waiting
 
 
 def _publish_table(path: str, table: pa.Table) -> None:

@@ -1,0 +1,129 @@
+"""What must hold between the files of a release, and between a release and the catalogue it came from.
+
+Yields faults as lines a person reads; nothing when all is well. Reads the record, the side files and samples.parquet by
+column; no shard and no picture. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from manifests import storage
+from manifests.reader import open_reader
+from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
+from pipeline.stages.sql import open_scratch, view_parquet
+
+
+def inconsistencies(release: Release) -> Iterator[str]:
+    """Faults between record, side files and samples table."""
+    with tempfile.TemporaryDirectory() as scratch, open_scratch({"workdir": scratch, "memory_gb": 4.0}) as sql:
+        view_parquet(sql, "samples", [storage.join(release.path, SAMPLES_FILE)])
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for split, shard, domain, num in sql.execute(
+            "SELECT split, shard, domain, count(*) FROM samples GROUP BY ALL ORDER BY ALL"
+        ).fetchall():
+            found.setdefault((split, shard), {})[domain] = num
+        yield from _wrong_counts(release, found)
+        yield from _wrong_side_files(release, sql)
+        yield from _still_there(release, sql)
+
+
+def _wrong_counts(release: Release, found: dict[tuple[str, str], dict[str, int]]) -> Iterator[str]:
+    record = release.record
+    for split in release.splits:
+        shards = record["splits"][split]["shards"]
+        in_shards = sum(shard["num_samples"] for shard in shards)
+        in_table = sum(sum(counts.values()) for (own, _), counts in found.items() if own == split)
+        if not record["splits"][split]["num_samples"] == in_shards == in_table:
+            yield (
+                f"split {split}: the record says {record['splits'][split]['num_samples']:,} samples, its shards "
+                f"{in_shards:,}, samples.parquet {in_table:,}"
+            )
+        for shard in shards:
+            counts = found.pop((split, shard["shard"]), {})
+            if counts != shard["domains"] or sum(counts.values()) != shard["num_samples"]:
+                yield f"{shard['shard']}: the record says {shard['domains']}, samples.parquet {counts}"
+            if release.kind == "stratified" and split == "train" and len(shard["domains"]) != 1:
+                yield f"{shard['shard']}: {len(shard['domains'])} domains in a shard of a stratified release"
+    for _, shard in found:
+        yield f"{shard}: named in samples.parquet, not in the record"
+    counts = {domain: num for domain, num in record["counts"]["domains"].items() if num}
+    if counts != (release.num_by_domain("train") if "train" in release.splits else {}):
+        yield f"counts: the record says {counts} training samples by domain, not what its shards hold"
+    for stage, funnel in record["counts"]["stages"].items():
+        if funnel["in"] != funnel["kept"] + sum(funnel["reasons"].values()):
+            yield f"stage {stage}: {funnel['in']:,} in, but {funnel['kept']:,} kept and the drops do not add up"
+
+
+def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
+    splits = release.record["splits"]
+    sizes = {shard["shard"]: shard["num_samples"] for split in splits.values() for shard in split["shards"]}
+    for split in release.splits:
+        folder = SPLIT_FOLDERS[split]
+        if _read_json(release, f"{folder}/sizes.json") != sizes:
+            yield f"{folder}/sizes.json: not the samples of every shard of the release, by name"
+        listed = [(row["url"], row["nsamples"]) for row in _read_json(release, f"{folder}/wids.json")["shardlist"]]
+        if listed != [(shard["shard"], shard["num_samples"]) for shard in splits[split]["shards"]]:
+            yield f"{folder}/wids.json: not the shards of the split and their samples"
+    drawn = {row["domain"]: row["num_drawn"] for row in _read_json(release, "mixture.json")["domains"]}
+    if {domain: num for domain, num in drawn.items() if num} != release.num_by_domain("train"):
+        yield f"mixture.json: says {drawn} were drawn, the shards hold {release.num_by_domain('train')}"
+    view_parquet(sql, "attribution", [storage.join(release.path, "attribution.parquet")])
+    (row,) = sql.execute(
+        "SELECT count(*) FILTER (a.sample_id IS NULL), count(*) FILTER (s.sample_id IS NULL) "
+        "FROM (SELECT sample_id FROM samples WHERE copy = 0) s FULL JOIN attribution a USING (sample_id)"
+    ).fetchall()
+    if row != (0, 0):
+        yield f"attribution.parquet: {row[0]:,} images are missing in it, {row[1]:,} are none of the release"
+
+
+def _still_there(release: Release, sql: Any) -> Iterator[str]:
+    gone = [image["image_id"] for entry in release.record.get("takedowns", []) for image in entry["images"]]
+    if gone:
+        rows = sql.execute(
+            "SELECT DISTINCT sample_id FROM samples WHERE list_contains($1, image_id) ORDER BY 1", [gone]
+        ).fetchall()
+        for (sample_id,) in rows:
+            yield f"{sample_id}: was taken down, but is in samples.parquet"
+
+
+def differences_from_catalogue(release: Release, workdir: str) -> tuple[int, list[str]]:
+    """Samples compared with the catalogue of the work folder, and faults; (0, []) when it tells of another release.
+
+    pHash, stored hash and licence must be the catalogue's, and the text one that it holds for the sample.
+
+    Raises: RunError while a build holds the catalogue.
+    """
+    with open_reader(workdir) as sql:
+        told = {row[0] for row in sql.sql("SELECT fingerprint FROM current_stages WHERE stage = 'pack'").fetchall()}
+        if not told & {release.fingerprint, *(e["fingerprint"] for e in release.record.get("takedowns", []))}:
+            return 0, []
+        view_parquet(sql, "packed", [storage.join(release.path, SAMPLES_FILE)])
+        rows = sql.sql(_COMPARED).fetchall()
+    faults = [
+        f"{shard}/{key}: not as in the catalogue: {', '.join(itertools.compress(_PARTS, flags))}"
+        for shard, key, *flags in rows
+    ]
+    return release.record["counts"]["samples"], faults
+
+
+_PARTS = ("pHash", "stored image", "licence", "text")
+_COMPARED = """
+    SELECT * FROM (
+        SELECT p.shard, p.key, f.phash IS DISTINCT FROM p.phash AS phash,
+            f.stored_sha256 IS DISTINCT FROM p.stored_sha256 AS image,
+            t.licence_id IS DISTINCT FROM p.licence_id AS licence,
+            NOT coalesce(p.text = coalesce(t.text, '') OR list_contains(map_values(t.texts), p.text)
+                OR (p.text = '' AND p.text_type IS NULL), false) AS text
+        FROM packed p LEFT JOIN facts f USING (sample_id) LEFT JOIN captions t USING (sample_id)
+    ) WHERE phash OR image OR licence OR text ORDER BY shard, key
+"""
+
+
+def _read_json(release: Release, name: str) -> Any:
+    fs, inner = storage.filesystem(storage.join(release.path, name))
+    return json.loads(fs.cat_file(inner))

@@ -1,0 +1,124 @@
+"""What verify finds in a release whose files no longer agree, each planted alone and sealed again over it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from building import release_of, run_plantmix
+
+from manifests.release import Release
+from manifests.storage import hash_file
+
+Change = Callable[[Path, dict[str, Any]], None]
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A copy of a work folder; gives the release in it."""
+    shutil.copytree(built / "build", tmp_path / "build")
+    return release_of(tmp_path / "build")
+
+
+def seal_again(folder: Path, record: dict[str, Any]) -> None:
+    """Make hashes and sizes fit whatever lies there, so that only what the files say of each other is wrong."""
+    for name in record["files"]:
+        written = hash_file(str(folder / name))
+        record["files"][name] = {"num_bytes": written.num_bytes, "sha256": written.sha256}
+    (folder / "release.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def change_json(name: str, edit: Callable[[Any], Any]) -> Change:
+    def change(folder: Path, record: dict[str, Any]) -> None:
+        path = folder / name
+        path.write_text(json.dumps(edit(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+    return change
+
+
+def change_samples(column: str, value: Any) -> Change:
+    def change(folder: Path, record: dict[str, Any]) -> None:
+        table = pq.read_table(folder / "samples.parquet")
+        rows = table.to_pylist()
+        rows[0][column] = value
+        pq.write_table(table.from_pylist(rows, schema=table.schema), folder / "samples.parquet")
+
+    return change
+
+
+def drop_attribution(folder: Path, record: dict[str, Any]) -> None:
+    table = pq.read_table(folder / "attribution.parquet")
+    pq.write_table(table.slice(1), folder / "attribution.parquet")
+
+
+def claim_a_takedown(folder: Path, record: dict[str, Any]) -> None:
+    image = pq.read_table(folder / "samples.parquet", columns=["image_id"])["image_id"][0].as_py()
+    record["takedowns"] = [{"images": [{"image_id": image}], "fingerprint": "x"}]
+
+
+def move_a_domain(folder: Path, record: dict[str, Any]) -> None:
+    domains = record["splits"]["train"]["shards"][0]["domains"]
+    domains["plant"], domains["general"] = domains["plant"] - 1, domains["general"] + 1
+
+
+def call_it_stratified(folder: Path, record: dict[str, Any]) -> None:
+    record["kind"] = "stratified"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            change_json("shards/sizes.json", lambda sizes: dict(list(sizes.items())[1:])),
+            "shards/sizes.json: not the samples",
+        ),
+        (
+            change_json("heldout/wids.json", lambda index: {**index, "shardlist": []}),
+            "heldout/wids.json: not the shards",
+        ),
+        (change_json("mixture.json", lambda m: {**m, "domains": m["domains"][:1]}), "mixture.json: says"),
+        (drop_attribution, "attribution.parquet: 1 images are missing in it, 0 are none"),
+        (claim_a_takedown, "was taken down, but is in samples.parquet"),
+        (move_a_domain, "samples.parquet {"),
+        (call_it_stratified, "domains in a shard of a stratified release"),
+        (change_samples("split", "heldout"), "split heldout: the record says"),
+    ],
+)
+def test_files_that_do_not_agree(folder: Path, change: Change, message: str) -> None:
+    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    change(folder, record)
+    seal_again(folder, record)
+    done = run_plantmix("verify", folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_deep_compares_with_the_catalogue(folder: Path) -> None:
+    done = run_plantmix("verify", folder, "--deep")
+    assert done.returncode == 0, done.stderr
+    assert "pHash, image, licence and text of each equal the catalogue" in done.stdout
+    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    change_samples("licence_id", "CC0-1.0")(folder, record)
+    seal_again(folder, record)
+    done = run_plantmix("verify", folder, "--deep")
+    assert done.returncode == 2
+    assert "not as in the catalogue: licence" in done.stderr
+
+
+def test_rows_come_shard_by_shard_whatever_the_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Release.open(str(folder))
+    expected = [
+        (split, shard, [row["key"] for row in release.samples(split).to_pylist() if row["shard"] == shard])
+        for split in ("train", "heldout")
+        for shard in release.shards(split)
+    ]
+    for size in (1, 7, 30, 31, 50_000):
+        monkeypatch.setattr("manifests.release._BATCH_ROWS", size)
+        found = [(split, shard, rows["key"].to_pylist()) for split, shard, rows in release.iter_shards(["key"])]
+        assert found == expected
+    assert [shard for _, shard, _ in release.iter_shards(["key"], "heldout")] == release.shards("heldout")
