@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from manifests import storage
 from manifests.catalog import Catalog
+from manifests.errors import ConfigError
 from pipeline.captions.backbone import check_backbone
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
-from pipeline.runner import BuildReport, Runner, check_order, check_writable, find_stage, stop_on_sigterm
+from pipeline.runner import BuildReport, Runner, stop_on_sigterm
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import check_source
 from pipeline.stages.mix import read_ratio
 from pipeline.stages.semantic import check_semantic
+from pipeline.work import Stage
 
 log = logging.getLogger("plantmix.build")
 
@@ -56,3 +61,39 @@ def _say(config: BuildConfig, report: BuildReport) -> None:
         print(f"nothing to do: every stage of this configuration is sealed already ({report.seconds:.1f} s)")
     if report.release is not None:
         print(f"release: {storage.join(config.work_dir, report.release)}")
+
+
+def find_stage(flow: Sequence[Stage], name: str | None, option: str) -> str | None:
+    """Check a stage's name given on the command line.
+
+    Raises: ConfigError naming the stages there are.
+    """
+    if name is not None and name not in [stage.name for stage in flow]:
+        raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(stage.name for stage in flow)}")
+    return name
+
+
+def check_order(flow: Sequence[Stage], first: str | None, last: str | None) -> None:
+    """Make sure that --from does not lie behind --to.
+
+    Raises: ConfigError naming the order of the flow.
+    """
+    names = [stage.name for stage in flow]
+    if first is not None and last is not None and names.index(first) > names.index(last):
+        raise ConfigError(f"--from {first} lies behind --to {last}; the flow is {', '.join(names)}")
+
+
+def check_writable(workdir: str) -> None:
+    """Make sure that the work folder can be made, without making it.
+
+    Raises: ConfigError when it cannot.
+    """
+    if storage.is_remote(workdir):
+        raise ConfigError(f"work_dir {workdir}: must be a local folder: the catalogue is a local DuckDB file")
+    place = Path(workdir).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"work_dir {workdir}: {place} is not a folder; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"work_dir {workdir}: {place} is not writable; choose another place or mend its permissions")

@@ -16,62 +16,22 @@ import shutil
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog, PartFile, PartRecord, StageRecord
-from manifests.errors import ConfigError, IntegrityError, PartError, PlantMixError, RetryableError, RunError
+from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from pipeline.config import BuildConfig
+from pipeline.executing import Done, Executor, InlineExecutor, do_part
 from pipeline.logs import Progress
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, Work, fingerprint
+from pipeline.work import BuildContext, Part, Stage, Step, Work, fingerprint
 
 log = logging.getLogger("plantmix.runner")
 
 
 _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
-
-
-@dataclass(frozen=True)
-class Done:
-    """A part as its worker left it: a result, or the error that ended it."""
-
-    part: Part
-    result: PartResult | None
-    error: Exception | None
-    seconds: float
-
-
-class Executor(Protocol):
-    """Runs parts somewhere and yields each as it ends, in any order."""
-
-    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
-        """Yield every part once; `gpus` not None: in workers that stay, each with so many."""
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        """Make one object and give a handle on it, to which all parts talk, wherever they run."""
-
-    def close(self) -> None:
-        """Let go of what the executor holds."""
-
-
-class InlineExecutor:
-    """The same plan without Ray, one part after another in this process."""
-
-    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
-        """Yield every part once, in plan order."""
-        for part in parts:
-            yield _do(work, part)
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        """The object itself: there is only this process."""
-        return make()
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 class RayExecutor:
@@ -101,7 +61,7 @@ class RayExecutor:
         self._most_in_flight = workers if address and num_workers else 2 * workers
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
         self._num_workers = workers
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(_do)
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(do_part)
 
     def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
         """Yield every part once, as they end."""
@@ -169,7 +129,7 @@ class _Worker:
     """Does parts, one after the other, in a process that stays: what a part loads, the next one finds."""
 
     def do(self, work: Work, part: Part) -> Done:
-        return _do(work, part)
+        return do_part(work, part)
 
 
 class _Keeper:
@@ -207,28 +167,6 @@ class ActorGate:
                 if time.monotonic() > until:
                     raise RetryableError(f"the host gate is gone ({type(error).__name__})") from None
                 time.sleep(0.2)
-
-
-def _do(work: Work, part: Part) -> Done:
-    """Run one part in a worker; errors come back as values, so that the driver alone decides what they mean."""
-    started = time.monotonic()
-    try:
-        result = work(part.payload)
-    except PlantMixError as error:
-        return Done(part, None, error, time.monotonic() - started)
-    except OSError as error:  # a full disk or a lost mount is the part's misfortune, not a defect
-        return Done(part, None, RetryableError(f"{type(error).__name__}: {error}"), time.monotonic() - started)
-    except Exception as error:  # a defect of ours that one part runs into must not cost the others their work
-        return Done(part, None, PartError(_describe_defect(error)), time.monotonic() - started)
-    return Done(part, result, None, time.monotonic() - started)
-
-
-def _describe_defect(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
-        "unexpected; if this does not say why, please report it with this line"
-    )
 
 
 @dataclass(frozen=True)
@@ -464,39 +402,3 @@ def stop_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-
-
-def find_stage(flow: Sequence[Stage], name: str | None, option: str) -> str | None:
-    """Check a stage's name given on the command line.
-
-    Raises: ConfigError naming the stages there are.
-    """
-    if name is not None and name not in [stage.name for stage in flow]:
-        raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(stage.name for stage in flow)}")
-    return name
-
-
-def check_order(flow: Sequence[Stage], first: str | None, last: str | None) -> None:
-    """Make sure that --from does not lie behind --to.
-
-    Raises: ConfigError naming the order of the flow.
-    """
-    names = [stage.name for stage in flow]
-    if first is not None and last is not None and names.index(first) > names.index(last):
-        raise ConfigError(f"--from {first} lies behind --to {last}; the flow is {', '.join(names)}")
-
-
-def check_writable(workdir: str) -> None:
-    """Make sure that the work folder can be made, without making it.
-
-    Raises: ConfigError when it cannot.
-    """
-    if storage.is_remote(workdir):
-        raise ConfigError(f"work_dir {workdir}: must be a local folder: the catalogue is a local DuckDB file")
-    place = Path(workdir).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise ConfigError(f"work_dir {workdir}: {place} is not a folder; choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"work_dir {workdir}: {place} is not writable; choose another place or mend its permissions")

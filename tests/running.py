@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from manifests.catalog import Catalog, Funnel
 from pipeline.config import BuildConfig
-from pipeline.runner import Done, RayExecutor, Runner
+from pipeline.executing import Done
+from pipeline.runner import RayExecutor, Runner
 from pipeline.work import BuildContext, Part, PartResult, Stage, Step, fingerprint, write_table
 
 NUM_WORKERS = 2

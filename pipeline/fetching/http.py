@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -75,17 +75,24 @@ class _Current(threading.local):
 _current = _Current()
 
 
-class _Bounded:
+if TYPE_CHECKING:  # what the two mixins below are mixed into
+    _AnySocket = socket.socket
+    _AnyConnection = HTTPConnection
+else:
+    _AnySocket = _AnyConnection = object
+
+
+class _Bounded(_AnySocket):
     """Mixed into sockets: each receive waits no longer than the request's budget allows."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         budget = _current.budget
         if budget is None:
-            return int(super().recv_into(*args, **kwargs))  # type: ignore[misc]
+            return int(super().recv_into(*args, **kwargs))
         remaining = budget.remaining_seconds()
-        self.settimeout(min(budget.read_timeout_seconds, remaining))  # type: ignore[attr-defined]
+        self.settimeout(min(budget.read_timeout_seconds, remaining))
         try:
-            num = int(super().recv_into(*args, **kwargs))  # type: ignore[misc]
+            num = int(super().recv_into(*args, **kwargs))
         except TimeoutError:
             if remaining <= budget.read_timeout_seconds:
                 raise _DeadlineError from None
@@ -105,7 +112,7 @@ class _BoundedTLSSocket(_Bounded, ssl.SSLSocket):
     pass
 
 
-class _CheckedConnect:
+class _CheckedConnect(_AnyConnection):
     """Mixed into urllib3's connections: the address connected to is one the resolver let pass."""
 
     resolver: Resolver  # set on a subclass, one a client
@@ -114,7 +121,7 @@ class _CheckedConnect:
         budget = _current.budget
         assert budget is not None, "a connection is only made for a request with a budget"
         budget.fresh_connection = True
-        host, port = self._dns_host, self.port  # type: ignore[attr-defined]
+        host, port = self._dns_host, self.port
         failure: OSError | None = None
         for address in self.resolver.addresses(host):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -132,7 +139,7 @@ class _CheckedConnect:
                 raise
         if isinstance(failure, TimeoutError):
             raise urllib3.exceptions.ConnectTimeoutError(None, "connect timed out")
-        raise urllib3.exceptions.NewConnectionError(self, str(failure and failure.strerror))  # type: ignore[arg-type]
+        raise urllib3.exceptions.NewConnectionError(self, str(failure and failure.strerror))
 
 
 @dataclass(slots=True)

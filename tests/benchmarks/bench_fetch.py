@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_fetch.py PHOTO_FOLDER [--num 1500] [--large 4000 --num-large 300]
 
-Each side runs in a fresh interpreter with one process for decoding and `--threads` for requests. Ours also
-decodes once more, hashes (sha256 three times, pHash), applies EXIF and ICC, keeps facts and a politeness gate.
-Prints a Markdown table: wall seconds, images/s, peak memory of the process. Measures, asserts nothing but that
-both sides stored every photo.
+Each side runs in a fresh interpreter with one process and `--threads` for requests. Ours also decodes once more,
+hashes (sha256 three times, pHash), applies EXIF and ICC, keeps facts and a politeness gate. `raw` is the network and
+the tar alone: bodies stored as they come, nothing decoded. Prints a Markdown table: wall seconds, images/s, images
+per CPU second (a core), peak memory of the process; then the resident memory of one worker of ours part by part.
+Measures, asserts nothing but that both sides stored every photo.
 """
 
 from __future__ import annotations
@@ -39,6 +40,45 @@ table = fetch_rows([(f"{n:032x}", url) for n, url in enumerate(urls)], settings,
 num = table["outcome"].to_pylist().count("ok")
 print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
+OURS_RAW = """
+import json, resource, sys
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.http import HttpClient
+from pipeline.fetching.poolfile import PoolFile
+from pipeline.fetching.scheduler import Scheduler
+from pipeline.fetching.settings import FetchSettings
+urls = json.load(open(sys.argv[1]))
+threads, folder = int(sys.argv[2]), sys.argv[3]
+network = FetchSettings.model_validate({"network": {"threads": threads, "allow_private_addresses": True,
+    "limits": {"requests_per_second": None, "connections": threads}}}).network
+pool, num = PoolFile(folder + "/part.tar"), 0
+with HttpClient(network) as client, Scheduler(urls, client, HostGate(network), 50_000_000) as scheduler:
+    for _ in urls:
+        row, download = scheduler.take()
+        if download.outcome == "ok":
+            pool.add(f"{row:032x}", download.body)
+            num += 1
+        scheduler.let_go(download)
+pool.close()
+print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+OURS_PARTS = """
+import json, resource, sys
+from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.settings import FetchSettings
+urls = json.load(open(sys.argv[1]))
+threads, folder = int(sys.argv[2]), sys.argv[3]
+settings = FetchSettings.model_validate({"network": {"threads": threads, "allow_private_addresses": True,
+    "limits": {"requests_per_second": None, "connections": threads}}})
+gate, num, resident = HostGate(settings.network), 0, []
+for start in range(0, len(urls), 250):
+    rows = [(f"{start + n:032x}", url) for n, url in enumerate(urls[start:start + 250])]
+    num += fetch_rows(rows, settings, gate, f"{folder}/{start}.tar")["outcome"].to_pylist().count("ok")
+    pages = int(open("/proc/self/statm").read().split()[1])
+    resident.append(pages * resource.getpagesize() >> 20)
+print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident": resident}))
+"""
 # One process of img2dataset as its own `download` starts them, without its distributor and logger processes.
 THEIRS = """
 import json, os, resource, sys, warnings
@@ -53,9 +93,11 @@ threads, folder = int(sys.argv[2]), sys.argv[3]
 table = pa.table({"url": urls})
 with pa.OSFile(folder + "/rows.arrow", "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
     writer.write_table(table)
-resizer = Resizer(image_size=256, resize_mode="keep_ratio", resize_only_if_bigger=True)
+raw = len(sys.argv) > 4
+resizer = Resizer(image_size=256, resize_mode="no" if raw else "keep_ratio", resize_only_if_bigger=True,
+    disable_all_reencoding=raw)
 loader = Downloader(WebDatasetSampleWriter, resizer, threads, False, False, folder, ["url"], 10, len(urls), 5,
-    "sha256", None, "jpg", 0, None, None)
+    None if raw else "sha256", None, "jpg", 0, None, None)
 loader.download_shard((0, folder + "/rows.arrow"))
 stats = json.load(open(folder + "/00000_stats.json"))
 print(json.dumps({"num": stats["successes"], "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
@@ -91,7 +133,7 @@ def make_large(photos: list[Path], side_px: int, folder: Path) -> list[Path]:
     return made
 
 
-def measure(code: str, urls: list[str], threads: int) -> dict:
+def measure(code: str, urls: list[str], threads: int, *more: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder) / "urls.json"
         listing.write_text(json.dumps(urls))
@@ -99,7 +141,7 @@ def measure(code: str, urls: list[str], threads: int) -> dict:
         started = time.perf_counter()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out = subprocess.run(
-            [sys.executable, "-c", code, str(listing), str(threads), folder],
+            [sys.executable, "-c", code, str(listing), str(threads), folder, *more],
             capture_output=True,
             text=True,
             check=True,
@@ -110,7 +152,7 @@ def measure(code: str, urls: list[str], threads: int) -> dict:
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         result = json.loads(out.splitlines()[-1])
         assert result["num"] == len(urls), f"{result['num']} of {len(urls)} stored"
-        return {"seconds": seconds, "cpu": cpu, "peak_mib": result["peak"] / 1024}
+        return {**result, "seconds": seconds, "cpu": cpu, "peak_mib": result["peak"] / 1024}
 
 
 def main() -> None:
@@ -139,24 +181,30 @@ def main() -> None:
             f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
             f"{options.threads} threads, best of {options.rounds}\n"
         )
-        print("| photos | engine | wall s | images/s | CPU s | peak MiB | ours / theirs |")
-        print("|---|---|---|---|---|---|---|")
+        print("| photos | work | engine | wall s | images/s | CPU s | images / CPU s | peak MiB | ours / theirs |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        work = {"raw": (("raw",), OURS_RAW), "all": ((), OURS)}
         for name, paths in ((f"{len(small)} as they are", small), (f"{len(large)} at {options.large} px", large)):
             urls = [f"http://127.0.0.1:{port}/{path.name}?{n}" for n, path in enumerate(paths)]
-            best: dict[str, dict] = {}
-            for _ in range(options.rounds):
-                for engine, code in (("img2dataset", THEIRS), ("PlantMix", OURS)):
-                    result = measure(code, urls, options.threads)
-                    if engine not in best or result["seconds"] < best[engine]["seconds"]:
-                        best[engine] = result
-            ratio = best["img2dataset"]["seconds"] / best["PlantMix"]["seconds"]
-            for engine, r in best.items():
-                shown = f"{ratio:.2f}x" if engine == "PlantMix" else ""
-                print(
-                    f"| {name} | {engine} | {r['seconds']:.1f} | {len(urls) / r['seconds']:.0f} "
-                    f"| {r['cpu']:.1f} | {r['peak_mib']:.0f} | {shown} |",
-                    flush=True,
-                )
+            for kind, (more, ours) in work.items():
+                best: dict[str, dict] = {}
+                for _ in range(options.rounds):
+                    for engine, code in (("img2dataset", THEIRS), ("PlantMix", ours)):
+                        result = measure(code, urls, options.threads, *(more if code is THEIRS else ()))
+                        if engine not in best or result["seconds"] < best[engine]["seconds"]:
+                            best[engine] = result
+                ratio = best["img2dataset"]["seconds"] / best["PlantMix"]["seconds"]
+                for engine, r in best.items():
+                    shown = f"{ratio:.2f}x" if engine == "PlantMix" else ""
+                    print(
+                        f"| {name} | {kind} | {engine} | {r['seconds']:.1f} | {len(urls) / r['seconds']:.0f} | "
+                        f"{r['cpu']:.1f} | {len(urls) / r['cpu']:.0f} | {r['peak_mib']:.0f} | {shown} |",
+                        flush=True,
+                    )
+        urls = [f"http://127.0.0.1:{port}/{path.name}" for path in small]
+        resident = measure(OURS_PARTS, urls * 2, options.threads)["resident"]
+        print(f"\nresident MiB of one worker after each part of 250 small photos: {', '.join(map(str, resident))}")
+        print("load average at the end:", *(f"{load:.1f}" for load in os.getloadavg()))
         server.terminate()
 
 

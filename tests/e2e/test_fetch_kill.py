@@ -134,7 +134,7 @@ def kill(pids: list[int]) -> None:
 
 
 def kill_a_worker(driver: int) -> None:
-    kill([pid for pid, command in below(driver).items() if command.startswith("ray::_do")][:1])
+    kill([pid for pid, command in below(driver).items() if command.startswith("ray::do_part")][:1])
 
 
 def kill_the_driver(driver: int) -> None:
@@ -154,7 +154,7 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
             assert build.poll() is None, build.stdout and build.stdout.read()
             time.sleep(0.02)
         started = below(build.pid)
-        assert any(command.startswith("ray::_do") for command in started.values())
+        assert any(command.startswith("ray::do_part") for command in started.values())
         way(build.pid)
         said, _ = build.communicate(timeout=120)
     deadline = time.monotonic() + 20  # Ray's processes leave with their driver

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from running import NUM_WORKERS, SharedRay
 
-from pipeline.runner import InlineExecutor, RayExecutor
+from pipeline.executing import InlineExecutor
+from pipeline.runner import RayExecutor
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from running import (
 from manifests.catalog import Funnel
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from manifests.reader import open_reader, read_status
-from pipeline.runner import InlineExecutor, RayExecutor
+from pipeline.executing import InlineExecutor
+from pipeline.runner import RayExecutor
 from pipeline.work import PartResult
 
 # ---- errors are policies

@@ -27,7 +27,8 @@ from running import (
 
 from manifests.catalog import Catalog, Funnel
 from manifests.errors import PartError
-from pipeline.runner import InlineExecutor, RayExecutor, Runner
+from pipeline.executing import InlineExecutor
+from pipeline.runner import RayExecutor, Runner
 from pipeline.work import Part, PartResult
 
 # ---- Ray

@@ -23,7 +23,9 @@ from running import (
 from manifests.catalog import Catalog, Funnel, StageRecord
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
-from pipeline.runner import Done, InlineExecutor, RayExecutor, check_order, check_writable, find_stage
+from pipeline.build import check_order, check_writable, find_stage
+from pipeline.executing import Done, InlineExecutor
+from pipeline.runner import RayExecutor
 from pipeline.work import BuildContext, Part, PartResult, Stage
 
 # ---- the same, whoever runs it

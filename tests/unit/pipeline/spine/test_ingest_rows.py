@@ -15,7 +15,8 @@ from manifests import tables
 from manifests.catalog import Catalog
 from manifests.errors import RunError
 from pipeline.config import BuildConfig, SourceSettings
-from pipeline.runner import InlineExecutor, Runner
+from pipeline.executing import InlineExecutor
+from pipeline.runner import Runner
 from pipeline.sources.rows import Batch
 from pipeline.sources.table import RawBatch, map_batch
 from pipeline.stages import ingest
