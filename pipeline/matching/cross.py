@@ -8,6 +8,7 @@ same keys as the search within one table. Gives up with RunError when the answer
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from pipeline.matching.search import (
     first_caught,
     join_pairs,
     move_back,
+    num_cores,
 )
 
 _COMPARE_AT_ONCE = 1 << 20  # pairs: 16 MiB of scratch
@@ -78,7 +80,8 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_by
 
 def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pairs:
     """(hash, query) by value, each pair once, sorted; `asked` holds distinct hashes."""
-    found = [search_cross_key(hashes, asked, plan, key) for key in range(len(plan.keys))]
+    with ThreadPoolExecutor(min(num_cores(), len(plan.keys))) as pool:
+        found = list(pool.map(lambda key: search_cross_key(hashes, asked, plan, key), range(len(plan.keys))))
     near, wanted = join_pairs(found)
     order = np.lexsort((wanted, near))
     near, wanted = near[order], wanted[order]

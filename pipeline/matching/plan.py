@@ -27,9 +27,9 @@ from functools import lru_cache
 _SORT_SECONDS = 3.2e-9  # np.sort, per element and per doubling of the array: 0.99 s at 13 M
 _ARRANGE_SECONDS = 4e-9  # moving the key to the top, finding bucket borders, per element
 _COMPARE_SECONDS = 1.4e-9  # xor, popcount, threshold, per pair; 0.8 of it is the work, the rest ragged buckets
-_CROSS_SECONDS = 15e-9  # against other hashes: moving the key to the top and reading its mark, per element
-_CROSS_FIND_SECONDS = 120e-9  # sorting and binary search of an element whose mark is set
-_CROSS_COMPARE_SECONDS = 12e-9  # gather, xor, popcount, per pair
+_CROSS_SECONDS = 23e-9  # against other hashes: moving the key to the top and reading its mark, per element
+_CROSS_FIND_SECONDS = 54e-9  # sorting and binary search of an element whose mark is set
+_CROSS_COMPARE_SECONDS = 10e-9  # gather, xor, popcount, per pair
 _KEY_SECONDS = 150e-6  # Python around one key, whatever its size
 
 EVEN = (1.0,) * 64  # every bit a fair coin, as in a good hash

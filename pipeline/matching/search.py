@@ -54,7 +54,7 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
     Raises: RunError when more than `max_pairs` pairs are found.
     """
     plan = choose_plan(len(hashes), radius, bit_entropies(hashes, 64))
-    num_threads = max(1, min(_num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
+    num_threads = max(1, min(num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
     capacity = max(_WINDOW, scratch_bytes // num_threads // 8)
     found: list[Pairs] = []
     num_found = 0
@@ -315,6 +315,7 @@ def _too_many(max_pairs: int, radius: int, found: list[Pairs]) -> RunError:
     )
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores this process may run on."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
