@@ -65,6 +65,9 @@ def _stage_lines(name: str, stage: dict[str, Any] | None) -> list[str]:
         reasons = "off"
     if name == "dedup":
         reasons = f"measured: {stage['notes']['num_hash_pairs']:,} pairs of hashes within {stage['notes']['radius']}"
+        named = list(stage["notes"].get("placeholders", {}).items())[:3]
+        if named:
+            reasons += "; placeholders: " + ", ".join(f"{phash} ({num:,} images)" for phash, num in named)
     return [f"{name:<9}{stage['in']:>14,}{stage['kept']:>14,}{dropped:>14,}  {reasons}"]
 
 

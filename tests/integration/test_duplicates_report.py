@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from manifests.catalog import Catalog
+from manifests.reader import read_status
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.report.duplicates import duplicates_section
 from pipeline.runner import Runner
+from pipeline.status import describe_status
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 
@@ -80,6 +82,21 @@ def test_a_picture_that_is_gone_is_an_empty_frame(pictures: Path, tmp_path: Path
     section = duplicates_section(str(tmp_path))
     assert "data:image" not in section
     assert 'class="dup-gone"' in section
+
+
+def test_a_placeholder_is_named_and_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):  # one picture to the eye, four to sha256
+        picture = Image.open(PHOTOS[0]).convert("RGB")
+        picture.putpixel((100, 100), (60 * number, 0, 0))
+        picture.save(folder / f"none-{number}.png")
+    build(folder, tmp_path / "work", placeholder_min_count=4)
+    assert sheets_of(duplicates_section(str(tmp_path / "work")))["pHashes shared by many images"] == 3
+    assert any(
+        "placeholders: " in line and "(4 images)" in line
+        for line in describe_status(read_status(str(tmp_path / "work")))
+    )
 
 
 def test_before_the_search_it_says_so(pictures: Path, tmp_path: Path) -> None:
