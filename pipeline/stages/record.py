@@ -43,6 +43,7 @@ _ARRANGED_COLUMNS = [
     ),
 ]  # fmt: skip
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))  # json.dumps makes one a call
 _TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "img2dataset", "ray", "webdataset")
 
 
@@ -86,7 +87,7 @@ def sample_json(row: dict[str, Any], key: str) -> bytes:
         "original_height": row["height_px"],
         "phash": f"{row['phash']:016x}",
     }
-    return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(values).encode()
 
 
 def release_recipe(config: BuildConfig) -> dict[str, Any]:

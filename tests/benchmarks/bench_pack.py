@@ -103,7 +103,7 @@ def make_pool(folder: Path, num_images: int) -> dict[str, list[str]]:
 
 def pack(folder: Path, found: dict[str, list[str]], target: str) -> dict[str, float]:
     """The stage's steps as the runner does them: arrange, shards in parallel, each published durably by the driver."""
-    common = {"workdir": str(folder), "memory_gb": 2.0, "texts": TextSettings()}
+    common = {"workdir": str(folder), "memory_gb": 2.0, "texts": TextSettings(), "extra_captions": []}
     started = time.monotonic()
     group = ShardGroup("train")
     result = arrange({**found, **common, "groups": [group], "max_samples": 1000, "max_bytes": None, "stem": target})

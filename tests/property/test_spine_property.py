@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from manifests import tables
@@ -23,7 +23,7 @@ from pipeline.allocation import Pool, allocate, allocate_by_size, apportion
 from pipeline.stages.mix import Stratum, draw
 from pipeline.stages.select import choose_representatives
 from pipeline.stages.sql import facet
-from pipeline.stages.tar import append_sample, end_of_archive
+from pipeline.stages.tar import append_sample, end_of_archive, member_header
 
 # ---- allocation
 
@@ -149,6 +149,14 @@ SAMPLES = st.lists(
 )
 
 
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=100), st.integers(0, 8**11 - 1))
+def test_a_header_is_the_one_tarfile_gives(name: str, num_bytes: int) -> None:
+    assume(len(name.encode()) <= 100)
+    info = tarfile.TarInfo(name)
+    info.mode, info.mtime, info.size = 0o644, 0, num_bytes
+    assert member_header(name, num_bytes) == info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+
+
 @given(SAMPLES)
 def test_what_is_written_to_a_tar_is_read_back(samples: list[tuple[str, list[tuple[str, bytes]]]]) -> None:
     content, offsets = b"", {}
@@ -258,11 +266,20 @@ def test_the_order_of_rows_does_not_matter(hashes: list[int], random: Any) -> No
 
 
 def run_draw(
-    pools: dict[str, int], quotas: dict[str, tuple[int, int]], seed: int = 0, dropped: int = 0
+    pools: dict[str, int],
+    quotas: dict[str, tuple[int, int]],
+    seed: int = 0,
+    dropped: int = 0,
+    strata: list[Stratum] | None = None,
 ) -> list[dict[str, Any]]:
     """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept."""
     rows = [
-        {"sample_id": tables.sample_id(domain, str(number)), "domain": domain, "keep": number < num}
+        {
+            "sample_id": tables.sample_id(domain, str(number)),
+            "domain": domain,
+            "keep": number < num,
+            "source": f"{domain}{number % 2}",
+        }
         for domain, num in pools.items()
         for number in range(num + dropped)
     ]
@@ -273,7 +290,7 @@ def run_draw(
         payload = {
             "candidates": [f"{folder}/candidates.parquet"],
             "decisions": [f"{folder}/decisions.parquet"],
-            "strata": [Stratum(domain, None, *numbers) for domain, numbers in quotas.items()],
+            "strata": strata or [Stratum(domain, None, *numbers) for domain, numbers in quotas.items()],
             "seed": seed,
             "stem": "x",
             "workdir": folder,
@@ -357,11 +374,43 @@ def test_a_larger_share_keeps_what_was_drawn(num_pool: int, more: int, seed: int
         assert kept[0] <= kept[1]
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.integers(10, 60), st.integers(0, 40), st.integers(0, 40), st.integers(0, 4))
+def test_sources_with_weights_give_their_parts(num_pool: int, first: int, second: int, heldout: int) -> None:
+    strata = [Stratum("a", "a0", first, heldout), Stratum("a", "a1", second, 0), Stratum("b", None, 5, 1)]
+    drawn = run_draw({"a": num_pool, "b": 7}, {}, strata=strata)
+    even = {tables.sample_id("a", str(number)) for number in range(0, num_pool, 2)}
+    for split, numbers in (("train", (first, second)), ("heldout", (heldout, 0))):
+        own = Counter(row["sample_id"] in even for row in drawn if row["domain"] == "a" and row["split"] == split)
+        assert (own[True], own[False]) == numbers
+    assert sum(row["domain"] == "b" for row in drawn) == 6
+    copies = Counter(row["sample_id"] for row in drawn if row["split"] == "train" and row["sample_id"] in even)
+    assert not copies or max(copies.values()) - min(copies.values()) <= 1
+
+
 def test_another_seed_is_another_draw() -> None:
     first, second = (run_draw({"a": 200}, {"a": (100, 0)}, seed) for seed in (0, 1))
     assert {row["sample_id"] for row in first} != {row["sample_id"] for row in second}
     shuffled = run_draw({"a": 100}, {"a": (100, 0)})
     assert [row["sample_id"] for row in shuffled] != sorted(row["sample_id"] for row in shuffled)
+
+
+def test_every_window_of_a_thousand_samples_is_as_random_as_drawing_it() -> None:
+    """The statistics that are promised: 10 : 3 over 39,000 samples, every window of 1,000 at every place.
+
+    A count in a window of a random order is hypergeometric, so no wider than binomial: five standard deviations hold
+    for all of 38,001 windows (they overlap; P below 1e-3 even if all were independent). Disjoint windows must also not
+    be more even than chance: their variance is that of the hypergeometric within a factor of two (P < 1 % a side).
+    """
+    drawn = run_draw({"plant": 30_000, "general": 9_000}, {"plant": (30_000, 0), "general": (9_000, 0)})
+    plants = np.array([row["domain"] == "plant" for row in drawn], np.int64)
+    share, size = 30 / 39, 1000
+    sums = np.concatenate([[0], np.cumsum(plants)])
+    windows = sums[size:] - sums[:-size]
+    assert len(windows) == 38_001
+    assert abs(windows - size * share).max() <= 5 * (size * share * (1 - share)) ** 0.5
+    expected = size * share * (1 - share) * (39_000 - size) / (39_000 - 1)
+    assert 0.5 < windows[::size].var(ddof=1) / expected < 2.0
 
 
 def test_domains_are_mixed_over_the_whole_order() -> None:
