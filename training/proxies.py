@@ -222,7 +222,7 @@ class _Books:
 
         rows = [table_row(result) for result in sorted(self.results, key=lambda result: str(result["run"]))]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        order = sorted(names, key=lambda name: [name.startswith(p) for p in ("mix_", "loss_", "epochs_", "valid")])
+        order = sorted(names, key=lambda name: [name.startswith(p) for p in ("valid", "epochs_", "loss_", "mix_")])
         text = io.StringIO()
         writer = csv.DictWriter(text, order, lineterminator="\n")
         writer.writeheader()

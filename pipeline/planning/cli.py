@@ -179,12 +179,13 @@ def run_design(args: argparse.Namespace) -> int:
 
 
 def publish_text(path: str, text: str) -> None:
-    """Write a small file whole.
+    """Write a small file whole, its folder too where there is none.
 
     Raises: ConfigError when the place cannot be written.
     """
     from manifests import storage
 
+    storage.make_folder(str(Path(path).parent))
     try:
         storage.publish_bytes(str(path), text.encode())
     except OSError as error:

@@ -101,7 +101,9 @@ class PowerLaw:
 
     `shared` ties all g_j to one g; with `free_inner` false g is 1; with `free_outer` false a is 1. Zero shares are
     real points: r^g is exactly 0 there. Priors (log-normal on s0, s, g, a) keep it finite with few runs; centres
-    and widths were chosen on the public 3-domain runs and on simulated tables of 2, 5 and 7 domains.
+    and widths were chosen on the public 3-domain runs and on simulated tables of 2, 5 and 7 domains. `noise` says how
+    much the runs count against the priors: 0.05 in place of 0.02 took the shared exponent, fitted on 8 of the 32
+    3-domain runs (40 splits to choose by), from 0.046 to 0.042, and on splits not looked at before from 0.049 to 0.045.
     """
 
     name: str
@@ -116,7 +118,7 @@ class PowerLaw:
     source_log_centre: float = -3.0
     floor_log_centre: float = -1.5
     level_sd: float = 10.0
-    noise: float = 0.02
+    noise: float = 0.05
     huber: float = 0.06
 
     def num_params(self, num_domains: int) -> int:

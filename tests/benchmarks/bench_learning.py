@@ -21,7 +21,9 @@ import argparse
 import csv
 import json
 import os
+import platform
 import random
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,6 +375,167 @@ def _work_through(items: list[tuple[Setting, int]], work: Path, steps: int, stop
         print(setting.name, seed, f"{result['seconds']} s", round(result["final_loss"], 3), shown, flush=True)
 
 
+# ---- the report
+
+TASKS = (
+    ("special_val@1", "varieties, zero-shot, top 1", "special"),
+    ("special_val@5", "varieties, zero-shot, top 5", "special"),
+    ("special_val text to image@1", "variety finds a photo", "special"),
+    ("cartons_val@1", "cartons, zero-shot, top 1", "general"),
+    ("emoji_val@5", "third vendor's emoji, image to text, top 5", "general"),
+    ("general_val@5", "held-out pictures, image to text, top 5", "general"),
+)
+Hits = dict[str, dict[str, np.ndarray]]  # kind -> task -> (seeds, trials)
+
+
+def report(work: Path, out: Path) -> None:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((work / "runs").glob("*.json")):
+        result = json.loads(path.read_text())
+        found.setdefault(result["setting"], []).append(result)
+    every = [result for results in found.values() for result in results]
+    hits = {name: _stack(results) for name, results in found.items()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    loads = [result["load"] for result in every]
+    lines = [
+        "# Learning: plain CLIP, released, dalip", "",
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {platform.machine()}, 2 cores shared with other "
+        f"work (load {min(loads):.1f} to {max(loads):.1f}). Command: see tests/benchmarks/bench_learning.py.", "",
+        *_about(work, every), "",
+        "## The three presets", "", *_preset_table(hits, _chance(work)), "",
+        "## Open questions: each changed alone in `dalip`", "", *_question_table(hits), "",
+    ]  # fmt: skip
+    _plot(hits, out.with_suffix(".png"))
+    out.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def _stack(results: list[dict[str, Any]]) -> Hits:
+    kinds = results[0]["hits"]
+    return {kind: {task: np.array([r["hits"][kind][task] for r in results]) for task in kinds[kind]} for kind in kinds}
+
+
+def _about(work: Path, every: list[dict[str, Any]]) -> list[str]:
+    counts: dict[str, int] = {}
+    for row in json.loads((work / "rows.json").read_text()):
+        counts[row["split"]] = counts.get(row["split"], 0) + 1
+    steps = every[0]["steps"]
+    return [
+        f"Training pictures: {counts['special_train']:,} photos of fruit and vegetables, "
+        f"{counts['cartons_train']:,} of cartons, {counts['general_train']:,} drawings, small photos and emoji of two "
+        f"vendors; half of every batch is special. ViT of {VIEW_PX} px (36 patches), width 128, 4 + 2 layers, reduced "
+        f"width {REDUCED_WIDTH} of heads 32 wide. {steps} steps of {BATCH}, lr {LR:g}, the same batches for every "
+        f"setting of a seed. Judged on {counts['special_val']} photos of {len(set(_labels(work, 'special_val')))} varieties, "
+        f"{counts['cartons_val']} cartons, {counts['emoji_val']:,} emoji, {counts['general_val']} held-out pictures. A "
+        "small run says what learns faster at this size, not what is better after 13 M samples. Intervals are of 95 %, "
+        "over seeds and pictures.",
+    ]
+
+
+def _labels(work: Path, split: str) -> list[str]:
+    return [row["label"] for row in json.loads((work / "rows.json").read_text()) if row["split"] == split]
+
+
+def _mean_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Mean of (seeds, trials) and its 95 % interval, seeds and trials both drawn anew."""
+    seeds, trials = values.shape
+    means = [values[np.ix_(rng.integers(0, seeds, seeds), rng.integers(0, trials, trials))].mean() for _ in range(2000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """The same of the paired difference: equal seeds, equal trials."""
+    both = min(len(ours), len(theirs))
+    return _mean_interval(ours[:both].astype(float) - theirs[:both], rng)
+
+
+def _cell(three: tuple[float, float, float], sign: str = "") -> str:
+    value, low, high = (100 * number for number in three)
+    return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+def _chance(work: Path) -> dict[str, float]:
+    """What guessing reaches in each task."""
+    chances = {}
+    for task, _, _ in TASKS:
+        split, _, k = task.partition("@")
+        labels = _labels(work, split.removesuffix(" text to image"))
+        num_classes = len(set(labels))
+        chances[task] = 1 / num_classes if "text to image" in task else min(1.0, int(k) / num_classes)
+    return chances
+
+
+def _preset_table(hits: dict[str, Hits], chance: dict[str, float]) -> list[str]:
+    rng = np.random.default_rng(0)
+    head = ["setting, features at test", "seeds", *(f"{about}, %" for _, about, _ in TASKS), "general mean, %"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in ("clip", "released", "dalip"):
+        for kind, tasks in hits[name].items():
+            seeds = len(tasks["special_val@1"])
+            cells = [_cell(_mean_interval(tasks[task], rng)) for task, _, _ in TASKS]
+            general = np.mean([tasks[task].mean() for task, _, group in TASKS if group == "general"])
+            lines.append(f"| {name}, {kind} | {seeds} | " + " | ".join(cells) + f" | {100 * general:.1f} |")
+    lines.append("| chance | | " + " | ".join(f"{100 * chance[task]:.1f}" for task, _, _ in TASKS) + " | |")
+    head = ["setting", *(about for _, about, _ in TASKS)]
+    lines += ["", "Paired difference to plain CLIP (points):", ""]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in ("released", "dalip"):
+        for kind, tasks in hits[name].items():
+            cells = [_cell(_difference(tasks[task], hits["clip"]["f"][task], rng), "+") for task, _, _ in TASKS]
+            lines.append(f"| {name}, {kind} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _question_table(hits: dict[str, Hits]) -> list[str]:
+    rng = np.random.default_rng(1)
+    base = hits["dalip"]
+    lines = [
+        "Paired difference to `dalip` of the same seeds, in points; the mean of all six tasks beside it.", "",
+        "| changed | question | seeds | at test | " + " | ".join(about for _, about, _ in TASKS) + " | mean |",
+        "|---" * (len(TASKS) + 5) + "|",
+    ]  # fmt: skip
+    for setting in settings_list():
+        if not setting.question or setting.name not in hits:
+            continue
+        for kind, tasks in hits[setting.name].items():
+            pairs = [(tasks[task], base[kind][task]) for task, _, _ in TASKS]
+            seeds = min(len(pairs[0][0]), len(pairs[0][1]))
+            cells = [_cell(_difference(ours, theirs, rng), "+") for ours, theirs in pairs]
+            mean = np.mean([ours[:seeds].mean() - theirs[:seeds].mean() for ours, theirs in pairs])
+            lines.append(
+                f"| {setting.name} | {setting.question} | {seeds} | {kind} | "
+                + " | ".join(cells)
+                + f" | {100 * mean:+.2f} |"
+            )
+    return lines
+
+
+def _plot(hits: dict[str, Hits], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rng = np.random.default_rng(2)
+    shown = [("clip", "f"), ("released", "f"), ("released", "both"), ("dalip", "f"), ("dalip", "both")]
+    colours = ["#666666", "#c77d11", "#e8b96a", "#1b6e3c", "#7fbf94"]
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(15, 3.8), constrained_layout=True)
+    for axis, (task, about, _) in zip(axes, TASKS, strict=True):
+        for place, ((name, kind), colour) in enumerate(zip(shown, colours, strict=True)):
+            value, low, high = _mean_interval(hits[name][kind][task], rng)
+            axis.bar(place, 100 * value, color=colour, label=f"{name}, {kind}")
+            axis.errorbar(place, 100 * value, [[100 * (value - low)], [100 * (high - value)]], color="black", capsize=3)
+        axis.set_title(about.replace(", ", ",\n", 1), fontsize=9)
+        axis.set_xticks([])
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("% right, 95 % interval")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -392,6 +555,8 @@ def main() -> None:
         prepare(options.grocery, options.corpus, options.work)
     elif options.command == "run":
         run(options.work, options.minutes, options.steps, options.only)
+    else:
+        report(options.work, Path(__file__).parent / "results/learning.md")
 
 
 if __name__ == "__main__":

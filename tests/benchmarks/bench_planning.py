@@ -146,6 +146,49 @@ def simulate(family: str, num_domains: int, noise: float, seed: int, designed: b
     return [float(x) for x in (covered, error, inside.mean(), width, lost, held)]
 
 
+def coverage_section(num_sims: int) -> list[str]:
+    """Coverage of the loss intervals alone: fits without a choice, so that many simulations are affordable."""
+    lines = [
+        f"## Coverage of nominal 90 % loss intervals in simulation ({num_sims} for 2 and 3 domains, a third for 5 and 7)",
+        "", "| domains | runs | noise 0 | noise 0.5 % | noise 2 % |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for num_domains in (2, 3, 5, 7):
+        sims = num_sims if num_domains < 5 else max(len(FAMILIES), num_sims // 3)
+        for designed in (True, False):
+            cells = []
+            for noise in (0.0, 0.005, 0.02):
+                covered = [
+                    covered_share(family, num_domains, noise, seed, designed)
+                    for seed in range(sims // len(FAMILIES))
+                    for family in FAMILIES
+                ]
+                cells.append(f"{np.mean(covered):.3f}")
+            kind = "plan design" if designed else "Dirichlet"
+            lines.append(f"| {num_domains} | {3 * (num_domains + 1)}, {kind} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def covered_share(family: str, num_domains: int, noise: float, seed: int, designed: bool) -> float:
+    """Share of 200 new noisy losses a domain within their intervals, for one random truth."""
+    rng = np.random.default_rng([seed, num_domains, int(noise * 1000), 77])
+    truth, num_runs = random_truth(family, num_domains, rng), 3 * (num_domains + 1)
+    box = Box(np.zeros(num_domains), np.ones(num_domains), ("",) * num_domains)
+    names = tuple(map(str, range(num_domains)))
+    shares = (
+        np.array([run.shares for run in propose_runs(names, num_runs, box, replicates=0)])
+        if designed
+        else rng.dirichlet(np.ones(num_domains), num_runs)
+    )
+    clean = truth(shares)
+    law = fit_law(made_table(shares, clean * (1 + noise * rng.normal(size=clean.shape))))
+    asked = rng.dirichlet(np.ones(num_domains), 200)
+    expected = truth(asked)
+    new = expected * (1 + noise * rng.normal(size=expected.shape))
+    inside = [(low <= new[:, c]) & (new[:, c] <= high) for c, (_, low, high) in enumerate(law.predict(asked).values())]
+    return float(np.mean(inside))
+
+
 def simulation_section(num_seeds: int) -> list[str]:
     lines = [
         f"## Simulated truths with known parameters ({num_seeds} seeds x {len(FAMILIES)} families, 3 (k + 1) runs)",
@@ -297,18 +340,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/planning.md")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--sims", type=int, default=5)
+    parser.add_argument("--coverage-sims", type=int, default=24)
     args = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     lines = [
         "# Mixture planning: measured", "",
         f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {platform.machine()}, Python "
         f"{platform.python_version()}, NumPy {np.__version__}, 2 cores shared with other work. "
-        f"Command: `python tests/benchmarks/bench_planning.py --seeds {args.seeds} --sims {args.sims}`.",
+        f"Command: `python tests/benchmarks/bench_planning.py --seeds {args.seeds} --sims {args.sims} --coverage-sims {args.coverage_sims}`.",
         "",
     ]  # fmt: skip
     for section in (
         lambda: public_section(args.seeds), time_section, nesting_section, repetition_section,
-        lambda: simulation_section(args.sims),
+        lambda: coverage_section(args.coverage_sims), lambda: simulation_section(args.sims),
     ):  # fmt: skip
         lines += [*section(), ""]
         args.out.parent.mkdir(parents=True, exist_ok=True)
