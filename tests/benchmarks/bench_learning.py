@@ -425,7 +425,8 @@ def _about(work: Path, every: list[dict[str, Any]]) -> list[str]:
         f"{counts['cartons_train']:,} of cartons, {counts['general_train']:,} drawings, small photos and emoji of two "
         f"vendors; half of every batch is special. ViT of {VIEW_PX} px (36 patches), width 128, 4 + 2 layers, reduced "
         f"width {REDUCED_WIDTH} of heads 32 wide. {steps} steps of {BATCH}, lr {LR:g}, the same batches for every "
-        f"setting of a seed. Judged on {counts['special_val']} photos of {len(set(_labels(work, 'special_val')))} varieties, "
+        f"setting of a seed. Judged on {counts['special_val']} photos of "
+        f"{len(set(_labels(work, 'special_val')))} varieties, "
         f"{counts['cartons_val']} cartons, {counts['emoji_val']:,} emoji, {counts['general_val']} held-out pictures. A "
         "small run says what learns faster at this size, not what is better after 13 M samples. Intervals are of 95 %, "
         "over seeds and pictures.",

@@ -149,7 +149,7 @@ def simulate(family: str, num_domains: int, noise: float, seed: int, designed: b
 def coverage_section(num_sims: int) -> list[str]:
     """Coverage of the loss intervals alone: fits without a choice, so that many simulations are affordable."""
     lines = [
-        f"## Coverage of nominal 90 % loss intervals in simulation ({num_sims} for 2 and 3 domains, a third for 5 and 7)",
+        f"## Coverage of nominal 90 % loss intervals ({num_sims} simulations for 2 and 3 domains, a third for 5 and 7)",
         "", "| domains | runs | noise 0 | noise 0.5 % | noise 2 % |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for num_domains in (2, 3, 5, 7):
@@ -347,7 +347,8 @@ def main() -> None:
         "# Mixture planning: measured", "",
         f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {platform.machine()}, Python "
         f"{platform.python_version()}, NumPy {np.__version__}, 2 cores shared with other work. "
-        f"Command: `python tests/benchmarks/bench_planning.py --seeds {args.seeds} --sims {args.sims} --coverage-sims {args.coverage_sims}`.",
+        f"Command: `python tests/benchmarks/bench_planning.py --seeds {args.seeds} --sims {args.sims} "
+        f"--coverage-sims {args.coverage_sims}`.",
         "",
     ]  # fmt: skip
     for section in (
