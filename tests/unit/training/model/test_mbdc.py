@@ -113,6 +113,27 @@ def test_gradients_equal_finite_differences() -> None:
         return mbdc.second_order(mbdc.weigh_and_reduce(anchor, tokens, reduce, mask).transpose(1, 2), mask.sum(dim=1))
 
     assert torch.autograd.gradcheck(whole, (anchor, tokens, reduce), atol=1e-6)
+    factor = (torch.rand(2, 1, 2, 3, dtype=torch.float64, generator=generator) + 0.5) * mask[:, :, None, None]
+    normalised = torch.randn(2, 5, 2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def rectified(normalised: Tensor) -> Tensor:
+        return mbdc.rectify_and_compare(normalised, factor, mask.sum(dim=1))
+
+    assert torch.autograd.gradcheck(rectified, normalised, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 2, 5), (3, 1, 2, 5), (3, 7, 2, 1), (3, 7, 1, 1)])
+def test_rectifier_and_dropout_within_the_distance_step_equal_them_before_it(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(3, 7, 2, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    factor = torch.randint(0, 3, shape, generator=generator).double()
+    for kept in (factor, None):
+        fused = mbdc.rectify_and_compare(x, kept)
+        apart = mbdc.second_order((x.relu() if kept is None else x.relu() * kept).transpose(1, 2))
+        assert torch.allclose(fused, apart, atol=1e-12)
+        pull = torch.randn(fused.shape, dtype=torch.float64, generator=generator)
+        (one,), (two,) = (torch.autograd.grad(value, x, pull) for value in (fused, apart))
+        assert torch.allclose(one, two, atol=1e-12)
 
 
 def test_weights_sum_to_one_and_leave_padding_out() -> None:
@@ -161,7 +182,14 @@ def test_the_whole_compiles_without_a_graph_break_and_equals_eager() -> None:
     def whole(anchor: Tensor, tokens: Tensor, reduce: Tensor, mask: Tensor) -> Tensor:
         return mbdc.second_order(mbdc.weigh_and_reduce(anchor, tokens, reduce, mask).transpose(1, 2), mask.sum(dim=1))
 
-    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
-    assert torch.allclose(
-        compiled(anchor, tokens, reduce, mask), whole(anchor, tokens, reduce, mask), atol=1e-6, rtol=0
-    )
+    def rectified(anchor: Tensor, tokens: Tensor, reduce: Tensor, mask: Tensor) -> Tensor:
+        weighed = mbdc.weigh_and_reduce(anchor, tokens, reduce, mask)
+        return mbdc.rectify_and_compare(weighed, mask[:, :, None, None].float() * 2, mask.sum(dim=1))
+
+    leaves = [value.requires_grad_() for value in (anchor, tokens, reduce)]
+    for function in (whole, rectified):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        given, expected = compiled(*leaves, mask), function(*leaves, mask)
+        assert torch.allclose(given, expected, atol=1e-6, rtol=0)
+        grads = (torch.autograd.grad(value.square().sum(), leaves) for value in (given, expected))
+        assert all(torch.allclose(one, two, atol=1e-5, rtol=1e-4) for one, two in zip(*grads, strict=True))
