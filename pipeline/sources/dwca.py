@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -49,6 +50,7 @@ _URL = ("accessURI", "identifier")
 _LICENCE = ("license", "UsageTerms", "WebStatement", "rights")
 _RIGHTS_HOLDER = ("rightsHolder", "Owner")
 _PAGE = ("references", "furtherInformationURL")
+_LISTED = "associatedMedia"  # of a record, in archives without a media file
 
 
 def check_source(source: Origin) -> None:
@@ -76,6 +78,8 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
             with StagedTable(folder, name, ["id", *terms]) as staged:
                 yield from _stage(plan, data, terms, staged, source.where)
             view_staged(sql, staged)
+        if plan.media.row_type == _LISTED:
+            _unfold(sql)
         yield from _repeated(sql)
         yield from _joined(sql, plan)
 
@@ -143,14 +147,23 @@ def _of(named: list[str], prefix: str) -> list[str]:
 def _plan(source: Origin) -> _Plan:
     settings = _settings(source)
     archive = read_archive(settings.path, source.where)
-    media = archive.extension(*_MEDIA_TYPES)
+    media = archive.extension(*_MEDIA_TYPES) or _listed_media(archive.core)
     if media is None:
         types = ", ".join(data.row_type for data in archive.extensions) or "none"
-        raise ConfigError(f"{source.where}: {settings.path} holds no media file (its extensions: {types})")
+        raise ConfigError(
+            f"{source.where}: {settings.path} holds no media file (its extensions: {types}), and its core no {_LISTED}"
+        )
     plan = _Plan(archive, media, settings, source.where)
     if not any(name in media.fields for name in _URL):
         raise ConfigError(f"{source.where}: {media.locations[0]} has neither identifier nor accessURI: no addresses")
     return plan
+
+
+def _listed_media(core: DataFile) -> DataFile | None:
+    """The core taken for a media file: archives without one may list addresses in each record."""
+    if _LISTED not in core.fields:
+        return None
+    return replace(core, row_type=_LISTED, fields={"identifier": core.fields[_LISTED]})
 
 
 # ---- staging
@@ -207,6 +220,14 @@ def _with_defaults(rows: pa.Table, data: DataFile, wanted: dict[str, str | None]
 
 
 # ---- joining
+
+
+def _unfold(sql: Any) -> None:
+    """One row an address where a record lists several, each once."""
+    sql.execute("ALTER VIEW media RENAME TO listed")
+    marked = "regexp_replace(identifier, '[\\s|;,]+(https?://)', '\t\\1', 'g')"  # they separate only before an address
+    each = f"unnest(list_distinct(string_split({marked}, '\t')))"
+    sql.execute(f"CREATE VIEW media AS SELECT n, id, {each} AS identifier FROM listed WHERE identifier IS NOT NULL")
 
 
 def _repeated(sql: Any) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from darwin_core import DC, DWC, GBIF, describe, gbif_files, meta_xml, write_folder, write_zip
+from darwin_core import DC, DWC, GBIF, describe, gbif_files, meta_xml, tab_table, write_folder, write_zip
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
@@ -229,6 +229,26 @@ def test_a_described_dialect_with_quotes_order_and_defaults(tmp_path: Path, read
     assert (rows[0]["rights_holder"], rows[0]["licence"]) == ("Ann", "http://creativecommons.org/licenses/by/3.0/")
     assert rows[1]["licence"] == '"open quote'
     assert lost == [(3, "malformed_row", None, "two.csv: broken")]
+
+
+def test_addresses_listed_in_the_records(tmp_path: Path, read: Read) -> None:
+    terms = [f"{GBIF}gbifID", f"{DWC}genus", f"{DWC}associatedMedia"]
+    rows_ = [
+        {"gbifID": "1", "genus": "Rosa", "associatedMedia": "http://a/1.jpg | http://a/2.jpg|http://a/1.jpg"},
+        {"gbifID": "2", "genus": "Acer", "associatedMedia": ""},
+        {"gbifID": "3", "genus": "Acer", "associatedMedia": "http://a/3.jpg http://a/4.jpg;http://a/5.jpg?x=1;2"},
+    ]
+    meta = meta_xml(describe("core", f"{DWC}Occurrence", "occurrence.txt", terms, "id"))
+    files = {"meta.xml": meta, "occurrence.txt": tab_table(terms, rows_)}
+    rows, lost = read(source(write_zip(tmp_path / "a.zip", files), where={"genus": ["Rosa", "Acer"]}))
+    assert sorted(row["record_key"] for row in rows) == [
+        "1/http://a/1.jpg",
+        "1/http://a/2.jpg",
+        "3/http://a/3.jpg",
+        "3/http://a/4.jpg",
+        "3/http://a/5.jpg?x=1;2",
+    ]
+    assert lost == [(1, "no_media", "2", None)]
 
 
 def test_more_rows_than_a_batch_or_a_block(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
