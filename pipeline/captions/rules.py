@@ -69,11 +69,27 @@ def _other_language(table: pa.Table, rule: LanguageRule) -> Column:
         pc.greater_equal(table["num_chars"], rule.min_chars),
     )
     fails = pc.and_(pc.and_(foreign, sure), table["language"].is_valid())
-    for names in (KEYWORD_LIST, PROPER_NAME):
-        fails = pc.and_not(fails, pc.match_substring_regex(table["text"], names))
-    if "en" in rule.allow:
-        fails = pc.and_not(fails, pc.match_substring_regex(table["text"], ENGLISH_WORDS))
-    return pc.and_not(fails, table["has_binomial"]) if rule.spare_binomials else fails
+    if rule.spare_binomials:
+        fails = pc.and_not(fails, table["has_binomial"])
+    spared = [KEYWORD_LIST, PROPER_NAME, *([ENGLISH_WORDS] if "en" in rule.allow else [])]
+    return _spare(fails, table["text"], lambda text: _matches_any(text, spared))
+
+
+def _matches_any(text: Column, patterns: list[str]) -> Column:
+    found = pc.match_substring_regex(text, patterns[0])
+    for pattern in patterns[1:]:
+        found = pc.or_(found, pc.match_substring_regex(text, pattern))
+    return found
+
+
+def _spare(fails: Column, text: Column, spared: Callable[[Column], Column]) -> Column:
+    """`fails` without the rows that are spared; only texts of failing rows are searched, for they are few."""
+    rows = pc.indices_nonzero(fails)
+    if not len(rows):
+        return fails
+    mask = _as_mask(fails).copy()
+    mask[rows.to_numpy()] = ~_as_mask(spared(text.take(rows)))
+    return pa.array(mask)
 
 
 def _length(table: pa.Table) -> Column:
@@ -122,7 +138,14 @@ RULES: dict[str, Rule] = {
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),
     "min_chars": Rule(
-        ("num_chars", "text"), lambda t, low: pc.less(_length(t), low), _length, lambda low: f">= {low}"
+        ("num_chars", "text"),
+        lambda t, low: _spare(
+            pc.less(t["num_chars"], low),
+            t["text"],
+            lambda text: pc.greater_equal(_length(pa.table({"num_chars": pc.utf8_length(text), "text": text})), low),
+        ),
+        _length,
+        lambda low: f">= {low}",
     ),
     "max_chars": _at_most("num_chars"),
     "min_words": _at_least("num_words"),
