@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifests import storage
 from manifests.release import SPLIT_FOLDERS
 from pipeline.releases.card import write_card
 from pipeline.report.figures import collect
@@ -85,7 +86,8 @@ def attribution_page(owners: list[Mapping[str, Any]], name: str) -> str:
 
 def write_attribution(workdir: str, path: str, samples: str) -> PrivateFile:
     """attribution.parquet: one row an image, in the order of first appearance; streamed."""
-    with pq.ParquetFile(samples) as source:
+    fs, inner = storage.filesystem(samples)
+    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
         schema = pa.schema([source.schema_arrow.field(name) for name in ATTRIBUTION_COLUMNS])
         writer = TableWriter(workdir, "attribution", path, schema)
         for batch in source.iter_batches(BATCH_ROWS, columns=["copy", *ATTRIBUTION_COLUMNS]):

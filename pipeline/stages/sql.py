@@ -50,7 +50,13 @@ def open_scratch(payload: dict[str, Any]) -> Iterator[Any]:
 
 
 def view_parquet(connection: Any, name: str, paths: Sequence[str]) -> None:
-    """A view over Parquet files, at least one of them."""
+    """A view over Parquet files, at least one of them; remote ones are read through fsspec."""
+    for path in paths:
+        if storage.is_remote(path):
+            fs, _ = storage.filesystem(path)
+            protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+            if not protocols & set(connection.list_filesystems()):
+                connection.register_filesystem(fs)
     listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
     connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}])")
 

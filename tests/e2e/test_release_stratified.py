@@ -50,12 +50,16 @@ def test_another_kind_and_another_ratio_ask_the_web_for_nothing(web: Web, copy: 
     for changes in (
         {"pack": {"kind": "stratified"}},
         {"mix": {"ratio": {"plant": 1, "general": 1}}},
-        {"pack": {"shard_bytes": 200_000}},
+        {"pack": {"samples_per_shard": None, "shard_bytes": 200_000}},
     ):
         done = run_plantmix("build", write_build_config(web, copy, "remix", copy / "build", **changes))
         assert done.returncode == 0, done.stderr
         assert {"mix", "pack"} >= set(done.stdout.splitlines()[0].partition(": ")[2].split(", "))
     assert requests == []
+    shards = Release.open(str(copy / "build")).record["splits"]["train"]["shards"]
+    sizes = [shard["num_bytes"] for shard in shards]
+    assert max(sizes) <= 200_000 + 2 * 10_240, "the estimate is good to a block or so a sample, the end is padded"
+    assert min(sizes[:-1]) > 120_000
 
 
 def test_shards_hold_one_domain_each_and_every_kept_sample_once(release: Release, copy: Path) -> None:

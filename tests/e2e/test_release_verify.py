@@ -110,6 +110,29 @@ def test_deep_compares_with_the_catalogue(folder: Path) -> None:
     assert "not as in the catalogue: licence" in done.stderr
 
 
+def test_a_release_on_an_object_store(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fsspec
+
+    from pipeline.releases.diff import compare
+    from pipeline.releases.export import describe
+    from pipeline.releases.takedown import Wanted, take_down
+    from pipeline.report.build import report_of
+    from pipeline.verify import verify_release
+
+    there = f"memory://{tmp_path.name}/{folder.name}"
+    fs = fsspec.filesystem("memory")
+    fs.put(str(folder), f"/{tmp_path.name}/{folder.name}", recursive=True)
+    assert verify_release(there, deep=True) == 0
+    assert "images decode" in capsys.readouterr().out
+    release = Release.open(there)
+    assert report_of(release, None).encode() == (folder / "report.html").read_bytes()
+    assert f"{there}/shards/" in describe(release, "open_clip", None)
+    first = release.samples("train", columns=["url", "sample_id"])["url"][0].as_py()
+    made = take_down(release, Wanted(urls=[first]))
+    assert verify_release(made.path, deep=True) == 0
+    assert sum(row["removed"] for row in compare(release, made)["domains"]) == 1
+
+
 def test_rows_come_shard_by_shard_whatever_the_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = Release.open(str(folder))
     expected = [
