@@ -92,7 +92,7 @@ def _add_fit(commands: Any) -> None:
         "plantmix plan fit RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\"",
         run_fit,
     )
-    parser.add_argument("runs", metavar="RUNS", help="csv or parquet: mix_<domain>, loss_<name>, model_size, step, ...")
+    parser.add_argument("runs", metavar="RUNS", help="csv, parquet, or a work folder with the runs of `dalip proxies`")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     parser.add_argument("--where", help="keep only these rows, a SQL condition on the table's columns")
     parser.add_argument("--target-size", metavar="SIZE", help="carry the runs of other model sizes over to this one")
@@ -171,7 +171,8 @@ def run_design(args: argparse.Namespace) -> int:
     objective = parse_objective(args.objective) if args.objective else {}
     box = share_box(domains, limits, {})
     proposed = propose_runs(domains, args.budget, box, table, objective, args.replicates)
-    text, lines = design_table(domains, proposed, Proxies(limits.pools, limits.num_samples, proxy))
+    sizes = Proxies(limits.pools, limits.num_samples, proxy)
+    text, lines = design_table(domains, proposed, sizes, 0 if table is None else table.num_runs)
     publish_text(args.out, text)
     print("\n".join(lines))
     print(f"design: {args.out}")

@@ -139,8 +139,12 @@ def _round_shares(shares_K: Array) -> Array:
     return result
 
 
-def design_table(domains: tuple[str, ...], proposed: list[Proposed], proxies: Proxies) -> tuple[str, list[str]]:
+def design_table(
+    domains: tuple[str, ...], proposed: list[Proposed], proxies: Proxies, num_before: int = 0
+) -> tuple[str, list[str]]:
     """The design as csv text (run, reason, seed, mix_*, and samples_*, pool_* where sizes are given), and lines.
+
+    Names go on after `num_before` runs, so that a second round can go where the first one lies.
 
     Raises: ConfigError when pools are given without the two sample counts.
     """
@@ -155,7 +159,7 @@ def design_table(domains: tuple[str, ...], proposed: list[Proposed], proxies: Pr
         head += ["samples_seen", *(f"samples_{domain}" for domain in domains)]
     head += [f"pool_{domain}" for domain in domains if domain in pools]
     writer.writerow(head)
-    for number, run in enumerate(proposed, start=1):
+    for number, run in enumerate(proposed, start=num_before + 1):
         row: list[object] = [f"proxy-{number:02d}", run.reason, run.seed]
         row += [f"{share:.{_SHARE_DECIMALS}f}" for share in run.shares]
         if samples is not None:
