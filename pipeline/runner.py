@@ -56,7 +56,9 @@ class RayExecutor:
             ray.init(**options)
         except ConnectionError as error:
             raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
-        self._gcs = str(ray.get_runtime_context().gcs_address)
+        # a client's driver (ray://) sees the cluster through its proxy only, and has no such address
+        through_proxy = address is not None and address.startswith("ray://")
+        self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
         workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._most_in_flight = workers if address and num_workers else 2 * workers
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
@@ -103,6 +105,8 @@ class RayExecutor:
 
     def _check_alive(self) -> None:
         """Raises: RunError when not only a worker but Ray itself is gone, before Ray ends this process its own way."""
+        if not self._gcs:
+            return
         host, _, port = self._gcs.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

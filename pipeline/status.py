@@ -106,7 +106,7 @@ def _running_line(status: dict[str, Any]) -> str:
     if not running:
         return "nothing is running"
     if not _is_alive(status.get("pid")):
-        return f"interrupted in {running['step']}; run the same `plantmix build` to go on"
+        return f"interrupted in {running['step']}; run the same command to go on"
     left = running["seconds_left"]
     return (
         f"running: {running['step']}, {running['done']:,} of {running['total']:,} {running['unit']}, "

@@ -156,7 +156,7 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
         started = below(build.pid)
         assert any(command.startswith("ray::do_part") for command in started.values())
         way(build.pid)
-        said, _ = build.communicate(timeout=120)
+        said, _ = build.communicate(timeout=300)
     deadline = time.monotonic() + 20  # Ray's processes leave with their driver
     while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -191,7 +191,7 @@ def test_a_running_and_an_interrupted_build_are_told_apart() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pid in (gone.pid, None, "?"):
-        assert running(pid) == "interrupted in fetch download; run the same `plantmix build` to go on"
+        assert running(pid) == "interrupted in fetch download; run the same command to go on"
 
 
 def test_status_as_json(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:
