@@ -25,6 +25,7 @@ def write_card(record: Mapping[str, Any], mixture: Mapping[str, Any], summary: M
         _origins(summary),
         _making(record),
         _mixture(mixture),
+        _evaluation(record),
         _takedowns(record),
         _reading(record),
         _limits(record),
@@ -145,6 +146,19 @@ def _mixture(mixture: Mapping[str, Any]) -> list[str]:
             (name, row["form"], f"{row['cv_error']:.4g}", f"{row['cv_error_mean']:.4g}") for name, row in losses.items()
         ])]  # fmt: skip
     return lines + [f"\nWarning of the planner: {text}" for text in law.get("warnings") or ()]
+
+
+def _evaluation(record: Mapping[str, Any]) -> list[str]:
+    rows = evaluation_rows(record)
+    if not rows:
+        return []
+    head = ("set", "pHash radius", "images found in the sources")
+    return ["## Evaluation sets kept out", "", *table(head, rows), "", "What was found of them was dropped."]
+
+
+def evaluation_rows(record: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Name, radius and images that leaked of each evaluation set the build matched."""
+    return [(one["name"], one["radius"], one["num_leaks"]) for one in record.get("evaluation") or []]
 
 
 def _takedowns(record: Mapping[str, Any]) -> list[str]:

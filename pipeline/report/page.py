@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.releases.card import STAGES
+from pipeline.releases.card import STAGES, evaluation_rows
 from pipeline.report.drawings import bar, bars, curve
 from pipeline.report.figures import MAX_ROWS, SIDE_EDGES_PX, WORD_EDGES
 
@@ -61,6 +61,7 @@ def write_page(
         _origins(figures),
         _texts_and_sizes(figures, colours),
         _shards(record),
+        _evaluation(record),
         _takedowns(record),
         *fragments,
     ]
@@ -256,6 +257,12 @@ def _shards(record: Mapping[str, Any]) -> str:
         nums, sizes = ([shard[name] for shard in shards] for name in ("num_samples", "num_bytes"))
         rows.append((split, len(shards), sum(nums), f"{min(nums):,} to {max(nums):,}", _range(sizes)))
     return section("Shards", table(("split", "shards", "samples", "samples a shard", "size of a shard"), rows))
+
+
+def _evaluation(record: Mapping[str, Any]) -> str:
+    rows = evaluation_rows(record)
+    head = ("set", "pHash radius", "images found in the sources and dropped")
+    return section("Evaluation sets kept out", table(head, rows)) if rows else ""
 
 
 def _takedowns(record: Mapping[str, Any]) -> str:

@@ -109,6 +109,7 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
         "counts": {"samples": 4, "distinct_samples": 4, "stages": {"mix": {"in": 4, "kept": 4, "reasons": {}}}},
         "splits": {"train": {"num_samples": 4, "shards": [{"num_samples": 4, "num_bytes": 5000}]}},
         "takedowns": [{"num_images": 1, "reason": "a & b", "from": "u"}],
+        "evaluation": [{"name": "imagenet-val", "radius": 6, "num_leaks": 1234}],
     }  # fmt: skip
     row = {"target_share": 0.7, "realised_share": 0.5, "num_available": 2, "num_drawn": 2, "num_epochs": 1.0}
     mixture = {"law": LAW, "domains": [{"domain": "plant", "num_heldout": 0, **row}]}
@@ -119,5 +120,14 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
     reader = read(page)
     assert "<script>" not in page
     assert "<script>" in reader.text
-    for words in ("0.6000 to 0.8000", "exponential", "outside the tried region <b>", "chosen", "a & b", "Stratified"):
+    for words in (
+        "0.6000 to 0.8000",
+        "exponential",
+        "outside the tried region <b>",
+        "chosen",
+        "a & b",
+        "Stratified",
+        "imagenet-val",
+        "1,234",
+    ):
         assert words in reader.text
