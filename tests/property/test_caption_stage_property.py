@@ -1,0 +1,78 @@
+"""The caption stage over Parquet: one verdict a fetched row, the same bytes however rows are ordered and cut."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from manifests import tables
+from pipeline.captions.settings import CaptionSettings
+from pipeline.stages.caption import judge, measure
+
+SETTINGS = CaptionSettings.model_validate(
+    {
+        "measure": {"language": False},
+        "rules": [
+            {"domains": ["plant"], "preset": "plant", "max_host_repeats": 2},
+            {"preset": "general", "min_words": 2, "max_repeats": 2, "min_side_px": 100},
+        ],
+    }
+)
+CAPTIONS = st.sampled_from(["a red rose", "A red  rose!", "IMG_1", "Iris tectorum"])
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "caption": st.one_of(st.none(), st.text(max_size=30), CAPTIONS),
+            "domain": st.sampled_from(["plant", "general"]),
+            "outcome": st.sampled_from(["ok", "ok", "ok", "http_404"]),
+            "host": st.sampled_from(["a.org", "b.org", None]),
+            "width_px": st.sampled_from([50, 500, None]),
+        }
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+def run_stage(folder: Path, rows: list[dict[str, Any]], cuts: list[int]) -> tuple[str, Any, list[dict[str, Any]]]:
+    """Measure each part, judge them all: hash of the verdict file, funnel, verdicts."""
+    folder.mkdir(parents=True)
+    full = [{"source": "s", **row, "height_px": row["width_px"], "sample_id": row["sample_id"]} for row in rows]
+    edges = [0, *sorted({cut % (len(full) + 1) for cut in cuts} - {0, len(full)}), len(full)]
+    files: dict[str, list[str]] = {"candidates": [], "facts": [], "captions": []}
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        for name, schema in (("candidates", tables.CANDIDATES), ("facts", tables.FACTS)):
+            picked = [{k: v for k, v in row.items() if k in schema.names} for row in full[start:stop]]
+            pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}-{number}.parquet")
+            files[name].append(str(folder / f"{name}-{number}.parquet"))
+        payload = {"candidates": files["candidates"][-1], "row_group": 0, "names": None, "settings": SETTINGS,
+                   "stem": str(number), "workdir": str(folder)}  # fmt: skip
+        files["captions"].append(measure(payload).files[0].temp)
+    result = judge({**files, "settings": SETTINGS, "stem": "x", "workdir": str(folder), "memory_gb": 0.5})
+    (verdicts,) = result.files
+    return verdicts.sha256, result.funnel, pq.read_table(verdicts.temp).to_pylist()
+
+
+@given(ROWS, st.lists(st.integers(0, 100), max_size=3), st.randoms(use_true_random=False))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_order_and_parts_change_nothing_and_every_row_has_one_verdict(
+    tmp_path_factory: Any, rows: list[dict[str, Any]], cuts: list[int], random: Any
+) -> None:
+    for number, row in enumerate(rows):
+        row["sample_id"] = hashlib.md5(str(number).encode()).hexdigest()
+    folder = tmp_path_factory.mktemp("stage")
+    whole, funnel, verdicts = run_stage(folder / "whole", rows, [])
+    fetched = sorted(row["sample_id"] for row in rows if row["outcome"] == "ok")
+    assert [row["sample_id"] for row in verdicts] == fetched
+    assert all((row["reason"] is None) == row["keep"] for row in verdicts)
+    assert funnel.num_in == len(fetched) == funnel.num_kept + sum(funnel.reasons.values())
+    turned = list(rows)
+    random.shuffle(turned)
+    assert run_stage(folder / "cut", turned, cuts)[:2] == (whole, funnel)
