@@ -241,7 +241,10 @@ def find_leaks(payload: dict[str, Any]) -> PartResult:
     path = f"tables/dedup/leaks-{payload['stem']}.parquet"
     with open_scratch(payload) as sql:
         view_parquet(sql, "facts", payload["facts"])
-        view_parquet(sql, "evaluation", payload["evaluation"])
+        if payload["evaluation"]:
+            view_parquet(sql, "evaluation", payload["evaluation"])
+        else:  # lists of names that name nothing
+            sql.register("evaluation", tables.EVALUATION.empty_table())
         view_parquet(sql, "pairs", payload["pairs"])
         view_parquet(sql, "candidates", payload["candidates"])
         sql.execute("CREATE VIEW fetched AS SELECT * FROM facts WHERE outcome = 'ok'")

@@ -316,3 +316,8 @@ def test_extra_captions_are_members_that_training_can_draw(pictures: Path, tmp_p
     extra = {text for _, _, members in read for name, text in members.items() if name.startswith("extra_caption")}
     assert extra == {"quite other words, and more of them, about the same"}
     assert len(names[2]) == 1
+    with open_reader(str(tmp_path / "2")) as sql:
+        (kept,) = sql.execute("SELECT sample_id FROM extra_captions").fetchall()
+        (life,) = find_lives(sql, kept[0])
+    told = [line.strip() for line in describe_life(life)]
+    assert "takes over the caption 'quite other words, and more of them, about the same'" in told
