@@ -36,6 +36,7 @@ def write_tables(folder: Path, num: int) -> None:
     hashes, _ = make_hashes("heavy", num)
     sql = duckdb.connect(config={"memory_limit": "6GB", "temp_directory": str(folder / "spill")})
     sql.register("hashed", pa.table({"n": np.arange(num), "phash": hashes}))
+    sample_id = "printf('%08x', n * 300) || md5(n::VARCHAR)[:24]"  # ascending, as a build writes them
     domain, reason = "if(n % 13 < 10, 'plant', 'general')", "if(n % 20 = 3, 'min_words', NULL)"
     rows = {
         "candidates": (
@@ -45,9 +46,10 @@ def write_tables(folder: Path, num: int) -> None:
         ),
         "facts": (
             tables.FACTS,
-            {"outcome": "if(n % 100 = 7, 'http_404', 'ok')", "image_id": "sha256('b' || n)", "phash": "phash",
-             "pixels_sha256": "sha256('p' || n)", "stored_sha256": "sha256('s' || n)", "width_px": "200 + n % 3000",
-             "height_px": "200 + n % 2000", "pixel_std": "50", "pool_file": "'part-' || n // 1000"},
+            {"outcome": "if(n % 100 = 7, 'http_404', 'ok')", "image_id": "md5('b' || n) || md5('c' || n)",
+             "pixels_sha256": "md5('p' || n) || md5('q' || n)", "stored_sha256": "md5('s' || n) || md5('t' || n)",
+             "phash": "phash", "width_px": "200 + n % 3000", "height_px": "200 + n % 2000", "pixel_std": "50",
+             "pool_file": "'part-' || n // 1000"},
         ),
         "captions": (
             tables.CAPTIONS,
@@ -58,12 +60,12 @@ def write_tables(folder: Path, num: int) -> None:
     }  # fmt: skip
     for name, (schema, given) in rows.items():
         picked = ", ".join(
-            f'({"md5(n::VARCHAR)" if column == "sample_id" else given.get(column, "NULL")})::{kind} AS "{column}"'
+            f'({sample_id if column == "sample_id" else given.get(column, "NULL")})::{kind} AS "{column}"'
             for column, kind in zip(schema.names, _duckdb_types(sql, schema), strict=True)
         )
         where = " WHERE n % 100 <> 7" if name == "caption_verdicts" else ""
         sql.execute(
-            f"COPY (SELECT {picked} FROM hashed{where} ORDER BY sample_id) TO '{folder}/{name}.parquet' "
+            f"COPY (SELECT {picked} FROM hashed{where}) TO '{folder}/{name}.parquet' "
             "(COMPRESSION zstd, ROW_GROUP_SIZE 100000)"
         )
     rng = np.random.default_rng(1)
