@@ -206,13 +206,6 @@ def brownian_distance(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -
     return vector_NT.index_select(1, _mirror_indices(tokens_BHMR)).view(batch, heads, width, width)
 
 
-def upper_triangle(matrix_RR: Tensor) -> Tensor:
-    """Step 6: the upper triangle with the diagonal of (..., R, R), row by row, as (..., T)."""
-    width = matrix_RR.shape[-1]
-    row_T, column_T = _triangle_indices(matrix_RR)
-    return matrix_RR.flatten(-2).index_select(-1, row_T * width + column_T)
-
-
 def second_order(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -> Tensor:
     """Steps 5 to 7: reduced tokens to one vector a sample, (B, H T), heads one after another."""
     return _distances(tokens_BHMR.transpose(1, 2), None, num_tokens_B, rectified=False)

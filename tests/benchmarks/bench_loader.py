@@ -10,6 +10,7 @@ Gives wall-clock rates and, as other work on the machine disturbs those, process
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import io
 import json
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    # Before the processes fork, so that importing is in nobody's figures.
+    importlib.import_module("open_clip_train.data")
+    importlib.import_module("training.data")
     with tempfile.TemporaryDirectory() as temp:
         release = _pack(options, Path(temp))
         rates: dict[str, list[tuple[float, float]]] = {"ours": [], "open_clip": []}

@@ -65,7 +65,7 @@ def test_distance_and_triangle_equal_the_golden_values(golden: dict[str, Tensor]
     expected = golden["bdc_out"].unsqueeze(1)
     largest = expected.abs().max().item()
     assert (matrix - expected).abs().max().item() <= TOLERANCE[dtype] * largest
-    triangle = mbdc.upper_triangle(matrix).squeeze(1)
+    triangle = mbdc.second_order(tokens_BHMR)
     assert triangle.shape == golden["triu_out"].shape
     assert (triangle - golden["triu_out"]).abs().max().item() <= TOLERANCE[dtype] * largest
 
@@ -96,9 +96,11 @@ def test_equals_the_double_loop_also_with_padding(tokens: int, width: int, paddi
         assert torch.allclose(mbdc.brownian_distance(real), matrix, atol=1e-12, rtol=0)
 
 
-def test_upper_triangle_goes_row_by_row_with_the_diagonal() -> None:
-    matrix = torch.arange(9).reshape(3, 3)
-    assert mbdc.upper_triangle(matrix).tolist() == [0, 1, 2, 4, 5, 8]
+def test_the_triangle_goes_head_by_head_and_row_by_row_with_the_diagonal() -> None:
+    tokens_BHMR = torch.randn(1, 2, 6, 3, generator=torch.Generator().manual_seed(7))
+    matrix = mbdc.brownian_distance(tokens_BHMR)[0]
+    expected = [matrix[head, row, column] for head in range(2) for row in range(3) for column in range(row, 3)]
+    assert torch.equal(mbdc.second_order(tokens_BHMR)[0], torch.stack(expected))
     assert mbdc.num_second_order(4, 46) == 4324
 
 
