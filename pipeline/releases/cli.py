@@ -77,7 +77,7 @@ def _add_takedown(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _takedown(args: argparse.Namespace) -> int:
     from pipeline.releases.takedown import Wanted, find_rows, take_down
-    from pipeline.releases.takedown_list import LIST_FILE, add_entries, read_list
+    from pipeline.releases.takedown_list import LIST_FILE, add_entries
 
     if not (args.url or args.owner or args.id):
         raise ConfigError("takedown: say what to take down, with --url, --owner or --id")
@@ -90,10 +90,10 @@ def _takedown(args: argparse.Namespace) -> int:
         from manifests.catalog import Catalog
 
         with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-            read_list(workdir)
             images = find_rows(release, wanted).images
-            made = take_down(release, wanted)
+            # first the list: killed in between, the images stay out of later builds, and the same command goes on
             add_entries(workdir, [*wanted.entries, *wanted.entries_of(images)])
+            made = take_down(release, wanted)
             shards = [
                 {"split": split, **shard} for split in made.splits for shard in made.record["splits"][split]["shards"]
             ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +139,7 @@ def take_down(release: Release, wanted: Wanted) -> Release:
         name = file.path[len(folder) :].lstrip("/")
         record["files"][name] = {"num_bytes": file.num_bytes, "sha256": file.sha256}
     storage.publish_bytes(storage.join(folder, RECORD_FILE), json_bytes(record))
-    _move_pointers(parent, release)(f"{release.record['name']}-{version[:12]}")
+    _move_pointers(parent, release, f"{release.record['name']}-{version[:12]}")
     return Release.open(folder)
 
 
@@ -246,20 +246,13 @@ def _new_mixture(release: Release, cut: Cut) -> dict[str, Any]:
     return mixture
 
 
-def _move_pointers(parent: str, release: Release) -> Callable[[str], None]:
-    """Newest-release pointers beside the release that named the old version name the new one then."""
-    old = f"{release.record['name']}-{release.record['version']}"
-    pointers = []
+def _move_pointers(parent: str, release: Release, new: str) -> None:
+    """Where a pointer to the newest release named the old version, it names the new one."""
     for name in (LATEST_FILE, f"{release.record['name']}.{LATEST_FILE}"):
-        fs, inner = storage.filesystem(storage.join(parent, name))
-        if fs.exists(inner) and fs.cat_file(inner).decode().strip() == old:
-            pointers.append(storage.join(parent, name))
-
-    def move(new: str) -> None:
-        for pointer in pointers:
+        pointer = storage.join(parent, name)
+        fs, inner = storage.filesystem(pointer)
+        if fs.exists(inner) and fs.cat_file(inner).decode().strip() == release.name:
             storage.publish_bytes(pointer, f"{new}\n".encode())
-
-    return move
 
 
 def _without(counts: Mapping[str, int], gone: Sequence[str], keep_empty: bool = False) -> dict[str, int]:
