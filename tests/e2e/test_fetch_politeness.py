@@ -125,9 +125,9 @@ def test_two_ray_workers_keep_every_limit_together(tmp_path: Path) -> None:
 
         times = [request.seconds for request in pictures(slow)]
         assert len(times) == NUM_SLOW
-        # the log's times are arrivals, a few ms after the starts that the gate spaced
-        assert most_in_window(times, 0.95) <= RATE
-        assert most_in_window(times, 0.45) <= RATE // 2
+        # the log's times are arrivals, up to 100 ms (a busy machine) after the starts that the gate spaced
+        assert most_in_window(times, 0.9) <= RATE
+        assert most_in_window(times, 0.4) <= RATE // 2
         assert slow.most_open[f"127.0.0.1:{slow.port}"] <= CONNECTIONS
         assert sum(request.path == "/robots.txt" for request in slow.log) == 2, "two workers, each asked once"
 

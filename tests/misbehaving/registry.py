@@ -35,6 +35,8 @@ class Behaviour(NamedTuple):
 
 
 BEHAVIOURS: dict[str, Behaviour] = {}
+ROOMS = ("statuses", "bodies", "connections", "pictures", "consent")
+"""The modules that fill it, in the order of the documented table."""
 
 
 def behaviour(outcome: str, url: str = "http://{host}:{port}/{name}", robots: Act | None = None):
@@ -55,7 +57,7 @@ def host_of(name: str) -> str:
 def documented_table() -> str:
     """What the README of the fetching room says about these behaviours."""
     lines = ["| behaviour | the server | outcome | `retry` takes it up |", "|---|---|---|---|"]
-    for known in BEHAVIOURS.values():
+    for known in sorted(BEHAVIOURS.values(), key=lambda known: ROOMS.index(known.act.__module__.rpartition(".")[2])):
         again = "yes" if Outcome(known.outcome).passing else ""
         lines.append(f"| {known.name} | {known.does} | {known.outcome} | {again} |")
     return "\n".join(lines)

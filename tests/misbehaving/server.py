@@ -18,11 +18,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from misbehaving import bodies, connections, consent, pictures, statuses
+from misbehaving import bodies, connections, consent, pictures, statuses  # noqa: F401  (they fill BEHAVIOURS)
 from misbehaving.answers import send
 from misbehaving.registry import BEHAVIOURS, Act, Request, host_of
 
-ROOMS = (statuses, bodies, connections, pictures, consent)  # importing them filled BEHAVIOURS, in this order
 CERTIFICATE = Path(__file__).parents[1] / "self_signed.pem"
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 

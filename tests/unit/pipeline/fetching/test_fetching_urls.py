@@ -12,7 +12,7 @@ from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused, is_public
 from pipeline.fetching.answers import parse_retry_after, refuse_status
 from pipeline.fetching.settings import NetworkSettings
-from pipeline.fetching.urls import BadURL, follow, parse_url
+from pipeline.fetching.urls import BadURL, follow, mask_secrets, parse_url
 
 
 @pytest.mark.parametrize(
@@ -183,3 +183,30 @@ def test_lookup_that_hangs_is_cut_off_and_one_that_fails_is_remembered_briefly()
             broken.addresses("a.org")
     assert asked == ["a.org"]
     broken.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("X-Amz-Signature=5ec&X-Amz-Date=2026&w=640", "X-Amz-Signature=***&X-Amz-Date=***&w=640"),
+        ("X-Goog-Credential=a%40b&alt=media", "X-Goog-Credential=***&alt=media"),
+        ("sv=2024&sig=a%2Bb%3D", "sv=2024&sig=***"),
+        ("Expires=17&Key-Pair-Id=APK&Policy=ab", "Expires=17&Key-Pair-Id=***&Policy=***"),
+        ("accessToken=a&api_key=b&apikey=c&PASSWORD=d", "accessToken=***&api_key=***&apikey=***&PASSWORD=***"),
+        ("u=eyJhbGciOi.eyJzdWIi.sig", "u=***"),
+        ("v=Qm9v3kD9fLs02KxPz81nQwErTyUiOp5As7Df", "v=***"),
+        ("Qm9v3kD9fLs02KxPz81nQwErTyUiOp5As7Df", "***"),
+        ("keyword=rose&monkey=1&design=2", "keyword=rose&monkey=1&design=2"),
+        ("id=550e8400-e29b-41d4-a716-446655440000", "id=550e8400-e29b-41d4-a716-446655440000"),
+        ("hash=9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b", "hash=9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b"),
+        ("f=IMG_20190412_123456_HDR_edited_final.jpg", "f=IMG_20190412_123456_HDR_edited_final.jpg"),
+        ("token=&a&b=", "token=&a&b="),
+    ],
+)
+def test_secrets_of_a_query_are_masked_and_identifiers_stay(query, shown):
+    assert mask_secrets(query) == shown
+    assert mask_secrets(shown) == shown
+    target = parse_url(f"http://a.example/p.jpg?{query}")
+    assert target.path == f"/p.jpg?{query}", "what is asked is whole"
+    assert target.shown_url == f"http://a.example/p.jpg?{shown}"
+    assert repr(target) == f"Target({target.shown_url})"
