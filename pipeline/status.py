@@ -90,6 +90,10 @@ def balance_lines(notes: dict[str, Any]) -> list[str]:
     for cap in notes.get("balance", []):
         before, after = cap["num_before"], cap["num_after"]
         where = f" in {', '.join(cap['domains'])}" if cap["domains"] else ""
+        if not cap["num_keys_over"]:
+            said = f"none of {cap['num_keys']:,} keys has more"
+            lines += ["", f"balance: {cap['cap']} of one {cap['by']}{where}: {said}"]
+            continue
         lines += [
             "",
             f"balance: {cap['cap']} of one {cap['by']}{where}: {cap['num_keys_over']:,} of {cap['num_keys']:,} keys "

@@ -127,6 +127,8 @@ def test_head_and_tail_before_and_after(cap_rows) -> None:
     assert (note["num_head_before"], note["num_before"], note["num_head_after"], note["num_after"]) == (80, 90, 20, 30)
     said = "\n".join(balance_lines({"balance": [note]}))
     assert "at most 10 of one taxon: 2 of 12 keys cut, 90 -> 30 samples; these keys' share 88.9% -> 66.7%" in said
+    _, _, none_over = cap_rows(rows, CapSettings(by="taxon", at_most=50))
+    assert balance_lines({"balance": none_over})[1:] == ["balance: at most 50 of one taxon: none of 12 keys has more"]
     assert re.search(r"Rosa 00 +40 -> +10\n", said)
 
 
