@@ -306,5 +306,5 @@ def _disk_lines(disk: dict[str, Any]) -> list[str]:
     pool, tables, free = (_in_bytes(disk[f"{name}_bytes"]) for name in ("pool", "tables", "free"))
     return [
         f"disk      {_in_bytes(disk['needed_bytes'])}: pool {pool}, as much for a release of it all, tables {tables}",
-        f"          free on that disk: {free}",
+        f"          free on that disk: {free}" + (": not enough" if disk["needed_bytes"] > disk["free_bytes"] else ""),
     ]

@@ -157,6 +157,9 @@ def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
     assert {method for _, method, path_ in server.seen if path_ != "/robots.txt"} == {"HEAD"}
     assert "/private/1.jpg" not in {path_ for *_, path_ in server.seen}
     assert any("7 addresses for their size, 3 told it" in line for line in describe(found))
+    assert not any("not enough" in line for line in describe(found))
+    found["disk"]["needed_bytes"] = found["disk"]["free_bytes"] + 1
+    assert any("not enough" in line for line in describe(found))
 
 
 def test_heads_keep_to_the_rate(server: _Server) -> None:
