@@ -278,10 +278,11 @@ def test_validation_loss_is_logged_without_touching_the_run(config: dict[str, An
 def test_domain_losses_say_what_a_run_knows_of_each_domain(
     config: dict[str, Any], writer: ModuleType, tmp_path: Path
 ) -> None:
-    """Trained on one domain alone, the model is better there than untrained; batches of one domain, mode untouched."""
+    """Trained on one domain alone, the model knows that one better; batches of one domain, mode untouched."""
+    config["model"]["second_order"] |= {"dropout": 0.0}
     release = writer.write_release(tmp_path / "release", writer.drawn_samples(60, 40), stratified=True)
-    settings = _settings(config, release=str(release), schedule={"steps": 60},
-                         data={"mixture": {"plant": 1.0}, "pool_samples": {"plant": 10}})  # fmt: skip
+    settings = _settings(config, release=str(release), schedule={"steps": 120},
+                         data={"mixture": {"plant": 1.0}, "pool_samples": {"plant": 28}})  # fmt: skip
     train(settings)
     pool = open_pool([Release.open(str(release))], "heldout")
     cpu = torch.device("cpu")
@@ -292,8 +293,8 @@ def test_domain_losses_say_what_a_run_knows_of_each_domain(
     assert list(after) == ["all", "general", "plant"]
     assert after["plant"]["trials"] == 12
     assert after["plant"]["low"] <= after["plant"]["value"] <= after["plant"]["high"]
-    assert after["plant"]["value"] < before["plant"]["value"] - 0.2
-    assert after["plant"]["value"] < after["general"]["value"]
+    assert all(abs(before[domain]["value"] - before[domain]["chance"]) < 0.4 for domain in before)
+    assert after["plant"]["value"] < after["general"]["value"] - 0.5
 
 
 def test_epochs_decide_the_number_of_steps(config: dict[str, Any]) -> None:
