@@ -54,7 +54,7 @@ def lay_out(args: argparse.Namespace) -> Path:
     for place, path in enumerate(shown):
         shutil.copy(path, args.work / f"set/{place:05d}.jpg")
     for place, path in enumerate(clean):
-        (args.work / f"source/clean/{place:06d}-{path.stem}{path.suffix}").symlink_to(path.resolve())
+        shutil.copy(path, args.work / f"source/clean/{place:06d}-{path.stem}{path.suffix}")
     with ProcessPoolExecutor(2) as pool:
         jobs = [(str(path), place, str(args.work / "source/planted")) for place, path in enumerate(shown)]
         list(pool.map(plant, jobs, chunksize=32))
