@@ -192,6 +192,7 @@ def exported(release: Release, *options: str) -> list[str]:
     return words[3:]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # open_clip leaves sizes.json open
 def test_open_clip_counts_several_sources_by_sizes_json(releases: dict[str, Release]) -> None:
     from open_clip_train.data import get_dataset_size
 
