@@ -100,7 +100,8 @@ RELEASED = SecondOrder(
     temperature="shared",
 )
 
-# Ours. What differs from the released code, and why; none of it has been judged by accuracy yet.
+# Ours. What differs from the released code, and why. Small runs could not tell most of it apart, but learned more
+# without dropout (tests/benchmarks/results/learning.md; 2 seeds, 300 steps): to be settled by longer ones.
 DALIP = SecondOrder(
     heads=4,
     reduced_width=46,

@@ -90,10 +90,11 @@ def _finish(process: subprocess.Popen[str]) -> str:
 
 
 def _lines(place: Path) -> list[dict[str, Any]]:
-    path = place / "run" / "log.jsonl"
-    if not path.exists():
+    try:
+        text = (place / "run" / "log.jsonl").read_text()
+    except FileNotFoundError:  # a run that goes on cuts its log anew: for a moment there is none
         return []
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     events = [json.loads(line) for line in whole]
     return [{key: event.get(key) for key in COMPARED} for event in events if event["event"] == "step"]
 
