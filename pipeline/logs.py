@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from manifests.catalog import Funnel
+from manifests.records import Funnel
 
 if TYPE_CHECKING:
     from pipeline.work import Part

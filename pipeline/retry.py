@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manifests import storage
-from manifests.catalog import CATALOG_FILE, Catalog, StageRecord
+from manifests.catalog import CATALOG_FILE, Catalog
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
+from manifests.records import StageRecord
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner import Runner, stop_on_sigterm

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests import storage
-from manifests.catalog import Catalog, PartFile, PartRecord, StageRecord
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
+from manifests.records import PartFile, PartRecord, StageRecord
 from pipeline.config import BuildConfig
 from pipeline.executing import Done, Executor, InlineExecutor, do_part
 from pipeline.logs import Progress

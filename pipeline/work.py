@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage
-from manifests.catalog import Funnel, PartRecord, StageRecord
+from manifests.records import Funnel, PartRecord, StageRecord
 from manifests.rounds import FetchRound
 from pipeline.config import BuildConfig
 

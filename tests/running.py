@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests.catalog import Catalog, Funnel
+from manifests.catalog import Catalog
+from manifests.records import Funnel
 from pipeline.config import BuildConfig
 from pipeline.executing import Done
 from pipeline.runner import RayExecutor, Runner

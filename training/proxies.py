@@ -84,12 +84,15 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
     return Outcome(results, len(runs) - len(todo), failed, folder / TABLE_FILE)
 
 
-def run_one(task: dict[str, Any]) -> dict[str, Any]:
-    """One run in its process: train (or go on), measure, write proxy.json. Never raises an error of ours: gives it."""
+def run_one(task: dict[str, Any]) -> dict[str, Any] | PlantMixError:
+    """One run in its process: train (or go on), measure, write proxy.json.
+
+    An error of ours comes back as a value, so that it keeps its class and its words on the way between processes.
+    """
     try:
         return _run_one(task)
     except PlantMixError as error:
-        return error  # type: ignore[return-value]  # comes back as a value so that it keeps its class and its words
+        return error
 
 
 def _run_one(task: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,12 @@ def _allowed(whole: _Predictor, wish: Wish, points: Array, box: Box) -> dict[str
     allowed: dict[str, Array] = {}
     for constraint in wish.constraints:
         column = whole.law.column(constraint.loss)
-        best = minimise_score(lambda shares, c=column: whole.loss(c, shares)[0], points, box)  # type: ignore[misc]
+
+        def alone(shares_QK: Array, column: ColumnLaw = column) -> Array:
+            loss_Q: Array = whole.loss(column, shares_QK)[0]
+            return loss_Q
+
+        best = minimise_score(alone, points, box)
         least = float(whole.loss(column, best[None])[0, 0])
         most = least + constraint.limit * abs(least) if constraint.relative else constraint.limit
         if most < least:

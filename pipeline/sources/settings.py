@@ -41,11 +41,9 @@ WhereTerms = Annotated[dict[str, Terms], BeforeValidator(_as_texts)]
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "jp2")
 
 
-class RowColumns(Settings):
-    """Which column (or field) of a source holds what; each name but `extra` is one column of the contract."""
+class RowFields(Settings):
+    """Fields of the contract that any source may fill: by a column that is named, or by one value for all its rows."""
 
-    record_key: str | None = Field(None, description="the source's own key")
-    caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
     taxon_kingdom: str | None = None
     taxon_phylum: str | None = None
     taxon_class: str | None = None
@@ -60,6 +58,13 @@ class RowColumns(Settings):
     rights_holder: str | None = None
     creator: str | None = None
     reference_url: str | None = None
+
+
+class RowColumns(RowFields):
+    """Which column (or field) of a source holds what; each name but `extra` is one column of the contract."""
+
+    record_key: str | None = Field(None, description="the source's own key")
+    caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
     extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 
     def names(self) -> list[str]:
@@ -171,24 +176,10 @@ class InaturalistSettings(Settings):
     extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 
 
-class RowDefaults(Settings):
+class RowDefaults(RowFields):
     """What a row has where its source says nothing."""
 
     caption: str | None = None
-    taxon_kingdom: str | None = None
-    taxon_phylum: str | None = None
-    taxon_class: str | None = None
-    taxon_order: str | None = None
-    taxon_family: str | None = None
-    taxon_genus: str | None = None
-    taxon_species: str | None = None
-    taxon_scientific_name: str | None = None
-    taxon_vernacular_name: str | None = None
-    licence: str | None = None
-    licence_url: str | None = None
-    rights_holder: str | None = None
-    creator: str | None = None
-    reference_url: str | None = None
 
     def given(self) -> dict[str, str]:
         """The ones that are set."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.catalog import Funnel
+from manifests.records import Funnel
 from pipeline.captions.backbone import backbone_files, names_to_resolve, resolve_names
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import tables
-from manifests.catalog import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord
 from pipeline.matching.pairs import distinct_of
 from pipeline.matching.search import Hashes, bit_entropies
 from pipeline.matching.segments import (

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import tables
-from manifests.catalog import PartRecord
 from manifests.errors import ConfigError
+from manifests.records import PartRecord
 from pipeline.config import EvaluationSet
 from pipeline.matching.cross import distinct_cross_pairs
 from pipeline.matching.pairs import distinct_of

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.catalog import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord
 from pipeline.fetching.local import read_local
 from pipeline.sources.reading import root_of
 from pipeline.stages.rounds import parts_that_count, paths_of, round_of, view_fetched, wanted

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests import storage, tables
-from manifests.catalog import Funnel
 from manifests.errors import RunError
+from manifests.records import Funnel
 from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch
 from pipeline.sources.settings import SourceSettings

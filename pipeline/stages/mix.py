@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import tables
-from manifests.catalog import Funnel
 from manifests.errors import ConfigError
+from manifests.records import Funnel
 from pipeline.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.config import MixSettings
 from pipeline.stages.sql import facet, open_scratch, view_parquet

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from manifests import storage, tables
-from manifests.catalog import PartRecord
 from manifests.outcomes import Outcome
+from manifests.records import PartRecord
 from pipeline.stages.sql import view_parquet
 from pipeline.work import BuildContext, fingerprint
 

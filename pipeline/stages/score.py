@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.catalog import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
 from pipeline.stages.pool import PoolReader
@@ -25,7 +25,7 @@ from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWrit
 VERSION = 2
 PART_ROWS = 2_000
 SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.field("text_md5", pa.string()))
-TODO = pa.schema(
+UNSCORED = pa.schema(
     [
         *[(name, pa.string()) for name in ("sample_id", "stored_sha256", "text_md5", "pool_file")],
         ("offset", pa.int64()),
@@ -173,7 +173,7 @@ def _plan_scorer(context: BuildContext, sql: Any, name: str) -> list[Part]:
         f"SELECT place // {PART_ROWS} AS row_group, count(*), "
         "to_hex(bit_xor(md5_number(sample_id || chr(31) || stored_sha256 || text_md5))) FROM todo GROUP BY 1 ORDER BY 1"
     ).fetchall()
-    writer = TableWriter(context.workdir, "todo", f"scratch/score-{name}.parquet", TODO, PART_ROWS)
+    writer = TableWriter(context.workdir, "todo", f"scratch/score-{name}.parquet", UNSCORED, PART_ROWS)
     todo = copy_sorted(sql, "SELECT * FROM todo", "place", writer).temp
     parts = []
     for row_group, num_rows, rows_key in keys:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from manifests import tables
-from manifests.catalog import Funnel
+from manifests.records import Funnel
 from pipeline.captions.licences import LicenceSettings, judge_licences
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
 from pipeline.releases.takedown_list import read_list

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.catalog import PartRecord
 from manifests.errors import ConfigError
+from manifests.records import PartRecord
 from pipeline.config import SemanticSettings
 from pipeline.matching.semantic import Vectors, assign, close_pairs, train_centroids, unit
 from pipeline.scoring.clip import ClipScorer

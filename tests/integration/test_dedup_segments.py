@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import tables
-from manifests.catalog import Catalog, Funnel
+from manifests.catalog import Catalog
+from manifests.records import Funnel
 from pipeline.config import BuildConfig
 from pipeline.runner import Runner
 from pipeline.stages import dedup

@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _note(self) -> None:
-        self.server.seen.append((time.monotonic(), self.command, self.path))  # type: ignore[attr-defined]
+        self.server.seen.append((time.monotonic(), self.command, self.path))
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -17,9 +17,9 @@ from running import (
     tries,
 )
 
-from manifests.catalog import Funnel
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from manifests.reader import open_reader, read_status
+from manifests.records import Funnel
 from pipeline.executing import InlineExecutor
 from pipeline.runner import RayExecutor
 from pipeline.work import PartResult

@@ -25,8 +25,9 @@ from running import (
     tries,
 )
 
-from manifests.catalog import Catalog, Funnel
+from manifests.catalog import Catalog
 from manifests.errors import PartError
+from manifests.records import Funnel
 from pipeline.executing import InlineExecutor
 from pipeline.runner import RayExecutor, Runner
 from pipeline.work import Part, PartResult

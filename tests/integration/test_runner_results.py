@@ -20,9 +20,10 @@ from running import (
     tries,
 )
 
-from manifests.catalog import Catalog, Funnel, StageRecord
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
+from manifests.records import Funnel, StageRecord
 from pipeline.build import check_order, check_writable, find_stage
 from pipeline.executing import Done, InlineExecutor
 from pipeline.runner import RayExecutor

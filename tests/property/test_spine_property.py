@@ -167,7 +167,7 @@ def test_what_is_written_to_a_tar_is_read_back(samples: list[tuple[str, list[tup
     content += end_of_archive(len(content))
     written = {f"{key}.{extension}": data for key, members in samples for extension, data in members}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-        read = {info.name: archive.extractfile(info).read() for info in archive}  # type: ignore[union-attr]
+        read = {info.name: archive.extractfile(info).read() for info in archive}
     assert read == written
     assert list(read) == list(written)
     for name, member in offsets.items():

@@ -16,9 +16,10 @@ import duckdb
 import fsspec
 import pytest
 
-from manifests.catalog import CATALOG_FILE, Catalog, Funnel, PartFile, PartRecord, StageRecord, _changed_ns
+from manifests.catalog import CATALOG_FILE, Catalog, _changed_ns
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader, read_status
+from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 
 SCHEMA = Path(sys.modules[Catalog.__module__].__file__ or "").parent / "schema.sql"
 
@@ -75,7 +76,7 @@ def test_parts_come_in_plan_order_whatever_the_order_of_commits(catalog: Catalog
 def test_commit_is_all_or_nothing(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     broken = part("p1", "a.parquet")
-    late = PartFile("candidates", "b.parquet", 3, 10, None)  # type: ignore[arg-type]  # refused by NOT NULL, at the end
+    late = PartFile("candidates", "b.parquet", 3, 10, None)  # refused by NOT NULL, at the end
     broken = PartRecord(**{**broken.__dict__, "files": (*broken.files, late)})
     with pytest.raises(duckdb.ConstraintException):
         catalog.commit_part("v1", 0, broken)

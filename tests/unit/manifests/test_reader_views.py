@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import tables
-from manifests.catalog import Catalog, Funnel, PartFile, PartRecord, StageRecord
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import SAMPLE_VIEWS, open_reader, read_status
+from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 
 JOINED_VIEWS = ("funnel", "samples", "hosts", "views")
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")

@@ -39,7 +39,7 @@ def test_reads_values_and_defaults(tmp_path: Path) -> None:
     assert tree.branch.leaves[0].radius == 7
     assert tree.branch.leaf.colour == "green"
     with pytest.raises(ValueError, match="frozen"):
-        tree.name = "elm"  # type: ignore[misc]
+        tree.name = "elm"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from manifests.catalog import Catalog, Funnel, StageRecord
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError
+from manifests.records import Funnel, StageRecord
 from pipeline.query import layout_rows, print_query
 from pipeline.status import describe_status, print_status
 

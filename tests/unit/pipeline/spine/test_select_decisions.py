@@ -240,7 +240,7 @@ def test_the_answer_does_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:
         for number in range(30)
     ]
     first, one = run_decide(tmp_path / "1", samples)
-    rng.shuffle(samples)  # type: ignore[arg-type]
+    rng.shuffle(samples)
     second, two = run_decide(tmp_path / "2", samples)
     assert first == second
     assert one.notes["content"] == two.notes["content"]

@@ -337,7 +337,7 @@ def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
             pass
 
     terminal = Terminal()
-    log = RunLog(tmp_path / "log.jsonl", 1000.0, terminal)  # type: ignore[arg-type]
+    log = RunLog(tmp_path / "log.jsonl", 1000.0, terminal)
     log.progress("step 1 long")
     log.progress("step 2")
     log.say("done")
