@@ -8,8 +8,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# PYTEST_ARGS="-m 'not slow'" for a quick round
+# PYTEST_ARGS="-m 'not slow'" for a quick round. A file stays in one process, so that its fixtures are made once; files start
+# in the order they are found, since the slow ones (e2e, integration) come first and none must be left for the end.
 PYTEST_ARGS ?=
+PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m pipeline.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
