@@ -75,6 +75,15 @@ def make_folder(path: str) -> None:
         ) from None
 
 
+def open_unbuffered(path: str) -> Any:
+    """A file for reading ranges of it: a local one asks the system for just these bytes.
+
+    Raises: FileNotFoundError.
+    """
+    fs, inner = filesystem(path)
+    return fs.open(inner, "rb") if is_remote(path) else Path(inner).open("rb", buffering=0)
+
+
 def hash_file(path: str) -> WrittenFile:
     """Read a whole file and give its size and sha256."""
     fs, inner = filesystem(path)

@@ -6,9 +6,11 @@ among several is drawn from the seed and the sample_id alone, so it stays when d
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.captions.settings import TextChoice, TextName, TextSettings
 from pipeline.captions.taxa import MEMBER_NAMES
@@ -23,8 +25,9 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
     """
     columns = ("sample_id", "text", "texts", "domain", "source")
     rows = zip(*(captions[column].to_pylist() for column in columns), strict=True)
+    choice_for = functools.cache(lambda domain, source: _choice_for(domain, source, settings))
     chosen = [
-        _choose(sample_id, text, dict(pairs), _choice_for(domain, source, settings), settings.seed)
+        _choose(sample_id, text, dict(pairs), choice_for(domain, source), settings.seed)
         for sample_id, text, pairs, domain, source in rows
     ]
     return pa.table(
@@ -40,6 +43,14 @@ def text_members(texts: dict[str, str], settings: TextSettings) -> dict[str, str
     """Extra text members of a sample, file name after the key to content: of its taxon, and of dropped duplicates."""
     members = {MEMBER_NAMES[name]: texts[name] for name in settings.members if name in texts}
     return members | {f"{name}.txt": text for name, text in texts.items() if name.startswith(EXTRA_CAPTION)}
+
+
+def members_by_row(texts: pa.ChunkedArray, settings: TextSettings) -> list[list[tuple[str, str]]]:
+    """`text_members` of each row of a column `texts`, sorted by name; quick where no row has any."""
+    names = {name for chunk in texts.chunks for name in pc.unique(chunk.keys).to_pylist()}
+    if not text_members(dict.fromkeys(names, ""), settings):
+        return [[]] * len(texts)
+    return [sorted(text_members(dict(pairs or ()), settings).items()) for pairs in texts.to_pylist()]
 
 
 def _choice_for(domain: str | None, source: str | None, settings: TextSettings) -> TextChoice:

@@ -5,14 +5,13 @@ Reads a shard, writes another. Gives up with IntegrityError on a shard that is n
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 from manifests import storage
 from manifests.errors import IntegrityError
-from pipeline.stages.tar import Member, append_sample, end_of_archive
+from pipeline.stages.tar import ArchiveWriter
 
 PLACED_MEMBERS = ("jpg", "txt", "json")
 
@@ -44,35 +43,22 @@ def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[st
         raise IntegrityError(f"{path}: has other content than when it was sealed; take a whole copy, then try again")
     temp = storage.temp_path(target)
     fs, inner = storage.filesystem(temp)
-    digest = hashlib.sha256()
-    position = 0
     places: dict[str, dict[str, Any]] = {}
     missing = set(without)
     with fs.open(inner, "wb") as stream:
+        archive = ArchiveWriter(stream)
         for key, members in iter_samples(path):
             if key in without:
                 missing.discard(key)
                 continue
-            block, placed = append_sample(position, key, members)
-            stream.write(block)
-            digest.update(block)
-            position += len(block)
-            places[key] = {"position": len(places), **where(placed)}
-        end = end_of_archive(position)
-        stream.write(end)
-        digest.update(end)
+            places[key] = {"position": len(places)}
+            for extension, content in members:
+                offset = archive.add(f"{key}.{extension}", content)
+                if extension in PLACED_MEMBERS:
+                    places[key] |= {f"{extension}_offset": offset, f"{extension}_length": len(content)}
+        num_bytes, written_sha256 = archive.finish()
     if missing:
         storage.remove(temp)
         raise IntegrityError(f"{path}: lacks {len(missing)} samples of samples.parquet, first {min(missing)}")
     storage.publish(temp, target)
-    written = {"num_samples": len(places), "num_bytes": position + len(end), "sha256": digest.hexdigest()}
-    return {**written, "places": places}
-
-
-def where(placed: list[Member]) -> dict[str, int]:
-    """Offset and length columns of the members that samples.parquet names."""
-    found: dict[str, int] = {}
-    for member in placed:
-        if member.name in PLACED_MEMBERS:
-            found[f"{member.name}_offset"], found[f"{member.name}_length"] = member.offset, member.length
-    return found
+    return {"num_samples": len(places), "num_bytes": num_bytes, "sha256": written_sha256, "places": places}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from manifests import tables
 from pipeline.captions.settings import TextSettings
-from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, text_members
+from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, members_by_row
 from pipeline.stages import record
 from pipeline.stages.sql import open_scratch, view_parquet
 from pipeline.stages.tar import BLOCK_BYTES
@@ -93,22 +93,18 @@ def cut_shards(sizes: NDArray[np.int64], max_samples: int | None, max_bytes: int
 def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
     """Bytes that each arranged sample takes in a tar, headers and padding included, within one block or so."""
 
-    def padded(num_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+    def padded(num_bytes: Any) -> Any:
         return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
     def length(column: str) -> NDArray[np.int64]:
         found: NDArray[np.int64] = pc.fill_null(pc.binary_length(rows[column]), 0).to_numpy().astype(np.int64)
         return found
 
-    total = padded(rows["length"].to_numpy().astype(np.int64)) + padded(length("txt"))
+    total: NDArray[np.int64] = padded(rows["length"].to_numpy().astype(np.int64)) + padded(length("txt"))
     total += padded(np.sum([length(column) for column in _JSON_COLUMNS], axis=0) + _JSON_BYTES)
-    return total + np.array(
-        [
-            sum(BLOCK_BYTES + -(-len(text.encode()) // BLOCK_BYTES) * BLOCK_BYTES for text in members.values())
-            for members in (text_members(dict(pairs or ()), texts) for pairs in rows["texts"].to_pylist())
-        ],
-        np.int64,
-    )
+    members = members_by_row(rows["texts"], texts)
+    total += np.array([sum(padded(len(text.encode())) for _, text in each) for each in members], np.int64)
+    return total
 
 
 def arrange(payload: dict[str, Any]) -> PartResult:

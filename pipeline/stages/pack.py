@@ -20,11 +20,11 @@ from manifests.errors import IntegrityError
 from manifests.records import Funnel
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from pipeline.captions.settings import TextSettings
-from pipeline.captions.texts import text_members
+from pipeline.captions.texts import members_by_row
 from pipeline.stages import record
 from pipeline.stages.arrange import ShardGroup, arrange, shard_groups
 from pipeline.stages.pool import PoolReader
-from pipeline.stages.tar import append_sample, end_of_archive
+from pipeline.stages.tar import ArchiveWriter
 from pipeline.work import (
     BuildContext,
     Part,
@@ -41,53 +41,62 @@ VERSION = 5
 
 def write_shard(payload: dict[str, Any]) -> PartResult:
     """One shard from the pool, each image checked against its recorded hash, and where every member lies."""
-    texts: TextSettings = payload["texts"]
-    rows = pq.ParquetFile(payload["arranged"]).read_row_group(payload["row_group"]).to_pylist()
+    rows = pq.ParquetFile(payload["arranged"]).read_row_group(payload["row_group"])
     shard_path = payload["shard_path"]
     final = storage.join(payload["workdir"], shard_path)
     storage.make_folder(final.rpartition("/")[0])
     temp = storage.temp_path(final)
     fs, inner = storage.filesystem(temp)
-    placements: list[dict[str, Any]] = []
-    digest = hashlib.sha256()
-    position = 0
+    keys = record.sample_keys(rows)
     with PoolReader(payload["workdir"]) as pool, fs.open(inner, "wb") as stream:
-        for place, row in enumerate(rows):
-            image = pool.read(row["pool_file"], row["offset"], row["length"])
-            if hashlib.sha256(image).hexdigest() != row["stored_sha256"]:
-                raise IntegrityError(
-                    f"pool/{row['pool_file']}: sample {row['sample_id']} has other bytes than when it was stored; "
-                    "remove that file and build again to fetch its images anew"
-                )
-            key = record.sample_key(row)
-            members = [
-                ("jpg", image),
-                ("txt", row["txt"].encode()),
-                ("json", record.sample_json(row, key)),
-                *((name, text.encode()) for name, text in sorted(text_members(dict(row["texts"]), texts).items())),
-            ]
-            block, placed = append_sample(position, key, members)
-            stream.write(block)
-            digest.update(block)
-            position += len(block)
-            placements.append(_placement(row, payload["shard"], place, key, placed))
-        end = end_of_archive(position)
-        stream.write(end)
-        digest.update(end)
-    shard = PrivateFile("shard", shard_path, temp, len(rows), position + len(end), digest.hexdigest())
-    table = pa.Table.from_pylist(placements, schema=tables.PLACEMENTS)
+        archive = ArchiveWriter(stream)
+        places = _write_samples(archive, pool, rows, keys, payload["texts"])
+        num_bytes, sha256 = archive.finish()
+    shard = PrivateFile("shard", shard_path, temp, rows.num_rows, num_bytes, sha256)
+    table = pa.table(
+        {
+            **{name: rows[name] for name in ("sample_id", "copy", "domain", "split")},
+            "shard": pa.array([payload["shard"]] * rows.num_rows, pa.string()),
+            "position": range(rows.num_rows),
+            "key": keys,
+            **places,
+        }
+    )
     path = f"tables/pack/{payload['stem']}.parquet"
     placed_file = write_table(payload["workdir"], "placements", path, table, tables.PLACEMENTS)
-    domains = Counter(row["domain"] for row in rows)
+    domains = Counter(rows["domain"].to_pylist())
     return PartResult((shard, placed_file), None, {"domains": dict(sorted(domains.items()))})
 
 
-def _placement(row: dict[str, Any], shard: str, place: int, key: str, placed: Sequence[Any]) -> dict[str, Any]:
-    where = {}
-    for member in placed[:3]:
-        where[f"{member.name}_offset"], where[f"{member.name}_length"] = member.offset, member.length
-    named = {name: row[name] for name in ("sample_id", "copy", "domain", "split")}
-    return {**named, "shard": shard, "position": place, "key": key, **where}
+def _write_samples(
+    archive: ArchiveWriter, pool: PoolReader, rows: pa.Table, keys: Sequence[str], texts: TextSettings
+) -> dict[str, list[int]]:
+    """Append every sample; gives the offset and length columns of placements.
+
+    Raises: IntegrityError when the pool holds other bytes than were recorded.
+    """
+    columns = ("pool_file", "offset", "length", "stored_sha256")
+    images = zip(*(rows[name].to_pylist() for name in columns), strict=True)
+    txts, jsons = rows["txt"].cast(pa.binary()).to_pylist(), record.sample_jsons(rows, keys)
+    places: dict[str, list[int]] = {f"{name}_offset": [] for name in ("jpg", "txt", "json")}
+    others = members_by_row(rows["texts"], texts)
+    for key, (pool_file, offset, length, sha256), txt, described, more in zip(
+        keys, images, txts, jsons, others, strict=True
+    ):
+        place, image = archive.room(f"{key}.jpg", length)
+        pool.read_into(image, pool_file, offset)
+        if hashlib.sha256(image).hexdigest() != sha256:
+            raise IntegrityError(
+                f"pool/{pool_file}: sample {key.partition('_')[0]} has other bytes than when it was stored; "
+                "remove that file and build again to fetch its images anew"
+            )
+        places["jpg_offset"].append(place)
+        places["txt_offset"].append(archive.add(f"{key}.txt", txt))
+        places["json_offset"].append(archive.add(f"{key}.json", described))
+        for name, text in more:
+            archive.add(f"{key}.{name}", text.encode())
+    lengths = {"txt_length": [len(txt) for txt in txts], "json_length": [len(described) for described in jsons]}
+    return places | {"jpg_length": rows["length"].to_pylist()} | lengths
 
 
 def _groups(context: BuildContext) -> list[ShardGroup]:

@@ -28,24 +28,29 @@ class PoolReader:
             stream.close()
 
     def read(self, pool_file: str, offset: int, length: int) -> bytes:
-        """The stored bytes of one image.
+        """The stored bytes of one image. Raises as `read_into` does."""
+        content = bytearray(length)
+        self.read_into(memoryview(content), pool_file, offset)
+        return bytes(content)
+
+    def read_into(self, place: memoryview, pool_file: str, offset: int) -> None:
+        """Fill a view with the stored bytes of one image.
 
         Raises: IntegrityError when the part is gone or shorter than the catalogue says.
         """
-        stream = self._open.get(pool_file)
-        if stream is None:
-            if len(self._open) >= MAX_OPEN_FILES:
-                self._open.pop(next(iter(self._open))).close()
-            fs, inner = storage.filesystem(storage.join(self._folder, pool_file))
-            try:
-                stream = fs.open(inner, "rb")
-            except FileNotFoundError:
-                raise IntegrityError(f"pool/{pool_file}: a part of the pool is gone; build again to fetch it") from None
-            self._open[pool_file] = stream
+        stream = self._open.get(pool_file) or self._open_file(pool_file)
         stream.seek(offset)
-        content: bytes = stream.read(length)
-        if len(content) != length:
+        if stream.readinto(place) != len(place):
             raise IntegrityError(
-                f"pool/{pool_file}: ends before byte {offset + length:,}; it was changed after its commit"
+                f"pool/{pool_file}: ends before byte {offset + len(place):,}; it was changed after its commit"
             )
-        return content
+
+    def _open_file(self, pool_file: str) -> Any:
+        if len(self._open) >= MAX_OPEN_FILES:
+            self._open.pop(next(iter(self._open))).close()
+        try:
+            stream = storage.open_unbuffered(storage.join(self._folder, pool_file))
+        except FileNotFoundError:
+            raise IntegrityError(f"pool/{pool_file}: a part of the pool is gone; build again to fetch it") from None
+        self._open[pool_file] = stream
+        return stream

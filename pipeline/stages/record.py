@@ -7,11 +7,13 @@ the machine: the same recipe gives the same bytes anywhere.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
@@ -43,7 +45,23 @@ _ARRANGED_COLUMNS = [
     ),
 ]  # fmt: skip
 
-_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))  # json.dumps makes one a call
+_JSON_TEXTS = {  # fields of the json member that are texts, and the columns of arranged samples they come from
+    **{name: name for name in ("sample_id", "domain", "source", "record_key", "url", "caption", "creator",
+                               "rights_holder", "reference_url", "extra")},
+    "uid": "sample_id",  # as DataComp's tools name it
+    "text_type": "txt_type",
+    "scientific_name": "taxon_scientific_name",
+    "vernacular_name": "taxon_vernacular_name",
+    "licence": "licence_id",
+    "sha256": "image_id",
+}  # fmt: skip
+_JSON_NUMBERS = {
+    "width": "stored_width_px",
+    "height": "stored_height_px",
+    "original_width": "width_px",
+    "original_height": "height_px",
+}
+_JSON_ESCAPED = r'[\x00-\x1f"\\]'
 _TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "img2dataset", "ray", "webdataset")
 
 
@@ -53,41 +71,46 @@ def shard_name(name: str, split: str, number: int, domain: str | None = None) ->
     return f"{name}{middle}-{number:06d}.tar"
 
 
-def sample_key(row: dict[str, Any]) -> str:
-    """webdataset key of a drawn sample; no dots, and another one for every copy."""
-    return row["sample_id"] if row["copy"] == 0 else f"{row['sample_id']}_{row['copy']}"
+def sample_keys(rows: pa.Table) -> list[str]:
+    """webdataset keys of drawn samples; no dots, and another one for every copy."""
+    pairs = zip(rows["sample_id"].to_pylist(), rows["copy"].to_pylist(), strict=True)
+    return [sample_id if copy == 0 else f"{sample_id}_{copy}" for sample_id, copy in pairs]
 
 
-def sample_json(row: dict[str, Any], key: str) -> bytes:
-    """The json member: where the sample comes from and what is known of it.
+def sample_jsons(rows: pa.Table, keys: Sequence[str]) -> list[bytes]:
+    """The json members of arranged samples: where each comes from and what is known of it; fields in sorted order.
 
     The same fields of the same types in every sample, "" for what is not known: readers that infer a schema from the
-    first samples (Hugging Face `datasets`, Ray) meet no other later. `extra` is JSON text for the same reason.
+    first samples (Hugging Face `datasets`, Ray) meet no other later. `extra` is JSON text for the same reason. Put
+    together column by column: an encoder for each sample took a fifth of packing's time.
     """
-    texts = {
-        **{name: row[name] for name in ("sample_id", "domain", "source", "record_key", "url", "caption")},
-        "text_type": row["txt_type"],
-        "scientific_name": row["taxon_scientific_name"],
-        "vernacular_name": row["taxon_vernacular_name"],
-        "licence": row["licence_id"],
-        "creator": row["creator"],
-        "rights_holder": row["rights_holder"],
-        "reference_url": row["reference_url"],
-        "sha256": row["image_id"],
-        "extra": row["extra"],
-    }
     values = {
-        "key": key,
-        "uid": row["sample_id"],  # as DataComp's tools name it
-        **{name: value or "" for name, value in texts.items()},
-        "taxon": {rank: row[f"taxon_{rank}"] or "" for rank in tables.TAXON_RANKS},
-        "width": row["stored_width_px"],
-        "height": row["stored_height_px"],
-        "original_width": row["width_px"],
-        "original_height": row["height_px"],
-        "phash": f"{row['phash']:016x}",
+        "key": _json_texts(pa.array(keys, pa.string())),
+        "phash": pa.array([f'"{phash:016x}"' for phash in rows["phash"].to_pylist()], pa.string()),
+        "taxon": _json_objects({rank: _json_texts(rows[f"taxon_{rank}"]) for rank in tables.TAXON_RANKS}),
+        **{name: _json_texts(rows[column]) for name, column in _JSON_TEXTS.items()},
+        **{name: pc.fill_null(pc.cast(rows[column], pa.string()), "null") for name, column in _JSON_NUMBERS.items()},
     }
-    return _ENCODER.encode(values).encode()
+    members: list[bytes] = _json_objects(values).cast(pa.binary()).to_pylist()
+    return members
+
+
+def _json_objects(values: Mapping[str, Any]) -> Any:
+    """JSON objects, one a row, from columns of JSON values."""
+    pieces: list[Any] = []
+    for name in sorted(values):
+        pieces += [f'{"," if pieces else "{"}"{name}":', values[name]]
+    return pc.binary_join_element_wise(*pieces, "}", "")
+
+
+def _json_texts(column: pa.ChunkedArray) -> Any:
+    """JSON strings, "" for null; one for all rows where all are null."""
+    if column.null_count == len(column):
+        return '""'
+    texts = pc.fill_null(column, "")
+    if pc.any(pc.match_substring_regex(texts, _JSON_ESCAPED)).as_py():
+        return pa.array([encode_basestring(text) for text in texts.to_pylist()], pa.string())
+    return pc.binary_join_element_wise('"', texts, '"', "")
 
 
 def release_recipe(config: BuildConfig) -> dict[str, Any]:

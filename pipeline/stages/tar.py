@@ -1,71 +1,94 @@
-"""A byte-reproducible webdataset tar: fixed member order, mode and time; offsets of every member. Pure."""
+"""A byte-reproducible webdataset tar: fixed member order, mode and time; the offset of every member.
+
+Writes to any binary stream through one buffer, in which whoever adds a member fills its place: a picture is read
+where it is hashed and written from. Knows no sample and no file.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 BLOCK_BYTES = 512
 RECORD_BYTES = 10_240  # GNU tar's default record: an archive is padded to a whole number of them
+BUFFER_BYTES = 1 << 20  # stays in a core's cache between reading, hashing and writing
 _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148  # of the header's fields
 
 
-@dataclass(frozen=True)
-class Member:
-    """Where a member's content lies in the archive."""
+class ArchiveWriter:
+    """Members one after another, ustar, mode 644, owner 0, time 0; hashed on their way out."""
 
-    name: str
-    offset: int
-    length: int
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._num_waiting = 0  # bytes in the buffer
+        self._num_written = 0
 
+    def add(self, name: str, content: bytes) -> int:
+        """Append a member; gives the offset of its content. Raises as `room` does."""
+        offset, place = self.room(name, len(content))
+        place[:] = content
+        return offset
 
-def member_bytes(name: str, content: bytes) -> bytes:
-    """Header, content and padding of one member (ustar, mode 644, owner 0, time 0).
+    def room(self, name: str, num_bytes: int) -> tuple[int, memoryview]:
+        """Append a member whose content the caller puts into the view before the next call; gives its offset too.
 
-    Raises: ValueError for a name over 100 characters, which ustar cannot hold in one field, or 8 GiB of content.
-    """
-    return b"".join((member_header(name, len(content)), content, b"\0" * (-len(content) % BLOCK_BYTES)))
+        Raises: ValueError for a name over 100 bytes, which ustar cannot hold in one field, or 8 GiB of content.
+        """
+        header = member_header(name, num_bytes)
+        total = BLOCK_BYTES + num_bytes + -num_bytes % BLOCK_BYTES
+        if self._num_waiting + total > len(self._buffer):
+            self._write_out()
+            if total > len(self._buffer):
+                self._buffer = memoryview(bytearray(total))
+        start = self._num_waiting
+        self._num_waiting += total
+        content_start, content_stop = start + BLOCK_BYTES, start + BLOCK_BYTES + num_bytes
+        self._buffer[start:content_start] = header
+        self._buffer[content_stop : self._num_waiting] = bytes(-num_bytes % BLOCK_BYTES)
+        return self._num_written + content_start, self._buffer[content_start:content_stop]
+
+    def finish(self) -> tuple[int, str]:
+        """Write what waits and the end: two zero blocks, zeros up to a whole record; gives size and sha256 of all."""
+        self._write_out()
+        end = bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % RECORD_BYTES)
+        self._stream.write(end)
+        self._digest.update(end)
+        return self._num_written + len(end), self._digest.hexdigest()
+
+    def _write_out(self) -> None:
+        waiting = self._buffer[: self._num_waiting]
+        self._digest.update(waiting)
+        self._stream.write(waiting)
+        self._num_written += self._num_waiting
+        self._num_waiting = 0
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes that `tarfile` gives for such a member, ten times faster: only name, size and sum are filled in."""
+    """The 512 bytes that `tarfile` gives for such a member, many times faster: name, size and sum are filled in.
+
+    Raises: ValueError as `ArchiveWriter.room` does.
+    """
     encoded = name.encode()
     if len(encoded) > _NAME_BYTES or num_bytes >= 8**11:
         raise ValueError(f"{name}: a ustar member has at most {_NAME_BYTES} bytes of name and 8 GiB of content")
-    before_sum, after_sum, sum_of_rest = _template()
+    before_size, after_size, after_sum, sum_of_rest = _template()
     size = b"%011o" % num_bytes
-    checksum = sum_of_rest + sum(encoded) + sum(size)
-    return b"".join(
-        (encoded.ljust(_NAME_BYTES, b"\0"), before_sum[_NAME_BYTES:_SIZE_AT], size, before_sum[_SIZE_AT + 11 :],
-         b"%06o\0 " % checksum, after_sum)
+    return b"%b%b%b%b%06o\0 %b" % (
+        encoded.ljust(_NAME_BYTES, b"\0"), before_size, size, after_size, sum_of_rest + sum(encoded) + sum(size),
+        after_sum,
     )  # fmt: skip
 
 
 @functools.cache
-def _template() -> tuple[bytes, bytes, int]:
-    """A header around its checksum field, and the sum of all bytes but name and size, the field as spaces."""
+def _template() -> tuple[bytes, bytes, bytes, int]:
+    """A header between name, size and sum, and the sum of all bytes but name and size, its own field as spaces."""
     info = tarfile.TarInfo("")
     info.mode, info.mtime = 0o644, 0
     header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
-    before, after = header[:_SUM_AT], header[_SUM_AT + 8 :]
-    return before, after, sum(before) - sum(before[_SIZE_AT : _SIZE_AT + 11]) + sum(after) + 8 * ord(" ")
-
-
-def end_of_archive(num_bytes: int) -> bytes:
-    """Two zero blocks, then zeros up to a whole record, for an archive of `num_bytes` so far."""
-    return b"\0" * (2 * BLOCK_BYTES + -(num_bytes + 2 * BLOCK_BYTES) % RECORD_BYTES)
-
-
-def append_sample(start: int, key: str, members: Sequence[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:
-    """Bytes of one sample's members at offset `start` of an archive, and where their contents lie."""
-    blocks: list[bytes] = []
-    placed: list[Member] = []
-    position = start
-    for extension, content in members:
-        block = member_bytes(f"{key}.{extension}", content)
-        placed.append(Member(extension, position + BLOCK_BYTES, len(content)))
-        blocks.append(block)
-        position += len(block)
-    return b"".join(blocks), placed
+    before_size, after_size = header[_NAME_BYTES:_SIZE_AT], header[_SIZE_AT + 11 : _SUM_AT]
+    after_sum = header[_SUM_AT + 8 :]
+    return before_size, after_size, after_sum, sum(before_size) + sum(after_size) + sum(after_sum) + 8 * ord(" ")

@@ -32,7 +32,7 @@ from manifests import storage, tables
 from pipeline.captions.settings import TextSettings
 from pipeline.stages.arrange import ShardGroup, arrange
 from pipeline.stages.pack import write_shard
-from pipeline.stages.tar import append_sample
+from pipeline.stages.tar import ArchiveWriter
 
 WORKERS = 2
 POOL_PART = 1000
@@ -64,19 +64,18 @@ def make_pool(folder: Path, num_images: int) -> dict[str, list[str]]:
     for start in range(0, num_images, POOL_PART):
         name = f"{start:08d}.tar"
         with (folder / "pool" / name).open("wb") as stream:
-            position = 0
+            archive = ArchiveWriter(stream)
             for number in range(start, min(num_images, start + POOL_PART)):
                 content = rng.bytes(int(sizes[number]))
                 sample_id = hashlib.md5(str(number).encode()).hexdigest()
-                block, (member,) = append_sample(position, sample_id, [("jpg", content)])
-                stream.write(block)
-                position += len(block)
+                offset = archive.add(f"{sample_id}.jpg", content)
                 sha256 = hashlib.sha256(content).hexdigest()
                 facts.append(
                     {"sample_id": sample_id, "image_id": sha256, "stored_sha256": sha256, "phash": number,
                      "width_px": 800, "height_px": 600, "stored_width_px": 341, "stored_height_px": 256,
-                     "pool_file": name, "offset": member.offset, "length": member.length}
+                     "pool_file": name, "offset": offset, "length": len(content)}
                 )  # fmt: skip
+            archive.finish()
     ids = [row["sample_id"] for row in facts]
     text = "A photograph of a plant with leaves and some words that tell of it"
     candidates = [

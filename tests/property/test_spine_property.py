@@ -23,7 +23,7 @@ from pipeline.allocation import Pool, allocate, allocate_by_size, apportion
 from pipeline.stages.mix import Stratum, draw
 from pipeline.stages.select import choose_representatives
 from pipeline.stages.sql import facet
-from pipeline.stages.tar import append_sample, end_of_archive, member_header
+from pipeline.stages.tar import ArchiveWriter, member_header
 
 # ---- allocation
 
@@ -159,19 +159,20 @@ def test_a_header_is_the_one_tarfile_gives(name: str, num_bytes: int) -> None:
 
 @given(SAMPLES)
 def test_what_is_written_to_a_tar_is_read_back(samples: list[tuple[str, list[tuple[str, bytes]]]]) -> None:
-    content, offsets = b"", {}
-    for key, members in samples:
-        block, placed = append_sample(len(content), key, members)
-        content += block
-        offsets |= {f"{key}.{member.name}": member for member in placed}
-    content += end_of_archive(len(content))
+    stream = io.BytesIO()
+    archive = ArchiveWriter(stream)
+    offsets = {
+        f"{key}.{name}": archive.add(f"{key}.{name}", data) for key, members in samples for name, data in members
+    }
+    archive.finish()
+    content = stream.getvalue()
     written = {f"{key}.{extension}": data for key, members in samples for extension, data in members}
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-        read = {info.name: archive.extractfile(info).read() for info in archive}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as opened:
+        read = {info.name: opened.extractfile(info).read() for info in opened}
     assert read == written
     assert list(read) == list(written)
-    for name, member in offsets.items():
-        assert content[member.offset : member.offset + member.length] == written[name]
+    for name, offset in offsets.items():
+        assert content[offset : offset + len(written[name])] == written[name]
     assert len(content) % 10_240 == 0
 
 

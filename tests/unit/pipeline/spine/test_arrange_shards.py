@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manifests.tables import TAXON_RANKS
 from pipeline.captions.settings import TextSettings
 from pipeline.stages import record
 from pipeline.stages.arrange import ARRANGED, ShardGroup, cut_shards, estimate_bytes, shard_groups
-from pipeline.stages.tar import append_sample
+from pipeline.stages.tar import BLOCK_BYTES
 
 
 def test_groups_by_kind() -> None:
@@ -74,13 +76,51 @@ def test_the_estimate_is_the_size_within_a_block_or_two() -> None:
         row(length=24_001, txt="Quercus robur – eine Eiche", caption="x", extra='{"k": "v"}', creator="A. Name"),
         row(length=9, texts=[("sci", "y" * 600), ("com", "z")], taxon_genus="Quercus", taxon_species="robur"),
     ]
-    estimates = estimate_bytes(pa.Table.from_pylist(rows, schema=ARRANGED), texts)
-    for given_row, estimate in zip(rows, estimates.tolist(), strict=True):
-        members = [
-            ("jpg", b"." * given_row["length"]),
-            ("txt", given_row["txt"].encode()),
-            ("json", record.sample_json({**given_row, "txt_type": "caption"}, "5" * 32)),
-            *[("sci.txt", text.encode()) for name, text in given_row["texts"] if name == "sci"],
-        ]
-        block, _ = append_sample(0, "5" * 32, members)
-        assert abs(estimate - len(block)) <= 1024
+    table = pa.Table.from_pylist([{**each, "txt_type": "caption"} for each in rows], schema=ARRANGED)
+    estimates = estimate_bytes(table, texts).tolist()
+    jsons = record.sample_jsons(table, ["5" * 32] * len(rows))
+    for given_row, estimate, described in zip(rows, estimates, jsons, strict=True):
+        lengths = [given_row["length"], len(given_row["txt"].encode()), len(described)]
+        lengths += [len(text.encode()) for name, text in given_row["texts"] if name == "sci"]
+        assert abs(estimate - sum(BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES for length in lengths)) <= 1024
+
+
+def encoded(values: dict[str, Any], key: str) -> bytes:
+    """The json member of one sample as json's own encoder writes it."""
+    named = ("sample_id", "domain", "source", "record_key", "url", "caption", "creator", "rights_holder",
+             "reference_url", "extra")  # fmt: skip
+    told = {
+        **{name: values[name] or "" for name in named},
+        "key": key,
+        "uid": values["sample_id"],
+        "text_type": values["txt_type"] or "",
+        "scientific_name": values["taxon_scientific_name"] or "",
+        "vernacular_name": values["taxon_vernacular_name"] or "",
+        "licence": values["licence_id"] or "",
+        "sha256": values["image_id"],
+        "taxon": {rank: values[f"taxon_{rank}"] or "" for rank in TAXON_RANKS},
+        "width": values["stored_width_px"],
+        "height": values["stored_height_px"],
+        "original_width": values["width_px"],
+        "original_height": values["height_px"],
+        "phash": f"{values['phash']:016x}",
+    }
+    return json.dumps(told, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+ANY_TEXT = (
+    st.none() | st.text(max_size=20) | st.sampled_from(['"', "\\", "a\nb", "\x00\x1f\x7f", "{}", "\u2028 Rösli 花"])
+)
+
+
+@given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT, ANY_TEXT, st.integers(0, 2**64 - 1)), min_size=1, max_size=8))
+def test_json_members_are_what_an_encoder_writes(
+    given_rows: list[tuple[str | None, str | None, str | None, int]],
+) -> None:
+    rows = [
+        row(caption=one, extra=two, taxon_genus=three, licence_id=three, phash=phash, txt_type="caption")
+        for one, two, three, phash in given_rows
+    ]
+    keys = [f"key_{number}" for number in range(len(rows))]
+    told = record.sample_jsons(pa.Table.from_pylist(rows, schema=ARRANGED), keys)
+    assert told == [encoded(each, key) for each, key in zip(rows, keys, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -9,13 +10,15 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from manifests.errors import IntegrityError
 from pipeline.stages import pool as pool_module
+from pipeline.stages import tar as tar_module
 from pipeline.stages.pool import PoolReader
-from pipeline.stages.record import sample_key, shard_name
-from pipeline.stages.tar import BLOCK_BYTES, RECORD_BYTES, Member, append_sample, end_of_archive, member_bytes
+from pipeline.stages.record import sample_keys, shard_name
+from pipeline.stages.tar import BLOCK_BYTES, RECORD_BYTES, ArchiveWriter, member_header
 
 SAMPLES = [
     (f"{number:032x}", [("jpg", bytes([number]) * size), ("txt", f"Röschen {number}".encode()), ("json", b"{}")])
@@ -23,12 +26,15 @@ SAMPLES = [
 ]
 
 
-def archive_of(samples: list[tuple[str, list[tuple[str, bytes]]]]) -> tuple[bytes, dict[str, list[Member]]]:
-    content, placed = b"", {}
-    for key, members in samples:
-        block, placed[key] = append_sample(len(content), key, members)
-        content += block
-    return content + end_of_archive(len(content)), placed
+def archive_of(samples: list[tuple[str, list[tuple[str, bytes]]]]) -> tuple[bytes, dict[str, list[tuple[str, int]]]]:
+    """An archive, and for each key the extensions of its members with the offsets of their contents."""
+    stream = io.BytesIO()
+    archive = ArchiveWriter(stream)
+    placed = {key: [(name, archive.add(f"{key}.{name}", content)) for name, content in own] for key, own in samples}
+    num_bytes, sha256 = archive.finish()
+    content = stream.getvalue()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (num_bytes, sha256)
+    return content, placed
 
 
 def test_gnu_tar_reads_it(tmp_path: Path) -> None:
@@ -60,41 +66,58 @@ def test_webdataset_reads_it() -> None:
 def test_offsets_point_at_the_bytes() -> None:
     content, placed = archive_of(SAMPLES)
     for key, members in SAMPLES:
-        assert [member.name for member in placed[key]] == [extension for extension, _ in members]
-        for member, (_, expected) in zip(placed[key], members, strict=True):
-            assert content[member.offset : member.offset + member.length] == expected
+        for (extension, expected), (name, offset) in zip(members, placed[key], strict=True):
+            assert name == extension
+            assert content[offset : offset + len(expected)] == expected
 
 
 def test_python_agrees_on_the_offsets() -> None:
     content, placed = archive_of(SAMPLES)
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        theirs = {info.name: (info.offset_data, info.size) for info in archive}
-    ours = {f"{key}.{m.name}": (m.offset, m.length) for key, members in placed.items() for m in members}
-    assert ours == theirs
+        theirs = {info.name: info.offset_data for info in archive}
+    assert {f"{key}.{name}": offset for key, members in placed.items() for name, offset in members} == theirs
+
+
+@pytest.mark.parametrize("buffer_bytes", [512, 2_000, 30_000, 1 << 20])
+def test_the_buffer_shows_nowhere(monkeypatch: pytest.MonkeyPatch, buffer_bytes: int) -> None:
+    """Members larger than the buffer, some that fill it, and small ones after large ones, whose padding is zero."""
+    samples = [*SAMPLES, *((f"{key}_1", members) for key, members in reversed(SAMPLES))]
+    expected = archive_of(samples)
+    monkeypatch.setattr(tar_module, "BUFFER_BYTES", buffer_bytes)
+    assert archive_of(samples) == expected
+    monkeypatch.undo()
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for key, members in samples:
+            for extension, content in members:
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    assert expected[0] == plain.getvalue()
 
 
 def test_archives_are_whole_records() -> None:
-    for num_blocks in range(45):
-        end = end_of_archive(num_blocks * BLOCK_BYTES)
-        assert len(end) >= 2 * BLOCK_BYTES
-        assert (num_blocks * BLOCK_BYTES + len(end)) % RECORD_BYTES == 0
-        assert len(end) < 2 * BLOCK_BYTES + RECORD_BYTES
+    for num_blocks in range(2, 45, 2):
+        content, _ = archive_of([(str(number), [("txt", b"x")]) for number in range(num_blocks // 2)])
+        assert len(content) % RECORD_BYTES == 0
+        assert 2 * BLOCK_BYTES <= len(content) - num_blocks * BLOCK_BYTES < 2 * BLOCK_BYTES + RECORD_BYTES
+        assert not any(content[num_blocks * BLOCK_BYTES :])
 
 
 def test_names_over_a_hundred_characters_are_refused() -> None:
-    assert len(member_bytes("a" * 96 + ".jpg", b"x")) == 2 * BLOCK_BYTES
+    assert len(member_header("a" * 96 + ".jpg", 1)) == BLOCK_BYTES
     with pytest.raises(ValueError, match="at most 100 bytes of name"):
-        member_bytes("a" * 97 + ".jpg", b"x")
+        member_header("a" * 97 + ".jpg", 1)
     with pytest.raises(ValueError, match="at most 100 bytes of name"):  # bytes count, not letters
-        member_bytes("ö" * 49 + ".jpg", b"x")
+        member_header("ö" * 49 + ".jpg", 1)
 
 
 @pytest.mark.parametrize("copy", [0, 1, 12])
 def test_keys_have_no_dots_and_fit(copy: int) -> None:
-    key = sample_key({"sample_id": "0f" * 16, "copy": copy})
-    assert re.fullmatch(r"[0-9a-f]{32}(_\d+)?", key)
-    assert len(member_bytes(f"{key}.taxonomic_name.txt", b"")) == BLOCK_BYTES
-    assert len({sample_key({"sample_id": "0f" * 16, "copy": number}) for number in range(20)}) == 20
+    keys = sample_keys(pa.table({"sample_id": ["0f" * 16] * 20, "copy": range(20)}))
+    assert re.fullmatch(r"[0-9a-f]{32}(_\d+)?", keys[copy])
+    assert len(member_header(f"{keys[copy]}.taxonomic_name.txt", 0)) == BLOCK_BYTES
+    assert len(set(keys)) == 20
 
 
 def test_shard_names_are_unique_over_splits() -> None:
@@ -116,9 +139,9 @@ def test_the_pool_gives_back_what_lies_there(tmp_path: Path, monkeypatch: pytest
         )
         (tmp_path / "pool" / f"{number}.tar").write_bytes(content)
         places += [
-            (f"{number}.tar", member.offset, member.length, expected + bytes([number]))
+            (f"{number}.tar", offset, len(expected) + 1, expected + bytes([number]))
             for key, members in SAMPLES
-            for member, (_, expected) in zip(placed[key], members, strict=True)
+            for (_, offset), (_, expected) in zip(placed[key], members, strict=True)
         ]
     with PoolReader(str(tmp_path)) as pool:
         for pool_file, offset, length, expected in sorted(places, key=lambda place: hash(place[1:3])):
