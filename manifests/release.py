@@ -129,10 +129,13 @@ class Release:
             elif size != entry["num_bytes"]:
                 yield f"{name} has {size:,} bytes, the record says {entry['num_bytes']:,}"
 
-    def wrong_hashes(self) -> Iterator[str]:
-        """Files whose content is not the recorded one; reads every byte."""
+    def wrong_hashes(self, shards: bool = True) -> Iterator[str]:
+        """Files whose content is not the recorded one; reads every byte, of shards only when asked."""
+        own = {f"{SPLIT_FOLDERS[split]}/{shard}" for split in self.splits for shard in self.shards(split)}
         for name, entry in self.record["files"].items():
-            if storage.hash_file(storage.join(self.path, name)).sha256 != entry["sha256"]:
+            if (shards or name not in own) and storage.hash_file(storage.join(self.path, name)).sha256 != entry[
+                "sha256"
+            ]:
                 yield f"{name} has other content than when it was sealed"
 
     def strangers(self) -> Iterator[str]:

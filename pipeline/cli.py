@@ -194,12 +194,14 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = _command(
         commands,
         "verify",
-        "check every byte and count of a release against its record",
+        "check sizes, counts and side files of a release against its record, with --deep every byte and pixel",
         "plantmix verify data/demo --deep",
     )
     parser.add_argument("release", metavar="RELEASE", help="release folder, or a work folder for its newest release")
     parser.add_argument(
-        "--deep", action="store_true", help="also decode every image, and compare its pHash and text with the record"
+        "--deep",
+        action="store_true",
+        help="also hash every shard, decode every image, compare pHashes and texts with the record and the catalogue",
     )
     parser.set_defaults(func=_verify)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.reader import open_reader
-from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
+from manifests.release import RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release
 from pipeline.stages.sql import open_scratch, view_parquet
 
 
@@ -89,6 +89,18 @@ def _still_there(release: Release, sql: Any) -> Iterator[str]:
         ).fetchall()
         for (sample_id,) in rows:
             yield f"{sample_id}: was taken down, but is in samples.parquet"
+
+
+def changes_since_sealed(release: Release, workdir: str) -> Iterator[str]:
+    """A fault where release.json is not the one that the catalogue of its work folder knows.
+
+    Raises: RunError while a build holds the catalogue.
+    """
+    with open_reader(workdir) as sql:
+        known = sql.execute("SELECT record_sha256 FROM releases WHERE name = $1", [release.name]).fetchall()
+    found = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
+    if known and known[0][0] != found:
+        yield f"{RECORD_FILE} is not the one that the catalogue knows"
 
 
 def differences_from_catalogue(release: Release, workdir: str) -> tuple[int, list[str]]:

@@ -157,7 +157,10 @@ def test_verify_deep_and_what_it_finds(built: Path, copy: Path, write_config: Ca
     content = bytearray(shard.read_bytes())
     content[1500] ^= 1
     shard.write_bytes(content)
-    broken = run_plantmix("verify", copy / "build")
+    unread = run_plantmix("verify", copy / "build")
+    assert unread.returncode == 0
+    assert "(--deep reads them)" in unread.stdout
+    broken = run_plantmix("verify", copy / "build", "--deep")
     assert broken.returncode == 2
     assert f"shards/{shard.name} has other content than when it was sealed" in broken.stderr
     shard.unlink()

@@ -99,12 +99,14 @@ import wids
 for sample in wids.ShardListDataset(sys.argv[1], keep=True, cache_dir=sys.argv[2], transformations=[]):
     tell(sample["__key__"], sample[".jpg"].read(), sample[".txt"].read().decode())
 """
-RAY = """
+RAY_START = """
 import os
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-from glob import glob
 import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+"""
+RAY = """
+from glob import glob
 for row in ray.data.read_webdataset(sorted(glob(sys.argv[1])), decoder=None).iter_rows():
     tell(row["__key__"], row["jpg"], row["txt"].decode())
 """
@@ -135,7 +137,7 @@ def test_every_reader_gives_every_sample_once(
         "webdataset 0.2": (sys.executable, WEBDATASET, pattern),
         "webdataset 1.0": (consumers, WEBDATASET, pattern),
         "wids": (sys.executable, WIDS, f"{shards}/wids.json", str(tmp_path / "cache")),
-        "ray": (sys.executable, RAY, f"{shards}/*-[0-9]*.tar"),
+        "ray": (sys.executable, RAY_START + RAY, f"{shards}/*-[0-9]*.tar"),
         "datasets": (consumers, DATASETS, f"{shards}/*-[0-9]*.tar"),
         "dataset card": (consumers, CARD, release.path),
     }[reader]
@@ -157,28 +159,72 @@ def test_gnu_tar_reads_every_member_back(releases: dict[str, Release], tmp_path:
     assert sorted(told) == expected(release)
 
 
-@pytest.mark.parametrize("target", ["webdataset", "hf_datasets", "wids"])
+RATIO_OF = """
+import itertools, json
+def domain(row): return (json.loads(row["json"]) if type(row["json"]) is bytes else row["json"])["domain"]
+print(sum(domain(row) == "plant" for row in itertools.islice(dataset, 400)))
+"""
+ROWS_OF = """
+def domains(rows): return {dataset[row][".json"]["domain"] for row in rows}
+print(domains(rows_general), domains(rows_plant))
+"""
+DATASETS_OF = """
+def domains(dataset): return dataset.count(), {row["json"]["domain"] for row in dataset.iter_rows()}
+print(domains(dataset_general), domains(dataset_plant))
+"""
+
+
+@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets"])
 def test_what_export_prints_runs_and_gives_the_ratio(
     releases: dict[str, Release], consumers: Path, tmp_path: Path, target: str
+) -> None:
+    done = run_plantmix(
+        "export", releases["stratified"].path, "--for", target.split()[0], "--ratio", "plant=1,general=3"
+    )
+    assert done.returncode == 0, done.stderr
+    python = sys.executable if target == "webdataset 0.2" else consumers
+    num_plants = int(run_code(python, done.stdout + RATIO_OF, tmp_path).split()[-1])
+    assert 60 <= num_plants <= 140  # 100 expected, standard deviation 8.7
+
+
+@pytest.mark.parametrize("target", ["wids", "ray"])
+def test_what_export_prints_runs_and_keeps_domains_apart(
+    releases: dict[str, Release], tmp_path: Path, target: str
 ) -> None:
     release = releases["stratified"]
     done = run_plantmix("export", release.path, "--for", target, "--ratio", "plant=1,general=3")
     assert done.returncode == 0, done.stderr
+    assert "share 0.25" in done.stdout
     if target == "wids":
-        code = (
-            "def domains(rows): return {dataset[row]['.json']['domain'] for row in rows}\n"
-            "print(domains(rows_general), domains(rows_plant))"
-        )
-        told = run_code(Path(sys.executable), f"{done.stdout}\n{code}", tmp_path)
+        told = run_code(sys.executable, done.stdout + ROWS_OF, tmp_path)
         assert told.split("\n")[-2] == "{'general'} {'plant'}"
         return
-    code = (
-        "import itertools, json\n"
-        "def domain(row): return (json.loads(row['json']) if type(row['json']) is bytes else row['json'])['domain']\n"
-        "print(sum(domain(row) == 'plant' for row in itertools.islice(dataset, 400)))"
-    )
-    num_plants = int(run_code(consumers, f"{done.stdout}\n{code}", tmp_path).split()[-1])
-    assert 60 <= num_plants <= 140  # 100 expected, standard deviation 8.7
+    told = run_code(sys.executable, RAY_START + done.stdout + DATASETS_OF, tmp_path)
+    counts = release.num_by_domain("train")
+    assert told.split("\n")[-2] == f"({counts['general']}, {{'general'}}) ({counts['plant']}, {{'plant'}})"
+
+
+KEYS_OF = {
+    "webdataset": "for row in dataset: tell(row['__key__'], row['txt'].decode())",
+    "hf_datasets": "for row in dataset: tell(row['__key__'], row['txt'])",
+    "wids": "for row in dataset: tell(row['__key__'], row['.txt'])",
+    "ray": "for row in dataset.iter_rows(): tell(row['__key__'], row['txt'])",
+}
+
+
+@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets", "wids", "ray"])
+def test_what_export_prints_of_a_mixed_release_gives_every_sample_once(
+    releases: dict[str, Release], consumers: Path, tmp_path: Path, target: str
+) -> None:
+    release, name = releases["mixed"], target.split()[0]
+    done = run_plantmix("export", release.path, "--for", name)
+    assert done.returncode == 0, done.stderr
+    tell = "import json\ndef tell(*told): print('READ:' + json.dumps(told))\n"
+    code = done.stdout + tell + KEYS_OF[name]
+    python = consumers if target in ("webdataset 1.0", "hf_datasets") else sys.executable
+    told = run_code(python, RAY_START + code if name == "ray" else code, tmp_path)
+    read = [tuple(json.loads(line[5:])) for line in told.splitlines() if line.startswith("READ:")]
+    assert sorted(read) == [(key, text) for key, _, text in expected(release)]
 
 
 # ---- open_clip, with what `plantmix export` prints
@@ -203,6 +249,8 @@ def test_open_clip_counts_several_sources_by_sizes_json(releases: dict[str, Rele
         assert get_dataset_size(given) == (release.num_samples("train"), len(release.shards("train")))
         heldout = words[words.index("--val-data") + 1]
         assert get_dataset_size(heldout)[0] == release.num_samples("heldout")
+        both = sum(release.num_samples(split) for split in release.splits)  # open_clip reads the first folder's alone
+        assert get_dataset_size(f"{given}::{heldout}")[0] == get_dataset_size(f"{heldout}::{given}")[0] == both
         assert words[words.index("--val-num-samples") + 1] == str(release.num_samples("heldout"))
 
 

@@ -100,6 +100,36 @@ def test_files_that_do_not_agree(folder: Path, change: Change, message: str) -> 
         verify_release(str(folder), deep=False)
 
 
+SHARDS = ["shards/*-000001.tar", "heldout/*-000000.tar"]
+OTHERS = ["shards/sizes.json", "shards/wids.json", "heldout/sizes.json", "heldout/wids.json", "samples.parquet",
+          "attribution.parquet", "mixture.json", "ATTRIBUTION.md", "README.md", "report.html"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "deep"), [*((name, True) for name in SHARDS), *((name, False) for name in OTHERS)])
+def test_one_changed_byte_is_found_and_named(folder: Path, name: str, deep: bool) -> None:
+    (path,) = folder.glob(name)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = re.escape(f"{path.relative_to(folder)} has other content than when it was sealed")
+    with pytest.raises(ConfigError, match=found):
+        verify_release(str(folder), deep=deep)
+
+
+def test_those_are_all_kinds_of_files(folder: Path) -> None:
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.endswith(".tar")} == {*OTHERS, "release.json"}
+
+
+def test_a_changed_record_is_found_in_its_work_folder(folder: Path) -> None:
+    path = folder / "release.json"
+    content = path.read_text(encoding="utf-8")
+    assert content.count('"radius": 4') == 1
+    path.write_text(content.replace('"radius": 4', '"radius": 5'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"release\.json is not the one that the catalogue knows"):
+        verify_release(str(folder), deep=True)
+
+
 def test_deep_compares_with_the_catalogue(folder: Path) -> None:
     done = run_plantmix("verify", folder, "--deep")
     assert done.returncode == 0, done.stderr
