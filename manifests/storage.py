@@ -80,8 +80,10 @@ def open_unbuffered(path: str) -> Any:
 
     Raises: FileNotFoundError.
     """
+    if not is_remote(path):
+        return Path(path.removeprefix("file://")).open("rb", buffering=0)
     fs, inner = filesystem(path)
-    return fs.open(inner, "rb") if is_remote(path) else Path(inner).open("rb", buffering=0)
+    return fs.open(inner, "rb")
 
 
 def hash_file(path: str) -> WrittenFile:

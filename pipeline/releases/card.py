@@ -185,7 +185,7 @@ def _reading(record: Mapping[str, Any]) -> list[str]:
         f"Any webdataset reader takes `shards/*.tar` (members {members}). `shards/sizes.json` serves",
         "open_clip, `shards/wids.json` the indexed reader `wids`, the front matter above Hugging Face `datasets`.",
         f"`plantmix export {record['name']}-{record['version']} --for open_clip` prints arguments ready to paste;",
-        "`plantmix verify` checks every byte.",
+        "`plantmix verify --deep` checks every byte.",
     ]
 
 

@@ -36,7 +36,7 @@ from pipeline.work import (
     write_table,
 )
 
-VERSION = 5
+VERSION = 6
 
 
 def write_shard(payload: dict[str, Any]) -> PartResult:

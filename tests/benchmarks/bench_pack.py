@@ -36,7 +36,7 @@ from pipeline.stages.pack import write_shard
 from pipeline.stages.tar import ArchiveWriter
 
 WORKERS = 2
-POOL_PART = 1000
+POOL_PART = 100  # 200 files, three times what the reader keeps open: a pool of millions has its images as far apart
 MEAN_BYTES = 25_000
 STATES = ("warm", "cold")
 OURS = "pack: tables joined, shards written, durable"
