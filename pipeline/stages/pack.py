@@ -37,6 +37,7 @@ from pipeline.work import (
 )
 
 VERSION = 6
+ANNOUNCED = 32  # images that a disk may fetch at a time; fewer than the pool files kept open
 
 
 def write_shard(payload: dict[str, Any]) -> PartResult:
@@ -76,13 +77,15 @@ def _write_samples(
     Raises: IntegrityError when the pool holds other bytes than were recorded.
     """
     columns = ("pool_file", "offset", "length", "stored_sha256")
-    images = zip(*(rows[name].to_pylist() for name in columns), strict=True)
+    images = list(zip(*(rows[name].to_pylist() for name in columns), strict=True))
     txts, jsons = rows["txt"].cast(pa.binary()).to_pylist(), record.sample_jsons(rows, keys)
     places: dict[str, list[int]] = {f"{name}_offset": [] for name in ("jpg", "txt", "json")}
     others = members_by_row(rows["texts"], texts)
-    for key, (pool_file, offset, length, sha256), txt, described, more in zip(
-        keys, images, txts, jsons, others, strict=True
-    ):
+    for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
+        if number % ANNOUNCED == 0:
+            for pool_file, offset, length, _ in images[number : number + ANNOUNCED]:
+                pool.announce(pool_file, offset, length)
+        pool_file, offset, length, sha256 = images[number]
         place, image = archive.room(f"{key}.jpg", length)
         pool.read_into(image, pool_file, offset)
         if hashlib.sha256(image).hexdigest() != sha256:

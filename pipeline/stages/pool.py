@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ class PoolReader:
 
     def __init__(self, workdir: str) -> None:
         self._folder = storage.join(workdir, "pool")
+        self._remote = storage.is_remote(workdir)
         self._open: dict[str, Any] = {}
 
     def __enter__(self) -> PoolReader:
@@ -44,6 +46,12 @@ class PoolReader:
             raise IntegrityError(
                 f"pool/{pool_file}: ends before byte {offset + len(place):,}; it was changed after its commit"
             )
+
+    def announce(self, pool_file: str, offset: int, length: int) -> None:
+        """Say that an image will be read soon, so that a disk can fetch several at a time; may do nothing."""
+        if not self._remote:
+            stream = self._open.get(pool_file) or self._open_file(pool_file)
+            os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def _open_file(self, pool_file: str) -> Any:
         if len(self._open) >= MAX_OPEN_FILES:

@@ -39,14 +39,15 @@ WORKERS = 2
 POOL_PART = 100  # 200 files, three times what the reader keeps open: a pool of millions has its images as far apart
 MEAN_BYTES = 25_000
 STATES = ("warm", "cold")
+REST_SECONDS = 2
 OURS = "pack: tables joined, shards written, durable"
 PEERS = {  # what copies the same bytes, and the command
     "tar cf - | tar xf -: copy the shards, durable": (
-        "tar cf - -C SHARDS . | tar xf - -C copy; find copy -type f -exec sync {} +"
+        "tar cf - -C shards . | tar xf - -C copy; find copy -type f -exec sync {} +"
     ),
-    "the same, left in the page cache": "tar cf - -C SHARDS . | tar xf - -C copy",
-    "tar cf: one archive of the shards, durable": "tar cf copy/one.tar -C SHARDS .; sync copy/one.tar",
-    "tar cf: one archive of the samples' files, durable": "tar cf copy/one.tar -C files .; sync copy/one.tar",
+    "the same, left in the page cache": "tar cf - -C shards . | tar xf - -C copy",
+    "tar cf: one archive of the shards, durable": "tar cf copy/one.tar -C shards .; sync copy/one.tar",
+    "tar cf: one archive of the samples as files, durable": "tar cf copy/one.tar -C files .; sync copy/one.tar",
 }
 
 
@@ -144,8 +145,9 @@ def evict(folder: Path) -> None:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU."""
+    """Seconds of wall clock and of CPU; the disk first writes what it has and rests."""
     os.sync()
+    time.sleep(REST_SECONDS)
     started, started_cpu = time.monotonic(), cpu_seconds()
     work()
     return time.monotonic() - started, cpu_seconds() - started_cpu
@@ -156,33 +158,26 @@ def measure(folder: Path, num_images: int, rounds: int) -> dict[str, Any]:
     found = make_pool(folder, num_images)
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
     (folder / "files").mkdir()
-    pack(folder, found, "first")
-    for shard in sorted((folder / "first").iterdir()):
+    pack(folder, found, "shards")
+    for shard in sorted((folder / "shards").iterdir()):
         subprocess.run(["tar", "xf", shard, "-C", folder / "files"], check=True)
-    num_bytes = sum(file.stat().st_size for file in (folder / "first").iterdir())
-    shutil.rmtree(folder / "first")
+    num_bytes = sum(file.stat().st_size for file in (folder / "shards").iterdir())
     for round_number, state in itertools.product(range(rounds), STATES):
-
-        def note(way: str, reads: str, work: Callable[[], object], state: str = state) -> None:
+        ways = [OURS, *PEERS]
+        for way in ways[round_number % len(ways) :] + ways[: round_number % len(ways)]:
+            (folder / "copy").mkdir()
+            if way == OURS:
+                reads, work = "pool", functools.partial(pack, folder, found, f"copy/{round_number}{state}")
+            else:
+                words = ["bash", "-c", f"set -o pipefail; {PEERS[way]}"]
+                reads = "files" if " files " in PEERS[way] else "shards"
+                work = functools.partial(subprocess.run, words, check=True, cwd=folder)
             if state == "cold":
                 evict(folder / reads)
             seconds.setdefault((state, way), []).append(timed(work))
-
-        name = f"shards{round_number}{state}"
-        note(OURS, "pool", functools.partial(pack, folder, found, name))
-        for way, command in PEERS.items():
-            (folder / "copy").mkdir()
-            words = ["bash", "-c", "set -o pipefail; " + command.replace("SHARDS", name)]
-            note(way, "files" if "files" in command else name, lambda words=words: run(words, folder))
             shutil.rmtree(folder / "copy")
-        shutil.rmtree(folder / name)
-        shutil.rmtree(folder / "tables", ignore_errors=True)
+            shutil.rmtree(folder / "tables", ignore_errors=True)
     return {"seconds": seconds, "num_bytes": num_bytes}
-
-
-def run(words: list[str], folder: Path) -> None:
-    """Run a command in a folder."""
-    subprocess.run(words, check=True, cwd=folder)
 
 
 def report(found: dict[str, Any], num_images: int, rounds: int, load: float) -> str:
@@ -202,7 +197,7 @@ def report(found: dict[str, Any], num_images: int, rounds: int, load: float) -> 
         "Packing reads every image from its place in the pool (in shard order, so all over the pool), checks its hash,",
         "writes txt and json beside it, hashes the shard and makes it durable (fsync). The last column is packing's",
         "speed over the other's; the target is 0.70 of copying the same bytes with tar. Warm: what is read lies in the",
-        "page cache. Cold: it was dropped from it before.",
+        "page cache. Cold: it was dropped from it before. The disk is synced and rests 2 s before each.",
         "",
         "| page cache | what | s (all rounds) | MB/s | CPU s | packing over it |",
         "|---|---|---:|---:|---:|---:|",
