@@ -30,6 +30,10 @@ def bars(counts: Mapping[str, Mapping[int, int]], labels: Sequence[str], colours
     step = (_WIDTH - _LEFT) / len(labels)
     width = step * 0.8 / max(len(shares), 1)
     drawn = []
+    for share in (0.0, most / 2, most):
+        y = _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - 12) * share / most
+        drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        drawn.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
     for at, label in enumerate(labels):
         for place, (domain, values) in enumerate(shares.items()):
             height = (_HEIGHT - _BOTTOM - 12) * values[at] / most
@@ -43,10 +47,6 @@ def bars(counts: Mapping[str, Mapping[int, int]], labels: Sequence[str], colours
         drawn.append(
             f'<text x="{middle:.1f}" y="{_HEIGHT - 9}" text-anchor="middle" font-size="10">{escape(label)}</text>'
         )
-    for share in (0.0, most / 2, most):
-        y = _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - 12) * share / most
-        drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        drawn.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(drawn)}</svg>'
 
 

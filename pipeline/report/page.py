@@ -7,7 +7,7 @@ release gives the same page, so it is part of the release. Sections of a work fo
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -255,7 +255,7 @@ def _shards(record: Mapping[str, Any]) -> str:
         if not shards:
             continue
         nums, sizes = ([shard[name] for shard in shards] for name in ("num_samples", "num_bytes"))
-        rows.append((split, len(shards), sum(nums), f"{min(nums):,} to {max(nums):,}", _range(sizes)))
+        rows.append((split, len(shards), sum(nums), _range(nums, "{:,}".format), _range(sizes, _size)))
     return section("Shards", table(("split", "shards", "samples", "samples a shard", "size of a shard"), rows))
 
 
@@ -271,8 +271,8 @@ def _takedowns(record: Mapping[str, Any]) -> str:
     return section("Taken down", table(("images", "reason", "from version"), rows)) if rows else ""
 
 
-def _range(sizes: Sequence[int]) -> str:
-    low, high = _size(min(sizes)), _size(max(sizes))
+def _range(values: Sequence[int], shown: Callable[[int], str]) -> str:
+    low, high = shown(min(values)), shown(max(values))
     return low if low == high else f"{low} to {high}"
 
 

@@ -131,3 +131,4 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
         "1,234",
     ):
         assert words in reader.text
+    assert "train 1 4 4 5.0 kB" in re.sub(r"\s+", " ", reader.text), "one shard is no range"
