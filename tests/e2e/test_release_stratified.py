@@ -47,12 +47,12 @@ def release(web: Web, copy: Path) -> Release:
 
 
 def test_another_kind_and_another_ratio_ask_the_web_for_nothing(web: Web, copy: Path, requests: list[str]) -> None:
-    for changes in (
-        {"pack": {"kind": "stratified"}},
-        {"mix": {"ratio": {"plant": 1, "general": 1}}},
-        {"pack": {"samples_per_shard": None, "shard_bytes": 200_000}},
+    for command, changes in (
+        ("build", {"pack": {"kind": "stratified"}}),
+        ("mix", {"mix": {"ratio": {"plant": 1, "general": 1}}}),
+        ("mix", {"pack": {"samples_per_shard": None, "shard_bytes": 200_000}}),
     ):
-        done = run_plantmix("build", write_build_config(web, copy, "remix", copy / "build", **changes))
+        done = run_plantmix(command, write_build_config(web, copy, "remix", copy / "build", **changes))
         assert done.returncode == 0, done.stderr
         assert {"mix", "pack"} >= set(done.stdout.splitlines()[0].partition(": ")[2].split(", "))
     assert requests == []
