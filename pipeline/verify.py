@@ -31,7 +31,6 @@ def verify_release(path: str, deep: bool) -> int:
     release = open_release(path)
     workdir = work_folder_of(release) if deep else None
     faults = [*release.wrong_hashes(shards=deep), *release.strangers()]
-    faults += changes_since_sealed(release, workdir) if workdir is not None else []
     faults += inconsistencies(release) if not faults else []
     num_images, num_compared = 0, 0
     if deep and not faults:
@@ -40,6 +39,7 @@ def verify_release(path: str, deep: bool) -> int:
         if workdir is not None:
             num_compared, others = differences_from_catalogue(release, workdir)
             faults += others
+    faults = [*(changes_since_sealed(release, workdir) if workdir is not None else ()), *faults]
     if faults:
         shown = "\n  ".join(faults[:MAX_SHOWN])
         more = f"\n  and {len(faults) - MAX_SHOWN:,} more" if len(faults) > MAX_SHOWN else ""

@@ -209,11 +209,10 @@ KEYS_OF = {
     "webdataset": "for row in dataset: tell(row['__key__'], row['txt'].decode())",
     "hf_datasets": "for row in dataset: tell(row['__key__'], row['txt'])",
     "wids": "for row in dataset: tell(row['__key__'], row['.txt'])",
-    "ray": "for row in dataset.iter_rows(): tell(row['__key__'], row['txt'])",
 }
 
 
-@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets", "wids", "ray"])
+@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets", "wids"])
 def test_what_export_prints_of_a_mixed_release_gives_every_sample_once(
     releases: dict[str, Release], consumers: Path, tmp_path: Path, target: str
 ) -> None:
@@ -223,7 +222,7 @@ def test_what_export_prints_of_a_mixed_release_gives_every_sample_once(
     tell = "import json\ndef tell(*told): print('READ:' + json.dumps(told))\n"
     code = done.stdout + tell + KEYS_OF[name]
     python = consumers if target in ("webdataset 1.0", "hf_datasets") else sys.executable
-    told = run_code(python, RAY_START + code if name == "ray" else code, tmp_path)
+    told = run_code(python, code, tmp_path)
     read = [tuple(json.loads(line[5:])) for line in told.splitlines() if line.startswith("READ:")]
     assert sorted(read) == [(key, text) for key, _, text in expected(release)]
 
