@@ -13,7 +13,7 @@ import yaml
 
 from manifests.settings import Settings, read_settings
 from pipeline.cli import build_parser
-from pipeline.config import BuildConfig, read_config
+from pipeline.config import BuildConfig, MixSettings, PackSettings, read_config
 from training.cli import build_parser as build_training_parser
 from training.config import EvalSettings, TrainSettings
 from training.proxy_list import ProxySettings
@@ -160,6 +160,13 @@ def test_every_training_setting_is_explained() -> None:
     text = (ROOT / "training/README.md").read_text(encoding="utf-8")
     missing = sorted(name for name in _setting_names(TrainSettings) if not re.search(rf"\b{name}\b", text))
     assert not missing, f"training/README.md does not say what these are: {', '.join(missing)}"
+
+
+def test_every_setting_of_a_mixture_and_of_shards_is_explained() -> None:
+    text = (ROOT / "pipeline/releases/README.md").read_text(encoding="utf-8")
+    names = _setting_names(MixSettings) | _setting_names(PackSettings)
+    missing = sorted(name for name in names if not re.search(rf"\b{name}:|`{name}`", text))
+    assert not missing, f"pipeline/releases/README.md does not say what these are: {', '.join(missing)}"
 
 
 def test_every_dependency_has_a_reason() -> None:
