@@ -12,6 +12,14 @@ from manifests.release import SPLIT_FOLDERS
 from pipeline.captions.taxa import MEMBER_NAMES
 
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix")  # of FLOW, which imports this
+LAW_SHARES = ("domain", "chosen share", "90 % interval of the optimum")
+LAW_LOSSES = (
+    "loss",
+    "predicted at these shares (90 %)",
+    "form of the law",
+    "error on runs left out",
+    "of the mean alone",
+)
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
           (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
 
@@ -134,18 +142,30 @@ def _mixture(mixture: Mapping[str, Any]) -> list[str]:
     if not law:
         return ["## Mixture", "", "The shares were given by the configuration; no mixing law was fitted for them."]
     lines = ["## Mixture", "", "The shares were chosen by a mixing law fitted on proxy runs (`mixture.json`)."]
-    intervals = law.get("interval") or {}
-    if intervals:
-        lines += ["", *table(("domain", "chosen", "interval"), [
-            (domain, f"{share:.4f}", f"{intervals[domain][0]:.4f} to {intervals[domain][1]:.4f}")
-            for domain, share in law["ratio"].items() if domain in intervals
-        ])]  # fmt: skip
-    losses = (law.get("law") or {}).get("losses") or {}
+    shares, losses = law_rows(law)
+    if shares:
+        lines += ["", *table(LAW_SHARES, shares)]
     if losses:
-        lines += ["", *table(("loss", "form", "held-out error", "of the mean alone"), [
-            (name, row["form"], f"{row['cv_error']:.4g}", f"{row['cv_error_mean']:.4g}") for name, row in losses.items()
-        ])]  # fmt: skip
+        lines += ["", *table(LAW_LOSSES, losses)]
     return lines + [f"\nWarning of the planner: {text}" for text in law.get("warnings") or ()]
+
+
+def law_rows(law: Mapping[str, Any]) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
+    """Rows under LAW_SHARES and LAW_LOSSES from the evidence in a mixture file; empty where it has none."""
+    intervals, predicted = law.get("interval") or {}, law.get("predicted") or {}
+    shares: list[Sequence[str]] = [
+        (domain, f"{share:.4f}", f"{intervals[domain][0]:.4f} to {intervals[domain][1]:.4f}")
+        for domain, share in law["ratio"].items()
+        if domain in intervals
+    ]
+    losses: list[Sequence[str]] = []
+    for name, row in ((law.get("law") or {}).get("losses") or {}).items():
+        told = predicted.get(name) or {}
+        foretold = f"{told['loss']:.4f}" if told else ""
+        foretold += f" ({told['low']:.4f} to {told['high']:.4f})" if "low" in told else ""
+        form = row["form"].replace("_", " ")
+        losses.append((name, foretold, form, f"{row['cv_error']:.4g}", f"{row['cv_error_mean']:.4g}"))
+    return shares, losses
 
 
 def _evaluation(record: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.releases.card import STAGES, evaluation_rows
+from pipeline.releases.card import LAW_LOSSES, LAW_SHARES, STAGES, evaluation_rows, law_rows
 from pipeline.report.drawings import bar, bars, curve
 from pipeline.report.figures import MAX_ROWS, SIDE_EDGES_PX, WORD_EDGES
 
@@ -162,16 +162,12 @@ def _law(mixture: Mapping[str, Any]) -> str:
     law = mixture.get("law")
     if not law:
         return ""
-    fitted = (law.get("law") or {}).get("losses") or {}
-    intervals = law.get("interval") or {}
+    shares, losses = law_rows(law)
     parts = []
-    if intervals:
-        shown = [(d, f"{law['ratio'][d]:.4f}", f"{low:.4f} to {high:.4f}") for d, (low, high) in intervals.items()]
-        parts.append(table(("domain", "chosen share", "interval"), shown))
-    if fitted:
-        errors = [(name, row["form"], f"{row['cv_error']:.4g}", f"{row['cv_error_mean']:.4g}")
-                  for name, row in fitted.items()]  # fmt: skip
-        parts.append(table(("loss", "form of the law", "error on runs left out", "error of the mean alone"), errors))
+    if shares:
+        parts.append(table(LAW_SHARES, shares))
+    if losses:
+        parts += ["<h3>Losses</h3>", table(LAW_LOSSES, losses)]
     trade_off = law.get("trade_off")
     if trade_off:
         one, two = trade_off["between"]

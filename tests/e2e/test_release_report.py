@@ -11,6 +11,7 @@ import pytest
 from building import release_of, run_plantmix
 
 from manifests.release import Release
+from pipeline.releases.card import _mixture
 from pipeline.report.page import write_page
 
 
@@ -91,14 +92,14 @@ def test_the_command_adds_what_the_work_folder_knows(release: Release, built: Pa
 LAW = {
     "ratio": {"plant": 0.7, "general": 0.3},
     "interval": {"plant": [0.6, 0.8], "general": [0.2, 0.4]},
-    "predicted": {"plant": {"loss": 1.1}, "general": {"loss": 2.2}},
+    "predicted": {"plant": {"loss": 1.1, "low": 0.9, "high": 1.25}, "general": {"loss": 2.2}},
     "trade_off": {
         "between": ["plant", "general"],
         "points": [
             {"ratio": {}, "losses": {"plant": {"loss": 1.0 + x}, "general": {"loss": 2.5 - x}}} for x in (0.0, 0.1, 0.4)
         ],
     },
-    "law": {"losses": {"plant": {"form": "exponential", "cv_error": 0.01, "cv_error_mean": 0.2}}},
+    "law": {"losses": {"plant": {"form": "average_of_three", "cv_error": 0.01, "cv_error_mean": 0.2}}},
     "warnings": ["outside the tried region <b>"],
 }
 
@@ -122,7 +123,8 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
     assert "<script>" in reader.text
     for words in (
         "0.6000 to 0.8000",
-        "exponential",
+        "average of three",
+        "1.1000 (0.9000 to 1.2500)",
         "outside the tried region <b>",
         "chosen",
         "a & b",
@@ -131,4 +133,7 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
         "1,234",
     ):
         assert words in reader.text
+    card = "\n".join(_mixture(mixture))
+    assert "| plant | 1.1000 (0.9000 to 1.2500) | average of three | 0.01 | 0.2 |" in card
+    assert "Warning of the planner: outside the tried region" in card
     assert "train 1 4 4 5.0 kB" in re.sub(r"\s+", " ", reader.text), "one shard is no range"
