@@ -144,7 +144,8 @@ def report(found: list[dict[str, Any]], memory_gb: float) -> str:
         f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, AMD EPYC (Zen 4), 24 GiB, "
         f"Python {platform.python_version()}, {os.cpu_count()} cores, nothing else running (load beside each row), "
         f"`memory_gb: {memory_gb:g}`. Command: "
-        "`python tests/benchmarks/bench_mix.py`.",
+        f"`python tests/benchmarks/bench_mix.py --rows {','.join(str(row['rows']) for row in found)}`. The target is 13 M "
+        "rows in 120 s and 8 GiB.",
         "",
         "Reading decisions and candidates, drawing two weighted sources and a pool, the global shuffle, and the draws "
         "as one Parquet file.",
@@ -159,8 +160,8 @@ def report(found: list[dict[str, Any]], memory_gb: float) -> str:
     ]
     lines += [
         "",
-        "What moves when one thing changes (100,000 candidates, a copy or a split counts as a sample of its own). More",
-        "candidates must be drawn from like the others, so the least for them is their fair part, not 0: a hundredth.",
+        "What moves when one thing changes (100,000 candidates, a copy or a split counts as a sample of its own). New",
+        "candidates must be drawn like the others, so what they move is their fair part, about a hundredth, and not 0.",
         "",
         "| change | drawn | leave | come | least by the counts |",
         "|---|---:|---:|---:|---:|",
