@@ -138,14 +138,14 @@ def moves() -> list[str]:
 def report(found: list[dict[str, Any]], memory_gb: float) -> str:
     """The results as Markdown."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    sizes = ",".join(str(row["rows"]) for row in found)
     lines = [
         "# Mixing: measured",
         "",
         f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, AMD EPYC (Zen 4), 24 GiB, "
         f"Python {platform.python_version()}, {os.cpu_count()} cores, nothing else running (load beside each row), "
         f"`memory_gb: {memory_gb:g}`. Command: "
-        f"`python tests/benchmarks/bench_mix.py --rows {','.join(str(row['rows']) for row in found)}`. The target is 13 M "
-        "rows in 120 s and 8 GiB.",
+        f"`python tests/benchmarks/bench_mix.py --rows {sizes}`. The target is 13 M rows in 120 s and 8 GiB.",
         "",
         "Reading decisions and candidates, drawing two weighted sources and a pool, the global shuffle, and the draws "
         "as one Parquet file.",
