@@ -41,12 +41,14 @@ class LinearForm:
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q."""
-        return bounded(fitted, fitted.arrays["theta"] @ self._features(shares_QK).T)
+        theta, features = fitted.arrays["theta"], self._features(shares_QK)
+        each = features.ndim == 3
+        return bounded(fitted, (features @ theta[:, :, None])[:, :, 0] if each else theta @ features.T)
 
     def _features(self, shares: Array) -> Array:
         if self.degree == 0:
-            return np.zeros((len(shares), 1))
+            return np.zeros((*shares.shape[:-1], 1))
         if self.degree == 1:
             return shares
-        first, second = np.triu_indices(shares.shape[1], k=1)
-        return np.concatenate([shares, 4.0 * shares[:, first] * shares[:, second]], axis=1)
+        first, second = np.triu_indices(shares.shape[-1], k=1)
+        return np.concatenate([shares, 4.0 * shares[..., first] * shares[..., second]], axis=-1)

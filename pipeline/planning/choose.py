@@ -18,7 +18,7 @@ from pipeline.planning.laws import ColumnLaw, Law, bound_hits
 from pipeline.planning.limits import Box, Limits, effective_shares, epochs_of, share_box
 from pipeline.planning.resample import LawSet, resample
 from pipeline.planning.resample import whole as resample_whole
-from pipeline.planning.search import around, cloud, minimise_score
+from pipeline.planning.search import around, cloud, descend_each, minimise_score
 
 # Refits on bootstrap samples choose ratios that lose a median of 0.004 nats: what is nearer is as good.
 NEAR_OPTIMAL_NATS = 0.005
@@ -92,7 +92,7 @@ def choose_mixture(law: Law, wish: Wish) -> Chosen:
 
     best = minimise_score(score, points, box)
     points = np.concatenate([points, around(best, box, 1000, rng), best[None]])
-    optima = _bootstrap(law, wish, points, rng)
+    optima = _bootstrap(law, wish, points, box, rng)
     scores = score(points)
     near = scores <= scores[-1] + wish.near_optimal_nats
     losses = {name: _at(whole, law.column(name), best) for name in law.losses}
@@ -127,7 +127,7 @@ class _Predictor:
     laws: LawSet
 
     def loss(self, column: ColumnLaw, shares_QK: Array) -> Array:
-        """Predicted loss, shape B x Q."""
+        """Predicted loss, shape B x Q; shares may be B x Q x K, mixtures of its own for every law."""
         result: Array = self.laws.losses(column.loss, shares_QK) + self.repetition_cost(column, shares_QK)
         return result
 
@@ -139,7 +139,7 @@ class _Predictor:
         """
         worth = effective_shares(self.law.domains, shares_QK, self.wish.limits)
         if worth is shares_QK:
-            return np.zeros((1, len(shares_QK)))
+            return np.zeros((1, shares_QK.shape[-2]))
         fit, form = column.whole[SHARED_EXPONENT], FORMS[SHARED_EXPONENT]
         cost: Array = np.maximum(form.predict(fit, worth) - form.predict(fit, shares_QK), 0.0)
         return cost
@@ -228,19 +228,21 @@ def _objective_interval(wish: Wish, losses: dict[str, tuple[float, float, float]
     return value - below, value + above
 
 
-def _bootstrap(law: Law, wish: Wish, points: Array, rng: np.random.Generator) -> Array:
+def _bootstrap(law: Law, wish: Wish, points: Array, box: Box, rng: np.random.Generator) -> Array:
     """The optimum of each of many laws refitted on disturbed runs, shape B x K."""
     used = tuple(loss for loss in law.losses if _used(wish, loss))
     laws = _Predictor(law, wish, resample(law, used, wish.num_bootstrap, rng))
-    values = {loss: laws.loss(law.column(loss), points) for loss in used}
-    scores = np.sum([weight * values[name] for name, weight in wish.weights.items()], axis=0)
+    allowed: dict[str, Array] = {}
     for constraint in wish.constraints:
-        least = values[constraint.loss].min(axis=1)
+        least = laws.loss(law.column(constraint.loss), points).min(axis=1)
         limit = least + constraint.limit * np.abs(least) if constraint.relative else constraint.limit
-        over = values[constraint.loss] - np.maximum(limit, least)[:, None]
-        scores += _PENALTY * np.maximum(over, 0.0)
-    optima: Array = points[np.argmin(scores, axis=1)]
-    return optima
+        most = np.maximum(limit, least)
+        allowed[constraint.loss] = np.minimum(most, allowed.get(constraint.loss, most))
+
+    def score(shares: Array) -> Array:
+        return laws.score(shares, allowed)
+
+    return descend_each(points[np.argmin(score(points), axis=1)], score, box, rng)
 
 
 def _used(wish: Wish, loss: str) -> bool:

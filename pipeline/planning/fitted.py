@@ -55,7 +55,7 @@ class Form(Protocol):
         """Fit each row of losses under its own row weights (0 leaves a run out)."""
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
-        """Predicted losses, shape F x Q."""
+        """Predicted losses, shape F x Q; shares of shape F x Q x K give every fit mixtures of its own."""
 
 
 def standardise(losses_FN: Array, weights_FN: Array) -> tuple[Array, Array, Array]:

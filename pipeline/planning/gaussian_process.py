@@ -50,10 +50,20 @@ class GaussianProcess:
             theta = self._optimise(warm.arrays["theta"], shares_NK, z, root_weight)[0]
         else:
             theta = self._from_starts(prior_mean, shares_NK, z, root_weight)
-        _, _, alpha = self._posterior(theta, shares_NK, z, root_weight)
+        return self._fitted(theta, shares_NK, losses_FN, weights_FN)
+
+    def condition(self, fitted: Fitted, shares_NK: Array, losses_FN: Array, weights_FN: Array) -> Fitted:
+        """The process of `fitted` (one fit) given other losses: its hyper-parameters stay as they are."""
+        return self._fitted(fitted.arrays["theta"], shares_NK, losses_FN, weights_FN)
+
+    def _fitted(self, theta_HP: Array, shares_NK: Array, losses_FN: Array, weights_FN: Array) -> Fitted:
+        """`theta_HP` has one row a fit, or one for all where the weights are the same."""
+        centre, scale, z = standardise(losses_FN, weights_FN)
+        root_weight = np.sqrt(weights_FN)
+        _, _, alpha = self._posterior(theta_HP, shares_NK, z, root_weight[: len(theta_HP)])
         return Fitted(
             {
-                "theta": theta,
+                "theta": np.repeat(theta_HP, len(z) // len(theta_HP), axis=0),
                 "centre": centre,
                 "scale": scale,
                 "alpha": alpha * root_weight,
@@ -68,7 +78,9 @@ class GaussianProcess:
         arrays = fitted.arrays
         if fitted.anchors is None:
             raise ValueError("a Gaussian process cannot predict without its training shares")
-        kernel = self._kernel(arrays["theta"], shares_QK, fitted.anchors)
+        theta = arrays["theta"]
+        alike = bool((theta == theta[:1]).all())  # fits of `condition` share one kernel
+        kernel = self._kernel(theta[:1] if alike else theta, shares_QK, fitted.anchors)
         standard = (kernel @ arrays["alpha"][:, :, None])[:, :, 0]
         return bounded(fitted, standard)
 

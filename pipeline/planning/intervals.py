@@ -38,10 +38,23 @@ def jackknife_plus(
     width = np.ones(by_fold_GQ.shape[1]) if width_Q is None else width_Q
     widened = residual_N[:, None] * small_sample_factor(num_runs, level) * width[None, :]
     centre_NQ = by_fold_GQ[fold_of_run]
-    rank = min(math.ceil(level * (num_runs + 1)), num_runs)
-    low = np.sort(centre_NQ - widened, axis=0)[num_runs - rank]
-    high = np.sort(centre_NQ + widened, axis=0)[rank - 1]
-    return low, high
+    low = -_ranked(-(centre_NQ - widened), level)
+    return low, _ranked(centre_NQ + widened, level)
+
+
+def _ranked(values_NQ: Array, level: float) -> Array:
+    """The value at rank level (N + 1), between two ranks their mean by distance.
+
+    The theorem rounds up to a whole rank. With 12 runs that is the largest of them and covers 12/13 = 92 %, with 18
+    the largest again and 95 %: rounding, not caution. Between the ranks a nominal 90 % stays near 90 %.
+    """
+    num_runs = len(values_NQ)
+    ordered = np.sort(values_NQ, axis=0)
+    rank = min(max(level * (num_runs + 1), 1.0), float(num_runs))
+    below = math.floor(rank)
+    share = rank - below
+    result: Array = (1.0 - share) * ordered[below - 1] + share * ordered[min(below, num_runs - 1)]
+    return result
 
 
 def small_sample_factor(num_runs: int, level: float = LEVEL) -> float:
@@ -55,9 +68,8 @@ def measured_coverage(residual_N: Array, level: float = LEVEL) -> float:
     num_runs = len(residual_N)
     covered = 0
     for run in range(num_runs):
-        others = np.sort(np.delete(residual_N, run)) * small_sample_factor(num_runs - 1, level)
-        rank = min(math.ceil(level * num_runs), num_runs - 1)
-        covered += bool(residual_N[run] <= others[rank - 1])
+        others = np.delete(residual_N, run)[:, None] * small_sample_factor(num_runs - 1, level)
+        covered += bool(residual_N[run] <= _ranked(others, level)[0])
     return covered / num_runs
 
 

@@ -69,7 +69,8 @@ class ExponentialLaw:
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q, held within the bounds of `fitted.prediction_bounds`."""
-        return bounded(fitted, _exponential(shares_QK)(fitted.arrays["theta"])[0])
+        theta = fitted.arrays["theta"]
+        return bounded(fitted, theta[:, :1] + _exponential_heights(theta, shares_QK))
 
     def _profile(self, shares: Array, z: Array, weights: Array) -> list[Array]:
         lowest = np.where(weights > 0, z, np.inf).min(axis=1)
@@ -84,15 +85,37 @@ class ExponentialLaw:
         return starts
 
 
+def _exponential_heights(theta_FP: Array, shares_QK: Array) -> Array:
+    slope = theta_FP[:, 1:]
+    power = slope @ shares_QK.T if shares_QK.ndim == 2 else (shares_QK @ slope[:, :, None])[:, :, 0]
+    result: Array = np.exp(np.clip(power, -50.0, 20.0))
+    return result
+
+
 def _exponential(shares_QK: Array) -> Model:
     def model(theta_FP: Array) -> tuple[Array, Array]:
-        height = np.exp(np.clip(theta_FP[:, 1:] @ shares_QK.T, -50.0, 20.0))
+        height = _exponential_heights(theta_FP, shares_QK)
         jacobian = np.empty((*height.shape, theta_FP.shape[1]))
         jacobian[:, :, 0] = 1.0
         jacobian[:, :, 1:] = height[:, :, None] * shares_QK[None]
         return theta_FP[:, :1] + height, jacobian
 
     return model
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Shares as the power laws need them: their logarithms, and where they are above 0; 1 or F x Q x K."""
+
+    log: Array
+    present: Array
+
+    @classmethod
+    def of(cls, shares: Array) -> _Shares:
+        each = shares if shares.ndim == 3 else shares[None]
+        present = each > 0
+        log = np.where(present, np.log(np.maximum(each, 1e-12)), _LOG_SMALLEST_SHARE)
+        return cls(log, present.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -136,7 +159,9 @@ class PowerLaw:
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q, held within the bounds of `fitted.prediction_bounds`; shares may sum to less than 1."""
-        return bounded(fitted, self._model(shares_QK)(fitted.arrays["theta"])[0])
+        theta = fitted.arrays["theta"]
+        amount = np.exp(theta[:, 1])[:, None] + self._terms(theta, _Shares.of(shares_QK)).sum(axis=2)
+        return bounded(fitted, theta[:, :1] + np.exp(-np.exp(theta[:, 2])[:, None] * np.log(amount)))
 
     def _prior(self, num_domains: int) -> Prior:
         num_inner = 1 if self.shared else num_domains
@@ -171,19 +196,27 @@ class PowerLaw:
             starts.append(theta)
         return starts
 
+    def _inner(self, theta: Array, num_domains: int) -> Array:
+        inner: Array = np.exp(theta[:, 3 + num_domains :])
+        return np.repeat(inner, num_domains, axis=1) if self.shared else inner
+
+    def _terms(self, theta: Array, shares: _Shares) -> Array:
+        """s_j r_j^g_j, shape F x Q x K."""
+        num_domains = shares.log.shape[-1]
+        inner = self._inner(theta, num_domains)
+        power = theta[:, None, 3 : 3 + num_domains] + inner[:, None, :] * shares.log
+        terms: Array = np.exp(power, out=power)
+        terms *= shares.present
+        return terms
+
     def _model(self, shares_QK: Array) -> Model:
         """Columns of theta: c, log s0, log a, log s_1..K, then log g (one when shared, else K)."""
         num_domains = shares_QK.shape[1]
-        present = shares_QK > 0
-        log_share = np.where(present, np.log(np.maximum(shares_QK, 1e-12)), _LOG_SMALLEST_SHARE)
+        shares = _Shares.of(shares_QK)
 
         def model(theta: Array) -> tuple[Array, Array]:
-            inner = np.exp(theta[:, 3 + num_domains :])
-            if self.shared:
-                inner = np.repeat(inner, num_domains, axis=1)
             floor, outer = np.exp(theta[:, 1])[:, None], np.exp(theta[:, 2])[:, None]
-            sources = theta[:, 3 : 3 + num_domains]
-            terms = np.exp(sources[:, None, :] + inner[:, None, :] * log_share[None]) * present[None]
+            terms = self._terms(theta, shares)
             amount = floor + terms.sum(axis=2)
             log_amount = np.log(amount)
             height = np.exp(-outer * log_amount)
@@ -195,7 +228,8 @@ class PowerLaw:
                 jacobian[:, :, 2] = -outer * log_amount * height
             jacobian[:, :, 3 : 3 + num_domains] = slope[:, :, None] * terms
             if self.free_inner:
-                by_inner = jacobian[:, :, 3 : 3 + num_domains] * log_share[None] * inner[:, None, :]
+                inner = self._inner(theta, num_domains)
+                by_inner = jacobian[:, :, 3 : 3 + num_domains] * shares.log * inner[:, None, :]
                 jacobian[:, :, 3 + num_domains :] = by_inner.sum(axis=2, keepdims=True) if self.shared else by_inner
             return theta[:, :1] + height, jacobian
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted
-from pipeline.planning.forms import CANDIDATES, ENSEMBLES, FORMS, members_of, predict_form
+from pipeline.planning.forms import CANDIDATES, ENSEMBLES, FORMS, PROCESS, members_of, predict_form
 from pipeline.planning.laws import ColumnLaw, Law
 
 # Forms whose held-out error is within this factor of the chosen form's take part.
@@ -40,10 +40,12 @@ class LawSet:
     weights: dict[str, Array]
 
     def losses(self, loss: str, shares_QK: Array) -> Array:
-        """Predicted losses, shape B x Q."""
-        result = np.empty((self.count, len(shares_QK)))
+        """Predicted losses, shape B x Q; shares of shape B x Q x K give every law mixtures of its own."""
+        own = shares_QK.ndim == 3
+        result = np.empty((self.count, shares_QK.shape[-2]))
         for part in self.by_loss[loss]:
-            result[part.laws] = predict_form(part.form, dict(part.fits), self.weights[loss], shares_QK)
+            asked = shares_QK[part.laws] if own else shares_QK
+            result[part.laws] = predict_form(part.form, dict(part.fits), self.weights[loss], asked)
         return result
 
 
@@ -87,6 +89,9 @@ def _refit(law: Law, column: ColumnLaw, count: int, rng: np.random.Generator) ->
         laws = np.arange(number, count, len(forms))
         fits = {}
         for name in members_of(form):
+            if name == PROCESS.name:
+                fits[name] = PROCESS.condition(column.whole[name], shares, disturbed[laws], weights[laws])
+                continue
             warm = column.whole[name].take(np.zeros(len(laws), dtype=np.intp))
             fits[name] = FORMS[name].fit(shares, disturbed[laws], weights[laws], warm)
         parts.append(Share(form, fits, laws))

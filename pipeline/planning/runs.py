@@ -8,8 +8,6 @@ that names the row; row 1 is the first data row of the file, before any filter.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ from numpy.typing import NDArray
 
 from manifests.errors import ConfigError
 from pipeline.planning.descent import Array
+from pipeline.planning.tables import ROW, read_table
 
 MIN_DOMAINS, MAX_DOMAINS = 2, 20
 # Shares written with three decimals can miss 1 by half of the last digit in every domain.
 SHARE_ROUNDING = 0.0005
-_ROW = "__row"
 # Columns that say how a loss was measured: runs that differ in one of them are not comparable.
 _MEASURED_HOW = (
     "tokenizer", "tokeniser", "validation_set", "validation_size", "val_size", "validation_samples",
@@ -82,68 +80,6 @@ def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
     return build_runs(names, columns, source=Path(path).name, sha256=sha256, where=where or "")
 
 
-def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], dict[str, list[Any]], str]:
-    """Column names, columns (with the 1-based data row as `__row`) and the file's sha256.
-
-    Raises: ConfigError when the file or the filter cannot be read.
-    """
-    import duckdb
-
-    file = Path(path)
-    if not file.exists():
-        raise ConfigError(f"{file}: no such table of runs")
-    with duckdb.connect() as database:
-        database.execute("SET threads = 1")
-        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file)
-        database.execute("SET enable_external_access = false")  # a filter reads this table and nothing else
-        filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
-        try:
-            result = database.execute(f"SELECT * FROM ({filtered}) ORDER BY {_ROW}")
-            names = [str(column[0]) for column in result.description or []]
-            rows = result.fetchall()
-        except duckdb.Error as error:
-            raise ConfigError(
-                f'{file}: the filter --where "{where}" fails: {_first_line(error)}; '
-                "quote text values with single quotes, e.g. model_size = '410M'"
-            ) from None
-    if not rows:
-        raise ConfigError(f"{file}: no rows" + (f' are left by --where "{where}"' if where else ""))
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    return names, columns, sha256
-
-
-def _load_file(database: Any, file: Path) -> str:
-    """Make the table `runs` from a csv or parquet file; returns the sha256 of the file."""
-    import duckdb
-
-    reader = "read_parquet" if file.suffix.lower() in (".parquet", ".pq") else "read_csv"
-    options = "" if reader == "read_parquet" else ", header = true, sample_size = -1"
-    try:
-        database.execute(
-            f"CREATE TABLE runs AS SELECT row_number() OVER () AS {_ROW}, * FROM {reader}(?{options})", [str(file)]
-        )
-    except duckdb.Error as error:
-        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _load_recorded(database: Any, workdir: Path) -> str:
-    """Make the table `runs` from what a work folder's catalogue holds; returns the sha256 of its rows."""
-    import pyarrow as pa
-
-    from manifests.reader import read_proxy_runs
-
-    rows = read_proxy_runs(str(workdir))
-    database.register("recorded", pa.Table.from_pylist(rows))
-    database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {_ROW}, * FROM recorded")
-    database.unregister("recorded")
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def build_runs(
     names: list[str], columns: dict[str, list[Any]], *, source: str, sha256: str = "", where: str = ""
 ) -> RunsTable:
@@ -151,23 +87,25 @@ def build_runs(
 
     Raises: ConfigError, naming the row, for shares or losses that cannot be used.
     """
-    rows = np.array(columns.get(_ROW, range(1, len(next(iter(columns.values()))) + 1)), dtype=np.int64)
+    rows = np.array(columns.get(ROW, range(1, len(next(iter(columns.values()))) + 1)), dtype=np.int64)
     domains = tuple(name.removeprefix("mix_") for name in names if name.startswith("mix_"))
     losses = tuple(name.removeprefix("loss_") for name in names if name.startswith("loss_"))
-    _check_columns(domains, losses, source)
+    _check_columns(domains, losses, names, source)
     shares = _shares(columns, domains, rows, source)
     loss_values = _losses(columns, losses, rows, source)
-    empty = np.isnan(loss_values).all(axis=0)
-    if empty.any():
-        names_empty = ", ".join(f"loss_{losses[i]}" for i in np.flatnonzero(empty))
-        raise ConfigError(f"{source}: {names_empty} has no value in any row; drop the column")
+    measured = np.isfinite(loss_values).any(axis=0)
+    empty = ", ".join(f"loss_{losses[i]}" for i in np.flatnonzero(~measured))
+    if not measured.any():
+        raise ConfigError(f"{source}: {empty} has no value in any row: nothing was measured")
+    losses = tuple(loss for loss, known in zip(losses, measured, strict=True) if known)
+    warnings = (f"{empty} has no value in any of these rows: it is left out",) if empty else ()
     _check_comparable(columns, rows, source)
     weights = _weights(columns, rows, source)
     return RunsTable(
-        domains, losses, shares, loss_values, weights / weights.mean(), rows,
+        domains, losses, shares, loss_values[:, measured], weights / weights.mean(), rows,
         _texts(columns, "model_size", len(rows)), _numbers(columns, "step", rows, source),
         _texts(columns, "seed", len(rows)), _numbers(columns, "samples_seen", rows, source),
-        np.zeros(len(rows), dtype=bool), source, sha256, where,
+        np.zeros(len(rows), dtype=bool), source, sha256, where, warnings,
     )  # fmt: skip
 
 
@@ -190,18 +128,23 @@ def read_mixtures(path: str | Path, domains: tuple[str, ...]) -> tuple[list[str]
         raise ConfigError(
             f"{source}: mix_{unknown[0]} is not a domain of the law ({', '.join(domains)}); drop the column"
         )
-    rows = np.array(columns[_ROW], dtype=np.int64)
+    rows = np.array(columns[ROW], dtype=np.int64)
     shares = _shares(columns, domains, rows, source)
-    return [name for name in names if name != _ROW], columns, shares
+    return [name for name in names if name != ROW], columns, shares
 
 
-def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], source: str) -> None:
+def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: list[str], source: str) -> None:
+    given = [name for name in names if name != ROW]
+    found = ", ".join(given[:8]) + (f" and {len(given) - 8} more" if len(given) > 8 else "")
     if not MIN_DOMAINS <= len(domains) <= MAX_DOMAINS:
         raise ConfigError(
-            f"{source}: {len(domains)} mix_<domain> column(s) found; a mixture needs {MIN_DOMAINS} to {MAX_DOMAINS}"
+            f"{source}: {len(domains)} mix_<domain> column(s) found; a mixture needs {MIN_DOMAINS} to {MAX_DOMAINS} "
+            f"(the columns are: {found})"
         )
     if not losses:
-        raise ConfigError(f"{source}: no loss_<name> column found; add the validation losses of the runs")
+        raise ConfigError(
+            f"{source}: no loss_<name> column found; add the validation losses of the runs (the columns are: {found})"
+        )
 
 
 def _number(value: Any, column: str, row: int, source: str) -> float:
@@ -223,7 +166,8 @@ def _shares(columns: dict[str, list[Any]], domains: tuple[str, ...], rows: NDArr
             if not np.isfinite(share):
                 raise ConfigError(f"{source}: row {rows[n]}: {column} is empty; write 0 where a domain takes no part")
             if not 0.0 <= share <= 1.0 + 1e-9:
-                raise ConfigError(f"{source}: row {rows[n]}: {column} is {share:g}; a share lies in 0 to 1")
+                percent = "; percent must be divided by 100" if 1.0 < share <= 100.0 else ""
+                raise ConfigError(f"{source}: row {rows[n]}: {column} is {share:g}; a share lies in 0 to 1{percent}")
     totals = shares.sum(axis=1)
     off = np.flatnonzero(np.abs(totals - 1.0) > SHARE_ROUNDING * len(domains) + 1e-9)
     if off.size:

@@ -13,6 +13,9 @@ import numpy as np
 from pipeline.planning.descent import Array
 from pipeline.planning.limits import Box
 
+_MOST_PAIRS = 60  # tried by one step of `descend_each`
+_EACH_STEPS = 80
+
 Score = Callable[[Array], Array]
 """shares_QK -> score_Q, smaller is better."""
 
@@ -80,5 +83,36 @@ def minimise_score(score: Score, points_QK: Array, box: Box, num_starts: int = 4
     """The best mixture found: the best points of the cloud, each improved by exchange."""
     order = np.argsort(score(points_QK), kind="stable")[:num_starts]
     ends = np.stack([descend(points_QK[i], score, box) for i in order])
-    result: Array = ends[int(np.argmin(score(ends)))]
-    return result
+    best = ends[int(np.argmin(score(ends)))]
+    return descend(best, score, box, first_step=1e-4, last_step=1e-6)
+
+
+def descend_each(start_BK: Array, score: Score, box: Box, rng: np.random.Generator) -> Array:
+    """The same exchange for B mixtures at once, each under a score of its own: shares_BTK -> score_BT.
+
+    Beyond `_MOST_PAIRS` pairs of domains every step tries that many, drawn anew.
+    """
+    here = start_BK.copy()
+    count, num_domains = here.shape
+    giver, taker = np.nonzero(~np.eye(num_domains, dtype=bool))
+    best = score(here[:, None, :])[:, 0]
+    step = np.full(count, 0.05)
+    for _ in range(_EACH_STEPS):
+        pairs = rng.permutation(len(giver))[:_MOST_PAIRS]
+        index, give, take = np.arange(len(pairs)), giver[pairs], taker[pairs]
+        room = np.minimum(np.minimum(step[:, None], (here - box.low)[:, give]), (box.high - here)[:, take])
+        room = np.maximum(room, 0.0)
+        trials = np.repeat(here[:, None, :], len(pairs), axis=1)
+        trials[:, index, give] -= room
+        trials[:, index, take] += room
+        trials = np.maximum(trials, 0.0)
+        scores = score(trials)
+        first = scores.argmin(axis=1)
+        reached = scores[np.arange(count), first]
+        better = reached < best - 1e-12
+        here[better] = trials[better, first[better]]
+        best[better] = reached[better]
+        step[~better] *= 0.5
+        if step.max() < 2e-4:
+            break
+    return here

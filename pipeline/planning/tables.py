@@ -1,0 +1,108 @@
+"""A table of runs as columns of plain values: csv or parquet files, or the runs recorded in a work folder.
+
+Reads one file (or a catalogue) through an in-memory DuckDB, which also evaluates the filter. A csv may be separated by
+commas, semicolons (then also with decimal commas) or tabs, with or without a byte-order mark. Writes nothing. Gives up
+with ConfigError.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ConfigError
+
+ROW = "__row"
+"""Name of the added column: the 1-based data row of the file, before any filter."""
+
+_SEPARATORS = ",;\t|"
+
+
+def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], dict[str, list[Any]], str]:
+    """Column names, columns (with the 1-based data row as `__row`) and the file's sha256.
+
+    Raises: ConfigError when the file or the filter cannot be read.
+    """
+    import duckdb
+
+    file = Path(path)
+    if not file.exists():
+        raise ConfigError(f"{file}: no such table of runs")
+    with duckdb.connect() as database:
+        database.execute("SET threads = 1")
+        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file)
+        database.execute("SET enable_external_access = false")  # a filter reads this table and nothing else
+        filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
+        try:
+            result = database.execute(f"SELECT * FROM ({filtered}) ORDER BY {ROW}")
+            names = [str(column[0]) for column in result.description or []]
+            rows = result.fetchall()
+        except duckdb.Error as error:
+            raise ConfigError(
+                f'{file}: the filter --where "{where}" fails: {_first_line(error)}; '
+                "quote text values with single quotes, e.g. model_size = '410M'"
+            ) from None
+    if not rows:
+        raise ConfigError(f"{file}: no rows" + (f' are left by --where "{where}"' if where else ""))
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    return names, columns, sha256
+
+
+def _load_file(database: Any, file: Path) -> str:
+    """Make the table `runs` from a csv or parquet file; returns the sha256 of the file."""
+    import duckdb
+
+    content = file.read_bytes()
+    if file.suffix.lower() in (".parquet", ".pq"):
+        reader = "read_parquet(?)"
+    else:
+        separator, decimal = _csv_marks(file, content)
+        reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', decimal_separator = '{decimal}')"
+    try:
+        database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM {reader}", [str(file)])
+    except duckdb.Error as error:
+        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
+    return hashlib.sha256(content).hexdigest()
+
+
+def _csv_marks(file: Path, content: bytes) -> tuple[str, str]:
+    """The separator of the columns (the one the header holds most of) and the decimal mark.
+
+    Raises: ConfigError for a column name that stands twice (one of the two would be lost) and for a row of another
+    length than the header.
+    """
+    text = io.StringIO(content.decode("utf-8-sig", errors="replace"), newline="")
+    head = text.readline()
+    separator = max(_SEPARATORS, key=head.count)
+    text.seek(0)
+    rows = [cells for cells in csv.reader(text, delimiter=separator) if cells]
+    names = [name.strip() for name in rows[0]] if rows else []
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{file}: the column {', '.join(twice)} stands more than once in the header; rename one")
+    for row, cells in enumerate(rows[1:], start=1):
+        if len(cells) != len(names):
+            raise ConfigError(f"{file}: row {row} has {len(cells)} cells, the header {len(names)}")
+    comma = separator == ";" and any("," in cell for cells in rows[1:2] for cell in cells)
+    return separator, "," if comma else "."
+
+
+def _load_recorded(database: Any, workdir: Path) -> str:
+    """Make the table `runs` from what a work folder's catalogue holds; returns the sha256 of its rows."""
+    import pyarrow as pa
+
+    from manifests.reader import read_proxy_runs
+
+    rows = read_proxy_runs(str(workdir))
+    database.register("recorded", pa.Table.from_pylist(rows))
+    database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM recorded")
+    database.unregister("recorded")
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
