@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from manifests.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.planning.choose import Chosen, Wish
-    from pipeline.planning.laws import ColumnLaw, Law
+    from pipeline.planning.choose import Wish
 
 _EXAMPLES = """examples:
   plantmix plan design --domains plant,general --budget 8 --out design.csv
@@ -46,12 +44,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return plan
 
 
-def _command(commands: Any, name: str, text: str, example: str, func: Callable[..., int]) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, text: str, examples: tuple[str, ...], func: Callable[..., int]
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text.replace("%", "%%"),
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
+        epilog="examples:\n" + "\n".join(f"  plantmix plan {name} {example}" for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(func=func)
@@ -63,25 +63,29 @@ def _add_design(commands: Any) -> None:
         commands,
         "design",
         "propose the next proxy runs",
-        "plantmix plan design --domains plant,general --budget 8 --out design.csv",
+        (
+            "--domains plant,general --budget 8 --out design.csv",
+            "--domains plant,general --budget 8 --pool plant=10M --samples 50M --proxy-samples 1M --out design.csv",
+            "--runs RUNS.csv --budget 4 --objective plant=1,general=1 --out more.csv",
+        ),
         run_design,
     )
     parser.add_argument("--domains", help="names, comma-separated; not needed with --runs")
     parser.add_argument("--budget", type=int, required=True, metavar="N", help="how many runs to propose")
     parser.add_argument("--runs", metavar="RUNS", help="runs done already: new ones keep away from them")
-    parser.add_argument("--where", help="keep only these rows of --runs, a SQL condition")
+    parser.add_argument("--where", metavar="SQL", help="keep only these rows of --runs, a condition on its columns")
     parser.add_argument(
         "--objective",
         action="append",
+        metavar="LOSS=WEIGHT",
         help="with --runs: put half of the budget where the optimum of these losses is most uncertain",
     )
     parser.add_argument("--replicates", type=int, metavar="N", help="runs of the budget that repeat a mixture")
-    parser.add_argument("--min-share", action="append", metavar="DOMAIN=R")
-    parser.add_argument("--max-share", action="append", metavar="DOMAIN=R")
+    _add_share_bounds(parser)
     parser.add_argument("--pool", action="append", metavar="DOMAIN=N", help="distinct samples of the full data")
     parser.add_argument("--samples", metavar="N", help="samples seen by the full training")
     parser.add_argument("--proxy-samples", metavar="N", help="samples seen by one proxy run")
-    parser.add_argument("--out", required=True, metavar="DESIGN.csv")
+    parser.add_argument("--out", required=True, metavar="DESIGN.csv", help="the list of runs for `dalip proxies`")
 
 
 def _add_fit(commands: Any) -> None:
@@ -89,12 +93,16 @@ def _add_fit(commands: Any) -> None:
         commands,
         "fit",
         "fit a mixing law to proxy runs",
-        "plantmix plan fit RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\"",
+        (
+            "RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\"",
+            "RUNS.csv --out LAW.json --target-size 410M --target-step 60000",
+            "build/ --out LAW.json   (the runs of `dalip proxies` recorded in a work folder)",
+        ),
         run_fit,
     )
     parser.add_argument("runs", metavar="RUNS", help="csv, parquet, or a work folder with the runs of `dalip proxies`")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
-    parser.add_argument("--where", help="keep only these rows, a SQL condition on the table's columns")
+    parser.add_argument("--where", metavar="SQL", help="keep only these rows, a condition on the table's columns")
     parser.add_argument("--target-size", metavar="SIZE", help="carry the runs of other model sizes over to this one")
     parser.add_argument("--target-step", metavar="STEP", help="carry runs that stopped earlier over to this step")
 
@@ -104,10 +112,10 @@ def _add_predict(commands: Any) -> None:
         commands,
         "predict",
         "predict the losses of mixtures, with 90 % intervals",
-        "plantmix plan predict LAW.json MIXTURES.csv --out PRED.csv",
+        ("LAW.json MIXTURES.csv --out PRED.csv",),
         run_predict,
     )
-    parser.add_argument("law", metavar="LAW.json")
+    parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
     parser.add_argument("mixtures", metavar="MIXTURES", help="csv or parquet with a mix_<domain> column a domain")
     parser.add_argument("--out", required=True, metavar="PRED.csv", help="the input with loss columns added")
 
@@ -117,21 +125,31 @@ def _add_choose(commands: Any) -> None:
         commands,
         "choose",
         "choose a ratio under real limits",
-        'plantmix plan choose LAW.json --objective plant --constraint "general<=1%" --out mixture.json',
+        (
+            "LAW.json --objective plant=2,general=1 --out mixture.json --plot mixture.html",
+            'LAW.json --objective plant --constraint "general<=1%" --out mixture.json',
+            "LAW.json --objective plant,general --pool plant=10M --samples 50M --max-epochs plant=4 --out mixture.json",
+        ),
         run_choose,
     )
-    parser.add_argument("law", metavar="LAW.json")
+    parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
     parser.add_argument(
-        "--objective", required=True, action="append", help='losses to minimise with weights: "plant=1,general=1"'
+        "--objective",
+        required=True,
+        action="append",
+        metavar="LOSS=WEIGHT",
+        help='losses to minimise with weights: "plant=1,general=1"',
     )
     parser.add_argument(
-        "--constraint", action="append", help='"general<=1%%" (above its best) or "general<=3.2"; repeatable'
+        "--constraint",
+        action="append",
+        metavar="LOSS<=LIMIT",
+        help='"general<=1%%" (above its best) or "general<=3.2"; repeatable',
     )
     parser.add_argument("--pool", action="append", metavar="DOMAIN=N", help="distinct samples a domain, e.g. plant=10M")
     parser.add_argument("--samples", metavar="N", help="samples seen over the whole training")
     parser.add_argument("--max-epochs", action="append", metavar="DOMAIN=N", help="most passes over a domain's pool")
-    parser.add_argument("--min-share", action="append", metavar="DOMAIN=R")
-    parser.add_argument("--max-share", action="append", metavar="DOMAIN=R")
+    _add_share_bounds(parser)
     parser.add_argument(
         "--repetition-scale",
         default="15.4",
@@ -141,8 +159,13 @@ def _add_choose(commands: Any) -> None:
     )
     parser.add_argument("--near-optimal", default="0.005", metavar="NATS", help="what counts as as good (0.005)")
     parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="refits for the interval (120)")
-    parser.add_argument("--out", required=True, metavar="mixture.json")
+    parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: .png, or .html for one self-contained page")
+
+
+def _add_share_bounds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--min-share", action="append", metavar="DOMAIN=R", help="least share, e.g. plant=0.1")
+    parser.add_argument("--max-share", action="append", metavar="DOMAIN=R", help="largest share, e.g. web=0.3")
 
 
 def run_design(args: argparse.Namespace) -> int:
@@ -199,6 +222,7 @@ def run_fit(args: argparse.Namespace) -> int:
     from pipeline.planning.laws import fit_law
     from pipeline.planning.nesting import Nested, nest_runs, require_one_setting
     from pipeline.planning.reading import parse_number
+    from pipeline.planning.reports import fit_report
     from pipeline.planning.runs import read_runs
 
     table = read_runs(args.runs, args.where)
@@ -248,6 +272,7 @@ def run_choose(args: argparse.Namespace) -> int:
     from pipeline.planning.choose import choose_mixture
     from pipeline.planning.law_files import read_law
     from pipeline.planning.mixture_files import write_mixture
+    from pipeline.planning.reports import choice_report
 
     law, sha256 = read_law(args.law)
     wish = read_wish(args, law.domains)
@@ -307,57 +332,3 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
         value = parse_number("--max-epochs", parts[0])
         return {domain: value for domain in domains if domain in pools}
     return parse_amounts("--max-epochs", parts)
-
-
-def fit_report(law: Law) -> str:
-    """A short table of what was fitted, how good it is, and what to beware of."""
-    import numpy as np
-
-    table = law.runs
-    used = table.take(np.flatnonzero(np.isfinite(table.loss_values).any(axis=1)))
-    num_mixtures = int(used.mixture_groups().max()) + 1
-    lines = [f"{used.num_runs} runs, {num_mixtures} mixtures of {len(law.domains)} domains: {', '.join(law.domains)}"]
-    lines += list(law.nesting)
-    width = max(len("loss"), *(len(column.loss) for column in law.columns))
-    lines.append("")
-    lines.append(
-        f"{'loss':<{width}}  {'form chosen':<17} {'cv error':>9} {'vs mean':>8} {'vs exponential':>15} "
-        f"{'noise floor':>12} {'coverage of 90 %':>17}"
-    )
-    lines += [_fit_line(column, width) for column in law.columns]
-    lines.append("")
-    lines += [f"warning: {warning}" for warning in law.warnings]
-    return "\n".join(lines)
-
-
-def _fit_line(column: ColumnLaw, width: int) -> str:
-    from pipeline.planning.laws import comparison
-
-    to_mean, to_exponential = comparison(column)
-    floor = "unknown" if math.isnan(column.noise_floor) else f"{column.noise_floor:.4f}"
-    return (
-        f"{column.loss:<{width}}  {column.form:<17} {column.errors[column.form]:>9.4f} {to_mean:>7.2f}x "
-        f"{to_exponential:>14.2f}x {floor:>12} {column.coverage:>17.2f}"
-    )
-
-
-def choice_report(law: Law, wish: Wish, chosen: Chosen) -> str:
-    """The chosen ratio, what it predicts, what binds, and what to beware of."""
-    width = max(len("domain"), *(len(name) for name in (*law.domains, *law.losses)))
-    near = f"within {wish.near_optimal_nats:g} nats"
-    lines = [f"{'domain':<{width}}  {'share':>7}  {'90 % interval':>17}  {near:>17}  {'epochs':>6}"]
-    for k, domain in enumerate(law.domains):
-        low, high = chosen.interval[k]
-        least, most = chosen.region[k]
-        epochs = chosen.epochs[k]
-        shown = f"{epochs:6.2f}" if math.isfinite(epochs) else "     -"
-        lines.append(
-            f"{domain:<{width}}  {chosen.shares[k]:7.4f}  {low:7.4f} to {high:.4f}  {least:7.4f} to {most:.4f}  {shown}"
-        )
-    lines += ["", f"{'loss':<{width}}  {'predicted':>9}  {'90 % interval':>17}"]
-    for name, (value, low, high) in chosen.losses.items():
-        lines.append(f"{name:<{width}}  {value:9.4f}  {low:7.4f} to {high:.4f}")
-    lines.append("")
-    lines += [f"binds: {line}" for line in chosen.binding]
-    lines += [f"warning: {warning}" for warning in chosen.warnings]
-    return "\n".join(lines)

@@ -75,6 +75,13 @@ def prediction_bounds(z_FN: Array, weights_FN: Array) -> dict[str, Array]:
     return {"floor": lowest - FLOOR_RANGES * span, "ceiling": highest + CEILING_RANGES * span}
 
 
+def lowest_loss(fitted: Fitted) -> float:
+    """The lowest loss that the first fit has seen, from its bounds."""
+    floor, ceiling = fitted.arrays["floor"][0], fitted.arrays["ceiling"][0]
+    lowest = floor + (ceiling - floor) * FLOOR_RANGES / (1.0 + FLOOR_RANGES + CEILING_RANGES)
+    return float(fitted.arrays["centre"][0] + fitted.arrays["scale"][0] * lowest)
+
+
 def bounded(fitted: Fitted, standard_FQ: Array) -> Array:
     """Standardised predictions as losses, held within the bounds of `prediction_bounds`."""
     arrays = fitted.arrays

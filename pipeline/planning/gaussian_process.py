@@ -43,7 +43,7 @@ class GaussianProcess:
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Fit every row of `losses_FN`; a run of weight w has noise variance 1/w of the unit."""
-        centre, scale, z = standardise(losses_FN, weights_FN)
+        _, _, z = standardise(losses_FN, weights_FN)
         root_weight = np.sqrt(weights_FN)
         prior_mean = np.log(np.array(self.centres))
         if warm is not None:

@@ -15,13 +15,14 @@ from manifests.errors import ConfigError
 from pipeline.planning.checks import check_runs, noise_floor, outside_hull
 from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fit_folds
 from pipeline.planning.descent import Array
-from pipeline.planning.fitted import Fitted
+from pipeline.planning.fitted import Fitted, lowest_loss
 from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, PROCESS, members_of, predict_form
 from pipeline.planning.intervals import jackknife_plus, measured_coverage, tempered
 from pipeline.planning.runs import RunsTable
 
 # A law whose held-out error is not below this share of the mean's is called no better than the mean.
 NO_BETTER_THAN_MEAN = 0.9
+FEWEST_FOR_INTERVAL = 9
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class ColumnLaw:
         by_fold = predict_form(self.form, self.folds, self.weights, shares_QK)
         width = tempered(PROCESS.doubt(self.whole[PROCESS.name], shares_QK)[0], self.typical_doubt)
         low, high = jackknife_plus(by_fold, self.residuals / self.residual_widths, self.residual_folds, width)
+        if lowest_loss(self.whole[MEAN]) > 0:  # such a loss is never below 0, however little is known of it
+            low = np.maximum(low, 0.0)
         return value, np.minimum(low, value), np.maximum(high, value)
 
 
@@ -103,6 +106,7 @@ def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | No
         columns.append(_column(loss, c, choice, folded, losses_CN[c], judged, float(floors[c])))
     for column in columns:
         warnings.extend(_column_warnings(column))
+    warnings.extend(_few_runs_warning(columns))
     if np.isnan(floors).all():
         warnings.append(
             "no mixture was run twice: the noise between seeds is unknown; repeat one or two with other seeds"
@@ -146,12 +150,18 @@ def _column_warnings(column: ColumnLaw) -> list[str]:
             f"loss_{column.loss}: the held-out error {error:.4g} is below the noise between replicates "
             f"{column.noise_floor:.4g}; check that replicates are independent runs"
         )
-    if len(column.residuals) < 9:
-        warnings.append(
-            f"loss_{column.loss}: {len(column.residuals)} runs are too few for a guaranteed 90 % interval "
-            "(9 are needed); the widest seen error was stretched instead"
-        )
     return warnings
+
+
+def _few_runs_warning(columns: list[ColumnLaw]) -> list[str]:
+    few = [column for column in columns if len(column.residuals) < FEWEST_FOR_INTERVAL]
+    if not few:
+        return []
+    names = ", ".join(f"loss_{column.loss}" for column in few)
+    return [
+        f"{names}: {min(len(column.residuals) for column in few)} runs are too few for a guaranteed 90 % interval "
+        f"({FEWEST_FOR_INTERVAL} are needed); the widest seen error was stretched instead"
+    ]
 
 
 def bound_hits(column: ColumnLaw, shares_QK: Array) -> NDArray[np.bool_]:

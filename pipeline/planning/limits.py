@@ -58,7 +58,7 @@ def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) 
             cap = limits.max_epochs[domain] * limits.pools[domain] / limits.num_samples
             if cap < high[k]:
                 high[k] = cap
-                reasons[k] = f"{limits.max_epochs[domain]:g} epochs of its pool of {limits.pools[domain]:.6g}"
+                reasons[k] = f"{limits.max_epochs[domain]:g} epochs of its pool of {limits.pools[domain]:,.0f}"
         if k in held:
             low[k] = high[k] = held[k]
             reasons[k] = "one single share tried"

@@ -26,7 +26,8 @@ _LINE_COLOURS = (_BLUE, _ORANGE, "#2f855a", "#6b46c1", "#b7791f", "#c53030", "#4
 
 
 _LOSS_HEAD = (
-    "loss", "predicted", "90 % interval", "form", "held-out error", "of the mean", "of exponential", "coverage",
+    "loss", "predicted", "90 % interval", "form", "held-out error", "the plain mean's", "the exponential law's",
+    "own runs covered",
 )  # fmt: skip
 
 
@@ -127,9 +128,12 @@ def _draw_ternary(axes: Any, figure: Any, law: Law, wish: Wish, chosen: Chosen) 
     x, y = _flat(grid)
     levels = np.linspace(float(objective.min()), float(top), 18)
     filled = axes.tricontourf(x, y, objective, levels=levels, cmap="viridis_r", extend="max")
-    figure.colorbar(filled, ax=axes, shrink=0.7, label="objective, nats")
-    axes.plot(*_flat(chosen.region_points), ".", color="white", markersize=2.5, alpha=0.7, label="near-optimal")
-    axes.plot(*_flat(chosen.optima), "x", color=_RED, markersize=3, alpha=0.5, label="bootstrap optima")
+    figure.colorbar(filled, ax=axes, shrink=0.7, label="objective, nats", format="%.3g", ticks=levels[::4])
+    for name, most in chosen.allowed.items():
+        axes.tricontour(x, y, predicted[name][0], levels=[most], colors=_RED, linestyles="--", linewidths=1.2)
+        axes.plot([], [], "--", color=_RED, linewidth=1.2, label=f"{name} at its limit")
+    axes.plot(*_flat(chosen.optima), "x", color=_RED, markersize=3.5, alpha=0.7, label="optima of refitted laws")
+    axes.plot(*_flat(chosen.region_points), ".", color="white", markersize=3, alpha=0.8, label="near-optimal")
     axes.plot(*_flat(law.runs.shares), "o", color="black", markersize=3.5, label="tried")
     axes.plot(*_flat(chosen.shares[None]), "*", color=_ORANGE, markersize=16, markeredgecolor="black", label="chosen")
     height = float(np.sqrt(0.75))
@@ -139,14 +143,14 @@ def _draw_ternary(axes: Any, figure: Any, law: Law, wish: Wish, chosen: Chosen) 
         axes.text(px, py, f"all {domain}", ha=ha, va=va)
     axes.set_aspect("equal")
     axes.set_axis_off()
-    axes.legend(frameon=True, loc="upper left", fontsize=8, facecolor="#e2e8f0")
+    axes.legend(frameon=True, loc="upper left", fontsize=8, facecolor="#a0aec0", bbox_to_anchor=(-0.08, 1.0))
 
 
 def _draw_bars(axes: Any, law: Law, chosen: Chosen) -> None:
     at = np.arange(len(law.domains))[::-1]
-    axes.barh(at, chosen.shares, color=_BLUE, alpha=0.8, label="chosen")
+    axes.barh(at, chosen.shares, color=_BLUE, alpha=0.35, label="chosen")
     axes.hlines(at + 0.18, *chosen.interval.T, color=_ORANGE, linewidth=4, label="optimum, 90 %")
-    axes.hlines(at - 0.18, *chosen.region.T, color=_GREY, linewidth=4, label="near-optimal")
+    axes.hlines(at - 0.18, *chosen.region.T, color="#2d3748", linewidth=4, label="near-optimal")
     for k, y in enumerate(at):
         axes.plot(law.runs.shares[:, k], np.full(law.runs.num_runs, y - 0.38), "|", color="black", markersize=5)
     axes.set_yticks(at, law.domains)
@@ -189,10 +193,11 @@ def choice_page(law: Law, wish: Wish, chosen: Chosen, picture: bytes) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Chosen mixture</title><style>'
         "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1a202c}"
         "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;text-align:right;"
-        "border-bottom:1px solid #cbd5e0}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-        ".w{color:#9b2c2c}</style></head><body><h1>Chosen mixture</h1>"
+        "border-bottom:1px solid #cbd5e0}td{white-space:nowrap}td:first-child,th:first-child{text-align:left}"
+        "img{max-width:100%}.w{color:#9b2c2c}</style></head><body><h1>Chosen mixture</h1>"
         f"<p>Minimised: {html.escape(_wish_text(wish))}. Law on {law.runs.num_runs} runs of "
-        f"{html.escape(law.runs.source)}.</p>"
+        f"{html.escape(law.runs.source)}. Objective foretold: {chosen.objective:.4f} "
+        f"({chosen.objective_interval[0]:.4f} to {chosen.objective_interval[1]:.4f}).</p>"
         + _table(("domain", "share", "90 % interval", near, "epochs"), ratio)
         + f'<img alt="trade-off and mixtures" src="data:image/png;base64,{encoded}">'
         + _table(_LOSS_HEAD, losses)

@@ -93,11 +93,11 @@ def build_runs(
     _check_columns(domains, losses, names, source)
     shares = _shares(columns, domains, rows, source)
     loss_values = _losses(columns, losses, rows, source)
-    measured = np.isfinite(loss_values).any(axis=0)
-    empty = ", ".join(f"loss_{losses[i]}" for i in np.flatnonzero(~measured))
-    if not measured.any():
+    measured = np.flatnonzero(np.isfinite(loss_values).any(axis=0))
+    empty = ", ".join(f"loss_{losses[i]}" for i in range(len(losses)) if i not in measured)
+    if not measured.size:
         raise ConfigError(f"{source}: {empty} has no value in any row: nothing was measured")
-    losses = tuple(loss for loss, known in zip(losses, measured, strict=True) if known)
+    losses = tuple(losses[i] for i in measured)
     warnings = (f"{empty} has no value in any of these rows: it is left out",) if empty else ()
     _check_comparable(columns, rows, source)
     weights = _weights(columns, rows, source)

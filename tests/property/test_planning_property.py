@@ -10,7 +10,7 @@ from pipeline.planning.intervals import jackknife_plus
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
 from pipeline.planning.runs import build_runs
-from pipeline.planning.search import cloud, descend, project
+from pipeline.planning.search import cloud, descend, descend_each, project
 
 
 @st.composite
@@ -50,6 +50,26 @@ def test_exchange_never_leaves_the_box_and_never_gets_worse(box, seed):
     assert (end <= box.high + 1e-6).all()
     nearest = project(target[None], box)[0]
     assert score(end[None])[0] <= score(nearest[None])[0] + 1e-3
+
+
+@given(boxes(), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_exchange_of_many_at_once_finds_each_its_own(box, seed):
+    rng = np.random.default_rng(seed)
+    target = rng.dirichlet(np.ones(len(box.low)), 4)
+
+    def score(shares: np.ndarray) -> np.ndarray:
+        return np.sum((shares - target[:, None, :]) ** 2, axis=2)
+
+    start = project(rng.dirichlet(np.ones(len(box.low)), 4), box)
+    ends = descend_each(start, score, box, rng)
+    assert np.allclose(ends.sum(axis=1), 1.0, atol=1e-9)
+    assert (ends >= box.low - 1e-6).all()
+    assert (ends <= box.high + 1e-6).all()
+    nearest = project(target, box)
+    reached, best = score(ends[:, None])[:, 0], score(nearest[:, None])[:, 0]
+    assert (reached <= score(start[:, None])[:, 0]).all()
+    assert (reached <= best + 5e-3).all()
 
 
 @given(st.integers(2, 20), st.integers(0, 10**6))

@@ -100,7 +100,7 @@ def test_an_epoch_cap_holds_and_is_named(two):
     assert chosen.shares[0] == pytest.approx(0.3, abs=2e-3)
     assert chosen.shares[0] <= 0.3 + 1e-9
     assert chosen.epochs[0] == pytest.approx(3.0, abs=0.02)
-    assert any("3 epochs of its pool of 1e+06" in line for line in chosen.binding)
+    assert any("3 epochs of its pool of 1,000,000" in line for line in chosen.binding)
     everything = Limits(
         pools={"plant": 1e6, "general": 1e6}, num_samples=1e7, max_epochs={"plant": 3.0, "general": 4.0}
     )

@@ -253,6 +253,46 @@ def test_jackknife_plus_by_hand():
     assert measured_coverage(np.arange(20.0)) == pytest.approx(0.9, abs=0.051)
 
 
+def test_between_two_ranks_an_interval_takes_what_lies_between():
+    by_fold = np.zeros((1, 1))
+    residual = np.arange(1.0, 13.0)  # rank 0.9 x 13 = 11.7 of 12
+    low, high = jackknife_plus(by_fold, residual, np.zeros(12, dtype=np.intp))
+    assert high[0] == pytest.approx(11.7)
+    assert low[0] == pytest.approx(-11.7)
+
+
+def test_a_loss_that_is_never_negative_gets_no_negative_interval():
+    shares = np.stack([np.linspace(0.0, 1.0, 9), np.linspace(1.0, 0.0, 9)], axis=1)
+    losses = np.where(shares[:, :1] == 0, 9.0, 0.05)
+    law = fit_law(table_of(shares, losses))
+    low = law.predict(shares)["0"][1]
+    assert low.min() == 0.0
+    shifted = fit_law(table_of(shares, losses - 1.0)).predict(shares)["0"][1]
+    assert shifted.min() < -1.0
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_every_fit_can_be_asked_about_mixtures_of_its_own(public, name):
+    losses = public.loss_values.T
+    form = FORMS[name]
+    fit = form.fit(public.shares, losses, np.ones_like(losses))
+    own = np.random.default_rng(0).dirichlet(np.ones(3), (3, 5))
+    together = form.predict(fit, own)
+    for f in range(3):
+        assert_allclose(together[f], form.predict(fit, own[f])[f], rtol=1e-9)
+
+
+def test_a_process_given_other_losses_keeps_its_hyper_parameters(public):
+    process = FORMS["gaussian_process"]
+    assert isinstance(process, GaussianProcess)
+    losses = public.loss_values.T[:1]
+    fit = process.fit(public.shares, losses, np.ones_like(losses))
+    same = process.condition(fit, public.shares, np.repeat(losses, 4, axis=0), np.ones((4, 32)))
+    asked = np.random.default_rng(0).dirichlet(np.ones(3), 6)
+    assert_allclose(process.predict(same, asked), np.repeat(process.predict(fit, asked), 4, axis=0), rtol=1e-9)
+    assert_allclose(process.predict(same.take([2]), asked), process.predict(fit, asked), rtol=1e-9)
+
+
 def test_intervals_cover_new_runs_of_a_known_law():
     rng = np.random.default_rng(11)
     covered = []

@@ -170,3 +170,36 @@ def test_arrow_nulls_are_unmeasured_losses(tmp_path):
     values = pa.table({"mix_a": [0.0, 0.5, 1.0], "mix_b": [1.0, 0.5, 0.0], "loss_a": [1.0, None, 2.0]})
     pq.write_table(values, tmp_path / "runs.parquet")
     assert np.isnan(read_runs(tmp_path / "runs.parquet").loss_values[1, 0])
+
+
+def test_a_loss_that_a_filter_leaves_empty_is_left_out_with_a_warning():
+    table = read_runs(DATA / "3mix.csv", "model_size = '410M' AND step = 30000")  # only Github was measured there
+    assert table.losses == ("Github",)
+    assert table.loss_values.shape == (8, 1)
+    assert table.warnings == ("loss_Pile-CC, loss_Books3 has no value in any of these rows: it is left out",)
+
+
+def test_nothing_measured_at_all_is_refused(tmp_path):
+    text = "mix_a,mix_b,loss_a\n" + "".join(f"{a / 4},{1 - a / 4},\n" for a in range(5))
+    assert "loss_a has no value in any row: nothing was measured" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("separator", "decimal", "encoding"),
+    [(",", ".", "utf-8-sig"), (";", ".", "utf-8"), (";", ",", "utf-8-sig"), ("\t", ".", "utf-8")],
+)
+def test_a_csv_of_another_office_reads_the_same(tmp_path, separator, decimal, encoding):
+    other = tmp_path / "other.csv"
+    other.write_text(GOOD.replace(",", separator).replace(".", decimal), encoding=encoding)
+    expected, found = read_runs(write(tmp_path, GOOD)), read_runs(other)
+    assert found.domains == expected.domains
+    assert np.array_equal(found.shares, expected.shares)
+    assert np.array_equal(found.loss_values, expected.loss_values)
+
+
+def test_a_table_of_the_wrong_shape_is_refused_with_the_place(tmp_path):
+    assert "row 3 has 4 cells, the header 5" in refusal(tmp_path, GOOD.replace("c,0.5,0.5,1.6,1.4", "c,0.5,0.5,1.6"))
+    twice = refusal(tmp_path, GOOD.replace("mix_general", "mix_plant"))
+    assert "mix_plant stands more than once" in twice
+    assert "the columns are: run, Mix_plant" in refusal(tmp_path, GOOD.replace("mix_", "Mix_"))
+    assert "percent must be divided by 100" in refusal(tmp_path, GOOD.replace("b,0.25,0.75", "b,25,75"))
