@@ -148,7 +148,7 @@ def _column_warnings(column: ColumnLaw) -> list[str]:
     if np.isfinite(column.noise_floor) and error < 0.5 * column.noise_floor:
         warnings.append(
             f"loss_{column.loss}: the held-out error {error:.4g} is below the noise between replicates "
-            f"{column.noise_floor:.4g}; check that replicates are independent runs"
+            f"{column.noise_floor:.4g}: a replicate went wrong, or a few mixtures are much noisier than the rest"
         )
     return warnings
 
