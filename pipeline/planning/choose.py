@@ -18,7 +18,7 @@ from pipeline.planning.laws import ColumnLaw, Law, bound_hits
 from pipeline.planning.limits import Box, Limits, effective_shares, epochs_of, share_box
 from pipeline.planning.resample import LawSet, resample
 from pipeline.planning.resample import whole as resample_whole
-from pipeline.planning.search import around, cloud, descend_each, minimise_score
+from pipeline.planning.search import around, cloud, descend_each, exchanges, minimise_score
 
 # Refits on bootstrap samples choose ratios that lose a median of 0.004 nats: what is nearer is as good.
 NEAR_OPTIMAL_NATS = 0.005
@@ -93,8 +93,9 @@ def choose_mixture(law: Law, wish: Wish) -> Chosen:
     best = minimise_score(score, points, box)
     points = np.concatenate([points, around(best, box, 1000, rng), best[None]])
     optima = _bootstrap(law, wish, points, box, rng)
-    scores = score(points)
-    near = scores <= scores[-1] + wish.near_optimal_nats
+    nearby = np.concatenate([exchanges(best, box), points])
+    scores = score(nearby)
+    near = nearby[scores <= scores[-1] + wish.near_optimal_nats]
     losses = {name: _at(whole, law.column(name), best) for name in law.losses}
     pair = _curve_losses(law, wish)
     curve_points = _front(whole, points, pair, box) if pair else best[None]
@@ -102,8 +103,8 @@ def choose_mixture(law: Law, wish: Wish) -> Chosen:
     return Chosen(
         shares=best,
         interval=_span(optima, best),
-        region=np.stack([points[near].min(axis=0), points[near].max(axis=0)], axis=1),
-        region_points=points[near][:: max(1, int(near.sum()) // 400)],
+        region=np.stack([near.min(axis=0), near.max(axis=0)], axis=1),
+        region_points=near[:: max(1, len(near) // 400)],
         objective=float(whole.objective(best[None])[0, 0]),
         objective_interval=_objective_interval(wish, losses),
         losses=losses,
@@ -301,12 +302,16 @@ def _binding(
     allowed: dict[str, Array],
 ) -> tuple[str, ...]:
     """What holds the optimum where it is, in words."""
-    lines = []
+    lines, absent = [], []
     for k, domain in enumerate(law.domains):
         if best[k] >= box.high[k] - 1e-3 and box.reasons[k]:
             lines.append(f"{domain} at {best[k]:.4f}: {box.reasons[k]}")
-        elif best[k] <= box.low[k] + 1e-3:
-            lines.append(f"{domain} at {best[k]:.4f}: " + ("least share allowed" if box.low[k] > 0 else "zero"))
+        elif best[k] <= box.low[k] + 1e-3 and box.low[k] > 0:
+            lines.append(f"{domain} at {best[k]:.4f}: least share allowed")
+        elif best[k] <= 1e-3:
+            absent.append(domain)
+    if absent:
+        lines.append(f"{', '.join(absent)} at zero: a share of it would not lower the objective")
     for name, most in allowed.items():
         if losses[name][0] >= float(most[0]) - 1e-3:
             lines.append(f"loss of {name} at {losses[name][0]:.4f}: its constraint allows {float(most[0]):.4f}")

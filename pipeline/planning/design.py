@@ -18,7 +18,7 @@ from manifests.errors import ConfigError
 from pipeline.planning.descent import Array
 from pipeline.planning.limits import Box
 from pipeline.planning.runs import RunsTable
-from pipeline.planning.search import cloud, project
+from pipeline.planning.search import cloud, descend_each, project
 
 _CANDIDATES = 4000
 _SHARE_DECIMALS = 4
@@ -87,27 +87,25 @@ def propose_runs(
 
 def space_filling(box: Box, done_NK: Array, count: int) -> Array:
     """`count` mixtures, each as far as can be (in the root of the shares) from all before it."""
-    candidates = cloud(box, _CANDIDATES, np.random.default_rng(0))
-    return _farthest(candidates, np.ones(len(candidates)), done_NK, count)
-
-
-def _farthest(candidates: Array, worth_Q: Array, done_NK: Array, count: int) -> Array:
-    """Greedy: the candidate whose worth times distance to everything taken is largest."""
-    rounded = np.stack([_round_shares(shares) for shares in candidates])
+    rounded = _rounded(cloud(box, _CANDIDATES, np.random.default_rng(0)))
     roots = np.sqrt(rounded)
     distance = np.full(len(rounded), np.inf)
     for shares in done_NK:
         distance = np.minimum(distance, np.linalg.norm(roots - np.sqrt(shares), axis=1))
     picked = []
     for _ in range(count):
-        best = int(np.argmax(worth_Q * np.minimum(distance, 10.0)))
+        best = int(np.argmax(distance))
         picked.append(rounded[best])
         distance = np.minimum(distance, np.linalg.norm(roots - roots[best], axis=1))
-    return np.array(picked).reshape(count, candidates.shape[1])
+    return np.array(picked).reshape(count, rounded.shape[1])
 
 
 def _uncertain_optima(table: RunsTable, objective: dict[str, float], box: Box, count: int) -> Array:
-    """Optima of laws refitted on disturbed runs, weighted by how much those laws disagree there."""
+    """At most `count` mixtures that lie where refitted laws have their optima and no run is near.
+
+    Greedy: each next one brings the optima of the refitted laws nearest, in sum, to a run done or proposed. Where
+    every optimum has a run already, fewer are proposed.
+    """
     from pipeline.planning.laws import fit_law
     from pipeline.planning.nesting import require_one_setting
     from pipeline.planning.resample import resample
@@ -117,14 +115,33 @@ def _uncertain_optima(table: RunsTable, objective: dict[str, float], box: Box, c
     rng = np.random.default_rng(0)
     candidates = cloud(box, _CANDIDATES, rng)
     laws = resample(law, tuple(objective), _LAWS, rng)
-    total = np.sum([weight * laws.losses(name, candidates) for name, weight in objective.items()], axis=0)
-    # how likely each candidate is as good as a law's optimum, and how much the laws disagree there
-    spread = total.std(axis=0)
-    best = np.argsort(total.mean(axis=0), kind="stable")[: max(10, len(candidates) // 50)]
-    hair = max(float(np.median(spread[best])), 1e-6)
-    near = np.exp(-(total - total.min(axis=1, keepdims=True)) / hair)
-    worth = near.mean(axis=0) * np.minimum(spread, 3.0 * hair)
-    return _farthest(candidates, worth / worth.max(), table.shares, count)
+
+    def score(shares: Array) -> Array:
+        total: Array = np.sum([weight * laws.losses(name, shares) for name, weight in objective.items()], axis=0)
+        return total
+
+    optima = descend_each(candidates[np.argmin(score(candidates), axis=1)], score, box, rng)
+    rounded = _rounded(np.concatenate([optima, candidates]))
+    reach_QB = _root_distances(rounded, optima)
+    distance_B = _root_distances(table.shares, optima).min(axis=0)
+    picked: list[Array] = []
+    for _ in range(count):
+        gain = np.maximum(distance_B[None, :] - reach_QB, 0.0).sum(axis=1)
+        best = int(np.argmax(gain))
+        if gain[best] < 1e-9:
+            break
+        picked.append(rounded[best])
+        distance_B = np.minimum(distance_B, reach_QB[best])
+    return np.array(picked).reshape(len(picked), len(table.domains))
+
+
+def _root_distances(left_QK: Array, right_BK: Array) -> Array:
+    result: Array = np.linalg.norm(np.sqrt(left_QK)[:, None, :] - np.sqrt(right_BK)[None], axis=2)
+    return result
+
+
+def _rounded(points_QK: Array) -> Array:
+    return np.stack([_round_shares(shares) for shares in points_QK])
 
 
 def _round_shares(shares_K: Array) -> Array:

@@ -134,6 +134,7 @@ def _column_out(column: ColumnLaw) -> dict[str, Any]:
         "residual_folds": column.residual_folds.tolist(),
         "residual_widths": column.residual_widths.tolist(),
         "typical_doubt": column.typical_doubt,
+        "doubt_share": column.doubt_share,
         "noise_floor": _number_out(column.noise_floor),
         "coverage": column.coverage,
     }
@@ -160,6 +161,7 @@ def _column_in(values: dict[str, Any], shares: Array) -> ColumnLaw:
         residual_folds=np.array(values["residual_folds"], dtype=np.intp),
         residual_widths=np.array(values["residual_widths"], dtype=float),
         typical_doubt=float(values["typical_doubt"]),
+        doubt_share=float(values["doubt_share"]),
         noise_floor=float("nan") if values["noise_floor"] is None else float(values["noise_floor"]),
         coverage=float(values["coverage"]),
     )

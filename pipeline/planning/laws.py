@@ -17,7 +17,7 @@ from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fi
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted, lowest_loss
 from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, PROCESS, members_of, predict_form
-from pipeline.planning.intervals import jackknife_plus, measured_coverage, tempered
+from pipeline.planning.intervals import doubt_share, jackknife_plus, measured_coverage, tempered
 from pipeline.planning.runs import RunsTable
 
 # A law whose held-out error is not below this share of the mean's is called no better than the mean.
@@ -39,6 +39,7 @@ class ColumnLaw:
     residual_folds: NDArray[np.intp]  # the fold that held each of them out
     residual_widths: Array  # the doubt about each of them, 1 for a typical one
     typical_doubt: float  # of a new loss, nats
+    doubt_share: float  # how far the interval follows the doubt, see intervals.doubt_share
     noise_floor: float  # nan without replicates
     coverage: float  # of the 90 % interval on the runs themselves
 
@@ -46,7 +47,8 @@ class ColumnLaw:
         """Loss and the ends of its 90 % interval, each of shape Q."""
         value = predict_form(self.form, self.whole, self.weights, shares_QK)[0]
         by_fold = predict_form(self.form, self.folds, self.weights, shares_QK)
-        width = tempered(PROCESS.doubt(self.whole[PROCESS.name], shares_QK)[0], self.typical_doubt)
+        doubt = PROCESS.doubt(self.whole[PROCESS.name], shares_QK)[0]
+        width = tempered(doubt, self.typical_doubt, self.doubt_share)
         low, high = jackknife_plus(by_fold, self.residuals / self.residual_widths, self.residual_folds, width)
         if lowest_loss(self.whole[MEAN]) > 0:  # such a loss is never below 0, however little is known of it
             low = np.maximum(low, 0.0)
@@ -98,12 +100,14 @@ def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | No
     weights_CN = (measured_NC * table.weights[:, None]).T
     folded = fit_folds(table.shares, losses_CN, weights_CN, plan)
     floors = noise_floor(table)
-    columns = []
     few = int(table.mixture_groups().max()) + 1 <= 2 * len(table.domains) + 2
-    for c, loss in enumerate(table.losses):
-        judged = measured_NC[:, c] & ~table.derived
-        choice = choose_form(folded, c, losses_CN[c], weights_CN[c], judged, few)
-        columns.append(_column(loss, c, choice, folded, losses_CN[c], judged, float(floors[c])))
+    judged_CN = (measured_NC & ~table.derived[:, None]).T
+    choices = [choose_form(folded, c, losses_CN[c], weights_CN[c], judged, few) for c, judged in enumerate(judged_CN)]
+    held = [_held_out(c, choices[c], folded, losses_CN[c], judged) for c, judged in enumerate(judged_CN)]
+    share = doubt_share([h.residuals for h in held], [h.doubt for h in held], [h.typical for h in held])
+    columns = [
+        _column(loss, c, choices[c], folded, held[c], share, float(floors[c])) for c, loss in enumerate(table.losses)
+    ]
     for column in columns:
         warnings.extend(_column_warnings(column))
     warnings.extend(_few_runs_warning(columns))
@@ -114,13 +118,24 @@ def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | No
     return Law(table.domains, tuple(columns), table, tuple(warnings), nesting)
 
 
-def _column(
-    loss: str, c: int, choice: Choice, folded: Folded, losses_N: Array, judged: NDArray[np.bool_], floor: float
-) -> ColumnLaw:
+@dataclass(frozen=True)
+class _HeldOut:
+    """What the runs of one loss say that a fit has not seen: errors, doubt there, and the typical doubt."""
+
+    residuals: Array
+    folds: NDArray[np.intp]
+    doubt: Array
+    typical: float
+
+
+def _held_out(c: int, choice: Choice, folded: Folded, losses_N: Array, judged: NDArray[np.bool_]) -> _HeldOut:
     residuals = np.abs(choice.held_out - losses_N)[judged]
     doubt = folded.doubt[c, judged]
-    typical = max(float(np.median(doubt)), 1e-12)
-    widths = tempered(doubt, typical)
+    return _HeldOut(residuals, folded.fold_of_run[judged], doubt, max(float(np.median(doubt)), 1e-12))
+
+
+def _column(loss: str, c: int, choice: Choice, folded: Folded, held: _HeldOut, share: float, floor: float) -> ColumnLaw:
+    widths = tempered(held.doubt, held.typical, share)
     return ColumnLaw(
         loss=loss,
         form=choice.form,
@@ -128,12 +143,13 @@ def _column(
         errors=choice.errors,
         whole={name: folded.whole[name].take([c]) for name in FORMS},
         folds={name: folded.folds[name].take(folded.fold_rows(c)) for name in members_of(choice.form)},
-        residuals=residuals,
-        residual_folds=folded.fold_of_run[judged],
+        residuals=held.residuals,
+        residual_folds=held.folds,
         noise_floor=floor,
         residual_widths=widths,
-        typical_doubt=typical,
-        coverage=measured_coverage(residuals / widths),
+        typical_doubt=held.typical,
+        doubt_share=share,
+        coverage=measured_coverage(held.residuals / widths),
     )
 
 

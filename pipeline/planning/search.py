@@ -57,6 +57,20 @@ def around(centre_K: Array, box: Box, num_points: int, rng: np.random.Generator)
     return project(centre_K + steps - steps.mean(axis=1, keepdims=True), box)
 
 
+def exchanges(centre_K: Array, box: Box) -> Array:
+    """Mixtures that differ from one by a single exchange between two domains, of 0.002 to 0.5, within the box."""
+    giver, taker = np.nonzero(~np.eye(len(centre_K), dtype=bool))
+    amounts = np.geomspace(0.002, 0.5, 14)
+    room = np.minimum((centre_K - box.low)[giver], (box.high - centre_K)[taker])
+    pair, amount = np.nonzero(amounts[None, :] <= room[:, None] + 1e-12)
+    moved = np.repeat(centre_K[None], len(pair), axis=0)
+    index = np.arange(len(pair))
+    moved[index, giver[pair]] -= amounts[amount]
+    moved[index, taker[pair]] += amounts[amount]
+    result: Array = np.maximum(moved, 0.0)
+    return result
+
+
 def descend(start_K: Array, score: Score, box: Box, *, first_step: float = 0.1, last_step: float = 2e-4) -> Array:
     """Move share between pairs of domains while that helps, with ever smaller steps."""
     here = start_K.copy()

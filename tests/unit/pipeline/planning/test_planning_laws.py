@@ -11,7 +11,7 @@ from manifests.errors import ConfigError
 from pipeline.planning.crossval import assign_folds, fit_folds
 from pipeline.planning.forms import CANDIDATES, EXPONENTIAL, FORMS, members_of
 from pipeline.planning.gaussian_process import GaussianProcess
-from pipeline.planning.intervals import jackknife_plus, measured_coverage
+from pipeline.planning.intervals import doubt_share, jackknife_plus, measured_coverage, tempered
 from pipeline.planning.law_files import law_to_json, read_law, write_law
 from pipeline.planning.laws import bound_hits, comparison, fit_law
 from pipeline.planning.parametric import ExponentialLaw, PowerLaw, _exponential
@@ -259,6 +259,24 @@ def test_between_two_ranks_an_interval_takes_what_lies_between():
     low, high = jackknife_plus(by_fold, residual, np.zeros(12, dtype=np.intp))
     assert high[0] == pytest.approx(11.7)
     assert low[0] == pytest.approx(-11.7)
+
+
+def test_intervals_follow_the_doubt_as_far_as_the_errors_do():
+    rng = np.random.default_rng(0)
+    doubt = np.exp(rng.normal(size=60))
+    noise = np.abs(rng.normal(size=60))
+    assert doubt_share([doubt * noise], [doubt], [1.0]) > 0.8
+    assert doubt_share([noise], [doubt], [1.0]) < 0.1
+    assert tempered(np.array([2.0]), 1.0, 0.0)[0] == 1.0
+    assert tempered(np.array([2.0]), 1.0, 1.0)[0] == pytest.approx(2.0)
+
+
+def test_errors_behind_the_intervals_do_not_owe_the_form_to_themselves():
+    rng = np.random.default_rng(3)
+    law = fit_law(table_of(rng.dirichlet(np.ones(2), 9), 2.0 + 0.1 * rng.normal(size=(9, 12))))
+    chosen = np.mean([column.errors[column.form] for column in law.columns])
+    honest = np.mean([column.residuals.mean() for column in law.columns])
+    assert honest > 1.02 * chosen  # the smallest of eleven errors of pure noise is small by luck
 
 
 def test_a_loss_that_is_never_negative_gets_no_negative_interval():
