@@ -246,8 +246,9 @@ def _proxies(options: argparse.Namespace) -> int:
     outcome = run_proxies(settings, lambda line: print(line, flush=True), ray_address=address)
     num_new = len(outcome.results) - outcome.num_reused
     print(f"{num_new} runs done, {outcome.num_reused} done before and kept, {len(outcome.failed)} failed")
-    print(f"table: {outcome.table}")
-    if settings.catalogue is not None:
+    if outcome.results:
+        print(f"table: {outcome.table}")
+    if outcome.results and settings.catalogue is not None:
         print(f"catalogue: {settings.catalogue} (plantmix plan fit {settings.catalogue} --out law.json)")
     return 1 if outcome.failed else 0
 

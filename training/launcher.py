@@ -9,6 +9,7 @@ fails; the same command then goes on from the last checkpoint.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from training.config import TrainSettings, identity_values
 from training.loop import train
 
 RAY_FOLDER = "ray"
+_KNOCK_SECONDS = 10.0
 
 
 def train_on_ray(
@@ -80,9 +82,10 @@ def each_result_on_ray(
     """(number of the task, what `work` gave) in the order of completion, each task in a Ray process of its own.
 
     A task takes `compute.num_threads` cores (1 where it is null), and a GPU where the device is one. Paths must be seen
-    by every machine.
+    by every machine. Ray begins a task anew when its process is lost; a task that it gives up on has a RunError for its
+    result, and the others go on.
 
-    Raises: ConfigError where Ray is missing or does not answer; RunError when a process was lost.
+    Raises: ConfigError where Ray is missing or does not answer; RunError when the cluster is lost.
     """
     if not tasks:
         return
@@ -100,12 +103,20 @@ def each_result_on_ray(
         waiting = {remote.remote(work, task, str(Path.cwd())): number for number, task in enumerate(tasks)}
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(ready[0]), ray.get(ready[0])
+            yield waiting.pop(ready[0]), _result_of(ray, ready[0])
     except ray.exceptions.RayError as error:
         raise _own_error(error) from None
     finally:
         if own:
             ray.shutdown()
+
+
+def _result_of(ray: Any, reference: Any) -> Any:
+    """What a task gave, or what became of it: its process was lost (memory, machine), or it raised."""
+    try:
+        return ray.get(reference)
+    except (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        return _own_error(error)
 
 
 def _call_in_folder(work: Callable[[dict[str, Any]], Any], task: dict[str, Any], folder: str) -> Any:
@@ -126,12 +137,24 @@ def _start_ray(ray: Any, address: str | None, num_workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is not None:
         try:
+            _knock(address)
             ray.init(address=address, logging_level="warning")
-        except ConnectionError as error:
+        except OSError as error:
             raise ConfigError(f"--ray-address {address}: no Ray cluster answers there: {error}") from None
         return
     num_cpus = max(os.cpu_count() or 1, num_workers)
     ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
+
+
+def _knock(address: str) -> None:
+    """Open the port of an address and close it again: Ray itself asks a dead one for many minutes.
+
+    Raises: OSError when nothing listens there.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS):
+            pass
 
 
 def _on_gpu(ray: Any, settings: TrainSettings) -> bool:

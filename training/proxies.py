@@ -10,7 +10,9 @@ does not fit the release; one failed run does not stop the others (exit code 1 a
 from __future__ import annotations
 
 import json
+import math
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
@@ -28,6 +30,7 @@ from training.proxy_pool import each_result
 from training.shards import SamplePool, open_pool
 
 RESULT_FILE = "proxy.json"
+CONSOLE_FILE = "console.log"  # what a run says while it trains
 TABLE_FILE = "runs.csv"
 DECODED_FOLDER = "decoded"
 _MIN_HELDOUT = 2  # pairs of a domain without which it has no contrastive loss
@@ -87,15 +90,23 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
 def run_one(task: dict[str, Any]) -> dict[str, Any] | PlantMixError:
     """One run in its process: train (or go on), measure, write proxy.json.
 
-    An error of ours comes back as a value, so that it keeps its class and its words on the way between processes.
+    An error comes back as a value, so that it keeps its class and its words on the way between processes; of one that
+    is not ours (memory of a device, say) the traceback is in the run's console.log.
     """
+    folder = Path(task["settings"]["output_dir"])
+    make_folder(str(folder))
+    console = folder / CONSOLE_FILE
     try:
-        return _run_one(task)
+        return _run_one(task, console)
     except PlantMixError as error:
         return error
+    except Exception as error:  # one failed run does not stop the others
+        with console.open("a", encoding="utf-8") as stream:
+            traceback.print_exc(file=stream)
+        return RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; more in {console}")
 
 
-def _run_one(task: dict[str, Any]) -> dict[str, Any]:
+def _run_one(task: dict[str, Any], console: Path) -> dict[str, Any]:
     import torch
 
     from training.evaluate import domain_losses, load_run_model
@@ -104,16 +115,20 @@ def _run_one(task: dict[str, Any]) -> dict[str, Any]:
     settings = TrainSettings.model_validate(task["settings"])
     run = ProxyRun.model_validate(task["run"])
     folder = Path(settings.output_dir)
-    make_folder(str(folder))
     releases = data.open_releases(settings.release)
     pool = open_pool(releases, settings.data.split)
     if task["decoded"] is not None:
         pool = open_decoded(pool, Path(task["decoded"]))
-    with (folder / "console.log").open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+    with console.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
         summary, _ = train(settings, pool=pool)
         device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
         model = load_run_model(settings, checkpoint.newest_weights(folder)).to(device)
         figures = domain_losses(model, open_pool(releases, str(settings.eval.split)), settings, device)
+    if wild := [name for name, figure in figures.items() if not math.isfinite(figure["value"])]:
+        raise RunError(
+            f"the validation loss of {', '.join(wild)} is not finite after the last step: nothing goes into the table; "
+            "lower optimiser.lr, or set optimiser.clip_norm"
+        )
     result = {
         "run": run.run,
         "seed": settings.seed,

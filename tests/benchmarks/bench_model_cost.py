@@ -1,10 +1,10 @@
 """What the second-order branches cost: presets `released` and `dalip` beside plain open_clip, in one run on the CPU.
 
-A step is forward, loss and backward on the same batch, the presets in turns; the ratio is the median of the ratios
-within each turn. One thread and CPU seconds by default, so that other work on the machine counts little. AdamW and
-peak memory are measured in a process of its own for each preset.
+A step is forward, loss, backward and AdamW on the same batch. The presets take turns, each turn beginning with another
+one; a ratio is the median over turns of the ratio within a turn, with the 95 % interval of that median from drawing the
+turns anew. Wall-clock time, so the machine has to be idle. Peak memory is that of a process of its own for each preset.
 
-    python tests/benchmarks/bench_model_cost.py [--out tests/benchmarks/results/model_cost.md]
+    python tests/benchmarks/bench_model_cost.py [--cases ViT-B-32:8,ViT-B-16:4] [--turns 40]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 
@@ -52,31 +53,21 @@ class Runner:
         self.images = torch.randn(batch, 3, 224, 224)
         self.tokens = open_clip.tokenize([CAPTIONS[index % 2] for index in range(batch)])
         self.loss = open_clip.ClipLoss()
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
 
-    def step(self) -> float:
-        """CPU seconds of forward, loss and backward."""
-        start = time.process_time()
+    def step(self) -> tuple[float, float]:
+        """Seconds of forward, loss and backward, and of the update."""
+        self.optimiser.zero_grad(set_to_none=True)
+        start = time.perf_counter()
         output = self.model(self.images, self.tokens)
         if self.plain:
             loss = self.loss(output["image_features"], output["text_features"], output["logit_scale"])
         else:
             loss = contrastive_loss(output, LossSettings())["loss"]
         loss.backward()
-        seconds = time.process_time() - start
-        self.model.zero_grad(set_to_none=False)
-        return seconds
-
-
-def with_optimizer(runner: Runner) -> tuple[float, int]:
-    """CPU seconds of one AdamW update, and the peak memory of the process in MiB."""
-    optimizer = torch.optim.AdamW(runner.model.parameters(), lr=1e-5, fused=True)
-    seconds = []
-    for _ in range(2):
-        runner.step()
-        start = time.process_time()
-        optimizer.step()
-        seconds.append(time.process_time() - start)
-    return min(seconds), own_peak_mib()
+        middle = time.perf_counter()
+        self.optimiser.step()
+        return middle - start, time.perf_counter() - middle
 
 
 def own_peak_mib() -> int:
@@ -85,32 +76,38 @@ def own_peak_mib() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
-def in_own_process(name: str, architecture: str, batch: int, threads: int) -> tuple[float, int]:
+def peak_mib(name: str, architecture: str, batch: int, threads: int) -> int:
+    """Of two steps in a process of its own."""
     what = json.dumps([name, architecture, batch])
-    command = [sys.executable, __file__, "--threads", str(threads), "--optimizer-of", what]
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, mib = finished.stdout.split()[-2:]
-    return float(seconds), int(mib)
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak-of", what]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def measure(architecture: str, batch: int, names: list[str], repeats: int, threads: int) -> list[str]:
+def median_interval(values: list[float], rounds: int = 4000) -> tuple[float, float, float]:
+    """Median and its 95 % interval, by drawing the values anew with replacement."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, (rounds, len(values))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return statistics.median(values), float(low), float(high)
+
+
+def measure(architecture: str, batch: int, names: list[str], num_turns: int, threads: int) -> list[str]:
     runners = {name: Runner(name, architecture, batch) for name in names}
-    turns: list[dict[str, float]] = []
-    for turn in range(repeats + 1):
-        seconds = {name: runner.step() for name, runner in runners.items()}
-        print({name: round(value, 2) for name, value in seconds.items()}, file=sys.stderr, flush=True)
-        if turn:
+    turns: list[dict[str, tuple[float, float]]] = []
+    for turn in range(-2, num_turns):
+        first = turn % len(names)
+        seconds = {name: runners[name].step() for name in names[first:] + names[:first]}
+        if turn >= 0:
             turns.append(seconds)
     sizes = {name: runner.num_parameters for name, runner in runners.items()}
     runners.clear()
     lines = []
     for name in names:
-        work = statistics.median(turn[name] for turn in turns)
-        ratios = sorted(turn[name] / turn[names[0]] for turn in turns)
-        update, memory = in_own_process(name, architecture, batch, threads)
+        work, update = (1e3 * statistics.median(turn[name][part] for turn in turns) for part in (0, 1))
+        ratio, low, high = median_interval([sum(turn[name]) / sum(turn[names[0]]) for turn in turns])
         lines.append(
-            f"| {architecture} | {batch} | {name} | {sizes[name]:,} | {work:.2f} "
-            f"| {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}) | {update:.3f} | {memory:,} |"
+            f"| {architecture} | {batch} | {name} | {sizes[name]:,} | {work:.0f} | {update:.0f} "
+            f"| {ratio:.3f} ({low:.3f} to {high:.3f}) | {peak_mib(name, architecture, batch, threads):,} |"
         )
         print(lines[-1], flush=True)
     return lines
@@ -119,31 +116,35 @@ def measure(architecture: str, batch: int, names: list[str], repeats: int, threa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cases", default="ViT-B-32:16,ViT-B-16:8", help="architecture:batch, comma between")
+    parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--cases", default="ViT-B-32:8,ViT-B-16:4", help="architecture:batch, comma between")
     parser.add_argument("--presets", default="open_clip;released;dalip", help="semicolon between")
-    parser.add_argument("--optimizer-of", help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.optimizer_of:
-        print(*with_optimizer(Runner(*json.loads(arguments.optimizer_of))))
+    if arguments.peak_of:
+        runner = Runner(*json.loads(arguments.peak_of))
+        runner.step()
+        runner.step()
+        print(own_peak_mib())
         return
-    options = f" --cases {arguments.cases} --presets '{arguments.presets}' --repeats {arguments.repeats}"
+    options = f" --cases {arguments.cases} --presets '{arguments.presets}' --turns {arguments.turns}"
     lines = [
         "# Cost of the second-order branches",
         "",
-        f"{date.today()}, torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}, float32, "
-        f"median of {arguments.repeats} turns, CPU seconds. Ratios are over the first row, within a turn.",
+        f"{date.today()}, torch {torch.__version__}, {arguments.threads} thread(s), {platform.machine()}, float32, "
+        f"{arguments.turns} turns, wall clock, medians. Ratios of whole steps over the first row, within a turn.",
         f"Command: `python tests/benchmarks/bench_model_cost.py{options} --threads {arguments.threads}`.",
         "",
-        "| architecture | batch | preset | parameters | forward + backward s | ratio (range) | AdamW s | peak MiB |",
+        "| architecture | batch | preset | parameters | forward + backward ms | AdamW ms | step over open_clip (95 %) "
+        "| peak MiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in arguments.cases.split(","):
         architecture, batch = case.split(":")
         names = arguments.presets.split(";")
-        lines += measure(architecture, int(batch), names, arguments.repeats, arguments.threads)
+        lines += measure(architecture, int(batch), names, arguments.turns, arguments.threads)
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

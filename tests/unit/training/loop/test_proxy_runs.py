@@ -175,6 +175,38 @@ def test_a_failed_run_does_not_stop_the_others(values: dict[str, Any], capsys: p
     assert "1 failed" in out
 
 
+def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[str, Any], tmp_path: Path) -> None:
+    """One step at an absurd rate: its loss is fine, the weights after it are not."""
+    values["optimiser"] = {"lr": 1e30, "clip_norm": None}
+    values["runs"] = [{"run": "wild", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 12}]
+    values["schedule"]["warmup_steps"] = 0
+    outcome = run_proxies(_settings(values), lambda line: None)
+    assert outcome.failed.keys() == {"wild"}
+    assert "the validation loss of all, general, plant is not finite" in outcome.failed["wild"]
+    assert not outcome.table.exists()
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import loop
+
+    whole = loop.run_steps
+
+    def run_steps(trainer: Any, *others: Any) -> None:
+        if trainer.settings.seed == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        whole(trainer, *others)
+
+    monkeypatch.setattr(loop, "run_steps", run_steps)
+    outcome = run_proxies(_settings(values), lambda line: None)
+    assert len(outcome.results) == 3
+    console = Path(values["output_dir"]) / "runs/proxy-04/console.log"
+    assert outcome.failed == {"proxy-04": f"OutOfMemoryError: CUDA out of memory; more in {console}"}
+    assert "Traceback" in console.read_text()
+
+
 def test_recording_waits_for_a_catalogue_that_a_build_holds(values: dict[str, Any], tmp_path: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "design.csv").write_text("".join(DESIGN.splitlines(keepends=True)[:2]))

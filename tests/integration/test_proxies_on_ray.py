@@ -1,0 +1,142 @@
+"""`dalip proxies --launcher ray` for real: the table of inline runs, also after a kill; what a lost process costs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from manifests.errors import ConfigError, RunError
+from manifests.reader import read_proxy_runs
+from training.config import TrainSettings
+from training.launcher import each_result_on_ray
+from training.proxies import run_proxies
+from training.proxy_list import ProxySettings
+
+LOOP_TESTS = Path(__file__).parents[1] / "unit" / "training" / "loop"
+RUNS = [
+    {"run": "even", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 720},
+    {"run": "plants", "mixture": {"plant": 1.0, "general": 0.0}, "samples_seen": 48, "seed": 1},
+]
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dalip_{name}", LOOP_TESTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    writer, fixtures = _load("release_writer"), _load("conftest")
+    samples = writer.drawn_samples(83, 25, size_px=40)
+    writer.write_release(tmp_path / "toy-0001", samples, shard_size=15, stratified=True)
+    architecture = tmp_path / "dalip-proxies-test.json"
+    architecture.write_text(json.dumps(fixtures.TINY_ARCHITECTURE))
+    return {
+        "release": str(tmp_path / "toy-0001"),
+        "output_dir": str(tmp_path / "study"),
+        "catalogue": str(tmp_path / "work"),
+        "runs": RUNS,
+        "model": {"architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}},
+        "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16},
+        "schedule": {"steps": 1},
+        "compute": {"device": "cpu", "num_threads": 1},
+        "checkpoint": {"every_steps": 4},
+        "eval": {"batch_size": 8, "bootstrap_rounds": 100},
+    }
+
+
+def _start(values: dict[str, Any], tmp_path: Path, *options: str) -> subprocess.Popen[str]:
+    config = tmp_path / "proxies.yaml"
+    config.write_text(yaml.safe_dump(values))
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "proxies", str(config), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err[-3000:]
+    return out
+
+
+@pytest.mark.slow
+def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(values: dict[str, Any], tmp_path: Path) -> None:
+    """SIGKILL to the command in the middle of a run; what goes on ends with the losses of runs never disturbed."""
+    process = _start(values, tmp_path, "--launcher", "ray")
+    checkpoints = tmp_path / "study/runs/even/checkpoints"
+    deadline = time.monotonic() + 200
+    while not any(checkpoints.glob("step-*.pt")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=100)
+    assert not (tmp_path / "study/runs/even/proxy.json").exists(), "it ended before it could be killed"
+    out = _finish(_start(values, tmp_path, "--launcher", "ray"))
+    assert "0 failed" in out
+    assert '"event": "resume"' in (tmp_path / "study/runs/even/log.jsonl").read_text()
+    on_ray = (tmp_path / "study/runs.csv").read_text()
+    assert len(read_proxy_runs(str(tmp_path / "work"))) == len(RUNS)
+    inline = values | {"output_dir": str(tmp_path / "inline"), "catalogue": None}
+    run_proxies(ProxySettings.model_validate(inline), lambda line: None)
+    assert (tmp_path / "inline/runs.csv").read_text() == on_ray
+
+
+def _work(task: dict[str, Any]) -> str:
+    """What the processes do; this module goes to them by value."""
+    if task["way"] == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task["way"] == "raises":
+        raise ValueError("not foreseen")
+    return str(task["way"])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_or_raises_costs_its_own_task_alone(values: dict[str, Any]) -> None:
+    import ray
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    try:
+        settings = TrainSettings.model_validate(
+            {name: value for name, value in values.items() if name not in ("runs", "catalogue")}
+        )
+        tasks = [{"way": way} for way in ("dies", "raises", "works", "works")]
+        results = dict(each_result_on_ray(_work, tasks, settings, None))
+    finally:
+        ray.shutdown()
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert [results[2], results[3]] == ["works", "works"]
+    assert isinstance(results[0], RunError)
+    assert "died" in str(results[0])
+    assert isinstance(results[1], RunError)
+    assert "not foreseen" in str(results[1])
+
+
+def test_an_address_where_nothing_listens_is_said_at_once(values: dict[str, Any], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = _start(values | {"decode_once": False}, tmp_path, "--launcher", "ray", "--ray-address", address)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == ConfigError.exit_code
+    assert err.strip().splitlines()[-1].startswith(f"dalip: error: --ray-address {address}: no Ray cluster answers")
+    assert "Traceback" not in err
