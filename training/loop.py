@@ -129,8 +129,10 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
             [losses[name] for name in names] + [float(not finite), float(stop.is_set())], trainer.ranks
         )
         if broken > 0:
-            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder)
+            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "loss")
         grad_norm = update_weights(trainer)
+        if not (math.isfinite(grad_norm) or trainer.scaler.is_enabled()):  # fp16 leaves such a step out
+            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "gradient")
         progress.step += 1
         progress.seconds += time.perf_counter() - started
         progress.wait_seconds += waited
@@ -265,14 +267,23 @@ def _note_corrupt(trainer: Trainer, chunk: list[data.Batch], progress: Progress,
 
 
 def _stop_not_finite(
-    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path
+    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path, what: str
 ) -> None:
+    """Name the batch and end the run; what was saved before is whole.
+
+    Raises: RunError, always.
+    """
     rows = [row for batch in chunk for row in batch.rows.tolist()]
-    report = {"step": step, "losses": {k: str(v) for k, v in losses.items()}, "samples": trainer.pool.names(rows)}
+    report = {
+        "step": step,
+        "not_finite": what,
+        "losses": {k: str(v) for k, v in losses.items()},
+        "samples": trainer.pool.names(rows),
+    }
     path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
     publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
     raise RunError(
-        f"the loss of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
+        f"the {what} of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
         "is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
     )
 
@@ -281,6 +292,7 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
     lr = trainer.settings.optimiser.lr * lr_ratio_at(progress.step - 1, trainer.num_steps, trainer.settings.schedule)
     seen = progress.step * trainer.settings.data.batch_size
     speed = seen / max(progress.seconds, 1e-9)
+    num_devices = trainer.ranks.world_size
     wait = progress.wait_seconds / max(progress.seconds, 1e-9)
     log.event(
         "step",
@@ -292,12 +304,14 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
         logit_scale=float(trainer.model.clip.logit_scale.detach().exp()),
         grad_norm=grad_norm if math.isfinite(grad_norm) else None,  # fp16 skips such a step
         samples_per_second=round(speed, 2),
+        samples_per_second_per_device=round(speed / num_devices, 2),
         data_wait_share=round(wait, 4),
     )
+    each = f" ({speed / num_devices:.0f} a device)" if num_devices > 1 else ""
     left = (trainer.num_steps - progress.step) * progress.seconds / progress.step
     log.progress(
         f"step {progress.step}/{trainer.num_steps}  epoch {seen / trainer.order.epoch_size:.2f}  "
-        f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s  data wait {wait:.0%}  "
+        f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s{each}  data wait {wait:.0%}  "
         f"ETA {format_duration(left)}",
         always=progress.step == trainer.num_steps,
     )

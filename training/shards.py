@@ -246,7 +246,8 @@ def _groups(
         if mixture is None:
             groups[number] = [("all", 1.0, own)]
             continue
-        members = [(name, weight, own[codes[own] == names.index(name)]) for name, weight in mixture.items()]
+        # By name: the order in which a config happens to list its domains must not change what is drawn.
+        members = [(name, weight, own[codes[own] == names.index(name)]) for name, weight in sorted(mixture.items())]
         groups[number] = [member for member in members if len(member[2]) and member[1] > 0]
     return groups
 

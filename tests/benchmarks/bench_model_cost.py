@@ -4,7 +4,7 @@ A step is forward, loss, backward and AdamW on the same batch. The presets take 
 one; a ratio is the median over turns of the ratio within a turn, with the 95 % interval of that median from drawing the
 turns anew. Wall-clock time, so the machine has to be idle. Peak memory is that of a process of its own for each preset.
 
-    python tests/benchmarks/bench_model_cost.py [--cases ViT-B-32:8,ViT-B-16:4] [--turns 40]
+    python tests/benchmarks/bench_model_cost.py [--cases ViT-B-32:4,ViT-B-16:2] [--turns 30]
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def measure(architecture: str, batch: int, names: list[str], num_turns: int, thr
     for turn in range(-2, num_turns):
         first = turn % len(names)
         seconds = {name: runners[name].step() for name in names[first:] + names[:first]}
+        print({name: round(sum(parts), 3) for name, parts in seconds.items()}, file=sys.stderr, flush=True)
         if turn >= 0:
             turns.append(seconds)
     sizes = {name: runner.num_parameters for name, runner in runners.items()}
@@ -116,8 +117,8 @@ def measure(architecture: str, batch: int, names: list[str], num_turns: int, thr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=40)
-    parser.add_argument("--cases", default="ViT-B-32:8,ViT-B-16:4", help="architecture:batch, comma between")
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--cases", default="ViT-B-32:4,ViT-B-16:2", help="architecture:batch, comma between")
     parser.add_argument("--presets", default="open_clip;released;dalip", help="semicolon between")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)

@@ -178,6 +178,14 @@ def test_a_stratified_mixture_is_the_same_for_any_workers_and_ranks(stratified_r
         assert halves == whole.rows.tolist()
 
 
+def test_the_order_in_which_a_mixture_names_its_domains_draws_the_same(stratified_release: Path) -> None:
+    """A resume takes two such configs for one: they have to be."""
+    pool = _pool(stratified_release)
+    one, two = ({"plant": 0.5, "general": 0.5}, {"general": 0.5, "plant": 0.5})
+    drawn = [torch.cat([batch.rows for batch in _batches(pool, mixture=mixture)]) for mixture in (one, two)]
+    assert torch.equal(*drawn)
+
+
 def test_a_pool_cut_in_proportion_repeats_as_the_long_run_does(stratified_release: Path) -> None:
     """The cut follows from the ids alone, smaller cuts lie in larger ones, and what is left is repeated evenly."""
     pool = _pool(stratified_release)

@@ -204,6 +204,27 @@ def test_a_loss_that_is_not_finite_names_its_batch(config: dict[str, Any], monke
     assert report["losses"]["loss"] == "nan"
 
 
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_stops_its_own_step(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clip_norm: float | None
+) -> None:
+    """Its batch is named, not the next one's, and no checkpoint is written with what it made of the weights."""
+    gradients = loop.compute_gradients
+
+    def spoiled(trainer: Any, chunk: Any) -> dict[str, float]:
+        losses = gradients(trainer, chunk)
+        if trainer.optimiser.param_groups[0]["lr"] == 0.002:
+            next(trainer.model.parameters()).grad.view(-1)[0] = math.inf
+        return losses
+
+    monkeypatch.setattr(loop, "compute_gradients", spoiled)
+    with pytest.raises(RunError, match=r"gradient of step 2 is not finite; its 12 samples are listed in"):
+        _run(config, optimiser={"lr": 0.002, "clip_norm": clip_norm}, checkpoint={"every_steps": 1})
+    folder = Path(config["output_dir"])
+    assert json.loads((folder / "not-finite-step-00000002-rank-0.json").read_text())["not_finite"] == "gradient"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001.pt"]
+
+
 def test_a_huge_learning_rate_stops_the_run_for_real(config: dict[str, Any]) -> None:
     with pytest.raises(RunError, match="is not finite"):
         _run(config, optimiser={"lr": 1e30, "clip_norm": None}, loss={"logit_scale_max": None}, schedule={"steps": 20})
