@@ -333,6 +333,8 @@ def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
 
 def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, log: RunLog) -> None:
     pool, settings = trainer.pool, trainer.settings
+    started_from = settings.model.pretrained if state.kind == "new" else None
+    new = list(trainer.model.new_parameters) if started_from is not None else None
     log.event(
         "start" if state.kind == "new" else "resume",
         step=progress.step,
@@ -342,6 +344,7 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         device=str(trainer.ranks.device),
         parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
         changed=list(state.changed),
+        **({"pretrained": started_from, "new_parameters": new} if new is not None else {}),
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     where = f"{trainer.ranks.world_size} x {trainer.ranks.device.type}"
@@ -349,6 +352,8 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         f"{settings.model.preset}: {parameters:,} parameters on {where}, "
         f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
+    if new is not None:
+        log.say(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
     if state.kind == "resume":
         log.say(f"going on after step {progress.step} from {state.checkpoint}")
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from training.cli import main
+from training.log import read_log
 
 
 def _write(tmp_path: Path, values: dict[str, Any]) -> str:
@@ -177,6 +178,31 @@ def test_train_eval_and_export(
     open_clip.create_model_and_transforms(architecture.stem, pretrained=str(target))
     assert main(["export", config["output_dir"], str(tmp_path / "hf"), "--format", "huggingface"]) == 0
     assert (tmp_path / "hf" / "open_clip_config.json").exists()
+
+
+def test_a_start_from_weights_says_what_is_new(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain CLIP as an open_clip file, then as a folder, under a new branch; all of a model under itself: nothing."""
+    config["schedule"] = {"steps": 1}
+    branch = config["model"].pop("second_order")
+    clip, dalip = ({"model": config["model"] | {"preset": preset}} for preset in ("clip", "dalip"))
+    first = config | clip | {"output_dir": str(tmp_path / "clip")}
+    assert main(["train", _write(tmp_path, first)]) == 0
+    assert "weights from" not in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "clip"), str(tmp_path / "clip.pt")]) == 0
+    assert main(["export", str(tmp_path / "clip"), str(tmp_path / "clip-hf"), "--format", "huggingface"]) == 0
+    dalip["model"]["second_order"] = branch
+    for source, is_new in ((tmp_path / "clip.pt", True), (tmp_path / "clip-hf", True),
+                           (tmp_path / "from-clip.pt/model.pt", False)):  # fmt: skip
+        folder = tmp_path / f"from-{source.name}"
+        values = config | {"model": dalip["model"] | {"pretrained": str(source)}, "output_dir": str(folder)}
+        assert main(["train", _write(tmp_path, values)]) == 0
+        new = read_log(folder / "log.jsonl", "start")[0]["new_parameters"]
+        assert ({name.partition(".")[0] for name in new} == {"image_branch", "text_branch"}) is is_new
+        assert len(new) == (16 if is_new else 0)
+        listed = f"weights from {source}; new, {len(new)} tensors: {', '.join(new) or 'none'}"
+        assert listed in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
