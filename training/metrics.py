@@ -164,11 +164,12 @@ def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int,
 
 
 def mean_figure(figures: Sequence[Figure]) -> Figure:
-    """The mean of figures of different evaluation sets, its interval from theirs as if independent."""
+    """The mean of shares on different evaluation sets, its interval from theirs as if independent, within 0 to 1."""
     value = sum(figure["value"] for figure in figures) / len(figures)
     spread = math.sqrt(sum(((figure["high"] - figure["low"]) / 2) ** 2 for figure in figures)) / len(figures)
     chance = sum(figure["chance"] for figure in figures) / len(figures)
-    return {"value": value, "low": value - spread, "high": value + spread, "chance": chance, "sets": len(figures)}
+    low, high = max(0.0, value - spread), min(1.0, value + spread)
+    return {"value": value, "low": low, "high": high, "chance": chance, "sets": len(figures)}
 
 
 def chance_to_hit(total: int, wanted: int, drawn: int) -> float:

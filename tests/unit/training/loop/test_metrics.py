@@ -117,3 +117,14 @@ def test_pair_losses_are_the_mean_contrastive_loss() -> None:
     assert len(metrics.pair_losses(images @ texts.t(), 10.0, 64)) == 20
     flat = metrics.loss_figure(metrics.pair_losses(torch.ones(8, 8), 10.0, 4).numpy(), 4, 100)
     assert flat["value"] == pytest.approx(flat["chance"]) == pytest.approx(math.log(4))
+
+
+def test_a_mean_of_sets_has_an_interval_of_shares() -> None:
+    """Half the widths in quadrature, over the number of sets; a share is neither below 0 nor above 1."""
+    one, two = metrics.share_figure(40, 100, 0.1), metrics.share_figure(60, 100, 0.1)
+    mean = metrics.mean_figure([one, two])
+    half = (one["high"] - one["low"]) / 2
+    assert mean["value"] == pytest.approx(0.5)
+    assert mean["high"] - mean["value"] == pytest.approx(half / 2**0.5)
+    assert metrics.mean_figure([metrics.share_figure(0, 5, 0.1)])["low"] == 0.0
+    assert metrics.mean_figure([metrics.share_figure(5, 5, 0.1)])["high"] == 1.0
