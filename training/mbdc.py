@@ -5,8 +5,8 @@ that describes how the channels of those tokens co-vary. Reads and writes nothin
 (they are in `training.branch`); moves nothing between devices. The distance step runs in float32, or in
 float64 when given float64, whatever autocast says: in bfloat16 its error is 0.016 at a scale of 1.1.
 
-Shape letters: `B` batch, `M` tokens, `H` heads, `E` channels a head, `R` reduced channels a head,
-`T` = R (R + 1) / 2 entries of an upper triangle.
+Shape letters: `B` batch, `M` tokens, `H` heads, `E` channels a head, `R` reduced channels a head, `P` those with room
+up to a multiple of 8, `T` = R (R + 1) / 2 entries of an upper triangle.
 
 Source: Wu et al., "Distribution Alignment-based Language-Image Pre-Training for Domain-Specific Data",
 ICCV 2025, arXiv 2504.01386; steps numbered as the released code takes them (0 to 8).
@@ -134,19 +134,23 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tokens_BMHR: Tensor, factor: Tensor | None, half_share: Tensor, rectified: bool) -> Tensor:
-        x_BHMR = tokens_BMHR.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        batch, tokens, heads, width = tokens_BMHR.shape
+        # With channels of zeros up to a multiple of 8: products 48 wide take 0.28 ms where 46 take 0.38 (32 of them).
+        x_BHMP = tokens_BMHR.new_empty(batch, heads, tokens, width + -width % 8)
+        x_BHMP[..., width:] = 0
+        x_BHMR = x_BHMP[..., :width]
+        x_BHMR.copy_(tokens_BMHR.transpose(1, 2))
         if rectified:
-            x_BHMR.relu_()
+            x_BHMP.relu_()
         if factor is not None:
             x_BHMR.mul_(factor.transpose(1, 2))
-        gram_BHRR = x_BHMR.transpose(-1, -2) @ x_BHMR
+        gram_BHRR = (x_BHMP.transpose(-1, -2) @ x_BHMP)[..., :width, :width]
         square_BHR = gram_BHRR.diagonal(dim1=-2, dim2=-1)
         distance_BHRR = square_BHR.unsqueeze(-1) + square_BHR.unsqueeze(-2)
         distance_BHRR.sub_(gram_BHRR, alpha=2).clamp_min_(0).mul_(half_share).add_(DISTANCE_EPS).sqrt_()
-        ctx.save_for_backward(x_BHMR, factor, half_share, distance_BHRR)
+        ctx.save_for_backward(x_BHMP, factor, half_share, distance_BHRR)
         ctx.rectified = rectified
         row_T, column_T = _triangle_indices(x_BHMR)
-        batch, heads, width = square_BHR.shape
         vector_NT = distance_BHRR.view(batch * heads, -1).index_select(1, row_T * width + column_T)
         shift_NR = _centring_shift(distance_BHRR).view(batch * heads, width)
         vector_NT.sub_(shift_NR.index_select(1, row_T)).sub_(shift_NR.index_select(1, column_T))
@@ -154,12 +158,12 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        x_BHMR, factor, half_share, distance_BHRR = ctx.saved_tensors
-        batch, heads, _, width = x_BHMR.shape
-        with without_autocast(x_BHMR):
+        x_BHMP, factor, half_share, distance_BHRR = ctx.saved_tensors
+        batch, heads, _, width = distance_BHRR.shape
+        with without_autocast(x_BHMP):
             # The gradient of the triangle and of its mirror image, on the diagonal twice, centred.
             grad_NT = grads[0].reshape(batch * heads, -1)
-            pull_BHRR = grad_NT.index_select(1, _mirror_indices(x_BHMR)).view(batch, heads, width, width)
+            pull_BHRR = grad_NT.index_select(1, _mirror_indices(distance_BHRR)).view(batch, heads, width, width)
             pull_BHRR.diagonal(dim1=-2, dim2=-1).mul_(2)
             shift_BHR = _centring_shift(pull_BHRR)
             pull_BHRR.sub_(shift_BHR.unsqueeze(-1)).sub_(shift_BHR.unsqueeze(-2))
@@ -167,11 +171,13 @@ class _Distance(torch.autograd.Function):
             # clamp held, the two channels are equal and this is 0 by itself.
             laplacian_BHRR = pull_BHRR.div_(distance_BHRR).mul_(-half_share)
             laplacian_BHRR.diagonal(dim1=-2, dim2=-1).sub_(laplacian_BHRR.sum(dim=-1))
-            grad_BHMR = x_BHMR @ laplacian_BHRR
+            room = -width % 8
+            grad_BHMP = x_BHMP @ functional.pad(laplacian_BHRR, (0, room, 0, room))
+            if ctx.rectified:  # what ReLU's own backward calls: one pass, in place, where a mask takes three
+                torch.ops.aten.threshold_backward.grad_input(grad_BHMP, x_BHMP, 0, grad_input=grad_BHMP)
+            grad_BHMR = grad_BHMP[..., :width]
             if factor is not None:
                 grad_BHMR.mul_(factor.transpose(1, 2))
-            if ctx.rectified:  # what ReLU's own backward calls: one pass, in place, where a mask takes three
-                torch.ops.aten.threshold_backward.grad_input(grad_BHMR, x_BHMR, 0, grad_input=grad_BHMR)
             return grad_BHMR.transpose(1, 2).contiguous(), None, None, None
 
 

@@ -131,7 +131,7 @@ def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any]
 def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path) -> None:
     """SIGKILL to the command: its processes end with it, finished runs stay, the one at work goes on, bit for bit."""
     values["num_processes"], values["checkpoint"] = 2, {"every_steps": 2}
-    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",960,").splitlines(keepends=True)[:3]))
+    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",600,").splitlines(keepends=True)[:3]))
     command = [sys.executable, "-m", "training.cli", "proxies", _config_file(values, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "study/runs/proxy-01/checkpoints"
@@ -141,11 +141,12 @@ def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path)
     process.wait()
     _wait(lambda: not any(Path(f"/proc/{child}/stat").exists() for child in children))
     assert not (tmp_path / "study/runs/proxy-01/proxy.json").exists()
+    values["num_processes"] = 1
     assert main(["proxies", _config_file(values, tmp_path)]) == 0
     resumed = json.loads((tmp_path / "study/runs/proxy-01/proxy.json").read_text())
     log = (tmp_path / "study/runs/proxy-01/log.jsonl").read_text()
     assert '"event": "resume"' in log
-    values["output_dir"], values["num_processes"] = str(tmp_path / "whole"), 1
+    values["output_dir"] = str(tmp_path / "whole")
     run_proxies(_settings(values), lambda line: None)
     whole = json.loads((tmp_path / "whole/runs/proxy-01/proxy.json").read_text())
     assert resumed["losses"] == whole["losses"]

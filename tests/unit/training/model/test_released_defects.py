@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import open_clip
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from training.branch import BranchShape, SecondOrderBranch
+from training.cli import main
+from training.config import read_train_settings
 from training.model import DalipModel, ModelSettings, build_model
 
 PRESETS = ["released", "dalip"]
@@ -124,3 +127,17 @@ def test_forward_moves_nothing_between_devices(model: DalipModel) -> None:
     assert {value.device.type for value in output.values()} == {"meta"}
     assert {part.device.type for part in [*model.parameters(), *model.buffers()]} == {"meta"}
     assert isinstance(model, nn.Module)
+
+
+def test_there_is_a_licence_and_a_trainer_with_config_data_and_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the release lacks altogether; that these work is for the tests of the loop to show."""
+    root = Path(__file__).parents[4]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in (root / "LICENSE").read_text(encoding="utf-8")
+    for command in ("train", "eval"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        assert "CONFIG" in capsys.readouterr().out
+    assert read_train_settings(str(root / "configs/training/demo.yaml")).model.preset == "dalip"
