@@ -2,7 +2,7 @@
 
 Reads a release and a config; writes the run's folder (`training.checkpoint` names the files). The same
 config, release and number of ranks give the same run, interrupted or not: on a CPU bit for bit. Stops with a
-checkpoint on SIGTERM and Ctrl-C, and without one on a loss that is not finite, whose batch it names.
+checkpoint on SIGTERM and Ctrl-C, and without one on a loss or gradient that is not finite, whose batch it names.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _train_on(
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
     """Every step from where `progress` stands to the last, with log, validation and checkpoints between.
 
-    Raises: RunError on a signal to stop, a loss that is not finite, or too many broken samples.
+    Raises: RunError on a signal to stop, a loss or gradient that is not finite, or too many broken samples.
     """
     settings, num_steps = trainer.settings, trainer.num_steps
     micro = settings.compute.accumulate
