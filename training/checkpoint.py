@@ -138,12 +138,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_model(folder: Path, state_dict: dict[str, Any], settings: TrainSettings) -> Path:
-    """Publish the final weights, in the layout `training.convert.read_state` reads."""
-    _save(
-        folder / MODEL_FILE,
-        {"format": FORMAT, "state_dict": state_dict, "model_settings": settings.model.model_dump(mode="json")},
-    )
+def save_model(folder: Path, state_dict: dict[str, Any], settings: TrainSettings, preprocess: dict[str, Any]) -> Path:
+    """Publish the final weights, in the layout `training.convert.read_state` reads, and how pictures are prepared."""
+    model_settings = settings.model.model_dump(mode="json")
+    content = {"state_dict": state_dict, "model_settings": model_settings, "preprocess": preprocess}
+    _save(folder / MODEL_FILE, {"format": FORMAT, **content})
     return folder / MODEL_FILE
 
 

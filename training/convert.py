@@ -150,12 +150,13 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     """
     path = Path(source)
     if path.is_dir():
-        _take_preprocessing(model, path / CONFIG_FILE)
+        take_preprocessing(model, path / CONFIG_FILE)
         state = {f"clip.{name}": tensor for name, tensor in read_state(path / WEIGHTS_FILE).items()}
         if (path / SECOND_WEIGHTS_FILE).is_file():
             state |= read_state(path / SECOND_WEIGHTS_FILE)
     else:
         state = read_state(path)
+        take_preprocessing(model, path)
     wanted = model.state_dict()
     shared = {name: tensor for name, tensor in wanted.items() if name.startswith("clip.")}
     problems = _mismatches(shared, {name: tensor for name, tensor in state.items() if name.startswith("clip.")})
@@ -222,14 +223,25 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     return model
 
 
-def _take_preprocessing(model: DalipModel, path: Path) -> None:
-    """Mean, standard deviation and interpolation the weights were trained with; the size stays the model's."""
+def take_preprocessing(model: DalipModel, path: Path) -> None:
+    """Mean, standard deviation and interpolation the weights in a file were trained with; the size stays the model's.
+
+    A file that does not say (open_clip's own checkpoints do not) changes nothing.
+
+    Raises: ConfigError for a configuration that cannot be read.
+    """
     from open_clip.model import set_model_preprocess_cfg
 
-    try:
-        given = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if path.name == CONFIG_FILE:
+        try:
+            given = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+    elif path.suffix == ".safetensors":
+        return
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        given = content.get("preprocess", {}) if isinstance(content, dict) else {}
     kept = model.clip.visual.preprocess_cfg
     set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
 

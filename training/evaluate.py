@@ -88,10 +88,11 @@ def load_run_model(settings: TrainSettings, weights: Path) -> DalipModel:
 
     Raises: ConfigError when they do not fit.
     """
-    from training.convert import load_state, read_state
+    from training.convert import load_state, read_state, take_preprocessing
 
     model = build_model(settings.model.model_copy(update={"pretrained": None}))
     load_state(model, read_state(weights), where=str(weights))
+    take_preprocessing(model, weights)  # that of the weights the run began from, which are not read again
     return model.eval()
 
 

@@ -361,7 +361,7 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
 def _finish(
     trainer: Trainer, progress: Progress, weights: dict[str, Any], identity: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
-    path = checkpoint.save_model(folder, weights, trainer.settings)
+    path = checkpoint.save_model(folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
     summary = summarise(trainer, progress, folder)
     checkpoint.write_summary(folder, summary | {"model": str(path), "releases": identity["releases"]["fingerprints"]})
     return checkpoint.read_summary(folder)

@@ -98,6 +98,7 @@ def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
             "state_dict": trainer.model.state_dict(),
             "optimiser": trainer.optimiser.state_dict(),
             "scaler": trainer.scaler.state_dict(),
+            "preprocess": dict(trainer.model.clip.visual.preprocess_cfg),
             "average": trainer.average.state if trainer.average is not None else None,
             "seconds": progress.seconds,
             "wait_seconds": progress.wait_seconds,

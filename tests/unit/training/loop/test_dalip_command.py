@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from training.checkpoint import newest_weights
 from training.cli import main
+from training.config import read_train_settings
 from training.log import read_log
 
 
@@ -203,6 +205,34 @@ def test_a_start_from_weights_says_what_is_new(
         assert len(new) == (16 if is_new else 0)
         listed = f"weights from {source}; new, {len(new)} tensors: {', '.join(new) or 'none'}"
         assert listed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
+    config: dict[str, Any], tmp_path: Path, finished: bool
+) -> None:
+    """Weights of another mean and interpolation (as SigLIP's): evaluation and export keep them, from any file."""
+    from training.convert import export_hugging_face
+    from training.evaluate import load_run_model
+    from training.model import ModelSettings, build_model
+
+    model = build_model(ModelSettings.model_validate(config["model"]))
+    model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
+    export_hugging_face(model, tmp_path / "start")
+    config["model"]["pretrained"] = str(tmp_path / "start")
+    config["schedule"] = {"steps": 2}
+    assert main(["train", _write(tmp_path, config)]) == 0
+    run = Path(config["output_dir"])
+    if not finished:
+        (run / "model.pt").unlink()
+    trained = load_run_model(read_train_settings(str(run)), newest_weights(run))
+    given = trained.preprocess_settings
+    assert (list(given.mean), list(given.std), given.interpolation) == ([0.5] * 3, [0.25] * 3, "bilinear")
+    assert main(["export", str(run), str(tmp_path / "out"), "--format", "huggingface"]) == 0
+    said = json.loads((tmp_path / "out/open_clip_config.json").read_text())["preprocess_cfg"]
+    assert (said["mean"], said["interpolation"]) == ([0.5] * 3, "bilinear")
+    again = build_model(ModelSettings.model_validate(config["model"] | {"pretrained": str(newest_weights(run))}))
+    assert list(again.preprocess_settings.mean) == [0.5] * 3
 
 
 @pytest.mark.parametrize(
