@@ -272,8 +272,21 @@ def _export(options: argparse.Namespace) -> int:
     architecture = settings.model.architecture
     hint = f'open_clip.add_model_config("{architecture}"); ' if architecture.endswith(".json") else ""
     name = Path(architecture).stem if hint else architecture
-    print(f'written: {options.target}; {hint}open_clip.create_model_and_transforms("{name}", "{options.target}")')
+    arguments = ", ".join([f'"{name}"', f'"{options.target}"', *_preprocessing_arguments(model)])
+    print(f"written: {options.target}; {hint}open_clip.create_model_and_transforms({arguments})")
     return 0
+
+
+def _preprocessing_arguments(model: Any) -> list[str]:
+    """What open_clip has to be told of the pictures' preparation, since its checkpoint file does not say."""
+    from open_clip.transform import PreprocessCfg
+
+    usual, own = PreprocessCfg(), model.preprocess_settings
+    names = [name for name in ("mean", "std") if list(getattr(own, name)) != list(getattr(usual, name))]
+    texts = [name for name in ("interpolation", "resize_mode") if getattr(own, name) != getattr(usual, name)]
+    return [f"image_{name}={list(getattr(own, name))}" for name in names] + [
+        f"image_{name}={getattr(own, name)!r}" for name in texts
+    ]
 
 
 def _import(options: argparse.Namespace) -> int:

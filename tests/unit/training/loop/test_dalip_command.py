@@ -209,7 +209,7 @@ def test_a_start_from_weights_says_what_is_new(
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
-    config: dict[str, Any], tmp_path: Path, finished: bool
+    config: dict[str, Any], tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of another mean and interpolation (as SigLIP's): evaluation and export keep them, from any file."""
     from training.convert import export_hugging_face
@@ -231,6 +231,9 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     assert main(["export", str(run), str(tmp_path / "out"), "--format", "huggingface"]) == 0
     said = json.loads((tmp_path / "out/open_clip_config.json").read_text())["preprocess_cfg"]
     assert (said["mean"], said["interpolation"]) == ([0.5] * 3, "bilinear")
+    assert main(["export", str(run), str(tmp_path / "out.pt")]) == 0
+    options = "image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], image_interpolation='bilinear')"
+    assert capsys.readouterr().out.strip().endswith(options)
     again = build_model(ModelSettings.model_validate(config["model"] | {"pretrained": str(newest_weights(run))}))
     assert list(again.preprocess_settings.mean) == [0.5] * 3
 
