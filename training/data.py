@@ -27,6 +27,7 @@ from training.images import AugmentSettings, CorruptSample, EvalView, TrainView,
 from training.sampling import BatchPlan, BatchSampler, SampleOrder, mix_seed
 from training.shards import SamplePool, ShardReader, strata_of
 
+_LOOKED_AT = 256  # samples whose text members are looked at before a run
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release is called broken
 
 
@@ -262,6 +263,19 @@ def check_corrupt(found: dict[int, str], limit: int, pool: SamplePool) -> None:
             f"{len(found)} broken samples, more than data.max_corrupt_samples = {limit}; first: {shown}. "
             "Run `plantmix verify --deep` on the release, or raise the limit"
         )
+
+
+def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], list[str]]:
+    """Text members of a config that none of some samples has, spread over the pool, and the members those have.
+
+    Every sample without a member gives its `txt`, so that a name written wrong would go unseen.
+    """
+    wanted = set(text.members) - {"txt"}
+    if not wanted:
+        return [], []
+    rows = np.unique(np.linspace(0, len(pool) - 1, _LOOKED_AT).astype(int)).tolist()
+    there = {name for _, _, members in ShardReader(pool).read(rows, with_texts=True) for name in members}
+    return sorted(wanted - there), sorted(there)
 
 
 def split_rows(pool: SamplePool, domain: str | None = None) -> list[int]:

@@ -60,6 +60,8 @@ def train(
     if state.kind == "finished":
         return checkpoint.read_summary(folder), True
     pool = pool or open_pool(releases, settings.data.split)
+    if settings.eval.every_steps:  # a split that is not there is said now, not at the first validation
+        open_pool(releases, str(settings.eval.split))
 
     # -- this process among the others
     ranks = start_ranks(settings.compute.device)
@@ -354,6 +356,10 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
     )
     if new is not None:
         log.say(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
+    if trainer.ranks.is_main and (absent := data.absent_members(pool, settings.data.text))[0]:
+        log.say(
+            f"data.text: no sample looked at has {', '.join(absent[0])}; there are: {', '.join(absent[1]) or 'none'}"
+        )
     if state.kind == "resume":
         log.say(f"going on after step {progress.step} from {state.checkpoint}")
 

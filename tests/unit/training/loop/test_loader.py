@@ -119,6 +119,14 @@ def test_a_drawn_text_comes_from_its_members_and_falls_back(release_folder: Path
     assert all(text.startswith("a ") for text in others)
 
 
+def test_text_members_that_no_sample_has_are_found(release_folder: Path) -> None:
+    pool = _pool(release_folder)
+    for members, absent in ((("txt",), []), (("sci", "com"), []), (("txt", "scie"), ["scie"])):
+        found, there = data.absent_members(pool, TextSettings(use="draw", members=members))
+        assert found == absent
+        assert there == ([] if members == ("txt",) else ["com", "sci"])
+
+
 def test_a_mixture_weighs_the_domains(release_folder: Path) -> None:
     pool = _pool(release_folder)
     batches = _batches(pool, mixture={"plant": 3, "general": 1}, epoch_samples=120)

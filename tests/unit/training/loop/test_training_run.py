@@ -296,6 +296,17 @@ def test_validation_loss_is_logged_without_touching_the_run(config: dict[str, An
     assert set(events[0]["losses"]) == {"all", "general", "plant"}
 
 
+def test_a_validation_split_that_is_not_there_is_said_before_the_first_step(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="no split 'nowhere'"):
+        _run(config, eval={"split": "nowhere", "every_steps": 100})
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_a_text_member_written_wrong_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    _run(config, data={"text": {"use": "draw", "members": ["sci", "comon"]}}, schedule={"steps": 1})
+    assert "data.text: no sample looked at has comon; there are: com, sci" in capsys.readouterr().err
+
+
 def test_domain_losses_say_what_a_run_knows_of_each_domain(
     config: dict[str, Any], writer: ModuleType, tmp_path: Path
 ) -> None:
