@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from training.optimiser import lr_ratio_at, set_lr
 from training.sampling import mix_seed
 from training.shards import SamplePool, open_pool
 from training.state import Progress, Trainer, build_trainer, final_weights, restore, save
+from training.stopping import StoppedError, stop_signal
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
@@ -109,7 +109,7 @@ def _train_on(
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
     """Every step from where `progress` stands to the last, with log, validation and checkpoints between.
 
-    Raises: RunError on a signal to stop, a loss or gradient that is not finite, or too many broken samples.
+    Raises: StoppedError on a signal; RunError on a loss or gradient that is not finite, or too many broken samples.
     """
     settings, num_steps = trainer.settings, trainer.num_steps
     micro = settings.compute.accumulate
@@ -150,7 +150,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
             save(trainer, progress, folder)
         if stopping > 0 and not last:
-            raise RunError(
+            raise StoppedError(
                 f"stopped by a signal after step {progress.step} of {num_steps}, a checkpoint is saved; "
                 "run the same command to go on"
             )
@@ -223,27 +223,6 @@ def _no_sync(trainer: Trainer) -> Callable[[], AbstractContextManager[Any]]:
         no_sync: Callable[[], AbstractContextManager[Any]] = trainer.wrapped.no_sync
         return no_sync
     return nullcontext
-
-
-@contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(number: int, _: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _batches(trainer: Trainer, step: int) -> Iterator[data.Batch]:

@@ -28,6 +28,7 @@ from training.decoded import decode_shard, open_decoded, prepare_decoded
 from training.proxy_list import ProxyRun, ProxySettings, check_runs, read_runs, run_settings
 from training.proxy_pool import each_result
 from training.shards import SamplePool, open_pool
+from training.stopping import StoppedError
 
 RESULT_FILE = "proxy.json"
 CONSOLE_FILE = "console.log"  # what a run says while it trains
@@ -51,7 +52,8 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
 
     Runs go to processes of this machine, or, with a `ray_address` ("local" starts a Ray here), to a Ray cluster.
 
-    Raises: ConfigError before anything is written; RunError when the catalogue cannot be written at the end.
+    Raises: ConfigError before anything is written; StoppedError on a signal, when the run at work has saved its
+    checkpoint; RunError when the catalogue cannot be written at the end.
     """
     runs = read_runs(settings)
     release = data.open_releases(settings.release)[0]
@@ -75,6 +77,8 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
         ]  # fmt: skip
         failed: dict[str, str] = {}
         for number, result in start(run_one, tasks):
+            if isinstance(result, StoppedError):
+                raise result
             if isinstance(result, PlantMixError):
                 failed[todo[number].run] = str(result)
                 say(f"{todo[number].run}: failed: {result}")

@@ -208,6 +208,21 @@ def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(
     assert "Traceback" in console.read_text()
 
 
+def test_a_signal_stops_the_list_and_not_one_run_of_it(values: dict[str, Any], tmp_path: Path) -> None:
+    """SIGTERM to the command: the run at work saves its checkpoint, and no other begins."""
+    values |= {"catalogue": None, "checkpoint": {"every_steps": 1}}
+    values["runs"] = [{"run": name, "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 6000} for name in "ab"]
+    command = [sys.executable, "-m", "training.cli", "proxies", _config_file(values, tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "study/runs"
+    _wait(lambda: any(runs.glob("a/checkpoints/step-*.pt")), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "dalip: error: stopped by a signal after step" in err
+    assert not (runs / "b").exists()
+
+
 def test_recording_waits_for_a_catalogue_that_a_build_holds(values: dict[str, Any], tmp_path: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "design.csv").write_text("".join(DESIGN.splitlines(keepends=True)[:2]))

@@ -25,6 +25,7 @@ from training.evaluate import domain_losses, load_run_model
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
 from training.shards import open_pool
+from training.stopping import stop_signal
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip
@@ -378,7 +379,7 @@ def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
-    with loop.stop_signal() as stop:
+    with stop_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 5
         while not stop.is_set() and time.monotonic() < deadline:
