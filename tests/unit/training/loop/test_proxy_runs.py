@@ -86,7 +86,7 @@ def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any]
     assert [float(row["mix_plant"]) for row in rows] == [0.5, 1.0, 0.25, 0.5]
     assert float(rows[1]["epochs_plant"]) == 48 / 12, "a pool of 12 seen 48 times: four passes"
     assert float(rows[1]["epochs_general"]) == 0.0
-    assert float(rows[2]["epochs_plant"]) == 1.0
+    assert float(rows[2]["epochs_plant"]) == pytest.approx(1.0, abs=1.01 / 12), "a share is met to within a sample"
     assert rows[0]["loss_plant"] != rows[3]["loss_plant"], "another seed is another run"
     assert all(0 < float(row[f"loss_{name}"]) < 20 for row in rows for name in ("plant", "general"))
     recorded = read_proxy_runs(str(tmp_path / "work"))
@@ -161,19 +161,22 @@ def _wait(ready: Any, process: Any = None, seconds: float = 120) -> None:
 
 
 def test_a_failed_run_does_not_stop_the_others(values: dict[str, Any], capsys: pytest.CaptureFixture[str],
-                                               tmp_path: Path) -> None:  # fmt: skip
-    values["optimiser"] = {"lr": 1e30, "clip_norm": None}
+                                               writer: ModuleType, tmp_path: Path) -> None:  # fmt: skip
+    """One broken picture among the plants, and none allowed: the run without plants does not meet it."""
+    samples = writer.drawn_samples(40, 25, size_px=40)
+    next(sample for sample in samples if sample.domain == "plant").jpg = b"no picture"
+    values["release"] = str(writer.write_release(tmp_path / "broken-0001", samples, shard_size=15, stratified=True))
+    values["data"]["max_corrupt_samples"] = 0
     values["runs"] = [
-        {"run": "wild", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 240},
-        {"run": "short", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 12},
+        {"run": "plants", "mixture": {"plant": 1.0, "general": 0.0}, "samples_seen": 48},
+        {"run": "without", "mixture": {"plant": 0.0, "general": 1.0}, "samples_seen": 12},
     ]
-    values["schedule"]["warmup_steps"] = 0
-    values["decode_once"] = False
     code = main(["proxies", _config_file(values, tmp_path)])
     out = capsys.readouterr().out
     assert code == 1
-    assert "wild: failed: the loss of step" in out
-    assert "1 failed" in out
+    assert "plants: failed: 1 broken samples, more than data.max_corrupt_samples = 0" in out
+    assert "1 runs done, 0 done before and kept, 1 failed" in out
+    assert [row["run"] for row in _table(values)] == ["without"]
 
 
 def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[str, Any], tmp_path: Path) -> None:
