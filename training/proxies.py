@@ -55,6 +55,9 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
     Raises: ConfigError before anything is written; StoppedError on a signal, when the run at work has saved its
     checkpoint; RunError when the catalogue cannot be written at the end.
     """
+    if ray_address is not None and settings.compute.num_threads is None:
+        # The cores of this machine say nothing of a cluster's; many runs with a thread each leave none idle.
+        settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"num_threads": 1})})
     runs = read_runs(settings)
     release = data.open_releases(settings.release)[0]
     pool, heldout = open_pool([release], settings.data.split), open_pool([release], settings.heldout_split)
@@ -272,10 +275,7 @@ def _starter(settings: ProxySettings, ray_address: str | None) -> Start:
     from training.launcher import each_result_on_ray
 
     address = None if ray_address == "local" else ray_address
-    threaded = settings.model_copy(
-        update={"compute": settings.compute.model_copy(update={"num_threads": settings.threads})}
-    )
-    return lambda work, tasks: each_result_on_ray(work, tasks, threaded, address)
+    return lambda work, tasks: each_result_on_ray(work, tasks, settings, address)
 
 
 _WORTH_PROCESSES = 5000  # pictures: they take about as long to decode as processes to start (5 to 10 s, 2026-11)

@@ -179,6 +179,23 @@ def test_a_failed_run_does_not_stop_the_others(values: dict[str, Any], capsys: p
     assert [row["run"] for row in _table(values)] == ["without"]
 
 
+def test_a_run_on_ray_takes_one_core_unless_told(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the cores of the machine the command is given on: no machine of the cluster may have as many."""
+    asked: list[tuple[int, int]] = []
+
+    def on_ray(work: Any, tasks: Any, settings: Any, address: Any) -> Iterator[tuple[int, Any]]:
+        asked.extend((settings.compute.num_threads, task["settings"]["compute"]["num_threads"]) for task in tasks)
+        yield from ((number, work(task)) for number, task in enumerate(tasks))
+
+    monkeypatch.setattr("training.launcher.each_result_on_ray", on_ray)
+    values["runs"] = [{"run": "a", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 12}]
+    for number, (threads, wanted) in enumerate(((None, 1), (2, 2))):
+        values["compute"]["num_threads"] = threads
+        values["output_dir"] += str(number)
+        assert not run_proxies(_settings(values), lambda line: None, ray_address="local").failed
+        assert asked.pop() == (wanted, wanted)
+
+
 def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[str, Any], tmp_path: Path) -> None:
     """One step at an absurd rate: its loss is fine, the weights after it are not."""
     values["optimiser"] = {"lr": 1e30, "clip_norm": None}
