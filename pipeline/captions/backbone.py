@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from manifests.tables import NAMES, TAXON_RANKS
+from pipeline.captions.names import parse_name
 from pipeline.captions.settings import BackboneSettings
-from pipeline.captions.taxa import parse_name
 
 _MARKS = r"(×|\b(?:x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
 _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName", "scientificName",

@@ -8,6 +8,7 @@ policy allows unless it is named; a name and an address that contradict each oth
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 import pyarrow as pa
@@ -24,19 +25,30 @@ NO_KNOWN_COPYRIGHT = "no-known-copyright"
 _CLASSES = frozenset({UNKNOWN, CONFLICTING, ALL_RIGHTS_RESERVED, PUBLIC_DOMAIN, NO_KNOWN_COPYRIGHT})
 
 _CC_PARTS = ("by", "nc", "nd", "sa")
+# The words of the licences in the languages in which sources write them out.
 _CC_WORDS = (
-    (re.compile(r"\b(?:attribution|namensnennung|reconocimiento|atribución|paternité|attribuzione)\b"), "by"),
-    (re.compile(r"\bnon[\s-]?commercial\b|\bnicht[\s-]?kommerziell\b|\bnocomercial\b"), "nc"),
-    (re.compile(r"\bno[\s-]?deriv(?:atives?|s)?(?:\s?works)?\b|\bkeine[\s-]?bearbeitung\b"), "nd"),
-    (re.compile(r"\bshare[\s-]?alike\b|\bweitergabe unter gleichen bedingungen\b|\bcompartirigual\b"), "sa"),
-)
+    (re.compile(r"\b(?:attribution|namensnennung|reconocimiento|reconeixement|atribución|atribuição|paternité"
+                r"|attribuzione|naamsvermelding|uznanie autorstwa|erkännande|navngivelse)\b"), "by"),
+    (re.compile(r"\bnon[\s-]?commercial|\bnicht[\s-]?kommerziell|\bno[\s-]?comercial|\bnão[\s-]?comercial"
+                r"|\bpas d['’ ]?utilisation commerciale|\bnon[\s-]?commerciale|\bniet[\s-]?commercieel"
+                r"|\bużycie niekomercyjne|\bicke[\s-]?kommersiell|\bikke[\s-]?kommerciel"), "nc"),
+    (re.compile(r"\bno[\s-]?deriv|\bkeine[\s-]?bearbeitung|\bpas de modification|\bnon opere derivate"
+                r"|\bsin[\s-]?(?:obra[\s-]?)?derivad|\bsem[\s-]?deriva|\bgeen[\s-]?afgeleide|\bbez utworów zależnych"
+                r"|\binga bearbetningar|\bsense[\s-]?obra[\s-]?derivada"), "nd"),
+    (re.compile(r"\bshare[\s-]?alike\b|\bweitergabe unter gleichen bedingungen|\bcompartir[\s-]?igual"
+                r"|\bcompartilha[\s-]?igual|\bpartage (?:des conditions initiales )?(?:à l['’]identique|dans les mêmes)"
+                r"|\bcondividi allo stesso modo|\bgelijk[\s-]?delen|\bna tych samych warunkach"), "sa"),
+)  # fmt: skip
+# What a restriction in a language not listed above may look like: then nothing is claimed.
+_PERHAPS_RESTRICTED = re.compile(r"komm?er|comm?er|deriv|modif|bearbeit|utilis|personal use|educational")
 _CC_URL = re.compile(
     r"creativecommons\.org/licen[sc]es?/(?P<parts>[a-z+-]+)(?:/(?P<version>\d(?:\.\d)?))?", re.IGNORECASE
 )
 _CC_SHORT = re.compile(
-    r"\bcc[\s_:-]*(?:license\s+)?(?P<parts>by(?:[\s_-]*(?:nc|nd|sa))*)(?![a-z])"
-    r"(?:[\s_,:()-]*(?:licen[sc]e|version|v\.?|unported|generic|international)*[\s_,:()-]*(?P<version>[1-4][._]\d))?"
+    r"\b(?:cc|creative commons)[\s_:-]*(?:license\s+)?(?P<parts>by(?:[\s_-]*(?:nc|nd|sa))*)(?![a-z])"
+    r"(?:[\s_,:()-]*(?:licen[sc]e|version|v\.?|unported|generic|international)*[\s_,:()-]*(?P<version>[1-4](?:[._]\d|(?=$))))?"
 )
+_CC_LATER_PART = re.compile(r"\b(nc|nd|sa)\b")
 _BARE_SHORT = re.compile(r"^by(?:[\s_-]+(?:nc|nd|sa))*(?:[\s_-]+(?P<version>[1-4][._]\d))?$")
 _VERSION = re.compile(r"\b(?:v(?:ersion)?\.?\s*)?(?P<version>[1-4][._]\d)\b")
 _SPLIT_OR = re.compile(
@@ -84,14 +96,15 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\bpddl\b|opendatacommons\.org/licenses/pddl", "PDDL-1.0"),
         (r"\bopen government licen[sc]e\b.*?\b3|\bogl[\s_-]*(?:uk)?[\s_-]*3|open-government-licence/version/3",
          "OGL-UK-3.0"),
-        (r"\bopen government licen[sc]e\b|open-government-licence|\bogl[\s_-]?uk\b", "OGL-UK"),
+        (r"\bopen government licen[sc]e\b(?!.*(?:canada|alberta|ontario|columbia))|open-government-licence"
+         r"|\bogl[\s_-]?uk\b", "OGL-UK"),
         (r"\bfree art licen[sc]e\b|\blicence art libre\b|artlibre\.org|^fal\b|^lal[\s_-]?1", "FAL-1.3"),
         (r"\bartistic(?:[\s_-]licen[sc]e)?[\s_-]*2", "Artistic-2.0"),
         (r"\bmozilla public licen[sc]e\b.*?2|\bmpl[\s_-]*2", "MPL-2.0"),
         (r"\bsil open font licen[sc]e\b|\bofl[\s_-]*1", "OFL-1.1"),
         (r"unsplash\.com/license|\bunsplash licen[sc]e\b", "LicenseRef-Unsplash"),
         (r"pixabay\.com/(?:service/)?licen[sc]e|\bpixabay licen[sc]e\b", "LicenseRef-Pixabay"),
-        (r"rightsstatements\.org/vocab/noc-us|rightsstatements\.org/vocab/noc", PUBLIC_DOMAIN),
+        (r"rightsstatements\.org/vocab/noc-us", PUBLIC_DOMAIN),
         (r"rightsstatements\.org/vocab/nkc|\bno known copyright\b", NO_KNOWN_COPYRIGHT),
         (r"rightsstatements\.org/vocab/inc", ALL_RIGHTS_RESERVED),
         (r"^not in (?:the )?public domain", ALL_RIGHTS_RESERVED),
@@ -102,7 +115,9 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
          ALL_RIGHTS_RESERVED),
     )
 )  # fmt: skip
-_PER_FILE = re.compile(r"\bper (?:file|image|photo|picture|item)\b|\bdepending\b|\bmostly\b")
+_DASHES = re.compile("[\u2010-\u2015\u2212]")  # CC BY‑NC with a dash that is no hyphen
+_PER_FILE = re.compile(r"\bper (?:file|image|photo|picture|item)\b|\bdepending\b")
+_NOT_OF_THIS_FILE = re.compile(r"\bmostly\b|\bnot listed\b|\bper \S+ author\b")  # says nothing of this picture
 _NOTICE = re.compile(r"^(?:©|\(c\)|copyright\b)(?!.*reserved)")
 _NO_LICENCE = frozenset({"", "unknown", "none", "null", "nan", "unspecified", "unsupported", "n/a", "na", "other", "-"})
 
@@ -140,12 +155,17 @@ def _refines(exact: str, loose: str) -> bool:
 
 
 def _read_one(given: str) -> str:
-    lowered = " ".join(given.replace("_", " ").split()).lower().strip(" .\"'")
+    plain = _DASHES.sub("-", unicodedata.normalize("NFKC", given)).replace("_", " ")
+    lowered = " ".join(plain.split()).lower().strip(" .\"'")
     if lowered in _NO_LICENCE:
         return UNKNOWN
     if lowered in _CLASSES:
         return lowered
+    if _NOT_OF_THIS_FILE.search(lowered):
+        return UNKNOWN
     whole = _read_single(lowered)
+    if _contradicts_itself(whole, lowered):
+        return CONFLICTING
     # "A/B per file" offers no choice: nobody knows which holds for this file, so both must be allowed.
     choice = " AND " if _PER_FILE.search(lowered) else " OR "
     for splitter, joiner in ((_SPLIT_AND, " AND "), (_SPLIT_OR, choice)):
@@ -158,6 +178,14 @@ def _read_one(given: str) -> str:
         if len(known) > 1:
             return joiner.join(known)
     return whole
+
+
+def _contradicts_itself(licence: str, lowered: str) -> bool:
+    """True for "public domain, non-commercial use only", "all rights reserved, CC BY"."""
+    if licence.startswith("CC-BY"):
+        return "all rights reserved" in lowered
+    free = licence not in {UNKNOWN, ALL_RIGHTS_RESERVED} and not licence.startswith("CC-")
+    return free and any(pattern.search(lowered) for pattern, part in _CC_WORDS if part in {"nc", "nd"})
 
 
 def _read_single(lowered: str) -> str:
@@ -184,16 +212,24 @@ def _read_cc_short(lowered: str) -> str | None:
     match = _CC_SHORT.search(lowered)
     if match:
         version = match["version"] or _first_version(lowered)
-        return _cc_id(re.findall(r"by|nc|nd|sa", match["parts"]), version)
+        # what stands behind may only restrict: CC BY (NC), CC BY 4.0 non-commercial
+        later = _CC_LATER_PART.findall(lowered, match.end("parts")) + _cc_words(lowered)
+        return _cc_id(re.findall(r"by|nc|nd|sa", match["parts"]) + later, version)
     bare = _BARE_SHORT.match(lowered)
     return _cc_id(re.findall(r"by|nc|nd|sa", lowered), bare["version"]) if bare else None
 
 
 def _read_cc_words(lowered: str) -> str | None:
-    parts = [part for pattern, part in _CC_WORDS if pattern.search(lowered)]
+    parts = _cc_words(lowered)
+    if parts == ["by"] and _PERHAPS_RESTRICTED.search(lowered):
+        return UNKNOWN
     if "by" not in parts or (len(parts) == 1 and "creative commons" not in lowered and not _first_version(lowered)):
         return None
     return _cc_id(parts, _first_version(lowered))
+
+
+def _cc_words(lowered: str) -> list[str]:
+    return [part for pattern, part in _CC_WORDS if pattern.search(lowered)]
 
 
 def _read_gnu(lowered: str) -> str | None:

@@ -17,30 +17,32 @@ FILENAME = "|".join(
         r"^[A-Z]{1,2}\d{5,}$",
         r"^\S+" + _IMAGE_SUFFIX + r"$",  # one word with an image suffix
         r"^(?i:[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:" + _IMAGE_SUFFIX + r")?$",
-        r"^[\d\-_. ]*\d[\-_. ]*\d[\-_. ]*\d[\d\-_. ]*(?:" + _IMAGE_SUFFIX + r")?$",  # numbers alone, but no "7"
+        r"^[\d\-_. ]*\d[\d\-_. ]*" + _IMAGE_SUFFIX + r"$",
+        r"^(?:[\-_. ]*\d){5}[\d\-_. ]*$",  # long numbers alone; "144" has too few letters, but names no file
     )
 )
 
+# Of lowered texts. Words that name an icon or a link ("home", "download", "error") are captions of an icon.
 PLACEHOLDER = "|".join(
     (
         r"^[\[({]*(?:no|not?|missing|image|photo|picture|thumbnail|preview|sorry,? no)?[ _-]*(?:image|photo"
-        r"|picture|preview|thumbnail|icon|"
-        r"description|caption|title|text|name|alt)s?[ _-]*(?:is |are )?(?:currently "
-        r"|yet )?(?:not (?:yet )?(?:available|found|provided)|"
-        r"unavailable|available|missing|coming soon|placeholder|to follow|goes here|here|removed|deleted)?[\])}.!]*$",
+        r"|picture|preview|thumbnail|icon|description|caption|title|name)s?[ _-]*(?:is |are )?(?:currently |yet )?"
+        r"(?:not (?:yet )?(?:available|found|provided)|unavailable|available|missing|coming soon|placeholder"
+        r"|to follow|goes here|here|removed|deleted)?[\])}.!]*$",
+        r"^[\[({]*(?:(?:no|missing|image|insert) alt|(?:(?:no|missing|image|insert) )?alt(?:ernative)?[ -]?text)"
+        r"(?: (?:available|provided|missing|here))?[\])}.!]*$",
         r"^[\[({<]*(?:placeholder|untitled|no title|sans titre|ohne titel|unbenannt|sin título|unknown|unnamed"
-        r"|undefined|null|none|nan|"
-        r"n/?a|not available|coming soon|default|blank|empty|test|testing|todo|tbd|xxx+|asdf\w*|loading|error"
-        r"|404(?: not found)?|"
-        r"not found|click (?:here|to (?:enlarge|view|zoom))|view (?:full size|larger|image)|enlarge|zoom|"
-        r"download|home|share|next|previous|close|menu)[\])}>.!…]*(?: \d+)?$",
+        r"|not available|coming soon|default|test|loading|404(?: not found)?|not found|view (?:full size|larger|image)"
+        r"|click (?:here|to (?:enlarge|view|zoom)))[\])}>.!…]*(?: \d+)?$",
+        # what programs write for nothing, without a full stop: "Null." is a German zero
+        r"^[\[({<]*(?:undefined|null|none|nil|n/a|todo|tbd|xxxx+|asdf\w*)[\])}>]*$",
         r"^this work is (?:hereby )?(?:released|dedicated) .{0,12}public domain",
         r"^(?:image |photo |picture )?placeholder(?: image| photo| picture)?\.?$",
         r"^(?:hash|array|code|scalar|glob)\(0x[0-9a-f]+\)$",
         r"^\[object \w+\]$",
         r"^(?:\{\{.*\}\}|%\w+%|\$\{?\w+\}?|<\?.*\?>)$",
         r"^(?:image|photo|picture|slide|page|figure) \d+(?: of \d+)?$",
-        r"\blorem ipsum\b",
+        r"^lorem ipsum\b",
         r"^(?:this )?(?:image|photo|picture) (?:is )?(?:no longer available|could not be (?:loaded|found)"
         r"|does not exist|has been removed)",
     )
@@ -89,16 +91,40 @@ _AUTHOR = (
     r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|Linnaeus|(?:ex|et|&) [A-Z][\pL]+\.?|[A-Z][\pL]+,? \d{4}"
     r"|[A-Z][\pL]+(?: & [A-Z][\pL]+)+))"
 )
-# Stricter than BINOMIAL, since it drops: only epithets of sure endings unless L., a year or an author in brackets
-# stands behind, no full stop ("Una rana." and many a sentence in Romance or Baltic languages reads like a name), no
-# article in front.
+# Stricter than BINOMIAL, since it drops. Endings that are also those of Romance, Basque or Esperanto adjectives
+# ("Africa orientale", "Lira italiana", "Linia aeriana Tux.") count behind a genus of a sure ending alone, and any other
+# epithet before L., a year or an author in brackets alone; no full stop behind a name of two words.
+_SURE_EPITHET = (
+    r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:ensis|bur|itum|itus|anum|anus|oides|ifolia|ifolium|ifolius|folium|florum|florus"
+    r"|flora|orum|arum|icum|icus|osum|osus|atum|atus|inum|inus|ii|ulus|ulum|eum|eus|ifera|iferum|ifer|alis|aris|ilis"
+    r"|ctus|ctum|phylla|phyllum|phyllus|carpa|carpum|carpus|rrhiza|viridis|ntha|nthum|nthus|urus|urum|erum|idus|idum"
+    r"|ptera|pterum|pterus|ceps|vulgare|vulgaris|perennis|annuum|album|albus|nigrum|rubrum|sativum|sativus|tectorum"
+    r"|virginiana|caroliniana|canadensis)"
+)
+_ROMANCE_EPITHET = (
+    r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:ense|ita|ana|osa|ata|ina|ica|are|ida|ula|gera|cola|ens|ans|alba|nigra|niger"
+    r"|rubra|sativa|annua|vera|persica|carota|maxima|nobilis|avium|cepa|mays|domestica|europaea|vinifera)"
+)
+# Without -as and -os, which are plurals in Romance and genitives in Lithuanian.
+_BARE_GENUS = r"[A-Z][a-zë]+(?:a|us|um|is|es|on|ys|ix|ax|ops|ex|e|er|yx|anthus|dendron)"
+_SUREST_GENUS = r"[A-Z][a-zë]+(?:us|um|ys|ops|ax|ix|yx|ex|odon|opsis|anthes|aceros|daphne|dendron|phora|phyllum|carpus)"
+_INFRASPECIFIC = r"(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?"
 BARE_NAME = (
-    rf"^{_GENUS} {_EPITHET}(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?{_AUTHOR}*$"
-    rf"|^{_SURE_GENUS} {_ANY_EPITHET}(?: (?:subsp|ssp|var|f)\. [a-zë-]+)? "
+    rf"^{_BARE_GENUS} (?:{_SURE_EPITHET}|× ?[a-zë-]{{3,}}){_INFRASPECIFIC}{_AUTHOR}*$"
+    rf"|^{_SUREST_GENUS} {_ROMANCE_EPITHET}{_INFRASPECIFIC}{_AUTHOR}*$"
+    rf"|^{_SURE_GENUS} {_ANY_EPITHET}{_INFRASPECIFIC} "
     rf"(?:L\.?|\([A-Z][^()]{{0,40}}\)|[A-Z][\pL]+, \d{{4}}){_AUTHOR}*$"
     r"|^[A-Z][a-zë]+ (?:sp|spp)\.?$|^[A-Z][a-z]+(?:aceae|idae|opsida)$"
 )
-NOT_A_GENUS = r"^(?:Una|Uma|Unha|Dois|Tres|Los|Las|Les|Des)\b"
+# Articles, and names of countries and other common words that end like a genus ("Russia rubolii", "Area occidentale").
+NOT_A_GENUS = (
+    r"^(?:Una|Uma|Unha|Dois|Tres|Los|Las|Les|Des|Albania|Algeria|Angola|Arabia|Argentina|Armenia|Aruba|Australia|Austria"
+    r"|Belarus|Bolivia|Bosnia|Botswana|Bulgaria|Cambodia|Colombia|Croatia|Cyprus|Estonia|Ethiopia|Gambia|Georgia|Ghana"
+    r"|Guatemala|Guinea|India|Indonesia|Italia|Jamaica|Kenya|Latvia|Liberia|Libia|Libya|Lithuania|Macedonia|Madagaska"
+    r"|Madagascar|Makedonia|Malaysia|Mauritania|Mauritius|Moldova|Mongolia|Namibia|Nigeria|Romania|Russia|Rwanda|Samoa"
+    r"|Serbia|Slovakia|Slovenia|Somalia|Syria|Tanzania|Tunisia|Uganda|Venezuela|Zambia|Africa|America|Asia|Europa|Oceania"
+    r"|Area|Libra|Lira|Regio|Sussex)\b"
+)
 
 # Scripts written without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese, Tibetan.
 DENSE_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.captions.names import parse_name
 from pipeline.captions.settings import TEXT_TYPES
-from pipeline.captions.taxa import MEMBER_NAMES, parse_name, taxon_columns, taxon_texts
+from pipeline.captions.taxa import MEMBER_NAMES, taxon_columns, taxon_texts
 
 GOLDEN = Path(__file__).parent / "names_golden.tsv"
 ROWS = list(csv.DictReader(GOLDEN.read_text(encoding="utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -88,6 +89,10 @@ def test_a_hole_in_the_ranks_costs_no_species(hole: int) -> None:
         ((None,) * 7, "Salix alba × S. fragilis", None, "scientific", "Salix alba × Salix fragilis"),
         ((None,) * 7, "Malus domestica 'Granny Smith'", None, "canonical", "Malus domestica 'Granny Smith'"),
         (("Plantae", None, None, None, None, None, "unknown"), None, None, "scientific", "Plantae"),
+        ((None,) * 7, "Poaceae sp.", None, "taxonTag", "a photo of Poaceae."),  # a family is no genus
+        ((None,) * 7, "Tobacco mosaic virus", None, "sci", "a photo of Tobacco mosaic virus."),
+        ((None,) * 7, "Cytisus purpureus + Laburnum anagyroides", None, "sci",
+         "a photo of Cytisus purpureus + Laburnum anagyroides."),
     ],
 )  # fmt: skip
 def test_text_types_of_partial_taxa(
