@@ -75,14 +75,17 @@ _ANY_EPITHET = (
 )
 
 BINOMIAL = rf"(?:^|[^\pL])(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?:[^\pL]|$)"
-# English words with a Latin ending that follow a capital ("Paris opera", "Venus extra").
+# English words with a Latin ending that follow a capital ("Paris opera", "Discussion forum"), and Roman numerals.
 NOT_AN_EPITHET = (
     r"(?:^|[^\pL])[A-Z][a-z]+ (?:opera|camera|panda|koala|gorilla|banana|umbrella|extra|arena|agenda|media"
     r"|formula|salsa|"
     r"fiesta|pasta|panorama|drama|magenta|vanilla|album|museum|aquarium|stadium|premium|medium|campus|circus|cactus|"
     r"status|virus|bonus|focus|minus|versus|tennis|basis|oasis|crisis|color|motor|mirror|doctor|tractor|door|floor|"
     r"actor|sailor|harbor|interior|senior|junior|major|minor|editor|visitor|index|complex|relax|apex|cola|idea"
-    r"|area)(?:[^\pL]|$)"
+    r"|area|aluminum|apparatus|aquifer|athenaeum|biceps|calculus|coliseum|cumulus|curriculum|datum|decorum|detritus"
+    r"|emeritus|flora|forceps|forum|hiatus|lanthanum|laudanum|linoleum|lyceum|mausoleum|modulus|nucleus|pendulum"
+    r"|petroleum|platinum|prospectus|quadriceps|quorum|serum|sinus|speculum|stimulus|stratum|substratum|terminus"
+    r"|thesaurus|triceps|tumulus|ultimatum|umbilicus|[ivxlcdm]+)(?:[^\pL]|$)"
 )
 
 # A whole capitalised word is an author only beside a year or a connecting word, else it may be the common name

@@ -19,7 +19,7 @@ from pipeline.captions.backbone import backbone_files, names_to_resolve, resolve
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.captions.settings import CaptionSettings
-from pipeline.stages.sql import open_scratch, view_parquet
+from pipeline.stages.sql import copy_sorted, open_scratch, view_parquet
 from pipeline.work import (
     BuildContext,
     Part,
@@ -79,20 +79,26 @@ def judge(payload: dict[str, Any]) -> PartResult:
     """Verdicts over every fetched image."""
     settings: CaptionSettings = payload["settings"]
     path = f"tables/caption/verdicts-{payload['stem']}.parquet"
-    writer = TableWriter(payload["workdir"], "caption_verdicts", path, tables.VERDICTS)
     counts: dict[str, int] = {}
     with open_scratch(payload) as sql:
         view_parquet(sql, "candidates", payload["candidates"])
         view_parquet(sql, "facts", payload["facts"])
         view_parquet(sql, "captions", payload["captions"])
+        sql.register("no_verdicts", tables.VERDICTS.empty_table())
+        sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
+        adding = sql.cursor()  # while the rows of the join are still coming
         for rows in _joined_rows(sql, settings):
             verdicts = judge_captions(rows, settings)
             for reason, num in count_reasons(verdicts).items():
                 counts[reason] = counts.get(reason, 0) + num
-            writer.write(verdicts)
+            adding.register("judged", verdicts)
+            adding.execute("INSERT INTO verdicts FROM judged")
+        # rows are judged as they come and their verdicts sorted: a third of the bytes of sorting the rows
+        writer = TableWriter(payload["workdir"], "caption_verdicts", path, tables.VERDICTS)
+        file = copy_sorted(sql, "FROM verdicts", "sample_id", writer)
     num_kept = counts.pop("kept", 0)
     funnel = Funnel(num_kept + sum(counts.values()), num_kept, counts)
-    return PartResult((writer.close(),), funnel)
+    return PartResult((file,), funnel)
 
 
 def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
@@ -109,7 +115,7 @@ def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
     if "num_same_text_host" in needed:
         joins += f" LEFT JOIN ({counted.format('text_key, host')}) h ON h.text_key = t.text_key AND h.host = f.host"
     reader = sql.sql(
-        f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok' ORDER BY f.sample_id"
+        f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'"
     ).to_arrow_reader(JUDGE_ROWS)
     for batch in reader:
         yield pa.Table.from_batches([batch])

@@ -50,7 +50,7 @@ def test_file_names_are_seen(make_candidates, caption: str) -> None:
     "caption",
     ["red rose", "gold-theme", "Boeing 747", "Apollo 11", "Rosa 'Peace'", "Fig tree with ripe figs", "Image of a rose",
      "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "glace_06",
-     "Switch_Cisco_3750_1", "red_apple"],
+     "Switch_Cisco_3750_1", "red_apple", "144", "9-11", "1.2.1"],
 )  # fmt: skip
 def test_captions_are_not_taken_for_file_names(make_candidates, caption: str) -> None:
     assert not measure_one(make_candidates, caption)["filename_like"]
@@ -69,7 +69,9 @@ def test_placeholders_are_seen(make_candidates, caption: str) -> None:
 @pytest.mark.parametrize(
     "caption",
     ["image of a rose", "photo album", "a picture frame", "home sweet home", "error message on a screen", "blank page",
-     "the unknown soldier", "picture book", "test tube", "next to the house", "no smoking", "close-up of a rose"],
+     "the unknown soldier", "picture book", "test tube", "next to the house", "no smoking", "close-up of a rose",
+     # names of icons, words of other languages (zero, old, Thai province), a text about the filler text
+     "home", "download", "error", "Menu", "Null.", "Alt", "Na", "Nan", "A plugin that writes Lorem Ipsum"],
 )  # fmt: skip
 def test_captions_are_not_taken_for_placeholders(make_candidates, caption: str) -> None:
     assert not measure_one(make_candidates, caption)["placeholder_like"]
@@ -96,6 +98,13 @@ def test_captions_are_not_taken_for_placeholders(make_candidates, caption: str) 
         ("Una rana.", True, False),
         ("Uma iguana", True, False),
         ("Chelmon rostratus Kupferstreifen Pinzettfisch", True, False),
+        ("Linia aeriana Tux.", True, False),
+        ("Africa orientale", True, False),
+        ("Lira italiana", True, False),
+        ("Idiomas indo-europeus", True, False),
+        ("Tunisia dinarii", True, False),
+        ("Discussion forum", False, False),
+        ("Ulmus americana", True, True),
         ("Larus fuscus Linnaeus, 1758", True, True),
     ],
 )
