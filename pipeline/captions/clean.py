@@ -60,7 +60,8 @@ _TAG_BLOCK = re.compile(r"(?:(?:^|\s)#[^\W\d][\w-]*){2,}\s*$")
 _HASHTAG = re.compile(r"(?<![\w&#/])#(?=[^\W\d])")
 _CAMERA = re.compile(
     r"\b(?:OLYMPUS DIGITAL CAMERA|SONY DSC|KODAK Digital Still Camera|SAMSUNG CAMERA PICTURES|MINOLTA DIGITAL CAMERA"
-    r"|Exif[_ ]JPEG(?:[_ ]PICTURE)?|DIGITAL CAMERA|DCIM[\\/]\w+[\\/]?\w*|(?:ASCII|default)\s*$(?<=ASCII))"
+    r"|Exif[_ ]JPEG(?:[_ ]PICTURE)?|DIGITAL CAMERA|DCIM[\\/]\w+[\\/]?\w*)"
+    r"|^\s*ASCII\s*$"
     r"|\b(?:Processed|Edited|Created|Made) with (?:Inkscape|VSCO(?: with \w+ preset)?|(?:The )?GIMP|Snapseed"
     r"|Instagram|Canva"
     r"|Lightroom|Photoshop|RNI Films\.?(?: Preset '[^']*')?)"
@@ -78,13 +79,13 @@ _AGENCY = (
 _CREDITS = (
     re.compile(r"\ball rights reserved\b\.?", re.IGNORECASE),
     re.compile(
-        r"[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|clip ?art|foto|bild)"
+        r"(?<!\b[aA] )(?<!\b[tT]he )[(\[]?\b(?i:photo(?:graph|graphy|s)?|image|picture|pic|clip ?art|foto|bild)"
         r"(?:\s*:?\s*(?i:credits?\s*:?(?:\s*by\b)?|courtesy(?: of)?|©|\(c\))|\s+(?i:by)\b)\s*:?\s*(?:©\s*)?"
         rf"{_NAME}(?:\s*[/|,-]?\s*(?:via\s+)?(?i:{_AGENCY}))?[)\]]?\.?"
     ),
     re.compile(rf"[(\[]?\b(?i:courtesy of|credits?:|photographer:|source:)\s*{_NAME}[)\]]?\.?\s*$"),
     re.compile(
-        r"[(\[]?(?:©|(?<!\w)\([cC]\)|\b[Cc]opyright\b\s*(?:©|\([cC]\)|:|(?=\d{4}\b)|(?=by\s)))"
+        r"[(\[]?(?:©|(?<!\w)\([cC]\)(?!\s*[a-z]{3})|\b[Cc]opyright\b\s*(?:©|\([cC]\)|:|(?=\d{4}\b)|(?=by\s)))"
         r"\s*(?:\d{4}(?:\s*[-–]\s*\d{2,4})?)?,?\s*"
         rf"(?:(?i:by)\s+)?(?:{_NAME})?(?:\s*/\s*(?i:{_AGENCY}))?[)\]]?\.?"
     ),
@@ -98,11 +99,12 @@ _CREDITS = (
     re.compile(rf"\s*(?:[|–—/]|\s-|\bvia\b|\bby\b|\bon\b|\bfrom\b)\s*{_AGENCY}(?:\.com)?\s*$", re.IGNORECASE),
 )
 # What each of them cannot be without: six searches a text took 55 us, these take 2.
+_COPYRIGHT = ("©", "(c)", "copyright")  # but not the third of a list (a) (b) (c)
 _CREDIT_NEEDLES = (
     ("reserved",),
     ("photo", "image", "pic", "clip", "foto", "bild"),
     ("courtesy", "credit", "photographer", "source"),
-    ("©", "(c)", "copyright"),
+    _COPYRIGHT,
     ("stock",),
     ("stock", "getty", "alamy", "dreamstime", "123rf", "deposit", "fotolia", "freepik", "flickr", "unsplash", "pexels",
      "pixabay", "wikimedia"),
@@ -148,7 +150,7 @@ def _drop_hashtags(text: str) -> str:
 def _drop_credits(text: str) -> str:
     for pattern, needles in zip(_CREDITS, _CREDIT_NEEDLES, strict=True):
         lowered = text.lower()
-        if any(needle in lowered for needle in needles):
+        if any(needle in lowered for needle in needles) and not (needles == _COPYRIGHT and "(b)" in lowered):
             text = pattern.sub(" ", text)
     return text
 

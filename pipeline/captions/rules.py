@@ -23,6 +23,7 @@ from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_L
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
+_WORDS = CHARACTER_WORDS + "{2}"  # two characters of such a script say enough beside any number of digits
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,12 @@ RULES: dict[str, Rule] = {
     "min_words": _at_least("num_words"),
     "max_words": _at_most("num_words"),
     "max_clip_tokens": _at_most("num_clip_tokens"),
-    "min_letter_ratio": _at_least("letter_ratio"),
+    "min_letter_ratio": Rule(
+        ("letter_ratio", "text"),
+        lambda t, low: _spare(pc.less(t["letter_ratio"], low), t["text"], lambda text: _matches_any(text, [_WORDS])),
+        lambda t: t["letter_ratio"],
+        lambda low: f">= {low:g}",
+    ),
     "max_digit_ratio": _at_most("digit_ratio"),
     "max_symbol_ratio": _at_most("symbol_ratio"),
     "max_repeated_ratio": _at_most("repeated_ratio"),

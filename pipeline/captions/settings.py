@@ -137,7 +137,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_filename_like=True,
         min_chars=2,
         max_chars=2000,
-        min_letter_ratio=0.25,
+        min_letter_ratio=0.2,
         max_repeated_ratio=0.5,
     ),
     "general": Thresholds(
@@ -147,7 +147,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         min_chars=2,
         max_chars=1000,
         max_words=150,
-        min_letter_ratio=0.25,
+        min_letter_ratio=0.2,
         max_repeated_ratio=0.5,
         not_bare_name=True,
         max_repeats=250,

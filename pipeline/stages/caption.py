@@ -114,9 +114,9 @@ def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
         joins += f" LEFT JOIN ({counted.format('text_key')}) r ON r.text_key = t.text_key"
     if "num_same_text_host" in needed:
         joins += f" LEFT JOIN ({counted.format('text_key, host')}) h ON h.text_key = t.text_key AND h.host = f.host"
-    reader = sql.sql(
-        f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'"
-    ).to_arrow_reader(JUDGE_ROWS)
+    reader = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'").to_arrow_reader(
+        JUDGE_ROWS
+    )
     for batch in reader:
         yield pa.Table.from_batches([batch])
 

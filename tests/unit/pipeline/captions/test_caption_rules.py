@@ -89,6 +89,12 @@ def test_one_character_can_be_a_word(make_candidates) -> None:
     assert verdicts["value"].to_pylist()[3:] == ["1", "1"]
 
 
+def test_two_characters_of_chinese_or_korean_are_letters_enough(make_candidates) -> None:
+    rows = [{"caption": caption} for caption in ("韩元 (1945–1953)", "페루 솔 (1863–1965)", "10:30 点", "1945–1953")]
+    verdicts = judged(make_candidates(rows), {"rules": [{"min_letter_ratio": 0.2}]})
+    assert verdicts["keep"].to_pylist() == [True, True, False, False]
+
+
 def test_rules_over_joined_columns(make_candidates) -> None:
     rows = [{"caption": f"rose number {n}"} for n in "abcde"]
     config = {"rules": [{"min_side_px": 200, "max_aspect_ratio": 3, "min_area_px": 50_000, "min_pixel_std": 2}]}
