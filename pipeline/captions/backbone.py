@@ -24,7 +24,7 @@ from manifests.tables import NAMES, TAXON_RANKS
 from pipeline.captions.names import parse_name
 from pipeline.captions.settings import BackboneSettings
 
-_MARKS = r"(×|\b(?:x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
+_MARKS = r"(×|\b(?:f\. ?sp|x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
 _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName", "scientificName",
           "scientificNameAuthorship", "taxonRank", "taxonomicStatus", *TAXON_RANKS)  # fmt: skip
 
@@ -150,8 +150,9 @@ def _with_keys(names: pa.Table) -> pa.Table:
     keys: list[tuple[str | None, str | None]] = []
     for name in given["name"].to_pylist():
         parsed = parse_name(name)
-        usable = parsed.genus and not parsed.formula and not parsed.uncertain
-        full = " ".join(part for part in (parsed.genus, parsed.species, parsed.infraspecific) if part)
+        virus = parsed.formula if parsed.rank == "virus" else ""
+        usable = virus or (parsed.genus and not parsed.formula and not parsed.uncertain)
+        full = virus or " ".join(part for part in (parsed.genus, parsed.species, parsed.infraspecific) if part)
         named = usable and not (parsed.qualifier and not parsed.species)
         keys.append(
             (name_key(full) if named else None, name_key(parsed.binomial) if named and parsed.infraspecific else None)

@@ -20,6 +20,7 @@ GBIF = """taxonID	parentNameUsageID	acceptedNameUsageID	scientificName	scientifi
 5	4		Brassica oleracea var. capitata L.	L.	Brassica oleracea capitata	variety	accepted	Plantae	Tracheophyta		Brassicales	Brassicaceae	Brassica
 6	9		Oenanthe aquatica (L.) Poir.	(L.) Poir.	Oenanthe aquatica	species	accepted	Plantae	Tracheophyta	Magnoliopsida	Apiales	Apiaceae	Oenanthe
 7	9		Oenanthe	Vieillot	Oenanthe	genus	accepted	Animalia	Chordata	Aves	Passeriformes	Muscicapidae	Oenanthe
+10			Tobacco mosaic virus		Tobacco mosaic virus	species	accepted	Viruses					Tobamovirus
 8	9		Oenanthe L.	L.	Oenanthe	genus	accepted	Plantae	Tracheophyta	Magnoliopsida	Apiales	Apiaceae	Oenanthe
 """
 VERNACULAR = """taxonID	vernacularName	language	source
@@ -81,6 +82,11 @@ def test_marks_hybrids_and_infraspecific_names(gbif: Path) -> None:
     assert (fallen["matched_how"], fallen["accepted_name"]) == ("species", "Brassica oleracea")
 
 
+def test_a_virus_is_found_by_its_whole_name(gbif: Path) -> None:
+    row = resolve(gbif, ("Tobacco mosaic virus", None))["Tobacco mosaic virus"]
+    assert (row["accepted_id"], row["genus"], row["species"]) == ("10", "Tobamovirus", "Tobacco mosaic virus")
+
+
 def test_homonyms_need_a_kingdom(gbif: Path) -> None:
     table = look_up(names(("Oenanthe", None), ("Oenanthe", "Animalia"), ("Oenanthe", "Plantae")), gbif)
     how = {row["kingdom_given"]: (row["matched_how"], row["accepted_id"]) for row in table.to_pylist()}
@@ -135,6 +141,7 @@ def test_candidates_follow_the_accepted_name(gbif: Path, make_candidates) -> Non
 def test_keys_know_no_marks() -> None:
     assert name_key("Mentha × piperita") == name_key("mentha piperita")
     assert name_key("Brassica oleracea var. capitata") == "brassica oleracea capitata"
+    assert name_key("Fusarium oxysporum f. sp. cubense") == "fusarium oxysporum cubense"
 
 
 def test_what_is_no_backbone_is_refused_before_any_work(tmp_path: Path) -> None:
