@@ -32,22 +32,22 @@ class Rule:
 
     needs: tuple[str, ...]
     fails: Callable[[pa.Table, Any], Column]
-    value: Callable[[pa.Table], Column]
+    value: Callable[[pa.Table, Any], Column]
     written: Callable[[Any], str]
 
 
 def _at_least(column: str) -> Rule:
-    return Rule((column,), lambda t, low: pc.less(t[column], low), lambda t: t[column], lambda low: f">= {low:g}")
+    return Rule((column,), lambda t, low: pc.less(t[column], low), lambda t, _: t[column], lambda low: f">= {low:g}")
 
 
 def _at_most(column: str) -> Rule:
     return Rule(
-        (column,), lambda t, high: pc.greater(t[column], high), lambda t: t[column], lambda high: f"<= {high:g}"
+        (column,), lambda t, high: pc.greater(t[column], high), lambda t, _: t[column], lambda high: f"<= {high:g}"
     )
 
 
 def _never(column: str, named: str) -> Rule:
-    return Rule((column, "text"), lambda t, _: t[column], lambda t: t["text"], lambda _: named)
+    return Rule((column, "text"), lambda t, _: t[column], lambda t, _: t["text"], lambda _: named)
 
 
 def _empty(table: pa.Table, _: Any) -> Column:
@@ -57,6 +57,11 @@ def _empty(table: pa.Table, _: Any) -> Column:
 def _blocklist_pattern(entries: tuple[str, ...]) -> str:
     words = "|".join(re.escape(" ".join(entry.split())) for entry in sorted(entries))
     return rf"(?i)(?:^|[^\pL\pN])(?P<hit>{words})(?:[^\pL\pN]|$)"
+
+
+def _blocked_phrase(table: pa.Table, entries: tuple[str, ...]) -> Column:
+    """The first phrase of the list that stands in each text."""
+    return pc.struct_field(pc.extract_regex(table["text"], _blocklist_pattern(entries)), "hit")
 
 
 def _blocked(table: pa.Table, entries: tuple[str, ...]) -> Column:
@@ -93,12 +98,12 @@ def _spare(fails: Column, text: Column, spared: Callable[[Column], Column]) -> C
     return pa.array(mask)
 
 
-def _length(table: pa.Table) -> Column:
+def _length(table: pa.Table, _: Any = None) -> Column:
     """Characters, one of a script whose single characters are words counted as two."""
     return pc.add(table["num_chars"], pc.cast(pc.count_substring_regex(table["text"], CHARACTER_WORDS), pa.int32()))
 
 
-def _language_value(table: pa.Table) -> Column:
+def _language_value(table: pa.Table, _: Any = None) -> Column:
     rounded = pc.cast(pc.round(pc.cast(table["language_confidence"], pa.float64()), 2), pa.string())
     return pc.binary_join_element_wise(table["language"], rounded, " ")
 
@@ -108,33 +113,33 @@ def _repeated(column: str) -> Rule:
     return Rule(
         (column, "bare_name"),
         lambda t, high: pc.and_not(pc.greater(t[column], high), t["bare_name"]),
-        lambda t: t[column],
+        lambda t, _: t[column],
         lambda high: f"<= {high}",
     )
 
 
-def _side(table: pa.Table) -> Column:
+def _side(table: pa.Table, _: Any = None) -> Column:
     return pc.min_element_wise(table["width_px"], table["height_px"], skip_nulls=False)
 
 
-def _aspect(table: pa.Table) -> Column:
+def _aspect(table: pa.Table, _: Any = None) -> Column:
     longest = pc.max_element_wise(table["width_px"], table["height_px"], skip_nulls=False)
     shortest = pc.cast(_side(table), pa.float64())
     return pc.divide(pc.cast(longest, pa.float64()), shortest)
 
 
-def _area(table: pa.Table) -> Column:
+def _area(table: pa.Table, _: Any = None) -> Column:
     return pc.multiply(pc.cast(table["width_px"], pa.int64()), pc.cast(table["height_px"], pa.int64()))
 
 
 _SIZES = ("width_px", "height_px")
 
 RULES: dict[str, Rule] = {
-    "not_empty": Rule(("text",), _empty, lambda t: t["text"], lambda _: "some text"),
+    "not_empty": Rule(("text",), _empty, lambda t, _: t["text"], lambda _: "some text"),
     "not_placeholder_like": _never("placeholder_like", "no placeholder"),
     "not_filename_like": _never("filename_like", "no file name"),
     "blocklist": Rule(
-        ("text",), _blocked, lambda t: t["text"], lambda entries: f"none of {len(entries)} blocked phrases"
+        ("text",), _blocked, _blocked_phrase, lambda entries: f"none of {len(entries)} blocked phrases"
     ),
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),
@@ -155,7 +160,7 @@ RULES: dict[str, Rule] = {
     "min_letter_ratio": Rule(
         ("letter_ratio", "text"),
         lambda t, low: _spare(pc.less(t["letter_ratio"], low), t["text"], lambda text: _matches_any(text, [_WORDS])),
-        lambda t: t["letter_ratio"],
+        lambda t, _: t["letter_ratio"],
         lambda low: f">= {low:g}",
     ),
     "max_digit_ratio": _at_most("digit_ratio"),
@@ -165,7 +170,7 @@ RULES: dict[str, Rule] = {
     "has_binomial": Rule(
         ("has_binomial", "text"),
         lambda t, _: pc.invert(t["has_binomial"]),
-        lambda t: t["text"],
+        lambda t, _: t["text"],
         lambda _: "a Latin binomial",
     ),
     "languages": Rule(
@@ -220,7 +225,7 @@ def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
             if not mask.any():
                 continue
             hit = np.flatnonzero(mask)
-            value = RULES[name].value(part.take(hit))
+            value = RULES[name].value(part.take(hit), threshold)
             failing[rows[hit]] = RULE_NAMES.index(name)
             values[rows[hit]] = _written_values(value)
             thresholds[rows[hit]] = RULES[name].written(threshold)
