@@ -83,7 +83,7 @@ NOT_AN_EPITHET = (
     r"status|virus|bonus|focus|minus|versus|tennis|basis|oasis|crisis|color|motor|mirror|doctor|tractor|door|floor|"
     r"actor|sailor|harbor|interior|senior|junior|major|minor|editor|visitor|index|complex|relax|apex|cola|idea"
     r"|area|aluminum|apparatus|aquifer|athenaeum|biceps|calculus|coliseum|cumulus|curriculum|datum|decorum|detritus"
-    r"|emeritus|flora|forceps|forum|hiatus|lanthanum|laudanum|linoleum|lyceum|mausoleum|modulus|nucleus|pendulum"
+    r"|emeritus|flora|forceps|forum|hiatus|lanthanum|laudanum|linoleum|lyceum|mausoleum|means|modulus|nucleus|pendulum"
     r"|petroleum|platinum|prospectus|quadriceps|quorum|serum|sinus|speculum|stimulus|stratum|substratum|terminus"
     r"|thesaurus|triceps|tumulus|ultimatum|umbilicus|[ivxlcdm]+)(?:[^\pL]|$)"
 )
