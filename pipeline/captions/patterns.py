@@ -18,7 +18,7 @@ FILENAME = "|".join(
         r"^\S+" + _IMAGE_SUFFIX + r"$",  # one word with an image suffix
         r"^(?i:[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:" + _IMAGE_SUFFIX + r")?$",
         r"^[\d\-_. ]*\d[\d\-_. ]*" + _IMAGE_SUFFIX + r"$",
-        r"^(?:[\-_. ]*\d){5}[\d\-_. ]*$",  # long numbers alone; "144" has too few letters, but names no file
+        r"^(?:\d[\-_. ]?){4,}\d*[1-9]\d*$",  # 20140115_123456; "144" and "1000000" lack letters, but name no file
     )
 )
 
@@ -42,7 +42,7 @@ PLACEHOLDER = "|".join(
         r"^\[object \w+\]$",
         r"^(?:\{\{.*\}\}|%\w+%|\$\{?\w+\}?|<\?.*\?>)$",
         r"^(?:image|photo|picture|slide|page|figure) \d+(?: of \d+)?$",
-        r"^lorem ipsum\b",
+        r"^lorem ipsum(?: dolor\b|\W*$)",
         r"^(?:this )?(?:image|photo|picture) (?:is )?(?:no longer available|could not be (?:loaded|found)"
         r"|does not exist|has been removed)",
     )

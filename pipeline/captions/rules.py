@@ -9,7 +9,7 @@ is not held against a picture. Gives up with ConfigError when a needed column is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,7 +23,10 @@ from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_L
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
-_WORDS = CHARACTER_WORDS + "{2}"  # two characters of such a script say enough beside any number of digits
+_FEW_LETTERS = (
+    CHARACTER_WORDS + "{2}",
+    r"^\d{1,2}:\d{2}$",
+)  # two such characters say enough; so does the time of a clock
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _other_language(table: pa.Table, rule: LanguageRule) -> Column:
     return _spare(fails, table["text"], lambda text: _matches_any(text, spared))
 
 
-def _matches_any(text: Column, patterns: list[str]) -> Column:
+def _matches_any(text: Column, patterns: Sequence[str]) -> Column:
     found = pc.match_substring_regex(text, patterns[0])
     for pattern in patterns[1:]:
         found = pc.or_(found, pc.match_substring_regex(text, pattern))
@@ -159,7 +162,7 @@ RULES: dict[str, Rule] = {
     "max_clip_tokens": _at_most("num_clip_tokens"),
     "min_letter_ratio": Rule(
         ("letter_ratio", "text"),
-        lambda t, low: _spare(pc.less(t["letter_ratio"], low), t["text"], lambda text: _matches_any(text, [_WORDS])),
+        lambda t, low: _spare(pc.less(t["letter_ratio"], low), t["text"], lambda text: _matches_any(text, _FEW_LETTERS)),
         lambda t, _: t["letter_ratio"],
         lambda low: f">= {low:g}",
     ),

@@ -48,7 +48,7 @@ TextType = Literal[
 TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 5  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 6  # raise when cleaning or measuring changes what it writes
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
 

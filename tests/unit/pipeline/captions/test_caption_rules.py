@@ -89,8 +89,8 @@ def test_one_character_can_be_a_word(make_candidates) -> None:
     assert verdicts["value"].to_pylist()[3:] == ["1", "1"]
 
 
-def test_two_characters_of_chinese_or_korean_are_letters_enough(make_candidates) -> None:
-    rows = [{"caption": caption} for caption in ("韩元 (1945–1953)", "페루 솔 (1863–1965)", "10:30 点", "1945–1953")]
+def test_two_characters_of_chinese_or_korean_and_a_time_say_enough(make_candidates) -> None:
+    rows = [{"caption": caption} for caption in ("韩元 (1945–1953)", "10:30", "10:30 点", "1945–1953")]
     verdicts = judged(make_candidates(rows), {"rules": [{"min_letter_ratio": 0.2}]})
     assert verdicts["keep"].to_pylist() == [True, True, False, False]
 
