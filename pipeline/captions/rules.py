@@ -23,10 +23,8 @@ from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_L
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
-_FEW_LETTERS = (
-    CHARACTER_WORDS + "{2}",
-    r"^\d{1,2}:\d{2}$",
-)  # two such characters say enough; so does the time of a clock
+# Few letters say enough where they are two Chinese, Japanese or Korean ones, or the time that a clock shows.
+_ENOUGH = (CHARACTER_WORDS + "{2}", r"^\d{1,2}:\d{2}$")
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ RULES: dict[str, Rule] = {
     "max_clip_tokens": _at_most("num_clip_tokens"),
     "min_letter_ratio": Rule(
         ("letter_ratio", "text"),
-        lambda t, low: _spare(pc.less(t["letter_ratio"], low), t["text"], lambda text: _matches_any(text, _FEW_LETTERS)),
+        lambda t, low: _spare(pc.less(t["letter_ratio"], low), t["text"], lambda text: _matches_any(text, _ENOUGH)),
         lambda t, _: t["letter_ratio"],
         lambda low: f">= {low:g}",
     ),
