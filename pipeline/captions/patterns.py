@@ -18,7 +18,9 @@ FILENAME = "|".join(
         r"^\S+" + _IMAGE_SUFFIX + r"$",  # one word with an image suffix
         r"^(?i:[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:" + _IMAGE_SUFFIX + r")?$",
         r"^[\d\-_. ]*\d[\d\-_. ]*" + _IMAGE_SUFFIX + r"$",
-        r"^(?:\d[\-_. ]?){4,}\d*[1-9]\d*$",  # 20140115_123456; "144" and "1000000" lack letters, but name no file
+        # 20140115_123456, 2014-01-15 12.30; "144", "2004-2005" and "1000000" lack letters, but name no file
+        r"^(?:\d+[\-_. ])*\d{4,}[1-9]\d*(?:[\-_. ]\d+)*$",
+        r"^\d{4}-\d{2}-\d{2}(?:[\-_. ]\d+)*$",
     )
 )
 
@@ -35,7 +37,7 @@ PLACEHOLDER = "|".join(
         r"|not available|coming soon|default|test|loading|404(?: not found)?|not found|view (?:full size|larger|image)"
         r"|click (?:here|to (?:enlarge|view|zoom)))[\])}>.!…]*(?: \d+)?$",
         # what programs write for nothing, without a full stop: "Null." is a German zero
-        r"^[\[({<]*(?:undefined|null|none|nil|n/a|todo|tbd|xxxx+|asdf\w*)[\])}>]*$",
+        r"^[\[({<]*(?:undefined|null|none|n/a|todo|tbd|xxxx+|asdf\w*)[\])}>]*$",
         r"^this work is (?:hereby )?(?:released|dedicated) .{0,12}public domain",
         r"^(?:image |photo |picture )?placeholder(?: image| photo| picture)?\.?$",
         r"^(?:hash|array|code|scalar|glob)\(0x[0-9a-f]+\)$",

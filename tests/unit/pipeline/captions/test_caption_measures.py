@@ -40,7 +40,7 @@ def test_words_also_in_scripts_without_spaces(make_candidates, caption: str, wor
     "caption",
     ["IMG_1234", "IMG_1234.JPG", "DSC00012", "dscn0815", "P1020304", "Screenshot 2020-01-01", "rose.jpg",
      "8f14e45fceea167a", "20140115_123456", "image 12", "untitled-1", "PXL_20210101_120000",
-     "123456.png", "Picture 0B"],
+     "123456.png", "Picture 0B", "2014-01-15 12.30.01", "00123456"],
 )  # fmt: skip
 def test_file_names_are_seen(make_candidates, caption: str) -> None:
     assert measure_one(make_candidates, caption)["filename_like"]
@@ -50,7 +50,7 @@ def test_file_names_are_seen(make_candidates, caption: str) -> None:
     "caption",
     ["red rose", "gold-theme", "Boeing 747", "Apollo 11", "Rosa 'Peace'", "Fig tree with ripe figs", "Image of a rose",
      "Photo album on a table", "flag: Serbia", "PC on a desk", "Scan of a brain", "F-16", "Room 101", "glace_06",
-     "Switch_Cisco_3750_1", "red_apple", "144", "9-11", "1.2.1", "1000000"],
+     "Switch_Cisco_3750_1", "red_apple", "144", "9-11", "1.2.1", "1000000", "2004-2005"],
 )  # fmt: skip
 def test_captions_are_not_taken_for_file_names(make_candidates, caption: str) -> None:
     assert not measure_one(make_candidates, caption)["filename_like"]
@@ -71,7 +71,7 @@ def test_placeholders_are_seen(make_candidates, caption: str) -> None:
     ["image of a rose", "photo album", "a picture frame", "home sweet home", "error message on a screen", "blank page",
      "the unknown soldier", "picture book", "test tube", "next to the house", "no smoking", "close-up of a rose",
      # names of icons, words of other languages (zero, old, Thai province), a text about the filler text
-     "home", "download", "error", "Menu", "Null.", "Alt", "Na", "Nan", "Lorem Ipsum generator"],
+     "home", "download", "error", "Menu", "Null.", "Alt", "Na", "Nan", "Nil", "Lorem Ipsum generator"],
 )  # fmt: skip
 def test_captions_are_not_taken_for_placeholders(make_candidates, caption: str) -> None:
     assert not measure_one(make_candidates, caption)["placeholder_like"]
