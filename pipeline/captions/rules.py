@@ -23,8 +23,8 @@ from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_L
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
-# Few letters say enough where they are two Chinese, Japanese or Korean ones, or the time that a clock shows.
-_ENOUGH = (CHARACTER_WORDS + "{2}", r"^\d{1,2}:\d{2}$")
+# Few letters say enough where they are two Chinese, Japanese or Korean ones, the time that a clock shows, or a digit.
+_ENOUGH = (CHARACTER_WORDS + "{2}", r"^\d{1,2}:\d{2}$|^\d$")
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,9 @@ def test_one_character_can_be_a_word(make_candidates) -> None:
 
 
 def test_two_characters_of_chinese_or_korean_and_a_time_say_enough(make_candidates) -> None:
-    rows = [{"caption": caption} for caption in ("韩元 (1945–1953)", "10:30", "10:30 点", "1945–1953")]
+    rows = [{"caption": caption} for caption in ("韩元 (1945–1953)", "7", "10:30", "10:30 点", "1945–1953")]
     verdicts = judged(make_candidates(rows), {"rules": [{"min_letter_ratio": 0.2}]})
-    assert verdicts["keep"].to_pylist() == [True, True, False, False]
+    assert verdicts["keep"].to_pylist() == [True, True, True, False, False]
 
 
 def test_rules_over_joined_columns(make_candidates) -> None:
