@@ -66,7 +66,7 @@ class EvaluationSet(Origin):
 
     place: ClassVar[str] = "evaluation"
 
-    radius: int = Field(6, ge=0, le=MAX_RADIUS, description="largest Hamming distance of pHashes that counts as a leak")
+    radius: int = Field(4, ge=0, le=MAX_RADIUS, description="largest Hamming distance of pHashes that counts as a leak")
     mirrored: bool = Field(True, description="match the mirror image of each as well")
     match_names: bool = Field(False, description="match by the same record key (or file name), and by the same URL")
     unreadable: Literal["refuse", "report"] = Field(

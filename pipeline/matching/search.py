@@ -31,7 +31,7 @@ Pairs = tuple[Hashes, Hashes]
 
 _WINDOW = 1 << 16  # hashes compared at a time: their 512 KiB and the scratch stay in the L2 cache
 _CHUNK = 1 << 15
-_DENSE_SHARE = 3  # below a third of a window still in play, gather those instead of comparing all
+_REPACK_SLOTS = 16  # compared in vain, a hash: what moving a bucket's remaining hashes together costs
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
 _PARTITION_BITS = 12
@@ -263,30 +263,32 @@ def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, n
         return
     num_shifts = int(sizes.max())
     pairs_at = _pairs_at_shift(sizes, num_shifts)
+    pairs_from = np.cumsum(pairs_at[::-1])[::-1].tolist()  # at this shift and all larger ones
+    first, second, step = window, window, 0  # `second` lies `step` places further on than `first`, seen from a bucket
     differing = np.empty(len(window), np.uint64)
     distances = np.empty(len(window), np.uint8)
-    shift = 1
-    while shift < num_shifts and pairs_at[shift] * _DENSE_SHARE > len(window) - shift:
-        num = len(window) - shift
-        np.bitwise_xor(window[shift:], window[:-shift], out=differing[:num])
+    for shift in range(1, num_shifts):
+        wasted = len(first) * (num_shifts - shift) - pairs_from[shift]
+        if 2 * pairs_at[shift] < len(first) and wasted > _REPACK_SLOTS * len(first):
+            first, second, sizes = _repack(first, second, sizes, shift - step)
+            step = shift
+        apart = shift - step
+        num = len(first) - apart
+        np.bitwise_xor(second[apart:], first[:num], out=differing[:num])
         np.bitwise_count(differing[:num], out=distances[:num])
-        near = np.flatnonzero(distances[:num] <= radius)
+        near = (distances[:num] <= radius).nonzero()[0]
         if len(near):
             near = near[differing[near] >> np.uint64(num_free) == 0] if num_free < 64 else near
-            yield window[near], window[near + shift]
-        shift += 1
-    if shift >= num_shifts:
-        return
-    left_behind = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(window))  # to the bucket's end, self included
-    here = np.flatnonzero(left_behind > shift)
-    left_behind = left_behind[here]
-    while len(here):
-        near = here[np.bitwise_count(window[here] ^ window[here + shift]) <= radius]
-        if len(near):
-            yield window[near], window[near + shift]
-        shift += 1
-        more = left_behind > shift
-        here, left_behind = here[more], left_behind[more]
+            yield first[near], second[near + apart]
+
+
+def _repack(
+    first: Hashes, second: Hashes, sizes: npt.NDArray[np.int64], apart: int
+) -> tuple[Hashes, Hashes, npt.NDArray[np.int64]]:
+    """Of every bucket the hashes that have one `apart` places further on, side by side with those."""
+    place = np.arange(len(first)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    size = np.repeat(sizes, sizes)
+    return first[place < size - apart], second[place >= apart], sizes[sizes > apart] - apart
 
 
 def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArray[np.int64]:

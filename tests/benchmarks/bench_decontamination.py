@@ -1,12 +1,12 @@
-"""How many planted copies of evaluation photos a build finds, and how many clean photos it loses with them.
+"""How many planted copies of evaluation photos a build finds, and how many clean pictures it loses with them.
 
     python tests/benchmarks/bench_decontamination.py --photos FOLDER --num 2000 --clean FOLDER FOLDER --work SCRATCH
 
-Takes `--num` photos of a folder as evaluation set. The source holds four copies of each: the same bytes, JPEG of
-quality 30 to 95, resized 0.25 to 2 times, and the mirror image (JPEG 60 to 95); and as clean pictures the other photos
-and all below the clean folders. Builds up to select (`plantmix build --to select`) and counts by the catalogue: caught
-copies a kind and radius, clean pictures lost. Prints Markdown. Clean pictures that leak are listed: whether they are
-lost wrongly is for the eye to say.
+Takes `--num` photos of a folder as evaluation set. The source holds a copy of each in every way of WAYS (the same
+bytes, re-encoded, resized, mirrored, and what else a re-uploader does, with a random strength), and as clean pictures
+the other photos and all below the clean folders. Builds up to select (`plantmix build --to select`) with radius 8 and then with
+the default, and prints Markdown: the share of each kind within each radius, and what the default radius drops in all.
+Clean pictures that leak are listed: whether they are lost wrongly is for the eye to say.
 """
 
 from __future__ import annotations
@@ -22,88 +22,131 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from bench_hash_quality import TRANSFORMS
 from PIL import Image, ImageOps
 
-WAYS = ("exact", "encoded", "resized", "mirrored")
-RADII = (0, 2, 4, 6, 8)
+ASKED = ("same bytes", "JPEG 30-95", "resize 0.25-2x", "mirror image, JPEG 60-95")
+OTHERS = tuple(name for name in TRANSFORMS if name not in ASKED and not name.startswith("mirror"))
+WAYS = (*ASKED, *OTHERS)
+RADII = (0, 2, 4, 5, 6, 8)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def plant(job: tuple[str, int, str]) -> None:
-    """The four copies of one photo."""
+    """The copies of one photo, as `way-photo.suffix`."""
     path, seed, folder = job
     rng = np.random.default_rng(seed)
     photo = Image.open(path).convert("RGB")
-    names = {way: Path(folder) / f"{way}-{seed:05d}.jpg" for way in WAYS}
-    shutil.copy(path, names["exact"])
-    photo.save(names["encoded"], quality=int(rng.integers(30, 96)))
-    factor = 2 ** rng.uniform(-2, 1)
-    size = (max(32, round(photo.width * factor)), max(32, round(photo.height * factor)))
-    photo.resize(size, Image.Resampling.BICUBIC).save(names["resized"], quality=90)
-    ImageOps.mirror(photo).save(names["mirrored"], quality=int(rng.integers(60, 96)))
+    for way, name in enumerate(WAYS):
+        file = Path(folder) / f"{way:02d}-{seed:05d}.jpg"
+        if name == "same bytes":
+            shutil.copy(path, file)
+        elif name == "JPEG 30-95":
+            photo.save(file, quality=int(rng.integers(30, 96)))
+        elif name.startswith("mirror"):
+            ImageOps.mirror(photo).save(file, quality=int(rng.integers(60, 96)))
+        elif name.startswith("WebP"):
+            photo.save(file.with_suffix(".webp"), quality=int(rng.integers(50, 91)))
+        else:
+            TRANSFORMS[name](photo, rng).save(file, quality=90)
 
 
-def lay_out(args: argparse.Namespace) -> Path:
+def lay_out(args: argparse.Namespace) -> None:
     photos = sorted(path for path in args.photos.rglob("*.jpg"))
     photos = [photos[place] for place in np.random.default_rng(0).permutation(len(photos))]
-    shown, clean = photos[: args.num], photos[args.num :]
+    shown, clean = photos[: args.num], [(path, args.photos.name) for path in photos[args.num :]]
     for folder in args.clean:
-        clean += sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        clean += [(p, folder.name) for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
     for name in ("set", "source/planted", "source/clean"):
         (args.work / name).mkdir(parents=True)
     for place, path in enumerate(shown):
         shutil.copy(path, args.work / f"set/{place:05d}.jpg")
-    for place, path in enumerate(clean):
-        shutil.copy(path, args.work / f"source/clean/{place:06d}-{path.stem}{path.suffix}")
+    for place, (path, kind) in enumerate(clean):
+        shutil.copy(path, args.work / f"source/clean/{kind}-{place:06d}-{path.stem}{path.suffix}")
     with ProcessPoolExecutor(2) as pool:
         jobs = [(str(path), place, str(args.work / "source/planted")) for place, path in enumerate(shown)]
         list(pool.map(plant, jobs, chunksize=32))
+
+
+def build(work: Path, radius: int | None) -> None:
+    """One build up to select; None takes the default radius."""
     config = {
         "name": "leaks",
-        "work_dir": str(args.work / "work"),
+        "work_dir": str(work / "work"),
         "sources": [
             {
                 "name": "pictures",
                 "domain": "any",
-                "folder": {"path": str(args.work / "source"), "captions": "none"},
+                "folder": {"path": str(work / "source"), "captions": "none"},
                 "defaults": {"caption": "a picture of something", "licence": "CC0-1.0"},
             }
         ],
-        "evaluation": [{"name": "set", "folder": {"path": str(args.work / "set")}}],
+        "evaluation": [
+            {"name": "set", "folder": {"path": str(work / "set")}} | ({} if radius is None else {"radius": radius})
+        ],
         "mix": {"ratio": {"any": 1}},
         "run": {"num_workers": 2},
     }
-    path = args.work / "config.yaml"
+    path = work / f"config-{radius}.yaml"
     path.write_text(yaml.safe_dump(config))
-    return path
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "pipeline.cli", "build", str(path), "--to", "select"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print(f"built in {time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+SEEN = """
+    CREATE TEMP TABLE seen AS SELECT regexp_extract(record_key, '([^/]+)/([^-/]+)-', ['folder', 'kind']) AS of, l.*
+        EXCLUDE (sample_id), record_key, CASE WHEN matched IN ('bytes', 'pixels') THEN 0 ELSE distance END AS apart
+    FROM candidates c JOIN facts f USING (sample_id) LEFT JOIN leaks l USING (sample_id) WHERE outcome = 'ok'
+"""
 
 
 def report(work: Path) -> None:
+    """By radius, from the build at radius 8: what each smaller radius would have found."""
     from manifests.reader import open_reader
 
     with open_reader(str(work)) as sql:
-        sql.execute(
-            "CREATE TEMP TABLE seen AS SELECT split_part(split_part(record_key, '/', -1), '-', 1) AS way, "
-            "c.record_key LIKE 'planted/%' AS planted, l.* EXCLUDE (sample_id), c.record_key, "
-            "CASE WHEN matched IN ('bytes', 'pixels') THEN 0 ELSE distance END AS apart "
-            "FROM candidates c JOIN facts f USING (sample_id) LEFT JOIN leaks l USING (sample_id) WHERE outcome = 'ok'"
-        )
-        print("| picture | num | " + " | ".join(f"within {radius}" for radius in RADII) + " |")
+        sql.execute(SEEN)
+        print("\n| picture | num | " + " | ".join(f"within {radius}" for radius in RADII) + " |")
         print("|---|---|" + "---|" * len(RADII))
-        for way in [*WAYS, "clean"]:
-            where = "NOT planted" if way == "clean" else f"planted AND way = '{way}'"
+        for folder, kind in _kinds(sql):
             shares = ", ".join(
-                f"avg((matched IS NOT NULL AND matched <> 'duplicate' AND apart <= {radius})::INT)" for radius in RADII
+                f"sum((matched IS NOT NULL AND matched <> 'duplicate' AND apart <= {radius})::INT)" for radius in RADII
             )
-            num, *found = sql.execute(f"SELECT count(*), {shares} FROM seen WHERE {where}").fetchall()[0]
-            print(f"| {way} | {num:,} | " + " | ".join(f"{100 * share:.2f} %" for share in found) + " |")
+            num, *found = sql.execute(
+                f"SELECT count(*), {shares} FROM seen WHERE of.folder = ? AND of.kind = ?", [folder, kind]
+            ).fetchall()[0]
+            name = f"clean, {kind}" if folder == "clean" else WAYS[int(kind)]
+            print(f"| {name} | {num:,} | " + " | ".join(f"{100 * count / num:.2f} %" for count in found) + " |")
+
+
+def report_default(work: Path) -> None:
+    """What the default radius drops in all, by evidence; the clean pictures lost by name."""
+    from manifests.reader import open_reader
+
+    with open_reader(str(work)) as sql:
+        sql.execute(SEEN)
+        print("
+| picture | num | lost at the default radius | share |
+|---|---|---|---|")
+        for folder, kind in _kinds(sql):
+            num, lost = sql.execute(
+                "SELECT count(*), count(matched) FROM seen WHERE of.folder = ? AND of.kind = ?", [folder, kind]
+            ).fetchall()[0]
+            name = f"clean, {kind}" if folder == "clean" else WAYS[int(kind)]
+            print(f"| {name} | {num:,} | {lost:,} | {100 * lost / num:.3f} % |")
         lost = sql.execute(
             "SELECT record_key, evaluation_member, matched, distance FROM seen "
-            "WHERE NOT planted AND matched IS NOT NULL"
+            "WHERE of.folder = 'clean' AND matched IS NOT NULL ORDER BY ALL"
         ).fetchall()
         print(f"\nclean pictures lost: {len(lost)}")
-        for row in lost[:20]:
+        for row in lost:
             print("-", *row)
+
+
+def _kinds(sql: object) -> list[tuple[str, str]]:
+    return sql.execute("SELECT DISTINCT of.folder, of.kind FROM seen ORDER BY of.folder DESC, of.kind").fetchall()
 
 
 def main() -> None:
@@ -114,13 +157,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
     start = time.perf_counter()
-    config = lay_out(args)
+    lay_out(args)
     print(f"laid out in {time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "pipeline.cli", "build", str(config), "--to", "select"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    print(f"built in {time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}\n", flush=True)
+    build(args.work, max(RADII))
     report(args.work / "work")
+    build(args.work, None)
+    report_default(args.work / "work")
 
 
 if __name__ == "__main__":
