@@ -47,7 +47,7 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_by
     Gives columns row, query (int64) and distance (uint8), sorted by (row, query). The cost grows with
     `hashes` and, slowly, with `queries`: give the smaller table as `queries`.
     Raises: ConfigError for arrays that are not 1-d uint64 or a radius outside 0..64; RunError when the pairs
-    do not fit `memory_limit_bytes` (default: the memory now free).
+    do not fit `memory_limit_bytes` (default: the memory now available).
     """
     check_input(hashes, radius)
     check_input(queries, radius)

@@ -10,8 +10,10 @@ count, when the answer itself is larger than the memory limit.
 
 from __future__ import annotations
 
-import os
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,13 @@ from pipeline.matching.search import Hashes, find_pairs
 Rows = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.uint8]
 
-PAIRS_BYTES = 64  # a pair while it is sorted: two row numbers, a sort key, its order, and the results
+PAIRS_BYTES = 64  # a pair while it is sorted: as hashes, as places among them, its order, and the results
 _ROW_BYTES = 17  # a row while equal hashes are collapsed: the sorted copy, the distinct ones, a flag
 MARK_BITS = 24
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads hashes over the marks (Knuth, TAOCP 6.4)
 _CHUNK = 1 << 18
+ROW_BITS = 28  # two row numbers and a distance fit one word
+_EXPAND_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ def hamming_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | None
     """All pairs of rows whose hashes differ in at most `radius` bits, exactly.
 
     Gives columns i, j (int64 row numbers, i < j) and distance (uint8), each pair once, sorted by (i, j).
-    `memory_limit_bytes` bounds what is allocated beyond `hashes`; the default is the memory now free.
+    `memory_limit_bytes` bounds what is allocated beyond `hashes`; the default is the memory now available.
     Raises: ConfigError for hashes that are not 1-d uint64, a radius outside 0..64, or a limit too small to
-    start with; RunError when the pairs do not fit the limit.
+    start with, or more than 2^28 rows; RunError when the pairs do not fit the limit.
     """
     limit = memory_limit(memory_limit_bytes)
     return expand_pairs(distinct_pairs(hashes, radius, memory_limit_bytes=limit), memory_limit_bytes=limit)
@@ -107,18 +111,24 @@ def distinct_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | Non
 def expand_pairs(pairs: DistinctPairs, *, memory_limit_bytes: int | None = None) -> pa.Table:
     """The pairs of rows behind pairs of hashes, as `hamming_pairs` gives them.
 
-    Raises: RunError when they do not fit the limit.
+    Raises: ConfigError for more than 2^28 rows; RunError when the pairs do not fit the limit.
     """
     limit = memory_limit(memory_limit_bytes)
+    if pairs.num_rows > 1 << ROW_BITS:
+        raise ConfigError(f"{pairs.num_rows:,} rows; pairs of rows are written out for at most {1 << ROW_BITS:,}")
     if pairs.num_row_pairs * PAIRS_BYTES > limit:
         raise _too_many_rows(pairs, limit)
-    first, second = _rows_within(pairs)
-    across, beside, distance = _rows_between(pairs)
-    i = np.concatenate([first, np.minimum(across, beside)])
-    j = np.concatenate([second, np.maximum(across, beside)])
-    distance = np.concatenate([np.zeros(len(first), np.uint8), distance])
-    order = np.lexsort((j, i))
-    return arrow_table(i=i[order], j=j[order], distance=distance[order])
+    packed = np.empty(pairs.num_row_pairs, np.uint64)
+    filled = 0
+    for i, j, distance in itertools.chain(_rows_within(pairs), _rows_between(pairs)):
+        packed[filled : filled + len(i)] = np.minimum(i, j) << (ROW_BITS + 8) | np.maximum(i, j) << 8 | distance
+        filled += len(i)
+    packed.sort()  # row, row and distance in one word: sorted in place, 40 times as fast as by two columns
+    distance = packed.astype(np.uint8)  # the low byte
+    packed >>= np.uint64(8)
+    later = packed & np.uint64((1 << ROW_BITS) - 1)
+    packed >>= np.uint64(ROW_BITS)
+    return arrow_table(i=packed.view(np.int64), j=later.view(np.int64), distance=distance)
 
 
 def degenerate_hashes(hashes: Hashes, min_count: int) -> pa.Table:
@@ -196,26 +206,33 @@ def _mark(hashes: Hashes) -> npt.NDArray[np.uint64]:
     return (hashes * _SPREAD) >> np.uint64(64 - MARK_BITS)
 
 
-def _rows_within(pairs: DistinctPairs) -> tuple[Rows, Rows]:
-    """Pairs of rows with the same hash."""
-    if not len(pairs.rows):
-        return pairs.rows, pairs.rows
+def _rows_within(pairs: DistinctPairs) -> Iterator[tuple[Rows, Rows, Distances]]:
+    """Pairs of rows with the same hash, some at a time."""
     group = np.repeat(np.arange(len(pairs.hashes)), pairs.counts)
-    place = np.arange(len(pairs.rows))
-    later = pairs.starts[group + 1] - place - 1  # rows after this one in its group
-    first = np.repeat(place, later)
-    return pairs.rows[first], pairs.rows[first + 1 + count_up(later)]
+    later = pairs.starts[group + 1] - np.arange(len(pairs.rows)) - 1  # rows after this one in its group
+    for item, place in _spread_out(later):
+        yield pairs.rows[item], pairs.rows[item + 1 + place], np.zeros(len(item), np.uint8)
 
 
-def _rows_between(pairs: DistinctPairs) -> tuple[Rows, Rows, Distances]:
-    """Pairs of rows with different hashes: every row of one group with every row of the other."""
+def _rows_between(pairs: DistinctPairs) -> Iterator[tuple[Rows, Rows, Distances]]:
+    """Pairs of rows with different hashes, some at a time: every row of one group with every row of the other."""
     counts = pairs.counts
-    sizes = counts[pairs.left] * counts[pairs.right]
-    place = count_up(sizes)
-    width = np.repeat(counts[pairs.right], sizes)
-    first = np.repeat(pairs.starts[pairs.left], sizes) + place // width
-    second = np.repeat(pairs.starts[pairs.right], sizes) + place % width
-    return pairs.rows[first], pairs.rows[second], np.repeat(pairs.distance, sizes)
+    for edge, place in _spread_out(counts[pairs.left] * counts[pairs.right]):
+        left, right = pairs.left[edge], pairs.right[edge]
+        width = counts[right]
+        first, second = pairs.starts[left] + place // width, pairs.starts[right] + place % width
+        yield pairs.rows[first], pairs.rows[second], pairs.distance[edge]
+
+
+def _spread_out(sizes: Rows) -> Iterator[tuple[Rows, Rows]]:
+    """Item k stands `sizes[k]` times, with 0 .. sizes[k] - 1 beside it; so many entries at a time."""
+    ends = np.cumsum(sizes)
+    for start in range(0, int(ends[-1]) if len(ends) else 0, _EXPAND_AT_ONCE):
+        stop = min(start + _EXPAND_AT_ONCE, int(ends[-1]))
+        items = np.arange(np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop) + 1)
+        begins = ends[items] - sizes[items]
+        here = np.minimum(ends[items], stop) - np.maximum(begins, start)
+        yield np.repeat(items, here), np.arange(start, stop) - np.repeat(begins, here)
 
 
 def count_up(sizes: Rows) -> Rows:
@@ -251,10 +268,11 @@ def arrow_table(**columns: npt.NDArray[Any]) -> pa.Table:
 
 
 def memory_limit(memory_limit_bytes: int | None) -> int:
-    """The limit given, or the memory now free."""
+    """The limit given, or the memory that can be had now without swapping (files cached in memory give way)."""
     if memory_limit_bytes is not None:
         return memory_limit_bytes
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not Linux
+        with Path("/proc/meminfo").open() as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
         return 4 << 30

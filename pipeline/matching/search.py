@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _REPACK_SLOTS = 16  # compared in vain, a hash: what moving a bucket's remaining
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
 _PARTITION_BITS = 12
+_BATCH_PAIRS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,33 @@ class BitRun:
 
     mask: int
     lift: int
+
+
+class PairBudget:
+    """How many pairs may be held, over all keys and threads of one search."""
+
+    def __init__(self, max_pairs: int) -> None:
+        self._max_pairs = max_pairs
+        self._num_pairs = 0
+        self._lock = threading.Lock()
+
+    def take(self, pairs: Pairs, radius: int) -> None:
+        """Count pairs that will be held.
+
+        Raises: RunError, which names the hash with most neighbours among these, when there are too many in all.
+        """
+        with self._lock:
+            self._num_pairs += len(pairs[0])
+            too_many = self._num_pairs > self._max_pairs
+        if too_many:
+            values, counts = np.unique(np.concatenate(pairs), return_counts=True)
+            most = int(np.argmax(counts))
+            raise RunError(
+                f"more than {self._max_pairs:,} pairs of different hashes lie within radius {radius}, all that the "
+                f"memory limit has room for; the hash with most neighbours in the last {len(pairs[0]):,} of them is "
+                f"{int(values[most]):016x} ({int(counts[most]):,}). "
+                "Use a smaller radius, raise the memory limit, or leave the images behind that hash out"
+            )
 
 
 def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: int) -> Pairs:
@@ -56,46 +85,58 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
     plan = choose_plan(len(hashes), radius, bit_entropies(hashes, 64))
     num_threads = max(1, min(num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
     capacity = max(_WINDOW, scratch_bytes // num_threads // 8)
-    found: list[Pairs] = []
-    num_found = 0
+    budget = PairBudget(max_pairs)
     with ThreadPoolExecutor(num_threads) as pool:
         pending = [
-            pool.submit(search_key, hashes, plan, key, capacity=capacity, max_pairs=max_pairs)
+            pool.submit(search_key, hashes, plan, key, capacity=capacity, budget=budget)
             for key in range(len(plan.keys))
         ]
         try:
-            for task in pending:
-                found.append(task.result())
-                num_found += len(found[-1][0])
-                if num_found > max_pairs:
-                    raise _too_many(max_pairs, radius, found)
+            return join_pairs([task.result() for task in pending])
         finally:
             for task in pending:
                 task.cancel()
-    return join_pairs(found)
 
 
-def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | None = None, max_pairs: int) -> Pairs:
+def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | None = None, budget: PairBudget) -> Pairs:
     """The pairs that `plan.keys[key]` is the first key to catch: the unit of work of a distributed search.
 
     The union over all keys is the whole answer and the units share no pair. At most about `capacity`
     hashes are held re-arranged at a time.
 
-    Raises: RunError when more than `max_pairs` pairs are found.
+    Raises: RunError when `budget` has no room for them.
     """
     runs = bit_runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()
-    found: list[Pairs] = []
-    num_found = 0
+    kept: list[Pairs] = []
+    for raw in _batches(_scan_parts(hashes, runs, plan, num_free, capacity)):
+        left, right = first_caught((move_back(raw[0], runs), move_back(raw[1], runs)), plan.keys[:key])
+        budget.take((left, right), plan.radius)
+        kept.append((np.minimum(left, right), np.maximum(left, right)))
+    return join_pairs(kept)
+
+
+def _scan_parts(
+    hashes: Hashes, runs: list[BitRun], plan: SearchPlan, num_free: int, capacity: int | None
+) -> Iterator[Pairs]:
     for part in _arranged_parts(hashes, runs, plan, num_free, capacity):
         part.sort()
-        for low, high in _scan(part, num_free, plan, max_pairs):
-            found.append((move_back(low, runs), move_back(high, runs)))
-            num_found += len(low)
-            if num_found > max_pairs:
-                raise _too_many(max_pairs, plan.radius, found)
-    left, right = first_caught(join_pairs(found), plan.keys[:key])
-    return np.minimum(left, right), np.maximum(left, right)
+        yield from _scan(part, num_free, plan)
+        del part  # before the next one is made
+
+
+def _batches(found: Iterator[Pairs]) -> Iterator[Pairs]:
+    """Small finds joined, so that little is held that an earlier key has caught already."""
+    waiting: list[Pairs] = []
+    num_waiting = 0
+    for pairs in found:
+        waiting.append(pairs)
+        num_waiting += len(pairs[0])
+        if num_waiting >= _BATCH_PAIRS:
+            yield join_pairs(waiting)
+            waiting, num_waiting = [], 0
+    if waiting:
+        yield join_pairs(waiting)
 
 
 def bit_entropies(hashes: Hashes, num_bits: int) -> tuple[float, ...]:
@@ -141,6 +182,7 @@ def _arranged_parts(
             arranged[filled : filled + len(mine)] = mine
             filled += len(mine)
         yield arranged
+        del arranged  # before the next one is made
 
 
 def _ranges(counts: npt.NDArray[np.int64], capacity: int) -> Iterator[tuple[int, int]]:
@@ -205,7 +247,7 @@ def bit_runs(key: int, num_bits: int) -> list[BitRun]:
     return runs
 
 
-def _scan(ordered: Hashes, num_free: int, plan: SearchPlan, max_pairs: int) -> Iterator[Pairs]:
+def _scan(ordered: Hashes, num_free: int, plan: SearchPlan) -> Iterator[Pairs]:
     """Pairs within the radius that share all but the low `num_free` bits; `ordered` ascends."""
     if num_free == plan.num_bits:  # an empty key: one bucket that no plan improves
         yield from _compare_window(ordered, np.array([len(ordered)]), plan.radius, num_free)
@@ -219,15 +261,15 @@ def _scan(ordered: Hashes, num_free: int, plan: SearchPlan, max_pairs: int) -> I
             if border == start:  # one bucket fills the window and more
                 last = np.uint64((bucket << num_free) | ((1 << num_free) - 1))
                 stop = start + int(np.searchsorted(ordered[start:], last, side="right"))
-                yield from _search_bucket(ordered[start:stop], num_free, plan.radius, max_pairs)
+                yield from _search_bucket(ordered[start:stop], num_free, plan.radius)
                 start = stop
                 continue
             stop = border
-        yield from _search_window(ordered[start:stop], num_free, plan.radius, max_pairs)
+        yield from _search_window(ordered[start:stop], num_free, plan.radius)
         start = stop
 
 
-def _search_window(window: Hashes, num_free: int, radius: int, max_pairs: int) -> Iterator[Pairs]:
+def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
     """Whole buckets side by side: the large ones by a plan of their own, the others compared."""
     if len(window) < 2:
         return
@@ -237,13 +279,13 @@ def _search_window(window: Hashes, num_free: int, radius: int, max_pairs: int) -
         ends = np.cumsum(sizes)
         for bucket in np.flatnonzero(sizes > _SMALL_BUCKET).tolist():
             inside = window[ends[bucket] - sizes[bucket] : ends[bucket]]
-            yield from _search_bucket(inside, num_free, radius, max_pairs)
+            yield from _search_bucket(inside, num_free, radius)
         small = sizes <= _SMALL_BUCKET
         window, sizes = window[np.repeat(small, sizes)], sizes[small]
     yield from _compare_window(window, sizes, radius, num_free)
 
 
-def _search_bucket(bucket: Hashes, num_free: int, radius: int, max_pairs: int) -> Iterator[Pairs]:
+def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
     """One bucket, its common leading bits set aside: a search of the same kind on `num_free` bits."""
     plan = choose_plan(len(bucket), radius, bit_entropies(bucket, num_free))
     if plan.compares_everything:
@@ -252,9 +294,11 @@ def _search_bucket(bucket: Hashes, num_free: int, radius: int, max_pairs: int) -
     low_bits = np.uint64((1 << num_free) - 1)
     common = bucket[0] & ~low_bits
     free = bucket & low_bits
-    for key in range(len(plan.keys)):
-        left, right = search_key(free, plan, key, max_pairs=max_pairs)
-        yield left | common, right | common
+    for key, mask in enumerate(plan.keys):
+        runs = bit_runs(mask, plan.num_bits)
+        for low, high in _batches(_scan_parts(free, runs, plan, num_free - mask.bit_count(), None)):
+            left, right = first_caught((move_back(low, runs), move_back(high, runs)), plan.keys[:key])
+            yield left | common, right | common
 
 
 def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, num_free: int) -> Iterator[Pairs]:
@@ -303,18 +347,6 @@ def join_pairs(found: list[Pairs]) -> Pairs:
     if not found:
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
     return np.concatenate([left for left, _ in found]), np.concatenate([right for _, right in found])
-
-
-def _too_many(max_pairs: int, radius: int, found: list[Pairs]) -> RunError:
-    left, right = join_pairs(found)
-    values, counts = np.unique(np.concatenate([left, right]), return_counts=True)
-    most = int(np.argmax(counts))
-    busiest = f"{int(values[most]):016x} ({int(counts[most]):,})"
-    return RunError(
-        f"more than {max_pairs:,} pairs of different hashes lie within radius {radius}, all that the memory limit "
-        f"has room for; the hash with most neighbours so far is {busiest}. "
-        "Use a smaller radius, raise the memory limit, or leave the images behind that hash out"
-    )
 
 
 def num_cores() -> int:

@@ -4,9 +4,9 @@
 
 Takes `--num` photos of a folder as evaluation set. The source holds a copy of each in every way of WAYS (the same
 bytes, re-encoded, resized, mirrored, and what else a re-uploader does, with a random strength), and as clean pictures
-the other photos and all below the clean folders. Builds up to select (`plantmix build --to select`) with radius 8 and then with
-the default, and prints Markdown: the share of each kind within each radius, and what the default radius drops in all.
-Clean pictures that leak are listed: whether they are lost wrongly is for the eye to say.
+the other photos and all below the clean folders. Builds up to select (`plantmix build --to select`) with radius 8 and
+then with the default, and prints Markdown: the share of each kind within each radius, and what the default radius
+drops in all. Clean pictures that leak are listed: whether they are lost wrongly is for the eye to say.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def report_default(work: Path) -> None:
 
     with open_reader(str(work)) as sql:
         sql.execute(SEEN)
-        print("
-| picture | num | lost at the default radius | share |
-|---|---|---|---|")
+        print("\n| picture | num | lost at the default radius | share |\n|---|---|---|---|")
         for folder, kind in _kinds(sql):
             num, lost = sql.execute(
                 "SELECT count(*), count(matched) FROM seen WHERE of.folder = ? AND of.kind = ?", [folder, kind]

@@ -8,7 +8,8 @@ hashes of which 2 % are copies of others with 1 to 8 bits turned; `heavy` has in
 hashes shared 40 : 30 : 15 : 10 : 5) and 5 % in clusters whose sizes follow Zipf's law, each member 0 to 6 bits from
 its centre. Prints one JSON line a measurement (`seconds`, `peak_bytes` with the input, `found` pairs, `recall`
 of the planted pairs that lie within the radius, `cpu_seconds` of all threads with the checks after the search,
-`load` of the machine), and at the end the exponent of growth for each set and radius.
+`others_cpu_seconds` that the rest of the machine took meanwhile), and at the end the exponent of growth for each set
+and radius. With `--repeats` each is measured so often and the fastest is printed.
 
 `peers` needs a Python with faiss-cpu, pybktree, imagededup and numpy>=2, which need not be this one. A peer that does
 not end within the limit is asked again for the neighbours of some of the rows only, and its seconds are extrapolated
@@ -154,9 +155,16 @@ def run_imagededup(hashes: np.ndarray, planted: np.ndarray, radius: int, name: s
     return {"seconds": time.perf_counter() - start, "found": sum(map(len, found.values())) // 2}
 
 
+def busy_seconds() -> float:
+    """CPU seconds of the whole machine since it started, without waiting."""
+    with open("/proc/stat") as lines:
+        user, nice, system = map(int, lines.readline().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
 def run_one(tool: str, kind: str, num: int, radius: int) -> None:
     hashes, planted = make_hashes(kind, num)
-    before = time.process_time()
+    before, busy = time.process_time(), busy_seconds()
     if tool == "ours":
         result = run_ours(hashes, planted, radius, kind)
     elif tool == "bktree":
@@ -171,21 +179,29 @@ def run_one(tool: str, kind: str, num: int, radius: int) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     peak = usage.ru_maxrss * 1024
     asked = {"tool": tool, "set": kind, "num": num, "radius": radius}
-    load = round(os.getloadavg()[0], 1)
-    print(json.dumps({**asked, **result, "cpu_seconds": cpu, "load": load, "peak_bytes": peak}))
+    others = round(max(0.0, busy_seconds() - busy - cpu), 2)
+    print(json.dumps({**asked, **result, "cpu_seconds": cpu, "others_cpu_seconds": others, "peak_bytes": peak}))
 
 
-def measure(python: str, tool: str, kind: str, num: int, radius: int, limit: float) -> dict[str, object]:
+def measure(
+    python: str, tool: str, kind: str, num: int, radius: int, limit: float, repeats: int = 1
+) -> dict[str, object]:
+    """The fastest of so many runs, printed as a JSON line."""
+    lines = [run_apart(python, tool, kind, num, radius, limit) for _ in range(repeats)]
+    line = min(lines, key=lambda line: line.get("seconds", math.inf))
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def run_apart(python: str, tool: str, kind: str, num: int, radius: int, limit: float) -> dict[str, object]:
     command = [python, __file__, "one", tool, kind, str(num), str(radius)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         if done.returncode:
             sys.exit(done.stderr)
-        line = done.stdout.strip()
+        return json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        line = json.dumps({"tool": tool, "set": kind, "num": num, "radius": radius, "note": f"over {limit:.0f} s"})
-    print(line, flush=True)
-    return json.loads(line)
+        return {"tool": tool, "set": kind, "num": num, "radius": radius, "note": f"over {limit:.0f} s"}
 
 
 def print_exponents(lines: list[dict[str, object]]) -> None:
@@ -208,6 +224,7 @@ def main() -> None:
     ours.add_argument("--millions", type=float, nargs="+", default=[1, 2, 4, 8, 13])
     ours.add_argument("--radii", type=int, nargs="+", default=[3, 4, 6, 8])
     ours.add_argument("--sets", nargs="+", default=["even", "heavy"])
+    ours.add_argument("--repeats", type=int, default=1)
     peers = commands.add_parser("peers")
     peers.add_argument("--peers-python", required=True)
     peers.add_argument("--limit-seconds", type=float, default=300)
@@ -221,7 +238,7 @@ def main() -> None:
         run_one(args.tool, args.kind, args.num, args.radius)
     elif args.command == "ours":
         lines = [
-            measure(sys.executable, "ours", kind, int(millions * 1e6), radius, 3600)
+            measure(sys.executable, "ours", kind, int(millions * 1e6), radius, 3600, args.repeats)
             for kind in args.sets
             for radius in args.radii
             for millions in args.millions

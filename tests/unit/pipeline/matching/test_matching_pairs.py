@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -178,7 +182,7 @@ def test_too_many_row_pairs_are_refused_with_the_hash_and_the_count():
 
 def test_too_many_near_hashes_are_refused_with_the_busiest_hash():
     hashes = np.arange(2**14, dtype=np.uint64)
-    with pytest.raises(RunError, match=r"within radius 6.*most neighbours so far is 0000000000"):
+    with pytest.raises(RunError, match=r"within radius 6.*most neighbours in the last .* is 0000000000"):
         hamming_pairs(hashes, 6, memory_limit_bytes=4 << 20)
 
 
@@ -214,3 +218,47 @@ def test_degenerate_hashes_are_listed_by_count():
     assert degenerate_hashes(hashes, 4).num_rows == 0
     with pytest.raises(ConfigError, match="at least 1"):
         degenerate_hashes(hashes, 0)
+
+
+_GROWTH = """
+import sys
+from pathlib import Path
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from manifests.errors import RunError
+from pipeline.matching import hamming_pairs
+
+def resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+kind, radius, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if kind == "cube":  # every hash has thousands of neighbours
+    hashes = np.arange(1 << 16, dtype=np.uint64)
+else:
+    hashes = np.random.default_rng(0).integers(0, 2**64, 4_000_000, dtype=np.uint64)
+hamming_pairs(hashes[:1000].copy(), radius)
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+try:
+    hamming_pairs(hashes, radius, memory_limit_bytes=limit)
+except RunError:
+    print("refused")
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize(
+    ("kind", "radius", "limit", "refused"), [("random", 3, 80 << 20, False), ("cube", 4, 600 << 20, True)]
+)
+def test_the_memory_limit_holds_for_the_process(kind, radius, limit, refused):
+    done = subprocess.run(
+        [sys.executable, "-c", _GROWTH, kind, str(radius), str(limit)], capture_output=True, text=True, check=True
+    )
+    *said, grown = done.stdout.split()
+    assert said == (["refused"] if refused else [])
+    assert int(grown) < limit + (64 << 20)  # what the allocator keeps of arrays let go
