@@ -1,10 +1,12 @@
 r"""How well perceptual hashes find re-uploaded photos, by radius: what the default radius rests on.
 
     python tests/benchmarks/bench_hash_quality.py --photos FOLDER --out FOLDER \
-        --labelled PAIRS.parquet --pictures FOLDER
+        --labelled PAIRS.parquet --groups GROUPS.parquet --pictures FOLDER
 
 Reads a folder of photos laid out as `group/class/name.jpg` (photos of different groups never show the same thing) and,
-optionally, a table of labelled pairs (columns a, b, near_duplicate, relation; a and b are paths below `--pictures`).
+optionally, a table of labelled pairs (columns a, b, near_duplicate, relation; a and b are paths below `--pictures`) and
+one of known groups (relation, group, url_path): its resized pictures are pairs of the same, one emoji drawn by several
+vendors (`semantic`) pairs of others; files of the same bytes are one.
 `--num` photos are changed once by every transform, with a random strength; all are compared with each other. Writes
 `hash_quality.json` and `hash_quality.png` into the folder given and prints the tables as Markdown.
 
@@ -18,8 +20,10 @@ Unrelated pairs that lie within a small radius are too rare to be counted among 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import math
 import sys
@@ -225,11 +229,31 @@ def measure(photos: Path, num: int, num_workers: int) -> dict[str, object]:
     return result
 
 
-def labelled(pairs: Path, pictures: Path, num_workers: int) -> list[dict[str, object]]:
-    """For every relation of the labelled pairs and every hash, the share of pairs within each radius."""
+def read_labelled(pairs: Path) -> list[dict[str, object]]:
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(pairs).to_pylist()
+    return pq.read_table(pairs).to_pylist()
+
+
+def read_groups(groups: Path, pictures: Path) -> list[dict[str, object]]:
+    """Pairs of different bytes within each known group, in the form of the labelled pairs."""
+    import pyarrow.parquet as pq
+
+    members: dict[tuple[str, str], dict[str, str]] = {}
+    for row in pq.read_table(groups).to_pylist():
+        path = pictures / row["url_path"]
+        if path.is_file() and ("resized" in row["relation"] or "semantic" in row["relation"]):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            members.setdefault((row["relation"], row["group"]), {}).setdefault(content, row["url_path"])
+    return [
+        {"relation": f"known group, {relation}", "near_duplicate": "semantic" not in relation, "a": a, "b": b}
+        for (relation, _), paths in members.items()
+        for a, b in itertools.combinations(paths.values(), 2)
+    ]
+
+
+def judge_pairs(rows: list[dict[str, object]], pictures: Path, num_workers: int) -> list[dict[str, object]]:
+    """For every relation of the labelled pairs and every hash, the share of pairs within each radius."""
     names = sorted({row[end] for row in rows for end in ("a", "b") if (pictures / row[end]).is_file()})
     with ProcessPoolExecutor(num_workers) as pool:
         hashed = pool.map(hash_picture, [str(pictures / name) for name in names], chunksize=16)
@@ -249,6 +273,12 @@ def labelled(pairs: Path, pictures: Path, num_workers: int) -> list[dict[str, ob
                 {"relation": relation, "truth": truths[truth], "num": len(mine), "hash": name, "within": within}
             )
     return found
+
+
+def summed(rows: list[dict[str, object]], name: str, truth: str) -> np.ndarray:
+    """How many labelled pairs of a truth lie within each radius; mirrors, which a hash is not asked for, left out."""
+    mine = [r for r in rows if r["hash"] == name and r["truth"] == truth and r["relation"] != "mirror" and r["num"]]
+    return sum((np.array(r["within"]) * r["num"] for r in mine), np.zeros(len(RADII)))
 
 
 def print_tables(result: dict[str, object]) -> None:
@@ -272,6 +302,11 @@ def print_tables(result: dict[str, object]) -> None:
     for row in result.get("labelled", []):
         shares = " | ".join(f"{share:.3f}" for share in row["within"])
         print(f"| {row['relation']} ({row['num']:,}, {row['truth']}), {row['hash']} | {shares} |")
+    for name in HASHES if "labelled" in result else ():
+        same, other = (summed(result["labelled"], name, truth) for truth in ("same", "other"))
+        print(
+            f"| precision over all of these, {name} | " + " | ".join(f"{x:.3f}" for x in same / (same + other)) + " |"
+        )
 
 
 def draw(result: dict[str, object], path: Path) -> None:
@@ -298,14 +333,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--labelled", type=Path)
+    parser.add_argument("--groups", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder that the labelled paths lie in")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     result = measure(args.photos, args.num, args.workers)
-    if args.labelled:
-        result["labelled"] = labelled(args.labelled, args.pictures, args.workers)
+    rows = read_labelled(args.labelled) if args.labelled else []
+    rows += read_groups(args.groups, args.pictures) if args.groups else []
+    if rows:
+        result["labelled"] = judge_pairs(rows, args.pictures, args.workers)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "hash_quality.json").write_text(json.dumps(result, indent=1))
     draw(result, args.out / "hash_quality.png")

@@ -26,6 +26,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -157,7 +158,7 @@ def run_imagededup(hashes: np.ndarray, planted: np.ndarray, radius: int, name: s
 
 def busy_seconds() -> float:
     """CPU seconds of the whole machine since it started, without waiting."""
-    with open("/proc/stat") as lines:
+    with Path("/proc/stat").open() as lines:
         user, nice, system = map(int, lines.readline().split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
