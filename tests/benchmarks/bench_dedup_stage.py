@@ -118,7 +118,7 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
             "segments": [done.get("segment")],
             "pairs": [done.get("collect")],
             "evaluation": [f"{folder}/evaluation.parquet"],
-            "sets": [{"name": "set", "radius": 6, "mirrored": True}],
+            "sets": [{"name": "set", "radius": 4, "mirrored": True}],
             "named": [],
         },
         "select": {
