@@ -128,7 +128,7 @@ def test_the_record_says_what_was_kept_out(built: tuple[Path, BuildReport]) -> N
     workdir, report = built
     (said,) = json.loads((workdir / str(report.release) / "release.json").read_text())["evaluation"]
     assert said["name"] == "held"
-    assert (said["radius"], said["mirrored"]) == (6, True)
+    assert (said["radius"], said["mirrored"]) == (4, True)
     assert (said["num_images"], said["num_measured"], said["num_unreadable"]) == (12, 12, 0)
     assert (said["num_leaks"], said["leaks"]) == (12, {"bytes": 3, "mirrored": 3, "near": 6})
 
@@ -265,6 +265,15 @@ def test_a_duplicate_of_a_leak_leaks_with_it(tmp_path: Path) -> None:
         ("c", "duplicate", 4, "b"),
     ]
     assert {row["evaluation_member"] for row in leaks} == {"image"}
+
+
+def test_a_duplicate_of_a_mirror_image_leaks_with_it(tmp_path: Path) -> None:
+    turned = BASE ^ (2**64 - 1)
+    leaks = leaks_of(tmp_path, {"b": turned ^ 0x3F, "c": turned ^ 0x3FF}, {"image": BASE})
+    assert [(row["sample_id"], row["matched"], row["distance"], row["via_sample_id"]) for row in leaks] == [
+        ("b", "mirrored", 6, None),
+        ("c", "duplicate", 4, "b"),
+    ]
 
 
 def test_the_nearest_evidence_is_told(tmp_path: Path) -> None:
