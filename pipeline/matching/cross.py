@@ -51,6 +51,7 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_by
     """
     check_input(hashes, radius)
     check_input(queries, radius)
+    radius = int(radius)
     limit = memory_limit(memory_limit_bytes)
     asked = distinct_of(queries)
     empty = np.empty(0, np.uint64)

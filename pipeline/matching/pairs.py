@@ -84,6 +84,7 @@ def distinct_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | Non
     Raises: ConfigError and RunError as `hamming_pairs`, but equal hashes cost nothing here.
     """
     check_input(hashes, radius)
+    radius = int(radius)  # a small NumPy integer would overflow
     limit = memory_limit(memory_limit_bytes)
     scratch = limit - _ROW_BYTES * len(hashes)
     if scratch < len(hashes):
@@ -148,12 +149,13 @@ def degenerate_hashes(hashes: Hashes, min_count: int) -> pa.Table:
 
 
 def check_input(hashes: Hashes, radius: int) -> None:
-    """Raises: ConfigError unless `hashes` is a 1-d uint64 array and `radius` lies in 0..64."""
-    if not isinstance(hashes, np.ndarray) or hashes.dtype != np.uint64 or hashes.ndim != 1:
-        found = f"{hashes.ndim}-d {hashes.dtype}" if isinstance(hashes, np.ndarray) else type(hashes).__name__
+    """Raises: ConfigError unless `hashes` is a 1-d uint64 array and `radius` a whole number in 0..64."""
+    plain = isinstance(hashes, np.ndarray) and not isinstance(hashes, np.ma.MaskedArray)
+    if not plain or hashes.dtype != np.uint64 or hashes.ndim != 1:
+        found = f"{hashes.ndim}-d {hashes.dtype}" if plain else type(hashes).__name__
         raise ConfigError(f"hashes must be a 1-d numpy array of uint64, found {found}")
-    if not 0 <= radius <= 64:
-        raise ConfigError(f"radius is {radius}; 64-bit hashes differ in 0 to 64 bits")
+    if not isinstance(radius, int | np.integer) or not 0 <= radius <= 64:
+        raise ConfigError(f"radius is {radius}; it must be a whole number, 64-bit hashes differ in 0 to 64 bits")
 
 
 def _collapse(hashes: Hashes) -> tuple[Hashes, Hashes]:

@@ -154,6 +154,11 @@ def test_types_are_as_promised():
     assert table.to_pydict() == {"i": [0, 0, 1], "j": [1, 2, 2], "distance": [1, 0, 1]}
 
 
+def test_strided_arrays_and_small_integers_are_taken_as_they_are():
+    hashes = flip(np.random.default_rng(1), np.zeros(400, np.uint64), 2)
+    assert hamming_pairs(np.repeat(hashes, 2)[::2], np.uint8(4)).equals(hamming_pairs(hashes, 4))
+
+
 def test_input_is_left_as_it_was():
     hashes = np.array([5, 1, 9], np.uint64)
     hashes.flags.writeable = False
@@ -197,6 +202,8 @@ def test_too_small_a_limit_is_refused_before_work():
         (np.arange(3), 1, "1-d numpy array of uint64, found 1-d int64"),
         (np.zeros((2, 2), np.uint64), 1, "found 2-d uint64"),
         ([1, 2], 1, "found list"),
+        (np.ma.array(np.zeros(2, np.uint64), mask=[True, False]), 1, "found MaskedArray"),
+        (np.zeros(2, np.uint64), 4.0, "radius is 4.0; it must be a whole number"),
         (np.zeros(2, np.uint64), -1, "radius is -1"),
         (np.zeros(2, np.uint64), 65, "radius is 65"),
     ],
