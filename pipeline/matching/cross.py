@@ -38,7 +38,7 @@ from pipeline.matching.search import (
     num_cores,
 )
 
-_COMPARE_AT_ONCE = 1 << 20  # pairs: 16 MiB of scratch
+_COMPARE_AT_ONCE = 1 << 15  # pairs: their scratch stays in the cache, and in memory the allocator has at hand
 
 
 def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_bytes: int | None = None) -> pa.Table:

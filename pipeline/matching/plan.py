@@ -6,8 +6,8 @@ The bits are cut into groups and each group into blocks. A pair within radius d 
 groups, at most t_i differing bits (the thresholds add up to d - g + 1: if every group had t_i + 1 the sum would
 be d + 1), and so in that group at most t_i of the t_i + k blocks differ: some k blocks agree exactly. A key is
 one choice of k blocks; the pair falls into one bucket of at least one key. With one group this is the block
-combination of Manku et al.; several groups need far fewer sorts for the same number of key bits
-(at d = 4: 9 keys of 18 bits in place of 15 of 21).
+combination of Manku et al.; several groups need fewer sorts for about the same number of key bits
+(at d = 8: 105 keys of 16 to 18 bits in place of 165 of 17).
 
 Gives up never: when no key pays, the plan is a single empty key, which compares everything with everything.
 
@@ -27,9 +27,9 @@ from functools import lru_cache
 _SORT_SECONDS = 0.22e-9  # np.sort with AVX-512, per element and per doubling of the array: 0.07 s at 13 M
 _ARRANGE_SECONDS = 11e-9  # moving the key to the top (2), finding bucket borders and the like (9), per element
 _COMPARE_SECONDS = 0.75e-9  # xor, popcount, threshold, per pair; 0.45 of it is the work, the rest ragged buckets
-_CROSS_SECONDS = 23e-9  # against other hashes: moving the key to the top and reading its mark, per element
-_CROSS_FIND_SECONDS = 54e-9  # sorting and binary search of an element whose mark is set
-_CROSS_COMPARE_SECONDS = 10e-9  # gather, xor, popcount, per pair
+_CROSS_SECONDS = 9e-9  # against other hashes: moving the key to the top and reading its mark, per element
+_CROSS_FIND_SECONDS = 51e-9  # sorting and binary search of an element whose mark is set
+_CROSS_COMPARE_SECONDS = 2.5e-9  # gather, xor, popcount, per pair
 _KEY_SECONDS = 150e-6  # Python around one key, whatever its size
 
 EVEN = (1.0,) * 64  # every bit a fair coin, as in a good hash
