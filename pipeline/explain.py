@@ -97,9 +97,8 @@ def _life(connection: Any, sample_id: str) -> dict[str, Any]:
     life["draws"] = _rows(connection, "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy", [sample_id])
     life["placements"] = _rows(connection, "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy", [sample_id])
     other = life["decisions"] and life["decisions"]["other_sample_id"]
-    life["kept_instead"] = (
-        _rows(connection, "SELECT * FROM samples WHERE sample_id = $1", [other])[0] if other else None
-    )
+    kept = "SELECT s.*, c.locator FROM samples s JOIN candidates c USING (sample_id) WHERE sample_id = $1"
+    life["kept_instead"] = _rows(connection, kept, [other])[0] if other else None
     life["stands_for"] = _rows(
         connection,
         "SELECT d.sample_id, d.reason, d.distance, coalesce(c.url, c.locator) AS url "
@@ -252,7 +251,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
     if twin is not None:
         return [
             f"select    DROPPED: {decision['reason']} ({decision['value']})",
-            f"          kept instead: {twin['sample_id']} {twin['url'] or ''}".rstrip(),
+            f"          kept instead: {twin['sample_id']} {twin['url'] or twin['locator'] or ''}".rstrip(),
         ]
     return [
         f"{decision['stage']:<10}DROPPED: {decision['reason']} (measured {decision['value']!r}, "

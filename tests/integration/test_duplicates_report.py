@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from manifests.catalog import Catalog
-from manifests.reader import read_status
+from manifests.reader import open_reader, read_status
 from pipeline.config import BuildConfig
+from pipeline.explain import describe_life, find_lives
 from pipeline.flow import FLOW
 from pipeline.report.duplicates import duplicates_section
 from pipeline.runner import Runner
@@ -66,6 +67,20 @@ def test_groups_and_pairs_inside_are_shown(pictures: Path, tmp_path: Path) -> No
     assert sheets == {"Random groups": 12, "Largest groups": 6}
     assert "10 images dropped as near_duplicate in favour of 5 images." in section
     assert section == duplicates_section(str(tmp_path), num_random=4, num_largest=2, num_pairs=6)
+
+
+def test_explain_names_the_image_kept_instead_by_id_and_place(pictures: Path, tmp_path: Path) -> None:
+    build(pictures, tmp_path, radius=8)
+    with open_reader(str(tmp_path)) as sql:
+        key, value, twin, place = sql.execute(
+            "SELECT c.record_key, d.value, d.other_sample_id, o.locator FROM decisions d "
+            "JOIN candidates c USING (sample_id) JOIN candidates o ON o.sample_id = d.other_sample_id "
+            "WHERE d.reason = 'near_duplicate' LIMIT 1"
+        ).fetchall()[0]
+        (life,) = find_lives(sql, key)
+    lines = describe_life(life)
+    assert f"select    DROPPED: near_duplicate ({value})" in lines
+    assert f"          kept instead: {twin} {place}" in lines
 
 
 def test_pairs_just_outside_are_searched_for(pictures: Path, tmp_path: Path) -> None:
