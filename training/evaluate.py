@@ -264,11 +264,12 @@ def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: T
     first = metrics.pair_losses(images.f @ texts.f.t(), scale, size)
     if images.z is None or texts.z is None:
         return first
-    if settings.loss.form == "sum_of_similarities":
-        return metrics.pair_losses(similarity_of(images, texts, "both", settings.loss.first_order_weight), scale, size)
     own = model.logit_scale_second
     second_scale = float(own.detach().exp()) if own is not None else scale
     weight = settings.loss.first_order_weight
+    if settings.loss.form == "sum_of_similarities":
+        logits = weight * scale * images.f @ texts.f.t() + (1 - weight) * second_scale * images.z @ texts.z.t()
+        return metrics.pair_losses(logits, 1.0, size)
     return weight * first + (1 - weight) * metrics.pair_losses(images.z @ texts.z.t(), second_scale, size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training import metrics
+from training.config import TrainSettings
+from training.encoding import Encoded
+from training.evaluate import _pair_losses
+from training.loss import contrastive_loss
 
 
 @pytest.mark.parametrize(
@@ -128,3 +133,23 @@ def test_a_mean_of_sets_has_an_interval_of_shares() -> None:
     assert mean["high"] - mean["value"] == pytest.approx(half / 2**0.5)
     assert metrics.mean_figure([metrics.share_figure(0, 5, 0.1)])["low"] == 0.0
     assert metrics.mean_figure([metrics.share_figure(5, 5, 0.1)])["high"] == 1.0
+
+
+@pytest.mark.parametrize("form", ["sum_of_losses", "sum_of_similarities"])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_validation_loss_is_the_training_loss_of_the_same_pairs(form: str, own: bool) -> None:
+    """In both forms, with a temperature of z's own or without."""
+    names = ("image_features", "text_features", "image_second_order", "text_second_order")
+    features = {name: _features(8, 6, seed) for seed, name in enumerate(names)}
+    scale, second_scale = torch.tensor(9.0), torch.tensor(4.0)
+    features |= {"logit_scale": scale} | ({"logit_scale_second": second_scale} if own else {})
+    loss = {"form": form, "first_order_weight": 0.3}
+    values = {"release": "r", "output_dir": "o", "schedule": {"steps": 1}, "loss": loss, "eval": {"batch_size": 8}}
+    config = TrainSettings.model_validate(values)
+    model = SimpleNamespace(
+        clip=SimpleNamespace(logit_scale=scale.log()), logit_scale_second=second_scale.log() if own else None
+    )
+    images = Encoded(features["image_features"], features["image_second_order"])
+    texts = Encoded(features["text_features"], features["text_second_order"])
+    measured = _pair_losses(model, images, texts, config).mean()
+    assert measured == pytest.approx(contrastive_loss(features, config.loss)["loss"].item(), rel=1e-5)
