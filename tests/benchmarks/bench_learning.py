@@ -1,67 +1,102 @@
 """Does it learn? Plain CLIP, `released` and `dalip` on real photos, and the open questions a small run can answer.
 
     python tests/benchmarks/bench_learning.py prepare GROCERY CORPUS --work DIR
-    python tests/benchmarks/bench_learning.py run --work DIR --minutes 9      # again and again until nothing is left
+    python tests/benchmarks/bench_learning.py run screening --work DIR --minutes 4   # again until nothing is left
+    python tests/benchmarks/bench_learning.py run final --work DIR --minutes 4       # the same
+    python tests/benchmarks/bench_learning.py start --work DIR                       # seconds: before the first step
     python tests/benchmarks/bench_learning.py report --work DIR
 
 GROCERY is the Grocery Store dataset (Klasson et al., WACV 2019: train/ and val/ with train.txt, val.txt,
 classes.csv), CORPUS a folder of captioned pictures with a pairs.parquet (columns url_path, caption, domain,
 source_package, tier, phash). `prepare` decodes every picture once into one small file, so that runs wait for the
 model alone. A run is one setting with one seed: the product's model, loss, optimiser and schedule, equal steps and
-equal data order for every setting of a seed. `report` writes results/learning.md and learning.png.
+equal data order for every setting of a seed. A finished run is kept; several processes may work side by side.
+`report` writes results/learning.md and learning.png.
 
 Special domain: fruit and vegetables (varieties), judged on the val photos, which come from other shops. General
 domain: cartons, drawings, small photos and emoji of two vendors; judged on val cartons, on a third vendor's emoji,
 and on held-out pictures that are further than pHash distance 8 from every training picture.
+
+`screening` chose the preset, `final` judges it. They share no seed and no picture to judge on: screening keeps every
+tenth training picture back and judges on those.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import math
 import os
-import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from learning_pictures import CONTEXT, TEMPLATES, VIEW_PX, Data, prepare
+from learning_report import report
+from learning_start import look
 
+Stage = Literal["screening", "final"]
 BATCH, STEPS, WARMUP, LR, WEIGHT_DECAY = 64, 300, 25, 1e-3, 0.1
+WIDTH, LAYERS = 128, (3, 2)  # of the image tower and the text tower
 REDUCED_WIDTH = 12  # of heads 32 wide: the released 46 of 128, in proportion
+FIRST_SEED = {"screening": 100, "final": 10}
+
+# What screening starts from, written out so that it stays the same when the preset changes.
+SCREENED = {
+    "dropout": 0.0, "text_padding": "mask", "image_norm": "layer", "text_norm": "layer", "projection": "single",
+    "temperature": "shared",
+}  # fmt: skip
+SCREENED_LOSS = {"form": "sum_of_losses", "first_order_weight": 0.5}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs from preset `dalip` (or which other preset), and with how many seeds it runs."""
+    """A preset with changes, the question they answer, and with how many seeds it runs."""
 
     name: str
     preset: str
     seeds: int
     second_order: dict[str, Any]
     loss: dict[str, Any]
-    question: str
+    question: str = ""
+    scale: float | None = None  # in place of CLIP's initial 1 / 0.07, which 300 steps hardly move
 
 
-def settings_list() -> list[Setting]:
+def settings_list(stage: Stage) -> list[Setting]:
+    if stage == "screening":
+
+        def screen(name: str, seeds: int = 2, loss: dict[str, Any] | None = None, **second: Any) -> Setting:
+            return Setting(name, "dalip", seeds, SCREENED | second, SCREENED_LOSS | (loss or {}))
+
+        return [
+            screen("no dropout"),
+            Setting("clip", "clip", 2, {}, {}),
+            screen("dropout 0.5", 1, dropout=0.5),
+            screen("anchor weights behind the norm", 1),
+            screen("batch norm", 1, image_norm="batch"),
+            screen("f counts 0.75", 1, {"first_order_weight": 0.75}),
+            screen("similarities", 2, {"form": "sum_of_similarities"}),
+            Setting("clip, scale 7", "clip", 1, {}, {}, scale=7.0),
+            Setting("clip, scale 28", "clip", 1, {}, {}, scale=28.0),
+            screen("similarities, f 0.75", 1, {"form": "sum_of_similarities", "first_order_weight": 0.75}),
+            screen("similarities, batch norm", 1, {"form": "sum_of_similarities"}, image_norm="batch"),
+        ]
+
     def change(name: str, question: str, loss: dict[str, Any] | None = None, **second: Any) -> Setting:
         return Setting(name, "dalip", 3, second, loss or {}, question)
 
     return [
-        Setting("clip", "clip", 5, {}, {}, ""),
-        Setting("released", "released", 5, {}, {"logit_scale_max": None}, ""),
-        Setting("dalip", "dalip", 5, {}, {}, ""),
+        Setting("clip", "clip", 5, {}, {}),
+        Setting("released", "released", 5, {}, {}),
+        Setting("dalip", "dalip", 5, {}, {}),
+        change("dropout 0.5", "dropout", dropout=0.5),
         change("padding kept", "padding in the text statistics", text_padding="keep"),
         change("own temperature", "temperature of z", temperature="own"),
-        change("similarities", "form of the loss", {"form": "sum_of_similarities"}),
+        change("sum of losses", "form of the loss", {"form": "sum_of_losses"}),
         change("batch norm", "norm of the image branch", image_norm="batch"),
-        change("token dropout", "dropout axis of the text branch", text_dropout_axis="token"),
-        change("no dropout", "dropout", dropout=0.0),
-        change("full projection", "last layers", projection="full"),
-        change("f counts 0.75", "weight of f in the loss", {"first_order_weight": 0.75}),
     ]
 
 
@@ -73,7 +108,7 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
 
     from training.config import OptimiserSettings, ScheduleSettings
     from training.images import normalise
-    from training.loss import LossSettings, contrastive_loss
+    from training.loss import LossSettings, contrastive_loss, loss_of_preset
     from training.model import ModelSettings, build_model
     from training.optimiser import build_optimiser, lr_ratio_at, set_lr
 
@@ -82,7 +117,11 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
         model_settings["second_order"] = {"reduced_width": REDUCED_WIDTH, **setting.second_order}
     torch.manual_seed(seed)
     model = build_model(ModelSettings.model_validate(model_settings))
-    loss_settings = LossSettings.model_validate(setting.loss)
+    if setting.name == "anchor weights behind the norm":
+        weigh_behind_norm(model)
+    if setting.scale is not None:
+        model.clip.logit_scale.data.fill_(math.log(setting.scale))
+    loss_settings = loss_of_preset(LossSettings.model_validate(setting.loss), setting.preset)
     optimiser = build_optimiser(model, OptimiserSettings(lr=LR, weight_decay=WEIGHT_DECAY))
     schedule = ScheduleSettings(steps=steps, warmup_steps=WARMUP)
     preprocess = model.preprocess_settings
@@ -99,20 +138,38 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
         tokens = torch.stack([data.tokens[row][int(views.integers(len(data.tokens[row])))] for row in rows])
         set_lr(optimiser, LR * lr_ratio_at(step, steps, schedule))
         torch.manual_seed(1_000_003 * seed + step)
-        loss = contrastive_loss(model(pixels, tokens), loss_settings)["loss"]
+        parts = contrastive_loss(model(pixels, tokens), loss_settings)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if loss_settings.logit_scale_max is not None:
             model.clamp_logit_scale(loss_settings.logit_scale_max)
-        losses.append(float(loss.detach()))
+        losses.append([float(parts[part].detach()) for part in parts])
     seconds = time.perf_counter() - started
+    final_losses = np.mean(losses[-max(1, steps // 10) :], axis=0)
     return {
         "setting": setting.name, "seed": seed, "steps": steps, "seconds": round(seconds, 1),
-        "final_loss": float(np.mean(losses[-max(1, steps // 10) :])), "load": os.getloadavg()[0],
+        "final_losses": dict(zip(parts, final_losses.tolist(), strict=True)), "load": os.getloadavg()[0],
         "scale": float(model.clip.logit_scale.detach().exp()), "hits": judge(model, data, loss_settings),
     }  # fmt: skip
+
+
+def weigh_behind_norm(model: Any) -> None:
+    """Step 2's weights, times the number of tokens, behind the norm of step 3: layer norm would undo them before it."""
+    from training import mbdc
+
+    def statistics(branch: Any, anchor: Any, tokens: Any, mask: Any = None) -> Any:
+        tokens = branch.token_projection(tokens).unflatten(-1, (branch.shape.heads, -1))
+        anchor = branch.token_projection(anchor).unflatten(-1, (branch.shape.heads, -1))
+        num_tokens = tokens.new_tensor([tokens.shape[1]]) if mask is None else mask.sum(dim=1)
+        weights = mbdc.anchor_weights(anchor, tokens, mask) * num_tokens[:, None, None]
+        normal = branch.norm(mbdc.weigh_and_reduce(anchor, tokens, branch.reduce.weight, mask))
+        kept = None if mask is None else mask[:, :, None, None].float()
+        return mbdc.rectify_and_compare(normal * weights.unsqueeze(-1), kept, None if mask is None else num_tokens)
+
+    for branch in (model.image_branch, model.text_branch):
+        branch.statistics = statistics.__get__(branch)
 
 
 def _endless(rows: list[int], rng: np.random.Generator) -> Any:
@@ -125,9 +182,12 @@ def judge(model: Any, data: Data, loss: Any) -> dict[str, dict[str, list[int]]]:
     import torch
     from torch.nn.functional import normalize
 
+    from training.images import normalise
+
     model.eval()
     kinds = ("f",) if model.second_order is None else ("f", "z", "both")
     weight = loss.first_order_weight
+    preprocess = model.preprocess_settings
 
     def encode(side: str, inputs: Any) -> dict[str, Any]:
         call = model.encode_image if side == "image" else model.encode_text
@@ -139,21 +199,17 @@ def judge(model: Any, data: Data, loss: Any) -> dict[str, dict[str, list[int]]]:
             return images[kind] @ texts[kind].t()
         return weight * images["f"] @ texts["f"].t() + (1 - weight) * images["z"] @ texts["z"].t()
 
-    def pictures(rows: list[int]) -> Any:
-        from training.images import normalise
-
-        preprocess = model.preprocess_settings
-        return normalise(data.views(rows, None), preprocess.mean, preprocess.std)
-
     hits: dict[str, dict[str, list[int]]] = {kind: {} for kind in kinds}
     with torch.no_grad():
         for split, templates in (("special_val", TEMPLATES), ("cartons_val", TEMPLATES), ("emoji_val", ("{}",)),
                                  ("general_val", ("{}",))):  # fmt: skip
-            rows = data.by_split[split]
+            rows = data.by_split.get(split, [])
+            if not rows:
+                continue
             names = sorted({data.rows[row]["label"] for row in rows})
             encoded = [encode("text", data.encode([t.format(name) for name in names])) for t in templates]
             texts = {kind: normalize(sum(e[kind] for e in encoded), dim=-1) for kind in encoded[0]}
-            images = encode("image", pictures(rows))
+            images = encode("image", normalise(data.views(rows, None), preprocess.mean, preprocess.std))
             target = torch.tensor([names.index(data.rows[row]["label"]) for row in rows])
             for kind in kinds:
                 values = similar(images, texts, kind)
@@ -166,247 +222,81 @@ def judge(model: Any, data: Data, loss: Any) -> dict[str, dict[str, list[int]]]:
 
 
 def _architecture(work: Path, vocab: int) -> Path:
-    path = work / "vit-small-cpu.json"
+    path = work / f"vit-{WIDTH}-{LAYERS[0]}-{LAYERS[1]}-{CONTEXT}-{vocab}.json"
+    vision = {"image_size": VIEW_PX, "layers": LAYERS[0], "width": WIDTH, "head_width": 32, "patch_size": 10}
+    text = {"context_length": CONTEXT, "vocab_size": vocab, "width": WIDTH, "heads": WIDTH // 32, "layers": LAYERS[1]}
     if not path.is_file():
-        path.write_text(json.dumps({
-            "embed_dim": 128,
-            "vision_cfg": {"image_size": VIEW_PX, "layers": 4, "width": 128, "head_width": 32, "patch_size": 10},
-            "text_cfg": {"context_length": CONTEXT, "vocab_size": vocab, "width": 128, "heads": 4, "layers": 2},
-        }))  # fmt: skip
+        path.write_text(json.dumps({"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}))
     return path
 
 
-def run(work: Path, minutes: float, steps: int, only: list[str]) -> None:
-    """Two processes of one thread each: on 2 busy cores that wastes less than two threads waiting for each other."""
-    import multiprocessing
-
-    (work / "runs").mkdir(exist_ok=True)
-    settings = settings_list()
-    # the presets' first three seeds, then two seeds of every question, then the rest
-    todo = [(0 if not setting.question and seed < 3 else 1 + (seed >= 2), seed, number)
-            for number, setting in enumerate(settings) for seed in range(setting.seeds)]  # fmt: skip
-    left = [
-        (settings[number], seed)
-        for _, seed, number in sorted(todo)
-        if not _run_file(work, settings[number], seed).is_file() and (not only or settings[number].name in only)
-    ]
-    stop = time.time() + 60 * minutes
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_work_through, args=(left[i::2], work, steps, stop)) for i in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    open_runs = [item for item in left if not _run_file(work, *item).is_file()]
-    print("nothing is left" if not open_runs else f"{len(open_runs)} runs are left; run again to go on")
+# ---- many runs
 
 
-def _run_file(work: Path, setting: Setting, seed: int) -> Path:
-    return work / "runs" / f"{setting.name.replace(' ', '_')}-{seed}.json"
-
-
-def _work_through(items: list[tuple[Setting, int]], work: Path, steps: int, stop: float) -> None:
+def run(stage: Stage, work: Path, minutes: float, steps: int, only: list[str]) -> None:
+    """One process of one thread, seed after seed; what another process has in hand is passed over."""
     import torch
 
     torch.set_num_threads(1)
-    data, longest = Data(work), 0.0
-    for setting, seed in items:
-        if time.time() + 1.05 * longest > stop:
-            return
-        started = time.time()
-        result = train_one(setting, seed, work, data, steps)
-        longest = max(longest, time.time() - started)
-        path = _run_file(work, setting, seed)
-        path.with_suffix(".part").write_text(json.dumps(result))
-        path.with_suffix(".part").replace(path)
-        shown = {
-            kind: {task: round(float(np.mean(h)), 3) for task, h in tasks.items()}
-            for kind, tasks in result["hits"].items()
-        }
-        print(setting.name, seed, f"{result['seconds']} s", round(result["final_loss"], 3), shown, flush=True)
+    folder = work / stage
+    folder.mkdir(exist_ok=True)
+    settings = [setting for setting in settings_list(stage) if not only or setting.name in only]
+    most = max(setting.seeds for setting in settings)
+    # the presets' first three seeds, three of every question, then the rest
+    todo = [(setting, FIRST_SEED[stage] + turn) for turn in range(most) for setting in settings if turn < setting.seeds]
+    todo.sort(key=lambda item: (item[1] - FIRST_SEED[stage] >= 3, bool(item[0].question)))
+    stop, longest, data = time.time() + 60 * minutes, 0.0, None
+    for setting, seed in todo:
+        path = folder / f"{setting.name.replace(' ', '_')}-{seed}.json"
+        with path.with_suffix(".lock").open("w") as lock:
+            if not _claim(lock) or path.is_file():
+                continue
+            if time.time() + 1.05 * longest > stop:
+                print(f"time is up before {setting.name}, seed {seed}; run again to go on")
+                return
+            started = time.time()
+            data = data or Data(work, keep_back=stage == "screening")
+            result = train_one(setting, seed, work, data, steps)
+            longest = max(longest, time.time() - started)
+            path.with_suffix(".part").write_text(json.dumps(result))
+            path.with_suffix(".part").replace(path)
+        shown = {kind: {task: round(float(np.mean(h)), 3) for task, h in tasks.items()}
+                 for kind, tasks in result["hits"].items()}  # fmt: skip
+        print(setting.name, seed, f"{result['seconds']} s", result["final_losses"], shown, flush=True)
+    print("nothing is left")
 
 
-# ---- the report
-
-TASKS = (
-    ("special_val@1", "varieties, zero-shot, top 1", "special"),
-    ("special_val@5", "varieties, zero-shot, top 5", "special"),
-    ("special_val text to image@1", "variety finds a photo", "special"),
-    ("cartons_val@1", "cartons, zero-shot, top 1", "general"),
-    ("emoji_val@5", "third vendor's emoji, image to text, top 5", "general"),
-    ("general_val@5", "held-out pictures, image to text, top 5", "general"),
-)
-Hits = dict[str, dict[str, np.ndarray]]  # kind -> task -> (seeds, trials)
-
-
-def report(work: Path, out: Path) -> None:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((work / "runs").glob("*.json")):
-        result = json.loads(path.read_text())
-        found.setdefault(result["setting"], []).append(result)
-    every = [result for results in found.values() for result in results]
-    hits = {name: _stack(results) for name, results in found.items()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    loads = [result["load"] for result in every]
-    lines = [
-        "# Learning: plain CLIP, released, dalip", "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {platform.machine()}, 2 cores shared with other "
-        f"work (load {min(loads):.1f} to {max(loads):.1f}). Command: see tests/benchmarks/bench_learning.py.", "",
-        *_about(work, every), "",
-        "## The three presets", "", *_preset_table(hits, _chance(work)), "",
-        "## Open questions: each changed alone in `dalip`", "", *_question_table(hits), "",
-    ]  # fmt: skip
-    _plot(hits, out.with_suffix(".png"))
-    out.write_text("\n".join(lines))
-    print("\n".join(lines))
-
-
-def _stack(results: list[dict[str, Any]]) -> Hits:
-    kinds = results[0]["hits"]
-    return {kind: {task: np.array([r["hits"][kind][task] for r in results]) for task in kinds[kind]} for kind in kinds}
-
-
-def _about(work: Path, every: list[dict[str, Any]]) -> list[str]:
-    counts: dict[str, int] = {}
-    for row in json.loads((work / "rows.json").read_text()):
-        counts[row["split"]] = counts.get(row["split"], 0) + 1
-    steps = every[0]["steps"]
-    return [
-        f"Training pictures: {counts['special_train']:,} photos of fruit and vegetables, "
-        f"{counts['cartons_train']:,} of cartons, {counts['general_train']:,} drawings, small photos and emoji of two "
-        f"vendors; half of every batch is special. ViT of {VIEW_PX} px (36 patches), width 128, 4 + 2 layers, reduced "
-        f"width {REDUCED_WIDTH} of heads 32 wide. {steps} steps of {BATCH}, lr {LR:g}, the same batches for every "
-        f"setting of a seed. Judged on {counts['special_val']} photos of "
-        f"{len(set(_labels(work, 'special_val')))} varieties, "
-        f"{counts['cartons_val']} cartons, {counts['emoji_val']:,} emoji, {counts['general_val']} held-out pictures. A "
-        "small run says what learns faster at this size, not what is better after 13 M samples. Intervals are of 95 %, "
-        "over seeds and pictures.",
-    ]
-
-
-def _labels(work: Path, split: str) -> list[str]:
-    return [row["label"] for row in json.loads((work / "rows.json").read_text()) if row["split"] == split]
-
-
-def _mean_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Mean of (seeds, trials) and its 95 % interval, seeds and trials both drawn anew."""
-    seeds, trials = values.shape
-    means = [values[np.ix_(rng.integers(0, seeds, seeds), rng.integers(0, trials, trials))].mean() for _ in range(2000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
-def _difference(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """The same of the paired difference: equal seeds, equal trials."""
-    both = min(len(ours), len(theirs))
-    return _mean_interval(ours[:both].astype(float) - theirs[:both], rng)
-
-
-def _cell(three: tuple[float, float, float], sign: str = "") -> str:
-    value, low, high = (100 * number for number in three)
-    return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
-
-
-def _chance(work: Path) -> dict[str, float]:
-    """What guessing reaches in each task."""
-    chances = {}
-    for task, _, _ in TASKS:
-        split, _, k = task.partition("@")
-        labels = _labels(work, split.removesuffix(" text to image"))
-        num_classes = len(set(labels))
-        chances[task] = 1 / num_classes if "text to image" in task else min(1.0, int(k) / num_classes)
-    return chances
-
-
-def _preset_table(hits: dict[str, Hits], chance: dict[str, float]) -> list[str]:
-    rng = np.random.default_rng(0)
-    head = ["setting, features at test", "seeds", *(f"{about}, %" for _, about, _ in TASKS), "general mean, %"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name in ("clip", "released", "dalip"):
-        for kind, tasks in hits[name].items():
-            seeds = len(tasks["special_val@1"])
-            cells = [_cell(_mean_interval(tasks[task], rng)) for task, _, _ in TASKS]
-            general = np.mean([tasks[task].mean() for task, _, group in TASKS if group == "general"])
-            lines.append(f"| {name}, {kind} | {seeds} | " + " | ".join(cells) + f" | {100 * general:.1f} |")
-    lines.append("| chance | | " + " | ".join(f"{100 * chance[task]:.1f}" for task, _, _ in TASKS) + " | |")
-    head = ["setting", *(about for _, about, _ in TASKS)]
-    lines += ["", "Paired difference to plain CLIP (points):", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name in ("released", "dalip"):
-        for kind, tasks in hits[name].items():
-            cells = [_cell(_difference(tasks[task], hits["clip"]["f"][task], rng), "+") for task, _, _ in TASKS]
-            lines.append(f"| {name}, {kind} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _question_table(hits: dict[str, Hits]) -> list[str]:
-    rng = np.random.default_rng(1)
-    base = hits["dalip"]
-    lines = [
-        "Paired difference to `dalip` of the same seeds, in points; the mean of all six tasks beside it.", "",
-        "| changed | question | seeds | at test | " + " | ".join(about for _, about, _ in TASKS) + " | mean |",
-        "|---" * (len(TASKS) + 5) + "|",
-    ]  # fmt: skip
-    for setting in settings_list():
-        if not setting.question or setting.name not in hits:
-            continue
-        for kind, tasks in hits[setting.name].items():
-            pairs = [(tasks[task], base[kind][task]) for task, _, _ in TASKS]
-            seeds = min(len(pairs[0][0]), len(pairs[0][1]))
-            cells = [_cell(_difference(ours, theirs, rng), "+") for ours, theirs in pairs]
-            mean = np.mean([ours[:seeds].mean() - theirs[:seeds].mean() for ours, theirs in pairs])
-            lines.append(
-                f"| {setting.name} | {setting.question} | {seeds} | {kind} | "
-                + " | ".join(cells)
-                + f" | {100 * mean:+.2f} |"
-            )
-    return lines
-
-
-def _plot(hits: dict[str, Hits], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rng = np.random.default_rng(2)
-    shown = [("clip", "f"), ("released", "f"), ("released", "both"), ("dalip", "f"), ("dalip", "both")]
-    colours = ["#666666", "#c77d11", "#e8b96a", "#1b6e3c", "#7fbf94"]
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(15, 3.8), constrained_layout=True)
-    for axis, (task, about, _) in zip(axes, TASKS, strict=True):
-        for place, ((name, kind), colour) in enumerate(zip(shown, colours, strict=True)):
-            value, low, high = _mean_interval(hits[name][kind][task], rng)
-            axis.bar(place, 100 * value, color=colour, label=f"{name}, {kind}")
-            axis.errorbar(place, 100 * value, [[100 * (value - low)], [100 * (high - value)]], color="black", capsize=3)
-        axis.set_title(about.replace(", ", ",\n", 1), fontsize=9)
-        axis.set_xticks([])
-        axis.set_ylim(bottom=0)
-    axes[0].set_ylabel("% right, 95 % interval")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def _claim(lock: Any) -> bool:
+    """Hold a run's lock; the system lets go of it when the process ends, however it ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("prepare", "run", "report"):
+    for name in ("prepare", "run", "start", "report"):
         command = commands.add_parser(name)
         command.add_argument("--work", type=Path, required=True)
         if name == "prepare":
             command.add_argument("grocery", type=Path)
             command.add_argument("corpus", type=Path)
         if name == "run":
-            command.add_argument("--minutes", type=float, default=9.0)
+            command.add_argument("stage", choices=["screening", "final"])
+            command.add_argument("--minutes", type=float, default=4.0)
             command.add_argument("--steps", type=int, default=STEPS)
             command.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.command == "prepare":
         prepare(options.grocery, options.corpus, options.work)
     elif options.command == "run":
-        run(options.work, options.minutes, options.steps, options.only)
+        run(options.stage, options.work, options.minutes, options.steps, options.only)
+    elif options.command == "start":
+        data = Data(options.work)
+        look(options.work, data, str(_architecture(options.work, len(data.vocabulary))), REDUCED_WIDTH)
     else:
         report(options.work, Path(__file__).parent / "results/learning.md")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-CACHE_PX, VIEW_PX, CONTEXT = 70, 60, 20
+CACHE_PX, VIEW_PX, CONTEXT = 70, 60, 16
 EMOJI_TRAIN = ("emoji-datasource-google", "emoji-datasource-twitter")
 EMOJI_TEST = "@lobehub/fluent-emoji-3d"
 HELDOUT_SOURCES = ("tuxpaint-stamps-default", "gcompris-qt-data", "pysiogame", "openclipart-png")
@@ -123,10 +123,11 @@ class Data:
     """Decoded pictures and tokens of every row, by split.
 
     Token ids are numbered anew, in their order, so that the embedding holds only ids that occur: a dense gradient of
-    49,408 rows would take longer than the model.
+    49,408 rows would take longer than the model. `keep_back` takes every tenth training picture out of training and
+    puts it in the place of the pictures to judge on (of general pictures, those with a caption of their own).
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, *, keep_back: bool = False) -> None:
         import open_clip
         import torch
 
@@ -140,6 +141,21 @@ class Data:
         self.by_split: dict[str, list[int]] = {}
         for number, row in enumerate(self.rows):
             self.by_split.setdefault(row["split"], []).append(number)
+        if keep_back:
+            self.by_split = self._keep_back()
+
+    def _keep_back(self) -> dict[str, list[int]]:
+        kept: dict[str, list[int]] = {}
+        for name in ("special", "cartons", "general"):
+            rows = self.by_split[f"{name}_train"]
+            kept[f"{name}_train"] = [row for place, row in enumerate(rows) if place % 10]
+            seen: set[str] = set()
+            for row in rows[::10]:
+                if name == "general" and self.rows[row]["label"] in seen:
+                    continue
+                seen.add(self.rows[row]["label"])
+                kept.setdefault(f"{name}_val", []).append(row)
+        return kept
 
     def encode(self, texts: list[str]) -> Any:
         """Token ids (B, context) of texts whose tokens all occur in the data."""
