@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
 from training.class_names import ClassText
 from training.data import DataSettings, ReleaseShare
-from training.loss import LossSettings
+from training.loss import LossSettings, loss_of_preset
 from training.model import ModelSettings
 from training.tracking import TrackSettings
 
@@ -158,6 +158,12 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_of_the_preset(cls, loss: LossSettings, info: ValidationInfo) -> LossSettings:
+        model = info.data.get("model")  # absent when it is wrong itself
+        return loss if model is None else loss_of_preset(loss, model.preset)
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSettings:

@@ -45,6 +45,7 @@ def report(work: Path, out: Path) -> None:
         "## The three presets", "", *_preset_table(final, hits, _chance(work)), "",
         "## Open questions: each changed alone in `dalip`", "", *_question_table(final, hits), "",
         "## What chose the preset", "", *_screening_table(screening), "",
+        "## Before the first step", "", *_start_table(json.loads((work / "start.json").read_text())), "",
     ]  # fmt: skip
     _plot(hits, out.with_suffix(".png"))
     out.write_text("\n".join(lines))
@@ -191,27 +192,44 @@ def _question_table(final: dict[str, Any], hits: dict[str, Hits]) -> list[str]:
 
 def _screening_table(screening: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Every candidate against the base, over the tasks that screening judges on."""
+    from bench_learning import settings_list
+
     rng = np.random.default_rng(3)
-    hits = {name: _stack(results) for name, results in screening.items()}
+    hits = {s.name: _stack(screening[s.name]) for s in settings_list("screening") if s.name in screening}
     base = hits["no dropout"]
     asked = [task for task, _, _ in TASKS if task in base["f"]]
-    head = ["setting", "seeds", "f", "z", "both", "f less base's f", "z less base's z", "both less base's both"]
     rows = []
     for name, of in hits.items():
-        values = [_cell(group_interval([of[k][t] for t in asked], rng)) if k in of else "" for k in base]
-        apart = [
-            _cell(group_interval([paired(of[k][t], base[k][t]) for t in asked], rng), "+")
-            if k in of and name != "no dropout"
-            else ""
-            for k in base
-        ]
-        rows.append([name, str(len(screening[name])), *values, *apart])
-    first, last = (pick(r["seed"] for results in screening.values() for r in results) for pick in (min, max))
+        cells = [_cell(group_interval([of[kind][t] for t in asked], rng)) if kind in of else "" for kind in base]
+        for kind in base if name != "no dropout" else ():
+            apart = [paired(of[kind][t], base[kind][t]) for t in asked] if kind in of else []
+            cells.append(_cell(group_interval(apart, rng), "+") if apart else "")
+        rows.append([name, str(len(screening[name])), *cells, *[""] * (2 * len(base) - len(cells))])
+    head = ["setting", "seeds", *base, *(f"{kind}, less the base's" for kind in base)]
     return [
-        f"Seeds {first} to {last}, which the tables above do not use, and other pictures: every tenth training picture "
-        "is kept back from these runs and judged on. Base: `no dropout`, the other settings change it alone. Mean of "
-        f"{len(asked)} tasks (as above, without the third vendor's emoji), %.", "",
+        "Other seeds than above, and other pictures: every tenth training picture is kept back from these runs and "
+        "judged on. Base: `no dropout`, which is `dalip` with the sum of losses; `similarities` is the sum of "
+        f"similarities. Mean of {len(asked)} tasks (those above without the third vendor's emoji), %; f, z or both at "
+        "test.", "",
         *_table(head, rows),
+    ]  # fmt: skip
+
+
+def _start_table(start: dict[str, dict[str, float]]) -> list[str]:
+    columns = {
+        "image f": "image_features", "image z": "image_second_order", "text f": "text_features",
+        "text z": "text_second_order", "loss of f": "loss f", "loss of z": "loss z", "gradient of f": "pull f",
+        "gradient of z": "pull z", "random image anchor": "anchor, image", "random text anchor": "anchor, text",
+    }  # fmt: skip
+    rows = []
+    for name, found in start.items():
+        cells = [f"{found[key]:.4f}" if "anchor" in key else f"{found[key]:.2f}" for key in columns.values()]
+        rows.append([name, *cells])
+    return [
+        "One batch of 64, no dropout: mean cosine between different samples (1: all alike), losses (chance 4.16), "
+        "length of the gradient on the towers, and by how much the statistics change, relative to their length, when "
+        "the anchor is drawn at random.", "",
+        *_table(["branches", *columns], rows),
     ]  # fmt: skip
 
 

@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from manifests.errors import ConfigError
 from training.branch import BranchShape, SecondOrderBranch
+from training.config import TrainSettings
 from training.loss import LossSettings, accumulate_backward, contrastive_loss, gather_with_gradient, info_nce
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 SETTINGS = [
-    LossSettings(),
+    LossSettings(form="sum_of_losses"),
     LossSettings(form="sum_of_similarities", first_order_weight=0.3),
     LossSettings(first_order_weight=1.0),
 ]
@@ -39,7 +40,8 @@ def test_the_weighted_sum_of_losses_equals_the_golden_value(dtype: torch.dtype, 
         "text_second_order": get["z_text"].to(dtype),
         "logit_scale": get["scale"].to(dtype),
     }
-    losses = contrastive_loss(features, LossSettings(first_order_weight=get["alpha"].item()))
+    settings = LossSettings(form="sum_of_losses", first_order_weight=get["alpha"].item())
+    losses = contrastive_loss(features, settings)
     assert abs(losses["loss"].item() / get["value"].item() - 1) <= tolerance
 
 
@@ -63,7 +65,7 @@ def test_each_form_equals_its_definition() -> None:
 
     first = 7 * features["image_features"] @ features["text_features"].T
     second = 3 * features["image_second_order"] @ features["text_second_order"].T
-    losses = contrastive_loss(features, LossSettings(first_order_weight=a))
+    losses = contrastive_loss(features, LossSettings(form="sum_of_losses", first_order_weight=a))
     assert math.isclose(losses["loss"].item(), a * by_hand(first) + (1 - a) * by_hand(second), rel_tol=1e-12)
     assert math.isclose(losses["first_order_loss"].item(), by_hand(first), rel_tol=1e-12)
     assert math.isclose(losses["second_order_loss"].item(), by_hand(second), rel_tol=1e-12)
@@ -72,6 +74,20 @@ def test_each_form_equals_its_definition() -> None:
     shared = {name: value for name, value in features.items() if name != "logit_scale_second"}
     expected = by_hand(second / 3 * 7)
     assert math.isclose(contrastive_loss(shared, LossSettings())["second_order_loss"].item(), expected, rel_tol=1e-12)
+
+
+def test_the_loss_follows_the_preset_where_a_config_leaves_it_open() -> None:
+    def loss_of(preset: str, **loss: object) -> LossSettings:
+        values = {"release": "r", "output_dir": "o", "schedule": {"steps": 1}, "loss": loss}
+        return TrainSettings.model_validate(values | {"model": {"preset": preset}}).loss
+
+    released = LossSettings(form="sum_of_losses", first_order_weight=0.5, logit_scale_max=None)
+    assert loss_of("released") == released
+    assert loss_of("dalip") == loss_of("clip") == LossSettings()
+    kept = loss_of("released", form="sum_of_similarities", logit_scale_max=50.0)
+    assert kept == LossSettings(form="sum_of_similarities", first_order_weight=0.5, logit_scale_max=50.0)
+    # what a run stores names every value, and reads back as it was
+    assert loss_of("released", **released.model_dump()) == released
 
 
 def test_without_second_order_features_the_loss_is_plain_info_nce() -> None:

@@ -240,6 +240,19 @@ def test_head_batch_norm_equals_one_batch_norm_called_head_after_head() -> None:
     assert torch.allclose(ours(x_BMHR)[:, :, 0], plain(x_BMHR[:, :, 0].transpose(1, 2)).transpose(1, 2), atol=1e-5)
 
 
+def test_in_training_the_dalip_preset_draws_nothing_and_knows_no_batch(tmp_path: Path) -> None:
+    """No dropout, no batch statistics: what a pair gives does not depend on chance or on the pairs beside it."""
+    model = build_model(settings(tiny(tmp_path, "alone"))).train()
+    images, tokens = batch(model)
+    whole, alone = model(images, tokens), model(images[:1], tokens[:1])
+    for name in ("image_features", "image_second_order", "text_features", "text_second_order"):
+        assert torch.allclose(whole[name][:1], alone[name], atol=1e-5), name
+    released = build_model(settings(tiny(tmp_path, "released-alone"), "released")).train()
+    images, tokens = batch(released)
+    apart = released(images, tokens)["image_second_order"][:1] - released(images[:1], tokens[:1])["image_second_order"]
+    assert apart.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("axis", ["channel", "token"])
 def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
     shape = BranchShape(8, 8, 2, 6, "layer", 0.5, axis, "single", 1)
