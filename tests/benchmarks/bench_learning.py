@@ -92,11 +92,11 @@ def settings_list(stage: Stage) -> list[Setting]:
         Setting("clip", "clip", 5, {}, {}),
         Setting("released", "released", 5, {}, {}),
         Setting("dalip", "dalip", 5, {}, {}),
-        change("dropout 0.5", "dropout", dropout=0.5),
+        change("sum of losses", "form of the loss", {"form": "sum_of_losses"}),
         change("padding kept", "padding in the text statistics", text_padding="keep"),
         change("own temperature", "temperature of z", temperature="own"),
-        change("sum of losses", "form of the loss", {"form": "sum_of_losses"}),
         change("batch norm", "norm of the image branch", image_norm="batch"),
+        change("dropout 0.5", "dropout", dropout=0.5),
     ]
 
 
