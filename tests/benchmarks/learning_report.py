@@ -47,7 +47,7 @@ def report(work: Path, out: Path) -> None:
         "## What chose the preset", "", *_screening_table(screening), "",
         "## Before the first step", "", *_start_table(json.loads((work / "start.json").read_text())), "",
     ]  # fmt: skip
-    _plot(hits, out.with_suffix(".png"))
+    _plot(hits, _chance(work), out.with_suffix(".png"))
     out.write_text("\n".join(lines))
     print("\n".join(lines))
 
@@ -156,14 +156,16 @@ def _preset_table(final: dict[str, Any], hits: dict[str, Hits], chance: dict[str
                 apart = {task: paired(tasks[task], hits["clip"]["f"][task]) for task, _, _ in TASKS}
                 cells = [_cell(mean_interval(apart[task], rng), "+") for task, _, _ in TASKS]
                 general = _cell(group_interval([apart[task] for task in GENERAL], rng), "+")
-                differences.append([f"{name}, {kind}", *cells, general])
+                differences.append(
+                    [f"{name}, {kind}", *cells, general, _cell(group_interval([*apart.values()], rng), "+")]
+                )
     guess = [f"{100 * chance[task]:.1f}" for task, _, _ in TASKS]
     rows.append(["chance", "", *guess, f"{100 * np.mean([chance[task] for task in GENERAL]):.1f}"])
     about = [about for _, about, _ in TASKS]
     return [
         *_table(head, rows), "",
         "General group: the mean of the last three tasks. Paired difference to plain CLIP, in points:", "",
-        *_table(["setting", *about, "general group"], differences),
+        *_table(["setting", *about, "general group", "mean of the six"], differences),
     ]  # fmt: skip
 
 
@@ -233,7 +235,7 @@ def _start_table(start: dict[str, dict[str, float]]) -> list[str]:
     ]  # fmt: skip
 
 
-def _plot(hits: dict[str, Hits], path: Path) -> None:
+def _plot(hits: dict[str, Hits], chance: dict[str, float], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -249,11 +251,12 @@ def _plot(hits: dict[str, Hits], path: Path) -> None:
             value, low, high = mean_interval(hits[name][kind][task], rng)
             axis.bar(place, 100 * value, color=colour, label=f"{name}, {kind}")
             axis.errorbar(place, 100 * value, [[100 * (value - low)], [100 * (high - value)]], color="black", capsize=3)
+        axis.axhline(100 * chance[task], color="black", linewidth=1, linestyle=":", label="chance")
         axis.set_title(about.replace(", ", ",\n", 1), fontsize=9)
         axis.set_xticks([])
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("% right, 95 % interval")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(shown) + 1, frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
