@@ -142,7 +142,7 @@ def report(found: list[dict[str, Any]], memory_gb: float) -> str:
     lines = [
         "# Mixing: measured",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, AMD EPYC (Zen 4), 24 GiB, "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, {platform.machine()}, "
         f"Python {platform.python_version()}, {os.cpu_count()} cores, nothing else running (load beside each row), "
         f"`memory_gb: {memory_gb:g}`. Command: "
         f"`python tests/benchmarks/bench_mix.py --rows {sizes}`. The target is 13 M rows in 120 s and 8 GiB.",

@@ -188,7 +188,7 @@ def report(found: dict[str, Any], num_images: int, rounds: int, load: float) -> 
     lines = [
         "# Packing: measured",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, AMD EPYC (Zen 4), {os.cpu_count()} cores, 24 GiB, "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, {platform.machine()}, {os.cpu_count()} cores, 24 GiB, "
         f"local disk, Python {platform.python_version()}, nothing else running, load average {load:.1f} at the end. "
         f"{num_images:,} images of {MEAN_BYTES / 1000:.0f} kB on average, {megabytes:,.0f} MB of shards, {WORKERS} "
         f"workers, median of {rounds} rounds. Peak memory of one process: {peak:,.0f} MiB. Command: "
