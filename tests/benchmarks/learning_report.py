@@ -38,7 +38,7 @@ def report(work: Path, out: Path) -> None:
     seconds = [result["seconds"] for results in final.values() for result in results]
     lines = [
         "# Learning: plain CLIP, released, dalip", "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, AMD EPYC (Zen 4, {platform.machine()}), "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {platform.machine()}, "
         f"{os.cpu_count()} cores shared with other work (load {min(loads):.1f} to {max(loads):.1f}), one thread a run, "
         f"{np.median(seconds):.0f} s a run. Commands: see tests/benchmarks/bench_learning.py.", "",
         *_about(work, final), "",
