@@ -37,7 +37,7 @@ class LossSettings(Settings):
 
     # Small runs (tests/benchmarks/results/learning.md) with f and z at test: chosen by 41.9 % with the sum of
     # similarities, 34.2 % with the sum of losses, 33.1 % of plain CLIP (alpha 0.75: 35.3 %; one seed). On pictures from
-    # other shops, 3 seeds, the two are not told apart (0.8 points, -3.3 to 5.1); f or z alone lean to the sum of losses.
+    # other shops, 3 seeds, the two are not told apart (0.8 points, -3.3 to 5.1); f alone leans to the sum of losses.
     form: LossForm = "sum_of_similarities"
     first_order_weight: float = Field(default=0.5, ge=0.0, le=1.0)
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
