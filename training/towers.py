@@ -83,7 +83,8 @@ def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
             image = image_tower(clip, images, placement)
             text = text_tower(clip, tokens, placement, mask_padding=False)
     except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
-        # What timm trunks raise when asked for tokens they do not have.
+        # timm has no error of its own for a trunk without tokens: ConvNeXt and FastViT raise TypeError (timm 1.0.31),
+        # others may lack a method or fail an assertion or on a shape. The cause stays in the message and the chain.
         kind = type(getattr(clip.visual, "trunk", clip.visual)).__name__
         raise ConfigError(
             f"this architecture gives no usable tokens (image tower {kind}: {error}); use a ViT or preset 'clip'"

@@ -57,7 +57,9 @@ def consumers() -> Path:
         if done.returncode != 0:
             # only a machine without an index is excused: refused, unknown, or none at all, pip finds no version
             assert "(from versions: none)" in done.stderr, done.stderr
-            pytest.skip(f"no environment for other readers, pip says: {done.stderr.strip().splitlines()[-1]}")
+            pytest.skip(
+                f"no package index to install the other readers from, pip says: {done.stderr.strip().splitlines()[-1]}"
+            )
         stamp.write_text("\n".join(CONSUMERS), encoding="utf-8")
     return python
 

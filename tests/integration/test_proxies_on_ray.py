@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,11 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from loop_modules import load_loop_module
 
 from manifests.errors import ConfigError, RunError
 from manifests.reader import read_proxy_runs
@@ -24,26 +23,15 @@ from training.launcher import each_result_on_ray
 from training.proxies import run_proxies
 from training.proxy_list import ProxySettings
 
-LOOP_TESTS = Path(__file__).parents[1] / "unit" / "training" / "loop"
 RUNS = [
     {"run": "even", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 720},
     {"run": "plants", "mixture": {"plant": 1.0, "general": 0.0}, "samples_seen": 48, "seed": 1},
 ]
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dalip_{name}", LOOP_TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    writer, fixtures = _load("release_writer"), _load("conftest")
+    writer, fixtures = load_loop_module("release_writer"), load_loop_module("conftest")
     samples = writer.drawn_samples(83, 25, size_px=40)
     writer.write_release(tmp_path / "toy-0001", samples, shard_size=15, stratified=True)
     architecture = tmp_path / "dalip-proxies-test.json"

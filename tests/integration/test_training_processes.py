@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -14,35 +13,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from loop_modules import load_loop_module
 
 from training.log import read_log
 
-LOOP_TESTS = Path(__file__).parents[1] / "unit" / "training" / "loop"
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip
 NUM_STEPS = 24
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dalip_{name}", LOOP_TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
-    writer, fixtures = _load("release_writer"), _load("conftest")
+    writer, fixtures = load_loop_module("release_writer"), load_loop_module("conftest")
     writer.write_work_folder(folder / "data", writer.drawn_samples(107, 0), shard_size=19)
     architecture = folder / "dalip-process-test.json"
     architecture.write_text(json.dumps(fixtures.TINY_ARCHITECTURE))

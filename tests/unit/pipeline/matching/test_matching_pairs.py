@@ -258,7 +258,10 @@ print(resident("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="only Linux lets a process reset its peak of memory (/proc/self/clear_refs)",
+)
 @pytest.mark.parametrize(
     ("kind", "radius", "limit", "refused"), [("random", 3, 80 << 20, False), ("cube", 4, 600 << 20, True)]
 )
