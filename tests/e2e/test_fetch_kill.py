@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import os
 import signal
 import subprocess
 import time
@@ -19,6 +18,7 @@ from building import PLANTMIX, hash_tree, release_of, run_plantmix
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
+from process_tree import below, kill
 
 NUM, PART, NUM_WORKERS = 5_000, 250, 2
 KILL_AFTER = 1_600  # requests
@@ -103,34 +103,6 @@ def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     files = all_files(folder)
     assert sum(name.startswith("pool/") for name in files) == NUM // PART
     return files
-
-
-def below(root: int) -> dict[int, str]:
-    """Processes started by `root`, and by those, with their command lines."""
-    parents, commands = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                commands[int(entry.name)] = (
-                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    found: dict[int, str] = {}
-    wave = {root}
-    while wave:
-        wave = {pid for pid, parent in parents.items() if parent in wave}
-        found |= {pid: commands[pid] for pid in wave}
-    return found
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def kill_a_worker(driver: int) -> None:
