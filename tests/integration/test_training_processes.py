@@ -121,7 +121,7 @@ def test_sigkill_at_random_steps_changes_nothing(values: dict[str, Any], tmp_pat
     """Killed without warning, twice, a worker at hand: the loss lines and weights of the uninterrupted run."""
     whole, killed = _places(tmp_path, "whole", "killed")
     _finish(_start(values, whole))
-    steps = sorted(random.SystemRandom().sample(range(1, NUM_STEPS - 3), 2))
+    steps = sorted(random.SystemRandom().sample(range(1, NUM_STEPS - 8), 2))
     print(f"killed after steps {steps}")
     for step in steps:
         process = _start(values, killed)
@@ -161,7 +161,7 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str
         assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
     assert _lines(two)[0]["loss"] == pytest.approx(_lines(one)[0]["loss"], abs=1e-6)
     process = _start(values, killed, num_ranks=2)
-    _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS - 3), signal.SIGKILL)
+    _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS - 8), signal.SIGKILL)
     assert not (killed / "run" / "summary.json").exists()
     assert _finish(_start(values, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(two, killed)
