@@ -10,6 +10,8 @@ of pySioGame). Writes into one folder, deterministically, same packages and Pill
     robots.txt README.txt  for fetchers, for people
     demo.json              counts and versions; written last: without it the set-up is not done
 
+Processes that set up the same folder at the same time wait for one another (a lock file beside it).
+
 Planted troubles, on top of those that the packages have (mirrored twins, pictures without a caption,
 the same fruit drawn twice): what each is and how many there are stands in TROUBLES and in README.txt.
 Every other row is the package's own picture, captioned with its author's sentence (or the word it is filed
@@ -21,11 +23,14 @@ Gives up with ConfigError where the packages cannot be had; the message says wha
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import logging
 import shutil
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +58,25 @@ def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> di
 
     Raises: ConfigError when the packages cannot be had.
     """
-    marker = read_marker(web)
-    if marker is not None and port in (None, marker["port"]):
-        LOG.info("pictures: reusing %d rows in %s", sum(marker["rows"].values()), web)
-        return marker
-    port = port or (marker["port"] if marker else PREFERRED_PORT)
-    debs = [(package, fetch_package(package.name, packages_folder)) for package in PACKAGES]
-    own = [picture for package, deb in debs for picture in read_package(package, deb)]
-    pictures = plant_troubles(own)
-    return _write_web(web, pictures, port, {package.name: package_version(deb) for package, deb in debs})
+    with _one_at_a_time(web):
+        marker = read_marker(web)
+        if marker is not None and port in (None, marker["port"]):
+            LOG.info("pictures: reusing %d rows in %s", sum(marker["rows"].values()), web)
+            return marker
+        port = port or (marker["port"] if marker else PREFERRED_PORT)
+        debs = [(package, fetch_package(package.name, packages_folder)) for package in PACKAGES]
+        own = [picture for package, deb in debs for picture in read_package(package, deb)]
+        pictures = plant_troubles(own)
+        return _write_web(web, pictures, port, {package.name: package_version(deb) for package, deb in debs})
+
+
+@contextmanager
+def _one_at_a_time(web: Path) -> Iterator[None]:
+    """Wait until no other process sets up the same web: each would remove the other's half of it."""
+    make_folder(str(web.parent))
+    with (web.parent / f".{web.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def read_marker(web: Path) -> dict[str, Any] | None:

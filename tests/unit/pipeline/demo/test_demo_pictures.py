@@ -6,6 +6,7 @@ import io
 import random
 import tarfile
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,21 @@ def test_a_finished_set_up_is_reused_and_an_unfinished_one_is_not(own: list[Pict
     assert _tree(web) == before
     (web / "plants.csv").unlink()
     assert pictures.read_marker(web) is None
+
+
+def test_set_ups_of_one_folder_at_the_same_time_wait_for_one_another(
+    own: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(pictures, "fetch_package", lambda name, folder: folder / name)
+    monkeypatch.setattr(pictures, "package_version", lambda deb: "1.0")
+    monkeypatch.setattr(pictures, "read_package", lambda package, deb: read.append(package) or own[:: len(PACKAGES)])
+    monkeypatch.setattr(pictures, "plant_troubles", lambda _: plant_troubles(own))
+    web = tmp_path / "web"
+    with ThreadPoolExecutor(4) as pool:
+        markers = list(pool.map(lambda _: pictures.prepare_web(web, tmp_path / "packages", 8731), range(4)))
+    assert len(read) == len(PACKAGES)  # one of them did it, the others took what it made
+    assert markers == [pictures.read_marker(web)] * 4
 
 
 def _deb(folder: Path, files: dict[str, bytes]) -> Path:
