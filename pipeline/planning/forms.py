@@ -5,6 +5,8 @@ Add a form here and it is cross-validated, reported and stored with the others. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from pipeline.planning.baselines import LinearForm
@@ -81,7 +83,7 @@ def combine_predictions(name: str, by_form: dict[str, Array], weights: Array) ->
     return result
 
 
-def predict_form(name: str, fits: dict[str, Fitted], weights: Array, shares_QK: Array) -> Array:
+def predict_form(name: str, fits: Mapping[str, Fitted], weights: Array, shares_QK: Array) -> Array:
     """Predictions of a form or ensemble, shape F x Q."""
     by_form = {member: FORMS[member].predict(fits[member], shares_QK) for member in members_of(name)}
     return combine_predictions(name, by_form, weights)

@@ -87,17 +87,36 @@ class GaussianProcess:
     def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior standard deviation of the noise-free loss, shape F x Q."""
         arrays = fitted.arrays
-        if fitted.anchors is None:
-            raise ValueError("a Gaussian process cannot predict without its training shares")
-        theta, root = arrays["theta"], arrays["root_weight"]
-        zeros = np.zeros_like(root)
-        _, inverse, _ = self._posterior(theta, fitted.anchors, zeros, root)
-        cross = self._kernel(theta, shares_QK, fitted.anchors) * root[:, None, :]
+        theta = arrays["theta"]
+        cross, inverse = self._explaining(fitted, shares_QK)
         explained = np.sum((cross @ inverse) * cross, axis=2)
         features = _powers(shares_QK, np.exp(theta[:, 2]))[0]
         own = np.exp(theta[:, :1]) + np.exp(theta[:, 3:4]) * np.sum(features**2, axis=2) + self.constant
         result: Array = arrays["scale"][:, None] * np.sqrt(np.maximum(own - explained, 0.0))
         return result
+
+    def covariance(self, fitted: Fitted, left_QK: Array, right_PK: Array) -> Array:
+        """Prior covariance of the noise-free losses of two sets of mixtures, shape F x Q x P."""
+        kernel: Array = fitted.arrays["scale"][:, None, None] ** 2 * self._kernel(
+            fitted.arrays["theta"], left_QK, right_PK
+        )
+        return kernel
+
+    def posterior_covariance(self, fitted: Fitted, shares_QK: Array) -> Array:
+        """Covariance of the noise-free losses given the runs, shape F x Q x Q; its diagonal is `deviation` squared."""
+        cross, inverse = self._explaining(fitted, shares_QK)
+        explained = cross @ inverse @ np.swapaxes(cross, 1, 2)
+        own = self._kernel(fitted.arrays["theta"], shares_QK, shares_QK)
+        result: Array = fitted.arrays["scale"][:, None, None] ** 2 * (own - explained)
+        return result
+
+    def _explaining(self, fitted: Fitted, shares_QK: Array) -> tuple[Array, Array]:
+        """Weighted covariance of the asked mixtures with the runs, and the inverse of that among the runs."""
+        if fitted.anchors is None:
+            raise ValueError("a Gaussian process cannot predict without its training shares")
+        theta, root = fitted.arrays["theta"], fitted.arrays["root_weight"]
+        _, inverse, _ = self._posterior(theta, fitted.anchors, np.zeros_like(root), root)
+        return self._kernel(theta, shares_QK, fitted.anchors) * root[:, None, :], inverse
 
     def doubt(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Standard deviation of a new noisy loss, shape F x Q."""

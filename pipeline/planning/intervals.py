@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.planning.descent import Array
 
 LEVEL = 0.90
+MOST_DOUBT_SHARE = 0.9  # of a width, see doubt_share
 
 
 def jackknife_plus(
@@ -81,12 +82,13 @@ def tempered(doubt: Array, typical: float, share: float) -> Array:
 
 
 def doubt_share(residuals: Sequence[Array], doubts: Sequence[Array], typicals: Sequence[float]) -> float:
-    """How far held-out errors grow with the doubt: the mean of `share` under their Gaussian likelihood, 0 to 0.9.
+    """How far held-out errors grow with the doubt: the mean of `share` under their Gaussian likelihood, 0 to
+    `MOST_DOUBT_SHARE`.
 
     One entry a loss; all losses say the share together, since one loss of a dozen runs says little. Where noise
     rules, the errors are as large among the tried ratios as at the edge (share 0); without noise they follow the doubt.
     """
-    shares = np.linspace(0.0, 0.9, 10)
+    shares = np.linspace(0.0, MOST_DOUBT_SHARE, 10)
     likelihood = np.zeros(len(shares))
     for residual, doubt, typical in zip(residuals, doubts, typicals, strict=True):
         for s, share in enumerate(shares):

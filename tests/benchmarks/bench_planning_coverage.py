@@ -102,28 +102,36 @@ SAME_SHARE = 1e-4
 
 
 def table(path: Path) -> list[str]:
+    """A line for each number of domains, kind of runs and noise; then one for both kinds of runs together."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     lines = [
         "| domains | runs | noise | simulations | losses covered | optimum covered | its standard error "
         "| width of its interval | loss at the choice, median | worst |",
         "|---" * 10 + "|",
     ]
-    for key in sorted({tuple(row["cell"][:3]) for row in rows}, key=lambda k: (k[0], not k[1], k[2])):
-        num_domains, designed, noise = key
-        here = [row for row in rows if tuple(row["cell"][:3]) == key]
-        best = np.array([row["best"] for row in here])
-        ends = np.array([row["interval"] for row in here])
-        inside = (ends[:, :, 0] - SAME_SHARE <= best) & (best <= ends[:, :, 1] + SAME_SHARE)
-        lost = np.array([row["lost"] for row in here])
-        each, width = inside.mean(axis=1), np.mean(ends[:, :, 1] - ends[:, :, 0])
-        kind = "plan design" if designed else "Dirichlet"
-        lines.append(
-            f"| {num_domains} | {3 * (num_domains + 1)}, {kind} | {noise:.1%} | {len(here)} "
-            f"| {np.mean([row['covered'] for row in here]):.3f} "
-            f"| {inside.mean():.3f} | {each.std() / np.sqrt(len(here)):.3f} | {width:.3f} "
-            f"| {np.median(lost):.4f} | {lost.max():.4f} |"
-        )
+    settings = sorted({tuple(row["cell"][:3]) for row in rows}, key=lambda k: (k[0], not k[1], k[2]))
+    for num_domains, designed, noise in settings:
+        here = [row for row in rows if row["cell"][:3] == [num_domains, designed, noise]]
+        lines.append(_line(num_domains, "plan design" if designed else "Dirichlet", noise, here))
+    lines += ["", *lines[:2]]
+    for num_domains, noise in sorted({(k, noise) for k, _, noise in settings}):
+        here = [row for row in rows if row["cell"][0] == num_domains and row["cell"][2] == noise]
+        lines.append(_line(num_domains, "both", noise, here))
     return lines
+
+
+def _line(num_domains: int, kind: str, noise: float, rows: list[dict]) -> str:
+    best = np.array([row["best"] for row in rows])
+    ends = np.array([row["interval"] for row in rows])
+    inside = (ends[:, :, 0] - SAME_SHARE <= best) & (best <= ends[:, :, 1] + SAME_SHARE)
+    lost = np.array([row["lost"] for row in rows])
+    each, width = inside.mean(axis=1), np.mean(ends[:, :, 1] - ends[:, :, 0])
+    return (
+        f"| {num_domains} | {3 * (num_domains + 1)}, {kind} | {noise:.1%} | {len(rows)} "
+        f"| {np.mean([row['covered'] for row in rows]):.3f} "
+        f"| {inside.mean():.3f} | {each.std() / np.sqrt(len(rows)):.3f} | {width:.3f} "
+        f"| {np.median(lost):.4f} | {lost.max():.4f} |"
+    )
 
 
 def main() -> None:

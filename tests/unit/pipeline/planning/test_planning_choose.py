@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares, share_box
 from pipeline.planning.mixture_files import mixture_to_json
 from pipeline.planning.reading import parse_amounts, parse_constraints, parse_number, parse_objective
-from pipeline.planning.resample import _disturbance
 from pipeline.planning.runs import build_runs
 from pipeline.planning.search import cloud, minimise_score
 
@@ -70,18 +68,6 @@ def test_a_known_optimum_is_found(num_domains, num_runs):
     assert (chosen.shares <= chosen.region[:, 1]).all()
     assert np.mean((chosen.interval[:, 0] - 0.01 <= best) & (best <= chosen.interval[:, 1] + 0.01)) >= 0.6
     assert chosen.objective_interval[0] <= truth(chosen.shares[None])[0] <= chosen.objective_interval[1]
-
-
-def test_one_wild_held_out_error_does_not_shake_every_run(three):
-    column = three.columns[0]
-    own = np.ones(three.runs.num_runs, dtype=bool)
-    own[-1] = False  # carried over from another size: no held-out error of its own
-    calm = _disturbance(replace(column, residuals=np.full(13, 0.01)), own)
-    assert calm == pytest.approx(0.01 * np.sqrt(0.5 * (1.4826**2 + 1)), rel=0.3)
-    wild = _disturbance(replace(column, residuals=np.r_[np.full(12, 0.01), 1.0]), own)
-    assert wild[:12] == pytest.approx(calm[:12])
-    assert wild[12] < 3 * calm[12]
-    assert wild[13] == pytest.approx(0.014826)
 
 
 def test_mixtures_near_the_optimum_are_found_in_many_domains():
