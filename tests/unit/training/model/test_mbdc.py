@@ -124,6 +124,27 @@ def test_gradients_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(rectified, normalised, atol=1e-6)
 
 
+# Few and many samples, tokens in numbers that 16 divides and not, one of everything: each takes its own way to oneDNN.
+@pytest.mark.parametrize("shape", [(20, 5, 2), (16, 3, 1), (8, 6, 4), (3, 5, 2), (1, 7, 3), (1, 1, 1), (0, 4, 2)])
+def test_float32_on_a_cpu_equals_float64_in_values_and_gradients(shape: tuple[int, int, int]) -> None:
+    batch, num_tokens, heads = shape
+    generator = torch.Generator().manual_seed(5)
+    around = torch.randn(batch, num_tokens + 1, heads, 6, dtype=torch.float64, generator=generator)
+    anchor = torch.randn(batch, heads, 6, dtype=torch.float64, generator=generator)
+    reduce = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    pull = torch.randn(batch, num_tokens, heads, 5, dtype=torch.float64, generator=generator)
+
+    def run(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = tuple(x.to(dtype).requires_grad_() for x in (around, anchor, reduce))
+        tokens = inputs[0][:, 1:]  # without the class token, as towers hand them over: not contiguous
+        out = mbdc.weigh_and_reduce(inputs[1], tokens, inputs[2])
+        return out, *torch.autograd.grad(out, inputs, pull.to(dtype))
+
+    for single, double in zip(run(torch.float32), run(torch.float64), strict=True):
+        assert single.dtype == torch.float32
+        assert torch.allclose(single.double(), double, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(3, 7, 2, 5), (3, 1, 2, 5), (3, 7, 2, 1), (3, 7, 1, 1)])
 def test_rectifier_and_dropout_within_the_distance_step_equal_them_before_it(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(4)
