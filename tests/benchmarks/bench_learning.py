@@ -68,31 +68,31 @@ class Setting:
 def settings_list(stage: Stage) -> list[Setting]:
     if stage == "screening":
 
-        def screen(name: str, seeds: int = 2, loss: dict[str, Any] | None = None, **second: Any) -> Setting:
+        def screen(name: str, seeds: int = 1, loss: dict[str, Any] | None = None, **second: Any) -> Setting:
             return Setting(name, "dalip", seeds, SCREENED | second, SCREENED_LOSS | (loss or {}))
 
         return [
-            screen("no dropout"),
-            Setting("clip", "clip", 2, {}, {}),
-            screen("dropout 0.5", 1, dropout=0.5),
-            screen("anchor weights behind the norm", 1),
-            screen("batch norm", 1, image_norm="batch"),
-            screen("f counts 0.75", 1, {"first_order_weight": 0.75}),
-            screen("similarities", 2, {"form": "sum_of_similarities"}),
+            screen("no dropout", 6),
+            Setting("clip", "clip", 6, {}, {}),
+            screen("dropout 0.5", dropout=0.5),
+            screen("anchor weights behind the norm"),
+            screen("batch norm", image_norm="batch"),
+            screen("f counts 0.75", loss={"first_order_weight": 0.75}),
+            screen("similarities", 6, loss={"form": "sum_of_similarities"}),
             Setting("clip, scale 7", "clip", 1, {}, {}, scale=7.0),
             Setting("clip, scale 28", "clip", 1, {}, {}, scale=28.0),
-            screen("similarities, f 0.75", 1, {"form": "sum_of_similarities", "first_order_weight": 0.75}),
-            screen("similarities, batch norm", 1, {"form": "sum_of_similarities"}, image_norm="batch"),
+            screen("similarities, f 0.75", loss={"form": "sum_of_similarities", "first_order_weight": 0.75}),
+            screen("similarities, batch norm", loss={"form": "sum_of_similarities"}, image_norm="batch"),
         ]
 
-    def change(name: str, question: str, loss: dict[str, Any] | None = None, **second: Any) -> Setting:
-        return Setting(name, "dalip", 3, second, loss or {}, question)
+    def change(name: str, question: str, loss: dict[str, Any] | None = None, seeds: int = 3, **second: Any) -> Setting:
+        return Setting(name, "dalip", seeds, second, loss or {}, question)
 
     return [
         Setting("clip", "clip", 5, {}, {}),
         Setting("released", "released", 5, {}, {}),
         Setting("dalip", "dalip", 5, {}, {}),
-        change("sum of losses", "form of the loss", {"form": "sum_of_losses"}),
+        change("sum of losses", "form of the loss", {"form": "sum_of_losses"}, 5),
         change("padding kept", "padding in the text statistics", text_padding="keep"),
         change("own temperature", "temperature of z", temperature="own"),
         change("batch norm", "norm of the image branch", image_norm="batch"),
