@@ -1,7 +1,7 @@
 """Choose a ratio: minimise a stated objective under pools, epochs and constraints, and say how sure it is.
 
 Pure core: law and wishes in, `Chosen` out; `mixture_files` writes it. Gives up with ConfigError when the wishes
-contradict each other. Axes: B bootstrap laws, Q points, K domains, N runs, C losses.
+contradict each other. Axes: B laws drawn from one, Q points, K domains, N runs, C losses.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Chosen:
     """The chosen mixture with everything that qualifies it."""
 
     shares: Array
-    interval: Array  # 5 % and 95 % of the optimum over bootstrap laws
+    interval: Array  # 5 % and 95 % of the optimum over the drawn laws
     region: Array  # least and largest share among near-optimal mixtures
     region_points: Array  # near-optimal mixtures themselves (a sample)
     objective: float
@@ -230,7 +230,7 @@ def _objective_interval(wish: Wish, losses: dict[str, tuple[float, float, float]
 
 
 def _bootstrap(law: Law, wish: Wish, points: Array, box: Box, rng: np.random.Generator) -> Array:
-    """The optimum of each of many laws refitted on disturbed runs, shape B x K."""
+    """The optimum of each of many laws that the runs allow (`resample`), shape B x K."""
     used = tuple(loss for loss in law.losses if _used(wish, loss))
     laws = _Predictor(law, wish, resample(law, used, wish.num_bootstrap, rng))
     allowed: dict[str, Array] = {}

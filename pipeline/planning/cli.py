@@ -158,7 +158,7 @@ def _add_choose(commands: Any) -> None:
         "for proxy runs that were pool-matched",
     )
     parser.add_argument("--near-optimal", default="0.005", metavar="NATS", help="what counts as as good (0.005)")
-    parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="refits for the interval (120)")
+    parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (120)")
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: .png, or .html for one self-contained page")
 
@@ -303,7 +303,7 @@ def read_wish(args: argparse.Namespace, domains: tuple[str, ...]) -> Wish:
     if scale is not None and scale <= 0:
         raise ConfigError(f"--repetition-scale is {scale:g}; it must be above 0, or none")
     if args.bootstrap < 20:
-        raise ConfigError(f"--bootstrap is {args.bootstrap}; an interval needs at least 20 refits")
+        raise ConfigError(f"--bootstrap is {args.bootstrap}; an interval needs at least 20 laws")
     near = parse_number("--near-optimal", args.near_optimal)
     if near <= 0:
         raise ConfigError(f"--near-optimal is {near:g}; it must be above 0")

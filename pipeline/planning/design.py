@@ -3,7 +3,7 @@
 Distances are taken in the square root of the shares, where a step from 0 to 1 % is as far as one from 16 to 26 %:
 losses move fastest near zero. Pool-matched sizes cut every domain's pool by the length of the proxy over the
 length of the full training, else proxies never meet repetition. Reads and writes nothing.
-Axes: N runs, Q candidates, K domains, B bootstrap laws.
+Axes: N runs, Q candidates, K domains, B laws drawn from one.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def space_filling(box: Box, done_NK: Array, count: int) -> Array:
 
 
 def _uncertain_optima(table: RunsTable, objective: dict[str, float], box: Box, count: int) -> Array:
-    """At most `count` mixtures that lie where refitted laws have their optima and no run is near.
+    """At most `count` mixtures that lie where laws that the runs allow have their optima and no run is near.
 
-    Greedy: each next one brings the optima of the refitted laws nearest, in sum, to a run done or proposed. Where
+    Greedy: each next one brings the optima of those laws nearest, in sum, to a run done or proposed. Where
     every optimum has a run already, fewer are proposed.
     """
     from pipeline.planning.laws import fit_law

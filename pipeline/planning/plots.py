@@ -87,11 +87,26 @@ def _draw_trade_off(axes: Any, chosen: Chosen) -> None:
         axes.axhline(chosen.allowed[second], color=_RED, linestyle="--", linewidth=1, label=f"{second} allowed")
     at = (chosen.losses[first][0], chosen.losses[second][0])
     axes.plot(*at, "*", color=_ORANGE, markersize=16, markeredgecolor="black", label="chosen")
+    limit = [chosen.allowed[second]] if second in chosen.allowed else []
+    axes.set_xlim(*_frame(np.r_[x, at[0]], x_low, x_high))
+    axes.set_ylim(*_frame(np.r_[y, at[1], limit], y_low, y_high))
     axes.set_xlabel(f"loss of {first}, nats")
     axes.set_ylabel(f"loss of {second}, nats")
     axes.set_title("What one loss costs the other")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+
+
+def _frame(value: Array, low: Array, high: Array) -> tuple[float, float]:
+    """Ends of an axis: all values, and of their intervals as much as half of the values' range to either side.
+
+    Far from the tried mixtures an interval may be ten times as long as the whole curve; it runs out of the frame.
+    """
+    room = 0.5 * float(np.ptp(value)) + 1e-3
+    least = min(float(value.min()), max(float(low.min()), float(value.min()) - room))
+    most = max(float(value.max()), min(float(high.max()), float(value.max()) + room))
+    margin = 0.04 * (most - least)
+    return least - margin, most + margin
 
 
 def _draw_two(axes: Any, law: Law, chosen: Chosen) -> None:
@@ -132,7 +147,7 @@ def _draw_ternary(axes: Any, figure: Any, law: Law, wish: Wish, chosen: Chosen) 
     for name, most in chosen.allowed.items():
         axes.tricontour(x, y, predicted[name][0], levels=[most], colors=_RED, linestyles="--", linewidths=1.2)
         axes.plot([], [], "--", color=_RED, linewidth=1.2, label=f"{name} at its limit")
-    axes.plot(*_flat(chosen.optima), "x", color=_RED, markersize=3.5, alpha=0.7, label="optima of refitted laws")
+    axes.plot(*_flat(chosen.optima), "x", color=_RED, markersize=3.5, alpha=0.7, label="optima of drawn laws")
     axes.plot(*_flat(chosen.region_points), ".", color="white", markersize=3, alpha=0.8, label="near-optimal")
     axes.plot(*_flat(law.runs.shares), "o", color="black", markersize=3.5, label="tried")
     axes.plot(*_flat(chosen.shares[None]), "*", color=_ORANGE, markersize=16, markeredgecolor="black", label="chosen")

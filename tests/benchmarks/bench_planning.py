@@ -285,7 +285,7 @@ def time_section() -> list[str]:
         rows.append((f"fit and cross-validate all {len(FORMS)} forms: {name}", _seconds(lambda t=table: fit_law(t))))
     law: Law = fit_law(public)
     wish = Wish(dict.fromkeys(law.losses, 1.0))
-    rows.append(("choose with 120 refits: 3 domains", _seconds(lambda: choose_mixture(law, wish))))
+    rows.append(("choose with 120 drawn laws: 3 domains", _seconds(lambda: choose_mixture(law, wish))))
     lines = ["## Time (median of 3, wall clock)", "", "| what | s |", "|---|---|"]
     return lines + [f"| {name} | {seconds:.2f} |" for name, seconds in rows]
 
