@@ -5,7 +5,7 @@ departure is drawn from the posterior of the Gaussian process that was fitted to
 are, as large as the process's doubt elsewhere. Reads and writes nothing. Axes: B departures, N runs, P points, Q
 queries, K domains.
 
-Source: Rasmussen and Williams 2006, section 2.2 (posterior draws); Matheron's interpolation of a draw from points.
+Source: Rasmussen and Williams 2006, section 2.2: with noise for a draw, without noise for its interpolation.
 """
 
 from __future__ import annotations

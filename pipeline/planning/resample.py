@@ -26,7 +26,8 @@ from pipeline.planning.laws import ColumnLaw, Law
 # Forms whose held-out error is within 1 + this / sqrt(runs) times the chosen form's take part.
 RIVAL_ERROR = 1.5
 NORMAL_PER_MEDIAN = 1.4826  # standard deviation over median absolute error of a normal distribution
-WILD = 2.5
+WILD = 2.5  # no error and no doubt counts as more than this many typical ones
+# Student's t below 2 degrees of freedom has no variance; above 4 times the estimate a draw only says "unknown".
 _FEWEST_DEGREES = 2.0
 _MOST_LUCK = 4.0
 
