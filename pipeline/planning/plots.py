@@ -105,7 +105,7 @@ def _frame(value: Array, low: Array, high: Array) -> tuple[float, float]:
     room = 0.5 * float(np.ptp(value)) + 1e-3
     least = min(float(value.min()), max(float(low.min()), float(value.min()) - room))
     most = max(float(value.max()), min(float(high.max()), float(value.max()) + room))
-    margin = 0.04 * (most - least)
+    margin = 0.04 * (most - least) or 1e-3
     return least - margin, most + margin
 
 

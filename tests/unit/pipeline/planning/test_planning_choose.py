@@ -10,6 +10,7 @@ from pipeline.planning.choose import Constraint, Wish, choose_mixture
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares, share_box
 from pipeline.planning.mixture_files import mixture_to_json
+from pipeline.planning.plots import _frame
 from pipeline.planning.reading import parse_amounts, parse_constraints, parse_number, parse_objective
 from pipeline.planning.runs import build_runs
 from pipeline.planning.search import cloud, minimise_score
@@ -220,3 +221,18 @@ def test_what_people_type():
     ):
         with pytest.raises(ConfigError, match=option):
             call()
+
+
+def test_the_frame_of_the_trade_off_holds_all_values_and_short_intervals_but_no_wild_ones():
+    value = np.array([1.0, 1.2, 2.0])
+    low, high = _frame(value, value - 0.1, value + 0.1)
+    assert low < 0.9
+    assert high > 2.1
+    assert high - low < 1.5
+    low, high = _frame(value, value - 50.0, value + np.array([0.1, 0.1, 50.0]))
+    assert low == pytest.approx(0.42, abs=0.02)
+    assert high == pytest.approx(2.58, abs=0.02)
+    low, high = _frame(np.array([0.5, *value]), value - 0.1, value + 0.1)  # the chosen point lies off the curve
+    assert low < 0.5
+    flat = _frame(np.ones(3), np.ones(3), np.ones(3))
+    assert flat[0] < 1.0 < flat[1]
