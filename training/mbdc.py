@@ -23,8 +23,8 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 DISTANCE_EPS = 1e-5  # added under the square root, as released: keeps its slope finite on the diagonal
-_CACHED = 2**18  # numbers that stay in the cache next to the processor
 NORM_EPS = 1e-12  # a token or anchor of zeros has cosine 0, not NaN
+_CACHED = 2**18  # numbers (1 MiB of float32) that stay in a core's own cache
 
 
 def num_triangle(width: int) -> int:
@@ -79,8 +79,8 @@ def _cosine_softmax(unit_BHE: Tensor, tokens_BMHE: Tensor, mask_BM: Tensor | Non
     """Weights, cosines and token norms, each (B, M, H)."""
     norm_BMH = torch.linalg.vector_norm(tokens_BMHE, dim=-1).clamp_min(NORM_EPS)
     # On a CPU a few samples at a time, a megabyte: a fresh array as large as the tokens costs more than its arithmetic.
-    step = _CACHED // max(1, tokens_BMHE.shape[1:].numel()) if tokens_BMHE.device.type == "cpu" else len(tokens_BMHE)
-    step = max(1, step)
+    on_cpu = tokens_BMHE.device.type == "cpu"
+    step = max(1, _CACHED // max(1, tokens_BMHE.shape[1:].numel()) if on_cpu else len(tokens_BMHE))
     pairs = zip(torch.split(tokens_BMHE, step), torch.split(unit_BHE.unsqueeze(1), step), strict=True)
     cosine_BMH = torch.cat([(tokens * unit).sum(dim=-1) for tokens, unit in pairs]) / norm_BMH
     scored_BMH = cosine_BMH

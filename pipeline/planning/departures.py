@@ -44,8 +44,8 @@ class Departures:
 def draw_departures(process: Fitted, scale_B: Array, most: float, rng: np.random.Generator) -> Departures:
     """One departure a scale from the posterior of one fitted Gaussian process; scale 1 is as large as its doubt.
 
-    Doubt beyond `most` nats counts as `most`: where a domain was never left out, the process holds a leap of half a
-    nat at its share of 0 for possible, and every twentieth optimum would lie there.
+    Doubt beyond `most` nats counts as `most`: on the public 3-domain runs, which leave out Pile-CC in none, the process
+    holds a leap of half a nat at its share of 0 for possible, and every twentieth optimum would lie there.
     """
     if process.anchors is None:
         raise ValueError("a Gaussian process cannot be drawn from without its training shares")
