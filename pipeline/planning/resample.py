@@ -106,7 +106,7 @@ def _refit(law: Law, column: ColumnLaw, luck_B: Array, rng: np.random.Generator)
     disturbed = losses + rng.normal(size=(count, len(losses))) * size * luck_B[:, None]
     weights = np.repeat(table.weights[measured][None], count, axis=0)
     parts = []
-    forms = rivals(column)
+    forms = rivals(column)[:count]
     for number, form in enumerate(forms):
         laws = np.arange(number, count, len(forms))
         fits = {}

@@ -74,6 +74,7 @@ def test_departures_take_part_as_far_as_errors_follow_the_doubt(noisy):
         for loss in ("0", "2"):
             parts = laws.by_loss[loss]
             assert sorted(np.concatenate([part.laws for part in parts])) == list(range(40))
+            assert all(len(part.laws) for part in parts)
             departing = [part.laws for part in parts if part.departures is not None]
             assert [len(numbers) for numbers in departing] == ([num_departing] if num_departing else [])
 
