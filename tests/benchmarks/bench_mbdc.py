@@ -124,8 +124,8 @@ def main() -> None:
         "# MBDC alone: batched over heads beside a loop over heads",
         "",
         f"{date.today()}, torch {torch.__version__}, threads: {arguments.threads}, {platform.machine()}, float32, "
-        f"{HEADS} heads of {HEAD_WIDTH} reduced to {REDUCED}, "
-        f"training mode, {'CPU time' if arguments.threads == 1 else 'wall clock'}, median of {arguments.repeats} in turns.",
+        f"{HEADS} heads of {HEAD_WIDTH} reduced to {REDUCED}, training mode, "
+        f"{'CPU time' if arguments.threads == 1 else 'wall clock'}, median of {arguments.repeats} in turns.",
         f"Command: `python tests/benchmarks/bench_mbdc.py --threads {arguments.threads}`.",
         "",
         "| case | batch | tokens | loop fwd+bwd ms | ours ms | ratio | loop fwd ms | ours ms | ratio "
