@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.errors import ConfigError
 from pipeline.planning.checks import check_runs, noise_floor, outside_hull
-from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fit_folds
+from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fit_folds, pick_rule
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted, lowest_loss
 from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, PROCESS, members_of, predict_form
@@ -100,9 +100,9 @@ def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | No
     weights_CN = (measured_NC * table.weights[:, None]).T
     folded = fit_folds(table.shares, losses_CN, weights_CN, plan)
     floors = noise_floor(table)
-    few = int(table.mixture_groups().max()) + 1 <= 2 * len(table.domains) + 2
+    rule = pick_rule(table.shares)
     judged_CN = (measured_NC & ~table.derived[:, None]).T
-    choices = [choose_form(folded, c, losses_CN[c], weights_CN[c], judged, few) for c, judged in enumerate(judged_CN)]
+    choices = [choose_form(folded, c, losses_CN[c], weights_CN[c], judged, rule) for c, judged in enumerate(judged_CN)]
     held = [_held_out(c, choices[c], folded, losses_CN[c], judged) for c, judged in enumerate(judged_CN)]
     share = doubt_share([h.residuals for h in held], [h.doubt for h in held], [h.typical for h in held])
     columns = [

@@ -21,24 +21,25 @@ def fit_report(law: Law) -> str:
     lines = [f"{used.num_runs} runs, {num_mixtures} mixtures of {len(law.domains)} domains: {', '.join(law.domains)}"]
     lines += list(law.nesting)
     width = max(len("loss"), *(len(column.loss) for column in law.columns))
+    form_width = max(len("form chosen"), *(len(column.form) for column in law.columns))
     lines.append("")
     lines.append(
-        f"{'loss':<{width}}  {'form chosen':<17} {'cv error':>9} {'vs mean':>8} {'vs exponential':>15} "
+        f"{'loss':<{width}}  {'form chosen':<{form_width}} {'cv error':>9} {'vs mean':>8} {'vs exponential':>15} "
         f"{'noise floor':>12} {'coverage of 90 %':>17}"
     )
-    lines += [_fit_line(column, width) for column in law.columns]
+    lines += [_fit_line(column, width, form_width) for column in law.columns]
     lines.append("")
     lines += [f"warning: {warning}" for warning in law.warnings]
     return "\n".join(lines)
 
 
-def _fit_line(column: ColumnLaw, width: int) -> str:
+def _fit_line(column: ColumnLaw, width: int, form_width: int) -> str:
     to_mean, to_exponential = comparison(column)
     floor = "unknown" if math.isnan(column.noise_floor) else f"{column.noise_floor:.4f}"
     error = column.errors[column.form]
     shown = f"{error:.4f}" if error >= 0.0005 else f"{error:.1e}"
     return (
-        f"{column.loss:<{width}}  {column.form:<17} {shown:>9} {to_mean:>7.2f}x "
+        f"{column.loss:<{width}}  {column.form:<{form_width}} {shown:>9} {to_mean:>7.2f}x "
         f"{to_exponential:>14.2f}x {floor:>12} {column.coverage:>17.2f}"
     )
 

@@ -1,6 +1,8 @@
 """Measure the mixture planner: forms side by side on public runs, from short to long, repetition, time.
 
-    python tests/benchmarks/bench_planning.py [public] [splits] [settings] [time] [nesting] [repetition] [--seeds 20]
+    python tests/benchmarks/bench_planning.py [SECTION ...] [--seeds 20]
+
+Sections: public, splits, settings, few, time, nesting, repetition; all of them without one.
 
 Reads the public runs under tests/unit/pipeline/planning/data. Prints Markdown. LightGBM takes part when it is installed
 (it is no dependency of the project). Whether the intervals hold is measured by bench_planning_coverage.py.
@@ -9,6 +11,7 @@ Reads the public runs under tests/unit/pipeline/planning/data. Prints Markdown. 
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import subprocess
 import time
@@ -21,7 +24,7 @@ import numpy as np
 from pipeline.planning.choose import Wish, choose_mixture
 from pipeline.planning.design import propose_runs
 from pipeline.planning.fitted import Form
-from pipeline.planning.forms import CANDIDATES, FORMS, THREE, combine_predictions
+from pipeline.planning.forms import CANDIDATES, FORMS, REGULARISED_EXPONENTIAL, THREE, combine_predictions
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
 from pipeline.planning.nesting import nest_runs
@@ -169,6 +172,40 @@ def two_domain_section() -> list[str]:
     return lines
 
 
+def few_runs_section(num_truths: int = 40) -> list[str]:
+    """Few runs of two domains, evenly spread around the middle: what each form misses, and what its choice loses.
+
+    Besides the families of the other simulations one that is steeper towards a share of 0.
+    """
+    families = (*FAMILIES, "steep power")
+    names = ("exponential", REGULARISED_EXPONENTIAL, "average_of_three")
+    lines = [
+        f"## Few runs of two simulated domains ({num_truths} truths of each of {len(families)} families)", "",
+        "| shares tried | runs | noise | " + " | ".join(f"{name}: error, loss at the choice" for name in names) + " |",
+        "|---" * (3 + len(names)) + "|",
+    ]  # fmt: skip
+    whole = np.linspace(0, 1, 1001)
+    for edge, num_runs, noise in itertools.product((0.02, 0.1, 0.2, 0.3), (4, 6), (0.0, 0.005, 0.01)):
+        first = np.linspace(edge, 1 - edge, num_runs)
+        inside = (edge <= whole) & (whole <= 1 - edge)
+        rows = []
+        for family, seed in itertools.product(families, range(num_truths)):
+            rng = np.random.default_rng([seed, num_runs, families.index(family)])
+            truth = random_truth(family, 2, rng)
+            losses, expected = (truth(np.stack([x, 1 - x], axis=1)).T for x in (first, whole))
+            noisy = losses * (1 + noise * rng.normal(size=losses.shape))
+            shares, asked = (np.stack([x, 1 - x], axis=1) for x in (first, whole))
+            fits = {name: FORMS[name].fit(shares, noisy, np.ones_like(noisy)) for name in {*names[:2], *THREE}}
+            by_form = {name: FORMS[name].predict(fit, asked) for name, fit in fits.items()}
+            guesses = [combine_predictions(name, by_form, np.ones(3)) for name in names]
+            total = expected.sum(axis=0)
+            missed = [np.abs(guess - expected)[:, inside].mean() for guess in guesses]
+            rows.append([missed, [total[guess.sum(axis=0).argmin()] - total.min() for guess in guesses]])
+        cells = [f"{error:.4f}, {lost:.4f}" for error, lost in np.mean(rows, axis=0).T]
+        lines.append(f"| {edge:g} to {1 - edge:g} | {num_runs} | {noise:.1%} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def random_truth(family: str, num_domains: int, rng: np.random.Generator) -> Truth:
     """Losses of `num_domains` validation domains with random known parameters."""
     parts: list[Callable[[np.ndarray], np.ndarray]] = []
@@ -182,6 +219,10 @@ def random_truth(family: str, num_domains: int, rng: np.random.Generator) -> Tru
         elif family == "additive":
             powers, floor = rng.uniform(0.4, 1.0, num_domains), rng.uniform(0.3, 0.6)
             parts.append(lambda r, s=use, g=powers, f=floor, c=level, a=height: c + 0.3 * a / (f + (r**g) @ s))
+        elif family == "steep power":
+            amounts, floor = rng.lognormal(0, 1, num_domains), rng.lognormal(-1.5, 1)
+            inner, outer = 0.6 * rng.lognormal(0, 0.4), 0.5 * rng.lognormal(0, 0.4)
+            parts.append(lambda r, s=amounts, f=floor, g=inner, a=outer, c=level: c + (f + (r**g) @ s) ** -a)
         else:
             power = rng.uniform(0.2, 0.5)
             parts.append(lambda r, s=use, c=level, a=height, p=power: c + 0.4 * a * ((0.05 + r @ s) ** -p - 1))
@@ -312,6 +353,7 @@ SECTIONS: dict[str, Callable[[int], list[str]]] = {
     "public": public_section,
     "splits": lambda _: many_splits_section(),
     "settings": lambda _: two_domain_section(),
+    "few": lambda _: few_runs_section(),
     "time": lambda _: time_section(),
     "nesting": lambda _: nesting_section(),
     "repetition": lambda _: repetition_section(),
