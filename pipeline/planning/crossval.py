@@ -39,7 +39,7 @@ FEW_SWITCH_BELOW = 0.25
 # With so few mixtures of two domains, all at least this far from the ends, every form bends alike and what errs is its
 # freedom: the exponential law with a prior is taken. Over all 22 settings of those runs it errs by 0.0107, the average
 # by 0.0116, the law without prior by 0.0141. Nearer to the ends the power laws know better (simulated runs "few" in
-# tests/benchmarks/results/planning.md: from 0.2 to 0.8 both err alike, from 0.02 to 0.98 the average a fifth less).
+# tests/benchmarks/results/planning.md: from 0.2 to 0.8 both err alike, from 0.02 to 0.98 the average a tenth less).
 MIDDLE = 0.2
 SAME_SHARE = 1e-6  # 1 - 0.8 is a little less than 0.2
 
