@@ -78,7 +78,10 @@ class Law:
         for column in self.columns:
             if column.loss == loss:
                 return column
-        raise ConfigError(f"the law has no loss '{loss}'; it knows {', '.join(self.losses)}")
+        several = ",".join(f"{name}=1" for name in self.losses[:2])
+        raise ConfigError(
+            f"the law has no loss '{loss}'; it knows {', '.join(self.losses)} (an objective is written as in {several})"
+        )
 
     def predict(self, shares_QK: Array) -> dict[str, tuple[Array, Array, Array]]:
         """For each loss: value, lower and upper end of the 90 % interval."""
