@@ -75,6 +75,15 @@ def make_folder(path: str) -> None:
         ) from None
 
 
+def make_parent(path: str) -> None:
+    """Create the folder that a file is to lie in.
+
+    Raises: ConfigError when the place is not writable.
+    """
+    folder, slash, _ = path.rpartition("/")
+    make_folder(folder or slash or ".")
+
+
 def open_unbuffered(path: str) -> Any:
     """A file for reading ranges of it: a local one asks the system for just these bytes.
 

@@ -12,8 +12,10 @@ from manifests.errors import ConfigError
 from pipeline.planning.descent import Array
 from pipeline.planning.runs import RunsTable
 
-# Replicates further apart than this share of the whole range of a loss are a mistake in the table, not noise.
+# Runs of one mixture further apart than this share of the whole range of a loss: without seeds a mistake in the table,
+# with two seeds noise that drowns what the mixture does.
 WORST_REPLICATE_SPREAD = 0.5
+HULL_SLACK = 1e-3  # a share: a ratio rounded to three decimals still counts as tried
 
 
 def check_runs(table: RunsTable) -> list[str]:
@@ -21,8 +23,7 @@ def check_runs(table: RunsTable) -> list[str]:
 
     Raises: ConfigError for too few mixtures, a domain that is 0 throughout, contradicting duplicates.
     """
-    warnings: list[str] = []
-    _check_duplicates(table)
+    warnings = _check_duplicates(table)
     _check_count(table, warnings)
     _check_spread(table, warnings)
     seen = table.samples_seen[np.isfinite(table.samples_seen)]
@@ -51,35 +52,51 @@ def noise_floor(table: RunsTable) -> Array:
     return result
 
 
-def _check_duplicates(table: RunsTable) -> None:
-    """Replicates may differ by noise; the same seed twice may not differ, and no pair by half the range."""
+def _check_duplicates(table: RunsTable) -> list[str]:
+    """Runs of one mixture may differ by noise where their seeds do; a warning a loss where that noise is half of all.
+
+    Raises: ConfigError when the same seed gave two losses, or runs without seeds differ by half of the range.
+    """
     group = table.mixture_groups()
+    noisiest: dict[int, tuple[float, str]] = {}
     for g in range(int(group.max()) + 1):
         members = np.flatnonzero((group == g) & ~table.derived)
         for i, first in enumerate(members):
             for second in members[i + 1 :]:
-                _check_pair(table, int(first), int(second))
+                for column, spread, rows in _check_pair(table, int(first), int(second)):
+                    noisiest[column] = max(noisiest.get(column, (0.0, "")), (spread, rows))
+    return [
+        f"loss_{table.losses[column]}: {rows} have the same mixture and differ by {spread:.0%} of the whole range of "
+        "this loss: the noise between seeds is as large as what the mixture does, or one of the runs went wrong"
+        for column, (spread, rows) in sorted(noisiest.items())
+    ]
 
 
-def _check_pair(table: RunsTable, first: int, second: int) -> None:
+def _check_pair(table: RunsTable, first: int, second: int) -> list[tuple[int, float, str]]:
+    """Losses in which two runs of one mixture with two seeds differ by half of the range: (column, share, rows)."""
     gap = np.abs(table.loss_values[first] - table.loss_values[second])
     span = np.nanmax(table.loss_values, axis=0) - np.nanmin(table.loss_values, axis=0)
-    both = np.isfinite(gap)
-    same_seed = table.seeds[first] == table.seeds[second] != ""
+    seeds = table.seeds[first], table.seeds[second]
     rows = f"rows {table.rows[first]} and {table.rows[second]}"
     where = f"{table.source}: {rows} have the same mixture"
-    for column in np.flatnonzero(both):
+    noisy = []
+    for column in np.flatnonzero(np.isfinite(gap) & (gap > 1e-9)):
         shown = (
             f"loss_{table.losses[column]} is {table.loss_values[first, column]:.6g} and "
             f"{table.loss_values[second, column]:.6g}"
         )
-        if same_seed and gap[column] > 1e-9:
-            raise ConfigError(f"{where} and the same seed {table.seeds[first]}, but {shown}; keep the right one")
-        if gap[column] > WORST_REPLICATE_SPREAD * span[column] and gap[column] > 1e-9:
+        if seeds[0] == seeds[1] != "":
+            raise ConfigError(f"{where} and the same seed {seeds[0]}, but {shown}; keep the right one")
+        spread = float(gap[column] / span[column])
+        if spread <= WORST_REPLICATE_SPREAD:
+            continue
+        if "" in seeds:
             raise ConfigError(
-                f"{where}, but {shown}: they disagree by {gap[column] / span[column]:.0%} of the whole range of "
-                "this loss; one of them is wrong, or they differ in something the table does not tell"
+                f"{where}, but {shown}: they disagree by {spread:.0%} of the whole range of this loss; one of them is "
+                "wrong, or they differ in something the table does not tell (runs with other seeds: add a column seed)"
             )
+        noisy.append((int(column), spread, rows))
+    return noisy
 
 
 def _check_count(table: RunsTable, warnings: list[str]) -> None:
@@ -142,11 +159,12 @@ def outside_hull(tried_NK: Array, shares_QK: Array) -> np.ndarray[tuple[int], np
     num_tried = len(tried_NK)
     equalities = np.vstack([tried_NK.T, np.ones(num_tried)])
     outside = np.ones(len(shares_QK), dtype=bool)
-    for q, shares in enumerate(shares_QK):
-        # slack of 1e-3 a share: a ratio rounded to three decimals still counts as tried
+    low, high = tried_NK.min(axis=0) - HULL_SLACK, tried_NK.max(axis=0) + HULL_SLACK
+    for q in np.flatnonzero(((shares_QK >= low) & (shares_QK <= high)).all(axis=1)):
+        shares = shares_QK[q]
         slack = np.vstack([np.eye(len(shares)), np.zeros(len(shares))])
         matrix = np.hstack([equalities, slack, -slack])
-        bounds = [(0.0, 1.0)] * num_tried + [(0.0, 1e-3)] * (2 * len(shares))
+        bounds = [(0.0, 1.0)] * num_tried + [(0.0, HULL_SLACK)] * (2 * len(shares))
         found = linprog(np.zeros(matrix.shape[1]), A_eq=matrix, b_eq=np.r_[shares, 1.0], bounds=bounds)
         outside[q] = found.status != 0
     return outside

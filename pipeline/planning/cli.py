@@ -170,15 +170,21 @@ def _add_share_bounds(parser: argparse.ArgumentParser) -> None:
 
 def run_design(args: argparse.Namespace) -> int:
     """`plantmix plan design`."""
-    from pipeline.planning.design import Proxies, design_table, propose_runs
+    from pipeline.planning.design import Proxies, design_notes, design_table, propose_runs
     from pipeline.planning.limits import Limits, share_box
     from pipeline.planning.reading import parse_amounts, parse_number, parse_objective
-    from pipeline.planning.runs import read_runs
+    from pipeline.planning.runs import MAX_DOMAINS, MIN_DOMAINS, read_runs
 
     table = read_runs(args.runs, args.where) if args.runs else None
     named = tuple(name.strip() for name in (args.domains or "").split(",") if name.strip())
-    if table is None and len(named) < 2:
-        raise ConfigError("--domains: name at least two, e.g. --domains plant,general (or give --runs)")
+    if table is None and not MIN_DOMAINS <= len(named) <= MAX_DOMAINS:
+        raise ConfigError(
+            f"--domains: name {MIN_DOMAINS} to {MAX_DOMAINS}, e.g. --domains plant,general (or give --runs); "
+            f"{len(named)} are named"
+        )
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise ConfigError(f"--domains: {', '.join(twice)} is named more than once")
     if table is not None and named and set(named) != set(table.domains):
         raise ConfigError(f"--domains {args.domains}: the runs have {', '.join(table.domains)}")
     if table is None and args.objective:
@@ -191,11 +197,14 @@ def run_design(args: argparse.Namespace) -> int:
         max_shares=parse_amounts("--max-share", args.max_share),
     )
     proxy = None if args.proxy_samples is None else parse_number("--proxy-samples", args.proxy_samples)
+    if proxy is not None and proxy < 1:
+        raise ConfigError(f"--proxy-samples is {args.proxy_samples}; it must be at least 1")
     objective = parse_objective(args.objective) if args.objective else {}
     box = share_box(domains, limits, {})
     proposed = propose_runs(domains, args.budget, box, table, objective, args.replicates)
     sizes = Proxies(limits.pools, limits.num_samples, proxy)
     text, lines = design_table(domains, proposed, sizes, 0 if table is None else table.num_runs)
+    lines += design_notes(domains, proposed, args.budget, table)
     publish_text(args.out, text)
     print("\n".join(lines))
     print(f"design: {args.out}")
@@ -209,7 +218,7 @@ def publish_text(path: str, text: str) -> None:
     """
     from manifests import storage
 
-    storage.make_folder(str(Path(path).parent))
+    storage.make_parent(str(path))
     try:
         storage.publish_bytes(str(path), text.encode())
     except OSError as error:
@@ -330,5 +339,9 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
 
     if parts and len(parts) == 1 and "=" not in parts[0]:
         value = parse_number("--max-epochs", parts[0])
+        if not pools:
+            raise ConfigError(
+                f"--max-epochs {parts[0]} is for every domain with a pool, and none is given; add --pool DOMAIN=N"
+            )
         return {domain: value for domain in domains if domain in pools}
     return parse_amounts("--max-epochs", parts)

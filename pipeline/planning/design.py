@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manifests.errors import ConfigError
+from pipeline.planning.checks import held_domains
 from pipeline.planning.descent import Array
 from pipeline.planning.limits import Box
 from pipeline.planning.runs import RunsTable
@@ -86,7 +87,7 @@ def propose_runs(
 
 
 def space_filling(box: Box, done_NK: Array, count: int) -> Array:
-    """`count` mixtures, each as far as can be (in the root of the shares) from all before it."""
+    """`count` mixtures, each as far as can be (in the root of the shares) from all before it; fewer if none is left."""
     rounded = _rounded(cloud(box, _CANDIDATES, np.random.default_rng(0)))
     roots = np.sqrt(rounded)
     distance = np.full(len(rounded), np.inf)
@@ -95,9 +96,11 @@ def space_filling(box: Box, done_NK: Array, count: int) -> Array:
     picked = []
     for _ in range(count):
         best = int(np.argmax(distance))
+        if distance[best] < 1e-9:
+            break  # the limits leave no other mixture
         picked.append(rounded[best])
         distance = np.minimum(distance, np.linalg.norm(roots - roots[best], axis=1))
-    return np.array(picked).reshape(count, rounded.shape[1])
+    return np.array(picked).reshape(len(picked), rounded.shape[1])
 
 
 def _uncertain_optima(table: RunsTable, objective: dict[str, float], box: Box, count: int) -> Array:
@@ -191,6 +194,30 @@ def design_table(
         if domain in pools
     ]
     return text.getvalue(), lines
+
+
+def design_notes(
+    domains: tuple[str, ...], proposed: list[Proposed], budget: int, table: RunsTable | None = None
+) -> list[str]:
+    """Warnings about a design: what `plan fit` will lack, what the limits did not leave, what is tried anew."""
+    done = np.zeros((0, len(domains))) if table is None else table.shares
+    shares = np.concatenate([done, [run.shares for run in proposed]])
+    num_mixtures = len(np.unique(np.round(shares, 6), axis=0))
+    notes = []
+    if len(proposed) < budget:
+        notes.append(f"warning: {len(proposed)} runs in place of {budget}: the limits leave no other mixtures")
+    if num_mixtures < len(domains) + 1:
+        notes.append(
+            f"warning: {num_mixtures} different mixtures of {len(domains)} domains; `plan fit` needs "
+            f"{len(domains) + 1}, and {2 * len(domains) + 2} are good"
+        )
+    for k, share in held_domains(done).items() if len(done) else ():
+        if np.ptp(shares[:, k]) > 1e-6:
+            notes.append(
+                f"{domains[k]} had the share {share:.4g} in all runs so far; these vary it (to hold it there: "
+                f"--min-share {domains[k]}={share:.4g} --max-share {domains[k]}={share:.4g})"
+            )
+    return notes
 
 
 def _counts(proposed: list[Proposed]) -> list[str]:

@@ -18,7 +18,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted
-from pipeline.planning.forms import FORMS
+from pipeline.planning.forms import CANDIDATES, FORMS
 from pipeline.planning.laws import ColumnLaw, Law
 from pipeline.planning.runs import RunsTable
 
@@ -40,6 +40,7 @@ def write_json(values: dict[str, Any], path: str | Path) -> storage.WrittenFile:
     Raises: ConfigError when the place cannot be written.
     """
     text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    storage.make_parent(str(path))
     try:
         return storage.publish_bytes(str(path), text.encode())
     except OSError as error:
@@ -150,6 +151,10 @@ def _column_in(values: dict[str, Any], shares: Array) -> ColumnLaw:
             result[name] = Fitted(loaded, shares if "alpha" in loaded else None)
         return result
 
+    if values["form"] not in CANDIDATES:
+        raise ValueError(f"unknown form {values['form']}")
+    if not values["residuals"]:
+        raise ValueError("no held-out errors")
     return ColumnLaw(
         loss=values["loss"],
         form=values["form"],

@@ -159,7 +159,7 @@ def _column(loss: str, c: int, choice: Choice, folded: Folded, held: _HeldOut, s
 def _column_warnings(column: ColumnLaw) -> list[str]:
     warnings = []
     error, mean = column.errors[column.form], column.errors[MEAN]
-    if error > NO_BETTER_THAN_MEAN * mean:
+    if error >= NO_BETTER_THAN_MEAN * mean:  # both are 0 for a loss that never moves
         warnings.append(
             f"DO NOT TRUST the law of loss_{column.loss}: held out it errs by {error:.4g}, the plain mean by "
             f"{mean:.4g}; the runs do not show that the mixture moves this loss"
@@ -188,7 +188,9 @@ def bound_hits(column: ColumnLaw, shares_QK: Array) -> NDArray[np.bool_]:
     hit = np.zeros(len(shares_QK), dtype=bool)
     for name in members_of(column.form):
         arrays = column.whole[name].arrays
-        if "ceiling" not in arrays:
+        if (
+            "ceiling" not in arrays or arrays["ceiling"][0] <= arrays["floor"][0]
+        ):  # the same for a loss that never moves
             continue
         value = FORMS[name].predict(column.whole[name], shares_QK)[0]
         standard = (value - arrays["centre"][0]) / arrays["scale"][0]

@@ -14,6 +14,7 @@ import numpy as np
 from manifests.errors import ConfigError
 from pipeline.planning.descent import Array
 
+_SAME_SHARE = 1e-3
 TEXT_HALF_LIFE_EPOCHS = 15.4  # R* of Muennighoff et al. 2023, text; none is published for image-text pairs
 
 
@@ -60,6 +61,12 @@ def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) 
                 high[k] = cap
                 reasons[k] = f"{limits.max_epochs[domain]:g} epochs of its pool of {limits.pools[domain]:,.0f}"
         if k in held:
+            if not low[k] - _SAME_SHARE <= held[k] <= high[k] + _SAME_SHARE:
+                limit = f"at most {high[k]:.4g} ({reasons[k]})" if held[k] > high[k] else f"at least {low[k]:.4g}"
+                raise ConfigError(
+                    f"{domain}: all runs have the share {held[k]:.4g}, so nothing is known of another one, but the "
+                    f"limits ask for {limit}; change the limit, or add runs with other shares of {domain}"
+                )
             low[k] = high[k] = held[k]
             reasons[k] = "one single share tried"
         if low[k] > high[k] + 1e-12:
@@ -114,6 +121,8 @@ def _check_names(domains: tuple[str, ...], limits: Limits) -> None:
             top = 1.0 if option.endswith("share") else np.inf
             least_ok = value >= 0 if option.endswith("share") else value > 0
             if not (least_ok and value <= top):
-                raise ConfigError(f"{option}: {domain}={value:g} is out of range")
+                hint = f"; to leave {domain} out, write --max-share {domain}=0" if value == 0 else ""
+                kind = "a share lies in 0 to 1" if option.endswith("share") else "it must be above 0"
+                raise ConfigError(f"{option}: {domain}={value:g} is out of range: {kind}{hint}")
     if limits.num_samples is not None and not limits.num_samples > 0:
         raise ConfigError(f"--samples is {limits.num_samples:g}; it must be above 0")

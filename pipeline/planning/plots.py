@@ -39,6 +39,7 @@ def write_plot(law: Law, wish: Wish, chosen: Chosen, path: str | Path) -> None:
     picture = draw_choice(law, wish, chosen)
     page = Path(path).suffix.lower() == ".html"
     content = choice_page(law, wish, chosen, picture).encode() if page else picture
+    storage.make_parent(str(path))
     try:
         storage.publish_bytes(str(path), content)
     except OSError as error:

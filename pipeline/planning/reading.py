@@ -19,6 +19,7 @@ def parse_amounts(option: str, parts: Iterable[str] | None) -> dict[str, float]:
     amounts: dict[str, float] = {}
     for item in _items(parts):
         name, equals, value = item.rpartition("=")
+        name = name.strip()
         if not equals or not name:
             raise ConfigError(f"{option}: '{item}' is not NAME=NUMBER")
         if name in amounts:
@@ -47,12 +48,15 @@ def parse_number(option: str, text: str) -> float:
 def parse_objective(parts: Iterable[str] | None) -> dict[str, float]:
     """Losses and their weights: "plant=1,general=0.5", or "plant" for weight 1.
 
-    Raises: ConfigError when nothing is given or a part cannot be read.
+    Raises: ConfigError when nothing is given, a part cannot be read or a weight is not above 0.
     """
     items = [item if "=" in item else f"{item}=1" for item in _items(parts)]
     weights = parse_amounts("--objective", items)
     if not weights:
         raise ConfigError('--objective: name at least one loss, e.g. --objective "plant=1,general=1"')
+    for name, weight in weights.items():
+        if not weight > 0:
+            raise ConfigError(f"--objective: the weight of {name} is {weight:g}; it must be above 0")
     return weights
 
 

@@ -114,7 +114,7 @@ def read_mixtures(path: str | Path, domains: tuple[str, ...]) -> tuple[list[str]
 
     Raises: ConfigError for a missing or unknown domain column, or shares that are not shares.
     """
-    names, columns, _ = read_table(path)
+    names, columns, _ = read_table(path, as_written=True)
     source = Path(path).name
     given = [name.removeprefix("mix_") for name in names if name.startswith("mix_")]
     missing = [domain for domain in domains if domain not in given]
@@ -141,6 +141,9 @@ def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: lis
             f"{source}: {len(domains)} mix_<domain> column(s) found; a mixture needs {MIN_DOMAINS} to {MAX_DOMAINS} "
             f"(the columns are: {found})"
         )
+    for name in ("mix_", "loss_"):
+        if name in given:
+            raise ConfigError(f"{source}: the column '{name}' names no {'domain' if name == 'mix_' else 'loss'}")
     if not losses:
         raise ConfigError(
             f"{source}: no loss_<name> column found; add the validation losses of the runs (the columns are: {found})"
@@ -187,7 +190,7 @@ def _losses(columns: dict[str, list[Any]], losses: tuple[str, ...], rows: NDArra
         column = f"loss_{loss}"
         for n, value in enumerate(columns[column]):
             values[n, c] = number = _number(value, column, int(rows[n]), source)
-            if np.isinf(number) or (isinstance(value, float) and np.isnan(value)):
+            if np.isinf(number) or (np.isnan(number) and value is not None and str(value).strip()):
                 raise ConfigError(
                     f"{source}: row {rows[n]}: {column} is {value}; a run that diverged cannot be used: "
                     "drop the row, or leave the cell empty if it was not measured"

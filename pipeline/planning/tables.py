@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ ROW = "__row"
 """Name of the added column: the 1-based data row of the file, before any filter."""
 
 _SEPARATORS = ",;\t|"
+_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 
 
-def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], dict[str, list[Any]], str]:
+def read_table(
+    path: str | Path, where: str | None = None, *, as_written: bool = False
+) -> tuple[list[str], dict[str, list[Any]], str]:
     """Column names, columns (with the 1-based data row as `__row`) and the file's sha256.
+
+    `as_written` keeps the cells of a csv as text, to be given back unchanged (unless it writes decimal commas).
 
     Raises: ConfigError when the file or the filter cannot be read.
     """
@@ -34,7 +40,7 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], d
         raise ConfigError(f"{file}: no such table of runs")
     with duckdb.connect() as database:
         database.execute("SET threads = 1")
-        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file)
+        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file, as_written)
         database.execute("SET enable_external_access = false")  # a filter reads this table and nothing else
         filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
         try:
@@ -52,16 +58,18 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], d
     return names, columns, sha256
 
 
-def _load_file(database: Any, file: Path) -> str:
+def _load_file(database: Any, file: Path, as_written: bool) -> str:
     """Make the table `runs` from a csv or parquet file; returns the sha256 of the file."""
     import duckdb
 
     content = file.read_bytes()
     if file.suffix.lower() in (".parquet", ".pq"):
         reader = "read_parquet(?)"
+        _refuse_twins(file, _parquet_names(file))
     else:
         separator, decimal = _csv_marks(file, content)
-        reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', decimal_separator = '{decimal}')"
+        reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', decimal_separator = '{decimal}'"
+        reader += ", all_varchar = true)" if as_written and decimal == "." else ")"
     try:
         database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM {reader}", [str(file)])
     except duckdb.Error as error:
@@ -75,20 +83,41 @@ def _csv_marks(file: Path, content: bytes) -> tuple[str, str]:
     Raises: ConfigError for a column name that stands twice (one of the two would be lost) and for a row of another
     length than the header.
     """
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ConfigError(f"{file}: the text is UTF-16; save it as UTF-8")
     text = io.StringIO(content.decode("utf-8-sig", errors="replace"), newline="")
     head = text.readline()
     separator = max(_SEPARATORS, key=head.count)
     text.seek(0)
     rows = [cells for cells in csv.reader(text, delimiter=separator) if cells]
     names = [name.strip() for name in rows[0]] if rows else []
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{file}: the column {', '.join(twice)} stands more than once in the header; rename one")
+    _refuse_twins(file, names)
     for row, cells in enumerate(rows[1:], start=1):
         if len(cells) != len(names):
             raise ConfigError(f"{file}: row {row} has {len(cells)} cells, the header {len(names)}")
-    comma = separator == ";" and any("," in cell for cells in rows[1:2] for cell in cells)
+    comma = separator == ";" and any(_DECIMAL_COMMA.fullmatch(cell) for cells in rows[1:] for cell in cells)
     return separator, "," if comma else "."
+
+
+def _parquet_names(file: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
+
+
+def _refuse_twins(file: Path, names: list[str]) -> None:
+    """DuckDB tells columns apart without regard to case, and would rename the second one."""
+    folded = [name.casefold() for name in names]
+    twice = sorted({name for name, key in zip(names, folded, strict=True) if name and folded.count(key) > 1})
+    if twice:
+        raise ConfigError(
+            f"{file}: the column {' or '.join(twice)} stands more than once in the header (upper and lower case count "
+            "as the same); rename one"
+        )
 
 
 def _load_recorded(database: Any, workdir: Path) -> str:

@@ -39,7 +39,7 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
 
     # -- which runs
     sizes = [option for name, number in pools.items() for option in ("--pool", f"{name}={number}")]
-    _plan("design", "--domains", "plant,general", "--budget", "6", "--replicates", "0", *sizes, "--samples", "96",
+    _plan("design", "--domains", "plant,general", "--budget", "8", *sizes, "--samples", "96",
           "--proxy-samples", "48", "--out", tmp_path / "design.csv")  # fmt: skip
 
     # -- the runs
@@ -60,12 +60,12 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
     assert dalip(["proxies", str(tmp_path / "proxies.yaml")]) == 0
     with (tmp_path / "study/runs.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 6
+    assert len(rows) == 8
     assert {row["samples_seen"] for row in rows} == {"48"}
 
     # -- the law: the same from the table and straight from the catalogue
     out = _plan("fit", work, "--out", tmp_path / "law.json")
-    assert "6 runs, 6 mixtures of 2 domains" in out
+    assert "8 runs, 6 mixtures of 2 domains" in out
     _plan("fit", tmp_path / "study/runs.csv", "--out", tmp_path / "from-csv.json")
     laws = [json.loads((tmp_path / name).read_text()) for name in ("law.json", "from-csv.json")]
     for law in laws:
@@ -79,7 +79,7 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
           "--out", tmp_path / "more.csv")  # fmt: skip
     with (tmp_path / "more.csv").open() as stream:
         more = list(csv.DictReader(stream))
-    assert [row["run"] for row in more] == ["proxy-07", "proxy-08", "proxy-09"]
+    assert [row["run"] for row in more] == ["proxy-09", "proxy-10", "proxy-11"]
     assert "uncertain optimum" in {row["reason"] for row in more}
 
     # -- the ratio, and a release with it

@@ -185,6 +185,21 @@ def test_share_bounds_that_contradict_each_other_are_refused():
         share_box(("a", "b"), Limits(min_shares={"a": -0.1}), {})
 
 
+@pytest.mark.parametrize(
+    ("limits", "asked"),
+    [
+        (Limits(max_shares={"b": 0.1}), r"at most 0.1 \(largest share allowed\)"),
+        (Limits(min_shares={"b": 0.5}), "at least 0.5"),
+        (Limits(pools={"b": 1000}, num_samples=1e6, max_epochs={"b": 2}), r"at most 0.002 \(2 epochs of its pool"),
+    ],
+)
+def test_limits_that_no_run_knows_are_refused_and_never_overridden(limits, asked):
+    with pytest.raises(ConfigError, match=f"b: all runs have the share 0.25, .* the limits ask for {asked}"):
+        share_box(("a", "b", "c"), limits, {1: 0.25})
+    box = share_box(("a", "b", "c"), Limits(max_shares={"b": 0.25}), {1: 0.25})
+    assert box.low[1] == box.high[1] == 0.25
+
+
 def test_the_mixture_file_is_whole_and_the_same_every_time(three):
     asked = wish({"plant": 1.0}, constraints=(Constraint("general", 0.05, True),))
     texts = []

@@ -114,8 +114,58 @@ def test_choose_refuses_what_it_cannot_use_before_it_writes(law, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_the_users_to_mend(law, tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        plan("choose", law, "--objective", "Github", "--bootstrap", "20", "--out", tmp_path / "none" / "m.json")
+        plan("choose", law, "--objective", "Github", "--bootstrap", "20", "--out", tmp_path / "file" / "m.json")
+
+
+def test_folders_of_outputs_are_made(law, tmp_path):
+    out, plot = tmp_path / "new" / "m.json", tmp_path / "plots" / "m.html"
+    assert plan("choose", law, "--objective", "Github", "--bootstrap", "20", "--out", out, "--plot", plot) == 0
+    assert out.exists()
+    assert plot.exists()
+    assert (
+        plan(
+            "fit",
+            DATA / "2mix.csv",
+            "--where",
+            "step=30000 AND model_size='70M'",
+            "--out",
+            tmp_path / "laws" / "law.json",
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--max-epochs", "4"), "none is given; add --pool"),
+        (("--max-epochs", "4", "--pool", "Github=1k"), "needs its pool .* and the total --samples"),
+        (("--pool", "Github=0"), "to leave Github out, write --max-share Github=0"),
+        (("--max-share", "Github=1.5"), "a share lies in 0 to 1"),
+        (("--objective", "Pile-CC=-1"), "the weight of Pile-CC is -1"),
+        (("--objective", "Github + Pile-CC"), "an objective is written as in Github=1,Pile-CC=1"),
+    ],
+)
+def test_limits_and_objectives_that_mean_nothing_are_refused(law, tmp_path, words, message):
+    objective = () if "--objective" in words else ("--objective", "Github")
+    with pytest.raises(ConfigError, match=message):
+        plan("choose", law, *objective, *words, "--out", tmp_path / "m.json")
+
+
+def test_spaces_in_an_objective_do_not_matter(law, tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, words in zip(files, ("Github = 1 , Pile-CC = 2", "Github=1,Pile-CC=2"), strict=True):
+        assert plan("choose", law, "--objective", words, "--bootstrap", "20", "--out", file) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_predict_gives_other_cells_back_as_they_were_written(law, tmp_path):
+    mixtures, out = tmp_path / "mixtures.csv", tmp_path / "predicted.csv"
+    mixtures.write_text("name,mix_Github,note,mix_Pile-CC,mix_Books3,day\n007,0.250,true,0.750,0.0,2026-01-05\n")
+    assert plan("predict", law, mixtures, "--out", out) == 0
+    assert out.read_text().splitlines()[1].startswith("007,0.250,true,0.750,0.0,2026-01-05,")
 
 
 def test_design_starts_from_nothing(tmp_path, capsys):
@@ -151,7 +201,10 @@ def test_design_goes_where_the_optimum_is_uncertain(tmp_path):
 def test_design_refuses_contradictions(tmp_path):
     out = tmp_path / "design.csv"
     for words, message in (
-        (("--domains", "plant", "--budget", "4"), "name at least two"),
+        (("--domains", "plant", "--budget", "4"), "name 2 to 20"),
+        (("--domains", ",".join(map(str, range(21))), "--budget", "4"), "21 are named"),
+        (("--domains", "a,b,a", "--budget", "4"), "a is named more than once"),
+        (("--domains", "a,b", "--budget", "4", "--proxy-samples", "0"), "must be at least 1"),
         (("--domains", "a,b", "--budget", "0"), "at least 1"),
         (("--domains", "a,b", "--budget", "3", "--replicates", "3"), "leave a run"),
         (("--domains", "a,b", "--budget", "3", "--objective", "a"), "needs --runs"),
@@ -159,6 +212,26 @@ def test_design_refuses_contradictions(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             plan("design", *words, "--out", out)
+
+
+def test_design_says_what_it_cannot_do(tmp_path, capsys):
+    out = tmp_path / "design.csv"
+    assert plan("design", "--domains", "a,b,c", "--budget", "3", "--out", out) == 0
+    assert "3 different mixtures of 3 domains; `plan fit` needs 4" in capsys.readouterr().out
+    assert plan("design", "--domains", "a,b", "--budget", "4", "--min-share", "a=0.5,b=0.5", "--out", out) == 0
+    assert "1 runs in place of 4: the limits leave no other mixtures" in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_second_round_says_that_it_moves_what_was_held(tmp_path, capsys):
+    runs, out = tmp_path / "runs.csv", tmp_path / "design.csv"
+    rows = [f"{a / 10},{0.75 - a / 10},0.25,{1 + a / 10}" for a in range(7)]
+    runs.write_text("\n".join(["mix_a,mix_b,mix_c,loss_a", *rows]) + "\n")
+    assert plan("design", "--runs", runs, "--budget", "3", "--out", out) == 0
+    assert "c had the share 0.25 in all runs so far; these vary it" in capsys.readouterr().out
+    hold = ("--min-share", "c=0.25", "--max-share", "c=0.25")
+    assert plan("design", "--runs", runs, "--budget", "3", *hold, "--out", out) == 0
+    assert "vary it" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["design", "fit", "predict", "choose"])

@@ -244,6 +244,10 @@ def test_pure_noise_is_called_no_better_than_the_mean():
     rng = np.random.default_rng(0)
     law = fit_law(table_of(rng.dirichlet(np.ones(3), 20), 2.0 + 0.1 * rng.normal(size=(20, 1))))
     assert any(line.startswith("DO NOT TRUST the law of loss_0") for line in law.warnings)
+    shares = rng.dirichlet(np.ones(3), 12)
+    flat = fit_law(table_of(shares, np.full((12, 1), 2.0)))
+    assert any(line.startswith("DO NOT TRUST the law of loss_0") for line in flat.warnings)
+    assert not bound_hits(flat.columns[0], shares).any()
 
 
 def test_a_loss_that_never_moves_is_fitted_flat():

@@ -124,8 +124,12 @@ def test_replicates_give_a_noise_floor_and_contradictions_are_refused(tmp_path):
     message = refusal(tmp_path, text + "\nf,0.5,0.5,1.62,1.4,1\n")
     assert "rows 3 and 6" in message
     assert "same seed" in message
-    message = refusal(tmp_path, text + "\nf,0.5,0.5,2.9,1.4,2\n")
+    without_seeds = "\n".join(line.rpartition(",")[0] for line in text.splitlines())
+    message = refusal(tmp_path, without_seeds + "\nf,0.5,0.5,2.9,1.4\n")
     assert "disagree by 76% of the whole range" in message
+    assert "add a column seed" in message
+    noisy = check_runs(read_runs(write(tmp_path, text + "\nf,0.5,0.5,2.9,1.4,2\n")))
+    assert any("loss_plant: rows 3 and 6 have the same mixture and differ by 76%" in line for line in noisy)
 
 
 def test_runs_on_one_edge_are_refused_and_a_single_share_is_warned_of(tmp_path):
@@ -197,9 +201,32 @@ def test_a_csv_of_another_office_reads_the_same(tmp_path, separator, decimal, en
     assert np.array_equal(found.loss_values, expected.loss_values)
 
 
+def test_decimal_commas_are_seen_wherever_they_start(tmp_path):
+    rows = ["mix_a;mix_b;loss_a", "1;0;2", "0,5;0,5;1,5", "0;1;1"]
+    assert read_runs(write(tmp_path, "\n".join(rows) + "\n")).loss_values[:, 0].tolist() == [2.0, 1.5, 1.0]
+
+
+def test_utf16_and_a_written_nan_are_refused(tmp_path):
+    file = tmp_path / "runs.csv"
+    file.write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(ConfigError, match="UTF-16; save it as UTF-8"):
+        read_runs(file)
+    parquet = tmp_path / "runs.parquet"
+    losses = ["1.0", "nan", "2.0", "1.5"]
+    pq.write_table(pa.table({"mix_a": [0, 0.3, 0.5, 1], "mix_b": [1, 0.7, 0.5, 0], "loss_a": losses}), parquet)
+    with pytest.raises(ConfigError, match="row 2: loss_a is nan; a run that diverged"):
+        read_runs(parquet)
+    twins = pa.table({"mix_a": [0.0], "mix_b": [1.0], "loss_x": [1.0], "loss_X": [1.0]})
+    pq.write_table(twins, parquet)
+    with pytest.raises(ConfigError, match="loss_X or loss_x stands more than once"):
+        read_runs(parquet)
+
+
 def test_a_table_of_the_wrong_shape_is_refused_with_the_place(tmp_path):
     assert "row 3 has 4 cells, the header 5" in refusal(tmp_path, GOOD.replace("c,0.5,0.5,1.6,1.4", "c,0.5,0.5,1.6"))
     twice = refusal(tmp_path, GOOD.replace("mix_general", "mix_plant"))
     assert "mix_plant stands more than once" in twice
+    assert "mix_PLANT or mix_plant stands more" in refusal(tmp_path, GOOD.replace("mix_general", "mix_PLANT"))
+    assert "the column 'mix_' names no domain" in refusal(tmp_path, GOOD.replace("mix_general", "mix_"))
     assert "the columns are: run, Mix_plant" in refusal(tmp_path, GOOD.replace("mix_", "Mix_"))
     assert "percent must be divided by 100" in refusal(tmp_path, GOOD.replace("b,0.25,0.75", "b,25,75"))
