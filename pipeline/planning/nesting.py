@@ -14,7 +14,8 @@ import numpy as np
 from manifests.errors import ConfigError
 from pipeline.planning.crossval import FoldPlan
 from pipeline.planning.runs import RunsTable
-from pipeline.planning.size_maps import carry_to_size
+from pipeline.planning.size_laws import extrapolate_to_size, size_number
+from pipeline.planning.size_maps import carry_to_size, stack_runs
 from pipeline.planning.step_laws import carry_to_step
 
 Setting = tuple[str, float]
@@ -68,24 +69,27 @@ def nest_runs(table: RunsTable, target_size: str | None, target_step: float | No
     """Carry every run to one size and step: first a power law in steps, then an affine map between sizes.
 
     Without `target_size` the largest size is the target, without `target_step` the last step of that size. What
-    was measured at the target stays as it is.
+    was measured at the target stays as it is. A target size at which fewer than two mixtures were run is reached by
+    a power law in size, for the mixtures run at several sizes; the affine map then carries the others.
 
     Raises: ConfigError for a target that no run can be carried to.
     """
     size = target_size if target_size is not None else max(table.model_sizes, key=_size_order)
-    if size not in table.model_sizes:
-        known = ", ".join(sorted({name for name in table.model_sizes if name}, key=_size_order))
-        raise ConfigError(f"--target-size {size}: no run has this model_size (there are: {known or 'none'})")
-    steps = table.steps[np.array([name == size for name in table.model_sizes])]
+    nearest = size if size in table.model_sizes else max(table.model_sizes, key=_size_order)
+    steps = table.steps[np.array([name == nearest for name in table.model_sizes])]
     if target_step is None and np.isfinite(steps).any():
         target_step = float(np.nanmax(steps))
     notes: list[str] = []
     at_step = table if target_step is None else carry_to_step(table, target_step, notes)
     sizes = sorted(set(at_step.model_sizes), key=_size_order)
-    if size not in sizes:
+    if size in table.model_sizes and size not in sizes:
         raise ConfigError(f"no run of size {size} can be carried to step {target_step:g}; choose an earlier step")
-    if len(sizes) == 1:
+    if sizes == [size]:
         return Nested(at_step, tuple(notes), None)
+    there = at_step.shares[np.array([name == size for name in at_step.model_sizes])]
+    if len(np.unique(np.round(there, 6), axis=0)) < 2:
+        other = np.array([name != size for name in at_step.model_sizes])
+        at_step = stack_runs([extrapolate_to_size(at_step, size, notes), at_step.take(other)])
     smaller = [name for name in reversed(sizes) if name != size]
     joint, plan = carry_to_size(at_step, size, smaller, notes)
     return Nested(joint, tuple(notes), plan)
@@ -93,9 +97,4 @@ def nest_runs(table: RunsTable, target_size: str | None, target_step: float | No
 
 def _size_order(name: str) -> tuple[float, str]:
     """70M before 410M before 1B; a name that is no number comes first."""
-    scales = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6, "b": 1e9, "B": 1e9, "G": 1e9}
-    number = name[:-1] if name[-1:] in scales else name
-    try:
-        return float(number) * scales.get(name[-1:], 1.0), name
-    except ValueError:
-        return -1.0, name
+    return size_number(name), name

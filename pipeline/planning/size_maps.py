@@ -46,7 +46,7 @@ def carry_to_size(table: RunsTable, size: str, smaller: list[str], notes: list[s
             f"{table.source}: {num_folds} mixture was run at size {size}; the map between sizes needs at least 2"
         )
     parts = _small_runs(table, target, smaller, size, notes)
-    joint = _stack([target, *(part.carried for part in parts)])
+    joint = stack_runs([target, *(part.carried for part in parts)])
     everything = np.ones(target.num_runs, dtype=bool)
     whole = _joint_losses(target, parts, everything)
     losses, weights = [], []
@@ -127,7 +127,8 @@ def _joint_losses(target: RunsTable, parts: list[_SmallRuns], used_T: NDArray[np
     return np.concatenate(blocks)
 
 
-def _stack(tables: list[RunsTable]) -> RunsTable:
+def stack_runs(tables: list[RunsTable]) -> RunsTable:
+    """Tables of the same domains and losses, one below the other."""
     weights = np.concatenate([table.weights for table in tables])
     return replace(
         tables[0],

@@ -79,7 +79,7 @@ def _late(steps: Array, values: Array) -> NDArray[np.bool_]:
     return late
 
 
-def _step_fit(steps: Array, values: Array, exponent: float, target: float) -> tuple[Array, float]:
+def power_fit(steps: Array, values: Array, exponent: float, target: float) -> tuple[Array, float]:
     """(E, B) at a given exponent, steps in units of the target, and the sum of squares."""
     features = np.stack([np.ones(len(steps)), (steps / target) ** -exponent], axis=1)
     solution = np.asarray(np.linalg.lstsq(features, values, rcond=None)[0], dtype=np.float64)
@@ -97,7 +97,7 @@ def _step_exponents(table: RunsTable, runs: dict[Identity, list[int]], size: str
             if identity[0] == size and late.sum() >= 3:
                 curves.append((steps[late], values[late]))
         if curves:
-            misfit = [sum(_step_fit(s, v, a, target)[1] for s, v in curves) for a in _STEP_EXPONENTS]
+            misfit = [sum(power_fit(s, v, a, target)[1] for s, v in curves) for a in _STEP_EXPONENTS]
             result[column] = _STEP_EXPONENTS[int(np.argmin(misfit))]
     return result
 
@@ -109,7 +109,7 @@ def _extrapolate(table: RunsTable, rows: list[int], exponents: Array, target: fl
         steps, values = table.steps[rows], table.loss_values[rows, column]
         late = _late(steps, values)
         if late.sum() >= 3:
-            solution, _ = _step_fit(steps[late], values[late], float(exponents[column]), target)
+            solution, _ = power_fit(steps[late], values[late], float(exponents[column]), target)
             carried[column] = solution.sum()
     return carried
 

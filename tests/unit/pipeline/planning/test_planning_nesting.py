@@ -8,7 +8,7 @@ import pytest
 from manifests.errors import ConfigError
 from pipeline.planning.laws import fit_law
 from pipeline.planning.nesting import nest_runs, require_one_setting
-from pipeline.planning.runs import read_runs
+from pipeline.planning.runs import RunsTable, build_runs, read_runs
 from pipeline.planning.size_maps import affine_map
 
 DATA = Path(__file__).parent / "data"
@@ -100,14 +100,58 @@ def test_a_left_out_mixture_is_replaced_by_its_mapped_loss():
 
 def test_targets_nothing_reaches_are_refused():
     table = read_runs(DATA / "2mix.csv")
-    with pytest.raises(ConfigError, match=r"no run has this model_size .there are: 70M, 160M"):
+    with pytest.raises(ConfigError, match=r"0 at 3 sizes or more .the sizes are: 70M, 160M"):
         nest_runs(table, "1B", None)
+    with pytest.raises(ConfigError, match="'large': not a number such as 70M"):
+        nest_runs(table, "large", None)
     few = read_runs(DATA / "2mix.csv", "step <= 12000")
     with pytest.raises(ConfigError, match="no run reaches step 90000"):
         nest_runs(few, None, 90000.0)
     one = read_runs(DATA / "2mix.csv", "step = 30000 AND (model_size = '70M' OR mix_Github = 0.25)")
-    with pytest.raises(ConfigError, match="needs at least 2"):
+    with pytest.raises(ConfigError, match="fewer than two mixtures were run there"):
         nest_runs(one, "160M", None)
+
+
+def sized_runs(sizes: tuple[float, ...], noise: float = 0.0) -> RunsTable:
+    """Nine mixtures of two domains at each size, and one at the smallest only; L = E(r) + B(r) N^-0.3."""
+    rng = np.random.default_rng(0)
+    first = np.r_[np.tile(np.linspace(0, 1, 9), len(sizes)), 0.3]
+    number = np.r_[np.repeat(sizes, 9), sizes[0]]
+    losses = true_loss(first, number) + noise * rng.normal(size=len(first))
+    columns = {"mix_a": first, "mix_b": 1 - first, "loss_a": losses}
+    names = [f"{size / 1e6:g}M" for size in number]
+    return build_runs(
+        [*columns, "model_size"],
+        {**{k: v.tolist() for k, v in columns.items()}, "model_size": names},
+        source="made.csv",
+    )
+
+
+def true_loss(first, number):
+    return 1.0 + np.exp(-2.0 * first) + (300.0 + 100.0 * first) * number**-0.3
+
+
+def test_a_power_law_in_size_foretells_a_size_that_no_run_has():
+    nested = nest_runs(sized_runs((1e7, 3e7, 1e8, 3e8)), "1B", None)
+    first, losses = nested.table.shares[:, 0], nested.table.loss_values[:, 0]
+    assert nested.table.model_sizes[:9] == ("1B",) * 9
+    expected = true_loss(first, 1e9)
+    stale = np.abs(true_loss(first[:9], 3e8) - expected[:9]).mean()
+    assert np.abs(losses[:9] - expected[:9]).mean() < 0.02 * stale
+    only_small = np.isclose(first, 0.3) & nested.table.derived  # by the affine map from its one size
+    assert only_small.sum() == 1
+    assert losses[only_small] == pytest.approx(expected[only_small], abs=0.2)  # its loss at 10M is 2 nats higher
+    notes = " ".join(nested.notes)
+    assert "by E + B N^-0.3" in notes
+    assert "back-test, 3e+08 from the smaller sizes: error 0.0" in notes
+    assert "all its losses are extrapolated" in notes
+
+    noisy = nest_runs(sized_runs((1e7, 3e7, 1e8), noise=0.003), "1B", None)
+    assert "no back-test: it takes four sizes" in " ".join(noisy.notes)
+    stale = np.abs(true_loss(first[:9], 1e8) - expected[:9]).mean()
+    assert np.abs(noisy.table.loss_values[:9, 0] - expected[:9]).mean() < 0.3 * stale
+    law = fit_law(noisy.table, noisy.notes, noisy.plan)
+    assert len(law.columns[0].residuals) == 9
 
 
 def test_an_affine_map_is_exact_with_many_pairs_and_mild_with_two():
