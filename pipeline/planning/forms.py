@@ -13,11 +13,13 @@ from pipeline.planning.baselines import LinearForm
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted, Form
 from pipeline.planning.gaussian_process import GaussianProcess
+from pipeline.planning.implicit_domains import ImplicitDomains
 from pipeline.planning.parametric import ExponentialLaw, PowerLaw
 
 MEAN = "mean"
 EXPONENTIAL = "exponential"
 REGULARISED_EXPONENTIAL = "regularised_exponential"
+IMPLICIT_DOMAINS = "implicit_domains"
 SHARED_EXPONENT = "shared_exponent"
 DEFAULT = "weighted_three"
 AVERAGE = "average_of_three"
@@ -31,6 +33,7 @@ FORMS: dict[str, Form] = {
         LinearForm("scheffe_quadratic", degree=2, penalty=0.03),
         ExponentialLaw(EXPONENTIAL),
         ExponentialLaw(REGULARISED_EXPONENTIAL, noise=0.05, slope_sd=1.0),
+        ImplicitDomains(IMPLICIT_DOMAINS),
         PowerLaw("effective_data", shared=True, free_inner=False, free_outer=True, outer_sd=1.0),
         PowerLaw(SHARED_EXPONENT, shared=True, free_inner=True, free_outer=True),
         PowerLaw(
@@ -61,6 +64,8 @@ CANDIDATES: tuple[str, ...] = (*FORMS, *ENSEMBLES)
 # What cross-validation may take anywhere. The regularised exponential is for two domains tried in the middle only (see
 # `crossval.pick_rule`): with zero shares among the runs it errs twice as much as the average of three.
 ANYWHERE: tuple[str, ...] = tuple(name for name in CANDIDATES if name != REGULARISED_EXPONENTIAL)
+# What may stand beside the chosen form when laws are drawn: not the one that bends to any runs.
+RIVALS: tuple[str, ...] = tuple(name for name in ANYWHERE if name != IMPLICIT_DOMAINS)
 
 
 def members_of(name: str) -> tuple[str, ...]:

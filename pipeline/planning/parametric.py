@@ -20,13 +20,15 @@ from pipeline.planning.fitted import Fitted, bounded, prediction_bounds, standar
 _LOG_SMALLEST_SHARE = np.log(1e-12)
 
 
-def _finish(theta: Array, centre: Array, scale: Array, z: Array, weights: Array) -> Fitted:
+def finish(theta: Array, centre: Array, scale: Array, z: Array, weights: Array) -> Fitted:
+    """A fit in standardised units with what brings its predictions back to losses."""
     return Fitted({"theta": theta, "centre": centre, "scale": scale, **prediction_bounds(z, weights)})
 
 
-def _best_of(
+def best_of(
     model: Model, starts: list[Array], z: Array, weights: Array, prior: Prior, noise: float, huber: float
 ) -> Array:
+    """The parameters of least cost from several starts, fit by fit."""
     best_theta, best_cost = minimise(model, starts[0], z, weights, prior, noise=noise, huber=huber)
     for start in starts[1:]:
         theta, cost = minimise(model, start, z, weights, prior, noise=noise, huber=huber)
@@ -66,8 +68,8 @@ class ExponentialLaw:
             upper=np.r_[5.0, np.full(num_domains, 15.0)],
         )
         starts = [warm.arrays["theta"]] if warm else self._profile(shares_NK, z, weights_FN)
-        theta = _best_of(_exponential(shares_NK), starts, z, weights_FN, prior, self.noise, self.huber)
-        return _finish(theta, centre, scale, z, weights_FN)
+        theta = best_of(_exponential(shares_NK), starts, z, weights_FN, prior, self.noise, self.huber)
+        return finish(theta, centre, scale, z, weights_FN)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q, held within the bounds of `fitted.prediction_bounds`."""
@@ -156,8 +158,8 @@ class PowerLaw:
         centre, scale, z = standardise(losses_FN, weights_FN)
         prior = self._prior(shares_NK.shape[1])
         starts = [warm.arrays["theta"]] if warm else self._profile(shares_NK, z, weights_FN, prior)
-        theta = _best_of(self._model(shares_NK), starts, z, weights_FN, prior, self.noise, self.huber)
-        return _finish(theta, centre, scale, z, weights_FN)
+        theta = best_of(self._model(shares_NK), starts, z, weights_FN, prior, self.noise, self.huber)
+        return finish(theta, centre, scale, z, weights_FN)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q, held within the bounds of `fitted.prediction_bounds`; shares may sum to less than 1."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.planning.departures import Departures, draw_departures
 from pipeline.planning.descent import Array
 from pipeline.planning.fitted import Fitted
-from pipeline.planning.forms import ANYWHERE, ENSEMBLES, FORMS, PROCESS, members_of, predict_form
+from pipeline.planning.forms import ENSEMBLES, FORMS, PROCESS, RIVALS, members_of, predict_form
 from pipeline.planning.intervals import MOST_DOUBT_SHARE
 from pipeline.planning.laws import ColumnLaw, Law
 
@@ -91,9 +91,7 @@ def departing_share(column: ColumnLaw) -> float:
 def rivals(column: ColumnLaw) -> list[str]:
     """The chosen form, and every single form that held-out runs cannot tell from it."""
     most = (1.0 + RIVAL_ERROR / np.sqrt(len(column.residuals))) * column.errors[column.form]
-    others = [
-        name for name in ANYWHERE if name != column.form and name not in ENSEMBLES and column.errors[name] <= most
-    ]
+    others = [name for name in RIVALS if name != column.form and name not in ENSEMBLES and column.errors[name] <= most]
     return [column.form, *others]
 
 

@@ -15,10 +15,12 @@ from pipeline.planning.forms import (
     DEFAULT,
     EXPONENTIAL,
     FORMS,
+    IMPLICIT_DOMAINS,
     REGULARISED_EXPONENTIAL,
     members_of,
 )
 from pipeline.planning.gaussian_process import GaussianProcess
+from pipeline.planning.implicit_domains import ImplicitDomains
 from pipeline.planning.intervals import doubt_share, jackknife_plus, measured_coverage, tempered
 from pipeline.planning.law_files import law_to_json, read_law, write_law
 from pipeline.planning.laws import bound_hits, comparison, fit_law
@@ -100,6 +102,39 @@ def test_gaussian_process_equals_the_textbook_and_ignores_left_out_runs():
     variance = np.diag(process._kernel(theta, asked, asked)[0] - cross @ np.linalg.solve(own, cross.T))
     expected = fit.arrays["scale"][0] * np.sqrt(variance)
     assert_allclose(process.deviation(fit, asked)[0], expected, atol=1e-5)
+
+
+def test_slopes_of_implicit_domains_are_the_derivatives():
+    shares = np.array([[0.0, 1.0], [0.3, 0.7]])
+    form = ImplicitDomains("x", num_terms=2)
+    theta = np.random.default_rng(1).normal(size=(3, 5))
+    model = form._model(shares)
+    assert_allclose(model(theta)[1], numeric_slopes(model, theta), atol=1e-7)
+
+
+def test_a_validation_set_that_is_a_mix_is_followed_by_implicit_domains_and_they_are_chosen():
+    rng = np.random.default_rng(3)
+    shares, asked = rng.dirichlet(np.ones(4), 24), rng.dirichlet(np.ones(4), 60)
+    slopes = np.array([[-5.0, 0.0, 0.0, -0.5], [0.0, -4.0, -0.5, 0.0], [0.0, -0.3, -6.0, 0.0]])
+
+    def truth(points: np.ndarray) -> np.ndarray:
+        return 1.5 + 0.4 * np.exp(points @ slopes.T).sum(axis=1, keepdims=True)
+
+    law = fit_law(table_of(shares, truth(shares)))
+    missed = {
+        name: np.abs(FORMS[name].predict(law.columns[0].whole[name], asked)[0] - truth(asked)[:, 0]).mean()
+        for name in (EXPONENTIAL, IMPLICIT_DOMAINS)
+    }
+    assert missed[IMPLICIT_DOMAINS] < 0.1 * missed[EXPONENTIAL]
+    assert law.columns[0].form == IMPLICIT_DOMAINS
+    noisy = truth(shares) * (1 + 0.02 * rng.normal(size=(24, 1)))
+    assert fit_law(table_of(shares, noisy)).columns[0].form != IMPLICIT_DOMAINS
+
+
+def test_a_form_with_as_many_parameters_as_runs_is_no_candidate():
+    rng = np.random.default_rng(0)
+    assert IMPLICIT_DOMAINS not in pick_rule(rng.dirichlet(np.ones(3), 11)).others  # 10 parameters
+    assert IMPLICIT_DOMAINS in pick_rule(rng.dirichlet(np.ones(3), 12)).others
 
 
 def test_the_exponential_law_recovers_known_parameters():
