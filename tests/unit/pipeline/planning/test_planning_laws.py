@@ -161,20 +161,22 @@ def test_an_outlier_moves_the_law_little():
     assert np.abs(clean - disturbed).mean() < 0.03
 
 
-def test_held_out_error_on_public_runs_is_half_of_the_published_form(public):
-    errors = {"chosen": [], EXPONENTIAL: [], "mean": []}
+def test_held_out_error_on_public_runs_is_below_every_published_form(public):
+    published = (EXPONENTIAL, IMPLICIT_DOMAINS, "additive")
+    errors = {name: [] for name in ("chosen", "mean", *published)}
     for seed in range(6):
         order = np.random.default_rng(seed).permutation(32)
         law, test = fit_law(public.take(order[:24])), public.take(order[24:])
         for c, column in enumerate(law.columns):
             truth = test.loss_values[:, c]
             errors["chosen"].append(np.abs(column.predict(test.shares)[0] - truth).mean())
-            for name in (EXPONENTIAL, "mean"):
+            for name in ("mean", *published):
                 guess = FORMS[name].predict(column.whole[name], test.shares)[0]
                 errors[name].append(np.abs(guess - truth).mean())
-    chosen, exponential, mean = (float(np.mean(errors[name])) for name in ("chosen", EXPONENTIAL, "mean"))
-    assert chosen < 0.65 * exponential
-    assert chosen < 0.2 * mean
+    chosen = float(np.mean(errors["chosen"]))
+    assert all(chosen < float(np.mean(errors[name])) for name in published)
+    assert chosen < 0.65 * float(np.mean(errors[EXPONENTIAL]))
+    assert chosen < 0.2 * float(np.mean(errors["mean"]))
 
 
 @pytest.mark.parametrize("size", ["70M", "160M"])
@@ -220,7 +222,7 @@ def test_a_few_noisy_runs_bend_the_regularised_exponential_less():
 def test_a_fit_with_cross_validation_of_every_form_is_quick(public):
     start = time.process_time()
     law = fit_law(public)
-    assert time.process_time() - start < 20.0  # 0.3 s measured; this only catches a return to hours
+    assert time.process_time() - start < 2.0  # 0.22 s measured
     for column in law.columns:
         assert set(column.errors) == set(CANDIDATES)
         assert comparison(column)[0] < 0.2
@@ -324,10 +326,10 @@ def test_bound_hits_are_reported():
     shares = np.stack([np.linspace(0.4, 1.0, 9), np.linspace(0.6, 0.0, 9)], axis=1)
     law = fit_law(table_of(shares, (1.0 + np.exp(-20.0 * shares[:, :1]) * 1e3)))
     column = law.columns[0]
-    if any("ceiling" in column.whole[name].arrays for name in members_of(column.form)):
-        hit = bound_hits(column, np.array([[0.0, 1.0], [0.7, 0.3]]))
-        assert hit[0]
-        assert not hit[1]
+    assert any("ceiling" in column.whole[name].arrays for name in members_of(column.form))
+    hit = bound_hits(column, np.array([[0.0, 1.0], [0.7, 0.3]]))
+    assert hit[0]
+    assert not hit[1]
 
 
 def test_jackknife_plus_by_hand():
