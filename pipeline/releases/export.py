@@ -167,8 +167,9 @@ def _wids(release: Release, folder: str, groups: Sequence[Group]) -> str:
 
 
 def _globs(folder: str, groups: Sequence[Group]) -> list[str]:
-    """One glob a group; the digit keeps domains apart whose names begin alike."""
-    return [f"{folder}/shards/{group.shards[0].rpartition('-')[0]}-[0-9]*.tar" for group in groups]
+    """One glob a group, with every digit of the number: `plant-[0-9]*.tar` would find the domain plant-2 as well."""
+    parts = [group.shards[0].removesuffix(".tar").rpartition("-") for group in groups]
+    return [f"{folder}/{SPLIT_FOLDERS['train']}/{stem}-{'[0-9]' * len(number)}.tar" for stem, _, number in parts]
 
 
 def _hf_datasets(release: Release, folder: str, groups: Sequence[Group]) -> str:
