@@ -76,35 +76,42 @@ def _add_takedown(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _takedown(args: argparse.Namespace) -> int:
-    from pipeline.releases.takedown import Wanted, find_rows, take_down
-    from pipeline.releases.takedown_list import LIST_FILE, add_entries
+    from pipeline.releases.takedown import Wanted, find_rows, images_of, still_held, take_down
+    from pipeline.releases.takedown_list import LIST_FILE, add_entries, read_list
 
-    if not (args.url or args.owner or args.id):
-        raise ConfigError("takedown: say what to take down, with --url, --owner or --id")
+    given = [*args.url, *args.owner, *args.id]
+    if not given or not all(value.strip() for value in given):
+        raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty one names nothing")
     release = open_release(args.release)
     wanted = Wanted(args.url, args.owner, args.id, args.reason.strip() or "not stated")
     workdir = work_folder_of(release)
     if workdir is None:
-        made = take_down(release, wanted)
+        cut = find_rows(release, wanted)
+        made = take_down(release, wanted, cut)
     else:
         from manifests.catalog import Catalog
 
         with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-            images = find_rows(release, wanted).images
+            cut = find_rows(release, wanted, read_list(workdir))
             # first the list: killed in between, the images stay out of later builds, and the same command goes on
-            add_entries(workdir, [*wanted.entries, *wanted.entries_of(images)])
-            made = take_down(release, wanted)
+            add_entries(workdir, [*wanted.entries, *wanted.entries_of(images_of(cut.asked))])
+            made = take_down(release, wanted, cut)
             shards = [
                 {"split": split, **shard} for split in made.splits for shard in made.record["splits"][split]["shards"]
             ]
             sealed = storage.hash_file(storage.join(made.path, RECORD_FILE)).sha256
             catalog.record_release(made.name, f"releases/{made.name}", made.fingerprint, sealed, shards)
-    entry = made.record["takedowns"][-1]
-    print(f"taken down: {entry['num_images']:,} images ({entry['num_samples']:,} samples); reason: {entry['reason']}")
+    num_images, num_samples = len(images_of(cut.asked)), len(cut.asked)
+    print(f"taken down: {num_images:,} images ({num_samples:,} samples); reason: {wanted.reason}")
+    if cut.before:
+        num_before = len(images_of(cut.rows)) - num_images
+        print(f"left out as well, since they were taken down before: {num_before:,} images")
     if workdir is not None:
         print(f"later builds leave them and their near copies out: {storage.join(workdir, LIST_FILE)}")
         print("the pool still holds their bytes")
-    print(f"the earlier version still holds them; delete it where it was given to others: {release.path}")
+    print("still held by these releases; delete them, also where they were given to others:")
+    for other, num in still_held(made, cut.asked):
+        print(f"  {other.path}: {num:,} of the images")
     print(f"release: {made.path}")
     return 0
 

@@ -12,7 +12,7 @@ from building import Web, hash_tree, release_of, run_plantmix, write_build_confi
 
 from manifests.release import Release
 from pipeline.releases.cutting import iter_samples
-from pipeline.releases.takedown import Wanted, find_rows, take_down
+from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,74 @@ def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone:
     assert run_plantmix("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
 
 
+def _ids(release: Release) -> set[str]:
+    return set(release.samples()["sample_id"].to_pylist())
+
+
+def _take_down(release: Release, *ids: str, reason: str) -> tuple[Release, str]:
+    words = [word for sample_id in ids for word in ("--id", sample_id)]
+    done = run_plantmix("takedown", release.path, *words, "--reason", reason)
+    assert done.returncode == 0, done.stderr
+    return Release.open(done.stdout.splitlines()[-1].removeprefix("release: ")), done.stdout
+
+
+@pytest.mark.parametrize("lies_in", ["a work folder", "a folder of releases"])
+def test_a_takedown_from_an_older_version_brings_nothing_back(built: Path, tmp_path: Path, lies_in: str) -> None:
+    if lies_in == "a work folder":
+        shutil.copytree(built / "build", tmp_path / "build")
+        releases = tmp_path / "build/releases"
+    else:  # where no list says what was taken down, only the other versions do
+        releases = tmp_path / "releases"
+        shutil.copytree(built / "build/releases", releases)
+    first = Release.open(str(releases))
+    (releases / "unreadable").mkdir()
+    (releases / "unreadable/release.json").write_text("{", encoding="utf-8")
+    a, b, c = sorted(_ids(first))[:3]
+    second, _ = _take_down(first, a, reason="asked for a")
+    third, told = _take_down(first, b, reason="asked for b")
+    assert _ids(third) == _ids(first) - {a, b}
+    assert "taken down: 1 images" in told
+    assert "left out as well, since they were taken down before: 1 images" in told
+    for holder in (first, second):
+        assert f"  {holder.path}: 1 of the images" in told.splitlines(), "both still hold b"
+    given = [
+        (entry["reason"], [image["sample_id"] for image in entry["images"]]) for entry in third.record["takedowns"]
+    ]
+    assert given == [("asked for a", [a]), ("asked for b", [b])]
+    assert Release.open(str(releases)).path == third.path, "LATEST"
+    assert run_plantmix("verify", third.path, "--deep").returncode == 0
+    fourth, _ = _take_down(second, c, reason="asked for c")
+    assert _ids(fourth) == _ids(first) - {a, b, c}
+    for pointer in ("LATEST", f"{first.record['name']}.LATEST"):
+        assert (releases / pointer).read_text(encoding="utf-8").strip() == fourth.name
+    again, _ = _take_down(first, a, reason="asked for a")
+    assert _ids(again) == _ids(fourth), "asking again for the first brings nothing back either"
+
+
+def test_what_stands_on_the_list_is_left_out_too(built: Path, tmp_path: Path) -> None:
+    """Taken down from another release of the work folder, or written into the list by hand."""
+    shutil.copytree(built / "build", tmp_path / "build")
+    release = Release.open(str(tmp_path / "build"))
+    listed, asked = release.samples("train").to_pylist()[:2]
+    line = {"by": "url", "value": listed["url"], "reason": "by hand"}
+    (tmp_path / "build/takedowns.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    made, told = _take_down(release, asked["sample_id"], reason="x")
+    assert _ids(made) == _ids(release) - {listed["sample_id"], asked["sample_id"]}
+    assert [entry["reason"] for entry in made.record["takedowns"]] == ["by hand", "x"]
+    assert "taken down before: 1 images" in told
+
+
+def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built / "build", tmp_path / "build")
+    first = Release.open(str(tmp_path / "build"))
+    config = write_build_config(web, tmp_path, "other", tmp_path / "build", pack={"samples_per_shard": 50})
+    assert run_plantmix("build", config).returncode == 0
+    other = Release.open(str(tmp_path / "build"))
+    _, told = _take_down(first, min(_ids(first)), reason="x")
+    assert Release.open(str(tmp_path / "build")).path == other.path
+    assert f"{other.path}: 1 of the images" in told
+
+
 def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: dict[str, Any]) -> None:
     told = run_plantmix("diff", old.path, new.path, "--json")
     assert told.returncode == 0, told.stderr
@@ -116,10 +184,10 @@ def test_an_owner_and_an_image_hash(old: Release) -> None:
     rows = old.samples().to_pylist()
     owner = rows[0]["rights_holder"] or rows[0]["creator"]
     cut = find_rows(old, Wanted(owners=[f"  {owner.upper()} "]))
-    assert {row["sample_id"] for row in cut.rows} == {
+    assert {row["sample_id"] for row in cut.asked} == {
         row["sample_id"] for row in rows if owner in (row["rights_holder"], row["creator"])
     }
-    (image,) = find_rows(old, Wanted(ids=[rows[0]["image_id"]])).images
+    (image,) = images_of(find_rows(old, Wanted(ids=[rows[0]["image_id"]])).asked)
     assert image["sample_id"] == rows[0]["sample_id"]
 
 
@@ -129,6 +197,7 @@ def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[
     assert done.returncode == 2
     assert "nothing in this release has the owner 'Nobody At All', the id 'ffff" in done.stderr
     assert run_plantmix("takedown", old.path).returncode == 2
+    assert "an empty one names nothing" in run_plantmix("takedown", old.path, "--owner", " ").stderr
     assert sorted(Path(old.path).parent.iterdir()) == before
 
 
