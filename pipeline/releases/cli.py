@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manifests import storage
 from manifests.catalog import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import RECORD_FILE, Release
+
+if TYPE_CHECKING:  # what commands need is imported where they run
+    from pipeline.releases.lookup import Known
+    from pipeline.releases.takedown import Cut, Wanted
 
 PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")
 WRITTEN = ("img2dataset", "datacomp")
@@ -76,8 +82,9 @@ def _add_takedown(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _takedown(args: argparse.Namespace) -> int:
-    from pipeline.releases.takedown import Wanted, find_rows, images_of, still_held, take_down
-    from pipeline.releases.takedown_list import LIST_FILE, add_entries, read_list
+    from pipeline.releases.lookup import Known, look_up
+    from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
+    from pipeline.releases.takedown_list import add_entries, read_list
 
     given = [*args.url, *args.owner, *args.id]
     if not given or not all(value.strip() for value in given):
@@ -87,33 +94,54 @@ def _takedown(args: argparse.Namespace) -> int:
     workdir = work_folder_of(release)
     if workdir is None:
         cut = find_rows(release, wanted)
-        made = take_down(release, wanted, cut)
-    else:
-        from manifests.catalog import Catalog
+        made: Release | None = take_down(release, wanted, cut)
+        print("\n".join(_taken_down(release, wanted, cut, Known(), made, None)))
+        return 0
+    from manifests.catalog import Catalog
 
-        with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-            cut = find_rows(release, wanted, read_list(workdir))
-            # first the list: killed in between, the images stay out of later builds, and the same command goes on
-            add_entries(workdir, [*wanted.entries, *wanted.entries_of(images_of(cut.asked))])
-            made = take_down(release, wanted, cut)
+    with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
+        known = look_up(catalog, wanted.entries)
+        cut = find_rows(release, wanted, read_list(workdir), known)
+        # first the list: killed in between, the images stay out of later builds, and the same command goes on
+        add_entries(workdir, [*wanted.entries, *wanted.entries_of([*images_of(cut.asked), *known.rows])])
+        made = take_down(release, wanted, cut) if cut.asked else None
+        if made is not None:
             shards = [
                 {"split": split, **shard} for split in made.splits for shard in made.record["splits"][split]["shards"]
             ]
             sealed = storage.hash_file(storage.join(made.path, RECORD_FILE)).sha256
             catalog.record_release(made.name, f"releases/{made.name}", made.fingerprint, sealed, shards)
-    num_images, num_samples = len(images_of(cut.asked)), len(cut.asked)
-    print(f"taken down: {num_images:,} images ({num_samples:,} samples); reason: {wanted.reason}")
-    if cut.before:
-        num_before = len(images_of(cut.rows)) - num_images
-        print(f"left out as well, since they were taken down before: {num_before:,} images")
-    if workdir is not None:
-        print(f"later builds leave them and their near copies out: {storage.join(workdir, LIST_FILE)}")
-        print("the pool still holds their bytes")
-    print("still held by these releases; delete them, also where they were given to others:")
-    for other, num in still_held(made, cut.asked):
-        print(f"  {other.path}: {num:,} of the images")
-    print(f"release: {made.path}")
+    print("\n".join(_taken_down(release, wanted, cut, known, made, workdir)))
     return 0
+
+
+def _taken_down(
+    release: Release, wanted: Wanted, cut: Cut, known: Known, made: Release | None, workdir: str | None
+) -> Iterator[str]:
+    """What a takedown did, as lines; the last one names the release without the images."""
+    from pipeline.releases.takedown import images_of, still_held
+    from pipeline.releases.takedown_list import LIST_FILE
+
+    images = images_of(cut.asked)
+    yield f"taken down: {len(images):,} images ({len(cut.asked):,} samples); reason: {wanted.reason}"
+    if made is not None and cut.before:
+        num_before = len(images_of(cut.rows)) - len(images)
+        yield f"left out as well, since they were taken down before: {num_before:,} images"
+    if workdir is not None:
+        elsewhere = known.sample_ids - {row["sample_id"] for row in images}
+        if elsewhere:
+            yield f"in the catalogue only, not in this release: {len(elsewhere):,} samples"
+        yield f"later builds leave them and their near copies out: {storage.join(workdir, LIST_FILE)}"
+        yield "the pool still holds their bytes"
+    stored = {row["stored_sha256"] for row in [*cut.asked, *known.rows] if row["stored_sha256"]}
+    holders = still_held(release, stored)
+    if holders:
+        yield "still held by these releases; delete them, also where they were given to others:"
+    for other, num in holders:
+        yield f"  {other.path}: {num:,} of the images"
+    if made is None:
+        yield "no new version: nothing of what was asked for is in this release"
+    yield f"release: {(made or release).path}"
 
 
 def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -24,11 +24,13 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release
 from pipeline.releases.cutting import cut_shard
+from pipeline.releases.lookup import Known
 from pipeline.releases.sidefiles import BATCH_ROWS, json_bytes, side_files, write_attribution
 from pipeline.releases.takedown_list import KINDS, Entry, keys_of
 from pipeline.stages.sql import open_scratch
 from pipeline.work import TableWriter, fingerprint
 
+_MAX_NAMED = 20
 _LOOKED_AT = ("sample_id", "copy", "image_id", "stored_sha256", "url", "reference_url", "rights_holder", "creator",
               "domain", "source", "split", "shard", "key")  # fmt: skip
 
@@ -48,9 +50,10 @@ class Wanted:
         given = (("url", self.urls), ("owner", self.owners), ("id", self.ids))
         return [Entry(by, value, self.reason) for by, values in given for value in values]
 
-    def entries_of(self, images: Sequence[Mapping[str, Any]]) -> list[Entry]:
+    def entries_of(self, rows: Sequence[Mapping[str, Any]]) -> list[Entry]:
         """Entries by the images themselves, for the same picture at another address."""
-        return [Entry("id", str(row["image_id"]), self.reason) for row in images]
+        images = dict.fromkeys(row["image_id"] for row in rows)
+        return [Entry("id", image, self.reason) for image in images if image]  # none where nothing was fetched
 
 
 @dataclass
@@ -77,15 +80,16 @@ def images_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((row for row in rows if row["copy"] == 0), key=lambda row: str(row["sample_id"]))
 
 
-def find_rows(release: Release, wanted: Wanted, listed: Sequence[Entry] = ()) -> Cut:
+def find_rows(release: Release, wanted: Wanted, listed: Sequence[Entry] = (), known: Known | None = None) -> Cut:
     """Every row of the images that are meant, with all their copies and whatever else has the same bytes.
 
     What stands on a takedown list (`listed`) is meant too, and so is what other versions of the release left out.
+    `known` is what the catalogue knows of what is wanted: that need not lie in this release.
 
     Raises: ConfigError naming what was not found.
     """
-    unmet = {entry.key: entry for entry in wanted.entries}
-    asked = dict(unmet)
+    unmet = {entry.key: entry for entry in wanted.entries if known is None or entry.key not in known.keys}
+    asked = {entry.key: entry for entry in [*wanted.entries, *(known.entries if known else ())]}
     standing = {entry.key: entry for entry in [*listed, *_left_out_by(versions_of(release))]}
     hit: set[str] = set()
     before: dict[str, Entry] = {}
@@ -98,18 +102,24 @@ def find_rows(release: Release, wanted: Wanted, listed: Sequence[Entry] = ()) ->
             elif any(key in standing for key in keys):
                 before[row["stored_sha256"]] = next(standing[key] for key in keys if key in standing)
     if unmet:
-        named = ", the ".join(f"{entry.by} {entry.value!r}" for entry in unmet.values())
-        raise ConfigError(
-            f"{release.path}: nothing in this release has the {named}; nothing was written. Give "
-            "addresses, owners (rights holder or creator) and ids (of a sample, or the sha256 of an image) as "
-            "attribution.parquet and samples.parquet have them"
-        )
+        raise ConfigError(_not_found(release, list(unmet.values()), wanted, known is not None))
     before = {image: entry for image, entry in before.items() if image not in hit}
     images = pa.array(sorted({*hit, *before}), pa.string())
-    rows = [
-        row for rows in _batches(release) for row in rows.filter(pc.is_in(rows["stored_sha256"], images)).to_pylist()
-    ]
-    return Cut(rows, before)
+    return Cut(
+        [row for rows in _batches(release) for row in rows.filter(pc.is_in(rows["stored_sha256"], images)).to_pylist()],
+        before,
+    )
+
+
+def _not_found(release: Release, unmet: Sequence[Entry], wanted: Wanted, with_catalogue: bool) -> str:
+    named = ", ".join(f"{entry.by} {entry.value!r}" for entry in unmet[:_MAX_NAMED])
+    more = f" and {len(unmet) - _MAX_NAMED:,} more" if len(unmet) > _MAX_NAMED else ""
+    where = "in this release nor in the catalogue" if with_catalogue else "in this release"
+    return (
+        f"{release.path}: {len(unmet):,} of the {len(wanted.entries):,} given are not {where}: {named}{more}; nothing "
+        "was written. Give addresses, owners (rights holder or creator) and ids (of a sample, or the sha256 of an "
+        "image) as attribution.parquet and samples.parquet have them, and leave out what is not there"
+    )
 
 
 def versions_of(release: Release) -> list[Release]:
@@ -132,9 +142,9 @@ def releases_beside(release: Release) -> list[Release]:
     return found
 
 
-def still_held(release: Release, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Release, int]]:
-    """Releases beside `release` (itself included) with the same pictures as these rows, and how many of them."""
-    images = pa.array(sorted({row["stored_sha256"] for row in rows}), pa.string())
+def still_held(release: Release, stored: Collection[str]) -> list[tuple[Release, int]]:
+    """Releases beside `release` (itself included) that hold pictures of these stored_sha256, and how many of them."""
+    images = pa.array(sorted(stored), pa.string())
     found = []
     for other in releases_beside(release):
         held: set[str] = set()

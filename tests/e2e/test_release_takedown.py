@@ -160,6 +160,73 @@ def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, bu
     assert f"{other.path}: 1 of the images" in told
 
 
+def test_outside_a_work_folder_only_the_release_is_asked(old: Release, tmp_path: Path) -> None:
+    shutil.copytree(old.path, tmp_path / old.name)
+    done = run_plantmix("takedown", tmp_path / old.name, "--id", min(_ids(old)), "--id", "no such")
+    assert done.returncode == 2
+    assert "1 of the 2 given are not in this release: id 'no such'; nothing was written" in done.stderr
+
+
+def _query(work: Path, sql: str) -> list[str]:
+    done = run_plantmix("query", work, sql, "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    return [line.strip('"') for line in done.stdout.splitlines()[1:]]
+
+
+def _listed(work: Path) -> list[tuple[str, str]]:
+    lines = (work / "takedowns.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(entry["by"], entry["value"]) for entry in map(json.loads, lines)]
+
+
+def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_path: Path) -> None:
+    """Kept by select, not drawn: no version of this release is made for it, and no later mixture draws it."""
+    work = tmp_path / "build"
+    shutil.copytree(built / "build", work)
+    release = Release.open(str(work))
+    left_out = sorted(set(_query(work, "SELECT sample_id FROM decisions WHERE keep")) - _ids(release))
+    failed = min(_query(work, "SELECT sample_id FROM facts WHERE outcome <> 'ok'"))
+    image = _query(work, f"SELECT image_id FROM facts WHERE sample_id = '{left_out[0]}'")
+    words = ("--id", left_out[0], "--id", failed)
+    before = sorted((work / "releases").iterdir())
+    unknown = run_plantmix("takedown", work, *words, "--url", "http://nobody.example/1.jpg")
+    assert unknown.returncode == 2
+    assert "1 of the 3 given are not in this release nor in the catalogue: url 'http://nobody.ex" in unknown.stderr
+    assert not (work / "takedowns.jsonl").exists()
+    done = run_plantmix("takedown", work, *words, "--reason", "x")
+    assert done.returncode == 0, done.stderr
+    assert "taken down: 0 images (0 samples)" in done.stdout
+    assert "in the catalogue only, not in this release: 2 samples" in done.stdout
+    assert "no new version" in done.stdout
+    assert _listed(work) == [("id", left_out[0]), ("id", failed), ("id", *image)]
+    assert sorted((work / "releases").iterdir()) == before
+    drawn = min(_ids(release))
+    new, told = _take_down(release, left_out[1], drawn, reason="x")
+    assert _ids(new) == _ids(release) - {drawn}, (
+        "one that is not in the release does not stand in the way of the others"
+    )
+    assert "taken down: 1 images" in told
+    assert "in the catalogue only, not in this release: 1 samples" in told
+    config = write_build_config(web, tmp_path, "all", work, mix={"max_epochs": 9})
+    assert run_plantmix("build", config).returncode == 0
+    later = _ids(Release.open(str(work)))
+    assert set(left_out[2:]) <= later, "all of the pool is drawn"
+    assert not {*left_out[:2], drawn} & later
+
+
+def test_the_image_that_stands_in_for_a_copy_goes_with_it(built: Path, tmp_path: Path) -> None:
+    work = tmp_path / "build"
+    shutil.copytree(built / "build", work)
+    release = Release.open(str(work))
+    pairs = _query(
+        work,
+        "SELECT sample_id || ' ' || other_sample_id FROM decisions WHERE reason = 'near_duplicate' "
+        "AND other_sample_id IN (SELECT sample_id FROM placements) ORDER BY 1",
+    )
+    copy, stand_in = pairs[0].split()
+    new, _ = _take_down(release, copy, reason="x")
+    assert _ids(new) == _ids(release) - {stand_in}
+
+
 def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: dict[str, Any]) -> None:
     told = run_plantmix("diff", old.path, new.path, "--json")
     assert told.returncode == 0, told.stderr
@@ -195,7 +262,9 @@ def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[
     before = sorted(Path(old.path).parent.iterdir())
     done = run_plantmix("takedown", old.path, "--url", gone["url"], "--id", "f" * 64, "--owner", "Nobody At All")
     assert done.returncode == 2
-    assert "nothing in this release has the owner 'Nobody At All', the id 'ffff" in done.stderr
+    assert (
+        "2 of the 3 given are not in this release nor in the catalogue: owner 'Nobody At All', id 'fff" in done.stderr
+    )
     assert run_plantmix("takedown", old.path).returncode == 2
     assert "an empty one names nothing" in run_plantmix("takedown", old.path, "--owner", " ").stderr
     assert sorted(Path(old.path).parent.iterdir()) == before
