@@ -148,7 +148,9 @@ class Release:
 
     def _known(self, split: str) -> str:
         if split not in self.record["splits"]:
-            raise ConfigError(f"{self.path}: no split '{split}' in this release; it has {', '.join(self.splits)}")
+            taken = split in SPLIT_FOLDERS and self.record.get("takedowns")
+            nothing = f"no {split} samples are left" if taken else f"no split '{split}'"
+            raise ConfigError(f"{self.path}: {nothing} in this release; it has {', '.join(self.splits)}")
         return split
 
 

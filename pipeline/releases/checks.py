@@ -52,7 +52,7 @@ def _wrong_counts(release: Release, found: dict[tuple[str, str], dict[str, int]]
     for _, shard in found:
         yield f"{shard}: named in samples.parquet, not in the record"
     counts = {domain: num for domain, num in record["counts"]["domains"].items() if num}
-    if counts != (release.num_by_domain("train") if "train" in release.splits else {}):
+    if counts != _train_counts(release):
         yield f"counts: the record says {counts} training samples by domain, not what its shards hold"
     for stage, funnel in record["counts"]["stages"].items():
         if funnel["in"] != funnel["kept"] + sum(funnel["reasons"].values()):
@@ -70,8 +70,8 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
         if listed != [(shard["shard"], shard["num_samples"]) for shard in splits[split]["shards"]]:
             yield f"{folder}/wids.json: not the shards of the split and their samples"
     drawn = {row["domain"]: row["num_drawn"] for row in _read_json(release, "mixture.json")["domains"]}
-    if {domain: num for domain, num in drawn.items() if num} != release.num_by_domain("train"):
-        yield f"mixture.json: says {drawn} were drawn, the shards hold {release.num_by_domain('train')}"
+    if {domain: num for domain, num in drawn.items() if num} != _train_counts(release):
+        yield f"mixture.json: says {drawn} were drawn, the shards hold {_train_counts(release)}"
     view_parquet(sql, "attribution", [storage.join(release.path, "attribution.parquet")])
     (row,) = sql.execute(
         "SELECT count(*) FILTER (a.sample_id IS NULL), count(*) FILTER (s.sample_id IS NULL) "
@@ -79,6 +79,10 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
     ).fetchall()
     if row != (0, 0):
         yield f"attribution.parquet: {row[0]:,} images are missing in it, {row[1]:,} are none of the release"
+
+
+def _train_counts(release: Release) -> dict[str, int]:
+    return release.num_by_domain("train") if "train" in release.splits else {}
 
 
 def _still_there(release: Release, sql: Any) -> Iterator[str]:

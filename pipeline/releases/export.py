@@ -38,7 +38,8 @@ class Group:
 def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group]:
     """What a reader draws from, with shares that sum to 1; without a ratio the release's own target.
 
-    Raises: ConfigError for a ratio over a mixed release, or one that names an unknown domain.
+    Raises: ConfigError for a ratio over a mixed release, one that names an unknown domain, or when a takedown left no
+    training samples.
     """
     counts = release.num_by_domain("train")
     if release.kind == "mixed":

@@ -234,24 +234,25 @@ def _write_shards(
     moved: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for split in release.splits:
         entries = []
-        storage.make_folder(storage.join(folder, SPLIT_FOLDERS[split]))
         for shard in release.record["splits"][split]["shards"]:
             name, path = shard["shard"], f"{SPLIT_FOLDERS[split]}/{shard['shard']}"
-            keys = cut.shards.get((split, name))
+            keys = cut.shards.get((split, name), set())
+            if len(keys) == shard["num_samples"]:  # a shard of which nothing is left is no shard
+                continue
+            storage.make_folder(storage.join(folder, SPLIT_FOLDERS[split]))
             entry = dict(shard)
-            if keys is None:
+            if not keys:
                 storage.link_or_copy(storage.join(release.path, path), storage.join(folder, path))
             else:
                 entry |= cut_shard(storage.join(release.path, path), storage.join(folder, path), keys, shard["sha256"])
                 moved[split, name] = entry.pop("places")
                 gone = [row for row in cut.rows if (row["split"], row["shard"]) == (split, name)]
                 entry["domains"] = _without(shard["domains"], [row["domain"] for row in gone])
-            if entry["num_samples"]:  # a shard of which nothing is left is no shard
-                entries.append(entry)
-                record["files"][path] = {"num_bytes": entry["num_bytes"], "sha256": entry["sha256"]}
-            else:
-                storage.remove(storage.join(folder, path))
-        record["splits"][split] = {"num_samples": sum(entry["num_samples"] for entry in entries), "shards": entries}
+            entries.append(entry)
+            record["files"][path] = {"num_bytes": entry["num_bytes"], "sha256": entry["sha256"]}
+        if entries:  # a split of which nothing is left is none, as in a build that holds nothing out
+            num_samples = sum(entry["num_samples"] for entry in entries)
+            record["splits"][split] = {"num_samples": num_samples, "shards": entries}
     return moved
 
 
@@ -276,7 +277,7 @@ def _write_tables(
 
 
 def _moved_rows(rows: pa.Table, cut: Cut, moved: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> pa.Table:
-    if not {shard for _, shard in moved} & set(pc.unique(rows["shard"]).to_pylist()):
+    if not {shard for _, shard in cut.shards} & set(pc.unique(rows["shard"]).to_pylist()):
         return rows
     values = rows.to_pylist()
     kept = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from building import Web, hash_tree, release_of, run_plantmix, write_build_config
 
-from manifests.release import Release
+from manifests.release import SPLIT_FOLDERS, Release
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
 
@@ -279,3 +279,46 @@ def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) 
     assert last not in made.shards("train")
     assert not Path(made.path, "shards", last).exists()
     assert run_plantmix("verify", made.path, "--deep").returncode == 0
+
+
+PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")
+
+
+@pytest.fixture
+def alone(built: Path, tmp_path: Path) -> Release:
+    """A release in a folder of its own."""
+    first = release_of(built / "build")
+    shutil.copytree(first, tmp_path / first.name)
+    return Release.open(str(tmp_path / first.name))
+
+
+def _empty_split(release: Release, split: str) -> Release:
+    ids = release.samples(split)["sample_id"].to_pylist()
+    made = take_down(release, Wanted(ids=ids, reason="all of them"))
+    assert split not in made.splits
+    assert not Path(made.path, SPLIT_FOLDERS[split]).exists()
+    assert run_plantmix("verify", made.path, "--deep").returncode == 0
+    return made
+
+
+def test_a_held_out_split_of_which_nothing_is_left_is_gone(alone: Release) -> None:
+    made = _empty_split(alone, "heldout")
+    for target in PRINTED:
+        done = run_plantmix("export", made.path, "--for", target)
+        assert done.returncode == 0, done.stderr
+        assert "heldout" not in done.stdout
+        assert "--val" not in done.stdout
+    assert "heldout" not in Path(made.path, "README.md").read_text(encoding="utf-8").split("---")[1]
+    assert run_plantmix("diff", alone.path, made.path).returncode == 0
+
+
+def test_with_no_training_samples_left_there_is_nothing_to_export(alone: Release, tmp_path: Path) -> None:
+    made = _empty_split(alone, "train")
+    for target in (*PRINTED, "img2dataset", "datacomp"):
+        out = [] if target in PRINTED else ["--out", tmp_path / target]
+        done = run_plantmix("export", made.path, "--for", target, *out)
+        assert done.returncode == 2
+        assert "no train samples are left in this release; it has heldout" in done.stderr
+        assert not (tmp_path / target).exists()
+    assert run_plantmix("diff", alone.path, made.path).returncode == 0
+    assert run_plantmix("report", made.path, "--out", tmp_path / "page.html").returncode == 0
