@@ -76,15 +76,20 @@ def open_reader(workdir: str) -> Any:
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
         connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
     for view, (stage, schema, about) in SAMPLE_VIEWS.items():
-        paths = connection.execute(
-            "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
-            "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
-            [stage, view],
-        ).fetchall()
-        create_table_view(connection, view, [storage.join(workdir, row[0]) for row in paths], schema)
+        create_table_view(connection, view, paths_of_current(connection, workdir, stage, view), schema)
         connection.execute(f"COMMENT ON VIEW {view} IS '{_quote(about)}'")
     connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
     return connection
+
+
+def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> list[str]:
+    """Where the files of a table lie that the current version of a stage stands on, in plan order."""
+    rows = connection.execute(
+        "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
+        "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
+        [stage, table],
+    ).fetchall()
+    return [storage.join(workdir, row[0]) for row in rows]
 
 
 def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:
