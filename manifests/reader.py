@@ -56,8 +56,10 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 """View name -> (stage that writes it, its columns, what it holds)."""
 
 
-def open_reader(workdir: str) -> Any:
+def open_reader(workdir: str, per_sample: bool = True) -> Any:
     """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
+
+    Without `per_sample` the catalogue alone, whatever is left of the tables of the last build.
 
     Raises: ConfigError when there is no catalogue; RunError while a build holds it.
     """
@@ -75,6 +77,8 @@ def open_reader(workdir: str) -> Any:
     ).fetchall():
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
         connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
+    if not per_sample:
+        return connection
     for view, (stage, schema, about) in SAMPLE_VIEWS.items():
         create_table_view(connection, view, paths_of_current(connection, workdir, stage, view), schema)
         connection.execute(f"COMMENT ON VIEW {view} IS '{_quote(about)}'")

@@ -64,6 +64,12 @@ class Release:
         return str(self.record["fingerprint"])
 
     @property
+    def origin(self) -> str:
+        """Fingerprint of the release as it was built: its own, or of the one that takedowns were cut out of."""
+        takedowns = self.record.get("takedowns") or [self.record]
+        return str(takedowns[0]["fingerprint"])
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that hold samples."""
         return tuple(self.record["splits"])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from manifests import storage
@@ -100,31 +102,67 @@ def changes_since_sealed(release: Release, workdir: str) -> Iterator[str]:
 
     Raises: RunError while a build holds the catalogue.
     """
-    with open_reader(workdir) as sql:
+    with open_reader(workdir, per_sample=False) as sql:
         known = sql.execute("SELECT record_sha256 FROM releases WHERE name = $1", [release.name]).fetchall()
     found = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
     if known and known[0][0] != found:
         yield f"{RECORD_FILE} is not the one that the catalogue knows"
 
 
-def differences_from_catalogue(release: Release, workdir: str) -> tuple[int, list[str]]:
-    """Samples compared with the catalogue of the work folder, and faults; (0, []) when it tells of another release.
+@dataclass(frozen=True)
+class Comparison:
+    """Faults of a release against its catalogue, or why it was not compared."""
 
-    pHash, stored hash and licence must be the catalogue's, and the text one that it holds for the sample.
+    faults: Sequence[str] = ()
+    why_not: str | None = None
+
+
+def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
+    """Compare samples with what the catalogue of the work folder measured, in the build that packed the release.
+
+    pHash, stored hash and licence must be the catalogue's, and the text one that it holds for the sample. That build
+    need not be the last one: tables of earlier builds stay in the work folder.
 
     Raises: RunError while a build holds the catalogue.
     """
-    with open_reader(workdir) as sql:
-        told = {row[0] for row in sql.sql("SELECT fingerprint FROM current_stages WHERE stage = 'pack'").fetchall()}
-        if not told & {release.fingerprint, *(e["fingerprint"] for e in release.record.get("takedowns", []))}:
-            return 0, []
+    with open_reader(workdir, per_sample=False) as sql:
+        packed = sql.execute(
+            "SELECT identity FROM stages WHERE stage = 'pack' AND fingerprint = $1 "
+            "AND EXISTS (FROM releases WHERE name = $2)",
+            [release.origin, release.name],
+        ).fetchall()
+        if not packed:
+            return Comparison(why_not="the catalogue of this work folder does not know this release")
+        identity = json.loads(packed[0][0])
+        for stage, table in (("fetch", "facts"), ("caption", "captions")):
+            paths = _paths_with_content(sql, workdir, stage, table, identity[table])
+            if not paths:
+                return Comparison(why_not=f"the {table} that it was packed from are no longer in the work folder")
+            view_parquet(sql, f"packed_{table}", paths)
         view_parquet(sql, "packed", [storage.join(release.path, SAMPLES_FILE)])
         rows = sql.sql(_COMPARED).fetchall()
-    faults = [
-        f"{shard}/{key}: not as in the catalogue: {', '.join(itertools.compress(_PARTS, flags))}"
-        for shard, key, *flags in rows
-    ]
-    return release.record["counts"]["samples"], faults
+    return Comparison(
+        [
+            f"{shard}/{key}: not as in the catalogue: {', '.join(itertools.compress(_PARTS, flags))}"
+            for shard, key, *flags in rows
+        ]
+    )
+
+
+def _paths_with_content(sql: Any, workdir: str, stage: str, table: str, content: str) -> list[str]:
+    """Files of a table of the version of a stage that had this content; none where they are no longer there."""
+    versions = sql.execute(
+        "SELECT fingerprint, list(f.path ORDER BY sp.step, sp.position) FROM stages s "
+        "JOIN stage_parts sp USING (fingerprint) JOIN files f USING (part_key) "
+        "WHERE s.stage = $1 AND s.sealed_at IS NOT NULL AND json_extract_string(s.notes, '$.content') = $2 "
+        "AND f.table_name = $3 GROUP BY ALL ORDER BY 1",
+        [stage, content, table],
+    ).fetchall()
+    for _, files in versions:
+        paths = [storage.join(workdir, file) for file in files]
+        if all(Path(path).is_file() for path in paths):
+            return paths
+    return []
 
 
 _PARTS = ("pHash", "stored image", "licence", "text")
@@ -135,7 +173,7 @@ _COMPARED = """
             t.licence_id IS DISTINCT FROM p.licence_id AS licence,
             NOT coalesce(p.text = coalesce(t.text, '') OR list_contains(map_values(t.texts), p.text)
                 OR (p.text = '' AND p.text_type IS NULL), false) AS text
-        FROM packed p LEFT JOIN facts f USING (sample_id) LEFT JOIN captions t USING (sample_id)
+        FROM packed p LEFT JOIN packed_facts f USING (sample_id) LEFT JOIN packed_captions t USING (sample_id)
     ) WHERE phash OR image OR licence OR text ORDER BY shard, key
 """
 

@@ -124,8 +124,7 @@ def _not_found(release: Release, unmet: Sequence[Entry], wanted: Wanted, with_ca
 
 def versions_of(release: Release) -> list[Release]:
     """The versions that takedowns made of the same release, as they lie beside it, itself included."""
-    first = _first_fingerprint(release.record)
-    return [other for other in releases_beside(release) if _first_fingerprint(other.record) == first]
+    return [other for other in releases_beside(release) if other.origin == release.origin]
 
 
 def releases_beside(release: Release) -> list[Release]:
@@ -153,12 +152,6 @@ def still_held(release: Release, stored: Collection[str]) -> list[tuple[Release,
         if held:
             found.append((other, len(held)))
     return found
-
-
-def _first_fingerprint(record: Mapping[str, Any]) -> str:
-    """Fingerprint of the release as it was built, before any takedown."""
-    takedowns = record.get("takedowns") or [record]
-    return str(takedowns[0].get("fingerprint"))
 
 
 def _left_out_by(versions: Sequence[Release]) -> list[Entry]:
