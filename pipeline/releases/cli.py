@@ -184,9 +184,14 @@ def _read_ratio(text: str | None) -> dict[str, float] | None:
         return None
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        return {domain.strip(): float(share) for domain, share in pairs}
+        shares = [(domain.strip(), float(share)) for domain, share in pairs]
     except ValueError:
         raise ConfigError(f"--ratio {text}: write DOMAIN=SHARE, with commas between, as plant=10,general=3") from None
+    ratio = dict(shares)
+    if len(ratio) < len(shares):
+        twice = [domain for domain in ratio if [name for name, _ in shares].count(domain) > 1]
+        raise ConfigError(f"--ratio {text}: more than one share for {', '.join(twice)}; give each domain one")
+    return ratio
 
 
 def _add_diff(commands: Commands[argparse.ArgumentParser]) -> None:

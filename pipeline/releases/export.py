@@ -50,12 +50,16 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
             )
         return [Group(None, 1.0, tuple(release.shards("train")), release.num_samples("train"))]
     wanted = ratio if ratio is not None else target_ratio(release)
-    unknown = [domain for domain in wanted if domain not in counts]
-    if unknown or not sum(wanted.values()) > 0 or min(wanted.values()) < 0:
+    wrong = [domain for domain, share in wanted.items() if domain not in counts or not 0 <= share < float("inf")]
+    if wrong or not 0 < sum(wanted.values()) < float("inf"):
+        which = (
+            f"wrong: {', '.join(f'{domain}={wanted[domain]:g}' for domain in wrong)}"
+            if wrong
+            else "their sum must be above 0"
+        )
         raise ConfigError(
             f"{release.path}: the release has the domains {', '.join(counts)}; give shares of 0 or more for them, as "
-            f"--ratio {','.join(f'{domain}=1' for domain in counts)} (given: "
-            f"{', '.join(f'{domain}={share:g}' for domain, share in wanted.items())})"
+            f"--ratio {','.join(f'{domain}=1' for domain in counts)} ({which})"
         )
     whole = sum(wanted.values())
     return [

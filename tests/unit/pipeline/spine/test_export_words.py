@@ -83,8 +83,16 @@ def test_a_glob_of_a_domain_finds_its_own_shards_alone(tmp_path: Path, target: s
 def test_ratios_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has its ratio baked in; another one needs `plantmix mix`"):
         groups_of(release(tmp_path, "mixed"), {"plant": 1})
-    for ratio in ({"birds": 1.0}, {"plant": -1.0, "general": 2.0}, {"plant": 0.0}):
-        with pytest.raises(ConfigError, match=r"has the domains general, plant; .*--ratio general=1,plant=1"):
+    for ratio, which in (
+        ({"birds": 1.0, "plant": 1.0}, "wrong: birds=1"),
+        ({"plant": -1.0, "general": 2.0}, "wrong: plant=-1"),
+        ({"plant": float("inf"), "general": 1.0}, "wrong: plant=inf"),
+        ({"plant": 1.0, "general": float("nan")}, "wrong: general=nan"),
+        ({"plant": 0.0}, "their sum must be above 0"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"has the domains general, plant; .*--ratio general=1,plant=1 \({which}"
+        ):
             groups_of(release(tmp_path, "stratified"), ratio)
 
 
@@ -92,6 +100,7 @@ def test_ratios_that_cannot_be(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--for", "open_clip", "--ratio", "plant"], "write DOMAIN=SHARE"),
+        (["--for", "open_clip", "--ratio", "plant=1, plant=2"], "more than one share for plant; give each domain one"),
         (["--for", "open_clip", "--out", "x"], "needs no files"),
         (["--for", "img2dataset"], "give --out DIR"),
     ],
