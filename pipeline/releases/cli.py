@@ -38,9 +38,13 @@ def open_release(path: str) -> Release:
     Raises: ConfigError when there is none, or with what is wrong with it.
     """
     try:
-        return Release.open(path)
+        release = Release.open(path)
     except IntegrityError as error:
         raise ConfigError(str(error)) from None
+    lacking = [name for name in ("counts", "recipe") if not isinstance(release.record.get(name), dict)]
+    if lacking:
+        raise ConfigError(f"{release.path}/{RECORD_FILE}: not a whole record, without {' and '.join(lacking)}")
+    return release
 
 
 def work_folder_of(release: Release) -> str | None:

@@ -9,6 +9,7 @@ them is the owner's decision.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
@@ -21,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage
-from manifests.errors import ConfigError
-from manifests.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release
+from manifests.errors import ConfigError, IntegrityError
+from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import Known
 from pipeline.releases.sidefiles import BATCH_ROWS, json_bytes, side_files, write_attribution
@@ -132,12 +133,9 @@ def releases_beside(release: Release) -> list[Release]:
     found = []
     fs, inner = storage.filesystem(_folder_of(release))
     for path in sorted(str(path).rstrip("/") for path in fs.ls(inner, detail=False)):
-        try:
-            record = json.loads(fs.cat_file(f"{path}/{RECORD_FILE}"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and record.get("format") == FORMAT:
-            found.append(Release(storage.join(_folder_of(release), path.rpartition("/")[2]), record))
+        folder = storage.join(_folder_of(release), path.rpartition("/")[2])
+        with contextlib.suppress(ConfigError, IntegrityError, OSError):
+            found.append(Release(folder, read_record(folder)))
     return found
 
 
@@ -147,8 +145,9 @@ def still_held(release: Release, stored: Collection[str]) -> list[tuple[Release,
     found = []
     for other in releases_beside(release):
         held: set[str] = set()
-        for batch in _batches(other):
-            held.update(batch.filter(pc.is_in(batch["stored_sha256"], images))["stored_sha256"].to_pylist())
+        with contextlib.suppress(FileNotFoundError):  # half a copy
+            for batch in _batches(other):
+                held.update(batch.filter(pc.is_in(batch["stored_sha256"], images))["stored_sha256"].to_pylist())
         if held:
             found.append((other, len(held)))
     return found

@@ -100,6 +100,15 @@ def test_files_that_do_not_agree(folder: Path, change: Change, message: str) -> 
         verify_release(str(folder), deep=False)
 
 
+@pytest.mark.parametrize("name", ["splits", "counts", "recipe"])
+def test_a_record_that_is_not_whole(folder: Path, name: str) -> None:
+    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    del record[name]
+    (folder / "release.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"release.json: not a whole record, .*{name}"):
+        verify_release(str(folder), deep=False)
+
+
 SHARDS = ["shards/*-000001.tar", "heldout/*-000000.tar"]
 OTHERS = ["shards/sizes.json", "shards/wids.json", "heldout/sizes.json", "heldout/wids.json", "samples.parquet",
           "attribution.parquet", "mixture.json", "ATTRIBUTION.md", "README.md", "report.html"]  # fmt: skip
