@@ -174,6 +174,15 @@ class Catalog:
         found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
         return [found[key] for key in wanted.column("part_key").to_pylist()]
 
+    def find_files(self, table: str) -> list[str]:
+        """Paths, relative to the work folder, of every committed file of a table, of all builds, oldest first."""
+        rows = self._connection.execute(
+            "SELECT f.path FROM files f JOIN parts p USING (part_key) WHERE f.table_name = ? "
+            "ORDER BY p.committed_at, f.path",
+            [table],
+        ).fetchall()
+        return list(dict.fromkeys(str(row[0]) for row in rows))
+
     def commit_part(self, fingerprint: str, position: int, part: PartRecord) -> None:
         """Commit a part whose files are published, in one transaction."""
         funnel = part.funnel

@@ -56,8 +56,10 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 """View name -> (stage that writes it, its columns, what it holds)."""
 
 
-def open_reader(workdir: str) -> Any:
+def open_reader(workdir: str, per_sample: bool = True) -> Any:
     """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
+
+    Without `per_sample` the catalogue alone, whatever is left of the tables of the last build.
 
     Raises: ConfigError when there is no catalogue; RunError while a build holds it.
     """
@@ -75,16 +77,23 @@ def open_reader(workdir: str) -> Any:
     ).fetchall():
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
         connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
+    if not per_sample:
+        return connection
     for view, (stage, schema, about) in SAMPLE_VIEWS.items():
-        paths = connection.execute(
-            "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
-            "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
-            [stage, view],
-        ).fetchall()
-        create_table_view(connection, view, [storage.join(workdir, row[0]) for row in paths], schema)
+        create_table_view(connection, view, paths_of_current(connection, workdir, stage, view), schema)
         connection.execute(f"COMMENT ON VIEW {view} IS '{_quote(about)}'")
     connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
     return connection
+
+
+def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> list[str]:
+    """Where the files of a table lie that the current version of a stage stands on, in plan order."""
+    rows = connection.execute(
+        "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
+        "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
+        [stage, table],
+    ).fetchall()
+    return [storage.join(workdir, row[0]) for row in rows]
 
 
 def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:

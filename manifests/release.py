@@ -24,6 +24,7 @@ LATEST_FILE = "LATEST"
 SAMPLES_FILE = "samples.parquet"
 FORMAT = "plantmix-release/1"
 _BATCH_ROWS = 50_000
+_NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "files": dict}
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
 
 
@@ -43,7 +44,7 @@ class Release:
         Raises: ConfigError when there is no sealed release; IntegrityError when a file is missing or of another size.
         """
         folder = _resolve(path)
-        record = _read_record(folder)
+        record = read_record(folder)
         release = cls(folder, record)
         wrong = list(release.wrong_sizes())
         if wrong:
@@ -62,6 +63,12 @@ class Release:
     def fingerprint(self) -> str:
         """Identity of the content: equal fingerprints mean equal bytes."""
         return str(self.record["fingerprint"])
+
+    @property
+    def origin(self) -> str:
+        """Fingerprint of the release as it was built: its own, or of the one that takedowns were cut out of."""
+        takedowns = self.record.get("takedowns") or [self.record]
+        return str(takedowns[0]["fingerprint"])
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -148,7 +155,9 @@ class Release:
 
     def _known(self, split: str) -> str:
         if split not in self.record["splits"]:
-            raise ConfigError(f"{self.path}: no split '{split}' in this release; it has {', '.join(self.splits)}")
+            taken = split in SPLIT_FOLDERS and self.record.get("takedowns")
+            nothing = f"no {split} samples are left" if taken else f"no split '{split}'"
+            raise ConfigError(f"{self.path}: {nothing} in this release; it has {', '.join(self.splits)}")
         return split
 
 
@@ -184,7 +193,11 @@ def _resolve(path: str) -> str:
     )
 
 
-def _read_record(folder: str) -> dict[str, Any]:
+def read_record(folder: str) -> dict[str, Any]:
+    """The record of the release in a folder.
+
+    Raises: ConfigError when there is none, or one of another format; IntegrityError when it is not whole.
+    """
     fs, inner = storage.filesystem(storage.join(folder, RECORD_FILE))
     try:
         record = json.loads(fs.cat_file(inner))
@@ -195,4 +208,13 @@ def _read_record(folder: str) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise ConfigError(f"{folder}/{RECORD_FILE}: format {found!r}, this version reads {FORMAT!r}")
+    lacking = [name for name, kind in _NEEDED.items() if not isinstance(record.get(name), kind)]
+    splits = [] if lacking else list(record["splits"].values())
+    if not all(isinstance(split, dict) and {"num_samples", "shards"} <= split.keys() for split in splits):
+        lacking = ["splits"]
+    if lacking:
+        raise IntegrityError(
+            f"{folder}/{RECORD_FILE}: not a whole record, {', '.join(lacking)} missing or of another kind; take a "
+            "whole copy"
+        )
     return record

@@ -13,7 +13,7 @@ from manifests.errors import ConfigError
 from pipeline.captions.backbone import check_backbone
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
-from pipeline.runner import BuildReport, Runner, stop_on_sigterm
+from pipeline.runner import FROM_TOO_LATE, BuildReport, Runner, stop_on_sigterm
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import check_source
 from pipeline.stages.mix import read_ratio
@@ -38,8 +38,17 @@ def check_config(config: BuildConfig) -> None:
         check_semantic(config.dedup.semantic)
 
 
-def build(config_path: str, first: str | None, last: str | None, ray_address: str | None) -> int:
-    """Run a configuration to a sealed release (or up to a stage) and print the result; returns the exit code."""
+def build(
+    config_path: str,
+    first: str | None,
+    last: str | None,
+    ray_address: str | None,
+    too_late: str = FROM_TOO_LATE,
+) -> int:
+    """Run a configuration to a sealed release (or up to a stage) and print the result; returns the exit code.
+
+    Raises: ConfigError with `too_late` when a stage before `first` is not done yet, and as the runner does.
+    """
     config = read_config(config_path)
     if ray_address is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
@@ -49,7 +58,7 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
     stop_on_sigterm()
     with Catalog.open(config.work_dir) as catalog:
         catalog.record_config(config.model_dump_json())
-        report = Runner(config, FLOW, catalog).run(first, last)
+        report = Runner(config, FLOW, catalog).run(first, last, too_late)
     _say(config, report)
     return 0
 

@@ -1,17 +1,25 @@
 """`plantmix mix`: another mixture from the pool alone, or a look at what it would be before anything is written.
 
 Reads the configuration and what select kept in the work folder. A dry run writes nothing; without it the stages
-mix and pack run, which read the pool and ask the web for nothing.
+select, mix and pack run, which read measurements and the pool and ask the web for nothing. Where the takedown list or a
+setting of select is another one than when select ran, both go by what select keeps now.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from manifests.errors import ConfigError
 from pipeline.config import BuildConfig, read_config
+
+_TOO_LATE = (
+    "mix: the stage '{stage}' is not done yet with this configuration; run `plantmix build` with it: what is done is "
+    "reused"
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +45,7 @@ def _mix(args: argparse.Namespace) -> int:
         return 0
     from pipeline.build import build
 
-    return build(args.config, "mix", None, None)
+    return build(args.config, "select", None, None, _TOO_LATE)
 
 
 def describe_plan(config: BuildConfig) -> list[str]:
@@ -48,7 +56,7 @@ def describe_plan(config: BuildConfig) -> list[str]:
     from pipeline.stages.mix import describe_quotas, plan_mixture, read_ratio
     from pipeline.status import mixture_lines
 
-    kept, sealed_at = _read_kept(config.work_dir)
+    kept, told = _read_kept(config)
     ratio = read_ratio(config.mix, config.domains)
     quotas, strata = plan_mixture(config.mix, ratio, kept, config.pack.kind)
     rows = describe_quotas(quotas, strata)
@@ -61,8 +69,7 @@ def describe_plan(config: BuildConfig) -> list[str]:
         "",
         *mixture_lines(rows),
         "",
-        f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC; if sources or rules changed since, run "
-        "`plantmix build --to select` first",
+        f"{told}; if sources or caption rules changed since, run `plantmix build --to select` first",
         "nothing was written",
     ]
     if config.pack.kind == "stratified" and ratio is not None:
@@ -70,12 +77,19 @@ def describe_plan(config: BuildConfig) -> list[str]:
     return lines
 
 
-def _read_kept(workdir: str) -> tuple[dict[str, dict[str, int]], Any]:
-    from manifests.reader import open_reader
+def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
+    """Selected samples, domain -> source -> number, and words that say as of when.
 
+    Raises: ConfigError when nothing is selected yet.
+    """
+    from manifests.reader import open_reader, paths_of_current
+    from pipeline.releases.takedown_list import read_list
+    from pipeline.stages.select import describe_choice, payload_of
+
+    workdir = config.work_dir
     with open_reader(workdir) as connection:
         sealed: Sequence[Any] = connection.sql(
-            "SELECT sealed_at FROM current_stages JOIN stages USING (fingerprint) "
+            "SELECT sealed_at, identity FROM current_stages JOIN stages USING (fingerprint) "
             "WHERE stages.stage = 'select' AND sealed_at IS NOT NULL"
         ).fetchall()
         if not sealed:
@@ -83,10 +97,30 @@ def _read_kept(workdir: str) -> tuple[dict[str, dict[str, int]], Any]:
                 f"{workdir}: nothing is selected here yet; run `plantmix build CONFIG --to select` first, "
                 "then look at the mixture"
             )
-        kept: dict[str, dict[str, int]] = {}
-        for domain, source, num in connection.sql(
-            "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
-            "GROUP BY ALL ORDER BY ALL"
-        ).fetchall():
-            kept.setdefault(domain, {})[source] = num
-    return kept, sealed[0][0]
+        ((sealed_at, identity),) = sealed
+        takedowns = read_list(workdir)
+        choice = json.loads(json.dumps(describe_choice(config, takedowns)))
+        if choice.items() <= json.loads(identity).items():
+            kept: dict[str, dict[str, int]] = {}
+            for domain, source, num in connection.sql(
+                "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
+                "GROUP BY ALL ORDER BY ALL"
+            ).fetchall():
+                kept.setdefault(domain, {})[source] = num
+            return kept, f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC"
+        payload = payload_of(
+            config, takedowns, lambda stage, table: paths_of_current(connection, workdir, stage, table)
+        )
+    return _select_now(payload, config.run.memory_gb), (
+        f"pools as select leaves them now, by other takedowns or settings than at {sealed_at:%Y-%m-%d %H:%M} UTC"
+    )
+
+
+def _select_now(payload: dict[str, Any], memory_gb: float) -> dict[str, dict[str, int]]:
+    """What select would keep, decided in a private folder that is gone afterwards."""
+    from pipeline.stages.select import decide
+
+    with tempfile.TemporaryDirectory() as scratch:
+        result = decide({**payload, "stem": "dry-run", "workdir": scratch, "memory_gb": memory_gb})
+    kept: dict[str, dict[str, int]] = result.notes["sources"]
+    return kept

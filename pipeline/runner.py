@@ -32,6 +32,10 @@ from pipeline.work import BuildContext, Part, Stage, Step, Work, fingerprint
 log = logging.getLogger("plantmix.runner")
 
 
+FROM_TOO_LATE = (
+    "--from: the stage '{stage}' before it is not done yet with this configuration; leave --from out and what is done "
+    "will be reused"
+)
 _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
 
 
@@ -192,8 +196,10 @@ class Runner:
         self._executor: Executor | None = None
         self._context = BuildContext(config, catalog.workdir, catalog)
 
-    def run(self, first: str | None = None, last: str | None = None) -> BuildReport:
+    def run(self, first: str | None = None, last: str | None = None, too_late: str = FROM_TOO_LATE) -> BuildReport:
         """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
+
+        `too_late` is what to say when a `{stage}` before `first` is not done yet.
 
         Raises: PartError when parts failed for good (all others are committed); IntegrityError; ConfigError of a plan.
         """
@@ -204,7 +210,7 @@ class Runner:
         with self._working():
             for place, stage in enumerate(self._flow):
                 before = first is not None and place < names.index(first)
-                new = self._bring_up_to_date(stage, names[place + 1 :], before)
+                new = self._bring_up_to_date(stage, names[place + 1 :], too_late if before else None)
                 if new:
                     redone.append(stage.name)
                 if stage.name == last:
@@ -231,7 +237,7 @@ class Runner:
             before = self._sealed_or_refuse(name, fingerprint({"stage": name, **identity}))
             if not change(context, before):
                 return before, before
-            self._bring_up_to_date(stage, names[place + 1 :], before=False)
+            self._bring_up_to_date(stage, names[place + 1 :], None)
             return before, context.sealed[name]
 
     def _sealed_or_refuse(self, stage: str, version: str | None) -> StageRecord:
@@ -259,17 +265,17 @@ class Runner:
 
     # ---- one stage
 
-    def _bring_up_to_date(self, stage: Stage, after: Sequence[str], before: bool) -> bool:
-        """Seal the current version of a stage; false when it was sealed already."""
+    def _bring_up_to_date(self, stage: Stage, after: Sequence[str], too_late: str | None) -> bool:
+        """Seal the current version of a stage; false when it was sealed already.
+
+        Raises: ConfigError with `too_late`, where given, when it was not; else as `run`.
+        """
         context = self._context
         identity = stage.identity(context)
         context.fingerprint = fingerprint({"stage": stage.name, **identity})
         sealed = self._catalog.find_sealed(context.fingerprint)
-        if sealed is None and before:
-            raise ConfigError(
-                f"--from: the stage '{stage.name}' before it is not done yet with this configuration; "
-                "leave --from out and what is done will be reused"
-            )
+        if sealed is None and too_late is not None:
+            raise ConfigError(too_late.format(stage=stage.name))
         was = self._catalog.find_current(stage.name)
         self._catalog.open_stage(stage.name, context.fingerprint, identity)
         if sealed is not None:

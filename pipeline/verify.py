@@ -12,7 +12,7 @@ from typing import Any
 
 from manifests.errors import ConfigError
 from manifests.release import Release
-from pipeline.releases.checks import changes_since_sealed, differences_from_catalogue, inconsistencies
+from pipeline.releases.checks import Comparison, changes_since_sealed, differences_from_catalogue, inconsistencies
 from pipeline.releases.cli import open_release, work_folder_of
 from pipeline.releases.cutting import iter_samples
 
@@ -24,7 +24,7 @@ def verify_release(path: str, deep: bool) -> int:
 
     Fast: every file's size, the sha256 of all but the shards, and that record, samples table and side files agree.
     Deep: the sha256 of every shard, every member of it against samples.parquet (image decodes, its pHash, its sha256,
-    its text), and in a work folder release.json and samples.parquet against the catalogue.
+    its text), and in a work folder release.json and samples.parquet against the catalogue of the build that packed it.
 
     Raises: ConfigError when there is no release, or with what is wrong with it: what was given is not one.
     """
@@ -32,13 +32,13 @@ def verify_release(path: str, deep: bool) -> int:
     workdir = work_folder_of(release) if deep else None
     faults = [*release.wrong_hashes(shards=deep), *release.strangers()]
     faults += inconsistencies(release) if not faults else []
-    num_images, num_compared = 0, 0
+    num_images, compared = 0, Comparison(why_not="it lies in no work folder")
     if deep and not faults:
         for num_images, fault in _read_shards(release):  # noqa: B007  # the last one is what was read
             faults += [fault] if fault is not None else []
         if workdir is not None:
-            num_compared, others = differences_from_catalogue(release, workdir)
-            faults += others
+            compared = differences_from_catalogue(release, workdir)
+            faults += compared.faults
     faults = [*(changes_since_sealed(release, workdir) if workdir is not None else ()), *faults]
     if faults:
         shown = "\n  ".join(faults[:MAX_SHOWN])
@@ -54,8 +54,10 @@ def verify_release(path: str, deep: bool) -> int:
         print(f"sha256 as recorded: {files - shards:,} files, all but the {shards:,} shards (--deep reads them)")
     if deep:
         print(f"{num_images:,} images decode; pHash, sha256 and text of each equal the record")
-        if num_compared:
+        if compared.why_not is None:
             print("pHash, image, licence and text of each equal the catalogue")
+        else:
+            print(f"not compared with a catalogue: {compared.why_not}")
     return 0
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from manifests import storage
@@ -52,7 +54,7 @@ def _wrong_counts(release: Release, found: dict[tuple[str, str], dict[str, int]]
     for _, shard in found:
         yield f"{shard}: named in samples.parquet, not in the record"
     counts = {domain: num for domain, num in record["counts"]["domains"].items() if num}
-    if counts != (release.num_by_domain("train") if "train" in release.splits else {}):
+    if counts != _train_counts(release):
         yield f"counts: the record says {counts} training samples by domain, not what its shards hold"
     for stage, funnel in record["counts"]["stages"].items():
         if funnel["in"] != funnel["kept"] + sum(funnel["reasons"].values()):
@@ -70,8 +72,8 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
         if listed != [(shard["shard"], shard["num_samples"]) for shard in splits[split]["shards"]]:
             yield f"{folder}/wids.json: not the shards of the split and their samples"
     drawn = {row["domain"]: row["num_drawn"] for row in _read_json(release, "mixture.json")["domains"]}
-    if {domain: num for domain, num in drawn.items() if num} != release.num_by_domain("train"):
-        yield f"mixture.json: says {drawn} were drawn, the shards hold {release.num_by_domain('train')}"
+    if {domain: num for domain, num in drawn.items() if num} != _train_counts(release):
+        yield f"mixture.json: says {drawn} were drawn, the shards hold {_train_counts(release)}"
     view_parquet(sql, "attribution", [storage.join(release.path, "attribution.parquet")])
     (row,) = sql.execute(
         "SELECT count(*) FILTER (a.sample_id IS NULL), count(*) FILTER (s.sample_id IS NULL) "
@@ -79,6 +81,10 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
     ).fetchall()
     if row != (0, 0):
         yield f"attribution.parquet: {row[0]:,} images are missing in it, {row[1]:,} are none of the release"
+
+
+def _train_counts(release: Release) -> dict[str, int]:
+    return release.num_by_domain("train") if "train" in release.splits else {}
 
 
 def _still_there(release: Release, sql: Any) -> Iterator[str]:
@@ -96,31 +102,67 @@ def changes_since_sealed(release: Release, workdir: str) -> Iterator[str]:
 
     Raises: RunError while a build holds the catalogue.
     """
-    with open_reader(workdir) as sql:
+    with open_reader(workdir, per_sample=False) as sql:
         known = sql.execute("SELECT record_sha256 FROM releases WHERE name = $1", [release.name]).fetchall()
     found = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
     if known and known[0][0] != found:
         yield f"{RECORD_FILE} is not the one that the catalogue knows"
 
 
-def differences_from_catalogue(release: Release, workdir: str) -> tuple[int, list[str]]:
-    """Samples compared with the catalogue of the work folder, and faults; (0, []) when it tells of another release.
+@dataclass(frozen=True)
+class Comparison:
+    """Faults of a release against its catalogue, or why it was not compared."""
 
-    pHash, stored hash and licence must be the catalogue's, and the text one that it holds for the sample.
+    faults: Sequence[str] = ()
+    why_not: str | None = None
+
+
+def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
+    """Compare samples with what the catalogue of the work folder measured, in the build that packed the release.
+
+    pHash, stored hash and licence must be the catalogue's, and the text one that it holds for the sample. That build
+    need not be the last one: tables of earlier builds stay in the work folder.
 
     Raises: RunError while a build holds the catalogue.
     """
-    with open_reader(workdir) as sql:
-        told = {row[0] for row in sql.sql("SELECT fingerprint FROM current_stages WHERE stage = 'pack'").fetchall()}
-        if not told & {release.fingerprint, *(e["fingerprint"] for e in release.record.get("takedowns", []))}:
-            return 0, []
+    with open_reader(workdir, per_sample=False) as sql:
+        packed = sql.execute(
+            "SELECT identity FROM stages WHERE stage = 'pack' AND fingerprint = $1 "
+            "AND EXISTS (FROM releases WHERE name = $2)",
+            [release.origin, release.name],
+        ).fetchall()
+        if not packed:
+            return Comparison(why_not="the catalogue of this work folder does not know this release")
+        identity = json.loads(packed[0][0])
+        for stage, table in (("fetch", "facts"), ("caption", "captions")):
+            paths = _paths_with_content(sql, workdir, stage, table, identity[table])
+            if not paths:
+                return Comparison(why_not=f"the {table} that it was packed from are no longer in the work folder")
+            view_parquet(sql, f"packed_{table}", paths)
         view_parquet(sql, "packed", [storage.join(release.path, SAMPLES_FILE)])
         rows = sql.sql(_COMPARED).fetchall()
-    faults = [
-        f"{shard}/{key}: not as in the catalogue: {', '.join(itertools.compress(_PARTS, flags))}"
-        for shard, key, *flags in rows
-    ]
-    return release.record["counts"]["samples"], faults
+    return Comparison(
+        [
+            f"{shard}/{key}: not as in the catalogue: {', '.join(itertools.compress(_PARTS, flags))}"
+            for shard, key, *flags in rows
+        ]
+    )
+
+
+def _paths_with_content(sql: Any, workdir: str, stage: str, table: str, content: str) -> list[str]:
+    """Files of a table of the version of a stage that had this content; none where they are no longer there."""
+    versions = sql.execute(
+        "SELECT fingerprint, list(f.path ORDER BY sp.step, sp.position) FROM stages s "
+        "JOIN stage_parts sp USING (fingerprint) JOIN files f USING (part_key) "
+        "WHERE s.stage = $1 AND s.sealed_at IS NOT NULL AND json_extract_string(s.notes, '$.content') = $2 "
+        "AND f.table_name = $3 GROUP BY ALL ORDER BY 1",
+        [stage, content, table],
+    ).fetchall()
+    for _, files in versions:
+        paths = [storage.join(workdir, file) for file in files]
+        if all(Path(path).is_file() for path in paths):
+            return paths
+    return []
 
 
 _PARTS = ("pHash", "stored image", "licence", "text")
@@ -131,7 +173,7 @@ _COMPARED = """
             t.licence_id IS DISTINCT FROM p.licence_id AS licence,
             NOT coalesce(p.text = coalesce(t.text, '') OR list_contains(map_values(t.texts), p.text)
                 OR (p.text = '' AND p.text_type IS NULL), false) AS text
-        FROM packed p LEFT JOIN facts f USING (sample_id) LEFT JOIN captions t USING (sample_id)
+        FROM packed p LEFT JOIN packed_facts f USING (sample_id) LEFT JOIN packed_captions t USING (sample_id)
     ) WHERE phash OR image OR licence OR text ORDER BY shard, key
 """
 

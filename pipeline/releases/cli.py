@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manifests import storage
 from manifests.catalog import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import RECORD_FILE, Release
+
+if TYPE_CHECKING:  # what commands need is imported where they run
+    from pipeline.releases.lookup import Known
+    from pipeline.releases.takedown import Cut, Wanted
 
 PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")
 WRITTEN = ("img2dataset", "datacomp")
@@ -32,9 +38,13 @@ def open_release(path: str) -> Release:
     Raises: ConfigError when there is none, or with what is wrong with it.
     """
     try:
-        return Release.open(path)
+        release = Release.open(path)
     except IntegrityError as error:
         raise ConfigError(str(error)) from None
+    lacking = [name for name in ("counts", "recipe") if not isinstance(release.record.get(name), dict)]
+    if lacking:
+        raise ConfigError(f"{release.path}/{RECORD_FILE}: not a whole record, without {' and '.join(lacking)}")
+    return release
 
 
 def work_folder_of(release: Release) -> str | None:
@@ -76,37 +86,66 @@ def _add_takedown(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _takedown(args: argparse.Namespace) -> int:
-    from pipeline.releases.takedown import Wanted, find_rows, take_down
-    from pipeline.releases.takedown_list import LIST_FILE, add_entries
+    from pipeline.releases.lookup import Known, look_up
+    from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
+    from pipeline.releases.takedown_list import add_entries, read_list
 
-    if not (args.url or args.owner or args.id):
-        raise ConfigError("takedown: say what to take down, with --url, --owner or --id")
+    given = [*args.url, *args.owner, *args.id]
+    if not given or not all(value.strip() for value in given):
+        raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty one names nothing")
     release = open_release(args.release)
     wanted = Wanted(args.url, args.owner, args.id, args.reason.strip() or "not stated")
     workdir = work_folder_of(release)
     if workdir is None:
-        made = take_down(release, wanted)
-    else:
-        from manifests.catalog import Catalog
+        cut = find_rows(release, wanted)
+        made: Release | None = take_down(release, wanted, cut)
+        print("\n".join(_taken_down(release, wanted, cut, Known(), made, None)))
+        return 0
+    from manifests.catalog import Catalog
 
-        with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-            images = find_rows(release, wanted).images
-            # first the list: killed in between, the images stay out of later builds, and the same command goes on
-            add_entries(workdir, [*wanted.entries, *wanted.entries_of(images)])
-            made = take_down(release, wanted)
+    with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
+        known = look_up(catalog, wanted.entries)
+        cut = find_rows(release, wanted, read_list(workdir), known)
+        # first the list: killed in between, the images stay out of later builds, and the same command goes on
+        add_entries(workdir, [*wanted.entries, *wanted.entries_of([*images_of(cut.asked), *known.rows])])
+        made = take_down(release, wanted, cut) if cut.asked else None
+        if made is not None:
             shards = [
                 {"split": split, **shard} for split in made.splits for shard in made.record["splits"][split]["shards"]
             ]
             sealed = storage.hash_file(storage.join(made.path, RECORD_FILE)).sha256
             catalog.record_release(made.name, f"releases/{made.name}", made.fingerprint, sealed, shards)
-    entry = made.record["takedowns"][-1]
-    print(f"taken down: {entry['num_images']:,} images ({entry['num_samples']:,} samples); reason: {entry['reason']}")
-    if workdir is not None:
-        print(f"later builds leave them and their near copies out: {storage.join(workdir, LIST_FILE)}")
-        print("the pool still holds their bytes")
-    print(f"the earlier version still holds them; delete it where it was given to others: {release.path}")
-    print(f"release: {made.path}")
+    print("\n".join(_taken_down(release, wanted, cut, known, made, workdir)))
     return 0
+
+
+def _taken_down(
+    release: Release, wanted: Wanted, cut: Cut, known: Known, made: Release | None, workdir: str | None
+) -> Iterator[str]:
+    """What a takedown did, as lines; the last one names the release without the images."""
+    from pipeline.releases.takedown import images_of, still_held
+    from pipeline.releases.takedown_list import LIST_FILE
+
+    images = images_of(cut.asked)
+    yield f"taken down: {len(images):,} images ({len(cut.asked):,} samples); reason: {wanted.reason}"
+    if made is not None and cut.before:
+        num_before = len(images_of(cut.rows)) - len(images)
+        yield f"left out as well, since they were taken down before: {num_before:,} images"
+    if workdir is not None:
+        elsewhere = known.sample_ids - {row["sample_id"] for row in images}
+        if elsewhere:
+            yield f"in the catalogue only, not in this release: {len(elsewhere):,} samples"
+        yield f"later builds leave them and their near copies out: {storage.join(workdir, LIST_FILE)}"
+        yield "the pool still holds their bytes"
+    stored = {row["stored_sha256"] for row in [*cut.asked, *known.rows] if row["stored_sha256"]}
+    holders = still_held(release, stored)
+    if holders:
+        yield "still held by these releases; delete them, also where they were given to others:"
+    for other, num in holders:
+        yield f"  {other.path}: {num:,} of the images"
+    if made is None:
+        yield "no new version: nothing of what was asked for is in this release"
+    yield f"release: {(made or release).path}"
 
 
 def _add_export(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -149,9 +188,14 @@ def _read_ratio(text: str | None) -> dict[str, float] | None:
         return None
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        return {domain.strip(): float(share) for domain, share in pairs}
+        shares = [(domain.strip(), float(share)) for domain, share in pairs]
     except ValueError:
         raise ConfigError(f"--ratio {text}: write DOMAIN=SHARE, with commas between, as plant=10,general=3") from None
+    ratio = dict(shares)
+    if len(ratio) < len(shares):
+        twice = [domain for domain in ratio if [name for name, _ in shares].count(domain) > 1]
+        raise ConfigError(f"--ratio {text}: more than one share for {', '.join(twice)}; give each domain one")
+    return ratio
 
 
 def _add_diff(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -38,7 +38,8 @@ class Group:
 def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group]:
     """What a reader draws from, with shares that sum to 1; without a ratio the release's own target.
 
-    Raises: ConfigError for a ratio over a mixed release, or one that names an unknown domain.
+    Raises: ConfigError for a ratio over a mixed release, one that names an unknown domain, or when a takedown left no
+    training samples.
     """
     counts = release.num_by_domain("train")
     if release.kind == "mixed":
@@ -49,12 +50,16 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
             )
         return [Group(None, 1.0, tuple(release.shards("train")), release.num_samples("train"))]
     wanted = ratio if ratio is not None else target_ratio(release)
-    unknown = [domain for domain in wanted if domain not in counts]
-    if unknown or not sum(wanted.values()) > 0 or min(wanted.values()) < 0:
+    wrong = [domain for domain, share in wanted.items() if domain not in counts or not 0 <= share < float("inf")]
+    if wrong or not 0 < sum(wanted.values()) < float("inf"):
+        which = (
+            f"wrong: {', '.join(f'{domain}={wanted[domain]:g}' for domain in wrong)}"
+            if wrong
+            else "their sum must be above 0"
+        )
         raise ConfigError(
             f"{release.path}: the release has the domains {', '.join(counts)}; give shares of 0 or more for them, as "
-            f"--ratio {','.join(f'{domain}=1' for domain in counts)} (given: "
-            f"{', '.join(f'{domain}={share:g}' for domain, share in wanted.items())})"
+            f"--ratio {','.join(f'{domain}=1' for domain in counts)} ({which})"
         )
     whole = sum(wanted.values())
     return [
@@ -167,8 +172,9 @@ def _wids(release: Release, folder: str, groups: Sequence[Group]) -> str:
 
 
 def _globs(folder: str, groups: Sequence[Group]) -> list[str]:
-    """One glob a group; the digit keeps domains apart whose names begin alike."""
-    return [f"{folder}/shards/{group.shards[0].rpartition('-')[0]}-[0-9]*.tar" for group in groups]
+    """One glob a group, with every digit of the number: `plant-[0-9]*.tar` would find the domain plant-2 as well."""
+    parts = [group.shards[0].removesuffix(".tar").rpartition("-") for group in groups]
+    return [f"{folder}/{SPLIT_FOLDERS['train']}/{stem}-{'[0-9]' * len(number)}.tar" for stem, _, number in parts]
 
 
 def _hf_datasets(release: Release, folder: str, groups: Sequence[Group]) -> str:

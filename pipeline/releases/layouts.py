@@ -22,8 +22,9 @@ _COLUMNS = ("sample_id", "copy", "split", "shard", "key", "url", "text", "image_
 def write_layout(release: Release, layout: str, out: str) -> list[str]:
     """Write a layout of the training split; returns lines that say what is there.
 
-    Raises: ConfigError when the folder is not empty.
+    Raises: ConfigError when the folder is not empty, or no training samples are left in the release.
     """
+    release.num_samples("train")
     fs, inner = storage.filesystem(out)
     if fs.exists(inner) and fs.find(inner):
         raise ConfigError(f"{out}: not empty; give a new folder, so that nothing of yours is mixed in")

@@ -26,13 +26,17 @@ class Entry:
     value: str
     reason: str = "not stated"
 
-    def matches(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of samples.parquet is meant; owners are compared without case and outer spaces."""
-        if self.by == "url":
-            return self.value in (row["url"], row["reference_url"])
-        if self.by == "owner":
-            return normal_owner(self.value) in [normal_owner(row[name] or "") for name in ("rights_holder", "creator")]
-        return self.value in (row["sample_id"], row["image_id"], row["stored_sha256"])
+    @property
+    def key(self) -> tuple[str, str]:
+        """What two entries that mean the same have in common."""
+        return self.by, normal_owner(self.value) if self.by == "owner" else self.value
+
+
+def keys_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys of all entries that would name a row of samples.parquet; owners go without case and outer spaces."""
+    named = [("url", row[name]) for name in ("url", "reference_url")]
+    named += [("owner", normal_owner(row[name] or "")) for name in ("rights_holder", "creator")]
+    return named + [("id", row[name]) for name in ("sample_id", "image_id", "stored_sha256")]
 
 
 def normal_owner(name: str) -> str:

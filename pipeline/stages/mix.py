@@ -56,11 +56,14 @@ def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float
         ) from None
     unknown = [domain for domain in ratio if domain not in domains]
     missing = [domain for domain in domains if domain not in ratio]
-    shares = list(ratio.values())
-    if unknown or missing or not sum(shares) > 0 or not all(0 <= share < float("inf") for share in shares):
+    if unknown or missing:
         raise ConfigError(
             f"mix.mixture: {path} gives shares for {', '.join(ratio)}; the sources have {', '.join(domains)}"
         )
+    wrong = [f"{domain} has {share:g}" for domain, share in ratio.items() if not 0 <= share < float("inf")]
+    if wrong or not 0 < sum(ratio.values()) < float("inf"):
+        which = ", ".join(wrong) or "their sum must be above 0"
+        raise ConfigError(f"mix.mixture: {path} gives shares that are no shares: {which}; a share is 0 or more")
     return ratio
 
 

@@ -8,7 +8,7 @@ whose better twin fell to a rule is kept in its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import pyarrow as pa
 from manifests import tables
 from manifests.records import Funnel
 from pipeline.captions.licences import LicenceSettings, judge_licences
+from pipeline.config import BuildConfig
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
-from pipeline.releases.takedown_list import read_list
+from pipeline.releases.takedown_list import Entry, read_list
 from pipeline.stages.caps import judge_caps
 from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.stages.takedowns import judge_takedowns
@@ -274,8 +275,21 @@ def _keep_captions(sql: Any, payload: dict[str, Any]) -> tuple[PrivateFile]:
     return (file,)
 
 
-def _identity(context: BuildContext) -> dict[str, Any]:
-    config = context.config
+INPUTS = (
+    ("ingest", "candidates"),
+    ("fetch", "facts"),
+    ("caption", "captions"),
+    ("dedup", "pairs"),
+    ("dedup", "leaks"),
+    ("dedup", "semantic_pairs"),
+    ("caption", "caption_verdicts"),
+    ("score", "score_verdicts"),
+)
+"""(stage, table) of what a decision is made from."""
+
+
+def describe_choice(config: BuildConfig, takedowns: Sequence[Entry]) -> dict[str, Any]:
+    """What decides beside the measurements: settings and the takedown list, as plain values."""
     return {
         "version": VERSION,
         "prefer": list(config.dedup.prefer),
@@ -283,7 +297,28 @@ def _identity(context: BuildContext) -> dict[str, Any]:
         "priority": {source.name: source.priority for source in config.sources},
         "licences": config.select.licences.model_dump(mode="json"),
         "balance": config.select.balance.model_dump(mode="json"),
-        "takedowns": [[entry.by, entry.value, entry.reason] for entry in read_list(context.workdir)],
+        "takedowns": [[entry.by, entry.value, entry.reason] for entry in takedowns],
+    }
+
+
+def payload_of(
+    config: BuildConfig, takedowns: Sequence[Entry], files: Callable[[str, str], Sequence[str]]
+) -> dict[str, Any]:
+    """What `decide` needs beside the place to work in; `files` gives the paths of a stage's table."""
+    return {
+        **{table: files(stage, table) for stage, table in INPUTS},
+        "prefer": list(config.dedup.prefer),
+        "extra_captions": config.dedup.extra_captions,
+        "priority": {source.name: source.priority for source in config.sources},
+        "licences": config.select.licences,
+        "balance": config.select.balance,
+        "takedowns": takedowns,
+    }
+
+
+def _identity(context: BuildContext) -> dict[str, Any]:
+    return {
+        **describe_choice(context.config, read_list(context.workdir)),
         "candidates": context.content("ingest", "candidates"),
         "facts": context.sealed["fetch"].notes["content"],
         "pairs": context.content("dedup", "pairs"),
@@ -297,26 +332,8 @@ def _identity(context: BuildContext) -> dict[str, Any]:
 
 def _plan(context: BuildContext) -> Sequence[Part]:
     key = fingerprint({"stage": context.fingerprint})
-    config = context.config
-    payload = {
-        "candidates": context.files("ingest", "candidates"),
-        "facts": context.files("fetch", "facts"),
-        "captions": context.files("caption", "captions"),
-        "pairs": context.files("dedup", "pairs"),
-        "leaks": context.files("dedup", "leaks"),
-        "semantic_pairs": context.files("dedup", "semantic_pairs"),
-        "caption_verdicts": context.files("caption", "caption_verdicts"),
-        "score_verdicts": context.files("score", "score_verdicts"),
-        "prefer": list(config.dedup.prefer),
-        "extra_captions": config.dedup.extra_captions,
-        "priority": {source.name: source.priority for source in config.sources},
-        "licences": config.select.licences,
-        "balance": config.select.balance,
-        "takedowns": read_list(context.workdir),
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+    payload = payload_of(context.config, read_list(context.workdir), context.files)
+    return [Part(key, {**payload, "stem": key[:16], **context.execution()})]
 
 
 def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:

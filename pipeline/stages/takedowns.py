@@ -11,38 +11,36 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.releases.takedown_list import Entry, normal_owner
+from pipeline.releases.takedown_list import Entry
 
 _LIST = pa.schema([("by", pa.string()), ("key", pa.string()), ("value", pa.string()), ("reason", pa.string())])
-_KEYS = {
-    "url": ("c.url", "c.reference_url", "f.final_url"),
-    "owner": ("lower(trim(c.rights_holder))", "lower(trim(c.creator))"),
-    "id": ("c.sample_id", "f.image_id", "f.stored_sha256"),
+_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with
+    "url": (("candidates", "url"), ("candidates", "reference_url"), ("facts", "final_url")),
+    "owner": (("candidates", "lower(trim(rights_holder))"), ("candidates", "lower(trim(creator))")),
+    "id": (("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256")),
 }
 
 
 def judge_takedowns(sql: Any, entries: Sequence[Entry]) -> None:
     """Make the table `taken`: rows of candidates and facts that an entry names, with the entry as value and reason."""
-    rows = [
-        {
-            "by": entry.by,
-            "key": normal_owner(entry.value) if entry.by == "owner" else entry.value,
-            "value": entry.value,
-            "reason": entry.reason,
-        }
-        for entry in entries
-    ]
-    sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
-    found = " UNION ALL ".join(
-        "SELECT sample_id, f.phash, f.image_id, f.pixels_sha256, l.by || ' ' || l.value AS value, l.reason "
-        f"FROM candidates c JOIN facts f USING (sample_id) JOIN takedown_list l ON l.key = {key} "
-        f"WHERE l.by = '{by}' AND f.outcome = 'ok'"
-        for by, keys in _KEYS.items()
-        for key in keys
-    )
-    empty = "SELECT sample_id, phash, image_id, pixels_sha256, '' AS value, '' AS reason FROM facts WHERE false"
+    find_named(sql, entries)
     sql.execute(
         "CREATE TABLE taken AS SELECT sample_id, any_value(phash) AS phash, any_value(image_id) AS image_id, "
-        "any_value(pixels_sha256) AS pixels_sha256, min(value) AS value, arg_min(reason, value) AS threshold "
-        f"FROM ({found if rows else empty}) GROUP BY sample_id"
+        "any_value(pixels_sha256) AS pixels_sha256, min(n.by || ' ' || value) AS value, "
+        "arg_min(reason, n.by || ' ' || value) AS threshold "
+        "FROM named n JOIN facts USING (sample_id) WHERE outcome = 'ok' GROUP BY sample_id"
     )
+
+
+def find_named(sql: Any, entries: Sequence[Entry]) -> None:
+    """Make the table `named`: of every row of candidates and facts that an entry names, its sample_id and the entry."""
+    rows = [{"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason} for entry in entries]
+    sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
+    found = " UNION ALL ".join(
+        f"SELECT t.sample_id, l.by, l.key, l.value, l.reason FROM {table} t JOIN takedown_list l ON l.key = {column} "
+        f"WHERE l.by = '{by}'"
+        for by, columns in _KEYS.items()
+        for table, column in columns
+    )
+    nothing = "SELECT NULL::VARCHAR AS sample_id, * FROM takedown_list"  # no reading of tables for an empty list
+    sql.execute(f"CREATE TABLE named AS {found if rows else nothing}")

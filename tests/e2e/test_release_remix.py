@@ -33,15 +33,49 @@ def test_a_dry_run_tells_the_counts_and_writes_nothing(web: Web, copy: Path) -> 
     assert shown.returncode == 0, shown.stderr
     assert hash_tree(copy) == before
     assert shown.stdout.rstrip().endswith("nothing was written")
-    told = {
-        line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines() if line[:7] in ("plant  ", "general")
-    }
+    told = _told(shown.stdout)
     done = run_plantmix("mix", config)
     assert done.returncode == 0, done.stderr
     drawn = Release.open(str(release_of(copy / "build"))).num_by_domain("train")
     assert {domain: int(words[3]) for domain, words in told.items()} == drawn
     assert told["plant"][2] == told["plant"][3], "all of the pool"
     assert abs(drawn["general"] - sum(drawn.values()) / 4) < 1
+
+
+def _told(shown: str) -> dict[str, list[str]]:
+    """Words of the rows of a dry run, by domain."""
+    return {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line[:7] in ("plant  ", "general")}
+
+
+def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Path) -> None:
+    work = copy / "build"
+    config = _with_mix(write_build_config(web, copy, "other", work), by_size={"plant": "all", "general": 0.25})
+    pool = {domain: int(words[2]) for domain, words in _told(run_plantmix("mix", config, "--dry-run").stdout).items()}
+    rows = Release.open(str(work)).samples("train", columns=["sample_id", "domain"]).to_pylist()
+    gone = [next(row["sample_id"] for row in rows if row["domain"] == domain) for domain in ("plant", "general")]
+    assert run_plantmix("takedown", work, "--id", gone[0], "--id", gone[1]).returncode == 0
+    before = hash_tree(copy)
+    shown = run_plantmix("mix", config, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert hash_tree(copy) == before
+    assert "pools as select leaves them now, by other takedowns or settings" in shown.stdout
+    told = _told(shown.stdout)
+    assert {domain: int(words[2]) for domain, words in told.items()} == {name: num - 1 for name, num in pool.items()}
+    done = run_plantmix("mix", config)
+    assert done.returncode == 0, done.stderr
+    assert "select, mix, pack" in done.stdout
+    release = Release.open(str(work))
+    assert not set(gone) & set(release.samples()["sample_id"].to_pylist())
+    assert {domain: int(words[3]) for domain, words in told.items()} == release.num_by_domain("train")
+    assert "pools as select left them at" in run_plantmix("mix", config, "--dry-run").stdout
+
+
+def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web, copy: Path) -> None:
+    config = write_build_config(web, copy, "build", fetch={"image": {"size_px": 32}})
+    done = run_plantmix("mix", config)
+    assert done.returncode == 2
+    assert "mix: the stage 'fetch' is not done yet with this configuration; run `plantmix build` with" in done.stderr
+    assert "--from" not in done.stderr
 
 
 def test_a_dry_run_says_what_a_pool_cannot_give(web: Web, copy: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from building import Web, hash_tree, release_of, run_plantmix, write_build_config
 
-from manifests.release import Release
+from manifests.release import SPLIT_FOLDERS, Release
 from pipeline.releases.cutting import iter_samples
-from pipeline.releases.takedown import Wanted, find_rows, take_down
+from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,141 @@ def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone:
     assert run_plantmix("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
 
 
+def _ids(release: Release) -> set[str]:
+    return set(release.samples()["sample_id"].to_pylist())
+
+
+def _take_down(release: Release, *ids: str, reason: str) -> tuple[Release, str]:
+    words = [word for sample_id in ids for word in ("--id", sample_id)]
+    done = run_plantmix("takedown", release.path, *words, "--reason", reason)
+    assert done.returncode == 0, done.stderr
+    return Release.open(done.stdout.splitlines()[-1].removeprefix("release: ")), done.stdout
+
+
+@pytest.mark.parametrize("lies_in", ["a work folder", "a folder of releases"])
+def test_a_takedown_from_an_older_version_brings_nothing_back(built: Path, tmp_path: Path, lies_in: str) -> None:
+    if lies_in == "a work folder":
+        shutil.copytree(built / "build", tmp_path / "build")
+        releases = tmp_path / "build/releases"
+    else:  # where no list says what was taken down, only the other versions do
+        releases = tmp_path / "releases"
+        shutil.copytree(built / "build/releases", releases)
+    first = Release.open(str(releases))
+    (releases / "unreadable").mkdir()
+    (releases / "unreadable/release.json").write_text("{", encoding="utf-8")
+    a, b, c = sorted(_ids(first))[:3]
+    second, _ = _take_down(first, a, reason="asked for a")
+    third, told = _take_down(first, b, reason="asked for b")
+    assert _ids(third) == _ids(first) - {a, b}
+    assert "taken down: 1 images" in told
+    assert "left out as well, since they were taken down before: 1 images" in told
+    for holder in (first, second):
+        assert f"  {holder.path}: 1 of the images" in told.splitlines(), "both still hold b"
+    given = [
+        (entry["reason"], [image["sample_id"] for image in entry["images"]]) for entry in third.record["takedowns"]
+    ]
+    assert given == [("asked for a", [a]), ("asked for b", [b])]
+    assert Release.open(str(releases)).path == third.path, "LATEST"
+    assert run_plantmix("verify", third.path, "--deep").returncode == 0
+    fourth, _ = _take_down(second, c, reason="asked for c")
+    assert _ids(fourth) == _ids(first) - {a, b, c}
+    for pointer in ("LATEST", f"{first.record['name']}.LATEST"):
+        assert (releases / pointer).read_text(encoding="utf-8").strip() == fourth.name
+    again, _ = _take_down(first, a, reason="asked for a")
+    assert _ids(again) == _ids(fourth), "asking again for the first brings nothing back either"
+
+
+def test_what_stands_on_the_list_is_left_out_too(built: Path, tmp_path: Path) -> None:
+    """Taken down from another release of the work folder, or written into the list by hand."""
+    shutil.copytree(built / "build", tmp_path / "build")
+    release = Release.open(str(tmp_path / "build"))
+    listed, asked = release.samples("train").to_pylist()[:2]
+    line = {"by": "url", "value": listed["url"], "reason": "by hand"}
+    (tmp_path / "build/takedowns.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    made, told = _take_down(release, asked["sample_id"], reason="x")
+    assert _ids(made) == _ids(release) - {listed["sample_id"], asked["sample_id"]}
+    assert [entry["reason"] for entry in made.record["takedowns"]] == ["by hand", "x"]
+    assert "taken down before: 1 images" in told
+
+
+def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built / "build", tmp_path / "build")
+    first = Release.open(str(tmp_path / "build"))
+    config = write_build_config(web, tmp_path, "other", tmp_path / "build", pack={"samples_per_shard": 50})
+    assert run_plantmix("build", config).returncode == 0
+    other = Release.open(str(tmp_path / "build"))
+    _, told = _take_down(first, min(_ids(first)), reason="x")
+    assert Release.open(str(tmp_path / "build")).path == other.path
+    assert f"{other.path}: 1 of the images" in told
+
+
+def test_outside_a_work_folder_only_the_release_is_asked(old: Release, tmp_path: Path) -> None:
+    shutil.copytree(old.path, tmp_path / old.name)
+    done = run_plantmix("takedown", tmp_path / old.name, "--id", min(_ids(old)), "--id", "no such")
+    assert done.returncode == 2
+    assert "1 of the 2 given are not in this release: id 'no such'; nothing was written" in done.stderr
+
+
+def _query(work: Path, sql: str) -> list[str]:
+    done = run_plantmix("query", work, sql, "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    return [line.strip('"') for line in done.stdout.splitlines()[1:]]
+
+
+def _listed(work: Path) -> list[tuple[str, str]]:
+    lines = (work / "takedowns.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(entry["by"], entry["value"]) for entry in map(json.loads, lines)]
+
+
+def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_path: Path) -> None:
+    """Kept by select, not drawn: no version of this release is made for it, and no later mixture draws it."""
+    work = tmp_path / "build"
+    shutil.copytree(built / "build", work)
+    release = Release.open(str(work))
+    left_out = sorted(set(_query(work, "SELECT sample_id FROM decisions WHERE keep")) - _ids(release))
+    failed = min(_query(work, "SELECT sample_id FROM facts WHERE outcome <> 'ok'"))
+    image = _query(work, f"SELECT image_id FROM facts WHERE sample_id = '{left_out[0]}'")
+    words = ("--id", left_out[0], "--id", failed)
+    before = sorted((work / "releases").iterdir())
+    unknown = run_plantmix("takedown", work, *words, "--url", "http://nobody.example/1.jpg")
+    assert unknown.returncode == 2
+    assert "1 of the 3 given are not in this release nor in the catalogue: url 'http://nobody.ex" in unknown.stderr
+    assert not (work / "takedowns.jsonl").exists()
+    done = run_plantmix("takedown", work, *words, "--reason", "x")
+    assert done.returncode == 0, done.stderr
+    assert "taken down: 0 images (0 samples)" in done.stdout
+    assert "in the catalogue only, not in this release: 2 samples" in done.stdout
+    assert "no new version" in done.stdout
+    assert _listed(work) == [("id", left_out[0]), ("id", failed), ("id", *image)]
+    assert sorted((work / "releases").iterdir()) == before
+    drawn = min(_ids(release))
+    new, told = _take_down(release, left_out[1], drawn, reason="x")
+    assert _ids(new) == _ids(release) - {drawn}, (
+        "one that is not in the release does not stand in the way of the others"
+    )
+    assert "taken down: 1 images" in told
+    assert "in the catalogue only, not in this release: 1 samples" in told
+    config = write_build_config(web, tmp_path, "all", work, mix={"max_epochs": 9})
+    assert run_plantmix("build", config).returncode == 0
+    later = _ids(Release.open(str(work)))
+    assert set(left_out[2:]) <= later, "all of the pool is drawn"
+    assert not {*left_out[:2], drawn} & later
+
+
+def test_the_image_that_stands_in_for_a_copy_goes_with_it(built: Path, tmp_path: Path) -> None:
+    work = tmp_path / "build"
+    shutil.copytree(built / "build", work)
+    release = Release.open(str(work))
+    pairs = _query(
+        work,
+        "SELECT sample_id || ' ' || other_sample_id FROM decisions WHERE reason = 'near_duplicate' "
+        "AND other_sample_id IN (SELECT sample_id FROM placements) ORDER BY 1",
+    )
+    copy, stand_in = pairs[0].split()
+    new, _ = _take_down(release, copy, reason="x")
+    assert _ids(new) == _ids(release) - {stand_in}
+
+
 def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: dict[str, Any]) -> None:
     told = run_plantmix("diff", old.path, new.path, "--json")
     assert told.returncode == 0, told.stderr
@@ -116,10 +251,10 @@ def test_an_owner_and_an_image_hash(old: Release) -> None:
     rows = old.samples().to_pylist()
     owner = rows[0]["rights_holder"] or rows[0]["creator"]
     cut = find_rows(old, Wanted(owners=[f"  {owner.upper()} "]))
-    assert {row["sample_id"] for row in cut.rows} == {
+    assert {row["sample_id"] for row in cut.asked} == {
         row["sample_id"] for row in rows if owner in (row["rights_holder"], row["creator"])
     }
-    (image,) = find_rows(old, Wanted(ids=[rows[0]["image_id"]])).images
+    (image,) = images_of(find_rows(old, Wanted(ids=[rows[0]["image_id"]])).asked)
     assert image["sample_id"] == rows[0]["sample_id"]
 
 
@@ -127,8 +262,11 @@ def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[
     before = sorted(Path(old.path).parent.iterdir())
     done = run_plantmix("takedown", old.path, "--url", gone["url"], "--id", "f" * 64, "--owner", "Nobody At All")
     assert done.returncode == 2
-    assert "nothing in this release has the owner 'Nobody At All', the id 'ffff" in done.stderr
+    assert (
+        "2 of the 3 given are not in this release nor in the catalogue: owner 'Nobody At All', id 'fff" in done.stderr
+    )
     assert run_plantmix("takedown", old.path).returncode == 2
+    assert "an empty one names nothing" in run_plantmix("takedown", old.path, "--owner", " ").stderr
     assert sorted(Path(old.path).parent.iterdir()) == before
 
 
@@ -141,3 +279,46 @@ def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) 
     assert last not in made.shards("train")
     assert not Path(made.path, "shards", last).exists()
     assert run_plantmix("verify", made.path, "--deep").returncode == 0
+
+
+PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")
+
+
+@pytest.fixture
+def alone(built: Path, tmp_path: Path) -> Release:
+    """A release in a folder of its own."""
+    first = release_of(built / "build")
+    shutil.copytree(first, tmp_path / first.name)
+    return Release.open(str(tmp_path / first.name))
+
+
+def _empty_split(release: Release, split: str) -> Release:
+    ids = release.samples(split)["sample_id"].to_pylist()
+    made = take_down(release, Wanted(ids=ids, reason="all of them"))
+    assert split not in made.splits
+    assert not Path(made.path, SPLIT_FOLDERS[split]).exists()
+    assert run_plantmix("verify", made.path, "--deep").returncode == 0
+    return made
+
+
+def test_a_held_out_split_of_which_nothing_is_left_is_gone(alone: Release) -> None:
+    made = _empty_split(alone, "heldout")
+    for target in PRINTED:
+        done = run_plantmix("export", made.path, "--for", target)
+        assert done.returncode == 0, done.stderr
+        assert "heldout" not in done.stdout
+        assert "--val" not in done.stdout
+    assert "heldout" not in Path(made.path, "README.md").read_text(encoding="utf-8").split("---")[1]
+    assert run_plantmix("diff", alone.path, made.path).returncode == 0
+
+
+def test_with_no_training_samples_left_there_is_nothing_to_export(alone: Release, tmp_path: Path) -> None:
+    made = _empty_split(alone, "train")
+    for target in (*PRINTED, "img2dataset", "datacomp"):
+        out = [] if target in PRINTED else ["--out", tmp_path / target]
+        done = run_plantmix("export", made.path, "--for", target, *out)
+        assert done.returncode == 2
+        assert "no train samples are left in this release; it has heldout" in done.stderr
+        assert not (tmp_path / target).exists()
+    assert run_plantmix("diff", alone.path, made.path).returncode == 0
+    assert run_plantmix("report", made.path, "--out", tmp_path / "page.html").returncode == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from building import release_of, run_plantmix
+from building import Web, release_of, run_plantmix, write_build_config
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -100,6 +100,15 @@ def test_files_that_do_not_agree(folder: Path, change: Change, message: str) -> 
         verify_release(str(folder), deep=False)
 
 
+@pytest.mark.parametrize("name", ["splits", "counts", "recipe"])
+def test_a_record_that_is_not_whole(folder: Path, name: str) -> None:
+    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    del record[name]
+    (folder / "release.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"release.json: not a whole record, .*{name}"):
+        verify_release(str(folder), deep=False)
+
+
 SHARDS = ["shards/*-000001.tar", "heldout/*-000000.tar"]
 OTHERS = ["shards/sizes.json", "shards/wids.json", "heldout/sizes.json", "heldout/wids.json", "samples.parquet",
           "attribution.parquet", "mixture.json", "ATTRIBUTION.md", "README.md", "report.html"]  # fmt: skip
@@ -134,12 +143,55 @@ def test_deep_compares_with_the_catalogue(folder: Path) -> None:
     done = run_plantmix("verify", folder, "--deep")
     assert done.returncode == 0, done.stderr
     assert "pHash, image, licence and text of each equal the catalogue" in done.stdout
-    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
-    change_samples("licence_id", "CC0-1.0")(folder, record)
-    seal_again(folder, record)
+    spoil_licence(folder)
     done = run_plantmix("verify", folder, "--deep")
     assert done.returncode == 2
     assert "not as in the catalogue: licence" in done.stderr
+
+
+def spoil_licence(folder: Path) -> None:
+    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    change_samples("licence_id", "CC0-1.0")(folder, record)
+    seal_again(folder, record)
+
+
+def test_deep_compares_a_release_of_an_earlier_build_with_what_it_was_packed_from(web: Web, folder: Path) -> None:
+    """A later build with other pictures and other texts must not stand in for it."""
+    work = folder.parents[1]
+    config = write_build_config(web, work.parent, "later", work, fetch={"image": {"size_px": 64, "min_side_px": 32}})
+    done = run_plantmix("build", config)
+    assert done.returncode == 0, done.stderr
+    later = release_of(work)
+    for release in (folder, later):
+        done = run_plantmix("verify", release, "--deep")
+        assert done.returncode == 0, done.stderr
+        assert "licence and text of each equal the catalogue" in done.stdout
+    spoil_licence(folder)
+    done = run_plantmix("verify", folder, "--deep")
+    assert done.returncode == 2
+    assert "not as in the catalogue: licence" in done.stderr
+
+
+def test_deep_says_why_it_did_not_compare_with_the_catalogue(built: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / folder.name)
+    alone = run_plantmix("verify", tmp_path / folder.name, "--deep")
+    assert alone.returncode == 0, alone.stderr
+    assert "not compared with a catalogue: it lies in no work folder" in alone.stdout
+    (table,) = (folder.parents[1] / "tables/fetch").glob("facts-*.parquet")
+    table.unlink()
+    lost = run_plantmix("verify", folder, "--deep")
+    assert lost.returncode == 0, lost.stderr
+    assert "not compared with a catalogue: the facts that it was packed from are no longer in" in lost.stdout
+    assert "equal the catalogue" not in lost.stdout
+
+
+def test_deep_says_so_of_a_release_from_another_work_folder(web: Web, folder: Path, tmp_path: Path) -> None:
+    config = write_build_config(web, tmp_path, "other")
+    assert run_plantmix("build", config, "--to", "ingest").returncode == 0
+    shutil.copytree(folder, tmp_path / "other/releases" / folder.name)
+    done = run_plantmix("verify", tmp_path / "other/releases" / folder.name, "--deep")
+    assert done.returncode == 0, done.stderr
+    assert "the catalogue of this work folder does not know this release" in done.stdout
 
 
 def test_a_release_on_an_object_store(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

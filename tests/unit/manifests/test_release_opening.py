@@ -164,6 +164,26 @@ def test_a_record_of_another_kind(tmp_path: Path, text: str, error: type[Excepti
         Release.open(str(folder))
 
 
+@pytest.mark.parametrize("name", ["name", "version", "fingerprint", "splits", "files"])
+def test_a_record_that_lacks_something_names_it(tmp_path: Path, name: str) -> None:
+    folder = sealed(tmp_path / "demo-abc")
+    record = json.loads((folder / RECORD_FILE).read_text())
+    for wrong in (None, 3):
+        (folder / RECORD_FILE).write_text(json.dumps({**record, name: wrong}))
+        with pytest.raises(IntegrityError, match=rf"not a whole record, {name} missing"):
+            Release.open(str(folder))
+    del record[name]
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+    with pytest.raises(IntegrityError, match=rf"not a whole record, {name} missing"):
+        Release.open(str(folder))
+
+
+def test_a_split_without_shards_is_no_split(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "demo-abc", splits={"train": {"num_samples": 3}})
+    with pytest.raises(IntegrityError, match=r"not a whole record, splits missing or of another kind"):
+        Release.open(str(folder))
+
+
 def test_opens_from_an_object_store(tmp_path: Path) -> None:
     import fsspec
 

@@ -50,7 +50,8 @@ def test_shards_are_counted_and_located(tmp_path: Path, monkeypatch: pytest.Monk
         "train": {"num_samples": 1200, "shards": [{"shard": "a.tar"}, {"shard": "b.tar"}]},
         "heldout": {"num_samples": 80, "shards": [{"shard": "a.tar"}]},
     }
-    record = {"format": FORMAT, "name": "demo", "version": "0001", "files": {}, "splits": splits}
+    record = {"format": FORMAT, "name": "demo", "version": "0001", "fingerprint": "0001", "files": {}}
+    record["splits"] = splits
     (folder / "release.json").write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path)
     assert summary.shard_lines(Release.open(str(folder))) == [

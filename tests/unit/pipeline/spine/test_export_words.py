@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,37 @@ def test_what_is_pasted(tmp_path: Path) -> None:
     assert "mixture:\n    plant: 0.75" in describe(release(tmp_path, "stratified"), "dalip", None)
 
 
+@pytest.mark.parametrize("target", ["ray", "hf_datasets"])
+def test_a_glob_of_a_domain_finds_its_own_shards_alone(tmp_path: Path, target: str) -> None:
+    """Domains whose names go on in a digit where another one ends."""
+    names = {domain: [f"r-{domain}-{n:06d}.tar" for n in range(2)] for domain in ("plant", "plant-2", "plant-2-0")}
+    given = release(tmp_path, "stratified")
+    given.record["splits"]["train"]["shards"] = [
+        {"shard": name, "num_samples": 50, "domains": {domain: 50}} for domain in names for name in names[domain]
+    ]
+    (tmp_path / "shards").mkdir()
+    for own in names.values():
+        for name in own:
+            (tmp_path / "shards" / name).touch()
+    text = describe(given, target, dict.fromkeys(names, 1.0))
+    globs = re.findall(rf"'{re.escape(str(tmp_path))}/(shards/.*?\.tar)'", text)
+    found = {domain: sorted(path.name for path in tmp_path.glob(own)) for domain, own in zip(names, globs, strict=True)}
+    assert found == names
+
+
 def test_ratios_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has its ratio baked in; another one needs `plantmix mix`"):
         groups_of(release(tmp_path, "mixed"), {"plant": 1})
-    for ratio in ({"birds": 1.0}, {"plant": -1.0, "general": 2.0}, {"plant": 0.0}):
-        with pytest.raises(ConfigError, match=r"has the domains general, plant; .*--ratio general=1,plant=1"):
+    for ratio, which in (
+        ({"birds": 1.0, "plant": 1.0}, "wrong: birds=1"),
+        ({"plant": -1.0, "general": 2.0}, "wrong: plant=-1"),
+        ({"plant": float("inf"), "general": 1.0}, "wrong: plant=inf"),
+        ({"plant": 1.0, "general": float("nan")}, "wrong: general=nan"),
+        ({"plant": 0.0}, "their sum must be above 0"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"has the domains general, plant; .*--ratio general=1,plant=1 \({which}"
+        ):
             groups_of(release(tmp_path, "stratified"), ratio)
 
 
@@ -73,6 +100,7 @@ def test_ratios_that_cannot_be(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--for", "open_clip", "--ratio", "plant"], "write DOMAIN=SHARE"),
+        (["--for", "open_clip", "--ratio", "plant=1, plant=2"], "more than one share for plant; give each domain one"),
         (["--for", "open_clip", "--out", "x"], "needs no files"),
         (["--for", "img2dataset"], "give --out DIR"),
     ],

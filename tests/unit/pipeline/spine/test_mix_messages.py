@@ -41,14 +41,25 @@ def test_a_file_that_is_no_mixture(tmp_path: Path, content: str) -> None:
         {},
         {"plant": 1},
         {"plant": 1, "general": 1, "birds": 1},
-        {"plant": 0, "general": 0},
-        {"plant": 2, "general": -1},
-        {"plant": float("inf"), "general": 1},
-        {"plant": float("nan"), "general": 1},
+        {"plant": 1, "birds": -1},
     ],
 )
-def test_a_mixture_of_other_domains_or_no_weights(tmp_path: Path, ratio: dict[str, float]) -> None:
+def test_a_mixture_of_other_domains(tmp_path: Path, ratio: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"gives shares for .*; the sources have plant, general"):
+        read_ratio(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "which"),
+    [
+        ({"plant": 0, "general": 0}, "their sum must be above 0"),
+        ({"plant": 2, "general": -1}, "general has -1"),
+        ({"plant": float("inf"), "general": 1}, "plant has inf"),
+        ({"plant": float("nan"), "general": -0.5}, "plant has nan, general has -0.5"),
+    ],
+)
+def test_shares_that_are_none_are_named(tmp_path: Path, ratio: dict[str, float], which: str) -> None:
+    with pytest.raises(ConfigError, match=rf"m\.json gives shares that are no shares: {which}; a share is 0 or more"):
         read_ratio(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
 
 
