@@ -7,7 +7,6 @@ checkpoint on SIGTERM and Ctrl-C, and without one on a loss or gradient that is 
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -21,9 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from manifests.errors import RunError
-from manifests.storage import publish_bytes
-from training import checkpoint, data, sharding, tracking
+from training import checkpoint, data, faults, sharding, tracking
 from training.config import TrainSettings, identity_values
 from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.images import normalise
@@ -119,7 +116,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         started = time.perf_counter()
         chunk = [next(batches) for _ in range(micro)]
         waited = time.perf_counter() - started
-        _note_corrupt(trainer, chunk, progress, log)
+        found = faults.new_corrupt(chunk, progress)
 
         # -- forward, backward, update
         set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
@@ -127,14 +124,15 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         losses = compute_gradients(trainer, chunk)
         finite = all(math.isfinite(value) for value in losses.values())
         names = [name for name in _LOSSES if name in losses]
-        *means, broken, stopping = mean_over_ranks(
-            [losses[name] for name in names] + [float(not finite), float(stop.is_set())], trainer.ranks
-        )
+        flags = [float(bool(found)), float(not finite), float(stop.is_set())]
+        *means, corrupt, broken, stopping = mean_over_ranks([losses[name] for name in names] + flags, trainer.ranks)
+        if corrupt > 0:  # on some rank: all of them share what was found
+            faults.note_corrupt(trainer, found, progress, log)
         if broken > 0:
-            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "loss")
+            faults.stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "loss")
         grad_norm = update_weights(trainer)
         if not (math.isfinite(grad_norm) or trainer.scaler.is_enabled()):  # fp16 leaves such a step out
-            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "gradient")
+            faults.stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "gradient")
         progress.step += 1
         progress.seconds += time.perf_counter() - started
         progress.wait_seconds += waited
@@ -237,36 +235,6 @@ def _batches(trainer: Trainer, step: int) -> Iterator[data.Batch]:
         pin=trainer.ranks.device.type == "cuda",
     )
     return data.iterate(loader)
-
-
-def _note_corrupt(trainer: Trainer, chunk: list[data.Batch], progress: Progress, log: RunLog) -> None:
-    for row, reason in (item for batch in chunk for item in batch.corrupt):
-        if row not in progress.corrupt:
-            progress.corrupt[row] = reason
-            log.event("corrupt_sample", step=progress.step + 1, sample=trainer.pool.names([row])[0], reason=reason)
-    data.check_corrupt(progress.corrupt, trainer.settings.data.max_corrupt_samples, trainer.pool)
-
-
-def _stop_not_finite(
-    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path, what: str
-) -> None:
-    """Name the batch and end the run; what was saved before is whole.
-
-    Raises: RunError, always.
-    """
-    rows = [row for batch in chunk for row in batch.rows.tolist()]
-    report = {
-        "step": step,
-        "not_finite": what,
-        "losses": {k: str(v) for k, v in losses.items()},
-        "samples": trainer.pool.names(rows),
-    }
-    path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
-    publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
-    raise RunError(
-        f"the {what} of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
-        "is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
-    )
 
 
 def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], grad_norm: float, log: RunLog) -> None:

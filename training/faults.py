@@ -1,0 +1,57 @@
+"""What goes wrong in a run without ending it, up to a limit: broken samples, each named and counted over all ranks.
+
+Takes the batches of a step; writes to the run's log and, when a loss or gradient is not finite,
+`RUN/not-finite-*.json`. Gives up with RunError. Whatever is collective here is reached by every rank at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from manifests.errors import RunError
+from manifests.storage import publish_bytes
+from training import data
+from training.distributed import gather_from_ranks
+from training.log import RunLog
+from training.state import Progress, Trainer
+
+
+def new_corrupt(chunk: list[data.Batch], progress: Progress) -> dict[int, str]:
+    """The broken samples this rank met in a step, row -> reason, less those known before."""
+    return {row: reason for batch in chunk for row, reason in batch.corrupt if row not in progress.corrupt}
+
+
+def note_corrupt(trainer: Trainer, found: dict[int, str], progress: Progress, log: RunLog) -> None:
+    """Name and count what all ranks have found in a step; collective, so that all stop together past the limit.
+
+    Raises: RunError, on every rank.
+    """
+    for part in gather_from_ranks(found, trainer.ranks):
+        for row, reason in part.items():
+            if row not in progress.corrupt:
+                progress.corrupt[row] = reason
+                log.event("corrupt_sample", step=progress.step + 1, sample=trainer.pool.names([row])[0], reason=reason)
+    data.check_corrupt(progress.corrupt, trainer.settings.data.max_corrupt_samples, trainer.pool)
+
+
+def stop_not_finite(
+    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path, what: str
+) -> None:
+    """Name the batch and end the run; what was saved before is whole.
+
+    Raises: RunError, always.
+    """
+    rows = [row for batch in chunk for row in batch.rows.tolist()]
+    report = {
+        "step": step,
+        "not_finite": what,
+        "losses": {k: str(v) for k, v in losses.items()},
+        "samples": trainer.pool.names(rows),
+    }
+    path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
+    publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
+    raise RunError(
+        f"the {what} of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
+        "is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
+    )
