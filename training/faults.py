@@ -1,7 +1,8 @@
-"""What goes wrong in a run without ending it, up to a limit: broken samples, each named and counted over all ranks.
+"""What goes wrong in a run without ending it, up to a limit: broken samples, and steps that fp16 leaves out.
 
-Takes the batches of a step; writes to the run's log and, when a loss or gradient is not finite,
-`RUN/not-finite-*.json`. Gives up with RunError. Whatever is collective here is reached by every rank at once.
+Takes the batches of a step; broken samples are named and counted over all ranks. Writes to the run's log and, when a
+loss or gradient is not finite, `RUN/not-finite-*.json`. Gives up with RunError. Whatever is collective here is reached
+by every rank at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from training import data
 from training.distributed import gather_from_ranks
 from training.log import RunLog
 from training.state import Progress, Trainer
+
+# fp16's scale starts at 2^16 and halves with every step left out: a run finds its scale in a few steps. Twenty in a row
+# bring it to 2^-4; at 1e-3 a gradient has to be above 6e7 not to fit float16, so that the scale is not what is wrong.
+MAX_SKIPPED_STEPS = 20
+MIN_LOSS_SCALE = 1e-3
 
 
 def new_corrupt(chunk: list[data.Batch], progress: Progress) -> dict[int, str]:
@@ -35,13 +41,26 @@ def note_corrupt(trainer: Trainer, found: dict[int, str], progress: Progress, lo
     data.check_corrupt(progress.corrupt, trainer.settings.data.max_corrupt_samples, trainer.pool)
 
 
+def is_gradient_lost(trainer: Trainer, progress: Progress, finite: bool) -> bool:
+    """Whether the gradient of a step ends the run; fp16 leaves such steps out, but not for ever.
+
+    Gradients are averaged over ranks, so that all of them say the same.
+    """
+    if not trainer.scaler.is_enabled():
+        return not finite
+    progress.skipped = 0 if finite else progress.skipped + 1
+    return progress.skipped >= MAX_SKIPPED_STEPS or (not finite and trainer.scaler.get_scale() < MIN_LOSS_SCALE)
+
+
 def stop_not_finite(
-    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path, what: str
+    trainer: Trainer, chunk: list[data.Batch], progress: Progress, losses: dict[str, float], folder: Path, what: str
 ) -> None:
     """Name the batch and end the run; what was saved before is whole.
 
     Raises: RunError, always.
     """
+    step = progress.step + 1
+    skipped = f", as those of the {progress.skipped - 1} steps before" if progress.skipped > 1 else ""
     rows = [row for batch in chunk for row in batch.rows.tolist()]
     report = {
         "step": step,
@@ -52,6 +71,6 @@ def stop_not_finite(
     path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
     publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
     raise RunError(
-        f"the {what} of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
-        "is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
+        f"the {what} of step {step} is not finite{skipped}; its {len(rows)} samples are listed in {path}. The last "
+        "checkpoint is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
     )

@@ -129,10 +129,10 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         if corrupt > 0:  # on some rank: all of them share what was found
             faults.note_corrupt(trainer, found, progress, log)
         if broken > 0:
-            faults.stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "loss")
+            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
         grad_norm = update_weights(trainer)
-        if not (math.isfinite(grad_norm) or trainer.scaler.is_enabled()):  # fp16 leaves such a step out
-            faults.stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "gradient")
+        if faults.is_gradient_lost(trainer, progress, math.isfinite(grad_norm)):
+            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "gradient")
         progress.step += 1
         progress.seconds += time.perf_counter() - started
         progress.wait_seconds += waited

@@ -30,7 +30,8 @@ class Progress:
     step: int = 0  # steps done
     seconds: float = 0.0  # spent training, over all sittings
     wait_seconds: float = 0.0  # of those, spent waiting for data
-    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason
+    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason, over all ranks
+    skipped: int = 0  # steps that fp16 left out, the last ones in a row
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
             "seconds": progress.seconds,
             "wait_seconds": progress.wait_seconds,
             "corrupt": dict(progress.corrupt),
+            "skipped": progress.skipped,
             "position": progress.step * trainer.settings.data.batch_size,
             "seed": trainer.settings.seed,
             "fingerprints": list(trainer.pool.fingerprints),
@@ -124,7 +126,9 @@ def restore(trainer: Trainer, content: dict[str, Any]) -> Progress:
     trainer.scaler.load_state_dict(content["scaler"])
     if trainer.average is not None and content["average"] is not None:
         trainer.average.load({name: sharding.cut_like(value, own[name]) for name, value in content["average"].items()})
-    return Progress(content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]))
+    return Progress(
+        content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]), content["skipped"]
+    )
 
 
 def final_weights(trainer: Trainer) -> dict[str, Any]:

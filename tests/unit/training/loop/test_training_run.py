@@ -226,6 +226,42 @@ def test_a_gradient_that_is_not_finite_stops_its_own_step(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001.pt"]
 
 
+def _spoil_gradients(monkeypatch: pytest.MonkeyPatch, spoils: Any) -> None:
+    """A gradient that is not a number in the steps for which `spoils(number)` holds, counted from 1."""
+    gradients = loop.compute_gradients
+    count = 0
+
+    def spoiled(trainer: Any, chunk: Any) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        losses = gradients(trainer, chunk)
+        if spoils(count):
+            next(trainer.model.parameters()).grad.view(-1)[0] = math.nan
+        return losses
+
+    monkeypatch.setattr(loop, "compute_gradients", spoiled)
+
+
+def test_fp16_leaves_out_a_few_steps_but_not_for_ever(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    half = {"precision": "fp16"}
+    with monkeypatch.context() as patch:
+        _spoil_gradients(patch, lambda number: number <= 15)
+        assert _run(config, compute=half, schedule={"steps": 18})["steps"] == 18
+    shutil.rmtree(config["output_dir"])
+    _spoil_gradients(monkeypatch, lambda number: number > 4)
+    with pytest.raises(RunError, match=r"gradient of step 24 is not finite, as those of the 19 steps before; its 12 s"):
+        _run(config, compute=half, schedule={"steps": 200})
+    report = json.loads((Path(config["output_dir"]) / "not-finite-step-00000024-rank-0.json").read_text())
+    assert len(report["samples"]) == 12
+
+
+def test_fp16_whose_scale_sinks_to_nothing_stops(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second gradient lost: never many in a row, but the scale only falls."""
+    _spoil_gradients(monkeypatch, lambda number: number % 2 == 0)
+    with pytest.raises(RunError, match=r"gradient of step \d+ is not finite; its 12 samples"):
+        _run(config, compute={"precision": "fp16"}, schedule={"steps": 200})
+
+
 def test_a_huge_learning_rate_stops_the_run_for_real(config: dict[str, Any]) -> None:
     with pytest.raises(RunError, match="is not finite"):
         _run(config, optimiser={"lr": 1e30, "clip_norm": None}, loss={"logit_scale_max": None}, schedule={"steps": 20})
