@@ -37,6 +37,7 @@ SUMMARY_FILE = "summary.json"
 MODEL_FILE = "model.pt"
 CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
+_FIXED = ("data.batch_size:",)  # what not even --allow-changed may change
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
         )
     if finished:
         return RunState("finished")
+    if fixed := [text for text in changed if text.startswith(_FIXED)]:
+        raise ConfigError(
+            f"{folder}: a resume cannot change {'; '.join(fixed)}: steps are counted in batches, the place among the "
+            "samples and the schedule would be others. Set it back, or choose another --output"
+        )
     return RunState("resume", checkpoints[-1], changed)
 
 

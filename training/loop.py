@@ -78,13 +78,13 @@ def _train_on(
     folder = Path(settings.output_dir)
     if settings.compute.num_threads is not None:
         torch.set_num_threads(settings.compute.num_threads)
-    trainer = build_trainer(settings, pool, ranks)
+    trainer = build_trainer(settings, pool, ranks, resumes=state.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
         on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
         progress = Progress()
         if state.checkpoint is not None:
-            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint))
+            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint), state.changed)
         on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
         trackers: list[tracking.Tracker] = []
         on_main(ranks, lambda: trackers.extend(tracking.open_trackers(folder, progress.step, settings.log, identity)))
