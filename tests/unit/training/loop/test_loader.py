@@ -257,6 +257,24 @@ def test_a_broken_sample_is_named_and_replaced(broken_release: Path) -> None:
         data.check_corrupt(found, 1, pool)
 
 
+def test_a_broken_sample_is_replaced_by_one_of_its_domain(writer: ModuleType, tmp_path: Path) -> None:
+    """Never by one that the mixture leaves out or a cut has taken away, and by the same one in every process."""
+    samples = writer.drawn_samples(40, 0)
+    for number in (0, 1, 4, 5, 8, 9):
+        samples[number].jpg = b"no picture"
+    pool = _pool(writer.write_release(tmp_path / "broken", samples))
+    domains = pool.table["domain"].to_pylist()
+    changes: dict[str, Any] = {"mixture": {"plant": 1.0}, "pool_samples": {"plant": 15}}
+    batches = _batches(pool, **changes)
+    assert sum(len(batch.corrupt) for batch in batches) > 0
+    used = torch.cat([batch.rows for batch in batches]).tolist()
+    assert {domains[row] for row in used} == {"plant"}
+    assert set(used) <= set(cut_pools(pool, {"plant": 15}).tolist())
+    assert used == torch.cat([batch.rows for batch in _batches(pool, num_workers=2, **changes)]).tolist()
+    mixed = torch.cat([batch.rows for batch in _batches(pool, mixture={"plant": 1, "general": 1}, epoch_samples=120)])
+    assert [domains[row] for row in mixed.tolist()].count("plant") == 60
+
+
 def test_a_release_of_broken_samples_stops(writer: ModuleType, tmp_path: Path) -> None:
     samples = writer.drawn_samples(10, 0)
     for sample in samples:
