@@ -301,6 +301,8 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         f"{settings.model.preset}: {parameters:,} parameters on {where}, "
         f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
+    for line in remarks(trainer):
+        log.say(line)
     if new is not None:
         log.say(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
     if trainer.ranks.is_main and (absent := data.absent_members(pool, settings.data.text))[0]:
@@ -309,6 +311,19 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         )
     if state.kind == "resume":
         log.say(f"going on after step {progress.step} from {state.checkpoint}")
+
+
+def remarks(trainer: Trainer) -> list[str]:
+    """What a config leaves unsaid or asks for in vain, a line each."""
+    settings, pool = trainer.settings, trainer.pool
+    found = []
+    if settings.data.mixture is None and any(pool.stratified):
+        shares = {part.name: part.weight for part in trainer.order.strata}
+        listed = ", ".join(
+            f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
+        )
+        found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+    return found
 
 
 def _finish(

@@ -40,6 +40,8 @@ class SamplePool:
     releases: NDArray[np.int16]  # (N,) number of the release
     offsets: dict[str, NDArray[np.int64]]  # jpg_offset, jpg_length, txt_offset, txt_length; (N,) bytes
     fingerprints: tuple[str, ...]  # of the releases
+    paths: tuple[str, ...]  # of the releases
+    stratified: tuple[bool, ...]  # of each release: its shards hold one domain each
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -82,6 +84,8 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
         np.concatenate(numbers),
         offsets,
         tuple(release.fingerprint for release in releases),
+        tuple(str(release.path) for release in releases),
+        tuple(release.kind == "stratified" for release in releases),
     )
 
 
@@ -94,21 +98,30 @@ def strata_of(
     """Divide the pool into what is drawn together.
 
     Without weights all rows are one stratum. `release_weights` gives each release its share; `mixture` each
-    domain its share (within its release when both are given); a domain it does not name is left out.
-    `pool_samples` first cuts domains to that many samples (`cut_pools`).
+    domain its share (within its release when both are given); a domain it does not name is left out. Without
+    a mixture the domains of a stratified release are drawn in proportion to their sizes: in the order of its
+    shards a batch would hold one domain. `pool_samples` first cuts domains to that many samples (`cut_pools`).
 
-    Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to.
+    Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to, and for a
+    release with a share and none of the mixture's domains.
     """
     _check_domains(pool, "mixture", mixture)
     _check_domains(pool, "pool_samples", pool_samples)
     rows = np.arange(len(pool), dtype=np.int64) if pool_samples is None else cut_pools(pool, pool_samples)
-    if release_weights is None and mixture is None:
+    if release_weights is None and mixture is None and not any(pool.stratified):
         return (Stratum("all", rows, pool.shards[rows], 1.0),)
     groups = _groups(pool, rows, mixture)
     strata = []
     for number, members in groups.items():
         within = sum(weight for _, weight, _ in members)
-        share = release_weights[number] if release_weights is not None else 1.0
+        # Without weights a mixture counts each release once, and the domains as they are count each sample once.
+        share = release_weights[number] if release_weights is not None else within if mixture is None else 1.0
+        if not members:
+            raise ConfigError(
+                f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(_shares(mixture))}), so its "
+                f"weight would go to nobody; take the release out or name one of its domains in data.mixture "
+                f"({', '.join(_domains_of(pool, number))})"
+            )
         for name, weight, rows in members:
             strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
     return tuple(part for part in strata if part.weight > 0)
@@ -238,18 +251,28 @@ def _split_table(release: Release, split: str) -> pa.Table:
 def _groups(
     pool: SamplePool, rows: NDArray[np.int64], mixture: Mapping[str, float] | None
 ) -> dict[int, list[tuple[str, float, NDArray[np.int64]]]]:
-    """Per release: name, weight and rows of each stratum."""
+    """Per release: name, weight and rows of each stratum; without a mixture the weight is the number of rows."""
     names, codes = _codes(pool.table["domain"])
     groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
     for number in np.unique(pool.releases).tolist():
         own = rows[pool.releases[rows] == number]
-        if mixture is None:
-            groups[number] = [("all", 1.0, own)]
+        if mixture is None and not pool.stratified[number]:
+            groups[number] = [("all", float(len(own)), own)]
             continue
         # By name: the order in which a config happens to list its domains must not change what is drawn.
-        members = [(name, weight, own[codes[own] == names.index(name)]) for name, weight in sorted(mixture.items())]
-        groups[number] = [member for member in members if len(member[2]) and member[1] > 0]
+        parts = [(name, own[codes[own] == names.index(name)]) for name in sorted(names if mixture is None else mixture)]
+        weighed = [(name, float(len(rows)) if mixture is None else mixture[name], rows) for name, rows in parts]
+        groups[number] = [member for member in weighed if len(member[2]) and member[1] > 0]
     return groups
+
+
+def _shares(mixture: Mapping[str, float] | None) -> list[str]:
+    return sorted(name for name, share in (mixture or {}).items() if share > 0)
+
+
+def _domains_of(pool: SamplePool, release: int) -> list[str]:
+    own = pool.table["domain"].filter(pa.array(pool.releases == release))
+    return sorted(value for value in pc.unique(own).to_pylist() if value is not None)
 
 
 def _check_domains(pool: SamplePool, what: str, given: Mapping[str, Any] | None) -> None:

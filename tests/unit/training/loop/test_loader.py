@@ -173,6 +173,37 @@ def test_a_stratified_release_serves_any_mixture(stratified_release: Path) -> No
     assert sorted(torch.cat([batch.rows for batch in whole])[:110].tolist()) == list(range(110))
 
 
+def test_a_stratified_release_without_a_mixture_is_drawn_by_the_sizes_of_its_domains(
+    stratified_release: Path, release_folder: Path
+) -> None:
+    """Not in the order of its shards, by which a batch holds one domain; an epoch still has every sample once."""
+    pool = _pool(stratified_release)
+    strata = strata_of(pool, None, None)
+    assert [(part.name, part.weight) for part in strata] == [("0:general", 54.0), ("0:plant", 56.0)]
+    drawn = _drawn_domains(pool)
+    assert all(abs(drawn[start : start + 10].count("plant") - 5) <= 2 for start in range(0, 120, 10))
+    assert sorted(torch.cat([batch.rows for batch in _batches(pool)])[:110].tolist()) == list(range(110))
+    cut = data.build_order(pool, DataSettings(pool_samples={"plant": 27}), "release", seed=0)
+    assert cut.counts == [54, 27]
+    both = open_pool([Release.open(str(path)) for path in (stratified_release, release_folder)], "train")
+    shared = strata_of(both, [1.0, 3.0], None)
+    assert [part.name for part in shared] == ["0:general", "0:plant", "1:all"]
+    assert [part.weight for part in shared] == pytest.approx([54 / 110, 56 / 110, 3.0])
+
+
+def test_a_release_without_any_domain_of_the_mixture_is_named(
+    release_folder: Path, writer: ModuleType, tmp_path: Path
+) -> None:
+    plants = [sample for sample in writer.drawn_samples(40, 0) if sample.domain == "plant"]
+    other = writer.write_release(tmp_path / "plants-only", plants)
+    pool = open_pool([Release.open(str(release_folder)), Release.open(str(other))], "train")
+    with pytest.raises(
+        ConfigError, match=r"plants-only: has no sample of the mixture's domains \(general\).*\(plant\)"
+    ):
+        strata_of(pool, [1.0, 3.0], {"general": 1.0, "plant": 0.0})
+    assert len(strata_of(pool, [1.0, 3.0], {"general": 1.0, "plant": 1.0})) == 3
+
+
 def test_a_stratified_mixture_is_the_same_for_any_workers_and_ranks(stratified_release: Path) -> None:
     pool = _pool(stratified_release)
     changes = {"mixture": {"plant": 0.7, "general": 0.3}, "pool_samples": {"plant": 12}, "epoch_samples": 60}

@@ -344,6 +344,16 @@ def test_a_text_member_written_wrong_is_said(config: dict[str, Any], capsys: pyt
     assert "data.text: no sample looked at has comon; there are: com, sci" in capsys.readouterr().err
 
 
+def test_a_stratified_release_without_a_mixture_is_said(
+    config: dict[str, Any], writer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = writer.write_release(tmp_path / "release", writer.drawn_samples(60, 0), stratified=True)
+    _run(config, release=str(release), schedule={"steps": 1})
+    assert (
+        "without data.mixture: drawn in proportion to the sizes (general 0.500, plant 0.500)" in capsys.readouterr().err
+    )
+
+
 def test_domain_losses_say_what_a_run_knows_of_each_domain(
     config: dict[str, Any], writer: ModuleType, tmp_path: Path
 ) -> None:
