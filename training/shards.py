@@ -1,8 +1,9 @@
 """Samples of sealed releases as bytes: which rows there are, and reading their members out of the shards.
 
 Reads the sample tables and shards of one or several releases (local: pread by offset; elsewhere: ranged
-reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is
-shorter than its table says, and with ConfigError on a split or domain that is not there.
+reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is gone or
+shorter than its table says, with RunError on storage that does not answer, and with ConfigError on a split or
+domain that is not there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.storage import filesystem, is_remote
 from training.sampling import Stratum
@@ -180,17 +181,29 @@ class ShardReader:
         return start, stop
 
     def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
-        paths = self.pool.shard_paths
-        if paths and is_remote(paths[0]):
-            fs, _ = filesystem(paths[0])
-            inner = [filesystem(paths[self.pool.shards[row]])[1] for row in rows]
-            starts, stops = zip(*spans, strict=True)
-            pieces: list[bytes] = fs.cat_ranges(inner, list(starts), list(stops), on_error="raise")
-            return pieces
-        return [
-            os.pread(self._descriptor(int(self.pool.shards[row])), stop - start, start)
-            for row, (start, stop) in zip(rows, spans, strict=True)
-        ]
+        """The bytes of each span; what lies elsewhere in one request a file system, since releases may be mixed."""
+        pieces: list[bytes] = [b""] * len(rows)
+        remote: dict[Any, list[tuple[int, str]]] = {}
+        for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+            path = self.pool.shard_paths[self.pool.shards[row]]
+            if is_remote(path):
+                fs, inner = filesystem(path)
+                remote.setdefault(fs, []).append((place, inner))
+            else:
+                pieces[place] = self._read_local(int(self.pool.shards[row]), start, stop)
+        for fs, wanted in remote.items():
+            places = [place for place, _ in wanted]
+            found = _read_remote(fs, [inner for _, inner in wanted], [spans[place] for place in places])
+            for place, piece in zip(places, found, strict=True):
+                pieces[place] = piece
+        return pieces
+
+    def _read_local(self, shard: int, start: int, stop: int) -> bytes:
+        try:
+            return os.pread(self._descriptor(shard), stop - start, start)
+        except OSError as error:
+            path = self.pool.shard_paths[shard]
+            raise RunError(f"{path}: cannot be read ({error.strerror}); run the same command to go on") from None
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():  # after a fork the parent's table of open files is not ours to close
@@ -219,6 +232,24 @@ class ShardReader:
             tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
             texts = text_members(piece[tail:], str(self.pool.table["key"][row].as_py()))
         return image, text, texts
+
+
+def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> list[bytes]:
+    """Ranges of files of one file system.
+
+    Raises: IntegrityError for a shard that is gone; RunError when the storage does not give it.
+    """
+    starts, stops = zip(*spans, strict=True)
+    try:
+        pieces: list[bytes] = fs.cat_ranges(paths, list(starts), list(stops), on_error="raise")
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{error}: the shard is not there any more; copy or build the release anew") from None
+    except Exception as error:  # each storage raises kinds of its own, and has tried again by itself
+        raise RunError(
+            f"{fs.unstrip_protocol(paths[0])} or another of {len(set(paths))} shards cannot be read "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); run the same command to go on"
+        ) from None
+    return pieces
 
 
 def text_members(block: bytes, key: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -327,7 +328,9 @@ def test_a_shard_cut_short_is_an_integrity_error(release_folder: Path, tmp_path:
         Release.open(str(copy))
 
 
-def test_shards_are_read_through_fsspec(release_folder: Path) -> None:
+@pytest.fixture
+def remote_release(release_folder: Path) -> Iterator[str]:
+    """A copy of the release in fsspec's memory."""
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -335,11 +338,38 @@ def test_shards_are_read_through_fsspec(release_folder: Path) -> None:
     for path in source.rglob("*"):
         if path.is_file():
             memory.pipe_file(f"/loader-test/{path.relative_to(source)}", path.read_bytes())
-    try:
-        remote = open_pool([Release.open("memory://loader-test")], "train")
-        local = _pool(release_folder)
-        for with_texts in (False, True):
-            there, here = (ShardReader(pool).read(range(107), with_texts) for pool in (remote, local))
-            assert there == here
-    finally:
-        memory.rm("/loader-test", recursive=True)
+    yield "memory://loader-test"
+    memory.rm("/loader-test", recursive=True)
+
+
+def test_shards_are_read_through_fsspec(release_folder: Path, remote_release: str) -> None:
+    remote = open_pool([Release.open(remote_release)], "train")
+    local = _pool(release_folder)
+    for with_texts in (False, True):
+        there, here = (ShardReader(pool).read(range(107), with_texts) for pool in (remote, local))
+        assert there == here
+
+
+@pytest.mark.parametrize("local_first", [True, False])
+def test_local_and_remote_releases_are_read_together(
+    release_folder: Path, remote_release: str, local_first: bool
+) -> None:
+    here, there = Release.open(str(release_folder)), Release.open(remote_release)
+    both = open_pool([here, there] if local_first else [there, here], "train")
+    rows = random.Random(0).sample(range(214), 60)
+    alone = ShardReader(_pool(release_folder)).read([row % 107 for row in rows], with_texts=True)
+    assert ShardReader(both).read(rows, with_texts=True) == alone
+
+
+def test_storage_that_fails_is_an_error_of_ours(remote_release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    pool = open_pool([Release.open(remote_release)], "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "cat_ranges", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        with pytest.raises(RunError, match=r"loader-test/shards/toy-0.*TimeoutError: no answer"):
+            ShardReader(pool).read([0], with_texts=False)
+    memory.rm("/loader-test/shards/toy-000000.tar")
+    with pytest.raises(IntegrityError, match=r"toy-000000\.tar: the shard is not there any more"):
+        ShardReader(pool).read([0], with_texts=False)
