@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from manifests.errors import RunError
 from training import checkpoint, data, faults, sharding, tracking
 from training.config import TrainSettings, identity_values
 from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
@@ -51,9 +52,13 @@ def train(
     tracking.check_packages(settings.log)
     releases = data.open_releases(settings.release)
     identity = identity_values(settings, [release.fingerprint for release in releases])
-    state = (
-        checkpoint.inspect_run(folder, identity, allow_changed=allow_changed) if resume else checkpoint.RunState("new")
-    )
+
+    def inspect() -> checkpoint.RunState:
+        if not resume:
+            return checkpoint.RunState("new")
+        return checkpoint.inspect_run(folder, identity, allow_changed=allow_changed)
+
+    state = inspect()
     if state.kind == "finished":
         return checkpoint.read_summary(folder), True
     pool = pool or open_pool(releases, settings.data.split)
@@ -63,7 +68,7 @@ def train(
     # -- this process among the others
     ranks = start_ranks(settings.compute.device)
     try:
-        return _train_on(ranks, settings, pool, identity, state), False
+        return _train_on(ranks, settings, pool, identity, state, inspect)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
         raise
@@ -72,16 +77,29 @@ def train(
 
 
 def _train_on(
-    ranks: Ranks, settings: TrainSettings, pool: SamplePool, identity: dict[str, Any], state: checkpoint.RunState
-) -> dict[str, Any]:
-    """The run within its process group; whatever holds on to the group is gone when this returns."""
+    ranks: Ranks,
+    settings: TrainSettings,
+    pool: SamplePool,
+    identity: dict[str, Any],
+    seen: checkpoint.RunState,
+    inspect: Callable[[], checkpoint.RunState],
+) -> tuple[dict[str, Any], bool]:
+    """The run within its process group; whatever holds on to the group is gone when this returns.
+
+    `seen` is the folder's state before, by which the model is made; `inspect` looks again once the folder is held.
+    """
     folder = Path(settings.output_dir)
     if settings.compute.num_threads is not None:
         torch.set_num_threads(settings.compute.num_threads)
-    trainer = build_trainer(settings, pool, ranks, resumes=state.checkpoint is not None)
+    trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
         on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
+        state = on_main(ranks, lambda: checkpoint.pass_over_damaged(inspect()))
+        if state.kind == "finished":  # by another process since
+            return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
+        if seen.checkpoint is not None and state.checkpoint is None:
+            raise RunError(f"{folder}: its checkpoints went away while this run began; run the same command again")
         progress = Progress()
         if state.checkpoint is not None:
             progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint), state.changed)
@@ -100,7 +118,7 @@ def _train_on(
 
         # -- the end: final weights, then the summary, the mark of a finished run
         weights = final_weights(trainer)
-        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder))
+        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder)), False
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
@@ -293,6 +311,7 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         device=str(trainer.ranks.device),
         parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
         changed=list(state.changed),
+        **({"damaged": [path.name for path in state.damaged]} if state.damaged else {}),
         **({"pretrained": started_from, "new_parameters": new} if new is not None else {}),
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -309,6 +328,8 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         log.say(
             f"data.text: no sample looked at has {', '.join(absent[0])}; there are: {', '.join(absent[1]) or 'none'}"
         )
+    for path in state.damaged:
+        log.say(f"{path}: damaged, its bytes are not those that were written; removed")
     if state.kind == "resume":
         log.say(f"going on after step {progress.step} from {state.checkpoint}")
 

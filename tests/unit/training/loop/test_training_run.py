@@ -180,13 +180,76 @@ def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None
         _run(config)
 
 
-def test_a_damaged_checkpoint_is_named(config: dict[str, Any]) -> None:
+def _spoil_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["byte", "cut"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    _run(whole)
+    folder = Path(config["output_dir"])
+    shutil.copytree(whole["output_dir"], folder)
+    (folder / "summary.json").unlink()
+    newest = folder / "checkpoints" / "step-00000006.pt"
+    if how == "byte":
+        _spoil_byte(newest)
+    else:
+        newest.write_bytes(newest.read_bytes()[:-1000])
+    capsys.readouterr()
+    _run(config)
+    said = capsys.readouterr().err
+    assert "step-00000006.pt: damaged, its bytes are not those that were written; removed" in said
+    assert "going on after step 4" in said
+    assert read_log(folder / "log.jsonl", "resume")[0]["damaged"] == ["step-00000006.pt"]
+    _assert_same_run(whole["output_dir"], config["output_dir"])
+
+
+def test_a_run_without_a_whole_checkpoint_stops(config: dict[str, Any]) -> None:
     _run(config)
     folder = Path(config["output_dir"])
     (folder / "summary.json").unlink()
-    (folder / "checkpoints" / "step-00000006.pt").write_bytes(b"PK\x03\x04 half")
-    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: cannot be read.*the one before"):
+    for path in checkpoint.list_checkpoints(folder):
+        _spoil_byte(path)
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: damaged, as every checkpoint of the run \(2\)"):
         _run(config)
+    assert len(checkpoint.list_checkpoints(folder)) == 2, "nothing is removed"
+
+
+def test_a_checkpoint_that_lacks_something_is_named(config: dict[str, Any]) -> None:
+    _run(config)
+    folder = Path(config["output_dir"])
+    (folder / "summary.json").unlink()
+    path = folder / "checkpoints" / "step-00000006.pt"
+    content = torch.load(path, weights_only=True)
+    del content["average"]
+    torch.save(content, path)
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: has no average"):
+        _run(config)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_reused(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder was new when this process looked first: the other's model must not be wiped."""
+    build, stamps = loop.build_trainer, []
+
+    def build_late(*arguments: Any, **options: Any) -> Any:
+        if not stamps:
+            stamps.append(0)
+            _run(config)
+            stamps[0] = (Path(config["output_dir"]) / "model.pt").stat().st_mtime_ns
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(loop, "build_trainer", build_late)
+    summary, reused = train(_settings(config))
+    assert reused
+    assert summary["steps"] == 6
+    assert (Path(config["output_dir"]) / "model.pt").stat().st_mtime_ns == stamps[0]
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
