@@ -71,8 +71,19 @@ class LockSettings(Settings):
 
     lock_image: bool = False
     lock_image_unlocked_groups: int = Field(default=0, ge=0)
+    # open_clip leaves it off: there the statistics of a locked ResNet go on moving, which is no locked tower.
+    lock_image_freeze_bn_stats: bool = True
     lock_text: bool = False
     lock_text_unlocked_layers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _unlock_what_is_locked(self) -> LockSettings:
+        for name, part in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
+            if getattr(self, part) and not getattr(self, name):
+                raise ValueError(
+                    f"{part} is {getattr(self, part)}, but {name} is false: nothing is locked; set it to true"
+                )
+        return self
 
 
 class CheckpointSettings(Settings):

@@ -344,6 +344,11 @@ def remarks(trainer: Trainer) -> list[str]:
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
         found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+    if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
+        found.append(
+            f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "
+            f"rate ends at {trainer.num_steps / warmup:.2g} of optimiser.lr"
+        )
     return found
 
 

@@ -179,9 +179,12 @@ def final_weights(trainer: Trainer) -> dict[str, Any]:
 
 def _lock(model: DalipModel, settings: TrainSettings) -> None:
     lock = settings.lock
-    if lock.lock_image:
-        model.lock_image_tower(lock.lock_image_unlocked_groups)
-    if lock.lock_text:
-        model.lock_text_tower(lock.lock_text_unlocked_layers)
+    try:
+        if lock.lock_image:
+            model.lock_image_tower(lock.lock_image_unlocked_groups, lock.lock_image_freeze_bn_stats)
+        if lock.lock_text:
+            model.lock_text_tower(lock.lock_text_unlocked_layers)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # open_clip's, of towers it cannot lock so
+        raise ConfigError(f"lock: open_clip cannot lock this architecture so: {error}") from error
     if settings.compute.grad_checkpointing:
         model.set_grad_checkpointing()
