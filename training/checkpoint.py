@@ -38,6 +38,7 @@ SUMMARY_FILE = "summary.json"
 MODEL_FILE = "model.pt"
 CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
+EVAL_FOLDER = "eval"  # figures of `dalip eval`
 _CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "average", "seconds", "wait_seconds", "corrupt")
 _FIXED = ("data.batch_size:",)  # what not even --allow-changed may change
 
@@ -128,7 +129,12 @@ def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any],
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what a run writes, and nothing else."""
+    """Remove what a run and its evaluation write, and nothing else."""
+    evaluation = folder / EVAL_FOLDER
+    for path in (*folder.glob("not-finite-step-*.json"), *evaluation.glob("*.json"), *evaluation.glob("*.png")):
+        path.unlink()
+    if evaluation.is_dir() and not any(evaluation.iterdir()):
+        evaluation.rmdir()
     for name in (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (SUMMARY_FILE, MODEL_FILE, LOG_FILE, RUN_FILE, SETTINGS_FILE):

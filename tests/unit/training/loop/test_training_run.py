@@ -162,6 +162,20 @@ def test_another_config_is_refused_until_told(config: dict[str, Any], monkeypatc
     assert train(_settings(config, seed=1), resume=False)[0]["steps"] == 6
 
 
+def test_training_anew_leaves_nothing_of_the_old_run_but_what_others_put_there(config: dict[str, Any]) -> None:
+    _run(config)
+    folder = Path(config["output_dir"])
+    old = [folder / "eval" / "heldout-toy-0001.json", folder / "eval" / "heldout-toy-0001.png",
+           folder / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
+    (folder / "eval").mkdir()
+    for path in (*old, folder / "notes.txt"):
+        path.write_text("{}")
+    train(_settings(config, seed=1), resume=False)
+    assert not any(path.exists() for path in old)
+    assert not (folder / "eval").exists()
+    assert (folder / "notes.txt").exists()
+
+
 def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
     _run(config)
     other = writer.write_release(tmp_path / "other", writer.drawn_samples(60, 0))
