@@ -62,7 +62,10 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
     finished = (folder / SUMMARY_FILE).exists()
     if not checkpoints and not finished:
         return RunState("new")
-    changed = tuple(differences(_read_json(folder / RUN_FILE)["identity"], identity))
+    stored = _read_json(folder / RUN_FILE).get("identity")
+    if not isinstance(stored, dict):
+        raise IntegrityError(f"{folder / RUN_FILE}: holds no identity; the run's folder is damaged, use --no-resume")
+    changed = tuple(differences(stored, identity))
     if changed and not (allow_changed and checkpoints and not finished):
         what = "a finished run" if finished else "checkpoints"
         raise ConfigError(
@@ -166,7 +169,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Publish a resume point, then remove all but the newest `keep`."""
+    """Publish a resume point, then remove all but the newest `keep`.
+
+    Raises: RunError when it cannot be written; nothing of it is left.
+    """
     path = folder / CHECKPOINT_FOLDER / f"step-{step:08d}.pt"
     _save(path, {"format": FORMAT, "step": step, **content})
     for old in list_checkpoints(folder)[:-keep]:
@@ -223,8 +229,19 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def _save(path: Path, content: dict[str, Any]) -> None:
     temp = storage.temp_path(str(path))
-    torch.save(content, temp)
-    storage.publish(temp, str(path))
+    try:
+        torch.save(content, temp)
+        storage.publish(temp, str(path))
+    except (OSError, RuntimeError) as error:  # torch's writer makes a full disk a RuntimeError
+        Path(temp).unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {_free_space(path)}. Files written "
+            "before are whole: make room, then run the same command to go on"
+        ) from None
+
+
+def _free_space(path: Path) -> str:
+    return f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free there"
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -234,6 +251,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path}: cannot be read: {error}; the run's folder is damaged, use --no-resume") from None
     return values

@@ -203,7 +203,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     """
     stored = Path(path) / SETTINGS_FILE
     if stored.is_file():
-        settings = parse_settings(json.loads(stored.read_text(encoding="utf-8")), TrainSettings, where=str(stored))
+        settings = parse_settings(_stored_values(stored), TrainSettings, where=str(stored))
     elif Path(path).is_dir():
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
@@ -214,6 +214,13 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return settings.model_copy(update=changes)
+
+
+def _stored_values(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; give the YAML config in place of the folder") from None
 
 
 def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What goes wrong in a run without ending it, up to a limit: broken samples, and steps that fp16 leaves out.
+"""What goes wrong in a run, and when it ends it: broken samples, gradients that are not finite, lost processes.
 
 Takes the batches of a step; broken samples are named and counted over all ranks. Writes to the run's log and, when a
 loss or gradient is not finite, `RUN/not-finite-*.json`. Gives up with RunError. Whatever is collective here is reached
@@ -7,7 +7,9 @@ by every rank at once.
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from pathlib import Path
 
 from manifests.errors import RunError
@@ -50,6 +52,23 @@ def is_gradient_lost(trainer: Trainer, progress: Progress, finite: bool) -> bool
         return not finite
     progress.skipped = 0 if finite else progress.skipped + 1
     return progress.skipped >= MAX_SKIPPED_STEPS or (not finite and trainer.scaler.get_scale() < MIN_LOSS_SCALE)
+
+
+def own_error(error: BaseException, folder: Path) -> RunError | None:
+    """What torch or the system says of a lost loader process or a full disk, in words of ours; None for all else."""
+    text = " ".join(str(error).split())
+    # torch raises it wherever the trainer happens to be when the signal of the child's end comes.
+    if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
+        return RunError(
+            f"a loader process is gone: {text} If memory ran out, lower data.num_workers or data.prefetch_batches; "
+            "run the same command to go on from the last checkpoint"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return RunError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room, then run the same command "
+            "to go on from the last checkpoint"
+        )
+    return None
 
 
 def stop_not_finite(

@@ -71,6 +71,8 @@ def train(
         return _train_on(ranks, settings, pool, identity, state, inspect)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
+        if (own := faults.own_error(error, folder)) is not None:
+            raise own from None
         raise
     finally:
         stop_ranks(ranks)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -20,7 +23,7 @@ from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.settings import parse_settings
 from training import checkpoint, loop, state
-from training.config import TrainSettings
+from training.config import TrainSettings, read_train_settings
 from training.evaluate import domain_losses, load_run_model
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
@@ -517,6 +520,69 @@ def test_the_log_reads_whole_lines_and_can_be_cut(tmp_path: Path) -> None:
     before = path.read_text().splitlines()[:3]
     cut_log(path, 2)
     assert path.read_text().splitlines() == before
+
+
+def test_a_bad_line_of_the_log_is_named_unless_a_resume_cuts_it_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 5)]
+    for spoiled in ("\0\0\0\n", "3\n", '{"event": "st\n', '{"step": 3}\n'):
+        path.write_text("".join(lines[:3]) + spoiled + lines[3])
+        with pytest.raises(IntegrityError, match=r"log\.jsonl: line 4 is no event of a run"):
+            read_log(path)
+        with pytest.raises(IntegrityError, match=r"log\.jsonl: line 4 is no event of a run"):
+            cut_log(path, 4)
+        cut_log(path, 3)
+        assert path.read_text() == "".join(lines[:3])
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", ""])
+def test_a_damaged_record_of_the_run_is_named(config: dict[str, Any], content: str) -> None:
+    _run(config)
+    (Path(config["output_dir"]) / "run.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"run\.json: .*--no-resume"):
+        _run(config)
+
+
+def test_damaged_settings_of_a_run_are_named(config: dict[str, Any]) -> None:
+    _run(config)
+    (Path(config["output_dir"]) / "config.json").write_text('{"seed": ')
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read: .*give the YAML config"):
+        read_train_settings(config["output_dir"])
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(config: dict[str, Any]) -> None:
+    """The system refuses the checkpoint in the middle: the run says so, and goes on once there is room."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(RunError, match=r"step-00000002\.pt: cannot be written \(.*GB are free there.*make room"):
+            _run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list((Path(config["output_dir"]) / "checkpoints").iterdir())
+    assert _run(config)["steps"] == 6
+
+
+def test_a_log_that_cannot_be_written_is_said(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "event", full)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\); make room"):
+        _run(config)
+
+
+def test_a_killed_loader_process_is_said(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = loop.compute_gradients
+
+    def kill_loader(trainer: Any, chunk: Any) -> dict[str, float]:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        return gradients(trainer, chunk)
+
+    monkeypatch.setattr(loop, "compute_gradients", kill_loader)
+    with pytest.raises(RunError, match=r"a loader process is gone: DataLoader worker \(pid.*data\.num_workers"):
+        _run(config, data={"num_workers": 1, "prefetch_batches": 1}, schedule={"steps": 50})
 
 
 def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
