@@ -155,7 +155,7 @@ class EvalSettings(Settings):
 class TrainSettings(Settings):
     """A whole training run."""
 
-    release: str | tuple[ReleaseShare, ...]
+    release: str | Annotated[tuple[ReleaseShare, ...], Field(min_length=1)]
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     model: ModelSettings = ModelSettings()
@@ -240,6 +240,8 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["data"][key]
     for key in _EXECUTION_COMPUTE:
         del values["compute"][key]
+    if not settings.lock.lock_image:  # it shapes nothing, and runs from before it was there go on
+        del values["lock"]["lock_image_freeze_bn_stats"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}

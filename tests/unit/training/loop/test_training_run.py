@@ -23,7 +23,7 @@ from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.settings import parse_settings
 from training import checkpoint, loop, state
-from training.config import TrainSettings, read_train_settings
+from training.config import TrainSettings, identity_values, read_train_settings
 from training.evaluate import domain_losses, load_run_model
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
@@ -177,6 +177,11 @@ def test_training_anew_leaves_nothing_of_the_old_run_but_what_others_put_there(c
     assert not any(path.exists() for path in old)
     assert not (folder / "eval").exists()
     assert (folder / "notes.txt").exists()
+
+
+def test_a_list_of_no_release_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        _settings(config, release=[])
 
 
 def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
@@ -422,6 +427,16 @@ def test_a_resnet_that_cannot_be_locked_in_part_is_refused(config: dict[str, Any
     config["model"] = {"preset": "clip", "architecture": str(tmp_path / "dalip-loop-part.json")}
     with pytest.raises(ConfigError, match="lock: open_clip cannot lock this architecture so: partial locking"):
         _run(config, lock={"lock_image": True, "lock_image_unlocked_groups": 1})
+
+
+def test_how_a_tower_is_locked_shapes_only_a_run_that_locks_it(config: dict[str, Any]) -> None:
+    values = [
+        identity_values(_settings(config, lock={"lock_image": locked, "lock_image_freeze_bn_stats": frozen}), ["a"])
+        for locked in (False, True)
+        for frozen in (False, True)
+    ]
+    assert values[0] == values[1]
+    assert values[2] != values[3]
 
 
 @pytest.mark.parametrize("name", ["lock_image_unlocked_groups", "lock_text_unlocked_layers"])
