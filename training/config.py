@@ -71,8 +71,19 @@ class LockSettings(Settings):
 
     lock_image: bool = False
     lock_image_unlocked_groups: int = Field(default=0, ge=0)
+    # open_clip leaves it off: there the statistics of a locked ResNet go on moving, which is no locked tower.
+    lock_image_freeze_bn_stats: bool = True
     lock_text: bool = False
     lock_text_unlocked_layers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _unlock_what_is_locked(self) -> LockSettings:
+        for name, part in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
+            if getattr(self, part) and not getattr(self, name):
+                raise ValueError(
+                    f"{part} is {getattr(self, part)}, but {name} is false: nothing is locked; set it to true"
+                )
+        return self
 
 
 class CheckpointSettings(Settings):
@@ -144,7 +155,7 @@ class EvalSettings(Settings):
 class TrainSettings(Settings):
     """A whole training run."""
 
-    release: str | tuple[ReleaseShare, ...]
+    release: str | Annotated[tuple[ReleaseShare, ...], Field(min_length=1)]
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     model: ModelSettings = ModelSettings()
@@ -192,7 +203,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     """
     stored = Path(path) / SETTINGS_FILE
     if stored.is_file():
-        settings = parse_settings(json.loads(stored.read_text(encoding="utf-8")), TrainSettings, where=str(stored))
+        settings = parse_settings(_stored_values(stored), TrainSettings, where=str(stored))
     elif Path(path).is_dir():
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
@@ -203,6 +214,13 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return settings.model_copy(update=changes)
+
+
+def _stored_values(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; give the YAML config in place of the folder") from None
 
 
 def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:
@@ -222,6 +240,8 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["data"][key]
     for key in _EXECUTION_COMPUTE:
         del values["compute"][key]
+    if not settings.lock.lock_image:  # it shapes nothing, and runs from before it was there go on
+        del values["lock"]["lock_image_freeze_bn_stats"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}

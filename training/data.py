@@ -3,7 +3,8 @@
 Opens releases (which checks their record), orders their samples (`training.sampling`), reads them from the
 shards (`training.shards`), augments (`training.images`) and tokenises, in worker processes. A sample's
 randomness is seeded by its position, so neither workers nor ranks change it. A broken sample is named and
-its place taken by the row behind it, so that every batch is full. Writes nothing. Gives up with ConfigError
+its place taken by the next row it is drawn with (its domain, within the cuts), so that every batch is full
+and a mixture stays what it is. Writes nothing. Gives up with ConfigError
 on a release that does not verify, with IntegrityError on a shard that is cut short later.
 """
 
@@ -24,7 +25,7 @@ from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunErro
 from manifests.release import Release
 from manifests.settings import Settings
 from training.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
-from training.sampling import BatchPlan, BatchSampler, SampleOrder, mix_seed
+from training.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.shards import SamplePool, ShardReader, strata_of
 
 _LOOKED_AT = 256  # samples whose text members are looked at before a run
@@ -98,9 +99,16 @@ class SampleDataset(Dataset[Any]):
     """(position, row) pairs in, a `Batch` out; position seeds all that is random about a sample."""
 
     def __init__(
-        self, pool: SamplePool, view: View, tokenizer: Callable[[list[str]], Tensor], text: TextSettings, seed: int
+        self,
+        pool: SamplePool,
+        view: View,
+        tokenizer: Callable[[list[str]], Tensor],
+        text: TextSettings,
+        seed: int,
+        strata: Sequence[Stratum] = (),
     ) -> None:
         self.reader, self.view, self.tokenizer, self.text, self.seed = ShardReader(pool), view, tokenizer, text, seed
+        self.strata = strata
         self._with_members = text.members != ("txt",)
 
     def __len__(self) -> int:
@@ -144,12 +152,20 @@ class SampleDataset(Dataset[Any]):
                 return self.view(members[0]), self._choose_text(members[1], members[2], seed), row
             except CorruptSample as reason:
                 corrupt.append(Corrupt(row, str(reason)))
-            row = (row + 1) % len(self)
+            row = self._substitute(row)
             members = self.reader.read([row], self._with_members)[0]
         raise RunError(
             f"{_MAX_SUBSTITUTES} samples in a row are broken, up to {self.reader.pool.names([row])[0]}: "
             f"{corrupt[-1].reason}; run `plantmix verify --deep` on the release"
         )
+
+    def _substitute(self, row: int) -> int:
+        """The row behind, among those drawn together with this one."""
+        for part in self.strata:
+            place = int(np.searchsorted(part.rows, row))
+            if place < len(part.rows) and part.rows[place] == row:
+                return int(part.rows[(place + 1) % len(part.rows)])
+        return (row + 1) % len(self)
 
     def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> str:
         try:
@@ -191,7 +207,7 @@ def train_loader(
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
     height, width = _size(model.preprocess_settings.size)
     view = TrainView((height, width), data.augment, data.reduced_decode)
-    dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed)
+    dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata)
     sampler = BatchSampler(order, plan, batches.start, batches.stop)
     return _loader(dataset, sampler, data, pin)
 

@@ -103,3 +103,12 @@ def mean_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     dist.all_reduce(tensor)
     averaged: list[float] = (tensor / ranks.world_size).tolist()
     return averaged
+
+
+def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
+    """What each rank gives, in rank order, on every rank; it is pickled, so keep it small."""
+    if ranks.world_size == 1:
+        return [value]
+    parts: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(parts, value)
+    return parts

@@ -7,7 +7,6 @@ checkpoint on SIGTERM and Ctrl-C, and without one on a loss or gradient that is 
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -22,8 +21,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from manifests.errors import RunError
-from manifests.storage import publish_bytes
-from training import checkpoint, data, sharding, tracking
+from training import checkpoint, data, faults, sharding, tracking
 from training.config import TrainSettings, identity_values
 from training.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.images import normalise
@@ -54,9 +52,13 @@ def train(
     tracking.check_packages(settings.log)
     releases = data.open_releases(settings.release)
     identity = identity_values(settings, [release.fingerprint for release in releases])
-    state = (
-        checkpoint.inspect_run(folder, identity, allow_changed=allow_changed) if resume else checkpoint.RunState("new")
-    )
+
+    def inspect() -> checkpoint.RunState:
+        if not resume:
+            return checkpoint.RunState("new")
+        return checkpoint.inspect_run(folder, identity, allow_changed=allow_changed)
+
+    state = inspect()
     if state.kind == "finished":
         return checkpoint.read_summary(folder), True
     pool = pool or open_pool(releases, settings.data.split)
@@ -66,28 +68,43 @@ def train(
     # -- this process among the others
     ranks = start_ranks(settings.compute.device)
     try:
-        return _train_on(ranks, settings, pool, identity, state), False
+        return _train_on(ranks, settings, pool, identity, state, inspect)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
+        if (own := faults.own_error(error, folder)) is not None:
+            raise own from None
         raise
     finally:
         stop_ranks(ranks)
 
 
 def _train_on(
-    ranks: Ranks, settings: TrainSettings, pool: SamplePool, identity: dict[str, Any], state: checkpoint.RunState
-) -> dict[str, Any]:
-    """The run within its process group; whatever holds on to the group is gone when this returns."""
+    ranks: Ranks,
+    settings: TrainSettings,
+    pool: SamplePool,
+    identity: dict[str, Any],
+    seen: checkpoint.RunState,
+    inspect: Callable[[], checkpoint.RunState],
+) -> tuple[dict[str, Any], bool]:
+    """The run within its process group; whatever holds on to the group is gone when this returns.
+
+    `seen` is the folder's state before, by which the model is made; `inspect` looks again once the folder is held.
+    """
     folder = Path(settings.output_dir)
     if settings.compute.num_threads is not None:
         torch.set_num_threads(settings.compute.num_threads)
-    trainer = build_trainer(settings, pool, ranks)
+    trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
         on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
+        state = on_main(ranks, lambda: checkpoint.pass_over_damaged(inspect()))
+        if state.kind == "finished":  # by another process since
+            return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
+        if seen.checkpoint is not None and state.checkpoint is None:
+            raise RunError(f"{folder}: its checkpoints went away while this run began; run the same command again")
         progress = Progress()
         if state.checkpoint is not None:
-            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint))
+            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint), state.changed)
         on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
         trackers: list[tracking.Tracker] = []
         on_main(ranks, lambda: trackers.extend(tracking.open_trackers(folder, progress.step, settings.log, identity)))
@@ -103,7 +120,7 @@ def _train_on(
 
         # -- the end: final weights, then the summary, the mark of a finished run
         weights = final_weights(trainer)
-        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder))
+        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder)), False
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
@@ -119,7 +136,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         started = time.perf_counter()
         chunk = [next(batches) for _ in range(micro)]
         waited = time.perf_counter() - started
-        _note_corrupt(trainer, chunk, progress, log)
+        found = faults.new_corrupt(chunk, progress)
 
         # -- forward, backward, update
         set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
@@ -127,14 +144,15 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         losses = compute_gradients(trainer, chunk)
         finite = all(math.isfinite(value) for value in losses.values())
         names = [name for name in _LOSSES if name in losses]
-        *means, broken, stopping = mean_over_ranks(
-            [losses[name] for name in names] + [float(not finite), float(stop.is_set())], trainer.ranks
-        )
+        flags = [float(bool(found)), float(not finite), float(stop.is_set())]
+        *means, corrupt, broken, stopping = mean_over_ranks([losses[name] for name in names] + flags, trainer.ranks)
+        if corrupt > 0:  # on some rank: all of them share what was found
+            faults.note_corrupt(trainer, found, progress, log)
         if broken > 0:
-            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "loss")
+            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
         grad_norm = update_weights(trainer)
-        if not (math.isfinite(grad_norm) or trainer.scaler.is_enabled()):  # fp16 leaves such a step out
-            _stop_not_finite(trainer, chunk, progress.step + 1, losses, folder, "gradient")
+        if faults.is_gradient_lost(trainer, progress, math.isfinite(grad_norm)):
+            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "gradient")
         progress.step += 1
         progress.seconds += time.perf_counter() - started
         progress.wait_seconds += waited
@@ -239,36 +257,6 @@ def _batches(trainer: Trainer, step: int) -> Iterator[data.Batch]:
     return data.iterate(loader)
 
 
-def _note_corrupt(trainer: Trainer, chunk: list[data.Batch], progress: Progress, log: RunLog) -> None:
-    for row, reason in (item for batch in chunk for item in batch.corrupt):
-        if row not in progress.corrupt:
-            progress.corrupt[row] = reason
-            log.event("corrupt_sample", step=progress.step + 1, sample=trainer.pool.names([row])[0], reason=reason)
-    data.check_corrupt(progress.corrupt, trainer.settings.data.max_corrupt_samples, trainer.pool)
-
-
-def _stop_not_finite(
-    trainer: Trainer, chunk: list[data.Batch], step: int, losses: dict[str, float], folder: Path, what: str
-) -> None:
-    """Name the batch and end the run; what was saved before is whole.
-
-    Raises: RunError, always.
-    """
-    rows = [row for batch in chunk for row in batch.rows.tolist()]
-    report = {
-        "step": step,
-        "not_finite": what,
-        "losses": {k: str(v) for k, v in losses.items()},
-        "samples": trainer.pool.names(rows),
-    }
-    path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
-    publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
-    raise RunError(
-        f"the {what} of step {step} is not finite; its {len(rows)} samples are listed in {path}. The last checkpoint "
-        "is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
-    )
-
-
 def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], grad_norm: float, log: RunLog) -> None:
     lr = trainer.settings.optimiser.lr * lr_ratio_at(progress.step - 1, trainer.num_steps, trainer.settings.schedule)
     seen = progress.step * trainer.settings.data.batch_size
@@ -325,6 +313,7 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         device=str(trainer.ranks.device),
         parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
         changed=list(state.changed),
+        **({"damaged": [path.name for path in state.damaged]} if state.damaged else {}),
         **({"pretrained": started_from, "new_parameters": new} if new is not None else {}),
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -333,14 +322,36 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
         f"{settings.model.preset}: {parameters:,} parameters on {where}, "
         f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
+    for line in remarks(trainer):
+        log.say(line)
     if new is not None:
         log.say(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
     if trainer.ranks.is_main and (absent := data.absent_members(pool, settings.data.text))[0]:
         log.say(
             f"data.text: no sample looked at has {', '.join(absent[0])}; there are: {', '.join(absent[1]) or 'none'}"
         )
+    for path in state.damaged:
+        log.say(f"{path}: damaged, its bytes are not those that were written; removed")
     if state.kind == "resume":
         log.say(f"going on after step {progress.step} from {state.checkpoint}")
+
+
+def remarks(trainer: Trainer) -> list[str]:
+    """What a config leaves unsaid or asks for in vain, a line each."""
+    settings, pool = trainer.settings, trainer.pool
+    found = []
+    if settings.data.mixture is None and any(pool.stratified):
+        shares = {part.name: part.weight for part in trainer.order.strata}
+        listed = ", ".join(
+            f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
+        )
+        found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+    if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
+        found.append(
+            f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "
+            f"rate ends at {trainer.num_steps / warmup:.2g} of optimiser.lr"
+        )
+    return found
 
 
 def _finish(

@@ -172,9 +172,15 @@ def accumulate_backward(
 
 
 def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled similarities (B, N): this rank's images to all texts, this rank's texts to all images."""
-    all_text_NC, all_image_NC = gather_with_gradient(text_BC), gather_with_gradient(image_BC)
-    return scale * image_BC @ all_text_NC.t(), scale * text_BC @ all_image_NC.t()
+    """Scaled similarities (B, N): this rank's images to all texts, this rank's texts to all images.
+
+    In full precision whatever autocast says: in bfloat16 the gradient of the features is off by 0.5 % at a scale of
+    14, by 8 % at 100 (256 pairs, 512 wide).
+    """
+    with without_autocast(image_BC):
+        image_BC, text_BC, scale = full_precision(image_BC), full_precision(text_BC), full_precision(scale)
+        all_text_NC, all_image_NC = gather_with_gradient(text_BC), gather_with_gradient(image_BC)
+        return scale * image_BC @ all_text_NC.t(), scale * text_BC @ all_image_NC.t()
 
 
 def _cross_entropy(logits: tuple[Tensor, Tensor]) -> Tensor:

@@ -66,7 +66,7 @@ class Stratum:
     """Rows that are drawn together: a domain, a release, or everything; `weight` is its share of an epoch."""
 
     name: str
-    rows: Rows  # (N,) row numbers, those of one shard adjacent
+    rows: Rows  # (N,) row numbers, ascending, so that those of one shard are adjacent
     shards: NDArray[np.int32]  # (N,) shard number of each row
     weight: float
 

@@ -1,8 +1,9 @@
 """Samples of sealed releases as bytes: which rows there are, and reading their members out of the shards.
 
 Reads the sample tables and shards of one or several releases (local: pread by offset; elsewhere: ranged
-reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is
-shorter than its table says, and with ConfigError on a split or domain that is not there.
+reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is gone or
+shorter than its table says, with RunError on storage that does not answer, and with ConfigError on a split or
+domain that is not there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.storage import filesystem, is_remote
 from training.sampling import Stratum
@@ -40,6 +41,8 @@ class SamplePool:
     releases: NDArray[np.int16]  # (N,) number of the release
     offsets: dict[str, NDArray[np.int64]]  # jpg_offset, jpg_length, txt_offset, txt_length; (N,) bytes
     fingerprints: tuple[str, ...]  # of the releases
+    paths: tuple[str, ...]  # of the releases
+    stratified: tuple[bool, ...]  # of each release: its shards hold one domain each
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -82,6 +85,8 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
         np.concatenate(numbers),
         offsets,
         tuple(release.fingerprint for release in releases),
+        tuple(str(release.path) for release in releases),
+        tuple(release.kind == "stratified" for release in releases),
     )
 
 
@@ -94,21 +99,30 @@ def strata_of(
     """Divide the pool into what is drawn together.
 
     Without weights all rows are one stratum. `release_weights` gives each release its share; `mixture` each
-    domain its share (within its release when both are given); a domain it does not name is left out.
-    `pool_samples` first cuts domains to that many samples (`cut_pools`).
+    domain its share (within its release when both are given); a domain it does not name is left out. Without
+    a mixture the domains of a stratified release are drawn in proportion to their sizes: in the order of its
+    shards a batch would hold one domain. `pool_samples` first cuts domains to that many samples (`cut_pools`).
 
-    Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to.
+    Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to, and for a
+    release with a share and none of the mixture's domains.
     """
     _check_domains(pool, "mixture", mixture)
     _check_domains(pool, "pool_samples", pool_samples)
     rows = np.arange(len(pool), dtype=np.int64) if pool_samples is None else cut_pools(pool, pool_samples)
-    if release_weights is None and mixture is None:
+    if release_weights is None and mixture is None and not any(pool.stratified):
         return (Stratum("all", rows, pool.shards[rows], 1.0),)
     groups = _groups(pool, rows, mixture)
     strata = []
     for number, members in groups.items():
         within = sum(weight for _, weight, _ in members)
-        share = release_weights[number] if release_weights is not None else 1.0
+        # Without weights a mixture counts each release once, and the domains as they are count each sample once.
+        share = release_weights[number] if release_weights is not None else within if mixture is None else 1.0
+        if not members:
+            raise ConfigError(
+                f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(_shares(mixture))}), so its "
+                f"weight would go to nobody; take the release out or name one of its domains in data.mixture "
+                f"({', '.join(_domains_of(pool, number))})"
+            )
         for name, weight, rows in members:
             strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
     return tuple(part for part in strata if part.weight > 0)
@@ -167,17 +181,29 @@ class ShardReader:
         return start, stop
 
     def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
-        paths = self.pool.shard_paths
-        if paths and is_remote(paths[0]):
-            fs, _ = filesystem(paths[0])
-            inner = [filesystem(paths[self.pool.shards[row]])[1] for row in rows]
-            starts, stops = zip(*spans, strict=True)
-            pieces: list[bytes] = fs.cat_ranges(inner, list(starts), list(stops), on_error="raise")
-            return pieces
-        return [
-            os.pread(self._descriptor(int(self.pool.shards[row])), stop - start, start)
-            for row, (start, stop) in zip(rows, spans, strict=True)
-        ]
+        """The bytes of each span; what lies elsewhere in one request a file system, since releases may be mixed."""
+        pieces: list[bytes] = [b""] * len(rows)
+        remote: dict[Any, list[tuple[int, str]]] = {}
+        for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+            path = self.pool.shard_paths[self.pool.shards[row]]
+            if is_remote(path):
+                fs, inner = filesystem(path)
+                remote.setdefault(fs, []).append((place, inner))
+            else:
+                pieces[place] = self._read_local(int(self.pool.shards[row]), start, stop)
+        for fs, wanted in remote.items():
+            places = [place for place, _ in wanted]
+            found = _read_remote(fs, [inner for _, inner in wanted], [spans[place] for place in places])
+            for place, piece in zip(places, found, strict=True):
+                pieces[place] = piece
+        return pieces
+
+    def _read_local(self, shard: int, start: int, stop: int) -> bytes:
+        try:
+            return os.pread(self._descriptor(shard), stop - start, start)
+        except OSError as error:
+            path = self.pool.shard_paths[shard]
+            raise RunError(f"{path}: cannot be read ({error.strerror}); run the same command to go on") from None
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():  # after a fork the parent's table of open files is not ours to close
@@ -206,6 +232,24 @@ class ShardReader:
             tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
             texts = text_members(piece[tail:], str(self.pool.table["key"][row].as_py()))
         return image, text, texts
+
+
+def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> list[bytes]:
+    """Ranges of files of one file system.
+
+    Raises: IntegrityError for a shard that is gone; RunError when the storage does not give it.
+    """
+    starts, stops = zip(*spans, strict=True)
+    try:
+        pieces: list[bytes] = fs.cat_ranges(paths, list(starts), list(stops), on_error="raise")
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{error}: the shard is not there any more; copy or build the release anew") from None
+    except Exception as error:  # each storage raises kinds of its own, and has tried again by itself
+        raise RunError(
+            f"{fs.unstrip_protocol(paths[0])} or another of {len(set(paths))} shards cannot be read "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); run the same command to go on"
+        ) from None
+    return pieces
 
 
 def text_members(block: bytes, key: str) -> dict[str, str]:
@@ -238,18 +282,28 @@ def _split_table(release: Release, split: str) -> pa.Table:
 def _groups(
     pool: SamplePool, rows: NDArray[np.int64], mixture: Mapping[str, float] | None
 ) -> dict[int, list[tuple[str, float, NDArray[np.int64]]]]:
-    """Per release: name, weight and rows of each stratum."""
+    """Per release: name, weight and rows of each stratum; without a mixture the weight is the number of rows."""
     names, codes = _codes(pool.table["domain"])
     groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
     for number in np.unique(pool.releases).tolist():
         own = rows[pool.releases[rows] == number]
-        if mixture is None:
-            groups[number] = [("all", 1.0, own)]
+        if mixture is None and not pool.stratified[number]:
+            groups[number] = [("all", float(len(own)), own)]
             continue
         # By name: the order in which a config happens to list its domains must not change what is drawn.
-        members = [(name, weight, own[codes[own] == names.index(name)]) for name, weight in sorted(mixture.items())]
-        groups[number] = [member for member in members if len(member[2]) and member[1] > 0]
+        parts = [(name, own[codes[own] == names.index(name)]) for name in sorted(names if mixture is None else mixture)]
+        weighed = [(name, float(len(rows)) if mixture is None else mixture[name], rows) for name, rows in parts]
+        groups[number] = [member for member in weighed if len(member[2]) and member[1] > 0]
     return groups
+
+
+def _shares(mixture: Mapping[str, float] | None) -> list[str]:
+    return sorted(name for name, share in (mixture or {}).items() if share > 0)
+
+
+def _domains_of(pool: SamplePool, release: int) -> list[str]:
+    own = pool.table["domain"].filter(pa.array(pool.releases == release))
+    return sorted(value for value in pc.unique(own).to_pylist() if value is not None)
 
 
 def _check_domains(pool: SamplePool, what: str, given: Mapping[str, Any] | None) -> None:

@@ -7,6 +7,7 @@ do not fit together. The same settings and seed make the same state in every pro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class Progress:
     step: int = 0  # steps done
     seconds: float = 0.0  # spent training, over all sittings
     wait_seconds: float = 0.0  # of those, spent waiting for data
-    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason
+    corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason, over all ranks
+    skipped: int = 0  # steps that fp16 left out, the last ones in a row
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class Trainer:
     num_steps: int
 
 
-def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Trainer:
+def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, resumes: bool = False) -> Trainer:
     """Model, optimiser and order of samples for one process; the same initial weights in each.
+
+    With `resumes` a checkpoint will be restored, which holds everything: the pretrained weights are not read again.
 
     Raises: ConfigError.
     """
@@ -63,7 +67,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks) -> Tr
         )
     order = data.build_order(pool, settings.data, settings.release, settings.seed)
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
-    model = build_model(settings.model).to(ranks.device)
+    wanted = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
+    model = build_model(wanted).to(ranks.device)
     _lock(model, settings)
     if settings.compute.parallel == "fsdp" and ranks.world_size > 1:
         sharding.shard_model(model, ranks)
@@ -103,6 +108,7 @@ def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
             "seconds": progress.seconds,
             "wait_seconds": progress.wait_seconds,
             "corrupt": dict(progress.corrupt),
+            "skipped": progress.skipped,
             "position": progress.step * trainer.settings.data.batch_size,
             "seed": trainer.settings.seed,
             "fingerprints": list(trainer.pool.fingerprints),
@@ -112,19 +118,56 @@ def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
     on_main(trainer.ranks, lambda: checkpoint.save_checkpoint(folder, progress.step, content, keep))
 
 
-def restore(trainer: Trainer, content: dict[str, Any]) -> Progress:
-    """Take up a resume point: weights, optimiser, average; returns the counters."""
+def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = ()) -> Progress:
+    """Take up a resume point: weights, optimiser, average; returns the counters.
+
+    The optimiser keeps its moments and takes its hyperparameters from the config. An average that the resume point
+    does not have starts from its weights. `changed` names the settings that differ from the run's, for messages.
+
+    Raises: ConfigError when the weights or the optimiser's state do not fit.
+    """
     own = trainer.model.state_dict()
-    weights = {
-        name: sharding.cut_like(value, own[name]) if name in own else value
-        for name, value in content["state_dict"].items()
-    }
+    _check_fit(trainer, own, content, changed)
+    weights = {name: sharding.cut_like(value, own[name]) for name, value in content["state_dict"].items()}
     trainer.model.load_state_dict(weights)
+    _take_preprocessing(trainer.model, content["preprocess"])
+    configured = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimiser.param_groups]
     trainer.optimiser.load_state_dict(sharding.cut_optimiser_state(trainer.optimiser, content["optimiser"]))
-    trainer.scaler.load_state_dict(content["scaler"])
-    if trainer.average is not None and content["average"] is not None:
-        trainer.average.load({name: sharding.cut_like(value, own[name]) for name, value in content["average"].items()})
-    return Progress(content["step"], content["seconds"], content["wait_seconds"], dict(content["corrupt"]))
+    for group, values in zip(trainer.optimiser.param_groups, configured, strict=True):
+        group.update(values)
+    if content["scaler"]:  # empty unless the run was in fp16
+        trainer.scaler.load_state_dict(content["scaler"])
+    if trainer.average is not None:
+        saved = content["average"] if content["average"] is not None else content["state_dict"]
+        trainer.average.load({name: sharding.cut_like(value, own[name]) for name, value in saved.items()})
+    return Progress(
+        content["step"],
+        content["seconds"],
+        content["wait_seconds"],
+        dict(content["corrupt"]),
+        content.get("skipped", 0),
+    )
+
+
+def _check_fit(trainer: Trainer, own: dict[str, Any], content: dict[str, Any], changed: Sequence[str]) -> None:
+    given, groups = content["state_dict"], content["optimiser"]["param_groups"]
+    trained = [(group["role"], len(group["params"])) for group in trainer.optimiser.param_groups]
+    fits = own.keys() == given.keys() and all(own[name].shape == given[name].shape for name in own)
+    if fits and trained == [(group["role"], len(group["params"])) for group in groups]:
+        return
+    guilty = [text for text in changed if text.startswith(("model.", "lock."))]
+    raise ConfigError(
+        f"a resume cannot change {'; '.join(guilty) or 'the model'}: the checkpoint's weights or optimiser state do "
+        "not fit. Set it back, or choose another --output and start from the old weights with model.pretrained"
+    )
+
+
+def _take_preprocessing(model: DalipModel, given: dict[str, Any]) -> None:
+    """Mean and standard deviation as the run began with, from pretrained weights perhaps; the size is the model's."""
+    from open_clip.model import set_model_preprocess_cfg
+
+    kept = model.clip.visual.preprocess_cfg
+    set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
 
 
 def final_weights(trainer: Trainer) -> dict[str, Any]:
@@ -136,9 +179,12 @@ def final_weights(trainer: Trainer) -> dict[str, Any]:
 
 def _lock(model: DalipModel, settings: TrainSettings) -> None:
     lock = settings.lock
-    if lock.lock_image:
-        model.lock_image_tower(lock.lock_image_unlocked_groups)
-    if lock.lock_text:
-        model.lock_text_tower(lock.lock_text_unlocked_layers)
+    try:
+        if lock.lock_image:
+            model.lock_image_tower(lock.lock_image_unlocked_groups, lock.lock_image_freeze_bn_stats)
+        if lock.lock_text:
+            model.lock_text_tower(lock.lock_text_unlocked_layers)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # open_clip's, of towers it cannot lock so
+        raise ConfigError(f"lock: open_clip cannot lock this architecture so: {error}") from error
     if settings.compute.grad_checkpointing:
         model.set_grad_checkpointing()

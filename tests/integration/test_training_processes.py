@@ -227,18 +227,27 @@ def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_one_rank_that_fails_alone_ends_the_run(values: dict[str, Any], tmp_path: Path) -> None:
-    """A broken sample beyond the limit is met by one rank only; the other is not left waiting for ever."""
+def test_broken_samples_of_every_rank_are_named_counted_and_limited(values: dict[str, Any], tmp_path: Path) -> None:
+    """Whoever meets them: all are in the log and the checkpoint, and the limit is on their number over all ranks."""
     writer = sys.modules["dalip_release_writer"]
-    samples = writer.drawn_samples(60, 0)
-    samples[30].jpg = b"no picture"
-    (place,) = _places(tmp_path, "place")
-    release = writer.write_release(place / "release", samples)
-    data = values["data"] | {"max_corrupt_samples": 0}
-    process = _start(values | {"release": str(release), "data": data}, place, num_ranks=2)
+    samples = writer.drawn_samples(40, 0)
+    broken = (3, 9, 17, 30)
+    for number in broken:
+        samples[number].jpg = b"no picture"
+    place, limited = _places(tmp_path, "place", "limited")
+    release = writer.write_release(tmp_path / "release", samples)
+    values = values | {"release": str(release), "schedule": {"steps": 4}, "data": values["data"] | {"batch_size": 10}}
+    _finish(_start(values, place, num_ranks=2))
+    events = read_log(place / "run" / "log.jsonl", "corrupt_sample")
+    wanted = sorted(writer.sample_id("toy", str(number)) for number in broken)
+    assert sorted(event["sample"][:32] for event in events) == wanted
+    assert json.loads((place / "run" / "summary.json").read_text())["corrupt_samples"] == 4
+    saved = torch.load(place / "run" / "checkpoints" / "step-00000004.pt", weights_only=True)
+    assert len(saved["corrupt"]) == 4
+    process = _start(values | {"data": values["data"] | {"max_corrupt_samples": 3}}, limited, num_ranks=2)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "1 broken samples, more than data.max_corrupt_samples = 0" in err
+    assert err.count("4 broken samples, more than data.max_corrupt_samples = 3") >= 2, "both ranks stop, with one count"
 
 
 @pytest.mark.slow

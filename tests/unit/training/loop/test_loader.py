@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -173,6 +174,37 @@ def test_a_stratified_release_serves_any_mixture(stratified_release: Path) -> No
     assert sorted(torch.cat([batch.rows for batch in whole])[:110].tolist()) == list(range(110))
 
 
+def test_a_stratified_release_without_a_mixture_is_drawn_by_the_sizes_of_its_domains(
+    stratified_release: Path, release_folder: Path
+) -> None:
+    """Not in the order of its shards, by which a batch holds one domain; an epoch still has every sample once."""
+    pool = _pool(stratified_release)
+    strata = strata_of(pool, None, None)
+    assert [(part.name, part.weight) for part in strata] == [("0:general", 54.0), ("0:plant", 56.0)]
+    drawn = _drawn_domains(pool)
+    assert all(abs(drawn[start : start + 10].count("plant") - 5) <= 2 for start in range(0, 120, 10))
+    assert sorted(torch.cat([batch.rows for batch in _batches(pool)])[:110].tolist()) == list(range(110))
+    cut = data.build_order(pool, DataSettings(pool_samples={"plant": 27}), "release", seed=0)
+    assert cut.counts == [54, 27]
+    both = open_pool([Release.open(str(path)) for path in (stratified_release, release_folder)], "train")
+    shared = strata_of(both, [1.0, 3.0], None)
+    assert [part.name for part in shared] == ["0:general", "0:plant", "1:all"]
+    assert [part.weight for part in shared] == pytest.approx([54 / 110, 56 / 110, 3.0])
+
+
+def test_a_release_without_any_domain_of_the_mixture_is_named(
+    release_folder: Path, writer: ModuleType, tmp_path: Path
+) -> None:
+    plants = [sample for sample in writer.drawn_samples(40, 0) if sample.domain == "plant"]
+    other = writer.write_release(tmp_path / "plants-only", plants)
+    pool = open_pool([Release.open(str(release_folder)), Release.open(str(other))], "train")
+    with pytest.raises(
+        ConfigError, match=r"plants-only: has no sample of the mixture's domains \(general\).*\(plant\)"
+    ):
+        strata_of(pool, [1.0, 3.0], {"general": 1.0, "plant": 0.0})
+    assert len(strata_of(pool, [1.0, 3.0], {"general": 1.0, "plant": 1.0})) == 3
+
+
 def test_a_stratified_mixture_is_the_same_for_any_workers_and_ranks(stratified_release: Path) -> None:
     pool = _pool(stratified_release)
     changes = {"mixture": {"plant": 0.7, "general": 0.3}, "pool_samples": {"plant": 12}, "epoch_samples": 60}
@@ -257,6 +289,24 @@ def test_a_broken_sample_is_named_and_replaced(broken_release: Path) -> None:
         data.check_corrupt(found, 1, pool)
 
 
+def test_a_broken_sample_is_replaced_by_one_of_its_domain(writer: ModuleType, tmp_path: Path) -> None:
+    """Never by one that the mixture leaves out or a cut has taken away, and by the same one in every process."""
+    samples = writer.drawn_samples(40, 0)
+    for number in (0, 1, 4, 5, 8, 9):
+        samples[number].jpg = b"no picture"
+    pool = _pool(writer.write_release(tmp_path / "broken", samples))
+    domains = pool.table["domain"].to_pylist()
+    changes: dict[str, Any] = {"mixture": {"plant": 1.0}, "pool_samples": {"plant": 15}}
+    batches = _batches(pool, **changes)
+    assert sum(len(batch.corrupt) for batch in batches) > 0
+    used = torch.cat([batch.rows for batch in batches]).tolist()
+    assert {domains[row] for row in used} == {"plant"}
+    assert set(used) <= set(cut_pools(pool, {"plant": 15}).tolist())
+    assert used == torch.cat([batch.rows for batch in _batches(pool, num_workers=2, **changes)]).tolist()
+    mixed = torch.cat([batch.rows for batch in _batches(pool, mixture={"plant": 1, "general": 1}, epoch_samples=120)])
+    assert [domains[row] for row in mixed.tolist()].count("plant") == 60
+
+
 def test_a_release_of_broken_samples_stops(writer: ModuleType, tmp_path: Path) -> None:
     samples = writer.drawn_samples(10, 0)
     for sample in samples:
@@ -278,7 +328,9 @@ def test_a_shard_cut_short_is_an_integrity_error(release_folder: Path, tmp_path:
         Release.open(str(copy))
 
 
-def test_shards_are_read_through_fsspec(release_folder: Path) -> None:
+@pytest.fixture
+def remote_release(release_folder: Path) -> Iterator[str]:
+    """A copy of the release in fsspec's memory."""
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -286,11 +338,38 @@ def test_shards_are_read_through_fsspec(release_folder: Path) -> None:
     for path in source.rglob("*"):
         if path.is_file():
             memory.pipe_file(f"/loader-test/{path.relative_to(source)}", path.read_bytes())
-    try:
-        remote = open_pool([Release.open("memory://loader-test")], "train")
-        local = _pool(release_folder)
-        for with_texts in (False, True):
-            there, here = (ShardReader(pool).read(range(107), with_texts) for pool in (remote, local))
-            assert there == here
-    finally:
-        memory.rm("/loader-test", recursive=True)
+    yield "memory://loader-test"
+    memory.rm("/loader-test", recursive=True)
+
+
+def test_shards_are_read_through_fsspec(release_folder: Path, remote_release: str) -> None:
+    remote = open_pool([Release.open(remote_release)], "train")
+    local = _pool(release_folder)
+    for with_texts in (False, True):
+        there, here = (ShardReader(pool).read(range(107), with_texts) for pool in (remote, local))
+        assert there == here
+
+
+@pytest.mark.parametrize("local_first", [True, False])
+def test_local_and_remote_releases_are_read_together(
+    release_folder: Path, remote_release: str, local_first: bool
+) -> None:
+    here, there = Release.open(str(release_folder)), Release.open(remote_release)
+    both = open_pool([here, there] if local_first else [there, here], "train")
+    rows = random.Random(0).sample(range(214), 60)
+    alone = ShardReader(_pool(release_folder)).read([row % 107 for row in rows], with_texts=True)
+    assert ShardReader(both).read(rows, with_texts=True) == alone
+
+
+def test_storage_that_fails_is_an_error_of_ours(remote_release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    pool = open_pool([Release.open(remote_release)], "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "cat_ranges", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        with pytest.raises(RunError, match=r"loader-test/shards/toy-0.*TimeoutError: no answer"):
+            ShardReader(pool).read([0], with_texts=False)
+    memory.rm("/loader-test/shards/toy-000000.tar")
+    with pytest.raises(IntegrityError, match=r"toy-000000\.tar: the shard is not there any more"):
+        ShardReader(pool).read([0], with_texts=False)

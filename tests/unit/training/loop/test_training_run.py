@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -20,7 +23,7 @@ from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.settings import parse_settings
 from training import checkpoint, loop, state
-from training.config import TrainSettings
+from training.config import TrainSettings, identity_values, read_train_settings
 from training.evaluate import domain_losses, load_run_model
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
@@ -162,6 +165,25 @@ def test_another_config_is_refused_until_told(config: dict[str, Any], monkeypatc
     assert train(_settings(config, seed=1), resume=False)[0]["steps"] == 6
 
 
+def test_training_anew_leaves_nothing_of_the_old_run_but_what_others_put_there(config: dict[str, Any]) -> None:
+    _run(config)
+    folder = Path(config["output_dir"])
+    old = [folder / "eval" / "heldout-toy-0001.json", folder / "eval" / "heldout-toy-0001.png",
+           folder / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
+    (folder / "eval").mkdir()
+    for path in (*old, folder / "notes.txt"):
+        path.write_text("{}")
+    train(_settings(config, seed=1), resume=False)
+    assert not any(path.exists() for path in old)
+    assert not (folder / "eval").exists()
+    assert (folder / "notes.txt").exists()
+
+
+def test_a_list_of_no_release_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        _settings(config, release=[])
+
+
 def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
     _run(config)
     other = writer.write_release(tmp_path / "other", writer.drawn_samples(60, 0))
@@ -180,13 +202,76 @@ def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None
         _run(config)
 
 
-def test_a_damaged_checkpoint_is_named(config: dict[str, Any]) -> None:
+def _spoil_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["byte", "cut"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    _run(whole)
+    folder = Path(config["output_dir"])
+    shutil.copytree(whole["output_dir"], folder)
+    (folder / "summary.json").unlink()
+    newest = folder / "checkpoints" / "step-00000006.pt"
+    if how == "byte":
+        _spoil_byte(newest)
+    else:
+        newest.write_bytes(newest.read_bytes()[:-1000])
+    capsys.readouterr()
+    _run(config)
+    said = capsys.readouterr().err
+    assert "step-00000006.pt: damaged, its bytes are not those that were written; removed" in said
+    assert "going on after step 4" in said
+    assert read_log(folder / "log.jsonl", "resume")[0]["damaged"] == ["step-00000006.pt"]
+    _assert_same_run(whole["output_dir"], config["output_dir"])
+
+
+def test_a_run_without_a_whole_checkpoint_stops(config: dict[str, Any]) -> None:
     _run(config)
     folder = Path(config["output_dir"])
     (folder / "summary.json").unlink()
-    (folder / "checkpoints" / "step-00000006.pt").write_bytes(b"PK\x03\x04 half")
-    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: cannot be read.*the one before"):
+    for path in checkpoint.list_checkpoints(folder):
+        _spoil_byte(path)
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: damaged, as every checkpoint of the run \(2\)"):
         _run(config)
+    assert len(checkpoint.list_checkpoints(folder)) == 2, "nothing is removed"
+
+
+def test_a_checkpoint_that_lacks_something_is_named(config: dict[str, Any]) -> None:
+    _run(config)
+    folder = Path(config["output_dir"])
+    (folder / "summary.json").unlink()
+    path = folder / "checkpoints" / "step-00000006.pt"
+    content = torch.load(path, weights_only=True)
+    del content["average"]
+    torch.save(content, path)
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: has no average"):
+        _run(config)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_reused(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder was new when this process looked first: the other's model must not be wiped."""
+    build, stamps = loop.build_trainer, []
+
+    def build_late(*arguments: Any, **options: Any) -> Any:
+        if not stamps:
+            stamps.append(0)
+            _run(config)
+            stamps[0] = (Path(config["output_dir"]) / "model.pt").stat().st_mtime_ns
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(loop, "build_trainer", build_late)
+    summary, reused = train(_settings(config))
+    assert reused
+    assert summary["steps"] == 6
+    assert (Path(config["output_dir"]) / "model.pt").stat().st_mtime_ns == stamps[0]
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +309,42 @@ def test_a_gradient_that_is_not_finite_stops_its_own_step(
     folder = Path(config["output_dir"])
     assert json.loads((folder / "not-finite-step-00000002-rank-0.json").read_text())["not_finite"] == "gradient"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001.pt"]
+
+
+def _spoil_gradients(monkeypatch: pytest.MonkeyPatch, spoils: Any) -> None:
+    """A gradient that is not a number in the steps for which `spoils(number)` holds, counted from 1."""
+    gradients = loop.compute_gradients
+    count = 0
+
+    def spoiled(trainer: Any, chunk: Any) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        losses = gradients(trainer, chunk)
+        if spoils(count):
+            next(trainer.model.parameters()).grad.view(-1)[0] = math.nan
+        return losses
+
+    monkeypatch.setattr(loop, "compute_gradients", spoiled)
+
+
+def test_fp16_leaves_out_a_few_steps_but_not_for_ever(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    half = {"precision": "fp16"}
+    with monkeypatch.context() as patch:
+        _spoil_gradients(patch, lambda number: number <= 15)
+        assert _run(config, compute=half, schedule={"steps": 18})["steps"] == 18
+    shutil.rmtree(config["output_dir"])
+    _spoil_gradients(monkeypatch, lambda number: number > 4)
+    with pytest.raises(RunError, match=r"gradient of step 24 is not finite, as those of the 19 steps before; its 12 s"):
+        _run(config, compute=half, schedule={"steps": 200})
+    report = json.loads((Path(config["output_dir"]) / "not-finite-step-00000024-rank-0.json").read_text())
+    assert len(report["samples"]) == 12
+
+
+def test_fp16_whose_scale_sinks_to_nothing_stops(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second gradient lost: never many in a row, but the scale only falls."""
+    _spoil_gradients(monkeypatch, lambda number: number % 2 == 0)
+    with pytest.raises(RunError, match=r"gradient of step \d+ is not finite; its 12 samples"):
+        _run(config, compute={"precision": "fp16"}, schedule={"steps": 200})
 
 
 def test_a_huge_learning_rate_stops_the_run_for_real(config: dict[str, Any]) -> None:
@@ -279,6 +400,58 @@ def test_locked_towers_do_not_move_and_the_branches_do(config: dict[str, Any]) -
     assert any(name.startswith("image_branch.") for name in moved)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_locked_resnet_keeps_its_batch_statistics_unless_told(
+    config: dict[str, Any], tmp_path: Path, frozen: bool
+) -> None:
+    architecture = json.loads(Path(config["model"]["architecture"]).read_text())
+    architecture["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    (tmp_path / "dalip-loop-resnet.json").write_text(json.dumps(architecture))
+    config["model"] = {"preset": "clip", "architecture": str(tmp_path / "dalip-loop-resnet.json")}
+    settings = _settings(config, lock={"lock_image": True, "lock_image_freeze_bn_stats": frozen}, schedule={"steps": 2},
+                         eval={"every_steps": 1})  # fmt: skip
+    train(settings)
+    torch.manual_seed(loop.mix_seed(settings.seed, 0x696E6974) >> 1)
+    start = state.build_model(settings.model).state_dict()
+    moved = {name for name, value in _weights(config["output_dir"]).items() if not torch.equal(value, start[name])}
+    in_tower = {name for name in moved if name.startswith("clip.visual.")}
+    assert bool(in_tower) is not frozen
+    assert all("running_" in name or "num_batches" in name for name in in_tower)
+    assert moved - in_tower
+
+
+def test_a_resnet_that_cannot_be_locked_in_part_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    architecture = json.loads(Path(config["model"]["architecture"]).read_text())
+    architecture["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    (tmp_path / "dalip-loop-part.json").write_text(json.dumps(architecture))
+    config["model"] = {"preset": "clip", "architecture": str(tmp_path / "dalip-loop-part.json")}
+    with pytest.raises(ConfigError, match="lock: open_clip cannot lock this architecture so: partial locking"):
+        _run(config, lock={"lock_image": True, "lock_image_unlocked_groups": 1})
+
+
+def test_how_a_tower_is_locked_shapes_only_a_run_that_locks_it(config: dict[str, Any]) -> None:
+    values = [
+        identity_values(_settings(config, lock={"lock_image": locked, "lock_image_freeze_bn_stats": frozen}), ["a"])
+        for locked in (False, True)
+        for frozen in (False, True)
+    ]
+    assert values[0] == values[1]
+    assert values[2] != values[3]
+
+
+@pytest.mark.parametrize("name", ["lock_image_unlocked_groups", "lock_text_unlocked_layers"])
+def test_unlocking_what_is_not_locked_is_refused(config: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is 2, but lock_\w+ is false"):
+        _settings(config, lock={name: 2})
+
+
+def test_a_warmup_longer_than_the_run_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    _run(config, schedule={"steps": 1, "warmup_steps": 4})
+    assert "schedule.warmup_steps 4 is longer than the run of 1 steps: the learning rate ends at 0.25 of" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_plain_clip_with_both_towers_locked_is_refused(config: dict[str, Any]) -> None:
     config["model"] = {"preset": "clip", "architecture": config["model"]["architecture"]}
     config["lock"] = {"lock_image": True, "lock_text": True}
@@ -306,6 +479,16 @@ def test_a_validation_split_that_is_not_there_is_said_before_the_first_step(conf
 def test_a_text_member_written_wrong_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     _run(config, data={"text": {"use": "draw", "members": ["sci", "comon"]}}, schedule={"steps": 1})
     assert "data.text: no sample looked at has comon; there are: com, sci" in capsys.readouterr().err
+
+
+def test_a_stratified_release_without_a_mixture_is_said(
+    config: dict[str, Any], writer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = writer.write_release(tmp_path / "release", writer.drawn_samples(60, 0), stratified=True)
+    _run(config, release=str(release), schedule={"steps": 1})
+    assert (
+        "without data.mixture: drawn in proportion to the sizes (general 0.500, plant 0.500)" in capsys.readouterr().err
+    )
 
 
 def test_domain_losses_say_what_a_run_knows_of_each_domain(
@@ -352,6 +535,69 @@ def test_the_log_reads_whole_lines_and_can_be_cut(tmp_path: Path) -> None:
     before = path.read_text().splitlines()[:3]
     cut_log(path, 2)
     assert path.read_text().splitlines() == before
+
+
+def test_a_bad_line_of_the_log_is_named_unless_a_resume_cuts_it_off(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 5)]
+    for spoiled in ("\0\0\0\n", "3\n", '{"event": "st\n', '{"step": 3}\n'):
+        path.write_text("".join(lines[:3]) + spoiled + lines[3])
+        with pytest.raises(IntegrityError, match=r"log\.jsonl: line 4 is no event of a run"):
+            read_log(path)
+        with pytest.raises(IntegrityError, match=r"log\.jsonl: line 4 is no event of a run"):
+            cut_log(path, 4)
+        cut_log(path, 3)
+        assert path.read_text() == "".join(lines[:3])
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", ""])
+def test_a_damaged_record_of_the_run_is_named(config: dict[str, Any], content: str) -> None:
+    _run(config)
+    (Path(config["output_dir"]) / "run.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"run\.json: .*--no-resume"):
+        _run(config)
+
+
+def test_damaged_settings_of_a_run_are_named(config: dict[str, Any]) -> None:
+    _run(config)
+    (Path(config["output_dir"]) / "config.json").write_text('{"seed": ')
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read: .*give the YAML config"):
+        read_train_settings(config["output_dir"])
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(config: dict[str, Any]) -> None:
+    """The system refuses the checkpoint in the middle: the run says so, and goes on once there is room."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(RunError, match=r"step-00000002\.pt: cannot be written \(.*GB are free there.*make room"):
+            _run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list((Path(config["output_dir"]) / "checkpoints").iterdir())
+    assert _run(config)["steps"] == 6
+
+
+def test_a_log_that_cannot_be_written_is_said(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "event", full)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\); make room"):
+        _run(config)
+
+
+def test_a_killed_loader_process_is_said(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = loop.compute_gradients
+
+    def kill_loader(trainer: Any, chunk: Any) -> dict[str, float]:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        return gradients(trainer, chunk)
+
+    monkeypatch.setattr(loop, "compute_gradients", kill_loader)
+    with pytest.raises(RunError, match=r"a loader process is gone: DataLoader worker \(pid.*data\.num_workers"):
+        _run(config, data={"num_workers": 1, "prefetch_batches": 1}, schedule={"steps": 50})
 
 
 def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:

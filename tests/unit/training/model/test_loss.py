@@ -99,6 +99,26 @@ def test_without_second_order_features_the_loss_is_plain_info_nce() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_similarities_and_loss_are_those_of_float32_under_autocast(settings: LossSettings, dtype: torch.dtype) -> None:
+    def loss_and_gradient(features: dict[str, Tensor], *, autocast: bool) -> tuple[Tensor, Tensor]:
+        leaf = features["image_features"].clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            loss = contrastive_loss(features | {"image_features": leaf}, settings)["loss"]
+        return loss, torch.autograd.grad(loss, leaf)[0]
+
+    exact = {name: value.float() for name, value in features_of(32, width=64).items()}
+    exact["logit_scale"] = torch.tensor(100.0)
+    loss, gradient = loss_and_gradient(exact, autocast=False)
+    autocast_loss, autocast_gradient = loss_and_gradient(exact, autocast=True)
+    assert torch.equal(loss, autocast_loss)
+    assert torch.equal(gradient, autocast_gradient)
+    rounded = {name: value if "scale" in name else value.to(dtype) for name, value in exact.items()}
+    of_rounded = contrastive_loss(rounded, settings)["loss"]
+    assert torch.equal(of_rounded, contrastive_loss({k: v.float() for k, v in rounded.items()}, settings)["loss"])
+
+
 def test_equal_features_give_the_loss_of_chance_and_autocast_keeps_float32() -> None:
     same = functional.normalize(torch.ones(8, 4), dim=-1)
     with torch.autocast("cpu", dtype=torch.bfloat16):

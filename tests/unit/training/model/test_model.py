@@ -321,6 +321,17 @@ def test_the_scale_is_clamped_between_one_and_the_maximum(tmp_path: Path) -> Non
     assert model.logit_scale_second.exp() == 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_under_autocast_are_unit_vectors_of_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = build_model(settings(tiny(tmp_path, "autocast-unit"))).eval()
+    images, tokens = batch(model)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        features = model(images, tokens)
+    for name in ("image_features", "text_features", "image_second_order", "text_second_order"):
+        assert features[name].dtype == torch.float32, name
+        assert (features[name].norm(dim=-1) - 1).abs().max() < 1e-6, name
+
+
 def test_bfloat16_autocast_gives_nearly_the_same_second_order_feature(tmp_path: Path) -> None:
     model = build_model(settings(tiny(tmp_path, "autocast"))).eval()
     images, tokens = batch(model)
