@@ -2,7 +2,8 @@
 
 Reads the weights of a run, a held-out split of a release and evaluation sets from outside (`training.outside`); writes
 one JSON file and one plot into the run's folder. Every figure carries its 95 % interval, the number of trials and what
-guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there.
+guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there, and with RunError on
+features or losses that are not finite.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from training.class_names import class_text, taxon_of
 from training.config import TrainSettings, ZeroShotSettings
 from training.encoding import (
     Encoded,
-    encode_classes,
     encode_pairs,
     feature_kinds,
     prompt_templates,
@@ -34,7 +34,14 @@ from training.encoding import (
 )
 from training.figures import plot_result
 from training.model import DalipModel, build_model
-from training.outside import evaluate_set, few_shot_figures, group_means, open_sets
+from training.outside import (
+    evaluate_set,
+    few_shot_figures,
+    group_means,
+    open_sets,
+    shared_names,
+    zero_shot_figures,
+)
 from training.shards import SamplePool, open_pool
 
 EVAL_FOLDER = "eval"
@@ -101,29 +108,27 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of a model on the samples of a pool.
 
-    Raises: ConfigError for a field or domain that is not there.
+    Raises: ConfigError for a field or domain that is not there; RunError for features or losses that are not finite.
     """
-    alpha, rounds = settings.loss.first_order_weight, settings.eval.bootstrap_rounds
+    alpha = settings.loss.first_order_weight
     labels = [zero_shot_labels(pool, extra, task) for task in settings.eval.zero_shot]
     rows = data.split_rows(pool)
-    images, texts = encode_pairs(model, pool, rows, settings, device)
+    images, texts = _encode_finite(model, pool, rows, settings, device)
     place = {row: i for i, row in enumerate(rows)}
     result: dict[str, Any] = {"num_samples": len(rows), "zero_shot": [], "retrieval": {}, "validation_loss": {}}
     for task, (classes, members) in zip(settings.eval.zero_shot, labels, strict=True):
         names = class_texts(extra, classes, members, task)
-        class_features = encode_classes(model, names, prompt_templates(task.templates), device)
         chosen, answers = images.rows([place[row] for row in members]), list(members.values())
-        figures = {
-            kind: metrics.classify(similarity_of(chosen, class_features, kind, alpha), answers, rounds)
-            for kind in feature_kinds(model)
-        }
+        where = f"zero-shot over '{task.field}'"
+        templates = prompt_templates(task.templates)
         result["zero_shot"].append(
             {
                 "field": task.field,
                 "domain": task.domain,
                 "text": task.text,
                 "num_classes": len(classes),
-                "figures": figures,
+                "figures": zero_shot_figures(model, chosen, answers, names, templates, settings, where),
+                "shared_names": shared_names(names),
                 "few_shot": few_shot_figures(model, chosen, answers, settings),
             }
         )
@@ -154,13 +159,13 @@ def domain_losses(
     Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare; a domain
     with a single sample has no loss. The model is left in the mode it came in.
 
-    Raises: RunError for a broken sample.
+    Raises: RunError for a broken sample, or features or losses that are not finite.
     """
     was_training = model.training
     model.eval()
     try:
         rows = data.split_rows(pool)
-        images, texts = encode_pairs(model, pool, rows, settings, device)
+        images, texts = _encode_finite(model, pool, rows, settings, device)
         return _domain_losses(model, pool, rows, images, texts, settings)
     finally:
         model.train(was_training)
@@ -240,6 +245,15 @@ def class_texts(
     ]
 
 
+def _encode_finite(
+    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings, device: torch.device
+) -> tuple[Encoded, Encoded]:
+    images, texts = encode_pairs(model, pool, rows, settings, device)
+    images.require_finite("held-out samples, picture features")
+    texts.require_finite("held-out samples, text features")
+    return images, texts
+
+
 def _domain_losses(
     model: DalipModel, pool: SamplePool, rows: Sequence[int], images: Encoded, texts: Encoded, settings: TrainSettings
 ) -> dict[str, metrics.Figure]:
@@ -253,6 +267,7 @@ def _domain_losses(
         if len(members) < 2:
             continue
         losses = _pair_losses(model, images.rows(members), texts.rows(members), settings)
+        metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
         size = min(settings.eval.batch_size, len(members))
         figures[domain] = metrics.loss_figure(losses.numpy(), size, settings.eval.bootstrap_rounds)
     return figures

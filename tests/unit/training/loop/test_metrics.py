@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.errors import RunError
 from training import metrics
 from training.config import TrainSettings
 from training.encoding import Encoded
 from training.evaluate import _pair_losses
 from training.loss import contrastive_loss
+from training.outside import shared_names
 
 
 @pytest.mark.parametrize(
@@ -80,12 +82,70 @@ def test_chance_is_what_guessing_reaches() -> None:
         assert np.mean(reached[name]) == pytest.approx(np.mean(reached[f"{name} chance"]), abs=0.02)
 
 
-def test_a_dead_model_scores_nothing() -> None:
-    """Equal similarities everywhere: ties count against the target, not for it."""
+def test_a_dead_model_scores_nothing_beyond_its_chance() -> None:
+    """Equal similarities everywhere: each candidate is as likely to come first, so every figure is its chance."""
     flat = torch.ones(12, 12)
-    texts = [f"text {i}" for i in range(12)]
-    assert all(figure["hits"] == 0 for figure in metrics.retrieve(flat, texts, (1, 5)).values())
-    assert metrics.classify(flat, list(range(12)), 100)["top1"]["hits"] == 0
+    texts = [f"text {i % 7}" for i in range(12)]
+    for figures in (
+        metrics.retrieve(flat, texts, (1, 5)),
+        metrics.classify(flat, [i % 5 for i in range(12)], 100),
+        metrics.retrieve_captions(torch.zeros(8, 20), [text % 8 for text in range(20)], (1, 3)),
+    ):
+        for name, figure in figures.items():
+            assert figure["value"] == pytest.approx(figure["chance"]), name
+
+
+def test_ties_count_what_drawing_their_order_gives() -> None:
+    """Coarse similarities, full of ties: the mean over many random orders of the tied."""
+    rng = np.random.default_rng(2)
+    similarity = torch.from_numpy(rng.integers(0, 3, (10, 10)).astype(np.float32))
+    texts = [f"text {i % 6}" for i in range(10)]
+    columns = torch.tensor([texts.index(text) for text in texts])
+    owners = [i % 10 for i in range(25)]
+    captions = torch.from_numpy(rng.integers(0, 3, (10, 25)).astype(np.float32))
+
+    def measure(seed: int | None) -> dict[str, float]:
+        def drawn(values: torch.Tensor, salt: int) -> torch.Tensor:
+            if seed is None:
+                return values
+            generator = torch.Generator().manual_seed(2 * seed + salt)
+            return values + 0.5 * torch.rand(values.shape, generator=generator)
+
+        paired = drawn(similarity[:, columns], 0)[:, columns]
+        found = metrics.retrieve(paired, texts, (1, 3))
+        found |= {f"c {k}": v for k, v in metrics.retrieve_captions(drawn(captions, 1), owners, (1, 3)).items()}
+        found |= metrics.classify(drawn(similarity, 0), list(range(10)), 100)
+        return {name: figure["value"] for name, figure in found.items()}
+
+    expected = measure(None)
+    mean = {name: np.mean([draw[name] for draw in map(measure, range(1500))]) for name in expected}
+    assert expected == pytest.approx(mean, abs=0.02)
+
+
+def test_two_classes_of_one_name_share_their_pictures() -> None:
+    """A model that knows everything is right on half of the pictures of the two, as with the first of equal ones."""
+    classes = _features(5, 16, 0)
+    classes[1] = classes[0]
+    labels = [0, 1, 2, 3, 4] * 4
+    figures = metrics.classify(classes[labels] @ classes.t(), labels, 100)
+    assert figures["top1"]["value"] == pytest.approx(0.8)
+    assert figures["mean_per_class"]["value"] == pytest.approx(0.8)
+    assert shared_names(["missile", "oak", "missile"]) == {"missile": [0, 2]}
+
+
+def test_figures_of_numbers_that_are_not_finite_are_refused() -> None:
+    """One NaN among the similarities would win every comparison, since none with it is true."""
+    similarity = torch.eye(6)
+    similarity[4, 2] = torch.nan
+    texts, six = [f"text {i}" for i in range(6)], list(range(6))
+    for measure in (
+        lambda: metrics.classify(similarity, six, 100),
+        lambda: metrics.retrieve(similarity, texts, (1,)),
+        lambda: metrics.retrieve_captions(similarity, six, (1,)),
+        lambda: metrics.few_shot(similarity, [0, 0, 0, 1, 1, 1], 1, 1, 100),
+    ):
+        with pytest.raises(RunError, match=r"1 of 6 are not finite"):
+            measure()
 
 
 def test_a_perfect_model_scores_everything() -> None:

@@ -230,8 +230,6 @@ def test_retrieval_with_several_captions_equals_plain_counting() -> None:
         assert figures[f"image_to_text_r{k}"]["hits"] == sum(to_text)
         assert figures[f"text_to_image_r{k}"]["hits"] == sum(to_image)
     assert figures["text_to_image_r1"]["chance"] == 1 / 8
-    flat = metrics.retrieve_captions(torch.zeros(8, 20), owners, (1,))
-    assert {figure["hits"] for figure in flat.values()} == {0}
 
 
 def test_a_run_is_judged_on_sets_of_every_layout(
@@ -312,3 +310,56 @@ def test_wrong_evaluation_settings_are_one_line_and_write_nothing(
     assert words in error
     assert len(error.splitlines()) == 1
     assert not (Path(config["output_dir"]) / "eval").exists()
+
+
+@pytest.mark.parametrize("part", ["clip.visual.proj", "clip.text_projection", "clip.logit_scale"])
+def test_a_model_of_nans_has_no_score(
+    part: str, config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of figure says of which set how many vectors are broken, and writes nothing."""
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    pairs = write_tars(tmp_path / "pairs", samples, classes, captions=True)
+    (pairs / "dataset_type.txt").write_text("retrieval")
+    write_folders(tmp_path / "folders", samples)
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    assert main(["train", str(run)]) == 0
+    weights = Path(config["output_dir"]) / "model.pt"
+    content = torch.load(weights, weights_only=True)
+    content["state_dict"][part].fill_(float("nan"))
+    torch.save(content, weights)
+    sets = [{"name": name, "path": str(tmp_path / name)} for name in ("folders", "pairs")]
+    side = "picture features" if "visual" in part else "class features"
+    texts = "picture features" if "visual" in part else "caption features"
+    wanted = [({}, "held-out samples")]
+    if part != "clip.logit_scale":  # the scale is in the loss alone
+        wanted += [
+            ({"split": None, "sets": sets[:1]}, f"eval.sets 'folders', {side} (f): "),
+            ({"split": None, "sets": sets[1:]}, f"eval.sets 'pairs', {texts} (f): "),
+        ]
+    for values, words in wanted:
+        (tmp_path / "eval.yaml").write_text(yaml.safe_dump(values))
+        capsys.readouterr()
+        assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml")]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert "are not finite" in error
+    assert not (Path(config["output_dir"]) / "eval").exists()
+
+
+def test_classes_of_one_name_are_said(
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    folder = write_tars(tmp_path / "set", samples, classes)
+    (folder / "classnames.txt").write_text("\n".join(["missile", classes[1], "missile", *classes[3:]]) + "\n")
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    assert main(["train", str(run)]) == 0
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"split": None, "sets": [{"name": "a", "path": str(folder)}]}))
+    capsys.readouterr()
+    assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0
+    assert "note: a: classes share a name: 'missile' (2 classes)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["sets"][0]["shared_names"] == {"missile": [0, 2]}

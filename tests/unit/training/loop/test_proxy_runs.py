@@ -203,7 +203,8 @@ def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[st
     values["schedule"]["warmup_steps"] = 0
     outcome = run_proxies(_settings(values), lambda line: None)
     assert outcome.failed.keys() == {"wild"}
-    assert "the validation loss of all, general, plant is not finite" in outcome.failed["wild"]
+    assert "held-out samples, picture features (f): 25 of 25 are not finite" in outcome.failed["wild"]
+    assert "a lower optimiser.lr" in outcome.failed["wild"]
     assert not outcome.table.exists()
     assert not (tmp_path / "work").exists()
 
