@@ -6,6 +6,7 @@ open_clip when a tag is given. Registers a JSON file with open_clip under its st
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -72,6 +73,7 @@ def create_clip(
         if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
             listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
             raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
+        _check_activation(name, pretrained)
     root = logging.getLogger()
     level = root.level
     if pretrained is None or is_file:
@@ -93,6 +95,48 @@ def create_clip(
         raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
     finally:
         root.setLevel(level)
+
+
+# Set beside the architecture, or said by the shapes of the weights.
+_NO_PART_OF_THE_MATHEMATICS = ("image_size", "patch_dropout", "timm_model_pretrained", "hf_model_pretrained")
+
+
+def behaviour(config: dict[str, Any]) -> dict[str, Any]:
+    """What a model of this architecture computes, defaults written out: to compare two of them.
+
+    Two architectures can have weights of the same names and shapes and differ here (activation, heads, pooling).
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    found: dict[str, Any] = {"quick_gelu": False} | {key: value for key, value in config.items() if key[-4:] != "_cfg"}
+    for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        values = dataclasses.asdict(kind()) | dict(config[part])
+        found[part] = {key: value for key, value in values.items() if key not in _NO_PART_OF_THE_MATHEMATICS}
+    return dict(json.loads(json.dumps(found)))  # tuples as lists
+
+
+def _check_activation(name: str, tag: str) -> None:
+    """Refuse a tag whose weights were trained with another activation; open_clip warns, and computes something else.
+
+    Raises: ConfigError that names the architecture to take.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    wanted = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    config = open_clip.get_model_config(name)
+    if "timm_model_name" in config["vision_cfg"] or wanted == bool(config.get("quick_gelu", False)):
+        return
+    other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+    hint = (
+        f"set model.architecture: {other}"
+        if open_clip.get_model_config(other) is not None
+        else f"give model.architecture as a JSON file: that of {name} with quick_gelu: {str(wanted).lower()}"
+    )
+    raise ConfigError(
+        f"pretrained '{tag}' was trained with {'QuickGELU' if wanted else 'GELU'}, {name} computes "
+        f"{'GELU' if wanted else 'QuickGELU'}: {hint}"
+    )
 
 
 def create_tokenizer(architecture: str) -> Any:

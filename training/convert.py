@@ -19,7 +19,7 @@ from torch import Tensor
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from training.architecture import architecture_config
+from training.architecture import architecture_config, behaviour
 from training.towers import image_size_px
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
 
     The shared part must fit; a second-order part that is absent, or of another shape, stays new.
 
-    Raises: ConfigError for a shared part that does not fit.
+    Raises: ConfigError for a shared part that does not fit, or that computes something else from the same shapes.
     """
     path = Path(source)
     if path.is_dir():
@@ -162,9 +162,22 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     problems = _mismatches(shared, {name: tensor for name, tensor in state.items() if name.startswith("clip.")})
     if problems:
         raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
+    if path.is_dir():
+        _check_behaviour(model, path)
     fitting = {name: state[name] for name, tensor in wanted.items() if _fits(tensor, state.get(name))}
     model.load_state_dict(fitting, strict=False)
     return set(fitting)
+
+
+def _check_behaviour(model: DalipModel, folder: Path) -> None:
+    from training.config import differences
+
+    given, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
+    if found := differences(behaviour(given), behaviour(own)):
+        raise ConfigError(
+            f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
+            f"({'; '.join(found[:3])}): give the folder as model.architecture too"
+        )
 
 
 def export_open_clip(model: DalipModel, path: str | Path) -> storage.WrittenFile:

@@ -25,8 +25,8 @@ def released_state(device: str = "meta") -> dict[str, Tensor]:
     return {name: torch.empty(shape, device=device) for name, shape in KEYS.items()}
 
 
-def tiny(folder: Path, name: str, heads: int = 4, embed_dim: int = 32) -> str:
-    config = {
+def tiny(folder: Path, name: str, embed_dim: int = 32, **more: object) -> str:
+    config = more | {
         "embed_dim": embed_dim,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
@@ -213,3 +213,26 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
         build_model(
             ModelSettings(architecture=str(tmp_path / "start-wider.json"), pretrained=str(tmp_path / "plain.pt"))
         )
+
+
+def test_weights_of_another_activation_are_refused_with_the_architecture_to_take(tmp_path: Path) -> None:
+    """OpenAI's weights under the plain name load without an error in open_clip and compute something else."""
+    with pytest.raises(ConfigError, match=r"'openai' was trained with QuickGELU, ViT-B-16 .*: ViT-B-16-quickgelu$"):
+        build_model(ModelSettings(architecture="ViT-B-16", pretrained="openai"))
+    quick = tiny(tmp_path, "activation-quick", quick_gelu=True)
+    plain = tiny(tmp_path, "activation-plain")
+    convert.export_hugging_face(build_model(ModelSettings(preset="clip", architecture=quick)), tmp_path / "hub")
+    with pytest.raises(ConfigError, match=r"\(quick_gelu: true -> false\): give the folder as model.architecture too"):
+        build_model(ModelSettings(preset="clip", architecture=plain, pretrained=str(tmp_path / "hub")))
+    model = build_model(ModelSettings(architecture=str(tmp_path / "hub"), pretrained=str(tmp_path / "hub")))
+    assert isinstance(model.clip.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
+def test_weights_of_other_heads_are_refused(tmp_path: Path) -> None:
+    """The number of heads is in no weight's shape."""
+    convert.export_hugging_face(build_model(ModelSettings(architecture=tiny(tmp_path, "heads-two"))), tmp_path / "hub")
+    config = json.loads((tmp_path / "heads-two.json").read_text())
+    config["vision_cfg"]["head_width"] = 16
+    (tmp_path / "heads-four.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"vision_cfg.head_width: 32 -> 16"):
+        build_model(ModelSettings(architecture=str(tmp_path / "heads-four.json"), pretrained=str(tmp_path / "hub")))
