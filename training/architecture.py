@@ -9,8 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,31 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     return dict(open_clip.get_model_config(architecture_name(architecture)))
 
 
+_REGISTERED = "dalip-architecture-"
+
+
+def register_architecture(config: dict[str, Any]) -> str:
+    """Make an architecture known to open_clip in this process, by a name that follows from it; returns the name."""
+    import open_clip
+
+    text = json.dumps(config, sort_keys=True)
+    name = _REGISTERED + hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    if open_clip.get_model_config(name) is None:
+        with tempfile.TemporaryDirectory() as folder:  # open_clip reads a file once and keeps what it says
+            path = Path(folder) / f"{name}.json"
+            path.write_text(text, encoding="utf-8")
+            open_clip.add_model_config(path)
+    return name
+
+
+def is_built_in(architecture: str) -> bool:
+    """True for a name that every open_clip of this version knows."""
+    import open_clip.factory
+
+    folder = Path(open_clip.factory.__file__).parent / "model_configs"
+    return (folder / f"{architecture.replace('/', '-')}.json").is_file()
+
+
 def create_clip(
     architecture: str,
     *,
@@ -74,25 +103,33 @@ def create_clip(
             listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
             raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
         _check_activation(name, pretrained)
-    root = logging.getLogger()
-    level = root.level
-    if pretrained is None or is_file:
-        root.setLevel(logging.ERROR)  # open_clip warns about random weights: asked for, or loaded below
+    later = pretrained is None or is_file
     try:
-        clip = open_clip.create_model(
-            name,
-            None if is_file else pretrained,
-            load_weights=not (pretrained is None or is_file),
-            force_patch_dropout=patch_dropout,
-            force_image_size=image_size_px,
-            pretrained_text=False,
-        )
-        if is_file:
-            open_clip.load_checkpoint(clip, pretrained)
+        with quiet_open_clip() if later else nullcontext():  # of random weights: asked for, or loaded below
+            clip = open_clip.create_model(
+                name,
+                None if is_file else pretrained,
+                load_weights=not later,
+                force_patch_dropout=patch_dropout,
+                force_image_size=image_size_px,
+                pretrained_text=False,
+            )
+            if is_file:
+                open_clip.load_checkpoint(clip, pretrained)
         return clip
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         source = f" with weights '{pretrained}'" if pretrained else ""
         raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
+
+
+@contextmanager
+def quiet_open_clip() -> Iterator[None]:
+    """Without open_clip's warnings, which it sends to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         root.setLevel(level)
 

@@ -41,7 +41,7 @@ example:
 Run it again after any interruption: finished runs are kept, and a longer list goes on where the last one ended."""
 _EXPORT_EXAMPLE = """\
 example:
-  dalip export data/demo/runs/dalip model.pt --format open_clip
+  dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
   dalip export data/demo/runs/dalip my-model --format huggingface"""
 _IMPORT_EXAMPLE = """\
 example:
@@ -256,41 +256,22 @@ def _proxies(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from training.checkpoint import newest_weights
     from training.config import SETTINGS_FILE, read_train_settings
-    from training.convert import export_hugging_face, export_open_clip
     from training.evaluate import load_run_model
+    from training.exports import export_hugging_face, export_open_clip
 
     folder = Path(options.run_folder)
     if not (folder / SETTINGS_FILE).is_file():
         raise ConfigError(f"{folder}: not the folder of a run (no {SETTINGS_FILE} in it)")
     settings = read_train_settings(options.run_folder)
     model = load_run_model(settings, newest_weights(folder))
-    if options.format == "huggingface":
-        export_hugging_face(model, options.target)
-        print(f'written: {options.target}; open_clip.create_model_and_transforms("local-dir:{options.target}")')
-        return 0
-    export_open_clip(model, options.target)
-    architecture = settings.model.architecture
-    hint = f'open_clip.add_model_config("{architecture}"); ' if architecture.endswith(".json") else ""
-    name = Path(architecture).stem if hint else architecture
-    arguments = ", ".join([f'"{name}"', f'"{options.target}"', *_preprocessing_arguments(model)])
-    print(f"written: {options.target}; {hint}open_clip.create_model_and_transforms({arguments})")
+    write = export_hugging_face if options.format == "huggingface" else export_open_clip
+    print(f"written: {options.target}; {write(model, options.target).code}")
     return 0
 
 
-def _preprocessing_arguments(model: Any) -> list[str]:
-    """What open_clip has to be told of the pictures' preparation, since its checkpoint file does not say."""
-    from open_clip.transform import PreprocessCfg
-
-    usual, own = PreprocessCfg(), model.preprocess_settings
-    names = [name for name in ("mean", "std") if list(getattr(own, name)) != list(getattr(usual, name))]
-    texts = [name for name in ("interpolation", "resize_mode") if getattr(own, name) != getattr(usual, name)]
-    return [f"image_{name}={list(getattr(own, name))}" for name in names] + [
-        f"image_{name}={getattr(own, name)!r}" for name in texts
-    ]
-
-
 def _import(options: argparse.Namespace) -> int:
-    from training.convert import export_hugging_face, load_released
+    from training.convert import load_released
+    from training.exports import export_hugging_face
 
     model = load_released(options.checkpoint, options.architecture)
     export_hugging_face(model, options.target)

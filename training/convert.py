@@ -1,14 +1,12 @@
-"""Checkpoints in and out: released-layout DALIP in, open_clip and Hugging Face layouts out and in.
+"""Checkpoints in: the released layout, a run's own, and the Hugging Face layout (`training.exports` writes that).
 
-Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes an open_clip checkpoint, or
-a folder with `open_clip_config.json`, `open_clip_model.safetensors` and, in files of its own, the
-second-order part. Gives up with ConfigError that names every key that is missing, unknown or of another shape.
+Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes nothing. Gives up with ConfigError that
+names every key that is missing, unknown or of another shape.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
 from training.architecture import architecture_config, behaviour
-from training.towers import image_size_px
 
 if TYPE_CHECKING:
     from training.model import DalipModel
@@ -180,40 +176,8 @@ def _check_behaviour(model: DalipModel, folder: Path) -> None:
         )
 
 
-def export_open_clip(model: DalipModel, path: str | Path) -> storage.WrittenFile:
-    """Write the first-order part as an open_clip checkpoint.
-
-    `open_clip.create_model_and_transforms(architecture, pretrained=path)` loads it; a JSON architecture has to be
-    given to `open_clip.add_model_config` first.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.clip.state_dict().items()}
-    temp = storage.temp_path(str(path))
-    torch.save({"state_dict": state}, temp)
-    storage.publish(temp, str(path))
-    return storage.hash_file(str(path))
-
-
-def export_hugging_face(model: DalipModel, folder: str | Path) -> list[storage.WrittenFile]:
-    """Write the Hugging Face layout: open_clip's config and weights, and the second-order part in its own files.
-
-    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads the first; `load_hugging_face` loads both.
-    """
-    target = Path(folder)
-    storage.make_folder(str(target))
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    shared = {name.removeprefix("clip."): tensor for name, tensor in state.items() if name.startswith("clip.")}
-    second = {name: tensor for name, tensor in state.items() if not name.startswith("clip.")}
-    written = [_publish_tensors(shared, target / WEIGHTS_FILE)]
-    if second:
-        written.append(_publish_tensors(second, target / SECOND_WEIGHTS_FILE))
-    settings = model.settings.model_dump(mode="json") | {"pretrained": None}
-    written.append(_publish_json({"model": settings}, target / SECOND_CONFIG_FILE))
-    written.append(_publish_json(_hugging_face_config(model), target / CONFIG_FILE))
-    return written
-
-
 def load_hugging_face(folder: str | Path) -> DalipModel:
-    """A model from a folder that `export_hugging_face` wrote.
+    """A model from a folder that `training.exports.export_hugging_face` wrote.
 
     Raises: ConfigError for a folder without the files or with files that do not fit one another.
     """
@@ -257,25 +221,6 @@ def take_preprocessing(model: DalipModel, path: Path) -> None:
         given = content.get("preprocess", {}) if isinstance(content, dict) else {}
     kept = model.clip.visual.preprocess_cfg
     set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
-
-
-def _hugging_face_config(model: DalipModel) -> dict[str, Any]:
-    config = architecture_config(model.settings.architecture)
-    height, width = image_size_px(model.clip)
-    config["vision_cfg"]["image_size"] = height if height == width else [height, width]
-    preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
-    return {"model_cfg": config, "preprocess_cfg": preprocess}
-
-
-def _publish_tensors(state: Mapping[str, Tensor], path: Path) -> storage.WrittenFile:
-    from safetensors.torch import save
-
-    return storage.publish_bytes(str(path), save(dict(state), metadata={"format": "pt"}))
-
-
-def _publish_json(content: Mapping[str, Any], path: Path) -> storage.WrittenFile:
-    text = json.dumps(content, indent=2, sort_keys=True) + os.linesep
-    return storage.publish_bytes(str(path), text.encode("utf-8"))
 
 
 def _fits(wanted: Tensor, given: Tensor | None) -> bool:

@@ -212,8 +212,8 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     config: dict[str, Any], tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of another mean and interpolation (as SigLIP's): evaluation and export keep them, from any file."""
-    from training.convert import export_hugging_face
     from training.evaluate import load_run_model
+    from training.exports import export_hugging_face
     from training.model import ModelSettings, build_model
 
     model = build_model(ModelSettings.model_validate(config["model"]))
