@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
-from training.class_names import ClassText
+from training.class_names import ClassText, has_one_slot
 from training.data import DataSettings, ReleaseShare
 from training.loss import LossSettings, loss_of_preset
 from training.model import ModelSettings
@@ -90,8 +90,8 @@ class LogSettings(TrackSettings):
 
 
 def _have_a_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    if not isinstance(value, str) and (not value or any(text.count("{}") != 1 for text in value)):
-        raise ValueError("each template needs one {} for the class name")
+    if not isinstance(value, str) and not (value and all(map(has_one_slot, value))):
+        raise ValueError("each template needs one {} for the class name, and no other field in braces")
     return value
 
 

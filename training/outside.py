@@ -13,7 +13,7 @@ import torch
 
 from manifests.errors import ConfigError
 from training import metrics
-from training.class_names import class_text
+from training.class_names import class_text, has_one_slot
 from training.config import EvalSetSettings, TrainSettings
 from training.encoding import (
     Encoded,
@@ -46,8 +46,10 @@ def open_sets(wanted: Sequence[EvalSetSettings]) -> list[EvalSet]:
                 f"eval.sets '{item.name}': text {item.text} needs taxa, but the set has none; ranks come from a "
                 "metadata.csv or from class folders named as iNaturalist 2021 names them"
             )
-        if any(template.count("{}") != 1 for template in found.templates):
-            raise ConfigError(f"{item.path}: its templates need one {{c}} or {{}} each for the class name")
+        if wrong := [template for template in found.templates if not has_one_slot(template)]:
+            raise ConfigError(
+                f"{item.path}: its template '{wrong[0]}' needs one {{c}} or {{}} for the class name, and no other field"
+            )
     return opened
 
 

@@ -20,8 +20,10 @@ from manifests.errors import ConfigError, RunError
 from training import metrics
 from training.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 from training.cli import main
+from training.config import EvalSetSettings
 from training.evalsets import load_pictures, open_eval_set
 from training.images import to_tensor
+from training.outside import open_sets
 
 OAK = Taxon(("Plantae", "Tracheophyta", "Magnoliopsida", "Fagales", "Fagaceae", "Quercus", "robur"), "English oak")
 
@@ -154,6 +156,94 @@ def test_what_is_no_evaluation_set_is_said(writer: ModuleType, tmp_path: Path) -
     (tmp_path / "table").mkdir()
     with pytest.raises(ConfigError, match="needs a column 'class', or the ranks"):
         open_eval_set(str(_spoil(tmp_path / "table", "metadata.csv", "filepath,size\na.jpg,3\n")), "test")
+
+
+def test_the_wanted_split_is_taken_and_no_other(writer: ModuleType, tmp_path: Path) -> None:
+    """By folder, by tars, by a column; a set that has other splits is not read whole."""
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    for name, some in (("train", samples[:12]), ("val", samples[12:])):
+        for sample in some:
+            place = tmp_path / "folders" / name / sample.category
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{sample.record_key}.jpg").write_bytes(sample.jpg)
+    write_tars(tmp_path / "tars", samples, classes)
+    table = write_table(tmp_path / "table", samples) / "metadata.csv"
+    head, *rows = table.read_text().splitlines()
+    parts = [f"{row},{'train' if i < 9 else 'val'}" for i, row in enumerate(rows)]
+    table.write_text("\n".join([f"{head},split", *parts]))
+    for name, split, words in (
+        ("folders", "test", "has no split 'test'; it has train, val: name one"),
+        ("tars", "val", "has no split 'val'; it has test: name one"),
+        ("table", "test", "no row of split 'test'; its column has train, val: name one"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            open_eval_set(str(tmp_path / name), split)
+    assert len(open_eval_set(str(tmp_path / "folders"), "val").items) == 12
+    assert len(open_eval_set(str(tmp_path / "table"), "val").items) == 15
+    passengers = tmp_path / "passengers"
+    for name in ("train", "bus"):  # a class that is called like a split
+        (passengers / name).mkdir(parents=True)
+        (passengers / name / "1.jpg").write_bytes(samples[0].jpg)
+    assert open_eval_set(str(passengers), "test").classes == ("bus", "train")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    for folder, name in (
+        (write_tars(tmp_path / "tars", samples, classes), "classnames.txt"),
+        (write_table(tmp_path / "table", samples), "metadata.csv"),
+    ):
+        plain = open_eval_set(str(folder), "test")
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+        assert open_eval_set(str(folder), "test") == plain
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "change", "words"),
+    [
+        ("table", "metadata.csv", lambda b: b.replace(b"thing", b"Ros\xe9", 1), r"metadata.csv: line 2 is not UTF-8"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\r\n,red\r\n", r"row 1 has no filepath: fill the cell"),
+        ("table", "metadata.csv", lambda b: b"class,filepath\na,images/0.jpg\nb\n", r"row 2 has no filepath"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\nimages/0.jpg,a\nimages/1.jpg\n", r"row 2 has no class"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\na\0,b\n", r"1 of its 1 pictures are not there"),
+        ("table", "metadata.csv", lambda b: b.replace(b"images/3", b"images/x"), r"1 of its 12 pictures are not there"),
+        ("tars", "classnames.txt", lambda b: b"\xe9\n" + b, r"classnames.txt: line 1 is not UTF-8 \(byte 0xe9\)"),
+        ("tars", "classnames.txt", lambda b: b.replace(b"\n", b"\n\n", 1), r"classnames.txt: line 2 is empty"),
+        ("tars", "zeroshot_classification_templates.txt", lambda b: b"a {c} {y}\n",
+         r"its template 'a \{\} \{y\}' needs one"),
+        ("captions", "test/9.tar", b"\xe9\xe9", r"z.jpg: its .txt member is not UTF-8"),
+        ("captions", "test/9.tar", b"\n", r"z.jpg: its .txt member holds no caption"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file_of_a_set_is_named_by_file_and_row(
+    layout: str, name: str, change: Any, words: str, writer: ModuleType, tmp_path: Path
+) -> None:
+    samples = writer.drawn_samples(12, 0)
+    classes = sorted({sample.category for sample in samples})
+    if layout == "table":
+        folder = write_table(tmp_path / "set", samples)
+    else:
+        folder = write_tars(tmp_path / "set", samples, classes, captions=layout == "captions")
+    if layout == "captions":
+        (folder / "dataset_type.txt").write_text("retrieval")
+        with tarfile.open(folder / name, "w") as tar:
+            for ending, content in (("jpg", samples[0].jpg), ("txt", change)):
+                info = tarfile.TarInfo(f"z.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    else:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+    with pytest.raises(ConfigError, match=words):
+        open_sets([EvalSetSettings(name="a", path=str(folder))])
+
+
+@pytest.mark.parametrize("template", ["{x} {}", "{0} {}", "{} {}", "a", "{", "{:3}", "{!r}"])
+def test_a_template_with_another_field_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match=r"each template needs one \{\} for the class name, and no other field"):
+        EvalSetSettings(name="a", path="p", templates=(template,))
+    assert EvalSetSettings(name="a", path="p", templates=("50% {} {{}}",)).templates == ("50% {} {{}}",)
 
 
 @pytest.mark.parametrize(
