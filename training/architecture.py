@@ -32,6 +32,7 @@ def architecture_name(architecture: str) -> str:
 
     path = Path(architecture)
     if (path / "open_clip_config.json").is_file():
+        _read_architecture(path / "open_clip_config.json")
         return f"local-dir:{path}"
     if path.suffix != ".json":
         name = architecture.replace("/", "-")
@@ -41,7 +42,7 @@ def architecture_name(architecture: str) -> str:
     given = _read_architecture(path)
     known = open_clip.get_model_config(path.stem)
     if known is None:
-        open_clip.add_model_config(path.resolve())
+        _register(path.stem, given)
     elif known != given:
         raise ConfigError(f"{path}: open_clip has another architecture named '{path.stem}'; rename the file")
     return path.stem
@@ -67,11 +68,18 @@ def register_architecture(config: dict[str, Any]) -> str:
     text = json.dumps(config, sort_keys=True)
     name = _REGISTERED + hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
     if open_clip.get_model_config(name) is None:
-        with tempfile.TemporaryDirectory() as folder:  # open_clip reads a file once and keeps what it says
-            path = Path(folder) / f"{name}.json"
-            path.write_text(text, encoding="utf-8")
-            open_clip.add_model_config(path)
+        _register(name, config)
     return name
+
+
+def _register(name: str, config: dict[str, Any]) -> None:
+    """By a file that is gone again: open_clip keeps what it read, but reads every file that is there at each call."""
+    import open_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        open_clip.add_model_config(path)
 
 
 def is_built_in(architecture: str) -> bool:
@@ -202,6 +210,8 @@ def _read_architecture(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such model file") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if isinstance(config, dict) and path.name == "open_clip_config.json":
+        config = config.get("model_cfg", config)
     required = ("embed_dim", "vision_cfg", "text_cfg")
     missing = [key for key in required if not isinstance(config, dict) or key not in config]
     if missing:

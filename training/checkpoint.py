@@ -57,7 +57,7 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
     finished = (folder / SUMMARY_FILE).exists()
     if not checkpoints and not finished:
         return RunState("new")
-    changed = tuple(differences(_read_json(folder / RUN_FILE)["identity"], identity))
+    changed = tuple(differences(read_identity(folder), identity))
     if changed and not (allow_changed and checkpoints and not finished):
         what = "a finished run" if finished else "checkpoints"
         raise ConfigError(
@@ -68,6 +68,20 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
     if finished:
         return RunState("finished")
     return RunState("resume", checkpoints[-1], changed)
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What shaped the weights of the run in a folder: settings, the architecture itself, fingerprints of the releases.
+
+    Raises: IntegrityError for a damaged file.
+    """
+    values = _read_json(folder / RUN_FILE)
+    identity = values.get("identity") if isinstance(values, dict) else None
+    if not isinstance(identity, dict):
+        raise IntegrityError(
+            f"{folder / RUN_FILE}: says nothing of a run; the run's folder is damaged, use --no-resume"
+        )
+    return identity
 
 
 def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any], state: RunState, step: int) -> None:

@@ -147,7 +147,7 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     path = Path(source)
     if path.is_dir():
         take_preprocessing(model, path / CONFIG_FILE)
-        state = {f"clip.{name}": tensor for name, tensor in read_state(path / WEIGHTS_FILE).items()}
+        state = {f"clip.{name}": tensor for name, tensor in read_state(_weights_in(path)).items()}
         if (path / SECOND_WEIGHTS_FILE).is_file():
             state |= read_state(path / SECOND_WEIGHTS_FILE)
     else:
@@ -163,6 +163,12 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     fitting = {name: state[name] for name, tensor in wanted.items() if _fits(tensor, state.get(name))}
     model.load_state_dict(fitting, strict=False)
     return set(fitting)
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights of a folder; open_clip wrote them as a PyTorch file before it took safetensors."""
+    older = folder / "open_clip_pytorch_model.bin"
+    return older if older.is_file() and not (folder / WEIGHTS_FILE).is_file() else folder / WEIGHTS_FILE
 
 
 def _check_behaviour(model: DalipModel, folder: Path) -> None:
@@ -187,7 +193,10 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     config_path = source / SECOND_CONFIG_FILE
     if not config_path.is_file():
         raise ConfigError(f"{source}: has no {SECOND_CONFIG_FILE}; plain open_clip folders load with open_clip")
-    values = json.loads(config_path.read_text(encoding="utf-8"))["model"]
+    try:
+        values = dict(json.loads(config_path.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{config_path}: cannot be read: {error}; export or import the model again") from None
     # The folder is the architecture: the name or file it was trained from may not exist here.
     values |= {"architecture": str(source)}
     settings = parse_settings(values, ModelSettings, where=str(config_path))

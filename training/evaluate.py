@@ -1,9 +1,9 @@
 """Measure a trained model: zero-shot and few-shot accuracy, retrieval, validation loss per domain.
 
-Reads the weights of a run, a held-out split of a release and evaluation sets from outside (`training.outside`); writes
-one JSON file and one plot into the run's folder. Every figure carries its 95 % interval, the number of trials and what
-guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there, and with RunError on
-features or losses that are not finite.
+Takes a model (`training.subject`), a held-out split of a release and evaluation sets from outside (`training.outside`);
+writes one JSON file and one plot into the model's folder. Every figure carries its 95 % interval, the number of trials
+and what guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there, and with
+RunError on features or losses that are not finite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from manifests.release import Release
 from manifests.storage import make_folder, publish_bytes
 from manifests.tables import TAXON_RANKS
 from training import data, metrics
-from training.checkpoint import newest_weights
 from training.class_names import class_text, taxon_of
 from training.config import TrainSettings, ZeroShotSettings
 from training.encoding import (
@@ -33,7 +32,7 @@ from training.encoding import (
     similarity_of,
 )
 from training.figures import plot_result
-from training.model import DalipModel, build_model
+from training.model import DalipModel
 from training.outside import (
     evaluate_set,
     few_shot_figures,
@@ -43,64 +42,57 @@ from training.outside import (
     zero_shot_figures,
 )
 from training.shards import SamplePool, open_pool
+from training.subject import Subject
 
 EVAL_FOLDER = "eval"
 
 
-def evaluate_run(
-    settings: TrainSettings,
-    folder: Path,
+def evaluate_subject(
+    subject: Subject,
     *,
     release: str | None = None,
     split: str | None = None,
     out: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate the weights of a run; returns the result and the JSON file it was written to, a plot beside it.
+    """Evaluate a model; returns the result and the JSON file it was written to, a plot beside it.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
     """
-    weights = newest_weights(folder)
+    settings = subject.settings
     chosen = split or settings.eval.split
     if chosen is None and not settings.eval.sets:
         raise ConfigError("nothing to evaluate on: eval.split is null and eval.sets is empty")
+    if chosen is not None and release is None and not subject.has_release:
+        raise ConfigError(
+            f"{subject.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
+            "split: null and sets"
+        )
     sets = open_sets(settings.eval.sets)
     device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
     started = time.monotonic()
-    result: dict[str, Any] = {"weights": str(weights), "preset": settings.model.preset}
+    model = subject.model.to(device)
+    result: dict[str, Any] = {
+        "weights": subject.weights, "model": subject.source, "notes": list(subject.notes),
+        "preset": settings.model.preset,
+    }  # fmt: skip
     name = "sets"
     if chosen is not None:
         opened = _open_one(settings, release)
         pool, extra = open_pool([opened], chosen), ExtraTable(opened, chosen)
-        model = load_run_model(settings, weights).to(device)
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
         result |= evaluate(model, pool, extra, settings, device)
         name = f"{chosen}-{opened.name}"
-    else:
-        model = load_run_model(settings, weights).to(device)
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings, device)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
     ]
     result["groups"] = group_means(result["sets"])
     result["seconds"] = round(time.monotonic() - started, 2)
-    path = Path(out) if out is not None else folder / EVAL_FOLDER / f"{name}.json"
+    path = Path(out) if out is not None else subject.folder / EVAL_FOLDER / f"{name}.json"
     make_folder(str(path.parent))
     publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     publish_bytes(str(path.with_suffix(".png")), plot_result(result))
     return result, path
-
-
-def load_run_model(settings: TrainSettings, weights: Path) -> DalipModel:
-    """The model of a run with the weights of one of its files, for evaluation.
-
-    Raises: ConfigError when they do not fit.
-    """
-    from training.convert import load_state, read_state, take_preprocessing
-
-    model = build_model(settings.model.model_copy(update={"pretrained": None}))
-    load_state(model, read_state(weights), where=str(weights))
-    take_preprocessing(model, weights)  # that of the weights the run began from, which are not read again
-    return model.eval()
 
 
 def evaluate(

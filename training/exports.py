@@ -25,6 +25,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from training.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.convert import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE
+from training.loss import LossSettings
 from training.model import DalipModel
 from training.towers import image_size_px
 
@@ -75,10 +76,11 @@ def export_open_clip(model: DalipModel, path: str | Path) -> Export:
     return Export(tuple(written), code)
 
 
-def export_hugging_face(model: DalipModel, folder: str | Path) -> Export:
+def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSettings | None = None) -> Export:
     """Write the Hugging Face layout: open_clip's config and weights, and the second-order part in its own files.
 
-    open_clip loads the first part, `training.convert.load_hugging_face` both.
+    open_clip loads the first part, `training.convert.load_hugging_face` both. `loss`, the one the model was trained by,
+    goes with it: an evaluation weighs f and z by it.
 
     Raises: ConfigError for a target that is a file or cannot be written, and for what open_clip cannot load.
     """
@@ -92,7 +94,8 @@ def export_hugging_face(model: DalipModel, folder: str | Path) -> Export:
         _write_weights(_shared(model), private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
-        _publish_json({"model": settings}, private / SECOND_CONFIG_FILE)
+        trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
+        _publish_json({"model": settings} | trained, private / SECOND_CONFIG_FILE)
         _publish_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
         _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
         storage.make_folder(str(target))

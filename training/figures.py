@@ -17,7 +17,7 @@ _COLOURS = {"f": "#4477aa", "z": "#ccbb44", "both": "#228833"}
 
 def report_lines(result: dict[str, Any]) -> list[str]:
     """The result for a person: a line a figure, chance beside it."""
-    lines = []
+    lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]

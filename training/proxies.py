@@ -115,8 +115,9 @@ def run_one(task: dict[str, Any]) -> dict[str, Any] | PlantMixError:
 def _run_one(task: dict[str, Any], console: Path) -> dict[str, Any]:
     import torch
 
-    from training.evaluate import domain_losses, load_run_model
+    from training.evaluate import domain_losses
     from training.loop import train
+    from training.subject import load_run_model
 
     settings = TrainSettings.model_validate(task["settings"])
     run = ProxyRun.model_validate(task["run"])

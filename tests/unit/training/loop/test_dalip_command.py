@@ -126,7 +126,9 @@ def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["eval", str(tmp_path)]) == 2
     assert "neither a config file nor the folder of a run" in capsys.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "out.pt")]) == 2
-    assert "not the folder of a run" in capsys.readouterr().err
+    assert (
+        "neither a config file nor the folder of a run (no config.json in it) or of a model" in capsys.readouterr().err
+    )
     assert main(["import", str(tmp_path / "none.pt"), str(tmp_path / "out")]) == 2
     assert "no such checkpoint file" in capsys.readouterr().err
 
@@ -157,8 +159,9 @@ def test_train_eval_and_export(
 
     assert main(["eval", config["output_dir"]]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "36 samples of split 'heldout' of toy-0001"
-    assert all("chance" in line for line in lines[1:-2])
+    assert lines[0] == f"weights: raw ({config['output_dir']}/model.pt)"
+    assert lines[1] == "36 samples of split 'heldout' of toy-0001"
+    assert all("chance" in line for line in lines[2:-2])
     result = json.loads(Path(lines[-1].removeprefix("figures: ")).read_text())
     colour_shape, species = result["zero_shot"]
     assert (colour_shape["num_classes"], species["num_classes"]) == (12, 3)
@@ -212,9 +215,9 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     config: dict[str, Any], tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of another mean and interpolation (as SigLIP's): evaluation and export keep them, from any file."""
-    from training.evaluate import load_run_model
     from training.exports import export_hugging_face
     from training.model import ModelSettings, build_model
+    from training.subject import load_run_model
 
     model = build_model(ModelSettings.model_validate(config["model"]))
     model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}

@@ -100,8 +100,9 @@ def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any]
 
 def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_path: Path) -> None:
     """A proxy run is `dalip train` with that mixture and seed: nothing of the other runs reaches it."""
-    from training.evaluate import domain_losses, load_run_model
+    from training.evaluate import domain_losses
     from training.loop import train
+    from training.subject import load_run_model
 
     settings = _settings(values | {"decode_once": False, "catalogue": None})
     outcome = run_proxies(settings, lambda line: None)

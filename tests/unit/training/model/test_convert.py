@@ -16,7 +16,9 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from training import convert, exports
+from training.cli import main
 from training.model import DalipModel, ModelSettings, build_model
+from training.subject import open_subject
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
@@ -76,6 +78,17 @@ def test_a_released_checkpoint_loads_and_encodes_the_same(tmp_path: Path) -> Non
         expected, given = source(images, tokens), loaded(images, tokens)
     assert all(torch.equal(given[name], expected[name]) for name in expected)
     assert loaded.new_parameters == ()
+
+
+def test_an_imported_checkpoint_is_judged_as_the_released_code_trains(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "released-imported")
+    source = build_model(ModelSettings(preset="released", architecture=path))
+    torch.save(as_released(source), tmp_path / "r.pt")
+    assert main(["import", str(tmp_path / "r.pt"), str(tmp_path / "hub"), "--architecture", path]) == 0
+    subject = open_subject(str(tmp_path / "hub"))
+    assert (subject.settings.model.preset, subject.settings.loss.form) == ("released", "sum_of_losses")
+    state, own = subject.model.state_dict(), source.state_dict()
+    assert all(torch.equal(state[name], own[name]) for name in own)
 
 
 def test_what_does_not_fit_is_named_key_by_key(tmp_path: Path) -> None:
