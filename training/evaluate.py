@@ -266,18 +266,30 @@ def _domain_losses(
 
 
 def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: TrainSettings) -> Tensor:
-    size = settings.eval.batch_size
+    """The training loss of each pair, from blocks of logits."""
+    size, num_pairs = settings.eval.batch_size, len(images.f)
     scale = float(model.clip.logit_scale.detach().exp())
-    first = metrics.pair_losses(images.f @ texts.f.t(), scale, size)
-    if images.z is None or texts.z is None:
-        return first
     own = model.logit_scale_second
     second_scale = float(own.detach().exp()) if own is not None else scale
     weight = settings.loss.first_order_weight
+
+    def first(rows: slice, columns: slice) -> Tensor:
+        return scale * images.f[rows] @ texts.f[columns].t()
+
+    if images.z is None or texts.z is None:
+        return metrics.pair_losses(first, num_pairs, size)
+    image_z, text_z = images.z, texts.z
+
+    def second(rows: slice, columns: slice) -> Tensor:
+        return second_scale * image_z[rows] @ text_z[columns].t()
+
+    def both(rows: slice, columns: slice) -> Tensor:
+        return weight * first(rows, columns) + (1 - weight) * second(rows, columns)
+
     if settings.loss.form == "sum_of_similarities":
-        logits = weight * scale * images.f @ texts.f.t() + (1 - weight) * second_scale * images.z @ texts.z.t()
-        return metrics.pair_losses(logits, 1.0, size)
-    return weight * first + (1 - weight) * metrics.pair_losses(images.z @ texts.z.t(), second_scale, size)
+        return metrics.pair_losses(both, num_pairs, size)
+    losses = [metrics.pair_losses(logits, num_pairs, size) for logits in (first, second)]
+    return weight * losses[0] + (1 - weight) * losses[1]
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,21 +232,34 @@ def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
     return 1 - math.comb(total - wanted, drawn) / math.comb(total, drawn)
 
 
-def pair_losses(similarity_NN: Tensor, scale: float, batch_size: int) -> Tensor:
-    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, (M,).
+_BLOCK_PAIRS = 1024  # side of the largest block of logits held at a time: 8 MiB in float64
 
-    A rest smaller than a batch is left out, unless there is nothing else.
+
+def pair_losses(logits_of: Callable[[slice, slice], Tensor], num_pairs: int, batch_size: int) -> Tensor:
+    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, (M,) float64.
+
+    `logits_of` gives the scaled similarities of some images (rows) and some texts (columns); it is asked for blocks, so
+    that memory does not grow with the batch. A rest smaller than a batch is left out, unless there is nothing else.
     """
-    num_pairs = similarity_NN.shape[0]
     size = min(batch_size, num_pairs)
-    losses = []
-    for start in range(0, num_pairs - size + 1, size):
-        logits = scale * similarity_NN[start : start + size, start : start + size].double()
-        target = torch.arange(size, device=logits.device)
-        there = functional.cross_entropy(logits, target, reduction="none")
-        back = functional.cross_entropy(logits.t(), target, reduction="none")
-        losses.append((there + back) / 2)
-    return torch.cat(losses)
+    starts = range(0, num_pairs - size + 1, size)
+    return torch.cat([_losses_of_batch(logits_of, start, start + size) for start in starts])
+
+
+def _losses_of_batch(logits_of: Callable[[slice, slice], Tensor], start: int, end: int) -> Tensor:
+    """Sums over rows and columns of exp(logits), kept as logarithms, grow block by block."""
+    blocks = [slice(i, min(i + _BLOCK_PAIRS, end)) for i in range(start, end, _BLOCK_PAIRS)]
+    to_text, to_image = (torch.full((end - start,), -torch.inf, dtype=torch.float64) for _ in range(2))
+    own = torch.empty(end - start, dtype=torch.float64)
+    for rows in blocks:
+        for columns in blocks:
+            logits = logits_of(rows, columns).double()
+            there, back = (slice(block.start - start, block.stop - start) for block in (rows, columns))
+            to_text[there] = torch.logaddexp(to_text[there], logits.logsumexp(1))
+            to_image[back] = torch.logaddexp(to_image[back], logits.logsumexp(0))
+            if rows == columns:
+                own[there] = logits.diagonal()
+    return (to_text + to_image) / 2 - own
 
 
 def loss_figure(losses: np.ndarray[Any, Any], batch_size: int, rounds: int) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,7 +48,7 @@ def _features(num: int, width: int, seed: int) -> torch.Tensor:
 def test_retrieval_equals_plain_counting(num_images: int, num_texts: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     texts = [f"text {rng.integers(num_texts)}" for _ in range(num_images)]
-    by_text = {text: _features(1, 6, hash(text) % 1000)[0] for text in set(texts)}
+    by_text = {text: _features(1, 6, 1000 + int(text.split()[1]))[0] for text in set(texts)}
     images, text_features = _features(num_images, 6, seed), torch.stack([by_text[text] for text in texts])
     similarity = images @ text_features.t()
     figures = metrics.retrieve(similarity, texts, (1, 3))
@@ -170,18 +171,43 @@ def test_chance_to_hit_is_a_probability(total: int, wanted: int, drawn: int) -> 
     assert metrics.chance_to_hit(total, wanted, 1) == pytest.approx(wanted / total)
 
 
+def _blocks_of(logits: torch.Tensor) -> Callable[[slice, slice], torch.Tensor]:
+    return lambda rows, columns: logits[rows, columns]
+
+
 def test_pair_losses_are_the_mean_contrastive_loss() -> None:
     images, texts = _features(20, 8, 0), _features(20, 8, 1)
-    losses = metrics.pair_losses(images @ texts.t(), 10.0, 6)
+    losses = metrics.pair_losses(_blocks_of(10.0 * images @ texts.t()), 20, 6)
     assert len(losses) == 18
     logits = 10.0 * (images[6:12] @ texts[6:12].t())
     target = torch.arange(6)
     cross_entropy = torch.nn.functional.cross_entropy
     expected = (cross_entropy(logits, target) + cross_entropy(logits.t(), target)) / 2
     assert float(losses[6:12].mean()) == pytest.approx(float(expected), abs=1e-6)
-    assert len(metrics.pair_losses(images @ texts.t(), 10.0, 64)) == 20
-    flat = metrics.loss_figure(metrics.pair_losses(torch.ones(8, 8), 10.0, 4).numpy(), 4, 100)
+    assert len(metrics.pair_losses(_blocks_of(10.0 * images @ texts.t()), 20, 64)) == 20
+    flat = metrics.loss_figure(metrics.pair_losses(_blocks_of(torch.full((8, 8), 10.0)), 8, 4).numpy(), 4, 100)
     assert flat["value"] == pytest.approx(flat["chance"]) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 5000.0])
+def test_the_loss_of_a_large_batch_is_made_of_blocks(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to the whole matrix at once, also where exp would overflow; no block is larger than said."""
+    monkeypatch.setattr(metrics, "_BLOCK_PAIRS", 16)
+    images, texts = _features(110, 8, 0).double(), _features(110, 8, 1).double()
+    asked = []
+
+    def logits_of(rows: slice, columns: slice) -> torch.Tensor:
+        asked.append((rows.stop - rows.start, columns.stop - columns.start))
+        return scale * images[rows] @ texts[columns].t()
+
+    losses = metrics.pair_losses(logits_of, 110, 50)
+    assert max(max(sides) for sides in asked) == 16
+    for start in (0, 50):
+        logits, target = scale * images[start : start + 50] @ texts[start : start + 50].t(), torch.arange(50)
+        there, back = (
+            torch.nn.functional.cross_entropy(side, target, reduction="none") for side in (logits, logits.t())
+        )
+        torch.testing.assert_close(losses[start : start + 50], (there + back) / 2, rtol=1e-12, atol=1e-9)
 
 
 def test_a_mean_of_sets_has_an_interval_of_shares() -> None:
