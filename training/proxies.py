@@ -58,6 +58,7 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
         # The cores of this machine say nothing of a cluster's; many runs with a thread each leave none idle.
         settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"num_threads": 1})})
     runs = read_runs(settings)
+    _check_catalogue(settings)
     release = data.open_releases(settings.release)[0]
     pool, heldout = open_pool([release], settings.data.split), open_pool([release], settings.heldout_split)
     check_runs(runs, pool, settings)
@@ -302,6 +303,17 @@ def _decode_one(task: dict[str, Any]) -> Any:
         return decode_shard(pool, Path(task["folder"]), task["side_px"], task["shard"])
     except PlantMixError as error:
         return error
+
+
+def _check_catalogue(settings: ProxySettings) -> None:
+    """A mistyped folder would get a new, empty catalogue."""
+    from manifests.catalog import CATALOG_FILE
+
+    if settings.catalogue is not None and not Path(settings.catalogue, CATALOG_FILE).is_file():
+        raise ConfigError(
+            f"catalogue: {settings.catalogue} holds no {CATALOG_FILE}; name the work folder of a build, or null for "
+            "the table alone"
+        )
 
 
 def _check_heldout(heldout: SamplePool, runs: Sequence[ProxyRun]) -> None:
