@@ -111,8 +111,6 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
     Raises: ConfigError when another one is at work there or the place is not writable.
     """
-    if storage.is_remote(str(folder)):
-        raise ConfigError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
     storage.make_folder(str(folder))
     with (folder / LOCK_FILE).open("w") as stream:
         try:

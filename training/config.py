@@ -140,6 +140,13 @@ class EvalSettings(Settings):
     bootstrap_rounds: int = Field(default=1000, ge=100)
     every_steps: int | None = Field(default=None, ge=1)  # validation loss during training; null: never
 
+    @field_validator("recall_at")
+    @classmethod
+    def _at_something(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values or min(values) < 1:
+            raise ValueError(f"needs numbers from 1 up, given {list(values)}; retrieval: false leaves retrieval out")
+        return values
+
 
 class TrainSettings(Settings):
     """A whole training run."""
@@ -158,6 +165,26 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()
+
+    @field_validator("release")
+    @classmethod
+    def _some_release(cls, release: str | tuple[ReleaseShare, ...]) -> str | tuple[ReleaseShare, ...]:
+        if not isinstance(release, str) and not release:
+            raise ValueError("the list is empty; name a release, a work folder, or a list of {release, weight}")
+        return release
+
+    @field_validator("output_dir")
+    @classmethod
+    def _local(cls, folder: str) -> str:
+        return _local_folder(folder)
+
+    @field_validator("model")
+    @classmethod
+    def _has_pixels(cls, model: ModelSettings) -> ModelSettings:
+        size = model.image_size_px
+        if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
+            raise ValueError(f"image_size_px must be 1 or more, given {size}")
+        return model
 
     @field_validator("loss")
     @classmethod
@@ -192,7 +219,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     """
     stored = Path(path) / SETTINGS_FILE
     if stored.is_file():
-        settings = parse_settings(json.loads(stored.read_text(encoding="utf-8")), TrainSettings, where=str(stored))
+        settings = parse_settings(_read_stored(stored), TrainSettings, where=str(stored))
     elif Path(path).is_dir():
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
@@ -201,8 +228,33 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     if release is not None:
         changes["release"] = release
     if output_dir is not None:
-        changes["output_dir"] = output_dir
+        try:
+            changes["output_dir"] = _local_folder(output_dir)
+        except ValueError as error:
+            raise ConfigError(f"--output: {error}") from None
     return settings.model_copy(update=changes)
+
+
+def _read_stored(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: the settings of the run cannot be read: {error}; give its config in place"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no settings of a run; give its config in place of the folder")
+    return values
+
+
+def _local_folder(folder: str) -> str:
+    """Paths of the trainer are local ones: 's3://b/x' would become a folder named 's3:' here.
+
+    Raises: ValueError.
+    """
+    if "://" in folder:
+        raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
+    return folder
 
 
 def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:

@@ -71,7 +71,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise their own kinds (pickle, zip, safetensors) for a damaged file
-        raise ConfigError(f"{file}: cannot be read as a checkpoint: {error}") from error
+        words = str(error).partition("\n")[0][:200]  # torch goes on with advice to run what is in the file
+        raise ConfigError(f"{file}: cannot be read as a checkpoint: {words}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -37,6 +37,7 @@ from training.outside import (
     evaluate_set,
     few_shot_figures,
     group_means,
+    left_out_shots,
     open_sets,
     shared_names,
     zero_shot_figures,
@@ -66,6 +67,10 @@ def evaluate_subject(
         raise ConfigError(
             f"{subject.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
             "split: null and sets"
+        )
+    if out is not None and (Path(out).is_dir() or Path(out).suffix.lower() == ".png"):
+        raise ConfigError(
+            f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
     sets = open_sets(settings.eval.sets)
     device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
@@ -122,6 +127,7 @@ def evaluate(
                 "figures": zero_shot_figures(model, chosen, answers, names, templates, settings, where),
                 "shared_names": shared_names(names),
                 "few_shot": few_shot_figures(model, chosen, answers, settings),
+                "few_shot_left_out": left_out_shots(answers, settings),
             }
         )
     if settings.eval.retrieval:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from manifests.errors import ConfigError
 from training.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
@@ -82,12 +83,25 @@ class RunLog:
 
 
 def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a log, of one kind or all; a line that a crash cut short is left out."""
+    """The whole lines of a log, of one kind or all; a line that a crash cut short is left out.
+
+    Raises: ConfigError that names a line that is no event.
+    """
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    events = [json.loads(line) for line in lines]
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    events = [_event_of(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
     return [item for item in events if event is None or item["event"] == event]
+
+
+def _event_of(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+    except ValueError:  # also for bytes that are not UTF-8
+        item = None
+    if not isinstance(item, dict) or "event" not in item:
+        raise ConfigError(f"{where} is no event of a run ({line[:40]!r}): the log is damaged there, remove the line")
+    return item
 
 
 def cut_log(path: Path, step: int) -> None:

@@ -6,6 +6,7 @@ with RunError on a broken picture or features that are not finite.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ def evaluate_set(
         "zero_shot": figures,
         "shared_names": shared_names(names),
         "few_shot": few_shot_figures(model, images, found.labels, settings),
+        "few_shot_left_out": left_out_shots(found.labels, settings),
     }
 
 
@@ -147,6 +149,13 @@ def few_shot_figures(
         }
         found[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}
     return found
+
+
+def left_out_shots(labels: Sequence[int], settings: TrainSettings) -> list[int]:
+    """Every k asked for that leaves no two classes with a picture to ask about."""
+    counts = Counter(labels).values()
+    wanted = settings.eval.few_shot.shots if settings.eval.few_shot is not None else ()
+    return [shots for shots in wanted if sum(count > shots for count in counts) < 2]
 
 
 def group_means(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, metrics.Figure]]:
