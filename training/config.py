@@ -235,6 +235,9 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     return settings.model_copy(update=changes)
 
 
+_INSTEAD = "remove the file and give the run's config in place of its folder"
+
+
 def _read_stored(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -243,7 +246,7 @@ def _read_stored(path: Path) -> dict[str, Any]:
             f"{path}: the settings of the run cannot be read: {error}; give its config in place"
         ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds no settings of a run; give its config in place of the folder")
+        raise ConfigError(f"{path}: holds no settings of a run; {_INSTEAD}")
     return values
 
 

@@ -119,7 +119,7 @@ def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], siz
             warnings.simplefilter("ignore")
             other, _, _ = open_clip.create_model_and_transforms(name, **arguments)
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError, KeyError) as error:
-        words = " ".join(str(error).split())[:300]
+        words = " ".join(str(error).split())[:300].rstrip(".")
         raise ConfigError(f"{what}: {words}{_timm_hint(model)}; nothing is written") from None
     found, own = _as_lists(other.visual.preprocess_cfg), _as_lists(model.clip.visual.preprocess_cfg)
     if image_size_px(other) != size or found != own:

@@ -124,7 +124,7 @@ def _notes(item: dict[str, Any], where: str) -> list[str]:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         notes.append(f"note: {where}: classes share a name: {first}{more}; a picture of one counts by its share")
     notes += [
-        f"note: {where}: no {shots}-shot figure, no two classes have more than {shots} pictures"
+        f"note: {where}: no {shots}-shot figure, no two classes have more than {shots} picture{'s' * (shots > 1)}"
         for shots in item.get("few_shot_left_out", ())
     ]
     return notes
