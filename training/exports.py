@@ -102,6 +102,8 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         files = sorted(private.iterdir())
         for file in files:
             storage.publish(str(file), str(target / file.name))
+        if not second:  # of an export that was here before
+            (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
     written = tuple(storage.hash_file(str(target / file.name)) for file in files)
     return Export(written, f'open_clip.create_model_and_transforms("local-dir:{target}")')
 

@@ -189,6 +189,15 @@ def test_a_hugging_face_folder_loads_where_the_model_file_is_gone(tmp_path: Path
     assert convert.load_hugging_face(tmp_path / "again").settings.preset == "dalip"
 
 
+def test_an_export_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """A second-order part that stayed would be taken for the new model's."""
+    path = tiny(tmp_path, "over")
+    exports.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
+    exports.export_hugging_face(build_model(ModelSettings(preset="clip", architecture=path)), tmp_path / "hub")
+    again = build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "hub")))
+    assert {name.partition(".")[0] for name in again.new_parameters} == {"image_branch", "text_branch"}
+
+
 def test_preprocessing_travels_with_the_weights(tmp_path: Path) -> None:
     path = tiny(tmp_path, "preprocessing")
     model = build_model(ModelSettings(architecture=path))
