@@ -57,7 +57,10 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
     finished = (folder / SUMMARY_FILE).exists()
     if not checkpoints and not finished:
         return RunState("new")
-    changed = tuple(differences(read_identity(folder), identity))
+    stored = _read_json(folder / RUN_FILE).get("identity")
+    if not isinstance(stored, dict):
+        raise IntegrityError(f"{folder / RUN_FILE}: holds no identity; the run's folder is damaged, use --no-resume")
+    changed = tuple(differences(stored, identity))
     if changed and not (allow_changed and checkpoints and not finished):
         what = "a finished run" if finished else "checkpoints"
         raise ConfigError(
@@ -68,20 +71,6 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
     if finished:
         return RunState("finished")
     return RunState("resume", checkpoints[-1], changed)
-
-
-def read_identity(folder: Path) -> dict[str, Any]:
-    """What shaped the weights of the run in a folder: settings, the architecture itself, fingerprints of the releases.
-
-    Raises: IntegrityError for a damaged file.
-    """
-    values = _read_json(folder / RUN_FILE)
-    identity = values.get("identity") if isinstance(values, dict) else None
-    if not isinstance(identity, dict):
-        raise IntegrityError(
-            f"{folder / RUN_FILE}: says nothing of a run; the run's folder is damaged, use --no-resume"
-        )
-    return identity
 
 
 def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any], state: RunState, step: int) -> None:
@@ -181,6 +170,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return _read_json(folder / SUMMARY_FILE)
 
 
+def read_architecture(folder: Path) -> dict[str, Any] | None:
+    """The architecture a run was begun with, as its folder keeps it; None where the folder does not say."""
+    if not (folder / RUN_FILE).is_file():
+        return None
+    identity = _read_json(folder / RUN_FILE).get("identity")
+    model = identity.get("model") if isinstance(identity, dict) else None
+    kept = model.get("architecture") if isinstance(model, dict) else None
+    return kept if isinstance(kept, dict) else None
+
+
 def _save(path: Path, content: dict[str, Any]) -> None:
     temp = storage.temp_path(str(path))
     torch.save(content, temp)
@@ -194,6 +193,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path}: cannot be read: {error}; the run's folder is damaged, use --no-resume") from None
     return values

@@ -219,7 +219,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     """
     stored = Path(path) / SETTINGS_FILE
     if stored.is_file():
-        settings = parse_settings(_read_stored(stored), TrainSettings, where=str(stored))
+        settings = parse_settings(_stored_values(stored), TrainSettings, where=str(stored))
     elif Path(path).is_dir():
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
@@ -235,29 +235,11 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     return settings.model_copy(update=changes)
 
 
-_INSTEAD = "remove the file and give the run's config in place of its folder"
-
-
-def _read_stored(path: Path) -> dict[str, Any]:
+def _stored_values(path: Path) -> Any:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: the settings of the run cannot be read: {error}; give its config in place"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds no settings of a run; {_INSTEAD}")
-    return values
-
-
-def _local_folder(folder: str) -> str:
-    """Paths of the trainer are local ones: 's3://b/x' would become a folder named 's3:' here.
-
-    Raises: ValueError.
-    """
-    if "://" in folder:
-        raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
-    return folder
+        raise ConfigError(f"{path}: cannot be read: {error}; give the YAML config in place of the folder") from None
 
 
 def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:
@@ -293,6 +275,16 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             found.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
     return found
+
+
+def _local_folder(folder: str) -> str:
+    """Paths of the trainer are local ones: 's3://b/x' would become a folder named 's3:' here.
+
+    Raises: ValueError.
+    """
+    if "://" in folder:
+        raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
+    return folder
 
 
 def _digest(values: dict[str, Any]) -> str:

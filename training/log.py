@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from manifests.errors import ConfigError
+from manifests.errors import IntegrityError
 from training.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
@@ -85,31 +85,47 @@ class RunLog:
 def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
     """The whole lines of a log, of one kind or all; a line that a crash cut short is left out.
 
-    Raises: ConfigError that names a line that is no event.
+    Raises: IntegrityError for a line that is no event.
     """
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    events = [_event_of(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
-    return [item for item in events if event is None or item["event"] == event]
-
-
-def _event_of(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except ValueError:  # also for bytes that are not UTF-8
-        item = None
-    if not isinstance(item, dict) or "event" not in item:
-        raise ConfigError(f"{where} is no event of a run ({line[:40]!r}): the log is damaged there, remove the line")
-    return item
+    events = _parse(path)
+    for number, item in enumerate(events, 1):
+        if item is None:
+            raise _bad_line(path, number)
+    return [item for item in events if item is not None and (event is None or item["event"] == event)]
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop what was logged after `step`, and a line cut short."""
+    """Drop what was logged after `step`, a line cut short, and lines that a crash spoiled behind the last one kept.
+
+    Raises: IntegrityError for a spoiled line among those kept.
+    """
     from manifests.storage import publish_bytes
 
-    kept = [item for item in read_log(path) if item.get("step", 0) <= step]
-    publish_bytes(str(path), "".join(json.dumps(item) + "\n" for item in kept).encode("utf-8"))
+    events = _parse(path)
+    kept = [number for number, item in enumerate(events) if item is not None and item.get("step", 0) <= step]
+    if spoiled := [number for number, item in enumerate(events) if item is None and kept and number < kept[-1]]:
+        raise _bad_line(path, spoiled[0] + 1)
+    publish_bytes(str(path), "".join(json.dumps(events[number]) + "\n" for number in kept).encode("utf-8"))
+
+
+def _parse(path: Path) -> list[dict[str, Any] | None]:
+    """Each whole line as an event, or None where it is none."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_event_of(line) for line in lines]
+
+
+def _event_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        item = json.loads(line)
+    except ValueError:
+        return None
+    return item if isinstance(item, dict) and "event" in item else None
+
+
+def _bad_line(path: Path, number: int) -> IntegrityError:
+    return IntegrityError(f"{path}: line {number} is no event of a run; mend it or take it out, then run again")
 
 
 def format_duration(seconds: float) -> str:

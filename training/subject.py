@@ -75,7 +75,7 @@ def load_run_model(settings: TrainSettings, weights: Path) -> DalipModel:
 def _load(settings: TrainSettings, file: Path) -> tuple[DalipModel, Weights, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     chosen = settings.model.model_copy(update={"pretrained": None})
-    kept = _kept_architecture(file)
+    kept = checkpoint.read_architecture(_folder_of(file))
     if kept is not None and kept != _config_or_none(chosen.architecture):
         notes = (f"{chosen.architecture} is not what the run was trained with; the copy in its folder is used",)
         chosen = chosen.model_copy(update={"architecture": register_architecture(kept)})
@@ -96,14 +96,8 @@ def _state_of(file: Path, settings: TrainSettings) -> tuple[dict[str, Tensor], W
     return (content["state_dict"], "raw") if average is None else (average, "ema")
 
 
-def _kept_architecture(file: Path) -> dict[str, Any] | None:
-    """The architecture as the run was begun with it, from its folder."""
-    folder = file.parent.parent if file.parent.name == checkpoint.CHECKPOINT_FOLDER else file.parent
-    path = folder / checkpoint.RUN_FILE
-    if not path.is_file():
-        return None
-    kept = checkpoint.read_identity(folder).get("model", {}).get("architecture")
-    return kept if isinstance(kept, dict) else None
+def _folder_of(file: Path) -> Path:
+    return file.parent.parent if file.parent.name == checkpoint.CHECKPOINT_FOLDER else file.parent
 
 
 def _config_or_none(architecture: str) -> dict[str, Any] | None:
@@ -117,7 +111,10 @@ def _settings_of_run(folder: Path, asked: TrainSettings, path: str) -> tuple[Tra
     """What the run was trained with, and from the config what to measure, on what and where."""
     if not (folder / SETTINGS_FILE).is_file() or Path(path) == folder:
         return asked, ()
-    own = read_train_settings(str(folder))
+    try:
+        own = read_train_settings(str(folder))
+    except ConfigError as error:
+        return asked, (f"what the run was trained with cannot be known, {path} is taken for it: {error}",)
     place = {"device": asked.compute.device, "num_threads": asked.compute.num_threads}
     workers = {"num_workers": asked.data.num_workers, "prefetch_batches": asked.data.prefetch_batches}
     settings = own.model_copy(

@@ -53,6 +53,20 @@ def test_the_run_is_judged_as_it_was_trained_whatever_the_config_says_now(
     assert "eval" not in line.partition("its own are used")[2]
 
 
+def test_a_config_stands_in_for_damaged_settings_of_its_run(
+    config: dict[str, Any], tmp_path: Path, capsys: Output
+) -> None:
+    path = _write(tmp_path, config)
+    assert main(["train", path]) == 0
+    own, _ = _figures(capsys, tmp_path, config["output_dir"])
+    (Path(config["output_dir"]) / "config.json").write_text("{")
+    given, out = _figures(capsys, tmp_path, path)
+    assert given == own
+    assert f"note: what the run was trained with cannot be known, {path} is taken for it: " in out
+    (Path(config["output_dir"]) / "run.json").write_text("{}")
+    assert _figures(capsys, tmp_path, path)[0] == own
+
+
 @pytest.mark.parametrize("change", ["edited", "deleted", "damaged"])
 def test_an_architecture_file_that_changed_since_changes_nothing(
     change: str, config: dict[str, Any], tmp_path: Path, capsys: Output
