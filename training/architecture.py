@@ -6,10 +6,15 @@ open_clip when a tag is given. Registers a JSON file with open_clip under its st
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ def architecture_name(architecture: str) -> str:
 
     path = Path(architecture)
     if (path / "open_clip_config.json").is_file():
+        _read_architecture(path / "open_clip_config.json")
         return f"local-dir:{path}"
     if path.suffix != ".json":
         name = architecture.replace("/", "-")
@@ -36,7 +42,7 @@ def architecture_name(architecture: str) -> str:
     given = _read_architecture(path)
     known = open_clip.get_model_config(path.stem)
     if known is None:
-        open_clip.add_model_config(path.resolve())
+        _register(path.stem, given)
     elif known != given:
         raise ConfigError(f"{path}: open_clip has another architecture named '{path.stem}'; rename the file")
     return path.stem
@@ -50,6 +56,38 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     import open_clip
 
     return dict(open_clip.get_model_config(architecture_name(architecture)))
+
+
+_REGISTERED = "dalip-architecture-"
+
+
+def register_architecture(config: dict[str, Any]) -> str:
+    """Make an architecture known to open_clip in this process, by a name that follows from it; returns the name."""
+    import open_clip
+
+    text = json.dumps(config, sort_keys=True)
+    name = _REGISTERED + hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    if open_clip.get_model_config(name) is None:
+        _register(name, config)
+    return name
+
+
+def _register(name: str, config: dict[str, Any]) -> None:
+    """By a file that is gone again: open_clip keeps what it read, but reads every file that is there at each call."""
+    import open_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        open_clip.add_model_config(path)
+
+
+def is_built_in(architecture: str) -> bool:
+    """True for a name that every open_clip of this version knows."""
+    import open_clip.factory
+
+    folder = Path(open_clip.factory.__file__).parent / "model_configs"
+    return (folder / f"{architecture.replace('/', '-')}.json").is_file()
 
 
 def create_clip(
@@ -72,27 +110,78 @@ def create_clip(
         if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
             listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
             raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
-    root = logging.getLogger()
-    level = root.level
-    if pretrained is None or is_file:
-        root.setLevel(logging.ERROR)  # open_clip warns about random weights: asked for, or loaded below
+        _check_activation(name, pretrained)
+    later = pretrained is None or is_file
     try:
-        clip = open_clip.create_model(
-            name,
-            None if is_file else pretrained,
-            load_weights=not (pretrained is None or is_file),
-            force_patch_dropout=patch_dropout,
-            force_image_size=image_size_px,
-            pretrained_text=False,
-        )
-        if is_file:
-            open_clip.load_checkpoint(clip, pretrained)
+        with quiet_open_clip() if later else nullcontext():  # of random weights: asked for, or loaded below
+            clip = open_clip.create_model(
+                name,
+                None if is_file else pretrained,
+                load_weights=not later,
+                force_patch_dropout=patch_dropout,
+                force_image_size=image_size_px,
+                pretrained_text=False,
+            )
+            if is_file:
+                open_clip.load_checkpoint(clip, pretrained)
         return clip
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         source = f" with weights '{pretrained}'" if pretrained else ""
         raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
+
+
+@contextmanager
+def quiet_open_clip() -> Iterator[None]:
+    """Without open_clip's warnings, which it sends to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         root.setLevel(level)
+
+
+# Set beside the architecture, or said by the shapes of the weights.
+_NO_PART_OF_THE_MATHEMATICS = ("image_size", "patch_dropout", "timm_model_pretrained", "hf_model_pretrained")
+
+
+def behaviour(config: dict[str, Any]) -> dict[str, Any]:
+    """What a model of this architecture computes, defaults written out: to compare two of them.
+
+    Two architectures can have weights of the same names and shapes and differ here (activation, heads, pooling).
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    found: dict[str, Any] = {"quick_gelu": False} | {key: value for key, value in config.items() if key[-4:] != "_cfg"}
+    for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        values = dataclasses.asdict(kind()) | dict(config[part])
+        found[part] = {key: value for key, value in values.items() if key not in _NO_PART_OF_THE_MATHEMATICS}
+    return dict(json.loads(json.dumps(found)))  # tuples as lists
+
+
+def _check_activation(name: str, tag: str) -> None:
+    """Refuse a tag whose weights were trained with another activation; open_clip warns, and computes something else.
+
+    Raises: ConfigError that names the architecture to take.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    wanted = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    config = open_clip.get_model_config(name)
+    if "timm_model_name" in config["vision_cfg"] or wanted == bool(config.get("quick_gelu", False)):
+        return
+    other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+    hint = (
+        f"set model.architecture: {other}"
+        if open_clip.get_model_config(other) is not None
+        else f"give model.architecture as a JSON file: that of {name} with quick_gelu: {str(wanted).lower()}"
+    )
+    raise ConfigError(
+        f"pretrained '{tag}' was trained with {'QuickGELU' if wanted else 'GELU'}, {name} computes "
+        f"{'GELU' if wanted else 'QuickGELU'}: {hint}"
+    )
 
 
 def create_tokenizer(architecture: str) -> Any:
@@ -121,6 +210,8 @@ def _read_architecture(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such model file") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if isinstance(config, dict) and path.name == "open_clip_config.json":
+        config = config.get("model_cfg", config)
     required = ("embed_dim", "vision_cfg", "text_cfg")
     missing = [key for key in required if not isinstance(config, dict) or key not in config]
     if missing:

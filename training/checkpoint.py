@@ -150,8 +150,6 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
     Raises: ConfigError when another one is at work there or the place is not writable.
     """
-    if storage.is_remote(str(folder)):
-        raise ConfigError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
     storage.make_folder(str(folder))
     with (folder / LOCK_FILE).open("w") as stream:
         try:
@@ -225,6 +223,16 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary of a finished run."""
     return _read_json(folder / SUMMARY_FILE)
+
+
+def read_architecture(folder: Path) -> dict[str, Any] | None:
+    """The architecture a run was begun with, as its folder keeps it; None where the folder does not say."""
+    if not (folder / RUN_FILE).is_file():
+        return None
+    identity = _read_json(folder / RUN_FILE).get("identity")
+    model = identity.get("model") if isinstance(identity, dict) else None
+    kept = model.get("architecture") if isinstance(model, dict) else None
+    return kept if isinstance(kept, dict) else None
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

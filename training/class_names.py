@@ -9,6 +9,7 @@ Source of the text types: Stevens et al. 2024, "BioCLIP: A Vision Foundation Mod
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -59,6 +60,15 @@ def taxon_of_folder(name: str) -> Taxon | None:
     if not _INATURALIST_FOLDER.fullmatch(name):
         return None
     return Taxon(tuple(name.split("_")[1:]))
+
+
+def has_one_slot(template: str) -> bool:
+    """True for a template that a class name goes into: one {} and no other field."""
+    try:
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError:  # a single brace
+        return False
+    return fields == [("", "", None)]
 
 
 def class_text(given: str, taxon: Taxon | None, kind: ClassText) -> str:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from manifests.errors import ConfigError, PlantMixError
@@ -27,7 +27,8 @@ _EVAL_EXAMPLE = """\
 example:
   dalip eval data/demo/runs/dalip
   dalip eval run.yaml --release releases/plantmix-0002 --split heldout --out figures.json
-  dalip eval data/demo/runs/dalip --settings configs/evaluation/published.yaml"""
+  dalip eval data/demo/runs/dalip --settings configs/evaluation/published.yaml
+  dalip eval my-model --release releases/plantmix-0002     # a folder of `dalip import` or `dalip export`"""
 _PLOT_EXAMPLE = """\
 example:
   dalip plot runs/clip runs/released runs/dalip --out curves.png
@@ -41,7 +42,7 @@ example:
 Run it again after any interruption: finished runs are kept, and a longer list goes on where the last one ended."""
 _EXPORT_EXAMPLE = """\
 example:
-  dalip export data/demo/runs/dalip model.pt --format open_clip
+  dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
   dalip export data/demo/runs/dalip my-model --format huggingface"""
 _IMPORT_EXAMPLE = """\
 example:
@@ -116,15 +117,22 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _add(commands, "eval", "Evaluate a trained model on a held-out split.", _EVAL_EXAMPLE, _eval)
+    parser = _add(
+        commands, "eval", "Evaluate a model on a held-out split and on sets from outside.", _EVAL_EXAMPLE, _eval
+    )
     parser.add_argument(
-        "run_or_config", metavar="CONFIG|RUN", help="folder of a run, or the config it was trained with"
+        "model",
+        metavar="CONFIG|RUN|FOLDER",
+        help="folder of a run, the config it was trained with (before there is a run: its pretrained weights), or a "
+        "folder that `dalip import`, `dalip export` or open_clip wrote",
     )
     parser.add_argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
     parser.add_argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
     parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
     parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure, in place of the config's eval")
-    parser.add_argument("--out", metavar="FILE", help="JSON file to write (default: in the run's folder, eval/)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="JSON file to write (default: in the run's or model's folder, eval/)"
+    )
 
 
 def _add_plot(commands: Any) -> None:
@@ -151,7 +159,7 @@ def _add_proxies(commands: Any) -> None:
 
 def _add_export(commands: Any) -> None:
     parser = _add(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
-    parser.add_argument("run_folder", metavar="RUN", help="folder of a run")
+    parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
     parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
     parser.add_argument("--format", choices=("open_clip", "huggingface"), default="open_clip")
 
@@ -204,19 +212,20 @@ def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[s
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from training.config import SETTINGS_FILE, read_train_settings
-    from training.evaluate import evaluate_run
+    from training.evaluate import evaluate_subject
     from training.figures import report_lines
+    from training.subject import open_subject
 
-    settings = read_train_settings(options.run_or_config, output_dir=options.output)
+    wanted = None
     if options.settings:
         from manifests.settings import read_settings
         from training.config import EvalSettings
 
-        settings = settings.model_copy(update={"eval": read_settings(options.settings, EvalSettings)})
-    stored = (Path(options.run_or_config) / SETTINGS_FILE).is_file()
-    folder = Path(options.run_or_config) if stored else Path(settings.output_dir)
-    result, path = evaluate_run(settings, folder, release=options.release, split=options.split, out=options.out)
+        wanted = read_settings(options.settings, EvalSettings)
+    subject = open_subject(options.model, output_dir=options.output)
+    if wanted is not None:
+        subject = replace(subject, settings=subject.settings.model_copy(update={"eval": wanted}))
+    result, path = evaluate_subject(subject, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
     print(f"plot: {path.with_suffix('.png')}")
     print(f"figures: {path}")
@@ -254,47 +263,29 @@ def _proxies(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from training.checkpoint import newest_weights
-    from training.config import SETTINGS_FILE, read_train_settings
-    from training.convert import export_hugging_face, export_open_clip
-    from training.evaluate import load_run_model
+    from training.exports import export_hugging_face, export_open_clip
+    from training.subject import open_subject
 
-    folder = Path(options.run_folder)
-    if not (folder / SETTINGS_FILE).is_file():
-        raise ConfigError(f"{folder}: not the folder of a run (no {SETTINGS_FILE} in it)")
-    settings = read_train_settings(options.run_folder)
-    model = load_run_model(settings, newest_weights(folder))
+    subject = open_subject(options.model)
     if options.format == "huggingface":
-        export_hugging_face(model, options.target)
-        print(f'written: {options.target}; open_clip.create_model_and_transforms("local-dir:{options.target}")')
-        return 0
-    export_open_clip(model, options.target)
-    architecture = settings.model.architecture
-    hint = f'open_clip.add_model_config("{architecture}"); ' if architecture.endswith(".json") else ""
-    name = Path(architecture).stem if hint else architecture
-    arguments = ", ".join([f'"{name}"', f'"{options.target}"', *_preprocessing_arguments(model)])
-    print(f"written: {options.target}; {hint}open_clip.create_model_and_transforms({arguments})")
+        written = export_hugging_face(subject.model, options.target, subject.settings.loss)
+    else:
+        written = export_open_clip(subject.model, options.target)
+    print("\n".join([f"weights: {subject.weights} ({subject.source})", *(f"note: {note}" for note in subject.notes)]))
+    print(f"written: {options.target}; {written.code}")
     return 0
 
 
-def _preprocessing_arguments(model: Any) -> list[str]:
-    """What open_clip has to be told of the pictures' preparation, since its checkpoint file does not say."""
-    from open_clip.transform import PreprocessCfg
-
-    usual, own = PreprocessCfg(), model.preprocess_settings
-    names = [name for name in ("mean", "std") if list(getattr(own, name)) != list(getattr(usual, name))]
-    texts = [name for name in ("interpolation", "resize_mode") if getattr(own, name) != getattr(usual, name)]
-    return [f"image_{name}={list(getattr(own, name))}" for name in names] + [
-        f"image_{name}={getattr(own, name)!r}" for name in texts
-    ]
-
-
 def _import(options: argparse.Namespace) -> int:
-    from training.convert import export_hugging_face, load_released
+    from training.convert import load_released
+    from training.exports import export_hugging_face
 
     model = load_released(options.checkpoint, options.architecture)
     export_hugging_face(model, options.target)
-    print(f"imported {len(model.state_dict()):,} tensors: {options.target}; use it as model.pretrained")
+    print(
+        f"imported {len(model.state_dict()):,} tensors: {options.target}; judge it with `dalip eval`, or use it as "
+        "model.pretrained"
+    )
     return 0
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
-from training.class_names import ClassText
+from training.class_names import ClassText, has_one_slot
 from training.data import DataSettings, ReleaseShare
 from training.loss import LossSettings, loss_of_preset
 from training.model import ModelSettings
@@ -101,8 +101,8 @@ class LogSettings(TrackSettings):
 
 
 def _have_a_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    if not isinstance(value, str) and (not value or any(text.count("{}") != 1 for text in value)):
-        raise ValueError("each template needs one {} for the class name")
+    if not isinstance(value, str) and not (value and all(map(has_one_slot, value))):
+        raise ValueError("each template needs one {} for the class name, and no other field in braces")
     return value
 
 
@@ -151,6 +151,13 @@ class EvalSettings(Settings):
     bootstrap_rounds: int = Field(default=1000, ge=100)
     every_steps: int | None = Field(default=None, ge=1)  # validation loss during training; null: never
 
+    @field_validator("recall_at")
+    @classmethod
+    def _at_something(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values or min(values) < 1:
+            raise ValueError(f"needs numbers from 1 up, given {list(values)}; retrieval: false leaves retrieval out")
+        return values
+
 
 class TrainSettings(Settings):
     """A whole training run."""
@@ -169,6 +176,26 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()
+
+    @field_validator("release")
+    @classmethod
+    def _some_release(cls, release: str | tuple[ReleaseShare, ...]) -> str | tuple[ReleaseShare, ...]:
+        if not isinstance(release, str) and not release:
+            raise ValueError("the list is empty; name a release, a work folder, or a list of {release, weight}")
+        return release
+
+    @field_validator("output_dir")
+    @classmethod
+    def _local(cls, folder: str) -> str:
+        return _local_folder(folder)
+
+    @field_validator("model")
+    @classmethod
+    def _has_pixels(cls, model: ModelSettings) -> ModelSettings:
+        size = model.image_size_px
+        if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
+            raise ValueError(f"image_size_px must be 1 or more, given {size}")
+        return model
 
     @field_validator("loss")
     @classmethod
@@ -212,7 +239,10 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     if release is not None:
         changes["release"] = release
     if output_dir is not None:
-        changes["output_dir"] = output_dir
+        try:
+            changes["output_dir"] = _local_folder(output_dir)
+        except ValueError as error:
+            raise ConfigError(f"--output: {error}") from None
     return settings.model_copy(update=changes)
 
 
@@ -258,6 +288,16 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             found.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
     return found
+
+
+def _local_folder(folder: str) -> str:
+    """Paths of the trainer are local ones: 's3://b/x' would become a folder named 's3:' here.
+
+    Raises: ValueError.
+    """
+    if "://" in folder:
+        raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
+    return folder
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -1,14 +1,12 @@
-"""Checkpoints in and out: released-layout DALIP in, open_clip and Hugging Face layouts out and in.
+"""Checkpoints in: the released layout, a run's own, and the Hugging Face layout (`training.exports` writes that).
 
-Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes an open_clip checkpoint, or
-a folder with `open_clip_config.json`, `open_clip_model.safetensors` and, in files of its own, the
-second-order part. Gives up with ConfigError that names every key that is missing, unknown or of another shape.
+Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes nothing. Gives up with ConfigError that
+names every key that is missing, unknown or of another shape.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from training.architecture import architecture_config
-from training.towers import image_size_px
+from training.architecture import architecture_config, behaviour
 
 if TYPE_CHECKING:
     from training.model import DalipModel
@@ -75,7 +71,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise their own kinds (pickle, zip, safetensors) for a damaged file
-        raise ConfigError(f"{file}: cannot be read as a checkpoint: {error}") from error
+        words = str(error).partition("\n")[0][:200]  # torch goes on with advice to run what is in the file
+        raise ConfigError(f"{file}: cannot be read as a checkpoint: {words}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -146,12 +143,12 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
 
     The shared part must fit; a second-order part that is absent, or of another shape, stays new.
 
-    Raises: ConfigError for a shared part that does not fit.
+    Raises: ConfigError for a shared part that does not fit, or that computes something else from the same shapes.
     """
     path = Path(source)
     if path.is_dir():
         take_preprocessing(model, path / CONFIG_FILE)
-        state = {f"clip.{name}": tensor for name, tensor in read_state(path / WEIGHTS_FILE).items()}
+        state = {f"clip.{name}": tensor for name, tensor in read_state(_weights_in(path)).items()}
         if (path / SECOND_WEIGHTS_FILE).is_file():
             state |= read_state(path / SECOND_WEIGHTS_FILE)
     else:
@@ -162,45 +159,32 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     problems = _mismatches(shared, {name: tensor for name, tensor in state.items() if name.startswith("clip.")})
     if problems:
         raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
+    if path.is_dir():
+        _check_behaviour(model, path)
     fitting = {name: state[name] for name, tensor in wanted.items() if _fits(tensor, state.get(name))}
     model.load_state_dict(fitting, strict=False)
     return set(fitting)
 
 
-def export_open_clip(model: DalipModel, path: str | Path) -> storage.WrittenFile:
-    """Write the first-order part as an open_clip checkpoint.
-
-    `open_clip.create_model_and_transforms(architecture, pretrained=path)` loads it; a JSON architecture has to be
-    given to `open_clip.add_model_config` first.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.clip.state_dict().items()}
-    temp = storage.temp_path(str(path))
-    torch.save({"state_dict": state}, temp)
-    storage.publish(temp, str(path))
-    return storage.hash_file(str(path))
+def _weights_in(folder: Path) -> Path:
+    """The weights of a folder; open_clip wrote them as a PyTorch file before it took safetensors."""
+    older = folder / "open_clip_pytorch_model.bin"
+    return older if older.is_file() and not (folder / WEIGHTS_FILE).is_file() else folder / WEIGHTS_FILE
 
 
-def export_hugging_face(model: DalipModel, folder: str | Path) -> list[storage.WrittenFile]:
-    """Write the Hugging Face layout: open_clip's config and weights, and the second-order part in its own files.
+def _check_behaviour(model: DalipModel, folder: Path) -> None:
+    from training.config import differences
 
-    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads the first; `load_hugging_face` loads both.
-    """
-    target = Path(folder)
-    storage.make_folder(str(target))
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    shared = {name.removeprefix("clip."): tensor for name, tensor in state.items() if name.startswith("clip.")}
-    second = {name: tensor for name, tensor in state.items() if not name.startswith("clip.")}
-    written = [_publish_tensors(shared, target / WEIGHTS_FILE)]
-    if second:
-        written.append(_publish_tensors(second, target / SECOND_WEIGHTS_FILE))
-    settings = model.settings.model_dump(mode="json") | {"pretrained": None}
-    written.append(_publish_json({"model": settings}, target / SECOND_CONFIG_FILE))
-    written.append(_publish_json(_hugging_face_config(model), target / CONFIG_FILE))
-    return written
+    given, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
+    if found := differences(behaviour(given), behaviour(own)):
+        raise ConfigError(
+            f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
+            f"({'; '.join(found[:3])}): give the folder as model.architecture too"
+        )
 
 
 def load_hugging_face(folder: str | Path) -> DalipModel:
-    """A model from a folder that `export_hugging_face` wrote.
+    """A model from a folder that `training.exports.export_hugging_face` wrote.
 
     Raises: ConfigError for a folder without the files or with files that do not fit one another.
     """
@@ -210,7 +194,10 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     config_path = source / SECOND_CONFIG_FILE
     if not config_path.is_file():
         raise ConfigError(f"{source}: has no {SECOND_CONFIG_FILE}; plain open_clip folders load with open_clip")
-    values = json.loads(config_path.read_text(encoding="utf-8"))["model"]
+    try:
+        values = dict(json.loads(config_path.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{config_path}: cannot be read: {error}; export or import the model again") from None
     # The folder is the architecture: the name or file it was trained from may not exist here.
     values |= {"architecture": str(source)}
     settings = parse_settings(values, ModelSettings, where=str(config_path))
@@ -244,25 +231,6 @@ def take_preprocessing(model: DalipModel, path: Path) -> None:
         given = content.get("preprocess", {}) if isinstance(content, dict) else {}
     kept = model.clip.visual.preprocess_cfg
     set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
-
-
-def _hugging_face_config(model: DalipModel) -> dict[str, Any]:
-    config = architecture_config(model.settings.architecture)
-    height, width = image_size_px(model.clip)
-    config["vision_cfg"]["image_size"] = height if height == width else [height, width]
-    preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
-    return {"model_cfg": config, "preprocess_cfg": preprocess}
-
-
-def _publish_tensors(state: Mapping[str, Tensor], path: Path) -> storage.WrittenFile:
-    from safetensors.torch import save
-
-    return storage.publish_bytes(str(path), save(dict(state), metadata={"format": "pt"}))
-
-
-def _publish_json(content: Mapping[str, Any], path: Path) -> storage.WrittenFile:
-    text = json.dumps(content, indent=2, sort_keys=True) + os.linesep
-    return storage.publish_bytes(str(path), text.encode("utf-8"))
 
 
 def _fits(wanted: Tensor, given: Tensor | None) -> bool:

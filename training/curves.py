@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError
-from manifests.storage import publish_bytes
+from manifests.storage import make_folder, publish_bytes
 from training.log import LOG_FILE, read_log
 
 _PANELS = (
@@ -40,6 +40,9 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
     """
     if unknown := sorted(set(metrics) - set(METRICS)):
         raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
+    target = Path(out)
+    if target.is_dir() or target.suffix.lower() != ".png":
+        raise ConfigError(f"{out}: the plot is a PNG; give --out a file name that ends in .png")
     runs = dict(zip(_labels(folders), (read_curves(Path(folder)) for folder in folders), strict=True))
     panels = [
         (name, title)
@@ -48,7 +51,9 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
     ]
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
-    publish_bytes(out, _draw(runs, panels))
+    picture = _draw(runs, panels)
+    make_folder(str(target.parent))
+    publish_bytes(str(target), picture)
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
@@ -61,11 +66,20 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         raise ConfigError(
             f"{folder}: not the folder of a run, or no step is logged yet (no {LOG_FILE} with steps in it)"
         )
+    try:
+        return _curves_of(steps, read_log(folder / LOG_FILE, "validation"))
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{folder / LOG_FILE}: an event lacks what a plot needs ({type(error).__name__}: {error}): damaged"
+        ) from None
+
+
+def _curves_of(steps: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     curves = {
         name: [(step["samples_seen"], step[name]) for step in steps if step.get(name) is not None] for name in METRICS
     }
     per_step = steps[-1]["samples_seen"] / steps[-1]["step"]
-    for event in read_log(folder / LOG_FILE, "validation"):
+    for event in validations:
         for domain, value in event["losses"].items():
             curves.setdefault(f"validation/{domain}", []).append((event["step"] * per_step, value))
     return {name: curve for name, curve in curves.items() if curve}

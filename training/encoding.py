@@ -18,6 +18,7 @@ from training import data
 from training.config import TrainSettings
 from training.evalsets import Item, load_pictures
 from training.images import EvalView, normalise
+from training.metrics import require_finite
 from training.model import DalipModel
 from training.shards import SamplePool
 
@@ -35,6 +36,12 @@ class Encoded:
         """Some of them."""
         index = torch.as_tensor(chosen)
         return Encoded(self.f[index], self.z[index] if self.z is not None else None)
+
+    def require_finite(self, what: str) -> None:
+        """Raises: RunError that says how many of `what` hold a NaN or an infinity."""
+        for order, values in (("f", self.f), ("z", self.z)):
+            if values is not None:
+                require_finite(values, f"{what} ({order})")
 
     def vectors(self, kind: FeatureKind, first_order_weight: float) -> Tensor:
         """One vector a thing, whose inner products are the similarities of that kind."""

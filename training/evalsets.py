@@ -9,6 +9,7 @@ held, pictures are read when asked for. Writes nothing. Gives up with ConfigErro
 from __future__ import annotations
 
 import csv
+import io
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ _IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _CLASS_NAMES, _TEMPLATES, _KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 _TABLE = "metadata.csv"
 _CLASS_COLUMNS = ("class", "label", "class_name")
+_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class EvalSet:
 def open_eval_set(path: str, split: str) -> EvalSet:
     """Index the evaluation set in a folder.
 
-    Raises: ConfigError for a folder of no known layout, or one that contradicts itself.
+    Raises: ConfigError for a folder of no known layout, one without the split, or one that contradicts itself.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -72,13 +74,26 @@ def open_eval_set(path: str, split: str) -> EvalSet:
     if tars:
         return _open_tars(folder, tars)
     if (folder / _TABLE).is_file():
-        return _open_table(folder)
+        return _open_table(folder, split)
+    if place == folder and (splits := _splits_in(folder)):
+        raise ConfigError(f"{path}: has no split '{split}'; it has {', '.join(splits)}: name one of them as split")
     if any(child.is_dir() for child in place.iterdir()):
         return _open_class_folders(place)
     raise ConfigError(
         f"{path}: no evaluation set here; wanted {split}/*.tar (webdataset as clip_benchmark has it), "
         f"{_TABLE} beside pictures, or one folder of pictures a class"
     )
+
+
+def _splits_in(folder: Path) -> list[str]:
+    """Folders that are splits, not classes: named like one, with tars or further folders in them."""
+    return [
+        child.name
+        for child in sorted(folder.iterdir())
+        if child.is_dir()
+        and child.name.lower() in _SPLIT_NAMES
+        and any(inner.is_dir() or inner.suffix == ".tar" for inner in child.iterdir())
+    ]
 
 
 def load_pictures(items: Sequence[Item], view: View, batch_size: int, num_workers: int) -> Iterator[Tensor]:
@@ -132,14 +147,22 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
     if not items:
         raise ConfigError(f"{folder}: {len(tars)} tars, but no image in them that has a .{wanted} member beside it")
     if kind == "retrieval":
-        captions = tuple(tuple(answer.decode("utf-8").splitlines()) for answer in answers)
+        captions = tuple(_captions(answer, item) for answer, item in zip(answers, items, strict=True))
         return EvalSet("retrieval", tuple(items), captions=captions)
-    classes = _lines(folder / _CLASS_NAMES)
-    if not classes:
-        raise ConfigError(f"{folder}: no {_CLASS_NAMES} (one class name a line) beside the tars")
+    classes = _class_names(folder / _CLASS_NAMES)
     labels = tuple(_class_number(answer, item, len(classes)) for item, answer in zip(items, answers, strict=True))
     templates = tuple(_slot(line) for line in _lines(folder / _TEMPLATES))
     return EvalSet("classification", tuple(items), labels, tuple(classes), (None,) * len(classes), templates)
+
+
+def _class_names(path: Path) -> list[str]:
+    """One name a line; the number of a class is that of its line, so none may be empty but at the end."""
+    names = [line.strip() for line in read_text(path).rstrip().splitlines()] if path.is_file() else []
+    if not names:
+        raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
+    if "" in names:
+        raise ConfigError(f"{path}: line {names.index('') + 1} is empty; each line names a class, by its number")
+    return names
 
 
 def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
@@ -170,6 +193,18 @@ def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
         raise ConfigError(f"{path}: the tar is damaged or cut short after {key or 'its start'}; take a whole copy")
 
 
+def _captions(answer: bytes, item: Item) -> tuple[str, ...]:
+    try:
+        captions = tuple(line for line in answer.decode("utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{item.name}: its .txt member is not UTF-8 (byte {error.start}): convert it or take the sample out"
+        ) from None
+    if not captions:
+        raise ConfigError(f"{item.name}: its .txt member holds no caption: take the sample out")
+    return captions
+
+
 def _class_number(answer: bytes, item: Item, num_classes: int) -> int:
     try:
         number = int(answer.decode("ascii").strip())
@@ -182,23 +217,39 @@ def _class_number(answer: bytes, item: Item, num_classes: int) -> int:
     return number
 
 
-def _open_table(folder: Path) -> EvalSet:
-    with (folder / _TABLE).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or "filepath" not in rows[0]:
-        raise ConfigError(f"{folder / _TABLE}: needs a column 'filepath' and rows")
-    column = next((name for name in _CLASS_COLUMNS if name in rows[0]), None)
-    taxa = [taxon_of(row) for row in rows]
-    if column is None and None in taxa:
+def _open_table(folder: Path, split: str) -> EvalSet:
+    """Pictures by the rows of a table; of the split's rows alone where it has a column `split`."""
+    path = folder / _TABLE
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        rows = list(enumerate(reader, start=1))
+    except csv.Error as error:
+        raise ConfigError(f"{path}: cannot be read as csv: {error} (line {reader.line_num})") from None
+    names = reader.fieldnames or ()
+    if not rows or "filepath" not in names:
+        raise ConfigError(f"{path}: needs a column 'filepath' and rows")
+    if "split" in names:
+        there = sorted({row["split"] or "" for _, row in rows})
+        rows = [(number, row) for number, row in rows if row["split"] == split]
+        if not rows:
+            raise ConfigError(f"{path}: no row of split '{split}'; its column has {', '.join(there)}: name one of them")
+    column = next((name for name in _CLASS_COLUMNS if name in names), None)
+    taxa = [taxon_of(row) for _, row in rows]
+    if column is None and all(taxon is None for taxon in taxa):
         raise ConfigError(
-            f"{folder / _TABLE}: needs a column 'class', or the ranks kingdom to species, to know each picture's class"
+            f"{path}: needs a column 'class', or the ranks kingdom to species, to know each picture's class"
         )
-    names = [
-        row[column] if column is not None else taxon.taxonomic if taxon is not None else ""
-        for row, taxon in zip(rows, taxa, strict=True)
-    ]
-    items = tuple(Item(row["filepath"], str(folder / row["filepath"])) for row in rows)
-    return _classification(items, names, taxa, as_words=False)
+    classes, items = [], []
+    for (number, row), taxon in zip(rows, taxa, strict=True):
+        name = row[column] if column is not None else taxon.taxonomic if taxon is not None else ""
+        for cell, what in ((row["filepath"], "filepath"), (name, column or "kingdom to species")):
+            if not cell:
+                raise ConfigError(f"{path}: row {number} has no {what}: fill the cell or remove the row")
+        items.append(Item(row["filepath"], str(folder / row["filepath"])))
+        classes.append(name)
+    if missing := [item.name for item in items if not Path(item.path).is_file()]:
+        raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
+    return _classification(tuple(items), classes, taxa, as_words=False)
 
 
 def _open_class_folders(place: Path) -> EvalSet:
@@ -236,7 +287,21 @@ def _slot(template: str) -> str:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8, with or without a byte order mark.
+
+    Raises: ConfigError that names the line with other bytes.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x}); convert the file, for "
+                          "example with: iconv -f latin1 -t utf-8") from None  # fmt: skip
 
 
 def _natural(path: Path) -> tuple[list[int], str]:

@@ -1,8 +1,9 @@
 """Measure a trained model: zero-shot and few-shot accuracy, retrieval, validation loss per domain.
 
-Reads the weights of a run, a held-out split of a release and evaluation sets from outside (`training.outside`); writes
-one JSON file and one plot into the run's folder. Every figure carries its 95 % interval, the number of trials and what
-guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there.
+Takes a model (`training.subject`), a held-out split of a release and evaluation sets from outside (`training.outside`);
+writes one JSON file and one plot into the model's folder. Every figure carries its 95 % interval, the number of trials
+and what guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there, and with
+RunError on features or losses that are not finite.
 """
 
 from __future__ import annotations
@@ -21,79 +22,82 @@ from manifests.release import Release
 from manifests.storage import make_folder, publish_bytes
 from manifests.tables import TAXON_RANKS
 from training import data, metrics
-from training.checkpoint import newest_weights
 from training.class_names import class_text, taxon_of
 from training.config import TrainSettings, ZeroShotSettings
 from training.encoding import (
     Encoded,
-    encode_classes,
     encode_pairs,
     feature_kinds,
     prompt_templates,
     similarity_of,
 )
 from training.figures import plot_result
-from training.model import DalipModel, build_model
-from training.outside import evaluate_set, few_shot_figures, group_means, open_sets
+from training.model import DalipModel
+from training.outside import (
+    evaluate_set,
+    few_shot_figures,
+    group_means,
+    left_out_shots,
+    open_sets,
+    shared_names,
+    zero_shot_figures,
+)
 from training.shards import SamplePool, open_pool
+from training.subject import Subject
 
 EVAL_FOLDER = "eval"
 
 
-def evaluate_run(
-    settings: TrainSettings,
-    folder: Path,
+def evaluate_subject(
+    subject: Subject,
     *,
     release: str | None = None,
     split: str | None = None,
     out: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate the weights of a run; returns the result and the JSON file it was written to, a plot beside it.
+    """Evaluate a model; returns the result and the JSON file it was written to, a plot beside it.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
     """
-    weights = newest_weights(folder)
+    settings = subject.settings
     chosen = split or settings.eval.split
     if chosen is None and not settings.eval.sets:
         raise ConfigError("nothing to evaluate on: eval.split is null and eval.sets is empty")
+    if chosen is not None and release is None and not subject.has_release:
+        raise ConfigError(
+            f"{subject.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
+            "split: null and sets"
+        )
+    if out is not None and (Path(out).is_dir() or Path(out).suffix.lower() == ".png"):
+        raise ConfigError(
+            f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
+        )
     sets = open_sets(settings.eval.sets)
     device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
     started = time.monotonic()
-    result: dict[str, Any] = {"weights": str(weights), "preset": settings.model.preset}
+    model = subject.model.to(device)
+    result: dict[str, Any] = {
+        "weights": subject.weights, "model": subject.source, "notes": list(subject.notes),
+        "preset": settings.model.preset,
+    }  # fmt: skip
     name = "sets"
     if chosen is not None:
         opened = _open_one(settings, release)
         pool, extra = open_pool([opened], chosen), ExtraTable(opened, chosen)
-        model = load_run_model(settings, weights).to(device)
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
         result |= evaluate(model, pool, extra, settings, device)
         name = f"{chosen}-{opened.name}"
-    else:
-        model = load_run_model(settings, weights).to(device)
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings, device)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
     ]
     result["groups"] = group_means(result["sets"])
     result["seconds"] = round(time.monotonic() - started, 2)
-    path = Path(out) if out is not None else folder / EVAL_FOLDER / f"{name}.json"
+    path = Path(out) if out is not None else subject.folder / EVAL_FOLDER / f"{name}.json"
     make_folder(str(path.parent))
     publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     publish_bytes(str(path.with_suffix(".png")), plot_result(result))
     return result, path
-
-
-def load_run_model(settings: TrainSettings, weights: Path) -> DalipModel:
-    """The model of a run with the weights of one of its files, for evaluation.
-
-    Raises: ConfigError when they do not fit.
-    """
-    from training.convert import load_state, read_state, take_preprocessing
-
-    model = build_model(settings.model.model_copy(update={"pretrained": None}))
-    load_state(model, read_state(weights), where=str(weights))
-    take_preprocessing(model, weights)  # that of the weights the run began from, which are not read again
-    return model.eval()
 
 
 def evaluate(
@@ -101,30 +105,29 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of a model on the samples of a pool.
 
-    Raises: ConfigError for a field or domain that is not there.
+    Raises: ConfigError for a field or domain that is not there; RunError for features or losses that are not finite.
     """
-    alpha, rounds = settings.loss.first_order_weight, settings.eval.bootstrap_rounds
+    alpha = settings.loss.first_order_weight
     labels = [zero_shot_labels(pool, extra, task) for task in settings.eval.zero_shot]
     rows = data.split_rows(pool)
-    images, texts = encode_pairs(model, pool, rows, settings, device)
+    images, texts = _encode_finite(model, pool, rows, settings, device)
     place = {row: i for i, row in enumerate(rows)}
     result: dict[str, Any] = {"num_samples": len(rows), "zero_shot": [], "retrieval": {}, "validation_loss": {}}
     for task, (classes, members) in zip(settings.eval.zero_shot, labels, strict=True):
         names = class_texts(extra, classes, members, task)
-        class_features = encode_classes(model, names, prompt_templates(task.templates), device)
         chosen, answers = images.rows([place[row] for row in members]), list(members.values())
-        figures = {
-            kind: metrics.classify(similarity_of(chosen, class_features, kind, alpha), answers, rounds)
-            for kind in feature_kinds(model)
-        }
+        where = f"zero-shot over '{task.field}'"
+        templates = prompt_templates(task.templates)
         result["zero_shot"].append(
             {
                 "field": task.field,
                 "domain": task.domain,
                 "text": task.text,
                 "num_classes": len(classes),
-                "figures": figures,
+                "figures": zero_shot_figures(model, chosen, answers, names, templates, settings, where),
+                "shared_names": shared_names(names),
                 "few_shot": few_shot_figures(model, chosen, answers, settings),
+                "few_shot_left_out": left_out_shots(answers, settings),
             }
         )
     if settings.eval.retrieval:
@@ -154,13 +157,13 @@ def domain_losses(
     Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare; a domain
     with a single sample has no loss. The model is left in the mode it came in.
 
-    Raises: RunError for a broken sample.
+    Raises: RunError for a broken sample, or features or losses that are not finite.
     """
     was_training = model.training
     model.eval()
     try:
         rows = data.split_rows(pool)
-        images, texts = encode_pairs(model, pool, rows, settings, device)
+        images, texts = _encode_finite(model, pool, rows, settings, device)
         return _domain_losses(model, pool, rows, images, texts, settings)
     finally:
         model.train(was_training)
@@ -240,6 +243,15 @@ def class_texts(
     ]
 
 
+def _encode_finite(
+    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings, device: torch.device
+) -> tuple[Encoded, Encoded]:
+    images, texts = encode_pairs(model, pool, rows, settings, device)
+    images.require_finite("held-out samples, picture features")
+    texts.require_finite("held-out samples, text features")
+    return images, texts
+
+
 def _domain_losses(
     model: DalipModel, pool: SamplePool, rows: Sequence[int], images: Encoded, texts: Encoded, settings: TrainSettings
 ) -> dict[str, metrics.Figure]:
@@ -253,24 +265,37 @@ def _domain_losses(
         if len(members) < 2:
             continue
         losses = _pair_losses(model, images.rows(members), texts.rows(members), settings)
+        metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
         size = min(settings.eval.batch_size, len(members))
         figures[domain] = metrics.loss_figure(losses.numpy(), size, settings.eval.bootstrap_rounds)
     return figures
 
 
 def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: TrainSettings) -> Tensor:
-    size = settings.eval.batch_size
+    """The training loss of each pair, from blocks of logits."""
+    size, num_pairs = settings.eval.batch_size, len(images.f)
     scale = float(model.clip.logit_scale.detach().exp())
-    first = metrics.pair_losses(images.f @ texts.f.t(), scale, size)
-    if images.z is None or texts.z is None:
-        return first
     own = model.logit_scale_second
     second_scale = float(own.detach().exp()) if own is not None else scale
     weight = settings.loss.first_order_weight
+
+    def first(rows: slice, columns: slice) -> Tensor:
+        return scale * images.f[rows] @ texts.f[columns].t()
+
+    if images.z is None or texts.z is None:
+        return metrics.pair_losses(first, num_pairs, size)
+    image_z, text_z = images.z, texts.z
+
+    def second(rows: slice, columns: slice) -> Tensor:
+        return second_scale * image_z[rows] @ text_z[columns].t()
+
+    def both(rows: slice, columns: slice) -> Tensor:
+        return weight * first(rows, columns) + (1 - weight) * second(rows, columns)
+
     if settings.loss.form == "sum_of_similarities":
-        logits = weight * scale * images.f @ texts.f.t() + (1 - weight) * second_scale * images.z @ texts.z.t()
-        return metrics.pair_losses(logits, 1.0, size)
-    return weight * first + (1 - weight) * metrics.pair_losses(images.z @ texts.z.t(), second_scale, size)
+        return metrics.pair_losses(both, num_pairs, size)
+    losses = [metrics.pair_losses(logits, num_pairs, size) for logits in (first, second)]
+    return weight * losses[0] + (1 - weight) * losses[1]
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:

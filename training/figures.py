@@ -17,10 +17,11 @@ _COLOURS = {"f": "#4477aa", "z": "#ccbb44", "both": "#228833"}
 
 def report_lines(result: dict[str, Any]) -> list[str]:
     """The result for a person: a line a figure, chance beside it."""
-    lines = []
+    lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]
+        lines += [line for task in result["zero_shot"] for line in _notes(task, f"zero-shot over {task['field']}")]
         for domain, figure in result["validation_loss"].items():
             lines.append(
                 f"validation loss {domain:<13}  {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  "
@@ -30,6 +31,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
         of = f", {item['num_classes']} classes" if item["kind"] == "classification" else ""
         lines.append(f"{item['name']}: {item['num_samples']:,} pictures{of}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _of_set(item)]
+        lines += _notes(item, item["name"])
     for group, figures in result["groups"].items():
         for kind, figure in figures.items():
             lines.append(_line(f"mean of {group}", kind, figure, f"{figure['sets']} sets, zero-shot top1"))
@@ -112,6 +114,20 @@ def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[tuple[str, str
     for kind, values in figures.items():
         for name, figure in values.items():
             yield name.replace("_", " "), kind, figure, ""
+
+
+def _notes(item: dict[str, Any], where: str) -> list[str]:
+    """What a reader of the figures has to know: classes that no model can tell apart, figures that are not there."""
+    notes = []
+    if shared := item.get("shared_names"):
+        first = ", ".join(f"'{name}' ({len(numbers)} classes)" for name, numbers in list(shared.items())[:3])
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        notes.append(f"note: {where}: classes share a name: {first}{more}; a picture of one counts by its share")
+    notes += [
+        f"note: {where}: no {shots}-shot figure, no two classes have more than {shots} picture{'s' * (shots > 1)}"
+        for shots in item.get("few_shot_left_out", ())
+    ]
+    return notes
 
 
 def _line(label: str, kind: str, figure: Figure, note: str) -> str:

@@ -1,15 +1,20 @@
 """Figures of an evaluation from features, each with its interval and its chance, as pure functions.
 
 Features are L2-normalised rows; similarity is their inner product. Texts that read alike count as one text,
-so that an image whose caption appears twice is not wrong for finding the other. Reads and writes nothing.
+so that an image whose caption appears twice is not wrong for finding the other. Of candidates with equal similarity
+each is as likely to come first: a hit among them counts by its probability, so that a model that tells nothing apart
+scores its chance, and two classes of one name share their pictures. Reads and writes nothing. Gives up with RunError
+on numbers that are not finite, which no comparison would rank.
 
 Shape letters: `N` images, `K` classes, `U` distinct texts.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from manifests.errors import RunError
+
 Figure = dict[str, Any]
 _CONFIDENCE_Z = 1.959963984540054  # of the 95 % interval
 
 
-def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
     """95 % interval of a share.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
@@ -45,25 +52,41 @@ def bootstrap_interval(values: np.ndarray[Any, Any], rounds: int, seed: int = 0)
     return float(low), float(high)
 
 
-def share_figure(hits: int, trials: int, chance: float) -> Figure:
-    """A share with its interval and what guessing reaches."""
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuse rows that hold a NaN or an infinity; `what` names them in the message.
+
+    Raises: RunError.
+    """
+    broken = int((~values.isfinite()).reshape(len(values), -1).any(dim=1).sum())
+    if broken:
+        raise RunError(
+            f"{what}: {broken:,} of {len(values):,} are not finite, so nothing is measured; the weights are broken (a "
+            "lower optimiser.lr or optimiser.clip_norm keeps them whole), or compute.precision is too narrow for them"
+        )
+
+
+def share_figure(hits: float, trials: int, chance: float) -> Figure:
+    """A share with its interval and what guessing reaches; ties make `hits` a fraction."""
     low, high = wilson_interval(hits, trials)
-    return {"value": hits / trials, "low": low, "high": high, "chance": chance, "hits": hits, "trials": trials}
+    shown = int(hits) if float(hits).is_integer() else hits
+    return {"value": hits / trials, "low": low, "high": high, "chance": chance, "hits": shown, "trials": trials}
 
 
 def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[str, Figure]:
-    """Zero-shot figures of N images over K classes: top-1, top-5 (K > 5) and the mean over classes of top-1."""
+    """Zero-shot figures of N images over K classes: top-1, top-5 (K > 5) and the mean over classes of top-1.
+
+    Raises: RunError for similarities that are not finite.
+    """
     num_images, num_classes = similarity_NK.shape
     labels_N = torch.as_tensor(labels, device=similarity_NK.device)
-    rank_N = rank_of_target(similarity_NK, labels_N)
-    figures = {"top1": share_figure(int((rank_N < 1).sum()), num_images, 1 / num_classes)}
+    places = place_of_target(similarity_NK, labels_N)
+    top1_N = places.hits(1)
+    figures = {"top1": share_figure(float(top1_N.sum()), num_images, 1 / num_classes)}
     if num_classes > 5:
-        figures["top5"] = share_figure(int((rank_N < 5).sum()), num_images, 5 / num_classes)
+        figures["top5"] = share_figure(float(places.hits(5).sum()), num_images, 5 / num_classes)
     common = int(torch.bincount(labels_N, minlength=num_classes).max())
     figures["top1"]["most_common_class"] = common / num_images
-    per_class = [
-        float((rank_N[labels_N == k] < 1).double().mean()) for k in range(num_classes) if bool((labels_N == k).any())
-    ]
+    per_class = [float(top1_N[labels_N == k].mean()) for k in range(num_classes) if bool((labels_N == k).any())]
     low, high = bootstrap_interval(np.asarray(per_class), rounds)
     figures["mean_per_class"] = {
         "value": float(np.mean(per_class)), "low": low, "high": high, "chance": 1 / num_classes
@@ -71,10 +94,32 @@ def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[
     return figures
 
 
-def rank_of_target(similarity_NK: Tensor, target_N: Tensor) -> Tensor:
-    """How many columns beat the target's, (N,); a tie counts against it, so a dead model scores nothing."""
+@dataclass(frozen=True)
+class Places:
+    """Where the best right candidate of each of N queries stands: wrong ones better than it, and who is tied."""
+
+    better: Tensor
+    tied_wrong: Tensor
+    tied_right: Tensor
+
+    def hits(self, k: int) -> Tensor:
+        """Probability that a right candidate is among the k best, ties in random order, (N,) float64."""
+        hits_N = (self.better < k).double()
+        for i in ((hits_N > 0) & (self.tied_wrong > 0)).nonzero()[:, 0].tolist():
+            right, wrong = int(self.tied_right[i]), int(self.tied_wrong[i])
+            hits_N[i] = chance_to_hit(right + wrong, right, min(k - int(self.better[i]), right + wrong))
+        return hits_N
+
+
+def place_of_target(similarity_NK: Tensor, target_N: Tensor) -> Places:
+    """Where the one right column of each row stands.
+
+    Raises: RunError for similarities that are not finite.
+    """
+    require_finite(similarity_NK, "similarities")
     own_N1 = similarity_NK.gather(1, target_N[:, None])
-    return (similarity_NK >= own_N1).sum(1) - 1
+    tied_N = (similarity_NK == own_N1).sum(1) - 1
+    return Places((similarity_NK > own_N1).sum(1), tied_N, torch.ones_like(tied_N))
 
 
 def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[int]) -> dict[str, Figure]:
@@ -82,6 +127,8 @@ def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[in
 
     Image to text: the image's text among the k best distinct texts. Text to image: a distinct text finds one of
     its images among the k best images.
+
+    Raises: RunError for similarities that are not finite.
     """
     first_of: dict[str, int] = {}
     for i, text in enumerate(texts):
@@ -91,16 +138,16 @@ def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[in
     label_N = torch.tensor([number[text] for text in texts], device=similarity_NN.device)
     similarity_NU = similarity_NN[:, columns]
     num_images, num_texts = similarity_NU.shape
-    image_rank_N = rank_of_target(similarity_NU, label_N)
+    image_places = place_of_target(similarity_NU, label_N)
     figures = {}
     for k in recall_at:
         chance = min(k, num_texts) / num_texts
-        figures[f"image_to_text_r{k}"] = share_figure(int((image_rank_N < k).sum()), num_images, chance)
-    best_rank_U = _best_rank(similarity_NU, label_N)
+        figures[f"image_to_text_r{k}"] = share_figure(float(image_places.hits(k).sum()), num_images, chance)
+    text_places = _place_of_best(similarity_NU, label_N)
     counts = torch.bincount(label_N, minlength=num_texts).tolist()
     for k in recall_at:
         chance = sum(chance_to_hit(num_images, count, k) for count in counts) / num_texts
-        figures[f"text_to_image_r{k}"] = share_figure(int((best_rank_U < k).sum()), num_texts, chance)
+        figures[f"text_to_image_r{k}"] = share_figure(float(text_places.hits(k).sum()), num_texts, chance)
     return figures
 
 
@@ -114,18 +161,20 @@ def retrieve_captions(
     """
     num_images, num_texts = similarity_NT.shape
     owner_T = torch.as_tensor(image_of_text, device=similarity_NT.device)
-    text_rank_T = rank_of_target(similarity_NT.t(), owner_T)
+    text_places = place_of_target(similarity_NT.t(), owner_T)
     own_NT = torch.arange(num_images, device=owner_T.device)[:, None] == owner_T
     best_N1 = similarity_NT.masked_fill(~own_NT, -torch.inf).amax(dim=1, keepdim=True)
-    image_rank_N = ((similarity_NT >= best_N1) & ~own_NT).sum(1)
+    tied_NT = similarity_NT == best_N1
+    better_N = ((similarity_NT > best_N1) & ~own_NT).sum(1)
+    image_places = Places(better_N, (tied_NT & ~own_NT).sum(1), (tied_NT & own_NT).sum(1))
     counts = torch.bincount(owner_T, minlength=num_images).tolist()
     figures = {}
     for k in recall_at:
         chance = sum(chance_to_hit(num_texts, count, min(k, num_texts)) for count in counts) / num_images
-        figures[f"image_to_text_r{k}"] = share_figure(int((image_rank_N < k).sum()), num_images, chance)
+        figures[f"image_to_text_r{k}"] = share_figure(float(image_places.hits(k).sum()), num_images, chance)
     for k in recall_at:
         chance = min(k, num_images) / num_images
-        figures[f"text_to_image_r{k}"] = share_figure(int((text_rank_T < k).sum()), num_texts, chance)
+        figures[f"text_to_image_r{k}"] = share_figure(float(text_places.hits(k).sum()), num_texts, chance)
     return figures
 
 
@@ -136,8 +185,11 @@ def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int,
     class's centroid the mean of its examples. Classes without an image left for a query are left out; None when fewer
     than two remain. The interval is over images, `seed_std` the spread over the draws.
 
+    Raises: RunError for features that are not finite.
+
     Source: the protocol of BioCLIP (Stevens et al. 2024), which is SimpleShot's CL2N (Wang et al. 2019).
     """
+    require_finite(features_NC, "features")
     number_N = np.asarray(labels)
     classes = [k for k in np.unique(number_N) if (number_N == k).sum() > shots]
     if len(classes) < 2:
@@ -172,6 +224,7 @@ def mean_figure(figures: Sequence[Figure]) -> Figure:
     return {"value": value, "low": low, "high": high, "chance": chance, "sets": len(figures)}
 
 
+@functools.lru_cache(maxsize=4096)
 def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
     """Probability that `drawn` of `total`, picked blindly, hold one of `wanted`: 1 - C(t-w, d) / C(t, d)."""
     if drawn > total - wanted:
@@ -179,21 +232,34 @@ def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
     return 1 - math.comb(total - wanted, drawn) / math.comb(total, drawn)
 
 
-def pair_losses(similarity_NN: Tensor, scale: float, batch_size: int) -> Tensor:
-    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, (M,).
+_BLOCK_PAIRS = 1024  # side of the largest block of logits held at a time: 8 MiB in float64
 
-    A rest smaller than a batch is left out, unless there is nothing else.
+
+def pair_losses(logits_of: Callable[[slice, slice], Tensor], num_pairs: int, batch_size: int) -> Tensor:
+    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, (M,) float64.
+
+    `logits_of` gives the scaled similarities of some images (rows) and some texts (columns); it is asked for blocks, so
+    that memory does not grow with the batch. A rest smaller than a batch is left out, unless there is nothing else.
     """
-    num_pairs = similarity_NN.shape[0]
     size = min(batch_size, num_pairs)
-    losses = []
-    for start in range(0, num_pairs - size + 1, size):
-        logits = scale * similarity_NN[start : start + size, start : start + size].double()
-        target = torch.arange(size, device=logits.device)
-        there = functional.cross_entropy(logits, target, reduction="none")
-        back = functional.cross_entropy(logits.t(), target, reduction="none")
-        losses.append((there + back) / 2)
-    return torch.cat(losses)
+    starts = range(0, num_pairs - size + 1, size)
+    return torch.cat([_losses_of_batch(logits_of, start, start + size) for start in starts])
+
+
+def _losses_of_batch(logits_of: Callable[[slice, slice], Tensor], start: int, end: int) -> Tensor:
+    """Sums over rows and columns of exp(logits), kept as logarithms, grow block by block."""
+    blocks = [slice(i, min(i + _BLOCK_PAIRS, end)) for i in range(start, end, _BLOCK_PAIRS)]
+    to_text, to_image = (torch.full((end - start,), -torch.inf, dtype=torch.float64) for _ in range(2))
+    own = torch.empty(end - start, dtype=torch.float64)
+    for rows in blocks:
+        for columns in blocks:
+            logits = logits_of(rows, columns).double()
+            there, back = (slice(block.start - start, block.stop - start) for block in (rows, columns))
+            to_text[there] = torch.logaddexp(to_text[there], logits.logsumexp(1))
+            to_image[back] = torch.logaddexp(to_image[back], logits.logsumexp(0))
+            if rows == columns:
+                own[there] = logits.diagonal()
+    return (to_text + to_image) / 2 - own
 
 
 def loss_figure(losses: np.ndarray[Any, Any], batch_size: int, rounds: int) -> Figure:
@@ -204,15 +270,16 @@ def loss_figure(losses: np.ndarray[Any, Any], batch_size: int, rounds: int) -> F
     }  # fmt: skip
 
 
-def _best_rank(similarity_NU: Tensor, label_N: Tensor) -> Tensor:
-    """For each text, how many images of other texts beat its best image (ties against it), (U,)."""
-    num_texts = similarity_NU.shape[1]
-    ranks = torch.empty(num_texts, dtype=torch.long)
-    for u in range(num_texts):
-        own = similarity_NU[label_N == u, u]
-        others = similarity_NU[label_N != u, u]
-        ranks[u] = (others >= own.max()).sum()
-    return ranks
+def _place_of_best(similarity_NU: Tensor, label_N: Tensor) -> Places:
+    """Where the best image of each of the U texts stands among all images."""
+    better, tied_wrong, tied_right = [], [], []
+    for u in range(similarity_NU.shape[1]):
+        own, others = similarity_NU[label_N == u, u], similarity_NU[label_N != u, u]
+        best = own.max()
+        better.append(int((others > best).sum()))
+        tied_wrong.append(int((others == best).sum()))
+        tied_right.append(int((own == best).sum()))
+    return Places(torch.tensor(better), torch.tensor(tied_wrong), torch.tensor(tied_right))
 
 
 def _nearest_centroid(features_NC: Tensor, support: Tensor, shots: int, queries: Tensor) -> np.ndarray[Any, Any]:

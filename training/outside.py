@@ -1,19 +1,20 @@
 """Evaluation sets from outside under a trained model: zero-shot and few-shot accuracy, retrieval, means of groups.
 
 Takes sets that `training.evalsets` opened; writes nothing. Gives up with ConfigError on a set that cannot be had and
-with RunError on a broken picture.
+with RunError on a broken picture or features that are not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from manifests.errors import ConfigError
 from training import metrics
-from training.class_names import class_text
+from training.class_names import class_text, has_one_slot
 from training.config import EvalSetSettings, TrainSettings
 from training.encoding import (
     Encoded,
@@ -46,8 +47,10 @@ def open_sets(wanted: Sequence[EvalSetSettings]) -> list[EvalSet]:
                 f"eval.sets '{item.name}': text {item.text} needs taxa, but the set has none; ranks come from a "
                 "metadata.csv or from class folders named as iNaturalist 2021 names them"
             )
-        if any(template.count("{}") != 1 for template in found.templates):
-            raise ConfigError(f"{item.path}: its templates need one {{c}} or {{}} each for the class name")
+        if wrong := [template for template in found.templates if not has_one_slot(template)]:
+            raise ConfigError(
+                f"{item.path}: its template '{wrong[0]}' needs one {{c}} or {{}} for the class name, and no other field"
+            )
     return opened
 
 
@@ -56,18 +59,20 @@ def evaluate_set(
 ) -> dict[str, Any]:
     """All figures of a model on one set.
 
-    Raises: RunError for a broken picture.
+    Raises: RunError for a broken picture, or features that are not finite.
     """
     images = encode_pictures(model, found.items, settings, device)
+    images.require_finite(f"eval.sets '{wanted.name}', picture features")
     result: dict[str, Any] = {
         "name": wanted.name, "path": wanted.path, "kind": found.kind, "group": wanted.group,
         "num_samples": len(found.items),
     }  # fmt: skip
-    alpha, rounds = settings.loss.first_order_weight, settings.eval.bootstrap_rounds
+    alpha = settings.loss.first_order_weight
     if found.kind == "retrieval":
         owners = [image for image, captions in enumerate(found.captions) for _ in captions]
         captions = [caption for captions in found.captions for caption in captions]
         texts = encode_texts(model, captions, settings.eval.batch_size, device)
+        texts.require_finite(f"eval.sets '{wanted.name}', caption features")
         return result | {
             "retrieval": {
                 kind: metrics.retrieve_captions(
@@ -81,16 +86,51 @@ def evaluate_set(
         for name, taxon in zip(found.classes, found.taxa, strict=True)
     ]
     templates = wanted.templates if wanted.templates != "own" else found.templates or _DEFAULT_TEMPLATES
-    classes = encode_classes(model, names, prompt_templates(templates), device)
+    where = f"eval.sets '{wanted.name}'"
+    figures = zero_shot_figures(model, images, found.labels, names, prompt_templates(templates), settings, where)
     return result | {
         "num_classes": len(names),
         "text": wanted.text,
-        "zero_shot": {
-            kind: metrics.classify(similarity_of(images, classes, kind, alpha), found.labels, rounds)
-            for kind in feature_kinds(model)
-        },
+        "zero_shot": figures,
+        "shared_names": shared_names(names),
         "few_shot": few_shot_figures(model, images, found.labels, settings),
+        "few_shot_left_out": left_out_shots(found.labels, settings),
     }
+
+
+def zero_shot_figures(
+    model: DalipModel,
+    images: Encoded,
+    labels: Sequence[int],
+    names: Sequence[str],
+    templates: Sequence[Callable[[str], str]],
+    settings: TrainSettings,
+    where: str,
+) -> dict[str, dict[str, metrics.Figure]]:
+    """Zero-shot figures by feature kind; `where` names the set in messages.
+
+    Classes of one name share its features and column, so that rounding cannot part them.
+
+    Raises: RunError for class features that are not finite.
+    """
+    distinct = list(dict.fromkeys(names))
+    column = {name: i for i, name in enumerate(distinct)}
+    columns = [column[name] for name in names]
+    classes = encode_classes(model, distinct, templates, next(model.parameters()).device)
+    classes.require_finite(f"{where}, class features")
+    alpha, rounds = settings.loss.first_order_weight, settings.eval.bootstrap_rounds
+    return {
+        kind: metrics.classify(similarity_of(images, classes, kind, alpha)[:, columns], labels, rounds)
+        for kind in feature_kinds(model)
+    }
+
+
+def shared_names(names: Sequence[str]) -> dict[str, list[int]]:
+    """Names in a prompt that several classes have, with the numbers of the classes; no model can tell these apart."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(name, []).append(number)
+    return {name: numbers for name, numbers in places.items() if len(numbers) > 1}
 
 
 def few_shot_figures(
@@ -109,6 +149,13 @@ def few_shot_figures(
         }
         found[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}
     return found
+
+
+def left_out_shots(labels: Sequence[int], settings: TrainSettings) -> list[int]:
+    """Every k asked for that leaves no two classes with a picture to ask about."""
+    counts = Counter(labels).values()
+    wanted = settings.eval.few_shot.shots if settings.eval.few_shot is not None else ()
+    return [shots for shots in wanted if sum(count > shots for count in counts) < 2]
 
 
 def group_means(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, metrics.Figure]]:

@@ -10,7 +10,6 @@ does not fit the release; one failed run does not stop the others (exit code 1 a
 from __future__ import annotations
 
 import json
-import math
 import time
 import traceback
 from collections import Counter
@@ -59,6 +58,7 @@ def run_proxies(settings: ProxySettings, say: Any = print, *, ray_address: str |
         # The cores of this machine say nothing of a cluster's; many runs with a thread each leave none idle.
         settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"num_threads": 1})})
     runs = read_runs(settings)
+    _check_catalogue(settings)
     release = data.open_releases(settings.release)[0]
     pool, heldout = open_pool([release], settings.data.split), open_pool([release], settings.heldout_split)
     check_runs(runs, pool, settings)
@@ -116,8 +116,9 @@ def run_one(task: dict[str, Any]) -> dict[str, Any] | PlantMixError:
 def _run_one(task: dict[str, Any], console: Path) -> dict[str, Any]:
     import torch
 
-    from training.evaluate import domain_losses, load_run_model
+    from training.evaluate import domain_losses
     from training.loop import train
+    from training.subject import load_run_model
 
     settings = TrainSettings.model_validate(task["settings"])
     run = ProxyRun.model_validate(task["run"])
@@ -131,11 +132,6 @@ def _run_one(task: dict[str, Any], console: Path) -> dict[str, Any]:
         device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
         model = load_run_model(settings, checkpoint.newest_weights(folder)).to(device)
         figures = domain_losses(model, open_pool(releases, str(settings.eval.split)), settings, device)
-    if wild := [name for name, figure in figures.items() if not math.isfinite(figure["value"])]:
-        raise RunError(
-            f"the validation loss of {', '.join(wild)} is not finite after the last step: nothing goes into the table; "
-            "lower optimiser.lr, or set optimiser.clip_norm"
-        )
     result = {
         "run": run.run,
         "seed": settings.seed,
@@ -307,6 +303,17 @@ def _decode_one(task: dict[str, Any]) -> Any:
         return decode_shard(pool, Path(task["folder"]), task["side_px"], task["shard"])
     except PlantMixError as error:
         return error
+
+
+def _check_catalogue(settings: ProxySettings) -> None:
+    """A mistyped folder would get a new, empty catalogue."""
+    from manifests.catalog import CATALOG_FILE
+
+    if settings.catalogue is not None and not Path(settings.catalogue, CATALOG_FILE).is_file():
+        raise ConfigError(
+            f"catalogue: {settings.catalogue} holds no {CATALOG_FILE}; name the work folder of a build, or null for "
+            "the table alone"
+        )
 
 
 def _check_heldout(heldout: SamplePool, runs: Sequence[ProxyRun]) -> None:

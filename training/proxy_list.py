@@ -7,6 +7,7 @@ pool_DOMAIN where the proxies are pool-matched). Writes nothing. Gives up with C
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections import Counter
@@ -19,6 +20,7 @@ from pydantic import Field, model_validator
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
 from training.config import TrainSettings
+from training.evalsets import read_text
 from training.shards import SamplePool, cut_pools
 
 RUNS_FOLDER = "runs"
@@ -148,11 +150,11 @@ def check_runs(runs: Sequence[ProxyRun], pool: SamplePool, settings: ProxySettin
 
 def _read_csv(path: str) -> list[ProxyRun]:
     try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(Path(path)), newline="")))
+    except (OSError, csv.Error) as error:
         raise ConfigError(
-            f"{path}: the list of runs cannot be read ({error.strerror}); make one with `plantmix plan design`"
+            f"{path}: the list of runs cannot be read ({getattr(error, 'strerror', None) or error}); make one with "
+            "`plantmix plan design`"
         ) from None
     return [_from_row(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 

@@ -104,10 +104,10 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "": [],
         "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
                   "--release", "--resume", "config"],
-        "eval": ["--out", "--output", "--release", "--settings", "--split", "run_or_config"],
+        "eval": ["--out", "--output", "--release", "--settings", "--split", "model"],
         "plot": ["--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
-        "export": ["--format", "run_folder", "target"],
+        "export": ["--format", "model", "target"],
         "import": ["--architecture", "checkpoint", "target"],
     }  # fmt: skip
 

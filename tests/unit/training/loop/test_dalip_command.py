@@ -77,6 +77,22 @@ def _file_in_the_way(values: dict[str, Any]) -> None:
     values["output_dir"] = str(place / "run")
 
 
+def _empty_list(values: dict[str, Any]) -> None:
+    values["release"] = []
+
+
+def _negative_size(values: dict[str, Any]) -> None:
+    values["model"]["image_size_px"] = -4
+
+
+def _recall_at_nothing(values: dict[str, Any]) -> None:
+    values["eval"]["recall_at"] = [0]
+
+
+def _object_store(values: dict[str, Any]) -> None:
+    values["output_dir"] = "s3://bucket/x"
+
+
 def _two_lengths(values: dict[str, Any]) -> None:
     values["schedule"] = {"steps": 3, "epochs": 1}
 
@@ -92,6 +108,10 @@ def _two_lengths(values: dict[str, Any]) -> None:
         (_unknown_domain, "the mixture names 'sea', but the release has the domains general, plant"),
         (_no_split, "no split 'test'"),
         (_file_in_the_way, "cannot be written"),
+        (_empty_list, "'release': the list is empty; name a release"),
+        (_negative_size, "'model': image_size_px must be 1 or more, given -4"),
+        (_recall_at_nothing, "'eval.recall_at': needs numbers from 1 up, given [0]"),
+        (_object_store, "'output_dir': s3://bucket/x: a run is written to a local folder"),
         (_two_lengths, "'schedule': give the length either as epochs or as steps"),
     ],
 )
@@ -107,6 +127,16 @@ def test_wrong_input_is_one_line_and_nothing_written(
     assert words in error
     assert len(error.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_object_store_as_output_is_refused(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a path it would be a folder named s3: here."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", _write(tmp_path, config), "--output", "s3://bucket/x"]) == 2
+    assert "--output: s3://bucket/x: a run is written to a local folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
 def test_a_release_that_does_not_verify_stops_before_work(
@@ -126,7 +156,9 @@ def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["eval", str(tmp_path)]) == 2
     assert "neither a config file nor the folder of a run" in capsys.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "out.pt")]) == 2
-    assert "not the folder of a run" in capsys.readouterr().err
+    assert (
+        "neither a config file nor the folder of a run (no config.json in it) or of a model" in capsys.readouterr().err
+    )
     assert main(["import", str(tmp_path / "none.pt"), str(tmp_path / "out")]) == 2
     assert "no such checkpoint file" in capsys.readouterr().err
 
@@ -157,8 +189,9 @@ def test_train_eval_and_export(
 
     assert main(["eval", config["output_dir"]]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "36 samples of split 'heldout' of toy-0001"
-    assert all("chance" in line for line in lines[1:-2])
+    assert lines[0] == f"weights: raw ({config['output_dir']}/model.pt)"
+    assert lines[1] == "36 samples of split 'heldout' of toy-0001"
+    assert all("chance" in line for line in lines[2:-2])
     result = json.loads(Path(lines[-1].removeprefix("figures: ")).read_text())
     colour_shape, species = result["zero_shot"]
     assert (colour_shape["num_classes"], species["num_classes"]) == (12, 3)
@@ -212,9 +245,9 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     config: dict[str, Any], tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of another mean and interpolation (as SigLIP's): evaluation and export keep them, from any file."""
-    from training.convert import export_hugging_face
-    from training.evaluate import load_run_model
+    from training.exports import export_hugging_face
     from training.model import ModelSettings, build_model
+    from training.subject import load_run_model
 
     model = build_model(ModelSettings.model_validate(config["model"]))
     model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
@@ -270,3 +303,68 @@ def test_another_split_and_release_can_be_evaluated(
     other = writer.write_release(tmp_path / "other", writer.drawn_samples(4, 24), name="other")
     assert main(["eval", path, "--release", str(other)]) == 0
     assert "24 samples of split 'heldout' of other-0001" in capsys.readouterr().out
+
+
+@pytest.fixture
+def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The folder of a run of one step."""
+    assert main(["train", _write(tmp_path, config | {"schedule": {"steps": 1}})]) == 0
+    capsys.readouterr()
+    return Path(config["output_dir"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "command", "words"),
+    [
+        ("config.json", '{"a":', "eval RUN", "config.json: cannot be read: Expecting value"),
+        ("config.json", "[]", "export RUN OUT.pt", "config.json: '(top level)': Input should be a valid dictionary"),
+        ("log.jsonl", "not json\n", "plot RUN --out OUT.png", "log.jsonl: line 1 is no event of a run"),
+        ("log.jsonl", "{}\n", "plot RUN --out OUT.png", "log.jsonl: line 1 is no event"),
+        ("log.jsonl", '{"event": "step", "step": 1}\n', "plot RUN --out OUT.png", "lacks what a plot needs"),
+        ("log.jsonl", "{}\n", "plot RUN --out OUT.pdf", "OUT.pdf: the plot is a PNG"),
+        ("log.jsonl", "{}\n", "plot RUN --out RUN", "run: the plot is a PNG"),
+        ("model.pt", "x", "eval RUN", "model.pt: cannot be read as a checkpoint"),
+        ("run.json", "[]", "eval RUN", "run.json: cannot be read: no JSON object"),
+        ("run.json", "{}", "train CONFIG", "run.json: holds no identity; the run's folder is damaged"),
+        ("x", "", "eval RUN --out OUT.png", "OUT.png: --out is the JSON file, the plot goes beside it"),
+        ("x", "", "eval RUN --out RUN", "run: --out is the JSON file"),
+        ("x", "", "export RUN RUN", "run: is a folder; name a file for an open_clip checkpoint"),
+        ("x", "", "export RUN RUN/x --format huggingface", "x: is a file; name a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    name: str, content: str, command: str, words: str, trained: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (trained / name).write_text(content)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    places = {"RUN": str(trained), "CONFIG": str(tmp_path / "run.yaml"), "OUT": str(tmp_path / "OUT")}
+    for word, place in places.items():
+        command = command.replace(word, place)
+    assert main(command.split()) in (1, 2)
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_folders_for_what_is_written_are_made(trained: Path, tmp_path: Path) -> None:
+    assert main(["plot", str(trained), "--out", str(tmp_path / "a/b/x.png")]) == 0
+    assert main(["export", str(trained), str(tmp_path / "c/d/x.pt")]) == 0
+    assert main(["eval", str(trained), "--out", str(tmp_path / "e/f/x.json")]) == 0
+    for name in ("a/b/x.png", "c/d/x.pt", "e/f/x.json", "e/f/x.png"):
+        assert (tmp_path / name).is_file(), name
+
+
+def test_a_k_that_too_few_pictures_are_there_for_is_said(
+    config: dict[str, Any], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """36 pictures of 12 classes: two shots leave one to ask about, three none."""
+    settings = config["eval"] | {"few_shot": {"shots": [2, 3], "seeds": 2}}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "figures.json"
+    assert main(["eval", str(trained), "--settings", str(tmp_path / "eval.yaml"), "--out", str(out)]) == 0
+    said = "note: zero-shot over extra.category: no 3-shot figure, no two classes have more than 3 pictures"
+    assert said in capsys.readouterr().out.splitlines()
+    task = json.loads(out.read_text())["zero_shot"][0]
+    assert (set(task["few_shot"]["f"]), task["few_shot_left_out"]) == ({"2"}, [3])

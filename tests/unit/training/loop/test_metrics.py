@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.errors import RunError
 from training import metrics
 from training.config import TrainSettings
 from training.encoding import Encoded
 from training.evaluate import _pair_losses
 from training.loss import contrastive_loss
+from training.outside import shared_names
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def _features(num: int, width: int, seed: int) -> torch.Tensor:
 def test_retrieval_equals_plain_counting(num_images: int, num_texts: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     texts = [f"text {rng.integers(num_texts)}" for _ in range(num_images)]
-    by_text = {text: _features(1, 6, hash(text) % 1000)[0] for text in set(texts)}
+    by_text = {text: _features(1, 6, 1000 + int(text.split()[1]))[0] for text in set(texts)}
     images, text_features = _features(num_images, 6, seed), torch.stack([by_text[text] for text in texts])
     similarity = images @ text_features.t()
     figures = metrics.retrieve(similarity, texts, (1, 3))
@@ -80,12 +83,70 @@ def test_chance_is_what_guessing_reaches() -> None:
         assert np.mean(reached[name]) == pytest.approx(np.mean(reached[f"{name} chance"]), abs=0.02)
 
 
-def test_a_dead_model_scores_nothing() -> None:
-    """Equal similarities everywhere: ties count against the target, not for it."""
+def test_a_dead_model_scores_nothing_beyond_its_chance() -> None:
+    """Equal similarities everywhere: each candidate is as likely to come first, so every figure is its chance."""
     flat = torch.ones(12, 12)
-    texts = [f"text {i}" for i in range(12)]
-    assert all(figure["hits"] == 0 for figure in metrics.retrieve(flat, texts, (1, 5)).values())
-    assert metrics.classify(flat, list(range(12)), 100)["top1"]["hits"] == 0
+    texts = [f"text {i % 7}" for i in range(12)]
+    for figures in (
+        metrics.retrieve(flat, texts, (1, 5)),
+        metrics.classify(flat, [i % 5 for i in range(12)], 100),
+        metrics.retrieve_captions(torch.zeros(8, 20), [text % 8 for text in range(20)], (1, 3)),
+    ):
+        for name, figure in figures.items():
+            assert figure["value"] == pytest.approx(figure["chance"]), name
+
+
+def test_ties_count_what_drawing_their_order_gives() -> None:
+    """Coarse similarities, full of ties: the mean over many random orders of the tied."""
+    rng = np.random.default_rng(2)
+    similarity = torch.from_numpy(rng.integers(0, 3, (10, 10)).astype(np.float32))
+    texts = [f"text {i % 6}" for i in range(10)]
+    columns = torch.tensor([texts.index(text) for text in texts])
+    owners = [i % 10 for i in range(25)]
+    captions = torch.from_numpy(rng.integers(0, 3, (10, 25)).astype(np.float32))
+
+    def measure(seed: int | None) -> dict[str, float]:
+        def drawn(values: torch.Tensor, salt: int) -> torch.Tensor:
+            if seed is None:
+                return values
+            generator = torch.Generator().manual_seed(2 * seed + salt)
+            return values + 0.5 * torch.rand(values.shape, generator=generator)
+
+        paired = drawn(similarity[:, columns], 0)[:, columns]
+        found = metrics.retrieve(paired, texts, (1, 3))
+        found |= {f"c {k}": v for k, v in metrics.retrieve_captions(drawn(captions, 1), owners, (1, 3)).items()}
+        found |= metrics.classify(drawn(similarity, 0), list(range(10)), 100)
+        return {name: figure["value"] for name, figure in found.items()}
+
+    expected = measure(None)
+    mean = {name: np.mean([draw[name] for draw in map(measure, range(1500))]) for name in expected}
+    assert expected == pytest.approx(mean, abs=0.02)
+
+
+def test_two_classes_of_one_name_share_their_pictures() -> None:
+    """A model that knows everything is right on half of the pictures of the two, as with the first of equal ones."""
+    classes = _features(5, 16, 0)
+    classes[1] = classes[0]
+    labels = [0, 1, 2, 3, 4] * 4
+    figures = metrics.classify(classes[labels] @ classes.t(), labels, 100)
+    assert figures["top1"]["value"] == pytest.approx(0.8)
+    assert figures["mean_per_class"]["value"] == pytest.approx(0.8)
+    assert shared_names(["missile", "oak", "missile"]) == {"missile": [0, 2]}
+
+
+def test_figures_of_numbers_that_are_not_finite_are_refused() -> None:
+    """One NaN among the similarities would win every comparison, since none with it is true."""
+    similarity = torch.eye(6)
+    similarity[4, 2] = torch.nan
+    texts, six = [f"text {i}" for i in range(6)], list(range(6))
+    for measure in (
+        lambda: metrics.classify(similarity, six, 100),
+        lambda: metrics.retrieve(similarity, texts, (1,)),
+        lambda: metrics.retrieve_captions(similarity, six, (1,)),
+        lambda: metrics.few_shot(similarity, [0, 0, 0, 1, 1, 1], 1, 1, 100),
+    ):
+        with pytest.raises(RunError, match=r"1 of 6 are not finite"):
+            measure()
 
 
 def test_a_perfect_model_scores_everything() -> None:
@@ -110,18 +171,43 @@ def test_chance_to_hit_is_a_probability(total: int, wanted: int, drawn: int) -> 
     assert metrics.chance_to_hit(total, wanted, 1) == pytest.approx(wanted / total)
 
 
+def _blocks_of(logits: torch.Tensor) -> Callable[[slice, slice], torch.Tensor]:
+    return lambda rows, columns: logits[rows, columns]
+
+
 def test_pair_losses_are_the_mean_contrastive_loss() -> None:
     images, texts = _features(20, 8, 0), _features(20, 8, 1)
-    losses = metrics.pair_losses(images @ texts.t(), 10.0, 6)
+    losses = metrics.pair_losses(_blocks_of(10.0 * images @ texts.t()), 20, 6)
     assert len(losses) == 18
     logits = 10.0 * (images[6:12] @ texts[6:12].t())
     target = torch.arange(6)
     cross_entropy = torch.nn.functional.cross_entropy
     expected = (cross_entropy(logits, target) + cross_entropy(logits.t(), target)) / 2
     assert float(losses[6:12].mean()) == pytest.approx(float(expected), abs=1e-6)
-    assert len(metrics.pair_losses(images @ texts.t(), 10.0, 64)) == 20
-    flat = metrics.loss_figure(metrics.pair_losses(torch.ones(8, 8), 10.0, 4).numpy(), 4, 100)
+    assert len(metrics.pair_losses(_blocks_of(10.0 * images @ texts.t()), 20, 64)) == 20
+    flat = metrics.loss_figure(metrics.pair_losses(_blocks_of(torch.full((8, 8), 10.0)), 8, 4).numpy(), 4, 100)
     assert flat["value"] == pytest.approx(flat["chance"]) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 5000.0])
+def test_the_loss_of_a_large_batch_is_made_of_blocks(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to the whole matrix at once, also where exp would overflow; no block is larger than said."""
+    monkeypatch.setattr(metrics, "_BLOCK_PAIRS", 16)
+    images, texts = _features(110, 8, 0).double(), _features(110, 8, 1).double()
+    asked = []
+
+    def logits_of(rows: slice, columns: slice) -> torch.Tensor:
+        asked.append((rows.stop - rows.start, columns.stop - columns.start))
+        return scale * images[rows] @ texts[columns].t()
+
+    losses = metrics.pair_losses(logits_of, 110, 50)
+    assert max(max(sides) for sides in asked) == 16
+    for start in (0, 50):
+        logits, target = scale * images[start : start + 50] @ texts[start : start + 50].t(), torch.arange(50)
+        there, back = (
+            torch.nn.functional.cross_entropy(side, target, reduction="none") for side in (logits, logits.t())
+        )
+        torch.testing.assert_close(losses[start : start + 50], (there + back) / 2, rtol=1e-12, atol=1e-9)
 
 
 def test_a_mean_of_sets_has_an_interval_of_shares() -> None:

@@ -20,8 +20,10 @@ from manifests.errors import ConfigError, RunError
 from training import metrics
 from training.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 from training.cli import main
+from training.config import EvalSetSettings
 from training.evalsets import load_pictures, open_eval_set
 from training.images import to_tensor
+from training.outside import open_sets
 
 OAK = Taxon(("Plantae", "Tracheophyta", "Magnoliopsida", "Fagales", "Fagaceae", "Quercus", "robur"), "English oak")
 
@@ -156,6 +158,94 @@ def test_what_is_no_evaluation_set_is_said(writer: ModuleType, tmp_path: Path) -
         open_eval_set(str(_spoil(tmp_path / "table", "metadata.csv", "filepath,size\na.jpg,3\n")), "test")
 
 
+def test_the_wanted_split_is_taken_and_no_other(writer: ModuleType, tmp_path: Path) -> None:
+    """By folder, by tars, by a column; a set that has other splits is not read whole."""
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    for name, some in (("train", samples[:12]), ("val", samples[12:])):
+        for sample in some:
+            place = tmp_path / "folders" / name / sample.category
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{sample.record_key}.jpg").write_bytes(sample.jpg)
+    write_tars(tmp_path / "tars", samples, classes)
+    table = write_table(tmp_path / "table", samples) / "metadata.csv"
+    head, *rows = table.read_text().splitlines()
+    parts = [f"{row},{'train' if i < 9 else 'val'}" for i, row in enumerate(rows)]
+    table.write_text("\n".join([f"{head},split", *parts]))
+    for name, split, words in (
+        ("folders", "test", "has no split 'test'; it has train, val: name one"),
+        ("tars", "val", "has no split 'val'; it has test: name one"),
+        ("table", "test", "no row of split 'test'; its column has train, val: name one"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            open_eval_set(str(tmp_path / name), split)
+    assert len(open_eval_set(str(tmp_path / "folders"), "val").items) == 12
+    assert len(open_eval_set(str(tmp_path / "table"), "val").items) == 15
+    passengers = tmp_path / "passengers"
+    for name in ("train", "bus"):  # a class that is called like a split
+        (passengers / name).mkdir(parents=True)
+        (passengers / name / "1.jpg").write_bytes(samples[0].jpg)
+    assert open_eval_set(str(passengers), "test").classes == ("bus", "train")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    for folder, name in (
+        (write_tars(tmp_path / "tars", samples, classes), "classnames.txt"),
+        (write_table(tmp_path / "table", samples), "metadata.csv"),
+    ):
+        plain = open_eval_set(str(folder), "test")
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+        assert open_eval_set(str(folder), "test") == plain
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "change", "words"),
+    [
+        ("table", "metadata.csv", lambda b: b.replace(b"thing", b"Ros\xe9", 1), r"metadata.csv: line 2 is not UTF-8"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\r\n,red\r\n", r"row 1 has no filepath: fill the cell"),
+        ("table", "metadata.csv", lambda b: b"class,filepath\na,images/0.jpg\nb\n", r"row 2 has no filepath"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\nimages/0.jpg,a\nimages/1.jpg\n", r"row 2 has no class"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\na\0,b\n", r"1 of its 1 pictures are not there"),
+        ("table", "metadata.csv", lambda b: b.replace(b"images/3", b"images/x"), r"1 of its 12 pictures are not there"),
+        ("tars", "classnames.txt", lambda b: b"\xe9\n" + b, r"classnames.txt: line 1 is not UTF-8 \(byte 0xe9\)"),
+        ("tars", "classnames.txt", lambda b: b.replace(b"\n", b"\n\n", 1), r"classnames.txt: line 2 is empty"),
+        ("tars", "zeroshot_classification_templates.txt", lambda b: b"a {c} {y}\n",
+         r"its template 'a \{\} \{y\}' needs one"),
+        ("captions", "test/9.tar", b"\xe9\xe9", r"z.jpg: its .txt member is not UTF-8"),
+        ("captions", "test/9.tar", b"\n", r"z.jpg: its .txt member holds no caption"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file_of_a_set_is_named_by_file_and_row(
+    layout: str, name: str, change: Any, words: str, writer: ModuleType, tmp_path: Path
+) -> None:
+    samples = writer.drawn_samples(12, 0)
+    classes = sorted({sample.category for sample in samples})
+    if layout == "table":
+        folder = write_table(tmp_path / "set", samples)
+    else:
+        folder = write_tars(tmp_path / "set", samples, classes, captions=layout == "captions")
+    if layout == "captions":
+        (folder / "dataset_type.txt").write_text("retrieval")
+        with tarfile.open(folder / name, "w") as tar:
+            for ending, content in (("jpg", samples[0].jpg), ("txt", change)):
+                info = tarfile.TarInfo(f"z.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    else:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+    with pytest.raises(ConfigError, match=words):
+        open_sets([EvalSetSettings(name="a", path=str(folder))])
+
+
+@pytest.mark.parametrize("template", ["{x} {}", "{0} {}", "{} {}", "a", "{", "{:3}", "{!r}"])
+def test_a_template_with_another_field_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match=r"each template needs one \{\} for the class name, and no other field"):
+        EvalSetSettings(name="a", path="p", templates=(template,))
+    assert EvalSetSettings(name="a", path="p", templates=("50% {} {{}}",)).templates == ("50% {} {{}}",)
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -230,8 +320,6 @@ def test_retrieval_with_several_captions_equals_plain_counting() -> None:
         assert figures[f"image_to_text_r{k}"]["hits"] == sum(to_text)
         assert figures[f"text_to_image_r{k}"]["hits"] == sum(to_image)
     assert figures["text_to_image_r1"]["chance"] == 1 / 8
-    flat = metrics.retrieve_captions(torch.zeros(8, 20), owners, (1,))
-    assert {figure["hits"] for figure in flat.values()} == {0}
 
 
 def test_a_run_is_judged_on_sets_of_every_layout(
@@ -312,3 +400,56 @@ def test_wrong_evaluation_settings_are_one_line_and_write_nothing(
     assert words in error
     assert len(error.splitlines()) == 1
     assert not (Path(config["output_dir"]) / "eval").exists()
+
+
+@pytest.mark.parametrize("part", ["clip.visual.proj", "clip.text_projection", "clip.logit_scale"])
+def test_a_model_of_nans_has_no_score(
+    part: str, config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of figure says of which set how many vectors are broken, and writes nothing."""
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    pairs = write_tars(tmp_path / "pairs", samples, classes, captions=True)
+    (pairs / "dataset_type.txt").write_text("retrieval")
+    write_folders(tmp_path / "folders", samples)
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    assert main(["train", str(run)]) == 0
+    weights = Path(config["output_dir"]) / "model.pt"
+    content = torch.load(weights, weights_only=True)
+    content["state_dict"][part].fill_(float("nan"))
+    torch.save(content, weights)
+    sets = [{"name": name, "path": str(tmp_path / name)} for name in ("folders", "pairs")]
+    side = "picture features" if "visual" in part else "class features"
+    texts = "picture features" if "visual" in part else "caption features"
+    wanted = [({}, "held-out samples")]
+    if part != "clip.logit_scale":  # the scale is in the loss alone
+        wanted += [
+            ({"split": None, "sets": sets[:1]}, f"eval.sets 'folders', {side} (f): "),
+            ({"split": None, "sets": sets[1:]}, f"eval.sets 'pairs', {texts} (f): "),
+        ]
+    for values, words in wanted:
+        (tmp_path / "eval.yaml").write_text(yaml.safe_dump(values))
+        capsys.readouterr()
+        assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml")]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert "are not finite" in error
+    assert not (Path(config["output_dir"]) / "eval").exists()
+
+
+def test_classes_of_one_name_are_said(
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = writer.drawn_samples(24, 0)
+    classes = sorted({sample.category for sample in samples})
+    folder = write_tars(tmp_path / "set", samples, classes)
+    (folder / "classnames.txt").write_text("\n".join(["missile", classes[1], "missile", *classes[3:]]) + "\n")
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    assert main(["train", str(run)]) == 0
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"split": None, "sets": [{"name": "a", "path": str(folder)}]}))
+    capsys.readouterr()
+    assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0
+    assert "note: a: classes share a name: 'missile' (2 classes)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["sets"][0]["shared_names"] == {"missile": [0, 2]}

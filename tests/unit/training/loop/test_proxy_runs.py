@@ -48,6 +48,8 @@ def stratified(writer: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def values(config: dict[str, Any], stratified: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "design.csv").write_text(DESIGN)
+    with Catalog.open(str(tmp_path / "work")):
+        pass
     config |= {
         "release": str(stratified),
         "output_dir": str(tmp_path / "study"),
@@ -98,10 +100,36 @@ def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any]
     assert any("decoded 83 pictures once" in line for line in said)
 
 
+def test_a_folder_without_a_catalogue_is_refused_before_any_run(values: dict[str, Any], tmp_path: Path) -> None:
+    values["catalogue"] = str(tmp_path / "wrok")
+    with pytest.raises(ConfigError, match=r"wrok holds no catalog\.duckdb; name the work folder of a build, or null"):
+        run_proxies(_settings(values), lambda line: None)
+    assert not (tmp_path / "wrok").exists()
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_list_of_runs_is_utf8_with_or_without_a_mark(values: dict[str, Any], tmp_path: Path) -> None:
+    plain = read_runs(_settings(values))
+    design = tmp_path / "design.csv"
+    design.write_bytes(b"\xef\xbb\xbf" + design.read_bytes())
+    assert read_runs(_settings(values)) == plain
+    design.write_bytes(DESIGN.encode().replace(b"centroid", b"centro\xefde"))
+    with pytest.raises(ConfigError, match=r"design\.csv: line 2 is not UTF-8 \(byte 0xef\); convert the file"):
+        read_runs(_settings(values))
+    design.write_text(DESIGN + "proxy-05,short\n")
+    with pytest.raises(ConfigError, match=r"design\.csv: row 5: 'mixture'"):
+        read_runs(_settings(values))
+    design.unlink()
+    design.mkdir()
+    with pytest.raises(ConfigError, match=r"design\.csv: the list of runs cannot be read \(Is a directory\)"):
+        read_runs(_settings(values))
+
+
 def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_path: Path) -> None:
     """A proxy run is `dalip train` with that mixture and seed: nothing of the other runs reaches it."""
-    from training.evaluate import domain_losses, load_run_model
+    from training.evaluate import domain_losses
     from training.loop import train
+    from training.subject import load_run_model
 
     settings = _settings(values | {"decode_once": False, "catalogue": None})
     outcome = run_proxies(settings, lambda line: None)
@@ -203,9 +231,11 @@ def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[st
     values["schedule"]["warmup_steps"] = 0
     outcome = run_proxies(_settings(values), lambda line: None)
     assert outcome.failed.keys() == {"wild"}
-    assert "the validation loss of all, general, plant is not finite" in outcome.failed["wild"]
+    assert "held-out samples, picture features (f): 25 of 25 are not finite" in outcome.failed["wild"]
+    assert "a lower optimiser.lr" in outcome.failed["wild"]
     assert not outcome.table.exists()
-    assert not (tmp_path / "work").exists()
+    with pytest.raises(ConfigError, match="no proxy runs are recorded here"):
+        read_proxy_runs(str(tmp_path / "work"))
 
 
 def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(

@@ -23,12 +23,13 @@ from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.settings import parse_settings
 from training import checkpoint, loop, state
-from training.config import TrainSettings, identity_values, read_train_settings
-from training.evaluate import domain_losses, load_run_model
+from training.config import TrainSettings, read_train_settings
+from training.evaluate import domain_losses
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
 from training.shards import open_pool
 from training.stopping import stop_signal
+from training.subject import load_run_model
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip

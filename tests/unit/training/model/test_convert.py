@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 
 from manifests.errors import ConfigError
-from training import convert
+from training import convert, exports
+from training.cli import main
 from training.model import DalipModel, ModelSettings, build_model
+from training.subject import open_subject
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
@@ -25,8 +30,8 @@ def released_state(device: str = "meta") -> dict[str, Tensor]:
     return {name: torch.empty(shape, device=device) for name, shape in KEYS.items()}
 
 
-def tiny(folder: Path, name: str, heads: int = 4, embed_dim: int = 32) -> str:
-    config = {
+def tiny(folder: Path, name: str, embed_dim: int = 32, **more: object) -> str:
+    config = more | {
         "embed_dim": embed_dim,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
@@ -73,6 +78,17 @@ def test_a_released_checkpoint_loads_and_encodes_the_same(tmp_path: Path) -> Non
         expected, given = source(images, tokens), loaded(images, tokens)
     assert all(torch.equal(given[name], expected[name]) for name in expected)
     assert loaded.new_parameters == ()
+
+
+def test_an_imported_checkpoint_is_judged_as_the_released_code_trains(tmp_path: Path) -> None:
+    path = tiny(tmp_path, "released-imported")
+    source = build_model(ModelSettings(preset="released", architecture=path))
+    torch.save(as_released(source), tmp_path / "r.pt")
+    assert main(["import", str(tmp_path / "r.pt"), str(tmp_path / "hub"), "--architecture", path]) == 0
+    subject = open_subject(str(tmp_path / "hub"))
+    assert (subject.settings.model.preset, subject.settings.loss.form) == ("released", "sum_of_losses")
+    state, own = subject.model.state_dict(), source.state_dict()
+    assert all(torch.equal(state[name], own[name]) for name in own)
 
 
 def test_what_does_not_fit_is_named_key_by_key(tmp_path: Path) -> None:
@@ -127,8 +143,9 @@ def picture(size: int) -> Image.Image:
 def test_open_clip_loads_an_exported_checkpoint_and_gives_the_same_features(tmp_path: Path, preset: str) -> None:
     path = tiny(tmp_path, f"export-{preset}")
     model = build_model(ModelSettings(preset=preset, architecture=path)).eval()
-    written = convert.export_open_clip(model, tmp_path / "model.pt")
-    assert written.num_bytes == (tmp_path / "model.pt").stat().st_size
+    written = exports.export_open_clip(model, tmp_path / "model.pt")
+    assert [Path(file.path).name for file in written.files] == ["model.pt", "model.json"]
+    assert written.files[0].num_bytes == (tmp_path / "model.pt").stat().st_size
     other, _, preprocess = open_clip.create_model_and_transforms(
         f"export-{preset}", pretrained=str(tmp_path / "model.pt")
     )
@@ -147,8 +164,8 @@ def test_open_clip_loads_an_exported_checkpoint_and_gives_the_same_features(tmp_
 def test_the_hugging_face_layout_goes_there_and_back(tmp_path: Path, preset: str) -> None:
     path = tiny(tmp_path, f"hub-{preset}")
     model = build_model(ModelSettings(preset=preset, architecture=path)).eval()
-    written = convert.export_hugging_face(model, tmp_path / "hub")
-    names = {Path(file.path).name for file in written}
+    written = exports.export_hugging_face(model, tmp_path / "hub")
+    names = {Path(file.path).name for file in written.files}
     assert {"open_clip_config.json", "open_clip_model.safetensors", "dalip_config.json"} <= names
     assert ("dalip_second_order.safetensors" in names) == (preset != "clip")
     assert names == {file.name for file in (tmp_path / "hub").iterdir()}
@@ -163,20 +180,29 @@ def test_the_hugging_face_layout_goes_there_and_back(tmp_path: Path, preset: str
 
 def test_a_hugging_face_folder_loads_where_the_model_file_is_gone(tmp_path: Path) -> None:
     path = tiny(tmp_path, "moved")
-    convert.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
+    exports.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
     Path(path).unlink()
     (tmp_path / "hub").rename(tmp_path / "elsewhere")
     model = convert.load_hugging_face(tmp_path / "elsewhere")
     assert model.tokenizer(["a leaf"]).shape == (1, 12)
-    assert convert.export_hugging_face(model, tmp_path / "again")
+    assert exports.export_hugging_face(model, tmp_path / "again")
     assert convert.load_hugging_face(tmp_path / "again").settings.preset == "dalip"
+
+
+def test_an_export_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """A second-order part that stayed would be taken for the new model's."""
+    path = tiny(tmp_path, "over")
+    exports.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
+    exports.export_hugging_face(build_model(ModelSettings(preset="clip", architecture=path)), tmp_path / "hub")
+    again = build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "hub")))
+    assert {name.partition(".")[0] for name in again.new_parameters} == {"image_branch", "text_branch"}
 
 
 def test_preprocessing_travels_with_the_weights(tmp_path: Path) -> None:
     path = tiny(tmp_path, "preprocessing")
     model = build_model(ModelSettings(architecture=path))
     model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
-    convert.export_hugging_face(model, tmp_path / "hub")
+    exports.export_hugging_face(model, tmp_path / "hub")
     for loaded in (
         convert.load_hugging_face(tmp_path / "hub"),
         build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "hub"))),
@@ -188,7 +214,7 @@ def test_preprocessing_travels_with_the_weights(tmp_path: Path) -> None:
 def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Path) -> None:
     path = tiny(tmp_path, "start")
     model = build_model(ModelSettings(architecture=path))
-    convert.export_hugging_face(model, tmp_path / "hub")
+    exports.export_hugging_face(model, tmp_path / "hub")
     torch.save({"model": model.state_dict()}, tmp_path / "own.pt")
     for source in (tmp_path / "hub", tmp_path / "own.pt"):
         same = build_model(ModelSettings(architecture=path, pretrained=str(source)))
@@ -208,8 +234,110 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
         build_model(
             ModelSettings(architecture=tiny(tmp_path, "start-wider", embed_dim=64), pretrained=str(tmp_path / "hub"))
         )
-    convert.export_open_clip(model, tmp_path / "plain.pt")
+    exports.export_open_clip(model, tmp_path / "plain.pt")
     with pytest.raises(ConfigError, match="cannot build start-wider with weights"):
         build_model(
             ModelSettings(architecture=str(tmp_path / "start-wider.json"), pretrained=str(tmp_path / "plain.pt"))
         )
+
+
+def test_weights_of_another_activation_are_refused_with_the_architecture_to_take(tmp_path: Path) -> None:
+    """OpenAI's weights under the plain name load without an error in open_clip and compute something else."""
+    with pytest.raises(ConfigError, match=r"'openai' was trained with QuickGELU, ViT-B-16 .*: ViT-B-16-quickgelu$"):
+        build_model(ModelSettings(architecture="ViT-B-16", pretrained="openai"))
+    quick = tiny(tmp_path, "activation-quick", quick_gelu=True)
+    plain = tiny(tmp_path, "activation-plain")
+    exports.export_hugging_face(build_model(ModelSettings(preset="clip", architecture=quick)), tmp_path / "hub")
+    with pytest.raises(ConfigError, match=r"\(quick_gelu: true -> false\): give the folder as model.architecture too"):
+        build_model(ModelSettings(preset="clip", architecture=plain, pretrained=str(tmp_path / "hub")))
+    model = build_model(ModelSettings(architecture=str(tmp_path / "hub"), pretrained=str(tmp_path / "hub")))
+    assert isinstance(model.clip.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
+def test_weights_of_other_heads_are_refused(tmp_path: Path) -> None:
+    """The number of heads is in no weight's shape."""
+    exports.export_hugging_face(build_model(ModelSettings(architecture=tiny(tmp_path, "heads-two"))), tmp_path / "hub")
+    config = json.loads((tmp_path / "heads-two.json").read_text())
+    config["vision_cfg"]["head_width"] = 16
+    (tmp_path / "heads-four.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"vision_cfg.head_width: 32 -> 16"):
+        build_model(ModelSettings(architecture=str(tmp_path / "heads-four.json"), pretrained=str(tmp_path / "hub")))
+
+
+def _as_told(code: str) -> tuple[open_clip.CLIP, Callable[[Image.Image], Tensor]]:
+    """What the line printed after an export gives, run as it stands."""
+    *first, last = code.split("; ")
+    scope: dict[str, Any] = {"open_clip": open_clip}
+    for line in first:
+        exec(line, scope)
+    model, _, preprocess = eval(last, scope)
+    return model.eval(), preprocess
+
+
+@pytest.mark.parametrize("name", ["sized.pt", "sized.safetensors", "sized-folder"])
+@pytest.mark.parametrize("architecture", ["file", "folder", "built in"])
+def test_an_export_of_another_size_loads_at_that_size(tmp_path: Path, name: str, architecture: str) -> None:
+    """By the printed line, from each kind of architecture: same pictures in, same features out."""
+    source = {"file": tiny(tmp_path, "sized-architecture"), "built in": "ViT-S-32"}.get(architecture, "")
+    size: Any = (64, 32) if architecture == "built in" else 64
+    if architecture == "folder":
+        source = str(tmp_path / "start")
+        start = build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "sized-start")))
+        exports.export_hugging_face(start, source)
+    model = build_model(ModelSettings(preset="clip", architecture=source, image_size_px=size)).eval()
+    export = exports.export_open_clip if "." in name else exports.export_hugging_face
+    target = tmp_path / "made" / f"{architecture.replace(' ', '-')}-{name}"
+    written = export(model, target)
+    if "." in name:
+        assert ("force_image_size" in written.code) == (architecture == "built in")
+    other, preprocess = _as_told(written.code)
+    images = preprocess(picture(90)).unsqueeze(0)
+    assert tuple(images.shape[2:]) == (size if isinstance(size, tuple) else (size, size))
+    with torch.no_grad():
+        assert torch.equal(other.encode_image(images, normalize=True), model.encode_image(images))
+    if name.endswith(".safetensors"):
+        assert len(safetensors.torch.load_file(target)) == len(model.clip.state_dict())
+
+
+def test_what_open_clip_cannot_load_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    """open_clip builds a timm tower at its own size before it takes the weights."""
+    values = json.loads(Path(tiny(tmp_path, "timm-native")).read_text())
+    values["vision_cfg"] = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear",
+                            "timm_model_pretrained": False, "image_size": 224}  # fmt: skip
+    (tmp_path / "timm-tiny.json").write_text(json.dumps(values))
+    settings = ModelSettings(preset="clip", architecture=str(tmp_path / "timm-tiny.json"))
+    other = build_model(settings.model_copy(update={"image_size_px": 64}))
+    before = sorted(tmp_path.rglob("*"))
+    for export, target in ((exports.export_open_clip, "made/x.pt"), (exports.export_hugging_face, "made/hub")):
+        with pytest.raises(ConfigError, match=r"64 x 64 px\): .*timm tower \(vit_tiny_patch16_224\) at its own size"):
+            export(other, tmp_path / target)
+    assert sorted(tmp_path.rglob("*")) == before
+    native = build_model(settings)
+    assert exports.export_open_clip(native, tmp_path / "made/x.pt").files
+    assert exports.export_hugging_face(native, tmp_path / "made/hub").files
+
+
+def test_an_export_takes_nothings_place(tmp_path: Path) -> None:
+    model = build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "in-place")))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "taken.json").write_text("{}")
+    for export, target, words in (
+        (exports.export_open_clip, tmp_path, "is a folder; name a file for an open_clip checkpoint"),
+        (exports.export_hugging_face, tmp_path / "file", "is a file; name a folder"),
+        (exports.export_open_clip, tmp_path / "taken.pt", "taken.json: the architecture goes into this file"),
+        (exports.export_open_clip, tmp_path / "RN50.pt", "RN50: is the name of an architecture of open_clip's own"),
+        (exports.export_open_clip, "s3://bucket/x.pt", "s3://bucket/x.pt: a model is exported to a local place"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=words):
+            export(model, target)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_export_that_would_compute_something_else_is_refused(tmp_path: Path) -> None:
+    """As a change behind the architecture's back would make it: the file's model is compared, not assumed."""
+    model = build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "behind")))
+    model.clip.visual.ln_post = torch.nn.LayerNorm(64, eps=0.5)
+    with pytest.raises(ConfigError, match="its picture features differ from the model's; nothing is written"):
+        exports.export_open_clip(model, tmp_path / "x.pt")
+    assert not (tmp_path / "x.pt").exists()
