@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from manifests import storage, tables
 from manifests.catalog import CATALOG_FILE, STATUS_FILE, locked
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
@@ -61,7 +61,8 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
 
     Without `per_sample` the catalogue alone, whatever is left of the tables of the last build.
 
-    Raises: ConfigError when there is no catalogue; RunError while a build holds it.
+    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when a table that it
+    names is gone.
     """
     path = storage.join(workdir, CATALOG_FILE)
     if not Path(path).is_file():
@@ -97,10 +98,19 @@ def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> l
 
 
 def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:
-    """Make a view over Parquet parts; with no parts, an empty view of the same columns."""
+    """Make a view over Parquet parts; with no parts, an empty view of the same columns.
+
+    Raises: IntegrityError naming a part that is not there.
+    """
     if paths:
         listed = ", ".join(f"'{_quote(path)}'" for path in paths)
-        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet([{listed}])")
+        try:
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet([{listed}])")
+        except duckdb.IOException as error:
+            raise IntegrityError(
+                f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "
+                "gone, `plantmix build` with the same configuration makes them anew"
+            ) from None
     else:
         connection.register(f"empty_{view}", schema.empty_table())
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM empty_{view}")

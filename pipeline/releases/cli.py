@@ -88,7 +88,7 @@ def _add_takedown(commands: Commands[argparse.ArgumentParser]) -> None:
 def _takedown(args: argparse.Namespace) -> int:
     from pipeline.releases.lookup import Known, look_up
     from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
-    from pipeline.releases.takedown_list import add_entries, read_list
+    from pipeline.releases.takedown_list import LIST_FILE, add_entries, read_list
 
     given = [*args.url, *args.owner, *args.id]
     if not given or not all(value.strip() for value in given):
@@ -108,7 +108,11 @@ def _takedown(args: argparse.Namespace) -> int:
         cut = find_rows(release, wanted, read_list(workdir), known)
         # first the list: killed in between, the images stay out of later builds, and the same command goes on
         add_entries(workdir, [*wanted.entries, *wanted.entries_of([*images_of(cut.asked), *known.rows])])
-        made = take_down(release, wanted, cut) if cut.asked else None
+        try:
+            made = take_down(release, wanted, cut) if cut.asked else None
+        except ConfigError as error:
+            listed = storage.join(workdir, LIST_FILE)
+            raise ConfigError(f"{error}; later builds leave them out all the same: {listed}") from None
         if made is not None:
             shards = [
                 {"split": split, **shard} for split in made.splits for shard in made.record["splits"][split]["shards"]
@@ -128,6 +132,9 @@ def _taken_down(
 
     images = images_of(cut.asked)
     yield f"taken down: {len(images):,} images ({len(cut.asked):,} samples); reason: {wanted.reason}"
+    stand_ins = {row["sample_id"] for row in images}.intersection(known.stand_ins) - known.sample_ids
+    if stand_ins:
+        yield f"of these, kept in place of a near copy that was asked for: {len(stand_ins):,} images"
     if made is not None and cut.before:
         num_before = len(images_of(cut.rows)) - len(images)
         yield f"left out as well, since they were taken down before: {num_before:,} images"
@@ -140,7 +147,7 @@ def _taken_down(
     stored = {row["stored_sha256"] for row in [*cut.asked, *known.rows] if row["stored_sha256"]}
     holders = still_held(release, stored)
     if holders:
-        yield "still held by these releases; delete them, also where they were given to others:"
+        yield "still held by these releases; delete them where they were given to others, or take them down there too:"
     for other, num in holders:
         yield f"  {other.path}: {num:,} of the images"
     if made is None:

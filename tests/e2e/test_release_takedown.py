@@ -223,7 +223,8 @@ def test_the_image_that_stands_in_for_a_copy_goes_with_it(built: Path, tmp_path:
         "AND other_sample_id IN (SELECT sample_id FROM placements) ORDER BY 1",
     )
     copy, stand_in = pairs[0].split()
-    new, _ = _take_down(release, copy, reason="x")
+    new, told = _take_down(release, copy, reason="x")
+    assert "of these, kept in place of a near copy that was asked for: 1 images" in told
     assert _ids(new) == _ids(release) - {stand_in}
 
 
@@ -279,6 +280,17 @@ def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) 
     assert last not in made.shards("train")
     assert not Path(made.path, "shards", last).exists()
     assert run_plantmix("verify", made.path, "--deep").returncode == 0
+
+
+def test_a_release_of_which_nothing_would_be_left_is_refused_and_the_list_has_them(built: Path, tmp_path: Path) -> None:
+    work = tmp_path / "build"
+    shutil.copytree(built / "build", work)
+    release = Release.open(str(work))
+    words = [word for sample_id in sorted(_ids(release)) for word in ("--id", sample_id)]
+    done = run_plantmix("takedown", work, *words)
+    assert done.returncode == 2
+    assert "nothing would be left; delete the release instead; later builds leave them out all the same" in done.stderr
+    assert {value for _, value in _listed(work)} >= _ids(release)
 
 
 PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")

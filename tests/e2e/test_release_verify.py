@@ -183,6 +183,10 @@ def test_deep_says_why_it_did_not_compare_with_the_catalogue(built: Path, folder
     assert lost.returncode == 0, lost.stderr
     assert "not compared with a catalogue: the facts that it was packed from are no longer in" in lost.stdout
     assert "equal the catalogue" not in lost.stdout
+    asked = run_plantmix("query", folder.parents[1], "SELECT 1")
+    assert asked.returncode == 1
+    assert "the table facts of the last build cannot be read" in asked.stderr
+    assert f'No files found that match the pattern "{table}"' in asked.stderr
 
 
 def test_deep_says_so_of_a_release_from_another_work_folder(web: Web, folder: Path, tmp_path: Path) -> None:
