@@ -23,7 +23,7 @@ from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from manifests.settings import parse_settings
 from training import checkpoint, loop, state
-from training.config import TrainSettings, read_train_settings
+from training.config import TrainSettings, identity_values, read_train_settings
 from training.evaluate import domain_losses
 from training.log import RunLog, cut_log, read_log
 from training.loop import train
