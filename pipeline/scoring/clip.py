@@ -57,7 +57,21 @@ class ClipScorer:
                 f"{self._where}.pretrained: '{self._pretrained}' is neither a file nor a tag of {self._model} "
                 f"({', '.join(tags) or 'it has none'})"
             )
+        self._check_activation(model)
         self._download(model)
+
+    def _check_activation(self, model: str) -> None:
+        """open_clip warns of a tag trained with another activation, and gives scores of something else."""
+        import open_clip
+        from open_clip.pretrained import get_pretrained_cfg
+
+        config = open_clip.get_model_config(model)
+        trained = get_pretrained_cfg(model, self._pretrained).get("quick_gelu", False)
+        if trained and not config.get("quick_gelu", False) and "timm_model_name" not in config["vision_cfg"]:
+            raise ConfigError(
+                f"{self._where}: the weights '{self._pretrained}' were trained with QuickGELU, {self._model} computes "
+                f"GELU: take the model {model}-quickgelu"
+            )
 
     def _download(self, model: str) -> None:
         from open_clip.pretrained import download_pretrained, get_pretrained_cfg

@@ -53,6 +53,12 @@ def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch: pyte
         check_scorers(settings)
 
 
+@pytest.mark.parametrize(("model", "tag"), [("ViT-B-32", "openai"), ("ViT-L-14", "dfn2b")])
+def test_weights_of_another_activation_are_refused_with_the_right_model(model: str, tag: str) -> None:
+    with pytest.raises(ConfigError, match=f"QuickGELU, {model} computes GELU: take the model {model}-quickgelu$"):
+        check_scorers(ScoreSettings(model=model, pretrained=tag))
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
