@@ -19,8 +19,10 @@ from manifests.settings import parse_settings
 from training import checkpoint, data
 from training.config import TrainSettings, identity_values
 from training.loop import train
+from training.stopping import passed_on
 
 RAY_FOLDER = "ray"
+STOP_FILE = "stop-asked"  # in the run's folder while its processes are to stop
 _KNOCK_SECONDS = 10.0
 
 
@@ -35,9 +37,9 @@ def train_on_ray(
     """`training.loop.train` in `num_workers` processes that Ray Train starts, a GPU each where the device is one.
 
     Without `address` a Ray of this machine is started for the run. Releases and `output_dir` must lie where every
-    machine sees them.
+    machine sees them. SIGTERM to this process is passed on: they save a checkpoint and leave.
 
-    Raises: ConfigError before any process is started; RunError, IntegrityError when one fails.
+    Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
     """
     try:
         import ray
@@ -57,17 +59,20 @@ def train_on_ray(
     if own:
         _start_ray(ray, address, num_workers)
     try:
-        TorchTrainer(
+        trainer = TorchTrainer(
             _train_worker,
             train_loop_config={
                 "settings": settings.model_dump(mode="json"),
                 "folder": str(Path.cwd()),
                 "resume": resume,
                 "allow_changed": allow_changed,
+                "stop_file": str(folder / STOP_FILE),
             },
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
             run_config=RunConfig(name=RAY_FOLDER, storage_path=str(folder)),
-        ).fit()
+        )
+        with passed_on(folder / STOP_FILE):
+            trainer.fit()
     except Exception as error:  # Ray wraps what a process raised in kinds of its own
         raise _own_error(error) from None
     finally:
@@ -130,7 +135,12 @@ def _train_worker(config: dict[str, Any]) -> None:
     if Path(config["folder"]).is_dir():
         os.chdir(config["folder"])  # where the command was given: paths of the config may be relative
     settings = parse_settings(config["settings"], TrainSettings, where="the config")
-    train(settings, resume=config["resume"], allow_changed=config["allow_changed"])
+    train(
+        settings,
+        resume=config["resume"],
+        allow_changed=config["allow_changed"],
+        stop_file=Path(config["stop_file"]),
+    )
 
 
 def _start_ray(ray: Any, address: str | None, num_workers: int) -> None:

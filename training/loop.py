@@ -38,12 +38,18 @@ _LOSSES = ("loss", "first_order_loss", "second_order_loss")
 
 
 def train(
-    settings: TrainSettings, *, resume: bool = True, allow_changed: bool = False, pool: SamplePool | None = None
+    settings: TrainSettings,
+    *,
+    resume: bool = True,
+    allow_changed: bool = False,
+    pool: SamplePool | None = None,
+    stop_file: Path | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
     `resume` False trains anew in place of what the folder holds; `allow_changed` goes on from a checkpoint of
-    another config or release; `pool` gives the release's samples from another place, row by row the same.
+    another config or release; `pool` gives the release's samples from another place, row by row the same; the run stops
+    at `stop_file` as at a signal.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
@@ -68,7 +74,7 @@ def train(
     # -- this process among the others
     ranks = start_ranks(settings.compute.device)
     try:
-        return _train_on(ranks, settings, pool, identity, state, inspect)
+        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
         if (own := faults.own_error(error, folder)) is not None:
@@ -85,6 +91,7 @@ def _train_on(
     identity: dict[str, Any],
     seen: checkpoint.RunState,
     inspect: Callable[[], checkpoint.RunState],
+    stop_file: Path | None,
 ) -> tuple[dict[str, Any], bool]:
     """The run within its process group; whatever holds on to the group is gone when this returns.
 
@@ -115,7 +122,7 @@ def _train_on(
         _announce(trainer, state, progress, log)
 
         # -- the steps
-        stop = stack.enter_context(stop_signal())
+        stop = stack.enter_context(stop_signal(stop_file))
         run_steps(trainer, progress, stop, log, folder)
 
         # -- the end: final weights, then the summary, the mark of a finished run

@@ -274,6 +274,37 @@ def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.Co
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    (place,) = _places(tmp_path, "place")
+    config = place / "run.yaml"
+    values = values | {"schedule": {"steps": 100_000}, "checkpoint": {"every_steps": 100_000}}
+    config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", "--num-workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    log = place / "run" / "log.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and read_log(log, "step")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "stopped by a signal after step" in err
+    saved = sorted((place / "run").rglob("step-*.pt"))
+    assert len(saved) == 1
+    assert f"after step {int(saved[0].stem.removeprefix('step-'))} of" in err
+    assert not (place / "run" / "stop-asked").exists()
+
+
+@pytest.mark.slow
 def test_ray_starts_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
     """Two processes of Ray Train: the losses of one process; a finished run is reused without starting Ray."""
     one, two = _places(tmp_path, "one", "two")
