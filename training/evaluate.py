@@ -21,7 +21,7 @@ from manifests.errors import ConfigError
 from manifests.release import Release
 from manifests.storage import make_folder, publish_bytes
 from manifests.tables import TAXON_RANKS
-from training import data, metrics
+from training import checkpoint, data, metrics
 from training.class_names import class_text, taxon_of
 from training.config import TrainSettings, ZeroShotSettings
 from training.encoding import (
@@ -44,8 +44,6 @@ from training.outside import (
 )
 from training.shards import SamplePool, open_pool
 from training.subject import Subject
-
-EVAL_FOLDER = "eval"
 
 
 def evaluate_subject(
@@ -93,7 +91,7 @@ def evaluate_subject(
     ]
     result["groups"] = group_means(result["sets"])
     result["seconds"] = round(time.monotonic() - started, 2)
-    path = Path(out) if out is not None else subject.folder / EVAL_FOLDER / f"{name}.json"
+    path = Path(out) if out is not None else subject.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
     make_folder(str(path.parent))
     publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     publish_bytes(str(path.with_suffix(".png")), plot_result(result))

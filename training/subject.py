@@ -9,13 +9,14 @@ read. Writes nothing. Gives up with ConfigError where there is no model, or one 
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.settings import parse_settings
 from training import checkpoint, convert
 from training.architecture import architecture_config, register_architecture
@@ -88,7 +89,12 @@ def _load(settings: TrainSettings, file: Path) -> tuple[DalipModel, Weights, tup
 
 
 def _state_of(file: Path, settings: TrainSettings) -> tuple[dict[str, Tensor], Weights]:
-    """Of a finished run the weights it ended with; of a resume point its average, which the run would end with."""
+    """Of a finished run the weights it ended with; of a resume point its average, which the run would end with.
+
+    Raises: IntegrityError when bytes are not those that were written, which torch does not look at.
+    """
+    if zipfile.is_zipfile(file) and not checkpoint.is_whole(file):
+        raise IntegrityError(f"{file}: damaged, its bytes are not those that were written; take another copy")
     if file.parent.name != checkpoint.CHECKPOINT_FOLDER:
         return convert.read_state(file), "ema" if settings.ema_decay is not None else "raw"
     content = checkpoint.load_checkpoint(file)

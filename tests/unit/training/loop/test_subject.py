@@ -53,6 +53,19 @@ def test_the_run_is_judged_as_it_was_trained_whatever_the_config_says_now(
     assert "eval" not in line.partition("its own are used")[2]
 
 
+def test_weights_with_a_flipped_byte_are_neither_judged_nor_handed_on(
+    config: dict[str, Any], tmp_path: Path, capsys: Output
+) -> None:
+    assert main(["train", _write(tmp_path, config)]) == 0
+    weights = Path(config["output_dir"]) / "model.pt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1  # within a tensor: torch would load it
+    weights.write_bytes(content)
+    for command in (["eval", config["output_dir"]], ["export", config["output_dir"], str(tmp_path / "out.pt")]):
+        assert main(command) == 1
+        assert "model.pt: damaged" in capsys.readouterr().err
+
+
 def test_a_config_stands_in_for_damaged_settings_of_its_run(
     config: dict[str, Any], tmp_path: Path, capsys: Output
 ) -> None:
