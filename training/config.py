@@ -162,7 +162,7 @@ class EvalSettings(Settings):
 class TrainSettings(Settings):
     """A whole training run."""
 
-    release: str | Annotated[tuple[ReleaseShare, ...], Field(min_length=1)]
+    release: str | tuple[ReleaseShare, ...]
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     model: ModelSettings = ModelSettings()

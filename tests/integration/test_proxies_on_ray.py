@@ -17,6 +17,7 @@ import yaml
 from loop_modules import load_loop_module
 from process_tree import below, kill
 
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
 from manifests.reader import read_proxy_runs
 from training.config import TrainSettings
@@ -37,6 +38,8 @@ def values(tmp_path: Path) -> dict[str, Any]:
     writer.write_release(tmp_path / "toy-0001", samples, shard_size=15, stratified=True)
     architecture = tmp_path / "dalip-proxies-test.json"
     architecture.write_text(json.dumps(fixtures.TINY_ARCHITECTURE))
+    with Catalog.open(str(tmp_path / "work")):
+        pass
     return {
         "release": str(tmp_path / "toy-0001"),
         "output_dir": str(tmp_path / "study"),

@@ -180,11 +180,6 @@ def test_training_anew_leaves_nothing_of_the_old_run_but_what_others_put_there(c
     assert (folder / "notes.txt").exists()
 
 
-def test_a_list_of_no_release_is_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="at least 1 item"):
-        _settings(config, release=[])
-
-
 def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
     _run(config)
     other = writer.write_release(tmp_path / "other", writer.drawn_samples(60, 0))
