@@ -18,6 +18,7 @@ import fcntl
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +40,9 @@ MODEL_FILE = "model.pt"
 CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
 EVAL_FOLDER = "eval"  # figures of `dalip eval`
+# What zipfile raises of damaged bytes, found by changing every byte of a checkpoint in turn. Nothing else is damage: a
+# lack of memory must not have a checkpoint taken for broken and removed.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
 _CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "average", "seconds", "wait_seconds", "corrupt")
 _FIXED = ("data.batch_size:",)  # what not even --allow-changed may change
 
@@ -112,7 +116,7 @@ def is_whole(path: Path) -> bool:
             return archive.testzip() is None
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}); run the same command to go on") from None
-    except Exception:  # a damaged directory or header makes zipfile raise kinds of many places
+    except _DAMAGE:
         return False
 
 

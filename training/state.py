@@ -184,7 +184,9 @@ def _lock(model: DalipModel, settings: TrainSettings) -> None:
             model.lock_image_tower(lock.lock_image_unlocked_groups, lock.lock_image_freeze_bn_stats)
         if lock.lock_text:
             model.lock_text_tower(lock.lock_text_unlocked_layers)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # open_clip's, of towers it cannot lock so
+    except (AssertionError, RuntimeError) as error:
+        # open_clip's for a tower that locks whole or not at all: ResNets assert, timm's towers raise RuntimeError where
+        # the installed timm lacks what a partial lock needs. The cause stays in the message and the chain.
         raise ConfigError(f"lock: open_clip cannot lock this architecture so: {error}") from error
     if settings.compute.grad_checkpointing:
         model.set_grad_checkpointing()

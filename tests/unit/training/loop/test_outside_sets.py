@@ -1,4 +1,4 @@
-"""Evaluation sets from outside: layouts, class texts, k-shot and retrieval against plain counting, one whole run."""
+"""Evaluation sets from outside: layouts, class texts, what is refused, one whole run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from manifests.errors import ConfigError, RunError
-from training import metrics
 from training.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 from training.cli import main
 from training.config import EvalSetSettings
@@ -277,49 +275,6 @@ def test_a_taxon_with_holes_still_has_every_text() -> None:
         OAK.ranks
     )
     assert taxon_of_folder("red_circle") is None
-
-
-def test_few_shot_equals_the_protocol_written_out() -> None:
-    """A loop over seeds, classes and queries, as the protocol's description reads."""
-    rng = np.random.default_rng(3)
-    labels = [0] * 9 + [1] * 6 + [2] * 3 + [3] * 2  # the last is too small for 2 shots
-    features = rng.normal(size=(20, 5)) + 0.9 * rng.normal(size=(4, 5))[labels]
-    figure = metrics.few_shot(torch.from_numpy(features), labels, shots=2, seeds=4, rounds=200)
-    assert figure is not None
-    accuracies = []
-    for seed in range(4):
-        draw = np.random.default_rng([seed, 2])
-        orders = [draw.permutation(np.flatnonzero(np.asarray(labels) == k)) for k in range(3)]
-        support = np.concatenate([order[:2] for order in orders])
-        mean = features[support].mean(0)
-
-        def unit(x: np.ndarray[Any, Any], mean: np.ndarray[Any, Any] = mean) -> np.ndarray[Any, Any]:
-            return (x - mean) / np.linalg.norm(x - mean)
-
-        centroids = [np.mean([unit(features[i]) for i in order[:2]], axis=0) for order in orders]
-        right = [
-            min(range(3), key=lambda k, i=i: np.linalg.norm(unit(features[i]) - centroids[k])) == c
-            for c, order in enumerate(orders)
-            for i in order[2:]
-        ]
-        accuracies.append(np.mean(right))
-    assert figure["value"] == pytest.approx(np.mean(accuracies))
-    assert figure["seed_std"] == pytest.approx(np.std(accuracies))
-    assert (figure["num_classes"], figure["chance"], figure["seeds"]) == (3, pytest.approx(1 / 3), 4)
-    assert figure["low"] < figure["value"] < figure["high"]
-    assert metrics.few_shot(torch.from_numpy(features), labels, shots=7, seeds=1, rounds=100) is None
-
-
-def test_retrieval_with_several_captions_equals_plain_counting() -> None:
-    similarity = torch.from_numpy(np.random.default_rng(1).normal(size=(8, 20)))
-    owners = [text % 8 for text in range(20)]
-    figures = metrics.retrieve_captions(similarity, owners, (1, 3))
-    for k in (1, 3):
-        to_text = [any(owners[t] == i for t in similarity[i].argsort(descending=True)[:k].tolist()) for i in range(8)]
-        to_image = [owners[t] in similarity[:, t].argsort(descending=True)[:k].tolist() for t in range(20)]
-        assert figures[f"image_to_text_r{k}"]["hits"] == sum(to_text)
-        assert figures[f"text_to_image_r{k}"]["hits"] == sum(to_image)
-    assert figures["text_to_image_r1"]["chance"] == 1 / 8
 
 
 def test_a_run_is_judged_on_sets_of_every_layout(

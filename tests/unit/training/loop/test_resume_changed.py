@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_runs import make_settings
 
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from training import loop, state
 from training.config import TrainSettings
 from training.loop import train
@@ -19,13 +18,6 @@ from training.loop import train
 
 class _KilledError(Exception):
     """Stands for the end of the process."""
-
-
-def _settings(values: dict[str, Any], **sections: Any) -> TrainSettings:
-    merged = copy.deepcopy(values)
-    for name, change in sections.items():
-        merged[name] = merged.get(name, {}) | change if isinstance(change, dict) else change
-    return parse_settings(merged, TrainSettings, where="test")
 
 
 def _killed_after(settings: TrainSettings, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +47,8 @@ def _distance(one: dict[str, Any], two: dict[str, Any]) -> float:
 def test_an_average_switched_on_late_starts_from_the_weights_of_then(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _killed_after(_settings(config), 4, monkeypatch)
-    train(_settings(config, ema_decay=0.999), allow_changed=True)
+    _killed_after(make_settings(config), 4, monkeypatch)
+    train(make_settings(config, ema_decay=0.999), allow_changed=True)
     resumed, end = _checkpoint(config, 4)["state_dict"], _checkpoint(config, 6)
     moved = _distance(end["state_dict"], resumed)
     assert _distance(end["average"], resumed) < 0.01 * moved
@@ -76,11 +68,11 @@ def test_an_average_switched_on_late_starts_from_the_weights_of_then(
 def test_changed_optimiser_values_take_effect_and_moments_stay(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str, value: set[Any]
 ) -> None:
-    _killed_after(_settings(config), 4, monkeypatch)
+    _killed_after(make_settings(config), 4, monkeypatch)
     shutil.copytree(config["output_dir"], config["output_dir"] + "-same")
     same = config | {"output_dir": config["output_dir"] + "-same"}
-    train(_settings(same))
-    train(_settings(config, optimiser={"lr": 0.002} | changes), allow_changed=True)
+    train(make_settings(same))
+    train(make_settings(config, optimiser={"lr": 0.002} | changes), allow_changed=True)
     groups = _checkpoint(config, 6)["optimiser"]["param_groups"]
     assert {group[key] for group in groups} == value
     assert _distance(_checkpoint(config, 6)["state_dict"], _checkpoint(same, 6)["state_dict"]) > 1e-6
@@ -102,10 +94,10 @@ def test_changed_optimiser_values_take_effect_and_moments_stay(
 def test_what_cannot_change_on_a_resume_is_said(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], words: str
 ) -> None:
-    _killed_after(_settings(config), 4, monkeypatch)
+    _killed_after(make_settings(config), 4, monkeypatch)
     with pytest.raises(ConfigError, match=words):
-        train(_settings(config, **sections), allow_changed=True)
-    assert train(_settings(config))[0]["steps"] == 6, "the run is as it was"
+        train(make_settings(config, **sections), allow_changed=True)
+    assert train(make_settings(config))[0]["steps"] == 6, "the run is as it was"
 
 
 def test_a_resume_does_not_need_the_weights_it_began_from(
@@ -113,13 +105,13 @@ def test_a_resume_does_not_need_the_weights_it_began_from(
 ) -> None:
     """The file may be gone; the pictures are prepared as those weights want them all the same."""
     start, whole = (config | {"output_dir": str(tmp_path / name)} for name in ("start", "whole"))
-    train(_settings(start, schedule={"steps": 1, "warmup_steps": 0}))
+    train(make_settings(start, schedule={"steps": 1, "warmup_steps": 0}))
     source = tmp_path / "start.pt"
     content = torch.load(tmp_path / "start" / "model.pt", weights_only=True)
     content["preprocess"] |= {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     torch.save(content, source)
-    train(_settings(whole, model={"pretrained": str(source)}))
-    settings = _settings(config, model={"pretrained": str(source)})
+    train(make_settings(whole, model={"pretrained": str(source)}))
+    settings = make_settings(config, model={"pretrained": str(source)})
     _killed_after(settings, 2, monkeypatch)
     source.unlink()
     train(settings)
