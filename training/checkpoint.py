@@ -14,6 +14,7 @@ folder belongs to another run, another config or another release.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -115,6 +116,8 @@ def is_whole(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged directory sends the reader to a place before the file's start
+            return False
         raise RunError(f"{path}: cannot be read ({error.strerror or error}); run the same command to go on") from None
     except _DAMAGE:
         return False
