@@ -29,7 +29,7 @@ from pipeline.planning.forms import (
 
 MAX_FOLDS = 36
 # A form other than the weighted three is taken only when its error is below this share of theirs: with few runs
-# the smallest of ten cross-validated errors is small by luck. 0.9 was best or equal of 0.7 to 1.0 on the public
+# the smallest of a dozen cross-validated errors is small by luck. 0.9 was best or equal of 0.7 to 1.0 on the public
 # 3-domain runs (8, 14 and 24 of 32) and on simulated tables of 2, 5 and 7 domains.
 SWITCH_BELOW = 0.9
 # With at most 2 k + 2 mixtures held-out errors are too rough even to weigh the three: their plain average is taken
