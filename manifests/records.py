@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,3 +69,8 @@ class StageRecord:
     fingerprint: str
     funnel: Funnel
     notes: Mapping[str, Any]
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Hash of plain JSON values: equal values give equal fingerprints, on any machine."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

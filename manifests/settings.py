@@ -7,6 +7,7 @@ what was expected, and for an unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,3 +116,20 @@ def _models_in(annotation: Any) -> list[type[Settings]]:
     for inner in getattr(annotation, "__args__", ()):
         found.extend(_models_in(inner))
     return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ, each with old and new."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text: str = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

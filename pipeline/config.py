@@ -14,12 +14,12 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, read_settings
-from pipeline.captions.balance import BalanceSettings
-from pipeline.captions.licences import LicenceSettings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
+from pipeline.quotas.balance import BalanceSettings
 from pipeline.scoring.settings import ScoreSettings
 from pipeline.sources.settings import ColumnMap, Name, Origin, SourceSettings
+from pipeline.vocabulary.licences import LicenceSettings
 
 __all__ = ["BuildConfig", "ColumnMap", "Name", "SourceSettings", "read_config", "recipe_of"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.runner.work import Stage
 from pipeline.stages import caption, dedup, fetch, ingest, mix, pack, score, select
-from pipeline.work import Stage
 
 FLOW: tuple[Stage, ...] = (
     ingest.STAGE,  # tables of URLs -> candidates

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.catalog import Catalog
-from manifests.records import Funnel
+from manifests.records import Funnel, fingerprint
 from pipeline.config import BuildConfig
-from pipeline.executing import Done
-from pipeline.runner import RayExecutor, Runner
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, fingerprint, write_table
+from pipeline.runner.executing import Done
+from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.runner import Runner
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.store.writing import write_table
 
 NUM_WORKERS = 2
 SCHEMA = pa.schema([("number", pa.int64()), ("square", pa.int64())])

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from manifests.settings import parse_settings
-from training import loop
 from training.config import TrainSettings
-from training.log import read_log
-from training.loop import train
+from training.record.log import read_log
+from training.run import loop
+from training.run.loop import train
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip

@@ -180,7 +180,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError(f"--num-workers must be 1 or more, given {options.num_workers}")
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
     if options.launcher == "ray":
-        from training.launcher import train_on_ray
+        from training.run.launcher import train_on_ray
 
         summary, reused = train_on_ray(
             settings,
@@ -190,7 +190,7 @@ def _train(options: argparse.Namespace) -> int:
             allow_changed=options.allow_changed,
         )
     else:
-        from training.loop import train
+        from training.run.loop import train
 
         summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
     if _is_main_rank():
@@ -212,9 +212,9 @@ def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[s
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from training.evaluate import evaluate_subject
-    from training.figures import report_lines
-    from training.subject import open_subject
+    from training.evaluation.evaluate import evaluate_subject
+    from training.evaluation.figures import report_lines
+    from training.evaluation.subject import open_subject
 
     wanted = None
     if options.settings:
@@ -233,7 +233,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from training.curves import plot_runs
+    from training.record.curves import plot_runs
 
     plot_runs(options.runs, options.out, options.metric)
     print(f"plot: {options.out}")
@@ -241,7 +241,7 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _proxies(options: argparse.Namespace) -> int:
-    from training.proxy_list import read_proxy_settings
+    from training.proxies.runs import read_proxy_settings
 
     if options.launcher == "local" and options.ray_address:
         raise ConfigError("--ray-address goes with --launcher ray")
@@ -249,7 +249,7 @@ def _proxies(options: argparse.Namespace) -> int:
         options.config,
         runs=options.runs, release=options.release, output_dir=options.output, num_processes=options.processes,
     )  # fmt: skip
-    from training.proxies import run_proxies
+    from training.proxies.study import run_proxies
 
     address = (options.ray_address or "local") if options.launcher == "ray" else None
     outcome = run_proxies(settings, lambda line: print(line, flush=True), ray_address=address)
@@ -263,8 +263,8 @@ def _proxies(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from training.exports import export_hugging_face, export_open_clip
-    from training.subject import open_subject
+    from training.evaluation.subject import open_subject
+    from training.model.exports import export_hugging_face, export_open_clip
 
     subject = open_subject(options.model)
     if options.format == "huggingface":
@@ -277,8 +277,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from training.convert import load_released
-    from training.exports import export_hugging_face
+    from training.model.build import load_released
+    from training.model.exports import export_hugging_face
 
     model = load_released(options.checkpoint, options.architecture)
     export_hugging_face(model, options.target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +17,13 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
-from training.class_names import ClassText, has_one_slot
-from training.data import DataSettings, ReleaseShare
-from training.loss import LossSettings, loss_of_preset
-from training.model import ModelSettings
-from training.tracking import TrackSettings
+from training.data.loader import DataSettings, ReleaseShare
+from training.model.loss import LossSettings, loss_of_preset
+from training.model.presets import ModelSettings
 
 SETTINGS_FILE = "config.json"  # the settings of a run, in its folder
+
+ClassText = Literal["asis", "common", "scientific", "taxonomic", "scientific_common", "taxonomic_common"]
 
 
 class OptimiserSettings(Settings):
@@ -93,11 +94,38 @@ class CheckpointSettings(Settings):
     keep: int = Field(default=2, ge=1)
 
 
+class WandbSettings(Settings):
+    """Weights & Biases. A run of the same folder is taken up again after an interruption."""
+
+    project: str = Field(min_length=1)
+    entity: str | None = None
+    name: str | None = None  # null: the folder's
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline"] = "online"
+
+
+class TrackSettings(Settings):
+    """Which trackers a run has."""
+
+    tensorboard: bool = False  # into RUN/tensorboard
+    wandb: WandbSettings | None = None
+
+
 class LogSettings(TrackSettings):
     """How often a line goes into `log.jsonl`, and one to a log that is no terminal; which trackers get the figures."""
 
     every_steps: int = Field(default=10, ge=1)
     line_every_seconds: float = Field(default=30.0, gt=0.0)
+
+
+def has_one_slot(template: str) -> bool:
+    """True for a template that a class name goes into: one {} and no other field."""
+    try:
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError:  # a single brace
+        return False
+    return fields == [("", "", None)]
 
 
 def _have_a_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -119,7 +147,7 @@ class ZeroShotSettings(Settings):
 
 
 class EvalSetSettings(Settings):
-    """One evaluation set from outside, see `training.evalsets` for the layouts."""
+    """One evaluation set from outside, see `training.evaluation.evalsets` for the layouts."""
 
     name: str = Field(min_length=1)
     path: str
@@ -263,7 +291,7 @@ def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:
 
 def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dict[str, Any]:
     """What `run_identity` hashes, as plain values, for naming what differs."""
-    from training.architecture import architecture_config
+    from training.model.architecture import architecture_config
 
     values = settings.model_dump(mode="json", exclude=set(_EXECUTION))
     for key in _EXECUTION_DATA:
@@ -276,18 +304,6 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}
     return values
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ, each with old and new."""
-    found = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
-    return found
 
 
 def _local_folder(folder: str) -> str:
@@ -303,8 +319,3 @@ def _local_folder(folder: str) -> str:
 def _digest(values: dict[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,10 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.tables import CAPTIONS
-from pipeline.captions.backbone import apply_names
 from pipeline.captions.clean import clean_captions
 from pipeline.captions.language import detect_languages
-from pipeline.captions.licences import normalise_licences
 from pipeline.captions.patterns import (
     BARE_NAME,
     BINOMIAL,
@@ -30,7 +28,9 @@ from pipeline.captions.patterns import (
     TOKEN_PIECES,
 )
 from pipeline.captions.settings import CaptionSettings
-from pipeline.captions.taxa import taxon_columns
+from pipeline.vocabulary.backbone import apply_names
+from pipeline.vocabulary.licences import normalise_licences
+from pipeline.vocabulary.taxa import taxon_columns
 
 
 def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.Table | None = None) -> pa.Table:

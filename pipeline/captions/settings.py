@@ -12,6 +12,8 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Settings
+from pipeline.vocabulary.backbone import BackboneSettings
+from pipeline.vocabulary.taxa import TextType
 
 StepName = Literal[
     "entities",
@@ -31,21 +33,6 @@ StepName = Literal[
 ]
 STEPS: tuple[StepName, ...] = get_args(StepName)
 
-TextType = Literal[
-    "scientific",
-    "common",
-    "taxonomic",
-    "sci",
-    "com",
-    "taxon",
-    "taxonTag",
-    "sci_com",
-    "taxon_com",
-    "taxonTag_com",
-    "canonical",
-    "sentence",
-]
-TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
 TextName = Literal["caption"] | TextType
 
 MEASURE_VERSION = 6  # raise when cleaning or measuring changes what it writes
@@ -215,15 +202,6 @@ class TextSettings(Settings):
     choices: tuple[TextChoice, ...] = (TextChoice(),)  # the first that fits a row speaks
     seed: int = 0
     members: tuple[TextType, ...] = ()  # extra text members, where the sample has a taxon
-
-
-class BackboneSettings(Settings):
-    """A taxonomic backbone that names are resolved against, supplied by the user; nothing is downloaded."""
-
-    path: str = Field(description="GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder")
-    languages: tuple[str, ...] = Field(
-        ("en", "eng"), min_length=1, description="of vernacular names, as the archive writes them; most wanted first"
-    )
 
 
 class CaptionSettings(Settings):

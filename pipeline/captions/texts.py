@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.captions.settings import TextChoice, TextName, TextSettings
-from pipeline.captions.taxa import MEMBER_NAMES
+from pipeline.vocabulary.taxa import MEMBER_NAMES
 
 EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of the captions that dropped duplicates left
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from manifests.outcomes import Outcome
-from pipeline.fetching.image import Rejected, StoredImage, measure_image
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
+from pipeline.pictures.image import Rejected, StoredImage, measure_image
 
 _MAX_MEASURED = 64  # stored pictures that wait for the writer; it is by far the fastest of all
 

@@ -20,14 +20,13 @@ from manifests.tables import FACTS
 from pipeline.fetching.decoding import Decoders
 from pipeline.fetching.hosts import Gate
 from pipeline.fetching.http import HttpClient, client_of_this_program
-from pipeline.fetching.image import Rejected, Seen, StoredImage
 from pipeline.fetching.img2dataset_engine import make_downloader
-from pipeline.fetching.poolfile import PoolFile
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
-
-Fact = dict[str, Any]
+from pipeline.pictures.facts import Fact, fact_of
+from pipeline.pictures.image import Rejected, StoredImage
+from pipeline.store.pool_file import PoolFile
 
 
 def fetch_rows(
@@ -216,37 +215,4 @@ def _download_fact(sample_id: str, download: Download) -> Fact:
         "host": download.host,
         "final_url": download.final_url,
         "redirects": list(download.redirects),
-    }
-
-
-def fact_of(result: StoredImage | Rejected) -> Fact:
-    """What a measurement adds to the fact of a row."""
-    if isinstance(result, Rejected):
-        return {"outcome": result.outcome.value, "detail": result.detail, **_seen_fact(result.seen)}
-    return _stored_fact(result)
-
-
-def _seen_fact(seen: Seen | None) -> Fact:
-    if seen is None:
-        return {}
-    return {
-        "num_bytes": seen.num_bytes,
-        "image_id": seen.image_id,
-        "width_px": seen.width_px,
-        "height_px": seen.height_px,
-        "format": seen.format,
-        "mode": seen.mode,
-        "exif_orientation": seen.exif_orientation,
-    }
-
-
-def _stored_fact(image: StoredImage) -> Fact:
-    return {
-        **_seen_fact(image.seen),
-        "stored_sha256": image.stored_sha256,
-        "pixels_sha256": image.pixels_sha256,
-        "phash": image.phash,
-        "stored_width_px": image.stored_width_px,
-        "stored_height_px": image.stored_height_px,
-        "pixel_std": image.pixel_std,
     }

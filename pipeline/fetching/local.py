@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS
-from pipeline.fetching.engine import fact_of
-from pipeline.fetching.image import StoredImage, measure_image
-from pipeline.fetching.poolfile import PoolFile
-from pipeline.fetching.settings import ImageSettings
+from pipeline.pictures.facts import fact_of
+from pipeline.pictures.image import StoredImage, measure_image
+from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader
+from pipeline.store.pool_file import PoolFile
 
 
 def read_local(

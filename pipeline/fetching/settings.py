@@ -12,47 +12,16 @@ import fnmatch
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings
-
-# Pillow refuses more than twice its MAX_IMAGE_PIXELS (89,478,485) whatever we allow.
-PILLOW_LIMIT_PIXELS = 178_956_970
+from pipeline.pictures.settings import ImageSettings
 
 DEFAULT_X_ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
-
-
-class ImageSettings(Settings):
-    """Identity: what a stored picture looks like and which pictures are refused."""
-
-    size_px: Annotated[int, Field(ge=16, le=8192)] = 256
-    """Length of the side that `resize` names. Pictures are only ever made smaller."""
-    resize: Literal["keep_ratio", "keep_ratio_largest", "no"] = "keep_ratio"
-    """keep_ratio: the shorter side becomes size_px; keep_ratio_largest: the longer one; no: never resized."""
-    jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
-    keep_metadata: bool = False
-    """true: a JPEG stored as it came keeps its EXIF (position, owner, thumbnail), XMP, IPTC, profile and comments."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """sRGB colour under transparent pixels."""
-    min_side_px: Annotated[int, Field(ge=1)] = 32
-    """Pictures with a shorter side below this end as image_too_small."""
-    max_aspect_ratio: Annotated[float, Field(ge=1)] = 20.0
-    """Longer over shorter side; above it aspect_too_extreme."""
-    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_LIMIT_PIXELS)] = 100_000_000
-    """Checked in the header, before anything is decoded."""
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000
-    """A longer body ends as body_too_large while it streams."""
-
-    @field_validator("background")
-    @classmethod
-    def _is_colour(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if not all(0 <= channel <= 255 for channel in value):
-            raise ValueError(f"three numbers from 0 to 255 are needed, found {list(value)}")
-        return value
 
 
 class HostLimits(Settings):

@@ -17,7 +17,7 @@ from typing import Any
 from manifests import storage
 from manifests.reader import open_reader
 from manifests.release import RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release
-from pipeline.stages.sql import open_scratch, view_parquet
+from pipeline.store.sql import open_scratch, view_parquet
 
 
 def inconsistencies(release: Release) -> Iterator[str]:

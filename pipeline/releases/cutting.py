@@ -11,7 +11,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.errors import IntegrityError
-from pipeline.stages.tar import ArchiveWriter
+from pipeline.store.tar import ArchiveWriter
 
 PLACED_MEMBERS = ("jpg", "txt", "json")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.release import SAMPLES_FILE, Release
-from pipeline.stages.sql import open_scratch, view_parquet
+from pipeline.store.sql import open_scratch, view_parquet
 
 _COUNTS = """
     SELECT coalesce(b.split, a.split) AS split, coalesce(b.domain, a.domain) AS domain,

@@ -17,7 +17,7 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import SPLIT_FOLDERS, Release
-from pipeline.allocation import Pool, allocate
+from pipeline.quotas.allocation import Pool, allocate
 
 
 @dataclass(frozen=True)

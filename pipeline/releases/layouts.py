@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import Release
-from pipeline.releases.sidefiles import json_bytes
+from pipeline.sidefiles.write import json_bytes
 
 _COLUMNS = ("sample_id", "copy", "split", "shard", "key", "url", "text", "image_id", "width_px", "height_px",
             "stored_width_px", "stored_height_px")  # fmt: skip

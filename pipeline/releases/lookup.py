@@ -12,9 +12,9 @@ from typing import Any
 
 from manifests import storage, tables
 from manifests.catalog import Catalog
-from pipeline.releases.takedown_list import Entry
-from pipeline.stages.sql import open_scratch
-from pipeline.stages.takedowns import find_named
+from manifests.takedowns import Entry
+from pipeline.stages.select_takedowns import find_named
+from pipeline.store.sql import open_scratch
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.records import fingerprint
 from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
+from manifests.takedowns import KINDS, Entry, keys_of
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import Known
-from pipeline.releases.sidefiles import BATCH_ROWS, json_bytes, side_files, write_attribution
-from pipeline.releases.takedown_list import KINDS, Entry, keys_of
-from pipeline.stages.sql import open_scratch
-from pipeline.work import TableWriter, fingerprint
+from pipeline.sidefiles.write import BATCH_ROWS, json_bytes, side_files, write_attribution
+from pipeline.store.sql import open_scratch
+from pipeline.store.writing import TableWriter
 
 _MAX_NAMED = 20
 _LOOKED_AT = ("sample_id", "copy", "image_id", "stored_sha256", "url", "reference_url", "rights_holder", "creator",

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.captions.licences import LicenceSettings, normalise_licence
 from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch
+from pipeline.vocabulary.licences import LicenceSettings, normalise_licence
 
 _STAGED_GROUP_ROWS = 50_000
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from manifests.settings import Settings
 from manifests.tables import TAXON_RANKS
-from pipeline.captions.licences import LicenceSettings
+from pipeline.vocabulary.licences import LicenceSettings
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 

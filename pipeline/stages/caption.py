@@ -14,22 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.records import Funnel
-from pipeline.captions.backbone import backbone_files, names_to_resolve, resolve_names
+from manifests.records import Funnel, fingerprint
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.captions.settings import CaptionSettings
-from pipeline.stages.sql import copy_sorted, open_scratch, view_parquet
-from pipeline.work import (
-    BuildContext,
-    Part,
-    PartResult,
-    Stage,
-    Step,
-    TableWriter,
-    fingerprint,
-    write_table,
-)
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
+from pipeline.store.writing import TableWriter, write_table
+from pipeline.vocabulary.backbone import backbone_files, names_to_resolve, resolve_names
 
 VERSION = 2
 JUDGE_ROWS = 500_000

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import tables
-from manifests.records import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.matching.pairs import distinct_of
 from pipeline.matching.search import Hashes, bit_entropies
 from pipeline.matching.segments import (
@@ -34,9 +34,11 @@ from pipeline.matching.segments import (
     search_between,
     search_within,
 )
-from pipeline.stages import evaluation, semantic
-from pipeline.stages.sql import copy_sorted, open_scratch, view_parquet
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint, write_table
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.stages import dedup_evaluation as evaluation
+from pipeline.stages import dedup_semantic as semantic
+from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
+from pipeline.store.writing import TableWriter, write_table
 
 VERSION = 2
 MAX_NAMED_PLACEHOLDERS = 20

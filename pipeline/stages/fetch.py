@@ -17,25 +17,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.records import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
 from pipeline.stages import fetch_local
-from pipeline.stages.fetch_local import write_groups
-from pipeline.stages.rounds import COUNTS, download_recipe, parts_that_count, paths_of, round_of, view_fetched, wanted
-from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.work import (
-    BuildContext,
-    Part,
-    PartResult,
-    Stage,
-    Step,
-    TableWriter,
-    fingerprint,
-    private_file,
-    write_table,
+from pipeline.stages.fetch_rounds import (
+    COUNTS,
+    download_recipe,
+    parts_that_count,
+    paths_of,
+    round_of,
+    view_fetched,
+    wanted,
 )
+from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
+from pipeline.store.writing import TableWriter, private_file, write_groups, write_table
 
 # What later stages may depend on: all that is seen of an image, nothing of where and how it was got.
 _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px")

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.records import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.fetching.local import read_local
+from pipeline.runner.work import BuildContext, Part, PartResult, Step
 from pipeline.sources.reading import root_of
-from pipeline.stages.rounds import parts_that_count, paths_of, round_of, view_fetched, wanted
-from pipeline.stages.sql import open_scratch, view_parquet
-from pipeline.work import BuildContext, Part, PartResult, Step, fingerprint, private_file, write_table
+from pipeline.stages.fetch_rounds import parts_that_count, paths_of, round_of, view_fetched, wanted
+from pipeline.store.sql import open_scratch, view_parquet
+from pipeline.store.writing import private_file, write_groups, write_table
 
 VERSION = 3
 
@@ -82,21 +83,6 @@ def _plan(context: BuildContext) -> Sequence[Part]:
         }
         parts.append(Part(key, payload, recipe, num_rows))
     return parts
-
-
-def write_groups(path: str, batches: Any, size: int) -> None:
-    """A Parquet file in row groups of exactly `size` rows, however the batches come."""
-    waiting: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(path, batches.schema, compression="zstd") as writer:
-        for batch in batches:
-            waiting.append(batch)
-            rows = pa.Table.from_batches(waiting)
-            while rows.num_rows >= size:
-                writer.write_table(rows.slice(0, size), row_group_size=size)
-                rows = rows.slice(size)
-            waiting = rows.to_batches()
-        if waiting and (rows := pa.Table.from_batches(waiting)).num_rows:
-            writer.write_table(rows, row_group_size=size)
 
 
 def _recipe(context: BuildContext) -> str:

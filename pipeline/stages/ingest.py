@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 
 from manifests import storage, tables
 from manifests.errors import RunError
-from manifests.records import Funnel
+from manifests.records import Funnel, fingerprint
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
 from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch
 from pipeline.sources.settings import SourceSettings
-from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint
+from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
+from pipeline.store.writing import TableWriter
 
 VERSION = 2
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"

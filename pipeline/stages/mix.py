@@ -16,20 +16,12 @@ import pyarrow as pa
 
 from manifests import tables
 from manifests.errors import ConfigError
-from manifests.records import Funnel
-from pipeline.allocation import Pool, Quota, allocate, allocate_by_size, apportion
+from manifests.records import Funnel, fingerprint
 from pipeline.config import MixSettings
-from pipeline.stages.sql import facet, open_scratch, view_parquet
-from pipeline.work import (
-    ROW_GROUP_ROWS,
-    BuildContext,
-    Part,
-    PartResult,
-    Stage,
-    Step,
-    TableWriter,
-    fingerprint,
-)
+from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.store.sql import facet, open_scratch, view_parquet
+from pipeline.store.writing import ROW_GROUP_ROWS, TableWriter
 
 VERSION = 2
 

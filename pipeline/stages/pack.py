@@ -17,24 +17,16 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.errors import IntegrityError
-from manifests.records import Funnel
+from manifests.records import Funnel, fingerprint
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
-from pipeline.stages import record
-from pipeline.stages.arrange import ShardGroup, arrange, shard_groups
-from pipeline.stages.pool import PoolReader
-from pipeline.stages.tar import ArchiveWriter
-from pipeline.work import (
-    BuildContext,
-    Part,
-    PartResult,
-    PrivateFile,
-    Stage,
-    Step,
-    fingerprint,
-    write_table,
-)
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.stages import pack_record as record
+from pipeline.stages.pack_arrange import ShardGroup, arrange, shard_groups
+from pipeline.store.pool import PoolReader
+from pipeline.store.tar import ArchiveWriter
+from pipeline.store.writing import PrivateFile, write_table
 
 VERSION = 6
 ANNOUNCED = 32  # images that a disk may fetch at a time; fewer than the pool files kept open

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.records import Funnel, PartRecord
+from manifests.records import Funnel, PartRecord, fingerprint
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
-from pipeline.stages.pool import PoolReader
-from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, TableWriter, fingerprint, write_table
+from pipeline.store.pool import PoolReader
+from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
+from pipeline.store.writing import TableWriter, write_table
 
 VERSION = 2
 PART_ROWS = 2_000

@@ -15,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from manifests import tables
-from manifests.records import Funnel
-from pipeline.captions.licences import LicenceSettings, judge_licences
+from manifests.records import Funnel, fingerprint
+from manifests.takedowns import Entry, read_list
 from pipeline.config import BuildConfig
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
-from pipeline.releases.takedown_list import Entry, read_list
-from pipeline.stages.caps import judge_caps
-from pipeline.stages.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.stages.takedowns import judge_takedowns
-from pipeline.work import BuildContext, Part, PartResult, PrivateFile, Stage, Step, TableWriter, fingerprint
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.stages.select_caps import judge_caps
+from pipeline.stages.select_takedowns import judge_takedowns
+from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
+from pipeline.store.writing import PrivateFile, TableWriter
+from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 
 VERSION = 2
 

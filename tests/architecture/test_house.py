@@ -16,7 +16,7 @@ from pipeline.cli import build_parser
 from pipeline.config import BuildConfig, MixSettings, PackSettings, read_config
 from training.cli import build_parser as build_training_parser
 from training.config import EvalSettings, TrainSettings
-from training.proxy_list import ProxySettings
+from training.proxies.runs import ProxySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "manifests", "training")
@@ -40,8 +40,8 @@ def test_import_directions() -> None:
 
 def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() -> None:
     assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {
-        "pipeline/runner.py",
-        "training/launcher.py",
+        "pipeline/runner/on_ray.py",
+        "training/run/launcher.py",
     }
 
 

@@ -91,9 +91,10 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     """One step as a worker does it; its file stands in `done.json` for the next one."""
     import numpy as np
 
-    from pipeline.captions.balance import BalanceSettings
-    from pipeline.captions.licences import LicenceSettings
-    from pipeline.stages import dedup, evaluation, select
+    from pipeline.quotas.balance import BalanceSettings
+    from pipeline.stages import dedup, select
+    from pipeline.stages import dedup_evaluation as evaluation
+    from pipeline.vocabulary.licences import LicenceSettings
 
     done = json.loads((folder / "done.json").read_text()) if (folder / "done.json").exists() else {}
     named = {name: [f"{folder}/{name}.parquet"] for name in ("candidates", "facts", "captions", "caption_verdicts")}

@@ -107,10 +107,11 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
     import torch
 
     from training.config import OptimiserSettings, ScheduleSettings
-    from training.images import normalise
-    from training.loss import LossSettings, contrastive_loss, loss_of_preset
-    from training.model import ModelSettings, build_model
-    from training.optimiser import build_optimiser, lr_ratio_at, set_lr
+    from training.data.images import normalise
+    from training.model.build import build_model
+    from training.model.loss import LossSettings, contrastive_loss, loss_of_preset
+    from training.model.presets import ModelSettings
+    from training.run.optimiser import build_optimiser, lr_ratio_at, set_lr
 
     model_settings = {"preset": setting.preset, "architecture": str(_architecture(work, len(data.vocabulary)))}
     if setting.preset != "clip":
@@ -157,7 +158,7 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
 
 def weigh_behind_norm(model: Any) -> None:
     """Step 2's weights, times the number of tokens, behind the norm of step 3: layer norm would undo them before it."""
-    from training import mbdc
+    from training.model import mbdc
 
     def statistics(branch: Any, anchor: Any, tokens: Any, mask: Any = None) -> Any:
         tokens = branch.token_projection(tokens).unflatten(-1, (branch.shape.heads, -1))
@@ -182,7 +183,7 @@ def judge(model: Any, data: Data, loss: Any) -> dict[str, dict[str, list[int]]]:
     import torch
     from torch.nn.functional import normalize
 
-    from training.images import normalise
+    from training.data.images import normalise
 
     model.eval()
     kinds = ("f",) if model.second_order is None else ("f", "z", "both")

@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 BATCH = 32
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     # Before the processes fork, so that importing is in nobody's figures.
     importlib.import_module("open_clip_train.data")
-    importlib.import_module("training.data")
+    importlib.import_module("training.data.loader")
     for case in options.cases.split(","):
         options.photo_px, options.size = map(int, case.split(":"))
         with tempfile.TemporaryDirectory() as temp:
@@ -68,7 +68,8 @@ def _row(options: argparse.Namespace, release: Path) -> str:
 def _pack(options: argparse.Namespace, folder: Path) -> Path:
     from PIL import Image
 
-    writer = _load_writer()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    writer = importlib.import_module("release_writer")
     samples = []
     for number, path in enumerate(sorted(options.folder.rglob("*.jpg"))[: options.photos]):
         content = path.read_bytes()
@@ -82,17 +83,6 @@ def _pack(options: argparse.Namespace, folder: Path) -> Path:
         samples.append(writer.Sample(str(number), content, f"a photo of {path.parent.name}"))
     result: Path = writer.write_release(folder / "release", samples, shard_size=160)
     return result
-
-
-def _load_writer() -> ModuleType:
-    path = Path(__file__).parents[1] / "unit" / "training" / "loop" / "release_writer.py"
-    spec = importlib.util.spec_from_file_location("release_writer", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["release_writer"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _in_child(work: Any, options: argparse.Namespace, release: Path, step: float) -> tuple[float, float, float]:
@@ -140,23 +130,23 @@ def _ours(options: argparse.Namespace, release: Path, step: float) -> tuple[floa
     from open_clip.transform import PreprocessCfg
 
     from manifests.release import Release
-    from training import data
-    from training.images import normalise
-    from training.sampling import BatchPlan
-    from training.shards import open_pool
+    from training.data import loader
+    from training.data.images import normalise
+    from training.data.sampling import BatchPlan
+    from training.data.shards import open_pool
 
     preprocess = PreprocessCfg(size=options.size)
     model = SimpleNamespace(preprocess_settings=preprocess, tokenizer=open_clip.get_tokenizer("ViT-B-32"))
     pool = open_pool([Release.open(str(release))], "train")
-    settings = data.DataSettings(batch_size=BATCH, num_workers=options.workers)
-    order = data.build_order(pool, settings, str(release), seed=0)
+    settings = loader.DataSettings(batch_size=BATCH, num_workers=options.workers)
+    order = loader.build_order(pool, settings, str(release), seed=0)
     chosen = range(options.passes * len(pool) // BATCH)
-    loader = data.train_loader(pool, order, BatchPlan(BATCH, 1, 0), chosen, settings, model, pin=False)
+    loader = loader.train_loader(pool, order, BatchPlan(BATCH, 1, 0), chosen, settings, model, pin=False)
 
     def take(batch: Any) -> int:
         return len(normalise(batch.images, preprocess.mean, preprocess.std))
 
-    return _clock(data.iterate(loader), take, step)
+    return _clock(loader.iterate(loader), take, step)
 
 
 def _open_clip(options: argparse.Namespace, release: Path, step: float) -> tuple[float, int, float]:

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training import mbdc
-from training.branch import HeadBatchNorm
+from training.model import mbdc
+from training.model.branch import HeadBatchNorm
 
 # The largest first: how much freed memory the allocator keeps depends on the largest array it has seen, and a trainer
 # holds larger ones than these. The other way round, ViT-B/32 pays 2,000 page faults a turn, a quarter of its time.
@@ -57,7 +57,7 @@ class HeadLoop(nn.Module):
 
 
 class Batched(nn.Module):
-    """The functions of `training.mbdc` with the same weights."""
+    """The functions of `training.model.mbdc` with the same weights."""
 
     def __init__(self, loop: HeadLoop) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.stages.mix import Stratum, draw
-from pipeline.work import private_file
+from pipeline.store.writing import private_file
 
 PART_ROWS = 500_000
 

@@ -23,8 +23,9 @@ import numpy as np
 import open_clip
 import torch
 
-from training.loss import LossSettings, contrastive_loss
-from training.model import ModelSettings, build_model
+from training.model.build import build_model
+from training.model.loss import LossSettings, contrastive_loss
+from training.model.presets import ModelSettings
 
 PRESETS: dict[str, dict[str, object]] = {
     "clip": {"preset": "clip"},

@@ -31,9 +31,9 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from pipeline.captions.settings import TextSettings
-from pipeline.stages.arrange import ShardGroup, arrange
 from pipeline.stages.pack import write_shard
-from pipeline.stages.tar import ArchiveWriter
+from pipeline.stages.pack_arrange import ShardGroup, arrange
+from pipeline.store.tar import ArchiveWriter
 
 WORKERS = 2
 POOL_PART = 100  # 200 files, three times what the reader keeps open: a pool of millions has its images as far apart

@@ -24,8 +24,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def look(work: Path, data: Data, architecture: str, reduced_width: int) -> None:
     import torch
 
-    from training.images import normalise
-    from training.model import ModelSettings, build_model
+    from training.data.images import normalise
+    from training.model.build import build_model
+    from training.model.presets import ModelSettings
 
     rng = np.random.default_rng(0)
     special, general = data.by_split["special_train"], data.by_split["general_train"]
@@ -46,7 +47,7 @@ def look(work: Path, data: Data, architecture: str, reduced_width: int) -> None:
 def _look_at(model: Any, pixels: Any, tokens: Any) -> dict[str, float]:
     import torch
 
-    from training.loss import LossSettings, contrastive_loss
+    from training.model.loss import LossSettings, contrastive_loss
 
     features = model(pixels, tokens)
     found = {name: _likeness(features[name].detach()) for name in features if not name.startswith("logit_scale")}
@@ -69,7 +70,7 @@ def _anchor_matters(model: Any, pixels: Any, tokens: Any) -> dict[str, float]:
     """How much of the statistics changes, relative to their length, when the anchor is drawn at random."""
     import torch
 
-    from training import towers
+    from training.model import towers
 
     placement, mask = model.second_order.placement, model.second_order.text_padding == "mask"
     found = {}

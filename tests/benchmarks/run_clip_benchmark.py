@@ -26,8 +26,8 @@ import yaml
 
 from manifests.release import Release
 from training.config import read_train_settings
-from training.evaluate import ExtraTable
-from training.shards import ShardReader, open_pool
+from training.data.shards import ShardReader, open_pool
+from training.evaluation.evaluate import ExtraTable
 
 _TOLERANCE = 1e-6
 _TEMPLATES = ("a picture of {c}.", "{c}.")

@@ -11,10 +11,9 @@ from building import Web, release_of, run_plantmix, write_build_config
 
 from manifests.reader import open_reader
 from manifests.release import Release
-from pipeline.captions.settings import TEXT_TYPES
-from pipeline.captions.taxa import MEMBER_NAMES
-from training.data import SampleDataset, TextSettings
-from training.shards import open_pool
+from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES
+from training.data.loader import SampleDataset, TextSettings
+from training.data.shards import open_pool
 
 CHOICES = ("sentence", "taxonTag_com", "sci")
 

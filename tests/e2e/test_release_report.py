@@ -11,8 +11,8 @@ import pytest
 from building import release_of, run_plantmix
 
 from manifests.release import Release
-from pipeline.releases.card import _mixture
-from pipeline.report.page import write_page
+from pipeline.sidefiles.card import _mixture
+from pipeline.sidefiles.page import write_page
 
 
 @pytest.fixture

@@ -79,8 +79,8 @@ def test_shards_hold_one_domain_each_and_every_kept_sample_once(release: Release
 
 
 def test_the_training_loader_draws_a_ratio_from_it(release: Release) -> None:
-    from training.sampling import SampleOrder
-    from training.shards import ShardReader, open_pool, strata_of
+    from training.data.sampling import SampleOrder
+    from training.data.shards import ShardReader, open_pool, strata_of
 
     pool = open_pool([release], "train")
     order = SampleOrder(strata_of(pool, None, {"plant": 0.75, "general": 0.25}), 400, seed=0, window=1000)

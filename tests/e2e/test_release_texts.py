@@ -8,9 +8,9 @@ from pathlib import Path
 from building import Web, release_of, run_plantmix, write_build_config
 
 from manifests.release import Release
-from pipeline.captions.taxa import MEMBER_NAMES
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.takedown import Wanted, take_down
+from pipeline.vocabulary.taxa import MEMBER_NAMES
 
 WANTED = ["scientific", "common", "taxonomic", "sci", "com", "taxon", "sci_com", "taxon_com"]
 

@@ -16,7 +16,7 @@ from building import Web, release_of, run_plantmix, write_build_config
 from manifests.errors import ConfigError
 from manifests.release import Release
 from manifests.storage import hash_file
-from pipeline.verify import verify_release
+from pipeline.commands.verify import verify_release
 
 Change = Callable[[Path, dict[str, Any]], None]
 
@@ -201,10 +201,10 @@ def test_deep_says_so_of_a_release_from_another_work_folder(web: Web, folder: Pa
 def test_a_release_on_an_object_store(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fsspec
 
+    from pipeline.commands.report import report_of
     from pipeline.releases.diff import compare
     from pipeline.releases.export import describe
     from pipeline.releases.takedown import Wanted, take_down
-    from pipeline.report.build import report_of
 
     there = f"memory://{tmp_path.name}/{folder.name}"
     fs = fsspec.filesystem("memory")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from running import NUM_WORKERS, SharedRay
 
-from pipeline.executing import InlineExecutor
-from pipeline.runner import RayExecutor
+from pipeline.runner.executing import InlineExecutor
+from pipeline.runner.on_ray import RayExecutor
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ import pytest
 
 from manifests import tables
 from manifests.catalog import Catalog
-from manifests.records import Funnel
+from manifests.records import Funnel, fingerprint
 from pipeline.config import BuildConfig
-from pipeline.runner import Runner
+from pipeline.runner.runner import Runner
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
 from pipeline.stages import dedup
-from pipeline.work import BuildContext, Part, PartResult, Stage, Step, fingerprint, write_table
+from pipeline.store.writing import write_table
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 

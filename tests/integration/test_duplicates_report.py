@@ -11,12 +11,12 @@ from PIL import Image
 
 from manifests.catalog import Catalog
 from manifests.reader import open_reader, read_status
+from pipeline.commands.explain import describe_life, find_lives
+from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
-from pipeline.explain import describe_life, find_lives
 from pipeline.flow import FLOW
-from pipeline.report.duplicates import duplicates_section
-from pipeline.runner import Runner
-from pipeline.status import describe_status
+from pipeline.runner.runner import Runner
+from pipeline.sidefiles.contact_sheets import duplicates_section
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 

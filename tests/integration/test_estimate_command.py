@@ -15,10 +15,11 @@ import yaml
 
 from manifests.errors import ConfigError
 from pipeline.cli import main
+from pipeline.commands.estimate import describe, estimate, host_times, stored_bytes
 from pipeline.config import BuildConfig
-from pipeline.estimate import describe, estimate, host_times, stored_bytes
 from pipeline.fetching.head import ask_sizes
-from pipeline.fetching.settings import ImageSettings, NetworkSettings
+from pipeline.fetching.settings import NetworkSettings
+from pipeline.pictures.settings import ImageSettings
 
 
 class _Server(ThreadingHTTPServer):

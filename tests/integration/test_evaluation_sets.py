@@ -19,13 +19,13 @@ from manifests import tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
-from pipeline.build import check_config
+from pipeline.commands.build import check_config
+from pipeline.commands.explain import describe_life, find_lives
+from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
-from pipeline.explain import describe_life, find_lives
 from pipeline.flow import FLOW
-from pipeline.runner import BuildReport, Runner
-from pipeline.stages.evaluation import find_leaks
-from pipeline.status import describe_status
+from pipeline.runner.runner import BuildReport, Runner
+from pipeline.stages.dedup_evaluation import find_leaks
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 EVALUATED, CLEAN = PHOTOS[:12], PHOTOS[12:]
@@ -294,7 +294,7 @@ def test_pictures_of_one_colour_match_by_bytes_alone(tmp_path: Path) -> None:
 
 def test_extra_captions_are_members_that_training_can_draw(pictures: Path, tmp_path: Path) -> None:
     from manifests.release import Release
-    from training.shards import ShardReader, open_pool
+    from training.data.shards import ShardReader, open_pool
 
     folder = tmp_path / "pictures"
     for place, photo in enumerate(CLEAN):

@@ -22,7 +22,8 @@ from pipeline.fetching.addresses import system_lookup
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
-from pipeline.fetching.settings import FetchSettings, HostLimits, ImageSettings, NetworkSettings
+from pipeline.fetching.settings import FetchSettings, HostLimits, NetworkSettings
+from pipeline.pictures.settings import ImageSettings
 
 README = Path(__file__).parents[2] / "pipeline" / "fetching" / "README.md"
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import release_writer as writer
 import yaml
-from loop_modules import load_loop_module
 from process_tree import below, kill
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
 from manifests.reader import read_proxy_runs
 from training.config import TrainSettings
-from training.launcher import each_result_on_ray
-from training.proxies import run_proxies
-from training.proxy_list import ProxySettings
+from training.proxies.runs import ProxySettings
+from training.proxies.study import run_proxies
+from training.run.launcher import each_result_on_ray
 
 RUNS = [
     {"run": "even", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 1440},
@@ -33,11 +33,10 @@ RUNS = [
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    writer, fixtures = load_loop_module("release_writer"), load_loop_module("conftest")
     samples = writer.drawn_samples(83, 25, size_px=40)
     writer.write_release(tmp_path / "toy-0001", samples, shard_size=15, stratified=True)
     architecture = tmp_path / "dalip-proxies-test.json"
-    architecture.write_text(json.dumps(fixtures.TINY_ARCHITECTURE))
+    architecture.write_text(json.dumps(writer.TINY_ARCHITECTURE))
     with Catalog.open(str(tmp_path / "work")):
         pass
     return {

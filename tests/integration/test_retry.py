@@ -17,9 +17,9 @@ from misbehaving.server import MisbehavingServer
 from manifests.catalog import Catalog
 from manifests.reader import open_reader
 from pipeline.cli import main
+from pipeline.commands.retry import last_config
 from pipeline.config import read_config
 from pipeline.fetching.local import read_local
-from pipeline.retry import last_config
 
 
 class Web:

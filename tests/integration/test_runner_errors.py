@@ -20,9 +20,9 @@ from running import (
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel
-from pipeline.executing import InlineExecutor
-from pipeline.runner import RayExecutor
-from pipeline.work import PartResult
+from pipeline.runner.executing import InlineExecutor
+from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.work import PartResult
 
 # ---- errors are policies
 

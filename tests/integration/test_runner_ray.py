@@ -28,9 +28,10 @@ from running import (
 from manifests.catalog import Catalog
 from manifests.errors import PartError
 from manifests.records import Funnel
-from pipeline.executing import InlineExecutor
-from pipeline.runner import RayExecutor, Runner
-from pipeline.work import Part, PartResult
+from pipeline.runner.executing import InlineExecutor
+from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.runner import Runner
+from pipeline.runner.work import Part, PartResult
 
 # ---- Ray
 
@@ -109,8 +110,8 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
 
 ONE_WORKER_OF_A_CLUSTER = """
 import sys, time
-from pipeline.runner import RayExecutor
-from pipeline.work import Part, PartResult
+from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.work import Part, PartResult
 
 def work(payload):
     started = time.time()
@@ -183,6 +184,6 @@ def test_ray_is_not_started_when_there_is_nothing_to_do(tmp_path: Path, monkeypa
     def never(*_: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipeline.runner.RayExecutor", never)
+    monkeypatch.setattr("pipeline.runner.runner.RayExecutor", never)
     with Catalog.open(str(tmp_path)) as catalog:
         assert Runner(config_of(tmp_path, "ray"), [stage], catalog).run().redone == ()

@@ -24,10 +24,10 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, StageRecord
-from pipeline.build import check_order, check_writable, find_stage
-from pipeline.executing import Done, InlineExecutor
-from pipeline.runner import RayExecutor
-from pipeline.work import BuildContext, Part, PartResult, Stage
+from pipeline.commands.build import check_order, check_writable, find_stage
+from pipeline.runner.executing import Done, InlineExecutor
+from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.work import BuildContext, Part, PartResult, Stage
 
 # ---- the same, whoever runs it
 

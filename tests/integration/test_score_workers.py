@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.runner import RayExecutor
-from pipeline.work import Part, PartResult
+from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.work import Part, PartResult
 
 LOADED: list[str] = []
 

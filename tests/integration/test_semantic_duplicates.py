@@ -13,11 +13,11 @@ import pytest
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
-from pipeline.build import check_config
+from pipeline.commands.build import check_config
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.matching.semantic import assign, close_pairs, train_centroids, unit
-from pipeline.runner import Runner
+from pipeline.runner.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/vit-tiny-demo.json"

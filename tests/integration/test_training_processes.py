@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import release_writer as writer
 import torch
 import yaml
-from loop_modules import load_loop_module
 
-from training.log import read_log
+from training.record.log import read_log
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip
@@ -30,10 +30,9 @@ NUM_STEPS = 24
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
-    writer, fixtures = load_loop_module("release_writer"), load_loop_module("conftest")
     writer.write_work_folder(folder / "data", writer.drawn_samples(107, 0), shard_size=19)
     architecture = folder / "dalip-process-test.json"
-    architecture.write_text(json.dumps(fixtures.TINY_ARCHITECTURE))
+    architecture.write_text(json.dumps(writer.TINY_ARCHITECTURE))
     return {
         "release": str(folder / "data"),
         "output_dir": str(folder / "run"),
@@ -229,7 +228,6 @@ def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None
 @pytest.mark.slow
 def test_broken_samples_of_every_rank_are_named_counted_and_limited(values: dict[str, Any], tmp_path: Path) -> None:
     """Whoever meets them: all are in the log and the checkpoint, and the limit is on their number over all ranks."""
-    writer = sys.modules["dalip_release_writer"]
     samples = writer.drawn_samples(40, 0)
     broken = (3, 9, 17, 30)
     for number in broken:

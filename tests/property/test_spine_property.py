@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from manifests import tables
 from manifests.errors import ConfigError
-from pipeline.allocation import Pool, allocate, allocate_by_size, apportion
+from pipeline.quotas.allocation import Pool, allocate, allocate_by_size, apportion
 from pipeline.stages.mix import Stratum, draw
 from pipeline.stages.select import choose_representatives
-from pipeline.stages.sql import facet
-from pipeline.stages.tar import ArchiveWriter, member_header
+from pipeline.store.sql import facet
+from pipeline.store.tar import ArchiveWriter, member_header
 
 # ---- allocation
 

@@ -20,10 +20,10 @@ from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program
-from pipeline.fetching.poolfile import PoolFile
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
 from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
+from pipeline.store.pool_file import PoolFile
 
 LOCAL = FetchSettings(network=NetworkSettings(allow_private_addresses=True, robots_txt=False, retries=0))
 

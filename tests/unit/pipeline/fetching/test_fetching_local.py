@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.fetching.image import StoredImage, measure_image
 from pipeline.fetching.local import read_local
-from pipeline.fetching.settings import ImageSettings
+from pipeline.pictures.image import StoredImage, measure_image
+from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, make_locator, split_locator
 
 SETTINGS = ImageSettings(size_px=32, min_side_px=16)

@@ -12,7 +12,7 @@ import pytest
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.ingest import map_rows
-from pipeline.stages.sql import open_scratch
+from pipeline.store.sql import open_scratch
 
 
 @pytest.fixture

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from manifests.errors import ConfigError
-from training import convert, exports
 from training.cli import main
-from training.model import DalipModel, ModelSettings, build_model
-from training.subject import open_subject
+from training.evaluation.subject import open_subject
+from training.model import exports, weights
+from training.model.build import build_model, load_hugging_face, load_released
+from training.model.dalip import DalipModel
+from training.model.presets import ModelSettings
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
@@ -42,11 +44,11 @@ def tiny(folder: Path, name: str, embed_dim: int = 32, **more: object) -> str:
 
 
 def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> None:
-    renamed = convert.rename_released(released_state(), where="test")
+    renamed = weights.rename_released(released_state(), where="test")
     assert len(renamed) == len(KEYS) == 323
     with torch.device("meta"):
         clip = open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16"))
-        from training.branch import BranchShape, SecondOrderBranch
+        from training.model.branch import BranchShape, SecondOrderBranch
 
         def branch(norm: str) -> SecondOrderBranch:
             return SecondOrderBranch(BranchShape(512, 512, 4, 46, norm, 0.5, "token", "full", 1))
@@ -59,7 +61,7 @@ def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> 
 def as_released(model: DalipModel) -> dict[str, Tensor]:
     """The model's state dict under the released code's names, made from the published key list."""
     state = model.state_dict()
-    ours_to_theirs = {ours: theirs for theirs, ours in convert._RELEASED_BRANCHES.items()}
+    ours_to_theirs = {ours: theirs for theirs, ours in weights._RELEASED_BRANCHES.items()}
     renamed = {ours_to_theirs.get(name, name.removeprefix("clip.")): tensor for name, tensor in state.items()}
     assert set(renamed) == {n for n in KEYS if "resblocks" not in n} | {n for n in renamed if "resblocks" in n}
     convolution = "visual.vbdc.conv_dr_block.0.weight"
@@ -72,7 +74,7 @@ def test_a_released_checkpoint_loads_and_encodes_the_same(tmp_path: Path) -> Non
     torch.save(
         {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in as_released(source).items()}}, tmp_path / "r.pt"
     )
-    loaded = convert.load_released(tmp_path / "r.pt", architecture=path).eval()
+    loaded = load_released(tmp_path / "r.pt", architecture=path).eval()
     images, tokens = torch.randn(2, 3, 32, 32), source.tokenizer(["a leaf", "oak"])
     with torch.no_grad():
         expected, given = source(images, tokens), loaded(images, tokens)
@@ -98,12 +100,12 @@ def test_what_does_not_fit_is_named_key_by_key(tmp_path: Path) -> None:
     state = as_released(model)
     missing = {name: tensor for name, tensor in state.items() if name not in ("fc2.weight", "tbdc.ln.bias")}
     with pytest.raises(ConfigError, match=r"2 of its 21 second-order keys are missing: tbdc\.ln\.bias, fc2\.weight"):
-        convert.rename_released(missing, where="x.pt")
+        weights.rename_released(missing, where="x.pt")
     state["surprise"] = torch.zeros(3)
     state["ln_final.weight"] = torch.zeros(7)
     del state["ln_final.bias"]
     with pytest.raises(ConfigError) as caught:
-        convert.load_state(model, convert.rename_released(state, where="x.pt"), where="x.pt")
+        weights.load_state(model, weights.rename_released(state, where="x.pt"), where="x.pt")
     message = str(caught.value)
     assert "x.pt: does not fit the model, 3 keys differ" in message
     assert "missing: clip.ln_final.bias [32]" in message
@@ -116,12 +118,12 @@ def test_what_does_not_fit_is_named_key_by_key(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ConfigError, match=r"x\.pt: cannot be read as a checkpoint"):
-        convert.read_state(tmp_path / "x.pt")
+        weights.read_state(tmp_path / "x.pt")
     with pytest.raises(ConfigError, match="no such checkpoint file"):
-        convert.read_state(tmp_path / "y.pt")
+        weights.read_state(tmp_path / "y.pt")
     torch.save({"epoch": 1}, tmp_path / "z.pt")
     with pytest.raises(ConfigError, match="holds no state dict"):
-        convert.read_state(tmp_path / "z.pt")
+        weights.read_state(tmp_path / "z.pt")
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pt")
     with pytest.raises(ConfigError, match="cannot be read"):
-        convert.read_state(tmp_path / "bomb.pt")
+        weights.read_state(tmp_path / "bomb.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -174,7 +176,7 @@ def test_the_hugging_face_layout_goes_there_and_back(tmp_path: Path, preset: str
     with torch.no_grad():
         assert torch.equal(other.eval().encode_image(images, normalize=True), model.encode_image(images))
         expected = model(images, tokens)
-        given = convert.load_hugging_face(tmp_path / "hub").eval()(images, tokens)
+        given = load_hugging_face(tmp_path / "hub").eval()(images, tokens)
     assert all(torch.equal(given[name], expected[name]) for name in expected)
 
 
@@ -183,10 +185,10 @@ def test_a_hugging_face_folder_loads_where_the_model_file_is_gone(tmp_path: Path
     exports.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
     Path(path).unlink()
     (tmp_path / "hub").rename(tmp_path / "elsewhere")
-    model = convert.load_hugging_face(tmp_path / "elsewhere")
+    model = load_hugging_face(tmp_path / "elsewhere")
     assert model.tokenizer(["a leaf"]).shape == (1, 12)
     assert exports.export_hugging_face(model, tmp_path / "again")
-    assert convert.load_hugging_face(tmp_path / "again").settings.preset == "dalip"
+    assert load_hugging_face(tmp_path / "again").settings.preset == "dalip"
 
 
 def test_an_export_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_preprocessing_travels_with_the_weights(tmp_path: Path) -> None:
     model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
     exports.export_hugging_face(model, tmp_path / "hub")
     for loaded in (
-        convert.load_hugging_face(tmp_path / "hub"),
+        load_hugging_face(tmp_path / "hub"),
         build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "hub"))),
     ):
         given = loaded.preprocess_settings

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manifests.errors import ConfigError
-from training.branch import BranchShape, SecondOrderBranch
 from training.config import TrainSettings
-from training.loss import LossSettings, accumulate_backward, contrastive_loss, gather_with_gradient, info_nce
+from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.loss import LossSettings, accumulate_backward, contrastive_loss, gather_with_gradient, info_nce
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 SETTINGS = [

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training import mbdc
+from training.model import mbdc
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from training import towers
-from training.branch import BranchShape, HeadBatchNorm, SecondOrderBranch
-from training.model import DalipModel, ModelSettings, build_model, resolve_second_order
+from training.model.branch import BranchShape, HeadBatchNorm, SecondOrderBranch
+from training.model.build import build_model
+from training.model.dalip import DalipModel, towers
+from training.model.presets import ModelSettings, resolve_second_order
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 ROOT = Path(__file__).parents[4]

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from training.branch import BranchShape, SecondOrderBranch
 from training.cli import main
 from training.config import read_train_settings
-from training.model import DalipModel, ModelSettings, build_model
+from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.build import build_model
+from training.model.dalip import DalipModel
+from training.model.presets import ModelSettings
 
 PRESETS = ["released", "dalip"]
 CHANGES = {"reduced_width": 6}

@@ -1,0 +1,1 @@
+"""The commands of plantmix, one a file: parse, check, call, print."""

@@ -1,0 +1,301 @@
+"""`plantmix explain`: the life of one image, from its source row to its shard or the reason it has none.
+
+Reads the catalogue's views. Finds the image by sample id, URL, or shard and key. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from manifests.errors import ConfigError
+from manifests.outcomes import PASSING
+from manifests.reader import open_reader
+from pipeline.commands.parsing import Commands, add_command
+from pipeline.fetching.urls import BadURL, parse_url
+
+MAX_SHOWN = 20
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `explain` to the command line."""
+    parser = add_command(
+        commands,
+        "explain",
+        "the life of one image, from its source row to its shard or the reason it has none",
+        "plantmix explain data/demo http://127.0.0.1:8731/tuxpaint/plants/flowers/rose.png",
+    )
+    parser.add_argument("dir", metavar="DIR", help="work folder of a build")
+    parser.add_argument("what", metavar="ID-or-URL-or-SHARD/KEY", help="sample id, URL, or shard and key")
+    parser.add_argument("--json", action="store_true", help="the same as json")
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return print_life(args.dir, args.what, args.json)
+
+
+def print_life(workdir: str, what: str, as_json: bool) -> int:
+    """Print the life of every image that `what` names; returns the exit code.
+
+    Raises: ConfigError when nothing of that name ever came in.
+    """
+    with open_reader(workdir) as connection:
+        lives = find_lives(connection, what)
+    if not lives:
+        raise ConfigError(
+            f"{what}: no such image in {workdir}; give a sample id (32 hex digits), a URL exactly as in the source, "
+            "or SHARD/KEY as in a release"
+        )
+    if as_json:
+        print(json.dumps(lives, indent=1, ensure_ascii=False, default=str))
+        return 0
+    for number, life in enumerate(lives[:MAX_SHOWN]):
+        if number:
+            print()
+        print("\n".join(describe_life(life)))
+    if len(lives) > MAX_SHOWN:
+        print(f"\nand {len(lives) - MAX_SHOWN:,} more rows of this URL")
+    return 0
+
+
+def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
+    """All that the catalogue knows of the rows that `what` names, one dict a row."""
+    lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
+    rejected = _rows(connection, "SELECT * FROM rejects WHERE url = $1 OR record_key = $1 ORDER BY ALL", [what])
+    return lives + [{"reject": row} for row in rejected]
+
+
+def _find_ids(connection: Any, what: str) -> list[str]:
+    for sql in (
+        "SELECT sample_id FROM candidates WHERE sample_id = $1",
+        "SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 OR locator = $1 ORDER BY sample_id",
+        "SELECT sample_id FROM facts WHERE final_url = $1 ORDER BY sample_id",
+    ):
+        found = connection.execute(sql, [_as_stored(what) if "final_url" in sql else what]).fetchall()
+        if found:
+            return [row[0] for row in found]
+    shard, _, key = what.rstrip("/").rpartition("/")
+    found = connection.execute(
+        "SELECT DISTINCT sample_id FROM placements WHERE key = $1 AND ($2 = '' OR shard = $2 OR shard = $2 || '.tar')",
+        [key.partition(".")[0], shard.rpartition("/")[2]],
+    ).fetchall()
+    return [row[0] for row in found]
+
+
+def _as_stored(what: str) -> str:
+    """A URL as final_url holds it: normal spelling, secrets masked; anything else as it is."""
+    try:
+        return parse_url(what).shown_url
+    except BadURL:
+        return what
+
+
+def _life(connection: Any, sample_id: str) -> dict[str, Any]:
+    life: dict[str, Any] = {}
+    life["extra_captions"] = _rows(
+        connection, "SELECT * FROM extra_captions WHERE sample_id = $1 ORDER BY place", [sample_id]
+    )
+    for view in ("candidates", "facts", "captions", "decisions"):
+        rows = _rows(connection, f"SELECT * FROM {view} WHERE sample_id = $1", [sample_id])
+        life[view] = rows[0] if rows else None
+    names = _rows(
+        connection,
+        "SELECT n.* FROM captions t JOIN candidates c USING (sample_id) JOIN names n ON n.name = t.taxon_given "
+        "AND n.kingdom_given IS NOT DISTINCT FROM nullif(trim(c.taxon_kingdom), '') WHERE sample_id = $1",
+        [sample_id],
+    )
+    life["name"] = names[0] if names else None
+    life["fetched"] = _rows(
+        connection,
+        "SELECT f.* FROM fetched f JOIN candidates c ON f.sample_id = c.sample_id "
+        "AND f.url = coalesce(c.locator, c.url) WHERE f.sample_id = $1 ORDER BY round",
+        [sample_id],
+    )
+    life["scores"] = _rows(connection, "SELECT * FROM scores WHERE sample_id = $1", [sample_id])
+    life["draws"] = _rows(connection, "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy", [sample_id])
+    life["placements"] = _rows(connection, "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy", [sample_id])
+    other = life["decisions"] and life["decisions"]["other_sample_id"]
+    kept = "SELECT s.*, c.locator FROM samples s JOIN candidates c USING (sample_id) WHERE sample_id = $1"
+    life["kept_instead"] = _rows(connection, kept, [other])[0] if other else None
+    life["stands_for"] = _rows(
+        connection,
+        "SELECT d.sample_id, d.reason, d.distance, coalesce(c.url, c.locator) AS url "
+        "FROM decisions d JOIN candidates c USING (sample_id) "
+        "WHERE other_sample_id = $1 ORDER BY distance, sample_id",
+        [sample_id],
+    )
+    domain = life["candidates"]["domain"]
+    mixes = _rows(
+        connection,
+        "SELECT m.* FROM mixes m JOIN current_stages USING (fingerprint) WHERE domain = $1",
+        [domain],
+    )
+    life["mix"] = mixes[0] if mixes else None
+    releases = _rows(
+        connection, "SELECT name, path FROM releases JOIN current_stages USING (fingerprint) WHERE stage = 'pack'", []
+    )
+    life["release"] = releases[0] if releases else None
+    return life
+
+
+def _rows(connection: Any, sql: str, values: list[Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.sql(sql, params=values).to_arrow_table().to_pylist()]
+
+
+def describe_life(life: dict[str, Any]) -> list[str]:
+    """A life as lines that a person reads, stage by stage."""
+    if "reject" in life:
+        row = life["reject"]
+        value = f" ({row['value']})" if row["value"] else ""
+        return [
+            f"source    row {row['row_number']} of {row['source']}: {row['url'] or row['record_key'] or '(no URL)'}",
+            f"ingest    DROPPED: {row['reason']}{value}",
+        ]
+    lines = _source_lines(life["candidates"])
+    if life["facts"] is None:
+        return [*lines, "fetch     not yet"]
+    lines += _fetch_lines(life["facts"]) + _round_lines(life["fetched"])
+    decision = life["decisions"]
+    if life["captions"] is not None:
+        lines += _taxon_lines(life, life["captions"]) + _caption_lines(life["captions"])
+    lines += [f"score     {row['score']:.4f} by {row['scorer']}" for row in life["scores"]]
+    if decision is None:
+        return [*lines, "select    not yet"]
+    return lines + _decision_lines(life, decision) + _mix_lines(life, decision)
+
+
+def _source_lines(row: dict[str, Any]) -> list[str]:
+    taxon = [row[name] for name in row if name.startswith("taxon_") and row[name]]
+    lines = [
+        f"sample    {row['sample_id']}",
+        f"source    row {row['row_number']} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
+        *([f"          {row['url']}"] if row["url"] else []),
+        *([f"          bytes lie here, in {row['locator']} (file@offset+length)"] if row["locator"] else []),
+        f"          caption as given: {row['caption']!r}",
+    ]
+    if taxon:
+        lines.append(f"          taxon: {', '.join(dict.fromkeys(taxon))}")
+    licence = ", ".join(str(row[name]) for name in ("licence", "licence_url") if row[name]) or "none stated"
+    owner = row["rights_holder"] or row["creator"]
+    lines.append(f"          licence: {licence}" + (f", owner: {owner}" if owner else ""))
+    if row["reference_url"]:
+        lines.append(f"          page: {row['reference_url']}")
+    return lines
+
+
+def _fetch_lines(row: dict[str, Any]) -> list[str]:
+    tries = f"{row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+    status = f", HTTP {row['http_status']}" if row["http_status"] else ""
+    if row["outcome"] != "ok":
+        again = "a passing failure, worth another try later" if row["outcome"] in PASSING else "final"
+        detail = f" ({row['detail']})" if row["detail"] else ""
+        return [f"fetch     DROPPED: {row['outcome']}{detail} after {tries}{status}; {again}", *_way_lines(row)]
+    turned = f", turned (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
+    return [
+        f"fetch     ok after {tries}{status}: {row['num_bytes']:,} bytes, {row['format']} {row['mode']}, "
+        f"{row['width_px']} x {row['height_px']} px{turned}",
+        f"          stored as {row['stored_width_px']} x {row['stored_height_px']} px, pHash {row['phash']:016x}, "
+        f"in pool/{row['pool_file']} at {row['offset']:,}",
+        f"          sha256 as downloaded {row['image_id']}",
+        *_way_lines(row),
+    ]
+
+
+def _way_lines(row: dict[str, Any]) -> list[str]:
+    """The redirects on the way, one line each."""
+    hops = [*(row["redirects"] or []), row["final_url"]]
+    return [f"          redirected to {hop}" for hop in hops[1:]]
+
+
+def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What each round of fetching saw, once there is more than one."""
+    if len(rows) < 2:
+        return []
+    return [
+        f"          {'round ' + str(row['round']) if row['round'] else 'at first'}: {row['outcome']}"
+        + (f" ({row['detail']})" if row["detail"] else "")
+        + f", {row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+        for row in rows
+    ]
+
+
+def _caption_lines(row: dict[str, Any]) -> list[str]:
+    steps = f" (changed by {', '.join(row['steps'])})" if row["steps"] else ""
+    return [
+        f"caption   {row['text']!r}{steps}",
+        f"          {row['num_chars']} characters, {row['num_words']} words, language {row['language'] or 'unknown'}, "
+        f"letters {row['letter_ratio'] or 0:.2f}, licence read as {row['licence_id']}",
+    ]
+
+
+def _taxon_lines(life: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """The taxon as given, how the backbone matched it, and what it is accepted as."""
+    ranks = ", ".join(f"{rank} {name}" for rank, name in dict(row["taxon_ranks"] or {}).items())
+    name = life["name"]
+    if name is None:
+        return [f"taxon     {row['taxon_name']} ({ranks or 'no ranks'})"] if row["taxon_name"] else []
+    if name["accepted_id"] is None:
+        return [f"taxon     {name['name']!r} as given, left so: {name['matched_how']} in the backbone"]
+    vernacular = f", known there as {name['vernacular']}" if name["vernacular"] else ""
+    return [
+        f"taxon     {name['name']!r} as given, matched {name['matched_how']} with {name['matched_id']} "
+        f"({name['matched_status']})",
+        f"          accepted as {name['accepted_name']}, {name['accepted_id']}{vernacular} ({ranks})",
+    ]
+
+
+def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]:
+    if decision["keep"]:
+        return [
+            "select    kept",
+            *(
+                f"          stands for {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
+                for row in life["stands_for"]
+            ),
+            *(f"          takes over the caption {row['text']!r}" for row in life["extra_captions"]),
+        ]
+    if decision["stage"] == "fetch":
+        return []
+    if decision["reason"] == "eval_leak":
+        return [
+            f"select    DROPPED: eval_leak ({decision['value']})",
+            f"          shows {decision['evaluation_member']} of the evaluation set {decision['evaluation_set']}",
+        ]
+    twin = life["kept_instead"]
+    if decision["reason"] == "takedown":
+        named = f"as a copy of {twin['sample_id']} ({decision['value']})" if twin else f"by {decision['value']!r}"
+        why = "" if twin else f"; reason: {decision['threshold']}"
+        return [f"select    DROPPED: takedown, {named}{why}"]
+    if twin is not None:
+        return [
+            f"select    DROPPED: {decision['reason']} ({decision['value']})",
+            f"          kept instead: {twin['sample_id']} {twin['url'] or twin['locator'] or ''}".rstrip(),
+        ]
+    return [
+        f"{decision['stage']:<10}DROPPED: {decision['reason']} (measured {decision['value']!r}, "
+        f"allowed {decision['threshold']})"
+    ]
+
+
+def _mix_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]:
+    mix = life["mix"]
+    if not decision["keep"]:
+        return []
+    if mix is None:
+        return ["mix       not yet"]
+    if not life["draws"]:
+        return [
+            f"mix       DROPPED: left_out_by_ratio ({mix['num_drawn']:,} of {mix['num_available']:,} {mix['domain']} "
+            f"samples were drawn for a share of {mix['target_share']:.4f}; this one comes later in the seeded order)"
+        ]
+    split = life["draws"][0]["split"]
+    copies = len(life["draws"])
+    lines = [f"mix       drawn for {split}" + (f", {copies} times" if copies > 1 else "")]
+    where = life["release"]["path"] if life["release"] else "?"
+    lines += [
+        f"pack      {where}: {row['shard']} / {row['key']} (sample {row['position']} of the shard)"
+        for row in life["placements"]
+    ]
+    return lines if life["placements"] else [*lines, "pack      not yet"]

@@ -1,0 +1,61 @@
+"""`plantmix export`: a release for other tools: arguments and code to paste, or a layout in new files."""
+
+from __future__ import annotations
+
+import argparse
+
+from manifests.errors import ConfigError
+from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
+from pipeline.releases.export import describe
+from pipeline.releases.layouts import write_layout
+from pipeline.releases.opening import open_release
+
+PRINTED = ("open_clip", "webdataset", "wids", "hf_datasets", "ray", "dalip")
+WRITTEN = ("img2dataset", "datacomp")
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `export` to the command line."""
+    parser = add_command(
+        commands,
+        "export",
+        "arguments and code to paste for other tools, and the layouts they expect",
+        "plantmix export data/demo --for open_clip\n"
+        "         plantmix export data/my/releases/strata --for open_clip --ratio plant=1,general=3\n"
+        "         plantmix export data/demo --for img2dataset --out data/demo-img2dataset",
+    )
+    parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
+    parser.add_argument("--for", dest="target", required=True, choices=(*PRINTED, *WRITTEN), help="the tool that reads")
+    parser.add_argument(
+        "--ratio", metavar="DOMAIN=SHARE,...", help="of a stratified release: shares to draw (its own target)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="new folder for img2dataset's or DataComp's layout")
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    ratio = _read_ratio(args.ratio)
+    if args.target in PRINTED:
+        if args.out:
+            raise ConfigError(f"--out: {args.target} needs no files; leave it out, or use --for {' or '.join(WRITTEN)}")
+        print(describe(open_release(args.release), args.target, ratio))
+        return 0
+    if not args.out or ratio is not None:
+        raise ConfigError(f"--for {args.target} writes files of the whole split train: give --out DIR, and no --ratio")
+    print("\n".join(write_layout(open_release(args.release), args.target, args.out)))
+    return 0
+
+
+def _read_ratio(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        shares = [(domain.strip(), float(share)) for domain, share in pairs]
+    except ValueError:
+        raise ConfigError(f"--ratio {text}: write DOMAIN=SHARE, with commas between, as plant=10,general=3") from None
+    ratio = dict(shares)
+    if len(ratio) < len(shares):
+        twice = [domain for domain in ratio if [name for name, _ in shares].count(domain) > 1]
+        raise ConfigError(f"--ratio {text}: more than one share for {', '.join(twice)}; give each domain one")
+    return ratio

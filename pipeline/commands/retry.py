@@ -1,0 +1,149 @@
+"""`plantmix retry`: fetch again what ended with a passing outcome, into the same catalogue; never a final one.
+
+Goes by the configuration of the last build. Everything asked again is a round of its own: builds see it once the
+round is whole, so a retry that is killed loses nothing and is continued by the same command. A picture fetched in
+any round stands; of failures the newest counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests import storage
+from manifests.catalog import CATALOG_FILE, Catalog
+from manifests.errors import ConfigError
+from manifests.outcomes import PASSING, Outcome
+from manifests.records import StageRecord
+from pipeline.commands.parsing import Commands, add_command
+from pipeline.config import BuildConfig
+from pipeline.flow import FLOW
+from pipeline.runner.runner import Runner, stop_on_sigterm
+from pipeline.runner.work import BuildContext
+from pipeline.stages.fetch_rounds import download_recipe
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `retry` to the command line."""
+    parser = add_command(
+        commands,
+        "retry",
+        "fetch again only what failed for a passing reason, as the last build was configured",
+        "plantmix retry data/demo --outcome read_timeout --outcome http_5xx\n"
+        "then:    plantmix build configs/pipeline/demo.yaml",
+    )
+    parser.add_argument("dir", metavar="DIR", help="work folder of a build")
+    parser.add_argument(
+        "--outcome", action="append", metavar="NAME", help="only rows that ended so; may be given again (all passing)"
+    )
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return retry(args.dir, args.outcome)
+
+
+def retry(workdir: str, names: Sequence[str] | None) -> int:
+    """Ask again for the rows that ended with one of `names` (all passing outcomes when None); returns the exit code.
+
+    Raises: ConfigError for an outcome that does not pass, or when there is nothing built here.
+    """
+    outcomes = check_outcomes(names)
+    if not Path(storage.join(workdir, CATALOG_FILE)).is_file():
+        raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    stop_on_sigterm()
+    with Catalog.open(workdir) as catalog:
+        config = last_config(catalog)
+        round_done = run_round(Runner(config, FLOW, catalog), catalog, outcomes)
+    for line in describe_round(round_done, outcomes):
+        print(line)
+    return 0
+
+
+def check_outcomes(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The passing outcomes to take up, sorted.
+
+    Raises: ConfigError for one that is unknown or final.
+    """
+    passing = sorted(outcome.value for outcome in PASSING)
+    for name in names or ():
+        if name not in passing:
+            final = name in [outcome.value for outcome in Outcome]
+            why = "is final: asking again is useless, or rude" if final else "is no outcome"
+            raise ConfigError(f"--outcome {name} {why}; what may be retried: {', '.join(passing)}")
+    return tuple(sorted(set(names))) if names else tuple(passing)
+
+
+def last_config(catalog: Catalog) -> BuildConfig:
+    """The configuration of the last build in this work folder.
+
+    Raises: ConfigError when there was none, or one of another version of the program.
+    """
+    text = catalog.last_config()
+    if text is None:
+        raise ConfigError(f"{catalog.workdir}: no build has run here yet; run `plantmix build CONFIG` first")
+    try:
+        config = BuildConfig.model_validate_json(text)
+    except ValueError:
+        raise ConfigError(
+            f"{catalog.workdir}: the last build ran with a configuration that this version does not read; "
+            "run `plantmix build CONFIG` once more, then retry"
+        ) from None
+    return config.model_copy(update={"work_dir": catalog.workdir})
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round that is whole: its number (0: there was nothing to ask), rows asked, the fetch stage before and after."""
+
+    number: int
+    num_asked: int
+    before: StageRecord
+    after: StageRecord
+
+
+def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> RoundDone:
+    """Run one round, or the rest of one that was interrupted."""
+    number, recipe = 0, ""
+
+    def begin(context: BuildContext, before: StageRecord) -> bool:
+        nonlocal number, recipe
+        recipe = download_recipe(context)
+        if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
+            return False
+        context.fetch_round = catalog.rounds.begin(recipe, outcomes)
+        number = context.fetch_round.number
+        return True
+
+    before, after = runner.redo("fetch", begin)
+    if not number:
+        return RoundDone(0, 0, before, after)
+    catalog.rounds.close(recipe, number)
+    parts = [part for step in ("download", "local") for part in catalog.parts_of(after.fingerprint, step)]
+    asked = [part for part in parts if part.notes["round"] == number]
+    return RoundDone(number, sum(part.funnel.num_in for part in asked if part.funnel), before, after)
+
+
+def num_of(stage: StageRecord, outcomes: Sequence[str]) -> int:
+    """How many rows of a fetch stage ended with one of the outcomes."""
+    return sum(stage.funnel.reasons.get(name, 0) for name in outcomes)
+
+
+def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
+    """What a round changed, outcome by outcome, as a person reads it."""
+    before, after = done.before, done.after
+    if not done.number:
+        which = "a passing reason" if len(outcomes) == len(PASSING) else " or ".join(outcomes)
+        return [f"nothing to retry: of {before.funnel.num_in:,} rows none ended for {which}"]
+    was, now = ({"ok": stage.funnel.num_kept, **stage.funnel.reasons} for stage in (before, after))
+    names = ["ok", *sorted((was.keys() | now.keys()) - {"ok"}, key=lambda name: (-was.get(name, 0), name))]
+    gained = now["ok"] - was["ok"]
+    lines = [f"round {done.number}: asked again for {done.num_asked:,} rows, {gained:,} more pictures", ""]
+    lines.append(f"{'outcome':<22}{'before':>12}{'after':>12}")
+    for name in names:
+        mark = "  asked again" if name in outcomes and was.get(name) else ""
+        lines.append(f"{name:<22}{was.get(name, 0):>12,}{now.get(name, 0):>12,}{mark}")
+    follow = "run `plantmix build` with the same configuration: later stages take up the change"
+    return [*lines, "", follow if before.notes != after.notes else "nothing that later stages look at has changed"]

@@ -1,0 +1,1 @@
+"""Bytes to a measured picture: sniff, decode, orient, resize, hash."""

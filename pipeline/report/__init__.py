@@ -1,1 +1,0 @@
-"""Parts of the HTML report: each gives a fragment from what a build stored."""

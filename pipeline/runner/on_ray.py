@@ -1,0 +1,158 @@
+"""Parts as Ray tasks, or in Ray actors where a step holds a model. The only module of the pipeline that imports ray."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from manifests.errors import ConfigError, PartError, RetryableError, RunError
+from pipeline.runner.executing import Done, do_part
+from pipeline.runner.work import Part, Work
+
+log = logging.getLogger("plantmix.runner")
+
+_GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
+
+
+class RayExecutor:
+    """Ray tasks, few in flight, so that 13 M rows never queue up at once.
+
+    A Ray of our own runs as many parts as it has CPUs, so two a worker may be handed in and none waits for the driver.
+    A cluster may have more CPUs than `num_workers`: there only so many are handed in.
+    """
+
+    def __init__(self, num_workers: int | None, address: str | None) -> None:
+        ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self._ray = ray
+        self._gone = False
+        started = time.monotonic()
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address:
+            options["address"] = address
+        else:
+            options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        # a client's driver (ray://) sees the cluster through its proxy only, and has no such address
+        through_proxy = address is not None and address.startswith("ray://")
+        self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
+        workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
+        self._most_in_flight = workers if address and num_workers else 2 * workers
+        log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
+        self._num_workers = workers
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(do_part)
+
+    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
+        """Yield every part once, as they end."""
+        waiting = list(reversed(parts))
+        flying: dict[Any, tuple[Part, Any]] = {}
+        actors = self._start_actors(len(parts), gpus) if gpus is not None else []
+        # each hand takes one part at a time; two an actor, so that none waits for the driver
+        hands = [actor.do for actor in actors] * 2 if actors else [self._remote] * self._most_in_flight
+        while waiting or flying:
+            while waiting and hands:
+                part, hand = waiting.pop(), hands.pop(0)
+                flying[hand.remote(work, part)] = (part, hand)
+            ended, _ = self._ray.wait(list(flying), num_returns=1)
+            for reference in ended:
+                part, hand = flying.pop(reference)
+                hands.append(hand)
+                try:
+                    yield self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError as error:  # what came before or after the work itself
+                    yield Done(part, None, PartError(f"{part.key}: {error.cause}"), 0.0)
+                except self._ray.exceptions.RayError as error:
+                    self._check_alive()
+                    lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
+                    yield Done(part, None, lost, 0.0)
+
+    def _start_actors(self, num_parts: int, gpus: float) -> list[Any]:
+        """Workers that stay from part to part; Ray starts one again that was lost.
+
+        Raises: ConfigError when the cluster has too few GPUs for one.
+        """
+        most = self._num_workers
+        if gpus:
+            there = float(self._ray.cluster_resources().get("GPU", 0))
+            most = min(most, int(there / gpus))
+            if not most:
+                raise ConfigError(f"a worker needs {gpus:g} GPU and Ray sees {there:g}; set the device to cpu")
+        kind = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Worker)
+        return [kind.remote() for _ in range(max(1, min(most, num_parts)))]
+
+    def _check_alive(self) -> None:
+        """Raises: RunError when not only a worker but Ray itself is gone, before Ray ends this process its own way."""
+        if not self._gcs:
+            return
+        host, _, port = self._gcs.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            self._gone = True
+            raise RunError(
+                f"Ray at {self._gcs} is gone ({error.strerror or error}); what is committed stays, run the same "
+                "command again to go on"
+            ) from None
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """Make the object inside an actor and give a proxy for the one method the workers call."""
+        keeper = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16, max_restarts=-1)
+        actor = keeper.remote(make)
+        return ActorGate(actor)
+
+    def close(self) -> None:
+        """Shut the driver's connection (and a local Ray) down."""
+        if not self._gone:  # a shutdown that waits for a lost Ray is ended by Ray, and this process with it
+            self._ray.shutdown()
+
+
+class _Worker:
+    """Does parts, one after the other, in a process that stays: what a part loads, the next one finds."""
+
+    def do(self, work: Work, part: Part) -> Done:
+        return do_part(work, part)
+
+
+class _Keeper:
+    """Holds the shared object inside an actor; one that took a lost actor's place tells the object so."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        ray: Any = importlib.import_module("ray")
+        self._thing = make()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._thing.start_over()
+
+    def exchange(self, reports: Any, wanted: Any) -> Any:
+        return self._thing.exchange(reports, wanted)
+
+
+class ActorGate:
+    """A worker's handle on the one host gate of the cluster (pipeline.fetching.hosts.Gate)."""
+
+    exchange_interval_seconds = 0.02  # one round trip to an actor took 1.2 ms on a 2-core machine
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def exchange(self, reports: Any, wanted: Any) -> Any:
+        """Hand in reports and ask for permissions, in one round trip; waits while a lost actor is replaced.
+
+        Raises: RetryableError when none takes its place: the part goes again.
+        """
+        ray: Any = importlib.import_module("ray")
+        until = time.monotonic() + _GATE_WAIT_SECONDS
+        while True:
+            try:
+                return ray.get(self._actor.exchange.remote(reports, wanted))
+            except ray.exceptions.RayActorError as error:
+                if time.monotonic() > until:
+                    raise RetryableError(f"the host gate is gone ({type(error).__name__})") from None
+                time.sleep(0.2)

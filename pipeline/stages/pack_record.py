@@ -1,0 +1,226 @@
+"""What a release says of itself: keys, member json, samples.parquet, attribution, sizes, and release.json.
+
+Pure descriptions first; `write_record` is the last part of a build. Nothing here holds a time or a path of
+the machine: the same recipe gives the same bytes anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import storage, tables
+from manifests.errors import IntegrityError
+from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
+from pipeline.config import BuildConfig
+from pipeline.runner.work import PartResult
+from pipeline.sidefiles.write import json_bytes, side_files, write_attribution
+from pipeline.store.sql import open_scratch
+from pipeline.store.writing import PrivateFile, TableWriter, private_bytes
+
+FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
+CANDIDATE_COLUMNS = tuple(
+    name for name in tables.CANDIDATES.names if name not in ("sample_id", "domain", "row_number", "locator")
+)
+
+SAMPLES = pa.schema(
+    [
+        *tables.PLACEMENTS,
+        pa.field("text", pa.string()),
+        pa.field("text_type", pa.string()),
+        pa.field("licence_id", pa.string()),
+        *[tables.FACTS.field(name) for name in FACT_COLUMNS],
+        *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
+    ]
+)
+_ARRANGED_COLUMNS = [
+    "sample_id", "copy", "txt", "txt_type", *(
+        name for name in SAMPLES.names if name not in tables.PLACEMENTS.names and name not in ("text", "text_type")
+    ),
+]  # fmt: skip
+
+_JSON_TEXTS = {  # fields of the json member that are texts, and the columns of arranged samples they come from
+    **{name: name for name in ("sample_id", "domain", "source", "record_key", "url", "caption", "creator",
+                               "rights_holder", "reference_url", "extra")},
+    "uid": "sample_id",  # as DataComp's tools name it
+    "text_type": "txt_type",
+    "scientific_name": "taxon_scientific_name",
+    "vernacular_name": "taxon_vernacular_name",
+    "licence": "licence_id",
+    "sha256": "image_id",
+}  # fmt: skip
+_JSON_NUMBERS = {
+    "width": "stored_width_px",
+    "height": "stored_height_px",
+    "original_width": "width_px",
+    "original_height": "height_px",
+}
+_JSON_ESCAPED = r'[\x00-\x1f"\\]'
+_TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "img2dataset", "ray", "webdataset")
+
+
+def shard_name(name: str, split: str, number: int, domain: str | None = None) -> str:
+    """File name of a shard: unique over the folders of a release, since open_clip reads sizes by base name."""
+    middle = "".join(f"-{word}" for word in (split if split != "train" else None, domain) if word)
+    return f"{name}{middle}-{number:06d}.tar"
+
+
+def sample_keys(rows: pa.Table) -> list[str]:
+    """webdataset keys of drawn samples; no dots, and another one for every copy."""
+    pairs = zip(rows["sample_id"].to_pylist(), rows["copy"].to_pylist(), strict=True)
+    return [sample_id if copy == 0 else f"{sample_id}_{copy}" for sample_id, copy in pairs]
+
+
+def sample_jsons(rows: pa.Table, keys: Sequence[str]) -> list[bytes]:
+    """The json members of arranged samples: where each comes from and what is known of it; fields in sorted order.
+
+    The same fields of the same types in every sample, "" for what is not known: readers that infer a schema from the
+    first samples (Hugging Face `datasets`, Ray) meet no other later. `extra` is JSON text for the same reason. Put
+    together column by column: an encoder for each sample took a fifth of packing's time.
+    """
+    values = {
+        "key": _json_texts(pa.array(keys, pa.string())),
+        "phash": pa.array([f'"{phash:016x}"' for phash in rows["phash"].to_pylist()], pa.string()),
+        "taxon": _json_objects({rank: _json_texts(rows[f"taxon_{rank}"]) for rank in tables.TAXON_RANKS}),
+        **{name: _json_texts(rows[column]) for name, column in _JSON_TEXTS.items()},
+        **{name: pc.fill_null(pc.cast(rows[column], pa.string()), "null") for name, column in _JSON_NUMBERS.items()},
+    }
+    members: list[bytes] = _json_objects(values).cast(pa.binary()).to_pylist()
+    return members
+
+
+def _json_objects(values: Mapping[str, Any]) -> Any:
+    """JSON objects, one a row, from columns of JSON values."""
+    pieces: list[Any] = []
+    for name in sorted(values):
+        pieces += [f'{"," if pieces else "{"}"{name}":', values[name]]
+    return pc.binary_join_element_wise(*pieces, "}", "")
+
+
+def _json_texts(column: pa.ChunkedArray) -> Any:
+    """JSON strings, "" for null; one for all rows where all are null."""
+    if column.null_count == len(column):
+        return '""'
+    texts = pc.fill_null(column, "")
+    if pc.any(pc.match_substring_regex(texts, _JSON_ESCAPED)).as_py():
+        return pa.array([encode_basestring(text) for text in texts.to_pylist()], pa.string())
+    return pc.binary_join_element_wise('"', texts, '"', "")
+
+
+def release_recipe(config: BuildConfig) -> dict[str, Any]:
+    """What the release was made by: the config without paths, workers, rates."""
+    recipe: dict[str, Any] = config.model_dump(mode="json", exclude={"work_dir", "run"})
+    recipe["fetch"] = config.fetch.identity()
+    recipe["caption"] = {
+        **config.caption.measure_identity(),
+        "rules": config.caption.rules_identity(),
+        "text": config.caption.text_identity(),
+    }
+    if config.caption.backbone:
+        recipe["caption"]["backbone"]["file"] = config.caption.backbone.path.rstrip("/").rpartition("/")[2]
+    recipe["sources"] = [source.recipe() for source in config.sources]
+    if semantic := recipe["dedup"]["semantic"]:
+        for name in ("model", "pretrained"):
+            semantic[name] = str(semantic[name]).rpartition("/")[2]
+        del semantic["device"], semantic["batch_size"]
+    recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
+    if recipe["mix"]["mixture"]:
+        recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]
+    recipe["score"].pop("device")
+    for name in ("model", "pretrained"):
+        recipe["score"][name] = recipe["score"][name] and str(recipe["score"][name]).rpartition("/")[2]
+    for plugin in recipe["score"]["plugins"]:
+        for key, value in plugin["options"].items():
+            if isinstance(value, str):  # perhaps a path of this machine
+                plugin["options"][key] = value.rpartition("/")[2]
+    return recipe
+
+
+def write_record(payload: dict[str, Any]) -> PartResult:
+    """Side files of a release, then its record; the order of files is the order of publication."""
+    workdir, folder = payload["workdir"], payload["release_path"]
+    samples = _write_samples(payload, folder)
+    files = [samples, write_attribution(workdir, f"{folder}/attribution.parquet", samples.temp)]
+    record = _record(payload)
+    with open_scratch(payload) as sql:
+        for name, content in side_files(record, payload["mixture"], samples.temp, storage.join(workdir, folder), sql):
+            files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
+    record["files"] |= {
+        file.path.removeprefix(f"{folder}/"): {"num_bytes": file.num_bytes, "sha256": file.sha256} for file in files
+    }
+    files.append(private_bytes(workdir, "record", f"{folder}/{RECORD_FILE}", json_bytes(record)))
+    return PartResult(tuple(files), None, {"shards": payload["shards"]})
+
+
+def _write_samples(payload: dict[str, Any], folder: str) -> PrivateFile:
+    """samples.parquet, shard by shard: an arranged row group and the placements of its shard have the same order."""
+    writer = TableWriter(payload["workdir"], "samples", f"{folder}/{SAMPLES_FILE}", SAMPLES)
+    opened: dict[str, pq.ParquetFile] = {}
+    for place in payload["places"]:
+        path = place["arranged"]
+        if path not in opened:
+            opened[path] = pq.ParquetFile(path)
+        rows = opened[path].read_row_group(place["row_group"], columns=_ARRANGED_COLUMNS)
+        placed = pq.read_table(place["placements"])
+        if placed["sample_id"] != rows["sample_id"] or placed["copy"] != rows["copy"]:
+            raise IntegrityError(f"{place['placements']}: other samples than arranged; remove it and build again")
+        columns = {name: placed[name] for name in tables.PLACEMENTS.names}
+        columns |= {"text": rows["txt"], "text_type": rows["txt_type"]}
+        columns |= {name: rows[name] for name in SAMPLES.names if name not in columns}
+        writer.write(pa.table(columns))
+    for file in opened.values():
+        file.close()
+    return writer.close()
+
+
+def _record(payload: dict[str, Any]) -> dict[str, Any]:
+    files = {
+        f"{SPLIT_FOLDERS[shard['split']]}/{shard['shard']}": {name: shard[name] for name in ("num_bytes", "sha256")}
+        for shard in payload["shards"]
+    }
+    splits = {
+        split: {
+            "num_samples": num,
+            "shards": [
+                {name: shard[name] for name in ("shard", "num_samples", "num_bytes", "sha256", "domains")}
+                for shard in payload["shards"]
+                if shard["split"] == split
+            ],
+        }
+        for split, num in sorted(payload["splits"].items(), reverse=True)
+    }
+    return {
+        "format": FORMAT,
+        "name": payload["name"],
+        "version": payload["version"],
+        "kind": payload["kind"],
+        "fingerprint": payload["fingerprint"],
+        "recipe": payload["recipe"],
+        "counts": {
+            "samples": payload["splits"].get("train", 0),
+            "distinct_samples": payload["num_samples"],
+            "domains": {row["domain"]: row["num_drawn"] for row in payload["mixture"]["domains"]},
+            "stages": payload["funnels"],
+        },
+        "evaluation": payload["evaluation"],  # sets that are kept out, and how many images leaked of each
+        "splits": splits,
+        "files": files,
+        "tools": {"python": platform.python_version(), **_tool_versions()},
+    }
+
+
+def _tool_versions() -> dict[str, str]:
+    found = {}
+    for tool in _TOOLS:
+        try:
+            found[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

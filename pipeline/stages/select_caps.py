@@ -1,0 +1,93 @@
+"""The part of select that balances: caps per taxon, host or other key over what rules and duplicates left.
+
+Reads the scratch tables of select; makes `cap_verdicts`, the rows that a cap drops. Only rows of keys above their
+cap leave DuckDB. What the caps did to head and tail is returned as notes for `status`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from manifests import tables
+from pipeline.quotas.balance import BalanceSettings, CapSettings, judge_cap
+
+NUM_SHOWN = 5
+
+_KEYS = {
+    "taxon": "t.taxon_name",
+    **{rank: f"t.taxon_ranks['{rank}']" for rank in tables.TAXON_RANKS},
+    "host": "f.host",
+    "source": "c.source",
+    "creator": "c.creator",
+    "rights_holder": "c.rights_holder",
+    "text": "CASE WHEN t.text_source = 'caption' THEN lower(t.text) END",
+}
+
+
+def judge_caps(sql: Any, settings: BalanceSettings, left: str) -> list[dict[str, Any]]:
+    """Make the table `cap_verdicts`; `left` names a relation with the sample ids that are left. Returns notes."""
+    sql.register("no_verdicts", tables.VERDICTS.empty_table())
+    sql.execute("CREATE TABLE cap_verdicts AS SELECT * FROM no_verdicts")
+    notes = []
+    for number, cap in enumerate(settings.caps):
+        keyed = f"keyed_{number}"
+        sql.execute(
+            f"CREATE TABLE {keyed} AS SELECT c.sample_id, nullif({_key_column(cap)}, '') AS key FROM {left} "
+            "JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id) "
+            f"WHERE sample_id NOT IN (SELECT sample_id FROM cap_verdicts){_of_domains(cap)}"
+        )
+        rows = sql.sql(
+            f"SELECT sample_id, key FROM {keyed} JOIN (SELECT key FROM {keyed} WHERE key IS NOT NULL GROUP BY key "
+            f"HAVING count(*) > {cap.most}) USING (key) ORDER BY sample_id"
+        ).to_arrow_table()
+        verdicts = judge_cap(rows, cap, settings.seed)
+        sql.register(f"capped_{number}", verdicts.filter(pa.compute.invert(verdicts["keep"])))
+        sql.execute(f"INSERT INTO cap_verdicts SELECT * FROM capped_{number}")
+        notes.append(_describe(sql, cap, keyed, f"capped_{number}"))
+        sql.execute(f"DROP TABLE {keyed}")
+    return notes
+
+
+def _key_column(cap: CapSettings) -> str:
+    if cap.extra_column:
+        column = cap.extra_column.replace("'", "''").replace('"', '\\"')
+        return f"json_extract_string(c.extra, '$.\"{column}\"')"
+    return _KEYS[cap.by]
+
+
+def _of_domains(cap: CapSettings) -> str:
+    if not cap.domains:
+        return ""
+    listed = ", ".join("'" + domain.replace("'", "''") + "'" for domain in cap.domains)
+    return f" AND c.domain IN ({listed})"
+
+
+def _describe(sql: Any, cap: CapSettings, keyed: str, capped: str) -> dict[str, Any]:
+    """Head and tail before and after one cap, as plain values: [key, rows before, rows after], most first."""
+    sql.execute(
+        f"CREATE OR REPLACE TEMP TABLE by_key AS SELECT key, count(*) AS before, "
+        f"count(*) - count(d.sample_id) AS after FROM {keyed} k LEFT JOIN {capped} d USING (sample_id) "
+        "WHERE key IS NOT NULL GROUP BY key"
+    )
+    ((num_keys, num_over, before, after, head_before, head_after),) = sql.execute(
+        f"SELECT count(*), count(*) FILTER (before > {cap.most}), sum(before), sum(after), "
+        f"sum(before) FILTER (before > {cap.most}), sum(after) FILTER (before > {cap.most}) FROM by_key"
+    ).fetchall()
+    order = "SELECT key[:60], before, after FROM by_key ORDER BY before"
+    head = sql.execute(f"{order} DESC, key LIMIT {NUM_SHOWN}").fetchall()
+    tail = sql.execute(f"{order}, key LIMIT {min(NUM_SHOWN, max(0, num_keys - NUM_SHOWN))}").fetchall()
+    return {
+        "by": cap.by,
+        "cap": f"about {cap.about}" if cap.about else f"at most {cap.at_most}",
+        "domains": list(cap.domains),
+        "num_keys": num_keys,
+        "num_keys_over": num_over,
+        "num_before": int(before or 0),
+        "num_after": int(after or 0),
+        "num_head_before": int(head_before or 0),  # rows of the keys over the cap
+        "num_head_after": int(head_after or 0),
+        "head": [list(row) for row in head],
+        "tail": [list(row) for row in reversed(tail)],
+    }

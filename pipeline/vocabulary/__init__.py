@@ -1,0 +1,1 @@
+"""What names, ranks and licences mean."""

@@ -1,0 +1,142 @@
+"""The known ranks of a taxon, and the text types it gives.
+
+Reads the taxon columns of candidates; writes the known ranks and a map of text types (BioCLIP's ten, the canonical
+name, and DALIP's sentence). Holes in the ranks stay holes and never cost a species; nothing is invented: only genus
+and species are taken from the scientific name where their columns are empty, since the name states them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal, get_args
+
+import pyarrow as pa
+
+from manifests.tables import TAXON_RANKS
+from pipeline.vocabulary.names import EMPTY_NAME, Name, is_no_name, is_unnamed, parse_name, tidy_name
+
+TextType = Literal[
+    "scientific",
+    "common",
+    "taxonomic",
+    "sci",
+    "com",
+    "taxon",
+    "taxonTag",
+    "sci_com",
+    "taxon_com",
+    "taxonTag_com",
+    "canonical",
+    "sentence",
+]
+TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
+
+# File name of each text type inside a shard, after the key.
+# Source: TreeOfLife-10M card, imageomics/TreeOfLife-10M; canonical and sentence are ours.
+MEMBER_NAMES = {
+    "scientific": "scientific_name.txt",
+    "common": "common_name.txt",
+    "taxonomic": "taxonomic_name.txt",
+    **{name: f"{name}.txt" for name in TEXT_TYPES[3:]},
+}
+
+
+def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vernacular: str | None) -> dict[str, str]:
+    """Text types of one taxon; empty when nothing is known of it.
+
+    `ranks` are the seven columns kingdom to species, any of them empty; `species` may hold the epithet or the
+    whole binomial. Without a vernacular name `common` is the scientific name, or the taxonomic one without that.
+    Source: the text types of Stevens et al. 2024 (BioCLIP, arXiv:2311.18803).
+    """
+    name = parse_name(scientific_name)
+    held = _fill_from_name([tidy_name(rank or "") for rank in ranks], name)
+    present = [(rank, value) for rank, value in zip(TAXON_RANKS, held, strict=True) if value]
+    genus, species = held[5], held[6]
+    taxonomic = " ".join(value for _, value in present)
+    if genus and species:
+        scientific = f"{genus} {species}"
+    elif name.formula:
+        scientific = name.formula
+    else:
+        scientific = present[-1][1] if present else name.genus
+    taxonomic = taxonomic or scientific
+    given_common = _first_vernacular(vernacular)
+    if not scientific and not given_common:
+        return {}
+    common = given_common or scientific or taxonomic
+    scientific = scientific or common
+    taxonomic = taxonomic or scientific
+    tags = " ".join(f"{rank} {value}" for rank, value in present) or scientific
+    canonical = _canonical_text(name, scientific)
+    known_as = given_common and given_common.casefold() != canonical.casefold()
+    return {
+        "scientific": scientific,
+        "common": common,
+        "taxonomic": taxonomic,
+        "sci": f"a photo of {scientific}.",
+        "com": f"a photo of {common}.",
+        "taxon": f"a photo of {taxonomic}.",
+        "taxonTag": f"a photo of {tags}.",
+        "sci_com": f"a photo of {scientific} with common name {common}.",
+        "taxon_com": f"a photo of {taxonomic} with common name {common}.",
+        "taxonTag_com": f"a photo of {tags} with common name {common}.",
+        "canonical": canonical,
+        "sentence": f"{canonical}, commonly known as {given_common}." if known_as else f"{canonical}.",
+    }
+
+
+def _fill_from_name(held: list[str], name: Name) -> list[str]:
+    """Genus and species completed from the name and from each other; `species` ends as the epithet."""
+    in_species = parse_name(held[6]) if " " in held[6] else EMPTY_NAME
+    if in_species.species and not in_species.uncertain:
+        held[5] = held[5] or in_species.genus
+        held[6] = in_species.species
+    elif " " in held[6] or is_no_name(held[6]) or is_unnamed(held[6]):
+        held[6] = ""
+    held = ["" if value and is_no_name(value) else value for value in held]
+    certain = name.species and not name.uncertain
+    if certain and not held[6] and held[5] in ("", name.genus):
+        held[6] = name.species
+    if name.genus and not held[5] and (certain or (name.rank == "genus" and not name.formula and not any(held))):
+        held[5] = name.genus
+    return held
+
+
+def _canonical_text(name: Name, scientific: str) -> str:
+    """The name with its infraspecific part and cultivar, where the given name agrees with the columns."""
+    if name.uncertain or not name.genus or (name.qualifier and not name.species):
+        return scientific
+    return name.canonical if name.canonical.startswith(scientific) or name.formula else scientific
+
+
+def _first_vernacular(given: str | None) -> str:
+    """The first of several names that a source lists in one field, separated by ; or |."""
+    for part in re.split(r"\s*[;|]\s*", given or ""):
+        tidy = " ".join(unicodedata.normalize("NFC", part).split()).strip(" ,.")
+        if tidy and not is_no_name(tidy):
+            return tidy
+    return ""
+
+
+def known_ranks(ranks: tuple[str | None, ...], scientific_name: str | None) -> dict[str, str]:
+    """Rank to name as the texts use them; holes are left out, and `species` is the binomial."""
+    held = _fill_from_name([tidy_name(rank or "") for rank in ranks], parse_name(scientific_name))
+    if held[5] and held[6]:
+        held[6] = f"{held[5]} {held[6]}"
+    return {rank: value for rank, value in zip(TAXON_RANKS, held, strict=True) if value}
+
+
+def taxon_columns(candidates: pa.Table) -> dict[str, pa.Array]:
+    """Columns texts, taxon_name and taxon_ranks (see CAPTIONS) of candidates; each distinct taxon is read once."""
+    columns = [f"taxon_{rank}" for rank in TAXON_RANKS] + ["taxon_scientific_name", "taxon_vernacular_name"]
+    rows = zip(*(candidates[column].to_pylist() for column in columns), strict=True)
+    seen: dict[tuple[str | None, ...], int] = {}
+    take = pa.array([seen.setdefault(row, len(seen)) for row in rows], pa.int64())
+    texts = [taxon_texts(row[:7], row[7], row[8]) for row in seen]
+    kind = pa.map_(pa.string(), pa.string())
+    return {
+        "texts": pa.array([list(text.items()) for text in texts], kind).take(take),
+        "taxon_name": pa.array([text.get("canonical") for text in texts], pa.string()).take(take),
+        "taxon_ranks": pa.array([list(known_ranks(row[:7], row[7]).items()) for row in seen], kind).take(take),
+    }

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manifests.errors import ConfigError
+from pipeline.commands.plan import add_parser
+
+DATA = Path(__file__).parents[1] / "planning/data"
+LARGE = "model_size = '410M' AND step = 60000"
+
+
+def plan(*words: str | Path) -> int:
+    parser = argparse.ArgumentParser(prog="plantmix")
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["plan", *map(str, words)])
+    code: int = args.func(args)
+    return code
+
+
+@pytest.fixture(scope="module")
+def law(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("law") / "law.json"
+    assert plan("fit", DATA / "3mix.csv", "--out", path, "--where", LARGE) == 0
+    return path
+
+
+def test_fit_prints_a_table_a_person_can_read(tmp_path, capsys):
+    assert (
+        plan("fit", DATA / "2mix.csv", "--out", tmp_path / "law.json", "--where", "step=30000 AND model_size='70M'")
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "5 runs, 5 mixtures of 2 domains: Github, Pile-CC" in out
+    assert "cv error" in out
+    assert "warning: no mixture was run twice" in out
+    assert f"law: {tmp_path / 'law.json'}" in out
+
+
+def test_fit_nests_only_when_told(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="different settings"):
+        plan("fit", DATA / "2mix.csv", "--out", tmp_path / "law.json")
+    assert not (tmp_path / "law.json").exists()
+    assert plan("fit", DATA / "2mix.csv", "--out", tmp_path / "law.json", "--target-size", "160M") == 0
+    assert "sizes: 5 run(s) of 70M carried to 160M" in capsys.readouterr().out
+
+
+def test_predict_adds_columns_and_keeps_the_others(law, tmp_path, capsys):
+    asked = tmp_path / "mixtures.csv"
+    asked.write_text("name,mix_Books3,mix_Github,mix_Pile-CC\nx,0.25,0.25,0.5\ny,0,1,0\n")
+    assert plan("predict", law, asked, "--out", tmp_path / "predicted.csv") == 0
+    with (tmp_path / "predicted.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0])[:4] == ["name", "mix_Books3", "mix_Github", "mix_Pile-CC"]
+    for loss in ("Github", "Pile-CC", "Books3"):
+        low, value, high = (float(rows[0][f"loss_{loss}{end}"]) for end in ("_lo", "", "_hi"))
+        assert low < value < high
+    assert float(rows[0]["loss_Github"]) == pytest.approx(1.152, abs=0.02)  # run 14 of the public table
+    assert "1 of them lie outside the tried ratios" in capsys.readouterr().out
+
+
+def test_predicting_the_runs_themselves_comes_near_their_losses(law, tmp_path):
+    runs = tmp_path / "runs.csv"
+    with (DATA / "3mix.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["model_size"] == "410M" and row["step"] == "60000"]
+    with runs.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert plan("predict", law, runs, "--out", tmp_path / "predicted.csv") == 0
+    with (tmp_path / "predicted.csv").open() as stream:
+        predicted = list(csv.DictReader(stream))
+    gaps = [abs(float(p["loss_Github"]) - float(r["loss_Github"])) for p, r in zip(predicted, rows, strict=True)]
+    assert np.mean(gaps) < 0.03
+
+
+def test_choose_writes_the_mixture_a_plot_and_a_page(law, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for plot in ("choice.png", "choice.html"):
+        code = plan(
+            "choose", law, "--objective", "Github", "--constraint", "Pile-CC<=1%", "--pool", "Github=1M",
+            "--samples", "10M", "--max-epochs", "4", "--bootstrap", "20", "--out", tmp_path / "mixture.json",
+            "--plot", tmp_path / plot,
+        )  # fmt: skip
+        assert code == 0
+    mixture = json.loads((tmp_path / "mixture.json").read_text())
+    assert mixture["format"] == "plantmix-mixture/1"
+    assert mixture["limits"]["max_epochs"] == {"Github": 4.0}
+    assert mixture["ratio"]["Github"] <= 0.4 + 1e-9
+    assert (tmp_path / "choice.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = (tmp_path / "choice.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page  # nothing is loaded from elsewhere
+    assert "binds: loss of Pile-CC" in capsys.readouterr().out
+
+
+def test_choose_refuses_what_it_cannot_use_before_it_writes(law, tmp_path):
+    out = tmp_path / "mixture.json"
+    for words, message in (
+        (("--objective", "moss"), "no loss 'moss'"),
+        (("--objective", "Github", "--plot", "x.pdf"), "must end in .png or .html"),
+        (("--objective", "Github", "--bootstrap", "3"), "at least 20"),
+        (("--objective", "Github", "--repetition-scale", "-1"), "above 0, or none"),
+        (("--objective", "Github", "--samples", "0"), "above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan("choose", law, *words, "--out", out)
+    assert not out.exists()
+
+
+def test_an_output_that_cannot_be_written_is_the_users_to_mend(law, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        plan("choose", law, "--objective", "Github", "--bootstrap", "20", "--out", tmp_path / "file" / "m.json")
+
+
+def test_folders_of_outputs_are_made(law, tmp_path):
+    out, plot = tmp_path / "new" / "m.json", tmp_path / "plots" / "m.html"
+    assert plan("choose", law, "--objective", "Github", "--bootstrap", "20", "--out", out, "--plot", plot) == 0
+    assert out.exists()
+    assert plot.exists()
+    assert (
+        plan(
+            "fit",
+            DATA / "2mix.csv",
+            "--where",
+            "step=30000 AND model_size='70M'",
+            "--out",
+            tmp_path / "laws" / "law.json",
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--max-epochs", "4"), "none is given; add --pool"),
+        (("--max-epochs", "4", "--pool", "Github=1k"), "needs its pool .* and the total --samples"),
+        (("--pool", "Github=0"), "to leave Github out, write --max-share Github=0"),
+        (("--max-share", "Github=1.5"), "a share lies in 0 to 1"),
+        (("--objective", "Pile-CC=-1"), "the weight of Pile-CC is -1"),
+        (("--objective", "Github + Pile-CC"), "an objective is written as in Github=1,Pile-CC=1"),
+    ],
+)
+def test_limits_and_objectives_that_mean_nothing_are_refused(law, tmp_path, words, message):
+    objective = () if "--objective" in words else ("--objective", "Github")
+    with pytest.raises(ConfigError, match=message):
+        plan("choose", law, *objective, *words, "--out", tmp_path / "m.json")
+
+
+def test_spaces_in_an_objective_do_not_matter(law, tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, words in zip(files, ("Github = 1 , Pile-CC = 2", "Github=1,Pile-CC=2"), strict=True):
+        assert plan("choose", law, "--objective", words, "--bootstrap", "20", "--out", file) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_predict_gives_other_cells_back_as_they_were_written(law, tmp_path):
+    mixtures, out = tmp_path / "mixtures.csv", tmp_path / "predicted.csv"
+    mixtures.write_text("name,mix_Github,note,mix_Pile-CC,mix_Books3,day\n007,0.250,true,0.750,0.0,2026-01-05\n")
+    assert plan("predict", law, mixtures, "--out", out) == 0
+    assert out.read_text().splitlines()[1].startswith("007,0.250,true,0.750,0.0,2026-01-05,")
+
+
+def test_design_starts_from_nothing(tmp_path, capsys):
+    out = tmp_path / "design.csv"
+    words = ("--pool", "plant=10M", "--samples", "50M", "--proxy-samples", "1M")
+    assert plan("design", "--domains", "plant,general", "--budget", "8", *words, "--out", out) == 0
+    with out.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 8
+    shares = np.array([[float(row["mix_plant"]), float(row["mix_general"])] for row in rows])
+    assert (shares.sum(axis=1) == 1.0).all()
+    assert {row["pool_plant"] for row in rows} == {"200000"}  # 10 M x 1 M / 50 M
+    assert [row["reason"] for row in rows].count("replicate") == 2
+    assert len({(row["seed"], row["mix_plant"]) for row in rows}) == 8
+    assert "repetition shows as in the full training" in capsys.readouterr().out
+
+
+def test_design_goes_where_the_optimum_is_uncertain(tmp_path):
+    out = tmp_path / "design.csv"
+    code = plan(
+        "design", "--runs", DATA / "3mix.csv", "--where", LARGE, "--budget", "4",
+        "--objective", "Github,Books3,Pile-CC", "--out", out,
+    )  # fmt: skip
+    assert code == 0
+    with out.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["reason"] for row in rows] == ["uncertain optimum"] * 2 + ["space-filling"] * 2
+    for row in rows[:2]:  # the optimum lies near 0.28, 0.13, 0.59
+        assert 0.15 < float(row["mix_Github"]) < 0.45
+        assert float(row["mix_Pile-CC"]) > 0.4
+
+
+def test_design_refuses_contradictions(tmp_path):
+    out = tmp_path / "design.csv"
+    for words, message in (
+        (("--domains", "plant", "--budget", "4"), "name 2 to 20"),
+        (("--domains", ",".join(map(str, range(21))), "--budget", "4"), "21 are named"),
+        (("--domains", "a,b,a", "--budget", "4"), "a is named more than once"),
+        (("--domains", "a,b", "--budget", "4", "--proxy-samples", "0"), "must be at least 1"),
+        (("--domains", "a,b", "--budget", "0"), "at least 1"),
+        (("--domains", "a,b", "--budget", "3", "--replicates", "3"), "leave a run"),
+        (("--domains", "a,b", "--budget", "3", "--objective", "a"), "needs --runs"),
+        (("--domains", "a,b", "--budget", "3", "--pool", "a=5"), "match the pools"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan("design", *words, "--out", out)
+
+
+def test_design_says_what_it_cannot_do(tmp_path, capsys):
+    out = tmp_path / "design.csv"
+    assert plan("design", "--domains", "a,b,c", "--budget", "3", "--out", out) == 0
+    assert "3 different mixtures of 3 domains; `plan fit` needs 4" in capsys.readouterr().out
+    assert plan("design", "--domains", "a,b", "--budget", "4", "--min-share", "a=0.5,b=0.5", "--out", out) == 0
+    assert "1 runs in place of 4: the limits leave no other mixtures" in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_second_round_says_that_it_moves_what_was_held(tmp_path, capsys):
+    runs, out = tmp_path / "runs.csv", tmp_path / "design.csv"
+    rows = [f"{a / 10},{0.75 - a / 10},0.25,{1 + a / 10}" for a in range(7)]
+    runs.write_text("\n".join(["mix_a,mix_b,mix_c,loss_a", *rows]) + "\n")
+    assert plan("design", "--runs", runs, "--budget", "3", "--out", out) == 0
+    assert "c had the share 0.25 in all runs so far; these vary it" in capsys.readouterr().out
+    hold = ("--min-share", "c=0.25", "--max-share", "c=0.25")
+    assert plan("design", "--runs", runs, "--budget", "3", *hold, "--out", out) == 0
+    assert "vary it" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["design", "fit", "predict", "choose"])
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        plan(command, "--help")
+    assert caught.value.code == 0
+    assert f"plantmix plan {command}" in capsys.readouterr().out

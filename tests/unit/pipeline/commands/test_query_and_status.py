@@ -1,0 +1,205 @@
+"""What `query` and `status` print: aligned, whole, and adding up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manifests.catalog import Catalog
+from manifests.errors import ConfigError
+from manifests.records import Funnel, StageRecord
+from pipeline.commands.query import layout_rows, print_query
+from pipeline.commands.status import describe_status, print_status
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("work"))
+    with Catalog.open(folder) as catalog:
+        for stage, funnel, notes in (
+            ("ingest", Funnel(1_234_567, 1_234_000, {"invalid_url": 500, "missing_url": 67}), {}),
+            ("fetch", Funnel(1_234_000, 1_000_000, {"http_404": 200_000, "read_timeout": 34_000}), {}),
+            ("dedup", Funnel(1_000_000, 1_000_000), {"num_hash_pairs": 4321, "radius": 6}),
+            ("score", Funnel(900_000, 900_000), {"off": True}),
+        ):
+            catalog.open_stage(stage, f"{stage}-1", {})
+            catalog.seal_stage(StageRecord(stage, f"{stage}-1", funnel, notes))
+        catalog.open_stage("mix", "mix-1", {})
+        row = {"domain": "plant", "target_share": 0.75, "realised_share": 0.7501, "num_available": 1000}
+        catalog.record_mix("mix-1", [{**row, "num_drawn": 1500, "num_epochs": 1.5, "num_heldout": 20}])
+        catalog.publish_status({"name": "demo", "running": None, "pid": None})
+    return folder
+
+
+# ---- query
+
+
+def printed(capfd: pytest.CaptureFixture[str], workdir: str, sql: str, layout: str = "table") -> str:
+    assert print_query(workdir, sql, layout) == 0
+    sys.stdout.flush()
+    return capfd.readouterr().out
+
+
+def test_a_table_is_aligned(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    out = printed(
+        capfd, workdir, "SELECT stage, num_in, NULL AS nothing FROM stages WHERE num_in > 0 ORDER BY num_in, stage"
+    )
+    assert out.splitlines() == [
+        "stage   num_in   nothing",
+        "------  -------  -------",
+        "score    900000",
+        "dedup   1000000",
+        "fetch   1234000",
+        "ingest  1234567",
+        "(4 rows)",
+    ]
+
+
+def test_long_cells_are_cut_and_line_breaks_flattened() -> None:
+    lines = layout_rows(["text"], [["a" * 100], ["two\nlines\tand a tab"], [True], [None]])
+    assert lines[2] == "a" * 59 + "…"
+    assert lines[3] == "two lines and a tab"
+    assert lines[4:] == ["True", "", "(4 rows)"]
+    assert layout_rows(["a", "b"], []) == ["a  b", "-  -", "(0 rows)"]
+    assert layout_rows(["a"], [[1]])[-1] == "(1 row)"
+
+
+SQL = """SELECT 'it''s "quoted", yes' AS text, [1, 2] AS list, {'a': 1} AS struct, NULL AS none,
+    1.50::DECIMAL(5, 2) AS dec, TIMESTAMP '2024-05-01 12:00:00' AS moment, sum(7)::HUGEINT AS big"""
+
+
+def test_csv_can_be_read_back(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (row,) = csv.DictReader(io.StringIO(printed(capfd, workdir, SQL, "csv")))
+    assert row["text"] == 'it\'s "quoted", yes'
+    assert json.loads(row["list"]) == [1, 2]
+    assert json.loads(row["struct"]) == {"a": 1}
+    assert (row["none"], row["dec"], row["big"]) == ("", "1.50", "7")
+    assert row["moment"].startswith("2024-05-01 12:00:00")
+
+
+def test_json_can_be_read_back(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (row,) = json.loads(printed(capfd, workdir, SQL, "json"))
+    assert row["text"] == 'it\'s "quoted", yes'
+    assert (row["list"], row["struct"], row["none"]) == ([1, 2], {"a": 1}, None)
+
+
+@pytest.mark.parametrize("layout", ["table", "csv", "json"])
+def test_columns_of_one_name_are_told_apart(workdir: str, capfd: pytest.CaptureFixture[str], layout: str) -> None:
+    out = printed(capfd, workdir, "SELECT 1 AS id, 2 AS id, 3 AS id_1, 4 AS id", layout)
+    for name in ("id", "id_1", "id_1_1", "id_2"):
+        assert name in out
+    for value in "1234":
+        assert value in out
+
+
+@pytest.mark.parametrize("sql", ["SELECT * FROM nowhere", "SELEC 1", "SELECT 1 +", "SELECT stag FROM stages"])
+def test_wrong_sql_is_the_users_mistake(workdir: str, sql: str) -> None:
+    with pytest.raises(ConfigError, match=r'(?s)query: .*plantmix query .* "SELECT \* FROM views"'):
+        print_query(workdir, sql, "table")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        "-- nothing",
+        "CREATE TABLE mine (a INTEGER)",
+        "DROP VIEW candidates",
+        "DELETE FROM stages",
+        "COPY (SELECT 1) TO 'written.csv'",
+        "SET threads = 1",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; COPY (SELECT 1) TO 'written.csv'",
+        "INSTALL httpfs",
+    ],
+)
+def test_only_reading_statements_are_taken(
+    workdir: str, sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="query: one SELECT statement is needed"):
+        print_query(workdir, sql, "table")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "FROM stages",
+        "WITH x AS (SELECT 1 AS a) SELECT * FROM x;",
+        "DESCRIBE stages",
+        "SUMMARIZE stages",
+        "EXPLAIN SELECT 1",
+    ],
+)
+def test_reading_statements_of_every_form(workdir: str, capfd: pytest.CaptureFixture[str], sql: str) -> None:
+    assert re.search(r"\([\d,]+ rows?\)\n$", printed(capfd, workdir, sql))
+
+
+# ---- status
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def test_every_line_of_status_adds_up(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_status(workdir, as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("demo, as of 20")
+    rows = {line.split()[0]: line for line in lines[3:11]}
+    assert list(rows) == ["ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack"]
+    for stage in ("ingest", "fetch"):
+        fields = rows[stage].split(None, 4)
+        num_in, num_kept, num_dropped = map(number, fields[1:4])
+        reasons = [number(reason.split()[0]) for reason in fields[4].split(", ")]
+        assert num_in == num_kept + num_dropped == num_kept + sum(reasons)
+        assert reasons == sorted(reasons, reverse=True)
+    assert rows["ingest"].endswith("500 invalid_url, 67 missing_url")
+    assert rows["dedup"].endswith("measured: 4,321 pairs of hashes within 6")
+    assert rows["score"].endswith(" off")
+    assert rows["caption"].split() == ["caption", "not", "yet"]
+    assert rows["mix"].split()[1] == "unfinished"
+    assert lines[-1] == "nothing is running"
+    (mix,) = (line.split() for line in lines if line.startswith("plant"))
+    assert mix == ["plant", "0.7500", "0.7501", "1,000", "1,500", "1.50", "20"]
+
+
+def test_columns_stay_apart_at_a_billion(workdir: str) -> None:
+    stage = {"sealed": True, "in": 10**9, "kept": 10**9, "reasons": {}, "notes": {}, "num_parts": 1}
+    status = {"name": "x", "updated_at": "2026-01-01T00:00:00", "mix": [], "running": None, "stages": {"ingest": stage}}
+    line = next(line for line in describe_status(status) if line.startswith("ingest"))
+    assert line.split()[1:4] == ["1,000,000,000", "1,000,000,000", "0"]
+
+
+def running(pid: Any) -> str:
+    step = {"step": "fetch download", "done": 10, "total": 20, "unit": "images", "per_second": 2.0, "seconds_left": 5}
+    status = {"name": "x", "updated_at": "2026-01-01T00:00:00", "mix": [], "stages": {}, "running": step, "pid": pid}
+    return describe_status(status)[-1]
+
+
+def test_a_running_and_an_interrupted_build_are_told_apart() -> None:
+    assert running(os.getpid()) == "running: fetch download, 10 of 20 images, 2/s, about 5 s left"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid in (gone.pid, None, "?"):
+        assert running(pid) == "interrupted in fetch download; run the same command to go on"
+
+
+def test_status_as_json(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(workdir, as_json=True)
+    assert json.loads(capsys.readouterr().out)["stages"]["fetch"]["reasons"]["http_404"] == 200_000
+
+
+def test_status_of_no_work_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no status\.json here"):
+        print_status(str(tmp_path), as_json=False)

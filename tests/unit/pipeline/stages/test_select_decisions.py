@@ -1,0 +1,368 @@
+"""One decision a candidate, by hand and against a brute force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests import tables
+from manifests.takedowns import Entry
+from pipeline.quotas.balance import BalanceSettings, CapSettings
+from pipeline.stages.select import choose_representatives, decide
+from pipeline.vocabulary.licences import LicenceSettings
+
+RADIUS = 4
+
+
+def pairs_of(hashes: np.ndarray, radius: int = RADIUS) -> pa.Table:
+    distinct = sorted({int(value) for value in hashes})
+    rows = [
+        {"phash_a": a, "phash_b": b, "distance": (a ^ b).bit_count()}
+        for at, a in enumerate(distinct)
+        for b in distinct[at + 1 :]
+        if (a ^ b).bit_count() <= radius
+    ]
+    return pa.Table.from_pylist(rows, schema=tables.PAIRS)
+
+
+def brute_force(phash: np.ndarray, priority: np.ndarray) -> tuple[list[int], list[int]]:
+    """By priority from the best: kept when no kept row is near, else dropped for the nearest kept one."""
+    kept: list[int] = []
+    for row in sorted(range(len(phash)), key=lambda row: priority[row]):
+        if all((int(phash[row]) ^ int(phash[other])).bit_count() > RADIUS for other in kept):
+            kept.append(row)
+    representative, distance = [], []
+    for row in range(len(phash)):
+        better = [other for other in kept if priority[other] <= priority[row]]
+        apart = {other: (int(phash[row]) ^ int(phash[other])).bit_count() for other in better}
+        best = row if row in kept else min(better, key=lambda other: (apart[other], priority[other]))
+        representative.append(best)
+        distance.append(0 if best == row else apart[best])
+    return representative, distance
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_representatives_equal_a_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_rows = int(rng.integers(1, 60))
+    centres = rng.integers(0, 2**63, 4, dtype=np.uint64)
+    flips = np.array(
+        [sum(1 << int(bit) for bit in rng.choice(64, rng.integers(0, 5))) for _ in range(num_rows)], np.uint64
+    )
+    phash = rng.choice(centres, num_rows) ^ flips
+    priority = rng.permutation(num_rows).astype(np.int64)
+    # pairs of images that fell to a rule are there as well
+    others = rng.choice(centres, 20) ^ (np.uint64(1) << rng.integers(0, 64, 20).astype(np.uint64))
+    representative, distance = choose_representatives(phash, priority, pairs_of(np.concatenate([phash, others])))
+    assert (representative.tolist(), distance.tolist()) == brute_force(phash, priority)
+
+
+def test_no_rows_and_no_pairs() -> None:
+    none = np.array([], np.uint64)
+    representative, _ = choose_representatives(none, none.astype(np.int64), tables.PAIRS.empty_table())
+    assert len(representative) == 0
+    two = np.array([5, 5], np.uint64)
+    representative, distance = choose_representatives(two, np.array([1, 0]), tables.PAIRS.empty_table())
+    assert (representative.tolist(), distance.tolist()) == ([1, 1], [0, 0])
+
+
+# ---- the whole stage
+
+
+def sample(name: str, **changes: Any) -> dict[str, Any]:
+    """A fetched image that passes every rule and looks like no other."""
+    return {
+        "sample_id": name,
+        "source": "gbif",
+        "domain": "plant",
+        "outcome": "ok",
+        "phash": int.from_bytes(name.encode().ljust(8, b"\0"), "big") * 0x9E3779B97F4A7C15 % 2**64,
+        "image_id": f"bytes of {name}",
+        "pixels_sha256": f"pixels of {name}",
+        "width_px": 100,
+        "height_px": 100,
+        "num_words": 5,
+        "licence_id": "CC-BY-4.0",
+        "keep": True,
+        **changes,
+    }
+
+
+def run_decide(
+    folder: Path,
+    samples: list[dict[str, Any]],
+    prefer: tuple[str, ...] = ("licence", "pixels", "caption", "priority"),
+    balance: BalanceSettings = BalanceSettings(),  # noqa: B008  # frozen
+    takedowns: list[Entry] | None = None,
+    leaks: list[dict[str, Any]] | None = None,
+    extra_captions: int = 0,
+    semantic: list[dict[str, Any]] | None = None,
+) -> tuple[dict[str, dict[str, Any]], Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def written(name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> list[str]:
+        picked = [{key: value for key, value in row.items() if key in schema.names} for row in rows]
+        pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}.parquet")
+        return [str(folder / f"{name}.parquet")]
+
+    fetched = [row for row in samples if row["outcome"] == "ok"]
+    hashes = np.array([row["phash"] for row in fetched], np.uint64)
+    payload = {
+        "candidates": written("candidates", tables.CANDIDATES, samples),
+        "facts": written("facts", tables.FACTS, samples),
+        "captions": written("captions", tables.CAPTIONS, samples),
+        "caption_verdicts": written("caption_verdicts", tables.VERDICTS, fetched),
+        "score_verdicts": [],
+        "pairs": [],
+        "leaks": written("leaks", tables.LEAKS, leaks or []),
+        "extra_captions": extra_captions,
+        "semantic_pairs": written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else [],
+        "prefer": list(prefer),
+        "priority": {"gbif": 0, "cc": 1},
+        "licences": LicenceSettings(),
+        "balance": balance,
+        "takedowns": takedowns or [],
+        "stem": "x",
+        "workdir": str(folder),
+        "memory_gb": 1,
+    }
+    pq.write_table(pairs_of(hashes), folder / "pairs.parquet")
+    payload["pairs"] = [str(folder / "pairs.parquet")]
+    result = decide(payload)
+    result.funnel.check("select")
+    decisions = pq.read_table(result.files[0].temp).to_pylist()
+    assert [row["sample_id"] for row in decisions] == sorted(row["sample_id"] for row in samples)
+    return {row["sample_id"]: row for row in decisions}, result
+
+
+def test_every_candidate_has_one_decision_with_its_reason(tmp_path: Path) -> None:
+    samples = [
+        sample("fine"),
+        sample("gone", outcome="http_404", detail="not found", phash=None, image_id=None, pixels_sha256=None),
+        sample("short", keep=False, reason="caption_too_short", value="1", threshold=">= 3"),
+        sample("owned", licence_id="all-rights-reserved"),
+        sample("twin-b", image_id="same", pixels_sha256="same", phash=7),
+        sample("twin-a", image_id="same", pixels_sha256="same", phash=7),
+        sample("turned", image_id="other", pixels_sha256="same", phash=7),
+        sample("near", phash=7 ^ 0b11000),
+    ]
+    found, result = run_decide(tmp_path, samples)
+    told = {name: (row["keep"], row["stage"], row["reason"]) for name, row in found.items()}
+    assert told["fine"] == (True, None, None)
+    assert told["gone"] == (False, "fetch", "http_404")
+    assert told["short"] == (False, "caption", "caption_too_short")
+    assert told["owned"][:2] == (False, "select")
+    assert found["near"]["keep"] is True  # the first sample id of the four wins a tie
+    assert {found[name]["other_sample_id"] for name in ("twin-a", "twin-b", "turned")} == {"near"}
+    assert {told[name] for name in ("twin-a", "twin-b", "turned")} == {(False, "select", "near_duplicate")}
+    assert {found[name]["distance"] for name in ("twin-a", "twin-b", "turned")} == {2}
+    assert (result.funnel.num_in, result.funnel.num_kept) == (6, 2)
+    assert result.funnel.reasons == {"near_duplicate": 3, "licence": 1}
+    assert result.notes["domains"] == {"plant": 2}
+
+
+def test_exact_duplicates_say_how_they_are_the_same(tmp_path: Path) -> None:
+    samples = [
+        sample("a", image_id="same", pixels_sha256="p", phash=7),
+        sample("b", image_id="same", pixels_sha256="p", phash=7),
+        sample("c", image_id="other", pixels_sha256="p", phash=7),
+        sample("d", phash=7),
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert {name: (row["reason"], row["value"]) for name, row in found.items()} == {
+        "a": (None, None),
+        "b": ("exact_duplicate", "same bytes"),
+        "c": ("exact_duplicate", "same pixels"),
+        "d": ("near_duplicate", "pHash distance 0"),
+    }
+
+
+def test_a_duplicate_whose_better_twin_fell_to_a_rule_stays(tmp_path: Path) -> None:
+    samples = [
+        sample("best", width_px=900, phash=7, keep=False, reason="caption_too_short"),
+        sample("second", phash=7),
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert (found["best"]["keep"], found["second"]["keep"]) == (False, True)
+    samples[0] = sample("best", width_px=900, phash=7, licence_id="all-rights-reserved")
+    found, _ = run_decide(tmp_path / "licence", samples)
+    assert (found["best"]["keep"], found["second"]["keep"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "winner"),
+    [("pixels", "large"), ("caption", "wordy"), ("priority", "chosen"), ("licence", "chosen")],
+)
+def test_who_stays_is_a_written_policy(tmp_path: Path, prefer: str, winner: str) -> None:
+    samples = [
+        sample("large", phash=7, width_px=5000, height_px=5000),
+        sample("wordy", phash=7, num_words=50),
+        sample("chosen", phash=7, source="cc"),
+    ]
+    found, _ = run_decide(tmp_path, samples, (prefer,))
+    assert [name for name, row in found.items() if row["keep"]] == [winner]
+
+
+def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> None:
+    samples = [
+        sample("taken", url="http://a.example/1.jpg", phash=7, licence_id="all-rights-reserved"),
+        sample("copy", image_id="bytes of taken", pixels_sha256="p", phash=7, width_px=9000),
+        sample("near", phash=7 ^ 0b11, width_px=9000, height_px=9000),
+        sample("ruled-out", phash=2**64 - 1, keep=False, reason="min_words", rights_holder=" Ada  "),
+        sample("like it", phash=2**64 - 1),
+        sample("by id", image_id="f00"),
+        sample("fine"),
+    ]
+    entries = [Entry("url", "http://a.example/1.jpg", "asked"), Entry("owner", "ADA"), Entry("id", "f00", "court")]
+    found, result = run_decide(tmp_path, samples, takedowns=entries)
+    assert [name for name, row in found.items() if row["keep"]] == ["fine"]
+    assert found["ruled-out"]["reason"] == "min_words"
+    told = {name: (row["value"], row["threshold"], row["other_sample_id"]) for name, row in found.items()}
+    assert told["taken"] == ("url http://a.example/1.jpg", "asked", None)
+    assert told["by id"] == ("id f00", "court", None)
+    assert told["copy"] == ("same bytes", "of taken", "taken")
+    assert told["near"] == ("pHash distance 2", "of taken", "taken")
+    assert told["like it"] == ("pHash distance 0", "of ruled-out", "ruled-out")
+    assert result.funnel.reasons == {"takedown": 5}
+    again, _ = run_decide(tmp_path / "none", samples)
+    assert [name for name, row in again.items() if row["keep"]] == ["by id", "fine", "like it", "near"]
+
+
+def test_the_answer_does_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = [
+        sample(f"s{number:02d}", phash=1 << int(rng.integers(0, 8)), width_px=int(rng.integers(1, 4)))
+        for number in range(30)
+    ]
+    first, one = run_decide(tmp_path / "1", samples)
+    rng.shuffle(samples)
+    second, two = run_decide(tmp_path / "2", samples)
+    assert first == second
+    assert one.notes["content"] == two.notes["content"]
+    assert one.files[0].sha256 == two.files[0].sha256
+
+
+def test_caps_count_what_duplicates_left_and_say_what_they_cut(tmp_path: Path) -> None:
+    samples = [
+        sample(
+            f"{number:032x}",
+            taxon_name="Rosa canina",
+            host=f"h{number % 2}.org",
+            phash=number * 0x9E3779B97F4A7C15 % 2**64,
+        )
+        for number in range(1, 31)
+    ]
+    samples += [sample(f"{40:032x}", taxon_name="Iris tectorum", host="h0.org")]
+    samples += [
+        sample(f"{41:032x}", taxon_name="Rosa canina", image_id=samples[0]["image_id"], phash=samples[0]["phash"])
+    ]
+    balance = BalanceSettings(caps=(CapSettings(by="taxon", at_most=10), CapSettings(by="host", at_most=4)))
+    found, result = run_decide(tmp_path, samples, balance=balance)
+    reasons = result.funnel.reasons
+    assert result.funnel.num_kept == 8, "4 of each host"
+    assert sum(reasons.values()) + 8 == len(samples)
+    cut = next(row for row in found.values() if (row["value"] or "").startswith("Rosa"))
+    assert (cut["stage"], cut["reason"], cut["threshold"]) == ("select", "balance", "<= 10 of one taxon")
+    num_roses = 31 - (reasons.get("exact_duplicate", 0) + reasons.get("near_duplicate", 0))
+    assert cut["value"] == f"Rosa canina: {num_roses}", "duplicates are no longer counted"
+    first, second = result.notes["balance"]
+    assert (first["num_before"], first["num_after"]) == (num_roses + 1, 11)
+    assert first["head"] == [["Rosa canina", num_roses, 10], ["Iris tectorum", 1, 1]]
+    assert (second["num_before"], second["num_after"]) == (11, 8), "the second cap counts what the first left"
+
+
+# ---- leaks of evaluation sets
+
+
+def leak(sample_id: str, matched: str = "near", distance: int | None = 3, via: str | None = None) -> dict[str, Any]:
+    return {
+        "sample_id": sample_id,
+        "evaluation_set": "held",
+        "evaluation_member": "m.jpg",
+        "matched": matched,
+        "distance": distance,
+        "via_sample_id": via,
+    }
+
+
+def test_a_leak_is_dropped_before_duplicates_are_chosen(tmp_path: Path) -> None:
+    """The larger of two twins leaks: the other one, which does not, is kept and stands for nobody."""
+    samples = [sample("large", phash=77, width_px=900), sample("small", phash=77), sample("other")]
+    found, result = run_decide(tmp_path, samples, leaks=[leak("large")])
+    assert found["large"]["reason"] == "eval_leak"
+    assert found["large"]["value"] == "pHash distance 3"
+    assert (found["large"]["evaluation_set"], found["large"]["evaluation_member"]) == ("held", "m.jpg")
+    assert (found["large"]["distance"], found["large"]["other_sample_id"]) == (3, None)
+    assert found["small"]["keep"]
+    assert dict(result.funnel.reasons) == {"eval_leak": 1}
+
+
+def test_what_matches_a_leak_goes_with_it(tmp_path: Path) -> None:
+    samples = [sample("a", phash=77), sample("b", phash=76), sample("c")]
+    found, _ = run_decide(tmp_path, samples, leaks=[leak("a", "bytes", None), leak("b", "duplicate", 1, "a")])
+    assert {name for name, row in found.items() if row["keep"]} == {"c"}
+    assert found["a"]["value"] == "same bytes"
+    assert (found["b"]["value"], found["b"]["other_sample_id"]) == ("pHash distance 1 to the leak a", "a")
+
+
+def test_a_leak_that_a_rule_dropped_keeps_the_rule_as_reason(tmp_path: Path) -> None:
+    samples = [sample("a", keep=False, reason="min_words", value="1", threshold=">= 2"), sample("b")]
+    found, result = run_decide(tmp_path, samples, leaks=[leak("a")])
+    assert (found["a"]["reason"], found["a"]["value"], found["a"]["evaluation_set"]) == ("min_words", "1", None)
+    assert result.funnel.num_in == 1
+
+
+# ---- captions of dropped duplicates
+
+
+def test_captions_of_duplicates_are_kept_with_the_image_that_stays(tmp_path: Path) -> None:
+    same = {"phash": 77, "text_source": "caption"}
+    samples = [
+        sample("stays", width_px=900, text="a red poppy", **same),
+        sample("again", text="A red Poppy", **same),  # says nothing new
+        sample("short", text="flower", num_words=1, **same),
+        sample("long", text="a poppy in a field of wheat", num_words=7, **same),
+        sample("twice", text="Flower", num_words=1, **same),
+        sample("taxon", text="a photo of Papaver rhoeas", phash=77, text_source="taxon"),  # not a caption
+        sample("alone", text="an oak", text_source="caption"),
+    ]
+    _, result = run_decide(tmp_path, samples, extra_captions=3)
+    kept = pq.read_table(result.files[1].temp).to_pylist()
+    assert [(row["sample_id"], row["place"], row["text"], row["from_sample_id"]) for row in kept] == [
+        ("stays", 1, "a poppy in a field of wheat", "long"),
+        ("stays", 2, "flower", "short"),
+    ]
+    _, result = run_decide(tmp_path / "one", samples, extra_captions=1)
+    assert pq.read_table(result.files[1].temp)["from_sample_id"].to_pylist() == ["long"]
+    _, result = run_decide(tmp_path / "off", samples)
+    assert len(result.files) == 1
+
+
+# ---- semantic duplicates
+
+
+def close(a: str, b: str, cosine: float) -> dict[str, Any]:
+    return {"pixels_a": f"pixels of {a}", "pixels_b": f"pixels of {b}", "cosine": cosine}
+
+
+def test_semantic_duplicates_fall_to_the_better_image(tmp_path: Path) -> None:
+    large, small, third, last = (f"{number}{number} image" for number in (1, 4, 6, 9))
+    samples = [sample(large, width_px=900), sample(small, width_px=500), sample(third), sample(last)]
+    pairs = [close(large, small, 0.96), close(large, third, 0.99), close(small, third, 0.97), close(third, last, 0.98)]
+    found, result = run_decide(tmp_path, samples, semantic=pairs)
+    dropped = {name: (row["other_sample_id"], row["value"]) for name, row in found.items() if not row["keep"]}
+    # the last is close to the third alone, which goes: it stays, nothing chains
+    assert dropped == {small: (large, "cosine 0.9600"), third: (large, "cosine 0.9900")}
+    assert dict(result.funnel.reasons) == {"semantic_duplicate": 2}
+
+
+def test_semantic_duplicates_are_sought_among_what_hashes_left(tmp_path: Path) -> None:
+    samples = [sample("a", width_px=900, phash=77), sample("b", width_px=500, phash=77), sample("c")]
+    found, _ = run_decide(tmp_path, samples, semantic=[close("b", "c", 0.99)])
+    assert found["b"]["reason"] == "near_duplicate"
+    assert found["c"]["keep"]

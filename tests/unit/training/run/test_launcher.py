@@ -1,0 +1,65 @@
+"""The Ray launcher without a cluster: what is missing or wrong is said before a process starts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from ray.train import WorkerGroupError
+
+from manifests.errors import ConfigError, IntegrityError, RunError
+from training.cli import main
+from training.run.launcher import _own_error
+
+
+def _write(tmp_path: Path, values: dict[str, Any]) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def test_without_ray_the_way_to_get_it_is_named(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray.train", None)
+    assert main(["train", _write(tmp_path, config), "--launcher", "ray"]) == 2
+    assert '--launcher ray needs Ray Train (ray.train is missing): pip install "ray[train]"' in capsys.readouterr().err
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_options_of_ray_alone_are_refused(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _write(tmp_path, config)
+    assert main(["train", path, "--num-workers", "2"]) == 2
+    assert "--num-workers and --ray-address go with --launcher ray" in capsys.readouterr().err
+    assert main(["train", path, "--launcher", "ray", "--num-workers", "0"]) == 2
+    assert "--num-workers must be 1 or more, given 0" in capsys.readouterr().err
+
+
+def test_a_wrong_release_is_said_before_ray_starts(
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["release"] = str(tmp_path / "none")
+    assert main(["train", _write(tmp_path, config), "--launcher", "ray"]) == 2
+    assert "no sealed release here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [ConfigError, RunError, IntegrityError])
+def test_the_error_of_a_process_comes_out_as_it_is(kind: type[Exception]) -> None:
+    inner = kind("what, which, how many")
+    wrapped = RuntimeError("of Ray")
+    wrapped.__cause__ = inner
+    assert _own_error(WorkerGroupError("2 workers failed", {1: wrapped})) is inner
+    assert _own_error(inner) is inner
+
+
+def test_an_error_of_rays_own_keeps_its_words() -> None:
+    error = _own_error(WorkerGroupError("the node died", {0: RuntimeError("lost")}))
+    assert isinstance(error, RunError)
+    assert "the run on Ray failed: " in str(error)
+    assert "the node died" in str(error)

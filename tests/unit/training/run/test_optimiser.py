@@ -1,0 +1,97 @@
+"""What an update does: AdamW's arithmetic by hand, decay on matrices alone, rates of groups, the average, compiling."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.settings import parse_settings
+from training.config import OptimiserSettings, ScheduleSettings, TrainSettings
+from training.model.build import build_model
+from training.model.presets import ModelSettings
+from training.record.log import read_log
+from training.run.loop import train
+from training.run.optimiser import AveragedWeights, build_optimiser, lr_ratio_at, set_lr
+
+
+@pytest.fixture
+def model(config: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return build_model(parse_settings(config["model"] | {"preset": "dalip"}, ModelSettings, where="test"))
+
+
+def test_an_update_is_adamw_fused_with_decay_on_matrices_alone(model: Any) -> None:
+    """First step: the mean and the root of the square are the gradient and its size, so each weight moves by lr."""
+    settings = OptimiserSettings(lr=0.01, weight_decay=0.3, eps=1e-12)
+    optimiser = build_optimiser(model, settings)
+    assert all(group["fused"] for group in optimiser.param_groups)
+    set_lr(optimiser, settings.lr)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimiser.step()
+    for name, value in model.named_parameters():
+        decayed = before[name] * (1 - 0.01 * 0.3) if value.ndim >= 2 else before[name]
+        assert torch.allclose(value, decayed - 0.01, atol=1e-6), name
+
+
+def test_each_role_has_its_rate(model: Any) -> None:
+    settings = OptimiserSettings(lr=0.01, second_order_lr_ratio=5.0, image_lr_ratio=0.0, text_lr_ratio=0.5)
+    optimiser = build_optimiser(model, settings)
+    set_lr(optimiser, 0.02)
+    rates = {group["role"]: group["lr"] for group in optimiser.param_groups}
+    assert rates == pytest.approx({"second_order": 0.1, "image_tower": 0.0, "text_tower": 0.01, "scale": 0.02})
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
+    schedule = ScheduleSettings(steps=110, warmup_steps=10, final_lr_ratio=0.1)
+    ratios = [lr_ratio_at(step, 110, schedule) for step in range(111)]
+    assert ratios[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert ratios[10] == 1.0
+    assert ratios[60] == pytest.approx(0.55)
+    assert ratios[35] == pytest.approx(0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi / 4)))
+    assert ratios[110] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(ratios[10:]))
+
+
+def test_the_average_is_the_recursion_written_out(model: Any) -> None:
+    average = AveragedWeights(model, 0.75)
+    name, parameter = next(iter(model.named_parameters()))
+    expected = parameter.detach().clone()
+    for step in range(3):
+        with torch.no_grad():
+            parameter.add_(step + 1.0)
+        average.update(model)
+        expected = 0.75 * expected + 0.25 * parameter.detach()
+    assert torch.allclose(average.state[name], expected, atol=1e-6)
+
+
+def test_a_run_that_keeps_an_average_ends_with_it(config: dict[str, Any], tmp_path: Any) -> None:
+    plain, averaged = (
+        config | {"output_dir": str(tmp_path / name), "ema_decay": decay}
+        for name, decay in (("plain", None), ("average", 0.9))
+    )
+    states = []
+    for values in (plain, averaged):
+        train(parse_settings(values, TrainSettings, where="test"))
+        states.append(torch.load(f"{values['output_dir']}/model.pt", weights_only=True)["state_dict"])
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    resume_point = torch.load(tmp_path / "average/checkpoints/step-00000006.pt", weights_only=True)
+    assert all(torch.equal(resume_point["state_dict"][name], states[0][name]) for name in states[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch itself
+def test_a_compiled_run_has_the_losses_of_an_eager_one(config: dict[str, Any], tmp_path: Any) -> None:
+    config["model"]["second_order"] |= {"dropout": 0.0}
+    losses = []
+    for compiled in (False, True):
+        values = config | {"output_dir": str(tmp_path / str(compiled))}
+        values["compute"] = config["compute"] | {"compile": compiled, "grad_checkpointing": not compiled}
+        train(parse_settings(values, TrainSettings, where="test"))
+        losses.append([line["loss"] for line in read_log(tmp_path / str(compiled) / "log.jsonl", "step")])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)

@@ -1,0 +1,120 @@
+"""A resume under another config, once it is allowed: what takes effect, and what is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import make_settings
+
+from manifests.errors import ConfigError
+from training.config import TrainSettings
+from training.run import loop, state
+from training.run.loop import train
+
+
+class _KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def _killed_after(settings: TrainSettings, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends without a word right after the checkpoint of `step`."""
+
+    def save_and_die(trainer: Any, progress: Any, folder: Path) -> None:
+        state.save(trainer, progress, folder)
+        if progress.step == step:
+            raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", save_and_die)
+        with pytest.raises(_KilledError):
+            train(settings)
+
+
+def _checkpoint(config: dict[str, Any], step: int) -> dict[str, Any]:
+    path = Path(config["output_dir"]) / "checkpoints" / f"step-{step:08d}.pt"
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def _distance(one: dict[str, Any], two: dict[str, Any]) -> float:
+    return float(sum((one[name].double() - two[name].double()).square().sum() for name in one) ** 0.5)
+
+
+def test_an_average_switched_on_late_starts_from_the_weights_of_then(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _killed_after(make_settings(config), 4, monkeypatch)
+    train(make_settings(config, ema_decay=0.999), allow_changed=True)
+    resumed, end = _checkpoint(config, 4)["state_dict"], _checkpoint(config, 6)
+    moved = _distance(end["state_dict"], resumed)
+    assert _distance(end["average"], resumed) < 0.01 * moved
+    final = torch.load(Path(config["output_dir"]) / "model.pt", weights_only=True)["state_dict"]
+    assert _distance(final, end["average"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        ({"weight_decay": 0.0}, "weight_decay", {0.0}),
+        ({"beta2": 0.5}, "betas", {(0.9, 0.5)}),
+        ({"second_order_lr_ratio": 10.0}, "lr_ratio", {1.0, 10.0}),
+        ({"image_lr_ratio": 0.5, "text_lr_ratio": 0.25}, "lr_ratio", {1.0, 0.5, 0.25}),
+    ],
+)
+def test_changed_optimiser_values_take_effect_and_moments_stay(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str, value: set[Any]
+) -> None:
+    _killed_after(make_settings(config), 4, monkeypatch)
+    shutil.copytree(config["output_dir"], config["output_dir"] + "-same")
+    same = config | {"output_dir": config["output_dir"] + "-same"}
+    train(make_settings(same))
+    train(make_settings(config, optimiser={"lr": 0.002} | changes), allow_changed=True)
+    groups = _checkpoint(config, 6)["optimiser"]["param_groups"]
+    assert {group[key] for group in groups} == value
+    assert _distance(_checkpoint(config, 6)["state_dict"], _checkpoint(same, 6)["state_dict"]) > 1e-6
+    assert {int(entry["step"]) for entry in _checkpoint(config, 6)["optimiser"]["state"].values()} == {6}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"data": {"batch_size": 24}}, r"data\.batch_size: 12 -> 24"),
+        ({"lock": {"lock_image": True}}, r"cannot change lock\.lock_image: false -> true"),
+        (
+            {"model": {"second_order": {"heads": 2, "reduced_width": 6}}},
+            r"cannot change model\.second_order\.reduced_width: 4 -> 6",
+        ),
+        ({"model": {"preset": "clip", "second_order": {}}}, r'model\.preset: "dalip" -> "clip"'),
+    ],
+)
+def test_what_cannot_change_on_a_resume_is_said(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], words: str
+) -> None:
+    _killed_after(make_settings(config), 4, monkeypatch)
+    with pytest.raises(ConfigError, match=words):
+        train(make_settings(config, **sections), allow_changed=True)
+    assert train(make_settings(config))[0]["steps"] == 6, "the run is as it was"
+
+
+def test_a_resume_does_not_need_the_weights_it_began_from(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file may be gone; the pictures are prepared as those weights want them all the same."""
+    start, whole = (config | {"output_dir": str(tmp_path / name)} for name in ("start", "whole"))
+    train(make_settings(start, schedule={"steps": 1, "warmup_steps": 0}))
+    source = tmp_path / "start.pt"
+    content = torch.load(tmp_path / "start" / "model.pt", weights_only=True)
+    content["preprocess"] |= {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    torch.save(content, source)
+    train(make_settings(whole, model={"pretrained": str(source)}))
+    settings = make_settings(config, model={"pretrained": str(source)})
+    _killed_after(settings, 2, monkeypatch)
+    source.unlink()
+    train(settings)
+    one, two = _checkpoint(whole, 6), _checkpoint(config, 6)
+    assert two["preprocess"]["mean"] == (0.1, 0.2, 0.3)
+    assert _distance(one["state_dict"], two["state_dict"]) == 0

@@ -1,0 +1,122 @@
+"""One decode of a split, shared by many runs: pictures shrunk to what a small model can see, kept uncompressed.
+
+Reads a pool of samples; writes a folder with one tar a shard (KEY.ppm, KEY.txt, further text members) and a table of
+offsets beside it, each published whole, so that an interrupted decode goes on. The pool that comes back has the same
+rows in the same order, so a run draws the same samples from it; readers go through the system's page cache, which all
+processes of the machine share. Pictures no larger than `side_px` keep every pixel. A broken picture keeps its bytes:
+it is for the run to meet and name. Costs about side_px^2 x 4 bytes of disk a sample.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from manifests import storage
+from training.data.images import DECODE_ERRORS
+from training.data.shards import OFFSETS, SamplePool, ShardReader
+
+_FORMAT = "dalip-decoded/1"
+_MARK_FILE = "decoded.json"
+_BATCH = 64
+
+
+def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
+    """Make the folder fit this pool; returns the numbers of the shards that have still to be decoded.
+
+    A folder of another release or size is emptied.
+    """
+    mark = {"format": _FORMAT, "fingerprints": list(pool.fingerprints), "side_px": side_px, "num_samples": len(pool)}
+    storage.make_folder(str(folder))
+    path = folder / _MARK_FILE
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != mark:
+        for old in (*folder.glob("shard-*"), path):
+            old.unlink(missing_ok=True)
+        storage.publish_bytes(str(path), json.dumps(mark).encode("utf-8"))
+    storage.sweep(str(folder))
+    return [shard for shard in range(len(pool.shard_paths)) if not _offsets_file(folder, shard).is_file()]
+
+
+def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> int:
+    """Decode the samples of one shard; returns how many there are.
+
+    Raises: IntegrityError for a shard that is shorter than its table says.
+    """
+    rows = np.flatnonzero(pool.shards == shard).tolist()
+    reader, keys = ShardReader(pool), pool.table["key"].to_pylist()
+    target = _tar_file(folder, shard)
+    temp = storage.temp_path(str(target))
+    placed: dict[str, list[int]] = {name: [] for name in OFFSETS}
+    with Path(temp).open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            for row, (image, text, members) in zip(batch, reader.read(batch, True), strict=True):
+                picture = shrink(image, side_px)
+                for kind, name, content in (
+                    ("jpg", "ppm", picture),
+                    ("txt", "txt", text),
+                    *((None, f"{name}.txt", value.encode("utf-8")) for name, value in members.items()),
+                ):
+                    info = tarfile.TarInfo(f"{keys[row]}.{name}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                    if kind is not None:
+                        blocks = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                        placed[f"{kind}_offset"].append(tar.offset - blocks)
+                        placed[f"{kind}_length"].append(len(content))
+    storage.publish(temp, str(target))
+    offsets = io.BytesIO()
+    np.save(offsets, np.array([placed[name] for name in OFFSETS], dtype=np.int64))
+    storage.publish_bytes(str(_offsets_file(folder, shard)), offsets.getvalue())
+    return len(rows)
+
+
+def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
+    """The same pool, read from the decoded shards in `folder`, all of which must be there."""
+    offsets: dict[str, NDArray[np.int64]] = {name: np.zeros(len(pool), np.int64) for name in OFFSETS}
+    for shard in range(len(pool.shard_paths)):
+        rows = np.flatnonzero(pool.shards == shard)
+        for name, values in zip(OFFSETS, np.load(_offsets_file(folder, shard)), strict=True):
+            offsets[name][rows] = values
+    paths = tuple(str(_tar_file(folder, shard)) for shard in range(len(pool.shard_paths)))
+    return replace(pool, shard_paths=paths, offsets=offsets)
+
+
+def shrink(content: bytes, side_px: int) -> bytes:
+    """A picture as PPM with its shorter side at most `side_px`; bytes that are no picture come back as they are."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+            wanted = _fit(width, height, side_px)
+            if picture.format == "JPEG" and wanted != (width, height):
+                picture.draft("RGB", (2 * wanted[0], 2 * wanted[1]))
+            image = picture.convert("RGB")
+    except DECODE_ERRORS:
+        return content
+    if image.size != wanted:
+        image = image.resize(wanted, Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    image.save(stream, "PPM")
+    return stream.getvalue()
+
+
+def _fit(width: int, height: int, side_px: int) -> tuple[int, int]:
+    shorter = min(width, height)
+    if shorter <= side_px:
+        return width, height
+    return max(side_px, round(width * side_px / shorter)), max(side_px, round(height * side_px / shorter))
+
+
+def _tar_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:06d}.tar"
+
+
+def _offsets_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:06d}.npy"

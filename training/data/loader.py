@@ -1,0 +1,305 @@
+"""Releases in, batches out: verified, deterministic, resumable from one number, the same for any world size.
+
+Opens releases (which checks their record), orders their samples (`training.data.sampling`), reads them from the
+shards (`training.data.shards`), augments (`training.data.images`) and tokenises, in worker processes. A sample's
+randomness is seeded by its position, so neither workers nor ranks change it. A broken sample is named and
+its place taken by the next row it is drawn with (its domain, within the cuts), so that every batch is full
+and a mixture stays what it is. Writes nothing. Gives up with ConfigError
+on a release that does not verify, with IntegrityError on a shard that is cut short later.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
+from manifests.release import Release
+from manifests.settings import Settings
+from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
+from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
+from training.data.shards import SamplePool, ShardReader, strata_of
+
+_LOOKED_AT = 256  # samples whose text members are looked at before a run
+_MAX_SUBSTITUTES = 100  # tries to fill one place before the release is called broken
+
+
+class ReleaseShare(Settings):
+    """One of several releases, and its share of the samples."""
+
+    release: str
+    weight: float = Field(gt=0.0)
+
+
+class TextSettings(Settings):
+    """Which text of a sample is used: `txt`, another text member by name, or one drawn each time.
+
+    A sample without the wanted member (or with none of those drawn from) gives its `txt`.
+    """
+
+    use: Literal["fixed", "draw"] = "fixed"
+    members: tuple[str, ...] = Field(default=("txt",), min_length=1)
+
+    @model_validator(mode="after")
+    def _one_when_fixed(self) -> TextSettings:
+        if self.use == "fixed" and len(self.members) != 1:
+            raise ValueError(f"use: fixed takes one member, given {len(self.members)}; or set use: draw")
+        return self
+
+
+class DataSettings(Settings):
+    """The `data` section of a training config."""
+
+    split: str = "train"
+    batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
+    mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
+    pool_samples: dict[str, Annotated[int, Field(ge=1)]] | None = None  # domain -> its pool is cut to so many samples
+    epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
+    shuffle_window: int = Field(default=16384, ge=1)  # how far apart samples of the shard sequence may swap
+    text: TextSettings = TextSettings()
+    augment: AugmentSettings = AugmentSettings()
+    reduced_decode: bool = True
+    num_workers: int = Field(default=2, ge=0)  # loader processes of each rank
+    prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
+    max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
+
+    @model_validator(mode="after")
+    def _shares(self) -> DataSettings:
+        shares = (self.mixture or {"": 1.0}).values()
+        if min(shares, default=0.0) < 0 or sum(shares) <= 0:
+            raise ValueError("mixture shares must not be negative, and some share must be above 0")
+        return self
+
+
+class Corrupt(NamedTuple):
+    """One broken sample: its row in the pool and what was wrong with it."""
+
+    row: int
+    reason: str
+
+
+class Batch(NamedTuple):
+    """What a loader yields; `rows` are row numbers in the pool."""
+
+    images: Tensor  # uint8 (B, 3, H, W)
+    tokens: Tensor  # int64 (B, context length)
+    rows: Tensor  # int64 (B,)
+    corrupt: list[Corrupt]
+
+
+class SampleDataset(Dataset[Any]):
+    """(position, row) pairs in, a `Batch` out; position seeds all that is random about a sample."""
+
+    def __init__(
+        self,
+        pool: SamplePool,
+        view: View,
+        tokenizer: Callable[[list[str]], Tensor],
+        text: TextSettings,
+        seed: int,
+        strata: Sequence[Stratum] = (),
+    ) -> None:
+        self.reader, self.view, self.tokenizer, self.text, self.seed = ShardReader(pool), view, tokenizer, text, seed
+        self.strata = strata
+        self._with_members = text.members != ("txt",)
+
+    def __len__(self) -> int:
+        return len(self.reader.pool)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
+        """One batch; an error of ours comes back as a value, so that it keeps its class and its words."""
+        try:
+            return self.load(places)
+        except PlantMixError as error:
+            return error
+
+    def load(self, places: list[tuple[int, int]]) -> Batch:
+        """Read, decode and tokenise one batch; the process's random state is left as it was.
+
+        Raises: RunError when no sample near a broken one is whole; IntegrityError for a short shard.
+        """
+        corrupt: list[Corrupt] = []
+        images, texts, rows = [], [], []
+        read = self.reader.read([row for _, row in places], self._with_members)
+        python_state, torch_state = random.getstate(), torch.get_rng_state()
+        try:
+            for (position, row), members in zip(places, read, strict=True):
+                image, text, used = self._load(position, row, members, corrupt)
+                images.append(image)
+                texts.append(text)
+                rows.append(used)
+        finally:
+            random.setstate(python_state)
+            torch.set_rng_state(torch_state)
+        return Batch(torch.stack(images), self.tokenizer(texts), torch.tensor(rows), corrupt)
+
+    def _load(
+        self, position: int, row: int, members: tuple[bytes, bytes, dict[str, str]], corrupt: list[Corrupt]
+    ) -> tuple[Tensor, str, int]:
+        for _ in range(_MAX_SUBSTITUTES):
+            seed = mix_seed(self.seed, position)
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            try:
+                return self.view(members[0]), self._choose_text(members[1], members[2], seed), row
+            except CorruptSample as reason:
+                corrupt.append(Corrupt(row, str(reason)))
+            row = self._substitute(row)
+            members = self.reader.read([row], self._with_members)[0]
+        raise RunError(
+            f"{_MAX_SUBSTITUTES} samples in a row are broken, up to {self.reader.pool.names([row])[0]}: "
+            f"{corrupt[-1].reason}; run `plantmix verify --deep` on the release"
+        )
+
+    def _substitute(self, row: int) -> int:
+        """The row behind, among those drawn together with this one."""
+        for part in self.strata:
+            place = int(np.searchsorted(part.rows, row))
+            if place < len(part.rows) and part.rows[place] == row:
+                return int(part.rows[(place + 1) % len(part.rows)])
+        return (row + 1) % len(self)
+
+    def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> str:
+        try:
+            members["txt"] = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CorruptSample(f"text is not UTF-8: {error}") from None
+        there = [members[name] for name in self.text.members if name in members]
+        if not there:
+            return members["txt"]
+        return there[mix_seed(seed, 0x747874) % len(there)]
+
+
+def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
+    """Open and verify the release or releases of a config.
+
+    Raises: ConfigError, for a release that does not verify too: no work has begun.
+    """
+    paths = [release] if isinstance(release, str) else [share.release for share in release]
+    try:
+        return [Release.open(path) for path in paths]
+    except IntegrityError as error:
+        raise ConfigError(str(error)) from None
+
+
+def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare], seed: int) -> SampleOrder:
+    """The order of training samples that a config asks for.
+
+    Raises: ConfigError for an unknown domain or an empty choice.
+    """
+    weights = None if isinstance(release, str) else [share.weight for share in release]
+    strata = strata_of(pool, weights, data.mixture, data.pool_samples)
+    chosen = sum(len(part.rows) for part in strata)
+    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window)
+
+
+def train_loader(
+    pool: SamplePool, order: SampleOrder, plan: BatchPlan, batches: range, data: DataSettings, model: Any, *, pin: bool
+) -> DataLoader[Any]:
+    """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
+    height, width = _size(model.preprocess_settings.size)
+    view = TrainView((height, width), data.augment, data.reduced_decode)
+    dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata)
+    sampler = BatchSampler(order, plan, batches.start, batches.stop)
+    return _loader(dataset, sampler, data, pin)
+
+
+def eval_batches(
+    pool: SamplePool, rows: Sequence[int], data: DataSettings, model: Any, batch_size: int
+) -> Iterator[Batch]:
+    """Batches of the given rows in order, in open_clip's evaluation view with each sample's `txt`.
+
+    Raises: RunError for a broken sample: an evaluation leaves nothing out.
+    """
+    dataset = SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
+    batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
+    for batch in iterate(_loader(dataset, batches, data, pin=False)):
+        if batch.corrupt:
+            first = batch.corrupt[0]
+            raise RunError(f"{pool.names([first.row])[0]}: broken sample in the evaluation split: {first.reason}")
+        yield batch
+
+
+def iterate(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The batches of a loader; what went wrong in a worker is raised here.
+
+    Raises: RunError, IntegrityError.
+    """
+    for batch in loader:
+        if isinstance(batch, PlantMixError):
+            raise batch
+        yield batch
+
+
+def _loader(dataset: SampleDataset, sampler: Any, data: DataSettings, pin: bool) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=min(data.num_workers, max(1, len(sampler))) if data.num_workers else 0,
+        collate_fn=_as_is,
+        prefetch_factor=data.prefetch_batches if data.num_workers else None,
+        worker_init_fn=_start_worker,
+        pin_memory=pin,
+        generator=torch.Generator().manual_seed(0),  # its own, so that making a loader draws from nobody's state
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    # The trainer decides when to stop; a signal to the whole process group must not kill its workers first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _size(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def check_corrupt(found: dict[int, str], limit: int, pool: SamplePool) -> None:
+    """Stop a run that has met more broken samples than allowed.
+
+    Raises: RunError.
+    """
+    if len(found) > limit:
+        shown = "; ".join(
+            f"{name}: {reason}" for name, reason in zip(pool.names(list(found)[:3]), found.values(), strict=False)
+        )
+        raise RunError(
+            f"{len(found)} broken samples, more than data.max_corrupt_samples = {limit}; first: {shown}. "
+            "Run `plantmix verify --deep` on the release, or raise the limit"
+        )
+
+
+def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], list[str]]:
+    """Text members of a config that none of some samples has, spread over the pool, and the members those have.
+
+    Every sample without a member gives its `txt`, so that a name written wrong would go unseen.
+    """
+    wanted = set(text.members) - {"txt"}
+    if not wanted:
+        return [], []
+    rows = np.unique(np.linspace(0, len(pool) - 1, _LOOKED_AT).astype(int)).tolist()
+    there = {name for _, _, members in ShardReader(pool).read(rows, with_texts=True) for name in members}
+    return sorted(wanted - there), sorted(there)
+
+
+def split_rows(pool: SamplePool, domain: str | None = None) -> list[int]:
+    """Row numbers of a domain (or of all) in an order that follows from the sample ids alone."""
+    table = pool.table
+    rows = np.arange(len(pool)) if domain is None else np.flatnonzero(np.asarray(table["domain"]) == domain)
+    if len(rows) == 0:
+        raise ConfigError(f"no sample of domain {domain!r}; there are: {', '.join(pool.domains)}")
+    ids = np.asarray(table["sample_id"].to_pylist(), dtype=np.str_)[rows]
+    chosen: list[int] = rows[np.argsort(ids, kind="stable")].tolist()
+    return chosen

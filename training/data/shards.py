@@ -1,0 +1,321 @@
+"""Samples of sealed releases as bytes: which rows there are, and reading their members out of the shards.
+
+Reads the sample tables and shards of one or several releases (local: pread by offset; elsewhere: ranged
+reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is gone or
+shorter than its table says, with RunError on storage that does not answer, and with ConfigError on a split or
+domain that is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.release import Release
+from manifests.storage import filesystem, is_remote
+from training.data.sampling import Stratum
+
+_BLOCK_BYTES = 512  # of the tar format
+_TEXT_TAIL_BYTES = 64 << 10  # how far behind `txt` the text members of the last sample of a shard are sought
+_MAX_OPEN_SHARDS = 256
+_TABLE_COLUMNS = ("sample_id", "domain", "shard", "position", "key")
+OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
+
+
+@dataclass(frozen=True)
+class SamplePool:
+    """All samples of a split of one or several releases, a row each, in the order of shard and position."""
+
+    table: pa.Table  # sample_id, domain, key
+    shard_paths: tuple[str, ...]
+    shards: NDArray[np.int32]  # (N,) index into shard_paths
+    releases: NDArray[np.int16]  # (N,) number of the release
+    offsets: dict[str, NDArray[np.int64]]  # jpg_offset, jpg_length, txt_offset, txt_length; (N,) bytes
+    fingerprints: tuple[str, ...]  # of the releases
+    paths: tuple[str, ...]  # of the releases
+    stratified: tuple[bool, ...]  # of each release: its shards hold one domain each
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains that have samples, sorted."""
+        return sorted(value for value in pc.unique(self.table["domain"]).to_pylist() if value is not None)
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """`sample_id (SHARD/KEY)` of some rows, for messages."""
+        chosen = self.table.take(pa.array(rows, pa.int64()))
+        return [
+            f"{sample} ({self.shard_paths[self.shards[row]].rpartition('/')[2]}/{key})"
+            for row, sample, key in zip(rows, chosen["sample_id"].to_pylist(), chosen["key"].to_pylist(), strict=True)
+        ]
+
+
+def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
+    """The samples of `split` of verified releases.
+
+    Raises: ConfigError when a release has no such split or no sample in it.
+    """
+    tables: list[pa.Table] = []
+    paths: list[str] = []
+    shards, numbers = [], []
+    for number, release in enumerate(releases):
+        table = _split_table(release, split)
+        names, codes = _codes(table["shard"])
+        shards.append(codes.astype(np.int32) + len(paths))
+        numbers.append(np.full(len(table), number, np.int16))
+        paths.extend(release.shard_path(split, name) for name in names)
+        tables.append(table)
+    table = pa.concat_tables(tables)
+    offsets = {name: table[name].to_numpy().astype(np.int64) for name in OFFSETS}
+    return SamplePool(
+        table.select(["sample_id", "domain", "key"]).combine_chunks(),
+        tuple(paths),
+        np.concatenate(shards),
+        np.concatenate(numbers),
+        offsets,
+        tuple(release.fingerprint for release in releases),
+        tuple(str(release.path) for release in releases),
+        tuple(release.kind == "stratified" for release in releases),
+    )
+
+
+def strata_of(
+    pool: SamplePool,
+    release_weights: Sequence[float] | None,
+    mixture: Mapping[str, float] | None,
+    pool_samples: Mapping[str, int] | None = None,
+) -> tuple[Stratum, ...]:
+    """Divide the pool into what is drawn together.
+
+    Without weights all rows are one stratum. `release_weights` gives each release its share; `mixture` each
+    domain its share (within its release when both are given); a domain it does not name is left out. Without
+    a mixture the domains of a stratified release are drawn in proportion to their sizes: in the order of its
+    shards a batch would hold one domain. `pool_samples` first cuts domains to that many samples (`cut_pools`).
+
+    Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to, and for a
+    release with a share and none of the mixture's domains.
+    """
+    _check_domains(pool, "mixture", mixture)
+    _check_domains(pool, "pool_samples", pool_samples)
+    rows = np.arange(len(pool), dtype=np.int64) if pool_samples is None else cut_pools(pool, pool_samples)
+    if release_weights is None and mixture is None and not any(pool.stratified):
+        return (Stratum("all", rows, pool.shards[rows], 1.0),)
+    groups = _groups(pool, rows, mixture)
+    strata = []
+    for number, members in groups.items():
+        within = sum(weight for _, weight, _ in members)
+        # Without weights a mixture counts each release once, and the domains as they are count each sample once.
+        share = release_weights[number] if release_weights is not None else within if mixture is None else 1.0
+        if not members:
+            raise ConfigError(
+                f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(_shares(mixture))}), so its "
+                f"weight would go to nobody; take the release out or name one of its domains in data.mixture "
+                f"({', '.join(_domains_of(pool, number))})"
+            )
+        for name, weight, rows in members:
+            strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
+    return tuple(part for part in strata if part.weight > 0)
+
+
+def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.int64]:
+    """Row numbers left when each named domain is cut to so many samples; a domain not named stays whole.
+
+    Which samples stay follows from their ids alone, and a smaller cut is part of a larger one: a run a tenth as long
+    over pools a tenth as large repeats its samples as often as the long run will.
+
+    Raises: ConfigError for a domain with fewer samples.
+    """
+    names, codes = _codes(pool.table["domain"])
+    kept = np.ones(len(pool), bool)
+    for domain, wanted in num_samples.items():
+        rows = np.flatnonzero(codes == names.index(domain)) if domain in names else np.empty(0, np.int64)
+        if len(rows) < wanted:
+            raise ConfigError(
+                f"pool_samples cuts domain '{domain}' to {wanted:,} samples, but it has {len(rows):,}; "
+                "lower the number or leave the domain out of pool_samples"
+            )
+        ids = pool.table["sample_id"].take(pa.array(rows)).to_pylist()
+        drawn = np.array([hashlib.blake2b(value.encode(), digest_size=8, person=b"pool").digest() for value in ids])
+        kept[rows[np.argsort(drawn, kind="stable")[wanted:]]] = False
+    return np.flatnonzero(kept)
+
+
+class ShardReader:
+    """Reads members by row; opened shards are kept, each process opens its own."""
+
+    def __init__(self, pool: SamplePool) -> None:
+        self.pool = pool
+        self._descriptors: dict[int, int] = {}
+        self._owner = os.getpid()
+
+    def read(self, rows: Sequence[int], with_texts: bool) -> list[tuple[bytes, bytes, dict[str, str]]]:
+        """Image bytes, text bytes and, if asked for, the further text members by name, of each row.
+
+        Raises: IntegrityError when a shard ends before a sample does.
+        """
+        spans = [self._span(row, with_texts) for row in rows]
+        pieces = self._fetch(rows, spans)
+        return [self._cut(row, start, piece, with_texts) for row, (start, _), piece in
+                zip(rows, spans, pieces, strict=True)]  # fmt: skip
+
+    def _span(self, row: int, with_texts: bool) -> tuple[int, int]:
+        at = self.pool.offsets
+        start = int(min(at["jpg_offset"][row], at["txt_offset"][row]))
+        stop = int(max(at["jpg_offset"][row] + at["jpg_length"][row], at["txt_offset"][row] + at["txt_length"][row]))
+        if with_texts:
+            follower = row + 1
+            same = follower < len(self.pool) and self.pool.shards[follower] == self.pool.shards[row]
+            next_start = int(at["jpg_offset"][follower]) - _BLOCK_BYTES if same else stop + _TEXT_TAIL_BYTES
+            stop = max(stop, next_start)
+        return start, stop
+
+    def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each span; what lies elsewhere in one request a file system, since releases may be mixed."""
+        pieces: list[bytes] = [b""] * len(rows)
+        remote: dict[Any, list[tuple[int, str]]] = {}
+        for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+            path = self.pool.shard_paths[self.pool.shards[row]]
+            if is_remote(path):
+                fs, inner = filesystem(path)
+                remote.setdefault(fs, []).append((place, inner))
+            else:
+                pieces[place] = self._read_local(int(self.pool.shards[row]), start, stop)
+        for fs, wanted in remote.items():
+            places = [place for place, _ in wanted]
+            found = _read_remote(fs, [inner for _, inner in wanted], [spans[place] for place in places])
+            for place, piece in zip(places, found, strict=True):
+                pieces[place] = piece
+        return pieces
+
+    def _read_local(self, shard: int, start: int, stop: int) -> bytes:
+        try:
+            return os.pread(self._descriptor(shard), stop - start, start)
+        except OSError as error:
+            path = self.pool.shard_paths[shard]
+            raise RunError(f"{path}: cannot be read ({error.strerror}); run the same command to go on") from None
+
+    def _descriptor(self, shard: int) -> int:
+        if self._owner != os.getpid():  # after a fork the parent's table of open files is not ours to close
+            self._descriptors, self._owner = {}, os.getpid()
+        if shard not in self._descriptors:
+            if len(self._descriptors) >= _MAX_OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            path = self.pool.shard_paths[shard]
+            try:
+                self._descriptors[shard] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise IntegrityError(f"{path}: the shard cannot be read: {error.strerror}") from None
+        return self._descriptors[shard]
+
+    def _cut(self, row: int, start: int, piece: bytes, with_texts: bool) -> tuple[bytes, bytes, dict[str, str]]:
+        at = {name: int(values[row]) for name, values in self.pool.offsets.items()}
+        image = piece[at["jpg_offset"] - start :][: at["jpg_length"]]
+        text = piece[at["txt_offset"] - start :][: at["txt_length"]]
+        if len(image) < at["jpg_length"] or len(text) < at["txt_length"]:
+            raise IntegrityError(
+                f"{self.pool.names([row])[0]}: the shard ends before the sample does; "
+                "run `plantmix verify` on the release and copy or build it anew"
+            )
+        texts: dict[str, str] = {}
+        if with_texts:
+            tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
+            texts = text_members(piece[tail:], str(self.pool.table["key"][row].as_py()))
+        return image, text, texts
+
+
+def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> list[bytes]:
+    """Ranges of files of one file system.
+
+    Raises: IntegrityError for a shard that is gone; RunError when the storage does not give it.
+    """
+    starts, stops = zip(*spans, strict=True)
+    try:
+        pieces: list[bytes] = fs.cat_ranges(paths, list(starts), list(stops), on_error="raise")
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{error}: the shard is not there any more; copy or build the release anew") from None
+    except Exception as error:  # each storage raises kinds of its own, and has tried again by itself
+        raise RunError(
+            f"{fs.unstrip_protocol(paths[0])} or another of {len(set(paths))} shards cannot be read "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); run the same command to go on"
+        ) from None
+    return pieces
+
+
+def text_members(block: bytes, key: str) -> dict[str, str]:
+    """Text members `KEY.NAME.txt` in a stretch of tar that starts at a member header: name -> text."""
+    found: dict[str, str] = {}
+    place = 0
+    while place + _BLOCK_BYTES <= len(block):
+        header = block[place : place + _BLOCK_BYTES]
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace").rpartition("/")[2]
+        size_field = header[124:136].strip(b"\0 ")
+        if not name.startswith(f"{key}.") or not size_field:
+            break
+        size = int(size_field, 8)
+        start = place + _BLOCK_BYTES
+        if name.endswith(".txt"):
+            found[name[len(key) + 1 : -4]] = block[start : start + size].decode("utf-8", "replace")
+        place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+    return found
+
+
+def _split_table(release: Release, split: str) -> pa.Table:
+    if split not in release.splits:
+        raise ConfigError(f"{release.path}: the release has no split '{split}' (it has: {', '.join(release.splits)})")
+    table = release.samples(split).select([*_TABLE_COLUMNS, *OFFSETS])
+    if len(table) == 0:
+        raise ConfigError(f"{release.path}: the split '{split}' holds no samples")
+    return table.sort_by([("shard", "ascending"), ("position", "ascending")])
+
+
+def _groups(
+    pool: SamplePool, rows: NDArray[np.int64], mixture: Mapping[str, float] | None
+) -> dict[int, list[tuple[str, float, NDArray[np.int64]]]]:
+    """Per release: name, weight and rows of each stratum; without a mixture the weight is the number of rows."""
+    names, codes = _codes(pool.table["domain"])
+    groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
+    for number in np.unique(pool.releases).tolist():
+        own = rows[pool.releases[rows] == number]
+        if mixture is None and not pool.stratified[number]:
+            groups[number] = [("all", float(len(own)), own)]
+            continue
+        # By name: the order in which a config happens to list its domains must not change what is drawn.
+        parts = [(name, own[codes[own] == names.index(name)]) for name in sorted(names if mixture is None else mixture)]
+        weighed = [(name, float(len(rows)) if mixture is None else mixture[name], rows) for name, rows in parts]
+        groups[number] = [member for member in weighed if len(member[2]) and member[1] > 0]
+    return groups
+
+
+def _shares(mixture: Mapping[str, float] | None) -> list[str]:
+    return sorted(name for name, share in (mixture or {}).items() if share > 0)
+
+
+def _domains_of(pool: SamplePool, release: int) -> list[str]:
+    own = pool.table["domain"].filter(pa.array(pool.releases == release))
+    return sorted(value for value in pc.unique(own).to_pylist() if value is not None)
+
+
+def _check_domains(pool: SamplePool, what: str, given: Mapping[str, Any] | None) -> None:
+    if unknown := sorted(set(given or {}) - set(pool.domains)):
+        raise ConfigError(
+            f"the {what} names {', '.join(map(repr, unknown))}, but the release has the domains "
+            f"{', '.join(pool.domains)}"
+        )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct strings of a column, sorted, and each row's index among them."""
+    names = sorted(value for value in pc.unique(column).to_pylist() if value is not None)
+    codes = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
+    return names, codes.to_numpy().astype(np.int64)

@@ -1,0 +1,1 @@
+"""What a trained model knows: zero-shot, retrieval, few-shot, with intervals."""

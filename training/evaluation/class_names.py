@@ -1,0 +1,73 @@
+"""What a class is called in a prompt: as given, or by BioCLIP's text types over its ranks and common name.
+
+Pure functions on strings. A taxon may have holes in its ranks; a missing common name is the scientific one and the
+other way round, so that every class has a text of every type.
+
+Source of the text types: Stevens et al. 2024, "BioCLIP: A Vision Foundation Model for the Tree of Life", table 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manifests.tables import TAXON_RANKS
+from training.config import ClassText
+
+# iNaturalist 2021 names its class folders NUMBER_KINGDOM_PHYLUM_CLASS_ORDER_FAMILY_GENUS_SPECIES.
+_INATURALIST_FOLDER = re.compile(r"\d+(_[^_]+){7}")
+
+
+@dataclass(frozen=True)
+class Taxon:
+    """Ranks from kingdom to species, "" where unknown, and the common name."""
+
+    ranks: tuple[str, ...]
+    common: str = ""
+
+    @property
+    def scientific(self) -> str:
+        """Genus and epithet, or the lowest rank that is known."""
+        genus, species = self.ranks[5], self.ranks[6]
+        if species:
+            return species if " " in species or not genus else f"{genus} {species}"
+        return next((rank for rank in reversed(self.ranks) if rank), self.common)
+
+    @property
+    def taxonomic(self) -> str:
+        """All known ranks, kingdom first; the species as its epithet, the genus going before it."""
+        epithet = self.ranks[6].rpartition(" ")[2]
+        return " ".join(rank for rank in (*self.ranks[:6], epithet) if rank) or self.common
+
+
+def taxon_of(row: Mapping[str, object], prefix: str = "") -> Taxon | None:
+    """The taxon in a row's columns `{prefix}kingdom` to `{prefix}species` and its common name; None without any."""
+
+    def text(*names: str) -> str:
+        values = (row.get(prefix + name) for name in names)
+        return next((str(value).strip() for value in values if value not in (None, "")), "")
+
+    taxon = Taxon(tuple(text(rank) for rank in TAXON_RANKS), text("vernacular_name", "common_name", "common"))
+    return taxon if any(taxon.ranks) or taxon.common else None
+
+
+def taxon_of_folder(name: str) -> Taxon | None:
+    """The taxon in a class folder's name as iNaturalist 2021 writes it; None for any other name."""
+    if not _INATURALIST_FOLDER.fullmatch(name):
+        return None
+    return Taxon(tuple(name.split("_")[1:]))
+
+
+def class_text(given: str, taxon: Taxon | None, kind: ClassText) -> str:
+    """The class in a prompt; a class without a taxon, or `kind` "asis", by its given name as words."""
+    if kind == "asis" or taxon is None:
+        return " ".join(given.replace("_", " ").replace("-", " ").split())
+    common = taxon.common or taxon.scientific
+    return {
+        "common": common,
+        "scientific": taxon.scientific,
+        "taxonomic": taxon.taxonomic,
+        "scientific_common": f"{taxon.scientific} with common name {common}",
+        "taxonomic_common": f"{taxon.taxonomic} with common name {common}",
+    }[kind]

@@ -1,0 +1,309 @@
+"""Evaluation sets from outside: pictures with classes or captions, in the layouts the field keeps them in.
+
+Reads, by what lies in the folder: clip_benchmark's webdataset layout (`classnames.txt`, `SPLIT/*.tar` with an image
+and `.cls` or `.txt` members, `zeroshot_classification_templates.txt`, `dataset_type.txt`); a table beside the pictures
+(`metadata.csv` with `filepath` and `class` or ranks, as BioCLIP's sets); class folders of pictures. Only the index is
+held, pictures are read when asked for. Writes nothing. Gives up with ConfigError on a folder that is none of these.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from manifests.errors import ConfigError, RunError
+from training.data.images import CorruptSample, View
+from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
+
+_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+_CLASS_NAMES, _TEMPLATES, _KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
+_TABLE = "metadata.csv"
+_CLASS_COLUMNS = ("class", "label", "class_name")
+_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout")
+
+
+@dataclass(frozen=True)
+class Item:
+    """Where one picture lies: a file, or a stretch of a tar."""
+
+    name: str
+    path: str
+    offset: int = 0
+    length: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the picture."""
+        with Path(self.path).open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read() if self.length is None else stream.read(self.length)
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """One evaluation set: of `classification` with a class number an item, or of `retrieval` with captions an item."""
+
+    kind: Literal["classification", "retrieval"]
+    items: tuple[Item, ...]
+    labels: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()  # as they stand in a prompt
+    taxa: tuple[Taxon | None, ...] = ()
+    templates: tuple[str, ...] = ()  # the set's own; each has one {}
+    captions: tuple[tuple[str, ...], ...] = ()
+
+
+def open_eval_set(path: str, split: str) -> EvalSet:
+    """Index the evaluation set in a folder.
+
+    Raises: ConfigError for a folder of no known layout, one without the split, or one that contradicts itself.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"{path}: no such folder of an evaluation set")
+    place = folder / split if (folder / split).is_dir() else folder
+    tars = sorted(place.glob("*.tar"), key=_natural)
+    if tars:
+        return _open_tars(folder, tars)
+    if (folder / _TABLE).is_file():
+        return _open_table(folder, split)
+    if place == folder and (splits := _splits_in(folder)):
+        raise ConfigError(f"{path}: has no split '{split}'; it has {', '.join(splits)}: name one of them as split")
+    if any(child.is_dir() for child in place.iterdir()):
+        return _open_class_folders(place)
+    raise ConfigError(
+        f"{path}: no evaluation set here; wanted {split}/*.tar (webdataset as clip_benchmark has it), "
+        f"{_TABLE} beside pictures, or one folder of pictures a class"
+    )
+
+
+def _splits_in(folder: Path) -> list[str]:
+    """Folders that are splits, not classes: named like one, with tars or further folders in them."""
+    return [
+        child.name
+        for child in sorted(folder.iterdir())
+        if child.is_dir()
+        and child.name.lower() in _SPLIT_NAMES
+        and any(inner.is_dir() or inner.suffix == ".tar" for inner in child.iterdir())
+    ]
+
+
+def load_pictures(items: Sequence[Item], view: View, batch_size: int, num_workers: int) -> Iterator[Tensor]:
+    """Batches of views, uint8 (B, 3, H, W), in the order of the items.
+
+    Raises: RunError for a picture that cannot be read: an evaluation leaves nothing out.
+    """
+    batches = [list(range(i, min(i + batch_size, len(items)))) for i in range(0, len(items), batch_size)]
+    pictures = _Pictures(items, view)
+    loader: DataLoader[Any] = DataLoader(
+        pictures, batch_sampler=batches, num_workers=min(num_workers, len(batches)), collate_fn=_stack
+    )
+    for batch in loader:
+        if isinstance(batch, RunError):
+            raise batch
+        yield batch
+
+
+class _Pictures(Dataset[Any]):
+    def __init__(self, items: Sequence[Item], view: View) -> None:
+        self.items, self.view = items, view
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Tensor | RunError:
+        item = self.items[index]
+        try:
+            return self.view(item.read())
+        except (CorruptSample, OSError) as error:
+            return RunError(f"{item.name}: broken picture in an evaluation set: {error}")
+
+
+def _stack(views: list[Tensor | RunError]) -> Tensor | RunError:
+    """A batch, or the error of its first broken picture: as a value, so that it leaves a worker as it is."""
+    broken = next((view for view in views if isinstance(view, RunError)), None)
+    return broken or torch.stack([view for view in views if isinstance(view, Tensor)])
+
+
+def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
+    kind = (_lines(folder / _KIND) or ["classification"])[0].lower()
+    if kind not in ("classification", "retrieval"):
+        raise ConfigError(f"{folder}: {_KIND} says '{kind}', classification and retrieval are read")
+    wanted = "cls" if kind == "classification" else "txt"
+    items: list[Item] = []
+    answers: list[bytes] = []
+    for path in tars:
+        for item, answer in _tar_items(path, wanted):
+            items.append(item)
+            answers.append(answer)
+    if not items:
+        raise ConfigError(f"{folder}: {len(tars)} tars, but no image in them that has a .{wanted} member beside it")
+    if kind == "retrieval":
+        captions = tuple(_captions(answer, item) for answer, item in zip(answers, items, strict=True))
+        return EvalSet("retrieval", tuple(items), captions=captions)
+    classes = _class_names(folder / _CLASS_NAMES)
+    labels = tuple(_class_number(answer, item, len(classes)) for item, answer in zip(items, answers, strict=True))
+    templates = tuple(_slot(line) for line in _lines(folder / _TEMPLATES))
+    return EvalSet("classification", tuple(items), labels, tuple(classes), (None,) * len(classes), templates)
+
+
+def _class_names(path: Path) -> list[str]:
+    """One name a line; the number of a class is that of its line, so none may be empty but at the end."""
+    names = [line.strip() for line in read_text(path).rstrip().splitlines()] if path.is_file() else []
+    if not names:
+        raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
+    if "" in names:
+        raise ConfigError(f"{path}: line {names.index('') + 1} is empty; each line names a class, by its number")
+    return names
+
+
+def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
+    """Image and answer of every sample of a tar that has both; members of a sample follow one another."""
+    key, image, answer, end = "", None, None, 0
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                if f"{folder}/{stem}" != key:
+                    key, image, answer = f"{folder}/{stem}", None, None
+                if ending.lower() in _IMAGE_ENDINGS:
+                    image = Item(f"{path.name}/{member.name}", str(path), member.offset_data, member.size)
+                elif ending.lower() == wanted:
+                    stream = tar.extractfile(member)
+                    answer = stream.read() if stream is not None else None
+                if image is not None and answer is not None:
+                    yield image, answer
+                    image, answer = None, None
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        with path.open("rb") as raw:
+            raw.seek(end)
+            whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile takes a damaged header for the end
+    except tarfile.ReadError:
+        whole = False
+    if not whole or path.stat().st_size < end:
+        raise ConfigError(f"{path}: the tar is damaged or cut short after {key or 'its start'}; take a whole copy")
+
+
+def _captions(answer: bytes, item: Item) -> tuple[str, ...]:
+    try:
+        captions = tuple(line for line in answer.decode("utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{item.name}: its .txt member is not UTF-8 (byte {error.start}): convert it or take the sample out"
+        ) from None
+    if not captions:
+        raise ConfigError(f"{item.name}: its .txt member holds no caption: take the sample out")
+    return captions
+
+
+def _class_number(answer: bytes, item: Item, num_classes: int) -> int:
+    try:
+        number = int(answer.decode("ascii").strip())
+    except ValueError:
+        raise ConfigError(f"{item.name}: its .cls member is no class number: {answer[:40]!r}") from None
+    if not 0 <= number < num_classes:
+        raise ConfigError(
+            f"{item.name}: class {number}, but {_CLASS_NAMES} has {num_classes} lines (0 to {num_classes - 1})"
+        )
+    return number
+
+
+def _open_table(folder: Path, split: str) -> EvalSet:
+    """Pictures by the rows of a table; of the split's rows alone where it has a column `split`."""
+    path = folder / _TABLE
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        rows = list(enumerate(reader, start=1))
+    except csv.Error as error:
+        raise ConfigError(f"{path}: cannot be read as csv: {error} (line {reader.line_num})") from None
+    names = reader.fieldnames or ()
+    if not rows or "filepath" not in names:
+        raise ConfigError(f"{path}: needs a column 'filepath' and rows")
+    if "split" in names:
+        there = sorted({row["split"] or "" for _, row in rows})
+        rows = [(number, row) for number, row in rows if row["split"] == split]
+        if not rows:
+            raise ConfigError(f"{path}: no row of split '{split}'; its column has {', '.join(there)}: name one of them")
+    column = next((name for name in _CLASS_COLUMNS if name in names), None)
+    taxa = [taxon_of(row) for _, row in rows]
+    if column is None and all(taxon is None for taxon in taxa):
+        raise ConfigError(
+            f"{path}: needs a column 'class', or the ranks kingdom to species, to know each picture's class"
+        )
+    classes, items = [], []
+    for (number, row), taxon in zip(rows, taxa, strict=True):
+        name = row[column] if column is not None else taxon.taxonomic if taxon is not None else ""
+        for cell, what in ((row["filepath"], "filepath"), (name, column or "kingdom to species")):
+            if not cell:
+                raise ConfigError(f"{path}: row {number} has no {what}: fill the cell or remove the row")
+        items.append(Item(row["filepath"], str(folder / row["filepath"])))
+        classes.append(name)
+    if missing := [item.name for item in items if not Path(item.path).is_file()]:
+        raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
+    return _classification(tuple(items), classes, taxa, as_words=False)
+
+
+def _open_class_folders(place: Path) -> EvalSet:
+    """Pictures at any depth; the class is the folder a picture lies in."""
+    paths = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
+    if not paths:
+        raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
+    names = [path.parent.name for path in paths]
+    items = tuple(Item(str(path.relative_to(place)), str(path)) for path in paths)
+    return _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
+
+
+def _classification(
+    items: tuple[Item, ...], names: Sequence[str], taxa: Sequence[Taxon | None], *, as_words: bool
+) -> EvalSet:
+    classes = sorted(set(names))
+    if len(classes) < 2:
+        raise ConfigError(f"{items[0].path}: its evaluation set has one class, '{classes[0]}'; two are needed")
+    number = {name: k for k, name in enumerate(classes)}
+    by_class = dict(zip(names, taxa, strict=True))
+    return EvalSet(
+        "classification",
+        items,
+        tuple(number[name] for name in names),
+        tuple(class_text(name, None, "asis") if as_words else name for name in classes),
+        tuple(by_class[name] for name in classes),
+    )
+
+
+def _slot(template: str) -> str:
+    """A template with `{c}`, as clip_benchmark writes it, with `{}` in its place."""
+    return template.replace("{c}", "{}")
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8, with or without a byte order mark.
+
+    Raises: ConfigError that names the line with other bytes.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x}); convert the file, for "
+                          "example with: iconv -f latin1 -t utf-8") from None  # fmt: skip
+
+
+def _natural(path: Path) -> tuple[list[int], str]:
+    """Sorts 10.tar behind 9.tar."""
+    return [int(part) for part in re.findall(r"\d+", path.stem)], path.name

@@ -1,0 +1,305 @@
+"""Measure a trained model: zero-shot and few-shot accuracy, retrieval, validation loss per domain.
+
+Takes a model (`subject`), a held-out split of a release and evaluation sets from outside (`outside`);
+writes one JSON file and one plot into the model's folder. Every figure carries its 95 % interval, the number of trials
+and what guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there, and with
+RunError on features or losses that are not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from manifests.release import Release
+from manifests.storage import make_folder, publish_bytes
+from manifests.tables import TAXON_RANKS
+from training.config import TrainSettings, ZeroShotSettings
+from training.data import loader
+from training.data.shards import SamplePool, open_pool
+from training.evaluation import metrics
+from training.evaluation.class_names import class_text, taxon_of
+from training.evaluation.encoding import (
+    Encoded,
+    encode_pairs,
+    feature_kinds,
+    prompt_templates,
+    similarity_of,
+)
+from training.evaluation.figures import plot_result
+from training.evaluation.outside import (
+    evaluate_set,
+    few_shot_figures,
+    group_means,
+    left_out_shots,
+    open_sets,
+    shared_names,
+    zero_shot_figures,
+)
+from training.evaluation.subject import Subject
+from training.model.dalip import DalipModel
+from training.record import checkpoint
+
+
+def evaluate_subject(
+    subject: Subject,
+    *,
+    release: str | None = None,
+    split: str | None = None,
+    out: str | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate a model; returns the result and the JSON file it was written to, a plot beside it.
+
+    Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
+    """
+    settings = subject.settings
+    chosen = split or settings.eval.split
+    if chosen is None and not settings.eval.sets:
+        raise ConfigError("nothing to evaluate on: eval.split is null and eval.sets is empty")
+    if chosen is not None and release is None and not subject.has_release:
+        raise ConfigError(
+            f"{subject.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
+            "split: null and sets"
+        )
+    if out is not None and (Path(out).is_dir() or Path(out).suffix.lower() == ".png"):
+        raise ConfigError(
+            f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
+        )
+    sets = open_sets(settings.eval.sets)
+    device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
+    started = time.monotonic()
+    model = subject.model.to(device)
+    result: dict[str, Any] = {
+        "weights": subject.weights, "model": subject.source, "notes": list(subject.notes),
+        "preset": settings.model.preset,
+    }  # fmt: skip
+    name = "sets"
+    if chosen is not None:
+        opened = _open_one(settings, release)
+        pool, extra = open_pool([opened], chosen), ExtraTable(opened, chosen)
+        result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
+        result |= evaluate(model, pool, extra, settings, device)
+        name = f"{chosen}-{opened.name}"
+    result["sets"] = [
+        evaluate_set(model, set_settings, opened_set, settings, device)
+        for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
+    ]
+    result["groups"] = group_means(result["sets"])
+    result["seconds"] = round(time.monotonic() - started, 2)
+    path = Path(out) if out is not None else subject.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
+    make_folder(str(path.parent))
+    publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
+    publish_bytes(str(path.with_suffix(".png")), plot_result(result))
+    return result, path
+
+
+def evaluate(
+    model: DalipModel, pool: SamplePool, extra: ExtraTable, settings: TrainSettings, device: torch.device
+) -> dict[str, Any]:
+    """All figures of a model on the samples of a pool.
+
+    Raises: ConfigError for a field or domain that is not there; RunError for features or losses that are not finite.
+    """
+    alpha = settings.loss.first_order_weight
+    labels = [zero_shot_labels(pool, extra, task) for task in settings.eval.zero_shot]
+    rows = loader.split_rows(pool)
+    images, texts = _encode_finite(model, pool, rows, settings, device)
+    place = {row: i for i, row in enumerate(rows)}
+    result: dict[str, Any] = {"num_samples": len(rows), "zero_shot": [], "retrieval": {}, "validation_loss": {}}
+    for task, (classes, members) in zip(settings.eval.zero_shot, labels, strict=True):
+        names = class_texts(extra, classes, members, task)
+        chosen, answers = images.rows([place[row] for row in members]), list(members.values())
+        where = f"zero-shot over '{task.field}'"
+        templates = prompt_templates(task.templates)
+        result["zero_shot"].append(
+            {
+                "field": task.field,
+                "domain": task.domain,
+                "text": task.text,
+                "num_classes": len(classes),
+                "figures": zero_shot_figures(model, chosen, answers, names, templates, settings, where),
+                "shared_names": shared_names(names),
+                "few_shot": few_shot_figures(model, chosen, answers, settings),
+                "few_shot_left_out": left_out_shots(answers, settings),
+            }
+        )
+    if settings.eval.retrieval:
+        captions = extra.column("text")
+        captions = [captions[row] for row in rows]
+        for kind in feature_kinds(model):
+            similarity = similarity_of(images, texts, kind, alpha)
+            result["retrieval"][kind] = metrics.retrieve(similarity, captions, settings.eval.recall_at)
+    result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings)
+    return result
+
+
+def validation_losses(model: DalipModel, settings: TrainSettings, device: torch.device) -> dict[str, float]:
+    """The loss on the held-out split, per domain and over `all`, while a model is being trained."""
+    if settings.eval.split is None:
+        raise ConfigError("eval.split is null: there is no split to take the validation loss of")
+    pool = open_pool(loader.open_releases(settings.release), settings.eval.split)
+    figures = domain_losses(model, pool, settings, device)
+    return {domain: figure["value"] for domain, figure in figures.items()}
+
+
+def domain_losses(
+    model: DalipModel, pool: SamplePool, settings: TrainSettings, device: torch.device
+) -> dict[str, metrics.Figure]:
+    """Validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
+
+    Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare; a domain
+    with a single sample has no loss. The model is left in the mode it came in.
+
+    Raises: RunError for a broken sample, or features or losses that are not finite.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        rows = loader.split_rows(pool)
+        images, texts = _encode_finite(model, pool, rows, settings, device)
+        return _domain_losses(model, pool, rows, images, texts, settings)
+    finally:
+        model.train(was_training)
+
+
+class ExtraTable:
+    """Columns of a split's sample table, in the row order of its pool, the keys of `extra` included."""
+
+    def __init__(self, release: Release, split: str) -> None:
+        self._table = release.samples(split).sort_by([("shard", "ascending"), ("position", "ascending")])
+
+    def column(self, field: str) -> list[Any]:
+        """The values of a column, or of `extra.KEY`.
+
+        Raises: ConfigError when there is no such column or no row has the key.
+        """
+        if field.startswith("extra.") and "extra" in self._table.column_names:
+            key = field.removeprefix("extra.")
+            objects = [json.loads(value) if value else {} for value in self._table["extra"].to_pylist()]
+            values = [item.get(key) for item in objects]
+            if all(value is None for value in values):
+                known = sorted({name for item in objects for name in item})
+                raise ConfigError(f"no sample has '{key}' in its extra (there are: {', '.join(known) or 'none'})")
+            return values
+        if field not in self._table.column_names:
+            raise ConfigError(
+                f"the release has no field '{field}'; it has extra.KEY and {', '.join(self._table.column_names)}"
+            )
+        column: list[Any] = self._table[field].to_pylist()
+        return column
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The taxon columns of one row."""
+        names = [f"taxon_{name}" for name in (*TAXON_RANKS, "vernacular_name")]
+        row: dict[str, Any] = (
+            self._table.select([n for n in names if n in self._table.column_names]).slice(number, 1).to_pylist()[0]
+        )
+        return row
+
+
+def zero_shot_labels(pool: SamplePool, extra: ExtraTable, task: ZeroShotSettings) -> tuple[list[str], dict[int, int]]:
+    """The classes of a task, sorted, and the class number of every row that has one.
+
+    Raises: ConfigError for fewer than two classes.
+    """
+    values = extra.column(task.field)
+    domains = pool.table["domain"].to_pylist()
+    wanted = {
+        row: str(value)
+        for row, value in enumerate(values)
+        if value not in (None, "") and task.domain in (None, domains[row])
+    }
+    counts: dict[str, int] = {}
+    for value in wanted.values():
+        counts[value] = counts.get(value, 0) + 1
+    classes = sorted(value for value, count in counts.items() if count >= task.min_per_class)
+    if len(classes) < 2:
+        place = f" in domain '{task.domain}'" if task.domain else ""
+        raise ConfigError(
+            f"zero-shot over '{task.field}'{place}: {len(classes)} classes with at least {task.min_per_class} samples, "
+            "two are needed"
+        )
+    number = {value: k for k, value in enumerate(classes)}
+    return classes, {row: number[value] for row, value in wanted.items() if value in number}
+
+
+def class_texts(
+    extra: ExtraTable, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
+) -> list[str]:
+    """What each class is called in the prompt; its taxon is that of its first sample."""
+    first: dict[int, int] = {}
+    for row, number in members.items():
+        first.setdefault(number, row)
+    return [
+        class_text(name, taxon_of(extra.row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
+        for k, name in enumerate(classes)
+    ]
+
+
+def _encode_finite(
+    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings, device: torch.device
+) -> tuple[Encoded, Encoded]:
+    images, texts = encode_pairs(model, pool, rows, settings, device)
+    images.require_finite("held-out samples, picture features")
+    texts.require_finite("held-out samples, text features")
+    return images, texts
+
+
+def _domain_losses(
+    model: DalipModel, pool: SamplePool, rows: Sequence[int], images: Encoded, texts: Encoded, settings: TrainSettings
+) -> dict[str, metrics.Figure]:
+    """Validation loss over all pairs and within each domain, as the training loss weighs f and z."""
+    domains = pool.table["domain"].to_pylist()
+    groups = {"all": list(range(len(rows)))}
+    for domain in pool.domains:
+        groups[domain] = [i for i, row in enumerate(rows) if domains[row] == domain]
+    figures = {}
+    for domain, members in groups.items():
+        if len(members) < 2:
+            continue
+        losses = _pair_losses(model, images.rows(members), texts.rows(members), settings)
+        metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
+        size = min(settings.eval.batch_size, len(members))
+        figures[domain] = metrics.loss_figure(losses.numpy(), size, settings.eval.bootstrap_rounds)
+    return figures
+
+
+def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: TrainSettings) -> Tensor:
+    """The training loss of each pair, from blocks of logits."""
+    size, num_pairs = settings.eval.batch_size, len(images.f)
+    scale = float(model.clip.logit_scale.detach().exp())
+    own = model.logit_scale_second
+    second_scale = float(own.detach().exp()) if own is not None else scale
+    weight = settings.loss.first_order_weight
+
+    def first(rows: slice, columns: slice) -> Tensor:
+        return scale * images.f[rows] @ texts.f[columns].t()
+
+    if images.z is None or texts.z is None:
+        return metrics.pair_losses(first, num_pairs, size)
+    image_z, text_z = images.z, texts.z
+
+    def second(rows: slice, columns: slice) -> Tensor:
+        return second_scale * image_z[rows] @ text_z[columns].t()
+
+    def both(rows: slice, columns: slice) -> Tensor:
+        return weight * first(rows, columns) + (1 - weight) * second(rows, columns)
+
+    if settings.loss.form == "sum_of_similarities":
+        return metrics.pair_losses(both, num_pairs, size)
+    losses = [metrics.pair_losses(logits, num_pairs, size) for logits in (first, second)]
+    return weight * losses[0] + (1 - weight) * losses[1]
+
+
+def _open_one(settings: TrainSettings, release: str | None) -> Release:
+    chosen = release or settings.release
+    if isinstance(chosen, str):
+        return loader.open_releases(chosen)[0]
+    raise ConfigError("the run was trained on several releases; say which to evaluate on with --release")

@@ -1,0 +1,172 @@
+"""The second-order branch of one tower: tokens and anchor in, the second-order feature z out.
+
+Holds the parameters around the pure functions of `training.model.mbdc`. Every size is computed from the settings
+and the tower. Makes tensors only on the device of its input; works for a batch of 1.
+
+Shape letters as in `training.model.mbdc`, and `C` the width of the output (the model's embedding),
+`W` the width of the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.model import mbdc
+
+NormKind = Literal["batch", "layer"]
+DropoutAxis = Literal["channel", "token"]
+ProjectionKind = Literal["full", "single", "low_rank"]
+
+BATCH_NORM_EPS = 1e-5
+LAYER_NORM_EPS = 1e-7
+
+
+@dataclass(frozen=True)
+class BranchShape:
+    """All that fixes a branch: what `training.model.dalip` resolves from a preset and the user's settings."""
+
+    token_width: int
+    embed_dim: int
+    heads: int
+    reduced_width: int
+    norm: NormKind
+    dropout: float
+    dropout_axis: DropoutAxis
+    projection: ProjectionKind
+    projection_rank: int
+
+    @property
+    def second_order_width(self) -> int:
+        """Length of the vector before the last projection."""
+        return mbdc.num_second_order(self.heads, self.reduced_width)
+
+
+class HeadBatchNorm(nn.Module):
+    """Batch norm with one set of weights for all heads but statistics of each head's own batch.
+
+    Equals calling one BatchNorm on head after head: the running statistics move `heads` times a step. Statistics
+    are those of this process's batch: under data parallelism choose `layer` to be free of the process count.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, width: int, eps: float = BATCH_NORM_EPS, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+        self.track = True  # the accumulation of `training.model.loss` runs a batch twice and must count it once
+
+    def forward(self, tokens_BMHR: Tensor) -> Tensor:
+        """Normalise (B, M, H, R) over batch and tokens, per head and channel."""
+        if not self.training:
+            scale_R = self.weight * (self.running_var + self.eps).rsqrt()
+            return (tokens_BMHR - self.running_mean) * scale_R + self.bias
+        heads = tokens_BMHR.shape[2]
+        weight_N, bias_N = self.weight.repeat(heads), self.bias.repeat(heads)
+        # With momentum 1 these two receive the statistics of this batch alone.
+        mean_N, var_N = torch.zeros_like(weight_N), torch.ones_like(weight_N)
+        flat_XN = tokens_BMHR.flatten(2).flatten(0, 1)
+        normal_XN = functional.batch_norm(
+            flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=self.eps
+        )
+        if self.track:
+            self._move_statistics(mean_N.view(heads, -1), var_N.view(heads, -1))
+        return normal_XN.view_as(tokens_BMHR)
+
+    @torch.no_grad()
+    def _move_statistics(self, mean_HR: Tensor, var_HR: Tensor) -> None:
+        """Exponential averages after one move a head, in closed form."""
+        heads, keep = mean_HR.shape[0], 1.0 - self.momentum
+        share_H = self.momentum * keep ** torch.arange(heads - 1, -1, -1, device=mean_HR.device)
+        share_H = share_H.to(mean_HR.dtype)
+        self.running_mean.mul_(keep**heads).add_(share_H @ mean_HR)
+        self.running_var.mul_(keep**heads).add_(share_H @ var_HR)
+        self.num_batches_tracked.add_(heads)
+
+
+class TokenLayerNorm(nn.Module):
+    """Layer norm over the reduced channels of each token, one set of weights for all heads."""
+
+    def __init__(self, width: int, eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, tokens_BMHR: Tensor) -> Tensor:
+        """Normalise (B, M, H, R) over R."""
+        return functional.layer_norm(tokens_BMHR, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class SecondOrderBranch(nn.Module):
+    """Steps 0 to 8 for one tower. Source: the released DALIP code's structure, sizes computed."""
+
+    def __init__(self, shape: BranchShape) -> None:
+        super().__init__()
+        self.shape = shape
+        head_width = shape.embed_dim // shape.heads
+        self.token_projection = nn.Linear(shape.token_width, shape.embed_dim, bias=False)
+        self.reduce = nn.Linear(head_width, shape.reduced_width, bias=False)
+        self.norm: nn.Module
+        if shape.norm == "batch":
+            self.norm = HeadBatchNorm(shape.reduced_width)
+        else:
+            self.norm = TokenLayerNorm(shape.reduced_width)
+        self.second_order_norm = nn.LayerNorm(shape.second_order_width, eps=LAYER_NORM_EPS)
+        self.projection = _projection(shape)
+
+    def forward(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """The second-order feature z, (B, C), not normalised.
+
+        `mask_BM` is true for the tokens that count; None counts all of them.
+        """
+        return self.project(self.statistics(anchor_BW, tokens_BMW, mask_BM))
+
+    def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """Steps 0 to 7: the vector of distances, (B, H T), in full precision."""
+        heads = self.shape.heads
+        tokens_BMHE = self.token_projection(tokens_BMW).unflatten(-1, (heads, -1))
+        anchor_BHE = self.token_projection(anchor_BW).unflatten(-1, (heads, -1))
+        reduced_BMHR = mbdc.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
+        with mbdc.without_autocast(reduced_BMHR):
+            num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
+            return mbdc.rectify_and_compare(self.norm(reduced_BMHR), self._kept(reduced_BMHR, mask_BM), num_tokens_B)
+
+    def project(self, vector_BT: Tensor) -> Tensor:
+        """Step 8: layer norm, then the projection to the embedding width."""
+        with mbdc.without_autocast(vector_BT):
+            vector_BT = self.second_order_norm(vector_BT)
+        projected_BC: Tensor = self.projection(vector_BT)
+        return projected_BC
+
+    def _kept(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
+        """Step 4 as a factor: 0 for padding, for whole channels (released, image) or whole tokens (released, text)."""
+        factor = None if mask_BM is None else mask_BM[:, :, None, None].to(tokens_BMHR.dtype)
+        if self.training and self.shape.dropout > 0.0:
+            batch, tokens, heads, width = tokens_BMHR.shape
+            per_channel = self.shape.dropout_axis == "channel"
+            keep = tokens_BMHR.new_ones((batch, 1, heads, width) if per_channel else (batch, tokens, heads, 1))
+            kept = functional.dropout(keep, self.shape.dropout)
+            factor = kept if factor is None else factor * kept
+        return factor
+
+
+def _projection(shape: BranchShape) -> nn.Sequential:
+    width, embed_dim = shape.second_order_width, shape.embed_dim
+    if shape.projection == "full":
+        return nn.Sequential(nn.Linear(width, width), nn.Linear(width, embed_dim, bias=False))
+    if shape.projection == "single":
+        return nn.Sequential(nn.Linear(width, embed_dim))
+    rank = shape.projection_rank
+    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, embed_dim))

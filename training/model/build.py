@@ -1,0 +1,89 @@
+"""Settings or a folder in, a `DalipModel` out: new, from pretrained weights, or from a checkpoint of another layout.
+
+Reads architectures and weights. Writes nothing. Raises ConfigError for an unknown architecture or tag, weights that do
+not fit, and towers without tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from training.model import architecture, weights
+from training.model.dalip import DalipModel
+from training.model.presets import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(settings: ModelSettings) -> DalipModel:
+    """Build the model on the CPU in float32, with pretrained weights when the settings name some.
+
+    Raises: ConfigError for an unknown architecture, tag or file, weights that do not fit, towers without tokens.
+    """
+    source = settings.pretrained
+    folder = source is not None and Path(source).is_dir()
+    own_checkpoint = source is not None and not folder and weights.is_dalip_checkpoint(source)
+    clip = architecture.create_clip(
+        settings.architecture,
+        pretrained=None if folder or own_checkpoint else source,
+        patch_dropout=settings.patch_dropout,
+        image_size_px=settings.image_size_px,
+    )
+    model = DalipModel(clip, settings)
+    loaded: set[str] = set()
+    if source is not None:
+        loaded = {f"clip.{name}" for name, _ in clip.named_parameters()}
+        if folder or own_checkpoint:
+            loaded = weights.load_weights(model, source)
+    model.new_parameters = tuple(name for name, _ in model.named_parameters() if name not in loaded)
+    logger.info(
+        "%s, preset %s: %d parameters; %d tensors from %s; new: %s",
+        settings.architecture,
+        settings.preset,
+        sum(parameter.numel() for parameter in model.parameters()),
+        len(loaded),
+        source or "no checkpoint",
+        ", ".join(model.new_parameters) if loaded else "all",
+    )
+    return model
+
+
+def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipModel:
+    """A released-layout checkpoint as a model of preset `released`, built on the named architecture.
+
+    Raises: ConfigError for a checkpoint that does not fit it, each key named.
+    """
+    state = weights.import_released(path)
+    model = build_model(ModelSettings(preset="released", architecture=architecture))
+    model.new_parameters = ()
+    weights.load_state(model, state, where=str(path))
+    return model
+
+
+def load_hugging_face(folder: str | Path) -> DalipModel:
+    """A model from a folder that `training.model.exports.export_hugging_face` wrote.
+
+    Raises: ConfigError for a folder without the files or with files that do not fit one another.
+    """
+    source = Path(folder)
+    config_path = source / weights.SECOND_CONFIG_FILE
+    if not config_path.is_file():
+        raise ConfigError(f"{source}: has no {weights.SECOND_CONFIG_FILE}; plain open_clip folders load with open_clip")
+    try:
+        values = dict(json.loads(config_path.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{config_path}: cannot be read: {error}; export or import the model again") from None
+    # The folder is the architecture: the name or file it was trained from may not exist here.
+    values |= {"architecture": str(source)}
+    settings = parse_settings(values, ModelSettings, where=str(config_path))
+    model = build_model(settings)
+    state = {f"clip.{name}": tensor for name, tensor in weights.read_state(source / weights.WEIGHTS_FILE).items()}
+    if settings.preset != "clip":
+        state |= weights.read_state(source / weights.SECOND_WEIGHTS_FILE)
+    weights.load_state(model, state, where=str(source))
+    model.new_parameters = ()
+    return model

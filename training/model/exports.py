@@ -1,0 +1,247 @@
+"""Models out: an open_clip checkpoint, or a folder in the Hugging Face layout, each loaded back before it is published.
+
+Writes `TARGET` and, for an architecture that open_clip does not know by name, its JSON file beside it; or a folder with
+`open_clip_config.json`, `open_clip_model.safetensors` and, in files of its own, the second-order part. All of it is
+written privately first, loaded by open_clip as a reader will, and compared: size, preparation of pictures, features.
+Gives up with ConfigError, nothing published, on what open_clip cannot load or would compute something else from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests import storage
+from manifests.errors import ConfigError
+from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
+from training.model.dalip import DalipModel
+from training.model.loss import LossSettings
+from training.model.towers import image_size_px
+from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and the Python line that loads it with open_clip."""
+
+    files: tuple[storage.WrittenFile, ...]
+    code: str
+
+
+def export_open_clip(model: DalipModel, path: str | Path) -> Export:
+    """Write the first-order part as an open_clip checkpoint: safetensors when the name ends so, else PyTorch's format.
+
+    Raises: ConfigError for a target that is a folder or cannot be written, and for what open_clip cannot load.
+    """
+    target = _local(path)
+    if target.is_dir():
+        raise ConfigError(
+            f"{target}: is a folder; name a file for an open_clip checkpoint, or use --format huggingface"
+        )
+    config, size = _config_at_own_size(model), image_size_px(model.clip)
+    arguments: dict[str, Any] = {}
+    own_json = None
+    if is_built_in(model.settings.architecture):
+        name = reader_name = model.settings.architecture.replace("/", "-")
+        if config != architecture_config(name):
+            arguments["force_image_size"] = config["vision_cfg"]["image_size"]
+    else:
+        own_json = target.with_suffix(".json")
+        _check_own_json(own_json, config)
+        name, reader_name = register_architecture(config), own_json.stem
+    arguments |= _preprocessing_arguments(model)
+    with _private_folder(target) as private:
+        file = private / target.name
+        _write_weights(_shared(model), file)
+        _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
+        storage.make_folder(str(target.parent))
+        written = []
+        if own_json is not None:
+            written.append(_publish_json(config, own_json))
+        storage.publish(str(file), str(target))
+        written.insert(0, storage.hash_file(str(target)))
+    listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    register = f'open_clip.add_model_config("{own_json}"); ' if own_json is not None else ""
+    code = f'{register}open_clip.create_model_and_transforms("{reader_name}", "{target}"{listed})'
+    return Export(tuple(written), code)
+
+
+def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSettings | None = None) -> Export:
+    """Write the Hugging Face layout: open_clip's config and weights, and the second-order part in its own files.
+
+    open_clip loads the first part, `build.load_hugging_face` both. `loss`, the one the model was trained by,
+    goes with it: an evaluation weighs f and z by it.
+
+    Raises: ConfigError for a target that is a file or cannot be written, and for what open_clip cannot load.
+    """
+    target = _local(folder)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file; name a folder for the Hugging Face layout")
+    second = {name: tensor for name, tensor in _state(model).items() if not name.startswith("clip.")}
+    settings = model.settings.model_dump(mode="json") | {"pretrained": None}
+    preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
+    with _private_folder(target) as private:
+        _write_weights(_shared(model), private / WEIGHTS_FILE)
+        if second:
+            _write_weights(second, private / SECOND_WEIGHTS_FILE)
+        trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
+        _publish_json({"model": settings} | trained, private / SECOND_CONFIG_FILE)
+        _publish_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
+        _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
+        storage.make_folder(str(target))
+        files = sorted(private.iterdir())
+        for file in files:
+            storage.publish(str(file), str(target / file.name))
+        if not second:  # of an export that was here before
+            (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
+    written = tuple(storage.hash_file(str(target / file.name)) for file in files)
+    return Export(written, f'open_clip.create_model_and_transforms("local-dir:{target}")')
+
+
+def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Load what was written as its reader will, and compare it with the model.
+
+    Raises: ConfigError.
+    """
+    import open_clip
+
+    what = f"open_clip cannot take this model ({model.settings.architecture}, {size[0]} x {size[1]} px)"
+    try:
+        with quiet_open_clip(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other, _, _ = open_clip.create_model_and_transforms(name, **arguments)
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError, KeyError) as error:
+        words = " ".join(str(error).split())[:300].rstrip(".")
+        raise ConfigError(f"{what}: {words}{_timm_hint(model)}; nothing is written") from None
+    found, own = _as_lists(other.visual.preprocess_cfg), _as_lists(model.clip.visual.preprocess_cfg)
+    if image_size_px(other) != size or found != own:
+        raise ConfigError(f"{what}: it would prepare pictures as {found}, not {own}; nothing is written")
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    tokens = torch.arange(model.context_length)[None] % 50 + 1
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for side, given, wanted in (
+                ("picture", other.eval().encode_image(images), model.clip.encode_image(images)),
+                ("text", other.encode_text(tokens), model.clip.encode_text(tokens)),
+            ):
+                if not torch.allclose(given, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
+                    raise ConfigError(f"{what}: its {side} features differ from the model's; nothing is written")
+    finally:
+        model.train(was_training)
+
+
+def _timm_hint(model: DalipModel) -> str:
+    vision = architecture_config(model.settings.architecture)["vision_cfg"]
+    if "timm_model_name" not in vision:
+        return ""
+    return (
+        f". open_clip builds a timm tower ({vision['timm_model_name']}) at its own size before it takes weights: "
+        "train with model.image_size_px null, or in an architecture with a timm tower of that size"
+    )
+
+
+def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
+    """The architecture in open_clip's format, at the size the model has."""
+    config = architecture_config(model.settings.architecture)
+    height, width = image_size_px(model.clip)
+    given = config["vision_cfg"].get("image_size", 224)
+    if ([given, given] if isinstance(given, int) else list(given)) != [height, width]:
+        config["vision_cfg"] = config["vision_cfg"] | {"image_size": height if height == width else [height, width]}
+    return config
+
+
+def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
+    """The architecture's file beside the weights takes nothing's place, and open_clip can tell it by its name.
+
+    Raises: ConfigError.
+    """
+    import open_clip
+
+    known = open_clip.get_model_config(path.stem)
+    if known is not None and known != config and is_built_in(path.stem):
+        raise ConfigError(f"{path.stem}: is the name of an architecture of open_clip's own; choose another TARGET")
+    if path.exists():
+        try:
+            same = json.loads(path.read_text(encoding="utf-8")) == config
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise ConfigError(f"{path}: the architecture goes into this file, which is there and says another; "
+                              "choose another TARGET")  # fmt: skip
+
+
+def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
+    """What open_clip has to be told of the pictures' preparation, since its checkpoint file does not say."""
+    from open_clip.transform import PreprocessCfg
+
+    usual, own = PreprocessCfg(), model.preprocess_settings
+    names = [name for name in ("mean", "std") if list(getattr(own, name)) != list(getattr(usual, name))]
+    texts = [name for name in ("interpolation", "resize_mode") if getattr(own, name) != getattr(usual, name)]
+    return {f"image_{name}": list(getattr(own, name)) for name in names} | {
+        f"image_{name}": getattr(own, name) for name in texts
+    }
+
+
+@contextmanager
+def _private_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the target for what is not checked yet; gone afterwards, and its parent if it was made for it."""
+    made = next((folder for folder in reversed([target.parent, *target.parent.parents]) if not folder.exists()), None)
+    storage.make_folder(str(target.parent))
+    private = Path(storage.temp_path(str(target)))
+    private.mkdir()
+    try:
+        yield private
+    except BaseException:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _local(path: str | Path) -> Path:
+    if storage.is_remote(str(path)):
+        raise ConfigError(f"{path}: a model is exported to a local place; copy it to an object store afterwards")
+    return Path(path)
+
+
+def _state(model: DalipModel) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _shared(model: DalipModel) -> dict[str, Tensor]:
+    state = _state(model)
+    return {name.removeprefix("clip."): tensor for name, tensor in state.items() if name.startswith("clip.")}
+
+
+def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(dict(state), path, metadata={"format": "pt"})
+    else:
+        torch.save({"state_dict": dict(state)}, path)
+
+
+def _publish_json(content: Mapping[str, Any], path: Path) -> storage.WrittenFile:
+    text = json.dumps(content, indent=2, sort_keys=True) + os.linesep
+    return storage.publish_bytes(str(path), text.encode("utf-8"))
+
+
+def _as_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Preprocessing with pairs as lists, and one number for a square as two."""
+    found = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in values.items()}
+    size = found.get("size")
+    return found | ({"size": [size, size]} if isinstance(size, int) else {})

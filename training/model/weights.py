@@ -1,0 +1,203 @@
+"""Checkpoints in: the released layout, a run's own, and the Hugging Face layout (`training.model.exports` writes that).
+
+Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes nothing. Gives up with ConfigError that
+names every key that is missing, unknown or of another shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from manifests.settings import differences
+from training.model.architecture import architecture_config, behaviour
+from training.model.dalip import DalipModel
+
+CONFIG_FILE = "open_clip_config.json"  # these two names are open_clip's
+WEIGHTS_FILE = "open_clip_model.safetensors"
+SECOND_CONFIG_FILE = "dalip_config.json"
+SECOND_WEIGHTS_FILE = "dalip_second_order.safetensors"
+
+# Names in the released code -> names here. Every other key is CLIP's own and gets the prefix `clip.`.
+# `vbdc.conv_dr_block.0.weight` is a 1 x 1 convolution there and a matrix here.
+_RELEASED_BRANCHES = {
+    "visual.fc1.weight": "image_branch.token_projection.weight",
+    "visual.vbdc.conv_dr_block.0.weight": "image_branch.reduce.weight",
+    "visual.vbdc.conv_dr_block.1.weight": "image_branch.norm.weight",
+    "visual.vbdc.conv_dr_block.1.bias": "image_branch.norm.bias",
+    "visual.vbdc.conv_dr_block.1.running_mean": "image_branch.norm.running_mean",
+    "visual.vbdc.conv_dr_block.1.running_var": "image_branch.norm.running_var",
+    "visual.vbdc.conv_dr_block.1.num_batches_tracked": "image_branch.norm.num_batches_tracked",
+    "visual.vbdc.ln.weight": "image_branch.second_order_norm.weight",
+    "visual.vbdc.ln.bias": "image_branch.second_order_norm.bias",
+    "visual.vbdc.down.weight": "image_branch.projection.0.weight",
+    "visual.vbdc.down.bias": "image_branch.projection.0.bias",
+    "visual.fc2.weight": "image_branch.projection.1.weight",
+    "fc1.weight": "text_branch.token_projection.weight",
+    "tbdc.conv_dr_block.0.weight": "text_branch.reduce.weight",
+    "tbdc.conv_dr_block.1.weight": "text_branch.norm.weight",
+    "tbdc.conv_dr_block.1.bias": "text_branch.norm.bias",
+    "tbdc.ln.weight": "text_branch.second_order_norm.weight",
+    "tbdc.ln.bias": "text_branch.second_order_norm.bias",
+    "tbdc.down.weight": "text_branch.projection.0.weight",
+    "tbdc.down.bias": "text_branch.projection.0.bias",
+    "fc2.weight": "text_branch.projection.1.weight",
+}
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file: safetensors, or a PyTorch file read without running its code.
+
+    A `state_dict` or `model` entry is looked into, a `module.` prefix (data parallel) taken off.
+
+    Raises: ConfigError for a file that is missing, damaged or holds no tensors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such checkpoint file")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise their own kinds (pickle, zip, safetensors) for a damaged file
+        words = str(error).partition("\n")[0][:200]  # torch goes on with advice to run what is in the file
+        raise ConfigError(f"{file}: cannot be read as a checkpoint: {words}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ConfigError(f"{file}: holds no state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def is_dalip_checkpoint(path: str | Path) -> bool:
+    """True for a file that holds the state dict of a `DalipModel`."""
+    return Path(path).is_file() and any(name.startswith("clip.") for name in read_state(path))
+
+
+def import_released(path: str | Path) -> dict[str, Tensor]:
+    """A released-layout DALIP checkpoint as the state dict of a `DalipModel` of preset `released`.
+
+    Raises: ConfigError when a key of either branch is missing; `load_state` names all else that does not fit.
+    """
+    return rename_released(read_state(path), where=str(path))
+
+
+def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Rename every key of a released-layout state dict; `where` names its origin in messages.
+
+    Raises: ConfigError.
+    """
+    missing = [name for name in _RELEASED_BRANCHES if name not in state]
+    if missing:
+        raise ConfigError(
+            f"{where}: not a released DALIP checkpoint, {len(missing)} of its {len(_RELEASED_BRANCHES)} second-order "
+            f"keys are missing: {', '.join(missing)}"
+        )
+    renamed = {_RELEASED_BRANCHES.get(name, f"clip.{name}"): tensor for name, tensor in state.items()}
+    reduce = renamed["image_branch.reduce.weight"]
+    renamed["image_branch.reduce.weight"] = reduce.flatten(1)
+    return renamed
+
+
+def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> set[str]:
+    """Load a complete state dict; returns the names loaded.
+
+    Raises: ConfigError that names every missing, unknown or misfitting key; the model is then unchanged.
+    """
+    wanted = model.state_dict()
+    problems = _mismatches(wanted, state)
+    if problems:
+        raise ConfigError(f"{where}: does not fit the model, {len(problems)} keys differ:\n  " + "\n  ".join(problems))
+    model.load_state_dict(dict(state))
+    return set(state)
+
+
+def load_weights(model: DalipModel, source: str | Path) -> set[str]:
+    """Start from a folder in the Hugging Face layout or a `DalipModel` checkpoint; returns the names loaded.
+
+    The shared part must fit; a second-order part that is absent, or of another shape, stays new.
+
+    Raises: ConfigError for a shared part that does not fit, or that computes something else from the same shapes.
+    """
+    path = Path(source)
+    if path.is_dir():
+        take_preprocessing(model, path / CONFIG_FILE)
+        state = {f"clip.{name}": tensor for name, tensor in read_state(_weights_in(path)).items()}
+        if (path / SECOND_WEIGHTS_FILE).is_file():
+            state |= read_state(path / SECOND_WEIGHTS_FILE)
+    else:
+        state = read_state(path)
+        take_preprocessing(model, path)
+    wanted = model.state_dict()
+    shared = {name: tensor for name, tensor in wanted.items() if name.startswith("clip.")}
+    problems = _mismatches(shared, {name: tensor for name, tensor in state.items() if name.startswith("clip.")})
+    if problems:
+        raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
+    if path.is_dir():
+        _check_behaviour(model, path)
+    fitting = {name: state[name] for name, tensor in wanted.items() if _fits(tensor, state.get(name))}
+    model.load_state_dict(fitting, strict=False)
+    return set(fitting)
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights of a folder; open_clip wrote them as a PyTorch file before it took safetensors."""
+    older = folder / "open_clip_pytorch_model.bin"
+    return older if older.is_file() and not (folder / WEIGHTS_FILE).is_file() else folder / WEIGHTS_FILE
+
+
+def _check_behaviour(model: DalipModel, folder: Path) -> None:
+    given, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
+    if found := differences(behaviour(given), behaviour(own)):
+        raise ConfigError(
+            f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
+            f"({'; '.join(found[:3])}): give the folder as model.architecture too"
+        )
+
+
+def take_preprocessing(model: DalipModel, path: Path) -> None:
+    """Mean, standard deviation and interpolation the weights in a file were trained with; the size stays the model's.
+
+    A file that does not say (open_clip's own checkpoints do not) changes nothing.
+
+    Raises: ConfigError for a configuration that cannot be read.
+    """
+    from open_clip.model import set_model_preprocess_cfg
+
+    if path.name == CONFIG_FILE:
+        try:
+            given = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+    elif path.suffix == ".safetensors":
+        return
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        given = content.get("preprocess", {}) if isinstance(content, dict) else {}
+    kept = model.clip.visual.preprocess_cfg
+    set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
+
+
+def _fits(wanted: Tensor, given: Tensor | None) -> bool:
+    return given is not None and given.shape == wanted.shape
+
+
+def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"missing: {name} {list(wanted[name].shape)}" for name in wanted if name not in given]
+    problems += [f"unknown: {name} {list(given[name].shape)}" for name in given if name not in wanted]
+    problems += [
+        f"shape: {name} is {list(given[name].shape)}, the model has {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return problems

@@ -1,0 +1,1 @@
+"""Many small runs over a list of mixtures, for the planner."""

@@ -1,0 +1,171 @@
+"""Which proxy runs there are: the config of `dalip proxies` and its list of mixtures, read and checked.
+
+Reads a YAML config and a csv as `plantmix plan design` writes it (run, seed, mix_DOMAIN, and samples_seen and
+pool_DOMAIN where the proxies are pool-matched). Writes nothing. Gives up with ConfigError that names the row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from manifests.errors import ConfigError
+from manifests.settings import Settings, parse_settings, read_settings
+from training.config import TrainSettings
+from training.data.shards import SamplePool, cut_pools
+from training.evaluation.evalsets import read_text
+
+RUNS_FOLDER = "runs"
+_SHARE_ROUNDING = 0.0005  # of a share written with three decimals; as the planner reads tables
+_DECODED_OVER_VIEW = 1.5  # shorter side of a shared picture over the model's: half of its area still fills a view
+
+
+class ProxyRun(Settings):
+    """One small run: its mixture and seed, and, when it is pool-matched, its length and the sizes of its pools."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    mixture: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] = Field(min_length=2)
+    samples_seen: int | None = Field(default=None, ge=1)
+    pool_samples: dict[str, Annotated[int, Field(ge=1)]] | None = None
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> ProxyRun:
+        total = sum(self.mixture.values())
+        if abs(total - 1.0) > _SHARE_ROUNDING * len(self.mixture) + 1e-9:
+            raise ValueError(f"the shares of {self.run} sum to {total:.6g}; they must sum to 1")
+        return self
+
+
+class ProxySettings(TrainSettings):
+    """A training config that every run shares, and what differs between the runs."""
+
+    release: str
+    runs: str | tuple[ProxyRun, ...]  # a csv of `plantmix plan design`, or the list itself
+    catalogue: str | None = None  # work folder of the build whose catalogue the runs are recorded in
+    model_size: str | None = None  # label in the table; null: name of the architecture
+    num_processes: int = Field(default=1, ge=1)  # runs at the same time on this machine
+    decode_once: bool = True  # share decoded, shrunk pictures between the runs
+
+    @model_validator(mode="after")
+    def _left_to_the_list(self) -> ProxySettings:
+        if self.data.mixture is not None or self.data.pool_samples is not None:
+            raise ValueError("data.mixture and data.pool_samples come from the list of runs: remove them")
+        if self.eval.split is None:
+            raise ValueError("eval.split is null: the losses that the planner needs are those of a held-out split")
+        return self
+
+    @property
+    def heldout_split(self) -> str:
+        """The split whose losses the planner is given."""
+        return str(self.eval.split)
+
+    @property
+    def size_label(self) -> str:
+        """What the table calls the model's size."""
+        return self.model_size or Path(self.model.architecture).stem
+
+    @property
+    def threads(self) -> int:
+        """Threads of one process: the machine's cores, shared among the processes."""
+        return self.compute.num_threads or max(1, (os.cpu_count() or 1) // self.num_processes)
+
+    @property
+    def decoded_side_px(self) -> int | None:
+        """Shorter side of the pictures that the runs share; None: every run decodes for itself."""
+        if not self.decode_once:
+            return None
+        from training.model.architecture import architecture_config
+
+        size = self.model.image_size_px or architecture_config(self.model.architecture)["vision_cfg"]["image_size"]
+        return math.ceil(_DECODED_OVER_VIEW * (size if isinstance(size, int) else max(size)))
+
+
+def read_proxy_settings(path: str, **changes: Any) -> ProxySettings:
+    """Read a YAML config; `changes` that are not None replace its values.
+
+    Raises: ConfigError.
+    """
+    settings = read_settings(path, ProxySettings)
+    given = {name: value for name, value in changes.items() if value is not None}
+    return parse_settings(settings.model_dump(mode="json") | given, ProxySettings, where=path) if given else settings
+
+
+def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
+    """The training config of one run; `samples_seen` of the list, where given, sets its length."""
+    own = set(ProxySettings.model_fields) - set(TrainSettings.model_fields)
+    values = settings.model_dump(mode="json", exclude=own)
+    values["seed"] = settings.seed + run.seed
+    values["output_dir"] = str(Path(settings.output_dir) / RUNS_FOLDER / run.run)
+    values["data"] |= {"mixture": run.mixture, "pool_samples": run.pool_samples}
+    values["compute"]["num_threads"] = settings.threads
+    if run.samples_seen is not None:
+        steps = max(1, round(run.samples_seen / settings.data.batch_size))
+        values["schedule"] |= {"steps": steps, "epochs": None}
+    return TrainSettings.model_validate(values)
+
+
+def read_runs(settings: ProxySettings) -> list[ProxyRun]:
+    """The list of runs, from the config or its csv.
+
+    Raises: ConfigError for a file that cannot be read, a row that is no run, or a name given twice.
+    """
+    runs = list(settings.runs) if not isinstance(settings.runs, str) else _read_csv(settings.runs)
+    if not runs:
+        raise ConfigError("runs: the list is empty; `plantmix plan design` writes one")
+    for name, count in Counter(run.run for run in runs).items():
+        if count > 1:
+            raise ConfigError(f"runs: the name '{name}' is given {count} times; every run needs a name of its own")
+    domains = {tuple(sorted(run.mixture)) for run in runs}
+    if len(domains) > 1:
+        raise ConfigError(
+            f"runs: not all runs name the same domains: {' / '.join(', '.join(names) for names in sorted(domains))}; "
+            "write 0 where a domain takes no part"
+        )
+    return runs
+
+
+def check_runs(runs: Sequence[ProxyRun], pool: SamplePool, settings: ProxySettings) -> None:
+    """Compare the list with the release, before the first run.
+
+    Raises: ConfigError for a domain that is not there or a pool that cannot be cut as asked.
+    """
+    named = sorted(runs[0].mixture)
+    if unknown := sorted(set(named) - set(pool.domains)):
+        raise ConfigError(
+            f"runs: no samples of {', '.join(map(repr, unknown))} in {settings.release}; it has the domains "
+            f"{', '.join(pool.domains)}"
+        )
+    for cut in {tuple(sorted((run.pool_samples or {}).items())) for run in runs}:
+        cut_pools(pool, dict(cut))
+
+
+def _read_csv(path: str) -> list[ProxyRun]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(Path(path)), newline="")))
+    except (OSError, csv.Error) as error:
+        raise ConfigError(
+            f"{path}: the list of runs cannot be read ({getattr(error, 'strerror', None) or error}); make one with "
+            "`plantmix plan design`"
+        ) from None
+    return [_from_row(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _from_row(row: Mapping[str, Any], where: str) -> ProxyRun:
+    """One row of a design as a run; empty cells are taken as not given."""
+    given = {name: value for name, value in row.items() if name and value not in (None, "")}
+    mixture = {name.removeprefix("mix_"): value for name, value in given.items() if name.startswith("mix_")}
+    pools = {name.removeprefix("pool_"): value for name, value in given.items() if name.startswith("pool_")}
+    values: dict[str, Any] = {name: given[name] for name in ("run", "seed", "samples_seen") if name in given}
+    values["mixture"] = mixture
+    if pools:
+        values["pool_samples"] = pools
+    return parse_settings(values, ProxyRun, where)

@@ -1,0 +1,1 @@
+"""What a run leaves: checkpoints, log, plots of the log."""

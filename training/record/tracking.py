@@ -1,0 +1,107 @@
+"""The figures of a run where people already look: TensorBoard and Weights & Biases, beside `log.jsonl`.
+
+Takes the events of the run's log and writes their numbers to RUN/tensorboard or to wandb (RUN/wandb). Both are optional
+packages, imported when asked for. Gives up with ConfigError, before the first step, where one is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifests.errors import ConfigError
+from training.config import TrackSettings, WandbSettings
+
+TENSORBOARD_FOLDER = "tensorboard"
+WANDB_FOLDER = "wandb"
+_EVENTS = {"step": "train", "validation": "validation"}  # events with numbers, and the group they are shown in
+
+
+class Tracker(Protocol):
+    """Takes the numbers of a step and shows them somewhere."""
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Show numbers by name."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+
+
+def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an event by the name they are shown under; nothing for events without."""
+    if event not in _EVENTS:
+        return {}
+    group = _EVENTS[event]
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{group}/{name}/{inner}": float(number) for inner, number in value.items()}
+        elif name != "step" and isinstance(value, int | float):
+            found[f"{group}/{name}"] = float(value)
+    return found
+
+
+def check_packages(settings: TrackSettings) -> None:
+    """Say what is missing before anything is written.
+
+    Raises: ConfigError.
+    """
+    for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
+        if wanted and importlib.util.find_spec(name) is None:
+            raise ConfigError(f"log.{name} needs a package: pip install {name}, or take log.{name} out of the config")
+
+
+def open_trackers(folder: Path, step: int, settings: TrackSettings, config: dict[str, Any]) -> list[Tracker]:
+    """What the settings ask for; `step` is where the run goes on, what was shown after it is taken back.
+
+    Raises: ConfigError when wandb refuses.
+    """
+    trackers: list[Tracker] = []
+    if settings.tensorboard:
+        trackers.append(_TensorBoard(folder, step))
+    if settings.wandb is not None:
+        trackers.append(_Wandb(folder, settings.wandb, config))
+    return trackers
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=step + 1)
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, folder: Path, settings: WandbSettings, config: dict[str, Any]) -> None:
+        import wandb
+
+        try:
+            self._run: Any = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                name=settings.name or folder.name,
+                group=settings.group,
+                tags=settings.tags,
+                mode=settings.mode,
+                dir=str(folder),
+                config=config,
+                id=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
+                resume="allow",
+            )
+        except wandb.errors.Error as error:
+            raise ConfigError(f"log.wandb: {error}; log in, or set its mode to offline") from None
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

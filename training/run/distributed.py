@@ -1,0 +1,114 @@
+"""Several processes as one: the process group torchrun describes, and agreeing on a few numbers.
+
+Reads the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK); without it there is one process and
+every function here is free. Writes nothing. Gives up with ConfigError on a device that is not there.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from manifests.errors import ConfigError, PlantMixError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all: rank 0 writes files and prints."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes."""
+        return self.rank == 0
+
+
+def start_ranks(device: str) -> Ranks:
+    """Join the process group if torchrun started several processes; pick this process's device.
+
+    Raises: ConfigError when CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device is cuda, but torch sees no GPU; set it to cpu or auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    # A launcher may show each process all GPUs of the machine, or its own alone.
+    place = torch.device("cuda", number % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(place)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    return Ranks(rank, world_size, place)
+
+
+def stop_ranks(ranks: Ranks) -> None:
+    """Leave the process group; nothing may hold on to it any more.
+
+    Freeing a DistributedDataParallel after its group is gone hangs (gloo, torch 2.13), so it has to be freed before.
+    """
+    if ranks.world_size > 1 and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def wrap_model(model: nn.Module, ranks: Ranks, *, parallel: str, compiled: bool) -> Any:
+    """The model as each process calls it: gradients are averaged over ranks in the backward pass.
+
+    `parallel` "fsdp" has cut the model already (`training.run.sharding`) and needs nothing around it.
+    """
+    called: Any = torch.compile(model) if compiled else model
+    if ranks.world_size == 1 or parallel == "fsdp":
+        return called
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(called, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None)
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 alone and give its result, or raise its error, on every rank."""
+    if ranks.world_size == 1:
+        return work()
+    box: list[Any] = [None, None]
+    if ranks.is_main:
+        try:
+            box[0] = work()
+        except PlantMixError as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0, device=ranks.device)
+    if box[1] is not None:
+        raise box[1]
+    result: T = box[0]
+    return result
+
+
+def mean_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
+    """Each number averaged over all ranks; a flag (0 or 1) comes back above 0 when any rank raised it."""
+    if ranks.world_size == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64 if ranks.device.type == "cpu" else torch.float32)
+    tensor = tensor.to(ranks.device)
+    dist.all_reduce(tensor)
+    averaged: list[float] = (tensor / ranks.world_size).tolist()
+    return averaged
+
+
+def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
+    """What each rank gives, in rank order, on every rank; it is pickled, so keep it small."""
+    if ranks.world_size == 1:
+        return [value]
+    parts: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(parts, value)
+    return parts

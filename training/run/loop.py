@@ -1,0 +1,394 @@
+"""One training run, start to end: `train` reads top to bottom, a section a step of the work.
+
+Reads a release and a config; writes the run's folder (`training.record.checkpoint` names the files). The same
+config, release and number of ranks give the same run, interrupted or not: on a CPU bit for bit. Stops with a
+checkpoint on SIGTERM and Ctrl-C, and without one on a loss or gradient that is not finite, whose batch it names.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from manifests.errors import RunError
+from training.config import TrainSettings, identity_values
+from training.data import loader
+from training.data.images import normalise
+from training.data.sampling import mix_seed
+from training.data.shards import SamplePool, open_pool
+from training.model.loss import accumulate_backward, contrastive_loss
+from training.record import checkpoint, tracking
+from training.record.log import LOG_FILE, RunLog, format_duration
+from training.run import faults, sharding
+from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
+from training.run.optimiser import lr_ratio_at, set_lr
+from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
+from training.run.stopping import StoppedError, stop_signal
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LOSSES = ("loss", "first_order_loss", "second_order_loss")
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    resume: bool = True,
+    allow_changed: bool = False,
+    pool: SamplePool | None = None,
+    stop_file: Path | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Train as configured; returns the summary, and whether the run was finished before and is reused.
+
+    `resume` False trains anew in place of what the folder holds; `allow_changed` goes on from a checkpoint of
+    another config or release; `pool` gives the release's samples from another place, row by row the same; the run stops
+    at `stop_file` as at a signal.
+
+    Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
+    """
+    # -- what is asked for, checked before anything is written
+    folder = Path(settings.output_dir)
+    tracking.check_packages(settings.log)
+    releases = loader.open_releases(settings.release)
+    identity = identity_values(settings, [release.fingerprint for release in releases])
+
+    def inspect() -> checkpoint.RunState:
+        if not resume:
+            return checkpoint.RunState("new")
+        return checkpoint.inspect_run(folder, identity, allow_changed=allow_changed)
+
+    state = inspect()
+    if state.kind == "finished":
+        return checkpoint.read_summary(folder), True
+    pool = pool or open_pool(releases, settings.data.split)
+    if settings.eval.every_steps:  # a split that is not there is said now, not at the first validation
+        open_pool(releases, str(settings.eval.split))
+
+    # -- this process among the others
+    ranks = start_ranks(settings.compute.device)
+    try:
+        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
+        if (own := faults.own_error(error, folder)) is not None:
+            raise own from None
+        raise
+    finally:
+        stop_ranks(ranks)
+
+
+def _train_on(
+    ranks: Ranks,
+    settings: TrainSettings,
+    pool: SamplePool,
+    identity: dict[str, Any],
+    seen: checkpoint.RunState,
+    inspect: Callable[[], checkpoint.RunState],
+    stop_file: Path | None,
+) -> tuple[dict[str, Any], bool]:
+    """The run within its process group; whatever holds on to the group is gone when this returns.
+
+    `seen` is the folder's state before, by which the model is made; `inspect` looks again once the folder is held.
+    """
+    folder = Path(settings.output_dir)
+    if settings.compute.num_threads is not None:
+        torch.set_num_threads(settings.compute.num_threads)
+    trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
+    with ExitStack() as stack:
+        # -- the run's folder, and where to go on
+        on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
+        state = on_main(ranks, lambda: checkpoint.pass_over_damaged(inspect()))
+        if state.kind == "finished":  # by another process since
+            return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
+        if seen.checkpoint is not None and state.checkpoint is None:
+            raise RunError(f"{folder}: its checkpoints went away while this run began; run the same command again")
+        progress = Progress()
+        if state.checkpoint is not None:
+            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint), state.changed)
+        on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
+        trackers: list[tracking.Tracker] = []
+        on_main(ranks, lambda: trackers.extend(tracking.open_trackers(folder, progress.step, settings.log, identity)))
+        log = RunLog(
+            folder / LOG_FILE if ranks.is_main else None, settings.log.line_every_seconds, trackers=tuple(trackers)
+        )
+        stack.callback(log.close)
+        _announce(trainer, state, progress, log)
+
+        # -- the steps
+        stop = stack.enter_context(stop_signal(stop_file))
+        run_steps(trainer, progress, stop, log, folder)
+
+        # -- the end: final weights, then the summary, the mark of a finished run
+        weights = final_weights(trainer)
+        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder)), False
+
+
+def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
+    """Every step from where `progress` stands to the last, with log, validation and checkpoints between.
+
+    Raises: StoppedError on a signal; RunError on a loss or gradient that is not finite, or too many broken samples.
+    """
+    settings, num_steps = trainer.settings, trainer.num_steps
+    micro = settings.compute.accumulate
+    batches = _batches(trainer, progress.step)
+    while progress.step < num_steps:
+        # -- data
+        started = time.perf_counter()
+        chunk = [next(batches) for _ in range(micro)]
+        waited = time.perf_counter() - started
+        found = faults.new_corrupt(chunk, progress)
+
+        # -- forward, backward, update
+        set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
+        torch.manual_seed(mix_seed(settings.seed, progress.step, trainer.ranks.rank, 0x73746570) >> 1)
+        losses = compute_gradients(trainer, chunk)
+        finite = all(math.isfinite(value) for value in losses.values())
+        names = [name for name in _LOSSES if name in losses]
+        flags = [float(bool(found)), float(not finite), float(stop.is_set())]
+        *means, corrupt, broken, stopping = mean_over_ranks([losses[name] for name in names] + flags, trainer.ranks)
+        if corrupt > 0:  # on some rank: all of them share what was found
+            faults.note_corrupt(trainer, found, progress, log)
+        if broken > 0:
+            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
+        grad_norm = update_weights(trainer)
+        if faults.is_gradient_lost(trainer, progress, math.isfinite(grad_norm)):
+            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "gradient")
+        progress.step += 1
+        progress.seconds += time.perf_counter() - started
+        progress.wait_seconds += waited
+
+        # -- log
+        last = progress.step == num_steps
+        if last or progress.step % settings.log.every_steps == 0:
+            _log_step(trainer, progress, dict(zip(names, means, strict=True)), grad_norm, log)
+        if settings.eval.every_steps and (last or progress.step % settings.eval.every_steps == 0):
+            _validate(trainer, progress, log)
+
+        # -- checkpoint
+        if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
+            save(trainer, progress, folder)
+        if stopping > 0 and not last:
+            raise StoppedError(
+                f"stopped by a signal after step {progress.step} of {num_steps}, a checkpoint is saved; "
+                "run the same command to go on"
+            )
+
+
+def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, float]:
+    """Forward and backward of one optimiser step; this rank's losses."""
+    precision = trainer.settings.compute.precision
+    device = trainer.ranks.device
+    preprocess = trainer.model.preprocess_settings
+    inputs = [
+        (
+            normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std),
+            batch.tokens.to(device, non_blocking=True),
+        )
+        for batch in chunk
+    ]
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, _DTYPES[precision]) if precision != "fp32" else nullcontext()
+
+    def forward(index: int) -> dict[str, Tensor]:
+        with autocast():
+            features: dict[str, Tensor] = trainer.wrapped(*inputs[index])
+        return features
+
+    def backward(loss: Tensor) -> None:
+        scaled: Any = trainer.scaler.scale(loss)
+        scaled.backward()
+
+    trainer.optimiser.zero_grad(set_to_none=True)
+    if len(inputs) == 1:
+        losses = contrastive_loss(forward(0), trainer.settings.loss)
+        backward(losses["loss"])
+    else:
+        losses = accumulate_backward(
+            forward,
+            len(inputs),
+            trainer.settings.loss,
+            modules=[trainer.model],
+            backward=backward,
+            no_sync=_no_sync(trainer),
+        )
+    if sharding.is_sharded(trainer.model):
+        sharding.average_whole_gradients(trainer.model, trainer.ranks)
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def update_weights(trainer: Trainer) -> float:
+    """Clip, step, clamp, average; returns the gradient's norm before clipping."""
+    settings, parameters = trainer.settings, [p for p in trainer.model.parameters() if p.requires_grad]
+    trainer.scaler.unscale_(trainer.optimiser)
+    limit = settings.optimiser.clip_norm if settings.optimiser.clip_norm is not None else math.inf
+    clip_gradients = sharding.clip_sharded_gradients if sharding.is_sharded(trainer.model) else clip_grad_norm_
+    norm = clip_gradients(parameters, limit)
+    trainer.scaler.step(trainer.optimiser)
+    trainer.scaler.update()
+    if settings.loss.logit_scale_max is not None:
+        trainer.model.clamp_logit_scale(settings.loss.logit_scale_max)
+    if trainer.average is not None:
+        trainer.average.update(trainer.model)
+    return float(norm)
+
+
+def _no_sync(trainer: Trainer) -> Callable[[], AbstractContextManager[Any]]:
+    """The context in which a backward pass leaves its gradients on this rank."""
+    if sharding.is_sharded(trainer.model):
+        return lambda: sharding.without_gradient_sync(trainer.model)
+    if trainer.ranks.world_size > 1:
+        no_sync: Callable[[], AbstractContextManager[Any]] = trainer.wrapped.no_sync
+        return no_sync
+    return nullcontext
+
+
+def _batches(trainer: Trainer, step: int) -> Iterator[loader.Batch]:
+    micro = trainer.settings.compute.accumulate
+    batches = loader.train_loader(
+        trainer.pool,
+        trainer.order,
+        trainer.plan,
+        range(step * micro, trainer.num_steps * micro),
+        trainer.settings.data,
+        trainer.model,
+        pin=trainer.ranks.device.type == "cuda",
+    )
+    return loader.iterate(batches)
+
+
+def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], grad_norm: float, log: RunLog) -> None:
+    lr = trainer.settings.optimiser.lr * lr_ratio_at(progress.step - 1, trainer.num_steps, trainer.settings.schedule)
+    seen = progress.step * trainer.settings.data.batch_size
+    speed = seen / max(progress.seconds, 1e-9)
+    num_devices = trainer.ranks.world_size
+    wait = progress.wait_seconds / max(progress.seconds, 1e-9)
+    log.event(
+        "step",
+        step=progress.step,
+        epoch=seen / trainer.order.epoch_size,
+        samples_seen=seen,
+        **losses,
+        lr=lr,
+        logit_scale=float(trainer.model.clip.logit_scale.detach().exp()),
+        grad_norm=grad_norm if math.isfinite(grad_norm) else None,  # fp16 skips such a step
+        samples_per_second=round(speed, 2),
+        samples_per_second_per_device=round(speed / num_devices, 2),
+        data_wait_share=round(wait, 4),
+    )
+    each = f" ({speed / num_devices:.0f} a device)" if num_devices > 1 else ""
+    left = (trainer.num_steps - progress.step) * progress.seconds / progress.step
+    log.progress(
+        f"step {progress.step}/{trainer.num_steps}  epoch {seen / trainer.order.epoch_size:.2f}  "
+        f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s{each}  data wait {wait:.0%}  "
+        f"ETA {format_duration(left)}",
+        always=progress.step == trainer.num_steps,
+    )
+
+
+def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
+    """Validation loss on rank 0, the others wait at the next step; a cut model needs all of them to compute it."""
+    sharded = sharding.is_sharded(trainer.model)
+    if not (trainer.ranks.is_main or sharded):
+        return
+    from training.evaluation.evaluate import validation_losses
+
+    losses = validation_losses(trainer.model, trainer.settings, trainer.ranks.device)
+    if sharded:
+        sharding.release_gathered(trainer.model)
+    log.event("validation", step=progress.step, losses=losses)
+    log.say(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+
+
+def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, log: RunLog) -> None:
+    pool, settings = trainer.pool, trainer.settings
+    started_from = settings.model.pretrained if state.kind == "new" else None
+    new = list(trainer.model.new_parameters) if started_from is not None else None
+    log.event(
+        "start" if state.kind == "new" else "resume",
+        step=progress.step,
+        num_steps=trainer.num_steps,
+        epoch_size=trainer.order.epoch_size,
+        world_size=trainer.ranks.world_size,
+        device=str(trainer.ranks.device),
+        parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
+        changed=list(state.changed),
+        **({"damaged": [path.name for path in state.damaged]} if state.damaged else {}),
+        **({"pretrained": started_from, "new_parameters": new} if new is not None else {}),
+    )
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    where = f"{trainer.ranks.world_size} x {trainer.ranks.device.type}"
+    log.say(
+        f"{settings.model.preset}: {parameters:,} parameters on {where}, "
+        f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
+    )
+    for line in remarks(trainer):
+        log.say(line)
+    if new is not None:
+        log.say(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
+    if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data.text))[0]:
+        log.say(
+            f"data.text: no sample looked at has {', '.join(absent[0])}; there are: {', '.join(absent[1]) or 'none'}"
+        )
+    for path in state.damaged:
+        log.say(f"{path}: damaged, its bytes are not those that were written; removed")
+    if state.kind == "resume":
+        log.say(f"going on after step {progress.step} from {state.checkpoint}")
+
+
+def remarks(trainer: Trainer) -> list[str]:
+    """What a config leaves unsaid or asks for in vain, a line each."""
+    settings, pool = trainer.settings, trainer.pool
+    found = []
+    if settings.data.mixture is None and any(pool.stratified):
+        shares = {part.name: part.weight for part in trainer.order.strata}
+        listed = ", ".join(
+            f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
+        )
+        found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+    if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
+        found.append(
+            f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "
+            f"rate ends at {trainer.num_steps / warmup:.2g} of optimiser.lr"
+        )
+    return found
+
+
+def _finish(
+    trainer: Trainer, progress: Progress, weights: dict[str, Any], identity: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    path = checkpoint.save_model(folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
+    summary = summarise(trainer, progress, folder)
+    checkpoint.write_summary(folder, summary | {"model": str(path), "releases": identity["releases"]["fingerprints"]})
+    return checkpoint.read_summary(folder)
+
+
+def summarise(trainer: Trainer, progress: Progress, folder: Path) -> dict[str, Any]:
+    """The figures of a finished run; the final loss is the mean over the last tenth of the logged steps."""
+    from training.record.log import read_log
+
+    steps = read_log(folder / LOG_FILE, "step")
+    tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]
+    seen = progress.step * trainer.settings.data.batch_size
+    return {
+        "steps": progress.step,
+        "samples_seen": seen,
+        "epochs": seen / trainer.order.epoch_size,
+        "first_loss": steps[0]["loss"],
+        "final_loss": sum(tail) / len(tail),
+        "chance_loss": math.log(trainer.settings.data.batch_size),
+        "logit_scale": float(trainer.model.clip.logit_scale.detach().exp()),
+        "seconds": progress.seconds,
+        "samples_per_second": seen / max(progress.seconds, 1e-9),
+        "data_wait_share": progress.wait_seconds / max(progress.seconds, 1e-9),
+        "corrupt_samples": len(progress.corrupt),
+    }

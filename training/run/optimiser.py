@@ -1,0 +1,80 @@
+"""AdamW over the model's parameter groups, the learning-rate schedule, and averaged weights.
+
+Pure arithmetic on settings and a model; reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifests.errors import ConfigError
+from training.config import OptimiserSettings, ScheduleSettings
+from training.model.dalip import DalipModel
+
+
+def build_optimiser(model: DalipModel, settings: OptimiserSettings) -> torch.optim.AdamW:
+    """AdamW, fused, one group a role and decay; `lr_ratio` of a group scales the schedule's rate.
+
+    Raises: ConfigError when everything is frozen.
+    """
+    ratios = {
+        "image_tower": settings.image_lr_ratio,
+        "text_tower": settings.text_lr_ratio,
+        "second_order": settings.second_order_lr_ratio,
+        "scale": 1.0,
+    }
+    groups: list[dict[str, Any]] = [
+        {
+            "params": group.parameters,
+            "weight_decay": settings.weight_decay if group.decay else 0.0,
+            "lr_ratio": ratios[group.role],
+            "role": group.role,
+        }
+        for group in model.parameter_groups()
+    ]
+    if not any(group["role"] != "scale" for group in groups):
+        raise ConfigError("every tower is locked and there is no second-order branch: nothing is left to train")
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
+    )
+
+
+def lr_ratio_at(step: int, num_steps: int, schedule: ScheduleSettings) -> float:
+    """The rate of a step (0-based) over the peak rate: linear warm-up, then cosine to `final_lr_ratio`."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    done = (step - schedule.warmup_steps) / max(1, num_steps - schedule.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return schedule.final_lr_ratio + (1 - schedule.final_lr_ratio) * cosine
+
+
+def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["lr_ratio"]
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's weights; what is no weight (counters) is taken as it is."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model."""
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - self.decay)
+            else:
+                self.state[name].copy_(value)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up a saved average."""
+        for name, value in state.items():
+            self.state[name].copy_(value)
