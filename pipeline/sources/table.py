@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.sources.delimited import MAX_TOLD_CHARS, Dialect, RawBatch, read_delimited, read_header
+from pipeline.sources.delimited import MAX_SHOWN_CHARS, Dialect, RawBatch, read_delimited, read_header
 from pipeline.sources.files import reading
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, lost_table, make_batch, map_columns
 from pipeline.sources.settings import ColumnMap, Origin
@@ -185,7 +185,7 @@ def _read_json(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
                 rows.append(_row_of(value, columns))
                 numbers.append(number)
             except ValueError:
-                bad.append((number, ascii(value)[:MAX_TOLD_CHARS]))
+                bad.append((number, ascii(value)[:MAX_SHOWN_CHARS]))
             if len(rows) + len(bad) >= BATCH_ROWS:
                 yield _json_batch(rows, columns, numbers, bad)
                 rows, numbers, bad = [], [], []
