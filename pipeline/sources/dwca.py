@@ -33,8 +33,8 @@ from pipeline.sources.joining import (
     view_staged,
     where_case,
 )
-from pipeline.sources.rows import Batch, Lost, Scratch, make_batch
-from pipeline.sources.settings import DwcaSettings, Origin
+from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
+from pipeline.sources.settings import DwcaSettings, Origin, given
 
 _MEDIA_TYPES = (
     "http://rs.gbif.org/terms/1.0/Multimedia",
@@ -67,7 +67,7 @@ def check_source(source: Origin) -> None:
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
     """Hash of the zip, or of the described files of the folder."""
-    return [hash_file(path) for path in read_archive(_settings(source).path, source.where).paths()]
+    return [hash_file(path) for path in read_archive(given(source.dwca).path, source.where).paths()]
 
 
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
@@ -145,7 +145,7 @@ def _of(named: list[str], prefix: str) -> list[str]:
 
 
 def _plan(source: Origin) -> _Plan:
-    settings = _settings(source)
+    settings = given(source.dwca)
     archive = read_archive(settings.path, source.where)
     media = archive.extension(*_MEDIA_TYPES) or _listed_media(archive.core)
     if media is None:
@@ -182,8 +182,8 @@ def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, w
                 for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
                     staged.write(raw.numbers + start, _with_defaults(raw.rows, data, wanted))
                     if raw.malformed:
-                        told = [(start + number, f"{location}: {line}") for number, line in raw.malformed]
-                        yield make_batch({}, [], [Lost(number, "malformed_row", line) for number, line in told])
+                        numbered = [(start + number, line) for number, line in raw.malformed]
+                        yield make_batch({}, [], malformed_rows(numbered, location))
                     end = raw.end
             start += end
 
@@ -318,8 +318,3 @@ def _pick_vernacular(sql: Any, plan: _Plan) -> None:
         f'CREATE TABLE names AS SELECT id, arg_min("vernacularName", ({place}, {preferred}, n)) AS name '
         f'FROM vernacular WHERE {place} IS NOT NULL AND "vernacularName" IS NOT NULL GROUP BY id'
     )
-
-
-def _settings(source: Origin) -> DwcaSettings:
-    assert source.dwca is not None
-    return source.dwca
