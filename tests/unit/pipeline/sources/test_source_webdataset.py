@@ -195,9 +195,9 @@ def test_shards_by_folder_glob_and_brace_range(tmp_path: Path) -> None:
     ranged = find_files(f"{tmp_path}/sub/s-{{009..011}}.tar", "here", ".tar")
     assert ranged.names == numbered[9:]
     assert ranged.path(ranged.names[0]) == f"{tmp_path}/sub/s-009.tar"
-    with pytest.raises(ConfigError, match=r"2 of 4 files are not there, first .*s-012"):
+    with pytest.raises(ConfigError, match=r"2 of 4 files are missing, the first is .*s-012"):
         find_files(f"{tmp_path}/sub/s-{{010..013}}.tar", "here", ".tar")
-    with pytest.raises(ConfigError, match=r"no \.tar file there"):
+    with pytest.raises(ConfigError, match=r"no \.tar file is there"):
         find_files(f"{tmp_path}/none-*.tar", "here", ".tar")
 
 
