@@ -64,7 +64,7 @@ def test_a_rule_alone_drops_at_least_what_it_drops_in_its_turn(make_candidates) 
 def test_rules_over_pictures_nobody_has_seen_are_listed(make_candidates) -> None:
     report, _, _ = report_of(make_candidates)
     assert report["not_judged"] == ["min_side_px"]
-    assert "(not judged: not known yet)" in "\n".join(describe_preview(report))
+    assert "(not judged: nothing is known yet)" in "\n".join(describe_preview(report))
     seen, _, _ = report_of(make_candidates, sizes=[50, 500])
     assert seen["not_judged"] == []
     assert next(rule for rule in seen["rules"] if rule["rule"] == "min_side_px")["num_alone"] == 5
