@@ -34,9 +34,14 @@ def test_pairs_equal_a_double_loop_within_clusters(num_clusters: int) -> None:
     for i, j, cosine in close_pairs(vectors, labels, 0.95):
         assert np.allclose(cosine, (vectors[i] * vectors[j]).sum(axis=1), atol=1e-6)
         found |= set(zip(np.minimum(i, j).tolist(), np.maximum(i, j).tolist(), strict=True))
-    wanted = np.triu((vectors @ vectors.T >= 0.95) & (labels[:, None] == labels), 1)
-    assert found == set(zip(*(rows.tolist() for rows in np.nonzero(wanted)), strict=True))
-    assert len(found) > 500
+    cosine, together = vectors @ vectors.T, np.triu(labels[:, None] == labels, 1)
+    # a cosine this near to the threshold falls on either side of it, by the kernel that multiplies
+    sure, possible = (
+        set(zip(*(rows.tolist() for rows in np.nonzero(together & (cosine >= 0.95 + margin))), strict=True))
+        for margin in (1e-5, -1e-5)
+    )
+    assert sure <= found <= possible
+    assert len(sure) > 500
 
 
 @pytest.fixture(scope="module")
