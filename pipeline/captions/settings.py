@@ -169,6 +169,14 @@ class RuleSet(Thresholds):
         ordered = [*self.order, *(name for name in RULE_NAMES if name not in self.order)]
         return {name: merged[name] for name in ordered if merged[name] not in (None, False, ())}
 
+    def identity(self) -> dict[str, Any]:
+        """The rules as they are applied, presets looked up, as plain values for a fingerprint."""
+        thresholds = [
+            [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
+            for name, value in self.thresholds().items()
+        ]
+        return {"domains": list(self.domains), "sources": list(self.sources), "rules": thresholds}
+
 
 class TextChoice(Settings):
     """What `txt` is for the rows of some domains and sources (empty: all).
@@ -227,14 +235,7 @@ class CaptionSettings(Settings):
 
     def rules_identity(self) -> list[dict[str, Any]]:
         """What the verdicts depend on beside the measurements: the resolved rules, as plain values."""
-        resolved = []
-        for rules in self.rules:
-            thresholds = [
-                [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
-                for name, value in rules.thresholds().items()
-            ]
-            resolved.append({"domains": list(rules.domains), "sources": list(rules.sources), "rules": thresholds})
-        return resolved
+        return [rules.identity() for rules in self.rules]
 
     def text_identity(self) -> dict[str, Any]:
         """What the choice of `txt` and of the text members depends on."""

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
@@ -93,7 +94,7 @@ def _say(config: BuildConfig, report: BuildReport) -> None:
         print(f"release: {storage.join(config.work_dir, report.release)}")
 
 
-def find_stage(flow: Sequence[Stage], name: str | None, option: str) -> str | None:
+def find_stage(flow: Sequence[Stage[Any]], name: str | None, option: str) -> str | None:
     """Check a stage's name given on the command line.
 
     Raises: ConfigError naming the stages there are.
@@ -103,7 +104,7 @@ def find_stage(flow: Sequence[Stage], name: str | None, option: str) -> str | No
     return name
 
 
-def check_order(flow: Sequence[Stage], first: str | None, last: str | None) -> None:
+def check_order(flow: Sequence[Stage[Any]], first: str | None, last: str | None) -> None:
     """Make sure that --from does not lie behind --to.
 
     Raises: ConfigError naming the order of the flow.

@@ -82,9 +82,8 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
     for source in config.sources:
         check_source(source)
     with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
-        payload = {"workdir": folder, "memory_gb": config.run.memory_gb}
-        paths = [_count_source(source, payload) for source in config.sources]
-        with open_scratch(payload) as sql:
+        paths = [_count_source(source, folder, config.run.memory_gb) for source in config.sources]
+        with open_scratch(folder, config.run.memory_gb) as sql:
             view_parquet(sql, "rows", paths)
             sources, hosts, local = _count(sql, config.sources)
             heads = _sample_heads(sql, config.fetch.network, num_heads) if num_heads else None
@@ -128,10 +127,10 @@ def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
 # ---- counting
 
 
-def _count_source(source: SourceSettings, payload: dict[str, Any]) -> str:
+def _count_source(source: SourceSettings, folder: str, memory_gb: float) -> str:
     """Every row of a source, by the judgement of ingest, into a Parquet file."""
-    writer = TableWriter(payload["workdir"], "rows", f"{source.name}.parquet", _COUNTED)
-    for batch in read_rows(source, partial(open_scratch, payload)):
+    writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
+    for batch in read_rows(source, partial(open_scratch, folder, memory_gb)):
         writer.write(map_rows(batch, source))
     return writer.close().temp
 

@@ -10,12 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError
+from manifests.reader import open_reader, paths_of_current
+from manifests.takedowns import read_list
+from pipeline.commands.build import build
 from pipeline.commands.parsing import Commands, add_command
+from pipeline.commands.status import mixture_lines
 from pipeline.config import BuildConfig, read_config
+from pipeline.runner.inputs import identity_of
+from pipeline.runner.work import Execution
+from pipeline.stages.mix import describe_quotas, plan_mixture, read_ratio
+from pipeline.stages.select import Choice, SelectInputs, decide
+from pipeline.store.files import Files
 
 _TOO_LATE = (
     "mix: the stage '{stage}' is not done yet with this configuration; run `plantmix build` with it: what is done is "
@@ -42,8 +51,6 @@ def _mix(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(describe_plan(read_config(args.config))))
         return 0
-    from pipeline.commands.build import build
-
     return build(args.config, "select", None, None, _TOO_LATE)
 
 
@@ -52,9 +59,6 @@ def describe_plan(config: BuildConfig) -> list[str]:
 
     Raises: ConfigError when nothing is selected yet, or when the pools cannot give the mixture.
     """
-    from pipeline.commands.status import mixture_lines
-    from pipeline.stages.mix import describe_quotas, plan_mixture, read_ratio
-
     kept, told = _read_kept(config)
     ratio = read_ratio(config.mix, config.domains)
     quotas, strata = plan_mixture(config.mix, ratio, kept, config.pack.kind)
@@ -81,10 +85,6 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
 
     Raises: ConfigError when nothing is selected yet.
     """
-    from manifests.reader import open_reader, paths_of_current
-    from manifests.takedowns import read_list
-    from pipeline.stages.select import describe_choice, payload_of
-
     workdir = config.work_dir
     with open_reader(workdir) as connection:
         sealed: Sequence[Any] = connection.sql(
@@ -97,9 +97,8 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
                 "then look at the mixture"
             )
         ((sealed_at, identity),) = sealed
-        takedowns = read_list(workdir)
-        choice = json.loads(json.dumps(describe_choice(config, takedowns)))
-        if choice.items() <= json.loads(identity).items():
+        choice = Choice.of(config, read_list(workdir))
+        if json.loads(json.dumps(identity_of(choice))) == json.loads(identity).get("choice"):
             kept: dict[str, dict[str, int]] = {}
             for domain, source, num in connection.sql(
                 "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
@@ -107,19 +106,29 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
             ).fetchall():
                 kept.setdefault(domain, {})[source] = num
             return kept, f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC"
-        payload = payload_of(
-            config, takedowns, lambda stage, table: paths_of_current(connection, workdir, stage, table)
-        )
-    return _select_now(payload, config.run.memory_gb), (
+        tables = {
+            table: tuple(paths_of_current(connection, workdir, stage, table))
+            for stage, names in _MEASURED.items()
+            for table in names
+        }
+    return _select_now(choice, tables, config.run.memory_gb), (
         f"pools as select leaves them now, by other takedowns or settings than at {sealed_at:%Y-%m-%d %H:%M} UTC"
     )
 
 
-def _select_now(payload: dict[str, Any], memory_gb: float) -> dict[str, dict[str, int]]:
-    """What select would keep, decided in a private folder that is gone afterwards."""
-    from pipeline.stages.select import decide
+_MEASURED = {
+    "ingest": ("candidates",),
+    "fetch": ("facts",),
+    "caption": ("captions", "caption_verdicts"),
+    "dedup": ("pairs", "leaks", "semantic_pairs"),
+    "score": ("score_verdicts",),
+}
 
+
+def _select_now(choice: Choice, tables: Mapping[str, tuple[str, ...]], memory_gb: float) -> dict[str, dict[str, int]]:
+    """What select would keep, decided in a private folder that is gone afterwards."""
+    inputs = SelectInputs(choice=choice, **{table: Files(paths) for table, paths in tables.items()})
     with tempfile.TemporaryDirectory() as scratch:
-        result = decide({**payload, "stem": "dry-run", "workdir": scratch, "memory_gb": memory_gb})
+        result = decide(inputs, Execution(scratch, memory_gb, "dry-run", None))
     kept: dict[str, dict[str, int]] = result.notes["sources"]
     return kept

@@ -130,7 +130,7 @@ def _from_sources(config: BuildConfig, num: int, seed: int, scratch: str) -> Sam
     for source in config.sources:
         check_source(source)
         scanned = 0
-        for batch in read_rows(source, partial(open_scratch, {"workdir": scratch, "memory_gb": config.run.memory_gb})):
+        for batch in read_rows(source, partial(open_scratch, scratch, config.run.memory_gb)):
             mapped = map_rows(batch, source)
             read.append(mapped.filter(mapped["reason"].is_null()).select(tables.CANDIDATES.names))
             scanned += mapped.num_rows

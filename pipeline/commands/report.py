@@ -50,7 +50,7 @@ def report_of(release: Release, workdir: str | None) -> str:
     """
     fs, inner = storage.filesystem(storage.join(release.path, "mixture.json"))
     mixture = json.loads(fs.cat_file(inner))
-    with tempfile.TemporaryDirectory() as scratch, open_scratch({"workdir": scratch, "memory_gb": 4.0}) as sql:
+    with tempfile.TemporaryDirectory() as scratch, open_scratch(scratch, 4.0) as sql:
         figures = collect(sql, storage.join(release.path, SAMPLES_FILE), release.path)
     fragments = []
     if workdir is not None and _is_current(release, workdir):

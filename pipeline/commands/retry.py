@@ -110,7 +110,7 @@ def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> Roun
 
     def begin(context: BuildContext, before: StageRecord) -> bool:
         nonlocal number, recipe
-        recipe = download_recipe(context)
+        recipe = download_recipe(context.config.fetch.image)
         if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
             return False
         context.fetch_round = catalog.rounds.begin(recipe, outcomes)

@@ -22,7 +22,7 @@ from pipeline.store.sql import open_scratch, view_parquet
 
 def inconsistencies(release: Release) -> Iterator[str]:
     """Faults between record, side files and samples table."""
-    with tempfile.TemporaryDirectory() as scratch, open_scratch({"workdir": scratch, "memory_gb": 4.0}) as sql:
+    with tempfile.TemporaryDirectory() as scratch, open_scratch(scratch, 4.0) as sql:
         view_parquet(sql, "samples", [storage.join(release.path, SAMPLES_FILE)])
         found: dict[tuple[str, str], dict[str, int]] = {}
         for split, shard, domain, num in sql.execute(
@@ -135,7 +135,8 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
             return Comparison(why_not="the catalogue of this work folder does not know this release")
         identity = json.loads(packed[0][0])
         for stage, table in (("fetch", "facts"), ("caption", "captions")):
-            paths = _paths_with_content(sql, workdir, stage, table, identity[table])
+            (content,) = identity[table]
+            paths = _paths_with_content(sql, workdir, stage, table, content)
             if not paths:
                 return Comparison(why_not=f"the {table} that it was packed from are no longer in the work folder")
             view_parquet(sql, f"packed_{table}", paths)

@@ -28,7 +28,7 @@ _MOVED = """
 
 def compare(before: Release, after: Release) -> dict[str, Any]:
     """Counts of distinct images by split and domain, shards with equal content, changed settings, takedowns."""
-    with tempfile.TemporaryDirectory() as scratch, open_scratch({"workdir": scratch, "memory_gb": 4.0}) as sql:
+    with tempfile.TemporaryDirectory() as scratch, open_scratch(scratch, 4.0) as sql:
         for name, release in (("a", before), ("b", after)):
             view_parquet(sql, f"{name}_samples", [storage.join(release.path, SAMPLES_FILE)])
             sql.execute(

@@ -12,8 +12,7 @@ from typing import Any
 
 from manifests import storage, tables
 from manifests.catalog import Catalog
-from manifests.takedowns import Entry
-from pipeline.stages.select_takedowns import find_named
+from manifests.takedowns import Entry, find_named
 from pipeline.store.sql import open_scratch
 
 
@@ -43,7 +42,7 @@ class Known:
 
 def look_up(catalog: Catalog, entries: Sequence[Entry]) -> Known:
     """Find what entries name; a later fetch of a row that failed so far is named by its address or owner."""
-    with open_scratch({"workdir": catalog.workdir, "memory_gb": 4.0}) as sql:
+    with open_scratch(catalog.workdir, 4.0) as sql:
         for table, schema in (("candidates", tables.CANDIDATES), ("facts", tables.FACTS)):
             _view(sql, catalog, table, catalog.find_files(table), schema)
         find_named(sql, entries)

@@ -210,7 +210,7 @@ def take_down(release: Release, wanted: Wanted, cut: Cut | None = None) -> Relea
         moved = _write_shards(release, cut, folder, record)
         files = _write_tables(release, cut, moved, folder)
         mixture = _new_mixture(release, cut)
-        with open_scratch({"workdir": scratch, "memory_gb": 2.0}) as sql:
+        with open_scratch(scratch, 2.0) as sql:
             for side_file, content in side_files(record, mixture, storage.join(folder, SAMPLES_FILE), folder, sql):
                 files.append(storage.publish_bytes(storage.join(folder, side_file), content))
     for file in files:

@@ -38,6 +38,10 @@ class BackboneSettings(Settings):
         ("en", "eng"), min_length=1, description="of vernacular names, as the archive writes them; most wanted first"
     )
 
+    def identity(self) -> dict[str, Any]:
+        """What a resolved name depends on beside the archive's content: no path."""
+        return {"languages": list(self.languages)}
+
 
 def check_backbone(settings: BackboneSettings | None) -> None:
     """Make sure that the backbone can be read, before any work.
