@@ -81,7 +81,7 @@ def test_the_command_line_is_frozen() -> None:
     """A new option is a decision: change this list in the commit that explains it."""
     options = _options(build_parser())
     assert {name: options[name] for name in options if not name.startswith("plan")} == {
-        "": ["--verbose"],
+        "": ["--verbose", "--version"],
         "build": ["--from", "--ray-address", "--to", "config"],
         "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],
@@ -101,7 +101,7 @@ def test_the_command_line_is_frozen() -> None:
 
 def test_the_command_line_of_training_is_frozen() -> None:
     assert _options(build_training_parser()) == {
-        "": [],
+        "": ["--version"],
         "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
                   "--release", "--resume", "config"],
         "eval": ["--out", "--output", "--release", "--settings", "--split", "model"],
