@@ -1,7 +1,7 @@
 """The takedown list of a work folder: what must not come into any later build.
 
-One JSON object a line in WORKDIR/takedowns.jsonl: `by` (url, owner, id), `value`, `reason`. `plantmix takedown` adds
-to it; it may be written by hand and carried to another work folder. Gives up with ConfigError on a line it cannot read.
+WORKDIR/takedowns.jsonl has one JSON object on each line: `by` (url, owner, id), `value`, `reason`. `plantmix takedown`
+adds to it. People may write it by hand and copy it to another work folder. A line that cannot be read is a ConfigError.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What two entries that mean the same have in common."""
+        """Equal for two entries that mean the same."""
         return self.by, normal_owner(self.value) if self.by == "owner" else self.value
 
 
 def keys_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys of all entries that would name a row of samples.parquet; owners go without case and outer spaces."""
+    """The keys of every entry that would name this row of samples.parquet."""
     named = [("url", row[name]) for name in ("url", "reference_url")]
     named += [("owner", normal_owner(row[name] or "")) for name in ("rights_holder", "creator")]
     return named + [("id", row[name]) for name in ("sample_id", "image_id", "stored_sha256")]
 
 
 def normal_owner(name: str) -> str:
-    """An owner's name as names are compared: without case and outer spaces."""
+    """An owner's name as it is compared: in lower case, without spaces around it."""
     return name.strip().lower()
 
 
 def read_list(workdir: str) -> list[Entry]:
     """The entries of a work folder, sorted; none when there is no list.
 
-    Raises: ConfigError naming the line that is none.
+    Raises: ConfigError that names the first line that is not an entry.
     """
     path = storage.join(workdir, LIST_FILE)
     fs, inner = storage.filesystem(path)

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from manifests import __version__
 from manifests.errors import PlantMixError
 
 COMMANDS = (
@@ -57,6 +58,7 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         description="Build mixed image-text datasets for training: URLs in, sealed webdataset releases out.",
         epilog="first steps: plantmix build configs/pipeline/demo.yaml, then plantmix status data/demo",
     )
+    parser.add_argument("--version", action="version", version=f"plantmix {__version__}")
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     named = next((word for word in given if not word.startswith("-")), None)

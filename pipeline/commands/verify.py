@@ -53,7 +53,7 @@ def verify_release(path: str, deep: bool) -> int:
     """
     release = open_release(path)
     workdir = work_folder_of(release) if deep else None
-    faults = [*release.wrong_hashes(shards=deep), *release.strangers()]
+    faults = [*release.wrong_hashes(shards=deep), *release.unknown_files()]
     faults += inconsistencies(release) if not faults else []
     num_images, compared = 0, Comparison(why_not="it lies in no work folder")
     if deep and not faults:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from manifests import __version__
 from manifests.errors import ConfigError
 from manifests.settings import Settings
 from pipeline.pictures.settings import ImageSettings
@@ -69,7 +70,9 @@ class NetworkSettings(Settings):
     breaker_seconds: Annotated[float, Field(gt=0)] = 300.0
     limits: HostLimits = HostLimits()
     hosts: tuple[HostOverride, ...] = ()
-    user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = "PlantMix/0.1"
+    user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = (
+        f"PlantMix/{__version__}"
+    )
     """Product token, as robots.txt and X-Robots-Tag name agents, with an optional version."""
     contact: Annotated[str, Field(min_length=3, pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")] | None = None
     """A page or mail address where site owners reach you; needed as soon as one host is not this machine."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manifests import __version__
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
@@ -182,7 +183,7 @@ def test_first_fitting_override_counts():
 
 def test_user_agent_names_the_contact():
     settings = NetworkSettings(contact="https://example.org/bot")
-    assert settings.user_agent_header == "PlantMix/0.1 (https://example.org/bot)"
+    assert settings.user_agent_header == f"PlantMix/{__version__} (https://example.org/bot)"
     assert settings.agent_token == "plantmix"
     settings.require_contact(["http://example.org/"])
     NetworkSettings().require_contact(["http://127.0.0.1:1/", "http://localhost/", "nonsense", "http://[x", "ftp://a"])
