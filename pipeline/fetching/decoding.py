@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Protocol
 
@@ -46,7 +46,7 @@ class Decoders:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def results(self, num: int) -> Iterator[tuple[int, Download, StoredImage | Rejected | None]]:
+    def results(self, num: int) -> Generator[tuple[int, Download, StoredImage | Rejected | None]]:
         """Row number, download and, where bytes came, their picture: every row once, in the order they finish.
 
         Raises: whatever a thread raised.

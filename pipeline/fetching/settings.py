@@ -12,7 +12,7 @@ import fnmatch
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -139,14 +139,46 @@ class NetworkSettings(Settings):
 
 
 class FetchSettings(Settings):
-    """Settings of the fetch stage: `image` identifies the result, `network` is only execution."""
+    """Settings of the fetch stage: `image` identifies the result, `engine` and `network` are only execution."""
 
+    engine: Literal["plantmix", "img2dataset"] = "plantmix"
+    """Which loop downloads. img2dataset is neither polite nor bounded: only for hosts of your own."""
     image: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
 
+    @model_validator(mode="after")
+    def _engine_keeps_what_network_asks(self) -> Self:
+        if self.engine == "img2dataset" and (changes := _changes_for_img2dataset(self.network)):
+            raise ValueError(
+                "engine img2dataset is only for hosts that need no politeness, and knows no protection; "
+                f"say that this is so in fetch.network, or leave the key `engine` out. Needed: {'; '.join(changes)}"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
-        """What the fetch stage's fingerprint covers: everything that changes a stored byte or a decision."""
+        """What the fetch stage's fingerprint covers: everything that changes a stored byte or a decision.
+
+        The engine is left out. Both engines give the bytes of a download to the same measurement, so a picture that
+        either one got has the same stored bytes and the same facts about them. Which rows fail, and what is known of
+        the way, may differ, as it may under other `network` settings or on another day. Changing the engine
+        therefore downloads nothing again.
+        """
         return self.image.model_dump(mode="json")
+
+
+def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
+    """Settings that promise what img2dataset does not do, each with the value that stops promising it."""
+    wanted = [
+        (not network.robots_txt, "robots_txt: false (it reads no robots.txt)"),
+        (network.allow_private_addresses is True, "allow_private_addresses: true (it checks no address)"),
+        (network.limits.requests_per_second is None, "limits.requests_per_second: null (it keeps no rate)"),
+        (
+            network.limits.connections >= network.threads,
+            f"limits.connections: {network.threads} or more (each worker opens as many as it has threads)",
+        ),
+        (not network.hosts, "no hosts (it knows no limits of single hosts)"),
+    ]
+    return [change for fits, change in wanted if not fits]
 
 
 def _is_this_machine(host: str) -> bool:

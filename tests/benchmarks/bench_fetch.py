@@ -44,7 +44,7 @@ OURS_RAW = """
 import json, resource, sys
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
-from pipeline.store.pool_file import PoolFile
+from pipeline.store.pool import PoolWriter
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 urls = json.load(open(sys.argv[1]))

@@ -1,20 +1,20 @@
-"""The seams of img2dataset, the pool file, the settings, the life of a visit."""
+"""A part from rows to facts, the settings, the life of a visit."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import tarfile
-import types
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
 from manifests.tables import FACTS
-from pipeline.fetching import decoding, engine, img2dataset_engine
+from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
@@ -23,7 +23,6 @@ from pipeline.fetching.http import client_of_this_program
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
 from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
-from pipeline.store.pool_file import PoolFile
 
 LOCAL = FetchSettings(network=NetworkSettings(allow_private_addresses=True, robots_txt=False, retries=0))
 
@@ -32,7 +31,7 @@ def fetch(rows, pool, settings=LOCAL):
     return fetch_rows(rows, settings, HostGate(settings.network), pool)
 
 
-# ---- img2dataset's seams
+# ---- a part
 
 
 def test_part_without_rows_and_part_without_pictures(tmp_path):
@@ -46,38 +45,25 @@ def test_part_without_rows_and_part_without_pictures(tmp_path):
         assert tar.getnames() == []
 
 
-def test_loading_img2dataset_brings_in_neither_torch_nor_network(tmp_path):
-    import subprocess
-
+def test_our_own_engine_imports_nothing_of_img2dataset(tmp_path):
     code = (
-        "import sys; from pipeline.fetching import img2dataset_engine as e; e._load('downloader');"
-        "print([m for m in ('torch', 'cv2', 'albumentations', 'pandas', 'wandb', 'img2dataset') if m in sys.modules])"
+        "import sys; from pipeline.fetching.engine import fetch_rows; from pipeline.fetching.hosts import HostGate;"
+        "from pipeline.fetching.settings import FetchSettings; settings = FetchSettings();"
+        f"fetch_rows([('a' * 32, 'ftp://a')], settings, HostGate(settings.network), {str(tmp_path / 'p.tar')!r});"
+        "print([m for m in ('img2dataset', 'torch', 'cv2', 'albumentations', 'wandb') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (out.stdout, out.stderr) == ("[]\n", "")
 
 
-def test_img2dataset_without_the_seams_is_refused_by_name(monkeypatch):
-    class Downloader:
-        def __init__(self, sample_writer_class, resizer):
-            pass
-
-        def download_shard(self, row):
-            return row
-
-    monkeypatch.setattr(img2dataset_engine, "_load", lambda _: types.SimpleNamespace(Downloader=Downloader))
-    with pytest.raises(RunError, match=r"img2dataset 1\..* does not fit: .*ThreadPool.*thread_count.*pip install"):
-        img2dataset_engine.make_downloader(None)
+def test_img2dataset_is_imported_in_the_file_of_its_engine_alone():
+    importing = re.compile(r"^\s*(import|from) img2dataset\b", re.MULTILINE)
+    package = Path(engine.__file__).parents[1]
+    found = [path for path in package.rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(package).as_posix() for path in found] == ["fetching/img2dataset_engine.py"]
 
 
-def test_img2dataset_itself_stays_as_it_is(tmp_path):
-    fetch([("a" * 32, "ftp://a")], tmp_path / "p.tar")
-    module = img2dataset_engine._load("downloader")
-    assert module.ThreadPool.__module__ == "multiprocessing.pool"
-    assert module.Semaphore.__module__ == "threading"
-
-
-def test_defect_in_resizer_or_writer_ends_the_part_instead_of_losing_a_row(tmp_path, monkeypatch):
+def test_defect_in_measuring_ends_the_part_instead_of_losing_a_row(tmp_path, monkeypatch):
     picture = Download(Outcome.OK, "", 200, 1, "a", "http://a/", (), b"body")
 
     class Finished:
@@ -111,28 +97,6 @@ def test_row_without_a_fact_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "Decoders", Forgetful)
     with pytest.raises(RunError, match=f"1 of 2 rows ended without a fact, the first is {'b' * 32}"):
         fetch([("a" * 32, "http://localhost/"), ("b" * 32, "http://localhost/")], tmp_path / "p.tar")
-
-
-# ---- pool file
-
-
-@given(st.dictionaries(st.text("abcdef0123456789", min_size=1, max_size=32), st.binary(max_size=2000), max_size=8))
-def test_pool_file_is_a_tar_whatever_the_order(tmp_path_factory, pictures):
-    folder = tmp_path_factory.mktemp("pool")
-    written = []
-    for n, names in enumerate((list(pictures), list(reversed(pictures)))):
-        pool = PoolFile(folder / f"{n}.tar")
-        for name in names:
-            pool.add(name, pictures[name])
-        places = pool.close()
-        raw = (folder / f"{n}.tar").read_bytes()
-        written.append(raw)
-        assert {name: raw[at : at + length] for name, (at, length) in places.items()} == pictures
-        with tarfile.open(folder / f"{n}.tar") as tar:
-            found = [(m.name, m.mtime, m.mode, m.offset_data, tar.extractfile(m).read()) for m in tar]
-        assert found == [(f"{name}.jpg", 0, 0o644, places[name][0], pictures[name]) for name in sorted(pictures)]
-    assert written[0] == written[1]
-    assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "1.tar"]
 
 
 # ---- settings
