@@ -1,4 +1,4 @@
-"""May this picture be used, may this path be asked: X-Robots-Tag headers and robots.txt.
+"""May this picture be used? May this path be requested? What X-Robots-Tag headers and robots.txt say.
 
 Headers and text in, yes or no out. Pure. What cannot be understood forbids nothing.
 """
@@ -22,8 +22,8 @@ ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
 def opted_out(headers: Iterable[str], agent_token: str, directives: Sequence[str]) -> str | None:
     """The directive in X-Robots-Tag headers that forbids us the picture; None when none does.
 
-    `headers` are the values of every such header. A directive after `agent:` speaks to that agent only,
-    and an agent's name holds until the next one within the same header.
+    `headers` are the values of every such header. A directive after `agent:` is for that agent only, and so are the
+    directives that follow in the same header, up to the next agent's name.
     Source: Google, "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications".
     """
     for value in headers:
@@ -47,8 +47,8 @@ class RobotsRules:
     agent_token: str
 
     def allows(self, path: str) -> bool:
-        """True when `path` (with its query) may be asked: the longest matching rule decides, allow wins a tie."""
-        # Protego would take the start of "//x.jpg" for a host name; of a whole URL it uses the path alone.
+        """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
+        # Protego takes the start of "//x.jpg" for a host name. Of a whole URL it uses the path alone.
         return self.parsed.can_fetch(f"http://host{path}", self.agent_token)
 
     @property

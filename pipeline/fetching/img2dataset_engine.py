@@ -105,8 +105,8 @@ class _Resizer:
             result = measure_image(body, self._settings)
         if isinstance(result, Rejected):
             return None, None, None, None, None, json.dumps(fact_of(result))
-        seen = result.seen
-        return result, result.stored_width_px, result.stored_height_px, seen.width_px, seen.height_px, None
+        original = result.original
+        return result, result.stored_width_px, result.stored_height_px, original.width_px, original.height_px, None
 
 
 class _SampleWriter:

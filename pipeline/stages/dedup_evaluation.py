@@ -114,7 +114,7 @@ def _measure(reader: Any, locator: str, payload: dict[str, Any]) -> dict[str, An
         mirrored = measure_pixels(ImageOps.mirror(stored))
     return {
         "outcome": "ok",
-        "image_id": result.seen.image_id,
+        "image_id": result.original.image_id,
         "pixels_sha256": result.pixels_sha256,
         "phash": result.phash,
         "phash_mirrored": mirrored.phash,

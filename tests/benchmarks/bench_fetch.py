@@ -58,7 +58,7 @@ with HttpClient(network) as client, Scheduler(urls, client, HostGate(network), 5
         if download.outcome == "ok":
             pool.add(f"{row:032x}", download.body)
             num += 1
-        scheduler.let_go(download)
+        scheduler.release(download)
 pool.close()
 print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """

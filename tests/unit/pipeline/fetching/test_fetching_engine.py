@@ -22,7 +22,7 @@ from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
-from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
+from pipeline.fetching.visits import AskAgain, Download, Visit, host_result, next_step, robots_verdict
 
 LOCAL = FetchSettings(network=NetworkSettings(allow_private_addresses=True, robots_txt=False, retries=0))
 
@@ -168,7 +168,7 @@ def test_only_failures_that_may_pass_soon_are_tried_again(outcome):
     step = next_step(visit(), Answer(outcome, "why", body=body), NETWORK, lambda: 0.5)
     later = (Outcome.DEADLINE_EXCEEDED, Outcome.HOST_UNAVAILABLE, Outcome.FILE_MISSING, Outcome.FILE_UNREADABLE)
     tried = outcome.passing and outcome not in later
-    assert isinstance(step, Again) is tried
+    assert isinstance(step, AskAgain) is tried
     if not tried:
         assert (step.outcome, step.body, step.final_url) == (outcome, body, "http://a.org/x")
     last = next_step(visit(attempts=3), Answer(outcome, "why", body=body), NETWORK)
@@ -187,10 +187,10 @@ def test_pauses_between_attempts_double_with_jitter():
 
 def test_retry_begins_at_the_first_url():
     row = visit()
-    assert next_step(row, Answer(Outcome.OK, http_status=302, location="http://b.org/y"), NETWORK) == Again(0.0)
+    assert next_step(row, Answer(Outcome.OK, http_status=302, location="http://b.org/y"), NETWORK) == AskAgain(0.0)
     assert row.target.url == "http://b.org/y"
     next_step(row, Answer(Outcome.HTTP_5XX, http_status=500), NETWORK)
-    assert (row.target.url, row.hops) == ("http://a.org/x", 0)
+    assert (row.target.url, row.num_redirects) == ("http://a.org/x", 0)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_retry_begins_at_the_first_url():
         (Answer(Outcome.HTTP_5XX, http_status=503), "busy"),
         (Answer(Outcome.HTTP_5XX, http_status=500), "answered"),
         (Answer(Outcome.HTTP_5XX, http_status=500, retry_after_seconds=3), "busy"),
-        (Answer(Outcome.DNS_FAILURE, asked=False), "unreachable"),
+        (Answer(Outcome.DNS_FAILURE, was_sent=False), "unreachable"),
         (Answer(Outcome.CONNECTION_RESET), "unreachable"),
-        (Answer(Outcome.REFUSED_TARGET, asked=False), "unused"),
+        (Answer(Outcome.REFUSED_TARGET, was_sent=False), "unused"),
     ],
 )
 def test_what_the_gate_learns(answer, result):
@@ -233,6 +233,6 @@ def test_what_a_missing_robots_txt_means(outcome, verdict):
 def test_row_of_a_closed_host_keeps_its_own_last_failure():
     row = visit()
     assert row.give_up("host cannot be reached").outcome is Outcome.HOST_UNAVAILABLE
-    row.last = Answer(Outcome.HTTP_429, "status 429", 429)
+    row.last_answer = Answer(Outcome.HTTP_429, "status 429", 429)
     ended = row.give_up("host asked to be left alone")
     assert (ended.outcome, ended.detail) == (Outcome.HTTP_429, "status 429; host asked to be left alone")
