@@ -50,7 +50,7 @@ class PartWriter:
         if missing:
             raise RunError(
                 f"{len(missing)} of {len(sample_ids)} rows ended without a fact, the first is {missing[0]}; "
-                "this is a defect in PlantMix, please report it with the log"
+                "the log may say why; if not, this is a defect in PlantMix, please report it"
             )
         for sample_id, (offset, length) in self._pool.finish().items():
             self._facts[sample_id].update(offset=offset, length=length)
