@@ -186,7 +186,7 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _fetch_lines(row: dict[str, Any]) -> list[str]:
-    tries = f"{row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+    tries = _tries(row["attempts"])
     status = f", HTTP {row['http_status']}" if row["http_status"] else ""
     if row["outcome"] != "ok":
         again = "a passing failure, worth another try later" if row["outcome"] in PASSING else "final"
@@ -203,6 +203,12 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _tries(num_attempts: int | None) -> str:
+    if num_attempts is None:  # img2dataset does not say
+        return "an unknown number of attempts"
+    return f"{num_attempts} {'attempt' if num_attempts == 1 else 'attempts'}"
+
+
 def _way_lines(row: dict[str, Any]) -> list[str]:
     """The redirects on the way, one line each."""
     hops = [*(row["redirects"] or []), row["final_url"]]
@@ -216,7 +222,7 @@ def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"          {'round ' + str(row['round']) if row['round'] else 'at first'}: {row['outcome']}"
         + (f" ({row['detail']})" if row["detail"] else "")
-        + f", {row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+        + f", {_tries(row['attempts'])}"
         for row in rows
     ]
 

@@ -148,7 +148,7 @@ def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict
         mirrored = measure_pixels(ImageOps.mirror(stored))
     return {
         "outcome": "ok",
-        "image_id": result.seen.image_id,
+        "image_id": result.original.image_id,
         "pixels_sha256": result.pixels_sha256,
         "phash": result.phash,
         "phash_mirrored": mirrored.phash,

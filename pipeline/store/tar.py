@@ -18,10 +18,14 @@ _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148  # of the header's fields
 
 
 class ArchiveWriter:
-    """Members one after another, ustar, mode 644, owner 0, time 0; hashed on their way out."""
+    """Members one after another, ustar, mode 644, owner 0, time 0; hashed on their way out.
 
-    def __init__(self, stream: Any) -> None:
+    The end is padded with zeros to a whole number of `record_bytes`.
+    """
+
+    def __init__(self, stream: Any, record_bytes: int = RECORD_BYTES) -> None:
         self._stream = stream
+        self._record_bytes = record_bytes
         self._digest = hashlib.sha256()
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._num_waiting = 0  # bytes in the buffer
@@ -54,7 +58,7 @@ class ArchiveWriter:
     def finish(self) -> tuple[int, str]:
         """Write what waits and the end: two zero blocks, zeros up to a whole record; gives size and sha256 of all."""
         self._write_out()
-        end = bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % RECORD_BYTES)
+        end = bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % self._record_bytes)
         self._stream.write(end)
         self._digest.update(end)
         return self._num_written + len(end), self._digest.hexdigest()

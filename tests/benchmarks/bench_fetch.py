@@ -44,7 +44,7 @@ OURS_RAW = """
 import json, resource, sys
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
-from pipeline.store.pool_file import PoolFile
+from pipeline.store.pool import PoolWriter
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 urls = json.load(open(sys.argv[1]))
@@ -58,7 +58,7 @@ with HttpClient(network) as client, Scheduler(urls, client, HostGate(network), 5
         if download.outcome == "ok":
             pool.add(f"{row:032x}", download.body)
             num += 1
-        scheduler.let_go(download)
+        scheduler.release(download)
 pool.close()
 print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
