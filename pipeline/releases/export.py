@@ -1,12 +1,10 @@
-"""`plantmix export`: what to paste so that another tool reads a release with its mixture, and layouts others expect.
+"""What to paste so that another tool reads a release with its mixture: arguments, code, settings.
 
-Reads the record (and for layouts samples.parquet). Prints text, or writes a folder of hard links and side files
-beside the release; the release itself is never touched.
+Reads the record and mixture.json; gives text. Writes nothing.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import SPLIT_FOLDERS, Release
 from pipeline.quotas.allocation import Pool, allocate
+from pipeline.releases.opening import read_json
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,8 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
 
 def target_ratio(release: Release) -> dict[str, float]:
     """Target shares of mixture.json, of the domains that have training samples."""
-    fs, inner = storage.filesystem(storage.join(release.path, "mixture.json"))
     counts = release.num_by_domain("train")
-    rows = json.loads(fs.cat_file(inner))["domains"]
+    rows = read_json(release, "mixture.json")["domains"]
     return {row["domain"]: float(row["target_share"]) for row in rows if counts.get(row["domain"])}
 
 
@@ -119,7 +117,7 @@ def describe(release: Release, target: str, ratio: Mapping[str, float] | None) -
     """The text to paste for a target; it holds absolute paths."""
     groups = groups_of(release, ratio)
     folder = release.path if storage.is_remote(release.path) else str(Path(release.path).absolute())
-    return _TARGETS[target](release, folder, groups)
+    return TARGETS[target](release, folder, groups)
 
 
 def _patterns(folder: str, groups: Sequence[Group]) -> list[str]:
@@ -211,7 +209,7 @@ def _identifier(domain: str | None) -> str:
     return re.sub(r"\W", "_", str(domain))
 
 
-_TARGETS = {
+TARGETS = {
     "open_clip": _open_clip,
     "webdataset": _webdataset,
     "wids": _wids,

@@ -58,7 +58,7 @@ def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Pa
     shown = run_plantmix("mix", config, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert hash_tree(copy) == before
-    assert "pools as select leaves them now, by other takedowns or settings" in shown.stdout
+    assert "pools as select leaves them now; takedowns or settings have changed since" in shown.stdout
     told = _told(shown.stdout)
     assert {domain: int(words[2]) for domain, words in told.items()} == {name: num - 1 for name, num in pool.items()}
     done = run_plantmix("mix", config)
