@@ -1,4 +1,4 @@
-"""What a configuration would fetch, from whom, how long and how large. Asks no host unless told.
+"""What a configuration would fetch, from whom, how long and how large. Asks no host, unless for sizes.
 
 Reads the sources as ingest does, into a private temporary folder that is removed afterwards. Sizes and speeds are
 stated assumptions; where heads are asked, their mean size takes the place of the assumed one.

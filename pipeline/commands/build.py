@@ -27,7 +27,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="the work folder that CONFIG names: catalogue, tables, pool, releases",
     )
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-    parser.add_argument("--from", dest="first", metavar="STAGE", help="start here; earlier stages must be done already")
+    stages = ", ".join(stage.name for stage in FLOW)
+    parser.add_argument("--from", dest="first", metavar="STAGE", help=f"start with this one of {stages}")
     parser.add_argument("--to", dest="last", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster, in place of run.ray_address")
     parser.set_defaults(func=_run)

@@ -51,7 +51,9 @@ def _describe_plan(config: BuildConfig) -> list[str]:
         "",
     ]
     if config.pack.kind == "stratified" and config.mix.by_size is None:
-        lines.append("stratified: every pool is packed whole, once; the target is what readers are told to draw")
+        lines.append(
+            "stratified: every pool is packed whole, once; the target is what readers draw (`plantmix export`)"
+        )
     return [
         *lines,
         f"{planned.pools_as_of}; if sources or caption rules changed since, run `plantmix build --to select` first",

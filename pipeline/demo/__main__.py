@@ -127,7 +127,7 @@ class CommandError(RunError):
     """A command of the demo failed. It has said why itself, and its exit code becomes the demo's."""
 
     def __init__(self, line: str, exit_code: int) -> None:
-        super().__init__(f"`{line}` failed with exit code {exit_code}; its own message stands above")
+        super().__init__(f"`{line}` failed with exit code {exit_code}; see its own message above")
         self.exit_code = exit_code
 
 

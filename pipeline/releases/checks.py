@@ -58,7 +58,7 @@ def check_release(release: Release, deep: bool) -> Checked:
     workdir = work_folder_of(release) if deep else None
     faults = [*release.wrong_hashes(shards=deep), *release.strangers()]
     faults += inconsistencies(release) if not faults else []
-    num_images, compared = 0, Comparison(why_not="it lies in no work folder")
+    num_images, compared = 0, Comparison(why_not="it is in no work folder")
     if deep and not faults:
         for num_images, fault in _read_shards(release):  # noqa: B007  # the last one is what was read
             faults += [fault] if fault is not None else []

@@ -25,7 +25,7 @@ _MOVED = """
 
 
 def compare(before: Release, after: Release) -> dict[str, Any]:
-    """Counts of distinct images by split and domain, shards with equal content, changed settings, takedowns."""
+    """As plain values: distinct images by split and domain, shards with equal content, changed settings, takedowns."""
     with open_sql() as sql:
         for name, release in (("a", before), ("b", after)):
             view_samples(sql, release, f"{name}_samples")

@@ -23,14 +23,14 @@ _COLUMNS = ("sample_id", "copy", "split", "shard", "key", "url", "text", "image_
 
 
 def write_layout(release: Release, layout: str, out: str) -> list[str]:
-    """Write a layout of the training split; returns lines that say what is there.
+    """Write the files of one layout for the training split; returns lines that say what is there.
 
-    Raises: ConfigError when the folder is not empty, or no training samples are left in the release.
+    Raises: ConfigError when the folder is not empty, and when a takedown left no training samples.
     """
     release.num_samples("train")
     fs, inner = storage.filesystem(out)
     if fs.exists(inner) and fs.find(inner):
-        raise ConfigError(f"{out}: not empty; give a new folder, so that nothing of yours is mixed in")
+        raise ConfigError(f"{out}: not empty; give a new folder, so that no file of yours is among them")
     storage.make_folder(out)
     return LAYOUTS[layout](release, out)
 

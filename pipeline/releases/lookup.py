@@ -38,7 +38,7 @@ class Known:
 
     @property
     def entries(self) -> list[Entry]:
-        """The rows themselves, the same bytes, and what stands in for them, as entries."""
+        """Entries for the rows, for the same bytes, and for the images that were kept in their place."""
         values = {*self.sample_ids, *self.stand_ins, *(row["stored_sha256"] for row in self.rows)}
         return [Entry("id", value) for value in sorted(value for value in values if value)]
 

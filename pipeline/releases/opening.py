@@ -1,4 +1,4 @@
-"""Open a release that a user named, ask SQL over its tables, and find the work folder it lies in."""
+"""Open a release that a user named, ask SQL over its tables, and find its work folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_release(path: str) -> Release:
 
 
 def work_folder_of(release: Release) -> str | None:
-    """The work folder that a release lies in; None when it lies in none."""
+    """The work folder that a release is in, or None."""
     parent = Path(release.path).absolute().parent
     if storage.is_remote(release.path) or parent.name != "releases" or not (parent.parent / CATALOG_FILE).is_file():
         return None
@@ -58,7 +58,7 @@ def open_sql(workdir: str | None = None) -> Iterator[Any]:
 
 
 def samples_path(release: Release) -> str:
-    """Where the samples table of a release lies."""
+    """Path of the samples table of a release."""
     return storage.join(release.path, SAMPLES_FILE)
 
 

@@ -1,6 +1,6 @@
 """Take images down: a new version of a release without them, and a list that keeps them out of later builds.
 
-Reads a release and, where it lies in a work folder, what the catalogue knows. The images go on the work folder's
+Reads a release and, in a work folder, what the catalogue knows. The images go on the work folder's
 takedown list, which select honours in every later build. Then the new version is written beside the given one. It
 leaves out what was taken down before as well, whatever version is given. Earlier versions and the pool stay: to delete
 them is the owner's decision.

@@ -177,7 +177,7 @@ def test_deep_says_why_it_did_not_compare_with_the_catalogue(built: Path, folder
     shutil.copytree(folder, tmp_path / folder.name)
     alone = run_plantmix("verify", tmp_path / folder.name, "--deep")
     assert alone.returncode == 0, alone.stderr
-    assert "not compared with a catalogue: it lies in no work folder" in alone.stdout
+    assert "not compared with a catalogue: it is in no work folder" in alone.stdout
     (table,) = (folder.parents[1] / "tables/fetch").glob("facts-*.parquet")
     table.unlink()
     lost = run_plantmix("verify", folder, "--deep")
