@@ -54,8 +54,9 @@ def num_held_by(release: Release, stored: Sequence[str]) -> int:
         return 0
     with open_sql() as sql:
         view_samples(sql, release)
-        query = "SELECT count(DISTINCT stored_sha256) FROM samples WHERE list_contains($1::VARCHAR[], stored_sha256)"
-        return int(sql.execute(query, [list(stored)]).fetchall()[0][0])
+        sql.register("wanted", pa.table({"stored_sha256": pa.array(stored, pa.string())}))
+        query = "SELECT count(DISTINCT stored_sha256) FROM samples SEMI JOIN wanted USING (stored_sha256)"
+        return int(sql.execute(query).fetchall()[0][0])
 
 
 def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row]) -> Release:
