@@ -125,7 +125,7 @@ def test_the_command_line_is_frozen() -> None:
         "query": ["--format", "dir", "sql"],
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
-        "preview": ["--json", "--num", "--seed", "--stage", "config"],
+        "preview": ["--json", "--num", "config"],
         "mix": ["--dry-run", "config"],
         "export": ["--for", "--out", "--ratio", "release"],
         "diff": ["--json", "after", "before"],

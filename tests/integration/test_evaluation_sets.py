@@ -19,8 +19,9 @@ from manifests import tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
-from pipeline.commands.build import check_config
-from pipeline.commands.explain import describe_life, find_lives
+from pipeline.answers.lives import find_lives
+from pipeline.answers.preflight import check_config
+from pipeline.commands.explain import describe_life
 from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW

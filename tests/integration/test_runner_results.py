@@ -24,7 +24,8 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, StageRecord
-from pipeline.commands.build import check_order, check_writable, find_stage
+from pipeline.answers.preflight import check_writable
+from pipeline.commands.build import check_order, find_stage
 from pipeline.runner.executing import Done, InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.work import Execution, PartResult, Stage, StageRun
@@ -142,7 +143,7 @@ def test_first_and_last(tmp_path: Path) -> None:
     assert run(tmp_path, InlineExecutor(), *flow, first="third").redone == ("third",)
     with pytest.raises(ConfigError, match="no stage 'fourth'; the flow is first, second, third"):
         find_stage(flow, "fourth", "--to")
-    with pytest.raises(ConfigError, match="--from third lies behind --to first; the flow is first, second, third"):
+    with pytest.raises(ConfigError, match="--from third comes after --to first; the flow is first, second, third"):
         check_order(flow, "third", "first")
     for span in (("first", "third"), ("second", "second"), (None, "first"), ("third", None)):
         check_order(flow, *span)

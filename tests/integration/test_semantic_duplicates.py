@@ -13,7 +13,7 @@ import pytest
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
-from pipeline.commands.build import check_config
+from pipeline.answers.preflight import check_config
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.matching.semantic import assign, close_pairs, train_centroids, unit
