@@ -1,9 +1,9 @@
-"""Captions made clean, step by named step, until nothing changes any more.
+"""Captions cleaned step by named step, until nothing changes any more.
 
-Reads a string column; writes the clean column and the names of the steps that changed each row (the source text
-stays in the candidates). Every step has a gate, a pattern that Arrow searches over the whole column: only rows
-that match it are handed to Python. A text that is still moving after `MAX_ROUNDS` is given up as empty, so that
-cleaning a clean text never changes it.
+A string column in, the clean column and the names of the steps that changed each row out (the source text stays in the
+candidates). Every step has a gate, a pattern that Arrow searches over the whole column: only rows that match it go
+through Python. A text that still changes after `MAX_ROUNDS` comes out empty, so that a clean text stays as it is when
+it is cleaned again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TAG = re.compile(
 _SPACES = r"\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f"
                         "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffd\U000e0001]")  # fmt: skip
-# Joiners mean something inside emoji, Arabic and Indic text, and nothing beside ASCII or at an edge.
+# Joiners have a meaning inside emoji, Arabic and Indic text, and none beside ASCII or at an edge.
 _LOOSE_JOINER = re.compile("(?:^|(?<=[\x00-\x7f]))[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f]|$)")
 _TLD = r"(?:com|org|net|info|biz|edu|gov|io|eu|de|fr|nl|it|es|pl|ru|jp|cn|co\.uk|com\.au)"
 _BEFORE_URL = r"(?:\b(?:see|visit|via|from|at|source|more(?: info)?(?: at)?|website|link|url)\b:?\s*)?"
@@ -98,8 +98,8 @@ _CREDITS = (
     ),
     re.compile(rf"\s*(?:[|–—/]|\s-|\bvia\b|\bby\b|\bon\b|\bfrom\b)\s*{_AGENCY}(?:\.com)?\s*$", re.IGNORECASE),
 )
-# What each of them cannot be without: six searches a text took 55 us, these take 2.
-_COPYRIGHT = ("©", "(c)", "copyright")  # but not the third of a list (a) (b) (c)
+# Words of which a text must hold one before a pattern is tried: six searches took 55 us a text, these take 2 us.
+_COPYRIGHT = ("©", "(c)", "copyright")  # not in a list: (a) (b) (c)
 _CREDIT_NEEDLES = (
     ("reserved",),
     ("photo", "image", "pic", "clip", "foto", "bild"),
@@ -119,7 +119,7 @@ _QUOTES = (("“", "”"), ('"', '"'), ("«", "»"), ("„", "“"))
 
 @dataclass(frozen=True)
 class Step:
-    """One cleaning step. A row in which `gate` (RE2) is not found must come out of `change` as it went in."""
+    """One cleaning step. `change` must not change a text in which `gate` (an RE2 pattern) is not found."""
 
     gate: str
     change: Callable[[str], str]
@@ -156,7 +156,7 @@ def _drop_credits(text: str) -> str:
 
 
 def _split_slug(text: str) -> str:
-    """Words joined by underscores; a name with a suffix is left to the file-name rule."""
+    """Split words that are joined by underscores; the rule for file names judges names with a suffix."""
     return text.replace("_", " ") if _SLUG.match(text) and not _SUFFIX.search(text) else text
 
 
@@ -209,7 +209,7 @@ STEPS: dict[StepName, Step] = {
 
 
 def clean_captions(captions: pa.Array, steps: tuple[StepName, ...]) -> tuple[pa.Array, pa.Array]:
-    """(clean text, list of the steps that changed the row); a null caption comes out as the empty text."""
+    """Clean texts, and for each row the steps that changed it; a null caption gives the empty text."""
     given = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
     texts = given.to_pylist()
     changed_by: dict[int, list[StepName]] = {}
@@ -228,16 +228,11 @@ def clean_captions(captions: pa.Array, steps: tuple[StepName, ...]) -> tuple[pa.
     return pa.array(texts, pa.string()), pa.array(lists, pa.list_(pa.string()))
 
 
-def clean_one(text: str, steps: tuple[StepName, ...]) -> str:
-    """Clean one caption; for previews and tests."""
-    return str(clean_captions(pa.array([text], pa.string()), steps)[0][0].as_py())
-
-
 def _run_round(
     texts: list[str], rows: list[int], steps: tuple[StepName, ...], changed_by: dict[int, list[StepName]]
 ) -> list[int]:
-    """Run every step once over `rows` of `texts`, in place; the rows that changed."""
-    moved: set[int] = set()
+    """Run every step once over `rows` of `texts`, in place; returns the rows that changed."""
+    changed: set[int] = set()
     for name in steps:
         step = STEPS[name]
         here = pa.array([texts[row] for row in rows], pa.string())
@@ -246,9 +241,9 @@ def _run_round(
             after = step.change(texts[row])
             if after != texts[row]:
                 texts[row] = after
-                moved.add(row)
+                changed.add(row)
                 changed_by.setdefault(row, []).append(name)
-    return sorted(moved)
+    return sorted(changed)
 
 
 def _rows_where(mask: pa.Array) -> list[int]:

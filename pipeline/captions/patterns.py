@@ -1,6 +1,6 @@
-"""The patterns behind the measures that look at wording, in RE2 syntax (Arrow searches them over whole columns).
+"""The patterns of the measures that look at wording, in RE2 syntax (Arrow searches them over whole columns).
 
-Reads and writes nothing. Each pattern was tried on real captions; the error rates stand in README.md.
+Each pattern was tried on real captions; README.md gives the error rates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILENAME = "|".join(
     )
 )
 
-# Of lowered texts. Words that name an icon or a link ("home", "download", "error") are captions of an icon.
+# Searched in lower-case texts. Words that name an icon or a link ("home", "download", "error") caption an icon.
 PLACEHOLDER = "|".join(
     (
         r"^[\[({]*(?:no|not?|missing|image|photo|picture|thumbnail|preview|sorry,? no)?[ _-]*(?:image|photo"
@@ -36,7 +36,7 @@ PLACEHOLDER = "|".join(
         r"^[\[({<]*(?:placeholder|untitled|no title|sans titre|ohne titel|unbenannt|sin título|unknown|unnamed"
         r"|not available|coming soon|default|test|loading|404(?: not found)?|not found|view (?:full size|larger|image)"
         r"|click (?:here|to (?:enlarge|view|zoom)))[\])}>.!…]*(?: \d+)?$",
-        # what programs write for nothing, without a full stop: "Null." is a German zero
+        # what programs write where there is nothing; not "Null." with a full stop, a German zero
         r"^[\[({<]*(?:undefined|null|none|n/a|todo|tbd|xxxx+|asdf\w*)[\])}>]*$",
         r"^this work is (?:hereby )?(?:released|dedicated) .{0,12}public domain",
         r"^(?:image |photo |picture )?placeholder(?: image| photo| picture)?\.?$",
@@ -66,7 +66,7 @@ _EPITHET_ENDS = (
     r"|vinifera)"
 )
 _EPITHET = r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*" + _EPITHET_ENDS
-# Behind a genus with an ending that few English words have, any Latin ending will do.
+# Behind a genus whose ending few English words have, any Latin ending counts.
 _SURE_GENUS = (
     r"[A-Z][a-zë]+(?:us|um|is|ea|ula|ella|aria|ago|ys|ops|ax|ix|odon|ica|osa|ola|ita|ilia|anita|etes|onia|inia|ccinia"
     r"|xia|ixia|uja|omium|yra|chys)"
@@ -77,7 +77,7 @@ _ANY_EPITHET = (
 )
 
 BINOMIAL = rf"(?:^|[^\pL])(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?:[^\pL]|$)"
-# English words with a Latin ending that follow a capital ("Paris opera", "Discussion forum"), and Roman numerals.
+# English words with a Latin ending behind a capital ("Paris opera", "Discussion forum"), and Roman numerals.
 NOT_AN_EPITHET = (
     r"(?:^|[^\pL])[A-Z][a-z]+ (?:opera|camera|panda|koala|gorilla|banana|umbrella|extra|arena|agenda|media"
     r"|formula|salsa|"
@@ -90,15 +90,15 @@ NOT_AN_EPITHET = (
     r"|thesaurus|triceps|tumulus|ultimatum|umbilicus|[ivxlcdm]+)(?:[^\pL]|$)"
 )
 
-# A whole capitalised word is an author only beside a year or a connecting word, else it may be the common name
+# A whole capitalised word is an author only beside a year or a connecting word; elsewhere it may be the common name
 # ("Chelmon rostratus Kupferstreifen").
 _AUTHOR = (
     r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|Linnaeus|(?:ex|et|&) [A-Z][\pL]+\.?|[A-Z][\pL]+,? \d{4}"
     r"|[A-Z][\pL]+(?: & [A-Z][\pL]+)+))"
 )
-# Stricter than BINOMIAL, since it drops. Endings that are also those of Romance, Basque or Esperanto adjectives
-# ("Africa orientale", "Lira italiana", "Linia aeriana Tux.") count behind a genus of a sure ending alone, and any other
-# epithet before L., a year or an author in brackets alone; no full stop behind a name of two words.
+# Stricter than BINOMIAL, because a rule drops bare names. Romance, Basque and Esperanto adjectives share some endings
+# ("Africa orientale", "Lira italiana", "Linia aeriana Tux."): those count only behind a genus with a sure ending. Any
+# other epithet counts only before L., a year or an author in brackets. No full stop follows a name of two words.
 _SURE_EPITHET = (
     r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:ensis|bur|itum|itus|anum|anus|oides|ifolia|ifolium|ifolius|folium|florum|florus"
     r"|flora|orum|arum|icum|icus|osum|osus|atum|atus|inum|inus|ii|ulus|ulum|eum|eus|ifera|iferum|ifer|alis|aris|ilis"
@@ -110,7 +110,7 @@ _ROMANCE_EPITHET = (
     r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:ense|ita|ana|osa|ata|ina|ica|are|ida|ula|gera|cola|ens|ans|alba|nigra|niger"
     r"|rubra|sativa|annua|vera|persica|carota|maxima|nobilis|avium|cepa|mays|domestica|europaea|vinifera)"
 )
-# Without -as and -os, which are plurals in Romance and genitives in Lithuanian.
+# Without -as and -os, the plurals of Romance and genitives of Lithuanian words.
 _BARE_GENUS = r"[A-Z][a-zë]+(?:a|us|um|is|es|on|ys|ix|ax|ops|ex|e|er|yx|anthus|dendron)"
 _SUREST_GENUS = r"[A-Z][a-zë]+(?:us|um|ys|ops|ax|ix|yx|ex|odon|opsis|anthes|aceros|daphne|dendron|phora|phyllum|carpus)"
 _INFRASPECIFIC = r"(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?"
@@ -147,10 +147,10 @@ TOKEN_PIECES: tuple[tuple[str, float], ...] = (
     (r"[\x{1100}-\x{10ffff}]", 2.63),
 )
 
-# Where one character can be a whole word.
+# Scripts in which one character can be a whole word.
 CHARACTER_WORDS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
 
-# A list of key words has no grammar to tell its language by ("card, diamond, game, suit" was French at 0.7) ...
+# A list of key words has no grammar that would show its language ("card, diamond, game, suit" was French at 0.7) ...
 KEYWORD_LIST = r"^[^,;\s]+(?: [^,;\s]+)?(?:[,;] ?[^,;\s]+(?: [^,;\s]+)?){2,}$"
 # ... and a proper name has the language of its place ("Castillo de San Marcos", "France - Comte de Nice").
 PROPER_NAME = (
@@ -159,7 +159,7 @@ PROPER_NAME = (
     r"(?:[dl]['’])?\p{Lu}[\pL\pM'’.-]*$"
 )
 
-# Words that stand in English captions and hardly in others: they save names in other tongues ("The Harvest").
+# Words of English captions that other languages hardly use: they save captions with foreign names ("The Harvest").
 ENGLISH_WORDS = (
     r"(?i)(?:^|[^\pL])(?:the|with|and|from|(?:portrait|castle|view|house|church|map|flag|photo|painting|kind"
     r"|type) of|flag|icon|icons|green|white|black|yellow|woman|boy|girl|house|tree|flower|bird|dog|horse|street"

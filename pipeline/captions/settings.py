@@ -1,15 +1,15 @@
-"""Settings of the caption room, in two halves that must not touch.
+"""The `caption` section of a config, in two halves that must not touch.
 
-`clean` and `measure` change what is measured (their `measure_identity` belongs in the recipe of the
-measurements); `rules` and `text` only decide over what was measured. Moving a threshold, the block list or
-the choice of `txt` therefore never measures again. Reads and writes nothing.
+`clean`, `measure` and `backbone` change what is measured: their `measure_identity` belongs in the fingerprint of the
+measurements. `rules` and `text` only decide over what was measured. So a moved threshold, another block list or another
+choice of `txt` never measures again. Pure.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from manifests.settings import Settings
 from pipeline.vocabulary.backbone import BackboneSettings
@@ -41,7 +41,7 @@ PresetName = Literal["datacomp-basic", "plant", "general"]
 
 
 class CleanSettings(Settings):
-    """Which cleaning steps run; they always run in the order of `STEPS`, until nothing changes any more."""
+    """Which cleaning steps run. They run in the order of `STEPS`, again and again until nothing changes any more."""
 
     steps: tuple[StepName, ...] = STEPS
 
@@ -54,7 +54,7 @@ class CleanSettings(Settings):
 
 
 class MeasureSettings(Settings):
-    """What is measured beyond the cheap columns."""
+    """What is measured beside the cheap columns."""
 
     language: bool = True  # fastText language identification, model in the wheel, offline
     ngram_words: int = Field(default=3, ge=2, le=8)  # length of the word n-grams of `repeated_ratio`
@@ -63,10 +63,10 @@ class MeasureSettings(Settings):
 class LanguageRule(Settings):
     """Languages that may stay, by ISO 639 code as fastText writes it.
 
-    A guess over a very short text is noise: below `min_chars` characters or `min_confidence` it is not held
-    against the caption, nor ever against one that holds a Latin binomial when `spare_binomials` is set, against a
-    list of key words, or a proper name. Where English is allowed, a common English word (the, with, flag) saves a
-    caption that is full of foreign names.
+    A guess over a very short text is noise. So a caption stays when it is shorter than `min_chars`, when the guess is
+    less sure than `min_confidence`, when it is a list of key words or a proper name, or, with `spare_binomials`, when
+    it holds a Latin binomial. Where English is allowed, a common English word (the, with, flag) saves a caption that
+    is full of foreign names.
     """
 
     allow: tuple[str, ...] = ("en",)
@@ -83,7 +83,7 @@ class LanguageRule(Settings):
 
 
 class Thresholds(Settings):
-    """One field a rule; None or False leaves the rule out. The order of the fields is the default order."""
+    """One field a rule; None or False leaves the rule out. The rules are applied in the order of the fields."""
 
     not_empty: bool | None = None
     not_placeholder_like: bool | None = None
@@ -98,16 +98,13 @@ class Thresholds(Settings):
     max_clip_tokens: int | None = Field(default=None, ge=1)
     min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
     max_digit_ratio: float | None = Field(default=None, ge=0, le=1)
-    max_symbol_ratio: float | None = Field(default=None, ge=0, le=1)
     max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
     not_bare_name: bool | None = None  # a scientific name and nothing else
     has_binomial: bool | None = None
     languages: LanguageRule | None = None
     max_repeats: int | None = Field(default=None, ge=1)  # captions with the same text_key in the corpus
-    max_host_repeats: int | None = Field(default=None, ge=1)  # the same on one host
     min_side_px: int | None = Field(default=None, ge=1)  # smallest image side as downloaded
     max_aspect_ratio: float | None = Field(default=None, ge=1)
-    min_area_px: int | None = Field(default=None, ge=1)
     min_pixel_std: float | None = Field(default=None, ge=0)  # flat or near-blank pictures
 
 
@@ -143,31 +140,18 @@ PRESETS: dict[PresetName, Thresholds] = {
 class RuleSet(Thresholds):
     """Rules for the rows of some domains and sources (empty: all). A key given here overrides the preset's.
 
-    The first rule set of the list that fits a row judges it.
+    A row is judged by the first rule set of the list that fits it.
     """
 
     domains: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     preset: PresetName | None = None
-    order: tuple[str, ...] = ()  # rules that speak first; the others follow in the standard order
-
-    @model_validator(mode="after")
-    def _known_order(self) -> Self:
-        unknown = [name for name in self.order if name not in RULE_NAMES]
-        if unknown:
-            raise ValueError(f"order: no such rule: {', '.join(unknown)}; known: {', '.join(RULE_NAMES)}")
-        return self
-
-    def fits(self, domain: str | None, source: str | None) -> bool:
-        """True when rows of this domain and source are judged by this set."""
-        return (not self.domains or domain in self.domains) and (not self.sources or source in self.sources)
 
     def thresholds(self) -> dict[str, Any]:
-        """Rule name to threshold, only rules that are on, in the order in which they speak."""
+        """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""
         base = PRESETS[self.preset] if self.preset else Thresholds()
         merged = {name: getattr(self if name in self.model_fields_set else base, name) for name in RULE_NAMES}
-        ordered = [*self.order, *(name for name in RULE_NAMES if name not in self.order)]
-        return {name: merged[name] for name in ordered if merged[name] not in (None, False, ())}
+        return {name: threshold for name, threshold in merged.items() if threshold not in (None, False, ())}
 
     def identity(self) -> dict[str, Any]:
         """The rules as they are applied, presets looked up, as plain values for a fingerprint."""
@@ -181,8 +165,8 @@ class RuleSet(Thresholds):
 class TextChoice(Settings):
     """What `txt` is for the rows of some domains and sources (empty: all).
 
-    One of `any_of` that the sample has, drawn by seed and sample_id when there are several; where it has none of
-    them, the first of `otherwise` that it has.
+    It is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
+    that has none of them gets the first of `otherwise` that it has.
     """
 
     domains: tuple[str, ...] = ()
@@ -205,9 +189,9 @@ class TextChoice(Settings):
 
 
 class TextSettings(Settings):
-    """Which text becomes the `txt` member of a shard and which variants stand beside it."""
+    """Which text becomes the `txt` member of a shard, and which other texts are written beside it."""
 
-    choices: tuple[TextChoice, ...] = (TextChoice(),)  # the first that fits a row speaks
+    choices: tuple[TextChoice, ...] = (TextChoice(),)  # the first that fits a row decides
     seed: int = 0
     members: tuple[TextType, ...] = ()  # extra text members, where the sample has a taxon
 
@@ -222,9 +206,9 @@ class CaptionSettings(Settings):
     text: TextSettings = TextSettings()
 
     def measure_identity(self) -> dict[str, Any]:
-        """What the measurements depend on, as plain values for a fingerprint; thresholds are not in it.
+        """What the measurements depend on, as plain values for a fingerprint; no threshold is part of it.
 
-        Nor is the content of the backbone: who reads the file adds its hash.
+        Whoever reads the backbone adds the hash of its content.
         """
         return {
             "version": MEASURE_VERSION,
@@ -234,7 +218,7 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """What the verdicts depend on beside the measurements: the resolved rules, as plain values."""
+        """What the verdicts depend on beside the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]
 
     def text_identity(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which text a sample is written with: the caption or one of its taxon's text types.
 
-Reads measured captions with `domain` and `source`; writes the column `txt` and the extra text members. A choice
-among several is drawn from the seed and the sample_id alone, so it stays when data is added. Nothing is measured.
+Reads measured captions with `domain` and `source`; writes the column `txt` and the extra text members. Of several texts
+one is drawn by the seed and the sample_id alone, so the draw stays when data is added. Nothing is measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.captions.settings import TextChoice, TextName, TextSettings
 from pipeline.vocabulary.taxa import MEMBER_NAMES
 
-EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of the captions that dropped duplicates left
+EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of captions of dropped duplicates
 
 
 def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
@@ -40,13 +40,13 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
 
 
 def text_members(texts: dict[str, str], settings: TextSettings) -> dict[str, str]:
-    """Extra text members of a sample, file name after the key to content: of its taxon, and of dropped duplicates."""
+    """Extra text members of a sample, of its taxon and of dropped duplicates: file name (behind the key) to content."""
     members = {MEMBER_NAMES[name]: texts[name] for name in settings.members if name in texts}
     return members | {f"{name}.txt": text for name, text in texts.items() if name.startswith(EXTRA_CAPTION)}
 
 
 def members_by_row(texts: pa.ChunkedArray, settings: TextSettings) -> list[list[tuple[str, str]]]:
-    """`text_members` of each row of a column `texts`, sorted by name; quick where no row has any."""
+    """`text_members` of each row of a column `texts`, sorted by name; fast where no row has any."""
     names = {name for chunk in texts.chunks for name in pc.unique(chunk.keys).to_pylist()}
     if not text_members(dict.fromkeys(names, ""), settings):
         return [[]] * len(texts)
@@ -60,14 +60,12 @@ def _choice_for(domain: str | None, source: str | None, settings: TextSettings) 
 def _choose(
     sample_id: str, text: str, texts: dict[str, str], choice: TextChoice, seed: int
 ) -> tuple[TextName | None, str | None]:
-    def held(name: TextName) -> str | None:
-        return (text or None) if name == "caption" else texts.get(name)
-
-    wanted = [name for name in choice.any_of if held(name)]
+    there = {**texts, "caption": text}
+    wanted = [name for name in choice.any_of if there.get(name)]
     if len(wanted) > 1:
         digest = hashlib.blake2b(f"{seed}\x1f{sample_id}".encode(), digest_size=8).digest()
         wanted = [wanted[int.from_bytes(digest, "little") % len(wanted)]]
     for name in [*wanted, *choice.otherwise]:
-        if held(name):
-            return name, held(name)
+        if there.get(name):
+            return name, there[name]
     return None, None

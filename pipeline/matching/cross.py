@@ -1,8 +1,8 @@
 """Near pairs between two tables: evaluation sets against the sources, new rows against old ones.
 
-Reads two 1-d uint64 arrays; the larger, `hashes`, is only streamed, once a key, so that a few thousand
-evaluation pictures are matched against 13 M in seconds and no pair within `hashes` is looked at. Exact, by the
-same keys as the search within one table. Gives up with RunError when the answer outgrows the memory limit.
+Reads two 1-d uint64 arrays. The larger, `hashes`, is only streamed, once a key; no pair within it is compared. So a few
+thousand evaluation pictures are matched against 13 M in seconds. Exact, by the same keys as the search within one
+table. Raises RunError when the answer outgrows the memory limit.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ from pipeline.matching.search import (
     num_cores,
 )
 
-_COMPARE_AT_ONCE = 1 << 15  # pairs: their scratch stays in the cache, and in memory the allocator has at hand
+_COMPARE_AT_ONCE = 1 << 15  # pairs: small enough for the cache, and for memory that is allocated already
 
 
 def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_bytes: int | None = None) -> pa.Table:
     """All (row of `hashes`, row of `queries`) whose hashes differ in at most `radius` bits, exactly.
 
-    Gives columns row, query (int64) and distance (uint8), sorted by (row, query). The cost grows with
-    `hashes` and, slowly, with `queries`: give the smaller table as `queries`.
+    Gives columns row, query (int64) and distance (uint8), sorted by (row, query). The cost grows with `hashes` and,
+    more slowly, with `queries`: give the smaller table as `queries`.
+
     Raises: ConfigError for arrays that are not 1-d uint64 or a radius outside 0..64; RunError when the pairs
     do not fit `memory_limit_bytes` (default: the memory now available).
     """
@@ -68,7 +69,7 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_by
         most = int(np.argmax(sizes))
         raise RunError(
             f"{int(sizes.sum()):,} pairs within radius {radius} do not fit the memory limit of {limit:,} bytes; "
-            f"the hash {int(near[most]):016x} alone gives {int(sizes[most]):,}. Leave out degenerate hashes first"
+            f"the hash {int(near[most]):016x} alone gives {int(sizes[most]):,}. Leave out the rows of such hashes"
         )
     place = count_up(sizes)
     width = np.repeat(np.diff(query_starts)[right], sizes)
@@ -86,19 +87,19 @@ def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pai
     near, wanted = join_pairs(found)
     order = np.lexsort((wanted, near))
     near, wanted = near[order], wanted[order]
-    new = np.ones(len(near), np.bool_)  # a hash of several rows is met in several chunks
+    new = np.ones(len(near), np.bool_)  # the same hash may stand in several chunks
     new[1:] = (near[1:] != near[:-1]) | (wanted[1:] != wanted[:-1])
     return near[new], wanted[new]
 
 
 def search_cross_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
-    """The pairs that `plan.keys[key]` is the first key to catch; once for every chunk of `hashes` they stand in."""
+    """The pairs that `plan.keys[key]` is the first key to find; once for every chunk of `hashes` they stand in."""
     runs = bit_runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()
     free = np.uint64((1 << num_free) - 1)
     table = np.concatenate([np.empty(0, np.uint64), *(piece.copy() for _, piece in arranged_chunks(asked, runs))])
     table.sort()
-    # most hashes have a key that no query has: a table of marks lets them go by for 5 ns, a binary search takes 100
+    # most hashes have a key that no query has: a table of marks skips them in 5 ns, a binary search takes 100 ns
     unread = np.uint64(max(num_free, plan.num_bits - MARK_BITS))
     everything = num_free == plan.num_bits
     marks = np.zeros(1 << (plan.num_bits - int(unread)), np.bool_)

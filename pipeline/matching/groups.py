@@ -1,20 +1,20 @@
-"""Who stays of a set of near-duplicates: a leader clustering by a given priority.
+"""Which rows of near-duplicates stay: a leader clustering by a given priority.
 
-Reads pairs within a radius and a priority a row; gives for every row the row kept in its place. Pure.
+Pairs within a radius and a priority a row in, for every row the row kept in its place out. Pure.
 
-The rule, by priority from the best: a row is kept when no kept row lies within the radius; otherwise it is
-dropped in favour of the nearest kept row of better priority (of equally near ones, the best).
+The rule goes through the rows by priority, the best first. A row is kept when no kept row lies within the radius.
+Otherwise it is dropped in favour of the nearest kept row of better priority (of equally near ones, the best).
 
 Guaranteed, given all pairs within the radius:
 
-- a dropped row lies within the radius of its representative, and that one is kept and has a better priority;
-- no two kept rows lie within the radius, so running again on the kept drops nothing;
+- a dropped row lies within the radius of its representative, which is kept and has a better priority;
+- no two kept rows lie within the radius, so running again on the kept rows drops nothing;
 - the answer follows from the hashes and the priorities alone: the order of rows and pairs does not matter.
 
-Not promised: that two rows of one group lie within the radius of each other (at most twice the radius), or that the
-fewest possible rows are dropped. Nothing chains: a group never reaches past the radius around its representative.
+Not guaranteed: that two rows of one group lie within the radius of each other (at most twice the radius), or that the
+fewest possible rows are dropped. A group never reaches past the radius around its representative, so nothing chains.
 
-Gives up with ConfigError on priorities that are not one different number a row.
+Raises ConfigError for priorities that are not one different number a row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from manifests.errors import ConfigError
 from pipeline.matching.pairs import Distances, DistinctPairs, Rows
 
-_EDGES_AT_ONCE = 1 << 20  # as Python integers an edge takes 80 bytes
+_EDGES_AT_ONCE = 1 << 20  # an edge takes 80 bytes as Python integers
 
 
 def choose_kept(
@@ -33,8 +33,9 @@ def choose_kept(
 ) -> tuple[Rows, Distances]:
     """Representative of every row, and the distance to it, from pairs of rows.
 
-    `pairs_i`, `pairs_j` are row numbers, each pair in any order of its two; `priority` (num_rows,) is a rank,
-    lower stays, no two alike. Gives `representative` int64 (num_rows,), itself for a kept row, and uint8 distances.
+    `pairs_i`, `pairs_j` are row numbers, in any order. `priority` (num_rows,) is a rank: the lower one stays, and no
+    two are equal. Gives `representative` int64 (num_rows,), the row itself where it is kept, and uint8 distances.
+
     Raises: ConfigError.
     """
     _check_priority(num_rows, priority)
@@ -45,7 +46,7 @@ def choose_kept(
 
 
 def choose_kept_distinct(pairs: DistinctPairs, priority: Rows) -> tuple[Rows, Distances]:
-    """The same answer as `choose_kept` on all pairs of rows, without ever writing those of equal hashes out.
+    """The same answer as `choose_kept` gives for all pairs of rows, without writing out the pairs of equal hashes.
 
     Raises: ConfigError.
     """
@@ -62,14 +63,14 @@ def _choose(
     distance: Distances,
     priority: Rows,
 ) -> tuple[Rows, Distances]:
-    """Groups of equal rows (`rows` cut at `starts`), joined by edges `left`-`right`."""
+    """The choice over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join."""
     representative = np.arange(num_rows, dtype=np.int64)
     away = np.zeros(num_rows, np.uint8)
     if not len(rows):
         return representative, away
     group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     order = np.lexsort((priority[rows], group))
-    leader = rows[order][starts[:-1]]  # best row of each group: the only one of it that can be kept
+    leader = rows[order][starts[:-1]]  # the best row of each group: no other of the group can be kept
     rank = priority[leader].astype(np.int64)
 
     better = np.where(rank[left] < rank[right], left, right)
@@ -98,8 +99,8 @@ def _choose(
 def _drop_by_priority(num: int, better: Rows, worse: Rows, rank: Rows) -> npt.NDArray[np.bool_]:
     """Which groups lie within the radius of a kept one.
 
-    Edges are taken by the rank of their better end: when its turn comes every edge that could have dropped it
-    is done. 60 ns an edge in plain Python, 1 s for 13 M.
+    Edges are taken by the rank of their better end, so every edge that could drop that end comes before it.
+    60 ns an edge in plain Python, 1 s for 13 M.
     """
     order = np.argsort(rank[better], kind="stable")
     dropped = bytearray(num)
@@ -112,9 +113,9 @@ def _drop_by_priority(num: int, better: Rows, worse: Rows, rank: Rows) -> npt.ND
 
 
 def _best_rank(num: int, far: Rows, near: Rows, rank: Rows) -> Rows:
-    """For each group the neighbour `near` of best rank, -1 for none."""
+    """For each group `far` its neighbour `near` of the best rank; -1 for a group without one."""
     best = np.full(num, -1, np.int64)
-    order = np.argsort(-rank[near], kind="stable")  # of several writes to one place the last, best, one stays
+    order = np.argsort(-rank[near], kind="stable")  # of several writes to one place the last one stays: the best
     best[far[order]] = near[order]
     return best
 
@@ -130,5 +131,5 @@ def _check_priority(num_rows: int, priority: Rows) -> None:
     if len(same):
         raise ConfigError(
             f"priority {int(ordered[same[0]])} is given to two rows ({len(same):,} such cases); "
-            "break ties, for instance by id, so that who stays does not depend on the order of rows"
+            "break ties, for instance by id, so that the order of rows does not decide which one stays"
         )

@@ -1,11 +1,11 @@
 """Near-duplicate pairs of rows, and the same answer on distinct hashes for tables with placeholders.
 
-Reads a 1-d uint64 array of 64-bit hashes, one a row. Gives either every pair of rows (`hamming_pairs`), or the
-pairs of different hashes with the rows that share each (`distinct_pairs`): the second stays small where a blank
-picture stands in ten thousand rows, the first would hold fifty million pairs for it.
+Reads a 1-d uint64 array of 64-bit hashes, one a row. Gives every pair of rows (`hamming_pairs`), or the pairs of
+different hashes with the rows that share each (`distinct_pairs`). The second stays small for a blank picture in ten
+thousand rows, where the first would hold fifty million pairs.
 
-Both are exact, and the same for any order of the rows. Gives up with RunError, which names the hash and the
-count, when the answer itself is larger than the memory limit.
+Both are exact, and the same for any order of the rows. Raises RunError, which names the hash and the count, when the
+answer itself is larger than the memory limit.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from pipeline.matching.search import Hashes, find_pairs
 Rows = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.uint8]
 
-PAIRS_BYTES = 64  # a pair while it is sorted: as hashes, as places among them, its order, and the results
-_ROW_BYTES = 17  # a row while equal hashes are collapsed: the sorted copy, the distinct ones, a flag
+PAIRS_BYTES = 64  # of a pair while it is sorted: as hashes, as places among them, its order, and the results
+_ROW_BYTES = 17  # of a row while equal hashes are collapsed: the sorted copy, the distinct ones, a flag
 MARK_BITS = 24
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads hashes over the marks (Knuth, TAOCP 6.4)
 _CHUNK = 1 << 18
-ROW_BITS = 28  # two row numbers and a distance fit one word
+ROW_BITS = 28  # so that two row numbers and a distance fit into 64 bits
 _EXPAND_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True)
 class DistinctPairs:
-    """Every hash that has company, the rows that hold it, and the pairs between different hashes.
+    """Every hash that is not alone within the radius, the rows that hold it, and the pairs of different hashes.
 
-    - `hashes` uint64 (H,), ascending: those shared by several rows, or with another hash within the radius.
-    - `rows` int64 (R,) and `starts` int64 (H + 1,): the rows of `hashes[h]` are
-      `rows[starts[h]:starts[h + 1]]`, ascending. A row in no group is alone within the radius.
+    - `hashes` uint64 (H,), ascending: those of several rows, and those with another hash within the radius.
+    - `rows` int64 (R,) and `starts` int64 (H + 1,): the rows of `hashes[h]` are `rows[starts[h]:starts[h + 1]]`,
+      ascending. A row that is not listed is alone within the radius.
     - `left`, `right` int64 (P,) into `hashes`, left < right, sorted, each pair once; `distance` uint8 (P,), >= 1.
     """
 
@@ -62,7 +62,7 @@ class DistinctPairs:
     @property
     def num_row_pairs(self) -> int:
         """How many pairs of rows `hamming_pairs` would give."""
-        counts = self.counts.astype(object) if len(self.rows) >= 1 << 31 else self.counts
+        counts = self.counts
         return int((counts * (counts - 1) // 2).sum() + (counts[self.left] * counts[self.right]).sum())
 
 
@@ -71,17 +71,18 @@ def hamming_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | None
 
     Gives columns i, j (int64 row numbers, i < j) and distance (uint8), each pair once, sorted by (i, j).
     `memory_limit_bytes` bounds what is allocated beyond `hashes`; the default is the memory now available.
-    Raises: ConfigError for hashes that are not 1-d uint64, a radius outside 0..64, or a limit too small to
-    start with, or more than 2^28 rows; RunError when the pairs do not fit the limit.
+
+    Raises: ConfigError for hashes that are not 1-d uint64, a radius outside 0..64, a limit that is too small to start,
+    or more than 2^28 rows; RunError when the pairs do not fit the limit.
     """
     limit = memory_limit(memory_limit_bytes)
     return expand_pairs(distinct_pairs(hashes, radius, memory_limit_bytes=limit), memory_limit_bytes=limit)
 
 
 def distinct_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | None = None) -> DistinctPairs:
-    """All pairs of different hashes within `radius`, and which rows hold the hashes that have company.
+    """All pairs of different hashes within `radius`, and the rows of every hash that is not alone.
 
-    Raises: ConfigError and RunError as `hamming_pairs`, but equal hashes cost nothing here.
+    Raises: ConfigError and RunError as `hamming_pairs`, but equal hashes need no memory here.
     """
     check_input(hashes, radius)
     radius = int(radius)  # a small NumPy integer would overflow
@@ -97,16 +98,16 @@ def distinct_pairs(hashes: Hashes, radius: int, *, memory_limit_bytes: int | Non
     if radius and len(distinct) > 1:
         low, high = find_pairs(distinct, radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     del distinct
-    company = distinct_of(repeated, low, high)
-    starts, rows = rows_of(hashes, company)
+    grouped = distinct_of(repeated, low, high)
+    starts, rows = rows_of(hashes, grouped)
     distance = np.bitwise_count(low ^ high)
-    left = np.searchsorted(company, low)
-    del low  # arrays as long as the answer are let go as soon as they have served: see PAIRS_BYTES
-    right = np.searchsorted(company, high)
+    left = np.searchsorted(grouped, low)
+    del low  # arrays as long as the answer are freed as soon as possible: see PAIRS_BYTES
+    right = np.searchsorted(grouped, high)
     del high
     order = np.lexsort((right, left))
     left, right = left[order], right[order]
-    return DistinctPairs(len(hashes), radius, company, starts, rows, left, right, distance[order])
+    return DistinctPairs(len(hashes), radius, grouped, starts, rows, left, right, distance[order])
 
 
 def expand_pairs(pairs: DistinctPairs, *, memory_limit_bytes: int | None = None) -> pa.Table:
@@ -124,28 +125,12 @@ def expand_pairs(pairs: DistinctPairs, *, memory_limit_bytes: int | None = None)
     for i, j, distance in itertools.chain(_rows_within(pairs), _rows_between(pairs)):
         packed[filled : filled + len(i)] = np.minimum(i, j) << (ROW_BITS + 8) | np.maximum(i, j) << 8 | distance
         filled += len(i)
-    packed.sort()  # row, row and distance in one word: sorted in place, 40 times as fast as by two columns
+    packed.sort()  # row, row and distance in one number: sorted in place, 40 times as fast as by two columns
     distance = packed.astype(np.uint8)  # the low byte
     packed >>= np.uint64(8)
     later = packed & np.uint64((1 << ROW_BITS) - 1)
     packed >>= np.uint64(ROW_BITS)
     return arrow_table(i=packed.view(np.int64), j=later.view(np.int64), distance=distance)
-
-
-def degenerate_hashes(hashes: Hashes, min_count: int) -> pa.Table:
-    """Hashes held by at least `min_count` rows: blank, one-coloured and placeholder pictures.
-
-    Gives columns hash (uint64) and count (int64), most frequent first, then by hash.
-    Raises: ConfigError for hashes that are not 1-d uint64 or a count below 1.
-    """
-    check_input(hashes, 0)
-    if min_count < 1:
-        raise ConfigError(f"min_count is {min_count}; it must be at least 1")
-    values, counts = np.unique(hashes, return_counts=True)
-    often = counts >= min_count
-    values, counts = values[often], counts[often]
-    order = np.lexsort((values, -counts))
-    return arrow_table(hash=values[order], count=counts[order].astype(np.int64))
 
 
 def check_input(hashes: Hashes, radius: int) -> None:
@@ -160,29 +145,29 @@ def check_input(hashes: Hashes, radius: int) -> None:
 
 def _collapse(hashes: Hashes) -> tuple[Hashes, Hashes]:
     """The distinct hashes, and those that occur more than once, both ascending."""
-    if not len(hashes):
-        return np.empty(0, np.uint64), np.empty(0, np.uint64)
     ordered = np.sort(hashes)
-    same = ordered[1:] == ordered[:-1]
-    repeated = ordered[1:][same]
-    if not len(repeated):
-        return ordered, repeated
-    return ordered[np.concatenate([[True], ~same])], np.unique(repeated)
+    first = _first_of_each(ordered)
+    return ordered if first.all() else ordered[first], distinct_of(ordered[~first])
+
+
+def _first_of_each(ordered: Hashes) -> npt.NDArray[np.bool_]:
+    """Where each value of an ascending array stands for the first time."""
+    first = np.ones(len(ordered), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
 
 
 def distinct_of(*parts: Hashes) -> Hashes:
     """The distinct values of all parts, ascending; np.unique (2.4) takes four times as long, and two more copies."""
     values = np.concatenate(parts)
     values.sort()
-    new = np.ones(len(values), np.bool_)
-    new[1:] = values[1:] != values[:-1]
-    return values[new]
+    return values[_first_of_each(values)]
 
 
 def rows_of(hashes: Hashes, wanted: Hashes) -> tuple[Rows, Rows]:
     """(starts, rows) of the rows that hold each of `wanted` (ascending, distinct).
 
-    A table of marks lets most rows go by unread: 13 M rows of which 4 % are wanted take 0.2 s, sorting all 2.6 s.
+    A table of marks skips most rows: 13 M rows of which 4 % are wanted take 0.2 s, sorting all of them takes 2.6 s.
     """
     marks = np.zeros(1 << MARK_BITS, np.bool_)
     marks[_mark(wanted)] = True
@@ -227,7 +212,7 @@ def _rows_between(pairs: DistinctPairs) -> Iterator[tuple[Rows, Rows, Distances]
 
 
 def _spread_out(sizes: Rows) -> Iterator[tuple[Rows, Rows]]:
-    """Item k stands `sizes[k]` times, with 0 .. sizes[k] - 1 beside it; so many entries at a time."""
+    """Each item k repeated `sizes[k]` times, with 0 .. sizes[k] - 1 beside it, `_EXPAND_AT_ONCE` entries at a time."""
     ends = np.cumsum(sizes)
     for start in range(0, int(ends[-1]) if len(ends) else 0, _EXPAND_AT_ONCE):
         stop = min(start + _EXPAND_AT_ONCE, int(ends[-1]))
@@ -238,7 +223,7 @@ def _spread_out(sizes: Rows) -> Iterator[tuple[Rows, Rows]]:
 
 
 def count_up(sizes: Rows) -> Rows:
-    """0 .. size - 1 for each size, one after the other."""
+    """0 .. size - 1 for each of the sizes, one after the other."""
     ends = np.cumsum(sizes)
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - sizes, sizes)
 
@@ -249,16 +234,12 @@ def _too_many_rows(pairs: DistinctPairs, limit: int) -> RunError:
     return RunError(
         f"{pairs.num_row_pairs:,} pairs of rows within radius {pairs.radius} do not fit the memory limit of "
         f"{limit:,} bytes; the most frequent hash, {int(pairs.hashes[most]):016x}, stands in {int(counts[most]):,} "
-        "rows. Leave out rows with such a hash (degenerate_hashes lists them), or use distinct_pairs, which "
-        "never writes out the pairs of equal hashes"
+        "rows. Leave out the rows of such a hash, or use distinct_pairs, which never writes out pairs of equal hashes"
     )
 
 
 def arrow_table(**columns: npt.NDArray[Any]) -> pa.Table:
-    """Columns as they are, without a copy.
-
-    pa.array would import pandas for the same result: 0.4 s on an idle core.
-    """
+    """Columns as they are, without a copy; pa.array would import pandas for the same result, in 0.4 s."""
     return pa.table(
         {
             name: pa.Array.from_buffers(
@@ -270,7 +251,7 @@ def arrow_table(**columns: npt.NDArray[Any]) -> pa.Table:
 
 
 def memory_limit(memory_limit_bytes: int | None) -> int:
-    """The limit given, or the memory that can be had now without swapping (files cached in memory give way)."""
+    """The limit given, or the memory that is free now or holds only cached files."""
     if memory_limit_bytes is not None:
         return memory_limit_bytes
     try:

@@ -1,15 +1,15 @@
-"""Choose which bits must agree: a small family of keys that no pair within the radius can escape.
+"""Choose which bits must agree: a small family of keys that finds every pair within the radius.
 
-Reads a number of hashes, a radius and a number of bits; gives a `SearchPlan`. Pure, touches nothing.
+A number of hashes, a radius and a number of bits in, a `SearchPlan` out. Pure.
 
-The bits are cut into groups and each group into blocks. A pair within radius d has, in at least one of g
-groups, at most t_i differing bits (the thresholds add up to d - g + 1: if every group had t_i + 1 the sum would
-be d + 1), and so in that group at most t_i of the t_i + k blocks differ: some k blocks agree exactly. A key is
-one choice of k blocks; the pair falls into one bucket of at least one key. With one group this is the block
-combination of Manku et al.; several groups need fewer sorts for about the same number of key bits
-(at d = 8: 105 keys of 16 to 18 bits in place of 165 of 17).
+The bits are cut into g groups, and each group into blocks. The groups have thresholds t_i that add up to d - g + 1 for
+the radius d. Were more than t_i bits different in every group, the sum would be d + 1 or more; so a pair within the
+radius has a group with at most t_i different bits. That group has t_i + k blocks, so some k of them agree exactly. A
+key is one choice of k blocks of one group, and the pair falls into one bucket of at least one key.
 
-Gives up never: when no key pays, the plan is a single empty key, which compares everything with everything.
+With one group this is the block combination of Manku et al. Several groups need fewer sorts for about the same number
+of key bits (at d = 8: 105 keys of 16 to 18 bits in place of 165 of 17). When no key pays, the plan is a single empty
+key, which compares everything with everything.
 
 Source: Manku, Jain, Das Sarma, Detecting near-duplicates for web crawling, WWW 2007; the pigeonhole over
 groups with unequal thresholds: Qin et al., GPH: similarity search in Hamming space, ICDE 2018.
@@ -25,16 +25,16 @@ from functools import lru_cache
 
 # Measured on one core of an AMD EPYC (Zen 5), NumPy 2.4, 4 to 13 M random uint64.
 _SORT_SECONDS = 0.22e-9  # np.sort with AVX-512, per element and per doubling of the array: 0.07 s at 13 M
-_ARRANGE_SECONDS = 11e-9  # moving the key to the top (2), finding bucket borders and the like (9), per element
+_ARRANGE_SECONDS = 11e-9  # moving the key to the top (2), finding bucket borders and other work (9), per element
 _COMPARE_SECONDS = 0.75e-9  # xor, popcount, threshold, per pair; 0.45 of it is the work, the rest ragged buckets
 _CROSS_SECONDS = 9e-9  # against other hashes: moving the key to the top and reading its mark, per element
 _CROSS_FIND_SECONDS = 51e-9  # sorting and binary search of an element whose mark is set
 _CROSS_COMPARE_SECONDS = 2.5e-9  # gather, xor, popcount, per pair
 _KEY_SECONDS = 150e-6  # Python around one key, whatever its size
 
-EVEN = (1.0,) * 64  # every bit a fair coin, as in a good hash
+EVEN = (1.0,) * 64  # every bit is a fair coin, as in a good hash
 
-_MAX_KEYS = 4000  # beyond it a family costs more than it saves at any size that fits one machine
+_MAX_KEYS = 4000  # a larger family costs more than it saves at any size that fits one machine
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def choose_plan(
 ) -> SearchPlan:
     """The cheapest plan for `num_hashes` distinct hashes among themselves, or against `num_others` other ones.
 
-    `bit_entropies` says, a bit of the hash, lowest first, how well it tells two hashes apart: 1 for a fair coin, 0
-    for a bit that is always the same. Blocks get equal shares of their sum, so that a bit that hardly varies
-    makes its block wider in place of its buckets larger.
+    `bit_entropies` says of each bit, the lowest first, how well it tells two hashes apart: 1 for a fair coin, 0 for a
+    bit that is always the same. Blocks get equal shares of their sum. So a bit that hardly varies makes its block
+    wider, and not its buckets larger.
     """
     num_bits = len(bit_entropies)
     reach, entropy, rounded = min(radius, num_bits), round(sum(bit_entropies)), _rounded(num_hashes)
@@ -76,7 +76,7 @@ def choose_plan(
 
 
 def _rounded(num: int) -> int:
-    """Up to three leading binary digits: a few sizes only, so that choices are kept and used again."""
+    """Rounded up to three leading binary digits, so that few sizes occur and their choices are used again."""
     step = 1 << max(0, num.bit_length() - 3)
     return -(-num // step) * step
 
@@ -85,7 +85,7 @@ def _rounded(num: int) -> int:
 def _choose(
     num_hashes: int, num_others: int, num_pairs: float, radius: int, num_bits: int, entropy: int
 ) -> tuple[float, int, int]:
-    """(seconds, groups, blocks in a key) of the cheapest family; no group when comparing everything is cheaper."""
+    """Seconds, groups and blocks in a key of the cheapest family; no groups when comparing everything is cheaper."""
     best = (num_pairs * (_CROSS_COMPARE_SECONDS if num_others else _COMPARE_SECONDS) + _KEY_SECONDS, 0, 0)
     for num_groups in range(1, radius + 2):
         thresholds = _thresholds(radius, num_groups)

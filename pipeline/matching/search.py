@@ -1,15 +1,15 @@
 """Find all pairs of distinct hashes within a Hamming radius: sort by each key, compare within buckets.
 
-Reads a uint64 array of distinct hashes; gives the pairs as two arrays of hashes and their distances, each pair
-exactly once. The answer is exact, whatever the plan; a plan only moves the time.
+Reads a uint64 array of distinct hashes; gives the pairs as two arrays of hashes, each pair exactly once. The answer is
+exact whatever the plan; the plan only changes the time.
 
-For one key the hashes are rewritten with the key's bits on top and sorted, so that a bucket is a run and the
-sorted value is itself the whole hash: no index travels along. A pair is compared at shift 1, 2, ... within its
-run. A bucket that is much larger than an even spread would give is searched by a plan of its own on the
-bits the key left free, so that clustered hashes stay cheap. A pair found under several keys is kept only under the
-first one, which needs no table of pairs seen.
+For one key the hashes are rewritten with the key's bits on top, and sorted. A bucket is then a run of neighbours, and
+the sorted value is itself the whole hash, so no index is needed. Each hash is compared with the 1st, 2nd, ... after it
+in its run. A bucket that is much larger than usual is searched by a plan of its own, on the bits that the key leaves
+free, so that clustered hashes stay cheap. A pair that several keys find is kept only under the first of them, which
+needs no table of the pairs found so far.
 
-Gives up with RunError when the pairs found outgrow the memory limit.
+Raises RunError when the pairs outgrow the memory limit.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pipeline.matching.plan import SearchPlan, choose_plan
 Hashes = npt.NDArray[np.uint64]
 Pairs = tuple[Hashes, Hashes]
 
-_WINDOW = 1 << 16  # hashes compared at a time: their 512 KiB and the scratch stay in the L2 cache
+_WINDOW = 1 << 16  # hashes compared at a time: their 512 KiB and the scratch arrays stay in the L2 cache
 _CHUNK = 1 << 15
-_REPACK_SLOTS = 16  # compared in vain, a hash: what moving a bucket's remaining hashes together costs
+_REPACK_SLOTS = 16  # useless comparisons a hash that cost as much as moving the rest of its bucket together
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
 _PARTITION_BITS = 12
@@ -41,7 +41,7 @@ _BATCH_PAIRS = 1 << 18
 
 @dataclass(frozen=True)
 class BitRun:
-    """Neighbouring bits that move together: `mask` in the hash, `lift` places up (or down, if negative)."""
+    """Neighbouring bits that move together: their `mask` in the hash, and `lift` places up (negative: down)."""
 
     mask: int
     lift: int
@@ -58,7 +58,7 @@ class PairBudget:
     def take(self, pairs: Pairs, radius: int) -> None:
         """Count pairs that will be held.
 
-        Raises: RunError, which names the hash with most neighbours among these, when there are too many in all.
+        Raises: RunError when there are too many in all; it names the hash with the most neighbours among these.
         """
         with self._lock:
             self._num_pairs += len(pairs[0])
@@ -67,8 +67,8 @@ class PairBudget:
             values, counts = np.unique(np.concatenate(pairs), return_counts=True)
             most = int(np.argmax(counts))
             raise RunError(
-                f"more than {self._max_pairs:,} pairs of different hashes lie within radius {radius}, all that the "
-                f"memory limit has room for; the hash with most neighbours in the last {len(pairs[0]):,} of them is "
+                f"more than {self._max_pairs:,} pairs of different hashes lie within radius {radius}, and the memory "
+                f"limit has no room for more; the hash with most neighbours in the last {len(pairs[0]):,} of them is "
                 f"{int(values[most]):016x} ({int(counts[most]):,}). "
                 "Use a smaller radius, raise the memory limit, or leave the images behind that hash out"
             )
@@ -77,8 +77,8 @@ class PairBudget:
 def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: int) -> Pairs:
     """All pairs of `hashes` (distinct, any order) within `radius`, lower hash first, each once, in no order.
 
-    `scratch_bytes` bounds the re-arranged copies: with less than 8 bytes a hash and thread, each key is
-    searched in several passes over `hashes`.
+    `scratch_bytes` bounds the rearranged copies. With less than 8 bytes a hash and thread, each key is searched in
+    several passes over `hashes`.
 
     Raises: RunError when more than `max_pairs` pairs are found.
     """
@@ -99,10 +99,10 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
 
 
 def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | None = None, budget: PairBudget) -> Pairs:
-    """The pairs that `plan.keys[key]` is the first key to catch: the unit of work of a distributed search.
+    """The pairs that `plan.keys[key]` is the first key to find: the unit of work of a distributed search.
 
-    The union over all keys is the whole answer and the units share no pair. At most about `capacity`
-    hashes are held re-arranged at a time.
+    The union over all keys is the whole answer, and no two keys give the same pair. At most about `capacity` hashes are
+    held rearranged at a time.
 
     Raises: RunError when `budget` has no room for them.
     """
@@ -126,7 +126,7 @@ def _scan_parts(
 
 
 def _batches(found: Iterator[Pairs]) -> Iterator[Pairs]:
-    """Small finds joined, so that little is held that an earlier key has caught already."""
+    """Small results joined to larger ones, but not so large that many pairs of earlier keys are held."""
     waiting: list[Pairs] = []
     num_waiting = 0
     for pairs in found:
@@ -147,7 +147,7 @@ def bit_entropies(hashes: Hashes, num_bits: int) -> tuple[float, ...]:
 
 
 def first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
-    """Leave out the pairs that agree on an earlier key too."""
+    """The pairs that agree on none of the earlier keys."""
     left, right = pairs
     for mask in earlier:
         new = ((left ^ right) & np.uint64(mask)) != 0
@@ -161,7 +161,7 @@ def first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
 def _arranged_parts(
     hashes: Hashes, runs: list[BitRun], plan: SearchPlan, num_free: int, capacity: int | None
 ) -> Iterator[Hashes]:
-    """The hashes with the key on top: whole, or cut by the key's leading bits when they outgrow `capacity`."""
+    """The hashes with the key on top: all at once, or cut by the key's leading bits when they outgrow `capacity`."""
     if capacity is None or len(hashes) <= capacity or num_free == plan.num_bits:
         arranged = np.empty(len(hashes), np.uint64)
         for start, piece in arranged_chunks(hashes, runs):
@@ -186,7 +186,7 @@ def _arranged_parts(
 
 
 def _ranges(counts: npt.NDArray[np.int64], capacity: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring bins joined up to `capacity`; a bin that is larger alone stays alone."""
+    """Neighbouring bins joined up to `capacity`; a bin that is larger than that stays alone."""
     first, held = 0, 0
     for place, count in enumerate(counts.tolist()):
         if held and held + count > capacity:
@@ -198,7 +198,7 @@ def _ranges(counts: npt.NDArray[np.int64], capacity: int) -> Iterator[tuple[int,
 
 
 def arranged_chunks(hashes: Hashes, runs: list[BitRun]) -> Iterator[tuple[int, Hashes]]:
-    """(start, chunk with its bits moved); the chunk's memory is used again for the next one."""
+    """Start of each chunk, and the chunk with its bits moved; the next chunk overwrites its memory."""
     out = np.empty(_CHUNK, np.uint64)
     scratch = np.empty(_CHUNK, np.uint64)
     for start in range(0, len(hashes), _CHUNK):
@@ -231,7 +231,7 @@ def move_back(values: Hashes, runs: list[BitRun]) -> Hashes:
 
 
 def bit_runs(key: int, num_bits: int) -> list[BitRun]:
-    """How to bring the key's bits to the top of `num_bits` and the others below, order kept in both."""
+    """How to move the key's bits to the top of `num_bits` and the others below them, both in their order."""
     runs: list[BitRun] = []
     target = num_bits
     for wanted in (1, 0):
@@ -249,7 +249,7 @@ def bit_runs(key: int, num_bits: int) -> list[BitRun]:
 
 def _scan(ordered: Hashes, num_free: int, plan: SearchPlan) -> Iterator[Pairs]:
     """Pairs within the radius that share all but the low `num_free` bits; `ordered` ascends."""
-    if num_free == plan.num_bits:  # an empty key: one bucket that no plan improves
+    if num_free == plan.num_bits:  # an empty key: one bucket, and no plan makes it cheaper
         yield from _compare_window(ordered, np.array([len(ordered)]), plan.radius, num_free)
         return
     start = 0
@@ -270,7 +270,7 @@ def _scan(ordered: Hashes, num_free: int, plan: SearchPlan) -> Iterator[Pairs]:
 
 
 def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
-    """Whole buckets side by side: the large ones by a plan of their own, the others compared."""
+    """Search whole buckets that lie side by side: large ones by a plan of their own, the others by comparing all."""
     if len(window) < 2:
         return
     borders = np.flatnonzero((window[1:] ^ window[:-1]) >> np.uint64(num_free)) + 1
@@ -286,7 +286,7 @@ def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs
 
 
 def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
-    """One bucket, its common leading bits set aside: a search of the same kind on `num_free` bits."""
+    """One bucket without its common leading bits: a search of the same kind on `num_free` bits."""
     plan = choose_plan(len(bucket), radius, bit_entropies(bucket, num_free))
     if plan.compares_everything:
         yield from _compare_window(bucket, np.array([len(bucket)]), radius, num_free)
@@ -308,7 +308,7 @@ def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, n
     num_shifts = int(sizes.max())
     pairs_at = _pairs_at_shift(sizes, num_shifts)
     pairs_from = np.cumsum(pairs_at[::-1])[::-1].tolist()  # at this shift and all larger ones
-    first, second, step = window, window, 0  # `second` lies `step` places further on than `first`, seen from a bucket
+    first, second, step = window, window, 0  # within a bucket `second` is `step` places ahead of `first`
     differing = np.empty(len(window), np.uint64)
     distances = np.empty(len(window), np.uint8)
     for shift in range(1, num_shifts):
@@ -329,14 +329,14 @@ def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, n
 def _repack(
     first: Hashes, second: Hashes, sizes: npt.NDArray[np.int64], apart: int
 ) -> tuple[Hashes, Hashes, npt.NDArray[np.int64]]:
-    """Of every bucket the hashes that have one `apart` places further on, side by side with those."""
+    """Of every bucket the hashes that have one `apart` places behind them, and beside each of them that one."""
     place = np.arange(len(first)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     size = np.repeat(sizes, sizes)
     return first[place < size - apart], second[place >= apart], sizes[sizes > apart] - apart
 
 
 def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArray[np.int64]:
-    """How many pairs lie t apart within one bucket, for t = 0 .. num_shifts - 1."""
+    """How many pairs are t places apart within one bucket, for t = 0 .. num_shifts - 1."""
     of_size = np.bincount(sizes, minlength=num_shifts + 1)
     at_least = np.cumsum(of_size[::-1])[::-1]  # buckets of size >= t
     return np.cumsum(at_least[1:][::-1])[::-1]  # sum over buckets of max(size - t, 0)

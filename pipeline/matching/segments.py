@@ -1,11 +1,11 @@
-"""Cut the search into units that any worker can do, and that stay valid when more hashes come.
+"""Cut the search into units that any worker can do, and whose results stay valid when more hashes come.
 
-A segment is a sorted, distinct set of hashes; segments of one work folder are disjoint. All pairs are those within
-each segment and those between every two. Both kinds are searched whole while they are small; beyond a size
-they are cut by key, and each key by the leading bits that its hashes agree on (the block bucket), so that a
-worker holds one bucket. The units share no pair, and their union does not depend on the cut.
+A segment is a sorted, distinct set of hashes; the segments of one work folder are disjoint. All pairs lie within a
+segment or between two of them. A small search is one unit. A larger one is cut by key, and each key by the leading bits
+that its hashes agree on (the block bucket), so that a worker holds one bucket. No pair is in two units, and all units
+together give the same pairs wherever the search is cut.
 
-Reads streams of hashes; gives pairs. Gives up with RunError when the pairs found outgrow the memory limit.
+Streams of hashes in, pairs out. Raises RunError when the pairs outgrow the memory limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Stream = Callable[[], Iterable[Hashes]]  # reads a segment from its start, some 
 
 @dataclass(frozen=True)
 class Segment:
-    """What a plan needs to know of a segment: its size, and how well each bit tells its hashes apart."""
+    """The facts of a segment that a plan is made from: its size, and how well each bit tells its hashes apart."""
 
     num_hashes: int
     bit_entropies: tuple[float, ...]
@@ -35,7 +35,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Unit:
-    """All keys (`key` None), or the hashes of one key whose leading `bucket_bits` key bits read `bucket`."""
+    """All keys (`key` None), or of one key the hashes whose leading `bucket_bits` key bits are `bucket`."""
 
     key: int | None = None
     bucket: int = 0
@@ -53,7 +53,7 @@ def plan_between(left: Segment, right: Segment, radius: int) -> SearchPlan:
 
 
 def cut_units(num_hashes: int, plan: SearchPlan, max_hashes: int) -> list[Unit]:
-    """One unit up to `max_hashes`; beyond, one a key and bucket of about that many hashes."""
+    """One unit for at most `max_hashes`; for more, one unit a key and bucket of about that many hashes."""
     if num_hashes <= max_hashes or plan.compares_everything:
         return [Unit()]
     wanted = math.ceil(math.log2(num_hashes / max_hashes))
@@ -88,14 +88,14 @@ def search_between(left: Stream, right: Stream, plan: SearchPlan, unit: Unit, *,
     found = distinct_cross_pairs(many, few, plan) if unit.key is None else search_cross_key(many, few, plan, unit.key)
     if len(found[0]) * PAIRS_BYTES > memory_bytes:
         raise RunError(
-            f"{len(found[0]):,} pairs within radius {plan.radius} do not fit {memory_bytes:,} bytes; use a smaller "
-            "radius or raise run.memory_gb"
+            f"{len(found[0]):,} pairs within radius {plan.radius} do not fit into {memory_bytes:,} bytes; "
+            "use a smaller radius or raise run.memory_gb"
         )
     return _sorted(np.minimum(*found), np.maximum(*found))
 
 
 def new_hashes(values: Hashes, known: Iterable[Iterable[Hashes]]) -> Hashes:
-    """Those of `values` (ascending, distinct) that no known segment holds; each segment comes in ascending pieces."""
+    """The `values` (ascending, distinct) that no known segment holds; each segment comes in ascending pieces."""
     here = np.ones(len(values), np.bool_)
     for segment in known:
         for piece in segment:

@@ -1,7 +1,7 @@
 """Images that mean the same though their pixels differ: cosine of embeddings, within clusters.
 
-Pure arrays in and out. k-means keeps the comparison near-linear: only images of one cluster are compared, so a pair
-that k-means parts is not found (SemDeDup's own trade). Uses scikit-learn; gives up on nothing.
+Pure: arrays in, arrays out. Only images of one k-means cluster are compared, which keeps the cost near-linear. A pair
+that lies in two clusters is not found; SemDeDup accepts the same loss. k-means comes from scikit-learn.
 
 Source: Abbas, Tirumala, Simig, Ganguli, Morcos: SemDeDup, arXiv 2303.09540.
 """

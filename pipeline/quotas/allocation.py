@@ -1,15 +1,16 @@
-"""How many samples of each domain and source: shares or sizes to exact counts, within what the pools hold. Pure.
+"""Shares or sizes in, exact counts of samples a domain and source out, never more than the pools hold. Pure.
 
-Counts are the largest-remainder (Hamilton) apportionment of the total, so each is within one sample of its share;
-within a domain its sources are apportioned in the same way.
+The total is apportioned by largest remainders (Hamilton), so every count is within one sample of its share. Within a
+domain its sources are apportioned in the same way.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from manifests.draws import largest_remainders
 from manifests.errors import ConfigError
 
 Size = str | int | float
@@ -18,7 +19,11 @@ Size = str | int | float
 
 @dataclass(frozen=True)
 class Pool:
-    """What can be drawn of a domain: distinct samples, epochs allowed, and its sources' weights, if they have any."""
+    """What can be drawn of a domain.
+
+    `num_available` counts its distinct samples, `max_epochs` says how often each may appear on average. Where its
+    sources have weights, `weights` holds them and `by_source` the distinct samples of each source.
+    """
 
     num_available: int
     max_epochs: float = 1.0
@@ -27,27 +32,27 @@ class Pool:
 
     @property
     def capacity(self) -> int:
-        """Most samples it can give, repeats counted, whatever its sources."""
+        """The most samples it can give, repeats counted, without a look at its sources."""
         return math.floor(self.num_available * self.max_epochs + 1e-9)
 
     def source_capacity(self, source: str) -> int:
-        """Most samples one of its sources can give, repeats counted."""
+        """The most samples that one of its sources can give, repeats counted."""
         return math.floor((self.by_source or {}).get(source, 0) * self.max_epochs + 1e-9)
 
     def split(self, num_samples: int) -> dict[str, int]:
-        """Samples of each source; empty when sources have no weights."""
+        """How `num_samples` are split over the sources; empty when the sources have no weights."""
         if not self.weights:
             return {}
         total = sum(self.weights.values())
         return apportion({source: weight / total for source, weight in self.weights.items()}, num_samples)
 
     def short_source(self, num_samples: int) -> str | None:
-        """A source that cannot give its part of `num_samples`, if there is one."""
-        short = [source for source, num in self.split(num_samples).items() if num > self.source_capacity(source)]
-        return short[0] if short else None
+        """The first source that cannot give its part of `num_samples`, or None."""
+        split = self.split(num_samples)
+        return next((source for source, num in split.items() if num > self.source_capacity(source)), None)
 
     def can_give(self, num_samples: int) -> bool:
-        """Whether the pool and each of its sources hold enough."""
+        """True when the pool and each of its sources hold enough."""
         return num_samples <= self.capacity and self.short_source(num_samples) is None
 
 
@@ -73,30 +78,22 @@ class Quota:
 
     @property
     def num_epochs(self) -> float:
-        """How often a sample appears on average."""
+        """How often a sample appears, on average."""
         return self.num_samples / self.num_available if self.num_available else 0.0
 
 
 def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers that sum to `total` and lie within one of `share * total`.
-
-    `shares` sum to 1. Of equal remainders the domain that comes first gets the sample.
-    """
-    exact = {domain: share * total for domain, share in shares.items()}
-    counts = {domain: math.floor(value + 1e-9) for domain, value in exact.items()}
-    rest = total - sum(counts.values())
-    by_remainder = sorted(shares, key=lambda domain: counts[domain] - exact[domain])
-    for domain in by_remainder[:rest]:
-        counts[domain] += 1
-    return counts
+    """Whole numbers that sum to `total` and lie within one of `share * total`; `shares` sum to 1."""
+    counts = largest_remainders([share * total for share in shares.values()], total)
+    return dict(zip(shares, counts, strict=True))
 
 
 def allocate(ratio: Mapping[str, float], pools: Mapping[str, Pool], num_samples: int | None) -> list[Quota]:
-    """Quotas of a mixture: `num_samples` in all, or as many as the pools allow.
+    """Quotas of a mixture: `num_samples` in all, or as many as the pools allow when it is None.
 
-    `ratio` holds weights (only proportions count); `pools` may lack domains of weight 0.
+    `ratio` holds weights, of which only the proportions count. `pools` may leave out domains of weight 0.
 
-    Raises: ConfigError when a domain cannot give its share; the message names it and every way out.
+    Raises: ConfigError when a domain cannot give its share.
     """
     weight = sum(ratio.values())
     shares = {domain: value / weight for domain, value in ratio.items()}
@@ -113,20 +110,18 @@ def allocate(ratio: Mapping[str, float], pools: Mapping[str, Pool], num_samples:
 
 
 def allocate_by_size(sizes: Mapping[str, Size], pools: Mapping[str, Pool]) -> list[Quota]:
-    """Quotas of `mix.by_size`: whole pools and counts are taken as they are, shares fill up to match.
+    """Quotas of `mix.by_size`: whole pools and counts are taken as they are, and shares are filled up to match them.
 
-    With F samples of the domains given by `all` or a count, and shares that sum to S < 1, the mixture holds
+    When the domains given by `all` or by a count have F samples, and the shares sum to S < 1, the mixture holds
     F / (1 - S) samples.
 
     Raises: ConfigError when a pool cannot give what is asked of it.
     """
-    fixed: dict[str, int] = {}
-    for domain, size in sizes.items():
-        pool = pools.get(domain, Pool(0))
-        if size == "all":
-            fixed[domain] = pool.num_available
-        elif isinstance(size, int):
-            fixed[domain] = size
+    fixed = {
+        domain: pools.get(domain, Pool(0)).num_available if size == "all" else int(size)
+        for domain, size in sizes.items()
+        if not isinstance(size, float)
+    }
     shares = {domain: size for domain, size in sizes.items() if isinstance(size, float)}
     _refuse_empty({domain: 1.0 for domain, size in sizes.items() if size != 0}, pools)
     matched = sum(shares.values())
@@ -142,56 +137,46 @@ def allocate_by_size(sizes: Mapping[str, Size], pools: Mapping[str, Pool]) -> li
 
 
 def _quota(domain: str, share: float, pool: Pool, num_samples: int) -> Quota:
-    quota = Quota(domain, share, pool.num_available, num_samples)
-    if not pool.weights:
-        return quota
-    weight, held = sum(pool.weights.values()), pool.by_source or {}
-    counts = pool.split(num_samples)
-    return replace(
-        quota,
-        sources=tuple(
-            SourceQuota(source, value / weight, held.get(source, 0), counts[source])
-            for source, value in pool.weights.items()
-        ),
+    weights, held = pool.weights or {}, pool.by_source or {}
+    whole = sum(weights.values())
+    sources = tuple(
+        SourceQuota(source, weights[source] / whole, held.get(source, 0), num)
+        for source, num in pool.split(num_samples).items()
     )
+    return Quota(domain, share, pool.num_available, num_samples, sources)
 
 
 def _refuse_empty(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> None:
     empty = [domain for domain, share in shares.items() if share > 0 and not pools.get(domain, Pool(0)).capacity]
     if empty:
         raise ConfigError(
-            f"mix: no sample of the domain {', '.join(empty)} is left after selection, but the ratio asks for "
-            "some; see `plantmix status` for what dropped them, or set its share to 0"
+            f"mix: no sample of the domain {', '.join(empty)} is left after selection, but the ratio asks for some. "
+            "See `plantmix status` for what dropped them, or set its share to 0"
         )
 
 
-def _too_small(domain: str, pool: Pool, num_samples: int, what: str, most: int | None) -> ConfigError:
-    lower = f"Lower mix.num_samples to {most:,} or less, raise" if most else "Ask for less, raise"
-    ratio = "change the ratio" if most is not None else f"give '{domain}' a smaller share or size"
-    source = pool.short_source(num_samples)
-    if source is not None and num_samples <= pool.capacity:
-        part, held = pool.split(num_samples)[source], (pool.by_source or {}).get(source, 0)
-        way = f"mix.max_epochs for {domain} to {_epochs(part, held)}, or " if held else "the pool of the source, or "
-        return ConfigError(
-            f"mix: {what} {part:,} of the source '{source}' in the domain '{domain}', its pool has {held:,} and "
-            f"max_epochs is {pool.max_epochs:g}. {lower} {way}change mix.sources"
-        )
+def _too_small(domain: str, pool: Pool, num_samples: int, asked: str, most: int | None) -> ConfigError:
+    """The error that names what is short, by how much, and every way out; `most` is the largest total that fits."""
+    source = pool.short_source(num_samples) if num_samples <= pool.capacity else None
+    if source is not None:
+        num, held = pool.split(num_samples)[source], (pool.by_source or {}).get(source, 0)
+        whose, last = f"the source '{source}' in the domain '{domain}'", "change mix.sources"
+    else:
+        num, held, whose = num_samples, pool.num_available, f"the domain '{domain}'"
+        last = "change the ratio" if most is not None else f"give '{domain}' a smaller share or size"
+    lower = f"Lower mix.num_samples to {most:,} or less" if most else "Ask for less"
+    epochs = f"raise mix.max_epochs for {domain} to {math.ceil(100 * num / held) / 100:g}" if held else "fill that pool"
     return ConfigError(
-        f"mix: {what} {num_samples:,} of the domain '{domain}', its pool has {pool.num_available:,} and "
-        f"max_epochs is {pool.max_epochs:g}. {lower} mix.max_epochs for {domain} to "
-        f"{_epochs(num_samples, pool.num_available)}, or {ratio}"
+        f"mix: {asked} {num:,} of {whose}, its pool has {held:,} and max_epochs is {pool.max_epochs:g}. "
+        f"{lower}, {epochs}, or {last}"
     )
-
-
-def _epochs(num_samples: int, num_available: int) -> str:
-    return f"{math.ceil(100 * num_samples / num_available) / 100:g}"
 
 
 def _most_samples(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> int:
     """The largest total whose apportionment fits every pool.
 
-    A part is within two samples of its share of the total, which bounds the search. Largest remainders are not quite
-    monotone in the total, so a few totals beyond the border that bisection finds are tried as well.
+    The search is bounded because a part is within two samples of its share of the total. Bisection finds a border.
+    Counts by largest remainders can shrink when the total grows, so a few totals beyond the border are tried too.
     """
 
     def fits(total: int) -> bool:
@@ -207,13 +192,11 @@ def _most_samples(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> int
 
 
 def _bounds(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> list[tuple[int, float]]:
-    """Capacity and share of the whole of each domain, and of each source that has a weight."""
+    """Capacity, and share of the whole, of each domain and of each source that has a weight."""
     bounds = []
     for domain, share in shares.items():
-        pool = pools[domain]
+        pool, weights = pools[domain], pools[domain].weights or {}
         bounds.append((pool.capacity, share))
-        weights = pool.weights or {}
-        weight = sum(weights.values())
-        for source, own in weights.items():
-            bounds.append((pool.source_capacity(source), share * own / weight))
+        whole = sum(weights.values())
+        bounds += [(pool.source_capacity(source), share * own / whole) for source, own in weights.items()]
     return bounds

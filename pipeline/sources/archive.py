@@ -1,7 +1,7 @@
-"""A Darwin Core Archive: its description (meta.xml) obeyed, its files opened, zipped or unpacked.
+"""A Darwin Core Archive, zipped or unpacked: what its description (meta.xml) says, and streams of its files.
 
-Reads meta.xml and gives streams of the data files; holds nothing of them. Gives up with ConfigError for an archive
-without a description, with files it does not hold, or described in a way that no text file can be.
+Reads meta.xml, and holds nothing of the data files. Raises ConfigError for an archive without a description, for files
+that are described but missing, and for a description that no text file can fit.
 Source: Darwin Core text guide, https://dwc.tdwg.org/text/
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -25,7 +25,7 @@ _ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
 
 @dataclass(frozen=True)
 class Field:
-    """One term of a file: its place in each row (None: not in the file) and what stands for an empty value."""
+    """One term of a file: its place in each row (None: not in the file), and the value that replaces an empty one."""
 
     index: int | None
     default: str | None
@@ -33,7 +33,7 @@ class Field:
 
 @dataclass(frozen=True)
 class DataFile:
-    """Core or extension: where its rows lie, how they are written, which column holds what.
+    """Core or extension: where its rows lie, how they are written, and which column holds what.
 
     `fields` is keyed by the term's short name; `id_index` is the place of the key that joins core and extension.
     """
@@ -61,18 +61,9 @@ class Archive:
         by_type = {data.row_type: data for data in reversed(self.extensions)}
         return next((by_type[row_type] for row_type in row_types if row_type in by_type), None)
 
-    @contextmanager
-    def open(self, location: str) -> Iterator[Any]:
+    def open(self, location: str) -> AbstractContextManager[Any]:
         """A stream of one data file's bytes."""
-        name = self.prefix + location
-        if not self.is_zip:
-            fs, inner = storage.filesystem(storage.join(self.path, name))
-            with fs.open(inner, "rb") as stream:
-                yield stream
-            return
-        fs, inner = storage.filesystem(self.path)
-        with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive, archive.open(name) as member:
-            yield member
+        return _open(self.path, self.is_zip, self.prefix + location)
 
     def paths(self) -> list[str]:
         """Files that its content depends on: the zip, or meta.xml and the described files."""
@@ -83,7 +74,7 @@ class Archive:
 
 
 def read_archive(path: str, where: str) -> Archive:
-    """Open an archive and read its description.
+    """Find an archive and read its description; extensions whose files are missing are left out.
 
     Raises: ConfigError.
     """
@@ -94,37 +85,53 @@ def read_archive(path: str, where: str) -> Archive:
         )
     is_zip = not fs.isdir(inner)
     try:
-        names = _zip_names(path) if is_zip else [str(name)[len(inner.rstrip("/")) + 1 :] for name in fs.find(inner)]
+        names = _names_in_zip(path) if is_zip else [str(name)[len(inner.rstrip("/")) + 1 :] for name in fs.find(inner)]
     except zipfile.BadZipFile as error:
         raise ConfigError(f"{where}: {path} is neither a folder nor a zip: {error}") from None
     metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
     if not metas:
         raise ConfigError(
-            f"{where}: {path} has no {META_FILE}: no Darwin Core Archive; for a plain table of URLs use `table`"
+            f"{where}: {path} has no {META_FILE}, so it is no Darwin Core Archive; "
+            "for a plain table of URLs use `table`"
         )
-    prefix = metas[0].removesuffix(META_FILE)
-    bare = Archive(path, prefix, is_zip, _NOTHING, ())
-    with bare.open(META_FILE) as stream:
+    with _open(path, is_zip, metas[0]) as stream:
         core, extensions = parse_meta(stream.read(), f"{where}: {path}: {META_FILE}")
-    archive = Archive(path, prefix, is_zip, core, extensions)
-    here = {name.removeprefix(prefix) for name in names}
-    missing = [location for location in core.locations if location not in here]
+    prefix = metas[0].removesuffix(META_FILE)
+    there = {name.removeprefix(prefix) for name in names}
+    missing = [location for location in core.locations if location not in there]
     if missing:
         raise ConfigError(f"{where}: {path} does not hold {missing[0]}, which its {META_FILE} describes")
-    there = tuple(data for data in extensions if all(location in here for location in data.locations))
-    return Archive(archive.path, prefix, is_zip, core, there)
+    return Archive(path, prefix, is_zip, core, tuple(data for data in extensions if there.issuperset(data.locations)))
+
+
+@contextmanager
+def _open(path: str, is_zip: bool, name: str) -> Iterator[Any]:
+    """A stream of one file of an archive."""
+    fs, inner = storage.filesystem(path if is_zip else storage.join(path, name))
+    with fs.open(inner, "rb") as stream:
+        if not is_zip:
+            yield stream
+            return
+        with zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+            yield member
+
+
+def _names_in_zip(path: str) -> list[str]:
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        return archive.namelist()
 
 
 def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...]]:
-    """Core and extensions of a description; `what` names it in messages.
+    """Core and extensions out of a description; `what` names it in messages.
 
     Raises: ConfigError.
     """
     try:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise ConfigError(f"{what} is no XML: {error}") from None
-    for element in root.iter():  # the name space is sometimes left out
+        raise ConfigError(f"{what} is not valid XML: {error}") from None
+    for element in root.iter():  # some archives leave the name space out
         element.tag = element.tag.removeprefix(_NAMESPACE)
     core = root.find("core")
     if core is None:
@@ -162,7 +169,9 @@ def _dialect(element: ElementTree.Element, what: str) -> Dialect:
     delimiter = _plain(element.get("fieldsTerminatedBy"), ",")
     quote = _plain(element.get("fieldsEnclosedBy"), '"')
     if len(delimiter.encode()) != 1 or len(quote.encode()) > 1:
-        raise ConfigError(f"{what}: fields are separated by one byte and enclosed by at most one, not {delimiter!r}")
+        raise ConfigError(
+            f"{what}: fields must be separated by one byte and enclosed by at most one, not {delimiter!r} and {quote!r}"
+        )
     encoding = element.get("encoding") or "utf-8"
     try:
         "".encode(encoding)
@@ -182,14 +191,5 @@ def _plain(given: str | None, default: str) -> str:
 
 def _number(text: str, what: str) -> int:
     if not text.strip().isdigit():
-        raise ConfigError(f"{what}: '{text}' is no number")
+        raise ConfigError(f"{what}: '{text}' is not a whole number")
     return int(text)
-
-
-def _zip_names(path: str) -> list[str]:
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
-        return archive.namelist()
-
-
-_NOTHING = DataFile("", (), Dialect(), 0, 0, {})

@@ -1,11 +1,12 @@
 """GBIF downloads and any other Darwin Core Archive: records joined with their media rows, one candidate a picture.
 
-Reads the zip as it came, or the folder it was unpacked to. The wanted columns of core and media file are streamed into
-Parquet in a private folder and joined there by DuckDB, which spills: memory does not grow with the archive, disk does
-(about the size of the wanted columns, compressed). Every media row ends as a row or with the filter it fell to; a
-record without media ends as `no_media`. Gives up with ConfigError for an archive that is none, and for terms it lacks.
+Reads the zip as it came, or the folder it was unpacked to. The wanted columns of the core and the media file are
+streamed into Parquet in a private folder. DuckDB joins them there and spills: memory does not grow with the archive,
+disk does (by about the size of the wanted columns, compressed). Every media row ends as a row or with the filter that
+dropped it; a record without media ends as `no_media`. Raises ConfigError for what is no archive, and for terms that it
+does not have.
 
-python-dwca-reader (0.17) was looked at and left: it joins by a Python dict of all ids, and yields Python rows.
+python-dwca-reader (0.17) is not used: it joins by a Python dict of all ids, and yields Python rows.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from pipeline.sources.joining import (
     view_staged,
     where_case,
 )
-from pipeline.sources.rows import Batch, Lost, Scratch, make_batch
-from pipeline.sources.settings import DwcaSettings, Origin
+from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
+from pipeline.sources.settings import DwcaSettings, Origin, given
 
 _MEDIA_TYPES = (
     "http://rs.gbif.org/terms/1.0/Multimedia",
@@ -44,8 +45,8 @@ _MEDIA_TYPES = (
 )
 _VERNACULAR_TYPE = "http://rs.gbif.org/terms/1.0/VernacularName"
 _RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
-# Terms of the media row that may say one thing, first one that is not empty counts. Audubon Core and EOL write
-# accessURI where GBIF's extension writes identifier, and UsageTerms and Owner for licence and rights holder.
+# Terms of the media row that may hold the same thing; the first one that is not empty counts. Audubon Core and EOL
+# write accessURI where GBIF's extension writes identifier, and UsageTerms and Owner for licence and rights holder.
 _URL = ("accessURI", "identifier")
 _LICENCE = ("license", "UsageTerms", "WebStatement", "rights")
 _RIGHTS_HOLDER = ("rightsHolder", "Owner")
@@ -54,7 +55,7 @@ _LISTED = "associatedMedia"  # of a record, in archives without a media file
 
 
 def check_source(source: Origin) -> None:
-    """See that the archive is one, describes media, and has the terms that the config names where it says so.
+    """Check that the archive is one, describes media, and has the terms that the config names.
 
     Raises: ConfigError.
     """
@@ -67,11 +68,11 @@ def check_source(source: Origin) -> None:
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
     """Hash of the zip, or of the described files of the folder."""
-    return [hash_file(path) for path in read_archive(_settings(source).path, source.where).paths()]
+    return [hash_file(path) for path in read_archive(given(source.dwca).path, source.where).paths()]
 
 
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every media row of the archive, filtered, and what fell out."""
+    """Every media row of the archive, filtered, and the rows that were dropped."""
     plan = _plan(source)
     with staging(scratch) as (sql, folder):
         for data, terms, name in plan.files:
@@ -95,23 +96,19 @@ class _Plan:
         core = archive.core
         named = [name for name in (*settings.caption, *settings.extra, *settings.where) if name != "licence"]
         self._check_terms(named, where)
-        self.media_terms = [
-            name
-            for name in dict.fromkeys(
-                [*_URL, *_LICENCE, *_RIGHTS_HOLDER, *_PAGE, "creator", "type", "format", *_of(named, "media.")]
-            )
-            if name in media.fields
-        ]
+        of_media = [name.removeprefix("media.") for name in named if name.startswith("media.")]
+        of_record = [name for name in named if not name.startswith("media.")]
+        wanted = [*_URL, *_LICENCE, *_RIGHTS_HOLDER, *_PAGE, "creator", "type", "format", *of_media]
+        self.media_terms = [name for name in dict.fromkeys(wanted) if name in media.fields]
         wanted = [*_RANKS, "species", "specificEpithet", "scientificName", "vernacularName", "references", "gbifID"]
-        self.core_terms = [name for name in dict.fromkeys([*wanted, *_of(named, "")]) if name in core.fields]
+        self.core_terms = [name for name in dict.fromkeys([*wanted, *of_record]) if name in core.fields]
         self.files = [(core, self.core_terms, "core"), (media, self.media_terms, "media")]
-        self.vernacular = archive.extension(_VERNACULAR_TYPE)
-        if self.vernacular is not None and "vernacularName" in self.vernacular.fields:
-            known: list[str] = ["vernacularName", "language", "isPreferredName"]
-            terms = [name for name in known if name in self.vernacular.fields]
+        names = archive.extension(_VERNACULAR_TYPE)
+        self.vernacular = names if names is not None and "vernacularName" in names.fields else None
+        if self.vernacular is not None:
+            wanted = ["vernacularName", "language", "isPreferredName"]
+            terms = [name for name in wanted if name in self.vernacular.fields]
             self.files.append((self.vernacular, terms, "vernacular"))
-        else:
-            self.vernacular = None
 
     def _check_terms(self, named: list[str], where: str) -> None:
         there = [*self.archive.core.fields, *(f"media.{name}" for name in self.media.fields)]
@@ -138,29 +135,26 @@ class _Plan:
         return f'c."{name}"' if name in self.core_terms else "NULL"
 
 
-def _of(named: list[str], prefix: str) -> list[str]:
-    if prefix:
-        return [name.removeprefix(prefix) for name in named if name.startswith(prefix)]
-    return [name for name in named if not name.startswith("media.")]
-
-
 def _plan(source: Origin) -> _Plan:
-    settings = _settings(source)
+    settings = given(source.dwca)
     archive = read_archive(settings.path, source.where)
     media = archive.extension(*_MEDIA_TYPES) or _listed_media(archive.core)
     if media is None:
         types = ", ".join(data.row_type for data in archive.extensions) or "none"
         raise ConfigError(
-            f"{source.where}: {settings.path} holds no media file (its extensions: {types}), and its core no {_LISTED}"
+            f"{source.where}: {settings.path} holds no media file (its extensions: {types}), "
+            f"and its records have no {_LISTED}"
         )
     plan = _Plan(archive, media, settings, source.where)
     if not any(name in media.fields for name in _URL):
-        raise ConfigError(f"{source.where}: {media.locations[0]} has neither identifier nor accessURI: no addresses")
+        raise ConfigError(
+            f"{source.where}: {media.locations[0]} has neither identifier nor accessURI, so it holds no addresses"
+        )
     return plan
 
 
 def _listed_media(core: DataFile) -> DataFile | None:
-    """The core taken for a media file: archives without one may list addresses in each record."""
+    """The core as a media file: archives without one may list addresses in each record."""
     if _LISTED not in core.fields:
         return None
     return replace(core, row_type=_LISTED, fields={"identifier": core.fields[_LISTED]})
@@ -182,8 +176,8 @@ def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, w
                 for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
                     staged.write(raw.numbers + start, _with_defaults(raw.rows, data, wanted))
                     if raw.malformed:
-                        told = [(start + number, f"{location}: {line}") for number, line in raw.malformed]
-                        yield make_batch({}, [], [Lost(number, "malformed_row", line) for number, line in told])
+                        numbered = [(start + number, line) for number, line in raw.malformed]
+                        yield make_batch({}, [], malformed_rows(numbered, location))
                     end = raw.end
             start += end
 
@@ -197,12 +191,12 @@ def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:
 def _wanted_columns(data: DataFile, terms: list[str], names: list[str]) -> dict[str, str | None]:
     """Column of each wanted term; None for one that has only a default.
 
-    Raises: ValueError when the description says of more columns than there are.
+    Raises: ValueError when the description names a column that is not there.
     """
     places: dict[str, int | None] = {"id": data.id_index, **{name: data.fields[name].index for name in terms}}
     beyond = [name for name, place in places.items() if place is not None and place >= len(names)]
     if beyond:
-        raise ValueError(f"{beyond[0]} should be column {places[beyond[0]]}, but rows have {len(names)}")
+        raise ValueError(f"{beyond[0]} should be column {places[beyond[0]]}, but rows have {len(names)} columns")
     return {name: names[place] if place is not None else None for name, place in places.items()}
 
 
@@ -223,7 +217,7 @@ def _with_defaults(rows: pa.Table, data: DataFile, wanted: dict[str, str | None]
 
 
 def _unfold(sql: Any) -> None:
-    """One row an address where a record lists several, each once."""
+    """Make one row of each address where a record lists several; the same address counts once."""
     sql.execute("ALTER VIEW media RENAME TO listed")
     marked = "regexp_replace(identifier, '[\\s|;,]+(https?://)', '\t\\1', 'g')"  # they separate only before an address
     each = f"unnest(list_distinct(string_split({marked}, '\t')))"
@@ -231,7 +225,7 @@ def _unfold(sql: Any) -> None:
 
 
 def _repeated(sql: Any) -> Iterator[Batch]:
-    """Of records that share an id the first counts, media of the id belong to it; the others are lost."""
+    """Of records that share an id the first counts, and the media of the id belong to it; the others are lost."""
     sql.execute(
         "CREATE TABLE again AS SELECT id, min(n) AS first FROM core WHERE id IS NOT NULL "
         "GROUP BY id HAVING count(*) > 1"
@@ -291,12 +285,12 @@ def _cases(sql: Any, plan: _Plan) -> list[Case]:
     cases = [Case("c.id IS NULL", "no_record", "m.id")]
     types = plan.settings.media_types
     if types:
-        told, form = plan.first(("type",)), plan.first(("format",))
-        kind = f"lower(regexp_extract({told}, '[^/#]*$'))"
-        unsaid = f"{told} IS NULL AND coalesce(lower({form}), 'image') LIKE 'image%'"
+        given_type, form = plan.first(("type",)), plan.first(("format",))
+        kind = f"lower(regexp_extract({given_type}, '[^/#]*$'))"
+        by_format = f"{given_type} IS NULL AND coalesce(lower({form}), 'image') LIKE 'image%'"
         listed = ", ".join(text(each.lower()) for each in types)
-        wanted = f"({kind} IN ({listed}) OR ({unsaid} AND 'stillimage' IN ({listed})))"
-        cases.append(Case(f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({told}, {form})"))
+        wanted = f"({kind} IN ({listed}) OR ({by_format} AND 'stillimage' IN ({listed})))"
+        cases.append(Case(f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({given_type}, {form})"))
     for name, allowed in plan.settings.where.items():
         if name == "licence":
             cases.append(licence_case(sql, plan.first(_LICENCE), "media m", allowed))
@@ -306,7 +300,7 @@ def _cases(sql: Any, plan: _Plan) -> list[Case]:
 
 
 def _pick_vernacular(sql: Any, plan: _Plan) -> None:
-    """One name a record: of the wanted languages in their order, preferred ones first, then the first in the file."""
+    """Choose one name a record: the first wanted language, of its names a preferred one, of those the first."""
     assert plan.vernacular is not None
     has = plan.vernacular.fields
     languages = ", ".join(text(each.lower()) for each in plan.settings.vernacular_languages)
@@ -318,8 +312,3 @@ def _pick_vernacular(sql: Any, plan: _Plan) -> None:
         f'CREATE TABLE names AS SELECT id, arg_min("vernacularName", ({place}, {preferred}, n)) AS name '
         f'FROM vernacular WHERE {place} IS NOT NULL AND "vernacularName" IS NOT NULL GROUP BY id'
     )
-
-
-def _settings(source: Origin) -> DwcaSettings:
-    assert source.dwca is not None
-    return source.dwca

@@ -1,8 +1,9 @@
 """The media manifest of the Encyclopedia of Life, and the names of its pages from a taxon table beside it.
 
-Reads the manifest's files with their own column names, and optionally the Dynamic Hierarchy's taxon.tab, joined on disk
-by page. The key of a picture is its address: EOL's content ids are not stable. Gives up with ConfigError when a file or
-column is missing. Source: https://opendata.eol.org (image list), https://zenodo.org (EOL Dynamic Hierarchy)
+Reads the manifest's files with their own column names, and optionally the Dynamic Hierarchy's taxon.tab; both are
+joined on disk by page. The key of a picture is its address, because EOL's content ids are not stable.
+Raises ConfigError when a file or column is missing.
+Source: https://opendata.eol.org (image list), https://zenodo.org (EOL Dynamic Hierarchy)
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.tables import TAXON_RANKS
 from pipeline.sources import table
-from pipeline.sources.joining import StagedTable, judged_rows, licence_case, staging, text, view_staged, where_case
+from pipeline.sources.joining import judged_rows, licence_case, stage_table, staging, text, where_case
 from pipeline.sources.lineage import make_lineages
-from pipeline.sources.rows import Batch, Lost, Scratch, make_batch
-from pipeline.sources.settings import ColumnMap, EolSettings, NestedTable, Origin
+from pipeline.sources.rows import Batch, Scratch
+from pipeline.sources.settings import EolSettings, NestedTable, Origin, TableFormat, given
 
 # Column of the manifest: its name in SQL here.
 _MANIFEST = {
@@ -28,15 +29,15 @@ _MANIFEST = {
     "Copyright Owner": "owner",
 }
 _TAXA = ("taxonID", "eolID", "parentNameUsageID", "taxonRank", "scientificName")
-_CANONICAL = "canonicalName"  # in newer releases: the name without its authors, which ranks are told by
+_CANONICAL = "canonicalName"  # in newer releases: the name without its authors, which stands for the rank
 
 
 def check_source(source: Origin) -> None:
-    """See that the manifest and the taxon table are there with their columns.
+    """Check that the manifest and the taxon table are there with their columns.
 
     Raises: ConfigError.
     """
-    settings = _settings(source)
+    settings = given(source.eol)
     for inner in _tables(source).values():
         table.check_source(inner)
     ranks = [name for name in settings.where if name != "licence"]
@@ -56,20 +57,17 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
 
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
     """Every row of the manifest, filtered."""
+    tables = _tables(source)
     with staging(scratch) as (sql, folder):
-        tables = _tables(source)
-        for name, inner in tables.items():
-            names = _MANIFEST if name == "manifest" else {column: column for column in table.mapped_columns(inner)}
-            with StagedTable(folder, name, list(names.values())) as staged:
-                yield from _stage(inner, staged, names)
-            view_staged(sql, staged)
+        yield from stage_table(sql, folder, "manifest", tables["manifest"], _MANIFEST)
         if "taxa" in tables:
+            yield from stage_table(sql, folder, "taxa", tables["taxa"])
             _make_pages(sql, _CANONICAL in table.mapped_columns(tables["taxa"]))
-        yield from _judged(sql, _settings(source))
+        yield from _judged(sql, given(source.eol))
 
 
 def _make_pages(sql: Any, canonical: bool) -> None:
-    """Ranks and name of each page; of several taxa that point to one the first counts."""
+    """Ranks and name of each page; of several taxa that point to one page the first counts."""
     name = f'coalesce(nullif("{_CANONICAL}", \'\'), "scientificName")' if canonical else '"scientificName"'
     sql.execute(
         'CREATE VIEW tree AS SELECT "taxonID" AS id, nullif("parentNameUsageID", \'\') AS parent, '
@@ -81,14 +79,6 @@ def _make_pages(sql: Any, canonical: bool) -> None:
         'FROM lineages l JOIN taxa t ON t."taxonID" = l.id '
         'WHERE t."eolID" <> \'\' QUALIFY row_number() OVER (PARTITION BY t."eolID" ORDER BY t.n) = 1'
     )
-
-
-def _stage(inner: Origin, staged: StagedTable, names: dict[str, str]) -> Iterator[Batch]:
-    for raw in table.read_batches(inner):
-        staged.write(raw.numbers, {name: raw.rows[column] for column, name in names.items()})
-        if raw.malformed:
-            told = [Lost(at, "malformed_row", f"{staged.name}: {line}") for at, line in raw.malformed]
-            yield make_batch({}, [], told)
 
 
 def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
@@ -117,27 +107,12 @@ def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
 
 
 def _tables(source: Origin) -> dict[str, NestedTable]:
-    settings = _settings(source)
-    found = {"manifest": _nested(source, settings.path, list(_MANIFEST), "auto")}
+    settings = given(source.eol)
+    found = {"manifest": NestedTable.of(source, settings.path, list(_MANIFEST))}
     if settings.taxa is not None:
-        kind = "tsv" if ".tab" in settings.taxa else "auto"
-        bare = _nested(source, settings.taxa, list(_TAXA), kind)
-        (file,) = table.list_files(bare)
-        more = [_CANONICAL] if _CANONICAL in table.read_columns(file, bare) else []
-        found["taxa"] = _nested(source, settings.taxa, [*_TAXA, *more], kind)
+        form: TableFormat = "tsv" if ".tab" in settings.taxa else "auto"
+        known = NestedTable.of(source, settings.taxa, _TAXA, form)
+        (file,) = table.list_files(known)
+        more = [_CANONICAL] if _CANONICAL in table.read_columns(file, known) else []
+        found["taxa"] = NestedTable.of(source, settings.taxa, [*_TAXA, *more], form)
     return found
-
-
-def _nested(source: Origin, path: str, columns: list[str], form: Any) -> NestedTable:
-    return NestedTable(
-        name=source.name,
-        said_as=source.where,
-        table=path,
-        format=form,
-        columns=ColumnMap(url=columns[0], caption=[], extra=columns[1:]),
-    )
-
-
-def _settings(source: Origin) -> EolSettings:
-    assert source.eol is not None
-    return source.eol

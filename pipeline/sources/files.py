@@ -1,8 +1,8 @@
 """Files of a source that are read in place: found in a fixed order, named relative to one root, read by locator.
 
-A locator is `NAME@OFFSET+LENGTH`, NAME relative to the source's root (so that a dataset may be moved) and offset 0
-for a whole file. Local paths and fsspec addresses. Gives up with ConfigError when nothing is there, and with
-BytesUnreadable (an outcome and what was seen) for one picture.
+A locator is `NAME@OFFSET+LENGTH`. NAME is relative to the source's root, so that a dataset may be moved; OFFSET is 0
+for a whole file. Paths are local or fsspec addresses. Raises ConfigError when no file is there, and BytesUnreadable
+(with an outcome and what was seen) for one picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_OPEN_FILES = 64
 
 
 class BytesUnreadable(Exception):  # noqa: N818
-    """The bytes of one picture cannot be had."""
+    """The bytes of one picture cannot be read."""
 
     def __init__(self, outcome: Outcome, detail: str) -> None:
         super().__init__(detail)
@@ -38,7 +38,7 @@ class BytesUnreadable(Exception):  # noqa: N818
 
 @contextmanager
 def reading(what: str, kind: str = "") -> Iterator[None]:
-    """Turn what a parser throws at a bad file into one line; a zip with a password is a RuntimeError.
+    """Turn the error of a parser at a bad file into one line; a zip with a password gives a RuntimeError.
 
     Raises: ConfigError that begins with `what`.
     """
@@ -79,7 +79,7 @@ def find_files(path: str, where: str, suffix: str) -> Found:
         missing = [name for name in found if not fs.exists(name)] if "{" in inner else []
         if missing:
             raise ConfigError(
-                f"{where}: {path}: {len(missing)} of {len(found)} files are not there, first {missing[0]}"
+                f"{where}: {path}: {len(missing)} of {len(found)} files are missing, the first is {missing[0]}"
             )
     elif fs.isdir(inner):
         root = inner
@@ -88,7 +88,7 @@ def find_files(path: str, where: str, suffix: str) -> Found:
         root = inner.rpartition("/")[0]
         found = [inner] if fs.exists(inner) else []
     if not found:
-        raise ConfigError(f"{where}: {path}: no {suffix} file there; give a file, a folder, a glob or a brace range")
+        raise ConfigError(f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range")
     prefix = len(root.rstrip("/")) + 1 if root else 0
     whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
     return Found(whole_root, [name[prefix:] for name in found])
@@ -108,7 +108,7 @@ def _walk(fs: Any, folder: str, prefix: int, above: tuple[str, ...]) -> Iterator
             continue
         if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(name)):
             real = str(Path(name).resolve()) if entry.get("islink") else f"{above[-1]}/{name.rpartition('/')[2]}"
-            if real not in above:  # a link to a folder that we are in would never end
+            if real not in above:  # a link to a folder above would never end
                 yield from _walk(fs, name, prefix, (*above, real))
         elif entry["type"] == "file":
             yield name[prefix:], int(entry["size"])
@@ -122,7 +122,7 @@ def make_locator(name: str, offset: int, length: int) -> str:
 def split_locator(locator: str) -> tuple[str, int, int]:
     """Name, offset and length of a locator.
 
-    Raises: ValueError for a text that is none.
+    Raises: ValueError for a text that is no locator.
     """
     found = _LOCATOR.fullmatch(locator)
     if found is None:
@@ -179,7 +179,7 @@ class LocalReader:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Brace ranges written out, as the shell does it."""
+    """Brace ranges written out, as the shell writes them."""
     found = _RANGE.search(pattern)
     if found is None:
         return [pattern]

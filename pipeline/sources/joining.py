@@ -1,6 +1,6 @@
-"""What the readers that join share: staging of wanted columns on disk, filters in SQL, candidates and lost rows out.
+"""What the readers that join tables share: wanted columns staged on disk, filters in SQL, candidates and lost rows out.
 
-DuckDB joins Parquet files in a private folder and spills, so memory does not grow with a source.
+DuckDB joins Parquet files in a private folder. It spills to disk, so memory does not grow with a source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch
+from pipeline.sources import table
+from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch, make_batch, malformed_rows
+from pipeline.sources.settings import Origin
 from pipeline.vocabulary.licences import LicenceSettings, normalise_licence
 
 _STAGED_GROUP_ROWS = 50_000
@@ -25,16 +27,16 @@ _STAGED_GROUP_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Case:
-    """A filter: SQL that is true for rows that fall to it, its reason, and SQL of what such a row had."""
+    """A filter: SQL that is true for the rows it drops, its reason, and SQL of the value that is written down."""
 
-    falls: str
+    drops: str
     reason: str
     value: str
 
 
 @contextmanager
 def staging(scratch: Scratch) -> Iterator[tuple[Any, str]]:
-    """A connection, and a private folder where it spills; both are gone afterwards."""
+    """A connection, and a private folder where it spills; both are removed afterwards."""
     with scratch() as sql:
         ((parent,),) = sql.execute("SELECT current_setting('temp_directory')").fetchall()
         Path(parent).mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,7 @@ def staging(scratch: Scratch) -> Iterator[tuple[Any, str]]:
 
 
 class StagedTable:
-    """A Parquet file in the making, `n` and columns of strings; many small batches become few row groups."""
+    """A Parquet file that is being written: `n`, the row number, and columns of strings, in few large row groups."""
 
     def __init__(self, folder: str, name: str, columns: Sequence[str]) -> None:
         self.name = name
@@ -60,7 +62,7 @@ class StagedTable:
         self._writer.close()
 
     def write(self, numbers: np.ndarray, columns: Mapping[str, Any]) -> None:
-        """Append rows; `numbers` are their places in the source."""
+        """Append rows; `numbers` are their row numbers in the source."""
         named = {"n": pa.array(numbers, pa.int64()), **columns}
         self._waiting.append(pa.table([named[name] for name in self.schema.names], schema=self.schema))
         if sum(rows.num_rows for rows in self._waiting) >= _STAGED_GROUP_ROWS:
@@ -72,21 +74,38 @@ class StagedTable:
             self._waiting = []
 
 
-def view_staged(sql: Any, table: StagedTable) -> None:
+def view_staged(sql: Any, staged: StagedTable) -> None:
     """Make a staged table known to SQL by its name."""
-    sql.execute(f"CREATE VIEW {table.name} AS SELECT * FROM {text(table.path)}")
+    sql.execute(f"CREATE VIEW {staged.name} AS SELECT * FROM {text(staged.path)}")
+
+
+def stage_table(
+    sql: Any, folder: str, name: str, source: Origin, names: Mapping[str, str] | None = None
+) -> Iterator[Batch]:
+    """Stage the mapped columns of a table as `name`; rows that cannot be read come back as lost.
+
+    `names` gives the name in SQL of each column; the columns keep theirs without it.
+    """
+    names = names or {column: column for column in table.mapped_columns(source)}
+    with StagedTable(folder, name, list(names.values())) as staged:
+        for raw in table.read_batches(source):
+            staged.write(raw.numbers, {known: raw.rows[column] for column, known in names.items()})
+            if raw.malformed:
+                yield make_batch({}, [], malformed_rows(raw.malformed, name))
+    view_staged(sql, staged)
 
 
 def judged_rows(
     sql: Any, columns: Mapping[str, str], origin: str, number: str, cases: Sequence[Case]
 ) -> Iterator[Batch]:
-    """Rows of a query in the columns of the contract; those that fall to a case end with its reason and value.
+    """Rows of a query in the columns of the contract; rows that a case drops end with its reason and value.
 
-    `columns` gives SQL by contract column, the others are null; `origin` is the FROM clause, `number` the row's place.
+    `columns` gives SQL for each contract column that there is. `origin` is the FROM clause, `number` the SQL of the row
+    number.
     """
     listed = ", ".join(f'({columns.get(name, "NULL")})::VARCHAR AS "{name}"' for name in ROWS.names)
-    reason = " ".join(f"WHEN {case.falls} THEN {text(case.reason)}" for case in cases)
-    value = " ".join(f"WHEN {case.falls} THEN ({case.value})::VARCHAR" for case in cases)
+    reason = " ".join(f"WHEN {case.drops} THEN {text(case.reason)}" for case in cases)
+    value = " ".join(f"WHEN {case.drops} THEN ({case.value})::VARCHAR" for case in cases)
     judged = f"CASE {reason} END AS reason, left(CASE {value} END, {MAX_VALUE_CHARS}) AS value"
     if not cases:
         judged = "NULL::VARCHAR AS reason, NULL::VARCHAR AS value"
@@ -100,7 +119,7 @@ def judged_rows(
 
 
 def lost_rows(sql: Any, query: str) -> Iterator[Batch]:
-    """Rows of a query with the columns of LOST."""
+    """Lost rows out of a query that has the columns of LOST."""
     for batch in sql.sql(query).to_arrow_reader(BATCH_ROWS):
         lost = pa.Table.from_batches([batch]).select(LOST.names).cast(LOST)
         yield Batch(ROWS.empty_table(), np.arange(0), lost)

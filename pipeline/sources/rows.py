@@ -1,15 +1,16 @@
 """What every reader gives to ingest: rows in the columns of the contract, and rows that ended in the reader.
 
-Pure: tables in, tables out. No row is lost in silence; what a reader leaves out stands in `lost` with a reason.
+Pure: tables in, tables out. No row disappears: a row that a reader leaves out stands in `lost`, with a reason.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,13 +37,15 @@ LOST = pa.schema(
 )
 PLAIN = tuple(name for name in CONTRACT_COLUMNS if name not in ("record_key", "url", "locator", "caption", "extra"))
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class Batch:
     """Rows of a source.
 
-    `rows` has the columns of ROWS; `numbers` int64 (rows,) holds the 0-based place of each in the source; `lost` has
-    the columns of LOST: rows that are not among `rows`, and why.
+    `rows` has the columns of ROWS. `numbers` int64 (rows,) holds the 0-based row number in the source of each. `lost`
+    has the columns of LOST: the rows that are not among `rows`, and why.
     """
 
     rows: pa.Table
@@ -62,39 +65,53 @@ class Lost:
 
 
 def make_batch(columns: Mapping[str, Any], numbers: Sequence[int] | np.ndarray, lost: Sequence[Lost] = ()) -> Batch:
-    """A batch of whatever columns there are; the others are null."""
+    """A batch with the columns that are given, the others null; values of lost rows are cut to 200 characters."""
     num_rows = len(numbers)
     rows = pa.table(
         [columns[name] if name in columns else pa.nulls(num_rows, pa.string()) for name in ROWS.names], ROWS.names
     ).cast(ROWS)
-    return Batch(rows, np.asarray(numbers, np.int64), lost_table(lost))
+    ended = {name: [getattr(row, name) for row in lost] for name in LOST.names}
+    ended["value"] = [value and value[:MAX_VALUE_CHARS] for value in ended["value"]]
+    return Batch(rows, np.asarray(numbers, np.int64), pa.table(ended, schema=LOST))
 
 
-def lost_table(lost: Sequence[Lost]) -> pa.Table:
-    """Rows with a reason as a table; long values are cut to 200 characters."""
-    if not lost:
-        return LOST.empty_table()
-    names = LOST.names
-    columns = {name: [getattr(row, name) for row in lost] for name in names}
-    columns["value"] = [value and value[:MAX_VALUE_CHARS] for value in columns["value"]]
-    return pa.table(columns, schema=LOST)
+def malformed_rows(malformed: Iterable[tuple[int, str]], file: str = "") -> list[Lost]:
+    """Rows that could not be read, given by number and text; `file` is named in front of the text."""
+    return [Lost(number, "malformed_row", f"{file}: {text}" if file else text) for number, text in malformed]
 
 
 def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
-    """Contract columns out of a table of strings, as the config maps them; what is not mapped is absent."""
+    """Contract columns out of a table of strings, as the config maps them; what is not mapped is left out."""
     found: dict[str, Any] = {
         name: rows[column] for name in (*PLAIN, "record_key") if (column := getattr(columns, name)) is not None
     }
     if columns.caption:
         found["caption"] = _caption(rows, columns.caption)
     if columns.extra:
-        found["extra"] = pa.array(extra_json(rows.select(columns.extra)), pa.string())
+        found["extra"] = pa.array([extra_json(row) for row in rows.select(columns.extra).to_pylist()], pa.string())
     return found
 
 
-def extra_json(rows: pa.Table) -> list[str]:
-    """One json object a row."""
-    return [json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows.to_pylist()]
+def extra_json(values: Mapping[str, str | None]) -> str:
+    """The json object of the column `extra`."""
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def as_text(value: Any) -> str | None:
+    """A value of a json object or of Parquet as text: strings and null as they are, the rest as json."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def check_unicode(values: Iterable[str | None]) -> None:
+    """Raises: ValueError for half a surrogate pair, which json can hold and UTF-8 cannot."""
+    "".join(value for value in values if value).encode()
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items, `size` at a time."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def _caption(rows: pa.Table, columns: str | list[str]) -> pa.ChunkedArray:

@@ -7,7 +7,8 @@ ConfigError through manifests.settings.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,7 +18,9 @@ from pipeline.vocabulary.licences import LicenceSettings
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 
+Given = TypeVar("Given")
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"]
 Terms = Annotated[list[str], Field(min_length=1)]
 
 
@@ -34,6 +37,12 @@ def _as_texts(where: Any) -> Any:
             LicenceSettings(allow=tuple(str(value) for value in listed))  # names the right spelling where it is not one
         found[term] = [str(value) for value in listed]
     return found
+
+
+def given(setting: Given | None) -> Given:
+    """A setting that is there, because the origin was checked to have it."""
+    assert setting is not None
+    return setting
 
 
 WhereTerms = Annotated[dict[str, Terms], BeforeValidator(_as_texts)]
@@ -110,7 +119,7 @@ class FolderSettings(Settings):
     folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
     suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="which files are pictures")
     table: str | None = Field(None, description="table of the pictures, relative to the folder or an address")
-    format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
+    format: TableFormat = "auto"
     columns: FileColumns | None = None
 
     @model_validator(mode="after")
@@ -193,7 +202,7 @@ class Origin(Settings):
 
     name: Name
     table: str | None = Field(None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob")
-    format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
+    format: TableFormat = "auto"
     columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
     dwca: DwcaSettings | None = None
     eol: EolSettings | None = None
@@ -260,14 +269,20 @@ class Origin(Settings):
 
 
 class NestedTable(Origin):
-    """A table that another origin is made of; messages name that one."""
+    """A table that is part of another origin; messages name that origin."""
 
-    said_as: str
+    owner: str
 
     @property
     def where(self) -> str:
-        """The origin it belongs to."""
-        return self.said_as
+        """How messages name the origin that the table belongs to."""
+        return self.owner
+
+    @classmethod
+    def of(cls, source: Origin, path: str, columns: Sequence[str], form: TableFormat = "auto") -> NestedTable:
+        """The table at `path`, of which `columns` are read."""
+        mapped = ColumnMap(url=columns[0], caption=[], extra=list(columns[1:]))
+        return cls(name=source.name, owner=source.where, table=path, format=form, columns=mapped)
 
 
 class SourceSettings(Origin):

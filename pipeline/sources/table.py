@@ -1,7 +1,7 @@
-"""Tables of URLs: parquet, csv, tsv, json and jsonl, one file, a folder or a glob, compressed or not, local or fsspec.
+"""Tables of URLs: parquet, csv, tsv, json and jsonl; one file, a folder or a glob; compressed or not, local or fsspec.
 
-Rows are streamed as Arrow batches of strings, so memory does not grow with the table. A row that cannot be
-read is given back as malformed, never dropped in silence. Gives up with ConfigError that names the file.
+Rows are streamed as Arrow batches of strings, so memory does not grow with the table. A row that cannot be read is
+given back as malformed. Raises ConfigError, which names the file, for a table that cannot be read at all.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import difflib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,22 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.sources.delimited import MAX_TOLD_CHARS, Dialect, RawBatch, read_delimited, read_header
+from pipeline.sources.delimited import MAX_SHOWN_CHARS, Dialect, RawBatch, read_delimited, read_header
 from pipeline.sources.files import reading
-from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, lost_table, make_batch, map_columns
-from pipeline.sources.settings import ColumnMap, Origin
+from pipeline.sources.rows import (
+    BATCH_ROWS,
+    Batch,
+    Scratch,
+    as_text,
+    check_unicode,
+    in_batches,
+    make_batch,
+    malformed_rows,
+    map_columns,
+)
+from pipeline.sources.settings import ColumnMap, Origin, given
 
-JSON_HEAD_ROWS = 10_000  # objects looked at for their keys: a key may be absent from most of them
+JSON_HEAD_ROWS = 10_000  # objects whose keys are looked at: a key may be missing from most of them
 _SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -45,7 +56,7 @@ def list_files(source: Origin) -> list[str]:
 
     Raises: ConfigError when there are none.
     """
-    path = _path(source)
+    path = given(source.table)
     fs, inner = storage.filesystem(path)
     if any(sign in path for sign in "*?["):
         found = sorted(fs.glob(inner))
@@ -69,21 +80,18 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
     """Every row of the table, its columns mapped; rows that cannot be read are `malformed_row`."""
     for raw in read_batches(source):
-        yield map_batch(raw, _columns(source))
+        yield map_batch(raw, given(source.columns))
 
 
 def map_batch(raw: RawBatch, columns: ColumnMap) -> Batch:
     """A raw batch in the columns of the contract."""
-    found = map_columns(raw.rows, columns) | {"url": raw.rows[columns.url]}
-    found.setdefault("record_key", raw.rows[columns.url])
-    batch = make_batch(found, raw.numbers)
-    return Batch(
-        batch.rows, batch.numbers, lost_table([Lost(number, "malformed_row", text) for number, text in raw.malformed])
-    )
+    url = raw.rows[columns.url]
+    found = {"record_key": url, "url": url} | map_columns(raw.rows, columns)
+    return make_batch(found, raw.numbers, malformed_rows(raw.malformed))
 
 
 def check_source(source: Origin) -> None:
-    """Open every file's head and see that the mapped columns are there.
+    """Open the head of every file, and check that the mapped columns are there.
 
     Raises: ConfigError for a missing or unreadable table and for a missing column, with the nearest one there is.
     """
@@ -101,7 +109,7 @@ def check_source(source: Origin) -> None:
 
 def mapped_columns(source: Origin) -> list[str]:
     """Columns of the table that the config maps, each once."""
-    return _columns(source).names()
+    return given(source.columns).names()
 
 
 def read_columns(file: str, source: Origin) -> list[str]:
@@ -111,27 +119,18 @@ def read_columns(file: str, source: Origin) -> list[str]:
     """
     kind = _known_format(file, source)
     with _reading(file, source):
+        if kind in ("json", "jsonl"):
+            return _json_keys(file, kind)
         if kind == "parquet":
             with _open(file, compressed=False) as stream:
-                return _each_once(list(pq.read_schema(stream).names), file, source)
-        if kind in ("json", "jsonl"):
-            return _json_columns(file, kind)
-        with _open(file) as stream:
-            return _each_once(read_header(stream, _DIALECTS[kind]), file, source)
-
-
-def _each_once(names: list[str], file: str, source: Origin) -> list[str]:
+                names = list(pq.read_schema(stream).names)
+        else:
+            with _open(file) as stream:
+                names = read_header(stream, _DIALECTS[kind])
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise ConfigError(f"{source.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
     return names
-
-
-def _json_columns(file: str, kind: str) -> list[str]:
-    with _open(file) as stream:
-        is_array = kind == "json" and _is_array(stream)
-    with _open(file) as stream:
-        return _keys_of(_items_of(stream) if is_array else _lines_of(stream))
 
 
 def read_batches(source: Origin) -> Iterator[RawBatch]:
@@ -142,7 +141,7 @@ def read_batches(source: Origin) -> Iterator[RawBatch]:
     first_row = 0
     for file in list_files(source):
         kind = _known_format(file, source)
-        reader = {"parquet": _read_parquet, "json": _read_json, "jsonl": _read_jsonl}.get(kind, _read_delimited)
+        reader = {"parquet": _read_parquet, "json": _read_json, "jsonl": _read_json}.get(kind, _read_delimited)
         end = first_row
         with _reading(file, source):
             for batch in reader(file, kind, mapped_columns(source)):
@@ -162,6 +161,12 @@ def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch
             first_row += rows.num_rows
 
 
+def _as_strings(column: pa.Array) -> pa.Array:
+    if pa.types.is_nested(column.type):
+        return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())
+
+
 def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
     dialect = _DIALECTS[kind]
     with _open(file) as stream:
@@ -170,145 +175,78 @@ def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBat
         yield from read_delimited(stream, names, columns, dialect, skip_rows=1)
 
 
+# ---- json
+
+
 def _read_json(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    """One array of objects, read object by object; what is no array is taken as one object a line."""
-    with _open(file) as stream:
-        if not _is_array(stream):
-            yield from _read_jsonl(file, kind, columns)
-            return
-    rows: list[list[str | None]] = []
-    numbers: list[int] = []
-    bad: list[tuple[int, str]] = []
-    with _open(file) as stream:
-        for number, value in enumerate(_items_of(stream)):
-            try:
-                rows.append(_row_of(value, columns))
-                numbers.append(number)
-            except ValueError:
-                bad.append((number, ascii(value)[:MAX_TOLD_CHARS]))
-            if len(rows) + len(bad) >= BATCH_ROWS:
-                yield _json_batch(rows, columns, numbers, bad)
-                rows, numbers, bad = [], [], []
-    if rows or bad:
-        yield _json_batch(rows, columns, numbers, bad)
-
-
-def _read_jsonl(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    with _open(file) as stream:
+    for items in in_batches(_json_items(file, kind), BATCH_ROWS):
         rows: list[list[str | None]] = []
         numbers: list[int] = []
-        bad: list[tuple[int, str]] = []
-        for number, line in enumerate(stream):
-            if not line.strip():
-                continue
+        malformed: list[tuple[int, str]] = []
+        for number, item in items:
             try:
-                rows.append(_json_row(line, columns))
-                numbers.append(number)
+                found = _object(item)
+                row = [as_text(found.get(name)) for name in columns]
+                check_unicode(row)
             except ValueError:
-                bad.append((number, line[:200].decode("utf-8", "replace").strip()))
-            if len(rows) + len(bad) >= BATCH_ROWS:
-                yield _json_batch(rows, columns, numbers, bad)
-                rows, numbers, bad = [], [], []
-        if rows or bad:
-            yield _json_batch(rows, columns, numbers, bad)
+                shown = (item if isinstance(item, bytes) else ascii(item).encode())[:MAX_SHOWN_CHARS]
+                malformed.append((number, shown.decode("utf-8", "replace").strip()))
+            else:
+                rows.append(row)
+                numbers.append(number)
+        table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
+        yield RawBatch(table, np.array(numbers, np.int64), malformed)
 
 
-def _json_batch(
-    rows: list[list[str | None]], columns: list[str], numbers: list[int], bad: list[tuple[int, str]]
-) -> RawBatch:
-    table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
-    return RawBatch(table, np.array(numbers, np.int64), bad)
+def _json_keys(file: str, kind: str) -> list[str]:
+    """Keys of the first objects. One broken line is counted later; a file of nothing else is no json.
 
-
-def _json_row(line: bytes, columns: list[str]) -> list[str | None]:
-    """Raises: ValueError for what is no object, or holds half a surrogate pair, which no UTF-8 can."""
-    return _row_of(json.loads(line), columns)
-
-
-def _row_of(value: Any, columns: list[str]) -> list[str | None]:
-    found = _object(value)
-    row = [_json_text(found.get(name)) for name in columns]
-    "".join(text for text in row if text).encode()
-    return row
-
-
-def _keys_of(values: Iterable[Any]) -> list[str]:
-    """Keys of the first objects; a ValueError among them stands for one that is none."""
+    Raises: ValueError.
+    """
     keys: dict[str, None] = {}
-    num_values = num_broken = 0
-    for _, value in zip(range(JSON_HEAD_ROWS), values, strict=False):
-        num_values += 1
+    error = ValueError("the file is empty")
+    readable = False
+    for _, item in islice(_json_items(file, kind), JSON_HEAD_ROWS):
         try:
-            keys.update(dict.fromkeys(_object(value)))
-        except ValueError as error:  # one broken line is counted later; nothing but broken lines is no jsonl
-            num_broken, last = num_broken + 1, error
-    if num_values == num_broken:
-        raise last if num_values else ValueError("the file is empty")
+            keys |= dict.fromkeys(_object(item))
+            readable = True
+        except ValueError as found:
+            error = found
+    if not readable:
+        raise error
     return list(keys)
 
 
-def _lines_of(stream: Iterable[bytes]) -> Iterator[Any]:
-    for line in stream:
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                yield error
+def _json_items(file: str, kind: str) -> Iterator[tuple[int, Any]]:
+    """Number and value of each item of an array; where there is no array, number and bytes of each line.
 
-
-def _items_of(stream: Any) -> Iterator[Any]:
-    """The values of one json array, one by one.
-
-    Raises: ValueError where the text is no json.
+    Raises: ValueError where an array is no json.
     """
     import ijson  # its backend loads a C library
 
-    try:
-        yield from ijson.items(_WithoutMark(stream), "item", use_float=True)
-    except ijson.JSONError as error:
-        raise ValueError(str(error)) from None
+    with _open(file) as stream:
+        head = stream.read(4096)
+    mark = codecs.BOM_UTF8 if head.startswith(codecs.BOM_UTF8) else b""
+    is_array = kind == "json" and head.removeprefix(mark).lstrip().startswith(b"[")
+    with _open(file) as stream:
+        stream.read(len(mark))
+        if not is_array:
+            yield from ((number, line) for number, line in enumerate(stream) if line.strip())
+            return
+        try:
+            yield from enumerate(ijson.items(stream, "item", use_float=True))
+        except ijson.JSONError as error:
+            raise ValueError(str(error)) from None
 
 
-class _WithoutMark:
-    """A stream without the byte order mark in front."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._head: bytes | None = stream.read(3).removeprefix(codecs.BOM_UTF8)
-
-    def read(self, num_bytes: int) -> bytes:
-        """The next bytes, none at the end; the first three as they are."""
-        if self._head and num_bytes:
-            head, self._head = self._head, None
-            return head
-        content: bytes = self._stream.read(num_bytes)
-        return content
-
-
-def _is_array(stream: Any) -> bool:
-    return bool(stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[")
-
-
-def _json_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if isinstance(value, ValueError):
-        raise value
+def _object(item: Any) -> dict[str, Any]:
+    value = json.loads(item) if isinstance(item, bytes) else item
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
-def _as_strings(column: pa.Array) -> pa.Array:
-    if pa.types.is_string(column.type):
-        return column
-    if pa.types.is_nested(column.type):
-        return pa.array([_json_text(value) for value in column.to_pylist()], pa.string())
-    return column.cast(pa.string())
+# ---- files
 
 
 def _format_of(file: str, source: Origin) -> str | None:
@@ -353,13 +291,3 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
 
 def _reading(file: str, source: Origin) -> AbstractContextManager[None]:
     return reading(f"{source.where}: {file}", f"as {_format_of(file, source)}")
-
-
-def _path(source: Origin) -> str:
-    assert source.table is not None
-    return source.table
-
-
-def _columns(source: Origin) -> ColumnMap:
-    assert source.columns is not None
-    return source.columns

@@ -1,9 +1,9 @@
 """Names resolved against a taxonomic backbone that the user supplies: synonyms to accepted names, ranks, vernaculars.
 
-Reads a GBIF backbone or Catalogue of Life archive (Darwin Core, a zip or an unpacked folder) through DuckDB, out of
-core, and scientific names; writes one row a name with its provenance: as given, matched how, accepted as. Downloads
-nothing. A name that fits several accepted taxa is left as it was given and called ambiguous; holes in the backbone's
-ranks stay holes. Gives up with ConfigError when the archive has no taxon table or lacks its columns.
+Reads scientific names, and a GBIF backbone or Catalogue of Life archive (Darwin Core, a zip or an unpacked folder)
+through DuckDB, which spills to disk. Writes one row a name: as given, how it matched, what is accepted. Downloads
+nothing. A name that fits several accepted taxa stays as given and is called ambiguous; holes in the backbone's ranks
+stay holes. Raises ConfigError when the archive has no taxon table or the table lacks columns.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName"
 
 
 class BackboneSettings(Settings):
-    """A taxonomic backbone that names are resolved against, supplied by the user; nothing is downloaded."""
+    """A taxonomic backbone that the user supplies, against which names are resolved; nothing is downloaded."""
 
     path: str = Field(description="GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder")
     languages: tuple[str, ...] = Field(
-        ("en", "eng"), min_length=1, description="of vernacular names, as the archive writes them; most wanted first"
+        ("en", "eng"),
+        min_length=1,
+        description="languages of vernacular names, as the archive writes them; the most wanted first",
     )
 
     def identity(self) -> dict[str, Any]:
@@ -46,15 +48,13 @@ class BackboneSettings(Settings):
 def check_backbone(settings: BackboneSettings | None) -> None:
     """Make sure that the backbone can be read, before any work.
 
-    Raises: ConfigError when it is not there, holds no taxon table, or that lacks its columns.
+    Raises: ConfigError when it is missing, holds no taxon table, or that table lacks columns.
     """
     if settings is None:
         return
-    backbone = Path(backbone_files(settings)[0])
-    taxa, _ = _list_tables(Path(settings.path).expanduser())
-    assert taxa is not None
+    backbone, taxa, _ = _find_tables(settings)
     with contextlib.ExitStack() as stack:
-        if taxa.is_file():
+        if backbone.is_dir():
             stream: Any = stack.enter_context(taxa.open("rb"))
         else:
             archive = stack.enter_context(zipfile.ZipFile(backbone))
@@ -66,19 +66,38 @@ def check_backbone(settings: BackboneSettings | None) -> None:
 def backbone_files(settings: BackboneSettings) -> list[str]:
     """The files whose content is the backbone: the zip itself, or the tables in the folder.
 
-    Raises: ConfigError when it is not there or holds no taxon table.
+    Raises: ConfigError when it is missing or holds no taxon table.
+    """
+    backbone, *tables = _find_tables(settings)
+    return [str(path) for path in tables if path] if backbone.is_dir() else [str(backbone)]
+
+
+def _find_tables(settings: BackboneSettings) -> tuple[Path, Path, Path | None]:
+    """The backbone, its taxon table and its vernacular table; of a zip, the names of the tables inside it.
+
+    Raises: ConfigError when there is no backbone, or no taxon table in it.
     """
     backbone = Path(settings.path).expanduser()
     if not backbone.exists():
-        raise ConfigError(f"caption.backbone.path: {backbone} is not there; download a backbone archive and name it")
-    taxa, vernaculars = _list_tables(backbone)
-    if taxa is None:
-        raise ConfigError(f"{backbone}: holds no Taxon.tsv; give a GBIF backbone or Catalogue of Life archive")
-    return [str(backbone)] if backbone.is_file() else [str(path) for path in (taxa, vernaculars) if path]
+        raise ConfigError(f"caption.backbone.path: {backbone} is missing; download a backbone archive and name it")
+    if backbone.is_dir():
+        members = sorted(file for file in backbone.rglob("*") if file.is_file())
+    elif zipfile.is_zipfile(backbone):
+        with zipfile.ZipFile(backbone) as archive:
+            members = [Path(member) for member in archive.namelist()]
+    else:
+        raise ConfigError(f"{backbone} is neither a folder nor a zip; give a Darwin Core archive of a backbone")
+    found: dict[str, Path] = {}
+    for member in members:
+        if member.suffix.lower() in {".tsv", ".txt"}:
+            found.setdefault(member.stem.lower(), member)
+    if "taxon" not in found:
+        raise ConfigError(f"{backbone} holds no Taxon.tsv; give a GBIF backbone or Catalogue of Life archive")
+    return backbone, found["taxon"], found.get("vernacularname")
 
 
 def names_to_resolve(candidates: pa.Table) -> pa.Table:
-    """Columns `name` and `kingdom` of each row: the scientific name, or else genus and species; null without both."""
+    """Columns `name` and `kingdom` of each row; the name is the scientific name, else genus and species, else null."""
     given, genus, species, kingdom = (
         _without_blanks(candidates[f"taxon_{column}"]) for column in ("scientific_name", "genus", "species", "kingdom")
     )
@@ -93,15 +112,18 @@ def _without_blanks(column: pa.ChunkedArray) -> pa.Array:
 
 
 def resolve_names(names: pa.Table, settings: BackboneSettings, scratch: str, memory_gb: float = 2.0) -> pa.Table:
-    """Look up distinct names (columns `name` and `kingdom`, which may be null) in a backbone; schema NAMES.
+    """Look up distinct names (columns `name` and `kingdom`, which may be null) in a backbone; gives schema NAMES.
 
-    `scratch` is a folder for unpacked tables and for what does not fit into `memory_gb`.
+    `scratch` is a folder for unpacked tables, and for data that does not fit into `memory_gb`.
 
     Raises: ConfigError when the archive cannot be read.
     """
-    backbone_files(settings)
+    backbone, taxa, vernaculars = _find_tables(settings)
     with tempfile.TemporaryDirectory(dir=scratch) as folder, duckdb.connect() as connection:
-        taxa, vernaculars = _find_tables(Path(settings.path).expanduser(), Path(folder))
+        if not backbone.is_dir():
+            with zipfile.ZipFile(backbone) as archive:
+                taxa = Path(archive.extract(taxa.as_posix(), folder))
+                vernaculars = vernaculars and Path(archive.extract(vernaculars.as_posix(), folder))
         connection.execute("SET temp_directory = ?", [folder])
         connection.execute("SET memory_limit = ?", [f"{max(256, int(memory_gb * 1000))}MB"])
         _read_taxa(connection, taxa)
@@ -114,9 +136,9 @@ def resolve_names(names: pa.Table, settings: BackboneSettings, scratch: str, mem
 
 
 def apply_names(candidates: pa.Table, resolved: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """(candidates with the accepted name and ranks of their taxon, provenance row for row).
+    """Candidates with the accepted name and ranks of their taxon, and the provenance of each row.
 
-    Unresolved rows are untouched. Ranks that the backbone leaves empty keep what the source gave, except genus and
+    Unresolved rows stay as they are. Ranks that the backbone leaves empty keep what the source gave, except genus and
     species, which follow the accepted name. A vernacular name that the source gave is kept. The provenance columns are
     taxon_given, taxon_matched and taxon_id of CAPTIONS.
     """
@@ -124,28 +146,23 @@ def apply_names(candidates: pa.Table, resolved: pa.Table) -> tuple[pa.Table, pa.
     needed = resolved.filter(pc.is_in(resolved["name"], pc.unique(wanted["name"])))
     by_name = {(row["name"], row["kingdom_given"]): row for row in needed.to_pylist()}
     pairs = zip(wanted["name"].to_pylist(), wanted["kingdom"].to_pylist(), strict=True)
-    matches = [by_name.get(pair) for pair in pairs]
+    matched = pa.Table.from_pylist([by_name.get(pair, {}) for pair in pairs], schema=NAMES)
     provenance = pa.table(
         {
             "taxon_given": wanted["name"],
-            "taxon_matched": pa.array([row and row["matched_how"] for row in matches], pa.string()),
-            "taxon_id": pa.array([row and row["accepted_id"] for row in matches], pa.string()),
+            "taxon_matched": matched["matched_how"],
+            "taxon_id": matched["accepted_id"],
         }
     )
-    rows = [row if row and row["accepted_name"] else None for row in matches]
-    found = pa.array([row is not None for row in rows], pa.bool_())
+    found = pc.is_valid(matched["accepted_name"])
     for rank in TAXON_RANKS:
-        column = f"taxon_{rank}"
-        fresh = pa.array([row[rank] if row else None for row in rows], pa.string())
-        if rank not in {"genus", "species"}:
-            fresh = pc.coalesce(fresh, candidates[column].combine_chunks())
-        candidates = _put(candidates, column, pc.if_else(found, fresh, candidates[column].combine_chunks()))
-    accepted = pa.array([row["accepted_name"] if row else None for row in rows], pa.string())
-    vernacular = pa.array([row["vernacular"] if row else None for row in rows], pa.string())
-    names = candidates["taxon_scientific_name"].combine_chunks()
-    candidates = _put(candidates, "taxon_scientific_name", pc.if_else(found, accepted, names))
-    given = _without_blanks(candidates["taxon_vernacular_name"])
-    return _put(candidates, "taxon_vernacular_name", pc.coalesce(given, vernacular)), provenance
+        given = candidates[f"taxon_{rank}"]
+        fresh = matched[rank] if rank in {"genus", "species"} else pc.coalesce(matched[rank], given)
+        candidates = _put(candidates, f"taxon_{rank}", pc.if_else(found, fresh, given))
+    name = pc.coalesce(matched["accepted_name"], candidates["taxon_scientific_name"])
+    candidates = _put(candidates, "taxon_scientific_name", name)
+    vernacular = pc.coalesce(_without_blanks(candidates["taxon_vernacular_name"]), matched["vernacular"])
+    return _put(candidates, "taxon_vernacular_name", vernacular), provenance
 
 
 def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
@@ -153,60 +170,25 @@ def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
 
 
 def name_key(name: str) -> str:
-    """What names are matched by: the canonical name, lower case, without hybrid signs and rank marks."""
+    """The key that names are matched by: the canonical name in lower case, without hybrid signs and rank marks."""
     return " ".join(re.sub(_MARKS, " ", name.lower()).split())
 
 
 def _with_keys(names: pa.Table) -> pa.Table:
-    given = (
-        names.select(["name", "kingdom"]).filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
-    )
-    keys: list[tuple[str | None, str | None]] = []
+    """The distinct names, each with the keys of the whole name and of its species; null where it has none."""
+    given = names.filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
+    full_keys: list[str | None] = []
+    species_keys: list[str | None] = []
     for name in given["name"].to_pylist():
         parsed = parse_name(name)
         virus = parsed.formula if parsed.rank == "virus" else ""
         usable = virus or (parsed.genus and not parsed.formula and not parsed.uncertain)
-        full = virus or " ".join(part for part in (parsed.genus, parsed.species, parsed.infraspecific) if part)
         named = usable and not (parsed.qualifier and not parsed.species)
-        keys.append(
-            (name_key(full) if named else None, name_key(parsed.binomial) if named and parsed.infraspecific else None)
-        )
-    return pa.table(
-        {
-            "name": given["name"],
-            "kingdom": given["kingdom"],
-            "full_key": pa.array([full for full, _ in keys], pa.string()),
-            "species_key": pa.array([species for _, species in keys], pa.string()),
-        }
-    )
-
-
-def _list_tables(backbone: Path) -> tuple[Path | None, Path | None]:
-    """The taxon and the vernacular table of a folder or zip; of a zip their names inside it."""
-    if backbone.is_dir():
-        members = sorted(file for file in backbone.rglob("*") if file.is_file())
-    elif zipfile.is_zipfile(backbone):
-        with zipfile.ZipFile(backbone) as archive:
-            members = [Path(member) for member in archive.namelist()]
-    else:
-        raise ConfigError(f"{backbone}: neither a folder nor a zip; give a Darwin Core archive of a backbone")
-    found: dict[str, Path] = {}
-    for member in members:
-        if member.suffix.lower() in {".tsv", ".txt"}:
-            found.setdefault(member.stem.lower(), member)
-    return found.get("taxon"), found.get("vernacularname")
-
-
-def _find_tables(backbone: Path, folder: Path) -> tuple[Path, Path | None]:
-    """Paths of the taxon table and of the vernacular table, unpacked into `folder` when the archive is a zip."""
-    taxa, vernaculars = _list_tables(backbone)
-    assert taxa is not None, "backbone_files has seen it"
-    if backbone.is_dir():
-        return taxa, vernaculars
-    with zipfile.ZipFile(backbone) as archive:
-        unpacked = [Path(archive.extract(str(member), folder)) if member else None for member in (taxa, vernaculars)]
-    assert unpacked[0] is not None
-    return unpacked[0], unpacked[1]
+        full = virus or " ".join(part for part in (parsed.genus, parsed.species, parsed.infraspecific) if part)
+        full_keys.append(name_key(full) if named else None)
+        species_keys.append(name_key(parsed.binomial) if named and parsed.infraspecific else None)
+    keys = {"full_key": pa.array(full_keys, pa.string()), "species_key": pa.array(species_keys, pa.string())}
+    return pa.table({"name": given["name"], "kingdom": given["kingdom"], **keys})
 
 
 def _open_tsv(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> dict[str, str]:
@@ -227,7 +209,7 @@ def _check_terms(file: str, held: dict[str, str]) -> None:
     missing = [term for term in ("taxonID", "scientificName", "taxonomicStatus") if term not in held]
     if missing:
         raise ConfigError(
-            f"{file}: lacks the columns {', '.join(missing)}; give a GBIF backbone or Catalogue of Life archive "
+            f"{file} lacks the columns {', '.join(missing)}; give a GBIF backbone or Catalogue of Life archive "
             "as it was downloaded"
         )
 
@@ -240,7 +222,7 @@ def _read_taxa(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
         for term in _TERMS
     )
     connection.execute(f"CREATE TEMP VIEW raw_taxon AS SELECT {columns} FROM taxon_file")
-    # Without canonicalName (Catalogue of Life) the authors are cut off the end of scientificName.
+    # Catalogue of Life has no canonicalName: there the authors are cut off the end of scientificName.
     connection.execute(
         """CREATE TEMP TABLE taxon AS
         SELECT *, trim(regexp_replace(regexp_replace(lower(canonical), ?, ' ', 'g'), '\\s+', ' ', 'g')) AS key
@@ -260,7 +242,7 @@ def _read_vernaculars(connection: duckdb.DuckDBPyConnection, file: Path | None, 
     held = _open_tsv(connection, file, "vernacular_file")
     if not {"taxonID", "vernacularName", "language"} <= held.keys():
         return
-    # One name a taxon: the language most wanted, then the name most sources agree on, then the alphabet.
+    # One name a taxon: of the most wanted language, then the one that most sources agree on, then by the alphabet.
     connection.execute(
         f"""INSERT INTO vernacular
         SELECT id, first(name ORDER BY place, votes DESC, name)
@@ -273,7 +255,7 @@ def _read_vernaculars(connection: duckdb.DuckDBPyConnection, file: Path | None, 
 
 
 def _match(connection: duckdb.DuckDBPyConnection) -> None:
-    """Table `matched`: the best fitting taxon of each name, or none. Same kingdom first, then accepted names."""
+    """Make the table `matched`: the best fitting taxon of each name. The same kingdom wins, then an accepted name."""
     connection.execute(
         """CREATE TEMP TABLE fitting AS
         SELECT w.name, w.kingdom, t."taxonID" AS matched_id, t."taxonomicStatus" AS status,
@@ -300,7 +282,7 @@ def _match(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _climb(connection: duckdb.DuckDBPyConnection) -> None:
-    """Table `lineage`: the ranks of each accepted taxon, from its own columns or from its parents."""
+    """Make the table `lineage`: the ranks of each accepted taxon, from its own columns or from its parents."""
     ranks = ", ".join(
         f"""coalesce(max(CASE WHEN c.depth = 0 THEN t."{rank}" END),
                      min_by(t.canonical, c.depth) FILTER (WHERE lower(t."taxonRank") = '{rank}')) AS "{rank}\""""

@@ -1,8 +1,8 @@
 """Licences in all their spellings to short ids, and the policy over them.
 
-Reads licence names and addresses as sources give them; writes SPDX-like ids. An id names what was stated and
-no more: "CC BY" without a version is `CC-BY`. What cannot be read is `unknown`, a class of its own that no
-policy allows unless it is named; a name and an address that contradict each other are `conflicting`.
+Licence names and addresses as sources give them in, SPDX-like ids out. An id says what was stated and no more: "CC BY"
+without a version is `CC-BY`. What cannot be read is `unknown`; a name and an address that contradict each other are
+`conflicting`. No policy allows these two unless it names them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CC_WORDS = (
                 r"|\bcompartilha[\s-]?igual|\bpartage (?:des conditions initiales )?(?:à l['’]identique|dans les mêmes)"
                 r"|\bcondividi allo stesso modo|\bgelijk[\s-]?delen|\bna tych samych warunkach"), "sa"),
 )  # fmt: skip
-# What a restriction in a language not listed above may look like: then nothing is claimed.
+# What a restriction may look like in a language that is not listed above: then no licence is claimed.
 _PERHAPS_RESTRICTED = re.compile(r"komm?er|comm?er|deriv|modif|bearbeit|utilis|personal use|educational")
 _CC_URL = re.compile(
     r"creativecommons\.org/licen[sc]es?/(?P<parts>[a-z+-]+)(?:/(?P<version>\d(?:\.\d)?))?", re.IGNORECASE
@@ -66,14 +66,12 @@ _GNU = re.compile(
 _GNU_URL = re.compile(
     r"gnu\.org/(?:licenses|copyleft)/(?:old-licenses/)?(?P<family>agpl|lgpl|gpl|fdl)(?:-(?P<version>\d(?:\.\d)?))?"
 )
-_GNU_NAMES = {
-    "agpl": "AGPL",
-    "lgpl": "LGPL",
-    "gpl": "GPL",
-    "gfdl": "GFDL",
-    "fdl": "GFDL",
-}
-# Pattern on the lowered text, and the id it stands for; the first that is found answers.
+# A part of the family's name, and the family; the first that fits counts.
+_GNU_FAMILIES = (
+    ("agpl", "AGPL"), ("affero", "AGPL"), ("lgpl", "LGPL"), ("lesser", "LGPL"), ("library", "LGPL"),
+    ("fdl", "GFDL"), ("documentation", "GFDL"), ("", "GPL"),
+)  # fmt: skip
+# Pattern on the lower-case text, and the id it stands for; the first that is found counts.
 _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), licence)
     for pattern, licence in (
@@ -115,9 +113,9 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
          ALL_RIGHTS_RESERVED),
     )
 )  # fmt: skip
-_DASHES = re.compile("[\u2010-\u2015\u2212]")  # CC BY‑NC with a dash that is no hyphen
+_DASHES = re.compile("[\u2010-\u2015\u2212]")  # as in CC BY‑NC, where the dash is no hyphen
 _PER_FILE = re.compile(r"\bper (?:file|image|photo|picture|item)\b|\bdepending\b")
-_NOT_OF_THIS_FILE = re.compile(r"\bmostly\b|\bnot listed\b|\bper \S+ author\b")  # says nothing of this picture
+_NOT_OF_THIS_FILE = re.compile(r"\bmostly\b|\bnot listed\b|\bper \S+ author\b")  # states no licence of this picture
 _NOTICE = re.compile(r"^(?:©|\(c\)|copyright\b)(?!.*reserved)")
 _NO_LICENCE = frozenset({"", "unknown", "none", "null", "nan", "unspecified", "unsupported", "n/a", "na", "other", "-"})
 
@@ -125,8 +123,8 @@ _NO_LICENCE = frozenset({"", "unknown", "none", "null", "nan", "unspecified", "u
 def normalise_licence(text: str | None, url: str | None = None) -> str:
     """Id of the licence that a name, an address, or both state.
 
-    Two licences offered as a choice give `A OR B`, two that hold together `A AND B`. Where name and address
-    agree, the more exact one answers; where they contradict each other the answer is `conflicting`.
+    Two licences offered as a choice give `A OR B`, two that hold together `A AND B`. Where name and address agree, the
+    more exact one counts; where they contradict each other the id is `conflicting`.
     """
     return _normalise_pair((text or "").strip(), (url or "").strip())
 
@@ -148,7 +146,7 @@ def _normalise_pair(text: str, url: str) -> str:
 
 
 def _refines(exact: str, loose: str) -> bool:
-    """True when `exact` says all that `loose` says: CC-BY-4.0 beside CC-BY, PDM-1.0 beside public domain."""
+    """True when `exact` says all that `loose` says and more: CC-BY-4.0 and CC-BY, PDM-1.0 and public domain."""
     if re.fullmatch(re.escape(loose) + r"-\d[\d.]*(?:-or-later)?", exact):
         return True
     return loose == PUBLIC_DOMAIN and exact in {"CC0-1.0", "PDM-1.0", "CC-PDDC", "PDDL-1.0"}
@@ -166,13 +164,13 @@ def _read_one(given: str) -> str:
     whole = _read_single(lowered)
     if _contradicts_itself(whole, lowered):
         return CONFLICTING
-    # "A/B per file" offers no choice: nobody knows which holds for this file, so both must be allowed.
+    # "A/B per file" is no choice: it is not known which of them holds for this file, so both must be allowed.
     choice = " AND " if _PER_FILE.search(lowered) else " OR "
     for splitter, joiner in ((_SPLIT_AND, " AND "), (_SPLIT_OR, choice)):
         parts = [part for part in splitter.split(lowered) if part]
         if len(parts) < 2:
             continue
-        # A copyright notice beside a licence ("© Smith, CC BY 4.0") is usual and takes nothing back.
+        # A copyright notice beside a licence ("© Smith, CC BY 4.0") is usual and restricts nothing.
         found = {_read_single(part.strip(" .()")) for part in parts if not _NOTICE.match(part)}
         known = sorted(found - {UNKNOWN})
         if len(known) > 1:
@@ -181,7 +179,7 @@ def _read_one(given: str) -> str:
 
 
 def _contradicts_itself(licence: str, lowered: str) -> bool:
-    """True for "public domain, non-commercial use only", "all rights reserved, CC BY"."""
+    """True for texts like "public domain, non-commercial use only" and "all rights reserved, CC BY"."""
     if licence.startswith("CC-BY"):
         return "all rights reserved" in lowered
     free = licence not in {UNKNOWN, ALL_RIGHTS_RESERVED} and not licence.startswith("CC-")
@@ -204,7 +202,7 @@ def _read_cc_address(lowered: str) -> str | None:
 
 
 def _read_named_first(lowered: str) -> str | None:
-    """CC0 and the public domain mark, before their words are taken for other CC licences."""
+    """CC0 and the public domain mark; they are read first, because their words look like other CC licences."""
     return next((licence for pattern, licence in _NAMED[:3] if pattern.search(lowered)), None)
 
 
@@ -212,7 +210,7 @@ def _read_cc_short(lowered: str) -> str | None:
     match = _CC_SHORT.search(lowered)
     if match:
         version = match["version"] or _first_version(lowered)
-        # what stands behind may only restrict: CC BY (NC), CC BY 4.0 non-commercial
+        # words behind it can only add restrictions: CC BY (NC), CC BY 4.0 non-commercial
         later = _CC_LATER_PART.findall(lowered, match.end("parts")) + _cc_words(lowered)
         return _cc_id(re.findall(r"by|nc|nd|sa", match["parts"]) + later, version)
     bare = _BARE_SHORT.match(lowered)
@@ -236,17 +234,12 @@ def _read_gnu(lowered: str) -> str | None:
     match = _GNU_URL.search(lowered) or _GNU.search(lowered)
     if not match:
         return None
-    family = match["family"]
-    if family not in _GNU_NAMES:
-        family = (
-            "agpl" if "affero" in family else "gfdl" if "documentation" in family
-            else "lgpl" if "lesser" in family or "library" in family else "gpl"
-        )  # fmt: skip
+    family = next(name for part, name in _GNU_FAMILIES if part in match["family"])
     version = match["version"]
     if version and "." not in version:
         version += ".0"
     later = "-or-later" if version and match.groupdict().get("later") else ""
-    return f"{_GNU_NAMES[family]}{f'-{version}' if version else ''}{later}"
+    return f"{family}{f'-{version}' if version else ''}{later}"
 
 
 def _read_named(lowered: str) -> str | None:
@@ -271,9 +264,9 @@ def _first_version(lowered: str) -> str | None:
 class LicenceSettings(Settings):
     """Which licences may go into a release.
 
-    `allow` and `deny` hold ids or families: `CC-BY` covers every version of it and nothing else of Creative
-    Commons, `CC-BY-4.0` only that one. An empty `allow` allows every *known* licence that is not denied;
-    `unknown` and `conflicting` pass only when `allow` names them. `deny` wins.
+    `allow` and `deny` hold ids or families: `CC-BY` covers every version of CC BY and no other licence of Creative
+    Commons, `CC-BY-4.0` only that version. An empty `allow` allows every *known* licence that is not denied; `unknown`
+    and `conflicting` are allowed only when `allow` names them. `deny` wins.
     """
 
     allow: tuple[str, ...] = ()
@@ -317,13 +310,13 @@ def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:
     allowed = pa.array([settings.allows(value) for value in ids.dictionary.to_pylist()], pa.bool_())
     keep = pc.fill_null(allowed.take(ids.indices), settings.allows(None))
     nothing = pa.scalar(None, pa.string())
-    said = f"allow {', '.join(settings.allow) or 'every known one'}; deny {', '.join(settings.deny) or 'none'}"
+    policy = f"allow {', '.join(settings.allow) or 'every known one'}; deny {', '.join(settings.deny) or 'none'}"
     return pa.table(
         {
             "sample_id": table["sample_id"],
             "keep": keep,
             "reason": pc.if_else(keep, nothing, "licence"),
             "value": pc.if_else(keep, nothing, pc.fill_null(table["licence_id"].combine_chunks(), UNKNOWN)),
-            "threshold": pc.if_else(keep, nothing, said),
+            "threshold": pc.if_else(keep, nothing, policy),
         }
     )

@@ -1,7 +1,7 @@
 """Scientific names read into their parts: authorship, infraspecific marks, hybrids, cultivars, doubts.
 
-Pure: a text in, a `Name` out. What is not certain (cf., aff., ?) is not stated, what is no name gives an empty one,
-and nothing is invented.
+Pure: a text in, a `Name` out. A part that the text doubts (cf., aff., ?) is left out, a text that is no name gives an
+empty one, and nothing is invented.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNCERTAIN = {"cf": "cf.", "aff": "aff.", "nr": "nr.", "near": "nr.", "?": "?", 
 _UNNAMED = {"sp": "sp.", "spp": "spp.", "spec": "sp.", "species": "sp.", "indet": "indet.", "ined": "ined.",
             "hybrid": "hybrid", "hybr": "hybrid", "hyb": "hybrid"}  # fmt: skip
 _AGGREGATES = frozenset({"agg", "aggr", "coll", "complex", "group"})
-# Small words that stand in authorships, and what sequence archives write, so that they are not taken for an epithet.
+# Small words of authorships, and words of sequence archives, that must not be taken for an epithet.
 _AUTHOR_WORDS = frozenset({
     "ex", "et", "in", "and", "y", "e", "de", "da", "do", "dos", "du", "des", "del", "della",
     "di", "la", "le", "les", "van", "von", "vom", "vander", "den", "der", "ter", "ten", "zu", "zur",
@@ -43,7 +43,7 @@ _INFRAGENERIC = re.compile(r"\s(?:subg|subgen|sect|subsect|ser|subser)\.\s+[A-Z]
 _SENSE = re.compile(
     r"\s+(?:s\.\s?l(?:at)?\.?|s\.\s?s(?:tr)?\.?|sensu\s+(?:lato|stricto)|sens\.\s?lat\.?|incertae sedis)(?=\s|$).*$"
 )
-# Names of viruses have no parts to read, but for the two-part ones (Orthopoxvirus variola) and genera (Rotavirus).
+# Names of viruses have no parts, except two-part names (Orthopoxvirus variola) and genera (Rotavirus).
 _VIRUS = re.compile(r"\s[\w-]*(?:virus|viroid|virophage|phage|satellite)(?=\W|$)")
 _LOOSE_SIGNS = re.compile(r"\(\s*\)|^[×+](?!\S)|(?<!\S)[×+]$")
 _NOT_A_NAME = re.compile(
@@ -65,7 +65,7 @@ class Name:
     """A scientific name in its parts; every part may be empty.
 
     `hybrid` is genus (×Cuprocyparis), species (Mentha × piperita), formula (Salix alba × S. fragilis) or graft (+).
-    Formulas, and names of viruses, stand whole in `formula`.
+    `formula` holds the whole of a formula, and the whole name of a virus.
     """
 
     genus: str = ""  # or the one name of a higher taxon
@@ -74,19 +74,19 @@ class Name:
     infraspecific: str = ""
     cultivar: str = ""
     hybrid: str = ""
-    qualifier: str = ""  # cf., aff., sp. ...: what the determiner was not sure of
+    qualifier: str = ""  # cf., aff., sp. ...: what the person who named it was not sure of
     authorship: str = ""
     rank: str = ""  # of the lowest part that is certain; empty when nothing was read
     formula: str = ""  # the whole formula of a hybrid with authors removed, or the whole name of a virus
 
     @property
     def binomial(self) -> str:
-        """Genus and species, or empty when there is no certain species."""
+        """Genus and species; empty when no species is certain."""
         return f"{self.genus} {self.species}" if self.species and not self.uncertain else ""
 
     @property
     def uncertain(self) -> bool:
-        """True when the species was compared with, not determined (cf., aff., ?)."""
+        """True when the species was only compared with this one, not determined (cf., aff., ?)."""
         return self.qualifier in set(_UNCERTAIN.values())
 
     @property
@@ -112,7 +112,7 @@ EMPTY_NAME = Name()
 
 @lru_cache(maxsize=262144)
 def parse_name(given: str | None) -> Name:
-    """Read one scientific name; what is no name (a BOLD number, "unidentified") gives an empty one."""
+    """Read one scientific name; a text that is no name (a BOLD number, "unidentified") gives an empty one."""
     text = tidy_name(given or "")
     if not text or is_no_name(text):
         return EMPTY_NAME
@@ -140,7 +140,7 @@ def parse_name(given: str | None) -> Name:
 
 
 def is_no_name(text: str) -> bool:
-    """True for what sources write for want of a name: unidentified, a BOLD number, n/a."""
+    """True for what sources write when there is no name: unidentified, a BOLD number, n/a."""
     return bool(_NOT_A_NAME.match(text))
 
 
@@ -168,7 +168,7 @@ def tidy_name(given: str) -> str:
 
 
 def _lower_capitals(text: str) -> str:
-    """IRIS TECTORUM as Iris tectorum; capitals behind the epithet may be authors and stay."""
+    """IRIS TECTORUM becomes Iris tectorum; capitals behind the epithet may be authors, so they stay."""
     words = text.split()
     if len(words) < 2 or not all(word.isupper() and word.isalpha() and len(word) > 2 for word in words[:2]):
         return text
@@ -201,7 +201,7 @@ def _read_genus(token: str) -> str:
 
 
 def _read_formula(genus: str, tokens: list[str]) -> Name | None:
-    """Two parents with a hybrid or graft sign between them; None when this is no formula."""
+    """A name of two parents with a hybrid or graft sign between them; None when this is no formula."""
     for place in range(1, len(tokens) - 1):
         if tokens[place] not in {"×", "x", "X", "+"}:
             continue
@@ -269,7 +269,7 @@ def _is_epithet(token: str) -> bool:
 
 
 def _read_infraspecific(rest: list[str], start: int) -> tuple[str, str, int]:
-    """The last infraspecific mark with its name after `start`, and where the authorship begins."""
+    """The last infraspecific mark behind `start` and its name, and the place where the authorship begins."""
     mark = infra = ""
     authors_from = start
     i = start

@@ -1,8 +1,8 @@
 """The known ranks of a taxon, and the text types it gives.
 
-Reads the taxon columns of candidates; writes the known ranks and a map of text types (BioCLIP's ten, the canonical
-name, and DALIP's sentence). Holes in the ranks stay holes and never cost a species; nothing is invented: only genus
-and species are taken from the scientific name where their columns are empty, since the name states them.
+Taxon columns of candidates in, known ranks and a map of text types out (BioCLIP's ten, the canonical name, and DALIP's
+sentence). A hole in the ranks stays a hole, and no species is lost to it. Nothing is invented: only genus and species
+are taken from the scientific name where their columns are empty, because the name states them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TextType = Literal[
 ]
 TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
 
-# File name of each text type inside a shard, after the key.
+# File name of each text type inside a shard, behind the key.
 # Source: TreeOfLife-10M card, imageomics/TreeOfLife-10M; canonical and sentence are ours.
 MEMBER_NAMES = {
     "scientific": "scientific_name.txt",
@@ -45,8 +45,8 @@ MEMBER_NAMES = {
 def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vernacular: str | None) -> dict[str, str]:
     """Text types of one taxon; empty when nothing is known of it.
 
-    `ranks` are the seven columns kingdom to species, any of them empty; `species` may hold the epithet or the
-    whole binomial. Without a vernacular name `common` is the scientific name, or the taxonomic one without that.
+    `ranks` are the seven columns kingdom to species, any of them empty; `species` may hold the epithet or the whole
+    binomial. Without a vernacular name `common` is the scientific name, and without that one the taxonomic name.
     Source: the text types of Stevens et al. 2024 (BioCLIP, arXiv:2311.18803).
     """
     name = parse_name(scientific_name)
@@ -87,7 +87,7 @@ def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vern
 
 
 def _fill_from_name(held: list[str], name: Name) -> list[str]:
-    """Genus and species completed from the name and from each other; `species` ends as the epithet."""
+    """Complete genus and species from the name and from each other; species becomes the epithet alone."""
     in_species = parse_name(held[6]) if " " in held[6] else EMPTY_NAME
     if in_species.species and not in_species.uncertain:
         held[5] = held[5] or in_species.genus
@@ -104,7 +104,7 @@ def _fill_from_name(held: list[str], name: Name) -> list[str]:
 
 
 def _canonical_text(name: Name, scientific: str) -> str:
-    """The name with its infraspecific part and cultivar, where the given name agrees with the columns."""
+    """The name with its infraspecific part and cultivar, where the name agrees with the rank columns."""
     if name.uncertain or not name.genus or (name.qualifier and not name.species):
         return scientific
     return name.canonical if name.canonical.startswith(scientific) or name.formula else scientific
@@ -120,7 +120,7 @@ def _first_vernacular(given: str | None) -> str:
 
 
 def known_ranks(ranks: tuple[str | None, ...], scientific_name: str | None) -> dict[str, str]:
-    """Rank to name as the texts use them; holes are left out, and `species` is the binomial."""
+    """Rank to name, as the texts use them; holes are left out, and `species` is the binomial."""
     held = _fill_from_name([tidy_name(rank or "") for rank in ranks], parse_name(scientific_name))
     if held[5] and held[6]:
         held[6] = f"{held[5]} {held[6]}"

@@ -22,7 +22,7 @@ SETTINGS = CaptionSettings.model_validate(
     {
         "measure": {"language": False},
         "rules": [
-            {"domains": ["plant"], "preset": "plant", "max_host_repeats": 2},
+            {"domains": ["plant"], "preset": "plant", "max_repeats": 3},
             {"preset": "general", "min_words": 2, "max_repeats": 2, "min_side_px": 100},
         ],
     }

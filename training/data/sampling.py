@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.draws import largest_remainders, splitmix64
 from manifests.errors import ConfigError
 
 Rows = NDArray[np.int64]
@@ -24,28 +25,17 @@ _MASK = (1 << 64) - 1
 
 
 def mix_seed(*numbers: int) -> int:
-    """One well-mixed 64-bit seed out of several integers.
-
-    Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied after each number.
-    """
+    """One well-mixed 64-bit seed out of several integers, which are mixed in one after the other."""
     state = 0
     for number in numbers:
-        state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
+        state = splitmix64(state + (number & _MASK))
     return state
 
 
 def allocate(total: int, weights: Sequence[float]) -> list[int]:
     """Split `total` into whole numbers in the proportion of `weights` (largest remainder, ties to the first)."""
     scale = total / sum(weights)
-    exact = [weight * scale for weight in weights]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
+    return largest_remainders([weight * scale for weight in weights], total)
 
 
 def shuffle_within(num_items: int, window: int, rng: np.random.Generator) -> Rows:

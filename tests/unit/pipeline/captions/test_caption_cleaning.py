@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.captions.clean import STEPS as CHANGES
-from pipeline.captions.clean import clean_captions, clean_one
+from pipeline.captions.clean import clean_captions
 from pipeline.captions.settings import STEPS
 
 CASES = [
@@ -63,6 +63,10 @@ CASES = [
     ("whitespace", "- A red rose ()", "A red rose"),
     ("whitespace", "He said “hello” twice", "He said “hello” twice"),
 ]
+
+
+def clean_one(text: str, steps: tuple[str, ...]) -> str:
+    return clean_captions(pa.array([text], pa.string()), steps)[0][0].as_py()
 
 
 @pytest.mark.parametrize(("step", "given_text", "wanted"), CASES)

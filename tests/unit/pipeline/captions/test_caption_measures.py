@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from manifests.tables import CAPTIONS
-from pipeline.captions.measure import count_repeats, measure_captions, text_keys
+from pipeline.captions.measure import measure_captions, text_keys
 from pipeline.captions.settings import CaptionSettings, MeasureSettings
 
 QUICK = CaptionSettings(measure=MeasureSettings(language=False))
@@ -154,14 +154,6 @@ def test_keys_are_blind_to_case_and_punctuation() -> None:
     assert keys[3] is None
     assert keys[4] is None
     assert len({keys[0], keys[2], keys[5], keys[6]}) == 4
-
-
-def test_repeats_are_counted_over_the_corpus_and_a_host(make_candidates) -> None:
-    captions = ["gramastar", "Gramastar", "a rose", "gramastar.", None]
-    measured = measure_captions(make_candidates([{"caption": caption} for caption in captions]), QUICK)
-    counted = count_repeats(measured, pa.array(["a", "a", "a", "b", "a"]))
-    assert counted["num_same_text"].to_pylist() == [3, 3, 1, 3, None]
-    assert counted["num_same_text_host"].to_pylist() == [2, 2, 1, 1, None]
 
 
 def test_order_and_partitioning_change_nothing(make_candidates) -> None:

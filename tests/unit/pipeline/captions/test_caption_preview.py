@@ -9,7 +9,7 @@ from pipeline.captions.preview import describe_preview, preview_captions
 from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.captions.settings import CaptionSettings
 
-NULLS = {"num_same_text_host": pa.int64(), "width_px": pa.int32(), "height_px": pa.int32(), "pixel_std": pa.float32()}
+NULLS = {"width_px": pa.int32(), "height_px": pa.int32(), "pixel_std": pa.float32()}
 CONFIG = {
     "measure": {"language": False},
     "rules": [
@@ -64,7 +64,7 @@ def test_a_rule_alone_drops_at_least_what_it_drops_in_its_turn(make_candidates) 
 def test_rules_over_pictures_nobody_has_seen_are_listed(make_candidates) -> None:
     report, _, _ = report_of(make_candidates)
     assert report["not_judged"] == ["min_side_px"]
-    assert "(not judged: not known yet)" in "\n".join(describe_preview(report))
+    assert "(not judged: nothing is known yet)" in "\n".join(describe_preview(report))
     seen, _, _ = report_of(make_candidates, sizes=[50, 500])
     assert seen["not_judged"] == []
     assert next(rule for rule in seen["rules"] if rule["rule"] == "min_side_px")["num_alone"] == 5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from manifests.errors import ConfigError, RunError
-from pipeline.matching import degenerate_hashes, distinct_pairs, expand_pairs, hamming_pairs
+from pipeline.matching import distinct_pairs, expand_pairs, hamming_pairs
 from pipeline.matching.search import find_pairs
 
 
@@ -217,14 +217,6 @@ def test_expanding_distinct_pairs_is_hamming_pairs():
     rng = np.random.default_rng(4)
     hashes = rng.choice(clusters(rng, 600, 2), 2000)
     assert expand_pairs(distinct_pairs(hashes, 3)).equals(hamming_pairs(hashes, 3))
-
-
-def test_degenerate_hashes_are_listed_by_count():
-    hashes = np.array([7, 7, 7, 1, 2, 2, 2, 9, 9], np.uint64)
-    assert degenerate_hashes(hashes, 2).to_pydict() == {"hash": [2, 7, 9], "count": [3, 3, 2]}
-    assert degenerate_hashes(hashes, 4).num_rows == 0
-    with pytest.raises(ConfigError, match="at least 1"):
-        degenerate_hashes(hashes, 0)
 
 
 _GROWTH = """

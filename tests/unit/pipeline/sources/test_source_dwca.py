@@ -318,17 +318,20 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     files = gbif_files(OCCURRENCES, MEDIA)
     no_media = meta_xml(describe("core", f"{DWC}Occurrence", "occurrence.txt", [f"{GBIF}gbifID"], "id"))
     cases: list[tuple[dict[str, str | bytes], str]] = [
-        ({"0012345.csv": "gbifID\n"}, r"has no meta\.xml: no Darwin Core Archive"),
-        ({**files, "meta.xml": "<archive"}, r"meta\.xml is no XML"),
+        ({"0012345.csv": "gbifID\n"}, r"has no meta\.xml, so it is no Darwin Core Archive"),
+        ({**files, "meta.xml": "<archive"}, r"meta\.xml is not valid XML"),
         ({**files, "meta.xml": "<archive/>"}, "describes no core"),
         ({**files, "meta.xml": no_media}, r"holds no media file \(its extensions: none\)"),
         ({k: v for k, v in files.items() if k != "occurrence.txt"}, r"does not hold occurrence\.txt, which its meta"),
         ({k: v for k, v in files.items() if k != "multimedia.txt"}, "holds no media file"),
-        ({**files, "meta.xml": files["meta.xml"].replace(f"{DC}identifier", f"{DC}other")}, "no addresses"),
-        ({**files, "meta.xml": files["meta.xml"].replace('"UTF-8"', '"UTF-9"', 1)}, "no XML: unknown encoding"),
+        ({**files, "meta.xml": files["meta.xml"].replace(f"{DC}identifier", f"{DC}other")}, "so it holds no addresses"),
+        ({**files, "meta.xml": files["meta.xml"].replace('"UTF-8"', '"UTF-9"', 1)}, "not valid XML: unknown encoding"),
         ({**files, "meta.xml": files["meta.xml"].replace('"UTF-8" f', '"UTF-9" f', 1)}, "no such encoding: UTF-9"),
-        ({**files, "meta.xml": files["meta.xml"].replace(r"\t", "||", 1)}, "separated by one byte"),
-        ({**files, "meta.xml": files["meta.xml"].replace('index="3"', 'index="x"', 1)}, "'x' is no number"),
+        (
+            {**files, "meta.xml": files["meta.xml"].replace(r"\t", "||", 1)},
+            "must be separated by one byte and enclosed by at most one, not '\\|\\|' and",
+        ),
+        ({**files, "meta.xml": files["meta.xml"].replace('index="3"', 'index="x"', 1)}, "'x' is not a whole number"),
     ]
     for number, (content, says) in enumerate(cases):
         with pytest.raises(ConfigError, match=says):

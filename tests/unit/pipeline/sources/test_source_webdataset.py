@@ -195,9 +195,9 @@ def test_shards_by_folder_glob_and_brace_range(tmp_path: Path) -> None:
     ranged = find_files(f"{tmp_path}/sub/s-{{009..011}}.tar", "here", ".tar")
     assert ranged.names == numbered[9:]
     assert ranged.path(ranged.names[0]) == f"{tmp_path}/sub/s-009.tar"
-    with pytest.raises(ConfigError, match=r"2 of 4 files are not there, first .*s-012"):
+    with pytest.raises(ConfigError, match=r"2 of 4 files are missing, the first is .*s-012"):
         find_files(f"{tmp_path}/sub/s-{{010..013}}.tar", "here", ".tar")
-    with pytest.raises(ConfigError, match=r"no \.tar file there"):
+    with pytest.raises(ConfigError, match=r"no \.tar file is there"):
         find_files(f"{tmp_path}/none-*.tar", "here", ".tar")
 
 
@@ -213,11 +213,14 @@ def test_the_digest_covers_tar_and_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
-    [(gzip.compress(b"tar"), "is compressed; unpack it"), (b"no tar at all" * 50, "is no tar file")],
+    ("content", "seen"),
+    [(gzip.compress(b"tar"), "truncated header"), (b"no tar at all" * 50, "invalid header|bad checksum")],
 )
-def test_what_is_no_tar_is_refused_before_work(tmp_path: Path, content: bytes, says: str) -> None:
+def test_what_is_no_tar_is_refused_before_work(tmp_path: Path, content: bytes, seen: str) -> None:
     (tmp_path / "a.tar").write_bytes(content)
+    says = (
+        rf"sources\.old: .*a\.tar is no tar file that can be read in place \(({seen})\); if it is compressed, unpack it"
+    )
     with pytest.raises(ConfigError, match=says):
         check_source(source(tmp_path / "a.tar"))
 

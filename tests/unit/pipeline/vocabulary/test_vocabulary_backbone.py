@@ -155,7 +155,7 @@ def test_what_is_no_backbone_is_refused_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             check_backbone(BackboneSettings(path=str(path)))
 
-    refused(tmp_path / "gone.zip", r"gone\.zip is not there; download a backbone archive")
+    refused(tmp_path / "gone.zip", r"gone\.zip is missing; download a backbone archive")
     refused(tmp_path, r"holds no Taxon\.tsv")
     (tmp_path / "Taxon.tsv").write_text("a\tb\n1\t2\n")
     refused(tmp_path, "lacks the columns taxonID, scientificName, taxonomicStatus")
