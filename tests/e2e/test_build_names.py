@@ -54,7 +54,7 @@ def test_a_synonym_takes_the_accepted_name_and_explain_says_how(named: Path) -> 
     assert "accepted as Armeniaca vulgaris, 7" in told
     assert "kingdom Plantae, order Rosales, family Rosaceae, genus Armeniaca" in told
     (other,) = rows(work, "SELECT sample_id FROM captions WHERE taxon_matched = 'none' ORDER BY 1 LIMIT 1")
-    assert "as given, left so: none in the backbone" in run_plantmix("explain", work, other[0]).stdout
+    assert "kept as given: none in the backbone" in run_plantmix("explain", work, other[0]).stdout
 
 
 def test_a_family_is_capped_and_status_shows_head_and_tail(named: Path) -> None:
