@@ -9,7 +9,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from pipeline.config import BuildConfig, read_config, recipe_of
+from pipeline.config import BuildConfig, read_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -125,10 +125,3 @@ def test_execution_never_enters_a_recipe() -> None:
         for folder in ("/data", "s3://bucket/lists")
     )
     assert release_recipe(here) == release_recipe(there)
-
-
-def test_recipe_of_knows_its_fields() -> None:
-    given = config().sources[0]
-    assert "table" not in recipe_of(given, without=("table",))
-    with pytest.raises(ConfigError, match="SourceSettings has no field tabel"):
-        recipe_of(given, without=("tabel",))
