@@ -1,5 +1,6 @@
 # make demo    real pictures in, a sealed release and a trained model out
 # make test    the tests             make check   lint, types, import directions
+# make test-numerics                 the tests of numbers again, as another processor would round them
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
 #
 # Every target sets up .venv first when pyproject.toml or constraints.txt changed. pip obeys its own settings
@@ -12,11 +13,15 @@ BIN := $(VENV)/bin
 # in the order they are found, since the slow ones (e2e, integration) come first and none must be left for the end.
 PYTEST_ARGS ?=
 PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# What computes with floats through BLAS or torch, and takes less than 2 minutes: `make test-numerics` runs it twice.
+NUMERIC_TESTS := tests/unit/pipeline/planning tests/unit/pipeline/quotas tests/unit/pipeline/matching \
+  tests/unit/pipeline/scoring tests/unit/training/model tests/unit/training/evaluation/test_metrics.py \
+  tests/integration/test_semantic_duplicates.py tests/property/test_planning_property.py
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench setup clean distclean constraints
+.PHONY: help demo test test-numerics check bench setup clean distclean constraints
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -41,6 +46,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+test-numerics: $(STAMP)
+	$(BIN)/python .ci/other_rounding.py $(PYTEST_WORKERS) -m 'not slow' $(PYTEST_ARGS) $(NUMERIC_TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""The catalogue: which parts exist, which stage versions are sealed, what lies where.
+"""The catalogue: which parts exist, which stage versions are sealed, where everything lies.
 
-One DuckDB file in the work folder. While one process writes, no other can open it (DuckDB 2.0), so only
-the driver does, and at every commit it leaves a small `status.json` beside it for `plantmix status`.
-The only module that opens DuckDB for writing. Readers take manifests/reader.py.
+It is one DuckDB file in the work folder. While one process writes it, no other can open it (DuckDB 2.0). So only the
+driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. No other module opens
+DuckDB for writing; readers use manifests/reader.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STATUS_FILE = "status.json"
 
 
 class Catalog:
-    """The driver's handle, open for writing; use as a context manager."""
+    """The driver's handle, open for writing. Use it as a context manager."""
 
     def __init__(self, connection: Any, workdir: str) -> None:
         self._connection = connection
@@ -59,7 +59,7 @@ class Catalog:
     # ---- inputs
 
     def input_sha256(self, path: str) -> str:
-        """Hash of an input file's content; read again only when its size or time changed."""
+        """Hash of the content of an input file. The file is read again only when its size or time changed."""
         fs, inner = storage.filesystem(path)
         info = fs.info(inner)
         num_bytes, changed = int(info["size"]), _changed_ns(info)
@@ -88,7 +88,7 @@ class Catalog:
     # ---- stages
 
     def find_current(self, stage: str) -> str | None:
-        """Fingerprint of the version of a stage that the last build used, sealed or not; None when there is none."""
+        """Fingerprint of the version of a stage that the last build used, sealed or not; or None."""
         rows = self._connection.execute("SELECT fingerprint FROM current_stages WHERE stage = ?", [stage]).fetchall()
         return str(rows[0][0]) if rows else None
 
@@ -141,7 +141,7 @@ class Catalog:
             )
 
     def forget_current(self, stages: Iterable[str]) -> None:
-        """Take stages out of the current view: what lies after a changed stage is stale until it is done again."""
+        """Take stages out of the current view: those after a changed stage are stale until they are done again."""
         with self._transaction():
             for stage in stages:
                 self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
@@ -166,7 +166,7 @@ class Catalog:
         return [found[key] for key in wanted.column("part_key").to_pylist()]
 
     def parts_like(self, stage: str, step: str, reuse_key: str) -> list[PartRecord]:
-        """Every committed part of any stage version that was made by the same recipe, oldest first."""
+        """Every committed part that was made by the same recipe, whatever the stage version, oldest first."""
         wanted = self._connection.sql(
             "SELECT part_key FROM parts WHERE stage = ? AND step = ? AND reuse_key = ? ORDER BY committed_at, part_key",
             params=[stage, step, reuse_key],
@@ -175,7 +175,7 @@ class Catalog:
         return [found[key] for key in wanted.column("part_key").to_pylist()]
 
     def find_files(self, table: str) -> list[str]:
-        """Paths, relative to the work folder, of every committed file of a table, of all builds, oldest first."""
+        """Paths, relative to the work folder, of every file of a table that any build committed, oldest first."""
         rows = self._connection.execute(
             "SELECT f.path FROM files f JOIN parts p USING (part_key) WHERE f.table_name = ? "
             "ORDER BY p.committed_at, f.path",
@@ -214,7 +214,7 @@ class Catalog:
             )
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
-        """State which committed parts a step of a stage version stands on; links of an earlier plan end."""
+        """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
         with self._transaction():
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
@@ -224,9 +224,9 @@ class Catalog:
                 )
 
     def drop_lost_parts(self) -> dict[str, int]:
-        """Un-commit parts whose files are gone and unseal what stood on them; returns lost parts by stage.
+        """Un-commit parts whose files are gone, and unseal what used them. Returns the number of lost parts by stage.
 
-        All versions of all stages count: a build that goes back to an older configuration stands on them again.
+        Looks at all versions of all stages: a build that goes back to an older configuration uses them again.
 
         Raises: IntegrityError when a file has another size than its record.
         """
@@ -324,7 +324,7 @@ class Catalog:
     # ---- status
 
     def publish_status(self, extra: Mapping[str, Any]) -> None:
-        """Leave the snapshot that `plantmix status` reads while this process holds the catalogue."""
+        """Write the snapshot that `plantmix status` reads while this process holds the catalogue."""
         rows = self._connection.execute(
             "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
             "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
@@ -413,7 +413,7 @@ def locked(path: str, error: Exception) -> Exception:
     if "set lock on file" in text:
         return RunError(
             f"{path}: another process is writing this catalogue (a build is running here); "
-            "`plantmix status` works meanwhile, everything else after it ends"
+            "`plantmix status` works meanwhile; everything else works when the build has ended"
         )
     return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}")
 
@@ -431,7 +431,7 @@ def _file_size(path: str) -> int | None:
 
 
 def _changed_ns(info: Mapping[str, Any]) -> int:
-    """When a file last changed, by whatever name its file system tells it; 0 when it does not."""
+    """When a file last changed, under whichever name its file system gives it; 0 where it gives none."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""How one URL ended: the closed list that the fetch stage writes and `retry`, `status` and `explain` read."""
+"""How one URL ended: the closed list that the fetch stage writes, and that `retry`, `status` and `explain` read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """One value a candidate; the detail (an errno, a header, a size) stands beside it in the fact table."""
+    """One value for each candidate. The detail (an errno, a header, a size) stands beside it in the table of facts."""
 
     OK = "ok"
-    # passing: another try on another day may succeed
+    # passing: another try, on another day, may succeed
     DNS_FAILURE = "dns_failure"
     CONNECT_FAILED = "connect_failed"
     CONNECT_TIMEOUT = "connect_timeout"
@@ -22,7 +22,7 @@ class Outcome(StrEnum):
     HOST_UNAVAILABLE = "host_unavailable"
     FILE_MISSING = "file_missing"
     FILE_UNREADABLE = "file_unreadable"
-    # final: asking again is useless, or rude
+    # final: never asked for again, since the answer would be the same or the owner has said no
     FILE_CHANGED = "file_changed"
     INVALID_URL = "invalid_url"
     REFUSED_TARGET = "refused_target"
@@ -45,7 +45,7 @@ class Outcome(StrEnum):
 
     @property
     def passing(self) -> bool:
-        """True for a fault that may be gone tomorrow: what `plantmix retry` takes up again."""
+        """True for a fault that may be gone tomorrow: `plantmix retry` asks for these again."""
         return self in PASSING
 
 

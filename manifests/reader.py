@@ -1,7 +1,7 @@
-"""Read a work folder: the catalogue's tables and views over the per-sample Parquet parts, and the snapshot.
+"""Read a work folder: the catalogue's tables, views over the Parquet parts, and the snapshot of a running build.
 
-Never writes. `open_reader` gives an in-memory DuckDB connection, so paths stay relative to the folder and it
-can be moved; `read_status` works while a build holds the catalogue.
+Never writes. `open_reader` gives an in-memory DuckDB connection, so a work folder can be moved. `read_status` works
+while a build holds the catalogue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "fetched": (
         "fetch",
         tables.FETCHED,
-        "One row a candidate, address and round of fetching: all that was ever tried.",
+        "One row for each candidate, address and round of fetching: all that was ever tried.",
     ),
     "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
     "evaluation": (
@@ -33,18 +33,22 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         tables.EVALUATION,
         "One row an image of an evaluation set: its hashes, or why it has none.",
     ),
-    "semantic_pairs": ("dedup", tables.SEMANTIC_PAIRS, "Pictures that an embedding calls the same (dedup.semantic)."),
+    "semantic_pairs": ("dedup", tables.SEMANTIC_PAIRS, "Pictures whose embeddings are close (dedup.semantic)."),
     "leaks": ("dedup", tables.LEAKS, "One row a fetched image and evaluation set it shows: how it was matched."),
     "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
     "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),
-    "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule it fell to, if any."),
+    "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule that dropped it."),
     "scores": ("score", tables.SCORES, "What each configured scorer says of an image and its text."),
     "score_verdicts": (
         "score",
         tables.VERDICTS,
-        "One row that passed the caption rules: the score rule it fell to, if any.",
+        "One row that passed the caption rules: the score rule that dropped it, if any.",
     ),
-    "decisions": ("select", tables.DECISIONS, "One row a candidate: kept, or dropped by which stage, why, for whom."),
+    "decisions": (
+        "select",
+        tables.DECISIONS,
+        "One row a candidate: kept, or dropped: by which stage, why, and for which other sample.",
+    ),
     "extra_captions": (
         "select",
         tables.EXTRA_CAPTIONS,
@@ -59,9 +63,9 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 def open_reader(workdir: str, per_sample: bool = True) -> Any:
     """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
 
-    Without `per_sample` the catalogue alone, whatever is left of the tables of the last build.
+    Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone.
 
-    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when a table that it
+    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when a file that it
     names is gone.
     """
     path = storage.join(workdir, CATALOG_FILE)
@@ -88,7 +92,7 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
 
 
 def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> list[str]:
-    """Where the files of a table lie that the current version of a stage stands on, in plan order."""
+    """Paths of the files of a table that the current version of a stage uses, in plan order."""
     rows = connection.execute(
         "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
         "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
@@ -98,9 +102,9 @@ def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> l
 
 
 def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:
-    """Make a view over Parquet parts; with no parts, an empty view of the same columns.
+    """Make a view over Parquet parts, or an empty view of the same columns when there are none.
 
-    Raises: IntegrityError naming a part that is not there.
+    Raises: IntegrityError that names a part that is not there.
     """
     if paths:
         listed = ", ".join(f"'{_quote(path)}'" for path in paths)
@@ -148,7 +152,7 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
 
 
 def read_status(workdir: str) -> dict[str, Any]:
-    """The last snapshot that a driver left in a work folder.
+    """The last snapshot that a build left in a work folder.
 
     Raises: ConfigError when there is none.
     """

@@ -1,4 +1,4 @@
-"""What the catalogue keeps of a part and of a stage: plain records, no database."""
+"""What the catalogue keeps of a part and of a stage: plain records without a database."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from manifests.errors import IntegrityError
 
 @dataclass(frozen=True)
 class Funnel:
-    """Rows in, rows kept, rows dropped by reason; they must add up."""
+    """Rows in, rows kept, rows dropped by reason. They must add up."""
 
     num_in: int
     num_kept: int
     reasons: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, what: str) -> None:
-        """Raises: IntegrityError when a row ended nowhere."""
+        """Raises: IntegrityError when the rows in are not the rows kept plus the rows dropped."""
         dropped = sum(self.reasons.values())
         if self.num_in != self.num_kept + dropped:
             raise IntegrityError(

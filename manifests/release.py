@@ -1,7 +1,7 @@
 """The release record: what a sealed dataset is, and the one way to open it.
 
-A release is a folder. `release.json` is written last; without it there is no release. It names every other
-file with size and sha256. Opening reads the record and compares sizes; `verify_files` reads every byte.
+A release is a folder. `release.json` is written last: without it there is no release. It names every other file with
+its size and sha256. `Release.open` reads the record and compares sizes; `wrong_hashes` reads every byte.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
 
 @dataclass(frozen=True)
 class Release:
-    """A sealed release, opened: where it lies and what its record says."""
+    """An opened release: where it lies and what its record says."""
 
     path: str
     record: Mapping[str, Any]
@@ -61,12 +61,12 @@ class Release:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: equal fingerprints mean equal bytes."""
+        """Identity of the content. Equal fingerprints mean equal bytes."""
         return str(self.record["fingerprint"])
 
     @property
     def origin(self) -> str:
-        """Fingerprint of the release as it was built: its own, or of the one that takedowns were cut out of."""
+        """Fingerprint of the release as it was built, before any takedown."""
         takedowns = self.record.get("takedowns") or [self.record]
         return str(takedowns[0]["fingerprint"])
 
@@ -81,11 +81,11 @@ class Release:
 
     @property
     def kind(self) -> str:
-        """`mixed` (the ratio baked in) or `stratified` (every training shard of one domain alone)."""
+        """`mixed` (the ratio is baked in) or `stratified` (each training shard holds one domain)."""
         return str(self.record.get("kind", "mixed"))
 
     def shards(self, split: str, domain: str | None = None) -> list[str]:
-        """File names of the shards of a split, in order; of those with samples of a domain only, when one is given."""
+        """File names of the shards of a split, in order. With `domain`, only the shards that hold samples of it."""
         shards = self.record["splits"][self._known(split)]["shards"]
         return [str(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
 
@@ -102,7 +102,7 @@ class Release:
         return storage.join(self.path, SPLIT_FOLDERS[self._known(split)], shard)
 
     def samples(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row a placed sample (columns: pipeline's `placements` and what describes the sample), in shard order."""
+        """One row for each placed sample, in shard order: its place in a shard, and what describes it."""
         fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
         filters = None if split is None else [("split", "=", self._known(split))]
         return pq.read_table(inner, filesystem=fs, filters=filters, columns=None if columns is None else list(columns))
@@ -110,7 +110,7 @@ class Release:
     def iter_shards(
         self, columns: Sequence[str] | None = None, split: str | None = None
     ) -> Iterator[tuple[str, str, pa.Table]]:
-        """(split, shard, rows of samples.parquet) of every shard, in the table's own order; streamed."""
+        """Stream (split, shard, rows of samples.parquet) of every shard, in the order of the table."""
         fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
         names = None if columns is None else list(dict.fromkeys(("split", "shard", *columns)))
         waiting: pa.Table | None = None
@@ -119,7 +119,7 @@ class Release:
                 rows = pa.Table.from_batches([batch])
                 waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
                 runs = _runs(waiting)
-                for start, num in runs[:-1]:  # the last shard may go on in the next batch
+                for start, num in runs[:-1]:  # the next batch may hold more of the last shard
                     yield from _named(waiting.slice(start, num), split)
                 waiting = waiting.slice(runs[-1][0]) if runs else None
         if waiting is not None and waiting.num_rows:
@@ -137,7 +137,7 @@ class Release:
                 yield f"{name} has {size:,} bytes, the record says {entry['num_bytes']:,}"
 
     def wrong_hashes(self, shards: bool = True) -> Iterator[str]:
-        """Files whose content is not the recorded one; reads every byte, of shards only when asked."""
+        """Files whose content is not the recorded one. Reads every byte; leaves shards out unless `shards`."""
         own = {f"{SPLIT_FOLDERS[split]}/{shard}" for split in self.splits for shard in self.shards(split)}
         for name, entry in self.record["files"].items():
             if (shards or name not in own) and storage.hash_file(storage.join(self.path, name)).sha256 != entry[
@@ -145,7 +145,7 @@ class Release:
             ]:
                 yield f"{name} has other content than when it was sealed"
 
-    def strangers(self) -> Iterator[str]:
+    def unknown_files(self) -> Iterator[str]:
         """Files in the folder that the record does not name."""
         fs, inner = storage.filesystem(self.path)
         for name in sorted(fs.find(inner)):

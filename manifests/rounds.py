@@ -1,7 +1,7 @@
 """Rounds of fetching: the first is 0, every `plantmix retry` is one more.
 
-A part of round n is seen by no build until the round is closed, so that a retry that was killed half-way changes
-nothing that is sealed; the same command goes on with it. Writes through the catalogue's own connection.
+No build sees the parts of a round until the round is closed. So a retry that was killed half-way changes nothing that
+is sealed, and the same command continues it. Writes through the catalogue's own connection.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FetchRound:
-    """One round of one recipe: its number, and the outcomes whose rows it asks for again."""
+    """One round of one recipe: its number, and the outcomes whose rows are asked for again."""
 
     number: int
     outcomes: tuple[str, ...]
@@ -35,14 +35,14 @@ class FetchRounds:
         return int(rows[0][0])
 
     def find_open(self, recipe: str) -> FetchRound | None:
-        """The round that a retry began and did not finish, or None."""
+        """The round that a retry began and has not finished, or None."""
         rows = self._connection.execute(
             "SELECT round, outcomes FROM fetch_rounds WHERE recipe = ? AND closed_at IS NULL", [recipe]
         ).fetchall()
         return FetchRound(int(rows[0][0]), tuple(json.loads(rows[0][1]))) if rows else None
 
     def begin(self, recipe: str, outcomes: Sequence[str]) -> FetchRound:
-        """Open the next round, or go on with the open one, from now on for these outcomes."""
+        """Open the next round, or continue the open one, for these outcomes from now on."""
         unfinished = self.find_open(recipe)
         number = unfinished.number if unfinished else self.last_closed(recipe) + 1
         self._connection.execute(
@@ -52,7 +52,7 @@ class FetchRounds:
         return FetchRound(number, tuple(sorted(outcomes)))
 
     def close(self, recipe: str, number: int) -> None:
-        """From now on every build stands on what the round fetched."""
+        """Close the round: from now on every build uses what it fetched."""
         self._connection.execute(
             "UPDATE fetch_rounds SET closed_at = ? WHERE recipe = ? AND round = ?", [_now(), recipe, number]
         )

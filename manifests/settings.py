@@ -1,7 +1,7 @@
-"""YAML in, a strict frozen model out; every mistake becomes one readable line.
+"""YAML in, a strict frozen model out. Every mistake becomes one readable line.
 
-Reads one YAML file. Writes nothing. Gives up with ConfigError that names each wrong key,
-what was expected, and for an unknown key the nearest known one.
+Reads one YAML file and writes nothing. Raises ConfigError, which names each wrong key and what was expected; for an
+unknown key it names the nearest known one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice: YAML would silently keep the last."""
+    """A SafeLoader that refuses a key that is given twice. YAML itself would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -67,7 +67,7 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
 
 
 def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str) -> SettingsT:
-    """Check a mapping against `model`; `where` names its origin in messages.
+    """Check a mapping against `model`. `where` names its origin in messages.
 
     Raises: ConfigError, one line a mistake.
     """
@@ -95,7 +95,7 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
 
 
 def _known_keys(loc: tuple[Any, ...], model: type[Settings]) -> list[str]:
-    """Keys of the sub-model at `loc`, found by walking annotations; empty when the place is not a model."""
+    """The keys that are known at `loc`, found by following annotations; none where there is no model."""
     here: list[type[Settings]] = [model]
     for step in loc:
         found: list[type[Settings]] = []
@@ -119,7 +119,7 @@ def _models_in(annotation: Any) -> list[type[Settings]]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ, each with old and new."""
+    """Dotted names of the values that differ, each with its old and its new value."""
     found = []
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)

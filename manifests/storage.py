@@ -1,6 +1,6 @@
-"""Publish a file so that it is either wholly there or not there: temp, fsync, hash, rename.
+"""Publish a file so that all of it is there or none of it: write it under a private name, fsync, hash, rename.
 
-Works on local paths and on any fsspec address (s3://, gs://, memory://). The only module that renames.
+Works on local paths and on any fsspec address (s3://, gs://, memory://). No other module renames files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 
 def temp_path(path: str) -> str:
-    """A private name beside `path`; left-overs of a crash are found by TEMP_MARK."""
+    """A private name beside `path`. It holds TEMP_MARK, by which `sweep` finds what a crash left."""
     folder, _, name = path.rpartition("/")
     temp = f".{name}{TEMP_MARK}{uuid.uuid4().hex[:12]}"
     return f"{folder}/{temp}" if folder else temp
@@ -71,7 +71,7 @@ def make_folder(path: str) -> None:
     except OSError as error:
         raise ConfigError(
             f"{path}: the folder cannot be written ({error.strerror or error}); "
-            "choose another place or mend its permissions"
+            "choose another place or change its permissions"
         ) from None
 
 
@@ -85,7 +85,7 @@ def make_parent(path: str) -> None:
 
 
 def open_unbuffered(path: str) -> Any:
-    """A file for reading ranges of it: a local one asks the system for just these bytes.
+    """Open a file to read ranges of it. From a local file only the bytes that are asked for are read.
 
     Raises: FileNotFoundError.
     """
@@ -108,7 +108,7 @@ def hash_file(path: str) -> WrittenFile:
 
 
 def publish_bytes(path: str, content: bytes) -> WrittenFile:
-    """Write `content` to `path` so that a reader sees all of it or the old state."""
+    """Write `content` to `path`. A reader sees all of it or what was there before."""
     temp = temp_path(path)
     fs, inner = filesystem(temp)
     with fs.open(inner, "wb") as stream:
@@ -119,7 +119,7 @@ def publish_bytes(path: str, content: bytes) -> WrittenFile:
 
 
 def publish(temp: str, path: str) -> None:
-    """Rename a finished private file to its public name; on local disks it is made durable first.
+    """Rename a finished private file to its public name. On a local disk it is made durable first.
 
     Raises: IntegrityError when the private file is gone.
     """
@@ -147,7 +147,7 @@ def publish(temp: str, path: str) -> None:
 
 
 def link_or_copy(source: str, path: str) -> None:
-    """Publish the content of `source` as `path` too: a hard link where the disk allows it, else a copy."""
+    """Publish the content of `source` as `path` too: as a hard link where the disk allows it, else as a copy."""
     temp = temp_path(path)
     fs, inner_source = filesystem(source)
     _, inner_temp = filesystem(temp)
@@ -169,9 +169,9 @@ def remove(path: str) -> None:
 
 
 def sweep(folder: str) -> int:
-    """Remove private files that a crash left in `folder` and below; returns how many.
+    """Remove private files that a crash left in `folder` and below. Returns how many.
 
-    Only the one process that owns the folder may call this, before it starts workers.
+    Only the process that owns the folder may call this, and only before it starts workers.
     """
     fs, inner = filesystem(folder)
     if not fs.exists(inner):
@@ -179,7 +179,7 @@ def sweep(folder: str) -> int:
     gone = 0
     for name in fs.find(inner):
         if _TEMP_NAME.fullmatch(name.rpartition("/")[2]):
-            with contextlib.suppress(FileNotFoundError):  # a worker that outlived its driver was faster
+            with contextlib.suppress(FileNotFoundError):  # a worker that is still running removed or published it
                 fs.rm_file(name)
                 gone += 1
     return gone

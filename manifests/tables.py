@@ -1,7 +1,7 @@
-"""The data contract: the Arrow schema of every per-sample table, and the identity of a sample.
+"""The data contract: the Arrow schema of every table with a row for each sample, and the identity of a sample.
 
-Tables are Parquet parts (zstd). A column is described here once; stages, the catalogue's views,
-releases and tests all read these schemas.
+Tables are Parquet parts (zstd). Every column is described here once. Stages, the catalogue's views, releases and tests
+all read these schemas.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CANDIDATES = pa.schema(
         ("domain", pa.string()),  # e.g. plant, general
         ("record_key", pa.string()),  # the source's own key of the row
         ("row_number", pa.int64()),  # 0-based row in the source, for going back to it
-        ("url", pa.string()),  # http(s) address; beside a locator only where it came from, not asked
+        ("url", pa.string()),  # http(s) address; beside a locator it is provenance and never requested
         ("locator", pa.string()),  # NAME@OFFSET+LENGTH of bytes below the source's root; null for web rows
         ("caption", pa.string()),  # as given, untouched
         *[(f"taxon_{rank}", pa.string()) for rank in TAXON_RANKS],  # any may be null, holes included
@@ -31,7 +31,7 @@ CANDIDATES = pa.schema(
         ("rights_holder", pa.string()),
         ("creator", pa.string()),
         ("reference_url", pa.string()),  # the page a person would visit
-        ("extra", pa.string()),  # json object of whatever else the config maps
+        ("extra", pa.string()),  # json object of the other columns that the config maps
     ]
 )
 
@@ -65,7 +65,7 @@ FACTS = pa.schema(
 )
 
 FETCHED = FACTS.append(pa.field("url", pa.string())).append(pa.field("round", pa.int32()))
-"""What each round of fetching found under an address: 0 for a build, from 1 on for each `plantmix retry`."""
+"""What each round of fetching found under an address. A build is round 0; each `plantmix retry` is one more."""
 
 CAPTIONS = pa.schema(
     [
@@ -144,7 +144,7 @@ SCORES = pa.schema(
 
 PAIRS = pa.schema(
     [
-        ("phash_a", pa.uint64()),  # a < b; images that share one hash are at distance 0 and not listed
+        ("phash_a", pa.uint64()),  # a < b; images that share a hash are not listed
         ("phash_b", pa.uint64()),
         ("distance", pa.uint8()),  # Hamming distance, at least 1
     ]
@@ -188,11 +188,11 @@ DECISIONS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("keep", pa.bool_()),
-        ("stage", pa.string()),  # whose rule dropped it; null when kept
+        ("stage", pa.string()),  # the stage whose rule dropped it; null when kept
         ("reason", pa.string()),
         ("value", pa.string()),
         ("threshold", pa.string()),
-        ("other_sample_id", pa.string()),  # the sample kept in its place; for leaks the leaking one it is like, if any
+        ("other_sample_id", pa.string()),  # the sample kept in its place; for a leak by likeness, the leak it is like
         ("distance", pa.uint8()),
         ("evaluation_set", pa.string()),  # for leaks: which set, and which of its images
         ("evaluation_member", pa.string()),

@@ -1,15 +1,17 @@
 """The takedown list of a work folder: what must not come into any later build.
 
-One JSON object a line in WORKDIR/takedowns.jsonl: `by` (url, owner, id), `value`, `reason`. `plantmix takedown` adds
-to it; it may be written by hand and carried to another work folder. Gives up with ConfigError on a line it cannot read.
+WORKDIR/takedowns.jsonl has one JSON object on each line: `by` (url, owner, id), `value`, `reason`. `plantmix takedown`
+adds to it. People may write it by hand and copy it to another work folder. A line that cannot be read is a ConfigError.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from manifests import storage
 from manifests.errors import ConfigError
@@ -28,26 +30,19 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What two entries that mean the same have in common."""
+        """Equal for two entries that mean the same."""
         return self.by, normal_owner(self.value) if self.by == "owner" else self.value
 
 
-def keys_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys of all entries that would name a row of samples.parquet; owners go without case and outer spaces."""
-    named = [("url", row[name]) for name in ("url", "reference_url")]
-    named += [("owner", normal_owner(row[name] or "")) for name in ("rights_holder", "creator")]
-    return named + [("id", row[name]) for name in ("sample_id", "image_id", "stored_sha256")]
-
-
 def normal_owner(name: str) -> str:
-    """An owner's name as names are compared: without case and outer spaces."""
+    """An owner's name as it is compared: in lower case, without spaces around it."""
     return name.strip().lower()
 
 
 def read_list(workdir: str) -> list[Entry]:
     """The entries of a work folder, sorted; none when there is no list.
 
-    Raises: ConfigError naming the line that is none.
+    Raises: ConfigError that names the first line that is not an entry.
     """
     path = storage.join(workdir, LIST_FILE)
     fs, inner = storage.filesystem(path)
@@ -80,3 +75,38 @@ def add_entries(workdir: str, entries: Sequence[Entry]) -> int:
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
         storage.publish_bytes(storage.join(workdir, LIST_FILE), ("\n".join(lines) + "\n").encode())
     return len(new)
+
+
+# ---- in the tables of a build
+
+_LIST = pa.schema([("by", pa.string()), ("key", pa.string()), ("value", pa.string()), ("reason", pa.string())])
+_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with
+    "url": (("candidates", "url"), ("candidates", "reference_url"), ("facts", "final_url")),
+    "owner": (("candidates", "lower(trim(rights_holder))"), ("candidates", "lower(trim(creator))")),
+    "id": (("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256")),
+}
+
+
+def judge_takedowns(sql: Any, entries: Sequence[Entry]) -> None:
+    """Make the table `taken`: rows of candidates and facts that an entry names, with the entry as value and reason."""
+    find_named(sql, entries)
+    sql.execute(
+        "CREATE TABLE taken AS SELECT sample_id, any_value(phash) AS phash, any_value(image_id) AS image_id, "
+        "any_value(pixels_sha256) AS pixels_sha256, min(n.by || ' ' || value) AS value, "
+        "arg_min(reason, n.by || ' ' || value) AS threshold "
+        "FROM named n JOIN facts USING (sample_id) WHERE outcome = 'ok' GROUP BY sample_id"
+    )
+
+
+def find_named(sql: Any, entries: Sequence[Entry]) -> None:
+    """Make the table `named`: of every row of candidates and facts that an entry names, its sample_id and the entry."""
+    rows = [{"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason} for entry in entries]
+    sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
+    found = " UNION ALL ".join(
+        f"SELECT t.sample_id, l.by, l.key, l.value, l.reason FROM {table} t JOIN takedown_list l ON l.key = {column} "
+        f"WHERE l.by = '{by}'"
+        for by, columns in _KEYS.items()
+        for table, column in columns
+    )
+    nothing = "SELECT NULL::VARCHAR AS sample_id, * FROM takedown_list"  # no reading of tables for an empty list
+    sql.execute(f"CREATE TABLE named AS {found if rows else nothing}")

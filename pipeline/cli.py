@@ -1,6 +1,6 @@
 """The `plantmix` command line. Exits 0 when all went well, 1 when a run failed, 2 for bad usage or config.
 
-Each command lies in a module of its name in pipeline/commands/, with its own parser.
+Each command has a module of its name in pipeline/commands/, with its parser, its run and what it prints.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ import os
 import sys
 from collections.abc import Sequence
 
+from manifests import __version__
 from manifests.errors import PlantMixError
 
-COMMANDS = (
-    "build",
+COMMANDS = (  # in the order in which a run needs them
     "estimate",
     "preview",
+    "build",
     "status",
+    "retry",
     "explain",
     "query",
-    "retry",
+    "report",
+    "export",
     "mix",
     "plan",
     "verify",
-    "report",
-    "export",
     "diff",
     "takedown",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn every deliberate error into one readable line."""
+    """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     given = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(given).parse_args(given)
     set_up_logging(verbose=args.verbose)
@@ -45,18 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
+    except BrokenPipeError:  # whoever read the output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line: the whole of it, or the one command that `given` names, whose module alone is imported then."""
+    """The whole command line, or the one command that `given` names: then only its module is imported."""
     parser = argparse.ArgumentParser(
         prog="plantmix",
         description="Build mixed image-text datasets for training: URLs in, sealed webdataset releases out.",
-        epilog="first steps: plantmix build configs/pipeline/demo.yaml, then plantmix status data/demo",
+        epilog="first steps: make demo, then plantmix status data/demo and plantmix report data/demo",
     )
+    parser.add_argument("--version", action="version", version=f"plantmix {__version__}")
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     named = next((word for word in given if not word.startswith("-")), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.runner.work import Stage
 from pipeline.stages import caption, dedup, fetch, ingest, mix, pack, score, select
 
-FLOW: tuple[Stage, ...] = (
+FLOW: tuple[Stage[Any], ...] = (
     ingest.STAGE,  # tables of URLs -> candidates
     fetch.STAGE,  # candidates -> pool of images, facts
     dedup.STAGE,  # facts -> pairs of images that look alike

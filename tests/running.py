@@ -10,72 +10,77 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.catalog import Catalog
-from manifests.records import Funnel, fingerprint
+from manifests.records import Funnel
 from pipeline.config import BuildConfig
-from pipeline.runner.executing import Done
+from pipeline.runner.executing import Done, Job
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.runner import Runner
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
-from pipeline.store.writing import write_table
+from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
 
 NUM_WORKERS = 2
 SCHEMA = pa.schema([("number", pa.int64()), ("square", pa.int64())])
 
-Behave = Callable[[dict[str, Any]], None]
+Inputs = dict[str, Any]
+Behave = Callable[[Inputs], None]
+Work = Callable[[Inputs, Execution[None]], PartResult]
 
 
 # Work functions are made inside functions, so that Ray carries them by value: a worker cannot import a test.
 
 
-def square_work(behave: Behave | None = None) -> Callable[[dict[str, Any]], PartResult]:
+def square_work(behave: Behave | None = None) -> Work:
     """Work that squares the numbers of its part and drops the odd ones, after `behave` had its way."""
     schema = SCHEMA
 
-    def work(payload: dict[str, Any]) -> PartResult:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         if behave is not None:
-            behave(payload)
-        numbers = [number for number in payload["numbers"] if number % 2 == 0]
+            behave(inputs)
+        numbers = [number for number in inputs["numbers"] if number % 2 == 0]
         rows = pa.table({"number": numbers, "square": [number * number for number in numbers]}, schema=schema)
-        file = write_table(payload["workdir"], "squares", f"tables/{payload['stem']}.parquet", rows, schema)
-        dropped = len(payload["numbers"]) - len(numbers)
-        return PartResult(
-            (file,), Funnel(len(payload["numbers"]), len(numbers), {"odd": dropped}), {"pid": os.getpid()}
-        )
+        file = run.write("squares", f"tables/{inputs['file']}.parquet", rows, schema)
+        dropped = len(inputs["numbers"]) - len(numbers)
+        return PartResult((file,), Funnel(len(inputs["numbers"]), len(numbers), {"odd": dropped}), {"pid": os.getpid()})
 
     return work
 
 
 def stage_of(
-    work: Callable[[dict[str, Any]], PartResult],
+    work: Work,
     num_parts: int = 6,
     name: str = "square",
     recipe: Any = 0,
     trace: str = "",
-) -> Stage:
+) -> Stage[Inputs]:
     """A stage of parts of five numbers each; `trace` is a folder where parts leave a file a try."""
 
-    def plan(context: BuildContext) -> Sequence[Part]:
+    def plan(_: Inputs, run: StageRun[None]) -> Sequence[Part[Inputs]]:
         return [
             Part(
-                fingerprint({"name": name, "number": number}),
                 {
                     "numbers": list(range(5 * number, 5 * number + 5)),
-                    "stem": f"{name}-{number:03d}",
+                    "file": f"{name}-{number:03d}",
                     "place": number,
                     "trace": trace,
-                    **context.execution(),
                 },
                 num_rows=5,
             )
             for number in range(num_parts)
         ]
 
-    def conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-        funnels = [part.funnel for part in context.own_parts("work") if part.funnel]
+    def conclude(_: Inputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+        funnels = [part.funnel for part in run.parts("work") if part.funnel]
         return sum(funnels, Funnel(0, 0)), {"num_parts": len(funnels)}
 
-    identity = {"recipe": recipe, "num_parts": num_parts}
-    return Stage(name, "test", lambda _: identity, (Step("work", plan, work),), conclude)
+    inputs = {"recipe": recipe, "num_parts": num_parts}
+    return Stage(name, "test", lambda _: inputs, (Step("work", plan, work),), conclude)
+
+
+def jobs_of(inputs: Sequence[Inputs], workdir: str = "", shared: Any = None) -> list[Job]:
+    """Jobs as the runner hands them to an executor; their keys are their numbers."""
+    return [
+        Job(str(number), Part(each), Execution(workdir, 1.0, str(number), None, shared))
+        for number, each in enumerate(inputs)
+    ]
 
 
 def config_of(workdir: Path, executor: str = "inline", **run: Any) -> BuildConfig:
@@ -98,8 +103,8 @@ class SharedRay:
     def __init__(self, executor: RayExecutor) -> None:
         self._executor = executor
 
-    def run(self, work: Any, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
-        return self._executor.run(work, parts, gpus)
+    def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
+        return self._executor.run(work, jobs, gpus)
 
     def share(self, make: Callable[[], Any]) -> Any:
         return self._executor.share(make)
@@ -108,7 +113,7 @@ class SharedRay:
         """Kept for the next test."""
 
 
-def run(workdir: Path, executor: Any, *flow: Stage, catalog: Catalog | None = None, **options: Any) -> Any:
+def run(workdir: Path, executor: Any, *flow: Stage[Any], catalog: Catalog | None = None, **options: Any) -> Any:
     """One build over `workdir` with a given executor."""
     between = {name: options.pop(name) for name in ("first", "last") if name in options}
 
@@ -131,13 +136,13 @@ def leftovers(workdir: Path) -> list[str]:
     return [path.name for path in workdir.rglob("*") if ".tmp-" in path.name or path.name == "scratch"]
 
 
-def leave_trace(payload: dict[str, Any]) -> int:
+def leave_trace(inputs: Inputs) -> int:
     """Leave one more file for this try; the number of tries before."""
     from pathlib import Path
 
-    place = payload["place"]
-    before = len(list(Path(payload["trace"]).glob(f"{place}-*")))
-    Path(payload["trace"], f"{place}-{before}").touch()
+    place = inputs["place"]
+    before = len(list(Path(inputs["trace"]).glob(f"{place}-*")))
+    Path(inputs["trace"], f"{place}-{before}").touch()
     return before
 
 
@@ -149,14 +154,14 @@ def tries(trace: Path) -> dict[int, int]:
     return found
 
 
-def traced(behave: Callable[[dict[str, Any], int], None] | None = None) -> Callable[[dict[str, Any]], PartResult]:
-    """Squares that note every try; `behave(payload, tries before)` may fail."""
+def traced(behave: Callable[[Inputs, int], None] | None = None) -> Work:
+    """Squares that note every try; `behave(inputs, tries before)` may fail."""
     note = by_value(leave_trace)
 
-    def both(payload: dict[str, Any]) -> None:
-        before = note(payload)
+    def both(inputs: Inputs) -> None:
+        before = note(inputs)
         if behave is not None:
-            behave(payload, before)
+            behave(inputs, before)
 
     return square_work(both)
 

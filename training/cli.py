@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 
 _TRAIN_EXAMPLE = """\
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_TRAIN_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dalip {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_train(commands)
     _add_eval(commands)

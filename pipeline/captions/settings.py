@@ -153,6 +153,14 @@ class RuleSet(Thresholds):
         merged = {name: getattr(self if name in self.model_fields_set else base, name) for name in RULE_NAMES}
         return {name: threshold for name, threshold in merged.items() if threshold not in (None, False, ())}
 
+    def identity(self) -> dict[str, Any]:
+        """The rules as they are applied, presets looked up, as plain values for a fingerprint."""
+        thresholds = [
+            [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
+            for name, value in self.thresholds().items()
+        ]
+        return {"domains": list(self.domains), "sources": list(self.sources), "rules": thresholds}
+
 
 class TextChoice(Settings):
     """What `txt` is for the rows of some domains and sources (empty: all).
@@ -211,14 +219,7 @@ class CaptionSettings(Settings):
 
     def rules_identity(self) -> list[dict[str, Any]]:
         """What the verdicts depend on beside the measurements: the rules that are on, as plain values."""
-        resolved = []
-        for rules in self.rules:
-            thresholds = [
-                [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
-                for name, value in rules.thresholds().items()
-            ]
-            resolved.append({"domains": list(rules.domains), "sources": list(rules.sources), "rules": thresholds})
-        return resolved
+        return [rules.identity() for rules in self.rules]
 
     def text_identity(self) -> dict[str, Any]:
         """What the choice of `txt` and of the text members depends on."""

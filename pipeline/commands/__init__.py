@@ -1,1 +1,1 @@
-"""The commands of plantmix, one a file: parse, check, call, print."""
+"""The commands of plantmix, one a file: its parser, its run, and what it prints."""

@@ -1,12 +1,15 @@
-"""`plantmix diff`: what changed between two releases."""
+"""`plantmix diff`: what changed between two releases. Writes nothing."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
-from pipeline.releases.diff import compare, describe
+from pipeline.commands.parsing import JSON_HELP, RELEASE_HELP, Commands, add_command
+from pipeline.commands.tables import aligned
+from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
 
@@ -15,12 +18,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "diff",
-        "what changed between two releases: samples, texts, domains, shards, recipe",
+        "show what changed between two releases: images, texts, shards, settings",
         "plantmix diff data/demo/releases/plantmix-demo-1a2b3c4d5e6f data/demo",
+        reads="record and samples table of both releases, no shard",
+        writes="nothing",
     )
     parser.add_argument("before", metavar="A", help=RELEASE_HELP)
-    parser.add_argument("after", metavar="B", help="another release")
-    parser.add_argument("--json", action="store_true", help="the same as json")
+    parser.add_argument("after", metavar="B", help="another release, named in the same ways")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(func=_run)
 
 
@@ -28,3 +33,23 @@ def _run(args: argparse.Namespace) -> int:
     found = compare(open_release(args.before), open_release(args.after))
     print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(describe(found)))
     return 0
+
+
+def describe(found: Mapping[str, Any]) -> list[str]:
+    """A comparison as lines that a person reads."""
+    head = ("split", "domain", ">before", ">after", ">added", ">removed", ">other text", ">other image", ">samples")
+    names = ("split", "domain", "before", "after", "added", "removed", "text", "image")
+    rows = [(*(row[name] for name in names), f"{row['more_samples']:+,}") for row in found["domains"]]
+    lines = [f"{found['before']} -> {found['after']}", "", *aligned(head, rows)]
+    lines.append("(counts of distinct images; the last column counts repeats too)")
+    if found["moved_between_splits"]:
+        lines.append(f"{found['moved_between_splits']:,} images are in another split than before")
+    shards = found["shards"]
+    lines += [
+        "",
+        f"shards: {shards['before']:,} -> {shards['after']:,}, {shards['shared']:,} with the same content "
+        f"({shards['shared_bytes']:,} of {shards['bytes']:,} bytes)",
+        *(f"taken down: {entry['num_images']:,} images, reason: {entry['reason']}" for entry in found["takedowns"]),
+        *(f"recipe: {change['setting']}: {change['before']} -> {change['after']}" for change in found["recipe"]),
+    ]
+    return lines if found["recipe"] else [*lines, "recipe: the same"]

@@ -1,7 +1,4 @@
-"""`plantmix explain`: the life of one image, from its source row to its shard or the reason it has none.
-
-Reads the catalogue's views. Finds the image by sample id, URL, or shard and key. Writes nothing.
-"""
+"""`plantmix explain`: the life of one image, from its source row to its shard or the reason it has none."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING
 from manifests.reader import open_reader
-from pipeline.commands.parsing import Commands, add_command
-from pipeline.fetching.urls import BadURL, parse_url
+from pipeline.answers.lives import find_lives
+from pipeline.commands.parsing import JSON_HELP, WORKDIR_HELP, Commands, add_command
 
 MAX_SHOWN = 20
 
@@ -23,125 +20,32 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "explain",
-        "the life of one image, from its source row to its shard or the reason it has none",
+        "tell what became of one image: its source, fetch, duplicates, rules, shard, or why it was dropped",
         "plantmix explain data/demo http://127.0.0.1:8731/tuxpaint/plants/flowers/rose.png",
+        reads="catalogue and tables of the work folder",
+        writes="nothing",
     )
-    parser.add_argument("dir", metavar="DIR", help="work folder of a build")
+    parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
     parser.add_argument("what", metavar="ID-or-URL-or-SHARD/KEY", help="sample id, URL, or shard and key")
-    parser.add_argument("--json", action="store_true", help="the same as json")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    return print_life(args.dir, args.what, args.json)
-
-
-def print_life(workdir: str, what: str, as_json: bool) -> int:
-    """Print the life of every image that `what` names; returns the exit code.
-
-    Raises: ConfigError when nothing of that name ever came in.
-    """
-    with open_reader(workdir) as connection:
-        lives = find_lives(connection, what)
+    with open_reader(args.dir) as connection:
+        lives = find_lives(connection, args.what)
     if not lives:
         raise ConfigError(
-            f"{what}: no such image in {workdir}; give a sample id (32 hex digits), a URL exactly as in the source, "
-            "or SHARD/KEY as in a release"
+            f"{args.what}: no such image in {args.dir}; give a sample id (32 hex digits), a URL exactly as in the "
+            "source, or SHARD/KEY as in a release"
         )
-    if as_json:
+    if args.json:
         print(json.dumps(lives, indent=1, ensure_ascii=False, default=str))
         return 0
-    for number, life in enumerate(lives[:MAX_SHOWN]):
-        if number:
-            print()
-        print("\n".join(describe_life(life)))
+    print("\n\n".join("\n".join(describe_life(life)) for life in lives[:MAX_SHOWN]))
     if len(lives) > MAX_SHOWN:
         print(f"\nand {len(lives) - MAX_SHOWN:,} more rows of this URL")
     return 0
-
-
-def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
-    """All that the catalogue knows of the rows that `what` names, one dict a row."""
-    lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
-    rejected = _rows(connection, "SELECT * FROM rejects WHERE url = $1 OR record_key = $1 ORDER BY ALL", [what])
-    return lives + [{"reject": row} for row in rejected]
-
-
-def _find_ids(connection: Any, what: str) -> list[str]:
-    for sql in (
-        "SELECT sample_id FROM candidates WHERE sample_id = $1",
-        "SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 OR locator = $1 ORDER BY sample_id",
-        "SELECT sample_id FROM facts WHERE final_url = $1 ORDER BY sample_id",
-    ):
-        found = connection.execute(sql, [_as_stored(what) if "final_url" in sql else what]).fetchall()
-        if found:
-            return [row[0] for row in found]
-    shard, _, key = what.rstrip("/").rpartition("/")
-    found = connection.execute(
-        "SELECT DISTINCT sample_id FROM placements WHERE key = $1 AND ($2 = '' OR shard = $2 OR shard = $2 || '.tar')",
-        [key.partition(".")[0], shard.rpartition("/")[2]],
-    ).fetchall()
-    return [row[0] for row in found]
-
-
-def _as_stored(what: str) -> str:
-    """A URL as final_url holds it: normal spelling, secrets masked; anything else as it is."""
-    try:
-        return parse_url(what).shown_url
-    except BadURL:
-        return what
-
-
-def _life(connection: Any, sample_id: str) -> dict[str, Any]:
-    life: dict[str, Any] = {}
-    life["extra_captions"] = _rows(
-        connection, "SELECT * FROM extra_captions WHERE sample_id = $1 ORDER BY place", [sample_id]
-    )
-    for view in ("candidates", "facts", "captions", "decisions"):
-        rows = _rows(connection, f"SELECT * FROM {view} WHERE sample_id = $1", [sample_id])
-        life[view] = rows[0] if rows else None
-    names = _rows(
-        connection,
-        "SELECT n.* FROM captions t JOIN candidates c USING (sample_id) JOIN names n ON n.name = t.taxon_given "
-        "AND n.kingdom_given IS NOT DISTINCT FROM nullif(trim(c.taxon_kingdom), '') WHERE sample_id = $1",
-        [sample_id],
-    )
-    life["name"] = names[0] if names else None
-    life["fetched"] = _rows(
-        connection,
-        "SELECT f.* FROM fetched f JOIN candidates c ON f.sample_id = c.sample_id "
-        "AND f.url = coalesce(c.locator, c.url) WHERE f.sample_id = $1 ORDER BY round",
-        [sample_id],
-    )
-    life["scores"] = _rows(connection, "SELECT * FROM scores WHERE sample_id = $1", [sample_id])
-    life["draws"] = _rows(connection, "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy", [sample_id])
-    life["placements"] = _rows(connection, "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy", [sample_id])
-    other = life["decisions"] and life["decisions"]["other_sample_id"]
-    kept = "SELECT s.*, c.locator FROM samples s JOIN candidates c USING (sample_id) WHERE sample_id = $1"
-    life["kept_instead"] = _rows(connection, kept, [other])[0] if other else None
-    life["stands_for"] = _rows(
-        connection,
-        "SELECT d.sample_id, d.reason, d.distance, coalesce(c.url, c.locator) AS url "
-        "FROM decisions d JOIN candidates c USING (sample_id) "
-        "WHERE other_sample_id = $1 ORDER BY distance, sample_id",
-        [sample_id],
-    )
-    domain = life["candidates"]["domain"]
-    mixes = _rows(
-        connection,
-        "SELECT m.* FROM mixes m JOIN current_stages USING (fingerprint) WHERE domain = $1",
-        [domain],
-    )
-    life["mix"] = mixes[0] if mixes else None
-    releases = _rows(
-        connection, "SELECT name, path FROM releases JOIN current_stages USING (fingerprint) WHERE stage = 'pack'", []
-    )
-    life["release"] = releases[0] if releases else None
-    return life
-
-
-def _rows(connection: Any, sql: str, values: list[Any]) -> list[dict[str, Any]]:
-    return [dict(row) for row in connection.sql(sql, params=values).to_arrow_table().to_pylist()]
 
 
 def describe_life(life: dict[str, Any]) -> list[str]:
@@ -172,7 +76,7 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
         f"sample    {row['sample_id']}",
         f"source    row {row['row_number']} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
         *([f"          {row['url']}"] if row["url"] else []),
-        *([f"          bytes lie here, in {row['locator']} (file@offset+length)"] if row["locator"] else []),
+        *([f"          on this machine: {row['locator']} (file@offset+length)"] if row["locator"] else []),
         f"          caption as given: {row['caption']!r}",
     ]
     if taxon:
@@ -186,13 +90,13 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _fetch_lines(row: dict[str, Any]) -> list[str]:
-    tries = f"{row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+    tries = _tries(row["attempts"])
     status = f", HTTP {row['http_status']}" if row["http_status"] else ""
     if row["outcome"] != "ok":
-        again = "a passing failure, worth another try later" if row["outcome"] in PASSING else "final"
+        again = "may pass, `plantmix retry` asks again" if row["outcome"] in PASSING else "final, not asked again"
         detail = f" ({row['detail']})" if row["detail"] else ""
         return [f"fetch     DROPPED: {row['outcome']}{detail} after {tries}{status}; {again}", *_way_lines(row)]
-    turned = f", turned (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
+    turned = f", rotated (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
     return [
         f"fetch     ok after {tries}{status}: {row['num_bytes']:,} bytes, {row['format']} {row['mode']}, "
         f"{row['width_px']} x {row['height_px']} px{turned}",
@@ -201,6 +105,12 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
         f"          sha256 as downloaded {row['image_id']}",
         *_way_lines(row),
     ]
+
+
+def _tries(num_attempts: int | None) -> str:
+    if num_attempts is None:  # img2dataset does not say
+        return "an unknown number of attempts"
+    return f"{num_attempts} {'attempt' if num_attempts == 1 else 'attempts'}"
 
 
 def _way_lines(row: dict[str, Any]) -> list[str]:
@@ -216,7 +126,7 @@ def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"          {'round ' + str(row['round']) if row['round'] else 'at first'}: {row['outcome']}"
         + (f" ({row['detail']})" if row["detail"] else "")
-        + f", {row['attempts']} {'attempt' if row['attempts'] == 1 else 'attempts'}"
+        + f", {_tries(row['attempts'])}"
         for row in rows
     ]
 
@@ -237,7 +147,7 @@ def _taxon_lines(life: dict[str, Any], row: dict[str, Any]) -> list[str]:
     if name is None:
         return [f"taxon     {row['taxon_name']} ({ranks or 'no ranks'})"] if row["taxon_name"] else []
     if name["accepted_id"] is None:
-        return [f"taxon     {name['name']!r} as given, left so: {name['matched_how']} in the backbone"]
+        return [f"taxon     {name['name']!r} kept as given: {name['matched_how']} in the backbone"]
     vernacular = f", known there as {name['vernacular']}" if name["vernacular"] else ""
     return [
         f"taxon     {name['name']!r} as given, matched {name['matched_how']} with {name['matched_id']} "
@@ -251,7 +161,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
         return [
             "select    kept",
             *(
-                f"          stands for {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
+                f"          instead of {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
                 for row in life["stands_for"]
             ),
             *(f"          takes over the caption {row['text']!r}" for row in life["extra_captions"]),

@@ -1,20 +1,10 @@
-"""`plantmix mix`: another mixture from the pool alone, or a look at what it would be before anything is written.
-
-Reads the configuration and what select kept in the work folder. A dry run writes nothing; without it the stages
-select, mix and pack run, which read measurements and the pool and ask the web for nothing. Where the takedown list or a
-setting of select is another one than when select ran, both go by what select keeps now.
-"""
+"""`plantmix mix`: another mixture from the pool alone, or a look at it before anything is written."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from collections.abc import Sequence
-from typing import Any
 
-from manifests.errors import ConfigError
-from pipeline.commands.parsing import Commands, add_command
+from pipeline.commands.parsing import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
 
 _TOO_LATE = (
@@ -28,98 +18,44 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "mix",
-        "draw another mixture from what is in the pool and pack it, without one download",
+        "draw and pack another mixture from what is downloaded already",
         "plantmix mix configs/pipeline/demo.yaml --dry-run",
+        reads="CONFIG, and tables and pool of its work folder; asks the web for nothing",
+        writes="a new release, as select, mix and pack of a build do; with --dry-run nothing",
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, with the new mixture")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="only show counts and epochs a domain; nothing is written"
-    )
-    parser.set_defaults(func=_mix)
+    parser.add_argument("config", metavar="CONFIG", help=f"{CONFIG_HELP}, with the new mixture")
+    parser.add_argument("--dry-run", action="store_true", help="only show counts and epochs of each domain")
+    parser.set_defaults(func=_run)
 
 
-def _mix(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
-        print("\n".join(describe_plan(read_config(args.config))))
+        print("\n".join(_describe_plan(read_config(args.config))))
         return 0
     from pipeline.commands.build import build
 
     return build(args.config, "select", None, None, _TOO_LATE)
 
 
-def describe_plan(config: BuildConfig) -> list[str]:
-    """What the mixture of a configuration would draw from the last selection, as lines.
-
-    Raises: ConfigError when nothing is selected yet, or when the pools cannot give the mixture.
-    """
+def _describe_plan(config: BuildConfig) -> list[str]:
+    from pipeline.answers.mixtures import plan
     from pipeline.commands.status import mixture_lines
-    from pipeline.stages.mix import describe_quotas, plan_mixture, read_ratio
 
-    kept, told = _read_kept(config)
-    ratio = read_ratio(config.mix, config.domains)
-    quotas, strata = plan_mixture(config.mix, ratio, kept, config.pack.kind)
-    rows = describe_quotas(quotas, strata)
-    total, heldout = (sum(row[name] for row in rows) for name in ("num_drawn", "num_heldout"))
-    selected = sum(num for sources in kept.values() for num in sources.values())
-    unused = selected - heldout - sum(min(row["num_drawn"], row["num_available"]) for row in rows)
+    planned = plan(config)
+    total, heldout = (sum(row[name] for row in planned.rows) for name in ("num_drawn", "num_heldout"))
     lines = [
-        f"{config.name}, {config.pack.kind}: {total:,} training samples, {heldout:,} held out, {unused:,} kept samples "
-        "left out",
+        f"{config.name}, {config.pack.kind}: {total:,} training samples, {heldout:,} held out, "
+        f"{planned.num_left_out:,} kept samples left out",
         "",
-        *mixture_lines(rows),
+        *mixture_lines(planned.rows),
         "",
-        f"{told}; if sources or caption rules changed since, run `plantmix build --to select` first",
+    ]
+    if config.pack.kind == "stratified" and config.mix.by_size is None:
+        lines.append(
+            "stratified: every pool is packed whole, once; the target is what readers draw (`plantmix export`)"
+        )
+    return [
+        *lines,
+        f"{planned.pools_as_of}; if sources or caption rules changed since, run `plantmix build --to select` first",
         "nothing was written",
     ]
-    if config.pack.kind == "stratified" and ratio is not None:
-        lines.insert(-2, "stratified: every pool is packed whole, once; the target is what readers are told to draw")
-    return lines
-
-
-def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
-    """Selected samples, domain -> source -> number, and words that say as of when.
-
-    Raises: ConfigError when nothing is selected yet.
-    """
-    from manifests.reader import open_reader, paths_of_current
-    from manifests.takedowns import read_list
-    from pipeline.stages.select import describe_choice, payload_of
-
-    workdir = config.work_dir
-    with open_reader(workdir) as connection:
-        sealed: Sequence[Any] = connection.sql(
-            "SELECT sealed_at, identity FROM current_stages JOIN stages USING (fingerprint) "
-            "WHERE stages.stage = 'select' AND sealed_at IS NOT NULL"
-        ).fetchall()
-        if not sealed:
-            raise ConfigError(
-                f"{workdir}: nothing is selected here yet; run `plantmix build CONFIG --to select` first, "
-                "then look at the mixture"
-            )
-        ((sealed_at, identity),) = sealed
-        takedowns = read_list(workdir)
-        choice = json.loads(json.dumps(describe_choice(config, takedowns)))
-        if choice.items() <= json.loads(identity).items():
-            kept: dict[str, dict[str, int]] = {}
-            for domain, source, num in connection.sql(
-                "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
-                "GROUP BY ALL ORDER BY ALL"
-            ).fetchall():
-                kept.setdefault(domain, {})[source] = num
-            return kept, f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC"
-        payload = payload_of(
-            config, takedowns, lambda stage, table: paths_of_current(connection, workdir, stage, table)
-        )
-    return _select_now(payload, config.run.memory_gb), (
-        f"pools as select leaves them now, by other takedowns or settings than at {sealed_at:%Y-%m-%d %H:%M} UTC"
-    )
-
-
-def _select_now(payload: dict[str, Any], memory_gb: float) -> dict[str, dict[str, int]]:
-    """What select would keep, decided in a private folder that is gone afterwards."""
-    from pipeline.stages.select import decide
-
-    with tempfile.TemporaryDirectory() as scratch:
-        result = decide({**payload, "stem": "dry-run", "workdir": scratch, "memory_gb": memory_gb})
-    kept: dict[str, dict[str, int]] = result.notes["sources"]
-    return kept

@@ -6,17 +6,20 @@ import argparse
 
 Commands = argparse._SubParsersAction  # argparse gives it no public name
 
+CONFIG_HELP = "YAML file of the run"
 RELEASE_HELP = "release folder, WORKDIR/releases/NAME, or a work folder for its newest release"
+WORKDIR_HELP = "work folder of a build"
+JSON_HELP = "print the same as JSON"
 
 
 def add_command(
-    commands: Commands[argparse.ArgumentParser], name: str, about: str, example: str
+    commands: Commands[argparse.ArgumentParser], name: str, about: str, example: str, *, reads: str, writes: str
 ) -> argparse.ArgumentParser:
-    """Add a command with its help text and an example."""
+    """Add a command whose help says what it does, what it reads and writes, and shows an example."""
     return commands.add_parser(
         name,
         help=about,
-        description=about[0].upper() + about[1:] + ".",
+        description=f"{about[0].upper()}{about[1:]}.\n\nreads:  {reads}\nwrites: {writes}",
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

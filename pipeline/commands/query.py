@@ -13,7 +13,8 @@ import pyarrow.csv as pacsv
 
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
-from pipeline.commands.parsing import Commands, add_command
+from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
+from pipeline.commands.tables import aligned
 
 MAX_CELL_CHARS = 60
 
@@ -23,11 +24,13 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "query",
-        "read-only SQL over the catalogue's views",
+        "ask SQL of everything that a build knows",
         'plantmix query data/demo "SELECT reason, count(*) FROM decisions GROUP BY ALL"\n'
         'views:   plantmix query data/demo "SELECT * FROM views"',
+        reads="catalogue and tables of the work folder",
+        writes="nothing: only statements that read are taken",
     )
-    parser.add_argument("dir", metavar="DIR", help="work folder of a build")
+    parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
     parser.add_argument("sql", metavar="SQL", help="one SELECT statement")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="how to print (table)")
     parser.set_defaults(func=_run)
@@ -56,7 +59,7 @@ def print_query(workdir: str, sql: str, layout: str) -> int:
     elif layout == "json":
         print(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1))
     else:
-        print("\n".join(layout_rows(table.column_names, [list(row.values()) for row in table.to_pylist()])))
+        print("\n".join(layout_rows(table)))
     return 0
 
 
@@ -71,7 +74,7 @@ def _check_reads(connection: Any, sql: str) -> None:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names of a join's columns, told apart: id, id_1."""
+    """Column names made distinct: a second id becomes id_1."""
     found: list[str] = []
     for name in names:
         free = (name, *(f"{name}_{number}" for number in range(1, len(names) + 1)))
@@ -80,6 +83,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _flat(table: pa.Table) -> list[Any]:
+    """Columns for csv: lists and structs as JSON."""
     return [
         pa.array([json.dumps(value, default=str, ensure_ascii=False) for value in column.to_pylist()])
         if pa.types.is_nested(column.type)
@@ -88,24 +92,18 @@ def _flat(table: pa.Table) -> list[Any]:
     ]
 
 
-def layout_rows(names: list[str], rows: list[list[Any]]) -> list[str]:
+def layout_rows(table: pa.Table) -> list[str]:
     """Rows as aligned text under their column names; long cells are cut with an ellipsis."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max([len(name), *(len(row[at]) for row in cells)]) for at, name in enumerate(names)]
-    lines = ["  ".join(name.ljust(width) for name, width in zip(names, widths, strict=True)).rstrip()]
-    lines.append("  ".join("-" * width for width in widths))
-    for row, values in zip(cells, rows, strict=True):
-        padded = [
-            text.rjust(width) if isinstance(value, (int, float)) and not isinstance(value, bool) else text.ljust(width)
-            for text, width, value in zip(row, widths, values, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    lines.append(f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})")
-    return lines
+    head = [(">" if _is_number(field.type) else "<") + field.name for field in table.schema]
+    lines = aligned(head, [[_cell(value) for value in row.values()] for row in table.to_pylist()])
+    rule = "-" * max(len(line) for line in lines)
+    return [lines[0], rule, *lines[1:], f"({table.num_rows:,} {'row' if table.num_rows == 1 else 'rows'})"]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    text = " ".join(str(value).split())
+    text = "" if value is None else " ".join(str(value).split())
     return text if len(text) <= MAX_CELL_CHARS else text[: MAX_CELL_CHARS - 1] + "…"

@@ -1,8 +1,8 @@
-"""`plantmix retry`: fetch again what ended with a passing outcome, into the same catalogue; never a final one.
+"""`plantmix retry`: ask again for pictures whose failure may pass, as a timeout may; never for a final one.
 
-Goes by the configuration of the last build. Everything asked again is a round of its own: builds see it once the
-round is whole, so a retry that is killed loses nothing and is continued by the same command. A picture fetched in
-any round stands; of failures the newest counts.
+Uses the configuration of the last build. What is asked again makes one round. Builds see a round once it is whole, so a
+retry that is killed loses nothing: the same command goes on with it. A picture that any round fetched stays; where all
+rounds failed, the newest failure counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from manifests.catalog import CATALOG_FILE, Catalog
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
-from pipeline.commands.parsing import Commands, add_command
+from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
+from pipeline.commands.tables import aligned
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner, stop_on_sigterm
@@ -30,40 +31,35 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "retry",
-        "fetch again only what failed for a passing reason, as the last build was configured",
+        "ask again for the pictures that failed for a reason that may pass",
         "plantmix retry data/demo --outcome read_timeout --outcome http_5xx\n"
         "then:    plantmix build configs/pipeline/demo.yaml",
+        reads="catalogue and tables of the work folder, and the web, politely",
+        writes="pictures and facts of this round in the same work folder; the next build takes them up",
     )
-    parser.add_argument("dir", metavar="DIR", help="work folder of a build")
+    parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
     parser.add_argument(
-        "--outcome", action="append", metavar="NAME", help="only rows that ended so; may be given again (all passing)"
+        "--outcome",
+        action="append",
+        metavar="NAME",
+        help="only rows that ended so; may be given again (all that may pass)",
     )
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    return retry(args.dir, args.outcome)
-
-
-def retry(workdir: str, names: Sequence[str] | None) -> int:
-    """Ask again for the rows that ended with one of `names` (all passing outcomes when None); returns the exit code.
-
-    Raises: ConfigError for an outcome that does not pass, or when there is nothing built here.
-    """
-    outcomes = check_outcomes(names)
-    if not Path(storage.join(workdir, CATALOG_FILE)).is_file():
-        raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    outcomes = check_outcomes(args.outcome)
+    if not Path(storage.join(args.dir, CATALOG_FILE)).is_file():
+        raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
     stop_on_sigterm()
-    with Catalog.open(workdir) as catalog:
-        config = last_config(catalog)
-        round_done = run_round(Runner(config, FLOW, catalog), catalog, outcomes)
-    for line in describe_round(round_done, outcomes):
-        print(line)
+    with Catalog.open(args.dir) as catalog:
+        round_done = run_round(Runner(last_config(catalog), FLOW, catalog), catalog, outcomes)
+    print("\n".join(describe_round(round_done, outcomes)))
     return 0
 
 
 def check_outcomes(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The passing outcomes to take up, sorted.
+    """The outcomes to ask again for, sorted; all that may pass when none is named.
 
     Raises: ConfigError for one that is unknown or final.
     """
@@ -71,9 +67,9 @@ def check_outcomes(names: Sequence[str] | None) -> tuple[str, ...]:
     for name in names or ():
         if name not in passing:
             final = name in [outcome.value for outcome in Outcome]
-            why = "is final: asking again is useless, or rude" if final else "is no outcome"
+            why = "is final: asking again would not help" if final else "is no outcome"
             raise ConfigError(f"--outcome {name} {why}; what may be retried: {', '.join(passing)}")
-    return tuple(sorted(set(names))) if names else tuple(passing)
+    return tuple(sorted(set(names or passing)))
 
 
 def last_config(catalog: Catalog) -> BuildConfig:
@@ -96,9 +92,9 @@ def last_config(catalog: Catalog) -> BuildConfig:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """A round that is whole: its number (0: there was nothing to ask), rows asked, the fetch stage before and after."""
+    """A whole round, and the fetch stage before and after it."""
 
-    number: int
+    number: int  # 0 when there was nothing to ask
     num_asked: int
     before: StageRecord
     after: StageRecord
@@ -110,7 +106,7 @@ def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> Roun
 
     def begin(context: BuildContext, before: StageRecord) -> bool:
         nonlocal number, recipe
-        recipe = download_recipe(context)
+        recipe = download_recipe(context.config.fetch.image)
         if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
             return False
         context.fetch_round = catalog.rounds.begin(recipe, outcomes)
@@ -132,18 +128,22 @@ def num_of(stage: StageRecord, outcomes: Sequence[str]) -> int:
 
 
 def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
-    """What a round changed, outcome by outcome, as a person reads it."""
+    """What a round changed, outcome by outcome, as lines that a person reads."""
     before, after = done.before, done.after
     if not done.number:
-        which = "a passing reason" if len(outcomes) == len(PASSING) else " or ".join(outcomes)
-        return [f"nothing to retry: of {before.funnel.num_in:,} rows none ended for {which}"]
+        which = "a reason that may pass" if len(outcomes) == len(PASSING) else " or ".join(outcomes)
+        return [f"nothing to retry: of {before.funnel.num_in:,} rows none failed for {which}"]
     was, now = ({"ok": stage.funnel.num_kept, **stage.funnel.reasons} for stage in (before, after))
     names = ["ok", *sorted((was.keys() | now.keys()) - {"ok"}, key=lambda name: (-was.get(name, 0), name))]
-    gained = now["ok"] - was["ok"]
-    lines = [f"round {done.number}: asked again for {done.num_asked:,} rows, {gained:,} more pictures", ""]
-    lines.append(f"{'outcome':<22}{'before':>12}{'after':>12}")
-    for name in names:
-        mark = "  asked again" if name in outcomes and was.get(name) else ""
-        lines.append(f"{name:<22}{was.get(name, 0):>12,}{now.get(name, 0):>12,}{mark}")
+    rows = [
+        (name, was.get(name, 0), now.get(name, 0), "asked again" if name in outcomes and was.get(name) else "")
+        for name in names
+    ]
     follow = "run `plantmix build` with the same configuration: later stages take up the change"
-    return [*lines, "", follow if before.notes != after.notes else "nothing that later stages look at has changed"]
+    return [
+        f"round {done.number}: asked again for {done.num_asked:,} rows, {now['ok'] - was['ok']:,} more pictures",
+        "",
+        *aligned(("outcome", ">before", ">after", ""), rows),
+        "",
+        follow if before.notes != after.notes else "nothing that later stages look at has changed",
+    ]

@@ -1,1 +1,1 @@
-"""The demo: real pictures from Debian packages, served on the loopback, taken through the whole chain."""
+"""The demo: real pictures from Debian packages, served on this machine and taken through the whole chain."""

@@ -1,11 +1,11 @@
-"""The whole demo in one command: pictures, a web to serve them, a release, a trained model, a summary.
+"""The whole demo in one command: pictures, a web to serve them, a release, a trained model.
 
     python -m pipeline.demo            everything; a second run reuses what the first one made
     python -m pipeline.demo pictures   only set up the pictures and their URL tables
     python -m pipeline.demo serve      serve them on the loopback until interrupted
 
-Runs from the root of the repository. Writes under data/demo/. The commands it runs are the real ones, printed
-as a person would type them; it stops at the first that fails, with that one's exit code.
+Runs from the root of the repository. Writes under data/demo/. The commands it runs are the real ones, printed as a
+person would type them. It stops at the first that fails, with that one's exit code.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from pathlib import Path
 
 import yaml
 
-from manifests.catalog import STATUS_FILE
 from manifests.errors import ConfigError, PlantMixError, RunError
 from manifests.release import Release
 from pipeline.config import read_config
-from pipeline.demo import summary
 from pipeline.demo.pictures import PREFERRED_PORT, prepare_web, read_marker
 from pipeline.demo.server import HOST, find_port, serving
 
@@ -68,8 +66,8 @@ def set_up() -> tuple[int, bool]:
     port, running = find_port(WEB, wanted)
     if port != wanted:
         LOG.info("port %d of %s is busy: the tables get URLs with port %d", wanted, HOST, port)
-    marker = prepare_web(WEB, PACKAGES, port)
-    LOG.info("pictures: what they are and which troubles were planted: %s", WEB / "README.txt")
+    prepare_web(WEB, PACKAGES, port)
+    LOG.info("pictures: %s says what they are and which troubles were planted among them", WEB / "README.txt")
     return port, running
 
 
@@ -86,7 +84,7 @@ def serve() -> None:
 
 
 def run_all() -> None:
-    """The demo from pictures to summary.
+    """The demo from pictures to a trained model; the last line names the release.
 
     Raises: ConfigError for a wrong place or set-up; CommandError when a command failed.
     """
@@ -97,32 +95,39 @@ def run_all() -> None:
     port, running = set_up()
     with nullcontext() if running else serving(WEB, port):
         run_command("plantmix", "build", str(BUILD_CONFIG))
-    run_command("dalip", "train", str(TRAIN_CONFIG), *_afresh_for_another_release())
+    work_dir = read_config(BUILD_CONFIG).work_dir
+    release = Release.open(work_dir)
+    run_command("dalip", "train", str(TRAIN_CONFIG), *_anew_for_another_release(release))
     run_command("dalip", "eval", str(TRAIN_CONFIG))
-    print_summary(port, time.monotonic() - started)
+    run_command("plantmix", "status", work_dir)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(
+        f"\nthe whole chain took {minutes} min {seconds} s\n"
+        f"report: {release.path}/report.html\n"
+        f"next: .venv/bin/plantmix explain {work_dir} http://{HOST}:{port}/resized/plant-1.jpg\n"
+        f"release: {release.path}",
+        flush=True,
+    )
 
 
-def _afresh_for_another_release() -> list[str]:
-    """`--no-resume` when the run's folder holds a model of another release, which training rightly will not touch."""
+def _anew_for_another_release(release: Release) -> list[str]:
+    """`--no-resume` where the run's folder holds a model of another release: training refuses to go on with it."""
+    folder = Path(yaml.safe_load(TRAIN_CONFIG.read_text(encoding="utf-8"))["output_dir"])
     try:
-        run = json.loads((_run_folder() / "run.json").read_text(encoding="utf-8"))
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    if run["identity"]["releases"]["fingerprints"] == [Release.open(read_config(BUILD_CONFIG).work_dir).fingerprint]:
+    if run["identity"]["releases"]["fingerprints"] == [release.fingerprint]:
         return []
     print("\nthe release is another one than last time: the model is trained anew", flush=True)
     return ["--no-resume"]
 
 
-def _run_folder() -> Path:
-    return Path(yaml.safe_load(TRAIN_CONFIG.read_text(encoding="utf-8"))["output_dir"])
-
-
 class CommandError(RunError):
-    """A command of the demo failed; it has said why itself, and its exit code becomes ours."""
+    """A command of the demo failed. It has said why itself, and its exit code becomes the demo's."""
 
     def __init__(self, line: str, exit_code: int) -> None:
-        super().__init__(f"`{line}` failed with exit code {exit_code}; its own message stands above")
+        super().__init__(f"`{line}` failed with exit code {exit_code}; see its own message above")
         self.exit_code = exit_code
 
 
@@ -144,33 +149,6 @@ def run_command(*words: str) -> None:
     if code != 0:
         raise CommandError(line, code if code > 0 else 128 - code)
     print(f"({time.monotonic() - started:.0f} s)", flush=True)
-
-
-def print_summary(port: int, seconds: float) -> None:
-    """What a person wants to read at the end; the last line names the release."""
-    from pipeline.flow import FLOW
-
-    work_dir = read_config(BUILD_CONFIG).work_dir
-    release = Release.open(work_dir)
-    status = json.loads(Path(work_dir, STATUS_FILE).read_text(encoding="utf-8"))
-    run_folder = _run_folder()
-    run = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
-    evaluation = json.loads((run_folder / "eval" / f"heldout-{release.name}.json").read_text(encoding="utf-8"))
-    lines = [
-        "",
-        f"The whole chain in {seconds // 60:.0f} min {seconds % 60:.0f} s:",
-        "",
-        *summary.funnel_lines(status["stages"], [stage.name for stage in FLOW]),
-        "",
-        *summary.mix_lines(status["mix"]),
-        *summary.shard_lines(release),
-        *summary.training_lines(run, run_folder),
-        *summary.evaluation_lines(evaluation),
-        "",
-        f"next: .venv/bin/plantmix explain {work_dir} http://{HOST}:{port}/resized/plant-1.jpg",
-        f"release: {summary.shown(Path(release.path))}",
-    ]
-    print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Get a Debian package as a file and read its members, without root and without installing anything.
+"""Download a Debian package and read the files in it, without root and without installing anything.
 
-Reads the apt sources of the machine. Writes NAME_VERSION_ARCH.deb into the folder it is given.
-Gives up with ConfigError where apt is missing or cannot reach its mirror; the message says what to do instead.
+Uses the apt sources of the machine. Writes NAME_VERSION_ARCH.deb into the folder it is given. Gives up with ConfigError
+where apt is missing or cannot reach its mirror; the message says what to do instead.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ INSTEAD = (
 
 
 def fetch_package(name: str, folder: Path) -> Path:
-    """Give the .deb of package `name` in `folder`, downloading it with apt-get if it is not there yet.
+    """Give the .deb of package `name` in `folder`. It is downloaded with apt-get if it is not there yet.
 
-    A .deb laid there by hand is taken as well. When the machine's own package lists do not know the
-    package (a fresh container) or are out of date, private lists are fetched for the occasion: no root needed.
+    A .deb that someone put there by hand serves as well. Where the machine's package lists do not know the package (a
+    fresh container) or are out of date, private lists are fetched, which needs no root.
 
-    Raises: ConfigError when apt is missing or the package cannot be had.
+    Raises: ConfigError when apt is missing or the download fails.
     """
     found = find_package(name, folder)
     if found is not None:
@@ -46,7 +46,7 @@ def fetch_package(name: str, folder: Path) -> Path:
     if shutil.which("apt-get") is None:
         raise ConfigError(
             f"{name}: apt-get is not on this machine, so this Debian package with pictures cannot be fetched. "
-            f"Lay the file {name}_VERSION_all.deb of any Debian or Ubuntu mirror into {folder} and run this again. "
+            f"Put the file {name}_VERSION_all.deb of any Debian or Ubuntu mirror into {folder} and run this again. "
             + INSTEAD
         )
     make_folder(str(folder))
@@ -67,16 +67,16 @@ def _download(name: str, scratch: Path) -> Path:
     if (found := find_package(name, scratch)) is not None and second.returncode == 0:
         return found
     errors = [error for done in (first, update, second) for error in _errors(done)]
-    # that a package is unknown is what every other fault ends in: the other fault is the one to name
-    said = min(errors, key=lambda error: error.startswith("Unable to locate"), default="no reason given")
+    # every fault ends in "Unable to locate"; where there is another one, that is the cause
+    cause = min(errors, key=lambda error: error.startswith("Unable to locate"), default="no reason given")
     raise ConfigError(
-        f"{name}: apt-get could not download this package: {said}. Check the network and the apt sources "
+        f"{name}: apt-get could not download this package: {cause}. Check the network and the apt sources "
         f"(on Ubuntu the component `universe`), then run this again. " + INSTEAD
     )
 
 
 def find_package(name: str, folder: Path) -> Path | None:
-    """The newest-named whole .deb of package `name` in `folder`, or None."""
+    """The .deb of package `name` in `folder` with the last name in the alphabet, or None."""
     found = sorted(folder.glob(f"{name}_*.deb"))
     return found[-1] if found else None
 
@@ -87,10 +87,9 @@ def package_version(deb: Path) -> str:
 
 
 def read_members(deb: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield path and bytes of each regular file of a .deb, in the order they lie there.
+    """Yield path and bytes of each regular file of a .deb, in the order of the archive.
 
-    Only the standard library and pyarrow are used, so that no dpkg is needed (xz, gz and zstd members).
-    Source: deb(5), ar(5).
+    Uses the standard library and pyarrow only, so a machine without dpkg can read it too. Source: deb(5), ar(5).
 
     Raises: ConfigError when the file is not a whole Debian package.
     """
@@ -131,7 +130,7 @@ def _decompress(name: str, body: bytes) -> IO[bytes]:
 
 
 def _apt_get(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    # root's apt drops to the user _apt for downloads, who may not write here: it would only warn
+    # As root, apt downloads as the user _apt, who may not write here, and warns about it.
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 

@@ -1,7 +1,7 @@
 """The packages that the demo's pictures come from, and their pictures as rows.
 
-Reads .deb files. Writes nothing. What a package says of its pictures (path, sidecar text, licence) becomes a
-Picture: one row of a URL table with its bytes.
+Reads .deb files, writes nothing. What a package says of a picture (path, text file beside it, licence) becomes a
+Picture: one row of a URL table, with its bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PLANT_WORDS_ELSEWHERE = ("food/coconut", "food/corn", "food/walnut", "food/pean
 
 @dataclass(frozen=True)
 class Package:
-    """A Debian package with pictures: where they lie in it, and under which terms."""
+    """A Debian package with pictures: where in it they are, and under which terms."""
 
     name: str
     folder: str  # the name of its folder on the demo's web
@@ -53,8 +53,8 @@ class Package:
     captions: str  # `sidecar`: first line of the .txt file beside the picture; `filename`: its words
 
 
-# Licences and holders: the copyright file of each package. Other projects that use pySioGame's word
-# pictures name CC-BY-SA-3.0 for them; the demo carries what the package it takes them from says.
+# Licences and holders are those in the copyright file of each package. Other projects that use pySioGame's word
+# pictures name CC-BY-SA-3.0 for them.
 PACKAGES = (
     Package(
         name="tuxpaint-stamps-default",
@@ -83,7 +83,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of a URL table, and its bytes where they lie on the demo's web (None: a dead link)."""
+    """One row of a URL table, and the bytes that its URL serves (None: a dead link)."""
 
     record_id: str
     path: str  # on the web, not yet percent-encoded
@@ -111,8 +111,8 @@ def read_package(package: Package, deb: Path) -> list[Picture]:
             caption = stem.rpartition("/")[2].replace("_", " ")
         category = category_of(folder)
         if caption:
-            # as web albums title their pictures: without it no caption ever names a class, and a text tower trained
-            # from nothing has never seen the words that zero-shot classification asks about
+            # Web albums title pictures like this. Without it no caption names a class, and a text tower trained from
+            # nothing never sees the words that zero-shot classification asks about.
             caption = f"{caption} ({category})"
         plant = folder.startswith(_PLANT_FOLDERS) or stem in _PLANT_WORDS_ELSEWHERE
         pictures.append(
@@ -130,7 +130,7 @@ def read_package(package: Package, deb: Path) -> list[Picture]:
 
 
 def category_of(folder: str) -> str:
-    """One class name for a package's folder: the longest part of its path that the hand-made map knows."""
+    """One class name for a folder of a package: that of the longest part of its path in _CATEGORIES, else its first."""
     steps = folder.split("/")
     for depth in range(len(steps), 0, -1):
         known = _CATEGORIES.get("/".join(steps[:depth]))

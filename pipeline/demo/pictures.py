@@ -1,7 +1,7 @@
 """Set up the demo's little web: picture files, two URL tables, and a known number of the web's troubles.
 
-Reads Debian packages (the stamps of Tux Paint, photos and drawings with a sentence each; the word pictures
-of pySioGame). Writes into one folder, deterministically, same packages and Pillow give the same bytes:
+Reads Debian packages: the stamps of Tux Paint (photos and drawings with a sentence each) and the word pictures of
+pySioGame. Writes into one folder; the same packages and the same Pillow give the same bytes:
 
     tuxpaint/ pysiogame/   the pictures, bytes as in the package
     mirror/ resized/ odd/  planted troubles, see below
@@ -10,14 +10,13 @@ of pySioGame). Writes into one folder, deterministically, same packages and Pill
     robots.txt README.txt  for fetchers, for people
     demo.json              counts and versions; written last: without it the set-up is not done
 
-Processes that set up the same folder at the same time wait for one another (a lock file beside it).
+Processes that set up the same folder at the same time wait for each other (a lock file beside it).
 
-Planted troubles, on top of those that the packages have (mirrored twins, pictures without a caption,
-the same fruit drawn twice): what each is and how many there are stands in TROUBLES and in README.txt.
-Every other row is the package's own picture, captioned with its author's sentence (or the word it is filed
-under) and the class of its folder: `A banana. (fruit)`.
+TROUBLES and README.txt say what the planted troubles are and how many there are. The packages have some of their own:
+mirrored twins, pictures without a caption, the same fruit drawn twice. Every other row is a picture of a package. Its
+caption is its author's sentence, or its file name, with the class of its folder: `A banana. (fruit)`.
 
-Gives up with ConfigError where the packages cannot be had; the message says what to do instead.
+Gives up with ConfigError where a package cannot be downloaded; the message says what to do instead.
 """
 
 from __future__ import annotations
@@ -47,16 +46,15 @@ LOG = logging.getLogger(__name__)
 
 PREFERRED_PORT = 8731
 MARKER = "demo.json"
-# part of the marker: raise it when what is written changes, and an older set-up is done again
-LAYOUT = 4
+LAYOUT = 4  # raise it when what is written changes: an older set-up is then made again
 
 
 def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> dict[str, Any]:
     """Set up the demo's web in `web` unless it is there already; give its marker (counts, port, versions).
 
-    `port` is the one to write into the URLs; None keeps what is there, or takes PREFERRED_PORT.
+    `port` is written into the URLs. None keeps the port that is there, or takes PREFERRED_PORT.
 
-    Raises: ConfigError when the packages cannot be had.
+    Raises: ConfigError when a package cannot be downloaded.
     """
     with _one_at_a_time(web):
         marker = read_marker(web)
@@ -72,7 +70,7 @@ def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> di
 
 @contextmanager
 def _one_at_a_time(web: Path) -> Iterator[None]:
-    """Wait until no other process sets up the same web: each would remove the other's half of it."""
+    """Wait until no other process sets up the same web: each would remove what the other has written."""
     make_folder(str(web.parent))
     with (web.parent / f".{web.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -91,7 +89,7 @@ def read_marker(web: Path) -> dict[str, Any] | None:
 
 
 def table_rows(pictures: list[Picture], domain: str, port: int) -> list[dict[str, str]]:
-    """Rows of one domain's URL table, taxon columns only for plants; an unknown value is an empty text."""
+    """Rows of one domain's URL table; only plants have taxon columns. An unknown value is an empty text."""
     rows = []
     for picture in pictures:
         if picture.domain != domain:
@@ -162,5 +160,5 @@ def _readme(marker: dict[str, Any]) -> str:
         lines += [f"  {package.folder + '/':12} Debian package {package.name} {version}, {package.licence}"]
     lines += ["", "Planted troubles (everything else is as in the packages):"]
     lines += [f"  {marker['troubles'][kind]:3}  {kind}: {meaning}" for kind, meaning in TROUBLES.items()]
-    lines += ["", "Every third of the resized copies of plants stands in the general table.", ""]
+    lines += ["", "Every third of the resized copies of plants is in the general table.", ""]
     return "\n".join(lines)

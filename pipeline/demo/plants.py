@@ -1,7 +1,7 @@
-"""Common plant names and what botany calls them: the little taxonomy that the demo's pictures have.
+"""Common plant names and their scientific names, for the demo's pictures: a table and a lookup.
 
-A pure table and a lookup. A name that could mean several species (a flower, a pepper, a palm) is left out
-or given at the rank that is certain: real sources have such holes, too.
+A name that could mean several species (a flower, a pepper, a palm) is left out, or given at the rank that is certain.
+Real sources have such gaps too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlantName:
-    """A common name with its taxon; `scientific` is a species, or a genus where no more is certain."""
+    """A common name with its taxon. `scientific` is a species, or a genus where the species is not certain."""
 
     vernacular: str
     scientific: str
@@ -125,7 +125,7 @@ _PATTERN = re.compile(r"\b(" + "|".join(sorted(map(re.escape, PLANT_NAMES), key=
 
 
 def find_plant_name(*texts: str) -> PlantName | None:
-    """The plant that the first of `texts` to name one names, or None."""
+    """The plant named in the first of `texts` that names one, or None."""
     for text in texts:
         match = _PATTERN.search(re.sub(r"[_\W]+", " ", text.lower()))
         if match:

@@ -1,7 +1,7 @@
-"""Serve the demo's little web on the loopback, so that the demo takes the very path the web takes.
+"""Serve the demo's little web on the loopback, so that the demo fetches over HTTP like any other build.
 
-Reads files under one folder. Writes nothing. Speaks HTTP/1.1 with connections kept open; answers 404 for
-what is not there. Only 127.0.0.1 is ever bound. Gives up with ConfigError when no port is to be had.
+Reads files under one folder, writes nothing. Speaks HTTP/1.1 and keeps connections open; answers 404 for what is not
+there. Binds 127.0.0.1 only. Gives up with ConfigError when there is no free port.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: DemoServer
     protocol_version = "HTTP/1.1"
     server_version = "plantmix-demo"
-    # headers and body leave in one write: else Nagle's algorithm and delayed ACKs cost 40 ms a request
+    # Headers and body leave in one write. In two, Nagle's algorithm and delayed ACKs cost 40 ms a request.
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
     timeout = 60
@@ -82,13 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the fetch stage has a row for every URL."""
+        """Print nothing: the fetch stage records every URL."""
 
 
 def find_port(web: Path, preferred: int) -> tuple[int, bool]:
     """A port for `web`: `preferred` when it is free or already serves this folder, else any free one.
 
-    Returns the port, and whether a server for this very folder already runs there.
+    Returns the port, and whether a server for this folder runs there already.
     """
     if _serves(preferred, web):
         return preferred, True
@@ -105,14 +105,14 @@ def find_port(web: Path, preferred: int) -> tuple[int, bool]:
 
 @contextmanager
 def serving(web: Path, port: int = 0) -> Iterator[DemoServer]:
-    """Serve `web` in a thread of this process for the length of a `with` block; port 0 takes a free one.
+    """Serve `web` from a thread of this process within a `with` block; port 0 takes a free one.
 
     Raises: ConfigError when the port is taken.
     """
     try:
         server = DemoServer(web, port)
     except OSError as error:
-        raise ConfigError(f"port {port} on {HOST} cannot be had ({error.strerror}); run this again") from None
+        raise ConfigError(f"port {port} on {HOST} is taken ({error.strerror}); run this again") from None
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="demo-server", daemon=True)
     thread.start()
     try:
@@ -124,7 +124,7 @@ def serving(web: Path, port: int = 0) -> Iterator[DemoServer]:
 
 
 def _serves(port: int, web: Path) -> bool:
-    """True when a demo server for this very folder answers on the port."""
+    """Whether a demo server for this folder answers on the port."""
     connection = http.client.HTTPConnection(HOST, port, timeout=2)
     try:
         connection.request("GET", WHO_PATH)

@@ -1,6 +1,6 @@
-"""The web's troubles, planted among the demo's pictures in a known number, so that every fate is seen.
+"""The web's troubles, planted among the demo's pictures in a known number: the demo shows every way to be dropped.
 
-A pure function of the packages' own rows: which picture gets which trouble follows from a hash of its name.
+Pure: a hash of its name decides which picture gets which trouble.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MIN_RESIZED_SIDE_PX = 100
 
 
 def plant_troubles(own: list[Picture]) -> list[Picture]:
-    """Add the troubles of TROUBLES to the packages' own rows; a pure function of them, no chance in it."""
+    """The packages' own rows with the troubles of TROUBLES among them; the same rows give the same troubles."""
     changed: dict[str, Picture] = {}
     added: list[Picture] = []
     for place, domain in enumerate(("plant", "general")):
@@ -55,7 +55,7 @@ def plant_troubles(own: list[Picture]) -> list[Picture]:
 
 
 def _victims(pictures: list[Picture]) -> Iterator[Picture]:
-    """The pictures in an order that is fixed but unrelated to their names; each is used once."""
+    """The pictures, each once, in a fixed order that has nothing to do with their names."""
     return iter(sorted(pictures, key=lambda picture: hashlib.sha256(picture.record_id.encode()).digest()))
 
 
@@ -72,7 +72,7 @@ def _dead_link(victim: Picture, number: int) -> Picture:
 
 
 def _exact_copy(victim: Picture, number: int) -> Picture:
-    # spaces and an umlaut on purpose: the URL needs percent-encoding
+    # Spaces and an umlaut, so that the URL needs percent-encoding.
     suffix = victim.path.rpartition(".")[2]
     name = f"mirror/schöne bilder/{victim.domain} {number}"
     return replace(
@@ -90,7 +90,7 @@ def _resized_copy(victim: Picture, number: int) -> Picture:
     size = (round(ground.width * _RESIZED_TO), round(ground.height * _RESIZED_TO))
     stream = io.BytesIO()
     ground.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(stream, "JPEG", quality=80)
-    # every third plant copy turns up among the general pairs, as on the web
+    # On the web, plants turn up among general pictures too: every third copy of a plant does here.
     domain = "general" if number % 3 == 0 else victim.domain
     name = f"resized/{victim.domain}-{number}"
     text = f"{victim.caption} (small)"

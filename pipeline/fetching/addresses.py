@@ -1,4 +1,4 @@
-"""Names to addresses, and which addresses may be asked: public ones, and those the config allows.
+"""Names to addresses, and which addresses may be asked: public ones, and those that the config allows.
 
 Resolves through the system, with a cache and a time limit. Gives up with LookupFailed (no address) or
 TargetRefused (none that may be asked).
@@ -17,15 +17,14 @@ from collections.abc import Callable
 from pipeline.fetching.settings import NetworkSettings
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _CACHE_SECONDS = 300.0
 _FAILURE_CACHE_SECONDS = 5.0
 _CACHE_SIZE = 20_000
-_LOOKUP_THREADS = 32  # a lookup that hangs keeps one until the system's resolver gives up
+_LOOKUP_THREADS = 32  # a lookup that hangs holds one of them until the system's resolver gives up
 
-# Beyond what `is_global` says, which differs between Python releases: translation and tunnel ranges that can
-# lead to an inner address. Source: IANA special-purpose address registries.
+# Ranges for translation and tunnels that can lead to an inner address. `is_global` does not name them all, and differs
+# between Python releases. Source: IANA special-purpose address registries.
 _NEVER_PUBLIC = tuple(
     ipaddress.ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "2002::/16", "2001::/23", "fec0::/10", "100::/64")
@@ -34,15 +33,15 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class LookupFailed(Exception):  # noqa: N818
-    """The name has no address, or none came in time."""
+    """The name has no address, or the answer did not come in time."""
 
 
 class TargetRefused(Exception):  # noqa: N818
-    """Every address of the name is one that must not be asked."""
+    """The name has only addresses that must not be asked."""
 
 
 def is_public(address: IPAddress) -> bool:
-    """True for an address on the open internet; embedded IPv4 addresses are looked at too."""
+    """True for an address on the open internet. An IPv4 address inside an IPv6 one is checked too."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
@@ -54,7 +53,7 @@ def is_public(address: IPAddress) -> bool:
 
 
 def system_lookup(host: str) -> list[str]:
-    """All stream addresses of a name, as the system gives them; may block as long as its resolver does."""
+    """All addresses of a name, as the system gives them; may block as long as its resolver does."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -86,7 +85,7 @@ class Resolver:
         return good
 
     def close(self) -> None:
-        """Let the lookup threads go; one that still waits for the system ends by itself."""
+        """End the lookup threads; one that still waits for the system ends by itself."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 

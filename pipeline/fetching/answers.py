@@ -1,6 +1,6 @@
-"""What one request came to: the answer, and what statuses, headers and errors mean.
+"""What one request gave: the answer, and what statuses, headers and errors mean.
 
-Pure. Gives up on nothing: an error nobody foresaw is a bad_response with its name.
+Pure. Raises nothing: an error that is not known here becomes a bad_response with the error's name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Answer:
     location: str | None = None
     retry_after_seconds: float | None = None
     seconds: float = 0.0
-    asked: bool = True  # false when nothing was sent to the host
+    was_sent: bool = True  # false when no request went out
 
 
 def refuse_status(status: int) -> Outcome | None:
-    """The outcome of a status other than 200 (and 203, which is one from a proxy)."""
+    """The outcome of a status that brings no picture; None for 200 and for 203, which is a proxy's 200."""
     if status in (200, 203):
         return None
     if status in (204, 205):
@@ -64,7 +64,7 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
 
 
 def explain_failure(error: Exception) -> tuple[Outcome, str]:
-    """Outcome and detail of what urllib3, http.client or the system raised."""
+    """Outcome and detail of an error from urllib3, http.client or the system."""
     chain = list(causes(error))
     for cause in chain:
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):

@@ -1,6 +1,6 @@
-"""May this picture be used, may this path be asked: X-Robots-Tag headers and robots.txt.
+"""May this picture be used? May this path be requested? What X-Robots-Tag headers and robots.txt say.
 
-Headers and text in, yes or no out. Pure. Gives up on nothing: what cannot be understood forbids nothing.
+Headers and text in, yes or no out. Pure. What cannot be understood forbids nothing.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, unquote_to_bytes
+
+from protego import Protego
 
 # Directives that carry a value after a colon, so that their name is not taken for an agent's.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 _AGENT = re.compile(r"[a-z*][a-z0-9_\-*.]*(/[a-z0-9.]+)?")
+_USER_AGENT_LINE = re.compile(r"\s*user[- ]?agent\b[\s:]*([^#]*)", re.IGNORECASE)
 
 ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
 
@@ -20,8 +22,8 @@ ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
 def opted_out(headers: Iterable[str], agent_token: str, directives: Sequence[str]) -> str | None:
     """The directive in X-Robots-Tag headers that forbids us the picture; None when none does.
 
-    `headers` are the values of every such header. A directive after `agent:` speaks to that agent only,
-    and an agent's name holds until the next one within the same header.
+    `headers` are the values of every such header. A directive after `agent:` is for that agent only, and so are the
+    directives that follow in the same header, up to the next agent's name.
     Source: Google, "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications".
     """
     for value in headers:
@@ -39,24 +41,20 @@ def opted_out(headers: Iterable[str], agent_token: str, directives: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class RobotsRules:
-    """What one host's robots.txt says to us."""
+    """What one host's robots.txt says to one agent."""
 
-    rules: tuple[tuple[str, bool], ...] = ()  # pattern, allowed
-    crawl_delay_seconds: float | None = None
+    parsed: Protego
+    agent_token: str
 
     def allows(self, path: str) -> bool:
-        """True when `path` (with its query) may be asked: the longest matching rule decides, allow wins a tie."""
-        wanted = _normal(path or "/")
-        if wanted == "/robots.txt":
-            return True
-        best, allowed = -1, True
-        for pattern, allow in self.rules:
-            if (len(pattern) > best or (len(pattern) == best and allow)) and _matches(pattern, wanted):
-                best, allowed = len(pattern), allow
-        return allowed
+        """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
+        # Protego takes the start of "//x.jpg" for a host name. Of a whole URL it uses the path alone.
+        return self.parsed.can_fetch(f"http://host{path}", self.agent_token)
 
-
-ALLOW_ALL = RobotsRules()
+    @property
+    def crawl_delay_seconds(self) -> float | None:
+        """The pause between two requests that the host asks for."""
+        return self.parsed.crawl_delay(self.agent_token)
 
 
 def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
@@ -64,51 +62,21 @@ def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
 
     Source: RFC 9309.
     """
-    groups: list[tuple[set[str], list[tuple[str, bool]], list[float]]] = []
-    naming = False
-    for line in body[:ROBOTS_MAX_BYTES].decode("utf-8", "replace").lstrip("\ufeff").splitlines():
-        key, colon, value = line.partition("#")[0].partition(":")
-        key, value = key.strip().lower(), value.strip()
-        if not colon:
-            continue
-        if key == "user-agent":
-            if not naming:
-                groups.append((set(), [], []))
-            groups[-1][0].add(value.partition("/")[0].strip().lower())
-            naming = True
-            continue
-        if key not in ("allow", "disallow", "crawl-delay") or not groups:
-            continue
-        naming = False
-        if key == "crawl-delay":
-            if re.fullmatch(r"\d+(\.\d+)?", value):
-                groups[-1][2].append(float(value))
-        elif value:
-            groups[-1][1].append((_normal(value), key == "allow"))
-    ours = [group for group in groups if agent_token in group[0]] or [group for group in groups if "*" in group[0]]
-    delays = [delay for group in ours for delay in group[2]]
-    return RobotsRules(tuple(rule for group in ours for rule in group[1]), max(delays) if delays else None)
+    lines = body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").splitlines()
+    return RobotsRules(Protego.parse("\n".join(_with_plain_name(line, agent_token) for line in lines)), agent_token)
 
 
-def _normal(path: str) -> str:
-    """One spelling of percent-encoding, so that a rule and a path compare byte by byte."""
-    return quote(unquote_to_bytes(path), safe="/?*$&=+:;,@!'()~-._%#[]")
+ALLOW_ALL = parse_robots(b"", "*")
 
 
-def _matches(pattern: str, path: str) -> bool:
-    """A rule's pattern with * and a closing $ against a path, in time linear in both for each star."""
-    anchored = pattern.endswith("$")
-    pieces = pattern.removesuffix("$").split("*")
-    if not path.startswith(pieces[0]):
-        return False
-    at = len(pieces[0])
-    if len(pieces) == 1:
-        return not anchored or at == len(path)
-    for piece in pieces[1:-1]:
-        found = path.find(piece, at)
-        if found < 0:
-            return False
-        at = found + len(piece)
-    if anchored:
-        return len(path) - len(pieces[-1]) >= at and path.endswith(pieces[-1])
-    return path.find(pieces[-1], at) >= 0
+def _with_plain_name(line: str, agent_token: str) -> str:
+    """A `User-agent` line as Protego must read it; every other line as it is.
+
+    RFC 9309 compares whole product tokens. Protego also takes `plant` for the name of `plantmix`, and does not take
+    `plantmix/2.0` for it. So our name loses its version, and the names of other agents become one that is not ours.
+    """
+    found = _USER_AGENT_LINE.match(line)
+    if found is None:
+        return line
+    name = found[1].partition("/")[0].strip().lower()
+    return f"User-agent: {name if name in (agent_token, '*') else '(another)'}"

@@ -1,14 +1,14 @@
-"""Threads between network and writer: each takes a finished download, measures its picture, hands both on.
+"""Threads between network and writer: each takes a finished download and measures its picture.
 
 Pillow lets other threads run while it decodes, resizes and encodes, so two such threads keep two cores busy beside the
-one that writes. Reads from a Scheduler, writes nothing. A programming error in a thread surfaces in the caller.
+one that writes. Reads from a Scheduler, writes nothing. A programming error in a thread is raised in the caller.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,18 +17,18 @@ from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
 
-_MAX_MEASURED = 64  # stored pictures that wait for the writer; it is by far the fastest of all
+_MAX_MEASURED = 64  # measured pictures that wait for the writer, which is by far the fastest of all
 
 
 class Downloads(Protocol):
     """Where finished downloads come from: a Scheduler."""
 
     def take(self) -> tuple[int, Download]:
-        """The next row's number and download; waits for it."""
+        """Waits for the next finished row: its number and its download."""
         ...
 
-    def let_go(self, download: Download) -> None:
-        """The download's body is needed no longer."""
+    def release(self, download: Download) -> None:
+        """The body of the download is not needed any more."""
         ...
 
 
@@ -46,13 +46,13 @@ class Decoders:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def results(self, num: int) -> Iterator[tuple[int, Download, StoredImage | Rejected | None]]:
-        """Row number, download and, where bytes came, their picture: every row once, in the order they finish.
+    def results(self, num: int) -> Generator[tuple[int, Download, StoredImage | Rejected | None]]:
+        """Every row once, in the order they finish: number, download and, where bytes came, what they measure.
 
         Raises: whatever a thread raised.
         """
         self._num_left = num
-        threads = [threading.Thread(target=self._guard, daemon=True, name="decode") for _ in range(self._num_threads)]
+        threads = [threading.Thread(target=self._run, daemon=True, name="decode") for _ in range(self._num_threads)]
         for thread in threads:
             thread.start()
         try:
@@ -63,14 +63,14 @@ class Decoders:
                 yield item
         finally:
             self._stop.set()
-            while not self._measured.empty():  # nobody waits for room any more
+            while not self._measured.empty():  # lets threads that wait for room end
                 self._measured.get_nowait()
 
-    def _guard(self) -> None:
+    def _run(self) -> None:
         try:
             while self._claim():
                 self._measured.put(self._measure())
-        except BaseException as error:  # a defect of ours: the caller must see it, not wait for ever
+        except BaseException as error:  # a defect of ours: raised in the caller, who would wait for ever
             self._measured.put(error)
 
     def _claim(self) -> bool:
@@ -83,5 +83,5 @@ class Decoders:
         if download.outcome is not Outcome.OK:
             return row, download, None
         result = measure_image(download.body, self._image)
-        self._downloads.let_go(download)
+        self._downloads.release(download)
         return row, replace(download, body=b""), result

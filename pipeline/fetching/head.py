@@ -1,7 +1,6 @@
-"""How large pictures are, asked without taking them: HEAD requests through the same gate, address and consent rules.
+"""How large pictures are, without downloading them: HEAD requests under the same gate, address and consent rules.
 
-A client whose requests for pictures are HEADs (robots.txt is still read) and whose bodies are the declared lengths.
-Reads the network, writes nothing. A host that declares no length, or knows no HEAD, gives no size.
+Reads the network, writes nothing. A host that declares no length, or does not answer HEAD, gives no size.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ _ANY_SIZE = 1 << 62
 
 @dataclass
 class Sizes:
-    """What a sample of addresses answered: declared bytes, and how the others ended."""
+    """What a sample of addresses answered: the declared sizes, and how many of the others ended how."""
 
     num_bytes: list[int] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
 def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient | None = None) -> Sizes:
-    """Ask for the size of each address, as politely as fetch asks for the picture.
+    """Ask for the size of each picture, as politely as fetch asks for the picture itself.
 
     Raises: ConfigError when a contact is needed.
     """
@@ -49,7 +48,10 @@ def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient
 
 
 class HeadClient(HttpClient):
-    """An HttpClient that asks for heads of pictures."""
+    """An HttpClient that asks for pictures with HEAD, and gives the declared length as the body.
+
+    robots.txt is still read with GET.
+    """
 
     def __init__(self, settings: NetworkSettings, lookup: Any = None) -> None:
         super().__init__(settings, lookup)

@@ -1,9 +1,9 @@
 """One polite, bounded GET: one request, one answer, whatever the other side does.
 
-Connects only to an address that was checked, keeps connections for re-use, and holds every answer to limits
-of time (connect, silence, whole attempt) and size (head, body, unpacked body). Follows no redirect and retries
-nothing: that is the scheduler's, which must ask the gate first. Reads the network, writes nothing.
-Gives up with an Answer that carries an outcome; never with an exception for what a server did.
+Connects only to an address that was checked, keeps connections for further requests, and holds every answer to limits
+of time (connect, silence, whole attempt) and size (head, body, unpacked body). Follows no redirect and retries nothing:
+the scheduler does, because it must ask the gate first. Reads the network, writes nothing. Whatever a server does gives
+an Answer with an outcome, never an exception.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,24 +36,24 @@ from pipeline.fetching.urls import Target
 _MAX_HEAD_BYTES = 64 * 1024
 _CHUNK_BYTES = 64 * 1024
 _DRAIN_BYTES = 16 * 1024  # of an unwanted body, read so that the connection can be used again
-_FREE_BODY_BYTES = 4 << 20  # a body may grow so far without leave
-_NUM_LARGE_BODIES = 4  # ... and only so many at a time further
+_SMALL_BODY_BYTES = 4 << 20  # any number of bodies may grow to this size at the same time
+_NUM_LARGE_BODIES = 4  # bodies that may be larger at the same time
 _KEPT_HOSTS = 64
 _ROBOTS_KEPT = 10_000
 _ROBOTS_KEPT_SECONDS = 24 * 3600.0  # RFC 9309: not longer than a day
 
 
 class _DeadlineError(Exception):
-    """The attempt has used up its time."""
+    """The attempt has no time left."""
 
 
 class _HeadSizeError(Exception):
-    """Status line and headers go on and on."""
+    """Status line and headers are too long."""
 
 
 @dataclass(slots=True)
 class _Budget:
-    """What the request of this thread may still use."""
+    """The time and bytes that the request of this thread may still use."""
 
     deadline: float
     read_timeout_seconds: float
@@ -75,7 +75,7 @@ class _Current(threading.local):
 _current = _Current()
 
 
-if TYPE_CHECKING:  # what the two mixins below are mixed into
+if TYPE_CHECKING:  # the classes that the two mixins below are mixed into
     _AnySocket = socket.socket
     _AnyConnection = HTTPConnection
 else:
@@ -83,7 +83,7 @@ else:
 
 
 class _Bounded(_AnySocket):
-    """Mixed into sockets: each receive waits no longer than the request's budget allows."""
+    """Mixed into sockets: no receive waits longer than the request's budget allows."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         budget = _current.budget
@@ -113,7 +113,7 @@ class _BoundedTLSSocket(_Bounded, ssl.SSLSocket):
 
 
 class _CheckedConnect(_AnyConnection):
-    """Mixed into urllib3's connections: the address connected to is one the resolver let pass."""
+    """Mixed into urllib3's connections: they connect to an address that the resolver has checked, not to the name."""
 
     resolver: Resolver  # set on a subclass, one a client
 
@@ -149,9 +149,9 @@ class _RobotsCache:
 
 
 class HttpClient:
-    """Connections, addresses and robots.txt rules that requests share; safe for threads; close it.
+    """Connections, addresses and robots.txt rules that requests share; safe for threads.
 
-    One may serve many parts, so that connections and rules outlive a part.
+    One client may serve many parts. Its owner closes it.
     """
 
     def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] | None = None) -> None:
@@ -188,7 +188,7 @@ class HttpClient:
         self._resolver.close()
 
     def robots_rules(self, origin: str) -> RobotsRules | None:
-        """What is known of an origin's robots.txt; None when it must be asked (again)."""
+        """The rules of an origin; None when its robots.txt must be requested, or has become too old."""
         with self._robots.lock:
             known = self._robots.kept.get(origin)
             return known[1] if known and known[0] > time.monotonic() else None
@@ -201,7 +201,7 @@ class HttpClient:
                 self._robots.kept.popitem(last=False)
 
     def get(self, target: Target, max_body_bytes: int, max_seconds: float, *, check_opt_out: bool = True) -> Answer:
-        """Ask once. A 200 gives the body, unpacked where it came packed without being asked for."""
+        """Send one request. A 200 gives the body, unpacked if the server packed it without being asked to."""
         started = time.monotonic()
         limits = self.settings
         budget = _Budget(started + max_seconds, limits.read_timeout_seconds, limits.connect_timeout_seconds)
@@ -210,7 +210,7 @@ class HttpClient:
             answer = self._ask(target, max_body_bytes, check_opt_out, budget)
         finally:
             _current.budget = None
-        return _with_seconds(answer, time.monotonic() - started)
+        return replace(answer, seconds=time.monotonic() - started)
 
     def _ask(self, target: Target, max_body_bytes: int, check_opt_out: bool, budget: _Budget) -> Answer:
         for final in (False, True):
@@ -219,15 +219,15 @@ class HttpClient:
                     budget.head_bytes_left = None
                     return self._read(response, max_body_bytes, check_opt_out, budget)
             except LookupFailed as error:
-                return Answer(Outcome.DNS_FAILURE, str(error), asked=False)
+                return Answer(Outcome.DNS_FAILURE, str(error), was_sent=False)
             except TargetRefused as error:
-                return Answer(Outcome.REFUSED_TARGET, str(error), asked=False)
+                return Answer(Outcome.REFUSED_TARGET, str(error), was_sent=False)
             except _HeadSizeError:
                 return Answer(Outcome.BAD_RESPONSE, f"more than {_MAX_HEAD_BYTES} bytes of headers")
             except _DeadlineError:
                 return Answer(Outcome.DEADLINE_EXCEEDED, "not finished in time")
             except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-                # a kept connection that the server closed meanwhile: nothing was asked, so ask on a new one
+                # the server had closed a kept connection, so nothing was asked: try once more on a new one
                 if not final and not budget.fresh_connection and _was_closed(error):
                     budget.head_bytes_left = _MAX_HEAD_BYTES
                     continue
@@ -266,8 +266,8 @@ class HttpClient:
             wait = parse_retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
             return Answer(refusal, f"status {status}", status, retry_after_seconds=wait)
         if check_opt_out and self.settings.x_robots_directives:
-            said = response.headers.getlist("X-Robots-Tag")
-            directive = opted_out(said, self.settings.agent_token, self.settings.x_robots_directives)
+            headers = response.headers.getlist("X-Robots-Tag")
+            directive = opted_out(headers, self.settings.agent_token, self.settings.x_robots_directives)
             if directive:
                 return Answer(Outcome.OPTED_OUT, f"X-Robots-Tag: {directive}", status)
         declared = response.headers.get("Content-Length", "")
@@ -280,7 +280,7 @@ class HttpClient:
         return _unpack(body, response.headers.get("Content-Encoding", ""), max_body_bytes, status)
 
     def _read_body(self, response: urllib3.BaseHTTPResponse, max_body_bytes: int, budget: _Budget) -> bytes | None:
-        """The body, None when it grows too large; large ones wait for one of few places, so that memory is bounded."""
+        """The body; None when it becomes too large. Only a few large bodies grow at a time, which bounds the memory."""
         body = bytearray()
         has_place = False
         try:
@@ -288,7 +288,7 @@ class HttpClient:
                 body += chunk
                 if len(body) > max_body_bytes:
                     return None
-                if len(body) > _FREE_BODY_BYTES and not has_place:
+                if len(body) > _SMALL_BODY_BYTES and not has_place:
                     has_place = self._large_bodies.acquire(timeout=budget.remaining_seconds())
                     budget.remaining_seconds()
             return bytes(body)
@@ -300,7 +300,7 @@ class HttpClient:
 def client_of_this_program(settings: NetworkSettings) -> HttpClient:
     """The client that all parts in this process share, so that robots.txt is asked once a day and not once a part.
 
-    Other settings than last time make a new one; the old one goes when its last user does.
+    Changed settings make a new client; the old one goes when nobody uses it any more.
     """
     global _client
     with _client_lock:
@@ -314,7 +314,7 @@ _client_lock = threading.Lock()
 
 
 def _tls_context() -> ssl.SSLContext:
-    """The system's trusted certificates; where it lists none, those of certifi (small containers have none)."""
+    """The certificates that the system trusts; where it has none, as in small containers, those of certifi."""
     context = ssl.create_default_context()
     if not context.get_ca_certs() and (certifi := importlib.util.find_spec("certifi")) and certifi.origin:
         bundle = Path(certifi.origin).with_name("cacert.pem")
@@ -329,7 +329,7 @@ def _was_closed(error: Exception) -> bool:
 
 
 def _drain(response: urllib3.BaseHTTPResponse) -> None:
-    """Read the rest of a short body, so that the connection can serve the next request."""
+    """Read the rest of a short body, so that its connection can be used again."""
     declared = response.headers.get("Content-Length", "")
     if declared.isdigit() and int(declared) <= _DRAIN_BYTES:
         with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
@@ -338,7 +338,7 @@ def _drain(response: urllib3.BaseHTTPResponse) -> None:
 
 
 def _unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Answer:
-    """Undo a content encoding we did not ask for, within the same limit of bytes."""
+    """Undo a content encoding that we did not ask for, within the same limit of bytes."""
     encoding = encoding.strip().lower()
     packed = (encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b") or encoding == "deflate"
     if packed:
@@ -357,8 +357,3 @@ def _unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Ans
     if not body:
         return Answer(Outcome.EMPTY_BODY, "no bytes", status)
     return Answer(Outcome.OK, http_status=status, body=body)
-
-
-def _with_seconds(answer: Answer, seconds: float) -> Answer:
-    object.__setattr__(answer, "seconds", seconds)
-    return answer

@@ -1,140 +1,173 @@
-"""img2dataset's Downloader, with our parts in its seams.
+"""The engine `fetch.engine: img2dataset`: its unchanged Downloader, with our resizer and our writer in its constructor.
 
-`Downloader.download_shard` takes a writer and a resizer by injection; those are ours. Its other seams are module
-names that the method looks up: it gets its own copy of them, so that nothing in img2dataset itself is changed.
-Reads the installed img2dataset. Gives up with RunError when that release no longer has the seams.
+Reads the rows of one part, writes them into a PartWriter. Only for hosts that need no politeness; what it cannot do
+or tell, compared with our own loop, is listed in README.md under "Differences". Gives up with ConfigError when
+img2dataset is not installed. A row that its loop loses ends the part, because the PartWriter misses its fact.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.metadata
-import importlib.util
-import inspect
-import sys
-import threading
-import types
-from collections.abc import Iterator
-from typing import Any
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from manifests.errors import RunError
+import pyarrow as pa
 
-_PACKAGE = "img2dataset"
-_ALIAS = "_plantmix_img2dataset"
-_load_lock = threading.Lock()
-_DOWNLOADER_PARAMETERS = (
-    "sample_writer_class",
-    "resizer",
-    "thread_count",
-    "save_caption",
-    "extract_exif",
-    "output_folder",
-    "column_list",
-    "timeout",
-    "number_sample_per_shard",
-    "oom_shard_count",
-    "compute_hash",
-    "verify_hash_type",
-    "encode_format",
-    "retries",
-    "user_agent_token",
-    "disallowed_header_directives",
+from manifests.errors import ConfigError
+from manifests.outcomes import Outcome
+from pipeline.fetching.answers import refuse_status
+from pipeline.fetching.part import PartWriter, fact_of_download
+from pipeline.fetching.settings import FetchSettings
+from pipeline.fetching.urls import BadURL, Target, parse_url
+from pipeline.fetching.visits import Download
+from pipeline.pictures.facts import Fact, fact_of
+from pipeline.pictures.image import Rejected, StoredImage, measure_image
+from pipeline.pictures.settings import ImageSettings
+
+# How errors of urllib, http.client and ssl read in Python 3.11, once img2dataset has turned them into text. The first
+# pattern that fits the whole text counts; a text that fits none is a bad_response.
+_MESSAGES = (
+    (r"Use of image disallowed by X-Robots-Tag directive", Outcome.OPTED_OUT, "X-Robots-Tag"),
+    (r"HTTP Error 3\d\d: .*infinite loop.*", Outcome.TOO_MANY_REDIRECTS, "a loop, or more than 10 redirects"),
+    (r"HTTP Error 3\d\d: .*Redirection to url.*", Outcome.REFUSED_TARGET, "redirect to a scheme that is not http"),
+    (r"<urlopen error \[Errno -\d+\].*", Outcome.DNS_FAILURE, "the name has no address"),
+    (r"<urlopen error .*timed out>", Outcome.CONNECT_TIMEOUT, "no connection in time"),
+    (r"(<urlopen error )?\[Errno (32|103|104)\].*", Outcome.CONNECTION_RESET, "the connection was reset"),
+    (r"(<urlopen error )?(\[SSL: UNEXPECTED_EOF|EOF occurred).*", Outcome.CONNECTION_RESET, "closed without an answer"),
+    (r"Remote end closed connection.*", Outcome.CONNECTION_RESET, "closed without an answer"),
+    (r"<urlopen error \[Errno \d+\].*", Outcome.CONNECT_FAILED, "no connection"),
+    (r"(<urlopen error )?\[SSL.*", Outcome.TLS_FAILURE, "no agreement on TLS"),
+    (r"(The read operation )?timed out", Outcome.READ_TIMEOUT, "silent for too long"),
+    (r"IncompleteRead\(.*", Outcome.BODY_TRUNCATED, "fewer bytes came than were announced"),
 )
+_HTTP_ERROR = re.compile(r"HTTP Error (\d{3}): ")
 
 
-class _Reraise:
-    """Stands in for `traceback`: where the loop would print an error and go on, the error goes on instead."""
+def download_with_img2dataset(rows: Sequence[tuple[str, str]], settings: FetchSettings, part: PartWriter) -> None:
+    """Let img2dataset download (sample_id, url) rows; we measure and store each picture.
 
-    @staticmethod
-    def print_exc() -> None:
-        """Called inside an except block, so a bare raise passes the error on."""
-        raise
-
-
-class _NoSemaphore:
-    """Stands in for `Semaphore`: the loop's own limit on rows in flight; the scheduler has its own."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def acquire(self) -> None:
-        """Never waits."""
-
-    def release(self) -> None:
-        """Nothing to release."""
-
-
-def make_downloader(thread_pool: Any, **arguments: Any) -> Any:
-    """A Downloader whose `download_shard` runs on our parts. Replaced, for this one object, are:
-
-    - `ThreadPool` by `thread_pool`, a class made with a number of threads, with `imap_unordered(function, rows)`,
-      `terminate` and `join`, as a context manager: our scheduler decides what is fetched when, and how;
-    - `Semaphore`: its window of twice the number of threads would let one slow host hold back all others;
-    - `traceback`: the loop swallows errors of resizer and writer per sample; here they end the part;
-    - `write_stats`: it would write a json beside the pool.
-
-    Raises: RunError when the installed img2dataset does not fit.
+    Raises: ConfigError when img2dataset is not installed.
     """
-    downloader = _load("downloader")
-    cls = downloader.Downloader
-    replaced = {
-        "ThreadPool": thread_pool,
-        "Semaphore": _NoSemaphore,
-        "traceback": _Reraise,
-        "write_stats": lambda *_: None,
-    }
-    method = cls.download_shard
-    known = set(method.__code__.co_names) | set(_names_in(method.__code__))
-    lost = sorted(name for name in replaced if name not in known)
-    parameters = list(inspect.signature(cls.__init__).parameters)[1:]
-    lost += [name for name in _DOWNLOADER_PARAMETERS if name not in parameters]
-    if lost:
-        version = importlib.metadata.version(_PACKAGE)
-        raise RunError(
-            f"img2dataset {version} does not fit: Downloader.download_shard has no {', '.join(lost)}; "
-            "install a release that this version of PlantMix was tested with: pip install 'img2dataset==1.47.0'"
-        )
-    rebound = types.FunctionType(
-        method.__code__, {**vars(downloader), **replaced}, method.__name__, method.__defaults__, method.__closure__
-    )
-    return type("Downloader", (cls,), {"download_shard": rebound})(**arguments)
-
-
-def _names_in(code: types.CodeType) -> list[str]:
-    """Global names used in functions nested in `code`."""
-    nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return [name for inner in nested for name in (*inner.co_names, *_names_in(inner))]
-
-
-def _load(name: str) -> Any:
-    """One module of img2dataset without its package's `__init__`.
-
-    That imports everything: torch, pandas, cv2, albumentations (which asks the network for updates), wandb's
-    command line; 4.3 s and 415 MB a worker, against 0.6 s and 69 MB for this module alone (2-core machine).
-    """
-    with _load_lock:
-        if _ALIAS not in sys.modules:
-            spec = importlib.util.find_spec(_PACKAGE)  # finds, does not run
-            if spec is None or not spec.submodule_search_locations:
-                raise RunError(
-                    "img2dataset is not installed; install PlantMix with its extra: pip install -e '.[pipeline]'"
-                )
-            package = types.ModuleType(_ALIAS)
-            package.__path__ = list(spec.submodule_search_locations)
-            sys.modules[_ALIAS] = package
-        with _without_wandb():
-            return importlib.import_module(f"{_ALIAS}.{name}")
-
-
-@contextlib.contextmanager
-def _without_wandb() -> Iterator[None]:
-    """The module beside the downloader imports wandb for a logger we do not use: 0.5 s and 60 MB a worker."""
-    if "wandb" in sys.modules:
-        yield
+    targets: dict[str, Target] = {}
+    for sample_id, url in rows:
+        try:
+            targets[sample_id] = parse_url(url)  # urllib would open file:// and ftp:// as well
+        except BadURL as error:
+            part.add(sample_id, fact_of_download(Download(error.outcome, error.detail)))
+    if not targets:
         return
-    sys.modules["wandb"] = types.ModuleType("wandb")
+    network = settings.network
+    with tempfile.TemporaryDirectory(prefix="plantmix-img2dataset-") as folder:
+        listing = Path(folder) / "rows.arrow"
+        _write_listing(listing, targets)
+        downloader = _downloader_class()(
+            sample_writer_class=lambda *_: _SampleWriter(part, targets, network.retries + 1),
+            resizer=_Resizer(settings.image),
+            thread_count=network.threads,
+            save_caption=False,
+            extract_exif=False,
+            output_folder=folder,
+            column_list=["sample_id", "url"],
+            timeout=network.read_timeout_seconds,
+            number_sample_per_shard=len(targets),
+            oom_shard_count=1,
+            compute_hash=None,
+            verify_hash_type=None,
+            encode_format="jpg",
+            retries=network.retries,
+            user_agent_token=network.agent_token,
+            disallowed_header_directives=list(network.x_robots_directives) or None,
+        )
+        downloader.download_shard((0, str(listing)))
+
+
+class _Resizer:
+    """What img2dataset calls with each body: our measurement, in the form of its own resizer's answer."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, stream: BinaryIO, _boxes: None = None) -> tuple[Any, ...]:
+        """(picture, stored width and height, original width and height, error message).
+
+        The message is all that the loop passes on of a refused picture, so it holds the facts as JSON.
+        """
+        body = stream.read()
+        if len(body) > self._settings.max_body_bytes:
+            detail = f"{len(body)} bytes, allowed {self._settings.max_body_bytes}"
+            result: StoredImage | Rejected = Rejected(Outcome.BODY_TOO_LARGE, detail)
+        else:
+            result = measure_image(body, self._settings)
+        if isinstance(result, Rejected):
+            return None, None, None, None, None, json.dumps(fact_of(result))
+        original = result.original
+        return result, result.stored_width_px, result.stored_height_px, original.width_px, original.height_px, None
+
+
+class _SampleWriter:
+    """What img2dataset calls with each row, failures too: our pool and facts in the place of its tar and Parquet."""
+
+    def __init__(self, part: PartWriter, targets: dict[str, Target], num_attempts: int) -> None:
+        self._part = part
+        self._targets = targets
+        self._num_attempts = num_attempts
+
+    def write(self, picture: StoredImage | None, _key: str, _caption: None, meta: dict[str, Any]) -> None:
+        """Keep one row; `meta` holds our columns and how img2dataset says that it ended."""
+        sample_id, message = meta["sample_id"], meta["error_message"]
+        # it follows redirects without a word, so this is the host that was asked first
+        fact: Fact = {"outcome": Outcome.OK.value, "host": self._targets[sample_id].host}
+        if meta["status"] == "failed_to_download":
+            outcome, detail, http_status = explain_message(message)
+            fact |= {"outcome": outcome.value, "detail": detail, "http_status": http_status}
+        elif meta["status"] == "failed_to_resize":
+            fact |= json.loads(message)
+        if meta["status"] == "failed_to_download" or self._num_attempts == 1:
+            fact["attempts"] = self._num_attempts  # whatever a failure was, it tries as often as it may
+        self._part.add(sample_id, fact, picture)
+
+    def close(self) -> None:
+        """The part is finished by its owner."""
+
+
+def explain_message(message: str) -> tuple[Outcome, str, int | None]:
+    """Outcome, detail and HTTP status of a download that img2dataset describes as `message`.
+
+    The detail is in our own words, because a message may quote an address with a secret in it.
+    """
+    found = _HTTP_ERROR.match(message)
+    status = int(found[1]) if found else None
+    for pattern, outcome, detail in _MESSAGES:
+        if re.fullmatch(pattern, message, re.DOTALL):
+            return outcome, detail, status
+    if status is not None:
+        return refuse_status(status) or Outcome.BAD_RESPONSE, f"status {status}", status
+    return Outcome.BAD_RESPONSE, "img2dataset gives no reason that is known", None
+
+
+def _write_listing(path: Path, targets: dict[str, Target]) -> None:
+    """The rows as img2dataset reads them; addresses without credentials."""
+    urls = [target.url for target in targets.values()]
+    table = pa.table({"sample_id": pa.array(targets, pa.string()), "url": pa.array(urls, pa.string())})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _downloader_class() -> Any:
+    """img2dataset's Downloader. Its import takes about 4 s and adds 260 MB to a worker."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the web for a newer release
     try:
-        yield
-    finally:
-        del sys.modules["wandb"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own imports: no user of ours can act on them
+            from img2dataset.downloader import Downloader
+    except ImportError as error:
+        raise ConfigError(
+            f"fetch.engine is img2dataset, which cannot be imported ({error}): pip install 'plantmix[img2dataset]', "
+            "or leave the key out to use PlantMix's own engine"
+        ) from None
+    return Downloader

@@ -1,10 +1,9 @@
-"""Which request goes next: hosts interleaved, each at the pace the gate allows, no thread waiting for a host.
+"""Which request goes next: hosts take turns, each at the pace that the gate allows, and no thread waits for a host.
 
-One thread plans (it alone touches the queues), `threads` others each carry out one request at a time, and the
-caller takes finished downloads with `take`. Redirects and retries go back into the queue of their host, so
-that every single request passes the gate. Reads the network through HttpClient; writes nothing.
-Gives up by ending rows of a host that stays closed for longer than the host's patience; any programming error
-in a thread surfaces in the caller.
+One thread plans, and only this thread touches the queues. `threads` others carry out one request each at a time. The
+caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so that every
+single request passes the gate. Reads the network through HttpClient; writes nothing. The rows of a host that stays
+closed for longer than `host_patience_seconds` end. A programming error in a thread is raised in the caller.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from pipeline.fetching.consent import ROBOTS_MAX_BYTES
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
-from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
+from pipeline.fetching.visits import AskAgain, Download, Visit, host_result, next_step, robots_verdict
 
-_MAX_WAITING_BYTES = 128 << 20  # finished bodies not yet decoded; no new request starts above it
-_SHORT_SECONDS = 0.02
+_MAX_WAITING_BYTES = 128 << 20  # of finished bodies that wait for a decoder; above it no new request starts
 
 
 @dataclass(slots=True)
@@ -36,8 +34,8 @@ class _Host:
     queue: deque[Visit] = field(default_factory=deque)
     ask_at: float = 0.0
     closed_since: float | None = None
-    has_turn: bool = False  # stands in the scheduler's row of turns
-    parked: dict[str, list[Visit]] = field(default_factory=dict)  # origin: rows that wait for its robots.txt
+    in_turns: bool = False  # its name is in the scheduler's `_turns`
+    awaiting_robots: dict[str, list[Visit]] = field(default_factory=dict)  # by origin: rows that wait for robots.txt
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,9 @@ class Scheduler:
         self._events: queue.SimpleQueue[tuple[_Job, Answer] | BaseException | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Download] | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
-        # below: touched by the planning thread only
+        # from here on: for the planning thread only
         self._hosts: dict[str, _Host] = {}
-        self._turns: deque[str] = deque()  # hosts with something to ask, in the order they get their turn
+        self._turns: deque[str] = deque()  # hosts that have requests to send, in the order of their turns
         self._timed: list[tuple[float, int, Visit | tuple[_Host, Permission]]] = []
         self._order = itertools.count()
         self._reports: list[HostReport] = []
@@ -75,37 +73,37 @@ class Scheduler:
     def __enter__(self) -> Scheduler:
         num = min(self._settings.threads, max(1, len(self._urls)))
         self._threads = [threading.Thread(target=self._work, daemon=True, name="fetch") for _ in range(num)]
-        self._threads.append(threading.Thread(target=self._guard_plan, daemon=True, name="fetch-plan"))
+        self._threads.append(threading.Thread(target=self._run_plan, daemon=True, name="fetch-plan"))
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._done.put(RuntimeError("the scheduler is closed"))  # wakes who still waits, after an error
+        self._done.put(RuntimeError("the scheduler is closed"))  # ends a `take` that still waits, after an error
         self._events.put(None)
         for _ in self._threads:
             self._jobs.put(None)
-        # requests still under way (only after an error in the caller) end by their own deadline
+        # requests still in flight (only after an error in the caller) end by their own deadline
         until = time.monotonic() + (1.0 if self._in_flight else 5.0)
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
 
     def take(self) -> tuple[int, Download]:
-        """The next row's number and download, in the order they finish; to be called once a row, by any thread.
+        """The number and download of the next row that finishes. To be called once a row, from any thread.
 
         Raises: whatever a thread of the scheduler raised.
         """
         item = self._done.get()
         if isinstance(item, BaseException):
-            self._done.put(item)  # for the others who wait
+            self._done.put(item)  # for other threads that wait
             raise item
         return item
 
-    def let_go(self, download: Download) -> None:
-        """Say that a taken download's body is needed no longer; bodies under way are bounded by this."""
-        if self._waiting.took(len(download.body)):
-            self._events.put(None)  # room again
+    def release(self, download: Download) -> None:
+        """Say that the body of a taken download is not needed any more, which makes room for further requests."""
+        if self._waiting.remove(len(download.body)):
+            self._events.put(None)  # wakes the planning thread
 
     # ---- the request threads
 
@@ -116,48 +114,48 @@ class Scheduler:
             left = max(0.1, self._settings.total_timeout_seconds - visit.active_seconds)
             try:
                 answer = self._client.get(visit.target, limit, left, check_opt_out=not visit.is_robots)
-            except BaseException as error:  # a defect of ours: the caller must see it, not wait for ever
+            except BaseException as error:  # a defect of ours: raised in the caller, who would wait for ever
                 self._events.put(error)
                 return
             self._events.put((job, answer))
 
     # ---- the planning thread
 
-    def _guard_plan(self) -> None:
+    def _run_plan(self) -> None:
         try:
             self._plan()
-        except BaseException as error:  # as above; a gate that is gone arrives here too
+        except BaseException as error:  # as above; the gate may also be gone
             self._done.put(error)
 
     def _plan(self) -> None:
-        for key, url in enumerate(self._urls):
+        for row, url in enumerate(self._urls):
             try:
                 target = parse_url(url)
             except BadURL as error:
-                self._finish(key, Download(error.outcome, error.detail))
+                self._finish(row, Download(error.outcome, error.detail))
                 continue
-            self._enqueue(Visit(key, target, target))
+            self._enqueue(Visit(row, target, target))
         while (self._num_open or self._in_flight) and not self._stop.is_set():
             now = time.monotonic()
             self._run_due(now)
             now = self._exchange(now)
-            self._take_events(self._seconds_to_wait(now))
-        self._hand_back()
+            self._handle_events(self._seconds_to_wait(now))
+        self._send_last_reports()
 
-    def _take_events(self, seconds: float) -> None:
-        """Wait for something to happen, then take in all that has."""
+    def _handle_events(self, seconds: float) -> None:
+        """Wait for an event, then handle every event there is."""
         try:
             event = self._events.get(timeout=seconds)
             while True:
                 if isinstance(event, BaseException):
                     raise event
                 if event is not None:
-                    self._take_answer(*event)
+                    self._handle_answer(*event)
                 event = self._events.get_nowait()
         except queue.Empty:
             return
 
-    def _take_answer(self, job: _Job, answer: Answer) -> None:
+    def _handle_answer(self, job: _Job, answer: Answer) -> None:
         self._in_flight -= 1
         host = self._hosts[job.host]
         host.ask_at = 0.0
@@ -167,35 +165,36 @@ class Scheduler:
         self._reports.append(HostReport(job.host, job.lease, result, answer.retry_after_seconds))
         visit = job.visit
         step = next_step(visit, answer, self._settings)
-        if isinstance(step, Again):
+        if isinstance(step, AskAgain):
             if step.wait_seconds > 0:
-                self._at(time.monotonic() + step.wait_seconds, visit)
+                self._schedule(time.monotonic() + step.wait_seconds, visit)
             else:
                 self._enqueue(visit, first=True)
         elif visit.is_robots:
             self._end_robots(visit, step)
         else:
-            self._finish(visit.key, step)
+            self._finish(visit.row, step)
 
     def _end_robots(self, visit: Visit, download: Download) -> None:
-        """Rules are known, or the host cannot say: let the rows that waited go, or end them."""
-        host = self._hosts[visit.first.host]
-        parked = host.parked.pop(visit.first.origin, [])
+        """A robots.txt is finished: send the rows that waited for it on their way, or end them."""
+        host = self._hosts[visit.start.host]
+        waiting = host.awaiting_robots.pop(visit.start.origin, [])
         verdict = robots_verdict(visit, download, self._settings.agent_token)
         if isinstance(verdict, tuple):
-            of_origin = [v for v in host.queue if v.target.origin == visit.first.origin and not v.is_robots]
-            host.queue = deque(v for v in host.queue if v not in of_origin) if of_origin else host.queue
-            for row in [*parked, *of_origin]:
-                self._finish(row.key, row.end(*verdict))
+            origin = visit.start.origin
+            of_origin = [v for v in host.queue if v.target.origin == origin and not v.is_robots]
+            host.queue = deque(v for v in host.queue if v.target.origin != origin or v.is_robots)
+            for other in [*waiting, *of_origin]:
+                self._finish(other.row, other.end(*verdict))
             return
-        self._client.keep_robots_rules(visit.first.origin, verdict)
+        self._client.keep_robots_rules(visit.start.origin, verdict)
         if verdict.crawl_delay_seconds:
             self._reports.append(HostReport(host.name, 0, "unused", min_gap_seconds=verdict.crawl_delay_seconds))
-        for row in reversed(parked):
-            self._enqueue(row, first=True)
+        for other in reversed(waiting):
+            self._enqueue(other, first=True)
 
     def _enqueue(self, visit: Visit, *, first: bool = False) -> None:
-        """Put a visit into its host's queue, or end it where robots.txt forbids it."""
+        """Put a visit into its host's queue. It may have to wait for robots.txt, and ends where that forbids it."""
         target = visit.target
         host = self._hosts.get(target.host)
         if host is None:
@@ -203,33 +202,33 @@ class Scheduler:
         if self._settings.robots_txt and not visit.is_robots:
             rules = self._client.robots_rules(target.origin)
             if rules is None:
-                waiting = host.parked.get(target.origin)
+                waiting = host.awaiting_robots.get(target.origin)
                 if waiting is not None:
                     waiting.append(visit)
                     return
-                host.parked[target.origin] = [visit]
+                host.awaiting_robots[target.origin] = [visit]
                 robots = Target(target.scheme, target.hostname, target.port, "/robots.txt")
                 visit = Visit(None, robots, robots)
                 first = True
             elif not rules.allows(target.path):
-                self._finish(visit.key, visit.end(Outcome.ROBOTS_DISALLOWED, "robots.txt"))
+                self._finish(visit.row, visit.end(Outcome.ROBOTS_DISALLOWED, "robots.txt"))
                 return
-        if not host.has_turn:
-            host.has_turn = True
+        if not host.in_turns:
+            host.in_turns = True
             self._turns.append(host.name)
         if first:
             host.queue.appendleft(visit)
         else:
             host.queue.append(visit)
 
-    def _finish(self, key: int | None, download: Download) -> None:
-        if key is None:
+    def _finish(self, row: int | None, download: Download) -> None:
+        if row is None:
             return
         self._num_open -= 1
-        self._waiting.put(len(download.body))
-        self._done.put((key, download))
+        self._waiting.add(len(download.body))
+        self._done.put((row, download))
 
-    def _at(self, when: float, what: Visit | tuple[_Host, Permission]) -> None:
+    def _schedule(self, when: float, what: Visit | tuple[_Host, Permission]) -> None:
         heapq.heappush(self._timed, (when, next(self._order), what))
 
     def _run_due(self, now: float) -> None:
@@ -241,12 +240,12 @@ class Scheduler:
                 self._start(*what)
 
     def _start(self, host: _Host, permission: Permission) -> None:
-        """Use a permission whose time has come, or hand it back: used late it would break the host's rate."""
+        """Use a permission whose time has come. One that cannot be used now goes back: later would break the rate."""
         if not host.queue or self._in_flight >= self._settings.threads:
             self._reports.append(HostReport(host.name, permission.lease, "unused"))
             return
         visit = host.queue.popleft()
-        if visit.hops == 0:
+        if visit.num_redirects == 0:
             visit.attempts += 1
         self._in_flight += 1
         self._jobs.put(_Job(visit, host.name, permission.lease))
@@ -255,7 +254,7 @@ class Scheduler:
         return 0 if self._waiting.full else self._settings.threads - self._in_flight
 
     def _exchange(self, now: float) -> float:
-        """Report what ended and ask for what can start; one call for all hosts."""
+        """Report what has ended and ask for what may start, for all hosts in one call."""
         if now < self._next_exchange:
             return now
         wanted = self._wanted(now)
@@ -266,11 +265,11 @@ class Scheduler:
         now = time.monotonic()
         self._next_exchange = now + self._gate.exchange_interval_seconds
         for name, verdict in verdicts.items():
-            self._take_verdict(self._hosts[name], verdict, now)
+            self._handle_verdict(self._hosts[name], verdict, now)
         return now
 
     def _wanted(self, now: float) -> dict[str, int]:
-        """What to ask for: every host with rows gets its turn, one permission a round, while threads are free."""
+        """How many permissions to ask for, by host: while threads are free, one for each host in turn, then again."""
         wanted: dict[str, int] = {}
         free = self._num_free()
         for _ in range(len(self._turns)):
@@ -278,7 +277,7 @@ class Scheduler:
                 break
             host = self._hosts[self._turns.popleft()]
             if not host.queue:
-                host.has_turn = False  # until its next row
+                host.in_turns = False  # until its next visit
                 continue
             self._turns.append(host.name)
             if host.ask_at <= now:
@@ -293,13 +292,13 @@ class Scheduler:
             free -= len(more[:free])
         return wanted
 
-    def _take_verdict(self, host: _Host, verdict: Verdict, now: float) -> None:
+    def _handle_verdict(self, host: _Host, verdict: Verdict, now: float) -> None:
         host.ask_at = now + verdict.ask_again_seconds
         for permission in verdict.permissions:
             if permission.wait_seconds <= 0:
                 self._start(host, permission)
             else:
-                self._at(now + permission.wait_seconds, (host, permission))
+                self._schedule(now + permission.wait_seconds, (host, permission))
         if verdict.closed_because is None:
             return
         if host.closed_since is None:
@@ -308,18 +307,18 @@ class Scheduler:
             self._close_host(host, verdict.closed_because)
 
     def _close_host(self, host: _Host, why: str) -> None:
-        """End every row that waits for this host; those under way end by themselves."""
+        """End every row that waits for this host; requests in flight end by themselves."""
         rows = [visit for visit in host.queue if not visit.is_robots]
         robots = [visit for visit in host.queue if visit.is_robots]
-        for visit in robots:  # a redirect may have led here from another host's robots.txt
-            rows += self._hosts[visit.first.host].parked.pop(visit.first.origin, [])
+        for visit in robots:  # perhaps of another host, whose robots.txt redirected to this one
+            rows += self._hosts[visit.start.host].awaiting_robots.pop(visit.start.origin, [])
         host.queue.clear()
-        host.ask_at = 0.0  # a row that comes back from a retry must hear the same at once
+        host.ask_at = 0.0  # a row that comes back for a retry must end at once too
         for visit in rows:
-            self._finish(visit.key, visit.give_up(why))
+            self._finish(visit.row, visit.give_up(why))
 
     def _seconds_to_wait(self, now: float) -> float:
-        """Until the next thing that is known to happen; an answer wakes the planner earlier."""
+        """Time until the next planned event; an answer wakes the planning thread earlier."""
         soonest = now + 5.0
         if self._timed:
             soonest = min(soonest, self._timed[0][0])
@@ -331,8 +330,8 @@ class Scheduler:
                 soonest = min(soonest, max(min(asks), self._next_exchange))
         return max(0.0005, soonest - now)
 
-    def _hand_back(self) -> None:
-        """Tell the gate the last results, and permissions that were not needed."""
+    def _send_last_reports(self) -> None:
+        """Tell the gate how the last requests ended and which permissions were not used."""
         for _, _, what in self._timed:
             if isinstance(what, tuple):
                 self._reports.append(HostReport(what[0].name, what[1].lease, "unused"))
@@ -341,7 +340,7 @@ class Scheduler:
 
 
 class _WaitingBytes:
-    """Bytes of finished bodies that the caller has not let go; bounds memory between network and decoder."""
+    """Counts the bytes of finished bodies that nobody has released; bounds the memory between network and decoders."""
 
     def __init__(self) -> None:
         self._bytes = 0
@@ -352,12 +351,12 @@ class _WaitingBytes:
     def full(self) -> bool:
         return self._bytes > _MAX_WAITING_BYTES
 
-    def put(self, num_bytes: int) -> None:
+    def add(self, num_bytes: int) -> None:
         with self._lock:
             self._bytes += num_bytes
 
-    def took(self, num_bytes: int) -> bool:
-        """True when this made room."""
+    def remove(self, num_bytes: int) -> bool:
+        """Returns True when this made room."""
         with self._lock:
             was_full = self.full
             self._bytes -= num_bytes

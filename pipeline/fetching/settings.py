@@ -1,7 +1,7 @@
-"""What a user may set about fetching, split in what identifies the result and what is only execution.
+"""What a user may set about fetching, split into what identifies the result and what is only execution.
 
 `FetchSettings.image` is identity: it goes into the stage's fingerprint, because other values give other
-bytes or other decisions. `FetchSettings.network` is execution: rates, threads and patience change how long
+bytes or other decisions. `engine` and `network` are execution: rates, threads and patience change how long
 a fetch takes and which passing failures it meets, never what a fetched picture looks like.
 Reads and writes nothing. Gives up with ConfigError through manifests.settings.
 """
@@ -12,11 +12,12 @@ import fnmatch
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from manifests import __version__
 from manifests.errors import ConfigError
 from manifests.settings import Settings
 from pipeline.pictures.settings import ImageSettings
@@ -28,16 +29,16 @@ class HostLimits(Settings):
     """How hard one host may be asked, by all workers of the cluster together."""
 
     requests_per_second: Annotated[float, Field(gt=0)] | None = 5.0
-    """null: no limit but `connections`."""
+    """null: only `connections` limits the host."""
     connections: Annotated[int, Field(ge=1, le=1000)] = 2
 
 
 class HostOverride(HostLimits):
-    """Limits for the hosts whose name (or name:port) fits a shell pattern; the first that fits counts."""
+    """Limits for the hosts whose name (or name:port) fits a shell pattern. The first pattern that fits counts."""
 
     pattern: Annotated[str, Field(min_length=1)]
     shared: bool = False
-    """true: all hosts that fit share these limits (one provider behind many names)."""
+    """true: all hosts that fit share one set of limits (one provider behind many names)."""
 
     @field_validator("pattern")
     @classmethod
@@ -49,35 +50,37 @@ class NetworkSettings(Settings):
     """Execution: threads, patience, politeness, consent."""
 
     threads: Annotated[int, Field(ge=1, le=512)] = 32
-    """Requests in flight in one worker."""
+    """Requests at the same time in one worker."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    """Pictures decoded at the same time in one worker; each may need the memory of `image.max_pixels`."""
+    """Pictures decoded at the same time in one worker. Each may need the memory of `image.max_pixels`."""
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Longest silence within an answer."""
     total_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest time for one attempt, redirects included, waiting for politeness not."""
+    """Longest time for one attempt, with its redirects, without the waiting for the gate."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """Further attempts after a passing failure; final ones are never tried again."""
+    """Further attempts after a passing failure. A final failure is never retried."""
     backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """Pause before the first retry; doubles each time, with jitter of half of it either way."""
+    """Pause before the first retry. It doubles each time, give or take half of it at random."""
     host_patience_seconds: Annotated[float, Field(ge=0)] = 120.0
-    """A host that wants to be left alone for longer than this: its rows end as host_unavailable."""
+    """When a host stays closed for longer than this, its rows end as host_unavailable."""
     breaker_failures: Annotated[int, Field(ge=1)] = 6
-    """So many failures to reach a host in a row, and it counts as dead for `breaker_seconds`."""
+    """After so many failures in a row to reach a host, it counts as dead for `breaker_seconds`."""
     breaker_seconds: Annotated[float, Field(gt=0)] = 300.0
     limits: HostLimits = HostLimits()
     hosts: tuple[HostOverride, ...] = ()
-    user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = "PlantMix/0.1"
-    """Product token, as robots.txt and X-Robots-Tag name agents, with an optional version."""
+    user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = (
+        f"PlantMix/{__version__}"
+    )
+    """The name by which robots.txt and X-Robots-Tag know us, with an optional version."""
     contact: Annotated[str, Field(min_length=3, pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")] | None = None
-    """A page or mail address where site owners reach you; needed as soon as one host is not this machine."""
+    """A page or mail address where site owners can reach you. Needed as soon as one host is not this machine."""
     allow_private_addresses: bool | tuple[str, ...] = False
-    """Networks (10.0.0.0/8) or host names that may be private, loopback or link-local; true: all."""
+    """Networks (10.0.0.0/8) or host names that may be private, loopback or link-local. true: all."""
     robots_txt: bool = True
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
-    """X-Robots-Tag directives that opt a picture out; empty: the header is not obeyed."""
+    """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 
     @field_validator("x_robots_directives")
     @classmethod
@@ -102,16 +105,16 @@ class NetworkSettings(Settings):
 
     @property
     def agent_token(self) -> str:
-        """The name by which robots.txt and X-Robots-Tag address us, lower case."""
+        """The name by which robots.txt and X-Robots-Tag know us, in lower case."""
         return self.user_agent.partition("/")[0].lower()
 
     @property
     def user_agent_header(self) -> str:
-        """The whole User-Agent header: who asks, and where its owner is reached."""
+        """The whole User-Agent header: who asks, and where to reach them."""
         return f"{self.user_agent} ({self.contact})" if self.contact else self.user_agent
 
     def limits_of(self, host: str) -> tuple[str, HostLimits]:
-        """The limits of a host and the name under which they are counted (`host`, or a shared pattern)."""
+        """The limits of a host, and the name under which its requests are counted: `host`, or a shared pattern."""
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         for override in self.hosts:
             if fnmatch.fnmatchcase(host, override.pattern) or fnmatch.fnmatchcase(name, override.pattern):
@@ -119,7 +122,7 @@ class NetworkSettings(Settings):
         return host, self.limits
 
     def require_contact(self, urls: Iterable[str]) -> None:
-        """Refuse to ask foreign hosts without an address at which their owners reach the user.
+        """Refuse to ask other people's hosts without an address where their owners can reach the user.
 
         Raises: ConfigError that names the first such host.
         """
@@ -139,14 +142,47 @@ class NetworkSettings(Settings):
 
 
 class FetchSettings(Settings):
-    """Settings of the fetch stage: `image` identifies the result, `network` is only execution."""
+    """Settings of the fetch stage: `image` identifies the result, `engine` and `network` are only execution."""
 
+    engine: Literal["plantmix", "img2dataset"] = "plantmix"
+    """Which loop downloads. img2dataset is neither polite nor bounded: only for hosts of your own."""
     image: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
 
+    @model_validator(mode="after")
+    def _engine_keeps_what_network_asks(self) -> Self:
+        if self.engine == "img2dataset" and (changes := _changes_for_img2dataset(self.network)):
+            raise ValueError(
+                "engine img2dataset is only for hosts that need no politeness, and protects against nothing. "
+                "Leave `engine` out, or give up in fetch.network what it cannot do. "
+                f"Needed: {'; '.join(changes)}"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
-        """What the fetch stage's fingerprint covers: everything that changes a stored byte or a decision."""
+        """What the fetch stage's fingerprint covers: everything that changes a stored byte or a decision.
+
+        The engine is left out. Both engines give the bytes of a download to the same measurement, so a picture that
+        either one got has the same stored bytes and the same facts about them. Which rows fail, and what is known of
+        the way, may differ, as it may under other `network` settings or on another day. Changing the engine
+        therefore downloads nothing again.
+        """
         return self.image.model_dump(mode="json")
+
+
+def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
+    """Settings that promise what img2dataset does not do, each with the value that stops promising it."""
+    wanted = [
+        (not network.robots_txt, "robots_txt: false (it reads no robots.txt)"),
+        (network.allow_private_addresses is True, "allow_private_addresses: true (it checks no address)"),
+        (network.limits.requests_per_second is None, "limits.requests_per_second: null (it keeps no rate)"),
+        (
+            network.limits.connections >= network.threads,
+            f"limits.connections: {network.threads} or more (each worker opens as many as it has threads)",
+        ),
+        (not network.hosts, "no hosts (it knows no limits of single hosts)"),
+    ]
+    return [change for fits, change in wanted if not fits]
 
 
 def _is_this_machine(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""A URL as written by people and servers, as what an HTTP request needs; credentials taken out at once.
+"""A URL as people and servers write it, turned into what an HTTP request needs, credentials apart.
 
 Text in, Target out. Pure. Gives up with BadURL (an outcome and a detail that holds no credential).
 """
@@ -28,7 +28,7 @@ _SIGNED_BY = (["x", "amz"], ["x", "goog"], ["x", "oss"], ["x", "cos"])  # every 
 
 
 class BadURL(Exception):  # noqa: N818
-    """A URL that is not asked."""
+    """A URL that is not requested."""
 
     def __init__(self, outcome: Outcome, detail: str) -> None:
         super().__init__(detail)
@@ -48,13 +48,13 @@ class Target:
 
     @property
     def host(self) -> str:
-        """The name under which the host is limited and recorded: the port only where it is not the usual one."""
+        """The host's name in limits and records; with its port where that is not the usual one."""
         name = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
         return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """Scheme and host: what a robots.txt speaks for."""
+        """Scheme and host: what one robots.txt is for."""
         return f"{self.scheme}://{self.host}"
 
     @property
@@ -64,7 +64,7 @@ class Target:
 
     @property
     def shown_url(self) -> str:
-        """The URL as it may be stored and printed: secrets in its query masked."""
+        """The URL as it may be stored and printed, with secrets in its query masked."""
         path, mark, query = self.path.partition("?")
         return self.origin + path + mark + mask_secrets(query)
 
@@ -73,18 +73,18 @@ class Target:
 
 
 def mask_secrets(query: str) -> str:
-    """A query string with `***` in the place of what would let a reader of the catalogue act as somebody else.
+    """A query string with `***` for every value that would let a reader of the catalogue act as somebody else.
 
-    A value is masked when a word of its name says so (signature, token, key, X-Amz-..., split at - _ . and capitals),
-    when it is a JSON web token, or when it is a long mixture of both cases and digits, as signed links carry under
-    names nobody can list. Identifiers (numbers, UUIDs, hex hashes, file names) stay, so that the address stays useful.
+    Masked are values whose name holds a telling word (signature, token, key, X-Amz-...; names are split at - _ . and
+    capitals), JSON web tokens, and long mixtures of both cases and digits, which signed links carry under many names.
+    Identifiers (numbers, UUIDs, hex hashes, file names) stay, so that the address stays useful.
     """
     return "&".join(_mask(pair) for pair in query.split("&"))
 
 
 def _mask(pair: str) -> str:
     name, equals, value = pair.partition("=")
-    if not equals:  # a bare value has no name that could say what it is
+    if not equals:  # a value without a name
         return MASK if _looks_secret(unquote(name)) else pair
     if value and (_names_secret(unquote(name)) or _looks_secret(unquote(value))):
         return f"{name}={MASK}"
@@ -105,7 +105,7 @@ def _looks_secret(value: str) -> bool:
 
 
 def _is_random(value: str) -> bool:
-    """Case and digits change often, as they never do in words or in hex."""
+    """True when the kind of character changes often, as it never does in words or in hex."""
     kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in value if c.isalnum()]
     changes = sum(a != b for a, b in itertools.pairwise(kinds))
     return changes > 0.35 * len(kinds)
@@ -138,7 +138,7 @@ def parse_url(text: str) -> Target:
 
 
 def follow(target: Target, location: str) -> Target:
-    """The target of a redirect; credentials go along only to the same origin.
+    """The target of a redirect. Credentials are kept only for the same origin.
 
     Raises: BadURL.
     """
@@ -170,7 +170,7 @@ def _ascii_host(hostname: str | None) -> str:
 
 
 def _quote(text: str) -> str:
-    """Percent-encode what a request line may not hold; what is encoded already stays as it is."""
+    """Percent-encode what a request line must not hold; what is already encoded stays as it is."""
     text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
     return quote(text, safe="%/?:@!$&'()*+,;=~-._[]|")
 

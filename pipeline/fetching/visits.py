@@ -1,7 +1,7 @@
-"""The life of one URL, request by request: what follows from an answer.
+"""The life of one URL, request by request: what to do after each answer.
 
 An answer in, the next step out: done, ask elsewhere (redirect), or ask again (retry). Pure.
-Gives up after `retries` further attempts, at once where asking again is useless or rude.
+Stops after `retries` further attempts. A failure that another attempt cannot mend is never retried.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _UNREACHABLE = frozenset(
         Outcome.DEADLINE_EXCEEDED,
     }
 )
-# Trouble below HTTP that a robots.txt request shares with every other request to its host.
+# Failures below HTTP: when a request for robots.txt meets one, every other request to its host would too.
 _WHOLE_HOST = _UNREACHABLE | {Outcome.REFUSED_TARGET, Outcome.TLS_FAILURE}
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """How the network part of one row ended; `body` only when `outcome` is ok."""
+    """How the download of one row ended; `body` only when `outcome` is ok."""
 
     outcome: Outcome
     detail: str
@@ -54,75 +54,76 @@ class Download:
     host: str | None = None
     final_url: str | None = None
     redirects: tuple[str, ...] = ()
-    """Addresses that led to `final_url`, in order."""
+    """Addresses that redirected on the way to `final_url`, in order."""
     body: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """One row (or one robots.txt, whose `key` is None) on its way."""
+    """The way of one row, or of one robots.txt, from its first request to its end."""
 
-    key: int | None
-    first: Target
-    target: Target
-    attempts: int = 0  # attempts begun, the present one included
-    hops: int = 0  # redirects followed in this attempt
+    row: int | None  # its number; None for a robots.txt
+    start: Target
+    target: Target  # of the next request
+    attempts: int = 0  # begun so far
+    num_redirects: int = 0  # followed in this attempt
     active_seconds: float = 0.0  # spent in requests in this attempt
-    last: Answer | None = None
-    been: dict[str, str] = field(default_factory=dict)  # addresses that redirected us, in order: as stored
+    last_answer: Answer | None = None
+    redirected_by: dict[str, str] = field(default_factory=dict)  # addresses in order, each with its form for the table
 
     @property
     def is_robots(self) -> bool:
         """True for a request for robots.txt itself."""
-        return self.key is None
+        return self.row is None
 
     def end(self, outcome: Outcome, detail: str, body: bytes = b"") -> Download:
-        """The row's download as it stands."""
+        """The download that this visit ends with."""
         return Download(
             outcome,
             detail,
-            self.last.http_status if self.last else None,
+            self.last_answer.http_status if self.last_answer else None,
             self.attempts,
             self.target.host,
             self.target.shown_url,
-            tuple(self.been.values()),
+            tuple(self.redirected_by.values()),
             body,
         )
 
     def give_up(self, detail: str) -> Download:
-        """The host will not be asked any more: the last failure where there was one, else host_unavailable."""
-        if self.last is not None and self.last.outcome is not Outcome.OK:
-            return self.end(self.last.outcome, f"{self.last.detail}; {detail}")
+        """The host is not asked any more: its last failure where there was one, else host_unavailable."""
+        last = self.last_answer
+        if last is not None and last.outcome is not Outcome.OK:
+            return self.end(last.outcome, f"{last.detail}; {detail}")
         return self.end(Outcome.HOST_UNAVAILABLE, detail)
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """Ask again, at `visit.target`, not before `wait_seconds` from now."""
+class AskAgain:
+    """Send another request, to `visit.target`, not before `wait_seconds` from now."""
 
     wait_seconds: float
 
 
 def next_step(
     visit: Visit, answer: Answer, settings: NetworkSettings, jitter: Callable[[], float] = random.random
-) -> Download | Again:
-    """What an answer means for its visit, which is brought up to date."""
-    visit.last = answer
+) -> Download | AskAgain:
+    """What to do after an answer; notes the answer in `visit`."""
+    visit.last_answer = answer
     visit.active_seconds += answer.seconds
     if answer.location is not None:
         return _redirect(visit, answer.location, settings)
     if answer.outcome in _RETRIED and visit.attempts <= settings.retries:
-        visit.target, visit.hops, visit.active_seconds = visit.first, 0, 0.0
-        visit.been.clear()
+        visit.target, visit.num_redirects, visit.active_seconds = visit.start, 0, 0.0
+        visit.redirected_by.clear()
         if answer.retry_after_seconds is not None or answer.outcome is Outcome.HTTP_429:
-            return Again(0.0)  # the gate holds the host back
-        return Again(settings.backoff_seconds * 2.0 ** (visit.attempts - 1) * (0.5 + jitter()))
+            return AskAgain(0.0)  # the gate makes the host wait
+        return AskAgain(settings.backoff_seconds * 2.0 ** (visit.attempts - 1) * (0.5 + jitter()))
     return visit.end(answer.outcome, answer.detail, answer.body)
 
 
 def host_result(answer: Answer) -> Result:
-    """What the gate should think of the host after this answer."""
-    if not answer.asked and answer.outcome is Outcome.REFUSED_TARGET:
+    """What this answer tells the gate about its host."""
+    if not answer.was_sent and answer.outcome is Outcome.REFUSED_TARGET:
         return "unused"
     if answer.outcome in _UNREACHABLE:
         return "unreachable"
@@ -139,25 +140,25 @@ def robots_verdict(visit: Visit, download: Download, agent_token: str) -> Robots
     if download.outcome is Outcome.OK:
         return parse_robots(download.body, agent_token)
     detail = f"robots.txt: {download.outcome.value} {download.detail}".strip()
-    if download.outcome in _WHOLE_HOST and download.host == visit.first.host:
+    if download.outcome in _WHOLE_HOST and download.host == visit.start.host:
         return download.outcome, detail
     if download.outcome.passing:
         return Outcome.HOST_UNAVAILABLE, detail
     return ALLOW_ALL
 
 
-def _redirect(visit: Visit, location: str, settings: NetworkSettings) -> Download | Again:
-    visit.been[visit.target.url] = visit.target.shown_url
+def _redirect(visit: Visit, location: str, settings: NetworkSettings) -> Download | AskAgain:
+    visit.redirected_by[visit.target.url] = visit.target.shown_url
     try:
         target = follow(visit.target, location)
     except BadURL as error:
         return visit.end(error.outcome, error.detail)
-    visit.hops += 1
-    if target.url in visit.been:
-        return visit.end(Outcome.TOO_MANY_REDIRECTS, f"a loop after {visit.hops} redirects")
-    if visit.hops > settings.max_redirects:
+    visit.num_redirects += 1
+    if target.url in visit.redirected_by:
+        return visit.end(Outcome.TOO_MANY_REDIRECTS, f"a loop after {visit.num_redirects} redirects")
+    if visit.num_redirects > settings.max_redirects:
         return visit.end(Outcome.TOO_MANY_REDIRECTS, f"more than {settings.max_redirects} redirects")
     if visit.active_seconds >= settings.total_timeout_seconds:
-        return visit.end(Outcome.DEADLINE_EXCEEDED, f"not finished after {visit.hops} redirects")
+        return visit.end(Outcome.DEADLINE_EXCEEDED, f"not finished after {visit.num_redirects} redirects")
     visit.target = target
-    return Again(0.0)
+    return AskAgain(0.0)

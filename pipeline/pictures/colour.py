@@ -1,8 +1,8 @@
-"""Any picture Pillow opens, as 8-bit sRGB on a stated background.
+"""Any picture that Pillow opens, as 8-bit sRGB on a background of one colour.
 
-Pictures in, pictures out; two steps so that the resize can lie between them, on few pixels:
-`simplify` before (one mode that can be filtered), `to_srgb` after (profile, transparency).
-Gives up with UnsupportedMode for pixels whose range of values nobody stated.
+Pictures in, pictures out, in two steps with the resize between them: `simplify` first, which gives a mode that can be
+resized, then `to_srgb`, which applies profile and transparency to the few pixels that are left.
+Gives up with UnsupportedMode for pixels whose range of values is unknown.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _PROFILE_SPACE = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",
 
 
 class UnsupportedMode(Exception):  # noqa: N818  (an answer about one picture, turned into an outcome)
-    """The picture's pixels have no defined white."""
+    """Nothing says which value of the picture's pixels is white."""
 
 
 def simplify(image: Image.Image) -> Image.Image:
-    """The same picture in L, LA, RGB, RGBA, CMYK or LAB, 8 bits a channel; palettes and 16 bits resolved.
+    """The same picture in L, LA, RGB, RGBA, CMYK or LAB with 8 bits a channel, without palette.
 
     Raises: UnsupportedMode for floating point and 32-bit integers.
     """
     mode = image.mode
     if mode in ("RGB", "L", "RGBA", "LA", "CMYK", "LAB"):
         if mode in ("RGB", "L") and "transparency" in image.info:
-            return image.convert("RGBA")  # a colour key
+            return image.convert("RGBA")  # one colour is declared transparent
         return image
     if mode == "P":
         return image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -47,7 +47,7 @@ def simplify(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
-    """A simplified picture as sRGB: the profile applied where it is sound, alpha composited on `background`."""
+    """A simplified picture as sRGB: its profile is applied if it can be read, alpha is composited on `background`."""
     alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
     if icc_profile:
         image = _apply_profile(image, icc_profile)
@@ -63,7 +63,7 @@ def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int
 
 @lru_cache(maxsize=256)
 def is_srgb(icc_profile: bytes) -> bool:
-    """True for a profile that says sRGB of itself, or that cannot be read: the pixels then stay as they are."""
+    """True for a profile that is named sRGB, or that cannot be read: the pixels then stay as they are."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
         name = str(profile.profile.profile_description or "")
@@ -75,7 +75,7 @@ def is_srgb(icc_profile: bytes) -> bool:
 
 @lru_cache(maxsize=64)
 def _transform(icc_profile: bytes, mode: str) -> Any:
-    """A profile's transform to sRGB; None when the profile is broken or made for another kind of pixels."""
+    """A profile's transform to sRGB; None when the profile is broken or does not fit the kind of pixels."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
         if mode not in _PROFILE_SPACE.get(profile.profile.xcolor_space, ()):

@@ -1,10 +1,10 @@
-"""What a measurement says, as columns of the table of facts (manifests.tables.FACTS)."""
+"""A measurement as columns of the table of facts (manifests.tables.FACTS)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.pictures.image import Rejected, Seen, StoredImage
+from pipeline.pictures.image import Original, Rejected, StoredImage
 
 Fact = dict[str, Any]
 
@@ -12,27 +12,27 @@ Fact = dict[str, Any]
 def fact_of(result: StoredImage | Rejected) -> Fact:
     """What a measurement adds to the fact of a row."""
     if isinstance(result, Rejected):
-        return {"outcome": result.outcome.value, "detail": result.detail, **_seen_fact(result.seen)}
+        return {"outcome": result.outcome.value, "detail": result.detail, **_original_fact(result.original)}
     return _stored_fact(result)
 
 
-def _seen_fact(seen: Seen | None) -> Fact:
-    if seen is None:
+def _original_fact(original: Original | None) -> Fact:
+    if original is None:
         return {}
     return {
-        "num_bytes": seen.num_bytes,
-        "image_id": seen.image_id,
-        "width_px": seen.width_px,
-        "height_px": seen.height_px,
-        "format": seen.format,
-        "mode": seen.mode,
-        "exif_orientation": seen.exif_orientation,
+        "num_bytes": original.num_bytes,
+        "image_id": original.image_id,
+        "width_px": original.width_px,
+        "height_px": original.height_px,
+        "format": original.format,
+        "mode": original.mode,
+        "exif_orientation": original.exif_orientation,
     }
 
 
 def _stored_fact(image: StoredImage) -> Fact:
     return {
-        **_seen_fact(image.seen),
+        **_original_fact(image.original),
         "stored_sha256": image.stored_sha256,
         "pixels_sha256": image.pixels_sha256,
         "phash": image.phash,

@@ -1,8 +1,8 @@
 """One decode a picture: validate, turn, convert to sRGB, shrink, re-encode, and measure what is stored.
 
-Reads the bytes of one download, gives a StoredImage (bytes for the pool and every measured fact) or a
-Rejected (an outcome and what was seen). Pure: no file, no network.
-Gives up on nothing: whatever the bytes do, the answer is one of the two.
+Takes the bytes of one download, gives a StoredImage (bytes for the pool and every measured fact) or a
+Rejected (an outcome and what is known of the bytes). Pure: no file, no network. Whatever bytes come, the answer is one
+of the two.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from manifests.outcomes import Outcome
 from pipeline.pictures import sniff
 from pipeline.pictures.colour import UnsupportedMode, is_srgb, simplify, to_srgb
-from pipeline.pictures.jpeg import without_metadata
+from pipeline.pictures.jpeg import jpeg_obstacle, without_metadata
 from pipeline.pictures.settings import ImageSettings
 
-# What a web of photos consists of. Left out on purpose: EPS (runs Ghostscript) and formats with no signature
-# to tell them from noise, but TGA, which real collections hold.
+# The formats of photos on the web. EPS is left out because it runs Ghostscript, and so are formats without a signature,
+# which random bytes can pass for; only TGA is kept, because real collections hold it.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "HEIF", "TGA")
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -36,18 +36,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow rates HAMMING with BICUBIC for making smaller, which is all we do. A 348 px photo takes 0.96 ms, with
-# BICUBIC 1.61, LANCZOS 2.25; HAMMING lies 43 dB from LANCZOS, BICUBIC 49, and JPEG at quality 95 adds more
-# than that (200 grocery photos, one core of a shared 2-core machine).
+# Pillow's documentation rates HAMMING like BICUBIC for making pictures smaller, which is all we do. A 348 px photo
+# takes 0.96 ms, with BICUBIC 1.61, with LANCZOS 2.25. HAMMING differs from LANCZOS by 43 dB, BICUBIC by 49, and JPEG at
+# quality 95 adds more than that (200 grocery photos, one core of a shared 2-core machine).
 _FILTER = Image.Resampling.HAMMING
-# The decoder and a box average may shrink down to twice the wanted size before the filter does the rest:
+# The decoder and a box average may shrink a picture to twice the wanted size before the filter does the rest:
 # 5.4 ms instead of 7.8 for a 1,392 px photo, 45.8 dB from LANCZOS on all pixels instead of 46.5.
 _REDUCING_GAP = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What is known of a download whether or not it is kept; sizes after EXIF orientation."""
+class Original:
+    """What is known of the bytes as downloaded, stored or not; sizes after EXIF orientation."""
 
     num_bytes: int
     image_id: str
@@ -62,7 +62,7 @@ class Seen:
 class StoredImage:
     """A picture as it goes into the pool (`body`, a JPEG), with its measurements."""
 
-    seen: Seen
+    original: Original
     body: bytes
     stored_sha256: str
     pixels_sha256: str
@@ -70,33 +70,31 @@ class StoredImage:
     pixel_std: float
     stored_width_px: int
     stored_height_px: int
-    passed_through: bool
-    """Coded pixel data as downloaded; only metadata may be gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A download that is not stored, and why."""
+    """Why a download is not stored."""
 
     outcome: Outcome
     detail: str
-    seen: Seen | None = None
+    original: Original | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PixelMeasures:
-    """What is computed from stored pixels, here and by whoever verifies them later."""
+    """What is computed from stored pixels: here, and again when they are verified."""
 
     pixels_sha256: str
     phash: int
     pixel_std: float
 
 
-class _Quiet:
-    """No warning of Pillow's (odd EXIF, palettes, sizes) while any thread measures: none changes what we do.
+class _WithoutPillowWarnings:
+    """Pillow's warnings (odd EXIF, palettes, sizes) are off while any thread measures: none changes what we do.
 
-    `warnings.catch_warnings` alone is not for threads: the one that leaves first would take the filter from the other,
-    the one that leaves last would leave it behind.
+    `warnings.catch_warnings` alone is not safe for threads: the first to leave would end the filter for the others, and
+    the last would put it back for good.
     """
 
     def __init__(self) -> None:
@@ -119,36 +117,36 @@ class _Quiet:
                 self._context.__exit__(None, None, None)
 
 
-_quiet = _Quiet()
+_without_pillow_warnings = _WithoutPillowWarnings()
 
 
 def measure_image(body: bytes, settings: ImageSettings) -> StoredImage | Rejected:
     """Turn the bytes of a download into a stored picture, or say why not."""
     if not body:
         return Rejected(Outcome.EMPTY_BODY, "no bytes")
-    seen = Seen(len(body), hashlib.sha256(body).hexdigest())
+    original = Original(len(body), hashlib.sha256(body).hexdigest())
     kind = sniff.image_kind(body)
     if kind == "WEBP" and (size := sniff.webp_size(body)) and size[0] * size[1] > settings.max_pixels:
-        return _too_many_pixels(seen, size, settings)
-    with _quiet:
+        return _too_many_pixels(original, size, settings)
+    with _without_pillow_warnings:
         try:
             image = Image.open(io.BytesIO(body), formats=_readable_formats())
         except UnidentifiedImageError:
-            return _unreadable(body, kind, seen)
+            return _unreadable(body, kind, original)
         except Image.DecompressionBombError as error:
-            return Rejected(Outcome.TOO_MANY_PIXELS, str(error), seen)
-        except Exception as error:  # a plugin's parser meets hostile bytes: struct.error, KeyError, zlib.error ...
-            return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), seen)
+            return Rejected(Outcome.TOO_MANY_PIXELS, str(error), original)
+        except Exception as error:  # on hostile bytes a parser raises anything: struct.error, KeyError, zlib.error ...
+            return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), original)
         with image:
-            return _measure_open(image, body, seen, settings)
+            return _measure_open(image, body, original, settings)
 
 
 def measure_pixels(image: Image.Image) -> PixelMeasures:
-    """Hash and spread of a decoded stored picture; `phash` is imagehash.phash, its first bit highest."""
+    """Hashes and spread of a decoded stored picture; `phash` is imagehash.phash with its first bit highest."""
     import imagehash
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    # imagehash converts the picture it is given to L itself; a JPEG stored in L has no other luminance
+    # imagehash would convert the picture to L itself, and a JPEG stored in L is its own luminance
     luminance = image.convert("L")
     digest = hashlib.sha256(struct.pack(">II", *rgb.size))
     digest.update(rgb.tobytes())
@@ -160,38 +158,38 @@ def measure_pixels(image: Image.Image) -> PixelMeasures:
 
 
 def _measure_open(
-    image: ImageFile.ImageFile, body: bytes, seen: Seen, settings: ImageSettings
+    image: ImageFile.ImageFile, body: bytes, original: Original, settings: ImageSettings
 ) -> StoredImage | Rejected:
     raw_size = image.size
     if raw_size[0] * raw_size[1] > settings.max_pixels:
-        return _too_many_pixels(seen, raw_size, settings, image.format)
+        return _too_many_pixels(original, raw_size, settings, image.format)
     mode = image.mode
     icc_profile = image.info.get("icc_profile")
     try:
         orientation = left_to_turn = _orientation(image)
-        if image.format == "TIFF":  # Pillow turns these by itself, how much of it before loading depends on its release
+        if image.format == "TIFF":  # Pillow turns these itself, some releases before and some after loading
             image.load()
             raw_size, left_to_turn = image.size, _orientation(image)
         turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
-        seen = Seen(seen.num_bytes, seen.image_id, *turned, image.format or "", mode, orientation)
-        if refusal := _bad_shape(seen, settings):
+        original = Original(original.num_bytes, original.image_id, *turned, image.format or "", mode, orientation)
+        if refusal := _bad_shape(original, settings):
             return refusal
         target = _target_size(raw_size, settings)
         image.draft(None, (int(target[0] * _REDUCING_GAP), int(target[1] * _REDUCING_GAP)))
         image.load()
         simple = simplify(image)
     except UnsupportedMode as error:
-        return Rejected(Outcome.UNSUPPORTED_IMAGE, str(error), seen)
+        return Rejected(Outcome.UNSUPPORTED_IMAGE, str(error), original)
     except Image.DecompressionBombError as error:
-        return Rejected(Outcome.TOO_MANY_PIXELS, str(error), seen)
-    except Exception as error:  # as above: decoders raise nearly anything on broken bytes
-        return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), seen)
+        return Rejected(Outcome.TOO_MANY_PIXELS, str(error), original)
+    except Exception as error:  # as above, for decoders
+        return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), original)
     fits = simple.size == target
     untouched = orientation == 1 and fits and mode in ("RGB", "L") and image.format == "JPEG"
     if untouched and (not icc_profile or is_srgb(icc_profile)):
         kept = body if settings.keep_metadata else without_metadata(body)
         if kept is not None:
-            return _store(kept, simple, seen, passed_through=True)
+            return _store(kept, simple, original)
     if not fits:
         simple = simple.resize(target, _FILTER, reducing_gap=_REDUCING_GAP)
     final = to_srgb(simple, icc_profile, settings.background)
@@ -202,13 +200,13 @@ def _measure_open(
     stored = stream.getvalue()
     with Image.open(io.BytesIO(stored), formats=("JPEG",)) as again:
         again.load()
-        return _store(stored, again, seen, passed_through=False)
+        return _store(stored, again, original)
 
 
-def _store(body: bytes, pixels: Image.Image, seen: Seen, *, passed_through: bool) -> StoredImage:
+def _store(body: bytes, pixels: Image.Image, original: Original) -> StoredImage:
     measures = measure_pixels(pixels)
     return StoredImage(
-        seen=seen,
+        original=original,
         body=body,
         stored_sha256=hashlib.sha256(body).hexdigest(),
         pixels_sha256=measures.pixels_sha256,
@@ -216,12 +214,11 @@ def _store(body: bytes, pixels: Image.Image, seen: Seen, *, passed_through: bool
         pixel_std=measures.pixel_std,
         stored_width_px=pixels.width,
         stored_height_px=pixels.height,
-        passed_through=passed_through,
     )
 
 
 def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
-    """Size after the resize, in the orientation of `size`; never larger, never below 1 px."""
+    """Size after the resize, in the orientation of `size`; never larger than that, never below 1 px."""
     if settings.resize == "no":
         return size
     side = min(size) if settings.resize == "keep_ratio" else max(size)
@@ -233,42 +230,46 @@ def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, i
     )
 
 
-def _bad_shape(seen: Seen, settings: ImageSettings) -> Rejected | None:
-    width, height = seen.width_px or 0, seen.height_px or 0
+def _bad_shape(original: Original, settings: ImageSettings) -> Rejected | None:
+    width, height = original.width_px or 0, original.height_px or 0
     if min(width, height) < settings.min_side_px:
         return Rejected(
-            Outcome.IMAGE_TOO_SMALL, f"{width} x {height} px, shortest side allowed {settings.min_side_px}", seen
+            Outcome.IMAGE_TOO_SMALL, f"{width} x {height} px, shortest side allowed {settings.min_side_px}", original
         )
     ratio = max(width, height) / min(width, height)
     if ratio > settings.max_aspect_ratio:
         return Rejected(
-            Outcome.ASPECT_TOO_EXTREME, f"{width} x {height} px, ratio allowed {settings.max_aspect_ratio:g}", seen
+            Outcome.ASPECT_TOO_EXTREME, f"{width} x {height} px, ratio allowed {settings.max_aspect_ratio:g}", original
         )
     return None
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 when absent or senseless."""
+    """EXIF orientation; 1 when it is absent or not one of the eight."""
     if image.format == "JPEG" and "exif" not in image.info:
-        return 1  # saves the search for XMP, 0.1 ms
+        return 1  # saves 0.1 ms: getexif would look for XMP
     value = image.getexif().get(_ORIENTATION_TAG, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _too_many_pixels(seen: Seen, size: tuple[int, int], settings: ImageSettings, kind: str | None = "WEBP") -> Rejected:
+def _too_many_pixels(
+    original: Original, size: tuple[int, int], settings: ImageSettings, kind: str | None = "WEBP"
+) -> Rejected:
     detail = f"{size[0]} x {size[1]} px, allowed {settings.max_pixels} pixels"
-    return Rejected(Outcome.TOO_MANY_PIXELS, detail, Seen(seen.num_bytes, seen.image_id, size[0], size[1], kind))
+    return Rejected(
+        Outcome.TOO_MANY_PIXELS, detail, Original(original.num_bytes, original.image_id, size[0], size[1], kind)
+    )
 
 
-def _unreadable(body: bytes, kind: str | None, seen: Seen) -> Rejected:
-    """Bytes no plugin knows: another kind of file, a format this Pillow lacks, or a broken header."""
+def _unreadable(body: bytes, kind: str | None, original: Original) -> Rejected:
+    """Why no plugin reads the bytes: another kind of file, a format that this Pillow lacks, or a broken header."""
     if kind is None:
-        return Rejected(Outcome.NOT_AN_IMAGE, sniff.other_kind(body), seen)
-    if kind == "JPEG" and (obstacle := sniff.jpeg_obstacle(body)):
-        return Rejected(Outcome.UNSUPPORTED_IMAGE, obstacle, seen)
+        return Rejected(Outcome.NOT_AN_IMAGE, sniff.other_kind(body), original)
+    if kind == "JPEG" and (obstacle := jpeg_obstacle(body)):
+        return Rejected(Outcome.UNSUPPORTED_IMAGE, obstacle, original)
     if kind not in _readable_formats():
-        return Rejected(Outcome.UNSUPPORTED_IMAGE, f"{kind} cannot be read here", seen)
-    return Rejected(Outcome.CORRUPT_IMAGE, f"{kind} with a broken header", seen)
+        return Rejected(Outcome.UNSUPPORTED_IMAGE, f"{kind} cannot be read here", original)
+    return Rejected(Outcome.CORRUPT_IMAGE, f"{kind} with a broken header", original)
 
 
 def _describe(error: Exception) -> str:
@@ -276,7 +277,7 @@ def _describe(error: Exception) -> str:
 
 
 def _spread(luminance: Image.Image) -> float:
-    """Standard deviation of 8-bit luminance, exactly, from its histogram (a fifth of numpy's time)."""
+    """Exact standard deviation of 8-bit luminance, from its histogram (a fifth of the time of numpy)."""
     counts = luminance.histogram()
     total = sum(counts)
     first = sum(value * count for value, count in enumerate(counts))

@@ -1,4 +1,4 @@
-"""What a user may set about pictures: size, quality, limits. Identity: other values give other bytes or decisions."""
+"""What a user may set about pictures: size, quality, limits. All of it is identity: other values give other bytes."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pydantic import Field, field_validator
 
 from manifests.settings import Settings
 
-# Pillow refuses more than twice its MAX_IMAGE_PIXELS (89,478,485) whatever we allow.
+# Pillow itself refuses more than twice its MAX_IMAGE_PIXELS (89,478,485).
 PILLOW_LIMIT_PIXELS = 178_956_970
 
 
 class ImageSettings(Settings):
-    """Identity: what a stored picture looks like and which pictures are refused."""
+    """What a stored picture looks like, and which pictures are refused."""
 
     size_px: Annotated[int, Field(ge=16, le=8192)] = 256
-    """Length of the side that `resize` names. Pictures are only ever made smaller."""
+    """Length of the side that `resize` names. Pictures are made smaller, never larger."""
     resize: Literal["keep_ratio", "keep_ratio_largest", "no"] = "keep_ratio"
-    """keep_ratio: the shorter side becomes size_px; keep_ratio_largest: the longer one; no: never resized."""
+    """keep_ratio: the shorter side becomes size_px. keep_ratio_largest: the longer one. no: nothing is resized."""
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
     keep_metadata: bool = False
-    """true: a JPEG stored as it came keeps its EXIF (position, owner, thumbnail), XMP, IPTC, profile and comments."""
+    """true: a JPEG that is not encoded anew keeps EXIF (position, owner, thumbnail), XMP, IPTC, profile, comments."""
     background: tuple[int, int, int] = (255, 255, 255)
     """sRGB colour under transparent pixels."""
     min_side_px: Annotated[int, Field(ge=1)] = 32
     """Pictures with a shorter side below this end as image_too_small."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 20.0
-    """Longer over shorter side; above it aspect_too_extreme."""
+    """Longer over shorter side. Pictures above it end as aspect_too_extreme."""
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_LIMIT_PIXELS)] = 100_000_000
-    """Checked in the header, before anything is decoded."""
+    """Pictures above it end as too_many_pixels. The header is checked before anything is decoded."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000
-    """A longer body ends as body_too_large while it streams."""
+    """A longer body is broken off and ends as body_too_large."""
 
     @field_validator("background")
     @classmethod

@@ -1,15 +1,11 @@
-"""What bytes are before anything is decoded: kind by signature, sizes that must be known early.
+"""What bytes are, before anything is decoded: their kind by signature, and sizes that must be known early.
 
-Bytes in, small facts out. Gives up on nothing: what it does not know is None.
+Bytes in, small facts out. Pure. What it does not know is None.
 """
 
 from __future__ import annotations
 
 import struct
-
-_START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
-_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -51,7 +47,7 @@ _BRANDS = {
 
 
 def image_kind(body: bytes) -> str | None:
-    """Name of the image format whose signature the bytes carry, readable or not; None for anything else."""
+    """The image format whose signature the bytes begin with, readable or not; None for anything else."""
     for signature, kind in _SIGNATURES:
         if body.startswith(signature):
             return kind
@@ -63,7 +59,7 @@ def image_kind(body: bytes) -> str | None:
 
 
 def other_kind(body: bytes) -> str:
-    """A word for bytes that are no image: HTML, SVG, JSON, text, zip, bytes."""
+    """One word for bytes that are not an image: HTML, SVG, XML, PDF, JSON, zip, gzip, text or bytes."""
     head = body[:2048].lstrip(b"\xef\xbb\xbf \t\r\n\x00").lower()
     if b"<svg" in head:
         return "SVG"
@@ -80,32 +76,8 @@ def other_kind(body: bytes) -> str:
     return "text" if head and printable >= 0.95 * len(head[:256]) else "bytes"
 
 
-def jpeg_obstacle(body: bytes) -> str | None:
-    """Why Pillow cannot read a sound JPEG (12-bit, lossless), found in its frame header; None when it can."""
-    at = 2
-    while at + 9 < len(body):
-        if body[at] != 0xFF:
-            return None
-        marker = body[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in _STANDALONE:
-            at += 2
-            continue
-        if marker in _START_OF_FRAME:
-            bits = body[at + 4]
-            if bits != 8:
-                return f"{bits}-bit JPEG"
-            return "lossless JPEG" if marker in _LOSSLESS else None
-        if marker == 0xDA:
-            return None
-        at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
-    return None
-
-
 def webp_size(body: bytes) -> tuple[int, int] | None:
-    """Canvas width and height in a WebP header: Pillow's decoder reserves memory for it when it opens one.
+    """Canvas width and height in a WebP header. Pillow reserves memory for the canvas as soon as it opens a WebP.
 
     Source: RFC 9649, sections 2.5 to 2.7.
     """

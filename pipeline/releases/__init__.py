@@ -1,1 +1,1 @@
-"""What is done with sealed releases: side files, card, export, takedown, differences."""
+"""What is done with a sealed release: checks, report, export, differences, takedown."""

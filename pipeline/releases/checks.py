@@ -1,29 +1,85 @@
-"""What must hold between the files of a release, and between a release and the catalogue it came from.
+"""What must hold within a release, and between a release and the catalogue it came from (`plantmix verify`).
 
-Yields faults as lines a person reads; nothing when all is well. Reads the record, the side files and samples.parquet by
-column; no shard and no picture. Writes nothing.
+The fast check reads the record, the small files and samples.parquet by column, and no shard: a release of a terabyte
+takes as long as its tables do. The deep check reads every byte and decodes every image. Faults are lines that a person
+reads. Writes nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manifests import storage
+from manifests.errors import ConfigError
 from manifests.reader import open_reader
-from manifests.release import RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release
-from pipeline.store.sql import open_scratch, view_parquet
+from manifests.release import RECORD_FILE, SPLIT_FOLDERS, Release
+from pipeline.releases.cutting import iter_samples
+from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples, work_folder_of
+from pipeline.store.sql import view_parquet
+
+MAX_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Faults of a release against its catalogue, or why it was not compared."""
+
+    faults: Sequence[str] = ()
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was looked at in a release without a fault."""
+
+    num_files: int
+    num_shards: int
+    num_images: int  # decoded; 0 without `deep`
+    why_not_compared: str | None  # with the catalogue
+
+
+def check_release(release: Release, deep: bool) -> Checked:
+    """Check a release.
+
+    Fast: every file's size, the sha256 of all but the shards, and that record, samples table and small files agree.
+    Deep: also the sha256 of every shard, every member of it against samples.parquet (the image decodes; its pHash, its
+    sha256, its text), and in a work folder release.json and samples.parquet against the catalogue of the build that
+    packed it.
+
+    Raises: ConfigError with what is wrong: what was given is not a whole release.
+    """
+    workdir = work_folder_of(release) if deep else None
+    faults = [*release.wrong_hashes(shards=deep), *release.unknown_files()]
+    faults += inconsistencies(release) if not faults else []
+    num_images, compared = 0, Comparison(why_not="it is in no work folder")
+    if deep and not faults:
+        for num_images, fault in _read_shards(release):  # noqa: B007  # the last one is what was read
+            faults += [fault] if fault is not None else []
+        if workdir is not None:
+            compared = differences_from_catalogue(release, workdir)
+            faults += compared.faults
+    faults = [*(changes_since_sealed(release, workdir) if workdir is not None else ()), *faults]
+    if faults:
+        shown = "\n  ".join(faults[:MAX_SHOWN])
+        more = f"\n  and {len(faults) - MAX_SHOWN:,} more" if len(faults) > MAX_SHOWN else ""
+        raise ConfigError(
+            f"{release.path}: {len(faults):,} faults:\n  {shown}{more}\nBuild it again, or take a whole copy"
+        )
+    num_shards = sum(len(release.shards(split)) for split in release.splits)
+    return Checked(len(release.record["files"]), num_shards, num_images, compared.why_not)
 
 
 def inconsistencies(release: Release) -> Iterator[str]:
-    """Faults between record, side files and samples table."""
-    with tempfile.TemporaryDirectory() as scratch, open_scratch({"workdir": scratch, "memory_gb": 4.0}) as sql:
-        view_parquet(sql, "samples", [storage.join(release.path, SAMPLES_FILE)])
+    """Faults between record, small files and samples table."""
+    with open_sql() as sql:
+        view_samples(sql, release)
         found: dict[tuple[str, str], dict[str, int]] = {}
         for split, shard, domain, num in sql.execute(
             "SELECT split, shard, domain, count(*) FROM samples GROUP BY ALL ORDER BY ALL"
@@ -66,12 +122,12 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
     sizes = {shard["shard"]: shard["num_samples"] for split in splits.values() for shard in split["shards"]}
     for split in release.splits:
         folder = SPLIT_FOLDERS[split]
-        if _read_json(release, f"{folder}/sizes.json") != sizes:
+        if read_json(release, f"{folder}/sizes.json") != sizes:
             yield f"{folder}/sizes.json: not the samples of every shard of the release, by name"
-        listed = [(row["url"], row["nsamples"]) for row in _read_json(release, f"{folder}/wids.json")["shardlist"]]
+        listed = [(row["url"], row["nsamples"]) for row in read_json(release, f"{folder}/wids.json")["shardlist"]]
         if listed != [(shard["shard"], shard["num_samples"]) for shard in splits[split]["shards"]]:
             yield f"{folder}/wids.json: not the shards of the split and their samples"
-    drawn = {row["domain"]: row["num_drawn"] for row in _read_json(release, "mixture.json")["domains"]}
+    drawn = {row["domain"]: row["num_drawn"] for row in read_json(release, "mixture.json")["domains"]}
     if {domain: num for domain, num in drawn.items() if num} != _train_counts(release):
         yield f"mixture.json: says {drawn} were drawn, the shards hold {_train_counts(release)}"
     view_parquet(sql, "attribution", [storage.join(release.path, "attribution.parquet")])
@@ -109,14 +165,6 @@ def changes_since_sealed(release: Release, workdir: str) -> Iterator[str]:
         yield f"{RECORD_FILE} is not the one that the catalogue knows"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Faults of a release against its catalogue, or why it was not compared."""
-
-    faults: Sequence[str] = ()
-    why_not: str | None = None
-
-
 def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
     """Compare samples with what the catalogue of the work folder measured, in the build that packed the release.
 
@@ -135,11 +183,12 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
             return Comparison(why_not="the catalogue of this work folder does not know this release")
         identity = json.loads(packed[0][0])
         for stage, table in (("fetch", "facts"), ("caption", "captions")):
-            paths = _paths_with_content(sql, workdir, stage, table, identity[table])
+            (content,) = identity[table]
+            paths = _paths_with_content(sql, workdir, stage, table, content)
             if not paths:
                 return Comparison(why_not=f"the {table} that it was packed from are no longer in the work folder")
             view_parquet(sql, f"packed_{table}", paths)
-        view_parquet(sql, "packed", [storage.join(release.path, SAMPLES_FILE)])
+        view_parquet(sql, "packed", [samples_path(release)])
         rows = sql.sql(_COMPARED).fetchall()
     return Comparison(
         [
@@ -178,6 +227,39 @@ _COMPARED = """
 """
 
 
-def _read_json(release: Release, name: str) -> Any:
-    fs, inner = storage.filesystem(storage.join(release.path, name))
-    return json.loads(fs.cat_file(inner))
+def _read_shards(release: Release) -> Iterator[tuple[int, str | None]]:
+    """(images read so far, fault or None) for every sample of every shard."""
+    num_read = 0
+    for split, shard, rows in release.iter_shards():
+        waiting = {row["key"]: row for row in rows.to_pylist()}
+        for key, members in iter_samples(release.shard_path(split, shard)):
+            num_read += 1
+            row = waiting.pop(key, None)
+            fault = f"{shard}: {key} is not in samples.parquet" if row is None else _fault_of(row, dict(members))
+            yield num_read, fault
+        for key in waiting:
+            yield num_read, f"{shard}: {key} of samples.parquet is not in the shard"
+
+
+def _fault_of(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
+    import imagehash
+    from PIL import Image
+
+    where = f"{row['shard']}/{row['key']}"
+    image = members.get("jpg", b"")
+    if hashlib.sha256(image).hexdigest() != row["stored_sha256"]:
+        return f"{where}: the image is not the one recorded"
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.load()
+            phash = int(str(imagehash.phash(opened)), 16)
+            size = opened.size
+    except (OSError, ValueError) as error:
+        return f"{where}: the image does not decode: {error}"
+    if phash != row["phash"]:
+        return f"{where}: pHash {phash:016x}, recorded {row['phash']:016x}"
+    if size != (row["stored_width_px"], row["stored_height_px"]):
+        return f"{where}: {size[0]} x {size[1]} pixels, recorded {row['stored_width_px']} x {row['stored_height_px']}"
+    if members.get("txt", b"").decode("utf-8", "replace") != row["text"]:
+        return f"{where}: the text is not the one recorded"
+    return None

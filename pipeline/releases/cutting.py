@@ -1,6 +1,6 @@
-"""Cut samples out of a shard: the members of the others are copied in order, byte for byte.
+"""Read the samples of a shard, and write a shard without some of them: the others are copied in order, byte for byte.
 
-Reads a shard, writes another. Gives up with IntegrityError on a shard that is not the one recorded.
+Gives up with IntegrityError on a shard that is not the one recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def iter_samples(path: str) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 
 def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[str, Any]:
-    """Write a shard without the samples of some keys; what the record says of it, and `places` by key.
+    """Write a shard without the samples of some keys; gives what the record says of it, and `places` by key.
 
     Raises: IntegrityError when the shard has other content than recorded, or lacks a key.
     """

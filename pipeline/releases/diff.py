@@ -1,14 +1,12 @@
-"""`plantmix diff`: what changed between two releases: samples, texts, domains, shards, recipe. Writes nothing."""
+"""What changed between two releases: samples, texts, domains, shards, recipe. Writes nothing."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from manifests import storage
-from manifests.release import SAMPLES_FILE, Release
-from pipeline.store.sql import open_scratch, view_parquet
+from manifests.release import Release
+from pipeline.releases.opening import open_sql, view_samples
 
 _COUNTS = """
     SELECT coalesce(b.split, a.split) AS split, coalesce(b.domain, a.domain) AS domain,
@@ -27,10 +25,10 @@ _MOVED = """
 
 
 def compare(before: Release, after: Release) -> dict[str, Any]:
-    """Counts of distinct images by split and domain, shards with equal content, changed settings, takedowns."""
-    with tempfile.TemporaryDirectory() as scratch, open_scratch({"workdir": scratch, "memory_gb": 4.0}) as sql:
+    """As plain values: distinct images by split and domain, shards with equal content, changed settings, takedowns."""
+    with open_sql() as sql:
         for name, release in (("a", before), ("b", after)):
-            view_parquet(sql, f"{name}_samples", [storage.join(release.path, SAMPLES_FILE)])
+            view_samples(sql, release, f"{name}_samples")
             sql.execute(
                 f"CREATE VIEW {name} AS SELECT sample_id, split, any_value(domain) AS domain, any_value(text) AS text, "
                 f"any_value(stored_sha256) AS stored_sha256, count(*) AS copies FROM {name}_samples GROUP BY ALL"
@@ -54,32 +52,6 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
         "recipe": list(_changes("", before.record["recipe"], after.record["recipe"])),
         "takedowns": after.record.get("takedowns", [])[len(before.record.get("takedowns", [])) :],
     }
-
-
-def describe(found: Mapping[str, Any]) -> list[str]:
-    """A comparison as lines that a person reads."""
-    lines = [f"{found['before']} -> {found['after']}", ""]
-    lines.append(
-        f"{'split':<9}{'domain':<14}{'before':>12}{'after':>12}{'added':>11}{'removed':>11}{'text':>9}{'image':>9}"
-        f"{'samples':>12}"
-    )
-    lines += [
-        f"{row['split']:<9}{row['domain']:<14}{row['before']:>12,}{row['after']:>12,}{row['added']:>11,}"
-        f"{row['removed']:>11,}{row['text']:>9,}{row['image']:>9,}{row['more_samples']:>+12,}"
-        for row in found["domains"]
-    ]
-    lines.append("(distinct images; text, image: changed ones; samples: with repeats)")
-    if found["moved_between_splits"]:
-        lines.append(f"{found['moved_between_splits']:,} images are in another split than before")
-    shards = found["shards"]
-    lines += ["", f"shards: {shards['before']:,} -> {shards['after']:,}, {shards['shared']:,} with the same content "
-                  f"({shards['shared_bytes']:,} of {shards['bytes']:,} bytes)"]  # fmt: skip
-    for entry in found["takedowns"]:
-        lines.append(f"taken down: {entry['num_images']:,} images, reason: {entry['reason']}")
-    lines += [f"recipe: {change['setting']}: {change['before']} -> {change['after']}" for change in found["recipe"]]
-    if not found["recipe"]:
-        lines.append("recipe: the same")
-    return lines
 
 
 def _shards(release: Release) -> dict[str, Mapping[str, Any]]:

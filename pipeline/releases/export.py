@@ -1,12 +1,10 @@
-"""`plantmix export`: what to paste so that another tool reads a release with its mixture, and layouts others expect.
+"""What to paste so that another tool reads a release with its mixture: arguments, code, settings.
 
-Reads the record (and for layouts samples.parquet). Prints text, or writes a folder of hard links and side files
-beside the release; the release itself is never touched.
+Reads the record and mixture.json; gives text. Writes nothing.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +16,12 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import SPLIT_FOLDERS, Release
 from pipeline.quotas.allocation import Pool, allocate
+from pipeline.releases.opening import read_json
 
 
 @dataclass(frozen=True)
 class Group:
-    """Training shards that are drawn from together: one domain of a stratified release, or all of a mixed one."""
+    """Training shards of one domain of a stratified release, or all training shards of a mixed one."""
 
     domain: str | None
     share: float
@@ -36,10 +35,10 @@ class Group:
 
 
 def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group]:
-    """What a reader draws from, with shares that sum to 1; without a ratio the release's own target.
+    """What a reader draws from, with shares that sum to 1. Without a ratio they are the release's own target.
 
-    Raises: ConfigError for a ratio over a mixed release, one that names an unknown domain, or when a takedown left no
-    training samples.
+    Raises: ConfigError for a ratio over a mixed release, for one that names an unknown domain, and when a takedown left
+        no training samples.
     """
     counts = release.num_by_domain("train")
     if release.kind == "mixed":
@@ -70,17 +69,17 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
 
 
 def target_ratio(release: Release) -> dict[str, float]:
-    """Target shares of mixture.json, of the domains that have training samples."""
-    fs, inner = storage.filesystem(storage.join(release.path, "mixture.json"))
+    """The target shares of mixture.json, without domains that have no training samples."""
     counts = release.num_by_domain("train")
-    rows = json.loads(fs.cat_file(inner))["domains"]
+    rows = read_json(release, "mixture.json")["domains"]
     return {row["domain"]: float(row["target_share"]) for row in rows if counts.get(row["domain"])}
 
 
 def epoch_samples(release: Release, groups: Sequence[Group]) -> int:
-    """Samples of one epoch: all of a mixed release; of a stratified one what its pools give at the ratio.
+    """Samples of one epoch: all of a mixed release, of a stratified one the most that its pools give at the ratio.
 
-    The recipe's own number is taken where it gives one; without, the most that its max_epochs allows.
+    The pools give each sample as often as `max_epochs` of the recipe allows. A smaller `num_samples` of the recipe
+    counts instead.
     """
     if release.kind == "mixed":
         return release.num_samples("train")
@@ -99,27 +98,22 @@ def epoch_samples(release: Release, groups: Sequence[Group]) -> int:
 
 def braces(names: Iterable[str]) -> str:
     """Shard names as one brace pattern: NAME-{000000..000009}.tar, runs and single numbers joined by commas."""
-    split = [re.fullmatch(r"(.*-)(\d+)(\.tar)", name) for name in names]
-    parts = [match for match in split if match is not None]
-    numbers = [int(match[2]) for match in parts]
-    width, head, tail = len(parts[0][2]), parts[0][1], parts[0][3]
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
+    parts = [name.removesuffix(".tar").rpartition("-") for name in names]
+    runs: list[list[str]] = []
+    for _, _, number in parts:
+        if runs and int(number) == int(runs[-1][1]) + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    words = [
-        f"{first:0{width}d}" if first == last else f"{{{first:0{width}d}..{last:0{width}d}}}" for first, last in runs
-    ]
-    return head + (words[0] if len(words) == 1 else "{" + ",".join(words) + "}") + tail
+    words = [first if first == last else f"{{{first}..{last}}}" for first, last in runs]
+    return f"{parts[0][0]}-{words[0] if len(words) == 1 else '{' + ','.join(words) + '}'}.tar"
 
 
 def describe(release: Release, target: str, ratio: Mapping[str, float] | None) -> str:
-    """The text to paste for a target; it holds absolute paths."""
+    """The text to paste for a target, with absolute paths."""
     groups = groups_of(release, ratio)
     folder = release.path if storage.is_remote(release.path) else str(Path(release.path).absolute())
-    return _TARGETS[target](release, folder, groups)
+    return TARGETS[target](release, folder, groups)
 
 
 def _patterns(folder: str, groups: Sequence[Group]) -> list[str]:
@@ -172,7 +166,7 @@ def _wids(release: Release, folder: str, groups: Sequence[Group]) -> str:
 
 
 def _globs(folder: str, groups: Sequence[Group]) -> list[str]:
-    """One glob a group, with every digit of the number: `plant-[0-9]*.tar` would find the domain plant-2 as well."""
+    """One glob a group, with every digit of the number: `plant-[0-9]*.tar` would find shards of the domain plant-2."""
     parts = [group.shards[0].removesuffix(".tar").rpartition("-") for group in groups]
     return [f"{folder}/{SPLIT_FOLDERS['train']}/{stem}-{'[0-9]' * len(number)}.tar" for stem, _, number in parts]
 
@@ -211,7 +205,7 @@ def _identifier(domain: str | None) -> str:
     return re.sub(r"\W", "_", str(domain))
 
 
-_TARGETS = {
+TARGETS = {
     "open_clip": _open_clip,
     "webdataset": _webdataset,
     "wids": _wids,

@@ -1,11 +1,14 @@
-"""Layouts that other tools expect, as a folder of hard links and tables beside a release.
+"""The files that other tools expect, in a new folder. Reads a release shard by shard and never writes into it.
 
-img2dataset: 00000.tar, 00000.parquet, 00000_stats.json. DataComp: uids.npy and metadata parquet. Reads a release
-shard by shard; writes into a new folder, never into the release.
+img2dataset: 00000.tar (hard links or copies of the shards), 00000.parquet, 00000_stats.json. DataComp: uids.npy and
+metadata as Parquet.
 """
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,16 +23,16 @@ _COLUMNS = ("sample_id", "copy", "split", "shard", "key", "url", "text", "image_
 
 
 def write_layout(release: Release, layout: str, out: str) -> list[str]:
-    """Write a layout of the training split; returns lines that say what is there.
+    """Write the files of one layout for the training split; returns lines that say what is there.
 
-    Raises: ConfigError when the folder is not empty, or no training samples are left in the release.
+    Raises: ConfigError when the folder is not empty, and when a takedown left no training samples.
     """
     release.num_samples("train")
     fs, inner = storage.filesystem(out)
     if fs.exists(inner) and fs.find(inner):
-        raise ConfigError(f"{out}: not empty; give a new folder, so that nothing of yours is mixed in")
+        raise ConfigError(f"{out}: not empty; give a new folder, so that no file of yours is among them")
     storage.make_folder(out)
-    return _write_img2dataset(release, out) if layout == "img2dataset" else _write_datacomp(release, out)
+    return LAYOUTS[layout](release, out)
 
 
 def _write_img2dataset(release: Release, out: str) -> list[str]:
@@ -70,10 +73,6 @@ def _write_img2dataset(release: Release, out: str) -> list[str]:
 
 
 def _write_datacomp(release: Release, out: str) -> list[str]:
-    import io
-
-    import numpy as np
-
     uids: set[str] = set()
     storage.make_folder(storage.join(out, "metadata"))
     for number, (_, _, drawn) in enumerate(release.iter_shards(_COLUMNS, "train")):
@@ -105,3 +104,6 @@ def _publish_table(path: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.publish_bytes(path, sink.getvalue().to_pybytes())
+
+
+LAYOUTS = {"img2dataset": _write_img2dataset, "datacomp": _write_datacomp}

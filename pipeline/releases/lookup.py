@@ -1,33 +1,34 @@
-"""What a takedown names in the catalogue of a work folder: rows of every build that was made there, drawn or not.
+"""What the entries of a takedown name: samples of a release, and rows of every build in its work folder.
 
-Reads the candidates, facts and decisions that the catalogue knows of and that still lie there. Writes nothing.
+Reads samples.parquet, and the candidates, facts and decisions that the catalogue still finds. Writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from manifests import storage, tables
 from manifests.catalog import Catalog
-from manifests.takedowns import Entry
-from pipeline.stages.select_takedowns import find_named
-from pipeline.store.sql import open_scratch
+from manifests.errors import ConfigError
+from manifests.release import Release
+from manifests.takedowns import KINDS, Entry, find_named
+from pipeline.releases.opening import open_sql, view_samples
+
+MAX_SHOWN = 20
+_COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split, shard, key"
 
 
 @dataclass(frozen=True)
 class Known:
     """Rows of the catalogue that entries name: by and key of the entry, sample_id, image_id, stored_sha256."""
 
-    rows: Sequence[dict[str, Any]] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
     stand_ins: Sequence[str] = ()  # sample ids that the last build kept as the better copy of one of them
-
-    @property
-    def keys(self) -> set[tuple[str, str]]:
-        """Keys of the entries that name something."""
-        return {(row["by"], row["key"]) for row in self.rows}
 
     @property
     def sample_ids(self) -> set[str]:
@@ -36,21 +37,37 @@ class Known:
 
     @property
     def entries(self) -> list[Entry]:
-        """The rows themselves, the same bytes, and what stands in for them, as entries."""
+        """Entries for the rows, for the same bytes, and for the images that were kept in their place."""
         values = {*self.sample_ids, *self.stand_ins, *(row["stored_sha256"] for row in self.rows)}
         return [Entry("id", value) for value in sorted(value for value in values if value)]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Samples of a release that go: one row a sample, repeats included."""
+
+    rows: Sequence[Mapping[str, Any]]
+    before: Mapping[
+        str, Entry
+    ]  # stored_sha256 -> the entry that took it down earlier; those asked for now are not here
+
+    @property
+    def asked(self) -> list[Mapping[str, Any]]:
+        """Rows of the images that are asked for now."""
+        return [row for row in self.rows if row["stored_sha256"] not in self.before]
+
+
+def images_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One row an image, by sample id."""
+    return sorted((row for row in rows if row["copy"] == 0), key=lambda row: str(row["sample_id"]))
+
+
 def look_up(catalog: Catalog, entries: Sequence[Entry]) -> Known:
-    """Find what entries name; a later fetch of a row that failed so far is named by its address or owner."""
-    with open_scratch({"workdir": catalog.workdir, "memory_gb": 4.0}) as sql:
-        for table, schema in (("candidates", tables.CANDIDATES), ("facts", tables.FACTS)):
-            _view(sql, catalog, table, catalog.find_files(table), schema)
-        find_named(sql, entries)
-        rows = sql.sql(
-            "SELECT DISTINCT n.by, key, sample_id, image_id, stored_sha256 "
-            "FROM named n LEFT JOIN facts USING (sample_id) ORDER BY ALL"
-        ).to_arrow_table()
+    """What entries name in the catalogue; of rows whose fetch failed so far only address, owner and id are known."""
+    with open_sql(catalog.workdir) as sql:
+        _view(sql, catalog, "candidates", catalog.find_files("candidates"), tables.CANDIDATES)
+        _view(sql, catalog, "facts", catalog.find_files("facts"), tables.FACTS)
+        rows = _named_rows(sql, entries)
         current = catalog.find_current("select")
         parts = catalog.parts_of(current) if current else []
         decided = [file.path for part in parts for file in part.files if file.table == "decisions"]
@@ -59,11 +76,71 @@ def look_up(catalog: Catalog, entries: Sequence[Entry]) -> Known:
             "SELECT DISTINCT other_sample_id FROM decisions SEMI JOIN named USING (sample_id) "
             "WHERE reason IN ('exact_duplicate', 'near_duplicate') ORDER BY 1"
         ).fetchall()
-    return Known(rows.to_pylist(), [row[0] for row in stand_ins])
+    return Known(rows, [row[0] for row in stand_ins])
+
+
+def find_in_release(
+    release: Release, entries: Sequence[Entry], standing: Sequence[Entry] = (), known: Known | None = None
+) -> Found:
+    """Every sample that entries name, and whatever else has the same bytes.
+
+    `standing` was taken down before, and goes too. `known` is what the catalogue knows of the entries: that need not
+    lie in this release.
+
+    Raises: ConfigError naming the entries that name nothing.
+    """
+    with open_sql() as sql:
+        view_samples(sql, release)
+        sql.execute(_AS_CATALOGUE)
+        named = _named_rows(sql, [*entries, *(known.entries if known else ())])
+        earlier = _named_rows(sql, standing)
+        met = {(row["by"], row["key"]) for row in [*named, *(known.rows if known else ())]}
+        unmet = [entry for entry in entries if entry.key not in met]
+        if unmet:
+            raise ConfigError(_not_found(release, unmet, len(entries), known is not None))
+        asked = {row["stored_sha256"] for row in named}
+        before: dict[str, Entry] = {}
+        for row in sorted(earlier, key=lambda row: (KINDS.index(row["by"]), row["key"])):
+            if row["stored_sha256"] not in asked:
+                before.setdefault(row["stored_sha256"], Entry(row["by"], row["value"], row["reason"]))
+        sql.register("gone", pa.table({"stored_sha256": pa.array(sorted({*asked, *before}), pa.string())}))
+        rows = sql.sql(f"SELECT {_COLUMNS} FROM samples SEMI JOIN gone USING (stored_sha256) ORDER BY ALL")
+        return Found(rows.to_arrow_table().to_pylist(), before)
+
+
+# samples.parquet in the form of the two tables that entries are compared with; owners without outer white space
+_AS_CATALOGUE = r"""
+    CREATE VIEW candidates AS SELECT * REPLACE (
+        regexp_replace(rights_holder, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g') AS rights_holder,
+        regexp_replace(creator, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g') AS creator
+    ) FROM samples WHERE copy = 0;
+    CREATE VIEW facts AS SELECT *, NULL::VARCHAR AS final_url FROM samples WHERE copy = 0
+"""
+
+
+def _named_rows(sql: Any, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The rows of candidates and facts that entries name: by, key, value and reason of the entry, and the image."""
+    sql.execute("DROP TABLE IF EXISTS named")
+    find_named(sql, list({entry.key: entry for entry in entries}.values()))
+    rows = sql.sql(
+        "SELECT DISTINCT n.*, image_id, stored_sha256 FROM named n LEFT JOIN facts USING (sample_id) ORDER BY ALL"
+    )
+    return list(rows.to_arrow_table().to_pylist())
+
+
+def _not_found(release: Release, unmet: Sequence[Entry], num_given: int, with_catalogue: bool) -> str:
+    named = ", ".join(f"{entry.by} {entry.value!r}" for entry in unmet[:MAX_SHOWN])
+    more = f" and {len(unmet) - MAX_SHOWN:,} more" if len(unmet) > MAX_SHOWN else ""
+    where = "in this release nor in the catalogue" if with_catalogue else "in this release"
+    return (
+        f"{release.path}: {len(unmet):,} of the {num_given:,} given are not {where}: {named}{more}; nothing was "
+        "written. Give addresses, owners (rights holder or creator) and ids (of a sample, or the sha256 of an image) "
+        "as attribution.parquet and samples.parquet have them, and leave out what is not there"
+    )
 
 
 def _view(sql: Any, catalog: Catalog, name: str, paths: Sequence[str], schema: Any) -> None:
-    """A view over the files that are there; older builds may have fewer columns."""
+    """A view over the files that are still there; older builds may have fewer columns."""
     there = [path for path in (storage.join(catalog.workdir, path) for path in paths) if Path(path).is_file()]
     if there:
         sql.read_parquet(there, union_by_name=True).create_view(name)

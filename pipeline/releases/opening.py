@@ -1,13 +1,21 @@
-"""Open a release that a user named, and find the work folder it lies in."""
+"""Open a release that a user named, ask SQL over its tables, and find its work folder."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from manifests import storage
 from manifests.catalog import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import RECORD_FILE, Release
+from manifests.release import RECORD_FILE, SAMPLES_FILE, Release
+from pipeline.store.sql import open_scratch, view_parquet
+
+MEMORY_GB = 4.0
 
 
 def open_release(path: str) -> Release:
@@ -26,8 +34,34 @@ def open_release(path: str) -> Release:
 
 
 def work_folder_of(release: Release) -> str | None:
-    """The work folder that a release lies in, if it does."""
+    """The work folder that a release is in, or None."""
     parent = Path(release.path).absolute().parent
     if storage.is_remote(release.path) or parent.name != "releases" or not (parent.parent / CATALOG_FILE).is_file():
         return None
     return str(parent.parent)
+
+
+def read_json(release: Release, name: str) -> Any:
+    """One of the JSON files of a release."""
+    fs, inner = storage.filesystem(storage.join(release.path, name))
+    return json.loads(fs.cat_file(inner))
+
+
+@contextmanager
+def open_sql(workdir: str | None = None) -> Iterator[Any]:
+    """An empty DuckDB that spills into `workdir`, into a temporary folder when None."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_scratch(workdir or folder, MEMORY_GB) as sql,
+    ):
+        yield sql
+
+
+def samples_path(release: Release) -> str:
+    """Path of the samples table of a release."""
+    return storage.join(release.path, SAMPLES_FILE)
+
+
+def view_samples(sql: Any, release: Release, name: str = "samples") -> None:
+    """A view over the samples table of a release."""
+    view_parquet(sql, name, [samples_path(release)])

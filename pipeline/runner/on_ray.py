@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError, PartError, RetryableError, RunError
-from pipeline.runner.executing import Done, do_part
-from pipeline.runner.work import Part, Work
+from pipeline.runner.executing import Done, Job, Work, do_job
 
 log = logging.getLogger("plantmix.runner")
 
@@ -20,10 +19,10 @@ _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was k
 
 
 class RayExecutor:
-    """Ray tasks, few in flight, so that 13 M rows never queue up at once.
+    """Runs parts as Ray tasks, with few in flight, so that 13 M rows never queue up at once.
 
-    A Ray of our own runs as many parts as it has CPUs, so two a worker may be handed in and none waits for the driver.
-    A cluster may have more CPUs than `num_workers`: there only so many are handed in.
+    A local Ray has as many CPUs as workers. Two parts a worker are submitted, so that no worker waits for the driver. A
+    cluster may have more CPUs than `num_workers`. There only `num_workers` parts are submitted at a time.
     """
 
     def __init__(self, num_workers: int | None, address: str | None) -> None:
@@ -41,41 +40,41 @@ class RayExecutor:
             ray.init(**options)
         except ConnectionError as error:
             raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
-        # a client's driver (ray://) sees the cluster through its proxy only, and has no such address
+        # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
         through_proxy = address is not None and address.startswith("ray://")
         self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
         workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._most_in_flight = workers if address and num_workers else 2 * workers
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
         self._num_workers = workers
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(do_part)
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(do_job)
 
-    def run(self, work: Work, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
-        """Yield every part once, as they end."""
-        waiting = list(reversed(parts))
-        flying: dict[Any, tuple[Part, Any]] = {}
-        actors = self._start_actors(len(parts), gpus) if gpus is not None else []
-        # each hand takes one part at a time; two an actor, so that none waits for the driver
-        hands = [actor.do for actor in actors] * 2 if actors else [self._remote] * self._most_in_flight
-        while waiting or flying:
-            while waiting and hands:
-                part, hand = waiting.pop(), hands.pop(0)
-                flying[hand.remote(work, part)] = (part, hand)
-            ended, _ = self._ray.wait(list(flying), num_returns=1)
+    def run(self, work: Work, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
+        """Yield every job once, as they end."""
+        waiting = list(reversed(jobs))
+        in_flight: dict[Any, tuple[Job, Any]] = {}
+        actors = self._start_actors(len(jobs), gpus) if gpus is not None else []
+        # a slot takes one job at a time; an actor has two, so that it never waits for the driver
+        slots = [actor.do for actor in actors] * 2 if actors else [self._remote] * self._most_in_flight
+        while waiting or in_flight:
+            while waiting and slots:
+                job, slot = waiting.pop(), slots.pop(0)
+                in_flight[slot.remote(work, job)] = (job, slot)
+            ended, _ = self._ray.wait(list(in_flight), num_returns=1)
             for reference in ended:
-                part, hand = flying.pop(reference)
-                hands.append(hand)
+                job, slot = in_flight.pop(reference)
+                slots.append(slot)
                 try:
                     yield self._ray.get(reference)
-                except self._ray.exceptions.RayTaskError as error:  # what came before or after the work itself
-                    yield Done(part, None, PartError(f"{part.key}: {error.cause}"), 0.0)
+                except self._ray.exceptions.RayTaskError as error:  # raised by Ray before or after the work
+                    yield Done(job, None, PartError(f"{job.key}: {error.cause}"), 0.0)
                 except self._ray.exceptions.RayError as error:
                     self._check_alive()
                     lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
-                    yield Done(part, None, lost, 0.0)
+                    yield Done(job, None, lost, 0.0)
 
-    def _start_actors(self, num_parts: int, gpus: float) -> list[Any]:
-        """Workers that stay from part to part; Ray starts one again that was lost.
+    def _start_actors(self, num_jobs: int, gpus: float) -> list[Any]:
+        """Workers that live from part to part. Ray restarts a worker that was lost.
 
         Raises: ConfigError when the cluster has too few GPUs for one.
         """
@@ -86,10 +85,10 @@ class RayExecutor:
             if not most:
                 raise ConfigError(f"a worker needs {gpus:g} GPU and Ray sees {there:g}; set the device to cpu")
         kind = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Worker)
-        return [kind.remote() for _ in range(max(1, min(most, num_parts)))]
+        return [kind.remote() for _ in range(max(1, min(most, num_jobs)))]
 
     def _check_alive(self) -> None:
-        """Raises: RunError when not only a worker but Ray itself is gone, before Ray ends this process its own way."""
+        """Raises: RunError when Ray itself is gone, not only a worker; otherwise Ray would end this process."""
         if not self._gcs:
             return
         host, _, port = self._gcs.rpartition(":")
@@ -110,15 +109,15 @@ class RayExecutor:
 
     def close(self) -> None:
         """Shut the driver's connection (and a local Ray) down."""
-        if not self._gone:  # a shutdown that waits for a lost Ray is ended by Ray, and this process with it
+        if not self._gone:  # shutting down a lost Ray would end this process
             self._ray.shutdown()
 
 
 class _Worker:
     """Does parts, one after the other, in a process that stays: what a part loads, the next one finds."""
 
-    def do(self, work: Work, part: Part) -> Done:
-        return do_part(work, part)
+    def do(self, work: Work, job: Job) -> Done:
+        return do_job(work, job)
 
 
 class _Keeper:
@@ -143,9 +142,9 @@ class ActorGate:
         self._actor = actor
 
     def exchange(self, reports: Any, wanted: Any) -> Any:
-        """Hand in reports and ask for permissions, in one round trip; waits while a lost actor is replaced.
+        """Send reports and ask for permissions in one round trip. Waits while Ray replaces a lost actor.
 
-        Raises: RetryableError when none takes its place: the part goes again.
+        Raises: RetryableError when no actor takes its place; the part is then tried again.
         """
         ray: Any = importlib.import_module("ray")
         until = time.monotonic() + _GATE_WAIT_SECONDS

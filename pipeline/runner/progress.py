@@ -1,7 +1,6 @@
-"""Logging and progress: a live display on a terminal, one line an interval in a log.
+"""Progress of a step: a live line on a terminal, one line an interval in a log.
 
-`set_up_logging` is called by the command line alone. Progress shows parts or rows done, rate, time left and
-the top drop reasons.
+It shows parts or rows done, rate, time left and the most frequent drop reasons.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from manifests.records import Funnel
-
-if TYPE_CHECKING:
-    from pipeline.runner.work import Part
+from pipeline.runner.executing import Job
 
 log = logging.getLogger("plantmix.progress")
 
@@ -24,9 +21,9 @@ log = logging.getLogger("plantmix.progress")
 class Progress:
     """Progress of one step; a context manager."""
 
-    def __init__(self, title: str, unit: str, parts: Sequence[Part], interval_seconds: float) -> None:
+    def __init__(self, title: str, unit: str, jobs: Sequence[Job], interval_seconds: float) -> None:
         self._title, self._unit = title, unit
-        self._weights = {part.key: part.num_rows or 1 for part in parts}
+        self._weights = {job.key: job.num_rows for job in jobs}
         self._total = sum(self._weights.values())
         self._num_done, self._reasons = 0, Funnel(0, 0)
         self._interval_seconds = interval_seconds
@@ -48,9 +45,9 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def advance(self, part: Part, funnel: Funnel | None) -> None:
+    def advance(self, job: Job, funnel: Funnel | None) -> None:
         """Count a committed part."""
-        self._num_done += self._weights[part.key]
+        self._num_done += self._weights[job.key]
         if funnel is not None:
             self._reasons = self._reasons + funnel
         now = time.monotonic()

@@ -1,9 +1,8 @@
-"""Run FLOW: plan parts, skip committed ones, keep a bounded number in flight, publish, commit, seal.
+"""Run FLOW: plan parts, skip committed ones, run the others, publish their files, commit them, seal the stage.
 
-Reads the configuration and the catalogue, writes through both. Workers (Ray tasks, or this process with
-`executor: inline`) write private files and return small records; only this driver renames files into place
-and commits them, each part in one transaction. Kill it anywhere: what is committed stays, the parts in
-flight are done again. The only module that imports ray.
+Workers (Ray tasks, or this process with `executor: inline`) write private files and return small records. Only this
+driver renames files into place and commits them, each part in one transaction. When it is killed, committed parts stay
+and the parts in flight are done again.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import Any
 from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
-from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
+from manifests.records import PartFile, PartRecord, StageRecord
 from pipeline.config import BuildConfig
-from pipeline.runner.executing import Done, Executor, InlineExecutor
+from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.progress import Progress
-from pipeline.runner.work import BuildContext, Part, Stage, Step
+from pipeline.runner.work import BuildContext, Part, Stage, StageRun, Step
 
 log = logging.getLogger("plantmix.runner")
 
@@ -50,7 +49,7 @@ class BuildReport:
 class Runner:
     """One build over one work folder."""
 
-    def __init__(self, config: BuildConfig, flow: Sequence[Stage], catalog: Catalog) -> None:
+    def __init__(self, config: BuildConfig, flow: Sequence[Stage[Any]], catalog: Catalog) -> None:
         self._config, self._flow, self._catalog = config, flow, catalog
         self._executor: Executor | None = None
         self._context = BuildContext(config, catalog.workdir, catalog)
@@ -79,9 +78,10 @@ class Runner:
         return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
 
     def redo(self, name: str, change: Callable[[BuildContext, StageRecord], bool]) -> tuple[StageRecord, StageRecord]:
-        """Bring one stage to another version, on what the last build sealed before it; gives the old and the new one.
+        """Bring one stage to another version, on top of the stages that the last build sealed before it.
 
-        `change` alters what the stage's identity looks at, given the old version; false leaves all as it is.
+        Returns the old and the new version. `change` gets the old one and alters what the stage's inputs are made from.
+        When it returns false, nothing is done.
 
         Raises: ConfigError when the stage, or one before it, is not done with this configuration; else as `run`.
         """
@@ -92,8 +92,7 @@ class Runner:
             for stage in self._flow[:place]:
                 context.sealed[stage.name] = self._sealed_or_refuse(stage.name, self._catalog.find_current(stage.name))
             stage = self._flow[place]
-            identity = stage.identity(context)
-            before = self._sealed_or_refuse(name, fingerprint({"stage": name, **identity}))
+            before = self._sealed_or_refuse(name, stage.fingerprint(stage.inputs(context)))
             if not change(context, before):
                 return before, before
             self._bring_up_to_date(stage, names[place + 1 :], None)
@@ -124,21 +123,21 @@ class Runner:
 
     # ---- one stage
 
-    def _bring_up_to_date(self, stage: Stage, after: Sequence[str], too_late: str | None) -> bool:
+    def _bring_up_to_date(self, stage: Stage[Any], after: Sequence[str], too_late: str | None) -> bool:
         """Seal the current version of a stage; false when it was sealed already.
 
         Raises: ConfigError with `too_late`, where given, when it was not; else as `run`.
         """
         context = self._context
-        identity = stage.identity(context)
-        context.fingerprint = fingerprint({"stage": stage.name, **identity})
+        inputs = stage.inputs(context)
+        context.fingerprint = stage.fingerprint(inputs)
         sealed = self._catalog.find_sealed(context.fingerprint)
         if sealed is None and too_late is not None:
             raise ConfigError(too_late.format(stage=stage.name))
         was = self._catalog.find_current(stage.name)
-        self._catalog.open_stage(stage.name, context.fingerprint, identity)
+        self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
         if sealed is not None:
-            if was != context.fingerprint:  # the way back to an older version: what lies after it is of another one
+            if was != context.fingerprint:  # back to an older version: later stages belong to another one
                 self._catalog.forget_current(after)
             log.info("%s: reused, %s", stage.name, _describe(sealed))
             context.sealed[stage.name] = sealed
@@ -147,8 +146,8 @@ class Runner:
             return False
         self._catalog.forget_current(after)
         for step in stage.steps:
-            self._run_step(stage, step)
-        funnel, notes = stage.conclude(context)
+            self._run_step(stage, step, inputs)
+        funnel, notes = stage.conclude(inputs, self._stage_run(None))
         self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
         record = self._catalog.find_sealed(context.fingerprint)  # as a later build will find it, to the byte
         assert record is not None
@@ -159,36 +158,42 @@ class Runner:
         log.info("%s: done, %s", stage.name, _describe(record))
         return True
 
-    def _run_step(self, stage: Stage, step: Step) -> None:
+    def _stage_run(self, how: Any) -> StageRun[Any]:
         context = self._context
-        planned = list(step.plan(context))
-        kept = list(step.committed(context)) if step.committed else []
-        found = self._catalog.find_parts([part.key for part in planned])
-        links = [(position, part.key) for position, part in enumerate(planned) if part.key in found]
-        links += [(len(planned) + extra, part.key) for extra, part in enumerate(kept)]
+        return StageRun(context.fingerprint, self._catalog, self._config.run, how, context.fetch_round)
+
+    def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
+        context = self._context
+        run = self._stage_run(step.how(context) if step.how else None)
+        planned = list(step.plan(inputs, run))
+        keys = [part.key if isinstance(part, PartRecord) else stage.key_of(step, part) for part in planned]
+        kept = list(step.committed(inputs, run)) if step.committed else []
+        found = self._catalog.find_parts(keys)
+        links = [(position, key) for position, key in enumerate(keys) if key in found]
+        links += [(len(keys) + extra, part.key) for extra, part in enumerate(kept)]
         self._catalog.link_parts(context.fingerprint, step.name, links)
-        todo = [part for part in planned if part.key not in found]
-        if not todo:
+        new = [(key, part) for key, part in zip(keys, planned, strict=True) if key not in found]
+        if not new:
             return
-        position = {part.key: place for place, part in enumerate(planned)}
+        shared = self._ready_executor().share(step.shared(context)) if step.shared else None
+        todo = [Job(key, part, run.execution(key[:16], shared)) for key, part in new if isinstance(part, Part)]
+        position = {key: place for place, key in enumerate(keys)}
         progress = Progress(f"{stage.name} {step.name}", step.unit, todo, self._config.run.progress_seconds)
         failures: list[str] = []
-        shared = self._ready_executor().share(step.shared(context)) if step.shared else None
-        for part in todo:
-            part.payload["shared"] = shared
         gpus = step.gpus(context) if step.gpus else None
-        attempts = dict.fromkeys((part.key for part in todo), 0)
+        attempts = dict.fromkeys((job.key for job in todo), 0)
         with progress:
             while todo:
-                again: list[Part] = []
+                again: list[Job] = []
                 for done in self._ready_executor().run(step.work, todo, gpus):
-                    attempts[done.part.key] += 1
+                    job = done.job
+                    attempts[job.key] += 1
                     if done.error is None and done.result is not None:
-                        self._commit(stage, step, done, position[done.part.key], attempts[done.part.key])
-                        progress.advance(done.part, done.result.funnel)
+                        self._commit(stage, step, done, position[job.key], attempts[job.key])
+                        progress.advance(job, done.result.funnel)
                         self._publish_status(running=progress.snapshot())
-                    elif self._goes_again(done, attempts[done.part.key]):
-                        again.append(done.part)
+                    elif self._goes_again(done, attempts[job.key]):
+                        again.append(job)
                     else:
                         failures.append(f"{done.error}")
                 todo = again
@@ -210,7 +215,7 @@ class Runner:
         log.error("a part failed: %s", error)
         return False
 
-    def _commit(self, stage: Stage, step: Step, done: Done, position: int, attempts: int) -> None:
+    def _commit(self, stage: Stage[Any], step: Step[Any, Any, Any], done: Done, position: int, attempts: int) -> None:
         """Publish the files of a part, then state in one transaction that it exists."""
         result = done.result
         assert result is not None
@@ -220,10 +225,10 @@ class Runner:
             storage.publish(file.temp, storage.join(self._catalog.workdir, file.path))
         files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
         record = PartRecord(
-            done.part.key,
+            done.job.key,
             stage.name,
             step.name,
-            done.part.reuse_key,
+            done.job.part.reuse_key,
             files,
             result.funnel,
             result.notes,

@@ -1,20 +1,37 @@
-"""The words of the runner: what a stage, a step, a part and its result are. No work here, no ray.
+"""The words of the runner: stage, step, part, and what a part returns. No work here, no ray.
 
-A stage is one entry of FLOW. It has steps; a step plans parts; a part is a pure function of a payload that
-writes private files and returns a small record. The runner publishes and commits it.
+A stage is one entry of FLOW. `inputs` is the only function of a stage that sees the configuration and the stages before
+it. It returns one frozen dataclass, and the fingerprint of that value is the version of the stage.
+
+A stage has steps. A step plans parts from the stage's inputs. A part has inputs of its own, and the fingerprint of
+those is its key. Work is a pure function of a part's inputs: it writes private files and returns a small record, which
+the runner publishes and commits.
+
+How to run (folders, memory, rates, devices) travels in an `Execution`, which no fingerprint can see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
 
 from manifests import storage
-from manifests.records import Funnel, PartRecord, StageRecord
+from manifests.catalog import Catalog
+from manifests.records import Funnel, PartRecord, StageRecord, fingerprint
 from manifests.rounds import FetchRound
-from pipeline.config import BuildConfig
-from pipeline.store.writing import PrivateFile
+from pipeline.config import BuildConfig, RunSettings
+from pipeline.runner.inputs import identity_of
+from pipeline.store.files import Files, files_of
+from pipeline.store.sql import open_scratch
+from pipeline.store.writing import PrivateFile, TableWriter, write_table
+
+StageInputs = TypeVar("StageInputs")
+PartInputs = TypeVar("PartInputs")
+How = TypeVar("How")
 
 
 @dataclass(frozen=True)
@@ -26,98 +43,179 @@ class PartResult:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-Work = Callable[[dict[str, Any]], PartResult]
+@dataclass(frozen=True)
+class Execution(Generic[How]):
+    """How a part runs. Nothing here may change what it yields.
+
+    `stem` names the part's files. `shared` is the object that all workers of a step talk to. `how` is what else the
+    step needs to run: rates, devices, folders of sources.
+    """
+
+    workdir: str
+    memory_gb: float
+    stem: str
+    how: How
+    shared: Any = None  # any object, or a handle on it in another process
+
+    @contextmanager
+    def scratch(self) -> Iterator[Any]:
+        """A private DuckDB that is gone afterwards."""
+        with open_scratch(self.workdir, self.memory_gb) as sql:
+            yield sql
+
+    def writer(self, table: str, path: str, schema: pa.Schema, row_group_rows: int | None = None) -> TableWriter:
+        """Stream a table into a private file that will be published as `path`."""
+        more = {} if row_group_rows is None else {"row_group_rows": row_group_rows}
+        return TableWriter(self.workdir, table, path, schema, **more)
+
+    def write(self, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:
+        """Write one table to a private file that will be published as `path`."""
+        return write_table(self.workdir, table, path, rows, schema)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A unit of work: `key` names its content, `payload` is all that `work` sees."""
+class Part(Generic[PartInputs]):
+    """A unit of work. `reuse_key` lets later builds find parts made by the same recipe; `num_rows` weighs progress."""
 
-    key: str
-    payload: dict[str, Any]
+    inputs: PartInputs
     reuse_key: str = ""
     num_rows: int = 0
 
 
+@dataclass
+class StageRun(Generic[How]):
+    """What plans may look at beside the inputs of their stage: committed parts, and how the build runs."""
+
+    fingerprint: str
+    catalog: Catalog
+    settings: RunSettings
+    how: How
+    fetch_round: FetchRound | None = None
+
+    @property
+    def workdir(self) -> str:
+        """The work folder."""
+        return self.catalog.workdir
+
+    def parts(self, step: str) -> list[PartRecord]:
+        """Committed parts of an earlier step of this stage."""
+        return self.catalog.parts_of(self.fingerprint, step)
+
+    def files(self, step: str, table: str) -> Files:
+        """Files that an earlier step of this stage committed."""
+        return self.files_of(self.parts(step), table)
+
+    def files_of(self, parts: Sequence[PartRecord], table: str) -> Files:
+        """The files of these parts that hold `table`."""
+        return files_in(self.workdir, parts, table)
+
+    def result(self, step: str) -> tuple[Funnel, dict[str, Any]]:
+        """Funnel and notes of a step that has one part: what most stages conclude with."""
+        (part,) = self.parts(step)
+        assert part.funnel is not None
+        return part.funnel, dict(part.notes)
+
+    def execution(self, stem: str, shared: Any = None) -> Execution[How]:
+        """How a part of this stage runs."""
+        return Execution(self.workdir, self.settings.memory_gb, stem, self.how, shared)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Any]:
+        """A private DuckDB for planning."""
+        with open_scratch(self.workdir, self.settings.memory_gb) as sql:
+            yield sql
+
+    def scratch_file(self, name: str) -> str:
+        """Path of a private file that lives as long as the build."""
+        folder = storage.join(self.workdir, "scratch")
+        storage.make_folder(folder)
+        return storage.join(folder, name)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[StageInputs, PartInputs, How]):
     """Parts that may run side by side.
 
-    `plan` may raise ConfigError. `committed` names committed parts of other stage versions to stand on as well,
-    whatever the plan says (the fetch stage keeps what it already downloaded). `shared` gives a picklable maker of one
-    object that all workers of the run talk to (`payload["shared"]`), on a cluster through an actor. `gpus`, where a
-    step has it, says that its work holds a model from part to part: on Ray its parts go to actors, one a worker, each
-    with so many GPUs (0 for none).
+    `plan` may raise ConfigError. A `PartRecord` in the plan is a part that an earlier build committed. `committed`
+    names more of those, whatever the plan says: the fetch stage keeps what it already downloaded.
+
+    `how` gives what only says how to run. `shared` gives a picklable maker of one object that all workers of the step
+    talk to, on a cluster through an actor. `gpus`, where a step has it, says that its work holds a model from part to
+    part: on Ray its parts go to actors, one a worker, each with so many GPUs (0 for none).
+
+    Raise `version` when the same inputs would yield something else.
     """
 
     name: str
-    plan: Callable[[BuildContext], Sequence[Part]]
-    work: Work
+    plan: Callable[[StageInputs, StageRun[How]], Sequence[Part[PartInputs] | PartRecord]]
+    work: Callable[[PartInputs, Execution[How]], PartResult]
+    version: int = 1
+    how: Callable[[BuildContext], How] | None = None
     unit: str = "parts"
-    committed: Callable[[BuildContext], Sequence[PartRecord]] | None = None
+    committed: Callable[[StageInputs, StageRun[How]], Sequence[PartRecord]] | None = None
     shared: Callable[[BuildContext], Callable[[], Any]] | None = None
     gpus: Callable[[BuildContext], float] | None = None
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[StageInputs]):
     """One entry of FLOW.
 
-    `identity` names everything that decides what the stage yields; its hash is the stage version.
-    `conclude` turns the committed parts into the funnel and notes of the sealed stage; `settle` tells the
-    catalogue what only this stage knows, whether it was done or reused.
+    `conclude` turns the committed parts into the funnel and notes of the sealed stage. `settle` tells the catalogue
+    what only this stage knows, whether it was done or reused.
     """
 
     name: str
     about: str
-    identity: Callable[[BuildContext], dict[str, Any]]
-    steps: tuple[Step, ...]
-    conclude: Callable[[BuildContext], tuple[Funnel, dict[str, Any]]]
+    inputs: Callable[[BuildContext], StageInputs]
+    steps: tuple[Step[StageInputs, Any, Any], ...]
+    conclude: Callable[[StageInputs, StageRun[None]], tuple[Funnel, dict[str, Any]]]
     settle: Callable[[BuildContext], None] | None = None
+
+    def identity(self, inputs: StageInputs) -> dict[str, Any]:
+        """What the fingerprint of a version of this stage stands for."""
+        return {"versions": {step.name: step.version for step in self.steps}, **identity_of(inputs)}
+
+    def fingerprint(self, inputs: StageInputs) -> str:
+        """The version of this stage that these inputs make."""
+        return fingerprint({"stage": self.name, **self.identity(inputs)})
+
+    def key_of(self, step: Step[StageInputs, Any, Any], part: Part[Any]) -> str:
+        """The key of a part: equal inputs give equal keys."""
+        return fingerprint(
+            {"step": f"{self.name}.{step.name}", "version": step.version, "inputs": identity_of(part.inputs)}
+        )
 
 
 @dataclass
 class BuildContext:
-    """What plans may look at: the configuration, sealed stages before this one, and committed parts of this one."""
+    """What the inputs of a stage are made from: the configuration and the sealed stages before it."""
 
     config: BuildConfig
     workdir: str
-    catalog: Any
+    catalog: Catalog
     sealed: dict[str, StageRecord] = field(default_factory=dict)
     fingerprint: str = ""
+    """Version of the stage that is being built."""
     fetch_round: FetchRound | None = None
     """The round that `plantmix retry` is running; None in a build."""
 
-    def files(self, stage: str, table: str) -> list[str]:
-        """Absolute paths of a sealed stage's files that hold `table`, in plan order."""
-        return self._files(self.sealed[stage].fingerprint, None, table)
+    def files(self, stage: str, table: str) -> Files:
+        """A sealed stage's files that hold `table`, in plan order."""
+        return files_in(self.workdir, self.catalog.parts_of(self.sealed[stage].fingerprint), table)
 
-    def content(self, stage: str, table: str) -> list[str]:
-        """Hashes of a sealed stage's files that hold `table`: equal content gives equal fingerprints downstream."""
-        version = self.sealed[stage].fingerprint
-        return [file.sha256 for part in self.catalog.parts_of(version) for file in part.files if file.table == table]
+    def facts(self) -> Files:
+        """The facts. All that is seen of an image counts, not how it was fetched or where it lies in the pool."""
+        return self.files("fetch", "facts").digested(self.sealed["fetch"].notes["content"])
 
-    def execution(self) -> dict[str, Any]:
-        """What a metadata step needs to run and no fingerprint may see."""
-        return {"workdir": self.workdir, "memory_gb": self.config.run.memory_gb}
 
-    def own_parts(self, step: str) -> list[PartRecord]:
-        """Committed parts of an earlier step of the stage being built."""
-        return list(self.catalog.parts_of(self.fingerprint, step))
-
-    def own_result(self, step: str) -> tuple[Funnel, dict[str, Any]]:
-        """Funnel and notes of a step that has one part: what most stages conclude with."""
-        (part,) = self.own_parts(step)
-        assert part.funnel is not None
-        return part.funnel, dict(part.notes)
-
-    def own_files(self, step: str, table: str) -> list[str]:
-        """Absolute paths of the files that an earlier step of the stage being built committed."""
-        return self._files(self.fingerprint, step, table)
-
-    def paths(self, part: PartRecord, table: str) -> list[str]:
-        """Absolute paths of a part's files that hold `table`."""
-        return [storage.join(self.workdir, file.path) for file in part.files if file.table == table]
-
-    def _files(self, version: str, step: str | None, table: str) -> list[str]:
-        return [path for part in self.catalog.parts_of(version, step) for path in self.paths(part, table)]
+def files_in(workdir: str, parts: Sequence[PartRecord], table: str) -> Files:
+    """The files of committed parts that hold `table`."""
+    return files_of(
+        [
+            (storage.join(workdir, file.path), file.sha256)
+            for part in parts
+            for file in part.files
+            if file.table == table
+        ]
+    )

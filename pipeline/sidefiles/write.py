@@ -1,6 +1,7 @@
-"""Side files of a release, made from its record and its samples table alone: a build and a takedown write the same.
+"""The small files that a release carries beside its shards. A build and a takedown make them the same way.
 
-Writes nothing itself: gives names and bytes. Nothing here holds a time or a path of the machine.
+They follow from the record, the mixture, the samples table and the shards alone, and hold no time and no path of the
+machine. Gives names and bytes; only `write_attribution` writes a file itself.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.release import SPLIT_FOLDERS
-from pipeline.sidefiles.card import write_card
 from pipeline.sidefiles.figures import collect
-from pipeline.sidefiles.page import write_page
+from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report
 from pipeline.store.writing import PrivateFile, TableWriter
 
+VERSION = 2  # raise it when the same release would get other bytes: fingerprints of releases hold it
 ATTRIBUTION_COLUMNS = (
     "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
 )  # fmt: skip
@@ -38,20 +39,20 @@ def side_files(
 
     `samples` is the samples table (it may not be published yet), `folder` the release, whose shards are there.
     """
-    # as they will be read back: a takedown works from the files, and order within a dict must not show
+    # A takedown reads record and mixture from their files. Read them the same way here, so that both see one order.
     record, mixture = json.loads(json_bytes(record)), json.loads(json_bytes(mixture))
     figures = collect(connection, samples, folder)
     shards = [shard for split in record["splits"].values() for shard in split["shards"]]
-    # every folder carries the union: open_clip looks shards up by base name in the first source's folder
+    # open_clip looks up every shard by its base name in the folder of the first source: each folder names all shards
     sizes = json_bytes({shard["shard"]: shard["num_samples"] for shard in shards})
     for split, entry in record["splits"].items():
-        folder = SPLIT_FOLDERS[split]
-        yield f"{folder}/sizes.json", sizes
-        yield f"{folder}/wids.json", json_bytes(wids_index(f"{record['name']} {split}", entry["shards"]))
+        yield f"{SPLIT_FOLDERS[split]}/sizes.json", sizes
+        index = wids_index(f"{record['name']} {split}", entry["shards"])
+        yield f"{SPLIT_FOLDERS[split]}/wids.json", json_bytes(index)
     yield "mixture.json", json_bytes(mixture)
-    yield "ATTRIBUTION.md", attribution_page(figures["owners"], f"{record['name']}-{record['version']}").encode()
+    yield "ATTRIBUTION.md", write_attribution_page(record, figures).encode()
     yield "README.md", write_card(record, mixture, figures).encode()
-    yield "report.html", write_page(record, mixture, figures).encode()
+    yield "report.html", write_report(record, mixture, figures).encode()
 
 
 def wids_index(name: str, shards: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -67,21 +68,6 @@ def wids_index(name: str, shards: list[Mapping[str, Any]]) -> dict[str, Any]:
             for shard in shards
         ],
     }
-
-
-def attribution_page(owners: list[Mapping[str, Any]], name: str) -> str:
-    """ATTRIBUTION.md: counts by licence and the owners to be named (rows: licence, owner, images)."""
-    totals: dict[str, int] = {}
-    for row in owners:
-        totals[row["licence"]] = totals.get(row["licence"], 0) + row["images"]
-    lines = [f"# Attribution of {name}", "", "One row an image, with its address and licence: `attribution.parquet`."]
-    before = None
-    for row in owners:
-        if row["licence"] != before:
-            before = row["licence"]
-            lines += ["", f"## {before}: {totals[before]:,} images", ""]
-        lines.append(f"- {row['owner']}: {row['images']:,}")
-    return "\n".join([*lines, ""])
 
 
 def write_attribution(workdir: str, path: str, samples: str) -> PrivateFile:

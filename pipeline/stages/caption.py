@@ -8,6 +8,7 @@ parts of their own: a moved threshold judges again, it never measures again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,16 +18,15 @@ from manifests import storage, tables
 from manifests.records import Funnel, fingerprint
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import CaptionSettings
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
-from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
-from pipeline.store.writing import TableWriter, write_table
-from pipeline.vocabulary.backbone import backbone_files, names_to_resolve, resolve_names
+from pipeline.captions.settings import MEASURE_VERSION, CaptionSettings, CleanSettings, MeasureSettings, RuleSet
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.sql import copy_sorted, view_parquet
+from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 
-VERSION = 2
 JUDGE_ROWS = 500_000
 
-# what the rules may look at, beside the columns of `captions`
+# what rules may look at, besides the columns of `captions`
 _JOINED = {
     "domain": "c.domain",
     "source": "c.source",
@@ -38,65 +38,100 @@ _JOINED = {
 }
 
 
-def resolve(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class CaptionInputs:
+    """What caption stands on. `backbone_content` is the hash of each file of the backbone."""
+
+    candidates: Files
+    facts: Files
+    backbone: BackboneSettings | None
+    backbone_content: tuple[str, ...]
+    clean: CleanSettings
+    measure: MeasureSettings
+    rules: tuple[RuleSet, ...]
+
+
+@dataclass(frozen=True)
+class ResolveInputs:
+    """All candidates, and the backbone that their names are looked up in."""
+
+    candidates: Files
+    backbone: BackboneSettings
+    backbone_content: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MeasureInputs:
+    """One row group of candidates; `names` as the backbone resolved them, if there is one."""
+
+    candidates: RowGroup
+    names: Files
+    clean: CleanSettings
+    measure: MeasureSettings
+
+
+@dataclass(frozen=True)
+class JudgeInputs:
+    """Measurements of every candidate, and the rules."""
+
+    candidates: Files
+    facts: Files
+    captions: Files
+    rules: tuple[RuleSet, ...]
+
+
+def resolve(inputs: ResolveInputs, run: Execution[None]) -> PartResult:
     """Look up every name of the candidates in the backbone."""
-    settings: CaptionSettings = payload["settings"]
-    assert settings.backbone is not None
     columns = [f"taxon_{name}" for name in ("kingdom", "genus", "species", "scientific_name")]
     distinct = None
-    for path in payload["candidates"]:
+    for path in inputs.candidates.paths:
         for batch in pq.ParquetFile(path).iter_batches(columns=columns):
             names = names_to_resolve(pa.Table.from_batches([batch]))
             names = pa.concat_tables([names, distinct] if distinct else [names])
             distinct = names.filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
     assert distinct is not None
-    scratch = storage.join(payload["workdir"], "scratch")
+    scratch = storage.join(run.workdir, "scratch")
     storage.make_folder(scratch)
-    rows = resolve_names(distinct, settings.backbone, scratch, payload["memory_gb"])
-    path = f"tables/caption/names-{payload['stem']}.parquet"
-    return PartResult((write_table(payload["workdir"], "names", path, rows, tables.NAMES),))
+    rows = resolve_names(distinct, inputs.backbone, scratch, run.memory_gb)
+    return PartResult((run.write("names", f"tables/caption/names-{run.stem}.parquet", rows, tables.NAMES),))
 
 
-def measure(payload: dict[str, Any]) -> PartResult:
+def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
     """Measure one row group of candidates."""
-    settings: CaptionSettings = payload["settings"]
-    candidates = pq.ParquetFile(payload["candidates"]).read_row_group(payload["row_group"])
-    names = pq.read_table(payload["names"]) if payload["names"] else None
-    rows = measure_captions(candidates, settings, names)
-    path = f"tables/caption/{payload['stem']}.parquet"
-    return PartResult((write_table(payload["workdir"], "captions", path, rows, tables.CAPTIONS),))
+    candidates = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
+    names = pq.read_table(inputs.names.path) if inputs.names else None
+    rows = measure_captions(candidates, CaptionSettings(clean=inputs.clean, measure=inputs.measure), names)
+    return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS),))
 
 
-def judge(payload: dict[str, Any]) -> PartResult:
+def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     """Verdicts over every fetched image."""
-    settings: CaptionSettings = payload["settings"]
-    path = f"tables/caption/verdicts-{payload['stem']}.parquet"
+    settings = CaptionSettings(rules=inputs.rules)
     counts: dict[str, int] = {}
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "candidates", payload["candidates"])
-        view_parquet(sql, "facts", payload["facts"])
-        view_parquet(sql, "captions", payload["captions"])
+    with run.scratch() as sql:
+        view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_parquet(sql, "captions", inputs.captions.paths)
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
-        adding = sql.cursor()  # while the rows of the join are still coming
+        adding = sql.cursor()  # a second cursor, because the first is still reading rows
         for rows in _joined_rows(sql, settings):
             verdicts = judge_captions(rows, settings)
             for reason, num in count_reasons(verdicts).items():
                 counts[reason] = counts.get(reason, 0) + num
             adding.register("judged", verdicts)
             adding.execute("INSERT INTO verdicts FROM judged")
-        # rows are judged as they come and their verdicts sorted: a third of the bytes of sorting the rows
-        writer = TableWriter(payload["workdir"], "caption_verdicts", path, tables.VERDICTS)
+        # verdicts are sorted, not the rows they were made from: a third of the bytes
+        writer = run.writer("caption_verdicts", f"tables/caption/verdicts-{run.stem}.parquet", tables.VERDICTS)
         file = copy_sorted(sql, "FROM verdicts", "sample_id", writer)
     num_kept = counts.pop("kept", 0)
-    funnel = Funnel(num_kept + sum(counts.values()), num_kept, counts)
-    return PartResult((file,), funnel)
+    return PartResult((file,), Funnel(num_kept + sum(counts.values()), num_kept, counts))
 
 
 def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
     needed = columns_needed(settings)
     columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in sorted(needed)]
-    # repeats are counted over what was fetched: a caption of pictures nobody has is no boilerplate
+    # only fetched pictures count as repeats
     counted = (
         "SELECT {0}, count(*) AS num FROM captions t JOIN facts f USING (sample_id) "
         "WHERE f.outcome = 'ok' AND text_key IS NOT NULL GROUP BY {0} HAVING count(*) > 1"
@@ -113,87 +148,56 @@ def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _plan_resolve(context: BuildContext) -> Sequence[Part]:
-    if context.config.caption.backbone is None:
-        return []
-    key = fingerprint({**_measure_identity(context), "names of": context.content("ingest", "candidates")})
-    payload = {
-        "candidates": context.files("ingest", "candidates"),
-        "settings": context.config.caption,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
-
-
-def _plan_measure(context: BuildContext) -> Sequence[Part]:
-    parts = []
+def _inputs(context: BuildContext) -> CaptionInputs:
     settings = context.config.caption
-    identity = _measure_identity(context)
-    names = context.own_files("resolve", "names")
-    hashes = context.content("ingest", "candidates")
-    for path, sha256 in zip(context.files("ingest", "candidates"), hashes, strict=True):
+    backbone = backbone_files(settings.backbone) if settings.backbone else []
+    return CaptionInputs(
+        context.files("ingest", "candidates"),
+        context.facts(),
+        settings.backbone,
+        tuple(context.catalog.input_sha256(file) for file in backbone),
+        settings.clean,
+        settings.measure,
+        settings.rules,
+    )
+
+
+def _plan_resolve(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[ResolveInputs]]:
+    if inputs.backbone is None:
+        return []
+    return [Part(ResolveInputs(inputs.candidates, inputs.backbone, inputs.backbone_content))]
+
+
+def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[MeasureInputs]]:
+    parts = []
+    names = run.files("resolve", "names")
+    for path, sha256 in zip(inputs.candidates.paths, inputs.candidates.content, strict=True):
         metadata = pq.ParquetFile(path).metadata
-        for row_group in range(metadata.num_row_groups):
-            key = fingerprint({**identity, "candidates": sha256, "row_group": row_group})
-            payload = {
-                "candidates": path,
-                "names": names[0] if names else None,
-                "row_group": row_group,
-                "settings": settings,
-                "stem": key[:16],
-                **context.execution(),
-            }
-            parts.append(Part(key, payload, num_rows=metadata.row_group(row_group).num_rows))
+        for number in range(metadata.num_row_groups):
+            rows = RowGroup(path, number, f"{sha256}-{number}")
+            num_rows = metadata.row_group(number).num_rows
+            parts.append(Part(MeasureInputs(rows, names, inputs.clean, inputs.measure), num_rows=num_rows))
     return parts
 
 
-def _plan_judge(context: BuildContext) -> Sequence[Part]:
-    key = fingerprint({"stage": context.fingerprint})
-    payload = {
-        "candidates": context.files("ingest", "candidates"),
-        "facts": context.files("fetch", "facts"),
-        "captions": context.own_files("measure", "captions"),
-        "settings": context.config.caption,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:
+    captions = run.files("measure", "captions")
+    return [Part(JudgeInputs(inputs.candidates, inputs.facts, captions, inputs.rules))]
 
 
-def _measure_identity(context: BuildContext) -> dict[str, Any]:
-    """What the measures of a row hang on beside the row."""
-    settings = context.config.caption
-    backbone = (
-        [context.catalog.input_sha256(file) for file in backbone_files(settings.backbone)] if settings.backbone else []
-    )
-    return {"version": VERSION, "measure": settings.measure_identity(), "backbone": backbone}
-
-
-def _identity(context: BuildContext) -> dict[str, Any]:
-    return {
-        **_measure_identity(context),
-        "rules": context.config.caption.rules_identity(),
-        "candidates": context.content("ingest", "candidates"),
-        "facts": context.sealed["fetch"].notes["content"],
-    }
-
-
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    funnel, _ = context.own_result("judge")
-    # a measured part is a pure function of what its key names
-    content = fingerprint({"measured": [measured.key for measured in context.own_parts("measure")]})
-    return funnel, {"content": content}
+def _conclude(inputs: CaptionInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    funnel, _ = run.result("judge")
+    return funnel, {"content": fingerprint({"captions": run.files("measure", "captions").identity()})}
 
 
 STAGE = Stage(
     name="caption",
     about="clean and measure texts, apply the caption rules",
-    identity=_identity,
+    inputs=_inputs,
     steps=(
-        Step("resolve", _plan_resolve, resolve),
-        Step("measure", _plan_measure, measure, "rows"),
-        Step("judge", _plan_judge, judge),
+        Step("resolve", _plan_resolve, resolve, version=MEASURE_VERSION),
+        Step("measure", _plan_measure, measure, version=MEASURE_VERSION, unit="rows"),
+        Step("judge", _plan_judge, judge, version=2),
     ),
     conclude=_conclude,
 )

@@ -1,19 +1,20 @@
-"""dedup: measure which images look alike; who of them stays is decided in select, where all else is known.
+"""dedup: measure which images look alike. `select` decides which duplicate to keep, since only it has seen every rule.
 
-Reads facts. Writes `pairs`: every pair of different pHashes within the radius (exact search). Drops nothing:
-if the better of two duplicates later falls to a caption rule, the other one must still be there.
+Reads facts. Writes `pairs`: every pair of different pHashes within the radius, by an exact search. Drops nothing: if
+the better of two duplicates later falls to a caption rule, the other one must still be there.
 
-Hashes that no earlier build has seen become a segment of their own; pairs within a segment, and between two, are
-parts that any later build finds again: new sources are matched against the old ones, the old ones not once more, and
-a smaller radius searches nothing. What `pairs` holds follows from the facts and the radius alone.
+Hashes that no earlier build has seen become a segment. Pairs within a segment, and between two segments, are parts that
+any later build finds again. So new sources are matched against the old ones, the old ones are not matched again, and a
+smaller radius searches nothing. What `pairs` holds follows from the facts and the radius alone.
 
-The images of evaluation sets are measured and matched here too, see stages/evaluation.py, and pictures that mean the
-same, see stages/semantic.py.
+Images of evaluation sets are measured and matched here too (dedup_evaluation.py), and so are pictures that mean the
+same (dedup_semantic.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,33 +35,42 @@ from pipeline.matching.segments import (
     search_between,
     search_within,
 )
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
-from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
-from pipeline.store.writing import TableWriter, write_table
+from pipeline.stages.dedup_inputs import DedupInputs
+from pipeline.store.files import Files
+from pipeline.store.sql import copy_sorted, view_parquet, view_table
 
 VERSION = 2
 MAX_NAMED_PLACEHOLDERS = 20
 SEGMENT = pa.schema([("phash", pa.uint64())])  # distinct, ascending
-_ROW_BYTES = 33  # of memory a fact's hash takes while equal ones are collapsed
+_ROW_BYTES = 33  # memory a hash takes while equal ones are removed
 _READ_ROWS = 1 << 20
+_SEGMENTS = fingerprint({"version": VERSION, "step": "segment"})
 
 
 # ---- segments
 
 
-def cut_segment(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class SegmentInputs:
+    """The facts, and the segments that hold what earlier builds have seen."""
+
+    facts: Files
+    known: Files
+
+
+def cut_segment(inputs: SegmentInputs, run: Execution[None]) -> PartResult:
     """The pHashes of fetched images that no known segment holds, ascending."""
-    path = f"tables/dedup/segment-{payload['stem']}.parquet"
-    writer = TableWriter(payload["workdir"], "segment", path, SEGMENT)
-    num_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in payload["facts"])
-    num_passes = 1 << max(0, (int(num_rows * _ROW_BYTES / (payload["memory_gb"] * 1e9))).bit_length())
+    writer = run.writer("segment", f"tables/dedup/segment-{run.stem}.parquet", SEGMENT)
+    num_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in inputs.facts.paths)
+    num_passes = 1 << max(0, (int(num_rows * _ROW_BYTES / (run.memory_gb * 1e9))).bit_length())
     num_alive, sample = 0, []
-    for number in range(num_passes):  # the hashes by their leading bits, so that a pass fits the memory
-        alive = distinct_of(_read_phashes(payload["facts"], number, num_passes))
+    for number in range(num_passes):  # each pass takes the hashes with certain leading bits, to fit the memory
+        alive = distinct_of(_read_phashes(inputs.facts.paths, number, num_passes))
         num_alive += len(alive)
-        fresh = new_hashes(alive, (_stream(file) for file in payload["known"]))
+        fresh = new_hashes(alive, (_stream(file) for file in inputs.known.paths))
         del alive
         sample.append(fresh[:: max(1, len(fresh) * num_passes // 4096)])
         for start in range(0, len(fresh), _READ_ROWS):
@@ -68,8 +78,8 @@ def cut_segment(payload: dict[str, Any]) -> PartResult:
     file = writer.close()
     entropies = bit_entropies(np.concatenate(sample), 64) if file.num_rows else ()
     notes = {
-        "facts": payload["facts_content"],
-        "stands_on": payload["stands_on"],
+        "facts": inputs.facts.identity(),
+        "stands_on": inputs.known.identity(),
         "num_hashes": file.num_rows,
         "num_alive": num_alive,
         "bit_entropies": [round(value, 6) for value in entropies],
@@ -94,143 +104,143 @@ def _stream(file: str) -> Iterator[Hashes]:
         yield batch["phash"].to_numpy()
 
 
-def _plan_segment(context: BuildContext) -> Sequence[Part]:
-    evaluation.check_readable(context)  # before the search: a set that cannot be matched ends the build anyway
-    covering = _covering_segment(context)
-    known = _known_segments(context)
-    facts = context.sealed["fetch"].notes["content"]
-    stands_on = sorted(part.key for part in known)
-    key = covering.key if covering else fingerprint({"version": VERSION, "facts": facts, "stands_on": stands_on})
-    payload = {
-        "facts": context.files("fetch", "facts"),
-        "facts_content": facts,
-        "known": [path for part in known for path in context.paths(part, "segment")],
-        "stands_on": stands_on,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload, _SEGMENTS)]
+def _plan_segment(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[SegmentInputs] | PartRecord]:
+    evaluation.check_readable(inputs, run)  # before the search, which would be in vain
+    covering = _covering_segment(inputs, run)
+    if covering is not None:
+        return [covering]
+    known = run.files_of(_known_segments(run), "segment")
+    return [Part(SegmentInputs(inputs.facts, known), _SEGMENTS)]
 
 
-_SEGMENTS = fingerprint({"version": VERSION, "step": "segment"})
+def _known_segments(run: StageRun[Any]) -> list[PartRecord]:
+    return run.catalog.parts_like("dedup", "segment", _SEGMENTS)
 
 
-def _known_segments(context: BuildContext) -> list[PartRecord]:
-    return list(context.catalog.parts_like("dedup", "segment", _SEGMENTS))
+def _content_of(part: PartRecord) -> str:
+    return next(file.sha256 for file in part.files if file.table == "segment")
 
 
-def _covering_segment(context: BuildContext) -> PartRecord | None:
-    """A segment cut for these very facts, if all that it stands on is still there."""
-    known = _known_segments(context)
-    keys = {part.key for part in known}
-    facts = context.sealed["fetch"].notes["content"]
-    return next((p for p in known if p.notes["facts"] == facts and keys.issuperset(p.notes["stands_on"])), None)
+def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
+    """A segment cut for these very facts, if all segments that it stands on are still there."""
+    known = _known_segments(run)
+    contents = {_content_of(part) for part in known}
+    facts = inputs.facts.identity()
+    return next((p for p in known if p.notes["facts"] == facts and contents.issuperset(p.notes["stands_on"])), None)
 
 
-def _segments_below(context: BuildContext) -> Sequence[PartRecord]:
+def _segments_below(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     """The older segments that hold the rest of the hashes."""
-    covering = _covering_segment(context)
+    covering = _covering_segment(inputs, run)
     if covering is None:
-        return _known_segments(context)
-    return [part for part in _known_segments(context) if part.key in covering.notes["stands_on"]]
+        return _known_segments(run)
+    return [part for part in _known_segments(run) if _content_of(part) in covering.notes["stands_on"]]
 
 
 # ---- search
 
 
-def search(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class SearchInputs:
+    """One unit of the search within one segment, or between two."""
+
+    segments: Files
+    sizes: tuple[Segment, ...]
+    radius: int
+    unit: Unit
+    num_units: int
+
+
+def search(inputs: SearchInputs, run: Execution[None]) -> PartResult:
     """Pairs of one unit of one segment, or of two."""
-    memory = int(payload["memory_gb"] * 1e9)
-    segments = [Segment(num, tuple(bits)) for num, bits in payload["segments"]]
-    streams = [lambda file=file: _stream(file) for file in payload["files"]]
-    unit, radius = Unit(*payload["unit"]), payload["radius"]
-    if len(segments) == 1:
-        plan = plan_within(segments[0], radius)
-        low, high = search_within(streams[0], plan, unit, memory_bytes=memory)
+    memory = int(run.memory_gb * 1e9)
+    streams = [lambda file=file: _stream(file) for file in inputs.segments.paths]
+    if len(inputs.sizes) == 1:
+        plan = plan_within(inputs.sizes[0], inputs.radius)
+        low, high = search_within(streams[0], plan, inputs.unit, memory_bytes=memory)
     else:
-        plan = plan_between(segments[0], segments[1], radius)
-        low, high = search_between(streams[0], streams[1], plan, unit, memory_bytes=memory)
+        plan = plan_between(inputs.sizes[0], inputs.sizes[1], inputs.radius)
+        low, high = search_between(streams[0], streams[1], plan, inputs.unit, memory_bytes=memory)
     rows = pa.table({"phash_a": low, "phash_b": high, "distance": np.bitwise_count(low ^ high)})
-    path = f"tables/dedup/pairs-{payload['stem']}.parquet"
-    sizes = [segment.num_hashes for segment in segments]
-    notes = {"num_hashes": sizes, "radius": radius, "num_units": payload["num_units"]}
-    return PartResult((write_table(payload["workdir"], "found_pairs", path, rows, tables.PAIRS),), None, notes)
+    sizes = [segment.num_hashes for segment in inputs.sizes]
+    notes = {"num_hashes": sizes, "radius": inputs.radius, "num_units": inputs.num_units}
+    file = run.write("found_pairs", f"tables/dedup/pairs-{run.stem}.parquet", rows, tables.PAIRS)
+    return PartResult((file,), None, notes)
 
 
-def _plan_search(context: BuildContext) -> Sequence[Part]:
-    """All units; those that an earlier build did at a radius as large are taken as they are."""
-    segments = sorted((p for p in context.own_parts("segment") if p.notes["num_hashes"]), key=_by_size)
+def _plan_search(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[SearchInputs] | PartRecord]:
+    """All units; those that an earlier build searched at a radius as large are taken as they are."""
+    segments = sorted((p for p in run.parts("segment") if p.notes["num_hashes"]), key=_by_size)
     groups = [[a] for a in segments] + [[a, b] for at, a in enumerate(segments) for b in segments[at + 1 :]]
-    return [part for group in groups for part in _done_units(context, group) or _new_units(context, group)]
+    parts: list[Part[SearchInputs] | PartRecord] = []
+    for group in groups:
+        parts += _done_units(inputs.radius, run, group) or _new_units(inputs.radius, run, group)
+    return parts
 
 
 def _by_size(part: PartRecord) -> tuple[int, str]:
-    return -part.notes["num_hashes"], part.key
+    return -part.notes["num_hashes"], _content_of(part)
 
 
-def _search_identity(group: Sequence[PartRecord]) -> dict[str, Any]:
-    return {"version": VERSION, "segments": [file.sha256 for part in group for file in part.files]}
+def _reuse_key(group: Sequence[PartRecord]) -> str:
+    return fingerprint({"version": VERSION, "segments": [file.sha256 for part in group for file in part.files]})
 
 
-def _done_units(context: BuildContext, group: Sequence[PartRecord]) -> list[Part]:
+def _done_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[PartRecord]:
     """The committed units of the smallest radius that serves, if all of its units are there."""
-    done: dict[tuple[int, int], list[Part]] = {}
-    for part in context.catalog.parts_like("dedup", "search", fingerprint(_search_identity(group))):
-        done.setdefault((part.notes["radius"], part.notes["num_units"]), []).append(Part(part.key, {}, part.reuse_key))
-    whole = (key for key in sorted(done) if key[0] >= context.config.dedup.radius and len(done[key]) == key[1])
+    done: dict[tuple[int, int], list[PartRecord]] = {}
+    for part in run.catalog.parts_like("dedup", "search", _reuse_key(group)):
+        done.setdefault((part.notes["radius"], part.notes["num_units"]), []).append(part)
+    whole = (key for key in sorted(done) if key[0] >= radius and len(done[key]) == key[1])
     return done.get(next(whole, (-1, 0)), [])
 
 
-def _new_units(context: BuildContext, group: Sequence[PartRecord]) -> list[Part]:
-    radius = context.config.dedup.radius
-    facts = [Segment(part.notes["num_hashes"], tuple(part.notes["bit_entropies"])) for part in group]
-    plan = plan_within(facts[0], radius) if len(facts) == 1 else plan_between(facts[0], facts[1], radius)
-    units = cut_units(sum(segment.num_hashes for segment in facts), plan, context.config.run.match_part_hashes)
-    parts = []
-    for unit in units:
-        place = (unit.key, unit.bucket, unit.bucket_bits)
-        key = fingerprint({**_search_identity(group), "radius": radius, "unit": place, "num_units": len(units)})
-        payload = {
-            "files": [path for part in group for path in context.paths(part, "segment")],
-            "segments": [(segment.num_hashes, segment.bit_entropies) for segment in facts],
-            "radius": radius,
-            "unit": place,
-            "num_units": len(units),
-            "stem": key[:16],
-            **context.execution(),
-        }
-        parts.append(Part(key, payload, fingerprint(_search_identity(group))))
-    return parts
+def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[Part[SearchInputs]]:
+    sizes = tuple(Segment(part.notes["num_hashes"], tuple(part.notes["bit_entropies"])) for part in group)
+    plan = plan_within(sizes[0], radius) if len(sizes) == 1 else plan_between(sizes[0], sizes[1], radius)
+    units = cut_units(sum(segment.num_hashes for segment in sizes), plan, run.settings.match_part_hashes)
+    segments = run.files_of(group, "segment")
+    return [Part(SearchInputs(segments, sizes, radius, unit, len(units)), _reuse_key(group)) for unit in units]
 
 
 # ---- all pairs of this build
 
 
-def collect(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class CollectInputs:
+    """All pairs that were found, and the facts that they are wanted for."""
+
+    facts: Files
+    found_pairs: Files
+    radius: int
+    placeholder_min_count: int
+    num_alive: int
+    """Distinct pHashes of the facts."""
+    others: bool
+    """Whether some segment holds hashes of images that are no longer part of the build."""
+
+
+def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     """One sorted table of the pairs within the radius whose hashes this build has, and the placeholders by name."""
-    path = f"tables/dedup/{payload['stem']}.parquet"
-    writer = TableWriter(payload["workdir"], "pairs", path, tables.PAIRS)
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "facts", payload["facts"])
-        if payload["found_pairs"]:
-            view_parquet(sql, "found", payload["found_pairs"])
-        else:
-            sql.register("found", tables.PAIRS.empty_table())
+    writer = run.writer("pairs", f"tables/dedup/{run.stem}.parquet", tables.PAIRS)
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "found", inputs.found_pairs, tables.PAIRS)
         here = "true"
-        if payload["others"]:  # some segment holds hashes of images that are no longer part of the build
+        if inputs.others:
             sql.execute("CREATE TABLE alive AS SELECT DISTINCT phash FROM facts WHERE outcome = 'ok'")
             here = "phash_a IN (SELECT phash FROM alive) AND phash_b IN (SELECT phash FROM alive)"
         file = copy_sorted(
             sql,
-            f"SELECT * FROM found WHERE distance <= {payload['radius']} AND {here}",
+            f"SELECT * FROM found WHERE distance <= {inputs.radius} AND {here}",
             "phash_a, phash_b",
             writer,
         )
-        placeholders = _name_placeholders(sql, payload["placeholder_min_count"])
+        placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
     notes = {
-        "num_hashes": payload["num_alive"],
+        "num_hashes": inputs.num_alive,
         "num_hash_pairs": file.num_rows,
-        "radius": payload["radius"],
+        "radius": inputs.radius,
         "placeholders": placeholders,
     }
     return PartResult((file,), None, notes)
@@ -249,56 +259,47 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     return {f"{phash:016x}": num for phash, num in rows}
 
 
-def _plan_collect(context: BuildContext) -> Sequence[Part]:
-    found = context.own_parts("search")
-    segments = context.own_parts("segment")
-    facts = context.sealed["fetch"].notes["content"]
+def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
+    segments = run.parts("segment")
+    facts = inputs.facts.identity()
     num_alive = next(part.notes["num_alive"] for part in segments if part.notes["facts"] == facts)
-    key = fingerprint({"stage": context.fingerprint})
-    payload = {
-        "facts": context.files("fetch", "facts"),
-        "found_pairs": [path for part in found for path in context.paths(part, "found_pairs")],
-        "radius": context.config.dedup.radius,
-        "placeholder_min_count": context.config.dedup.placeholder_min_count,
-        "num_alive": num_alive,
-        "others": sum(part.notes["num_hashes"] for part in segments) > num_alive,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+    others = sum(part.notes["num_hashes"] for part in segments) > num_alive
+    found = run.files("search", "found_pairs")
+    return [Part(CollectInputs(inputs.facts, found, inputs.radius, inputs.placeholder_min_count, num_alive, others))]
 
 
-def _identity(context: BuildContext) -> dict[str, Any]:
+def _inputs(context: BuildContext) -> DedupInputs:
     dedup = context.config.dedup
-    return {
-        "version": VERSION,
-        "radius": dedup.radius,
-        "placeholder_min_count": dedup.placeholder_min_count,
-        "facts": context.sealed["fetch"].notes["content"],
-        **evaluation.identity(context),
-        **semantic.identity(context),
-    }
+    return DedupInputs(
+        facts=context.facts(),
+        candidates=evaluation.candidates_of(context),
+        radius=dedup.radius,
+        placeholder_min_count=dedup.placeholder_min_count,
+        evaluation=evaluation.sets_of(context),
+        image=context.config.fetch.image if context.config.evaluation else None,
+        semantic=semantic.inputs_of(context),
+        num_images=context.sealed["fetch"].funnel.num_kept,
+    )
 
 
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    (part,) = context.own_parts("collect")
-    num = context.sealed["fetch"].funnel.num_kept
+def _conclude(inputs: DedupInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    (part,) = run.parts("collect")
     notes = dict(part.notes)
-    for leaks in context.own_parts("leaks"):
+    for leaks in run.parts("leaks"):
         notes |= leaks.notes
-    return Funnel(num, num), notes
+    return Funnel(inputs.num_images, inputs.num_images), notes
 
 
 STAGE = Stage(
     name="dedup",
     about="find images that look alike (measured here, decided in select)",
-    identity=_identity,
+    inputs=_inputs,
     steps=(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
-        Step("segment", _plan_segment, cut_segment, committed=_segments_below),
-        Step("search", _plan_search, search),
-        Step("collect", _plan_collect, collect),
+        Step("segment", _plan_segment, cut_segment, version=VERSION, committed=_segments_below),
+        Step("search", _plan_search, search, version=VERSION),
+        Step("collect", _plan_collect, collect, version=VERSION),
         evaluation.FIND_LEAKS,
         semantic.EMBED,
         semantic.CLUSTER,

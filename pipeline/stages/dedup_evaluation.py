@@ -1,17 +1,20 @@
-"""The steps of dedup that keep evaluation sets out: list their images, measure them as the pool's, find what leaks.
+"""The steps of dedup that keep evaluation sets out of the training data.
+
+They list the images of each set, measure them as the pool's, and find which fetched images show one of them.
 
 Reads the sets through the readers of pipeline/sources, facts and candidates. Writes `evaluation` (one row an image of
-a set) and `leaks` (one row a fetched image and set). A set is measured once: neither a radius nor a new source reads
-it again. Leaks are found image by image, before any duplicate is dropped, so that no group hides one; what lies
-within the duplicate radius of a leak leaks with it.
+a set) and `leaks` (one row a fetched image and set). A set is measured once: neither another radius nor a new source
+reads it again. Leaks are found image by image, before any duplicate is dropped, so that no group of duplicates hides
+one. What lies within the duplicate radius of a leak leaks with it.
 
-Gives up with ConfigError when images of a set cannot be read and the set says `unreadable: refuse`.
+Raises ConfigError when images of a set cannot be read and the set says `unreadable: refuse`.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,35 +25,63 @@ import pyarrow.parquet as pq
 from manifests import tables
 from manifests.errors import ConfigError
 from manifests.records import PartRecord, fingerprint
-from pipeline.config import EvaluationSet
 from pipeline.matching.cross import distinct_cross_pairs
 from pipeline.matching.pairs import distinct_of
 from pipeline.matching.plan import choose_plan
 from pipeline.matching.search import bit_entropies
-from pipeline.runner.work import BuildContext, Part, PartResult, Step
+from pipeline.pictures.settings import ImageSettings
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import digest_inputs, read_rows, root_of
-from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
-from pipeline.store.writing import TableWriter, write_table
+from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.sql import copy_sorted, view_parquet, view_table
 
 VERSION = 1
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
 
-# A picture of nearly one colour has a pHash made of noise, which it shares with every other such picture: it is matched
-# by bytes and pixels alone. Grocery photos have a standard deviation of 24 and more.
+# A picture of nearly one colour has a pHash made of noise, which it shares with every other such picture. Such pictures
+# are matched by bytes and pixels only. Grocery photos have a standard deviation of 24 and more.
 FLAT_PIXEL_STD = 2.0
 
 
 # ---- the images of a set
 
 
-def list_members(payload: dict[str, Any]) -> PartResult:
-    """One row an image; what the reader could not use stands there with its reason as outcome."""
-    settings: EvaluationSet = payload["set"]
-    path = f"tables/dedup/members-{payload['stem']}.parquet"
-    writer = TableWriter(payload["workdir"], "members", path, MEMBERS, PART_ROWS)
-    for batch in read_rows(settings, partial(open_scratch, payload)):
+def sets_of(context: BuildContext) -> tuple[SetInputs, ...]:
+    """The evaluation sets of a configuration, with hashes of all that their images depend on."""
+    return tuple(
+        SetInputs(settings, tuple(digest_inputs(settings, context.catalog.input_sha256)))
+        for settings in context.config.evaluation
+    )
+
+
+def candidates_of(context: BuildContext) -> Files:
+    """The candidates; their content counts only where a set is matched by names."""
+    if not context.config.evaluation:
+        return Files()
+    candidates = context.files("ingest", "candidates")
+    by_name = any(settings.match_names for settings in context.config.evaluation)
+    return candidates if by_name else candidates.digested()
+
+
+@dataclass(frozen=True)
+class ListInputs:
+    """One set, without how it is matched."""
+
+    set: SetInputs
+
+    def identity(self) -> dict[str, Any]:
+        """What the images of a set depend on."""
+        return {**self.set.settings.identity(), "inputs": list(self.set.content)}
+
+
+def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
+    """One row an image. An image that the reader could not use has the reason as its outcome."""
+    settings = inputs.set.settings
+    writer = run.writer("members", f"tables/dedup/members-{run.stem}.parquet", MEMBERS, PART_ROWS)
+    for batch in read_rows(settings, run.scratch):
         rows, lost = batch.rows, batch.lost
         writer.write(
             pa.table(
@@ -65,47 +96,50 @@ def list_members(payload: dict[str, Any]) -> PartResult:
     return PartResult((file,), None, {"set": settings.name, "num_images": file.num_rows})
 
 
-def _plan_list(context: BuildContext) -> Sequence[Part]:
-    parts = []
-    for settings in context.config.evaluation:
-        key = fingerprint({"version": VERSION, "set": _content(context, settings)})
-        payload = {"set": settings, "stem": key[:16], **context.execution()}
-        parts.append(Part(key, payload))
-    return parts
-
-
-def _content(context: BuildContext, settings: EvaluationSet) -> dict[str, Any]:
-    """What the images of a set depend on."""
-    return {**settings.identity(), "inputs": digest_inputs(settings, context.catalog.input_sha256)}
+def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[ListInputs]]:
+    return [Part(ListInputs(each)) for each in inputs.evaluation]
 
 
 # ---- their measurements
 
 
-def measure(payload: dict[str, Any]) -> PartResult:
-    """The measurements of the pool on one row group of a set, and the pHash of each mirror image."""
-    members = pq.ParquetFile(payload["members"]).read_row_group(payload["row_group"]).to_pylist()
+@dataclass(frozen=True)
+class MeasureInputs:
+    """One row group of a set's list of images, and how they are decoded."""
+
+    set: str
+    members: RowGroup
+    image: ImageSettings
+
+    def identity(self) -> dict[str, Any]:
+        """Every image of a set is measured, whatever its shape (infinity is no JSON number)."""
+        image = self.image.model_dump(mode="json", exclude={"max_aspect_ratio"})
+        return {"set": self.set, "members": self.members.identity(), "image": image}
+
+
+def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult:
+    """The measurements of the pool on one row group of a set, and the pHash of each mirror image.
+
+    `run.how` is the folder of each set.
+    """
+    members = pq.ParquetFile(inputs.members.path).read_row_group(inputs.members.number).to_pylist()
     rows = []
-    with LocalReader(payload["root"] or "") as reader:
+    with LocalReader(run.how.get(inputs.set, "")) as reader:
         for member in members:
-            row = {**member, "evaluation_set": payload["set"]}
-            rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], payload))
+            row = {**member, "evaluation_set": inputs.set}
+            rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], inputs.image))
     table = pa.Table.from_pylist(rows, tables.EVALUATION)
-    path = f"tables/dedup/evaluation-{payload['stem']}.parquet"
-    return PartResult(
-        (write_table(payload["workdir"], "evaluation", path, table, tables.EVALUATION),), None, _say(rows)
-    )
+    file = run.write("evaluation", f"tables/dedup/evaluation-{run.stem}.parquet", table, tables.EVALUATION)
+    return PartResult((file,), None, _counts_of(rows))
 
 
-def _measure(reader: Any, locator: str, payload: dict[str, Any]) -> dict[str, Any]:
-    import io
-
+def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict[str, Any]:
     from PIL import Image, ImageOps
 
     from pipeline.pictures.image import StoredImage, measure_image, measure_pixels
 
     try:
-        result = measure_image(reader.read(locator, payload["image"].max_body_bytes), payload["image"])
+        result = measure_image(reader.read(locator, settings.max_body_bytes), settings)
     except BytesUnreadable as error:
         return {"outcome": error.outcome.value, "detail": error.detail}
     if not isinstance(result, StoredImage):
@@ -114,7 +148,7 @@ def _measure(reader: Any, locator: str, payload: dict[str, Any]) -> dict[str, An
         mirrored = measure_pixels(ImageOps.mirror(stored))
     return {
         "outcome": "ok",
-        "image_id": result.seen.image_id,
+        "image_id": result.original.image_id,
         "pixels_sha256": result.pixels_sha256,
         "phash": result.phash,
         "phash_mirrored": mirrored.phash,
@@ -122,7 +156,7 @@ def _measure(reader: Any, locator: str, payload: dict[str, Any]) -> dict[str, An
     }
 
 
-def _say(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _counts_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     bad = [row for row in rows if row["outcome"] not in (None, "ok")]
     return {
         "set": rows[0]["evaluation_set"],
@@ -134,41 +168,40 @@ def _say(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _plan_measure(context: BuildContext) -> Sequence[Part]:
-    # what is too small or too long for training may still be the original of something that is not
-    image = context.config.fetch.image.model_copy(update={"min_side_px": 1, "max_aspect_ratio": float("inf")})
-    recipe = {name: value for name, value in image.model_dump(mode="json").items() if name != "max_aspect_ratio"}
-    parts = []
-    for settings, listed in zip(context.config.evaluation, context.own_parts("list"), strict=True):
+def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[MeasureInputs]]:
+    parts: list[Part[MeasureInputs]] = []
+    if inputs.image is None:
+        return parts
+    # an image too small for training may be the original of one that is large enough
+    image = inputs.image.model_copy(update={"min_side_px": 1, "max_aspect_ratio": float("inf")})
+    for each, listed in zip(inputs.evaluation, run.parts("list"), strict=True):
         (file,) = listed.files
-        for row_group in range(-(-file.num_rows // PART_ROWS)):
-            key = fingerprint(
-                {"version": VERSION, "image": recipe, "set": settings.name, "members": file.sha256, "group": row_group}
-            )
-            payload = {
-                "set": settings.name,
-                "members": context.paths(listed, "members")[0],
-                "row_group": row_group,
-                "root": root_of(settings),
-                "image": image,
-                "stem": key[:16],
-                **context.execution(),
-            }
-            parts.append(Part(key, payload, num_rows=min(PART_ROWS, file.num_rows - row_group * PART_ROWS)))
+        path = run.files_of([listed], "members").path
+        for number in range(-(-file.num_rows // PART_ROWS)):
+            rows = RowGroup(path, number, f"{file.sha256}-{number}")
+            num_rows = min(PART_ROWS, file.num_rows - number * PART_ROWS)
+            parts.append(Part(MeasureInputs(each.settings.name, rows, image), num_rows=num_rows))
     return parts
+
+
+def _roots(context: BuildContext) -> dict[str, str]:
+    return {settings.name: root_of(settings) or "" for settings in context.config.evaluation}
 
 
 # ---- what leaks
 
 
-def describe_sets(context: BuildContext) -> list[dict[str, Any]]:
+def describe_sets(inputs: DedupInputs, run: StageRun[Any]) -> list[dict[str, Any]]:
     """One entry a set, as release.json tells it; what leaked is added by the leaks step."""
-    measured = context.own_parts("measure")
-    return [_describe(settings, [part for part in measured if part.notes["set"] == settings.name])
-            for settings in context.config.evaluation]  # fmt: skip
+    measured = run.parts("measure")
+    return [
+        _describe(each, [part for part in measured if part.notes["set"] == each.settings.name])
+        for each in inputs.evaluation
+    ]
 
 
-def _describe(settings: EvaluationSet, parts: Sequence[PartRecord]) -> dict[str, Any]:
+def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
+    settings = each.settings
     counts = {
         name: sum(part.notes[name] for part in parts)
         for name in ("num_images", "num_measured", "num_flat", "num_unreadable")
@@ -184,21 +217,23 @@ def _describe(settings: EvaluationSet, parts: Sequence[PartRecord]) -> dict[str,
     }
 
 
-def check_readable(context: BuildContext) -> None:
+def check_readable(inputs: DedupInputs, run: StageRun[Any]) -> None:
     """Raises: ConfigError for a set that may not be matched in part, or of which nothing can be matched."""
-    for settings, said in zip(context.config.evaluation, describe_sets(context), strict=True):
+    for each, described in zip(inputs.evaluation, describe_sets(inputs, run), strict=True):
+        settings = each.settings
         bad = [
             line
-            for part in context.own_parts("measure")
+            for part in run.parts("measure")
             if part.notes["set"] == settings.name
             for line in part.notes["unreadable"]
         ]
-        if said["num_unreadable"] and settings.unreadable == "refuse":
+        if described["num_unreadable"] and settings.unreadable == "refuse":
             raise ConfigError(
-                f"{settings.where}: {said['num_unreadable']:,} of {said['num_images']:,} images cannot be read, so "
-                f"their leaks would not be seen; first: {bad[0]}. Mend or remove them, or set unreadable: report"
+                f"{settings.where}: {described['num_unreadable']:,} of {described['num_images']:,} images cannot be "
+                f"read, so their leaks would not be seen; first: {bad[0]}. Mend or remove them, or set unreadable: "
+                "report"
             )
-        if not said["num_measured"] and not settings.match_names:
+        if not described["num_measured"] and not settings.match_names:
             raise ConfigError(f"{settings.where}: not one image of this set can be read; first: {(bad or ['none'])[0]}")
 
 
@@ -237,21 +272,32 @@ _SPREAD = """
 """
 
 
-def find_leaks(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class LeakInputs:
+    """Measurements of the sets and of the pool; `named` are the sets that are matched by names too."""
+
+    facts: Files
+    candidates: Files
+    segments: Files
+    pairs: Files
+    evaluation: Files
+    sets: tuple[dict[str, Any], ...]
+    named: tuple[str, ...]
+
+
+def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
     """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order."""
-    path = f"tables/dedup/leaks-{payload['stem']}.parquet"
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "facts", payload["facts"])
-        if payload["evaluation"]:
-            view_parquet(sql, "evaluation", payload["evaluation"])
-        else:  # lists of names that name nothing
-            sql.register("evaluation", tables.EVALUATION.empty_table())
-        view_parquet(sql, "pairs", payload["pairs"])
-        view_parquet(sql, "candidates", payload["candidates"])
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(
+            sql, "evaluation", inputs.evaluation, tables.EVALUATION
+        )  # no files where every set is a list of names
+        view_parquet(sql, "pairs", inputs.pairs.paths)
+        view_parquet(sql, "candidates", inputs.candidates.paths)
         sql.execute("CREATE VIEW fetched AS SELECT * FROM facts WHERE outcome = 'ok'")
-        sql.register("near", _near(sql, payload))
-        sql.register("names", _names(sql, payload["named"]))
-        by_name = _BY_NAME if payload["named"] else "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
+        sql.register("near", _near(sql, inputs))
+        sql.register("names", _names(sql, inputs.named))
+        by_name = _BY_NAME if inputs.named else "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
         sql.execute(_DIRECT.format(best=_BEST, by_name=by_name))
         sql.execute(
             "CREATE TABLE leaking AS SELECT d.*, f.phash FROM direct d JOIN fetched f USING (sample_id) "
@@ -259,28 +305,26 @@ def find_leaks(payload: dict[str, Any]) -> PartResult:
         )
         sql.execute(_SPREAD)
         sql.execute("CREATE VIEW leaks AS SELECT *, NULL AS via_sample_id FROM direct UNION ALL FROM spread")
-        file = copy_sorted(
-            sql, "FROM leaks", "sample_id, evaluation_set", TableWriter(payload["workdir"], "leaks", path, tables.LEAKS)
-        )
-        counts: dict[str, dict[str, int]] = {said["name"]: {} for said in payload["sets"]}
+        writer = run.writer("leaks", f"tables/dedup/leaks-{run.stem}.parquet", tables.LEAKS)
+        file = copy_sorted(sql, "FROM leaks", "sample_id, evaluation_set", writer)
+        counts: dict[str, dict[str, int]] = {each["name"]: {} for each in inputs.sets}
         for name, matched, num in sql.execute(
             "SELECT evaluation_set, matched, count(*) FROM leaks GROUP BY ALL ORDER BY ALL"
         ).fetchall():
             counts[name][matched] = num
     sets = [
-        said | {"num_leaks": sum(counts[said["name"]].values()), "leaks": counts[said["name"]]}
-        for said in payload["sets"]
+        each | {"num_leaks": sum(counts[each["name"]].values()), "leaks": counts[each["name"]]} for each in inputs.sets
     ]
     return PartResult((file,), None, {"evaluation": sets})
 
 
-def _near(sql: Any, payload: dict[str, Any]) -> pa.Table:
+def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
     """Every hash of the pool near one of a set, with the nearest member of the set."""
     pieces = []
-    pool = np.concatenate([pq.read_table(file)["phash"].to_numpy() for file in payload["segments"]])
-    for radius in sorted({said["radius"] for said in payload["sets"]}):
-        listed = ", ".join(_quoted(said["name"]) for said in payload["sets"] if said["radius"] == radius)
-        turned = ", ".join(_quoted(said["name"]) for said in payload["sets"] if said["mirrored"]) or "NULL"
+    pool = np.concatenate([pq.read_table(file)["phash"].to_numpy() for file in inputs.segments.paths])
+    for radius in sorted({each["radius"] for each in inputs.sets}):
+        listed = ", ".join(_quoted(each["name"]) for each in inputs.sets if each["radius"] == radius)
+        turned = ", ".join(_quoted(each["name"]) for each in inputs.sets if each["mirrored"]) or "NULL"
         sql.execute(
             "CREATE OR REPLACE TABLE asked AS SELECT hash, evaluation_set, mirrored, min(member) AS member FROM ("
             "SELECT phash AS hash, evaluation_set, 0 AS mirrored, member FROM evaluation WHERE outcome = 'ok' AND "
@@ -336,46 +380,24 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _plan_leaks(context: BuildContext) -> Sequence[Part]:
-    if not context.config.evaluation:
+def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakInputs]]:
+    if not inputs.evaluation:
         return []
-    key = fingerprint({"stage": context.fingerprint, "step": "leaks"})
-    payload = {
-        "facts": context.files("fetch", "facts"),
-        "candidates": context.files("ingest", "candidates"),
-        "segments": context.own_files("segment", "segment"),
-        "pairs": context.own_files("collect", "pairs"),
-        "evaluation": context.own_files("measure", "evaluation"),
-        "sets": describe_sets(context),
-        "named": [settings.name for settings in context.config.evaluation if settings.match_names],
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+    return [
+        Part(
+            LeakInputs(
+                facts=inputs.facts,
+                candidates=inputs.candidates,
+                segments=run.files("segment", "segment"),
+                pairs=run.files("collect", "pairs"),
+                evaluation=run.files("measure", "evaluation"),
+                sets=tuple(describe_sets(inputs, run)),
+                named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
+            )
+        )
+    ]
 
 
-def identity(context: BuildContext) -> dict[str, Any]:
-    """What leaks depend on beside the facts: empty without evaluation sets."""
-    sets = context.config.evaluation
-    if not sets:
-        return {}
-    named = {"candidates": context.content("ingest", "candidates")} if any(s.match_names for s in sets) else {}
-    return {
-        "evaluation": [
-            {
-                **_content(context, settings),
-                "radius": settings.radius,
-                "mirrored": settings.mirrored,
-                "match_names": settings.match_names,
-            }
-            for settings in sets
-        ],
-        "evaluation_version": VERSION,
-        "image": context.config.fetch.image.model_dump(mode="json"),
-        **named,
-    }
-
-
-LIST_SETS = Step("list", _plan_list, list_members, "sets")
-MEASURE_SETS = Step("measure", _plan_measure, measure, "images")
-FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks)
+LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
+MEASURE_SETS = Step("measure", _plan_measure, measure, version=VERSION, how=_roots, unit="images")
+FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=VERSION)

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,118 +20,126 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
+from manifests import tables
 from manifests.errors import ConfigError
 from manifests.records import PartRecord, fingerprint
 from pipeline.config import SemanticSettings
 from pipeline.matching.semantic import Vectors, assign, close_pairs, train_centroids, unit
-from pipeline.runner.work import BuildContext, Part, PartResult, Step
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.scoring.clip import ClipScorer
-from pipeline.stages.score import content_of
+from pipeline.stages.dedup_inputs import DedupInputs, SemanticInputs
+from pipeline.stages.score import named_file
+from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
-from pipeline.store.sql import open_scratch, view_parquet
-from pipeline.store.writing import TableWriter, write_groups, write_table
+from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 VERSION = 1
 PART_ROWS = 2_000
-SAMPLES_PER_CLUSTER = 256  # of which k-means learns a cluster, at most
+SAMPLES_PER_CLUSTER = 256  # at most; k-means learns a cluster from them
 EMBEDDINGS = pa.schema([("pixels_sha256", pa.string()), ("embedding", pa.binary())])  # float16, length 1
 _CENTROIDS = pa.schema([("centroid", pa.binary())])  # float32
 
 
 def check_semantic(settings: SemanticSettings) -> None:
-    """Make sure that model and library can be had, before any work.
+    """Check before any work that the model and the library are there.
 
     Raises: ConfigError.
     """
-    _scorer(settings).check()
+    _scorer(settings.model, settings.pretrained, settings.device).check()
     if importlib.util.find_spec("sklearn") is None:
         raise ConfigError(
             "dedup.semantic: scikit-learn is not installed; pip install 'plantmix[semantic]' or take it out"
         )
 
 
-def _scorer(settings: SemanticSettings) -> ClipScorer:
-    return ClipScorer(settings.model, settings.pretrained, device=settings.device, where="dedup.semantic")
+def _scorer(model: str, weights: str, device: str) -> ClipScorer:
+    return ClipScorer(model, weights, device=device, where="dedup.semantic")
 
 
 @lru_cache(maxsize=1)
-def _loaded(settings: SemanticSettings) -> ClipScorer:
-    scorer = _scorer(settings)
+def _loaded(model: str, weights: str, device: str) -> ClipScorer:
+    scorer = _scorer(model, weights, device)
     scorer.load()
     return scorer
 
 
-def embed(payload: dict[str, Any]) -> PartResult:
-    """Embeddings of one row group of pictures."""
+def inputs_of(context: BuildContext) -> SemanticInputs | None:
+    """What semantic duplicates depend on; None while they are off."""
+    settings = context.config.dedup.semantic
+    if settings is None:
+        return None
+    return SemanticInputs(
+        named_file(context, settings.model),
+        named_file(context, settings.pretrained),
+        settings.threshold,
+        settings.images_per_cluster,
+        settings.seed,
+    )
+
+
+def _settings_of(context: BuildContext) -> SemanticSettings | None:
+    return context.config.dedup.semantic
+
+
+# ---- embeddings
+
+
+@dataclass(frozen=True)
+class EmbedInputs:
+    """Distinct pictures of one part, and the model."""
+
+    rows: RowGroup
+    model: Named
+    weights: Named
+
+
+def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartResult:
+    """Embeddings of one row group of pictures; `run.how` names device and batch size."""
     from PIL import Image
 
-    settings: SemanticSettings = payload["settings"]
-    scorer = _loaded(settings)
-    rows = pq.ParquetFile(payload["todo"]).read_row_group(payload["row_group"]).to_pylist()
+    assert run.how is not None
+    scorer = _loaded(inputs.model.value, inputs.weights.value, run.how.device)
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
     found: list[bytes] = []
-    with PoolReader(payload["workdir"]) as pool:
-        for start in range(0, len(rows), settings.batch_size):
-            some = rows[start : start + settings.batch_size]
+    with PoolReader(run.workdir) as pool:
+        for start in range(0, len(rows), run.how.batch_size):
+            some = rows[start : start + run.how.batch_size]
             images = [Image.open(io.BytesIO(pool.read(r["pool_file"], r["offset"], r["length"]))) for r in some]
             found += [vector.tobytes() for vector in scorer.embed(images).astype(np.float16)]
     table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
-    path = f"tables/dedup/embeddings-{payload['stem']}.parquet"
-    return PartResult((write_table(payload["workdir"], "embeddings", path, table, EMBEDDINGS),))
+    return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))
 
 
-def _plan_embed(context: BuildContext) -> Sequence[Part]:
+def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> Sequence[Part[EmbedInputs]]:
     """Distinct pictures that no part of this model has embedded."""
-    settings = context.config.dedup.semantic
-    if settings is None:
+    semantic = inputs.semantic
+    if semantic is None:
         return []
-    done = [path for part in _embedded(context) for path in context.paths(part, "embeddings")]
-    folder = storage.join(context.workdir, "scratch")
-    storage.make_folder(folder)
-    todo = storage.join(folder, "embed-todo.parquet")
-    with open_scratch(context.execution()) as sql:
-        view_parquet(sql, "facts", context.files("fetch", "facts"))
-        if done:
-            view_parquet(sql, "embeddings", done)
-        else:
-            sql.register("embeddings", EMBEDDINGS.empty_table())
-        sql.execute(
-            "CREATE TABLE todo AS SELECT *, row_number() OVER (ORDER BY pixels_sha256) - 1 AS place FROM ("
-            'SELECT DISTINCT ON (pixels_sha256) pixels_sha256, pool_file, "offset", length FROM facts '
-            "WHERE outcome = 'ok' ORDER BY pixels_sha256, sample_id) ANTI JOIN embeddings USING (pixels_sha256)"
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "embeddings", run.files_of(_embedded(inputs, run), "embeddings"), EMBEDDINGS)
+        groups = cut_rows(
+            sql,
+            'FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, pool_file, "offset", length FROM facts '
+            "WHERE outcome = 'ok' ORDER BY pixels_sha256, sample_id) ANTI JOIN embeddings USING (pixels_sha256)",
+            "pixels_sha256",
+            "pixels_sha256",
+            run.scratch_file("embed-todo.parquet"),
+            PART_ROWS,
         )
-        keys = sql.execute(
-            f"SELECT place // {PART_ROWS}, count(*), to_hex(bit_xor(md5_number(pixels_sha256))) FROM todo "
-            "GROUP BY 1 ORDER BY 1"
-        ).fetchall()
-        reader = sql.sql("SELECT * EXCLUDE (place) FROM todo ORDER BY place").to_arrow_reader(PART_ROWS)
-        write_groups(todo, reader, PART_ROWS)
-    recipe = _recipe(context)
-    parts = []
-    for row_group, num_rows, rows_key in keys:
-        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows})
-        payload = {
-            "todo": todo,
-            "row_group": row_group,
-            "settings": settings,
-            "stem": key[:16],
-            **context.execution(),
-        }
-        parts.append(Part(key, payload, recipe, num_rows))
-    return parts
+    recipe = _recipe(semantic)
+    return [Part(EmbedInputs(rows, semantic.model, semantic.weights), recipe, num_rows) for rows, num_rows in groups]
 
 
-def _recipe(context: BuildContext) -> str:
-    settings = context.config.dedup.semantic
-    assert settings is not None
-    named = {"model": content_of(context, settings.model), "weights": content_of(context, settings.pretrained)}
-    return fingerprint({"semantic": VERSION, **named})
+def _recipe(semantic: SemanticInputs) -> str:
+    """Name of all that an embedding depends on beside the picture."""
+    return fingerprint({"semantic": VERSION, "model": semantic.model.content, "weights": semantic.weights.content})
 
 
-def _embedded(context: BuildContext) -> Sequence[PartRecord]:
-    if context.config.dedup.semantic is None:
+def _embedded(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    if inputs.semantic is None:
         return []
-    return list(context.catalog.parts_like("dedup", "embed", _recipe(context)))
+    return run.catalog.parts_like("dedup", "embed", _recipe(inputs.semantic))
 
 
 def _read(files: Sequence[str], alive: frozenset[str] | None = None) -> Iterator[tuple[list[str], Vectors]]:
@@ -144,65 +153,73 @@ def _read(files: Sequence[str], alive: frozenset[str] | None = None) -> Iterator
             yield names, unit(vectors)
 
 
-def cluster(payload: dict[str, Any]) -> PartResult:
+# ---- clusters
+
+
+@dataclass(frozen=True)
+class ClusterInputs:
+    """All embeddings, and how many clusters to learn from them."""
+
+    embeddings: Files
+    num_images: int
+    images_per_cluster: int
+    seed: int
+
+
+def cluster(inputs: ClusterInputs, run: Execution[None]) -> PartResult:
     """Centroids learnt from an even sample of all embeddings."""
-    num = payload["num_images"]
-    num_clusters = max(1, num // payload["images_per_cluster"])
-    step = max(1, num // (num_clusters * SAMPLES_PER_CLUSTER))
-    sample = np.concatenate([vectors[::step] for _, vectors in _read(payload["embeddings"])])
-    centroids = train_centroids(sample, num_clusters, payload["seed"])
+    num_clusters = max(1, inputs.num_images // inputs.images_per_cluster)
+    step = max(1, inputs.num_images // (num_clusters * SAMPLES_PER_CLUSTER))
+    sample = np.concatenate([vectors[::step] for _, vectors in _read(inputs.embeddings.paths)])
+    centroids = train_centroids(sample, num_clusters, inputs.seed)
     table = pa.table({"centroid": [row.tobytes() for row in centroids]}, schema=_CENTROIDS)
-    path = f"tables/dedup/centroids-{payload['stem']}.parquet"
-    return PartResult(
-        (write_table(payload["workdir"], "centroids", path, table, _CENTROIDS),), None, {"num_clusters": len(centroids)}
-    )
+    file = run.write("centroids", f"tables/dedup/centroids-{run.stem}.parquet", table, _CENTROIDS)
+    return PartResult((file,), None, {"num_clusters": len(centroids)})
 
 
-def _plan_cluster(context: BuildContext) -> Sequence[Part]:
-    settings = context.config.dedup.semantic
-    files = [file for part in context.own_parts("embed") for file in part.files]
-    if settings is None or not files:
+def _plan_cluster(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[ClusterInputs]]:
+    embeddings = run.files("embed", "embeddings")
+    if inputs.semantic is None or not embeddings:
         return []
-    identity = {
-        "version": VERSION,
-        "embeddings": [file.sha256 for file in files],
-        "images_per_cluster": settings.images_per_cluster,
-        "seed": settings.seed,
-    }
-    key = fingerprint(identity)
-    payload = {
-        "embeddings": context.own_files("embed", "embeddings"),
-        "num_images": sum(file.num_rows for file in files),
-        "images_per_cluster": settings.images_per_cluster,
-        "seed": settings.seed,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+    num_images = sum(file.num_rows for part in run.parts("embed") for file in part.files)
+    return [Part(ClusterInputs(embeddings, num_images, inputs.semantic.images_per_cluster, inputs.semantic.seed))]
 
 
-def compare(payload: dict[str, Any]) -> PartResult:
+# ---- pairs
+
+
+@dataclass(frozen=True)
+class CompareInputs:
+    """Clusters from `first` up to `last`, the latter left out."""
+
+    facts: Files
+    embeddings: Files
+    centroids: Files
+    first: int
+    last: int
+    threshold: float
+
+
+def compare(inputs: CompareInputs, run: Execution[None]) -> PartResult:
     """Pairs within a range of clusters."""
-    first, last = payload["clusters"]
-    held = pq.read_table(payload["centroids"])["centroid"].to_pylist()
+    held = pq.read_table(inputs.centroids.path)["centroid"].to_pylist()
     centroids = np.frombuffer(b"".join(held), np.float32).reshape(len(held), -1)
     names: list[str] = []
     kept: list[Vectors] = [np.empty((0, centroids.shape[1]), np.float32)]
     labels: list[Any] = [np.empty(0, np.int32)]
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "facts", payload["facts"])
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
         rows = sql.execute("SELECT DISTINCT pixels_sha256 FROM facts WHERE outcome = 'ok'").fetchall()
     alive = frozenset(row[0] for row in rows)
-    for some, vectors in _read(payload["embeddings"], alive):
+    for some, vectors in _read(inputs.embeddings.paths, alive):
         label = assign(vectors, centroids)
-        here = np.flatnonzero((label >= first) & (label < last))
+        here = np.flatnonzero((label >= inputs.first) & (label < inputs.last))
         names += [some[place] for place in here.tolist()]
         kept.append(vectors[here])
         labels.append(label[here])
-    path = f"tables/dedup/semantic-{payload['stem']}.parquet"
-    writer = TableWriter(payload["workdir"], "semantic_pairs", path, tables.SEMANTIC_PAIRS)
+    writer = run.writer("semantic_pairs", f"tables/dedup/semantic-{run.stem}.parquet", tables.SEMANTIC_PAIRS)
     found: list[tuple[str, str, float]] = []
-    for i, j, cosine in close_pairs(np.concatenate(kept), np.concatenate(labels), payload["threshold"]):
+    for i, j, cosine in close_pairs(np.concatenate(kept), np.concatenate(labels), inputs.threshold):
         found += [
             (min(names[a], names[b]), max(names[a], names[b]), float(value))
             for a, b, value in zip(i.tolist(), j.tolist(), cosine.tolist(), strict=True)
@@ -212,43 +229,23 @@ def compare(payload: dict[str, Any]) -> PartResult:
     return PartResult((writer.close(),), None, {"num_images": len(names)})
 
 
-def _plan_compare(context: BuildContext) -> Sequence[Part]:
-    settings = context.config.dedup.semantic
-    clustered = context.own_parts("cluster")
-    if settings is None or not clustered:
+def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[CompareInputs]]:
+    clustered = run.parts("cluster")
+    if inputs.semantic is None or not clustered:
         return []
-    (centred,) = clustered
-    num_clusters = centred.notes["num_clusters"]
-    embeddings = [file for part in context.own_parts("embed") for file in part.files]
-    num_bytes = 4 * sum(file.num_bytes for file in embeddings)  # float32 in place of float16, and room to work in
-    num_parts = min(num_clusters, max(1, round(num_bytes / (context.config.run.memory_gb * 5e8))))
+    (part,) = clustered
+    num_clusters = part.notes["num_clusters"]
+    embeddings, centroids = run.files("embed", "embeddings"), run.files("cluster", "centroids")
+    num_bytes = sum(file.num_bytes for part in run.parts("embed") for file in part.files)
+    # float32 in place of float16, and room to work in
+    num_parts = min(num_clusters, max(1, round(4 * num_bytes / (run.settings.memory_gb * 5e8))))
     borders = [num_clusters * number // num_parts for number in range(num_parts + 1)]
-    parts = []
-    for clusters in itertools.pairwise(borders):
-        identity = {"threshold": settings.threshold, "centroids": centred.key, "clusters": clusters}
-        key = fingerprint({**identity, "facts": context.sealed["fetch"].notes["content"]})
-        payload = {
-            "facts": context.files("fetch", "facts"),
-            "embeddings": context.own_files("embed", "embeddings"),
-            "centroids": context.own_files("cluster", "centroids")[0],
-            "clusters": clusters,
-            "threshold": settings.threshold,
-            "stem": key[:16],
-            **context.execution(),
-        }
-        parts.append(Part(key, payload))
-    return parts
+    return [
+        Part(CompareInputs(inputs.facts, embeddings, centroids, first, last, inputs.semantic.threshold))
+        for first, last in itertools.pairwise(borders)
+    ]
 
 
-def identity(context: BuildContext) -> dict[str, Any]:
-    """What semantic pairs depend on beside the facts; nothing while they are off."""
-    settings = context.config.dedup.semantic
-    if settings is None:
-        return {}
-    named = {name: getattr(settings, name) for name in ("threshold", "images_per_cluster", "seed")}
-    return {"semantic": {**named, "recipe": _recipe(context)}}
-
-
-EMBED = Step("embed", _plan_embed, embed, "images", committed=_embedded)
-CLUSTER = Step("cluster", _plan_cluster, cluster)
-COMPARE = Step("compare", _plan_compare, compare)
+EMBED = Step("embed", _plan_embed, embed, version=VERSION, how=_settings_of, unit="images", committed=_embedded)
+CLUSTER = Step("cluster", _plan_cluster, cluster, version=VERSION)
+COMPARE = Step("compare", _plan_compare, compare, version=VERSION)

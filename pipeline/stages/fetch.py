@@ -1,80 +1,76 @@
-"""fetch: every candidate's bytes, measured in one decode, into pool parts; one outcome for every URL.
+"""fetch: download every candidate's picture, measure it in one decode, store it; one outcome for every URL.
 
-Reads candidates; those with a locator, whose bytes lie here, go through stages/fetch_local.py and the same
-measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by
-sample_id). What was downloaded by the same image recipe under the same address is never asked for again,
-whichever build asked for it: an edited caption downloads nothing, a new URL just that. Only `plantmix retry` asks
-again, in a round of its own, for rows that ended with a passing outcome.
+Reads candidates. Those with a locator lie on this machine already: stages/fetch_local.py reads them, and they take the
+same measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by sample_id).
+
+No build downloads an address twice under the same image settings: an edited caption downloads nothing, a new URL
+downloads one picture. Only `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
+reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
-from manifests.records import Funnel, PartRecord, fingerprint
+from manifests import tables
+from manifests.records import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
-from pipeline.fetching.settings import FetchSettings
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.fetching.settings import FetchSettings, NetworkSettings
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import fetch_local
 from pipeline.stages.fetch_rounds import (
     COUNTS,
+    VERSION,
+    FetchInputs,
+    PicturesInputs,
     download_recipe,
-    parts_that_count,
-    paths_of,
-    round_of,
-    view_fetched,
-    wanted,
+    last_round,
+    parts_up_to,
+    rows_to_fetch,
 )
-from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.store.writing import TableWriter, private_file, write_groups, write_table
+from pipeline.store.files import Files
+from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
-# What later stages may depend on: all that is seen of an image, nothing of where and how it was got.
+# What later stages may depend on: what an image shows, not where it came from or where it lies.
 _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px")
 
 
-def download(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class CollectInputs:
+    """All that was fetched, and the candidates that it is wanted for."""
+
+    candidates: Files
+    fetched: Files
+
+
+def download(inputs: PicturesInputs, run: Execution[NetworkSettings]) -> PartResult:
     """Fetch the rows of one part into a pool tar and a table of facts."""
-    settings: FetchSettings = payload["settings"]
-    todo = pq.ParquetFile(payload["todo"]).read_row_group(payload["row_group"])
+    todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     rows = list(zip(todo["sample_id"].to_pylist(), todo["url"].to_pylist(), strict=True))
-    pool_path = f"pool/{payload['stem']}.tar"
-    storage.make_folder(storage.join(payload["workdir"], "pool"))
-    temp = storage.temp_path(storage.join(payload["workdir"], pool_path))
-    facts = fetch_rows(rows, settings, payload["shared"], temp)
-    stored = [value is not None for value in facts["offset"].to_pylist()]
-    pool_names = pa.array([f"{payload['stem']}.tar" if there else None for there in stored], pa.string())
-    facts = facts.set_column(facts.schema.get_field_index("pool_file"), "pool_file", pool_names)
-    url_of = dict(rows)
-    facts = facts.append_column("url", pa.array([url_of[key] for key in facts["sample_id"].to_pylist()], pa.string()))
-    facts = facts.append_column("round", pa.array([payload["round"]] * facts.num_rows, pa.int32()))
-    table = write_table(payload["workdir"], "fetched", f"tables/fetch/{payload['stem']}.parquet", facts, tables.FETCHED)
-    outcomes = facts["outcome"].value_counts().to_pylist()
-    counts = {entry["values"]: entry["counts"] for entry in outcomes}
-    num_ok = counts.pop("ok", 0)
-    pool = private_file("pool", pool_path, temp, num_ok)
-    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {"round": payload["round"]})
+    settings = FetchSettings(image=inputs.image, network=run.how)
+    pool_path, temp = fetch_local.new_pool_file(run)
+    facts = fetch_rows(rows, settings, run.shared, temp)
+    return fetch_local.finish(facts, dict(rows), inputs.round, pool_path, temp, run)
 
 
-def collect(payload: dict[str, Any]) -> PartResult:
+def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure."""
-    workdir = payload["workdir"]
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "candidates", payload["candidates"])
-        view_fetched(sql, "parts", payload["fetched"])
+    with run.scratch() as sql:
+        view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_table(sql, "parts", inputs.fetched, tables.FETCHED)
         names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
         facts = copy_sorted(
             sql,
             f"SELECT {names} FROM candidates c JOIN parts f "
             f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) QUALIFY {COUNTS}",
             "sample_id",
-            TableWriter(workdir, "facts", f"tables/fetch/facts-{payload['stem']}.parquet", tables.FACTS),
+            run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
         )
         view_parquet(sql, "facts", [facts.temp])
         outcomes = dict(sql.execute("SELECT outcome, count(*) FROM facts GROUP BY 1").fetchall())
@@ -84,88 +80,62 @@ def collect(payload: dict[str, Any]) -> PartResult:
     return PartResult((facts,), Funnel(num_in, num_ok, outcomes), {"content": content})
 
 
-def _plan_downloads(context: BuildContext) -> Sequence[Part]:
-    """What is to be asked now, in an order that interleaves hosts, cut into parts of equal length.
+def _inputs(context: BuildContext) -> FetchInputs:
+    candidates = context.files("ingest", "candidates")
+    addresses = tuple(context.sealed["ingest"].notes["addresses"])
+    return FetchInputs(candidates.digested(*addresses), context.config.fetch.image, last_round(context))
 
-    Parts are cut from the sorted remainder, whole ones first: however often a build is killed, the parts stay the same.
+
+def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequence[Part[PicturesInputs]]:
+    """The rows to download, in an order that interleaves hosts, cut into parts of equal length.
+
+    The order is fixed and committed rows are left out, so a killed build goes on with the same parts.
     """
-    size = context.config.run.fetch_part_size
-    number = round_of(context)
-    todo = storage.join(context.workdir, "scratch", "fetch-todo.parquet")
-    storage.make_folder(storage.join(context.workdir, "scratch"))
-    with open_scratch(context.execution()) as sql:
-        view_parquet(sql, "candidates", context.files("ingest", "candidates"))
-        view_fetched(sql, "parts", paths_of(context, _fetched(context)))
-        sql.execute(
-            "CREATE TABLE todo AS SELECT sample_id, url, row_number() OVER (ORDER BY md5(sample_id)) - 1 AS place "
-            f"FROM ({wanted(context, 'sample_id, url', 'url', 'locator IS NULL')})"
+    with run.scratch() as sql:
+        view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_table(sql, "parts", run.files_of(_fetched(inputs, run), "fetched"), tables.FETCHED)
+        groups = cut_rows(
+            sql,
+            rows_to_fetch(run.fetch_round, "sample_id, url", "url", "locator IS NULL"),
+            "md5(sample_id)",
+            "sample_id || chr(31) || url",
+            run.scratch_file("fetch-todo.parquet"),
+            run.settings.fetch_part_size,
         )
-        keys = sql.execute(
-            f"SELECT place // {size} AS row_group, count(*), to_hex(bit_xor(md5_number(sample_id || chr(31) || url))) "
-            "FROM todo GROUP BY 1 ORDER BY 1"
-        ).fetchall()
-        reader = sql.sql("SELECT sample_id, url FROM todo ORDER BY place").to_arrow_reader(size)
-        write_groups(todo, pa.RecordBatchReader.from_batches(reader.schema, _checked(reader, context)), size)
-    recipe = download_recipe(context)
-    parts = []
-    for row_group, num_rows, rows_key in keys:
-        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows, "round": number})
-        payload = {
-            "todo": todo,
-            "row_group": row_group,
-            "round": number,
-            "stem": key[:16],
-            "settings": context.config.fetch,
-            **context.execution(),
-        }
-        parts.append(Part(key, payload, recipe, num_rows))
-    return parts
+        if run.how.contact is None:
+            for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
+                run.how.require_contact(batch["url"].to_pylist())
+    recipe = download_recipe(inputs.image)
+    return [Part(PicturesInputs(rows, inputs.image, inputs.round), recipe, num_rows) for rows, num_rows in groups]
 
 
-def _checked(batches: Iterable[pa.RecordBatch], context: BuildContext) -> Iterator[pa.RecordBatch]:
-    """The batches as they come, once no address in them lacks a contact that the config must give."""
-    for batch in batches:
-        context.config.fetch.network.require_contact(batch["url"].to_pylist())
-        yield batch
+def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    return parts_up_to(run, "download", download_recipe(inputs.image), inputs.round)
 
 
-def _gate(context: BuildContext) -> Callable[[], HostGate]:
-    return partial(HostGate, context.config.fetch.network)
+def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
+    return [Part(CollectInputs(inputs.candidates, run.files("download", "fetched") + run.files("local", "fetched")))]
 
 
-def _fetched(context: BuildContext) -> Sequence[PartRecord]:
-    return parts_that_count(context, "download", download_recipe(context))
-
-
-def _plan_collect(context: BuildContext) -> Sequence[Part]:
-    parts = [*context.own_parts("download"), *context.own_parts("local")]
-    key = fingerprint({"stage": context.fingerprint, "parts": sorted(part.key for part in parts)})
-    payload = {
-        "candidates": context.files("ingest", "candidates"),
-        "fetched": paths_of(context, parts),
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
-
-
-def _identity(context: BuildContext) -> dict[str, Any]:
-    identity = {"recipe": download_recipe(context), "addresses": context.sealed["ingest"].notes["addresses"]}
-    return {**identity, "round": round_of(context)}
-
-
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    (part,) = context.own_parts("collect")
-    assert part.funnel is not None
-    return part.funnel, dict(part.notes)
+def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    return run.result("collect")
 
 
 STAGE = Stage(
     name="fetch",
     about="download, decode once, measure, store",
-    identity=_identity,
+    inputs=_inputs,
     steps=(
-        Step("download", _plan_downloads, download, "images", committed=_fetched, shared=_gate),
+        Step(
+            "download",
+            _plan_downloads,
+            download,
+            version=VERSION,
+            how=lambda context: context.config.fetch.network,
+            unit="images",
+            committed=_fetched,
+            shared=lambda context: partial(HostGate, context.config.fetch.network),
+        ),
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),
     ),

@@ -1,74 +1,77 @@
-"""What the two steps of fetch that make pictures share: which rows to take up, and which of several findings counts.
+"""Which rows fetch takes up, and which result counts when an address was asked several times.
 
-A build takes up what no part has; a round of `plantmix retry` what ended with one of its outcomes. Reads parts of
-the table `fetched` (manifests/tables.py), writes nothing.
+A build takes up the rows that no part has yet. A round of `plantmix retry` takes up the rows that ended with one of its
+outcomes. Reads parts of the table `fetched` (manifests/tables.py). Writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from manifests import storage, tables
 from manifests.outcomes import Outcome
 from manifests.records import PartRecord, fingerprint
-from pipeline.runner.work import BuildContext
-from pipeline.store.sql import view_parquet
+from manifests.rounds import FetchRound
+from pipeline.pictures.settings import ImageSettings
+from pipeline.runner.work import BuildContext, StageRun
+from pipeline.store.files import Files, RowGroup
 
 VERSION = 3
 
-# Of several rounds that took up the same address: a picture stands, else what was seen last counts.
+# Where several rounds asked the same address, a picture counts, or else what was seen last.
 COUNTS = (
     "row_number() OVER (PARTITION BY f.sample_id, f.url ORDER BY f.outcome = 'ok' DESC, f.round DESC, "
     "f.pool_file DESC NULLS LAST, f.outcome, f.detail) = 1"
 )
 
 
-def download_recipe(context: BuildContext) -> str:
+@dataclass(frozen=True)
+class FetchInputs:
+    """What fetch stands on. Candidates count by their addresses alone: an edited caption fetches nothing."""
+
+    candidates: Files
+    image: ImageSettings
+    round: int
+
+
+@dataclass(frozen=True)
+class PicturesInputs:
+    """The rows of one part, what becomes of their pictures, and the round that asks for them."""
+
+    rows: RowGroup
+    image: ImageSettings
+    round: int
+
+
+def download_recipe(image: ImageSettings) -> str:
     """Name of all that decides what a downloaded picture becomes: parts of one recipe serve every build."""
-    return fingerprint({"version": VERSION, "image": context.config.fetch.identity()})
+    return fingerprint({"version": VERSION, "image": image.model_dump(mode="json")})
 
 
-def round_of(context: BuildContext) -> int:
-    """The round a build stands on, or the one that is being run."""
+def last_round(context: BuildContext) -> int:
+    """The round that is being run, or else the last one that was finished."""
     if context.fetch_round is not None:
         return context.fetch_round.number
-    return int(context.catalog.rounds.last_closed(download_recipe(context)))
+    return context.catalog.rounds.last_closed(download_recipe(context.config.fetch.image))
 
 
-def parts_that_count(context: BuildContext, step: str, recipe: str) -> Sequence[PartRecord]:
-    """Committed parts of a recipe, of any build, up to the round that counts."""
-    number = round_of(context)
-    return [part for part in context.catalog.parts_like("fetch", step, recipe) if part.notes["round"] <= number]
+def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list[PartRecord]:
+    """Committed parts of a recipe, of any build, up to a round."""
+    return [part for part in run.catalog.parts_like("fetch", step, recipe) if part.notes["round"] <= number]
 
 
-def paths_of(context: BuildContext, parts: Sequence[PartRecord]) -> list[str]:
-    """Where the findings of parts lie."""
-    return [
-        storage.join(context.workdir, file.path) for part in parts for file in part.files if file.table == "fetched"
-    ]
+def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, where: str) -> str:
+    """A query for the rows to take up, over the views `candidates` and `parts`.
 
-
-def view_fetched(sql: Any, name: str, paths: Sequence[str]) -> None:
-    """A view over findings, empty when there are none yet."""
-    if paths:
-        view_parquet(sql, name, paths)
-    else:
-        sql.register(name, tables.FETCHED.empty_table())
-
-
-def wanted(context: BuildContext, columns: str, address: str, where: str) -> str:
-    """Query of the rows to take up out of the views `candidates` and `parts`.
-
-    `address` is the column that a finding is about (url or locator), `where` picks the rows that have one.
+    `address` is the column that identifies what is fetched (url or locator). `where` picks the rows that have one.
     """
-    if context.fetch_round is None:
+    if fetch_round is None:
         return (
             f"SELECT {columns} FROM candidates c WHERE {where} AND NOT EXISTS "
             f"(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.{address})"
         )
-    number = context.fetch_round.number
-    outcomes = ", ".join(f"'{Outcome(name).value}'" for name in context.fetch_round.outcomes)
+    number = fetch_round.number
+    outcomes = ", ".join(f"'{Outcome(name).value}'" for name in fetch_round.outcomes)
     return (
         f"SELECT {columns} FROM candidates c WHERE {where} AND EXISTS "
         f"(SELECT 1 FROM (SELECT * FROM parts f WHERE f.round < {number} QUALIFY {COUNTS}) b "

@@ -1,4 +1,4 @@
-"""ingest: rows of every source to candidates, each with an identity; rows without one end here with a reason.
+"""ingest: turn the rows of every source into candidates with an identity. Other rows end here with a reason.
 
 Reads the sources through their readers. Writes `candidates` (sorted by sample_id) and `rejects`, one part a source. A
 source is read again only when its bytes or its settings change.
@@ -7,7 +7,7 @@ source is read again only when its bytes or its settings change.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,15 +15,13 @@ import pyarrow.compute as pc
 
 from manifests import storage, tables
 from manifests.errors import RunError
-from manifests.records import Funnel, fingerprint
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from manifests.records import Funnel
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch
 from pipeline.sources.settings import SourceSettings
-from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.store.writing import TableWriter
+from pipeline.store.sql import copy_sorted, facet, view_parquet
 
-VERSION = 2
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 REASONS = (
     "malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record",
@@ -34,7 +32,7 @@ _STAGED = tables.CANDIDATES.append(pa.field("reason", pa.string())).append(pa.fi
 
 
 def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
-    """A batch of a reader to candidate rows plus `reason` and `value` (null reason: the row goes on).
+    """Turn a reader's batch into candidate rows with `reason` and `value`. A null reason means the row is a candidate.
 
     Duplicate records are found later, over the whole source.
     """
@@ -58,9 +56,9 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
 
 
 def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray) -> tuple[Any, Any]:
-    """The first reason why a row is no candidate, and what was seen; null where it is one.
+    """The first reason why a row is not a candidate, and the value at fault; null for candidates.
 
-    A row with a locator needs no URL; what stands in its URL is told, not asked.
+    A row with a locator needs no URL: its URL is recorded as provenance and never requested.
     """
     on_web = pc.is_null(locator)
     no_url = pc.and_(on_web, pc.equal(pc.fill_null(url, ""), ""))
@@ -87,15 +85,30 @@ def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
     ).cast(_STAGED)
 
 
-def read_source(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class SourceInputs:
+    """One source: its settings, which name no path in a fingerprint, and hashes of all that its rows depend on."""
+
+    source: SourceSettings
+    content: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IngestInputs:
+    """What ingest stands on."""
+
+    sources: tuple[SourceInputs, ...]
+
+
+def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
-    source: SourceSettings = payload["source"]
-    workdir, stem = payload["workdir"], f"tables/ingest/{payload['stem']}"
-    staged = TableWriter(workdir, "staged", f"{stem}-staged.parquet", _STAGED)
-    for batch in read_rows(source, partial(open_scratch, payload)):
+    source = inputs.source
+    stem = f"tables/ingest/{source.name}-{run.stem}"
+    staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
+    for batch in read_rows(source, run.scratch):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
-    with open_scratch(payload) as sql:
+    with run.scratch() as sql:
         view_parquet(sql, "staged", [temp])
         sql.execute(
             "CREATE TABLE firsts AS SELECT sample_id, min(row_number) AS row_number "
@@ -111,13 +124,13 @@ def read_source(payload: dict[str, Any]) -> PartResult:
             sql,
             "SELECT * FROM judged WHERE reason IS NULL",
             "sample_id",
-            TableWriter(workdir, "candidates", f"{stem}-candidates.parquet", tables.CANDIDATES),
+            run.writer("candidates", f"{stem}-candidates.parquet", tables.CANDIDATES),
         )
         rejected = copy_sorted(
             sql,
             "SELECT * FROM judged WHERE reason IS NOT NULL",
             "row_number, reason, record_key, value",
-            TableWriter(workdir, "rejects", f"{stem}-rejects.parquet", tables.REJECTS),
+            run.writer("rejects", f"{stem}-rejects.parquet", tables.REJECTS),
         )
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL GROUP BY 1").fetchall()
@@ -131,34 +144,21 @@ def read_source(payload: dict[str, Any]) -> PartResult:
     )
 
 
-def _plan(context: BuildContext) -> Sequence[Part]:
-    return [_plan_source(context, source) for source in context.config.sources]
+def _inputs(context: BuildContext) -> IngestInputs:
+    return IngestInputs(
+        tuple(
+            SourceInputs(source, tuple(digest_inputs(source, context.catalog.input_sha256)))
+            for source in context.config.sources
+        )
+    )
 
 
-def _plan_source(context: BuildContext, source: SourceSettings) -> Part:
-    key = fingerprint(_source_identity(context, source))
-    payload = {
-        "source": source,
-        "stem": f"{source.name}-{key[:16]}",
-        **context.execution(),
-    }
-    return Part(key, payload)
+def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[Part[SourceInputs]]:
+    return [Part(source) for source in inputs.sources]
 
 
-def _source_identity(context: BuildContext, source: SourceSettings) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "source": source.identity(),
-        "files": digest_inputs(source, context.catalog.input_sha256),
-    }
-
-
-def _identity(context: BuildContext) -> dict[str, Any]:
-    return {"sources": [_source_identity(context, source) for source in context.config.sources]}
-
-
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    parts = context.own_parts("read")
+def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    parts = run.parts("read")
     funnel = sum((part.funnel for part in parts if part.funnel), Funnel(0, 0))
     if not funnel.num_kept:
         dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items()))
@@ -177,7 +177,7 @@ def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
 STAGE = Stage(
     name="ingest",
     about="read the sources' tables, give every row an identity",
-    identity=_identity,
-    steps=(Step("read", _plan, read_source, "sources"),),
+    inputs=_inputs,
+    steps=(Step("read", _plan, read_source, version=2, unit="sources"),),
     conclude=_conclude,
 )

@@ -17,17 +17,16 @@ import pyarrow as pa
 from manifests import tables
 from manifests.errors import ConfigError
 from manifests.records import Funnel, fingerprint
-from pipeline.config import MixSettings
+from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
-from pipeline.store.sql import facet, open_scratch, view_parquet
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.store.files import Files
+from pipeline.store.sql import facet, view_parquet
 from pipeline.store.writing import ROW_GROUP_ROWS, TableWriter
-
-VERSION = 2
 
 
 def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float] | None:
-    """The weights of the config, or of the mixture file it names; None where the mixture is given by size.
+    """The weights in the config, or in the mixture file that it names; None when the mixture is given by size.
 
     Raises: ConfigError when the file is missing, is no mixture, or does not fit the domains.
     """
@@ -75,7 +74,7 @@ def plan_mixture(
     kept: Mapping[str, Mapping[str, int]],
     kind: str = "mixed",
 ) -> tuple[list[Quota], list[Stratum]]:
-    """Quotas of domains after the held-out samples are set aside, and the strata that they are drawn from.
+    """How many samples each domain gives after the held-out ones are set aside, and the strata they are drawn from.
 
     `kept` counts the selected samples: domain -> source -> number. A stratified release takes every pool whole, once,
     unless sizes are given: the ratio is what its readers are told to draw.
@@ -107,7 +106,7 @@ def plan_mixture(
 
 
 def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dict[str, int]:
-    """Samples set aside of each source, or under "" for the whole domain where its sources are one pool."""
+    """Held-out samples of each source, or under "" for the whole domain where its sources are one pool."""
     num, there = settings.heldout.num_samples.get(domain, 0), sum(kept.values())
     if num > there:
         raise ConfigError(
@@ -118,22 +117,32 @@ def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dic
     return apportion({source: own / max(there, 1) for source, own in kept.items()}, num) if num else {}
 
 
-def draw(payload: dict[str, Any]) -> PartResult:
-    """Draw the strata; whole rounds first, then the rest from the front of the order, so repeats spread evenly.
+@dataclass(frozen=True)
+class MixInputs:
+    """What mix stands on. `mixture` is its description in the release: another target is another statement."""
 
-    A place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
+    candidates: Files
+    decisions: Files
+    strata: tuple[Stratum, ...]
+    mixture: dict[str, Any]
+    seed: int
+
+
+def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
+    """Draw the strata. A pool smaller than its quota is drawn whole several times, then in part, so repeats are even.
+
+    A sample's place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
     """
-    seed = int(payload["seed"])
-    path = f"tables/mix/{payload['stem']}.parquet"
-    with open_scratch(payload) as sql:
-        view_parquet(sql, "candidates", payload["candidates"])
-        view_parquet(sql, "decisions", payload["decisions"])
-        sql.register("strata", pa.Table.from_pylist([asdict(s) for s in payload["strata"]], schema=_STRATA))
+    seed = inputs.seed
+    with run.scratch() as sql:
+        view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_parquet(sql, "decisions", inputs.decisions.paths)
+        sql.register("strata", pa.Table.from_pylist([asdict(s) for s in inputs.strata], schema=_STRATA))
         sql.execute(_KEPT.format(seed=seed))
         sql.execute(_DRAWN.format(seed=seed))
         num_in = sql.execute("SELECT count(*) FROM kept").fetchall()[0][0]
         sql.execute("DROP TABLE kept")
-        writer = TableWriter(payload["workdir"], "draws", path, tables.DRAWS)
+        writer = run.writer("draws", f"tables/mix/{run.stem}.parquet", tables.DRAWS)
         splits = _write_in_order(sql, seed, writer)
         draws = writer.close()
         num_kept = sql.execute("SELECT count(*) FROM drawn WHERE copy = 0").fetchall()[0][0]
@@ -194,51 +203,38 @@ def _write_in_order(sql: Any, seed: int, writer: TableWriter) -> dict[str, int]:
     return dict(sorted(splits.items()))
 
 
-def _mixture(context: BuildContext) -> tuple[list[Quota], list[Stratum]]:
+def _inputs(context: BuildContext) -> MixInputs:
     config = context.config
     kept = context.sealed["select"].notes["sources"]
-    return plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+    quotas, strata = plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+    return MixInputs(
+        context.files("ingest", "candidates"),
+        context.files("select", "decisions").digested(context.sealed["select"].notes["content"]),
+        tuple(strata),
+        describe_mixture(config, quotas, strata),
+        config.mix.seed,
+    )
 
 
-def _identity(context: BuildContext) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "mixture": describe_mixture(context),  # the same counts drawn for another target are another statement
-        "decisions": context.sealed["select"].notes["content"],
-        "candidates": context.content("ingest", "candidates"),
-    }
+def _plan(inputs: MixInputs, run: StageRun[None]) -> Sequence[Part[MixInputs]]:
+    return [Part(inputs)]
 
 
-def _plan(context: BuildContext) -> Sequence[Part]:
-    key = fingerprint({"stage": context.fingerprint})
-    payload = {
-        "candidates": context.files("ingest", "candidates"),
-        "decisions": context.files("select", "decisions"),
-        "strata": _mixture(context)[1],
-        "seed": context.config.mix.seed,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    funnel, notes = run.result("draw")
+    return funnel, {**notes, "mixture": inputs.mixture}
 
 
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    (part,) = context.own_parts("draw")
-    assert part.funnel is not None
-    return part.funnel, {**part.notes, "mixture": describe_mixture(context)}
-
-
-def describe_mixture(context: BuildContext) -> dict[str, Any]:
+def describe_mixture(config: BuildConfig, quotas: Sequence[Quota], strata: Sequence[Stratum]) -> dict[str, Any]:
     """What `mixture.json` of a release says: target and realised shares, pools, epochs, and the law if one was used."""
-    law = context.config.mix.mixture
-    evidence = json.loads(Path(law).read_text(encoding="utf-8")) if law else None
-    rows = describe_quotas(*_mixture(context))
+    law = config.mix.mixture
+    rows = describe_quotas(quotas, strata)
     return {
-        "kind": context.config.pack.kind,
+        "kind": config.pack.kind,
         "num_samples": sum(row["num_drawn"] for row in rows),
-        "seed": context.config.mix.seed,
+        "seed": config.mix.seed,
         "domains": rows,
-        "law": evidence,
+        "law": json.loads(Path(law).read_text(encoding="utf-8")) if law else None,
     }
 
 
@@ -283,8 +279,8 @@ def _settle(context: BuildContext) -> None:
 STAGE = Stage(
     name="mix",
     about="set evaluation samples aside, draw each domain's share",
-    identity=_identity,
-    steps=(Step("draw", _plan, draw),),
+    inputs=_inputs,
+    steps=(Step("draw", _plan, draw, version=2),),
     conclude=_conclude,
     settle=_settle,
 )

@@ -1,15 +1,15 @@
-"""pack: drawn samples to webdataset shards, and the record that seals them as a release.
+"""pack: write the drawn samples into webdataset shards, and the record that seals them as a release.
 
-Reads draws, candidates, facts, captions and the pool. Writes `releases/NAME-VERSION/`: shards, samples.parquet,
-side files, and release.json last. Same recipe, same bytes: nothing in a release depends on when, where, how
-often or by how many workers it was built, so it holds no time and no path.
+Reads draws, candidates, facts, captions and the pool. Writes `releases/NAME-VERSION/`: shards, samples.parquet, side
+files, and release.json last. A release holds no time and no path: the same recipe gives the same bytes anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,48 +17,80 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.errors import IntegrityError
-from manifests.records import Funnel, fingerprint
+from manifests.records import Funnel, PartFile
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import pack_record as record
-from pipeline.stages.pack_arrange import ShardGroup, arrange, shard_groups
+from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange, shard_groups
+from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import PoolReader
 from pipeline.store.tar import ArchiveWriter
-from pipeline.store.writing import PrivateFile, write_table
+from pipeline.store.writing import PrivateFile
 
 VERSION = 6
-ANNOUNCED = 32  # images that a disk may fetch at a time; fewer than the pool files kept open
+ANNOUNCED = 32  # images announced to the disk at a time; fewer than the pool files that stay open
 
 
-def write_shard(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class PackInputs:
+    """What a release is packed from. `recipe` and `counts` are stated in release.json, so they count too."""
+
+    name: str
+    kind: str
+    max_samples: int | None
+    max_bytes: int | None
+    texts: TextSettings
+    draws: Files
+    splits: dict[str, int]
+    mixture: dict[str, Any]
+    num_samples: int
+    candidates: Files
+    facts: Files
+    captions: Files
+    extra_captions: Files
+    counts: dict[str, Any]
+    evaluation: tuple[dict[str, Any], ...]
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardInputs:
+    """The samples of one shard, which texts go with them, and the shard's name within the work folder."""
+
+    rows: RowGroup
+    texts: TextSettings
+    shard: str
+    folder: str
+
+
+def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     """One shard from the pool, each image checked against its recorded hash, and where every member lies."""
-    rows = pq.ParquetFile(payload["arranged"]).read_row_group(payload["row_group"])
-    shard_path = payload["shard_path"]
-    final = storage.join(payload["workdir"], shard_path)
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    shard_path = f"{inputs.folder}/{inputs.shard}"
+    final = storage.join(run.workdir, shard_path)
     storage.make_folder(final.rpartition("/")[0])
     temp = storage.temp_path(final)
     fs, inner = storage.filesystem(temp)
     keys = record.sample_keys(rows)
-    with PoolReader(payload["workdir"]) as pool, fs.open(inner, "wb") as stream:
+    with PoolReader(run.workdir) as pool, fs.open(inner, "wb") as stream:
         archive = ArchiveWriter(stream)
-        places = _write_samples(archive, pool, rows, keys, payload["texts"])
+        places = _write_samples(archive, pool, rows, keys, inputs.texts)
         num_bytes, sha256 = archive.finish()
     shard = PrivateFile("shard", shard_path, temp, rows.num_rows, num_bytes, sha256)
     table = pa.table(
         {
             **{name: rows[name] for name in ("sample_id", "copy", "domain", "split")},
-            "shard": pa.array([payload["shard"]] * rows.num_rows, pa.string()),
+            "shard": pa.array([inputs.shard] * rows.num_rows, pa.string()),
             "position": range(rows.num_rows),
             "key": keys,
             **places,
         }
     )
-    path = f"tables/pack/{payload['stem']}.parquet"
-    placed_file = write_table(payload["workdir"], "placements", path, table, tables.PLACEMENTS)
+    placed = run.write("placements", f"tables/pack/{run.stem}.parquet", table, tables.PLACEMENTS)
     domains = Counter(rows["domain"].to_pylist())
-    return PartResult((shard, placed_file), None, {"domains": dict(sorted(domains.items()))})
+    return PartResult((shard, placed), None, {"domains": dict(sorted(domains.items()))})
 
 
 def _write_samples(
@@ -94,142 +126,121 @@ def _write_samples(
     return places | {"jpg_length": rows["length"].to_pylist()} | lengths
 
 
-def _groups(context: BuildContext) -> list[ShardGroup]:
-    notes = context.sealed["mix"].notes
-    drawn = [row["domain"] for row in notes["mixture"]["domains"] if row["num_drawn"]]
-    return shard_groups(context.config.pack.kind, notes["splits"], drawn)
+def _inputs(context: BuildContext) -> PackInputs:
+    config = context.config
+    mix = context.sealed["mix"]
+    return PackInputs(
+        name=config.name,
+        kind=config.pack.kind,
+        max_samples=config.pack.max_samples,
+        max_bytes=config.pack.shard_bytes,
+        texts=config.caption.text,
+        draws=context.files("mix", "draws").digested(mix.notes["content"]),
+        splits=mix.notes["splits"],
+        mixture=mix.notes["mixture"],
+        num_samples=mix.funnel.num_kept,
+        candidates=context.files("ingest", "candidates"),
+        facts=context.facts(),
+        captions=context.files("caption", "captions").digested(context.sealed["caption"].notes["content"]),
+        extra_captions=context.files("select", "extra_captions"),
+        counts={name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"},
+        evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),
+        recipe=record.release_recipe(config),
+    )
 
 
-def _plan_arrange(context: BuildContext) -> Sequence[Part]:
-    key = fingerprint({"stage": context.fingerprint, "step": "arrange"})
-    payload = {
-        "draws": context.files("mix", "draws"),
-        "candidates": context.files("ingest", "candidates"),
-        "facts": context.files("fetch", "facts"),
-        "captions": context.files("caption", "captions"),
-        "extra_captions": context.files("select", "extra_captions"),
-        "groups": _groups(context),
-        "texts": context.config.caption.text,
-        "max_samples": context.config.pack.max_samples,
-        "max_bytes": context.config.pack.shard_bytes,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+def _count(funnel: Funnel) -> dict[str, Any]:
+    return {"in": funnel.num_in, "kept": funnel.num_kept, "reasons": dict(sorted(funnel.reasons.items()))}
 
 
-def _plan_shards(context: BuildContext) -> Sequence[Part]:
-    parts = []
-    (arranging,) = context.own_parts("arrange")
-    for group in _groups(context):
-        (arranged,) = context.own_files("arrange", group.table)
+def _groups(inputs: PackInputs) -> list[ShardGroup]:
+    drawn = [row["domain"] for row in inputs.mixture["domains"] if row["num_drawn"]]
+    return shard_groups(inputs.kind, inputs.splits, drawn)
+
+
+def release_path(name: str, fingerprint: str) -> str:
+    """Folder of the release that a version of pack writes, relative to the work folder."""
+    return f"releases/{name}-{fingerprint[:12]}"
+
+
+def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ArrangeInputs]]:
+    return [
+        Part(
+            ArrangeInputs(
+                inputs.draws,
+                inputs.candidates,
+                inputs.facts.exact(),
+                inputs.captions,
+                inputs.extra_captions,
+                tuple(_groups(inputs)),
+                inputs.texts,
+                inputs.max_samples,
+                inputs.max_bytes,
+            )
+        )
+    ]
+
+
+def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGroup, RowGroup, int]]:
+    """Every shard in the order of samples.parquet: its group, its arranged rows, and how many they are."""
+    (arranging,) = run.parts("arrange")
+    for group in _groups(inputs):
+        files = run.files("arrange", group.table)
         for number, num_rows in enumerate(arranging.notes["shards"][group.table]):
-            shard = record.shard_name(context.config.name, group.split, number, group.domain)
-            key = fingerprint({"stage": context.fingerprint, "shard": shard})
-            payload = {
-                "arranged": arranged,
-                "row_group": number,
-                "shard": shard,
-                "shard_path": f"{release_path(context)}/{SPLIT_FOLDERS[group.split]}/{shard}",
-                "texts": context.config.caption.text,
-                "stem": key[:16],
-                **context.execution(),
-            }
-            parts.append(Part(key, payload, num_rows=num_rows))
+            yield group, RowGroup(files.path, number, f"{files.content[0]}-{number}"), num_rows
+
+
+def _plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
+    folder = release_path(inputs.name, run.fingerprint)
+    parts = []
+    for group, rows, num_rows in _arranged(inputs, run):
+        shard = record.shard_name(inputs.name, group.split, rows.number, group.domain)
+        placed = ShardInputs(rows, inputs.texts, shard, f"{folder}/{SPLIT_FOLDERS[group.split]}")
+        parts.append(Part(placed, num_rows=num_rows))
     return parts
 
 
-def _plan_record(context: BuildContext) -> Sequence[Part]:
-    key = fingerprint({"stage": context.fingerprint, "step": "record"})
-    shards = [
-        {"split": split, "shard": file.path.rpartition("/")[2], "domains": part.notes["domains"], **_sizes(file)}
-        for part in context.own_parts("write")
-        for file in part.files
-        if file.table == "shard"
-        for split, folder in SPLIT_FOLDERS.items()
-        if file.path.split("/")[-2] == folder
-    ]
-    payload = {
-        "release_path": release_path(context),
-        "name": context.config.name,
-        "version": context.fingerprint[:12],
-        "kind": context.config.pack.kind,
-        "fingerprint": context.fingerprint,
-        "recipe": record.release_recipe(context.config),
-        "funnels": _funnels(context),
-        "mixture": context.sealed["mix"].notes["mixture"],
-        "evaluation": context.sealed["dedup"].notes.get("evaluation", []),
-        "shards": shards,
-        "splits": context.sealed["mix"].notes["splits"],
-        "places": _places(context),
-        "num_samples": context.sealed["mix"].funnel.num_kept,
-        **context.execution(),
-    }
-    return [Part(key, payload)]
-
-
-def _places(context: BuildContext) -> list[dict[str, Any]]:
-    """Of each shard in the order of samples.parquet: its arranged row group and the placements of its samples."""
-    (arranging,) = context.own_parts("arrange")
-    arranged = [
-        (context.own_files("arrange", group.table)[0], number)
-        for group in _groups(context)
-        for number in range(len(arranging.notes["shards"][group.table]))
-    ]
-    placements = context.own_files("write", "placements")
+def _plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[record.RecordInputs]]:
+    shards, rows = [], []
+    for (group, arranged, _), part in zip(_arranged(inputs, run), run.parts("write"), strict=True):
+        file = next(file for file in part.files if file.table == "shard")
+        name = file.path.rpartition("/")[2]
+        shards.append({"split": group.split, "shard": name, "domains": part.notes["domains"], **_sizes(file)})
+        rows.append(record.ShardRows(arranged, run.files_of([part], "placements")))
     return [
-        {"arranged": path, "row_group": number, "placements": placed}
-        for (path, number), placed in zip(arranged, placements, strict=True)
+        Part(
+            record.RecordInputs(
+                folder=release_path(inputs.name, run.fingerprint),
+                name=inputs.name,
+                kind=inputs.kind,
+                fingerprint=run.fingerprint,
+                recipe=inputs.recipe,
+                counts=inputs.counts,
+                mixture=inputs.mixture,
+                evaluation=inputs.evaluation,
+                shards=tuple(shards),
+                splits=inputs.splits,
+                rows=tuple(rows),
+                num_samples=inputs.num_samples,
+            )
+        )
     ]
 
 
-def _funnels(context: BuildContext) -> dict[str, Any]:
-    return {
-        name: {"in": s.funnel.num_in, "kept": s.funnel.num_kept, "reasons": dict(sorted(s.funnel.reasons.items()))}
-        for name, s in context.sealed.items()
-        if name != "pack"
-    }
-
-
-def _sizes(file: Any) -> dict[str, Any]:
+def _sizes(file: PartFile) -> dict[str, Any]:
     return {"num_samples": file.num_rows, "num_bytes": file.num_bytes, "sha256": file.sha256}
 
 
-def release_path(context: BuildContext) -> str:
-    """Folder of the release that the current pack version writes, relative to the work folder."""
-    return f"releases/{context.config.name}-{context.fingerprint[:12]}"
-
-
-def _identity(context: BuildContext) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "name": context.config.name,
-        "kind": context.config.pack.kind,
-        "max_samples": context.config.pack.max_samples,
-        "max_bytes": context.config.pack.shard_bytes,
-        "texts": context.config.caption.text_identity(),
-        "draws": context.sealed["mix"].notes["content"],
-        "mixture": context.sealed["mix"].notes["mixture"],
-        "counts": _funnels(context),  # release.json states them, and equal fingerprints mean equal bytes
-        "facts": context.sealed["fetch"].notes["content"],
-        "captions": context.sealed["caption"].notes["content"],
-        "extra_captions": context.content("select", "extra_captions"),
-        "candidates": context.content("ingest", "candidates"),
-        "recipe": record.release_recipe(context.config),
-        "evaluation": context.sealed["dedup"].notes.get("evaluation", []),
-    }
-
-
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    num = context.sealed["mix"].funnel.num_kept
-    (part,) = context.own_parts("record")
-    return Funnel(num, num), {"release": release_path(context), **part.notes}
+def _conclude(inputs: PackInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    (part,) = run.parts("record")
+    path = release_path(inputs.name, run.fingerprint)
+    return Funnel(inputs.num_samples, inputs.num_samples), {"release": path, **part.notes}
 
 
 def _settle(context: BuildContext) -> None:
     """Enter the release in the catalogue and point LATEST at it."""
-    (part,) = context.own_parts("record")
-    path = release_path(context)
+    (part,) = context.catalog.parts_of(context.fingerprint, "record")
+    path = release_path(context.config.name, context.fingerprint)
     sealed = next(file for file in part.files if file.path == f"{path}/{RECORD_FILE}")
     name = path.rpartition("/")[2]
     context.catalog.record_release(name, path, context.fingerprint, sealed.sha256, part.notes["shards"])
@@ -240,11 +251,11 @@ def _settle(context: BuildContext) -> None:
 STAGE = Stage(
     name="pack",
     about="write webdataset shards and seal the release",
-    identity=_identity,
+    inputs=_inputs,
     steps=(
-        Step("arrange", _plan_arrange, arrange),
-        Step("write", _plan_shards, write_shard, "samples"),
-        Step("record", _plan_record, record.write_record),
+        Step("arrange", _plan_arrange, arrange, version=VERSION),
+        Step("write", _plan_shards, write_shard, version=VERSION, unit="samples"),
+        Step("record", _plan_record, record.write_record, version=VERSION),
     ),
     conclude=_conclude,
     settle=_settle,

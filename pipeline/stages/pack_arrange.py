@@ -1,7 +1,7 @@
-"""First step of pack: all that the shards need, in shard order, cut into shards.
+"""First step of pack: gather everything the shards need, in shard order, and cut it into shards.
 
-Reads draws, candidates, facts and captions. Writes one table a shard group, one row group a shard. A mixed
-release has one group a split; a stratified one has a group for each domain of the training split.
+Reads draws, candidates, facts and captions. Writes one table a shard group, with one row group a shard. A mixed release
+has one group a split. A stratified release has one group for each domain of the training split.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from manifests import tables
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, members_by_row
-from pipeline.runner.work import PartResult
+from pipeline.runner.work import Execution, PartResult
 from pipeline.stages import pack_record as record
-from pipeline.store.sql import open_scratch, view_parquet
+from pipeline.store.files import Files
+from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.tar import BLOCK_BYTES
-from pipeline.store.writing import PrivateFile, TableWriter
+from pipeline.store.writing import PrivateFile
 
 # What a shard needs of a sample, one row a drawn copy in shard order.
 ARRANGED = pa.schema(
@@ -37,7 +38,7 @@ ARRANGED = pa.schema(
     ]
 )
 BATCH_ROWS = 10_000
-_JSON_BYTES = 620  # of a json member without its values: names, quotes, hashes, sizes
+_JSON_BYTES = 620  # a json member's names, quotes, hashes and sizes, without its other values
 _JSON_COLUMNS = (
     "domain", "source", "record_key", "url", "caption", "taxon_scientific_name", "taxon_vernacular_name", "licence_id",
     "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),
@@ -74,7 +75,7 @@ def shard_groups(kind: str, splits: Iterable[str], domains: Sequence[str]) -> li
 
 
 def cut_shards(sizes: NDArray[np.int64], max_samples: int | None, max_bytes: int | None) -> list[int]:
-    """Samples of each shard when a shard is closed before it passes a limit; a sample over the limit stands alone.
+    """How many samples each shard holds. A shard ends before it passes a limit; a larger sample gets its own shard.
 
     `sizes` are bytes a sample in shard order, shape (N,); the last shard may be short.
     """
@@ -108,7 +109,22 @@ def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
     return total
 
 
-def arrange(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class ArrangeInputs:
+    """What shards are cut from. Every byte of the facts counts: they say where an image lies in the pool."""
+
+    draws: Files
+    candidates: Files
+    facts: Files
+    captions: Files
+    extra_captions: Files
+    groups: tuple[ShardGroup, ...]
+    texts: TextSettings
+    max_samples: int | None
+    max_bytes: int | None
+
+
+def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
     """Join all that a shard needs, in shard order; the notes say how many samples each shard holds."""
     columns = {
         "candidates": ", ".join(f'c."{name}"' for name in record.CANDIDATE_COLUMNS),
@@ -116,30 +132,26 @@ def arrange(payload: dict[str, Any]) -> PartResult:
     }
     files: list[PrivateFile] = []
     counts: dict[str, list[int]] = {}
-    with open_scratch(payload) as sql:
+    with run.scratch() as sql:
         for name in ("draws", "candidates", "facts", "captions"):
-            view_parquet(sql, name, payload[name])
-        _gather_extra_captions(sql, payload["extra_captions"])
-        for group in payload["groups"]:
-            path = f"tables/pack/{payload['stem']}-{group.table.removeprefix('arranged_')}.parquet"
-            writer = TableWriter(payload["workdir"], group.table, path, ARRANGED)
+            view_parquet(sql, name, getattr(inputs, name).paths)
+        _gather_extra_captions(sql, inputs.extra_captions)
+        for group in inputs.groups:
+            path = f"tables/pack/{run.stem}-{group.table.removeprefix('arranged_')}.parquet"
+            writer = run.writer(group.table, path, ARRANGED)
             named = {"split": group.split, "domain": group.domain}
             batches = sql.sql(_JOIN.format(**columns), params=named).to_arrow_reader(BATCH_ROWS)
             counts[group.table] = []
-            texts: TextSettings = payload["texts"]
-            for shard in _shards_of(batches, texts, payload["max_samples"], payload["max_bytes"]):
+            for shard in _shards_of(batches, inputs.texts, inputs.max_samples, inputs.max_bytes):
                 writer.write_group(shard)
                 counts[group.table].append(shard.num_rows)
             files.append(writer.close())
     return PartResult(tuple(files), None, {"shards": counts})
 
 
-def _gather_extra_captions(sql: Any, files: Sequence[str]) -> None:
+def _gather_extra_captions(sql: Any, files: Files) -> None:
     """`extra_texts`: captions that dropped duplicates left, a map a sample."""
-    if files:
-        view_parquet(sql, "extra_captions", files)
-    else:
-        sql.register("extra_captions", tables.EXTRA_CAPTIONS.empty_table())
+    view_table(sql, "extra_captions", files, tables.EXTRA_CAPTIONS)
     sql.execute(
         f"CREATE TABLE extra_texts AS SELECT sample_id, map(list('{EXTRA_CAPTION}' || place ORDER BY place), "
         "list(text ORDER BY place)) AS texts FROM extra_captions GROUP BY sample_id"
@@ -155,7 +167,7 @@ def _shards_of(
     for batch in batches:
         rows = pa.Table.from_batches([batch])
         chosen = choose_texts(rows, texts)
-        # null where no rule asks for a text: such a sample gets an empty txt member
+        # no text was chosen: such a sample gets an empty txt member
         rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
         rows = rows.append_column("txt_type", chosen["txt_type"]).select(ARRANGED.names).cast(ARRANGED)
         waiting = pa.concat_tables([waiting, rows])

@@ -1,7 +1,6 @@
-"""What a release says of itself: keys, member json, samples.parquet, attribution, sizes, and release.json.
+"""What a release says about itself: keys, json members, samples.parquet, attribution, sizes, release.json.
 
-Pure descriptions first; `write_record` is the last part of a build. Nothing here holds a time or a path of
-the machine: the same recipe gives the same bytes anywhere.
+`write_record` is the last part of a build. Nothing here holds a time or a path: the same recipe gives the same bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -20,10 +20,10 @@ from manifests import storage, tables
 from manifests.errors import IntegrityError
 from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
 from pipeline.config import BuildConfig
-from pipeline.runner.work import PartResult
+from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import json_bytes, side_files, write_attribution
-from pipeline.store.sql import open_scratch
-from pipeline.store.writing import PrivateFile, TableWriter, private_bytes
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.writing import PrivateFile, private_bytes
 
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
 CANDIDATE_COLUMNS = tuple(
@@ -63,7 +63,7 @@ _JSON_NUMBERS = {
     "original_height": "height_px",
 }
 _JSON_ESCAPED = r'[\x00-\x1f"\\]'
-_TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "img2dataset", "ray", "webdataset")
+_TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash")  # whose versions may change a byte
 
 
 def shard_name(name: str, split: str, number: int, domain: str | None = None) -> str:
@@ -81,9 +81,9 @@ def sample_keys(rows: pa.Table) -> list[str]:
 def sample_jsons(rows: pa.Table, keys: Sequence[str]) -> list[bytes]:
     """The json members of arranged samples: where each comes from and what is known of it; fields in sorted order.
 
-    The same fields of the same types in every sample, "" for what is not known: readers that infer a schema from the
-    first samples (Hugging Face `datasets`, Ray) meet no other later. `extra` is JSON text for the same reason. Put
-    together column by column: an encoder for each sample took a fifth of packing's time.
+    Every sample has the same fields of the same types, with "" for unknown, because some readers infer a schema from
+    the first samples (Hugging Face `datasets`, Ray). `extra` is JSON text for the same reason. The json is built column
+    by column: an encoder for each sample took a fifth of packing's time.
     """
     values = {
         "key": _json_texts(pa.array(keys, pa.string())),
@@ -138,39 +138,65 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         recipe["score"][name] = recipe["score"][name] and str(recipe["score"][name]).rpartition("/")[2]
     for plugin in recipe["score"]["plugins"]:
         for key, value in plugin["options"].items():
-            if isinstance(value, str):  # perhaps a path of this machine
+            if isinstance(value, str):  # it may be a path
                 plugin["options"][key] = value.rpartition("/")[2]
     return recipe
 
 
-def write_record(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class ShardRows:
+    """The samples of one shard: as they were arranged, and where the shard's file holds each."""
+
+    arranged: RowGroup
+    placements: Files
+
+
+@dataclass(frozen=True)
+class RecordInputs:
+    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples."""
+
+    folder: str
+    name: str
+    kind: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    counts: dict[str, Any]
+    mixture: dict[str, Any]
+    evaluation: tuple[dict[str, Any], ...]
+    shards: tuple[dict[str, Any], ...]
+    splits: dict[str, int]
+    rows: tuple[ShardRows, ...]
+    num_samples: int
+
+
+def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
     """Side files of a release, then its record; the order of files is the order of publication."""
-    workdir, folder = payload["workdir"], payload["release_path"]
-    samples = _write_samples(payload, folder)
+    workdir, folder = run.workdir, inputs.folder
+    samples = _write_samples(inputs, run)
     files = [samples, write_attribution(workdir, f"{folder}/attribution.parquet", samples.temp)]
-    record = _record(payload)
-    with open_scratch(payload) as sql:
-        for name, content in side_files(record, payload["mixture"], samples.temp, storage.join(workdir, folder), sql):
+    record = _record(inputs)
+    with run.scratch() as sql:
+        for name, content in side_files(record, inputs.mixture, samples.temp, storage.join(workdir, folder), sql):
             files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
     record["files"] |= {
         file.path.removeprefix(f"{folder}/"): {"num_bytes": file.num_bytes, "sha256": file.sha256} for file in files
     }
     files.append(private_bytes(workdir, "record", f"{folder}/{RECORD_FILE}", json_bytes(record)))
-    return PartResult(tuple(files), None, {"shards": payload["shards"]})
+    return PartResult(tuple(files), None, {"shards": list(inputs.shards)})
 
 
-def _write_samples(payload: dict[str, Any], folder: str) -> PrivateFile:
+def _write_samples(inputs: RecordInputs, run: Execution[None]) -> PrivateFile:
     """samples.parquet, shard by shard: an arranged row group and the placements of its shard have the same order."""
-    writer = TableWriter(payload["workdir"], "samples", f"{folder}/{SAMPLES_FILE}", SAMPLES)
+    writer = run.writer("samples", f"{inputs.folder}/{SAMPLES_FILE}", SAMPLES)
     opened: dict[str, pq.ParquetFile] = {}
-    for place in payload["places"]:
-        path = place["arranged"]
+    for shard in inputs.rows:
+        path = shard.arranged.path
         if path not in opened:
             opened[path] = pq.ParquetFile(path)
-        rows = opened[path].read_row_group(place["row_group"], columns=_ARRANGED_COLUMNS)
-        placed = pq.read_table(place["placements"])
+        rows = opened[path].read_row_group(shard.arranged.number, columns=_ARRANGED_COLUMNS)
+        placed = pq.read_table(shard.placements.path)
         if placed["sample_id"] != rows["sample_id"] or placed["copy"] != rows["copy"]:
-            raise IntegrityError(f"{place['placements']}: other samples than arranged; remove it and build again")
+            raise IntegrityError(f"{shard.placements.path}: other samples than arranged; remove it and build again")
         columns = {name: placed[name] for name in tables.PLACEMENTS.names}
         columns |= {"text": rows["txt"], "text_type": rows["txt_type"]}
         columns |= {name: rows[name] for name in SAMPLES.names if name not in columns}
@@ -180,36 +206,36 @@ def _write_samples(payload: dict[str, Any], folder: str) -> PrivateFile:
     return writer.close()
 
 
-def _record(payload: dict[str, Any]) -> dict[str, Any]:
+def _record(inputs: RecordInputs) -> dict[str, Any]:
     files = {
         f"{SPLIT_FOLDERS[shard['split']]}/{shard['shard']}": {name: shard[name] for name in ("num_bytes", "sha256")}
-        for shard in payload["shards"]
+        for shard in inputs.shards
     }
     splits = {
         split: {
             "num_samples": num,
             "shards": [
                 {name: shard[name] for name in ("shard", "num_samples", "num_bytes", "sha256", "domains")}
-                for shard in payload["shards"]
+                for shard in inputs.shards
                 if shard["split"] == split
             ],
         }
-        for split, num in sorted(payload["splits"].items(), reverse=True)
+        for split, num in sorted(inputs.splits.items(), reverse=True)
     }
     return {
         "format": FORMAT,
-        "name": payload["name"],
-        "version": payload["version"],
-        "kind": payload["kind"],
-        "fingerprint": payload["fingerprint"],
-        "recipe": payload["recipe"],
+        "name": inputs.name,
+        "version": inputs.fingerprint[:12],
+        "kind": inputs.kind,
+        "fingerprint": inputs.fingerprint,
+        "recipe": inputs.recipe,
         "counts": {
-            "samples": payload["splits"].get("train", 0),
-            "distinct_samples": payload["num_samples"],
-            "domains": {row["domain"]: row["num_drawn"] for row in payload["mixture"]["domains"]},
-            "stages": payload["funnels"],
+            "samples": inputs.splits.get("train", 0),
+            "distinct_samples": inputs.num_samples,
+            "domains": {row["domain"]: row["num_drawn"] for row in inputs.mixture["domains"]},
+            "stages": inputs.counts,
         },
-        "evaluation": payload["evaluation"],  # sets that are kept out, and how many images leaked of each
+        "evaluation": list(inputs.evaluation),  # sets that are kept out, and how many images leaked of each
         "splits": splits,
         "files": files,
         "tools": {"python": platform.python_version(), **_tool_versions()},

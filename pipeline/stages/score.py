@@ -1,14 +1,15 @@
-"""score: what scorers (CLIP similarity, plug-ins) say of image and text, stored once; thresholds move without scoring.
+"""score: rate image and text by scorers (CLIP similarity, plug-ins). Scores are stored once, so thresholds can move.
 
-Off unless the config names a model or a plug-in. Reads pool images and caption texts; writes `scored` (one row a
-scorer, stored image and text: kept for every later build), `scores` (those of this build) and `score_verdicts` over
-rows that passed the caption rules. Gives up before any work when a scorer cannot be had.
+Off unless the config names a model or a plug-in. Reads pool images and caption texts. Writes `scored` (one row a
+scorer, image and text, kept for every later build), `scores` (those of this build) and `score_verdicts` (rows that
+passed the caption rules). Raises ConfigError before any work when a scorer is missing.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,36 +17,108 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.records import Funnel, PartRecord, fingerprint
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
-from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
+from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
+from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
-from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.store.writing import TableWriter, write_table
+from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000
 SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.field("text_md5", pa.string()))
-UNSCORED = pa.schema(
-    [
-        *[(name, pa.string()) for name in ("sample_id", "stored_sha256", "text_md5", "pool_file")],
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("text", pa.string()),
-    ]
-)
 
 
-def measure(payload: dict[str, Any]) -> PartResult:
-    """Scores of one part of images by one scorer."""
+@dataclass(frozen=True)
+class ScorerInputs:
+    """One scorer: everything that a score depends on beside image and text. Its device is not in it.
+
+    The CLIP scorer has a model (name or file), weights (tag or file) and a precision. A plug-in has a class, the
+    version that its code gives itself, and options.
+    """
+
+    name: str
+    batch_size: int
+    model: Named | None = None
+    weights: Named | None = None
+    precision: str = ""
+    scorer_class: str = ""
+    code: str = ""
+    options: tuple[tuple[str, Named], ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What the scores are kept under, for every later build."""
+        values: dict[str, Any] = {"scorer": self.name, "batch_size": self.batch_size}
+        if self.model is not None and self.weights is not None:
+            clip = {"model": self.model.content, "weights": self.weights.content, "precision": self.precision}
+            return values | clip
+        options = {key: option.content for key, option in self.options}
+        return values | {"class": self.scorer_class, "code": self.code, "options": options}
+
+    def settings(self, device: str) -> ScoreSettings:
+        """The settings that make this scorer and no other."""
+        if self.model is not None and self.weights is not None:
+            return ScoreSettings.model_validate(
+                {
+                    "model": self.model.value,
+                    "pretrained": self.weights.value,
+                    "batch_size": self.batch_size,
+                    "precision": self.precision,
+                    "device": device,
+                }
+            )
+        plugin = PluginSettings(
+            scorer=self.scorer_class,
+            name=self.name,
+            options={key: option.value for key, option in self.options},
+            batch_size=self.batch_size,
+        )
+        return ScoreSettings(plugins=[plugin], device=device)
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What score stands on; without scorers the stage lets everything pass."""
+
+    scorers: tuple[ScorerInputs, ...]
+    rules: tuple[ScoreRule, ...]
+    candidates: Files
+    facts: Files
+    captions: Files
+    caption_verdicts: Files
+    num_passed: int
+    """Rows that passed the caption rules."""
+
+
+@dataclass(frozen=True)
+class MeasureInputs:
+    """Images and texts of one part, and the scorer."""
+
+    rows: RowGroup
+    scorer: ScorerInputs
+
+
+@dataclass(frozen=True)
+class JudgeInputs:
+    """All scores, the rows that they are wanted for, and the rules."""
+
+    candidates: Files
+    facts: Files
+    captions: Files
+    caption_verdicts: Files
+    scored: Files
+    rules: tuple[ScoreRule, ...]
+
+
+def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
+    """Scores of one part of images by one scorer; `run.how` is the device."""
     from PIL import Image
 
-    settings: ScoreSettings = payload["settings"]
-    scorer = loaded_scorer(settings, payload["scorer"])
-    rows = pq.ParquetFile(payload["todo"]).read_row_group(payload["row_group"])
-    size = payload["batch_size"]
+    name, size = inputs.scorer.name, inputs.scorer.batch_size
+    scorer = loaded_scorer(inputs.scorer.settings(run.how), name)
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     scores: list[float] = []
-    with PoolReader(payload["workdir"]) as pool:
+    with PoolReader(run.workdir) as pool:
         for start in range(0, rows.num_rows, size):
             batch = rows.slice(start, size).to_pylist()
             images = [
@@ -54,34 +127,31 @@ def measure(payload: dict[str, Any]) -> PartResult:
             ]
             scores += score_batch(scorer, images, [row["text"] for row in batch], size)
     table = rows.select(["sample_id", "stored_sha256", "text_md5"])
-    table = table.append_column("scorer", pa.array([payload["scorer"]] * rows.num_rows, pa.string()))
+    table = table.append_column("scorer", pa.array([name] * rows.num_rows, pa.string()))
     table = table.append_column("score", pa.array(scores, pa.float32()))
-    path = f"tables/score/{payload['stem']}.parquet"
-    return PartResult((write_table(payload["workdir"], "scored", path, table, SCORED),))
+    return PartResult((run.write("scored", f"tables/score/{run.stem}.parquet", table, SCORED),))
 
 
-def judge(payload: dict[str, Any]) -> PartResult:
+def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     """The scores of this build, and verdicts over the rows that passed the caption rules."""
-    settings: ScoreSettings = payload["settings"]
-    workdir, stem = payload["workdir"], payload["stem"]
-    with open_scratch(payload) as sql:
+    with run.scratch() as sql:
         for name in ("candidates", "facts", "captions", "caption_verdicts"):
-            view_parquet(sql, name, payload[name])
-        _view_scored(sql, payload["scored"])
+            view_parquet(sql, name, getattr(inputs, name).paths)
+        view_table(sql, "scored", inputs.scored, SCORED)
         wanted = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = copy_sorted(
             sql,
             f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({wanted}) w USING (sample_id, stored_sha256, "
             "text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
             "sample_id, scorer",
-            TableWriter(workdir, "scores", f"tables/score/scores-{stem}.parquet", tables.SCORES),
+            run.writer("scores", f"tables/score/scores-{run.stem}.parquet", tables.SCORES),
         )
         view_parquet(sql, "scores", [scores.temp])
         sql.execute(
             "CREATE TABLE alive AS SELECT v.sample_id, c.domain FROM caption_verdicts v "
             "JOIN candidates c USING (sample_id) WHERE v.keep"
         )
-        fails = " UNION ALL ".join(_failing(number, rule) for number, rule in enumerate(settings.rules))
+        fails = " UNION ALL ".join(_failing(number, rule) for number, rule in enumerate(inputs.rules))
         nothing = "SELECT NULL AS sample_id, 0 AS rule, '' AS reason, 0.0 AS score, '' AS threshold LIMIT 0"
         sql.execute(
             "CREATE TABLE fails AS "
@@ -94,7 +164,7 @@ def judge(payload: dict[str, Any]) -> PartResult:
             "printf('%.4f', f.first.score) AS value, f.first.threshold AS threshold "
             "FROM alive a LEFT JOIN fails f USING (sample_id)",
             "sample_id",
-            TableWriter(workdir, "score_verdicts", f"tables/score/verdicts-{stem}.parquet", tables.VERDICTS),
+            run.writer("score_verdicts", f"tables/score/verdicts-{run.stem}.parquet", tables.VERDICTS),
         )
         reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
         view_parquet(sql, "verdicts", [verdicts.temp])
@@ -104,15 +174,8 @@ def judge(payload: dict[str, Any]) -> PartResult:
     return PartResult((scores, verdicts), funnel, {"content": content})
 
 
-def _view_scored(sql: Any, paths: Sequence[str]) -> None:
-    if paths:
-        view_parquet(sql, "scored", paths)
-    else:
-        sql.register("scored", SCORED.empty_table())
-
-
 def _rows_with_text(columns: str) -> str:
-    # all fetched images with a text, whatever the rules say: a rule that moves later finds its score here
+    # images that a caption rule drops are scored too, so that the rule can move later without scoring
     return f"SELECT {columns} FROM facts JOIN captions USING (sample_id) WHERE outcome = 'ok' AND text <> ''"
 
 
@@ -145,146 +208,122 @@ def _failing(number: int, rule: ScoreRule) -> str:
     )
 
 
-def _plan_measure(context: BuildContext) -> Sequence[Part]:
-    """What no part has scored yet, by scorer, in the order in which it lies in the pool."""
+def _inputs(context: BuildContext) -> ScoreInputs:
     settings = context.config.score
-    parts: list[Part] = []
-    if not settings.scorers:
+    return ScoreInputs(
+        tuple(_scorer_inputs(context, settings, name) for name in settings.scorers),
+        tuple(settings.rules),
+        context.files("ingest", "candidates"),
+        context.facts(),
+        context.files("caption", "captions"),
+        context.files("caption", "caption_verdicts"),
+        context.sealed["caption"].funnel.num_kept,
+    )
+
+
+def _scorer_inputs(context: BuildContext, settings: ScoreSettings, name: str) -> ScorerInputs:
+    if name == CLIP:
+        return ScorerInputs(
+            name,
+            settings.batch_size,
+            model=named_file(context, str(settings.model)),
+            weights=named_file(context, str(settings.pretrained)),
+            precision=settings.precision,
+        )
+    plugin = next(plugin for plugin in settings.plugins if plugin.name == name)
+    return ScorerInputs(
+        name,
+        plugin.batch_size,
+        scorer_class=plugin.scorer,
+        code=str(getattr(make_scorer(settings, name), "version", "")),
+        options=tuple((key, named_file(context, value)) for key, value in sorted(plugin.options.items())),
+    )
+
+
+def named_file(context: BuildContext, value: Any) -> Named:
+    """A value of the config: the name of a file counts by the file's content, any other value by itself."""
+    if not isinstance(value, str) or not value:
+        return Named(value, value)
+    fs, inner = storage.filesystem(value)
+    return Named(value, context.catalog.input_sha256(value) if fs.isfile(inner) else value)
+
+
+def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> Sequence[Part[MeasureInputs]]:
+    """What no part has scored yet, by scorer, in the order in which it lies in the pool."""
+    parts: list[Part[MeasureInputs]] = []
+    if not inputs.scorers:
         return parts
-    storage.make_folder(storage.join(context.workdir, "scratch"))
-    with open_scratch(context.execution()) as sql:
-        view_parquet(sql, "facts", context.files("fetch", "facts"))
-        view_parquet(sql, "captions", context.files("caption", "captions"))
-        for name in settings.scorers:
-            parts += _plan_scorer(context, sql, name)
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_parquet(sql, "captions", inputs.captions.paths)
+        for scorer in inputs.scorers:
+            parts += _plan_scorer(scorer, run, sql)
     return parts
 
 
-def _plan_scorer(context: BuildContext, sql: Any, name: str) -> list[Part]:
-    settings = context.config.score
-    recipe = _recipe(context, name)
-    _view_scored(sql, _files(context, context.catalog.parts_like("score", "measure", recipe)))
+def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Part[MeasureInputs]]:
+    recipe = _recipe(scorer)
+    done = run.files_of(run.catalog.parts_like("score", "measure", recipe), "scored")
+    view_table(sql, "scored", done, SCORED)
     columns = 'sample_id, stored_sha256, md5(text) AS text_md5, pool_file, "offset", length, text'
-    sql.execute(
-        'CREATE OR REPLACE TABLE todo AS SELECT *, row_number() OVER (ORDER BY pool_file, "offset", sample_id) - 1 '
-        f"AS place FROM ({_rows_with_text(columns)}) ANTI JOIN scored USING (sample_id, stored_sha256, text_md5)"
+    groups = cut_rows(
+        sql,
+        f"FROM ({_rows_with_text(columns)}) ANTI JOIN scored USING (sample_id, stored_sha256, text_md5)",
+        'pool_file, "offset", sample_id',
+        "sample_id || chr(31) || stored_sha256 || text_md5",
+        run.scratch_file(f"score-{scorer.name}.parquet"),
+        PART_ROWS,
     )
     sql.execute("DROP VIEW scored")
-    keys = sql.execute(
-        f"SELECT place // {PART_ROWS} AS row_group, count(*), "
-        "to_hex(bit_xor(md5_number(sample_id || chr(31) || stored_sha256 || text_md5))) FROM todo GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    writer = TableWriter(context.workdir, "todo", f"scratch/score-{name}.parquet", UNSCORED, PART_ROWS)
-    todo = copy_sorted(sql, "SELECT * FROM todo", "place", writer).temp
-    parts = []
-    for row_group, num_rows, rows_key in keys:
-        key = fingerprint({"recipe": recipe, "rows": rows_key, "num_rows": num_rows})
-        payload = {
-            "todo": todo,
-            "row_group": row_group,
-            "settings": settings,
-            "scorer": name,
-            "batch_size": _batch_size(settings, name),
-            "stem": key[:16],
-            **context.execution(),
-        }
-        parts.append(Part(key, payload, recipe, num_rows))
-    return parts
+    return [Part(MeasureInputs(rows, scorer), recipe, num_rows) for rows, num_rows in groups]
 
 
-def _scored(context: BuildContext) -> Sequence[PartRecord]:
+def _scored(inputs: ScoreInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     """Parts of any build that scored by one of this build's scorers."""
-    recipes = [_recipe(context, name) for name in context.config.score.scorers]
-    return [part for recipe in recipes for part in context.catalog.parts_like("score", "measure", recipe)]
+    return [part for scorer in inputs.scorers for part in run.catalog.parts_like("score", "measure", _recipe(scorer))]
 
 
-def _files(context: BuildContext, parts: Sequence[PartRecord]) -> list[str]:
-    return [path for part in parts for path in context.paths(part, "scored")]
+def _recipe(scorer: ScorerInputs) -> str:
+    """Name of all that a score of this scorer depends on beside image and text."""
+    return fingerprint({"version": VERSION, **scorer.identity()})
 
 
-def _plan_judge(context: BuildContext) -> Sequence[Part]:
-    settings = context.config.score
-    if not settings.scorers:
+def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:
+    if not inputs.scorers:
         return []
-    parts = context.own_parts("measure")
-    key = fingerprint({"stage": context.fingerprint, "parts": sorted(part.key for part in parts)})
-    payload = {
-        "candidates": context.files("ingest", "candidates"),
-        "facts": context.files("fetch", "facts"),
-        "captions": context.files("caption", "captions"),
-        "caption_verdicts": context.files("caption", "caption_verdicts"),
-        "scored": _files(context, parts),
-        "settings": settings,
-        "stem": key[:16],
-        **context.execution(),
-    }
-    return [Part(key, payload)]
+    scored = run.files("measure", "scored")
+    return [
+        Part(
+            JudgeInputs(inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, inputs.rules)
+        )
+    ]
 
 
 def _gpus(context: BuildContext) -> float:
     return 0.0 if context.config.score.device == "cpu" or not context.config.score.model else 1.0
 
 
-def _batch_size(settings: ScoreSettings, name: str) -> int:
-    if name == CLIP:
-        return settings.batch_size
-    return next(plugin.batch_size for plugin in settings.plugins if plugin.name == name)
-
-
-def _recipe(context: BuildContext, name: str) -> str:
-    """Fingerprint of all that a score of this scorer hangs on beside image and text; the device is not in it."""
-    settings = context.config.score
-    identity: dict[str, Any] = {"version": VERSION, "scorer": name, "batch_size": _batch_size(settings, name)}
-    if name == CLIP:
-        identity |= {
-            "model": content_of(context, str(settings.model)),
-            "weights": content_of(context, str(settings.pretrained)),
-            "precision": settings.precision,
-        }
-    else:
-        plugin = next(plugin for plugin in settings.plugins if plugin.name == name)
-        identity |= {
-            "class": plugin.scorer,
-            "code": str(getattr(make_scorer(settings, name), "version", "")),
-            "options": {key: content_of(context, value) for key, value in sorted(plugin.options.items())},
-        }
-    return fingerprint(identity)
-
-
-def content_of(context: BuildContext, named: Any) -> Any:
-    """Hash of the file that a name leads to; the value itself when it leads to none."""
-    if not isinstance(named, str) or not named:
-        return named
-    fs, inner = storage.filesystem(named)
-    return context.catalog.input_sha256(named) if fs.isfile(inner) else named
-
-
-def _identity(context: BuildContext) -> dict[str, Any]:
-    settings = context.config.score
-    caption = context.sealed["caption"]
-    if not settings.scorers:
-        return {"version": VERSION, "off": True, "caption": caption.fingerprint}
-    return {
-        "scorers": {name: _recipe(context, name) for name in settings.scorers},
-        "rules": [rule.model_dump(mode="json") for rule in settings.rules],
-        "facts": context.sealed["fetch"].notes["content"],
-        "caption": caption.fingerprint,
-    }
-
-
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    if not context.config.score.scorers:
-        num = context.sealed["caption"].funnel.num_kept
-        return Funnel(num, num), {"off": True, "content": "off"}
-    return context.own_result("judge")
+def _conclude(inputs: ScoreInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    if not inputs.scorers:
+        return Funnel(inputs.num_passed, inputs.num_passed), {"off": True, "content": "off"}
+    return run.result("judge")
 
 
 STAGE = Stage(
     name="score",
     about="CLIP score and other scorers (off unless one is named)",
-    identity=_identity,
+    inputs=_inputs,
     steps=(
-        Step("measure", _plan_measure, measure, "images", committed=_scored, gpus=_gpus),
+        Step(
+            "measure",
+            _plan_measure,
+            measure,
+            version=VERSION,
+            how=lambda context: context.config.score.device,
+            unit="images",
+            committed=_scored,
+            gpus=_gpus,
+        ),
         Step("judge", _plan_judge, judge),
     ),
     conclude=_conclude,

@@ -1,34 +1,35 @@
-"""select: one decision a candidate, with its reason, over all that was measured; of duplicates one stays,
-and what is left may be capped per taxon, host or other key (`caps.py`).
+"""select: decide on every candidate, with one reason a drop. Of duplicates one stays.
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
-Leaks of evaluation sets fall first, each image for itself. Only rows that passed every rule compete: a duplicate
-whose better twin fell to a rule is kept in its place.
+
+Rows that show an image of an evaluation set are dropped first, each by itself. Then takedowns, licences, duplicates and
+caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their duplicates: where the
+better of two falls to a rule, the other one is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from manifests import tables
-from manifests.records import Funnel, fingerprint
-from manifests.takedowns import Entry, read_list
+from manifests.records import Funnel
+from manifests.takedowns import Entry, judge_takedowns, read_list
 from pipeline.config import BuildConfig
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.quotas.balance import BalanceSettings
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages.select_caps import judge_caps
-from pipeline.stages.select_takedowns import judge_takedowns
-from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.store.writing import PrivateFile, TableWriter
+from pipeline.store.files import Files
+from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
+from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 
-VERSION = 2
-
-# What each word of dedup.prefer puts first; ties go on to the next word, in the end to the sample id.
+# What each word of dedup.prefer puts first. Ties go to the next word, and at last to the sample id.
 PREFERENCES = {
     "licence": "known_licence DESC",
     "pixels": "num_pixels DESC",
@@ -38,7 +39,7 @@ PREFERENCES = {
 
 
 def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """For every row the row kept in its place (itself when kept), and the distance of their pHashes.
+    """For every row, the row that is kept in its place (itself when kept), and the distance of their pHashes.
 
     `phash` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds phash_a, phash_b, distance of all
     different hashes within the radius (rows of other hashes are passed over).
@@ -62,26 +63,70 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
     return choose_kept_distinct(distinct, priority)
 
 
-def decide(payload: dict[str, Any]) -> PartResult:
+@dataclass(frozen=True)
+class Choice:
+    """What decides beside the measurements: settings, and the takedown list of the work folder."""
+
+    prefer: tuple[str, ...]
+    extra_captions: int
+    priority: dict[str, int]
+    licences: LicenceSettings
+    balance: BalanceSettings
+    takedowns: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, config: BuildConfig, takedowns: Sequence[Entry]) -> Choice:
+        """The choice that a configuration makes."""
+        return cls(
+            tuple(config.dedup.prefer),
+            config.dedup.extra_captions,
+            {source.name: source.priority for source in config.sources},
+            config.select.licences,
+            config.select.balance,
+            tuple(takedowns),
+        )
+
+
+@dataclass(frozen=True)
+class SelectInputs:
+    """What select stands on: all measurements, and what decides over them."""
+
+    choice: Choice
+    candidates: Files
+    facts: Files
+    captions: Files
+    pairs: Files
+    leaks: Files
+    semantic_pairs: Files
+    caption_verdicts: Files
+    score_verdicts: Files
+
+
+def decide(inputs: SelectInputs, run: Execution[None]) -> PartResult:
     """Decisions over every candidate."""
-    path = f"tables/select/{payload['stem']}.parquet"
-    with open_scratch(payload) as sql:
+    choice = inputs.choice
+    with run.scratch() as sql:
         for name in ("candidates", "facts", "captions", "caption_verdicts", "pairs"):
-            view_parquet(sql, name, payload[name])
-        _gather(sql, payload)
-        _drop_leaks(sql, payload["leaks"])
-        judge_takedowns(sql, payload["takedowns"])
-        _judge_licences(sql, payload["licences"])
-        _judge_duplicates(sql, payload["prefer"])
-        if payload["semantic_pairs"]:
-            _judge_semantic(sql, payload["semantic_pairs"], payload["prefer"])
+            view_parquet(sql, name, getattr(inputs, name).paths)
+        view_table(sql, "score_verdicts", inputs.score_verdicts, tables.VERDICTS)
+        view_table(sql, "leaks", inputs.leaks, tables.LEAKS)
+        _gather(sql, choice.priority)
+        _drop_leaks(sql)
+        judge_takedowns(sql, choice.takedowns)
+        _judge_licences(sql, choice.licences)
+        _judge_duplicates(sql, choice.prefer)
+        if inputs.semantic_pairs:
+            _judge_semantic(sql, inputs.semantic_pairs.paths, choice.prefer)
         sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
-        balance = judge_caps(sql, payload["balance"], "left_over")
+        balance = judge_caps(sql, choice.balance, "left_over")
         sql.execute(_DROPPED)
         decisions = copy_sorted(
-            sql, _DECISIONS, "sample_id", TableWriter(payload["workdir"], "decisions", path, tables.DECISIONS)
+            sql,
+            _DECISIONS,
+            "sample_id",
+            run.writer("decisions", f"tables/select/{run.stem}.parquet", tables.DECISIONS),
         )
-        extra = _keep_captions(sql, payload) if payload["extra_captions"] else ()
+        extra = (_keep_captions(sql, choice.extra_captions, run),) if choice.extra_captions else ()
         view_parquet(sql, "decisions", [decisions.temp])
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
@@ -98,7 +143,7 @@ def decide(payload: dict[str, Any]) -> PartResult:
     return PartResult((decisions, *extra), Funnel(num_in, sum(domains.values()), reasons), notes)
 
 
-# what select drops, a row at most once: leaks, takedowns, licences, duplicates, caps, in this order
+# what select drops: leaks, takedowns, licences, duplicates, caps, in this order; each row at most once
 _DROPPED = """
     CREATE TABLE dropped AS
     SELECT sample_id, reason, value, threshold, via_sample_id AS other_sample_id, distance, evaluation_set,
@@ -110,7 +155,7 @@ _DROPPED = """
     UNION ALL BY NAME SELECT sample_id, reason, value, threshold FROM cap_verdicts
 """
 
-# facts hold one row a candidate; joined to what was dropped alone, which is small beside it
+# one row a candidate; only the dropped rows, which are few, are joined
 _DECISIONS = """
     SELECT f.sample_id,
         f.outcome = 'ok' AND v.sample_id IS NULL AND s.sample_id IS NULL AND d.sample_id IS NULL AS keep,
@@ -129,13 +174,8 @@ _DECISIONS = """
 """
 
 
-def _gather(sql: Any, payload: dict[str, Any]) -> None:
+def _gather(sql: Any, priority: Mapping[str, int]) -> None:
     """`passed`: rows that passed the rules of caption and score."""
-    if payload["score_verdicts"]:
-        view_parquet(sql, "score_verdicts", payload["score_verdicts"])
-    else:
-        sql.register("score_verdicts", tables.VERDICTS.empty_table())
-    priority = payload["priority"]
     sql.register("sources", pa.table({"source": list(priority), "priority": list(priority.values())}))
     sql.execute(
         "CREATE TABLE passed AS SELECT f.sample_id, c.source, c.domain, f.phash, t.licence_id, t.num_words, "
@@ -147,12 +187,8 @@ def _gather(sql: Any, payload: dict[str, Any]) -> None:
     )
 
 
-def _drop_leaks(sql: Any, leaks: Sequence[str]) -> None:
+def _drop_leaks(sql: Any) -> None:
     """`leak_verdicts`: rows that show an image of an evaluation set; `alive`: the others that passed."""
-    if leaks:
-        view_parquet(sql, "leaks", leaks)
-    else:
-        sql.register("leaks", tables.LEAKS.empty_table())
     sql.execute(
         "CREATE TABLE leak_verdicts AS SELECT DISTINCT ON (sample_id) sample_id, 'eval_leak' AS reason, "
         "CASE matched WHEN 'bytes' THEN 'same bytes' WHEN 'pixels' THEN 'same pixels' WHEN 'near' THEN "
@@ -188,7 +224,7 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
         "CREATE VIEW competing AS SELECT *, licence_id NOT IN ('unknown', 'conflicting') AS known_licence, "
         "false AS taken FROM contenders UNION ALL BY NAME SELECT sample_id, phash, true AS taken FROM taken"
     )
-    sql.execute(  # a row with no other near it stays whatever its place: 9 of 10 never leave DuckDB
+    sql.execute(  # a row without any other near it stays: 9 of 10 rows never leave DuckDB
         "CREATE TABLE in_company AS SELECT phash FROM competing GROUP BY phash HAVING count(*) > 1 "
         "UNION SELECT phash_a FROM pairs UNION SELECT phash_b FROM pairs"
     )
@@ -244,7 +280,7 @@ def _judge_semantic(sql: Any, files: Sequence[str], prefer: Sequence[str]) -> No
         "JOIN left_rows b ON b.pixels_sha256 = pixels_b ORDER BY 1, 2"
     ).to_arrow_table()
     i, j, cosine = (pairs[name].to_numpy() for name in ("i", "j", "cosine"))
-    # the choice knows distances of 1 to 255: the steps of the cosine between the threshold and 1
+    # distances are whole numbers from 1 to 255, so the cosine is scaled between the threshold and 1
     apart = (1 + np.round(254 * (1 - cosine) / max(1e-6, 1 - cosine.min(initial=1.0)))).clip(1, 255).astype(np.uint8)
     representative, _ = choose_kept(len(rows), i, j, apart, rows["place"].to_numpy().astype(np.int64))
     dropped = np.flatnonzero(representative != np.arange(len(rows)))
@@ -259,92 +295,47 @@ def _judge_semantic(sql: Any, files: Sequence[str], prefer: Sequence[str]) -> No
     )
 
 
-def _keep_captions(sql: Any, payload: dict[str, Any]) -> tuple[PrivateFile]:
-    """Further captions of every image that stays, out of those its duplicates were dropped with: the longest first."""
-    path = f"tables/select/{payload['stem']}-captions.parquet"
-    file = copy_sorted(
+def _keep_captions(sql: Any, most: int, run: Execution[None]) -> PrivateFile:
+    """Further captions of every image that stays, taken from its dropped duplicates, the longest first."""
+    return copy_sorted(
         sql,
         "SELECT *, (row_number() OVER (PARTITION BY sample_id ORDER BY num_words DESC, from_sample_id))::INTEGER "
         "AS place FROM (SELECT DISTINCT ON (d.other_sample_id, lower(t.text)) d.other_sample_id AS sample_id, t.text, "
         "t.num_words, d.sample_id AS from_sample_id FROM duplicates d JOIN captions t ON t.sample_id = d.sample_id "
         "JOIN captions k ON k.sample_id = d.other_sample_id ANTI JOIN dropped o ON o.sample_id = d.other_sample_id "
         "WHERE d.reason <> 'takedown' AND t.text_source = 'caption' AND lower(t.text) <> lower(k.text) "
-        f"ORDER BY d.sample_id) QUALIFY place <= {payload['extra_captions']}",
+        f"ORDER BY d.sample_id) QUALIFY place <= {most}",
         "sample_id, place",
-        TableWriter(payload["workdir"], "extra_captions", path, tables.EXTRA_CAPTIONS),
+        run.writer("extra_captions", f"tables/select/{run.stem}-captions.parquet", tables.EXTRA_CAPTIONS),
     )
-    return (file,)
 
 
-INPUTS = (
-    ("ingest", "candidates"),
-    ("fetch", "facts"),
-    ("caption", "captions"),
-    ("dedup", "pairs"),
-    ("dedup", "leaks"),
-    ("dedup", "semantic_pairs"),
-    ("caption", "caption_verdicts"),
-    ("score", "score_verdicts"),
-)
-"""(stage, table) of what a decision is made from."""
+def _inputs(context: BuildContext) -> SelectInputs:
+    return SelectInputs(
+        choice=Choice.of(context.config, read_list(context.workdir)),
+        candidates=context.files("ingest", "candidates"),
+        facts=context.facts(),
+        captions=context.files("caption", "captions"),
+        pairs=context.files("dedup", "pairs"),
+        leaks=context.files("dedup", "leaks"),
+        semantic_pairs=context.files("dedup", "semantic_pairs"),
+        caption_verdicts=context.files("caption", "caption_verdicts"),
+        score_verdicts=context.files("score", "score_verdicts").digested(context.sealed["score"].notes["content"]),
+    )
 
 
-def describe_choice(config: BuildConfig, takedowns: Sequence[Entry]) -> dict[str, Any]:
-    """What decides beside the measurements: settings and the takedown list, as plain values."""
-    return {
-        "version": VERSION,
-        "prefer": list(config.dedup.prefer),
-        "extra_captions": config.dedup.extra_captions,
-        "priority": {source.name: source.priority for source in config.sources},
-        "licences": config.select.licences.model_dump(mode="json"),
-        "balance": config.select.balance.model_dump(mode="json"),
-        "takedowns": [[entry.by, entry.value, entry.reason] for entry in takedowns],
-    }
+def _plan(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[SelectInputs]]:
+    return [Part(inputs)]
 
 
-def payload_of(
-    config: BuildConfig, takedowns: Sequence[Entry], files: Callable[[str, str], Sequence[str]]
-) -> dict[str, Any]:
-    """What `decide` needs beside the place to work in; `files` gives the paths of a stage's table."""
-    return {
-        **{table: files(stage, table) for stage, table in INPUTS},
-        "prefer": list(config.dedup.prefer),
-        "extra_captions": config.dedup.extra_captions,
-        "priority": {source.name: source.priority for source in config.sources},
-        "licences": config.select.licences,
-        "balance": config.select.balance,
-        "takedowns": takedowns,
-    }
-
-
-def _identity(context: BuildContext) -> dict[str, Any]:
-    return {
-        **describe_choice(context.config, read_list(context.workdir)),
-        "candidates": context.content("ingest", "candidates"),
-        "facts": context.sealed["fetch"].notes["content"],
-        "pairs": context.content("dedup", "pairs"),
-        "leaks": context.content("dedup", "leaks"),
-        "semantic_pairs": context.content("dedup", "semantic_pairs"),
-        "captions": context.sealed["caption"].notes["content"],
-        "caption_verdicts": context.content("caption", "caption_verdicts"),
-        "score": context.sealed["score"].notes["content"],
-    }
-
-
-def _plan(context: BuildContext) -> Sequence[Part]:
-    key = fingerprint({"stage": context.fingerprint})
-    payload = payload_of(context.config, read_list(context.workdir), context.files)
-    return [Part(key, {**payload, "stem": key[:16], **context.execution()})]
-
-
-def _conclude(context: BuildContext) -> tuple[Funnel, dict[str, Any]]:
-    return context.own_result("decide")
+def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    return run.result("decide")
 
 
 STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
-    identity=_identity,
-    steps=(Step("decide", _plan, decide),),
+    inputs=_inputs,
+    steps=(Step("decide", _plan, decide, version=2),),
     conclude=_conclude,
 )

@@ -1,7 +1,7 @@
-"""The part of select that balances: caps per taxon, host or other key over what rules and duplicates left.
+"""Caps per taxon, host or other key, over the rows that rules and duplicates left.
 
-Reads the scratch tables of select; makes `cap_verdicts`, the rows that a cap drops. Only rows of keys above their
-cap leave DuckDB. What the caps did to head and tail is returned as notes for `status`.
+Reads the scratch tables of select. Makes `cap_verdicts`, the rows that a cap drops. Only rows of keys above their cap
+leave DuckDB. Returns what the caps did to the most and the least frequent keys, for `status`.
 """
 
 from __future__ import annotations

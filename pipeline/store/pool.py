@@ -1,19 +1,70 @@
-"""Read stored images back out of the pool: by file, offset and length, a few files open at a time."""
+"""The pool: one uncompressed tar of SAMPLE_ID.jpg members a part, written once, read by file, offset and length.
+
+`PoolWriter` writes one part: the file at `path`, and `path` + '.spool' while pictures come in. `PoolReader` reads many
+parts, a few files open at a time. Gives up with OSError when the disk does, and with IntegrityError when a part is gone
+or is shorter than its record says.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from manifests import storage
 from manifests.errors import IntegrityError
+from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
 
 
+class PoolWriter:
+    """Takes pictures in any order and writes them in order of sample id, so that network timing changes no byte.
+
+    Pictures wait in a spool file on disk and are copied into the tar at the end, while they are still in the system's
+    cache. Use it as a context manager: an error removes both files.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._spool_path = self._path.with_name(self._path.name + ".spool")
+        self._spool: BinaryIO = self._spool_path.open("w+b")
+        self._spooled: dict[str, tuple[int, int]] = {}
+        self._num_bytes = 0
+
+    def __enter__(self) -> PoolWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.close()
+        self._spool_path.unlink(missing_ok=True)
+        if error is not None:
+            self._path.unlink(missing_ok=True)
+
+    def add(self, sample_id: str, body: bytes) -> None:
+        """Keep one picture."""
+        self._spool.write(body)
+        self._spooled[sample_id] = (self._num_bytes, len(body))
+        self._num_bytes += len(body)
+
+    def finish(self) -> dict[str, tuple[int, int]]:
+        """Write the tar; gives offset and length of each sample's bytes in it."""
+        places: dict[str, tuple[int, int]] = {}
+        with self._path.open("wb") as stream:
+            archive = ArchiveWriter(stream, record_bytes=BLOCK_BYTES)
+            for sample_id in sorted(self._spooled):
+                start, length = self._spooled[sample_id]
+                self._spool.seek(start)
+                places[sample_id] = (archive.add(f"{sample_id}.jpg", self._spool.read(length)), length)
+            archive.finish()
+        return places
+
+
 class PoolReader:
-    """Ranged reads from pool parts; a context manager that closes what it opened."""
+    """Reads stored pictures out of the parts of a work folder; a context manager that closes what it opened."""
 
     def __init__(self, workdir: str) -> None:
         self._folder = storage.join(workdir, "pool")
@@ -30,15 +81,15 @@ class PoolReader:
             stream.close()
 
     def read(self, pool_file: str, offset: int, length: int) -> bytes:
-        """The stored bytes of one image. Raises as `read_into` does."""
+        """The stored bytes of one picture. Raises as `read_into` does."""
         content = bytearray(length)
         self.read_into(memoryview(content), pool_file, offset)
         return bytes(content)
 
     def read_into(self, place: memoryview, pool_file: str, offset: int) -> None:
-        """Fill a view with the stored bytes of one image.
+        """Fill a view with the stored bytes of one picture.
 
-        Raises: IntegrityError when the part is gone or shorter than the catalogue says.
+        Raises: IntegrityError when the part is gone or shorter than its record says.
         """
         stream = self._open.get(pool_file) or self._open_file(pool_file)
         stream.seek(offset)
@@ -48,7 +99,7 @@ class PoolReader:
             )
 
     def announce(self, pool_file: str, offset: int, length: int) -> None:
-        """Say that an image will be read soon, so that a disk can fetch several at a time; may do nothing."""
+        """Tell the system that a picture will be read soon, so that a disk can fetch several at a time."""
         if not self._remote:
             stream = self._open.get(pool_file) or self._open_file(pool_file)
             os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)

@@ -1,7 +1,4 @@
-"""What the metadata steps share: a scratch DuckDB that spills, sorted Parquet out, order-free fingerprints.
-
-Every step reads Parquet parts and writes Parquet parts; nothing here decides anything.
-"""
+"""DuckDB for steps: a scratch database that spills to disk, views over Parquet, sorted Parquet out, digests of rows."""
 
 from __future__ import annotations
 
@@ -12,14 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests import storage
+from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import PrivateFile, TableWriter
 
 
 def facet(connection: Any, columns: Sequence[str], table: str) -> str:
-    """Fingerprint of a set of rows, whatever their order: count, xor and sum of the rows' md5 numbers."""
-    # lengths in front: no text can look like a border between columns, or like a null
+    """Digest of a set of rows in any order: count, xor and sum of the rows' md5 numbers."""
+    # each value follows its length, so that no text can pass for two columns or for a null
     joined = ", ".join(f"coalesce(strlen({column}::VARCHAR) || ':' || {column}::VARCHAR, '-')" for column in columns)
     (row,) = connection.execute(
         f"SELECT count(*), to_hex(bit_xor(h)), sum((h >> 64)::HUGEINT % 1000000007) "
@@ -29,15 +28,15 @@ def facet(connection: Any, columns: Sequence[str], table: str) -> str:
 
 
 @contextmanager
-def open_scratch(payload: dict[str, Any]) -> Iterator[Any]:
-    """An in-memory DuckDB for one step, bounded in memory, spilling into a private folder that is removed after."""
-    import duckdb  # heavy; plans do without it
+def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
+    """An in-memory DuckDB with a memory limit. It spills into a private folder, which is removed afterwards."""
+    import duckdb  # takes a third of a second to import
 
-    folder = storage.join(payload["workdir"], "scratch", uuid.uuid4().hex[:12])
-    storage.make_folder(folder)  # DuckDB makes one level alone, and only when it must spill
+    folder = storage.join(workdir, "scratch", uuid.uuid4().hex[:12])
+    storage.make_folder(folder)  # DuckDB makes one level only, and only when it must spill
     connection = duckdb.connect(
         config={
-            "memory_limit": f"{max(256, int(payload['memory_gb'] * 1000))}MB",
+            "memory_limit": f"{max(256, int(memory_gb * 1000))}MB",
             "temp_directory": folder,
             "preserve_insertion_order": False,
         }
@@ -50,7 +49,7 @@ def open_scratch(payload: dict[str, Any]) -> Iterator[Any]:
 
 
 def view_parquet(connection: Any, name: str, paths: Sequence[str]) -> None:
-    """A view over Parquet files, at least one of them; remote ones are read through fsspec."""
+    """A view over one or more Parquet files; remote ones are read through fsspec."""
     for path in paths:
         if storage.is_remote(path):
             fs, _ = storage.filesystem(path)
@@ -61,6 +60,14 @@ def view_parquet(connection: Any, name: str, paths: Sequence[str]) -> None:
     connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}])")
 
 
+def view_table(connection: Any, name: str, files: Files, schema: pa.Schema) -> None:
+    """A view over a table; an empty one where there are no files."""
+    if files:
+        view_parquet(connection, name, files.paths)
+    else:
+        connection.register(name, schema.empty_table())
+
+
 def copy_sorted(connection: Any, query: str, order: str, writer: TableWriter, batch_rows: int = 100_000) -> PrivateFile:
     """Stream a query's rows, sorted, into a table file; columns are picked by the writer's schema."""
     names = ", ".join(f'"{name}"' for name in writer.schema.names)
@@ -68,3 +75,29 @@ def copy_sorted(connection: Any, query: str, order: str, writer: TableWriter, ba
     for batch in reader:
         writer.write(pa.Table.from_batches([batch]))
     return writer.close()
+
+
+def cut_rows(
+    connection: Any, query: str, order: str, hashed: str, path: str, num_rows: int
+) -> list[tuple[RowGroup, int]]:
+    """Write a query's rows, in order, to a scratch file with row groups of `num_rows`; returns each with its row count.
+
+    The content of a row group is a digest of the text `hashed` over its rows, in any order.
+    """
+    connection.execute(
+        f"CREATE OR REPLACE TABLE cut AS SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS place FROM ({query})"
+    )
+    groups = connection.execute(
+        f"SELECT place // {num_rows}, count(*), to_hex(bit_xor(md5_number({hashed}))) FROM cut GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    reader = connection.sql("SELECT * EXCLUDE (place) FROM cut ORDER BY place").to_arrow_reader(num_rows)
+    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+        waiting = reader.schema.empty_table()
+        for batch in reader:
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+            while waiting.num_rows >= num_rows:
+                writer.write_table(waiting.slice(0, num_rows), row_group_size=num_rows)
+                waiting = waiting.slice(num_rows)
+        if waiting.num_rows:
+            writer.write_table(waiting, row_group_size=num_rows)
+    return [(RowGroup(path, number, f"{num}-{content}"), num) for number, num, content in groups]

@@ -1,7 +1,7 @@
-"""A byte-reproducible webdataset tar: fixed member order, mode and time; the offset of every member.
+"""Write a webdataset tar that is the same bytes every time, and return the offset of every member.
 
-Writes to any binary stream through one buffer, in which whoever adds a member fills its place: a picture is read
-where it is hashed and written from. Knows no sample and no file.
+Everything goes through one buffer. The caller fills a member's place in that buffer, so a picture is read, hashed and
+written without a copy.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148  # of the header's fields
 
 
 class ArchiveWriter:
-    """Members one after another, ustar, mode 644, owner 0, time 0; hashed on their way out."""
+    """Members one after another, ustar, mode 644, owner 0, time 0; hashed on their way out.
 
-    def __init__(self, stream: Any) -> None:
+    The end is padded with zeros to a whole number of `record_bytes`.
+    """
+
+    def __init__(self, stream: Any, record_bytes: int = RECORD_BYTES) -> None:
         self._stream = stream
+        self._record_bytes = record_bytes
         self._digest = hashlib.sha256()
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._num_waiting = 0  # bytes in the buffer
@@ -34,7 +38,7 @@ class ArchiveWriter:
         return offset
 
     def room(self, name: str, num_bytes: int) -> tuple[int, memoryview]:
-        """Append a member whose content the caller puts into the view before the next call; gives its offset too.
+        """Append a member. Returns its offset, and the view that the caller must fill before the next call.
 
         Raises: ValueError for a name over 100 bytes, which ustar cannot hold in one field, or 8 GiB of content.
         """
@@ -54,7 +58,7 @@ class ArchiveWriter:
     def finish(self) -> tuple[int, str]:
         """Write what waits and the end: two zero blocks, zeros up to a whole record; gives size and sha256 of all."""
         self._write_out()
-        end = bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % RECORD_BYTES)
+        end = bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % self._record_bytes)
         self._stream.write(end)
         self._digest.update(end)
         return self._num_written + len(end), self._digest.hexdigest()
@@ -68,7 +72,7 @@ class ArchiveWriter:
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes that `tarfile` gives for such a member, many times faster: name, size and sum are filled in.
+    """The header that `tarfile` would write, many times faster: only name, size and checksum are filled in.
 
     Raises: ValueError as `ArchiveWriter.room` does.
     """
@@ -85,7 +89,7 @@ def member_header(name: str, num_bytes: int) -> bytes:
 
 @functools.cache
 def _template() -> tuple[bytes, bytes, bytes, int]:
-    """A header between name, size and sum, and the sum of all bytes but name and size, its own field as spaces."""
+    """The fixed parts of a header, and their checksum (in which the checksum's own field counts as spaces)."""
     info = tarfile.TarInfo("")
     info.mode, info.mtime = 0o644, 0
     header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")

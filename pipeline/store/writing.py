@@ -1,13 +1,12 @@
-"""Files under private names: Parquet tables written as they come, and plain bytes. A driver publishes them.
+"""Write tables and bytes under private names, beside their final place. The driver publishes them.
 
-Writes beside the final place, under a name that `storage.sweep` knows. What is written is described by its content.
+`storage.sweep` removes private files that a killed process left behind.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,7 +76,7 @@ class TableWriter:
 
     def _write_groups(self, num_rows: int) -> None:
         rows = pa.concat_tables(self._waiting)
-        # one chunk a column: a chunk's borders would move the borders of Parquet's pages
+        # one chunk a column, because Parquet ends a page where a chunk ends
         self._writer.write_table(rows.slice(0, num_rows).combine_chunks(), row_group_size=self._row_group_rows)
         rest = rows.slice(num_rows)
         self._waiting, self._num_waiting = [rest], rest.num_rows
@@ -105,18 +104,3 @@ def private_bytes(workdir: str, table: str, path: str, content: bytes, num_rows:
     with fs.open(inner, "wb") as stream:
         stream.write(content)
     return PrivateFile(table, path, temp, num_rows, len(content), hashlib.sha256(content).hexdigest())
-
-
-def write_groups(path: str, batches: Any, size: int) -> None:
-    """A Parquet file in row groups of exactly `size` rows, however the batches come."""
-    waiting: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(path, batches.schema, compression="zstd") as writer:
-        for batch in batches:
-            waiting.append(batch)
-            rows = pa.Table.from_batches(waiting)
-            while rows.num_rows >= size:
-                writer.write_table(rows.slice(0, size), row_group_size=size)
-                rows = rows.slice(size)
-            waiting = rows.to_batches()
-        if waiting and (rows := pa.Table.from_batches(waiting)).num_rows:
-            writer.write_table(rows, row_group_size=size)

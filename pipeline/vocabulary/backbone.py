@@ -40,6 +40,10 @@ class BackboneSettings(Settings):
         description="languages of vernacular names, as the archive writes them; the most wanted first",
     )
 
+    def identity(self) -> dict[str, Any]:
+        """What a resolved name depends on beside the archive's content: no path."""
+        return {"languages": list(self.languages)}
+
 
 def check_backbone(settings: BackboneSettings | None) -> None:
     """Make sure that the backbone can be read, before any work.

@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: who imports whom, the frozen command lines, the map in the README."""
+"""The house rules that a machine can hold: who imports whom, frozen command lines, sizes, the map in the README."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from manifests import __version__
 from manifests.settings import Settings, read_settings
 from pipeline.cli import build_parser
 from pipeline.config import BuildConfig, MixSettings, PackSettings, read_config
@@ -20,6 +22,9 @@ from training.proxies.runs import ProxySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "manifests", "training")
+MOST_MODULES = 16  # in a folder
+MOST_LINES = 450  # in a module
+MOST_WORDS = 1000  # in the README, as `wc -w` counts
 
 
 def _modules() -> list[Path]:
@@ -65,6 +70,37 @@ def test_heavy_packages_are_not_imported_for_help(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+FOLDERS = sorted({path.parent for path in _modules()})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_holds_few_modules(folder: Path) -> None:
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES, f"{folder} holds {len(modules)} modules: part it in two rooms"
+
+
+def test_a_module_is_short() -> None:
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in _modules()}
+    assert {name: num for name, num in lines.items() if num > MOST_LINES} == {}
+
+
+def test_the_readme_is_short() -> None:
+    num = len((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert num < MOST_WORDS, f"README.md has {num} words: move what is special to the README of a room"
+
+
+def test_the_version_is_stated_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "manifests.__version__"}
+    assert _who_says(rf"\b{re.escape(__version__)}\b") == {"manifests/__init__.py"}
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == __version__
+
+
 def _options(parser: argparse.ArgumentParser, name: str = "") -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     own: list[str] = []
@@ -81,7 +117,7 @@ def test_the_command_line_is_frozen() -> None:
     """A new option is a decision: change this list in the commit that explains it."""
     options = _options(build_parser())
     assert {name: options[name] for name in options if not name.startswith("plan")} == {
-        "": ["--verbose"],
+        "": ["--verbose", "--version"],
         "build": ["--from", "--ray-address", "--to", "config"],
         "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],
@@ -89,7 +125,7 @@ def test_the_command_line_is_frozen() -> None:
         "query": ["--format", "dir", "sql"],
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
-        "preview": ["--json", "--num", "--seed", "--stage", "config"],
+        "preview": ["--json", "--num", "config"],
         "mix": ["--dry-run", "config"],
         "export": ["--for", "--out", "--ratio", "release"],
         "diff": ["--json", "after", "before"],
@@ -101,7 +137,7 @@ def test_the_command_line_is_frozen() -> None:
 
 def test_the_command_line_of_training_is_frozen() -> None:
     assert _options(build_training_parser()) == {
-        "": [],
+        "": ["--version"],
         "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
                   "--release", "--resume", "config"],
         "eval": ["--out", "--output", "--release", "--settings", "--split", "model"],
@@ -170,8 +206,6 @@ def test_every_setting_of_a_mixture_and_of_shards_is_explained() -> None:
 
 
 def test_every_dependency_has_a_reason() -> None:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     reasons = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
@@ -190,4 +224,18 @@ def test_workflow_runs_what_ci_runs() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
     assert any(".ci/run" in step for step in steps)
-    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    ran = re.findall(r"^make (\S+)", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert ran == ["check", "test", "test-numerics"]
+
+
+def test_the_numeric_tests_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^NUMERIC_TESTS := (.*)$", makefile, re.MULTILINE)
+    assert [name for name in line.split() if not (ROOT / name).exists()] == []
+
+
+def test_a_commit_is_checked_as_make_check_does() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ncheck:")[2].partition("\n\n")[0]
+    checks = [line.strip().removeprefix("$(BIN)/").removesuffix(" .") for line in makefile.splitlines()[1:]]
+    assert [hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude") for hook in hooks] == checks

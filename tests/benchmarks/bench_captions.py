@@ -29,7 +29,9 @@ import pyarrow.parquet as pq
 from manifests import tables
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.settings import CaptionSettings
-from pipeline.stages.caption import judge
+from pipeline.runner.work import Execution
+from pipeline.stages.caption import JudgeInputs, judge
+from pipeline.store.files import Files
 
 PART_ROWS = 100_000
 NUM_HOSTS = 600
@@ -98,15 +100,13 @@ def run_judge(folder: Path, memory_gb: float) -> None:
             {"domains": ["plant"], "preset": "plant"},
             {"preset": "general", "min_words": min_words, "languages": {}, "min_side_px": 200, "max_aspect_ratio": 3.0},
         ]
-        payload = {
-            **{name: [str(folder / f"{name}.parquet")] for name in ("candidates", "facts", "captions")},
-            "settings": CaptionSettings.model_validate({"rules": rules}),
-            "stem": f"bench-{min_words}",
-            "workdir": str(folder / "work"),
-            "memory_gb": memory_gb,
-        }
+        inputs = JudgeInputs(
+            *(Files((str(folder / f"{name}.parquet"),)) for name in ("candidates", "facts", "captions")),
+            CaptionSettings.model_validate({"rules": rules}).rules,
+        )
+        run = Execution(str(folder / "work"), memory_gb, f"bench-{min_words}", None)
         started, used = time.monotonic(), time.process_time()
-        result = judge(payload)
+        result = judge(inputs, run)
         assert result.funnel is not None
         print(
             f"judge min_words {min_words}: {result.funnel.num_in:,} rows in {time.monotonic() - started:.1f} s "

@@ -44,22 +44,23 @@ OURS_RAW = """
 import json, resource, sys
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
-from pipeline.store.pool_file import PoolFile
+from pipeline.store.pool import PoolWriter
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 urls = json.load(open(sys.argv[1]))
 threads, folder = int(sys.argv[2]), sys.argv[3]
 network = FetchSettings.model_validate({"network": {"threads": threads, "allow_private_addresses": True,
     "limits": {"requests_per_second": None, "connections": threads}}}).network
-pool, num = PoolFile(folder + "/part.tar"), 0
-with HttpClient(network) as client, Scheduler(urls, client, HostGate(network), 50_000_000) as scheduler:
-    for _ in urls:
-        row, download = scheduler.take()
-        if download.outcome == "ok":
-            pool.add(f"{row:032x}", download.body)
-            num += 1
-        scheduler.let_go(download)
-pool.close()
+num = 0
+with PoolWriter(folder + "/part.tar") as pool:
+    with HttpClient(network) as client, Scheduler(urls, client, HostGate(network), 50_000_000) as scheduler:
+        for _ in urls:
+            row, download = scheduler.take()
+            if download.outcome == "ok":
+                pool.add(f"{row:032x}", download.body)
+                num += 1
+            scheduler.release(download)
+    pool.finish()
 print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
 OURS_PARTS = """

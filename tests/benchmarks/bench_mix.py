@@ -22,7 +22,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.stages.mix import Stratum, draw
+from pipeline.runner.work import Execution
+from pipeline.stages.mix import MixInputs, Stratum, draw
+from pipeline.store.files import Files
 from pipeline.store.writing import private_file
 
 PART_ROWS = 500_000
@@ -48,7 +50,7 @@ def main() -> None:
     args.out.write_text(report(found, args.memory_gb), encoding="utf-8")
 
 
-def make_tables(folder: Path, num_rows: int) -> dict[str, list[str]]:
+def make_tables(folder: Path, num_rows: int) -> dict[str, Files]:
     """Candidates and decisions as Parquet parts; nine of ten rows were kept."""
     import duckdb
 
@@ -67,7 +69,7 @@ def make_tables(folder: Path, num_rows: int) -> dict[str, list[str]]:
             connection.execute(f"COPY ({rows}) TO '{path}' (FORMAT parquet, COMPRESSION zstd)")
             paths[name].append(path)
     connection.close()
-    return paths
+    return {name: Files(tuple(listed)) for name, listed in paths.items()}
 
 
 def measure(num_rows: int, memory_gb: float) -> dict[str, Any]:
@@ -76,21 +78,19 @@ def measure(num_rows: int, memory_gb: float) -> dict[str, Any]:
     general = kept_general - 1000
     plants = round(general * 10 / 3)
     with tempfile.TemporaryDirectory() as folder:
-        payload = {
+        inputs = MixInputs(
             **make_tables(Path(folder), num_rows),
-            "strata": [
+            strata=(
                 Stratum("plant", "gbif", plants // 2, 5_000),
                 Stratum("plant", "herbaria", plants - plants // 2, 5_000),
                 Stratum("general", None, general, 10_000),
-            ],
-            "seed": 0,
-            "stem": "x",
-            "workdir": folder,
-            "memory_gb": memory_gb,
-        }
+            ),
+            mixture={},
+            seed=0,
+        )
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         started, started_cpu = time.monotonic(), time.process_time()
-        result = draw(payload)
+        result = draw(inputs, Execution(folder, memory_gb, "x", None))
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - started_cpu
         (file,) = result.files
         assert private_file(file.table, file.path, file.temp, file.num_rows).sha256 == file.sha256
@@ -110,12 +110,10 @@ def measure(num_rows: int, memory_gb: float) -> dict[str, Any]:
 def drawn_of(folder: Path, num_rows: int, plants: int, general: int) -> set[tuple[str, int, str]]:
     """(sample, copy, split) of a draw from the first `num_rows` rows; the sources of a domain are one pool."""
     folder.mkdir()
-    payload = {
-        **make_tables(folder, num_rows),
-        "strata": [Stratum("plant", None, plants, 500), Stratum("general", None, general, 500)],
-        "seed": 0, "stem": "x", "workdir": str(folder), "memory_gb": 1.0,
-    }  # fmt: skip
-    rows = pq.read_table(draw(payload).files[0].temp, columns=["sample_id", "copy", "split"])
+    strata = (Stratum("plant", None, plants, 500), Stratum("general", None, general, 500))
+    inputs = MixInputs(**make_tables(folder, num_rows), strata=strata, mixture={}, seed=0)
+    draws = draw(inputs, Execution(str(folder), 1.0, "x", None)).files[0].temp
+    rows = pq.read_table(draws, columns=["sample_id", "copy", "split"])
     return set(zip(*(column.to_pylist() for column in rows.columns), strict=True))
 
 

@@ -31,8 +31,10 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from pipeline.captions.settings import TextSettings
-from pipeline.stages.pack import write_shard
-from pipeline.stages.pack_arrange import ShardGroup, arrange
+from pipeline.runner.work import Execution
+from pipeline.stages.pack import ShardInputs, write_shard
+from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange
+from pipeline.store.files import Files, RowGroup
 from pipeline.store.tar import ArchiveWriter
 
 WORKERS = 2
@@ -66,7 +68,7 @@ def main() -> None:
     print(args.out.read_text(encoding="utf-8"))
 
 
-def make_pool(folder: Path, num_images: int) -> dict[str, list[str]]:
+def make_pool(folder: Path, num_images: int) -> dict[str, Files]:
     """Pool parts and the tables that pack reads."""
     rng = np.random.default_rng(0)
     (folder / "pool").mkdir(parents=True)
@@ -109,22 +111,26 @@ def make_pool(folder: Path, num_images: int) -> dict[str, list[str]]:
         ("draws", tables.DRAWS, draws),
     ):
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
-        found[name] = [str(folder / f"{name}.parquet")]
+        found[name] = Files((str(folder / f"{name}.parquet"),))
     return found
 
 
-def pack(folder: Path, found: dict[str, list[str]], target: str) -> None:
+def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     """The stage's steps as the runner does them: arrange, shards in parallel, each published durably by the driver."""
-    common = {"workdir": str(folder), "memory_gb": 2.0, "texts": TextSettings(), "extra_captions": []}
     group = ShardGroup("train")
-    result = arrange({**found, **common, "groups": [group], "max_samples": 1000, "max_bytes": None, "stem": target})
-    payloads = [
-        {**common, "arranged": result.files[0].temp, "row_group": number, "shard": f"{target}-{number:06d}.tar",
-         "shard_path": f"{target}/{target}-{number:06d}.tar", "stem": f"{target}-{number}"}
-        for number in range(len(result.notes["shards"][group.table]))
-    ]  # fmt: skip
+    texts = TextSettings()
+    inputs = ArrangeInputs(
+        **found, extra_captions=Files(), groups=(group,), texts=texts, max_samples=1000, max_bytes=None
+    )
+    result = arrange(inputs, Execution(str(folder), 2.0, target, None))
+    numbers = range(len(result.notes["shards"][group.table]))
+    shards = [
+        ShardInputs(RowGroup(result.files[0].temp, number, ""), texts, f"{target}-{number:06d}.tar", target)
+        for number in numbers
+    ]
+    runs = [Execution(str(folder), 2.0, f"{target}-{number}", None) for number in numbers]
     with ProcessPoolExecutor(WORKERS) as pool:
-        for done in pool.map(write_shard, payloads):
+        for done in pool.map(write_shard, shards, runs):
             for file in done.files:
                 storage.publish(file.temp, str(folder / file.path))
 

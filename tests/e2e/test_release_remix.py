@@ -33,7 +33,7 @@ def test_a_dry_run_tells_the_counts_and_writes_nothing(web: Web, copy: Path) -> 
     assert shown.returncode == 0, shown.stderr
     assert hash_tree(copy) == before
     assert shown.stdout.rstrip().endswith("nothing was written")
-    told = _told(shown.stdout)
+    told = _rows_by_domain(shown.stdout)
     done = run_plantmix("mix", config)
     assert done.returncode == 0, done.stderr
     drawn = Release.open(str(release_of(copy / "build"))).num_by_domain("train")
@@ -42,7 +42,7 @@ def test_a_dry_run_tells_the_counts_and_writes_nothing(web: Web, copy: Path) -> 
     assert abs(drawn["general"] - sum(drawn.values()) / 4) < 1
 
 
-def _told(shown: str) -> dict[str, list[str]]:
+def _rows_by_domain(shown: str) -> dict[str, list[str]]:
     """Words of the rows of a dry run, by domain."""
     return {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line[:7] in ("plant  ", "general")}
 
@@ -50,7 +50,10 @@ def _told(shown: str) -> dict[str, list[str]]:
 def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Path) -> None:
     work = copy / "build"
     config = _with_mix(write_build_config(web, copy, "other", work), by_size={"plant": "all", "general": 0.25})
-    pool = {domain: int(words[2]) for domain, words in _told(run_plantmix("mix", config, "--dry-run").stdout).items()}
+    pool = {
+        domain: int(words[2])
+        for domain, words in _rows_by_domain(run_plantmix("mix", config, "--dry-run").stdout).items()
+    }
     rows = Release.open(str(work)).samples("train", columns=["sample_id", "domain"]).to_pylist()
     gone = [next(row["sample_id"] for row in rows if row["domain"] == domain) for domain in ("plant", "general")]
     assert run_plantmix("takedown", work, "--id", gone[0], "--id", gone[1]).returncode == 0
@@ -58,8 +61,8 @@ def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Pa
     shown = run_plantmix("mix", config, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert hash_tree(copy) == before
-    assert "pools as select leaves them now, by other takedowns or settings" in shown.stdout
-    told = _told(shown.stdout)
+    assert "pools as select leaves them now; takedowns or settings have changed since" in shown.stdout
+    told = _rows_by_domain(shown.stdout)
     assert {domain: int(words[2]) for domain, words in told.items()} == {name: num - 1 for name, num in pool.items()}
     done = run_plantmix("mix", config)
     assert done.returncode == 0, done.stderr

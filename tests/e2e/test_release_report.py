@@ -11,8 +11,8 @@ import pytest
 from building import release_of, run_plantmix
 
 from manifests.release import Release
-from pipeline.sidefiles.card import _mixture
-from pipeline.sidefiles.page import write_page
+from pipeline.sidefiles.contact_sheets import Picture, Sheet
+from pipeline.sidefiles.pages import write_card, write_report
 
 
 @pytest.fixture
@@ -26,11 +26,13 @@ class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.loads: list[str] = []
+        self.alts: list[str] = []
         self.open: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.alts += [str(value) for name, value in attrs if name == "alt"]
         if tag not in ("meta", "img", "br", "link", "input", "hr"):
             self.open.append(tag)
 
@@ -104,23 +106,28 @@ LAW = {
 }
 
 
+RECORD = {
+    "name": "<x>", "version": "v", "kind": "stratified", "fingerprint": "f" * 64, "recipe": {}, "tools": {},
+    "counts": {"samples": 4, "distinct_samples": 4, "stages": {"mix": {"in": 4, "kept": 4, "reasons": {}}}},
+    "splits": {"train": {"num_samples": 4, "shards": [{"num_samples": 4, "num_bytes": 5000}]}},
+    "takedowns": [{"num_images": 1, "reason": "a & b", "from": "u"}],
+    "evaluation": [{"name": "imagenet-val", "radius": 6, "num_leaks": 1234}],
+}  # fmt: skip
+ROW = {"target_share": 0.7, "realised_share": 0.5, "num_available": 2, "num_drawn": 2, "num_epochs": 1.0}
+MIXTURE = {"law": LAW, "domains": [{"domain": "plant", "num_heldout": 0, **ROW}]}
+FIGURES = {
+    **{name: [] for name in ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa")},
+    **{name: {"labels": [], "shares": {}} for name in ("words", "sides")},
+    "sheet": [{"domain": "plant", "text": "<script> \"'", "jpg": b"x", "source": "s", "licence": "unknown"}],
+}
+
+
 def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
-    record = {
-        "name": "<x>", "version": "v", "kind": "stratified", "fingerprint": "f" * 64, "recipe": {},
-        "counts": {"samples": 4, "distinct_samples": 4, "stages": {"mix": {"in": 4, "kept": 4, "reasons": {}}}},
-        "splits": {"train": {"num_samples": 4, "shards": [{"num_samples": 4, "num_bytes": 5000}]}},
-        "takedowns": [{"num_images": 1, "reason": "a & b", "from": "u"}],
-        "evaluation": [{"name": "imagenet-val", "radius": 6, "num_leaks": 1234}],
-    }  # fmt: skip
-    row = {"target_share": 0.7, "realised_share": 0.5, "num_available": 2, "num_drawn": 2, "num_epochs": 1.0}
-    mixture = {"law": LAW, "domains": [{"domain": "plant", "num_heldout": 0, **row}]}
-    sheet = [{"domain": "plant", "text": "<script>", "jpg": b"x", "source": "s", "licence_id": None}]
-    names = ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa")
-    figures = {**{name: [] for name in names}, "words": {}, "sides": {}, "sheet": sheet}
-    page = write_page(record, mixture, figures)
+    page = write_report(RECORD, MIXTURE, FIGURES)
     reader = read(page)
-    assert "<script>" not in page
-    assert "<script>" in reader.text
+    assert "<script" not in page
+    assert "<script> \"'" in reader.text
+    assert reader.alts == ["<script> \"'"]
     for words in (
         "0.6000 to 0.8000",
         "average of three",
@@ -133,7 +140,42 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
         "1,234",
     ):
         assert words in reader.text
-    card = "\n".join(_mixture(mixture))
-    assert "| plant | 1.1000 (0.9000 to 1.2500) | average of three | 0.01 | 0.2 |" in card
-    assert "Warning of the planner: outside the tried region" in card
     assert "train 1 4 4 5.0 kB" in re.sub(r"\s+", " ", reader.text), "one shard is no range"
+
+
+def test_the_trade_off_is_drawn_to_scale() -> None:
+    page = write_report(RECORD, MIXTURE, FIGURES)
+    assert 'points="0.00,0.00 25.00,25.00 100.00,100.00 "' in page, "the first point has least x and largest y"
+    assert "left:25.00%;top:75.00%" in page, "chosen: 1.1 of 1.0 to 1.4, 2.2 of 2.1 to 2.5"
+
+
+def test_the_card_says_the_same_of_the_law() -> None:
+    card = write_card(RECORD, MIXTURE, FIGURES)
+    assert "| plant | 1.1000 (0.9000 to 1.2500) | average of three | 0.01 | 0.2 |" in card
+    assert "| plant | 0.7000 | 0.6000 to 0.8000 |" in card
+    assert "Warning of the planner: outside the tried region" in card
+    assert "| 1 | a & b | u |" in card, "Markdown is not escaped as HTML is"
+    without = write_card(RECORD, {**MIXTURE, "law": None}, FIGURES)
+    assert "no mixing law was fitted" in without
+
+
+def test_duplicates_are_shown_with_what_stays_and_what_is_gone() -> None:
+    pictures = [Picture("a" * 32, "stays for 2", True, b"x"), Picture("b" * 32, "pHash distance <3>")]
+    duplicates = {
+        "radius": 4, "num_hashes": 1000, "num_pairs": 20,
+        "dropped": [
+            {"reason": "near_duplicate", "num": 2000, "others": 5},
+            {"reason": "eval_leak", "num": 1, "others": 0},
+        ],
+        "evaluation": [{"name": "val", "num_measured": 50, "radius": 4, "num_leaks": 1}],
+        "sheets": [Sheet("Random groups", "about & so", [pictures]), Sheet("Largest groups", "none here", [])],
+    }  # fmt: skip
+    page = write_report(RECORD, MIXTURE, FIGURES, duplicates)
+    text = re.sub(r"\s+", " ", read(page).text)
+    assert "1,000 different pHashes, 20 pairs of them within 4 bits" in text
+    assert "2,000 images dropped as near_duplicate in favour of 5 images." in text
+    assert "1 images dropped as eval_leak." in text
+    assert "Random groups about & so stays for 2" in text
+    assert "gone pHash distance <3>" in text
+    assert page.count('<figure class="kept">') == 1
+    assert "Largest groups" not in text

@@ -11,8 +11,10 @@ import pytest
 from building import Web, hash_tree, release_of, run_plantmix, write_build_config
 
 from manifests.release import SPLIT_FOLDERS, Release
+from manifests.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
-from pipeline.releases.takedown import Wanted, find_rows, images_of, take_down
+from pipeline.releases.lookup import find_in_release, images_of
+from pipeline.releases.takedown import take_down
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def test_the_same_request_gives_the_same_bytes(
     old: Release, new: Release, gone: dict[str, Any], tmp_path: Path
 ) -> None:
     shutil.copytree(old.path, tmp_path / old.name)
-    again = take_down(Release.open(str(tmp_path / old.name)), Wanted(urls=[gone["url"]], reason="asked by the owner"))
+    entries = [Entry("url", gone["url"], "asked by the owner")]
+    again = take_down(Release.open(str(tmp_path / old.name)), entries).new
+    assert again is not None
     assert hash_tree(Path(again.path)) == hash_tree(Path(new.path))
 
 
@@ -251,11 +255,11 @@ def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: di
 def test_an_owner_and_an_image_hash(old: Release) -> None:
     rows = old.samples().to_pylist()
     owner = rows[0]["rights_holder"] or rows[0]["creator"]
-    cut = find_rows(old, Wanted(owners=[f"  {owner.upper()} "]))
-    assert {row["sample_id"] for row in cut.asked} == {
+    found = find_in_release(old, [Entry("owner", f"  {owner.upper()} ")])
+    assert {row["sample_id"] for row in found.asked} == {
         row["sample_id"] for row in rows if owner in (row["rights_holder"], row["creator"])
     }
-    (image,) = images_of(find_rows(old, Wanted(ids=[rows[0]["image_id"]])).asked)
+    (image,) = images_of(find_in_release(old, [Entry("id", rows[0]["image_id"])]).asked)
     assert image["sample_id"] == rows[0]["sample_id"]
 
 
@@ -276,7 +280,8 @@ def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) 
     release = Release.open(str(tmp_path / old.name))
     last = release.shards("train")[-1]
     ids = [row["sample_id"] for row in release.samples("train").to_pylist() if row["shard"] == last]
-    made = take_down(release, Wanted(ids=ids, reason="x"))
+    made = take_down(release, [Entry("id", sample_id) for sample_id in ids]).new
+    assert made is not None
     assert last not in made.shards("train")
     assert not Path(made.path, "shards", last).exists()
     assert run_plantmix("verify", made.path, "--deep").returncode == 0
@@ -306,7 +311,8 @@ def alone(built: Path, tmp_path: Path) -> Release:
 
 def _empty_split(release: Release, split: str) -> Release:
     ids = release.samples(split)["sample_id"].to_pylist()
-    made = take_down(release, Wanted(ids=ids, reason="all of them"))
+    made = take_down(release, [Entry("id", sample_id, "all of them") for sample_id in ids]).new
+    assert made is not None
     assert split not in made.splits
     assert not Path(made.path, SPLIT_FOLDERS[split]).exists()
     assert run_plantmix("verify", made.path, "--deep").returncode == 0

@@ -8,8 +8,9 @@ from pathlib import Path
 from building import Web, release_of, run_plantmix, write_build_config
 
 from manifests.release import Release
+from manifests.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
-from pipeline.releases.takedown import Wanted, take_down
+from pipeline.releases.takedown import take_down
 from pipeline.vocabulary.taxa import MEMBER_NAMES
 
 WANTED = ["scientific", "common", "taxonomic", "sci", "com", "taxon", "sci_com", "taxon_com"]
@@ -41,7 +42,8 @@ def test_text_members_of_bioclip(web: Web, built: Path, tmp_path: Path) -> None:
     assert run_plantmix("verify", release.path, "--deep").returncode == 0
     assert all(f"`{name}`" in Path(release.path, "README.md").read_text(encoding="utf-8") for name in names)
     first = next(row for row in rows.values() if row["taxon_scientific_name"])
-    cut = take_down(release, Wanted(ids=[first["sample_id"]]))
+    cut = take_down(release, [Entry("id", first["sample_id"])]).new
+    assert cut is not None
     for shard in cut.shards("train"):
         before = dict(iter_samples(release.shard_path("train", shard)))
         after = dict(iter_samples(cut.shard_path("train", shard)))

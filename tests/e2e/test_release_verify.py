@@ -16,7 +16,8 @@ from building import Web, release_of, run_plantmix, write_build_config
 from manifests.errors import ConfigError
 from manifests.release import Release
 from manifests.storage import hash_file
-from pipeline.commands.verify import verify_release
+from pipeline.releases.checks import check_release
+from pipeline.releases.opening import open_release
 
 Change = Callable[[Path, dict[str, Any]], None]
 
@@ -97,7 +98,7 @@ def test_files_that_do_not_agree(folder: Path, change: Change, message: str) -> 
     change(folder, record)
     seal_again(folder, record)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        verify_release(str(folder), deep=False)
+        check_release(open_release(str(folder)), deep=False)
 
 
 @pytest.mark.parametrize("name", ["splits", "counts", "recipe"])
@@ -106,7 +107,7 @@ def test_a_record_that_is_not_whole(folder: Path, name: str) -> None:
     del record[name]
     (folder / "release.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(ConfigError, match=rf"release.json: not a whole record, .*{name}"):
-        verify_release(str(folder), deep=False)
+        check_release(open_release(str(folder)), deep=False)
 
 
 SHARDS = ["shards/*-000001.tar", "heldout/*-000000.tar"]
@@ -122,7 +123,7 @@ def test_one_changed_byte_is_found_and_named(folder: Path, name: str, deep: bool
     path.write_bytes(content)
     found = re.escape(f"{path.relative_to(folder)} has other content than when it was sealed")
     with pytest.raises(ConfigError, match=found):
-        verify_release(str(folder), deep=deep)
+        check_release(open_release(str(folder)), deep=deep)
 
 
 def test_those_are_all_kinds_of_files(folder: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_changed_record_is_found_in_its_work_folder(folder: Path) -> None:
     assert content.count('"radius": 4') == 1
     path.write_text(content.replace('"radius": 4', '"radius": 5'), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"release\.json is not the one that the catalogue knows"):
-        verify_release(str(folder), deep=True)
+        check_release(open_release(str(folder)), deep=True)
 
 
 def test_deep_compares_with_the_catalogue(folder: Path) -> None:
@@ -176,7 +177,7 @@ def test_deep_says_why_it_did_not_compare_with_the_catalogue(built: Path, folder
     shutil.copytree(folder, tmp_path / folder.name)
     alone = run_plantmix("verify", tmp_path / folder.name, "--deep")
     assert alone.returncode == 0, alone.stderr
-    assert "not compared with a catalogue: it lies in no work folder" in alone.stdout
+    assert "not compared with a catalogue: it is in no work folder" in alone.stdout
     (table,) = (folder.parents[1] / "tables/fetch").glob("facts-*.parquet")
     table.unlink()
     lost = run_plantmix("verify", folder, "--deep")
@@ -198,25 +199,26 @@ def test_deep_says_so_of_a_release_from_another_work_folder(web: Web, folder: Pa
     assert "the catalogue of this work folder does not know this release" in done.stdout
 
 
-def test_a_release_on_an_object_store(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_release_on_an_object_store(folder: Path, tmp_path: Path) -> None:
     import fsspec
 
-    from pipeline.commands.report import report_of
+    from manifests.takedowns import Entry
     from pipeline.releases.diff import compare
     from pipeline.releases.export import describe
-    from pipeline.releases.takedown import Wanted, take_down
+    from pipeline.releases.report import report_of
+    from pipeline.releases.takedown import take_down
 
     there = f"memory://{tmp_path.name}/{folder.name}"
     fs = fsspec.filesystem("memory")
     fs.put(str(folder), f"/{tmp_path.name}/{folder.name}", recursive=True)
-    assert verify_release(there, deep=True) == 0
-    assert "images decode" in capsys.readouterr().out
     release = Release.open(there)
-    assert report_of(release, None).encode() == (folder / "report.html").read_bytes()
+    assert check_release(release, deep=True).num_images == release.num_samples("train") + release.num_samples("heldout")
+    assert report_of(release).encode() == (folder / "report.html").read_bytes()
     assert f"{there}/shards/" in describe(release, "open_clip", None)
     first = release.samples("train", columns=["url", "sample_id"])["url"][0].as_py()
-    made = take_down(release, Wanted(urls=[first]))
-    assert verify_release(made.path, deep=True) == 0
+    made = take_down(release, [Entry("url", first)]).new
+    assert made is not None
+    assert check_release(made, deep=True).num_images == len(made.samples())
     assert sum(row["removed"] for row in compare(release, made)["domains"]) == 1
 
 

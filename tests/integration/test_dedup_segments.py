@@ -14,43 +14,36 @@ import pytest
 
 from manifests import tables
 from manifests.catalog import Catalog
-from manifests.records import Funnel, fingerprint
+from manifests.records import Funnel
 from pipeline.config import BuildConfig
 from pipeline.runner.runner import Runner
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage, Step
+from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup
-from pipeline.store.writing import write_table
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
-def fetched(hashes: Sequence[Hashes]) -> Stage:
+def fetched(hashes: Sequence[Hashes]) -> Stage[dict[str, Any]]:
     """A stage in the place of fetch that states these pHashes as facts, one table a source."""
     names = ["_".join(str(int(value)) for value in some[:3]) + f"_{len(some)}" for some in hashes]
 
-    def write(payload: dict[str, Any]) -> PartResult:
-        rows = payload["phash"]
+    def write(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        rows, name = inputs["phash"], inputs["name"]
         facts = {
-            "sample_id": [f"{payload['stem']}-{row:05d}" for row in range(len(rows))],
+            "sample_id": [f"source-{name}-{row:05d}" for row in range(len(rows))],
             "outcome": ["ok"] * len(rows),
             "phash": rows,
-            "pixels_sha256": [f"{payload['stem']}-{row // 2}" for row in range(len(rows))],  # every image twice
+            "pixels_sha256": [f"source-{name}-{row // 2}" for row in range(len(rows))],  # every image twice
         }
         table = pa.table({name: pa.array(facts.get(name, [None] * len(rows)), kind) for name, kind in SCHEMA})
-        path = f"tables/fetch/{payload['stem']}.parquet"
-        return PartResult((write_table(payload["workdir"], "facts", path, table, tables.FACTS),))
+        return PartResult((run.write("facts", f"tables/fetch/source-{name}.parquet", table, tables.FACTS),))
 
-    def plan(context: BuildContext) -> list[Part]:
-        return [
-            Part(
-                fingerprint({"fetch": name}), {"phash": some.tolist(), "stem": f"source-{name}", **context.execution()}
-            )
-            for name, some in zip(names, hashes, strict=True)
-        ]
+    def plan(_: dict[str, Any], run: StageRun[None]) -> list[Part[dict[str, Any]]]:
+        return [Part({"name": name, "phash": some.tolist()}) for name, some in zip(names, hashes, strict=True)]
 
-    def conclude(_: BuildContext) -> tuple[Funnel, dict[str, Any]]:
+    def conclude(_: dict[str, Any], run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
         num = sum(len(some) for some in hashes)
-        return Funnel(num, num), {"content": names}
+        return Funnel(num, num), {"content": "+".join(names)}
 
     return Stage("fetch", "facts", lambda _: {"names": names}, (Step("write", plan, write),), conclude)
 

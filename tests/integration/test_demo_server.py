@@ -69,7 +69,7 @@ def test_the_port_is_kept_while_it_is_free_and_replaced_when_it_is_not(web: Path
         other, running = find_port(tmp_path, port)
         assert other != port
         assert not running
-        with pytest.raises(ConfigError, match=f"port {port} on {HOST} cannot be had"), serving(tmp_path, port):
+        with pytest.raises(ConfigError, match=f"port {port} on {HOST} is taken"), serving(tmp_path, port):
             pass
     assert find_port(web, port) == (port, False)
 

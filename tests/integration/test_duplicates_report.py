@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ from PIL import Image
 
 from manifests.catalog import Catalog
 from manifests.reader import open_reader, read_status
-from pipeline.commands.explain import describe_life, find_lives
+from pipeline.answers.lives import find_lives
+from pipeline.commands.explain import describe_life
 from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
-from pipeline.sidefiles.contact_sheets import duplicates_section
+from pipeline.sidefiles.contact_sheets import Picture, collect_duplicates
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 
@@ -53,20 +53,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sheets_of(section: str) -> dict[str, int]:
-    """Title of every sheet -> how many pictures it shows."""
-    parts = re.split(r"<h3>(.*?)</h3>", section)[1:]
-    return {title: body.count("data:image/jpeg;base64,") for title, body in zip(parts[::2], parts[1::2], strict=True)}
+def shown(work: Path) -> dict[str, list[Picture]]:
+    """Title of every sheet -> the pictures that it shows."""
+    found = collect_duplicates(str(work))
+    assert found is not None
+    return {sheet.title: [picture for group in sheet.groups for picture in group] for sheet in found["sheets"]}
 
 
 def test_groups_and_pairs_inside_are_shown(pictures: Path, tmp_path: Path) -> None:
     build(pictures, tmp_path, radius=8)
-    section = duplicates_section(str(tmp_path), num_random=4, num_largest=2, num_pairs=6)
-    sheets = sheets_of(section)
-    assert 2 <= sheets.pop("Just inside the radius") <= 12  # some copies have the very hash of the original
-    assert sheets == {"Random groups": 12, "Largest groups": 6}
-    assert "10 images dropped as near_duplicate in favour of 5 images." in section
-    assert section == duplicates_section(str(tmp_path), num_random=4, num_largest=2, num_pairs=6)
+    sheets = {title: len(pictures) for title, pictures in shown(tmp_path).items() if pictures}
+    assert 2 <= sheets.pop("Just inside the radius") <= 20  # some copies have the very hash of the original
+    assert sheets == {"Random groups": 15, "Largest groups": 12}
+    found = collect_duplicates(str(tmp_path))
+    assert found is not None
+    assert found["dropped"] == [{"reason": "near_duplicate", "num": 10, "others": 5}]
+    assert found == collect_duplicates(str(tmp_path))
+    assert all(picture.jpg for pictures in shown(tmp_path).values() for picture in pictures)
 
 
 def test_explain_names_the_image_kept_instead_by_id_and_place(pictures: Path, tmp_path: Path) -> None:
@@ -85,18 +88,18 @@ def test_explain_names_the_image_kept_instead_by_id_and_place(pictures: Path, tm
 
 def test_pairs_just_outside_are_searched_for(pictures: Path, tmp_path: Path) -> None:
     build(pictures, tmp_path, radius=0)
-    section = duplicates_section(str(tmp_path))
-    assert sheets_of(section)["Just outside the radius"] >= 2
-    assert set(re.findall(r"stays, pHash distance (\d+)", section)) <= {"1", "2"}
+    outside = shown(tmp_path)["Just outside the radius"]
+    assert len(outside) >= 2
+    assert {picture.words for picture in outside[1::2]} <= {f"stays, pHash distance {bits}" for bits in (1, 2)}
 
 
-def test_a_picture_that_is_gone_is_an_empty_frame(pictures: Path, tmp_path: Path) -> None:
+def test_a_picture_that_is_gone_has_no_bytes(pictures: Path, tmp_path: Path) -> None:
     build(pictures, tmp_path, radius=8)
     for file in (tmp_path / "pool").glob("*.tar"):
         file.unlink()
-    section = duplicates_section(str(tmp_path))
-    assert "data:image" not in section
-    assert 'class="dup-gone"' in section
+    sheets = shown(tmp_path)
+    assert sheets["Random groups"]
+    assert not any(picture.jpg for pictures in sheets.values() for picture in pictures)
 
 
 def test_a_placeholder_is_named_and_shown(tmp_path: Path) -> None:
@@ -107,13 +110,13 @@ def test_a_placeholder_is_named_and_shown(tmp_path: Path) -> None:
         picture.putpixel((100, 100), (60 * number, 0, 0))
         picture.save(folder / f"none-{number}.png")
     build(folder, tmp_path / "work", placeholder_min_count=4)
-    assert sheets_of(duplicates_section(str(tmp_path / "work")))["pHashes shared by many images"] == 3
+    assert len(shown(tmp_path / "work")["pHashes shared by many images"]) == 3
     assert any(
         "placeholders: " in line and "(4 images)" in line
         for line in describe_status(read_status(str(tmp_path / "work")))
     )
 
 
-def test_before_the_search_it_says_so(pictures: Path, tmp_path: Path) -> None:
+def test_before_the_search_there_is_nothing_to_show(tmp_path: Path) -> None:
     Catalog.open(str(tmp_path)).__exit__(None, None, None)
-    assert "Not searched for yet" in duplicates_section(str(tmp_path))
+    assert collect_duplicates(str(tmp_path)) is None

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from manifests.errors import ConfigError
+from pipeline.answers.estimates import estimate, host_times, stored_bytes
 from pipeline.cli import main
-from pipeline.commands.estimate import describe, estimate, host_times, stored_bytes
+from pipeline.commands.estimate import describe
 from pipeline.config import BuildConfig
 from pipeline.fetching.head import ask_sizes
 from pipeline.fetching.settings import NetworkSettings
@@ -129,7 +130,7 @@ def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "391 distinct addresses on 3 hosts" in text
     assert "1 invalid_url, 1 missing_url" in text
     assert "slowest host slow.org: 0.17 h" in text
-    assert "1 pictures of 5 kB lie here already" in text
+    assert "1 pictures of 5 kB are on this machine" in text
 
 
 def test_repeated_records_are_told(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
     assert found["bytes"]["download"] == 7 * 2000
     assert {method for _, method, path_ in server.seen if path_ != "/robots.txt"} == {"HEAD"}
     assert "/private/1.jpg" not in {path_ for *_, path_ in server.seen}
-    assert any("7 addresses for their size, 3 told it" in line for line in describe(found))
+    assert any("7 addresses for their size, 3 gave it" in line for line in describe(found))
     assert not any("not enough" in line for line in describe(found))
     found["disk"]["needed_bytes"] = found["disk"]["free_bytes"] + 1
     assert any("not enough" in line for line in describe(found))

@@ -19,13 +19,16 @@ from manifests import tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
-from pipeline.commands.build import check_config
-from pipeline.commands.explain import describe_life, find_lives
+from pipeline.answers.lives import find_lives
+from pipeline.answers.preflight import check_config
+from pipeline.commands.explain import describe_life
 from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import BuildReport, Runner
-from pipeline.stages.dedup_evaluation import find_leaks
+from pipeline.runner.work import Execution
+from pipeline.stages.dedup_evaluation import LeakInputs, find_leaks
+from pipeline.store.files import Files
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 EVALUATED, CLEAN = PHOTOS[:12], PHOTOS[12:]
@@ -152,7 +155,7 @@ def test_another_radius_measures_nothing(built: tuple[Path, BuildReport], pictur
     report = build(config_of(pictures, workdir, [held]))
     assert report.redone[0] == "dedup"
     new = part_steps(workdir)[len(before) :]
-    assert sorted(new) == ["collect", "leaks"]
+    assert sorted(new) == ["leaks"]
     leaks = dropped(workdir)
     assert sum(how == "bytes" for _, how in leaks.values()) == 3
     assert not any(how == "mirrored" for _, how in leaks.values())
@@ -237,19 +240,10 @@ def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extr
     hashes = np.unique(np.array(list(pool.values()), np.uint64))
     pq.write_table(pa.table({"phash": pa.array(hashes, pa.uint64())}), tmp_path / "segment.parquet")
     pq.write_table(tables.CANDIDATES.empty_table(), tmp_path / "candidates.parquet")
-    files = {name: [str(tmp_path / f"{name}.parquet")] for name in (*schemas, "candidates")}
+    files = {name: Files((str(tmp_path / f"{name}.parquet"),)) for name in (*schemas, "candidates")}
     sets = [{"name": "set", "radius": 6, "mirrored": True}]
-    result = find_leaks(
-        {
-            **files,
-            "segments": [str(tmp_path / "segment.parquet")],
-            "sets": sets,
-            "named": [],
-            "stem": "x",
-            "workdir": str(tmp_path),
-            "memory_gb": 1,
-        }
-    )
+    inputs = LeakInputs(**files, segments=Files((str(tmp_path / "segment.parquet"),)), sets=tuple(sets), named=())
+    result = find_leaks(inputs, Execution(str(tmp_path), 1, "x", None))
     return pq.read_table(result.files[0].temp).to_pylist()
 
 

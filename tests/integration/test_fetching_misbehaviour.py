@@ -16,6 +16,7 @@ from misbehaving.registry import BEHAVIOURS, documented_table
 from misbehaving.server import MisbehavingServer
 from PIL import Image
 
+from manifests import __version__
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS
 from pipeline.fetching.addresses import system_lookup
@@ -153,7 +154,7 @@ def test_retry_after_is_kept_in_both_forms(fetched):
 
 
 def test_every_request_says_who_asks(fetched):
-    assert {r.headers["user-agent"] for r in fetched["log"]} == {"PlantMix/0.1 (tests@example.org)"}
+    assert {r.headers["user-agent"] for r in fetched["log"]} == {f"PlantMix/{__version__} (tests@example.org)"}
 
 
 def test_exif_orientations_store_the_turned_size(fetched):

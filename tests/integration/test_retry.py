@@ -164,18 +164,18 @@ def test_outcomes_can_be_named(tmp_path: Path, web: Web, capsys: pytest.CaptureF
     assert web.asked() == {"2": 1}
     capsys.readouterr()
     assert main(["retry", str(work), "--outcome", "read_timeout", "--outcome", "dns_failure"]) == 0
-    assert "nothing to retry: of 12 rows none ended for dns_failure or read_timeout" in capsys.readouterr().out
+    assert "nothing to retry: of 12 rows none failed for dns_failure or read_timeout" in capsys.readouterr().out
     assert web.asked() == {}
     assert main(["retry", str(work), "--outcome", "http_5xx"]) == 0
     assert web.asked() == {"1": 1}
     assert main(["retry", str(work)]) == 0
-    assert "nothing to retry: of 12 rows none ended for a passing reason" in capsys.readouterr().out
+    assert "nothing to retry: of 12 rows none failed for a reason that may pass" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--outcome", "http_404"], "http_404 is final: asking again is useless, or rude; what may be retried: body_"),
+        (["--outcome", "http_404"], "http_404 is final: asking again would not help; what may be retried: body_"),
         (["--outcome", "sunspots"], "--outcome sunspots is no outcome"),
         ([], "no catalogue"),
     ],

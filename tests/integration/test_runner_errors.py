@@ -22,15 +22,15 @@ from manifests.reader import open_reader, read_status
 from manifests.records import Funnel
 from pipeline.runner.executing import InlineExecutor
 from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import PartResult
+from pipeline.runner.work import Execution, PartResult
 
 # ---- errors are policies
 
 
 def test_a_passing_fault_is_tried_again(tmp_path: Path, trace: Path, executor: Any) -> None:
-    def behave(payload: dict[str, Any], before: int) -> None:
+    def behave(inputs: dict[str, Any], before: int) -> None:
 
-        if payload["place"] == 2 and before < 2:
+        if inputs["place"] == 2 and before < 2:
             raise RetryableError("the network had a moment")
 
     report = run(tmp_path / "w", executor, stage_of(traced(behave), trace=str(trace)))
@@ -42,12 +42,12 @@ def test_a_passing_fault_is_tried_again(tmp_path: Path, trace: Path, executor: A
 
 
 def test_a_fault_that_stays_fails_its_part_and_keeps_the_others(tmp_path: Path, trace: Path, executor: Any) -> None:
-    def behave(payload: dict[str, Any], before: int) -> None:
+    def behave(inputs: dict[str, Any], before: int) -> None:
         from manifests.errors import PartError
 
-        if payload["place"] == 1:
+        if inputs["place"] == 1:
             raise RetryableError("the network never comes back")
-        if payload["place"] == 4:
+        if inputs["place"] == 4:
             raise PartError("this one cannot be done")
 
     stage = stage_of(traced(behave), trace=str(trace))
@@ -62,8 +62,8 @@ def test_a_fault_that_stays_fails_its_part_and_keeps_the_others(tmp_path: Path, 
 
 
 def test_a_defect_in_one_part_is_told_and_costs_only_that_part(tmp_path: Path, executor: Any) -> None:
-    def behave(payload: dict[str, Any]) -> None:
-        if payload["place"] == 3:
+    def behave(inputs: dict[str, Any]) -> None:
+        if inputs["place"] == 3:
             {}["no such key"]
 
     with pytest.raises(
@@ -74,8 +74,8 @@ def test_a_defect_in_one_part_is_told_and_costs_only_that_part(tmp_path: Path, e
 
 
 def test_a_full_disk_is_a_passing_fault(tmp_path: Path, trace: Path) -> None:
-    def behave(payload: dict[str, Any], before: int) -> None:
-        if payload["place"] == 0:
+    def behave(inputs: dict[str, Any], before: int) -> None:
+        if inputs["place"] == 0:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(PartError, match=r"OSError: \[Errno 28\] No space left on device"):
@@ -85,8 +85,8 @@ def test_a_full_disk_is_a_passing_fault(tmp_path: Path, trace: Path) -> None:
 
 @pytest.mark.parametrize("kind", [IntegrityError, ConfigError, RunError])
 def test_some_errors_stop_at_once(tmp_path: Path, trace: Path, kind: type[Exception]) -> None:
-    def behave(payload: dict[str, Any], before: int) -> None:
-        if payload["place"] == 2:
+    def behave(inputs: dict[str, Any], before: int) -> None:
+        if inputs["place"] == 2:
             raise kind("pool/a.tar is not what was stored")
 
     with pytest.raises(kind, match=r"pool/a\.tar"):
@@ -96,10 +96,10 @@ def test_some_errors_stop_at_once(tmp_path: Path, trace: Path, kind: type[Except
 
 
 def test_an_integrity_error_in_a_ray_worker_stops_the_build(tmp_path: Path, ray_executor: RayExecutor) -> None:
-    def behave(payload: dict[str, Any]) -> None:
+    def behave(inputs: dict[str, Any]) -> None:
         from manifests.errors import IntegrityError
 
-        raise IntegrityError(f"part {payload['place']} is not what was stored")
+        raise IntegrityError(f"part {inputs['place']} is not what was stored")
 
     with pytest.raises(IntegrityError, match=r"part \d+ is not what was stored"):
         run(tmp_path, SharedRay(ray_executor), stage_of(square_work(behave), 20))
@@ -107,7 +107,7 @@ def test_an_integrity_error_in_a_ray_worker_stops_the_build(tmp_path: Path, ray_
 
 
 def test_counts_that_do_not_add_up_are_never_committed(tmp_path: Path) -> None:
-    def work(payload: dict[str, Any]) -> PartResult:
+    def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
         return PartResult((), Funnel(5, 3, {"odd": 1}))
 
     with pytest.raises(IntegrityError, match="square work: 5 rows came in, but 3 kept \\+ 1 dropped do not add up"):
@@ -117,8 +117,8 @@ def test_counts_that_do_not_add_up_are_never_committed(tmp_path: Path) -> None:
 
 
 def test_a_stop_in_the_middle_keeps_what_is_committed(tmp_path: Path, trace: Path) -> None:
-    def behave(payload: dict[str, Any], before: int) -> None:
-        if payload["place"] == 3 and before == 0:
+    def behave(inputs: dict[str, Any], before: int) -> None:
+        if inputs["place"] == 3 and before == 0:
             raise KeyboardInterrupt
 
     stage = stage_of(traced(behave), trace=str(trace))

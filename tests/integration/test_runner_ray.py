@@ -17,6 +17,7 @@ from running import (
     NUM_WORKERS,
     SharedRay,
     config_of,
+    jobs_of,
     run,
     square_work,
     stage_of,
@@ -28,10 +29,10 @@ from running import (
 from manifests.catalog import Catalog
 from manifests.errors import PartError
 from manifests.records import Funnel
-from pipeline.runner.executing import InlineExecutor
+from pipeline.runner.executing import InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.runner import Runner
-from pipeline.runner.work import Part, PartResult
+from pipeline.runner.work import Execution, PartResult
 
 # ---- Ray
 
@@ -40,17 +41,17 @@ from pipeline.runner.work import Part, PartResult
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, ray_executor: RayExecutor, way: str) -> None:
     kill = int(signal.SIGKILL)
 
-    def behave(payload: dict[str, Any], before: int) -> None:
+    def behave(inputs: dict[str, Any], before: int) -> None:
 
-        if payload["place"] == 1 and before == 0:
-            if payload["way"] == "exit":
+        if inputs["place"] == 1 and before == 0:
+            if inputs["way"] == "exit":
                 os._exit(7)
             os.kill(os.getpid(), kill)
 
     work = traced(behave)
 
-    def with_way(payload: dict[str, Any]) -> PartResult:
-        return work({**payload, "way": way})
+    def with_way(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        return work({**inputs, "way": way}, run)
 
     report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(with_way, trace=str(trace)))
     assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
@@ -62,9 +63,9 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, ray_executo
 def test_a_worker_that_always_dies_fails_its_part(
     tmp_path: Path, trace: Path, ray_executor: RayExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def behave(payload: dict[str, Any], before: int) -> None:
+    def behave(inputs: dict[str, Any], before: int) -> None:
 
-        if payload["place"] == 0:
+        if inputs["place"] == 0:
             os._exit(1)
 
     with (
@@ -86,18 +87,18 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
         def __init__(self, remote: Any) -> None:
             self._remote = remote
 
-        def remote(self, work: Any, part: Part) -> Any:
-            sent.append(part.key)
-            return self._remote.remote(work, part)
+        def remote(self, work: Any, job: Job) -> Any:
+            sent.append(job.key)
+            return self._remote.remote(work, job)
 
-    def work(payload: dict[str, Any]) -> PartResult:
-        return PartResult((), None, {"place": payload})
+    def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        return PartResult((), None, {"place": inputs})
 
     executor, original = ray_executor, ray_executor._remote
     executor._remote = Counting(original)
     try:
         ended = 0
-        for done in executor.run(work, [Part(str(number), {}) for number in range(30)]):
+        for done in executor.run(work, jobs_of([{}] * 30)):
             assert done.error is None
             most = max(most, len(sent) - ended)
             ended += 1
@@ -111,15 +112,17 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
 ONE_WORKER_OF_A_CLUSTER = """
 import sys, time
 from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import Part, PartResult
+from pipeline.runner.executing import Job
+from pipeline.runner.work import Execution, Part, PartResult
 
-def work(payload):
+def work(inputs, run):
     started = time.time()
     time.sleep(0.2)
     return PartResult((), None, {"span": (started, time.time())})
 
+jobs = [Job(str(n), Part({}), Execution("", 1.0, str(n), None)) for n in range(6)]
 executor = RayExecutor(1, sys.argv[1])
-spans = [done.result.notes["span"] for done in executor.run(work, [Part(str(n), {}) for n in range(6)])]
+spans = [done.result.notes["span"] for done in executor.run(work, jobs)]
 executor.close()
 print(spans)
 """
@@ -147,11 +150,10 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
 
     shared = executor.share(Counter)
 
-    def work(payload: dict[str, Any]) -> PartResult:
-        return PartResult((), None, {"seen": payload["shared"].exchange(1, None)})
+    def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        return PartResult((), None, {"seen": run.shared.exchange(1, None)})
 
-    parts = [Part(str(number), {"shared": shared}) for number in range(8)]
-    seen = [done.result.notes["seen"] for done in executor.run(work, parts)]
+    seen = [done.result.notes["seen"] for done in executor.run(work, jobs_of([{}] * 8, shared=shared))]
     assert sorted(seen) == list(range(1, 9))
 
 

@@ -24,10 +24,11 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, StageRecord
-from pipeline.commands.build import check_order, check_writable, find_stage
-from pipeline.runner.executing import Done, InlineExecutor
+from pipeline.answers.preflight import check_writable
+from pipeline.commands.build import check_order, find_stage
+from pipeline.runner.executing import Done, InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import BuildContext, Part, PartResult, Stage
+from pipeline.runner.work import Execution, PartResult, Stage, StageRun
 
 # ---- the same, whoever runs it
 
@@ -53,8 +54,8 @@ def test_inline_and_ray_write_identical_tables(tmp_path: Path, ray_executor: Ray
 
 def test_order_of_completion_changes_nothing(tmp_path: Path) -> None:
     class Backwards(InlineExecutor):
-        def run(self, work: Any, parts: Sequence[Part], gpus: float | None = None) -> Iterator[Done]:
-            return super().run(work, list(reversed(parts)), gpus)
+        def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
+            return super().run(work, list(reversed(jobs)), gpus)
 
     found = {}
     for name, executor in (("forth", InlineExecutor()), ("back", Backwards())):
@@ -142,7 +143,7 @@ def test_first_and_last(tmp_path: Path) -> None:
     assert run(tmp_path, InlineExecutor(), *flow, first="third").redone == ("third",)
     with pytest.raises(ConfigError, match="no stage 'fourth'; the flow is first, second, third"):
         find_stage(flow, "fourth", "--to")
-    with pytest.raises(ConfigError, match="--from third lies behind --to first; the flow is first, second, third"):
+    with pytest.raises(ConfigError, match="--from third comes after --to first; the flow is first, second, third"):
         check_order(flow, "third", "first")
     for span in (("first", "third"), ("second", "second"), (None, "first"), ("third", None)):
         check_order(flow, *span)
@@ -151,19 +152,19 @@ def test_first_and_last(tmp_path: Path) -> None:
 def test_a_fresh_stage_is_what_a_later_build_will_find(tmp_path: Path) -> None:
     """Reasons of no row and Python's tuples would else get into a release or not, as the build was killed or not."""
 
-    def work(payload: dict[str, Any]) -> PartResult:
+    def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
         return PartResult((), Funnel(5, 5, {"odd": 0}))
 
     stage = stage_of(work)
-    stage = Stage(stage.name, "", stage.identity, stage.steps, lambda c: (stage_funnel(c), {"z": (1, 2), "a": 1}))
+    stage = Stage(stage.name, "", stage.inputs, stage.steps, lambda _, run: (stage_funnel(run), {"z": (1, 2), "a": 1}))
     fresh, reused = (run(tmp_path, InlineExecutor(), stage).stages["square"] for _ in range(2))
     assert fresh == reused
     assert fresh.funnel.reasons == {}
     assert list(fresh.notes) == list(reused.notes)
 
 
-def stage_funnel(context: BuildContext) -> Funnel:
-    return sum((part.funnel for part in context.own_parts("work") if part.funnel), Funnel(0, 0))
+def stage_funnel(run: StageRun[None]) -> Funnel:
+    return sum((part.funnel for part in run.parts("work") if part.funnel), Funnel(0, 0))
 
 
 # ---- status and places
@@ -172,7 +173,7 @@ def stage_funnel(context: BuildContext) -> Funnel:
 def test_status_follows_the_run(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
-    def behave(payload: dict[str, Any]) -> None:
+    def behave(inputs: dict[str, Any]) -> None:
         status = tmp_path / "status.json"
         seen.append(read_status(str(tmp_path)) if status.exists() else {})
 

@@ -10,44 +10,48 @@ import pytest
 
 from manifests.errors import ConfigError
 from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import Part, PartResult
+from pipeline.runner.work import Execution, PartResult
 
 LOADED: list[str] = []
 
 
-def _note_load(payload: dict[str, Any]) -> PartResult:
+def _note_load(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
     """Load "the model" once a process, and say in whose process this part was done."""
-    if payload.get("die") and not Path(payload["die"]).exists():
-        Path(payload["die"]).touch()
+    if inputs.get("die") and not Path(inputs["die"]).exists():
+        Path(inputs["die"]).touch()
         os._exit(1)
     if not LOADED:
         LOADED.append("model")
-        with Path(payload["log"]).open("a") as stream:
+        with Path(inputs["log"]).open("a") as stream:
             stream.write(f"{os.getpid()}\n")
     return PartResult(notes={"pid": os.getpid()})
 
 
 def test_a_model_is_loaded_once_a_worker_and_a_lost_worker_comes_back(tmp_path: Path) -> None:
+    from running import jobs_of  # not at the top: Ray's workers import this file, and cannot import that one
+
     executor = RayExecutor(2, None)
     try:
-        parts = [Part(str(number), {"log": str(tmp_path / "loads")}) for number in range(12)]
-        done = list(executor.run(_note_load, parts, gpus=0.0))
-        assert sorted(int(one.part.key) for one in done) == list(range(12))
+        jobs = jobs_of([{"log": str(tmp_path / "loads")}] * 12)
+        done = list(executor.run(_note_load, jobs, gpus=0.0))
+        assert sorted(int(one.job.key) for one in done) == list(range(12))
         pids = {one.result.notes["pid"] for one in done if one.result}
         loads = (tmp_path / "loads").read_text().split()
         assert len(loads) == len(pids) <= 2
 
-        parts = [
-            Part(str(number), {"log": str(tmp_path / "l2"), "die": str(tmp_path / "dead") if number == 3 else None})
-            for number in range(6)
-        ]
-        done = list(executor.run(_note_load, parts, gpus=0.0))
+        jobs = jobs_of(
+            [
+                {"log": str(tmp_path / "l2"), "die": str(tmp_path / "dead") if number == 3 else None}
+                for number in range(6)
+            ]
+        )
+        done = list(executor.run(_note_load, jobs, gpus=0.0))
         assert len(done) == 6
-        failed = [one.part.key for one in done if one.error is not None]
+        failed = [one.job.key for one in done if one.error is not None]
         assert "3" in failed, "the part that killed its worker is told, for another try"
-        again = list(executor.run(_note_load, [part for part in parts if part.key in failed], gpus=0.0))
+        again = list(executor.run(_note_load, [job for job in jobs if job.key in failed], gpus=0.0))
         assert all(one.error is None for one in again)
         with pytest.raises(ConfigError, match="a worker needs 1 GPU and Ray sees 0; set the device to cpu"):
-            list(executor.run(_note_load, parts, gpus=1.0))
+            list(executor.run(_note_load, jobs, gpus=1.0))
     finally:
         executor.close()

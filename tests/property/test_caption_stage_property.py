@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from manifests import tables
 from pipeline.captions.settings import CaptionSettings
-from pipeline.stages.caption import judge, measure
+from pipeline.runner.work import Execution
+from pipeline.stages.caption import JudgeInputs, MeasureInputs, judge, measure
+from pipeline.store.files import Files, RowGroup
 
 SETTINGS = CaptionSettings.model_validate(
     {
@@ -52,10 +54,11 @@ def run_stage(folder: Path, rows: list[dict[str, Any]], cuts: list[int]) -> tupl
             picked = [{k: v for k, v in row.items() if k in schema.names} for row in full[start:stop]]
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}-{number}.parquet")
             files[name].append(str(folder / f"{name}-{number}.parquet"))
-        payload = {"candidates": files["candidates"][-1], "row_group": 0, "names": None, "settings": SETTINGS,
-                   "stem": str(number), "workdir": str(folder)}  # fmt: skip
-        files["captions"].append(measure(payload).files[0].temp)
-    result = judge({**files, "settings": SETTINGS, "stem": "x", "workdir": str(folder), "memory_gb": 0.5})
+        rows_of = RowGroup(files["candidates"][-1], 0, "")
+        inputs = MeasureInputs(rows_of, Files(), SETTINGS.clean, SETTINGS.measure)
+        files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
+    tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
+    result = judge(JudgeInputs(**tables_of, rules=SETTINGS.rules), Execution(str(folder), 0.5, "x", None))
     (verdicts,) = result.files
     return verdicts.sha256, result.funnel, pq.read_table(verdicts.temp).to_pylist()
 

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from manifests import tables
 from manifests.errors import ConfigError
 from pipeline.quotas.allocation import Pool, allocate, allocate_by_size, apportion
-from pipeline.stages.mix import Stratum, draw
+from pipeline.runner.work import Execution
+from pipeline.stages.mix import MixInputs, Stratum, draw
 from pipeline.stages.select import choose_representatives
+from pipeline.store.files import Files
 from pipeline.store.sql import facet
 from pipeline.store.tar import ArchiveWriter, member_header
 
@@ -288,16 +290,14 @@ def run_draw(
         for name, schema in (("candidates", tables.CANDIDATES), ("decisions", tables.DECISIONS)):
             picked = [{key: value for key, value in row.items() if key in schema.names} for row in rows]
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), Path(folder, f"{name}.parquet"))
-        payload = {
-            "candidates": [f"{folder}/candidates.parquet"],
-            "decisions": [f"{folder}/decisions.parquet"],
-            "strata": strata or [Stratum(domain, None, *numbers) for domain, numbers in quotas.items()],
-            "seed": seed,
-            "stem": "x",
-            "workdir": folder,
-            "memory_gb": 0.5,
-        }
-        result = draw(payload)
+        inputs = MixInputs(
+            candidates=Files((f"{folder}/candidates.parquet",)),
+            decisions=Files((f"{folder}/decisions.parquet",)),
+            strata=tuple(strata or [Stratum(domain, None, *numbers) for domain, numbers in quotas.items()]),
+            mixture={},
+            seed=seed,
+        )
+        result = draw(inputs, Execution(folder, 0.5, "x", None))
         assert result.funnel is not None
         result.funnel.check("mix")
         drawn: list[dict[str, Any]] = pq.read_table(result.files[0].temp).to_pylist()

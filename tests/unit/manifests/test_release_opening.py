@@ -69,7 +69,7 @@ def test_opens_by_its_folder(tmp_path: Path) -> None:
     assert Path(release.shard_path("heldout", "demo-heldout-000000.tar")).is_file()
     assert release.samples().num_rows == 4
     assert release.samples("train")["position"].to_pylist() == [0, 1, 0]
-    assert [*release.wrong_sizes(), *release.wrong_hashes(), *release.strangers()] == []
+    assert [*release.wrong_sizes(), *release.wrong_hashes(), *release.unknown_files()] == []
 
 
 @pytest.mark.parametrize("by", ["work", "work/releases", "work/releases/demo-abc", "work/releases/demo-abc/"])
@@ -131,10 +131,10 @@ def test_other_content_of_the_same_size_is_found_by_hashes(tmp_path: Path) -> No
     assert list(release.wrong_hashes()) == ["shards/demo-000001.tar has other content than when it was sealed"]
 
 
-def test_strangers_are_named(tmp_path: Path) -> None:
+def test_files_that_the_record_does_not_know_are_named(tmp_path: Path) -> None:
     folder = sealed(tmp_path / "demo-abc")
     (folder / "shards" / "mine.txt").write_text("x")
-    assert list(Release.open(str(folder)).strangers()) == ["shards/mine.txt is not part of the release"]
+    assert list(Release.open(str(folder)).unknown_files()) == ["shards/mine.txt is not part of the release"]
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_opens_from_an_object_store(tmp_path: Path) -> None:
     memory.put(str(folder), f"/{tmp_path.name}/demo-abc", recursive=True)
     release = Release.open(f"memory://{tmp_path.name}/demo-abc")
     assert release.samples("heldout").num_rows == 1
-    assert [*release.wrong_hashes(), *release.strangers()] == []
+    assert [*release.wrong_hashes(), *release.unknown_files()] == []
     memory.rm(f"/{tmp_path.name}/demo-abc/shards/demo-000000.tar")
     with pytest.raises(IntegrityError, match="is missing"):
         Release.open(f"memory://{tmp_path.name}/demo-abc")

@@ -45,7 +45,7 @@ def test_the_exit_code_of_a_failed_command_becomes_ours(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     _install(tmp_path, "plantmix", 'echo "disk is full" >&2; exit 3')
     with pytest.raises(
-        demo.CommandError, match=r"`plantmix build x` failed with exit code 3; its own message"
+        demo.CommandError, match=r"`plantmix build x` failed with exit code 3; see its own message"
     ) as caught:
         demo.run_command("plantmix", "build", "x")
     assert caught.value.exit_code == 3

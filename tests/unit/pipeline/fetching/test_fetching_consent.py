@@ -92,6 +92,18 @@ def test_groups_of_one_agent_are_joined_and_ties_allow():
     assert ALLOW_ALL.allows("/a")
 
 
+def test_names_are_compared_whole():
+    body = b"User-agent: plant\nUser-agent: plantmix-images\nAllow: /\n\nUser-agent: *\nDisallow: /\n"
+    assert not parse_robots(body, "plantmix").allows("/a")
+    assert parse_robots(body, "plant").allows("/a")
+
+
+def test_path_that_begins_with_two_slashes_is_a_path():
+    rules = parse_robots(b"User-agent: *\nDisallow: //x\n", "plantmix")
+    assert not rules.allows("//x.jpg")
+    assert rules.allows("/x.jpg")
+
+
 def test_many_stars_stay_fast():
     rules = parse_robots(b"User-agent: *\nDisallow: /" + b"*a" * 2000 + b"b$", "plantmix")
     assert rules.allows("/" + "a" * 50_000)

@@ -1,20 +1,21 @@
-"""The seams of img2dataset, the pool file, the settings, the life of a visit."""
+"""A part from rows to facts, the settings, the life of a visit."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import tarfile
-import types
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from manifests import __version__
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
 from manifests.tables import FACTS
-from pipeline.fetching import decoding, engine, img2dataset_engine
+from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
@@ -22,8 +23,7 @@ from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
-from pipeline.fetching.visits import Again, Download, Visit, host_result, next_step, robots_verdict
-from pipeline.store.pool_file import PoolFile
+from pipeline.fetching.visits import AskAgain, Download, Visit, host_result, next_step, robots_verdict
 
 LOCAL = FetchSettings(network=NetworkSettings(allow_private_addresses=True, robots_txt=False, retries=0))
 
@@ -32,7 +32,7 @@ def fetch(rows, pool, settings=LOCAL):
     return fetch_rows(rows, settings, HostGate(settings.network), pool)
 
 
-# ---- img2dataset's seams
+# ---- a part
 
 
 def test_part_without_rows_and_part_without_pictures(tmp_path):
@@ -46,38 +46,25 @@ def test_part_without_rows_and_part_without_pictures(tmp_path):
         assert tar.getnames() == []
 
 
-def test_loading_img2dataset_brings_in_neither_torch_nor_network(tmp_path):
-    import subprocess
-
+def test_our_own_engine_imports_nothing_of_img2dataset(tmp_path):
     code = (
-        "import sys; from pipeline.fetching import img2dataset_engine as e; e._load('downloader');"
-        "print([m for m in ('torch', 'cv2', 'albumentations', 'pandas', 'wandb', 'img2dataset') if m in sys.modules])"
+        "import sys; from pipeline.fetching.engine import fetch_rows; from pipeline.fetching.hosts import HostGate;"
+        "from pipeline.fetching.settings import FetchSettings; settings = FetchSettings();"
+        f"fetch_rows([('a' * 32, 'ftp://a')], settings, HostGate(settings.network), {str(tmp_path / 'p.tar')!r});"
+        "print([m for m in ('img2dataset', 'torch', 'cv2', 'albumentations', 'wandb') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (out.stdout, out.stderr) == ("[]\n", "")
 
 
-def test_img2dataset_without_the_seams_is_refused_by_name(monkeypatch):
-    class Downloader:
-        def __init__(self, sample_writer_class, resizer):
-            pass
-
-        def download_shard(self, row):
-            return row
-
-    monkeypatch.setattr(img2dataset_engine, "_load", lambda _: types.SimpleNamespace(Downloader=Downloader))
-    with pytest.raises(RunError, match=r"img2dataset 1\..* does not fit: .*ThreadPool.*thread_count.*pip install"):
-        img2dataset_engine.make_downloader(None)
+def test_img2dataset_is_imported_in_the_file_of_its_engine_alone():
+    importing = re.compile(r"^\s*(import|from) img2dataset\b", re.MULTILINE)
+    package = Path(engine.__file__).parents[1]
+    found = [path for path in package.rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(package).as_posix() for path in found] == ["fetching/img2dataset_engine.py"]
 
 
-def test_img2dataset_itself_stays_as_it_is(tmp_path):
-    fetch([("a" * 32, "ftp://a")], tmp_path / "p.tar")
-    module = img2dataset_engine._load("downloader")
-    assert module.ThreadPool.__module__ == "multiprocessing.pool"
-    assert module.Semaphore.__module__ == "threading"
-
-
-def test_defect_in_resizer_or_writer_ends_the_part_instead_of_losing_a_row(tmp_path, monkeypatch):
+def test_defect_in_measuring_ends_the_part_instead_of_losing_a_row(tmp_path, monkeypatch):
     picture = Download(Outcome.OK, "", 200, 1, "a", "http://a/", (), b"body")
 
     class Finished:
@@ -111,28 +98,6 @@ def test_row_without_a_fact_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "Decoders", Forgetful)
     with pytest.raises(RunError, match=f"1 of 2 rows ended without a fact, the first is {'b' * 32}"):
         fetch([("a" * 32, "http://localhost/"), ("b" * 32, "http://localhost/")], tmp_path / "p.tar")
-
-
-# ---- pool file
-
-
-@given(st.dictionaries(st.text("abcdef0123456789", min_size=1, max_size=32), st.binary(max_size=2000), max_size=8))
-def test_pool_file_is_a_tar_whatever_the_order(tmp_path_factory, pictures):
-    folder = tmp_path_factory.mktemp("pool")
-    written = []
-    for n, names in enumerate((list(pictures), list(reversed(pictures)))):
-        pool = PoolFile(folder / f"{n}.tar")
-        for name in names:
-            pool.add(name, pictures[name])
-        places = pool.close()
-        raw = (folder / f"{n}.tar").read_bytes()
-        written.append(raw)
-        assert {name: raw[at : at + length] for name, (at, length) in places.items()} == pictures
-        with tarfile.open(folder / f"{n}.tar") as tar:
-            found = [(m.name, m.mtime, m.mode, m.offset_data, tar.extractfile(m).read()) for m in tar]
-        assert found == [(f"{name}.jpg", 0, 0o644, places[name][0], pictures[name]) for name in sorted(pictures)]
-    assert written[0] == written[1]
-    assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "1.tar"]
 
 
 # ---- settings
@@ -182,7 +147,7 @@ def test_first_fitting_override_counts():
 
 def test_user_agent_names_the_contact():
     settings = NetworkSettings(contact="https://example.org/bot")
-    assert settings.user_agent_header == "PlantMix/0.1 (https://example.org/bot)"
+    assert settings.user_agent_header == f"PlantMix/{__version__} (https://example.org/bot)"
     assert settings.agent_token == "plantmix"
     settings.require_contact(["http://example.org/"])
     NetworkSettings().require_contact(["http://127.0.0.1:1/", "http://localhost/", "nonsense", "http://[x", "ftp://a"])
@@ -204,7 +169,7 @@ def test_only_failures_that_may_pass_soon_are_tried_again(outcome):
     step = next_step(visit(), Answer(outcome, "why", body=body), NETWORK, lambda: 0.5)
     later = (Outcome.DEADLINE_EXCEEDED, Outcome.HOST_UNAVAILABLE, Outcome.FILE_MISSING, Outcome.FILE_UNREADABLE)
     tried = outcome.passing and outcome not in later
-    assert isinstance(step, Again) is tried
+    assert isinstance(step, AskAgain) is tried
     if not tried:
         assert (step.outcome, step.body, step.final_url) == (outcome, body, "http://a.org/x")
     last = next_step(visit(attempts=3), Answer(outcome, "why", body=body), NETWORK)
@@ -223,10 +188,10 @@ def test_pauses_between_attempts_double_with_jitter():
 
 def test_retry_begins_at_the_first_url():
     row = visit()
-    assert next_step(row, Answer(Outcome.OK, http_status=302, location="http://b.org/y"), NETWORK) == Again(0.0)
+    assert next_step(row, Answer(Outcome.OK, http_status=302, location="http://b.org/y"), NETWORK) == AskAgain(0.0)
     assert row.target.url == "http://b.org/y"
     next_step(row, Answer(Outcome.HTTP_5XX, http_status=500), NETWORK)
-    assert (row.target.url, row.hops) == ("http://a.org/x", 0)
+    assert (row.target.url, row.num_redirects) == ("http://a.org/x", 0)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +203,9 @@ def test_retry_begins_at_the_first_url():
         (Answer(Outcome.HTTP_5XX, http_status=503), "busy"),
         (Answer(Outcome.HTTP_5XX, http_status=500), "answered"),
         (Answer(Outcome.HTTP_5XX, http_status=500, retry_after_seconds=3), "busy"),
-        (Answer(Outcome.DNS_FAILURE, asked=False), "unreachable"),
+        (Answer(Outcome.DNS_FAILURE, was_sent=False), "unreachable"),
         (Answer(Outcome.CONNECTION_RESET), "unreachable"),
-        (Answer(Outcome.REFUSED_TARGET, asked=False), "unused"),
+        (Answer(Outcome.REFUSED_TARGET, was_sent=False), "unused"),
     ],
 )
 def test_what_the_gate_learns(answer, result):
@@ -269,6 +234,6 @@ def test_what_a_missing_robots_txt_means(outcome, verdict):
 def test_row_of_a_closed_host_keeps_its_own_last_failure():
     row = visit()
     assert row.give_up("host cannot be reached").outcome is Outcome.HOST_UNAVAILABLE
-    row.last = Answer(Outcome.HTTP_429, "status 429", 429)
+    row.last_answer = Answer(Outcome.HTTP_429, "status 429", 429)
     ended = row.give_up("host asked to be left alone")
     assert (ended.outcome, ended.detail) == (Outcome.HTTP_429, "status 429; host asked to be left alone")

@@ -82,7 +82,7 @@ def cap_rows(tmp_path: Path):
 
     def run(rows: list[dict[str, Any]], *caps: CapSettings, seed: int = 0):
         full = [{"sample_id": f"{n * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128:032x}", **r} for n, r in rows_of(rows)]
-        with open_scratch({"workdir": str(tmp_path), "memory_gb": 1}) as sql:
+        with open_scratch(str(tmp_path), 1) as sql:
             for name, schema in (
                 ("candidates", tables.CANDIDATES),
                 ("facts", tables.FACTS),

@@ -102,17 +102,16 @@ def test_a_clip_score_does_not_hang_on_its_batch(tmp_path: Path) -> None:
         scorer.load()
         images = [Image.effect_noise((80, 70), 10.0 * n + 5).convert("RGB") for n in range(7)]
         texts = [f"noise number {n}" for n in range(7)]
-        together = score_batch(scorer, images, texts, 8)
-        exact = score_batch(scorer, images, texts, 8, decimals=12)
+        together = score_batch(scorer, images, texts, 8, decimals=9)
         alone = [
-            score_batch(scorer, [image], [text], 8, decimals=12)[0] for image, text in zip(images, texts, strict=True)
+            score_batch(scorer, [image], [text], 8, decimals=9)[0] for image, text in zip(images, texts, strict=True)
         ]
+        rounded = score_batch(scorer, images, texts, 8)
     finally:
         torch.set_num_threads(num_threads)
-    # a kernel may sum another row of the batch in another order: a hundredth of what rounding hides is left of it
-    assert exact == pytest.approx(alone, abs=1e-6, rel=0)
-    assert together == [round(score, 4) for score in exact]
-    assert len(set(together)) > 3
+    assert together == pytest.approx(alone, abs=1e-6), "far below the fourth decimal, to which scores are rounded"
+    assert rounded == pytest.approx([round(score, 4) for score in together], abs=1e-9)
+    assert len(set(rounded)) > 3
     half = ClipScorer(str(MODEL), str(tmp_path / "tiny.pt"), precision="bf16")
     half.load()
     torch.set_num_threads(num_threads)

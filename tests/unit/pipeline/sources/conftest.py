@@ -23,7 +23,7 @@ def read(tmp_path: Path) -> Callable[[SourceSettings], tuple[list[dict[str, Any]
     def read_all(given: SourceSettings) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]]]:
         check_source(given)
         found, lost = [], []
-        for batch in read_rows(given, partial(open_scratch, {"workdir": str(workdir), "memory_gb": 0.5})):
+        for batch in read_rows(given, partial(open_scratch, str(workdir), 0.5)):
             rows = map_rows(batch, given).to_pylist()
             found += [{k: v for k, v in row.items() if v is not None} for row in rows if row["reason"] is None]
             lost += [

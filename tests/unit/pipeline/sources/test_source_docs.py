@@ -22,7 +22,7 @@ def examples(text: str) -> list[dict[str, Any]]:
 
 
 def test_the_readme_shows_every_origin() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Sources")[2].partition("\n## ")[0]
+    text = (ROOT / "configs/README.md").read_text(encoding="utf-8").partition("## Sources")[2].partition("\n## ")[0]
     (block,) = examples(text)
     kinds = [parse_settings(values, SourceSettings, "README").kind for values in block["sources"]]
     assert tuple(kinds) == ORIGINS

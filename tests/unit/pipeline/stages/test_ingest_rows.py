@@ -17,11 +17,12 @@ from manifests.errors import RunError
 from pipeline.config import BuildConfig
 from pipeline.runner.executing import InlineExecutor
 from pipeline.runner.runner import Runner
+from pipeline.runner.work import Execution
 from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.table import RawBatch, map_batch
 from pipeline.stages import ingest
-from pipeline.stages.ingest import map_rows, read_source
+from pipeline.stages.ingest import SourceInputs, map_rows, read_source
 
 
 def source(table: str = "t.csv", **changes: Any) -> SourceSettings:
@@ -44,8 +45,7 @@ def mapped(given: SourceSettings, *malformed: Any, **columns: Any) -> pa.Table:
 def read(
     path: Path, given: SourceSettings, memory_gb: float = 1
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
-    payload = {"source": given, "stem": "gbif", "workdir": str(path), "memory_gb": memory_gb}
-    result = read_source(payload)
+    result = read_source(SourceInputs(given, ()), Execution(str(path), memory_gb, "gbif", None))
     kept, rejected = (pq.read_table(file.temp).to_pylist() for file in result.files)
     result.funnel.check("ingest")
     assert result.funnel.num_kept == len(kept) == result.files[0].num_rows

@@ -13,7 +13,9 @@ import pytest
 from manifests import tables
 from manifests.takedowns import Entry
 from pipeline.quotas.balance import BalanceSettings, CapSettings
-from pipeline.stages.select import choose_representatives, decide
+from pipeline.runner.work import Execution
+from pipeline.stages.select import Choice, SelectInputs, choose_representatives, decide
+from pipeline.store.files import Files
 from pipeline.vocabulary.licences import LicenceSettings
 
 RADIUS = 4
@@ -105,35 +107,33 @@ def run_decide(
 ) -> tuple[dict[str, dict[str, Any]], Any]:
     folder.mkdir(parents=True, exist_ok=True)
 
-    def written(name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> list[str]:
+    def written(name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> Files:
         picked = [{key: value for key, value in row.items() if key in schema.names} for row in rows]
         pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}.parquet")
-        return [str(folder / f"{name}.parquet")]
+        return Files((str(folder / f"{name}.parquet"),))
 
     fetched = [row for row in samples if row["outcome"] == "ok"]
     hashes = np.array([row["phash"] for row in fetched], np.uint64)
-    payload = {
-        "candidates": written("candidates", tables.CANDIDATES, samples),
-        "facts": written("facts", tables.FACTS, samples),
-        "captions": written("captions", tables.CAPTIONS, samples),
-        "caption_verdicts": written("caption_verdicts", tables.VERDICTS, fetched),
-        "score_verdicts": [],
-        "pairs": [],
-        "leaks": written("leaks", tables.LEAKS, leaks or []),
-        "extra_captions": extra_captions,
-        "semantic_pairs": written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else [],
-        "prefer": list(prefer),
-        "priority": {"gbif": 0, "cc": 1},
-        "licences": LicenceSettings(),
-        "balance": balance,
-        "takedowns": takedowns or [],
-        "stem": "x",
-        "workdir": str(folder),
-        "memory_gb": 1,
-    }
     pq.write_table(pairs_of(hashes), folder / "pairs.parquet")
-    payload["pairs"] = [str(folder / "pairs.parquet")]
-    result = decide(payload)
+    inputs = SelectInputs(
+        choice=Choice(
+            prefer=prefer,
+            extra_captions=extra_captions,
+            priority={"gbif": 0, "cc": 1},
+            licences=LicenceSettings(),
+            balance=balance,
+            takedowns=tuple(takedowns or ()),
+        ),
+        candidates=written("candidates", tables.CANDIDATES, samples),
+        facts=written("facts", tables.FACTS, samples),
+        captions=written("captions", tables.CAPTIONS, samples),
+        caption_verdicts=written("caption_verdicts", tables.VERDICTS, fetched),
+        score_verdicts=Files(),
+        pairs=Files((str(folder / "pairs.parquet"),)),
+        leaks=written("leaks", tables.LEAKS, leaks or []),
+        semantic_pairs=written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else Files(),
+    )
+    result = decide(inputs, Execution(str(folder), 1, "x", None))
     result.funnel.check("select")
     decisions = pq.read_table(result.files[0].temp).to_pylist()
     assert [row["sample_id"] for row in decisions] == sorted(row["sample_id"] for row in samples)

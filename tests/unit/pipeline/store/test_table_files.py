@@ -12,7 +12,9 @@ import pytest
 
 from manifests import tables
 from pipeline.captions.settings import TextSettings
-from pipeline.stages.pack_arrange import ShardGroup, arrange
+from pipeline.runner.work import Execution
+from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange
+from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
 from pipeline.store.writing import TableWriter, private_bytes, write_table
 
@@ -51,7 +53,7 @@ def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     file = write_table(str(tmp_path), "t", "deep/er/empty.parquet", SCHEMA.empty_table(), SCHEMA)
     assert file.num_rows == 0
     assert pq.read_schema(file.temp).names == SCHEMA.names
-    with open_scratch({"workdir": str(tmp_path), "memory_gb": 1}) as sql:
+    with open_scratch(str(tmp_path), 1) as sql:
         view_parquet(sql, "nothing", [file.temp])
         assert sql.execute("SELECT count(*) FROM nothing").fetchall() == [(0,)]
 
@@ -77,10 +79,9 @@ def test_sorting_on_more_threads_writes_the_same_file(tmp_path: Path) -> None:
 
 
 def test_scratch_is_removed_after_work_and_after_errors(tmp_path: Path) -> None:
-    payload = {"workdir": str(tmp_path), "memory_gb": 1}
-    with open_scratch(payload) as sql:
+    with open_scratch(str(tmp_path), 1) as sql:
         sql.execute("CREATE TABLE t AS SELECT range AS i FROM range(1000)")
-    with pytest.raises(duckdb.Error), open_scratch(payload) as sql:
+    with pytest.raises(duckdb.Error), open_scratch(str(tmp_path), 1) as sql:
         sql.execute("SELECT * FROM nowhere")
     assert list(tmp_path.glob("scratch/*")) == []
 
@@ -90,30 +91,27 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
     num_rows, size = DUCKDB_ROW_GROUP + 3_000, 1_000
     ids = [f"{number:032x}" for number in range(num_rows)]
 
-    def written(name: str, schema: pa.Schema, **columns: Any) -> list[str]:
+    def written(name: str, schema: pa.Schema, **columns: Any) -> Files:
         filled = {field.name: columns.get(field.name, pa.nulls(num_rows, field.type)) for field in schema}
         pq.write_table(pa.table(filled, schema=schema), tmp_path / f"{name}.parquet")
-        return [str(tmp_path / f"{name}.parquet")]
+        return Files((str(tmp_path / f"{name}.parquet"),))
 
     ranks = [(number * 7919) % num_rows for number in range(num_rows)]
     assert len(set(ranks)) == num_rows
-    payload = {
-        "draws": written(
+    inputs = ArrangeInputs(
+        draws=written(
             "draws", tables.DRAWS, sample_id=ids, copy=[0] * num_rows, split=["train"] * num_rows, rank=ranks
         ),
-        "candidates": written("candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num_rows),
-        "facts": written("facts", tables.FACTS, sample_id=ids),
-        "captions": written("captions", tables.CAPTIONS, sample_id=ids, texts=[[]] * num_rows),
-        "extra_captions": [],
-        "groups": [ShardGroup("train")],
-        "texts": TextSettings(),
-        "max_samples": size,
-        "max_bytes": None,
-        "stem": "x",
-        "workdir": str(tmp_path),
-        "memory_gb": 1,
-    }
-    (file,) = arrange(payload).files
+        candidates=written("candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num_rows),
+        facts=written("facts", tables.FACTS, sample_id=ids),
+        captions=written("captions", tables.CAPTIONS, sample_id=ids, texts=[[]] * num_rows),
+        extra_captions=Files(),
+        groups=(ShardGroup("train"),),
+        texts=TextSettings(),
+        max_samples=size,
+        max_bytes=None,
+    )
+    (file,) = arrange(inputs, Execution(str(tmp_path), 1, "x", None)).files
     assert groups(file.temp) == [size] * 125 + [num_rows - 125 * size]
     assert pq.read_table(file.temp, columns=["rank"])["rank"].to_pylist() == list(range(num_rows))
     assert set(pq.read_table(file.temp, columns=["txt"])["txt"].to_pylist()) == {""}  # no caption: an empty text
@@ -121,7 +119,7 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
 
 def test_a_step_spills_where_no_step_made_a_folder_before(tmp_path: Path) -> None:
     """DuckDB makes its folder only when memory is short, and one level alone."""
-    with open_scratch({"workdir": str(tmp_path / "new"), "memory_gb": 0.256}) as sql:
+    with open_scratch(str(tmp_path / "new"), 0.256) as sql:
         (num,) = sql.sql(
             "SELECT count(*) FROM (SELECT md5(i::VARCHAR) AS a, md5((i + 1)::VARCHAR) AS b FROM range(6000000) t(i) "
             "ORDER BY a, b OFFSET 5)"

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manifests.errors import IntegrityError
 from pipeline.stages.pack_record import sample_keys, shard_name
 from pipeline.store import pool as pool_module
 from pipeline.store import tar as tar_module
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import PoolReader, PoolWriter
 from pipeline.store.tar import BLOCK_BYTES, RECORD_BYTES, ArchiveWriter, member_header
 
 SAMPLES = [
@@ -127,6 +129,41 @@ def test_shard_names_are_unique_over_splits() -> None:
 
 
 # ---- pool
+
+
+@given(st.dictionaries(st.text("abcdef0123456789", min_size=1, max_size=32), st.binary(max_size=2000), max_size=8))
+def test_a_pool_file_is_the_same_tar_whatever_the_order(
+    tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("pool")
+    written = []
+    for n, names in enumerate((list(pictures), list(reversed(pictures)))):
+        with PoolWriter(folder / f"{n}.tar") as pool:
+            for name in names:
+                pool.add(name, pictures[name])
+            places = pool.finish()
+        raw = (folder / f"{n}.tar").read_bytes()
+        written.append(raw)
+        assert {name: raw[at : at + length] for name, (at, length) in places.items()} == pictures
+        with tarfile.open(folder / f"{n}.tar") as tar:
+            found = [(m.name, m.mtime, m.mode, m.offset_data, tar.extractfile(m).read()) for m in tar]
+        assert found == [(f"{name}.jpg", 0, 0o644, places[name][0], pictures[name]) for name in sorted(pictures)]
+        blocks = sum(BLOCK_BYTES + len(body) + -len(body) % BLOCK_BYTES for body in pictures.values())
+        assert len(raw) == blocks + 2 * BLOCK_BYTES, "nothing lies behind the two blocks that end a tar"
+    assert written[0] == written[1]
+    assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "1.tar"]
+
+
+def test_an_error_leaves_nothing_of_a_pool_file(tmp_path: Path) -> None:
+    def fail_after_writing() -> None:
+        with PoolWriter(tmp_path / "a.tar") as pool:
+            pool.add("a", b"x")
+            pool.finish()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_after_writing()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_pool_gives_back_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

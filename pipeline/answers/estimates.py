@@ -1,0 +1,195 @@
+"""What a configuration would fetch, from whom, how long and how large. Asks no host, unless for sizes.
+
+Reads the sources as ingest does, into a private temporary folder that is removed afterwards. Sizes and speeds are
+stated assumptions; where heads are asked, their mean size takes the place of the assumed one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.answers.preflight import nearest_folder
+from pipeline.config import BuildConfig
+from pipeline.fetching.settings import NetworkSettings
+from pipeline.pictures.settings import ImageSettings
+from pipeline.sources.reading import check_source, read_rows
+from pipeline.sources.settings import SourceSettings
+from pipeline.stages.ingest import map_rows
+from pipeline.store.sql import open_scratch, view_parquet
+from pipeline.store.writing import TableWriter
+
+ASSUMED_PICTURE_BYTES = 500_000  # between a 500 px copy (some 100 kB) and a camera's original (some 3 MB)
+ASSUMED_REQUEST_SECONDS = 0.5  # from asking to the last byte, over the open web
+# Decode, hash, resize, encode on one core: 240 small photos (348 px) or 24 large ones (4,000 px) a second were measured
+# (tests/benchmarks/results/fetch.md).
+ASSUMED_PICTURES_PER_CORE_SECOND = 40
+# Bytes a pixel of a stored JPEG, 4:2:0, at 256 px: 60 phone photos of groceries.
+_STORED_BYTES_PER_PIXEL = {30: 0.1, 80: 0.23, 90: 0.33, 95: 0.46, 100: 1.2}  # by JPEG quality; 30 is a guess
+_SIDE_RATIO = 4 / 3
+_ROW_BYTES = 400  # candidates, facts, captions and decisions of one picture, zstd Parquet
+
+_COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "url", "locator", "reason")])
+
+
+def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
+    """All figures as plain values: sources, hosts, bytes, hours, disk, assumptions."""
+    for source in config.sources:
+        check_source(source)
+    with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
+        scratch = partial(open_scratch, folder, config.run.memory_gb)
+        paths = [_read_source(source, folder, scratch) for source in config.sources]
+        with scratch() as sql:
+            view_parquet(sql, "rows", paths)
+            sources = _count_rows(sql, config.sources)
+            hosts = host_times(_count_addresses(sql), config.fetch.network)
+            local = _count_local(sql)
+            heads = _ask_heads(sql, config.fetch.network, num_heads) if num_heads else None
+    return _figures(config, sources, hosts, local, heads)
+
+
+def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> list[dict[str, Any]]:
+    """Hours each host takes at its limits, longest first; hosts that share limits are one entry."""
+    found: dict[str, dict[str, Any]] = {}
+    for host, num_urls in hosts:
+        name, limits = network.limits_of(host)
+        entry = found.setdefault(
+            name,
+            {
+                "host": name,
+                "num_urls": 0,
+                "requests_per_second": limits.requests_per_second,
+                "connections": limits.connections,
+            },
+        )
+        entry["num_urls"] += num_urls
+    for entry in found.values():
+        by_connections = entry["connections"] / ASSUMED_REQUEST_SECONDS
+        rate = min(entry["requests_per_second"] or by_connections, by_connections)
+        entry["hours"] = entry["num_urls"] / rate / 3600
+    return sorted(found.values(), key=lambda entry: (-entry["hours"], entry["host"]))
+
+
+def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
+    """Mean bytes of a stored picture of the usual 4 : 3 shape; never more than it had."""
+    if image.resize == "no":
+        return downloaded_bytes
+    other_side_px = image.size_px * (_SIDE_RATIO if image.resize == "keep_ratio" else 1 / _SIDE_RATIO)
+    per_pixel = np.interp(image.jpeg_quality, [*_STORED_BYTES_PER_PIXEL], [*_STORED_BYTES_PER_PIXEL.values()])
+    return min(downloaded_bytes, image.size_px * other_side_px * float(per_pixel))
+
+
+# ---- counting
+
+
+def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]) -> str:
+    """Every row of a source, judged as ingest does, as a Parquet file; gives its path."""
+    writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
+    for batch in read_rows(source, scratch):
+        writer.write(map_rows(batch, source))
+    return writer.close().temp
+
+
+def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, Any]]:
+    """Rows of each source: pictures, and what is left out by reason. Makes the table `kept`, one row a picture."""
+    sql.execute(
+        "CREATE TABLE kept AS SELECT source, sample_id, min(url) AS url, min(locator) AS locator "
+        "FROM rows WHERE reason IS NULL GROUP BY source, sample_id"
+    )
+    totals = dict(sql.execute("SELECT source, count(*) FROM rows GROUP BY 1").fetchall())
+    kept = dict(sql.execute("SELECT source, count(*) FROM kept GROUP BY 1").fetchall())
+    left_out = sql.execute(
+        "SELECT source, reason, count(*) FROM rows WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    found = []
+    for source in sources:
+        reasons = {reason: num for name, reason, num in left_out if name == source.name}
+        num_rows, num_kept = totals.get(source.name, 0), kept.get(source.name, 0)
+        if repeated := num_rows - num_kept - sum(reasons.values()):
+            reasons["duplicate_record"] = reasons.get("duplicate_record", 0) + repeated
+        counts = {"num_rows": num_rows, "num_pictures": num_kept, "reasons": reasons}
+        found.append({"source": source.name, "domain": source.domain, **counts})
+    return found
+
+
+def _count_addresses(sql: Any) -> list[tuple[str, int]]:
+    """Distinct addresses of each host. Makes the table `addresses`."""
+    sql.execute("CREATE TABLE addresses AS SELECT DISTINCT url FROM kept WHERE locator IS NULL")
+    host = "lower(regexp_extract(url, '^[a-zA-Z]+://(?:[^/?#@]*@)?([^/?#]+)', 1))"
+    host = f"regexp_replace({host}, '\\.?(:(80|443))?$', '')"
+    counted = sql.execute(f"SELECT {host}, count(*) FROM addresses GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
+    return list(counted)
+
+
+def _count_local(sql: Any) -> dict[str, int]:
+    """Pictures that lie on this machine, and their bytes."""
+    ((num_local, num_bytes),) = sql.execute(
+        "SELECT count(*), coalesce(sum(regexp_extract(locator, '[0-9]+$')::HUGEINT), 0)::BIGINT "
+        "FROM kept WHERE locator IS NOT NULL"
+    ).fetchall()
+    return {"num_pictures": num_local, "num_bytes": num_bytes}
+
+
+def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:
+    """Sizes that hosts state for a sample of the addresses, the same sample each time."""
+    from pipeline.fetching.head import ask_sizes
+
+    urls = [row[0] for row in sql.execute("SELECT url FROM addresses ORDER BY md5(url) LIMIT ?", [num]).fetchall()]
+    sizes = ask_sizes(urls, network)
+    return {
+        "num_asked": len(urls),
+        "num_answered": len(sizes.num_bytes),
+        "mean_bytes": statistics.mean(sizes.num_bytes) if sizes.num_bytes else None,
+        "median_bytes": statistics.median(sizes.num_bytes) if sizes.num_bytes else None,
+        "outcomes": dict(sorted(sizes.outcomes.items())),
+    }
+
+
+# ---- figures
+
+
+def _figures(
+    config: BuildConfig,
+    sources: list[dict[str, Any]],
+    hosts: list[dict[str, Any]],
+    local: dict[str, int],
+    heads: dict[str, Any] | None,
+) -> dict[str, Any]:
+    num_urls = sum(host["num_urls"] for host in hosts)
+    mean_bytes = float((heads and heads["mean_bytes"]) or ASSUMED_PICTURE_BYTES)
+    num_pictures = num_urls + local["num_pictures"]
+    local_mean = local["num_bytes"] / local["num_pictures"] if local["num_pictures"] else 0.0
+    image = config.fetch.image
+    pool_bytes = num_urls * stored_bytes(image, mean_bytes) + local["num_pictures"] * stored_bytes(image, local_mean)
+    num_cores = config.run.num_workers or os.cpu_count() or 1
+    work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600
+    slowest = hosts[0]["hours"] if hosts else 0.0
+    return {
+        "sources": sources,
+        "web": {"num_urls": num_urls, "num_hosts": len(hosts), "hosts": hosts},
+        "local": local,
+        "heads": heads,
+        "bytes": {"mean_picture": mean_bytes, "download": num_urls * mean_bytes},
+        "hours": {"slowest_host": slowest, "local_work": work_hours, "total": max(slowest, work_hours)},
+        "disk": {
+            "pool_bytes": pool_bytes,
+            "release_bytes": pool_bytes,
+            "tables_bytes": num_pictures * _ROW_BYTES,
+            "needed_bytes": 2 * pool_bytes + num_pictures * _ROW_BYTES,
+            "free_bytes": shutil.disk_usage(nearest_folder(config.work_dir)).free,
+        },
+        "assumed": {
+            "picture_bytes": None if heads and heads["mean_bytes"] else ASSUMED_PICTURE_BYTES,
+            "request_seconds": ASSUMED_REQUEST_SECONDS,
+            "pictures_per_core_second": ASSUMED_PICTURES_PER_CORE_SECOND,
+            "num_cores": num_cores,
+        },
+    }

@@ -1,0 +1,84 @@
+"""The life of one image, from its source row to its shard or the reason it has none, as plain values.
+
+Reads the catalogue's views. Finds the image by sample id, URL, record key, place in a source, or shard and key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.fetching.urls import BadURL, parse_url
+
+# What a life says of one sample. The first dict holds what is one row at most.
+_ONE_ROW = {
+    "candidates": "SELECT * FROM candidates WHERE sample_id = $1",
+    "facts": "SELECT * FROM facts WHERE sample_id = $1",
+    "captions": "SELECT * FROM captions WHERE sample_id = $1",
+    "decisions": "SELECT * FROM decisions WHERE sample_id = $1",
+    "name": "SELECT n.* FROM captions t JOIN candidates c USING (sample_id) JOIN names n ON n.name = t.taxon_given "
+    "AND n.kingdom_given IS NOT DISTINCT FROM nullif(trim(c.taxon_kingdom), '') WHERE sample_id = $1",
+    "mix": "SELECT m.* FROM mixes m JOIN current_stages USING (fingerprint) JOIN candidates c USING (domain) "
+    "WHERE c.sample_id = $1",
+}
+_MORE_ROWS = {
+    "extra_captions": "SELECT * FROM extra_captions WHERE sample_id = $1 ORDER BY place",
+    "fetched": "SELECT f.* FROM fetched f JOIN candidates c ON f.sample_id = c.sample_id "
+    "AND f.url = coalesce(c.locator, c.url) WHERE f.sample_id = $1 ORDER BY round",
+    "scores": "SELECT * FROM scores WHERE sample_id = $1",
+    "draws": "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy",
+    "placements": "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy",
+    "stands_for": "SELECT d.sample_id, d.reason, d.distance, coalesce(c.url, c.locator) AS url FROM decisions d "
+    "JOIN candidates c USING (sample_id) WHERE other_sample_id = $1 ORDER BY distance, sample_id",
+}
+_KEPT_INSTEAD = "SELECT s.*, c.locator FROM samples s JOIN candidates c USING (sample_id) WHERE sample_id = $1"
+_RELEASE = "SELECT name, path FROM releases JOIN current_stages USING (fingerprint) WHERE stage = 'pack'"
+_REJECTED = "SELECT * FROM rejects WHERE url = $1 OR record_key = $1 ORDER BY ALL"
+
+
+def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
+    """All that the catalogue knows of the rows that `what` names: one dict a candidate or rejected row."""
+    lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
+    return lives + [{"reject": row} for row in _rows(connection, _REJECTED, what)]
+
+
+def _find_ids(connection: Any, what: str) -> list[str]:
+    for sql, value in (
+        ("SELECT sample_id FROM candidates WHERE sample_id = $1", what),
+        ("SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 OR locator = $1 ORDER BY sample_id", what),
+        ("SELECT sample_id FROM facts WHERE final_url = $1 ORDER BY sample_id", _as_stored(what)),
+    ):
+        if found := _rows(connection, sql, value):
+            return [row["sample_id"] for row in found]
+    shard, _, key = what.rstrip("/").rpartition("/")
+    placed = _rows(
+        connection,
+        "SELECT DISTINCT sample_id FROM placements WHERE key = $1 AND ($2 = '' OR shard = $2 OR shard = $2 || '.tar')",
+        key.partition(".")[0],
+        shard.rpartition("/")[2],
+    )
+    return [row["sample_id"] for row in placed]
+
+
+def _as_stored(what: str) -> str:
+    """A URL as final_url holds it: normal spelling, secrets masked; anything else as it is."""
+    try:
+        return parse_url(what).shown_url
+    except BadURL:
+        return what
+
+
+def _life(connection: Any, sample_id: str) -> dict[str, Any]:
+    life: dict[str, Any] = {name: _row(connection, sql, sample_id) for name, sql in _ONE_ROW.items()}
+    life |= {name: _rows(connection, sql, sample_id) for name, sql in _MORE_ROWS.items()}
+    other = life["decisions"] and life["decisions"]["other_sample_id"]
+    life["kept_instead"] = _row(connection, _KEPT_INSTEAD, other) if other else None
+    life["release"] = _row(connection, _RELEASE)
+    return life
+
+
+def _row(connection: Any, sql: str, *values: str) -> dict[str, Any] | None:
+    return next(iter(_rows(connection, sql, *values)), None)
+
+
+def _rows(connection: Any, sql: str, *values: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.sql(sql, params=list(values)).to_arrow_table().to_pylist()]

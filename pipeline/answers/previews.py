@@ -1,0 +1,125 @@
+"""What the caption rules of a configuration would do, on a sample of its candidates.
+
+The sample comes from the work folder where its build had the same sources, with what is known of the pictures. Else it
+comes from the first rows of each source as it streams. Names and joined archives are staged in a temporary folder that
+is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests import tables
+from manifests.errors import ConfigError, PlantMixError
+from manifests.reader import open_reader
+from pipeline.captions.preview import preview_captions
+from pipeline.config import BuildConfig
+from pipeline.sources.reading import check_source, read_rows
+from pipeline.stages.ingest import map_rows
+from pipeline.store.sql import open_scratch
+from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
+
+MAX_SCANNED_ROWS = 200_000  # of each source, when they are streamed
+_JOINED = {
+    "num_same_text": pa.int64(),
+    "num_same_text_host": pa.int64(),
+    "width_px": pa.int32(),
+    "height_px": pa.int32(),
+    "pixel_std": pa.float32(),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Drawn candidates, what is known beside them, and words on where they come from."""
+
+    candidates: pa.Table
+    joined: dict[str, pa.Array]
+    origin: str
+
+
+def preview(config: BuildConfig, num: int) -> dict[str, Any]:
+    """The report of captions/preview.py on `num` candidates, the same ones each time, and where they come from.
+
+    Raises: ConfigError when a source cannot be read, or gives no rows.
+    """
+    backbone = config.caption.backbone
+    check_backbone(backbone)
+    with tempfile.TemporaryDirectory(prefix="plantmix-preview-") as scratch:
+        sample = _from_work_dir(config, num) or _from_sources(config, num, scratch)
+        names = None
+        if backbone is not None:
+            names = resolve_names(names_to_resolve(sample.candidates), backbone, scratch, config.run.memory_gb)
+    report = preview_captions(sample.candidates, sample.joined, config.caption, names)
+    return {"name": config.name, "origin": sample.origin, **report}
+
+
+def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
+    """None when nothing is ingested there, it was ingested by other source settings, or a build holds it."""
+    try:
+        connection = open_reader(config.work_dir)
+    except PlantMixError:
+        return None
+    with connection:
+        found = connection.execute(
+            "SELECT identity FROM stages JOIN current_stages USING (fingerprint) WHERE current_stages.stage = 'ingest'"
+        ).fetchall()
+        (total,) = connection.execute("SELECT count(*) FROM candidates").fetchall()[0]
+        if not found or not total:
+            return None
+        ingested = [source["source"] for source in json.loads(found[0][0])["sources"]]
+        if ingested != json.loads(json.dumps([source.identity() for source in config.sources])):
+            return None
+        (fetched,) = connection.execute("SELECT count(*) FROM facts").fetchall()[0]
+        drawn = f"SELECT * FROM candidates ORDER BY md5(sample_id) LIMIT {num}"
+        # repeats by the caption as given, over all candidates: close to what the stage counts over clean texts
+        rows = connection.sql(
+            f"WITH drawn AS MATERIALIZED ({drawn}), same AS (SELECT caption, count(*) AS num FROM candidates "
+            "WHERE caption IN (SELECT caption FROM drawn) GROUP BY caption) "
+            "SELECT d.*, same.num AS num_same_text, NULL AS num_same_text_host, f.width_px, f.height_px, f.pixel_std "
+            "FROM drawn d LEFT JOIN facts f USING (sample_id) LEFT JOIN same USING (caption) ORDER BY d.sample_id"
+        ).to_arrow_table()
+    pictures = " and their fetched pictures" if fetched else ""
+    origin = f"the {total:,} candidates{pictures} in {config.work_dir}"
+    return Sample(rows.select(tables.CANDIDATES.names).cast(tables.CANDIDATES), _joined(rows), origin)
+
+
+def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
+    read: list[pa.Table] = []
+    whole = True
+    for source in config.sources:
+        check_source(source)
+        scanned = 0
+        for batch in read_rows(source, partial(open_scratch, scratch, config.run.memory_gb)):
+            mapped = map_rows(batch, source)
+            read.append(mapped.filter(mapped["reason"].is_null()).select(tables.CANDIDATES.names))
+            scanned += mapped.num_rows
+            if scanned >= MAX_SCANNED_ROWS:
+                whole = False
+                break
+    rows = pa.concat_tables(read).cast(tables.CANDIDATES).combine_chunks() if read else tables.CANDIDATES.empty_table()
+    if not rows.num_rows:
+        raise ConfigError("the sources give no usable row; check what each source says of its columns")
+    first = "" if whole else f" (the first {MAX_SCANNED_ROWS:,} of each source are read)"
+    origin = f"{rows.num_rows:,} rows of the sources{first}; no picture is fetched yet"
+    same = pc.value_counts(rows["caption"].combine_chunks())
+    drawn = rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:num]))
+    place = pc.index_in(drawn["caption"].combine_chunks(), value_set=same.field("values"))
+    counted = drawn.append_column("num_same_text", same.field("counts").take(place))
+    return Sample(drawn, _joined(counted), origin)
+
+
+def _joined(rows: pa.Table) -> dict[str, pa.Array]:
+    """What is known beside the candidates; nulls where nothing is."""
+    return {
+        name: rows[name].combine_chunks().cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
+        for name, kind in _JOINED.items()
+    }

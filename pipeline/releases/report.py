@@ -1,0 +1,35 @@
+"""The report of a release, with what only its work folder knows.
+
+The sealed report.html follows from the release alone. Duplicates and leaks of the build stand in the work folder; they
+are added while the catalogue still describes this release. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from manifests.reader import open_reader
+from manifests.release import Release
+from pipeline.releases.opening import open_sql, read_json, samples_path, work_folder_of
+from pipeline.sidefiles.contact_sheets import collect_duplicates
+from pipeline.sidefiles.figures import collect
+from pipeline.sidefiles.pages import write_report
+
+
+def report_of(release: Release) -> str:
+    """The page as text.
+
+    Raises: RunError while a build holds the catalogue.
+    """
+    with open_sql() as sql:
+        figures = collect(sql, samples_path(release), release.path)
+    workdir = work_folder_of(release)
+    duplicates = collect_duplicates(workdir) if workdir is not None and _is_current(release, workdir) else None
+    return write_report(release.record, read_json(release, "mixture.json"), figures, duplicates)
+
+
+def _is_current(release: Release, workdir: str) -> bool:
+    """Whether the views of the catalogue are those that this release was packed from."""
+    with open_reader(workdir) as connection:
+        rows = connection.execute(
+            "SELECT 1 FROM current_stages WHERE stage = 'pack' AND fingerprint = $1", [release.fingerprint]
+        ).fetchall()
+    return bool(rows)

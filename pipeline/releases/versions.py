@@ -1,0 +1,198 @@
+"""Versions of one release: which there are, which pictures they hold, and a new one without some samples.
+
+A new version is written beside the old one. Shards that lose nothing are hard links (or copies) of the old ones, the
+others are cut, tables and small files are made anew, and the record says what was taken out and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+from manifests.records import fingerprint
+from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
+from pipeline.releases.cutting import cut_shard
+from pipeline.releases.lookup import images_of
+from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples
+from pipeline.sidefiles import write
+from pipeline.store.writing import TableWriter
+
+Row = Mapping[str, Any]
+Places = dict[tuple[str, str], dict[str, dict[str, Any]]]  # (split, shard) -> key -> where its members lie now
+
+
+def releases_beside(release: Release) -> list[Release]:
+    """Releases in the folder of a release, itself included; a folder without a readable record is passed over."""
+    parent = _folder_of(release)
+    fs, inner = storage.filesystem(parent)
+    found = []
+    for path in sorted(str(path).rstrip("/") for path in fs.ls(inner, detail=False)):
+        folder = storage.join(parent, path.rpartition("/")[2])
+        with contextlib.suppress(ConfigError, IntegrityError, OSError):
+            found.append(Release(folder, read_record(folder)))
+    return found
+
+
+def versions_of(release: Release) -> list[Release]:
+    """The versions that takedowns made of the same release, as they lie beside it, itself included."""
+    return [other for other in releases_beside(release) if other.origin == release.origin]
+
+
+def num_held_by(release: Release, stored: Sequence[str]) -> int:
+    """How many of the pictures with these stored_sha256 a release holds; 0 for half a copy without a samples table."""
+    fs, inner = storage.filesystem(samples_path(release))
+    if not fs.exists(inner):
+        return 0
+    with open_sql() as sql:
+        view_samples(sql, release)
+        sql.register("wanted", pa.table({"stored_sha256": pa.array(stored, pa.string())}))
+        query = "SELECT count(DISTINCT stored_sha256) FROM samples SEMI JOIN wanted USING (stored_sha256)"
+        return int(sql.execute(query).fetchall()[0][0])
+
+
+def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row]) -> Release:
+    """Write a version of a release without the samples in `gone`, and move the pointers to the newest release to it.
+
+    Raises: ConfigError when nothing would be left; IntegrityError when a shard is not as recorded.
+    """
+    if len(gone) == sum(release.num_samples(split) for split in release.splits):
+        raise ConfigError(f"{release.path}: nothing would be left; delete the release instead")
+    version = fingerprint({"from": release.fingerprint, "takedowns": takedowns, "side_files": write.VERSION})
+    record = _new_record(release, gone, takedowns, version)
+    parent, name = _folder_of(release), f"{record['name']}-{record['version']}"
+    folder = storage.join(parent, name)
+    versions = {release.name, *(other.name for other in versions_of(release))}
+    moved = _write_shards(release, gone, folder, record)
+    files = _write_tables(release, gone, moved, folder)
+    with open_sql() as sql:
+        samples, mixture = storage.join(folder, SAMPLES_FILE), _new_mixture(release, gone)
+        for side_file, content in write.side_files(record, mixture, samples, folder, sql):
+            files.append(storage.publish_bytes(storage.join(folder, side_file), content))
+    for file in files:
+        record["files"][file.path[len(folder) :].lstrip("/")] = {"num_bytes": file.num_bytes, "sha256": file.sha256}
+    storage.publish_bytes(storage.join(folder, RECORD_FILE), write.json_bytes(record))
+    _move_pointers(parent, record["name"], versions, name)
+    return Release.open(folder)
+
+
+def _folder_of(release: Release) -> str:
+    return release.path.rstrip("/").rpartition("/")[0] or "."
+
+
+def _write_shards(release: Release, gone: Sequence[Row], folder: str, record: dict[str, Any]) -> Places:
+    """Link or cut every shard and enter it in the record; returns the new places of the samples of cut shards."""
+    moved: Places = {}
+    lost: dict[tuple[str, str], list[Row]] = {}
+    for row in gone:
+        lost.setdefault((row["split"], row["shard"]), []).append(row)
+    for split in release.splits:
+        entries = []
+        for shard in release.record["splits"][split]["shards"]:
+            name, rows = shard["shard"], lost.get((split, shard["shard"]), [])
+            if len(rows) == shard["num_samples"]:  # a shard of which nothing is left is no shard
+                continue
+            old, new = (storage.join(path, SPLIT_FOLDERS[split], name) for path in (release.path, folder))
+            storage.make_parent(new)
+            entry = dict(shard)
+            if not rows:
+                storage.link_or_copy(old, new)
+            else:
+                entry |= cut_shard(old, new, {row["key"] for row in rows}, shard["sha256"])
+                moved[split, name] = entry.pop("places")
+                entry["domains"] = {domain: num for domain, num in _fewer(shard["domains"], rows).items() if num}
+            entries.append(entry)
+            record["files"][f"{SPLIT_FOLDERS[split]}/{name}"] = {
+                "num_bytes": entry["num_bytes"],
+                "sha256": entry["sha256"],
+            }
+        if entries:  # a split of which nothing is left is none, as in a build that holds nothing out
+            num_samples = sum(entry["num_samples"] for entry in entries)
+            record["splits"][split] = {"num_samples": num_samples, "shards": entries}
+    return moved
+
+
+def _write_tables(release: Release, gone: Sequence[Row], moved: Places, folder: str) -> list[storage.WrittenFile]:
+    """samples.parquet without the rows that go and with the new places of the others, and attribution.parquet."""
+    fs, inner = storage.filesystem(samples_path(release))
+    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+        writer = TableWriter(folder, "samples", SAMPLES_FILE, source.schema_arrow.remove_metadata())
+        keys = {(row["split"], row["shard"], row["key"]) for row in gone}
+        for batch in source.iter_batches(write.BATCH_ROWS):
+            writer.write(_moved_rows(pa.Table.from_batches([batch]), keys, moved))
+        samples = writer.close()
+    storage.publish(samples.temp, storage.join(folder, SAMPLES_FILE))
+    attribution = write.write_attribution(folder, "attribution.parquet", storage.join(folder, SAMPLES_FILE))
+    storage.publish(attribution.temp, storage.join(folder, "attribution.parquet"))
+    return [
+        storage.WrittenFile(storage.join(folder, file.path), file.num_bytes, file.sha256)
+        for file in (samples, attribution)
+    ]
+
+
+def _moved_rows(rows: pa.Table, gone: set[tuple[str, str, str]], moved: Places) -> pa.Table:
+    if not {shard for _, shard, _ in gone} & set(pc.unique(rows["shard"]).to_pylist()):
+        return rows
+    kept = [row for row in rows.to_pylist() if (row["split"], row["shard"], row["key"]) not in gone]
+    for row in kept:
+        row |= moved.get((row["split"], row["shard"]), {}).get(row["key"], {})
+    return pa.Table.from_pylist(kept, schema=rows.schema)
+
+
+def _new_record(release: Release, gone: Sequence[Row], takedowns: Sequence[Row], version: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(json.dumps(release.record))
+    train = list(_of(gone, split="train"))
+    counts = record["counts"]
+    counts["samples"] -= len(train)
+    counts["distinct_samples"] -= len(images_of(gone))
+    counts["domains"] = _fewer(counts["domains"], train)
+    record |= {"version": version[:12], "fingerprint": version, "files": {}, "splits": {}}
+    record["takedowns"] = [*record.get("takedowns", []), *takedowns]
+    return record
+
+
+def _new_mixture(release: Release, gone: Sequence[Row]) -> dict[str, Any]:
+    """The mixture with what is realised now; its target and its law stay what they were."""
+    mixture: dict[str, Any] = read_json(release, "mixture.json")
+    mixture["num_samples"] -= len(list(_of(gone, split="train")))
+    for quota in mixture["domains"]:
+        own = list(_of(gone, split="train", domain=quota["domain"]))
+        quota["num_heldout"] -= len(list(_of(gone, split="heldout", domain=quota["domain"])))
+        _shrink(quota, own, mixture["num_samples"])
+        quota["num_epochs"] = round(quota["num_drawn"] / max(quota["num_available"], 1), 6)
+        for source in quota.get("sources", ()):
+            _shrink(source, list(_of(own, source=source["source"])), quota["num_drawn"])
+    return mixture
+
+
+def _shrink(pool: dict[str, Any], gone: Sequence[Row], whole: int) -> None:
+    """Take samples out of the figures of a domain or a source."""
+    pool["num_drawn"] -= len(gone)
+    pool["num_available"] -= len(images_of(gone))
+    pool["realised_share"] = pool["num_drawn"] / max(whole, 1)
+
+
+def _of(rows: Sequence[Row], **wanted: str) -> Iterator[Row]:
+    return (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+
+
+def _fewer(counts: Mapping[str, int], gone: Sequence[Row]) -> dict[str, int]:
+    lost = Counter(row["domain"] for row in gone)
+    return {domain: num - lost[domain] for domain, num in counts.items()}
+
+
+def _move_pointers(parent: str, name: str, versions: set[str], new: str) -> None:
+    """A pointer to the newest release that names a version of this one goes to the new one, which holds the least."""
+    for pointer in (LATEST_FILE, f"{name}.{LATEST_FILE}"):
+        path = storage.join(parent, pointer)
+        fs, inner = storage.filesystem(path)
+        if fs.exists(inner) and fs.cat_file(inner).decode().strip() in versions:
+            storage.publish_bytes(path, f"{new}\n".encode())

@@ -1,0 +1,73 @@
+"""Fill in the templates of templates/. Values in HTML are escaped; Markdown is written as it is. Writes nothing."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+_UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template with these values. A value that the template needs and does not get is an error."""
+    return _environment().get_template(template).render(values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.sidefiles"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "cell": _cell,
+        "data_url": _data_url,
+        "most_first": most_first,
+        "number": _number,
+        "pick": _pick,
+        "size": _size,
+        "words": _words,
+    }
+    return environment
+
+
+def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names and their counts, the largest count first, equal ones by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _number(value: float, layout: str = ",") -> str:
+    return format(value, layout)
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in _UNITS:
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _words(name: str) -> str:
+    """A name of the program as words: `http_404` as `http 404`."""
+    return name.replace("_", " ")
+
+
+def _pick(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
+    return tuple(row[name] for name in names)
+
+
+def _cell(text: object) -> str:
+    """A text as a cell of a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _data_url(jpg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpg).decode()

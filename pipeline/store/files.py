@@ -1,0 +1,76 @@
+"""Tables as inputs: where their files lie, and what they hold. A fingerprint sees what they hold and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that a step reads.
+
+    `paths` say where they lie now, `sha256` what bytes each holds. `content` is what a fingerprint sees: the same
+    hashes, or one digest of the columns that the step reads. Two `Files` with equal content are the same input,
+    wherever they lie.
+    """
+
+    paths: tuple[str, ...] = ()
+    content: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
+
+    def identity(self) -> list[str]:
+        """What a fingerprint sees."""
+        return list(self.content)
+
+    def exact(self) -> Files:
+        """The same files, where every byte counts."""
+        return Files(self.paths, self.sha256, self.sha256)
+
+    def digested(self, *digests: str) -> Files:
+        """The same files, where only what the digests are of counts."""
+        return Files(self.paths, digests, self.sha256)
+
+    def __bool__(self) -> bool:
+        return bool(self.paths)
+
+    def __add__(self, other: Files) -> Files:
+        return Files(self.paths + other.paths, self.content + other.content, self.sha256 + other.sha256)
+
+    @property
+    def path(self) -> str:
+        """The path of the only file."""
+        (path,) = self.paths
+        return path
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a Parquet file; `content` says what its rows hold, `number` where in the file they lie."""
+
+    path: str
+    number: int
+    content: str
+
+    def identity(self) -> str:
+        """What a fingerprint sees."""
+        return self.content
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value of the configuration that may name a file: `content` is the file's sha256, or else the value itself."""
+
+    value: Any
+    content: Any
+
+    def identity(self) -> Any:
+        """What a fingerprint sees."""
+        return self.content
+
+
+def files_of(found: Sequence[tuple[str, str]]) -> Files:
+    """Files from pairs of a path and its sha256."""
+    hashes = tuple(sha256 for _, sha256 in found)
+    return Files(tuple(path for path, _ in found), hashes, hashes)

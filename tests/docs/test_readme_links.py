@@ -1,0 +1,30 @@
+"""What a README names is there: the files it links to, and the modules it lists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("configs", "manifests", "pipeline", "tests", "training")
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
+)
+MODULES = {path.name for name in FOLDERS for path in (ROOT / name).rglob("*.py")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
+    lost = [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()]
+    assert not lost, f"{page} links to files that are not there: {', '.join(lost)}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_every_module_that_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"`(?:[\w./]*/)?([a-z0-9_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
+    lost = sorted(set(named) - MODULES)
+    assert not lost, f"{page} names modules that are not there: {', '.join(lost)}"

@@ -1,0 +1,113 @@
+"""Both engines on one server: the same pictures and facts, and every difference that the README lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from misbehaving.answers import send_picture
+from misbehaving.registry import BEHAVIOURS
+from misbehaving.server import MisbehavingServer
+
+from manifests.tables import FACTS
+from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.settings import FetchSettings
+
+README = Path(__file__).parents[2] / "pipeline" / "fetching" / "README.md"
+PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
+NOT_TOLD = ["http_status", "attempts", "final_url", "redirects"]
+"""What img2dataset keeps to itself."""
+NEVER_END = {"drip_fed_body", "slow_headers", "endless_chunks", "endless_stream", "endless_continue"}
+"""Behaviours under which urllib waits, or reads into memory, until the server gives up."""
+ELSEWHERE = {
+    "private_name", "private_in_hex", "redirect_to_private", "redirect_to_metadata", "redirect_to_ipv6_loopback",
+    "redirect_to_private_name", "redirect_to_other_host", "redirect_to_no_such_host", "no_such_host",
+}  # fmt: skip
+"""Behaviours that lead away from the server: urllib would really go there."""
+
+pytestmark = pytest.mark.filterwarnings(
+    # urllib leaves the answers of its errors to the garbage collector
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+def settings(engine: str) -> FetchSettings:
+    values = {
+        "engine": engine,
+        "image": {"max_body_bytes": 2_000_000, "max_pixels": 50_000_000, "min_side_px": 16},
+        "network": {
+            "threads": 8,
+            "connect_timeout_seconds": 0.8,
+            "read_timeout_seconds": 0.8,
+            "total_timeout_seconds": 2.0,
+            "retries": 0,
+            "robots_txt": False,
+            "allow_private_addresses": True,
+            "limits": {"requests_per_second": None, "connections": 8},
+        },
+    }
+    return FetchSettings.model_validate(values)
+
+
+def fetch(urls, engine, pool):
+    chosen = settings(engine)
+    rows = [(f"{n:032x}", url) for n, url in enumerate(urls)]
+    return fetch_rows(rows, chosen, HostGate(chosen.network), pool)
+
+
+def test_same_pictures_and_facts(tmp_path):
+    bodies = {f"photo{n}": path.read_bytes() for n, path in enumerate(PHOTOS)}
+    extra = {name: lambda sock, request, body=body: send_picture(sock, body) for name, body in bodies.items()}
+    bad = ["not_found", "server_error", "html_as_jpg", "jpeg_truncated", "one_pixel", "zero_bytes", "port_closed",
+           "closes_at_once", "length_too_long", "silent", "opt_out_noai", "redirect_loop", "wrong_scheme", "no_host",
+           "jpeg_with_gps", "exif_6", "png_alpha", "webp"]  # fmt: skip
+    with MisbehavingServer(extra=extra) as server:
+        urls = [server.url(name, "127.0.0.1") for name in [*bodies, *bad]]
+        ours = fetch(urls, "plantmix", tmp_path / "ours.tar")
+        theirs = fetch(urls, "img2dataset", tmp_path / "theirs.tar")
+    assert ours["outcome"].to_pylist().count("ok") == len(PHOTOS) + 4
+    assert theirs.schema == FACTS
+    told = [name for name in FACTS.names if name not in NOT_TOLD]
+    passed = [outcome == "ok" for outcome in ours["outcome"].to_pylist()]
+    assert theirs.select(told).filter(passed).equals(ours.select(told).filter(passed))
+    measured = [name for name in told if name not in ("detail", "host")]
+    assert theirs.select(measured).equals(ours.select(measured))
+    assert (tmp_path / "theirs.tar").read_bytes() == (tmp_path / "ours.tar").read_bytes()
+
+
+def test_what_is_not_told_is_null_and_never_guessed(tmp_path):
+    with MisbehavingServer() as server:
+        urls = [server.url(name, "127.0.0.1") for name in ("wrong_type", "not_found", "redirect_chain")]
+        facts = fetch(urls, "img2dataset", tmp_path / "p.tar").to_pylist()
+    assert [fact["http_status"] for fact in facts] == [None, 404, None]
+    assert [fact["attempts"] for fact in facts] == [1, 1, 1]  # there are no retries
+    assert {(fact["final_url"], fact["redirects"]) for fact in facts} == {(None, None)}
+    assert {fact["host"] for fact in facts} == {f"127.0.0.1:{server.port}"}
+
+
+def documented_differences() -> dict[str, tuple[str, str]]:
+    table = README.read_text(encoding="utf-8").partition("<!-- img2dataset -->")[2].partition("<!-- end -->")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    return {name: (ours, theirs) for name, ours, theirs in cells}
+
+
+def test_readme_lists_every_behaviour_that_ends_otherwise(tmp_path):
+    names = sorted(set(BEHAVIOURS) - NEVER_END - ELSEWHERE)
+    with MisbehavingServer() as server:
+        table = fetch([server.url(name, "127.0.0.1") for name in names], "img2dataset", tmp_path / "p.tar")
+    ended = dict(zip(names, table["outcome"].to_pylist(), strict=True))
+    # robots.txt rules and retries are switched off here: only the engine is compared
+    switched_off = {name for name in names if "robots" in name or "busy" in name} | {
+        "unavailable_once", "redirect_to_disallowed"}  # fmt: skip
+    different = {
+        name: (BEHAVIOURS[name].outcome, outcome)
+        for name, outcome in ended.items()
+        if outcome != BEHAVIOURS[name].outcome and name not in switched_off
+    }
+    assert documented_differences() == different
