@@ -204,7 +204,13 @@ def _deb(folder: Path, files: dict[str, bytes]) -> Path:
     body = stream.getvalue()
     path = folder / "tuxpaint-stamps-default_1_all.deb"
     path.write_bytes(
-        b"!<arch>\n" + f"{'data.tar.xz':16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(body):<10}`\n".encode() + body
+        b"!<arch>\n"
+        + b"".join(
+            f"{name:16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(content):<10}`\n".encode()
+            + content
+            + b"\n" * (len(content) % 2)
+            for name, content in (("debian-binary", b"2.0\n"), ("control.tar.xz", b""), ("data.tar.xz", body))
+        )
     )
     return path
 
