@@ -1,10 +1,9 @@
 """The second-order branch of one tower: tokens and anchor in, the second-order feature z out.
 
-Holds the parameters around the pure functions of `training.model.mbdc`. Every size is computed from the settings
-and the tower. Makes tensors only on the device of its input; works for a batch of 1.
+Holds the parameters around the pure functions of `training.model.mbdc`. Every size follows from the settings and the
+tower. Makes tensors only on the device of its input.
 
-Shape letters as in `training.model.mbdc`, and `C` the width of the output (the model's embedding),
-`W` the width of the tokens.
+Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` that of the embedding.
 """
 
 from __future__ import annotations
@@ -16,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model import mbdc
+from training.model import mbdc, mbdc_fast
+from training.model.precision import without_autocast
 
 NormKind = Literal["batch", "layer"]
 DropoutAxis = Literal["channel", "token"]
 ProjectionKind = Literal["full", "single", "low_rank"]
+ReduceStart = Literal["linear", "convolution"]
 
 BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-7
@@ -28,7 +29,7 @@ LAYER_NORM_EPS = 1e-7
 
 @dataclass(frozen=True)
 class BranchShape:
-    """All that fixes a branch: what `training.model.dalip` resolves from a preset and the user's settings."""
+    """All that fixes a branch; `training.model.dalip` fills it in from the settings and the tower."""
 
     token_width: int
     embed_dim: int
@@ -39,6 +40,7 @@ class BranchShape:
     dropout_axis: DropoutAxis
     projection: ProjectionKind
     projection_rank: int
+    reduce_start: ReduceStart = "linear"
 
     @property
     def second_order_width(self) -> int:
@@ -47,10 +49,10 @@ class BranchShape:
 
 
 class HeadBatchNorm(nn.Module):
-    """Batch norm with one set of weights for all heads but statistics of each head's own batch.
+    """Batch norm with one set of weights for all heads, but statistics of each head's own batch.
 
-    Equals calling one BatchNorm on head after head: the running statistics move `heads` times a step. Statistics
-    are those of this process's batch: under data parallelism choose `layer` to be free of the process count.
+    Equals calling one BatchNorm on head after head: the running statistics move `heads` times a step. The statistics
+    are those of this process's batch; a layer norm does not depend on the number of processes.
     """
 
     running_mean: Tensor
@@ -95,34 +97,24 @@ class HeadBatchNorm(nn.Module):
         self.num_batches_tracked.add_(heads)
 
 
-class TokenLayerNorm(nn.Module):
-    """Layer norm over the reduced channels of each token, one set of weights for all heads."""
-
-    def __init__(self, width: int, eps: float = LAYER_NORM_EPS) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, tokens_BMHR: Tensor) -> Tensor:
-        """Normalise (B, M, H, R) over R."""
-        return functional.layer_norm(tokens_BMHR, self.weight.shape, self.weight, self.bias, self.eps)
-
-
 class SecondOrderBranch(nn.Module):
-    """Steps 0 to 8 for one tower. Source: the released DALIP code's structure, sizes computed."""
+    """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed."""
 
     def __init__(self, shape: BranchShape) -> None:
         super().__init__()
         self.shape = shape
-        head_width = shape.embed_dim // shape.heads
         self.token_projection = nn.Linear(shape.token_width, shape.embed_dim, bias=False)
-        self.reduce = nn.Linear(head_width, shape.reduced_width, bias=False)
+        self.reduce = nn.Linear(shape.embed_dim // shape.heads, shape.reduced_width, bias=False)
+        if shape.reduce_start == "convolution":
+            # The authors' code draws its 1 x 1 convolutions so: std sqrt(2 / 46) = 0.209 at 46 channels, where a linear
+            # layer of 128 inputs starts at 0.051. Batch norm does not undo the difference: at the smaller start the
+            # variance of its input is near its eps. Source: `image_reduce` of the golden values has that std.
+            nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out", nonlinearity="relu")
         self.norm: nn.Module
         if shape.norm == "batch":
             self.norm = HeadBatchNorm(shape.reduced_width)
         else:
-            self.norm = TokenLayerNorm(shape.reduced_width)
+            self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
         self.second_order_norm = nn.LayerNorm(shape.second_order_width, eps=LAYER_NORM_EPS)
         self.projection = _projection(shape)
 
@@ -138,20 +130,21 @@ class SecondOrderBranch(nn.Module):
         heads = self.shape.heads
         tokens_BMHE = self.token_projection(tokens_BMW).unflatten(-1, (heads, -1))
         anchor_BHE = self.token_projection(anchor_BW).unflatten(-1, (heads, -1))
-        reduced_BMHR = mbdc.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
-        with mbdc.without_autocast(reduced_BMHR):
+        reduced_BMHR = mbdc_fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
+        with without_autocast(reduced_BMHR):
             num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
-            return mbdc.rectify_and_compare(self.norm(reduced_BMHR), self._kept(reduced_BMHR, mask_BM), num_tokens_B)
+            factor = self._keep_factor(reduced_BMHR, mask_BM)
+            return mbdc_fast.rectify_and_compare(self.norm(reduced_BMHR), factor, num_tokens_B)
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
-        with mbdc.without_autocast(vector_BT):
+        with without_autocast(vector_BT):
             vector_BT = self.second_order_norm(vector_BT)
         projected_BC: Tensor = self.projection(vector_BT)
         return projected_BC
 
-    def _kept(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
-        """Step 4 as a factor: 0 for padding, for whole channels (released, image) or whole tokens (released, text)."""
+    def _keep_factor(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
+        """Step 4: 0 for padding, and for the whole channels (released, image) or tokens (released, text) dropped."""
         factor = None if mask_BM is None else mask_BM[:, :, None, None].to(tokens_BMHR.dtype)
         if self.training and self.shape.dropout > 0.0:
             batch, tokens, heads, width = tokens_BMHR.shape

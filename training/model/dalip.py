@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import ConfigError
 from training.model import towers
-from training.model.branch import BranchShape, DropoutAxis, NormKind, SecondOrderBranch
-from training.model.mbdc import full_precision, without_autocast
+from training.model.branch import BranchShape, DropoutAxis, NormKind, ReduceStart, SecondOrderBranch
+from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, resolve_second_order
 
 Role = Literal["image_tower", "text_tower", "second_order", "scale"]
@@ -211,7 +211,7 @@ def _branches(clip: Any, second: SecondOrder) -> tuple[SecondOrderBranch, Second
             f"second_order.heads is {second.heads}, which does not divide the embedding width {embed_dim}"
         )
 
-    def shape(width: int, norm: NormKind, axis: DropoutAxis) -> BranchShape:
+    def shape(width: int, norm: NormKind, axis: DropoutAxis, start: ReduceStart) -> BranchShape:
         return BranchShape(
             token_width=width,
             embed_dim=embed_dim,
@@ -222,12 +222,12 @@ def _branches(clip: Any, second: SecondOrder) -> tuple[SecondOrderBranch, Second
             dropout_axis=axis,
             projection=second.projection,
             projection_rank=second.projection_rank,
+            reduce_start=start,
         )
 
-    return (
-        SecondOrderBranch(shape(image_width, second.image_norm, second.image_dropout_axis)),
-        SecondOrderBranch(shape(text_width, second.text_norm, second.text_dropout_axis)),
-    )
+    image = shape(image_width, second.image_norm, second.image_dropout_axis, second.image_reduce_start)
+    text = shape(text_width, second.text_norm, second.text_dropout_axis, "linear")
+    return SecondOrderBranch(image), SecondOrderBranch(text)
 
 
 def _unit(features_BC: Tensor, normalize: bool) -> Tensor:

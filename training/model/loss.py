@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings
-from training.model.mbdc import full_precision, without_autocast
+from training.model.precision import full_precision, without_autocast
 
 LossForm = Literal["sum_of_losses", "sum_of_similarities"]
 

@@ -259,11 +259,11 @@ def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
     shape = BranchShape(8, 8, 2, 6, "layer", 0.5, axis, "single", 1)
     branch = SecondOrderBranch(shape).train()
     torch.manual_seed(0)
-    dropped = branch._kept(torch.ones(16, 7, 2, 6), None).expand(16, 7, 2, 6)
+    dropped = branch._keep_factor(torch.ones(16, 7, 2, 6), None).expand(16, 7, 2, 6)
     along = 1 if axis == "channel" else 3
     assert (dropped == dropped.select(along, 0).unsqueeze(along)).all()
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert branch.eval()._kept(torch.ones(1, 7, 2, 6), None) is None
+    assert branch.eval()._keep_factor(torch.ones(1, 7, 2, 6), None) is None
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: Path) -> None:
@@ -412,3 +412,19 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     model.lock_text_tower()
     assert not any(p.requires_grad for n, p in model.clip.text.transformer.named_parameters() if "LayerNorm" not in n)
     assert all(p.requires_grad for p in model.text_branch.parameters())
+
+
+def test_the_released_preset_starts_its_reduction_as_the_authors_code_does(tmp_path: Path) -> None:
+    """A 1 x 1 convolution for pictures, a linear layer for texts: the golden weights were drawn so."""
+    with np.load(GOLDEN) as stored:
+        golden = {side: stored[f"{side}_reduce"].astype(float) for side in ("image", "text")}
+    path = tiny(tmp_path, "starts", embed_dim=512)
+    torch.manual_seed(0)
+    of_preset = {preset: build_model(settings(path, preset, reduced_width=46)) for preset in ("released", "dalip")}
+    for preset, model in of_preset.items():
+        image, text = (branch.reduce.weight.std().item() for branch in (model.image_branch, model.text_branch))
+        start = golden["image"].std() if preset == "released" else golden["text"].std()
+        assert image == pytest.approx(start, rel=0.03)
+        assert text == pytest.approx(golden["text"].std(), rel=0.03)
+    assert golden["image"].std() == pytest.approx((2 / 46) ** 0.5, rel=0.01)
+    assert golden["text"].std() == pytest.approx((3 * 128) ** -0.5, rel=0.01)
