@@ -25,6 +25,7 @@ ReduceStart = Literal["linear", "convolution"]
 
 BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-7
+_MOMENTUM = 0.1  # of the batch norms' running statistics
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ class HeadBatchNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, width: int, eps: float = BATCH_NORM_EPS, momentum: float = 0.1) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
@@ -72,7 +72,7 @@ class HeadBatchNorm(nn.Module):
     def forward(self, tokens_BMHR: Tensor) -> Tensor:
         """Normalise (B, M, H, R) over batch and tokens, per head and channel."""
         if not self.training:
-            scale_R = self.weight * (self.running_var + self.eps).rsqrt()
+            scale_R = self.weight * (self.running_var + BATCH_NORM_EPS).rsqrt()
             return (tokens_BMHR - self.running_mean) * scale_R + self.bias
         heads = tokens_BMHR.shape[2]
         weight_N, bias_N = self.weight.repeat(heads), self.bias.repeat(heads)
@@ -80,7 +80,7 @@ class HeadBatchNorm(nn.Module):
         mean_N, var_N = torch.zeros_like(weight_N), torch.ones_like(weight_N)
         flat_XN = tokens_BMHR.flatten(2).flatten(0, 1)
         normal_XN = functional.batch_norm(
-            flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=self.eps
+            flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=BATCH_NORM_EPS
         )
         if self.track:
             self._move_statistics(mean_N.view(heads, -1), var_N.view(heads, -1))
@@ -89,8 +89,8 @@ class HeadBatchNorm(nn.Module):
     @torch.no_grad()
     def _move_statistics(self, mean_HR: Tensor, var_HR: Tensor) -> None:
         """Exponential averages after one move a head, in closed form."""
-        heads, keep = mean_HR.shape[0], 1.0 - self.momentum
-        share_H = self.momentum * keep ** torch.arange(heads - 1, -1, -1, device=mean_HR.device)
+        heads, keep = mean_HR.shape[0], 1.0 - _MOMENTUM
+        share_H = _MOMENTUM * keep ** torch.arange(heads - 1, -1, -1, device=mean_HR.device)
         share_H = share_H.to(mean_HR.dtype)
         self.running_mean.mul_(keep**heads).add_(share_H @ mean_HR)
         self.running_var.mul_(keep**heads).add_(share_H @ var_HR)

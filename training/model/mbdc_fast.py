@@ -87,8 +87,8 @@ class _WeighAndReduce(torch.autograd.Function):
 class _Distance(torch.autograd.Function):
     """Works in place. The distances are symmetric and centring is its own adjoint, which saves half of the work.
 
-    The tokens come, and their gradient goes, as (B, M, H, R): what is before and behind would otherwise run across two
-    memory layouts, five times as slow.
+    Tokens and their gradient have the layout (B, M, H, R), as the norm before this step has. Another layout here would
+    make the norm five times as slow.
     """
 
     @staticmethod
