@@ -1,7 +1,9 @@
-"""The two functions of `training.model.mbdc`, with gradients written out by hand: about three times as fast.
+"""`weigh_and_reduce` and `rectify_and_compare` of `training.model.mbdc`, faster, with gradients written out by hand.
 
-Same arguments, same results to rounding. `tests/benchmarks/bench_mbdc.py` measures it. Read `training.model.mbdc`
-first; here are only the reasons for what is done in another way.
+Same arguments, same results to rounding. Read `training.model.mbdc` first; the comments here only say why something is
+done in another way. Forward and backward on one thread of an Intel Xeon take 1 / 2.8 of the formula's time for 64
+pictures of 196 tokens, 1 / 2.0 for 64 of 49, and 1 / 1.6 for 8 of 196 (2026-11, a busy machine).
+`tests/benchmarks/bench_mbdc.py` measures this file against a loop over heads.
 
 Shape letters as there, and `P`: the reduced channels of a head, filled up to a multiple of 8.
 """
