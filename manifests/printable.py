@@ -6,6 +6,8 @@ import io
 import re
 from typing import Any
 
+from manifests.masking import hide_secrets
+
 # C0 and C1 controls, line and paragraph separators, and the marks that turn the direction of writing
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -18,8 +20,13 @@ def printable(text: str, keep: str = "") -> str:
     return _STEERING.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
+def shown(text: str) -> str:
+    """A text for the screen or a log: lines and tabs stay, nothing steers, and no URL in it holds a secret."""
+    return printable(hide_secrets(text), keep="\n\t")
+
+
 class PrintableStream(io.TextIOBase):
-    """A text stream that lets line breaks and tabs through and shows all other steering characters as text."""
+    """A text stream that writes what `shown` leaves of a text."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -31,7 +38,7 @@ class PrintableStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write the text, made printable."""
-        self._stream.write(printable(text, keep="\n\t"))
+        self._stream.write(shown(text))
         return len(text)
 
     def flush(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from manifests import __version__
 from manifests.errors import PlantMixError
-from manifests.printable import PrintableStream, printable
+from manifests.printable import PrintableStream, shown
 
 COMMANDS = (  # in the order in which a run needs them
     "estimate",
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(args.func(args))
     except PlantMixError as error:
-        print(printable(f"plantmix: error: {error}", keep="\n\t"), file=sys.stderr)
+        print(shown(f"plantmix: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
@@ -75,7 +75,7 @@ class _PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line as it is written."""
-        return printable(super().format(record), keep="\n\t")
+        return shown(super().format(record))
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
-from manifests.printable import PrintableStream, printable
+from manifests.printable import PrintableStream, shown
 
 _TRAIN_EXAMPLE = """\
 example:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(options.run(options))
     except PlantMixError as error:
-        print(printable(f"dalip: error: {error}", keep="\n\t"), file=sys.stderr)
+        print(shown(f"dalip: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from manifests.errors import ConfigError
-from manifests.printable import printable
+from manifests.printable import printable, shown
 from manifests.reader import open_sandbox
 from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
 from pipeline.commands.tables import aligned
@@ -155,8 +155,8 @@ def _cells(column: Any) -> Any:
         texts = column.to_pylist()
     else:
         return column
-    shown = pa.array([text and printable(text, keep="\n\t") for text in texts], pa.string())
-    return pc.replace_substring_regex(shown, r"\A([=+\-@\t\n])", r"'\1")
+    safe = pa.array([text and shown(text) for text in texts], pa.string())
+    return pc.replace_substring_regex(safe, r"\A([=+\-@\t\n])", r"'\1")
 
 
 def layout_rows(table: pa.Table) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from manifests.masking import hide_secrets
 from manifests.settings import Settings
 from manifests.tables import TAXON_RANKS
 from pipeline.vocabulary.licences import LicenceSettings
@@ -263,7 +264,7 @@ class Origin(Settings):
         """The identity as a release tells it: with the names of files, without their folders."""
         values = self.identity()
         if self.kind == "table":
-            return values | {"table": str(self.table).rpartition("/")[2]}
+            return values | {"table": hide_secrets(str(self.table)).rpartition("/")[2]}
         settings = getattr(self, self.kind).model_dump(mode="json", exclude_none=True)
         return values | {self.kind: _without_paths(settings, keep_file_name=True)}
 
@@ -309,7 +310,7 @@ def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[st
     values = dict(settings)
     for name in PATH_FIELDS:
         if values.get(name):
-            values[name] = values[name].rstrip("/").rpartition("/")[2] if keep_file_name else None
+            values[name] = hide_secrets(values[name]).rstrip("/").rpartition("/")[2] if keep_file_name else None
     return values
 
 

@@ -3,7 +3,8 @@
 Reads, by what lies in the folder: clip_benchmark's webdataset layout (`classnames.txt`, `SPLIT/*.tar` with an image
 and `.cls` or `.txt` members, `zeroshot_classification_templates.txt`, `dataset_type.txt`); a table beside the pictures
 (`metadata.csv` with `filepath` and `class` or ranks, as BioCLIP's sets); class folders of pictures. Only the index is
-held, pictures are read when asked for. Writes nothing. Gives up with ConfigError on a folder that is none of these.
+held, pictures are read when asked for. Only regular files within the folder are read. Writes nothing. Gives up with
+ConfigError on a folder that is none of these, and on one with links or pipes among its files.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, RunError
+from manifests.inside import why_not_inside
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 
@@ -134,6 +136,7 @@ def _stack(views: list[Tensor | RunError]) -> Tensor | RunError:
 
 
 def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
+    _require_regular(tars[0].parent, [path.name for path in tars])
     kind = (_lines(folder / _KIND) or ["classification"])[0].lower()
     if kind not in ("classification", "retrieval"):
         raise ConfigError(f"{folder}: {_KIND} says '{kind}', classification and retrieval are read")
@@ -247,8 +250,10 @@ def _open_table(folder: Path, split: str) -> EvalSet:
                 raise ConfigError(f"{path}: row {number} has no {what}: fill the cell or remove the row")
         items.append(Item(row["filepath"], str(folder / row["filepath"])))
         classes.append(name)
-    if missing := [item.name for item in items if not Path(item.path).is_file()]:
+    names_of_items = [item.name for item in items]
+    if missing := [name for name in names_of_items if not (folder / name).is_file()]:
         raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
+    _require_regular(folder, names_of_items)
     return _classification(tuple(items), classes, taxa, as_words=False)
 
 
@@ -257,6 +262,7 @@ def _open_class_folders(place: Path) -> EvalSet:
     paths = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
     if not paths:
         raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
+    _require_regular(place, [str(path.relative_to(place)) for path in paths])
     names = [path.parent.name for path in paths]
     items = tuple(Item(str(path.relative_to(place)), str(path)) for path in paths)
     return _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
@@ -279,6 +285,16 @@ def _classification(
     )
 
 
+def _require_regular(folder: Path, names: Sequence[str]) -> None:
+    """Raises: ConfigError that counts what is no regular file below the folder, and names the first."""
+    bad = [(name, why_not) for name in names if (why_not := why_not_inside(folder, name)) is not None]
+    if bad:
+        raise ConfigError(
+            f"{folder}: {len(bad):,} of {len(names):,} files are not read: only regular files within the folder are; "
+            f"first: {bad[0][0]} {bad[0][1]}. Put the files themselves there"
+        )
+
+
 def _slot(template: str) -> str:
     """A template with `{c}`, as clip_benchmark writes it, with `{}` in its place."""
     return template.replace("{c}", "{}")
@@ -293,8 +309,9 @@ def _lines(path: Path) -> list[str]:
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
-    Raises: ConfigError that names the line with other bytes.
+    Raises: ConfigError that names the line with other bytes, and for what is no regular file.
     """
+    _require_regular(path.parent, [path.name])
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
