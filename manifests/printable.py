@@ -43,11 +43,12 @@ class PrintableStream(io.TextIOBase):
 
     def flush(self) -> None:
         """Flush the stream below."""
-        self._stream.flush()
+        if not self._stream.closed:  # as it is when the interpreter ends
+            self._stream.flush()
 
     def isatty(self) -> bool:
         """As of the stream below."""
-        return bool(self._stream.isatty())
+        return bool(not self._stream.closed and self._stream.isatty())
 
     def fileno(self) -> int:
         """As of the stream below."""

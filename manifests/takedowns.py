@@ -66,6 +66,7 @@ def read_list(workdir: str) -> list[Entry]:
     if not fs.exists(inner):
         return []
     entries = set()
+    # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
     for number, line in enumerate(fs.cat_file(inner).decode("utf-8").split("\n"), 1):
         if not line.strip():
             continue

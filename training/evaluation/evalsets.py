@@ -160,7 +160,7 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
 
 def _class_names(path: Path) -> list[str]:
     """One name a line; the number of a class is that of its line, so none may be empty but at the end."""
-    names = [line.strip() for line in read_text(path).rstrip().splitlines()] if path.is_file() else []
+    names = [line.strip() for line in _split_lines(read_text(path).rstrip())] if path.is_file() else []
     if not names:
         raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
     if "" in names:
@@ -198,7 +198,7 @@ def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
 
 def _captions(answer: bytes, item: Item) -> tuple[str, ...]:
     try:
-        captions = tuple(line for line in answer.decode("utf-8-sig").splitlines() if line.strip())
+        captions = tuple(line for line in _split_lines(answer.decode("utf-8-sig")) if line.strip())
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{item.name}: its .txt member is not UTF-8 (byte {error.start}): convert it or take the sample out"
@@ -303,7 +303,12 @@ def _slot(template: str) -> str:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return [line.strip() for line in _split_lines(read_text(path)) if line.strip()]
+
+
+def _split_lines(text: str) -> list[str]:
+    """Lines as editors count them: U+2028, U+0085 and the like are part of a line, or a class would get another number."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.local_ray import bound_to_loopback
 from manifests.settings import parse_settings
 from training.config import TrainSettings, identity_values
 from training.data import loader
@@ -37,18 +38,19 @@ def train_on_ray(
 ) -> tuple[dict[str, Any], bool]:
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, a GPU each where the device is one.
 
-    Without `address` a Ray of this machine is started for the run. Releases and `output_dir` must lie where every
+    Without `address` a Ray of this machine is started for the run, on the loopback only. Releases and `output_dir` must lie where every
     machine sees them. SIGTERM to this process is passed on: they save a checkpoint and leave.
 
     Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
     """
     try:
-        import ray
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        with bound_to_loopback(address):
+            import ray
+            from ray.train import RunConfig, ScalingConfig
+            from ray.train.torch import TorchTrainer
     except ImportError as error:
         raise ConfigError(
-            f'--launcher ray needs Ray Train ({error.name or error} is missing): pip install "ray[train]"'
+            f'--launcher ray needs Ray Train ({error.name or error} is missing): pip install "ray[train]>=2.56"'
         ) from None
     folder = Path(settings.output_dir).absolute()
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
@@ -96,9 +98,10 @@ def each_result_on_ray(
     if not tasks:
         return
     try:
-        import ray
+        with bound_to_loopback(address):
+            import ray
     except ImportError:
-        raise ConfigError('--launcher ray needs Ray: pip install "ray[train]"') from None
+        raise ConfigError('--launcher ray needs Ray: pip install "ray[train]>=2.56"') from None
     own = not ray.is_initialized()
     threads = settings.compute.num_threads or 1
     if own:
@@ -154,7 +157,8 @@ def _start_ray(ray: Any, address: str | None, num_workers: int) -> None:
             raise ConfigError(f"--ray-address {address}: no Ray cluster answers there: {error}") from None
         return
     num_cpus = max(os.cpu_count() or 1, num_workers)
-    ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
+    with bound_to_loopback(address):
+        ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
 
 
 def _knock(address: str) -> None:

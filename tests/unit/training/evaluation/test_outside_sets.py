@@ -443,3 +443,12 @@ def test_no_layout_follows_a_link(writer: ModuleType, tmp_path: Path, name: str)
     (folder / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=rf"1 of \d files are not read.* first: .*{Path(name).name} is a link"):
         open_eval_set(str(folder), "test")
+
+
+def test_odd_line_breaks_within_a_class_name_move_no_other_class(writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(8, 0)
+    classes = sorted({sample.category for sample in samples})
+    folder = write_tars(tmp_path / "set", samples, classes)
+    names = [f"{classes[0]}\u2028again", *classes[1:]]
+    (folder / "classnames.txt").write_text("\r\n".join(names) + "\r\n", newline="")
+    assert open_eval_set(str(folder), "test").classes == tuple(names)
