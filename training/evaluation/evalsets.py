@@ -307,7 +307,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _split_lines(text: str) -> list[str]:
-    """Lines as editors count them: U+2028, U+0085 and the like are part of a line, or a class would get another number."""
+    """Lines as editors count them: U+2028, U+0085 and the like are part of a line, or classes would change numbers."""
     return re.split(r"\r\n|\r|\n", text)
 
 
