@@ -38,8 +38,8 @@ def train_on_ray(
 ) -> tuple[dict[str, Any], bool]:
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, a GPU each where the device is one.
 
-    Without `address` a Ray of this machine is started for the run, on the loopback only. Releases and `output_dir` must lie where every
-    machine sees them. SIGTERM to this process is passed on: they save a checkpoint and leave.
+    Without `address` a Ray of this machine is started for the run, on the loopback only. Releases and `output_dir` must
+    lie where every machine sees them. SIGTERM to this process is passed on: they save a checkpoint and leave.
 
     Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
     """
