@@ -19,6 +19,7 @@ CANDIDATES = pa.schema(
         ("source", pa.string()),  # name of the source in the config
         ("domain", pa.string()),  # e.g. plant, general
         ("record_key", pa.string()),  # the source's own key of the row
+        ("group_id", pa.string()),  # what pictures of one thing share, as an observation; null: on its own
         ("row_number", pa.int64()),  # 0-based row in the source, for going back to it
         ("url", pa.string()),  # http(s) address without secrets; beside a locator it is provenance and never requested
         ("locator", pa.string()),  # NAME@OFFSET+LENGTH of bytes below the source's root; null for web rows

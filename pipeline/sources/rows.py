@@ -85,6 +85,8 @@ def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: rows[column] for name in (*PLAIN_COLUMNS, "record_key") if (column := getattr(columns, name)) is not None
     }
+    if columns.group:
+        found["group_id"] = rows[columns.group]
     if columns.caption:
         found["caption"] = _caption(rows, columns.caption)
     if columns.extra:

@@ -49,6 +49,8 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
         mapped[name] = pc.if_else(empty, value, rows[name])
     mapped["url"] = pc.utf8_trim_whitespace(rows["url"])
     mapped["record_key"] = pc.utf8_trim_whitespace(rows["record_key"])
+    group = pc.utf8_trim_whitespace(rows["group_id"])
+    mapped["group_id"] = pc.if_else(pc.equal(group, ""), None, group)
     keys, whole = mapped["record_key"], mapped["url"]
     mapped |= {name: without_secrets(mapped[name]) for name in rows.column_names if name != "locator"}
     mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"])

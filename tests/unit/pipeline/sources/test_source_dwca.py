@@ -109,6 +109,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[0] == {
         **oak,
         "record_key": "1/https://a.org/1a.jpg",
+        "group_id": "1",
         "row_number": 0,
         "url": "https://a.org/1a.jpg",
         "caption": 'Leaf, "upper" side it\'s green; 5" long',
@@ -121,6 +122,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[1] == {
         **oak,
         "record_key": "1/https://a.org/1b.jpg",
+        "group_id": "1",
         "row_number": 1,
         "url": "https://a.org/1b.jpg",
         "caption": "",
@@ -132,6 +134,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[2] == {  # the licence of the record is none of the picture
         **oak,
         "record_key": "1/https://a.org/1c.png",
+        "group_id": "1",
         "row_number": 2,
         "url": "https://a.org/1c.png",
         "caption": "",

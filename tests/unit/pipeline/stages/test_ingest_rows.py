@@ -207,3 +207,10 @@ def test_sources_without_one_usable_row_stop_the_build(tmp_path: Path) -> None:
     path.write_text("link,title\n")
     with pytest.raises(RunError, match="the tables are empty"):
         build(tmp_path / "w", path)
+
+
+def test_a_group_is_a_column_and_an_empty_one_is_none() -> None:
+    found = mapped(
+        source(group="obs"), link=["http://a/1", "http://a/2"], id=["1", "2"], title=["c", "c"], obs=[" o1 ", " "]
+    )
+    assert found["group_id"].to_pylist() == ["o1", None]
