@@ -6,6 +6,7 @@ Each command has a module of its name in pipeline/commands/, with its parser, it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 from manifests import __version__
 from manifests.errors import PlantMixError
+from manifests.printable import PrintableStream, shown
 
 COMMANDS = (  # in the order in which a run needs them
     "estimate",
@@ -39,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(given).parse_args(given)
     set_up_logging(verbose=args.verbose)
     try:
-        return int(args.func(args))
+        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            return int(args.func(args))
     except PlantMixError as error:
-        print(f"plantmix: error: {error}", file=sys.stderr)
+        print(shown(f"plantmix: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
@@ -67,11 +70,19 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Log lines in which nothing that came from outside can steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line as it is written."""
+        return shown(super().format(record))
+
+
 def set_up_logging(verbose: bool) -> None:
     """Plain lines on standard error: the message alone, or with time and place when verbose."""
     handler = logging.StreamHandler(sys.stderr)
     layout = "%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"
-    handler.setFormatter(logging.Formatter(layout))
+    handler.setFormatter(_PrintableFormatter(layout))
     root = logging.getLogger("plantmix")
     root.handlers[:] = [handler]
     root.propagate = False

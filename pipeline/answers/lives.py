@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from manifests.masking import hide_secrets
 from pipeline.fetching.urls import BadURL, parse_url
 
 # What a life says of one sample. The first dict holds what is one row at most.
@@ -36,7 +37,11 @@ _REJECTED = "SELECT * FROM rejects WHERE url = $1 OR record_key = $1 ORDER BY AL
 
 
 def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
-    """All that the catalogue knows of the rows that `what` names: one dict a candidate or rejected row."""
+    """All that the catalogue knows of the rows that `what` names: one dict a candidate or rejected row.
+
+    An address may be given with its secrets or without them.
+    """
+    what = hide_secrets(what)
     lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
     return lives + [{"reject": row} for row in _rows(connection, _REJECTED, what)]
 

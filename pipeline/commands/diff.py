@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.commands.parsing import JSON_HELP, RELEASE_HELP, Commands, add_command
-from pipeline.commands.tables import aligned
+from pipeline.commands.tables import aligned, print_lines
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
@@ -31,7 +31,10 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     found = compare(open_release(args.before), open_release(args.after))
-    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(describe(found)))
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_lines(describe(found))
     return 0
 
 

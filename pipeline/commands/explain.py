@@ -11,6 +11,7 @@ from manifests.outcomes import PASSING
 from manifests.reader import open_reader
 from pipeline.answers.lives import find_lives
 from pipeline.commands.parsing import JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands.tables import print_lines
 
 MAX_SHOWN = 20
 
@@ -42,7 +43,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(lives, indent=1, ensure_ascii=False, default=str))
         return 0
-    print("\n\n".join("\n".join(describe_life(life)) for life in lives[:MAX_SHOWN]))
+    for place, life in enumerate(lives[:MAX_SHOWN]):
+        print_lines([""] * (place > 0) + describe_life(life))
     if len(lives) > MAX_SHOWN:
         print(f"\nand {len(lives) - MAX_SHOWN:,} more rows of this URL")
     return 0

@@ -18,7 +18,7 @@ from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
 from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
-from pipeline.commands.tables import aligned
+from pipeline.commands.tables import aligned, print_lines
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner, stop_on_sigterm
@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     stop_on_sigterm()
     with Catalog.open(args.dir) as catalog:
         round_done = run_round(Runner(last_config(catalog), FLOW, catalog), catalog, outcomes)
-    print("\n".join(describe_round(round_done, outcomes)))
+    print_lines(describe_round(round_done, outcomes))
     return 0
 
 

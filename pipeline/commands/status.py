@@ -10,7 +10,7 @@ from typing import Any
 
 from manifests.reader import read_status
 from pipeline.commands.parsing import JSON_HELP, WORKDIR_HELP, Commands, add_command
-from pipeline.commands.tables import aligned, joined_counts
+from pipeline.commands.tables import aligned, joined_counts, print_lines
 from pipeline.flow import FLOW
 
 
@@ -36,7 +36,10 @@ def _run(args: argparse.Namespace) -> int:
 def print_status(workdir: str, as_json: bool) -> int:
     """Print stages, counts, drop reasons, the mixture and what runs now; returns the exit code."""
     status = read_status(workdir)
-    print(json.dumps(status, indent=1, sort_keys=True) if as_json else "\n".join(describe_status(status)))
+    if as_json:
+        print(json.dumps(status, indent=1, sort_keys=True))
+    else:
+        print_lines(describe_status(status))
     return 0
 
 

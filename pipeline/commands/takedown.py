@@ -9,6 +9,7 @@ from manifests.errors import ConfigError
 from manifests.release import Release
 from manifests.takedowns import KINDS, Entry
 from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
+from pipeline.commands.tables import print_lines
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_release
 from pipeline.releases.takedown import TakenDown, take_down
@@ -41,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     if not entries or not all(entry.value.strip() for entry in entries):
         raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty one names nothing")
     release = open_release(args.release)
-    print("\n".join(_describe(release, reason, take_down(release, entries))))
+    print_lines(_describe(release, reason, take_down(release, entries)))
     return 0
 
 

@@ -69,6 +69,7 @@ class Gate(Protocol):
 class _HostState:
     limits: HostLimits
     gap_seconds: float = 0.0  # between the starts of two requests
+    crawl_delay_seconds: float = 0.0  # the host's own wish for that gap; 0 where the config counts more
     next_start: float = 0.0
     not_before: float = 0.0
     leases: dict[int, float] = field(default_factory=dict)  # lease: when it ends by itself, if its worker is lost
@@ -133,6 +134,7 @@ class HostGate:
         state = self._state(report.host)
         state.leases.pop(report.lease, None)
         if report.min_gap_seconds and not isinstance(state.limits, HostOverride):
+            state.crawl_delay_seconds = max(state.crawl_delay_seconds, report.min_gap_seconds)
             state.gap_seconds = max(state.gap_seconds, report.min_gap_seconds)
         if report.result == "answered":
             state.busy_in_a_row = state.unreachable_in_a_row = 0
@@ -173,5 +175,8 @@ class HostGate:
             state.leases[self._last_lease] = start + lease_seconds
             given.append(Permission(self._last_lease, start - now))
         until_next = state.next_start - now - _AHEAD_SECONDS
+        if not given and until_next > 0 and state.crawl_delay_seconds > self._settings.host_patience_seconds:
+            why = f"host wants {state.crawl_delay_seconds:g} s between requests (Crawl-delay), the patience is "
+            return Verdict((), state.crawl_delay_seconds, f"{why}{self._settings.host_patience_seconds:g} s")
         full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests
         return Verdict(tuple(given), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))

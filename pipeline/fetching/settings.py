@@ -64,7 +64,7 @@ class NetworkSettings(Settings):
     backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first retry. It doubles each time, give or take half of it at random."""
     host_patience_seconds: Annotated[float, Field(ge=0)] = 120.0
-    """When a host stays closed for longer than this, its rows end as host_unavailable."""
+    """When a host stays closed for longer than this, or wants longer pauses, its rows end as host_unavailable."""
     breaker_failures: Annotated[int, Field(ge=1)] = 6
     """After so many failures in a row to reach a host, it counts as dead for `breaker_seconds`."""
     breaker_seconds: Annotated[float, Field(gt=0)] = 300.0

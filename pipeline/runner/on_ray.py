@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError, PartError, RetryableError, RunError
+from manifests.local_ray import bound_to_loopback
 from pipeline.runner.executing import Done, Job, Work, do_job
 
 log = logging.getLogger("plantmix.runner")
@@ -21,14 +22,12 @@ _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was k
 class RayExecutor:
     """Runs parts as Ray tasks, with few in flight, so that 13 M rows never queue up at once.
 
-    A local Ray has as many CPUs as workers. Two parts a worker are submitted, so that no worker waits for the driver. A
-    cluster may have more CPUs than `num_workers`. There only `num_workers` parts are submitted at a time.
+    A local Ray has as many CPUs as workers, and answers on the loopback only. Two parts a worker are submitted, so that
+    no worker waits for the driver. A cluster may have more CPUs than `num_workers`. There only `num_workers` parts are
+    submitted at a time.
     """
 
     def __init__(self, num_workers: int | None, address: str | None) -> None:
-        ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self._ray = ray
         self._gone = False
         started = time.monotonic()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -36,10 +35,14 @@ class RayExecutor:
             options["address"] = address
         else:
             options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
-        try:
-            ray.init(**options)
-        except ConnectionError as error:
-            raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with bound_to_loopback(address):
+            ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
+            try:
+                ray.init(**options)
+            except ConnectionError as error:
+                raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        self._ray = ray
         # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
         through_proxy = address is not None and address.startswith("ray://")
         self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)

@@ -252,6 +252,7 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
     licence, url = plan.first(_LICENCE), plan.first(_URL)
     columns = {
         "record_key": f"m.id || '/' || {url}",
+        "group_id": "m.id",
         "url": url,
         "caption": f"concat_ws(' ', {captions})" if captions else "NULL",
         **{f"taxon_{rank}": plan.core(rank) for rank in _RANKS},

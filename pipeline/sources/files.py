@@ -8,6 +8,7 @@ for a whole file. Paths are local or fsspec addresses. Raises ConfigError when n
 from __future__ import annotations
 
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -94,24 +95,27 @@ def find_files(path: str, where: str, suffix: str) -> Found:
     return Found(whole_root, [name[prefix:] for name in found])
 
 
-def walk_files(root: str) -> Iterator[tuple[str, int]]:
-    """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time."""
+def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
+    """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time.
+
+    No link is followed. Links, pipes, devices and sockets have the size None; the name of a link to a folder ends in /.
+    """
     fs, inner = storage.filesystem(root)
     inner = inner.rstrip("/") or "/"
-    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1, (str(Path(inner).resolve()),))
+    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1)
 
 
-def _walk(fs: Any, folder: str, prefix: int, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None]]:
     for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
         name = str(entry["name"]).rstrip("/")
         if name.rpartition("/")[2].startswith("."):
             continue
-        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(name)):
-            real = str(Path(name).resolve()) if entry.get("islink") else f"{above[-1]}/{name.rpartition('/')[2]}"
-            if real not in above:  # a link to a folder above would never end
-                yield from _walk(fs, name, prefix, (*above, real))
-        elif entry["type"] == "file":
-            yield name[prefix:], int(entry["size"])
+        if entry.get("islink"):
+            yield name[prefix:] + ("/" if fs.isdir(name) else ""), None
+        elif entry["type"] == "directory":
+            yield from _walk(fs, name, prefix)
+        else:
+            yield name[prefix:], int(entry["size"]) if entry["type"] == "file" else None
 
 
 def make_locator(name: str, offset: int, length: int) -> str:
@@ -173,7 +177,10 @@ class LocalReader:
         if stream is None:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
-            fs, inner = storage.filesystem(storage.join(self._root, name))
+            path = storage.join(self._root, name)
+            fs, inner = storage.filesystem(path)
+            if not storage.is_remote(path) and not stat.S_ISREG(Path(inner).stat().st_mode):
+                raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: no regular file")
             stream = self._open[name] = fs.open(inner, "rb")
         return stream
 

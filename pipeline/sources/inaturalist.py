@@ -84,6 +84,7 @@ def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
     observer = "coalesce(nullif(w.name, ''), w.login)"
     columns = {
         "record_key": "p.photo_id",
+        "group_id": "p.observation_uuid",
         "url": f"{text(_ADDRESS)} || p.photo_id || '/{settings.size}.' || p.extension",
         **{f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS},
         "taxon_scientific_name": "t.name",

@@ -33,6 +33,7 @@ from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import digest_inputs, read_rows, root_of
+from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import copy_sorted, view_parquet, view_table
@@ -85,13 +86,19 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
         rows, lost = batch.rows, batch.lost
         writer.write(
             pa.table(
-                [rows["record_key"], rows["url"], rows["locator"], *[pa.nulls(len(rows), pa.string())] * 2],
+                [
+                    without_secrets(rows["record_key"]),
+                    without_secrets(rows["url"]),
+                    rows["locator"],
+                    *[pa.nulls(len(rows), pa.string())] * 2,
+                ],
                 MEMBERS.names,
             )
         )
-        named = pa.compute.coalesce(lost["record_key"], lost["url"], lost["value"])
+        key, url, value = (without_secrets(lost[name]) for name in ("record_key", "url", "value"))
+        named = pa.compute.coalesce(key, url, value)
         none = pa.nulls(len(lost), pa.string())
-        writer.write(pa.table([named, lost["url"], none, lost["reason"], lost["value"]], MEMBERS.names))
+        writer.write(pa.table([named, url, none, lost["reason"], value], MEMBERS.names))
     file = writer.close()
     return PartResult((file,), None, {"set": settings.name, "num_images": file.num_rows})
 

@@ -46,29 +46,32 @@ class CollectInputs:
     """All that was fetched, and the candidates that it is wanted for."""
 
     candidates: Files
+    secrets: Files
     fetched: Files
 
 
 def download(inputs: PicturesInputs, run: Execution[NetworkSettings]) -> PartResult:
     """Fetch the rows of one part into a pool tar and a table of facts."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    rows = list(zip(todo["sample_id"].to_pylist(), todo["url"].to_pylist(), strict=True))
+    ids = todo["sample_id"].to_pylist()
+    rows = list(zip(ids, todo["url"].to_pylist(), strict=True))
+    addresses = dict(zip(ids, todo["address"].to_pylist(), strict=True))
     settings = FetchSettings(image=inputs.image, network=run.how)
     pool_path, temp = fetch_local.new_pool_file(run)
     facts = fetch_rows(rows, settings, run.shared, temp)
-    return fetch_local.finish(facts, dict(rows), inputs.round, pool_path, temp, run)
+    return fetch_local.finish(facts, addresses, inputs.round, pool_path, temp, run)
 
 
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure."""
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
+        _view_candidates(sql, inputs.candidates, inputs.secrets)
         view_table(sql, "parts", inputs.fetched, tables.FETCHED)
         names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
         facts = copy_sorted(
             sql,
             f"SELECT {names} FROM candidates c JOIN parts f "
-            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) QUALIFY {COUNTS}",
+            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.address) QUALIFY {COUNTS}",
             "sample_id",
             run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
         )
@@ -83,7 +86,10 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
 def _inputs(context: BuildContext) -> FetchInputs:
     candidates = context.files("ingest", "candidates")
     addresses = tuple(context.sealed["ingest"].notes["addresses"])
-    return FetchInputs(candidates.digested(*addresses), context.config.fetch.image, last_round(context))
+    secrets = context.files("ingest", "secrets")  # the digests of addresses cover these too
+    return FetchInputs(
+        candidates.digested(*addresses), secrets.digested(*addresses), context.config.fetch.image, last_round(context)
+    )
 
 
 def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequence[Part[PicturesInputs]]:
@@ -92,11 +98,11 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequ
     The order is fixed and committed rows are left out, so a killed build goes on with the same parts.
     """
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
+        _view_candidates(sql, inputs.candidates, inputs.secrets)
         view_table(sql, "parts", run.files_of(_fetched(inputs, run), "fetched"), tables.FETCHED)
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, "sample_id, url", "url", "locator IS NULL"),
+            rows_to_fetch(run.fetch_round, "sample_id, asked AS url, address", "address", "locator IS NULL"),
             "md5(sample_id)",
             "sample_id || chr(31) || url",
             run.scratch_file("fetch-todo.parquet"),
@@ -109,12 +115,28 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequ
     return [Part(PicturesInputs(rows, inputs.image, inputs.round), recipe, num_rows) for rows, num_rows in groups]
 
 
+def _view_candidates(sql: Any, candidates: Files, secrets: Files) -> None:
+    """The candidates with what is `asked`, secrets included, and the `address` by which what was fetched is known."""
+    view_parquet(sql, "rows", candidates.paths)
+    view_table(sql, "secrets", secrets, tables.SECRETS)
+    sql.execute(
+        "CREATE VIEW candidates AS SELECT r.*, coalesce(s.url, r.url) AS asked, coalesce(s.address, r.url) AS address "
+        "FROM rows r LEFT JOIN secrets s USING (sample_id)"
+    )
+
+
 def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     return parts_up_to(run, "download", download_recipe(inputs.image), inputs.round)
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    return [Part(CollectInputs(inputs.candidates, run.files("download", "fetched") + run.files("local", "fetched")))]
+    return [
+        Part(
+            CollectInputs(
+                inputs.candidates, inputs.secrets, run.files("download", "fetched") + run.files("local", "fetched")
+            )
+        )
+    ]
 
 
 def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:

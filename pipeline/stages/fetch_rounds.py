@@ -30,6 +30,7 @@ class FetchInputs:
     """What fetch stands on. Candidates count by their addresses alone: an edited caption fetches nothing."""
 
     candidates: Files
+    secrets: Files
     image: ImageSettings
     round: int
 

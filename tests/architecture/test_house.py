@@ -122,7 +122,7 @@ def test_the_command_line_is_frozen() -> None:
         "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
-        "query": ["--format", "dir", "sql"],
+        "query": ["--format", "--memory-gb", "--seconds", "dir", "sql"],
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
         "preview": ["--json", "--num", "config"],
