@@ -324,8 +324,9 @@ class Catalog:
     # ---- status
 
     def publish_status(self, extra: Mapping[str, Any]) -> None:
-        """Write the snapshot that `plantmix status` reads while this process holds the catalogue."""
-        rows = self._connection.execute(
+        """Write the snapshot that `plantmix status` reads while this process holds the catalogue; from any thread."""
+        connection = self._connection.cursor()
+        rows = connection.execute(
             "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
             "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
             "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) "
@@ -343,9 +344,10 @@ class Catalog:
             }
             for stage, fingerprint, sealed, num_in, num_kept, notes, reasons, num_parts in rows
         }
-        mixes = self._connection.sql(
+        mixes = connection.sql(
             "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
         ).to_arrow_table()
+        connection.close()
         status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}
         storage.publish_bytes(
             storage.join(self.workdir, STATUS_FILE), json.dumps(status, indent=1, sort_keys=True).encode()

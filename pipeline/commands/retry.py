@@ -21,7 +21,8 @@ from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
 from pipeline.commands.tables import aligned
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
-from pipeline.runner.runner import Runner, stop_on_sigterm
+from pipeline.runner.runner import Runner
+from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
 from pipeline.stages.fetch_rounds import download_recipe
 
@@ -51,9 +52,9 @@ def _run(args: argparse.Namespace) -> int:
     outcomes = check_outcomes(args.outcome)
     if not Path(storage.join(args.dir, CATALOG_FILE)).is_file():
         raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
-    stop_on_sigterm()
-    with Catalog.open(args.dir) as catalog:
-        round_done = run_round(Runner(last_config(catalog), FLOW, catalog), catalog, outcomes)
+    stop = StopRequests()
+    with stop.listening(), Catalog.open(args.dir) as catalog:
+        round_done = run_round(Runner(last_config(catalog), FLOW, catalog, stop), catalog, outcomes)
     print("\n".join(describe_round(round_done, outcomes)))
     return 0
 

@@ -10,7 +10,7 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.records import Funnel, PartRecord
-from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
-from pipeline.fetching.settings import FetchSettings, NetworkSettings
+from pipeline.fetching.settings import FetchSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import fetch_local
 from pipeline.stages.fetch_rounds import (
@@ -42,6 +42,14 @@ _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256"
 
 
 @dataclass(frozen=True)
+class DownloadHow:
+    """How parts are downloaded, and how often what they have is committed."""
+
+    fetch: FetchSettings
+    piece_seconds: float
+
+
+@dataclass(frozen=True)
 class CollectInputs:
     """All that was fetched, and the candidates that it is wanted for."""
 
@@ -49,14 +57,27 @@ class CollectInputs:
     fetched: Files
 
 
-def download(inputs: PicturesInputs, run: Execution[NetworkSettings]) -> PartResult:
-    """Fetch the rows of one part into a pool tar and a table of facts."""
+def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
+    """Fetch the rows of one part into pool tars and tables of facts, in pieces when it takes long."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    rows = list(zip(todo["sample_id"].to_pylist(), todo["url"].to_pylist(), strict=True))
-    settings = FetchSettings(image=inputs.image, network=run.how)
-    pool_path, temp = fetch_local.new_pool_file(run)
-    facts = fetch_rows(rows, settings, run.shared, temp)
-    return fetch_local.finish(facts, dict(rows), inputs.round, pool_path, temp, run)
+    urls = dict(zip(todo["sample_id"].to_pylist(), todo["url"].to_pylist(), strict=True))
+    before = [path for path in run.pieces if path.endswith(".parquet")]  # of earlier tries
+    for path in before:
+        for sample_id in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist():
+            del urls[sample_id]
+    settings = run.how.fetch.model_copy(update={"image": inputs.image})
+    pieces = fetch_in_pieces(
+        list(urls.items()),
+        settings,
+        run.shared,
+        lambda: fetch_local.new_pool_file(run),
+        run.how.piece_seconds,
+        run.stem,
+    )
+    for number, piece in enumerate(pieces, len(before)):
+        is_piece = bool(before) or not piece.is_whole
+        name = f"{run.stem}-{number}" if is_piece else run.stem
+        yield fetch_local.finish(piece.facts, urls, inputs.round, piece.pool_path, name, run, is_piece)
 
 
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
@@ -86,7 +107,7 @@ def _inputs(context: BuildContext) -> FetchInputs:
     return FetchInputs(candidates.digested(*addresses), context.config.fetch.image, last_round(context))
 
 
-def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequence[Part[PicturesInputs]]:
+def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence[Part[PicturesInputs]]:
     """The rows to download, in an order that interleaves hosts, cut into parts of equal length.
 
     The order is fixed and committed rows are left out, so a killed build goes on with the same parts.
@@ -102,9 +123,10 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequ
             run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
         )
-        if run.how.contact is None:
+        network = run.how.fetch.network
+        if network.contact is None:
             for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
-                run.how.require_contact(batch["url"].to_pylist())
+                network.require_contact(batch["url"].to_pylist())
     recipe = download_recipe(inputs.image)
     return [Part(PicturesInputs(rows, inputs.image, inputs.round), recipe, num_rows) for rows, num_rows in groups]
 
@@ -131,10 +153,11 @@ STAGE = Stage(
             _plan_downloads,
             download,
             version=VERSION,
-            how=lambda context: context.config.fetch.network,
+            how=lambda context: DownloadHow(context.config.fetch, context.config.run.fetch_part_seconds),
             unit="images",
             committed=_fetched,
             shared=lambda context: partial(HostGate, context.config.fetch.network),
+            reports=True,
         ),
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),

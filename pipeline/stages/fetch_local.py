@@ -30,34 +30,41 @@ def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     """Measure the pictures of one part into a pool tar and a table of facts; `run.how` is the folder of each source."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator")), strict=True))
-    pool_path, temp = new_pool_file(run)
+    temp = new_pool_file(run)
     facts = read_local(rows, run.how, inputs.image, temp)
     locators = {sample_id: locator for sample_id, _, locator in rows}
-    return finish(facts, locators, inputs.round, pool_path, temp, run)
+    return finish(facts, locators, inputs.round, temp, run.stem, run)
 
 
-def new_pool_file(run: Execution[Any]) -> tuple[str, str]:
-    """Where the pool file of a part will lie, relative to the work folder, and the private name to write it under."""
-    path = f"pool/{run.stem}.tar"
+def new_pool_file(run: Execution[Any]) -> str:
+    """A private name to write a pool file under."""
     storage.make_folder(storage.join(run.workdir, "pool"))
-    return path, storage.temp_path(storage.join(run.workdir, path))
+    return storage.temp_path(storage.join(run.workdir, f"pool/{run.stem}.tar"))
 
 
 def finish(
-    facts: pa.Table, addresses: Mapping[str, str], number: int, pool_path: str, temp: str, run: Execution[Any]
+    facts: pa.Table,
+    addresses: Mapping[str, str],
+    number: int,
+    temp: str,
+    name: str,
+    run: Execution[Any],
+    is_piece: bool = False,
 ) -> PartResult:
-    """The result of a part: its pool file, and its facts with pool file, address (URL or locator) and round."""
-    pool_name = pool_path.rpartition("/")[2]
-    names = [pool_name if offset is not None else None for offset in facts["offset"].to_pylist()]
+    """The result of a part, or of a piece of one, whose files will be called `name`.
+
+    It is the pool file, written as `temp`, and the facts with pool file, address (URL or locator) and round.
+    """
+    names = [f"{name}.tar" if offset is not None else None for offset in facts["offset"].to_pylist()]
     facts = facts.set_column(facts.schema.get_field_index("pool_file"), "pool_file", pa.array(names, pa.string()))
     address = pa.array([addresses[sample_id] for sample_id in facts["sample_id"].to_pylist()], pa.string())
     facts = facts.append_column("url", address)
     facts = facts.append_column("round", pa.array([number] * facts.num_rows, pa.int32()))
-    table = run.write("fetched", f"tables/fetch/{run.stem}.parquet", facts, tables.FETCHED)
+    table = run.write("fetched", f"tables/fetch/{name}.parquet", facts, tables.FETCHED)
     counts = {entry["values"]: entry["counts"] for entry in facts["outcome"].value_counts().to_pylist()}
     num_ok = counts.pop("ok", 0)
-    pool = private_file("pool", pool_path, temp, num_ok)
-    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {"round": number})
+    pool = private_file("pool", f"pool/{name}.tar", temp, num_ok)
+    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {"round": number}, is_piece)
 
 
 def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[PicturesInputs]]:
