@@ -295,6 +295,7 @@ class Runner:
             self._executor = (
                 InlineExecutor() if run.executor == "inline" else RayExecutor(run.num_workers, run.ray_address)
             )
+            self._stop.take_back_signals()
         return self._executor
 
     def _publish_status(self, running: dict[str, Any] | None) -> None:

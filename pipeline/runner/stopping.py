@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ class StopRequests:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._step_can_finish = False
+        self._handlers: dict[int, Callable[[int, Any], None]] = {}
 
     def asked(self) -> bool:
         """True once the step that runs shall store what it has and end."""
@@ -28,14 +29,21 @@ class StopRequests:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals of this process, in its main thread."""
-        handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop, signal.SIGALRM: self._leave}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        self._handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop, signal.SIGALRM: self._leave}
+        before = {number: signal.getsignal(number) for number in self._handlers}
+        self.take_back_signals()
         try:
             yield
         finally:
+            self._handlers = {}
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def take_back_signals(self) -> None:
+        """Handle the signals again where a library has taken them: Ray takes SIGTERM when it starts."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     @contextmanager
     def finishing_first(self) -> Iterator[None]:

@@ -137,8 +137,8 @@ def test_stopped_again_and_again(web: Web, uninterrupted: dict[str, str], tmp_pa
         before = len(web.server.log)
         with start(config) as build:
             wait_for_requests(web, build, before + rng.randint(5, 60))
-            began = time.monotonic()
             send_to = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to the whole group
+            began = time.monotonic()
             send_to(build.pid, number)
             said, _ = build.communicate(timeout=30)
             assert time.monotonic() - began < 10
