@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +57,7 @@ class Runner:
     ) -> None:
         self._config, self._flow, self._catalog = config, flow, catalog
         self._stop = stop or StopRequests()
+        self._publishing = threading.Lock()
         self._executor: Executor | None = None
         self._context = BuildContext(config, catalog.workdir, catalog)
 
@@ -299,9 +301,10 @@ class Runner:
         return self._executor
 
     def _publish_status(self, running: dict[str, Any] | None) -> None:
-        self._catalog.publish_status(
-            {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
-        )
+        with self._publishing:
+            self._catalog.publish_status(
+                {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
+            )
 
 
 def _describe(stage: StageRecord) -> str:

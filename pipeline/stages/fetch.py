@@ -3,8 +3,9 @@
 Reads candidates. Those with a locator lie on this machine already: stages/fetch_local.py reads them, and they take the
 same measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by sample_id).
 
-No build downloads an address twice under the same image settings: an edited caption downloads nothing, a new URL
-downloads one picture. Only `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
+No build downloads a picture twice under the same image settings: an edited caption downloads nothing, a new URL
+downloads one picture. A build asks again for rows whose outcome was decided by a setting that has changed since, such
+as `allow_private_addresses`. `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
 reason.
 """
 
@@ -22,20 +23,25 @@ from manifests.records import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
+from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import fetch_local
 from pipeline.stages.fetch_rounds import (
     COUNTS,
     VERSION,
+    FetchedFiles,
     FetchInputs,
     PicturesInputs,
+    by_settings,
     download_recipe,
     last_round,
     parts_up_to,
     rows_to_fetch,
+    view_fetched,
+    within_limits,
 )
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
+from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet
 
 # What later stages may depend on: what an image shows, not where it came from or where it lies.
 _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px")
@@ -54,7 +60,8 @@ class CollectInputs:
     """All that was fetched, and the candidates that it is wanted for."""
 
     candidates: Files
-    fetched: Files
+    fetched: tuple[FetchedFiles, ...]
+    image: ImageSettings
 
 
 def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
@@ -74,22 +81,28 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
         run.how.piece_seconds,
         run.stem,
     )
+    notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
     for number, piece in enumerate(pieces, len(before)):
         is_piece = bool(before) or not piece.is_whole
         name = f"{run.stem}-{number}" if is_piece else run.stem
-        yield fetch_local.finish(piece.facts, urls, inputs.round, piece.pool_path, name, run, is_piece)
+        yield fetch_local.finish(piece.facts, urls, notes, piece.pool_path, name, run, is_piece)
 
 
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
-    """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure."""
+    """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure.
+
+    A picture that was fetched under other limits is judged again, by what was measured of it.
+    """
     with run.scratch() as sql:
         view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_table(sql, "parts", inputs.fetched, tables.FETCHED)
-        names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
+        view_fetched(sql, inputs.fetched)
+        counting = (
+            "SELECT f.* FROM candidates c JOIN parts f "
+            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) QUALIFY {COUNTS}"
+        )
         facts = copy_sorted(
             sql,
-            f"SELECT {names} FROM candidates c JOIN parts f "
-            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) QUALIFY {COUNTS}",
+            within_limits(counting, inputs.image),
             "sample_id",
             run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
         )
@@ -104,7 +117,8 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
 def _inputs(context: BuildContext) -> FetchInputs:
     candidates = context.files("ingest", "candidates")
     addresses = tuple(context.sealed["ingest"].notes["addresses"])
-    return FetchInputs(candidates.digested(*addresses), context.config.fetch.image, last_round(context))
+    fetch = context.config.fetch
+    return FetchInputs(candidates.digested(*addresses), fetch.image, fetch.deciding(), last_round(context))
 
 
 def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence[Part[PicturesInputs]]:
@@ -114,7 +128,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
     """
     with run.scratch() as sql:
         view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_table(sql, "parts", run.files_of(_fetched(inputs, run), "fetched"), tables.FETCHED)
+        view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs))
         groups = cut_rows(
             sql,
             rows_to_fetch(run.fetch_round, "sample_id, url", "url", "locator IS NULL"),
@@ -128,7 +142,10 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
             for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
                 network.require_contact(batch["url"].to_pylist())
     recipe = download_recipe(inputs.image)
-    return [Part(PicturesInputs(rows, inputs.image, inputs.round), recipe, num_rows) for rows, num_rows in groups]
+    return [
+        Part(PicturesInputs(rows, inputs.image, inputs.deciding, inputs.round), recipe, num_rows)
+        for rows, num_rows in groups
+    ]
 
 
 def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -136,7 +153,9 @@ def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    return [Part(CollectInputs(inputs.candidates, run.files("download", "fetched") + run.files("local", "fetched")))]
+    fetched = by_settings(run, run.parts("download"), inputs)
+    local = FetchedFiles(run.files("local", "fetched"), ())
+    return [Part(CollectInputs(inputs.candidates, (*fetched, local), inputs.image))]
 
 
 def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
