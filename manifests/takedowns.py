@@ -7,7 +7,7 @@ adds to it. People may write it by hand and copy it to another work folder. A li
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,13 +32,6 @@ class Entry:
     def key(self) -> tuple[str, str]:
         """Equal for two entries that mean the same."""
         return self.by, normal_owner(self.value) if self.by == "owner" else self.value
-
-
-def keys_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The keys of every entry that would name this row of samples.parquet."""
-    named = [("url", row[name]) for name in ("url", "reference_url")]
-    named += [("owner", normal_owner(row[name] or "")) for name in ("rights_holder", "creator")]
-    return named + [("id", row[name]) for name in ("sample_id", "image_id", "stored_sha256")]
 
 
 def normal_owner(name: str) -> str:

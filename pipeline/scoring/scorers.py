@@ -1,7 +1,6 @@
-"""What a scorer is, how a config's scorers are found, checked before work, and loaded once a process.
+"""What a scorer is, and how the scorers of a config are found, checked before work, and loaded once a process.
 
-Reads the `score` settings; imports what a plug-in names. Writes nothing. Gives up with ConfigError when a scorer
-cannot be had.
+Reads the `score` settings and imports the modules that plug-ins name. Raises ConfigError when a scorer cannot be used.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
 class Scorer(Protocol):
     """A model that gives one number to each image with its text.
 
-    `check`, where a class has it, says cheaply before any work whether `load` can succeed (ConfigError if not);
-    without it `load` itself is tried. `version`, where it has it, tells apart scores of changed code.
+    A class may have `check`, which raises ConfigError cheaply, before any work, when `load` cannot succeed; without it
+    `load` itself is tried. A class may have `version`, which keeps scores of changed code apart.
     """
 
     name: str
 
     def load(self) -> None:
-        """Get the model ready; called once a worker. Raises: ConfigError when it cannot be had."""
+        """Get the model ready; called once a worker. Raises: ConfigError when that is not possible."""
 
     def score(self, images: Sequence[Any], texts: Sequence[str]) -> Sequence[float]:
         """One number a pair. `images` are PIL images in RGB; a batch always has the configured length."""
@@ -34,7 +33,7 @@ class Scorer(Protocol):
 def make_scorer(settings: ScoreSettings, name: str) -> Scorer:
     """The scorer of this name, not loaded.
 
-    Raises: ConfigError when its module or class cannot be had, or does not take its options.
+    Raises: ConfigError when its module or class cannot be imported, or the class does not take its options.
     """
     if name == CLIP:
         from pipeline.scoring.clip import ClipScorer
@@ -64,7 +63,7 @@ def _make_plugin(plugin: PluginSettings) -> Scorer:
 
 
 def check_scorers(settings: ScoreSettings) -> None:
-    """Make sure that every scorer can be had, before any work.
+    """Make sure that every scorer can be used, before any work.
 
     Raises: ConfigError.
     """
@@ -81,7 +80,7 @@ def _load(settings_json: str, name: str) -> Scorer:
 
 
 def loaded_scorer(settings: ScoreSettings, name: str) -> Scorer:
-    """The scorer, loaded once a process: parts that follow in the same worker find it ready."""
+    """The scorer, loaded once a process: later parts in the same worker find it ready."""
     return _load(settings.model_dump_json(exclude={"rules"}), name)
 
 
@@ -90,8 +89,8 @@ def score_batch(
 ) -> list[float]:
     """Scores of one batch, rounded.
 
-    The batch is filled up to `batch_size` by repeating its last pair: kernels choose their order of summing by the
-    shape, and a score may not depend on what else was scored beside it. Rounding hides what is left (1e-7).
+    A score must not depend on the other pairs of its batch, but kernels choose their order of summing by the shape. So
+    the batch is filled up to `batch_size` with its last pair. Rounding hides what differs still (1e-7).
     """
     num = len(images)
     missing = batch_size - num

@@ -1,7 +1,6 @@
 """The `score` section of a config: which scorers run, and the thresholds over their stored scores.
 
-What a score is (model, weights, precision, options) and what is decided over it (rules) never touch. Reads and writes
-nothing.
+What a score is (model, weights, precision, options) and what is decided over it (rules) never touch. Pure.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class PluginSettings(Settings):
-    """A scorer of one's own: a class with `name`, `load` and `score`, see pipeline/scoring/README.md."""
+    """A scorer of your own: a class with `name`, `load` and `score`; see pipeline/scoring/README.md."""
 
     scorer: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Class, importable where the parts run")
-    name: ScorerName = Field(description="what rules, the table of scores and drop reasons call it")
+    name: ScorerName = Field(description="its name in rules, in the table of scores and in drop reasons")
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
-    batch_size: int = Field(64, ge=1, description="images handed to it at a time")
+    batch_size: int = Field(64, ge=1, description="images that it scores at a time")
 
 
 class ScoreRule(Settings):
@@ -32,9 +31,9 @@ class ScoreRule(Settings):
     scorer: ScorerName = CLIP
     min_score: float | None = None
     max_score: float | None = None
-    min_quantile: float | None = Field(None, gt=0, lt=1, description="drop what lies below this quantile of its domain")
+    min_quantile: float | None = Field(None, gt=0, lt=1, description="drop scores below this quantile of the domain")
     top_fraction: float | None = Field(None, gt=0, le=1, description="keep this share, by score, of each domain")
-    domains: list[str] | None = Field(None, description="domains it applies to; all when absent")
+    domains: list[str] | None = Field(None, description="domains that the rule applies to; all when absent")
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
@@ -51,7 +50,7 @@ class ScoreSettings(Settings):
     pretrained: str | None = Field(None, description="open_clip tag or path of local weights")
     batch_size: int = Field(64, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: str = Field("cpu", description="cpu, or cuda: then every worker takes one GPU")
+    device: str = Field("cpu", description="cpu, or cuda (every worker takes one GPU)")
     plugins: list[PluginSettings] = Field(default_factory=list)
     rules: list[ScoreRule] = Field(default_factory=list)
 
@@ -70,7 +69,7 @@ class ScoreSettings(Settings):
             raise ValueError(f"score.plugins: the name {', '.join(twice)} is taken twice; '{CLIP}' is score.model's")
         for rule in self.rules:
             if rule.scorer == CLIP and not self.model:
-                raise ValueError("score.rules need score.model: without it there is no score to judge")
+                raise ValueError("score.rules need score.model: without a model there is no score")
             if rule.scorer not in self.scorers:
                 raise ValueError(f"score.rules: no scorer '{rule.scorer}'; there are {', '.join(self.scorers)}")
         return self

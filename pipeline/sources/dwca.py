@@ -26,13 +26,13 @@ from pipeline.sources.files import reading
 from pipeline.sources.joining import (
     Case,
     StagedTable,
+    json_object,
     judged_rows,
-    licence_case,
     lost_rows,
     staging,
     text,
     view_staged,
-    where_case,
+    where_cases,
 )
 from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
 from pipeline.sources.settings import DwcaSettings, Origin, given
@@ -248,7 +248,6 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
         _pick_vernacular(sql, plan)
         vernacular, join = f"coalesce({vernacular}, v.name)", "LEFT JOIN names v ON v.id = m.id"
     captions = ", ".join(plan.column(name) for name in plan.settings.caption)
-    extra = ", ".join(f"{text(name)}, {plan.column(name)}" for name in sorted(plan.settings.extra))
     link = "'https://www.gbif.org/occurrence/' || " + plan.core("gbifID")
     licence, url = plan.first(_LICENCE), plan.first(_URL)
     columns = {
@@ -264,7 +263,7 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
         "rights_holder": plan.first(_RIGHTS_HOLDER),
         "creator": plan.first(("creator",)),
         "reference_url": f"coalesce({plan.first(_PAGE)}, {plan.core('references')}, {link})",
-        "extra": f"json_object({extra})::VARCHAR" if extra else "NULL",
+        "extra": json_object({name: plan.column(name) for name in plan.settings.extra}),
     }
     yield from judged_rows(sql, columns, f"media m LEFT JOIN records c ON c.id = m.id {join}", "m.n", _cases(sql, plan))
     yield from lost_rows(
@@ -291,12 +290,7 @@ def _cases(sql: Any, plan: _Plan) -> list[Case]:
         listed = ", ".join(text(each.lower()) for each in types)
         wanted = f"({kind} IN ({listed}) OR ({by_format} AND 'stillimage' IN ({listed})))"
         cases.append(Case(f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({given_type}, {form})"))
-    for name, allowed in plan.settings.where.items():
-        if name == "licence":
-            cases.append(licence_case(sql, plan.first(_LICENCE), "media m", allowed))
-        else:
-            cases.append(where_case(name, plan.column(name), allowed))
-    return cases
+    return cases + where_cases(sql, plan.settings.where, plan.column, plan.first(_LICENCE), "media m")
 
 
 def _pick_vernacular(sql: Any, plan: _Plan) -> None:

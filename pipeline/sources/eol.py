@@ -14,7 +14,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.tables import TAXON_RANKS
 from pipeline.sources import table
-from pipeline.sources.joining import judged_rows, licence_case, stage_table, staging, text, where_case
+from pipeline.sources.joining import json_object, judged_rows, stage_table, staging, where_cases
 from pipeline.sources.lineage import make_lineages
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import EolSettings, NestedTable, Origin, TableFormat, given
@@ -87,12 +87,7 @@ def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
     if settings.taxa is not None:
         origin += " LEFT JOIN pages t ON t.page = m.page"
         taxon = {f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS} | {"taxon_scientific_name": "t.name"}
-    cases = [
-        licence_case(sql, "m.licence", "manifest m", allowed)
-        if name == "licence"
-        else where_case(name, f't."{name}"', allowed)
-        for name, allowed in settings.where.items()
-    ]
+    cases = where_cases(sql, settings.where, lambda rank: f't."{rank}"', "m.licence", "manifest m")
     url = "m.copy_url" if settings.address == "copy" else "coalesce(nullif(m.source_url, ''), m.copy_url)"
     columns = {
         "record_key": "coalesce(nullif(m.copy_url, ''), m.source_url)",
@@ -101,7 +96,7 @@ def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
         "licence": "m.licence",
         "rights_holder": "m.owner",
         "reference_url": "'https://eol.org/media/' || m.content",
-        "extra": f"json_object({text('eol_page_id')}, m.page, {text('source_url')}, m.source_url)",
+        "extra": json_object({"eol_page_id": "m.page", "source_url": "m.source_url"}),
     }
     yield from judged_rows(sql, columns, origin, "m.n", cases)
 

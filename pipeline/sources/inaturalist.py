@@ -14,7 +14,16 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.tables import TAXON_RANKS
 from pipeline.sources import table
-from pipeline.sources.joining import Case, judged_rows, licence_case, stage_table, staging, text, where_case
+from pipeline.sources.joining import (
+    Case,
+    json_object,
+    judged_rows,
+    stage_table,
+    staging,
+    text,
+    where_case,
+    where_cases,
+)
 from pipeline.sources.lineage import make_lineages
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import NestedTable, Origin, TableFormat, given
@@ -71,12 +80,7 @@ def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
     cases = [Case("o.observation_uuid IS NULL", "no_record", "p.observation_uuid")]
     if settings.quality_grade:
         cases.append(where_case("quality_grade", "o.quality_grade", settings.quality_grade))
-    for name, allowed in settings.where.items():
-        if name == "licence":
-            cases.append(licence_case(sql, "p.license", "photos p", allowed))
-        else:
-            cases.append(where_case(name, known[name], allowed))
-    extra = ", ".join(f"{text(name)}, {known[name]}" for name in sorted(settings.extra))
+    cases += where_cases(sql, settings.where, known.__getitem__, "p.license", "photos p")
     observer = "coalesce(nullif(w.name, ''), w.login)"
     columns = {
         "record_key": "p.photo_id",
@@ -87,7 +91,7 @@ def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
         "rights_holder": observer,
         "creator": observer,
         "reference_url": "'https://www.inaturalist.org/observations/' || p.observation_uuid",
-        "extra": f"json_object({extra})" if extra else "NULL",
+        "extra": json_object({name: known[name] for name in settings.extra}),
     }
     yield from judged_rows(sql, columns, origin, "p.n", cases)
 

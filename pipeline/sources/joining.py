@@ -6,7 +6,7 @@ DuckDB joins Parquet files in a private folder. It spills to disk, so memory doe
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,19 +125,35 @@ def lost_rows(sql: Any, query: str) -> Iterator[Batch]:
         yield Batch(ROWS.empty_table(), np.arange(0), lost)
 
 
+def where_cases(
+    sql: Any, where: Mapping[str, Sequence[str]], column: Callable[[str], str], licence: str, origin: str
+) -> list[Case]:
+    """The filters of a `where`: `column` gives the SQL of a term, `licence` is that of the licence in `origin`."""
+    return [
+        _licence_case(sql, licence, origin, allowed) if name == "licence" else where_case(name, column(name), allowed)
+        for name, allowed in where.items()
+    ]
+
+
 def where_case(name: str, column: str, allowed: Sequence[str]) -> Case:
     """A row must have one of the values; HUMAN_OBSERVATION and HumanObservation are the same."""
     wanted = ", ".join(_folded(text(value)) for value in allowed)
     return Case(f"coalesce({_folded(column)}, '') NOT IN ({wanted})", f"where_{name}", column)
 
 
-def licence_case(sql: Any, column: str, origin: str, allowed: Sequence[str]) -> Case:
+def _licence_case(sql: Any, column: str, origin: str, allowed: Sequence[str]) -> Case:
     """A row must have one of the licences, in whatever spelling."""
     policy = LicenceSettings(allow=tuple(allowed), deny=())
     given = [row[0] for row in sql.execute(f"SELECT DISTINCT coalesce({column}, '') FROM {origin}").fetchall()]
     fine = [spelling for spelling in given if policy.allows(normalise_licence(spelling))]
     sql.register("allowed_licences", pa.table({"licence": pa.array(fine, pa.string())}))
     return Case(f"coalesce({column}, '') NOT IN (SELECT licence FROM allowed_licences)", "where_licence", column)
+
+
+def json_object(values: Mapping[str, str]) -> str:
+    """SQL of a json object out of the SQL of its values, in the order of the keys; null when there are none."""
+    pairs = ", ".join(f"{text(key)}, {value}" for key, value in sorted(values.items()))
+    return f"json_object({pairs})" if pairs else "NULL"
 
 
 def text(value: str) -> str:

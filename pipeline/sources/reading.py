@@ -1,6 +1,6 @@
-"""One door to all readers: check a source, know its content, read its rows, find its pictures.
+"""The entry to all readers: check a source, hash its content, read its rows, find its pictures.
 
-Picks the reader by the origin that the source names; every reader is one module with the same functions.
+The origin that a source names picks the reader. Every reader is one module with the same functions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Reader(Protocol):
     """What a reader's module offers."""
 
     def check_source(self, source: Origin) -> None:
-        """Raises: ConfigError when the source cannot be read as it is described; reads heads only."""
+        """Read the heads of its files. Raises: ConfigError when the source is not what the config says."""
 
     def digest_inputs(self, source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-        """Hashes of everything that the rows depend on; equal content, equal hashes, wherever it lies."""
+        """Hashes of everything that the rows depend on; the same for the same content in any folder."""
 
     def read_rows(self, source: Origin, scratch: Scratch) -> Iterator[Batch]:
         """Every row in a fixed order, in batches of bounded size."""
@@ -37,27 +37,26 @@ _READERS = {
 _IN_PLACE = {"webdataset": webdataset, "folder": folder}
 
 
-def reader_of(source: Origin) -> Reader:
-    """The reader of a source."""
+def _reader_of(source: Origin) -> Reader:
     return cast(Reader, _READERS[source.kind])
 
 
 def check_source(source: Origin) -> None:
-    """See that a source is there and what the config says of it holds.
+    """Check that a source is there, and is what the config says of it.
 
-    Raises: ConfigError that names the source, what is wrong, and what there is.
+    Raises: ConfigError that names the source, what is wrong, and what is there.
     """
-    reader_of(source).check_source(source)
+    _reader_of(source).check_source(source)
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
     """Hashes of everything that the rows of a source depend on."""
-    return reader_of(source).digest_inputs(source, hash_file)
+    return _reader_of(source).digest_inputs(source, hash_file)
 
 
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
     """Every row of a source, in a fixed order."""
-    return reader_of(source).read_rows(source, scratch)
+    return _reader_of(source).read_rows(source, scratch)
 
 
 def root_of(source: Origin) -> str | None:

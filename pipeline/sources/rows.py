@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sources.settings import CONTRACT_COLUMNS, RowColumns
+from pipeline.sources.settings import CONTRACT_COLUMNS, PLAIN_COLUMNS, RowColumns
 
 BATCH_ROWS = 20_000
 MAX_VALUE_CHARS = 200
@@ -35,7 +35,6 @@ LOST = pa.schema(
         ("value", pa.string()),
     ]
 )
-PLAIN = tuple(name for name in CONTRACT_COLUMNS if name not in ("record_key", "url", "locator", "caption", "extra"))
 
 Item = TypeVar("Item")
 
@@ -83,7 +82,7 @@ def malformed_rows(malformed: Iterable[tuple[int, str]], file: str = "") -> list
 def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
     """Contract columns out of a table of strings, as the config maps them; what is not mapped is left out."""
     found: dict[str, Any] = {
-        name: rows[column] for name in (*PLAIN, "record_key") if (column := getattr(columns, name)) is not None
+        name: rows[column] for name in (*PLAIN_COLUMNS, "record_key") if (column := getattr(columns, name)) is not None
     }
     if columns.caption:
         found["caption"] = _caption(rows, columns.caption)

@@ -1,8 +1,7 @@
-"""What a user may say of a source: exactly one origin, how its columns map, and what fills the gaps.
+"""The settings of a source: exactly one origin, how its columns map, and what fills the gaps.
 
-`Origin` is what every reader in this folder takes; `SourceSettings` adds the domain. Whoever else wants to read images
-by one of these readers (a set for evaluation) derives from `Origin`. Reads and writes nothing; gives up with
-ConfigError through manifests.settings.
+Every reader in this folder takes an `Origin`; `SourceSettings` adds the domain. Other lists of images that these
+readers read (a set for evaluation) derive from `Origin` too. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from manifests.settings import Settings
-from manifests.tables import TAXON_RANKS
 from pipeline.vocabulary.licences import LicenceSettings
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
@@ -25,7 +23,7 @@ Terms = Annotated[list[str], Field(min_length=1)]
 
 
 def _as_texts(where: Any) -> Any:
-    """Values as texts, one as a list of one."""
+    """Lists of values as texts; a single value is a list of one."""
     if not isinstance(where, dict):
         return where
     found: dict[Any, list[str]] = {}
@@ -34,7 +32,7 @@ def _as_texts(where: Any) -> Any:
         if any(isinstance(value, bool) for value in listed):
             raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
         if term == "licence":
-            LicenceSettings(allow=tuple(str(value) for value in listed))  # names the right spelling where it is not one
+            LicenceSettings(allow=tuple(str(value) for value in listed))  # its error names the right spelling
         found[term] = [str(value) for value in listed]
     return found
 
@@ -51,7 +49,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "av
 
 
 class RowFields(Settings):
-    """Fields of the contract that any source may fill: by a column that is named, or by one value for all its rows."""
+    """Fields of the contract that any source may fill: from a column that it names, or with one value for all rows."""
 
     taxon_kingdom: str | None = None
     taxon_phylum: str | None = None
@@ -69,15 +67,19 @@ class RowFields(Settings):
     reference_url: str | None = None
 
 
+PLAIN_COLUMNS = tuple(RowFields.model_fields)
+CONTRACT_COLUMNS = ("record_key", "url", "locator", "caption", *PLAIN_COLUMNS, "extra")
+
+
 class RowColumns(RowFields):
-    """Which column (or field) of a source holds what; each name but `extra` is one column of the contract."""
+    """Which column (or field) of a source fills which column of the contract; `extra` holds any others."""
 
     record_key: str | None = Field(None, description="the source's own key")
     caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
     extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 
     def names(self) -> list[str]:
-        """Every column that is mapped, each once; that of the address first."""
+        """Every column that is mapped, each once; the column of the address comes first."""
         values = self.model_dump()
         found: list[str] = []
         for name in sorted(values, key=lambda name: name not in ("file", "url")):
@@ -96,7 +98,7 @@ class FileColumns(RowColumns):
     """Columns of a table beside a folder of pictures; the file's path is the key when `record_key` is absent."""
 
     file: str = Field(description="path of the picture, relative to the folder")
-    url: str | None = Field(None, description="where the picture came from; it is not asked")
+    url: str | None = Field(None, description="where the picture came from; it is never requested")
 
 
 class ShardFields(RowColumns):
@@ -106,7 +108,7 @@ class ShardFields(RowColumns):
     column of the shard's own Parquet file by `parquet.COLUMN`, and `__key__` is the webdataset key.
     """
 
-    url: str | None = Field(None, description="where the picture came from; it is not asked")
+    url: str | None = Field(None, description="where the picture came from; it is never requested")
 
 
 class FolderSettings(Settings):
@@ -137,9 +139,9 @@ class WebdatasetSettings(Settings):
     """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""
 
     path: str
-    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture, first one wins")
+    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture; the first there is")
     fields: ShardFields | None = Field(
-        None, description="absent: caption from txt, else json.caption; url from json.url; key from __key__"
+        None, description="absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY"
     )
 
 
@@ -152,12 +154,14 @@ class DwcaSettings(Settings):
 
     path: str = Field(description="the zip as it came, or the folder it was unpacked to")
     caption: list[str] = Field(
-        default_factory=list, description="terms, joined with a space; without one the taxon speaks"
+        default_factory=list, description="terms, joined with a space; without any, the text is made from the taxon"
     )
-    media_types: list[str] = Field(["StillImage"], description="kinds of media; rows that say none count by format")
+    media_types: list[str] = Field(
+        ["StillImage"], description="kinds of media; rows without a kind count by their format"
+    )
     where: WhereTerms = Field(default_factory=dict, description="term: values of which a row must have one")
     vernacular_languages: list[str] = Field(
-        ["en", "eng", "english"], description="of names in a file of their own, first language there is"
+        ["en", "eng", "english"], description="of names in a file of their own; the first language there is"
     )
     extra: list[str] = Field(default_factory=list, description="terms kept as json beside the sample")
 
@@ -186,12 +190,12 @@ class InaturalistSettings(Settings):
 
 
 class RowDefaults(RowFields):
-    """What a row has where its source says nothing."""
+    """Values of a row where its source has none."""
 
     caption: str | None = None
 
     def given(self) -> dict[str, str]:
-        """The ones that are set."""
+        """The values that are set."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
@@ -218,7 +222,7 @@ class Origin(Settings):
             found = " and ".join(given) if given else "none"
             raise ValueError(f"give exactly one of {', '.join(ORIGINS)} (found: {found})")
         if given == ["table"] and self.columns is None:
-            raise ValueError("columns is needed with table: say at least which column holds the url and the caption")
+            raise ValueError("columns is needed with table: name at least the columns of the url and the caption")
         if given != ["table"] and (self.columns is not None or self.format != "auto"):
             raise ValueError(f"columns and format at this level belong to table, not to {given[0]}")
         return self
@@ -247,7 +251,7 @@ class Origin(Settings):
         return self.columns.extra if self.columns else []
 
     def identity(self) -> dict[str, Any]:
-        """What its rows depend on besides the bytes it reads: no path of a machine."""
+        """What its rows depend on besides the bytes it reads; holds no path of a machine."""
         values: dict[str, Any] = self.model_dump(
             mode="json", include={"name", "defaults", self.kind}, exclude_none=True
         )
@@ -260,7 +264,7 @@ class Origin(Settings):
         return values | {self.kind: _without_paths(values[self.kind], keep_file_name=False)}
 
     def recipe(self) -> dict[str, Any]:
-        """The identity as a release tells it: with the names of files, without their folders."""
+        """The identity as a release records it: with the names of files, without their folders."""
         values = self.identity()
         if self.kind == "table":
             return values | {"table": str(self.table).rpartition("/")[2]}
@@ -292,11 +296,11 @@ class SourceSettings(Origin):
     priority: int = Field(0, description="of two duplicates the one from the source with the higher priority stays")
 
     def identity(self) -> dict[str, Any]:
-        """As of any origin; the priority is a matter of select."""
+        """The identity of the origin, and the domain; the priority belongs to select."""
         return super().identity() | {"domain": self.domain}
 
     def recipe(self) -> dict[str, Any]:
-        """As of any origin, with all that the build makes of it."""
+        """The recipe of the origin, with everything that the build uses."""
         return super().recipe() | {"priority": self.priority}
 
 
@@ -311,20 +315,3 @@ def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[st
         if values.get(name):
             values[name] = values[name].rstrip("/").rpartition("/")[2] if keep_file_name else None
     return values
-
-
-CONTRACT_COLUMNS = (
-    "record_key",
-    "url",
-    "locator",
-    "caption",
-    *(f"taxon_{rank}" for rank in TAXON_RANKS),
-    "taxon_scientific_name",
-    "taxon_vernacular_name",
-    "licence",
-    "licence_url",
-    "rights_holder",
-    "creator",
-    "reference_url",
-    "extra",
-)

@@ -20,7 +20,6 @@ from manifests.errors import ConfigError
 from pipeline.sources.files import Found, find_files, make_locator
 from pipeline.sources.rows import (
     BATCH_ROWS,
-    PLAIN,
     Batch,
     Lost,
     Scratch,
@@ -30,7 +29,7 @@ from pipeline.sources.rows import (
     in_batches,
     make_batch,
 )
-from pipeline.sources.settings import Origin, ShardFields, given
+from pipeline.sources.settings import PLAIN_COLUMNS, Origin, ShardFields, given
 
 MAX_TEXT_BYTES = 1 << 20
 _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # the first caption that is there
@@ -155,7 +154,7 @@ def _row(
         values = _values(sample, fields.names(), listed)
     except ValueError as error:
         return Lost(-1, "malformed_row", f"{place}: {error}", place)
-    row = {name: values[mapped] for name in (*PLAIN, "url") if (mapped := getattr(fields, name)) is not None}
+    row = {name: values[mapped] for name in (*PLAIN_COLUMNS, "url") if (mapped := getattr(fields, name)) is not None}
     row["locator"] = make_locator(shard, *at)
     row["record_key"] = values[fields.record_key] if fields.record_key else place
     names = [fields.caption] if isinstance(fields.caption, str) else fields.caption or []

@@ -25,6 +25,6 @@ def test_every_link_leads_to_a_file(page: str) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_every_module_that_a_page_names_is_there(page: str) -> None:
-    named = re.findall(r"`(?:[\w./]*/)?(\w+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
+    named = re.findall(r"`(?:[\w./]*/)?([a-z0-9_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
     lost = sorted(set(named) - MODULES)
     assert not lost, f"{page} names modules that are not there: {', '.join(lost)}"

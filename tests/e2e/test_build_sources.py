@@ -190,7 +190,7 @@ def check_life(work: Path) -> None:
     assert sample["url"].startswith("http://origin.example.org/")
     for name in (sample["url"], sample["locator"]):
         told = run_plantmix("explain", work, name).stdout
-        assert f"bytes lie here, in {sample['locator']}" in told
+        assert f"on this machine: {sample['locator']}" in told
         assert f"sample    {sample['sample_id']}" in told
         assert sample["url"] in told
 

@@ -79,7 +79,7 @@ def files_in(folder: Path) -> Iterator[str]:
 def test_pieces_come_as_time_goes_by_and_hold_every_row_once(tmp_path: Path, server: MisbehavingServer) -> None:
     rows, names = rows_of(server, "quick", 60), files_in(tmp_path)
     pieces = list(fetch_in_pieces(rows, SETTINGS, HostGate(NETWORK), lambda: next(names), piece_seconds=0.3))
-    assert len(pieces) >= 3
+    assert len(pieces) >= 2
     assert not any(piece.is_whole for piece in pieces)
     ids = [piece.facts["sample_id"].to_pylist() for piece in pieces]
     assert all(each == sorted(each) for each in ids)

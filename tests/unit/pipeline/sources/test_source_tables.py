@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.config import SourceSettings
 from pipeline.sources import table as source_table
+from pipeline.sources.settings import SourceSettings
 from pipeline.sources.table import check_source, list_files, mapped_columns, read_batches, read_columns
 
 

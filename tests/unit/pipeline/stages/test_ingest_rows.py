@@ -14,11 +14,12 @@ import pytest
 from manifests import tables
 from manifests.catalog import Catalog
 from manifests.errors import RunError
-from pipeline.config import BuildConfig, SourceSettings
+from pipeline.config import BuildConfig
 from pipeline.runner.executing import InlineExecutor
 from pipeline.runner.runner import Runner
 from pipeline.runner.work import Execution
 from pipeline.sources.rows import Batch
+from pipeline.sources.settings import SourceSettings
 from pipeline.sources.table import RawBatch, map_batch
 from pipeline.stages import ingest
 from pipeline.stages.ingest import SourceInputs, map_rows, read_source
