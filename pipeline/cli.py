@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     given = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(given).parse_args(given)
-    set_up_logging(verbose=args.verbose)
+    set_up_logging(verbose=args.verbose, quiet=args.quiet)
     try:
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(args.func(args))
@@ -63,6 +63,7 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"plantmix {__version__}")
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only warnings, errors and results")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     named = next((word for word in given if not word.startswith("-")), None)
     for name in [named] if named in COMMANDS else COMMANDS:
@@ -78,7 +79,7 @@ class _PrintableFormatter(logging.Formatter):
         return shown(super().format(record))
 
 
-def set_up_logging(verbose: bool) -> None:
+def set_up_logging(verbose: bool, quiet: bool = False) -> None:
     """Plain lines on standard error: the message alone, or with time and place when verbose."""
     handler = logging.StreamHandler(sys.stderr)
     layout = "%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"
@@ -86,7 +87,7 @@ def set_up_logging(verbose: bool) -> None:
     root = logging.getLogger("plantmix")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 if __name__ == "__main__":

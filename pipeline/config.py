@@ -203,6 +203,7 @@ class RunSettings(Settings):
     num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
     ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one when absent")
     fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")
+    fetch_part_seconds: float = Field(60.0, gt=0, description="how often a fetch part commits what it has")
     memory_gb: float = Field(4.0, gt=0, description="memory of one metadata step")
     match_part_hashes: int = Field(
         50_000_000, ge=1, description="most distinct pHashes for which the duplicate search is one part"

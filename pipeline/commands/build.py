@@ -13,7 +13,8 @@ from pipeline.answers.preflight import check_config
 from pipeline.commands.parsing import CONFIG_HELP, Commands, add_command
 from pipeline.config import read_config
 from pipeline.flow import FLOW
-from pipeline.runner.runner import FROM_TOO_LATE, Runner, stop_on_sigterm
+from pipeline.runner.runner import FROM_TOO_LATE, Runner
+from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import Stage
 
 
@@ -56,10 +57,10 @@ def build(
     first, last = find_stage(FLOW, first, "--from"), find_stage(FLOW, last, "--to")
     check_order(FLOW, first, last)
     check_config(config)
-    stop_on_sigterm()
-    with Catalog.open(config.work_dir) as catalog:
+    stop = StopRequests()
+    with stop.listening(), Catalog.open(config.work_dir) as catalog:
         catalog.record_config(config.model_dump_json())
-        report = Runner(config, FLOW, catalog).run(first, last, too_late)
+        report = Runner(config, FLOW, catalog, stop).run(first, last, too_late)
     if report.redone:
         print(f"done in {report.seconds:.1f} s: {', '.join(report.redone)}")
     else:

@@ -1,8 +1,9 @@
 """One gate for all workers: how often each host may be asked, how many times at once, and when it must be left alone.
 
 `HostGate` is the state, in plain Python: the driver holds it directly, or an actor holds it for a cluster.
-Workers talk to it through one method, `exchange`, which reports everything since the last call and asks for
-everything wanted now, so that one round trip serves many requests. Times pass through it only as durations, so that no
+Workers ask through one method, `exchange`, which reports everything since the last call and asks for
+everything wanted now, so that one round trip serves many requests. The gate is also the board where parts say how far
+they are (tally.py). Times pass through it only as durations, so that no
 two machines need the same clock. Reads and writes nothing. A host that fails is paused and tried again later.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
+from pipeline.fetching.tally import Board, Tally
 
 Result = Literal["answered", "busy", "unreachable", "unused"]
 """How a request ended for its host: it answered (whatever the answer), it asked to be left alone (429, 503), it could
@@ -64,6 +66,10 @@ class Gate(Protocol):
         """Report what has ended, and ask for up to `wanted[host]` permissions."""
         ...
 
+    def check_in(self, part: str, tally: Tally, ended: bool = False) -> bool:
+        """Say how far a part is; True when it should store what it has and end."""
+        ...
+
 
 @dataclass(slots=True)
 class _HostState:
@@ -78,7 +84,7 @@ class _HostState:
     dead: bool = False
 
 
-class HostGate:
+class HostGate(Board):
     """The state of every host behind one lock; safe for threads.
 
     `clock` gives seconds that never go back; tests give their own.
@@ -92,6 +98,7 @@ class HostGate:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._clock = clock
         self._jitter = jitter

@@ -117,7 +117,7 @@ def test_the_command_line_is_frozen() -> None:
     """A new option is a decision: change this list in the commit that explains it."""
     options = _options(build_parser())
     assert {name: options[name] for name in options if not name.startswith("plan")} == {
-        "": ["--verbose", "--version"],
+        "": ["--quiet", "--verbose", "--version"],
         "build": ["--from", "--ray-address", "--to", "config"],
         "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],

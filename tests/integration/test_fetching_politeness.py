@@ -276,6 +276,9 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     class LostGate:
         exchange_interval_seconds = 0.0
 
+        def check_in(self, part, tally, ended=False):
+            return False
+
         def exchange(self, reports, wanted):
             raise ConnectionError("the gate is gone")
 
