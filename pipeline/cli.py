@@ -18,6 +18,7 @@ from manifests.errors import PlantMixError
 from manifests.printable import PrintableStream, shown
 
 COMMANDS = (  # in the order in which a run needs them
+    "init",
     "estimate",
     "preview",
     "build",

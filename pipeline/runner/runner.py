@@ -53,8 +53,15 @@ class Runner:
     """One build over one work folder."""
 
     def __init__(
-        self, config: BuildConfig, flow: Sequence[Stage[Any]], catalog: Catalog, stop: StopRequests | None = None
+        self,
+        config: BuildConfig,
+        flow: Sequence[Stage[Any]],
+        catalog: Catalog,
+        stop: StopRequests | None = None,
+        after_stage: Callable[[BuildContext, str, bool], None] | None = None,
     ) -> None:
+        """`after_stage` is called with each stage that is up to date, and whether it is new; it may raise."""
+        self._after_stage = after_stage
         self._config, self._flow, self._catalog = config, flow, catalog
         self._stop = stop or StopRequests()
         self._publishing = threading.Lock()
@@ -78,6 +85,8 @@ class Runner:
                 new = self._bring_up_to_date(stage, names[place + 1 :], too_late if before else None)
                 if new:
                     redone.append(stage.name)
+                if self._after_stage is not None:
+                    self._after_stage(self._context, stage.name, new)
                 if stage.name == last:
                     break
             else:

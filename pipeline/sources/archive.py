@@ -18,6 +18,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
 from pipeline.sources.delimited import Dialect
+from pipeline.sources.files import where_it_looked, zip_fault
 
 META_FILE = "meta.xml"
 _NAMESPACE = "{http://rs.tdwg.org/dwc/text/}"
@@ -83,12 +84,13 @@ def read_archive(path: str, where: str) -> Archive:
     if not fs.exists(inner):
         raise ConfigError(
             f"{where}: {path}: no such archive; give the zip as it came, or the folder it was unpacked to"
+            f"{where_it_looked(path)}"
         )
     is_zip = not fs.isdir(inner)
     try:
         names = _names_in_zip(path) if is_zip else [str(name)[len(inner.rstrip("/")) + 1 :] for name in fs.find(inner)]
-    except zipfile.BadZipFile as error:
-        raise ConfigError(f"{where}: {path} is neither a folder nor a zip: {error}") from None
+    except zipfile.BadZipFile:
+        raise ConfigError(f"{where}: {path} {zip_fault(path)}; an archive is a zip or a folder") from None
     metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
     if not metas:
         raise ConfigError(

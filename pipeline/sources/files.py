@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ import pyarrow as pa
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
+from pipeline.sources.settings import IMAGE_SUFFIXES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
 MAX_OPEN_FILES = 64
+MAX_LISTED = 2000  # files that are looked at to see what a folder holds
+TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson)(\.(gz|bz2|xz|zst|zip))?$")
 
 
 class BytesUnreadable(Exception):  # noqa: N818
@@ -50,6 +54,41 @@ def reading(what: str, kind: str = "") -> Iterator[None]:
     except (OSError, ValueError, EOFError, RuntimeError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{what} cannot be read {kind}".rstrip() + f": {text:.300}") from None
+
+
+def where_it_looked(path: str) -> str:
+    """What may be wrong with a path that is not there: how it is written, or the folder that it was looked for in."""
+    if "\\" in path:
+        return f" (it is written as Windows writes paths; write {path.replace(chr(92), '/')} as this machine names it)"
+    if storage.is_remote(path) or Path(path).is_absolute():
+        return ""
+    return f" (looked for in {Path.cwd()}; relative paths begin where the command is run)"
+
+
+def kind_of_place(path: str) -> str | None:
+    """What a path holds, in the words of the config: folder, webdataset, dwca, table; None where it is not clear."""
+    fs, inner = storage.filesystem(path)
+    if not fs.exists(inner):
+        return None
+    names = [name for name, _ in islice(walk_files(path), MAX_LISTED)] if fs.isdir(inner) else [inner]
+    lowered = [name.lower() for name in names]
+    if any(name.rpartition("/")[2] == "meta.xml" for name in lowered):
+        return "dwca"
+    if any(name.endswith(".tar") for name in lowered):
+        return "webdataset"
+    if any(name.endswith(tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)) for name in lowered):
+        return "folder"
+    return "table" if any(TABLE_NAME.search(name) for name in lowered) else None
+
+
+def zip_fault(path: str) -> str:
+    """Why a file cannot be opened as a zip."""
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner, "rb") as stream:
+        begins_well = stream.read(4) == b"PK\x03\x04"
+    if begins_well:
+        return "is a zip that breaks off before its end; download it again (compare its size with the server's)"
+    return "is no zip"
 
 
 @dataclass(frozen=True)
@@ -89,7 +128,10 @@ def find_files(path: str, where: str, suffix: str) -> Found:
         root = inner.rpartition("/")[0]
         found = [inner] if fs.exists(inner) else []
     if not found:
-        raise ConfigError(f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range")
+        raise ConfigError(
+            f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range"
+            f"{where_it_looked(path)}"
+        )
     prefix = len(root.rstrip("/")) + 1 if root else 0
     whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
     return Found(whole_root, [name[prefix:] for name in found])

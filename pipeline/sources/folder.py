@@ -22,7 +22,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
 from pipeline.sources import table
-from pipeline.sources.files import make_locator, walk_files
+from pipeline.sources.files import kind_of_place, make_locator, walk_files, where_it_looked
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, in_batches, make_batch, malformed_rows, map_columns
 from pipeline.sources.settings import FolderSettings, NestedTable, Origin, given
 
@@ -42,7 +42,10 @@ def check_source(source: Origin) -> None:
     settings = given(source.folder)
     fs, inner = storage.filesystem(settings.path)
     if not fs.isdir(inner):
-        raise ConfigError(f"{source.where}: {settings.path}: no such folder")
+        if fs.exists(inner):
+            cure = "write `table:` with it instead" if kind_of_place(settings.path) == "table" else "give its folder"
+            raise ConfigError(f"{source.where}: {settings.path} is a file, not a folder; {cure}")
+        raise ConfigError(f"{source.where}: {settings.path}: no such folder{where_it_looked(settings.path)}")
     if settings.table is not None:
         table.check_source(_inner_table(source))
     elif next(_pictures(settings), None) is None:

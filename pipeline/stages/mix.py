@@ -110,10 +110,12 @@ def plan_mixture(
 
 def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dict[str, int]:
     """Held-out samples of each source, or under "" for the whole domain where its sources are one pool."""
-    num, there = settings.heldout.num_samples.get(domain, 0), sum(kept.values())
+    there = sum(kept.values())
+    num = settings.heldout.num_of(domain, there)
     if num > there:
         raise ConfigError(
-            f"mix.heldout: {num:,} samples of '{domain}' are to be set aside, only {there:,} were kept; ask for fewer"
+            f"mix.heldout: {num:,} samples of '{domain}' are to be set aside, only {there:,} were kept; set aside "
+            "fewer (`heldout: 10%` fits any number)"
         )
     if domain not in settings.sources:
         return {"": num}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.answers.tables import print_lines
 from pipeline.commands.explain import describe_life
-from pipeline.commands.tables import print_lines
 
 
 def test_explain_cannot_be_forged_by_a_rejected_row(capsys: pytest.CaptureFixture[str]) -> None:

@@ -340,7 +340,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             check_source(source(write_zip(tmp_path / f"{number}.zip", content)))
     (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(ConfigError, match="neither a folder nor a zip"):
+    with pytest.raises(ConfigError, match=r"text\.zip is no zip; an archive is a zip or a folder"):
         check_source(source(tmp_path / "text.zip"))
     with pytest.raises(ConfigError, match="no such archive"):
         check_source(source(tmp_path / "absent.zip"))

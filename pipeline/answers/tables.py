@@ -1,4 +1,4 @@
-"""Tables as aligned text, as the commands print them."""
+"""Tables as aligned text, as answers are printed."""
 
 from __future__ import annotations
 
