@@ -123,6 +123,7 @@ def test_the_command_line_is_frozen() -> None:
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "dir", "sql"],
+        "browse": ["--port", "dir"],
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
         "preview": ["--json", "--num", "config"],
