@@ -7,6 +7,7 @@ counts only when neither file of the catalogue changed meanwhile; otherwise it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -36,7 +37,7 @@ class Snapshot:
     connection: Any
     folder: Path  # the work folder or the release
     release: Release | None  # set when a release alone is looked at
-    radius: int | None  # of dedup, in the newest configuration
+    radius: int | None  # of the last dedup
 
     @property
     def name(self) -> str:
@@ -111,9 +112,9 @@ def _copy_catalogue(folder: Path, work: Path) -> None:
     names = (CATALOG_FILE, f"{CATALOG_FILE}.wal")
     for _ in range(COPY_TRIES):
         before = [_state(folder / name) for name in names]
-        for name, state in zip(names, before, strict=True):
+        for name in names:
             (work / name).unlink(missing_ok=True)
-            if state is not None:
+            with contextlib.suppress(FileNotFoundError):  # without changes that wait there is no .wal
                 shutil.copyfile(folder / name, work / name)
         if before == [_state(folder / name) for name in names]:
             return
@@ -130,8 +131,10 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _radius(connection: Any) -> int | None:
-    row = connection.execute("SELECT config FROM configs ORDER BY used_at DESC LIMIT 1").fetchone()
-    radius = (json.loads(row[0]).get("dedup") or {}).get("radius") if row else None
+    row = connection.execute(
+        "SELECT notes FROM stages JOIN current_stages USING (fingerprint) WHERE current_stages.stage = 'dedup'"
+    ).fetchone()
+    radius = json.loads(row[0] or "{}").get("radius") if row else None
     return None if radius is None else int(radius)
 
 
