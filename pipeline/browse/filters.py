@@ -61,7 +61,7 @@ class Filters:
         return self.link(chosen=chosen)
 
     def text_condition(self) -> tuple[str, list[str]]:
-        """What words and taxon ask of a row of `images`: every word somewhere in the caption."""
+        """What words and taxon ask of a row: every word somewhere in the caption."""
         words = self.words.lower().split()[:MAX_WORDS]
         parts, values = ["contains(words, ?)"] * len(words), list(words)
         if self.taxon:
@@ -70,7 +70,7 @@ class Filters:
         return " AND ".join(parts) or "true", values
 
     def facet_condition(self, but: str = "") -> tuple[str, list[str]]:
-        """What the chosen values ask of a row of `cube`, those of the facet `but` left out."""
+        """What the chosen values ask of a row, those of the facet `but` left out."""
         parts: list[str] = []
         values: list[str] = []
         for name, wanted in self.chosen.items():

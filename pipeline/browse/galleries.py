@@ -22,13 +22,12 @@ MAX_TAXA = 40
 def reasons(looking: Looking) -> list[dict[str, Any]]:
     """Each stage and reason with its count and the first images, the most frequent first."""
     found = looking.rows(
-        "SELECT stage, reason, sum(num)::BIGINT AS num FROM session.cube WHERE reason <> '' "
+        "SELECT stage, reason, count(*) AS num FROM session.images WHERE reason <> '' "
         f"GROUP BY ALL ORDER BY num DESC, stage, reason LIMIT {MAX_REASONS}"
     )
     for one in found:
         one["images"] = looking.rows(
-            f"SELECT {ROW} FROM {FROM} WHERE combo IN (SELECT combo FROM session.cube WHERE stage = ? AND reason = ?) "
-            f"ORDER BY i.sample_id LIMIT {EXAMPLES}",
+            f"SELECT {ROW} FROM {FROM} WHERE i.stage = ? AND i.reason = ? ORDER BY i.sample_id LIMIT {EXAMPLES}",
             [one["stage"], one["reason"]],
         )
     return found
@@ -38,7 +37,7 @@ def groups(looking: Looking) -> list[dict[str, Any]]:
     """The images for which most duplicates were dropped, each with its group."""
     heads = looking.rows(
         "SELECT other::VARCHAR AS id, count(*) AS num FROM session.images "
-        "WHERE other IS NOT NULL AND combo IN (SELECT combo FROM session.cube WHERE reason LIKE '%duplicate%') "
+        "WHERE other IS NOT NULL AND reason <> 'eval_leak' "
         f"GROUP BY 1 ORDER BY num DESC, id LIMIT {MAX_GROUPS}"
     )
     kept = {image["id"]: image for image in looking.images([head["id"] for head in heads])}
@@ -93,13 +92,12 @@ def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     if looking.snapshot.release:
         return [], []
     summary = looking.rows(
-        "SELECT evaluation_set, matched, count(*) AS num FROM leaks GROUP BY ALL ORDER BY num DESC, ALL".replace(
-            ", ALL", ", evaluation_set, matched"
-        )
+        "SELECT evaluation_set, matched, count(*) AS num FROM leaks GROUP BY ALL "
+        "ORDER BY num DESC, evaluation_set, matched"
     )
     found = looking.rows(
         f"SELECT {ROW}, l.evaluation_set, l.evaluation_member, l.matched, l.distance AS bits FROM leaks l "
-        f"JOIN session.images i ON i.sample_id = l.sample_id::UUID JOIN session.cube c USING (combo) "
+        "JOIN session.images i ON i.sample_id = l.sample_id::UUID "
         f"ORDER BY l.evaluation_set, l.evaluation_member, i.sample_id LIMIT {MAX_LEAKS}"
     )
     return summary, found
@@ -108,8 +106,8 @@ def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 def taxa(looking: Looking) -> dict[str, Any]:
     """The most and the least frequent taxa, with how many were packed, and one image each."""
     counted = (
-        "SELECT taxon, count(*) AS num, count(*) FILTER (combo IN (SELECT combo FROM session.cube WHERE stage = "
-        "'packed')) AS packed, min(sample_id) FILTER (coalesce(pool_file, shard) IS NOT NULL) AS example "
+        "SELECT taxon, count(*) AS num, count(*) FILTER (stage = 'packed') AS packed, "
+        "min(sample_id) FILTER (coalesce(pool_file, shard) IS NOT NULL) AS example "
         "FROM session.images WHERE taxon <> '' GROUP BY taxon"
     )
     totals = looking.rows(f"SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM ({counted})")[0]

@@ -1,6 +1,6 @@
 """Questions that the pages ask of the index: a page of images, counts beside filters, one image, its likes.
 
-Every answer is plain rows (dicts). Counts and conditions go through the cube; see index.py.
+Every answer is plain rows (dicts).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ PAGE_IMAGES = 60
 FACET_VALUES = 12
 NEAR_MISS_BITS = 8  # how far beyond the radius a picture is still worth a look
 MAX_LIKES = 24
-KEPT_CUBES = 4
+KEPT_SEARCHES = 4
 
 ROW = (
     "i.sample_id::VARCHAR AS id, i.caption, i.taxon, i.value, i.threshold, i.distance, i.width_px, i.height_px, "
-    "i.phash, i.other::VARCHAR AS other, c.stage, c.reason, c.outcome, c.domain, c.source, "
+    "i.phash, i.other::VARCHAR AS other, i.stage, i.reason, i.outcome, i.domain, i.source, "
     "coalesce(i.pool_file, i.shard) IS NOT NULL AS stored"
 )
-FROM = "session.images i JOIN session.cube c USING (combo)"
+FROM = "session.images i"
 _ORDER_OF_SIZES = {name: at for at, name in enumerate([*(name for _, name in SIZES), LARGEST])}
 
 
@@ -36,8 +36,8 @@ class Looking:
         self.snapshot = snapshot
         self.facets = facets
         self._lock = threading.Lock()
-        self._cubes: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
-        self._num_cubes = 0
+        self._searches: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
+        self._num_searches = 0
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """The rows of a query."""
@@ -52,10 +52,8 @@ class Looking:
         condition, more = filters.facet_condition()
         backwards = bool(filters.before)
         place = as_id(filters.before or filters.after)
-        where = [text]
-        if condition != "true":
-            where.append(f"combo IN (SELECT combo FROM session.cube WHERE {condition})")
-            values = [*values, *more]
+        where = [condition, text]  # the quick comparison first
+        values = [*more, *values]
         if place is not None:
             where.append(f"sample_id {'<' if backwards else '>'} ?")
             values = [*values, str(place)]
@@ -74,17 +72,16 @@ class Looking:
 
     def counts(self, filters: Filters) -> tuple[int, list[dict[str, Any]]]:
         """How many images match; and for each facet its most frequent values, counted under all other filters."""
-        cube = self._cube(filters)
         condition, values = filters.facet_condition()
-        total = self.rows(f"SELECT coalesce(sum(num), 0)::BIGINT AS num FROM {cube} WHERE {condition}", values)[0][
-            "num"
-        ]
-        return total, [self._facet(cube, facet, filters) for facet in self.facets]
+        with self._lock:  # no other question drops the table meanwhile
+            table = self._found(filters)
+            total = self.rows(f"SELECT count(*) AS num FROM {table} WHERE {condition}", values)[0]["num"]
+            return total, [self._facet(table, facet, filters) for facet in self.facets]
 
-    def _facet(self, cube: str, facet: Facet, filters: Filters) -> dict[str, Any]:
+    def _facet(self, table: str, facet: Facet, filters: Filters) -> dict[str, Any]:
         condition, values = filters.facet_condition(but=facet.name)
         rows = self.rows(
-            f'SELECT "{facet.name}" AS value, sum(num)::BIGINT AS num FROM {cube} WHERE {condition} '
+            f'SELECT "{facet.name}" AS value, count(*) AS num FROM {table} WHERE {condition} '
             f"GROUP BY 1 ORDER BY num DESC, value LIMIT {FACET_VALUES + 1}",
             values,
         )
@@ -99,31 +96,24 @@ class Looking:
         return {"name": facet.name, "label": facet.label, "values": shown, "more": len(rows) > FACET_VALUES,
                 "empty": only_none, "open": bool(wanted)}  # fmt: skip
 
-    def _cube(self, filters: Filters) -> str:
-        """The cube of the images that words and taxon leave; the last few are kept."""
+    def _found(self, filters: Filters) -> str:
+        """The table to count in: all images, or those that words and taxon find; the last few are kept. Needs the lock."""
         condition, values = filters.text_condition()
         if condition == "true":
-            return "session.cube"
+            return "session.images"
         key = (condition, tuple(values))
-        with self._lock:
-            if key not in self._cubes:
-                self._num_cubes += 1
-                name = f"session.cube_{self._num_cubes}"
-                counted = f"SELECT combo, count(*) AS num FROM session.images WHERE {condition} GROUP BY 1"
-                with self.snapshot.connection.cursor() as sql:
-                    sql.execute(
-                        f"CREATE TABLE {name} AS SELECT c.* REPLACE (m.num AS num) "
-                        f"FROM session.cube c JOIN ({counted}) m USING (combo)",
-                        values,
-                    )
-                self._cubes[key] = name
-            self._cubes.move_to_end(key)
-            name = self._cubes[key]
-            while len(self._cubes) > KEPT_CUBES:
-                _, oldest = self._cubes.popitem(last=False)
-                with self.snapshot.connection.cursor() as sql:
-                    sql.execute(f"DROP TABLE {oldest}")
-            return name
+        with self.snapshot.connection.cursor() as sql:
+            if key not in self._searches:
+                self._num_searches += 1
+                name = f"session.search_{self._num_searches}"
+                facets = ", ".join(f'"{facet.name}"' for facet in self.facets)
+                sql.execute(f"CREATE TABLE {name} AS SELECT {facets} FROM session.images WHERE {condition}", values)
+                self._searches[key] = name
+            self._searches.move_to_end(key)
+            while len(self._searches) > KEPT_SEARCHES:
+                _, oldest = self._searches.popitem(last=False)
+                sql.execute(f"DROP TABLE {oldest}")
+            return self._searches[key]
 
     def place(self, sample_id: str) -> dict[str, Any] | None:
         """Where the picture of an image lies."""
@@ -131,7 +121,7 @@ class Looking:
         if wanted is None:
             return None
         found = self.rows(
-            "SELECT pool_file, pool_offset, pool_length, shard_split, shard, key, jpg_offset, jpg_length "
+            "SELECT pool_file, pool_offset, pool_length, split AS shard_split, shard, key, jpg_offset, jpg_length "
             "FROM session.images WHERE sample_id = ?",
             [str(wanted)],
         )
@@ -154,7 +144,7 @@ class Looking:
         head = image["other"] or image["id"]
         return self.rows(
             f"SELECT {ROW}, bit_count(xor(i.phash, {_hash(image)}::UBIGINT)) AS bits FROM {FROM} "
-            f"WHERE (i.other = $1 OR i.sample_id = $1) AND c.reason <> 'eval_leak' "
+            f"WHERE (i.other = $1 OR i.sample_id = $1) AND i.reason <> 'eval_leak' "
             f"ORDER BY i.sample_id <> $1, bits, i.sample_id LIMIT {MAX_LIKES}",
             [str(as_id(head))],
         )
