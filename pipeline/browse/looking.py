@@ -97,7 +97,7 @@ class Looking:
                 "empty": only_none, "open": bool(wanted)}  # fmt: skip
 
     def _found(self, filters: Filters) -> str:
-        """The table to count in: all images, or those that words and taxon find; the last few are kept. Needs the lock."""
+        """The table to count in: all images, or what words and taxon find; the last few are kept. Needs the lock."""
         condition, values = filters.text_condition()
         if condition == "true":
             return "session.images"
