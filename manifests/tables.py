@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 TAXON_RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 
@@ -239,3 +240,10 @@ PLACEMENTS = pa.schema(
 def sample_id(source: str, record_key: str) -> str:
     """Identity of a sample: a 128-bit hash (32 hex digits) of the source's name and its own record key."""
     return hashlib.blake2b(f"{source}\x1f{record_key}".encode(), digest_size=16).hexdigest()
+
+
+def make_verdicts(sample_ids: pa.Array, keep: pa.Array, reason: str, value: pa.Array, threshold: str) -> pa.Table:
+    """Rows of VERDICTS for one rule; reason, value and threshold are null where a row is kept."""
+    nothing = pa.scalar(None, pa.string())
+    texts = (pc.if_else(keep, nothing, text) for text in (reason, value, threshold))
+    return pa.table([sample_ids, keep, *texts], schema=VERDICTS)

@@ -1,7 +1,7 @@
-"""The `dalip` command: train, evaluate, and carry checkpoints in and out.
+"""The `dalip` command: train, evaluate, plot, proxy runs, export and import.
 
-Reads the command line; heavy imports wait until a command runs, so that `--help` is quick. Exits 0 when done,
-1 when a run failed, 2 for wrong usage or input; a user's mistake is one line, never a traceback.
+Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
+for wrong usage or input. A user's mistake is one line, never a traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ example:
   torchrun --nproc-per-node 8 --no-python dalip train run.yaml --release releases/plantmix-0001
   dalip train run.yaml --launcher ray --num-workers 8 --ray-address auto
 
-Run it again after any interruption and it goes on; run it again when it is finished and it says so."""
+Run it again after any interruption: it goes on. Run it again when it is finished: it says so."""
 _EVAL_EXAMPLE = """\
 example:
   dalip eval data/demo/runs/dalip
@@ -40,7 +40,7 @@ example:
   dalip proxies configs/training/proxies-demo.yaml --runs design.csv
   plantmix plan fit data/demo --out law.json
 
-Run it again after any interruption: finished runs are kept, and a longer list goes on where the last one ended."""
+Run it again after any interruption, or with a longer list: finished runs are kept."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `dalip` command; returns the exit code."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="dalip: %(message)s")
-    # Before torch loads OpenMP: idle threads sleep in place of spinning. On 2 cores shared with other work a step of
-    # the demo takes 1.5 to 2.1 s so, 3 to 11 s spinning (2026-11).
+    # Before torch loads OpenMP: idle threads sleep instead of spinning. On 2 cores shared with other work a step of the
+    # demo then takes 1.5 to 2.1 s, and 3 to 11 s when they spin (2026-11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(options.run(options))
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: Any, name: str, text: str, example: str, run: Any) -> argparse.ArgumentParser:
+def _add_command(commands: Any, name: str, text: str, example: str, run: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +95,7 @@ def _add(commands: Any, name: str, text: str, example: str, run: Any) -> argpars
 
 
 def _add_train(commands: Any) -> None:
-    parser = _add(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
+    parser = _add_command(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
     parser.add_argument("config", metavar="CONFIG", help="YAML config: one file is one whole run")
     parser.add_argument("--release", metavar="PATH", help="release, or work folder of a build, instead of the config's")
     parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
@@ -103,7 +103,7 @@ def _add_train(commands: Any) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on with, or reuse, what the folder holds (default); --no-resume trains anew in its place",
+        help="go on with the run in the folder, or reuse it (default); --no-resume trains anew in its place",
     )
     parser.add_argument(
         "--allow-changed", action="store_true", help="go on from a checkpoint of another config or release"
@@ -112,33 +112,35 @@ def _add_train(commands: Any) -> None:
         "--launcher",
         choices=("local", "ray"),
         default="local",
-        help="local: this process, or those torchrun started; ray: processes that Ray Train starts",
+        help="local: this process, or those that torchrun started; ray: processes that Ray Train starts",
     )
     parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster; default: a Ray of this machine")
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
+    )
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _add(
+    parser = _add_command(
         commands, "eval", "Evaluate a model on a held-out split and on sets from outside.", _EVAL_EXAMPLE, _eval
     )
     parser.add_argument(
         "model",
         metavar="CONFIG|RUN|FOLDER",
-        help="folder of a run, the config it was trained with (before there is a run: its pretrained weights), or a "
-        "folder that `dalip import`, `dalip export` or open_clip wrote",
+        help="folder of a run, its config (before there is a run: the pretrained weights of the config), or a folder "
+        "that `dalip import`, `dalip export` or open_clip wrote",
     )
     parser.add_argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
     parser.add_argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
     parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
-    parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure, in place of the config's eval")
+    parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure instead of the config's eval")
     parser.add_argument(
         "--out", metavar="FILE", help="JSON file to write (default: in the run's or model's folder, eval/)"
     )
 
 
 def _add_plot(commands: Any) -> None:
-    parser = _add(commands, "plot", "Draw the curves of one or several runs.", _PLOT_EXAMPLE, _plot)
+    parser = _add_command(commands, "plot", "Draw the curves of one or several runs.", _PLOT_EXAMPLE, _plot)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     parser.add_argument("--out", metavar="PNG", required=True, help="picture to write")
     parser.add_argument(
@@ -147,7 +149,7 @@ def _add_plot(commands: Any) -> None:
 
 
 def _add_proxies(commands: Any) -> None:
-    parser = _add(
+    parser = _add_command(
         commands, "proxies", "Train small models over a list of mixtures, for the planner.", _PROXIES_EXAMPLE, _proxies
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML config: a training config and the list of runs")
@@ -155,19 +157,23 @@ def _add_proxies(commands: Any) -> None:
     parser.add_argument("--release", metavar="PATH", help="stratified release instead of the config's")
     parser.add_argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
     parser.add_argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
-    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where the runs' processes are")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster; default: a Ray of this machine")
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where the runs are done")
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
+    )
 
 
 def _add_export(commands: Any) -> None:
-    parser = _add(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
+    parser = _add_command(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
     parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
     parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
     parser.add_argument("--format", choices=("open_clip", "huggingface"), default="open_clip")
 
 
 def _add_import(commands: Any) -> None:
-    parser = _add(commands, "import", "Turn a released DALIP checkpoint into our layout.", _IMPORT_EXAMPLE, _import)
+    parser = _add_command(
+        commands, "import", "Turn a released DALIP checkpoint into our layout.", _IMPORT_EXAMPLE, _import
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="state dict in the released layout")
     parser.add_argument("target", metavar="FOLDER", help="folder to write (Hugging Face layout)")
     parser.add_argument("--architecture", default="ViT-B-16", help="open_clip name or JSON file (default: ViT-B-16)")
@@ -195,7 +201,7 @@ def _train(options: argparse.Namespace) -> int:
         from training.run.loop import train
 
         summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
-    if _is_main_rank():
+    if os.environ.get("RANK", "0") == "0":  # one process prints, of those that torchrun started
         print("\n".join(_summary_lines(summary, settings.output_dir, reused)))
     return 0
 
@@ -214,20 +220,17 @@ def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[s
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from training.evaluation.evaluate import evaluate_subject
-    from training.evaluation.figures import report_lines
-    from training.evaluation.subject import open_subject
+    from manifests.settings import read_settings
+    from training.config import EvalSettings
+    from training.evaluation.evaluate import evaluate_model
+    from training.evaluation.report import report_lines
+    from training.evaluation.trained_model import open_trained_model
 
-    wanted = None
-    if options.settings:
-        from manifests.settings import read_settings
-        from training.config import EvalSettings
-
-        wanted = read_settings(options.settings, EvalSettings)
-    subject = open_subject(options.model, output_dir=options.output)
+    wanted = read_settings(options.settings, EvalSettings) if options.settings else None
+    trained = open_trained_model(options.model, output_dir=options.output)
     if wanted is not None:
-        subject = replace(subject, settings=subject.settings.model_copy(update={"eval": wanted}))
-    result, path = evaluate_subject(subject, release=options.release, split=options.split, out=options.out)
+        trained = replace(trained, settings=trained.settings.model_copy(update={"eval": wanted}))
+    result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
     print(f"plot: {path.with_suffix('.png')}")
     print(f"figures: {path}")
@@ -265,16 +268,16 @@ def _proxies(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from training.evaluation.subject import open_subject
+    from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
 
-    subject = open_subject(options.model)
+    trained = open_trained_model(options.model)
     if options.format == "huggingface":
-        written = export_hugging_face(subject.model, options.target, subject.settings.loss)
+        code = export_hugging_face(trained.model, options.target, trained.settings.loss)
     else:
-        written = export_open_clip(subject.model, options.target)
-    print("\n".join([f"weights: {subject.weights} ({subject.source})", *(f"note: {note}" for note in subject.notes)]))
-    print(f"written: {options.target}; {written.code}")
+        code = export_open_clip(trained.model, options.target)
+    print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))
+    print(f"written: {options.target}; {code}")
     return 0
 
 
@@ -285,14 +288,10 @@ def _import(options: argparse.Namespace) -> int:
     model = load_released(options.checkpoint, options.architecture)
     export_hugging_face(model, options.target)
     print(
-        f"imported {len(model.state_dict()):,} tensors: {options.target}; judge it with `dalip eval`, or use it as "
+        f"imported {len(model.state_dict()):,} tensors: {options.target}; measure it with `dalip eval`, or use it as "
         "model.pretrained"
     )
     return 0
-
-
-def _is_main_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """The training config: one YAML file is one whole run, read once into strict frozen models.
 
-Reads the file; writes nothing. `run_identity` is what a resume is checked against: everything that shapes the
-weights, and nothing that only says where or how fast (paths, workers, logging, evaluation).
+Each setting stands here with its default; those of `model`, `loss` and `data` stand in `training.model.presets`,
+`training.model.loss` and `training.data.loader`. training/README.md explains them all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
@@ -41,7 +40,7 @@ class OptimiserSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """Length of the run (epochs or steps, one of them), linear warm-up, cosine to `final_lr_ratio`."""
+    """Length of the run, in epochs or steps; linear warm-up, then a cosine to `final_lr_ratio`."""
 
     epochs: float | None = Field(default=None, gt=0.0)
     steps: int | None = Field(default=None, ge=1)
@@ -49,20 +48,20 @@ class ScheduleSettings(Settings):
     final_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
-    def _one_length(self) -> ScheduleSettings:
+    def _has_one_length(self) -> ScheduleSettings:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give the length either as epochs or as steps")
         return self
 
 
 class ComputeSettings(Settings):
-    """Where and how precisely to compute. `accumulate` micro-batches make one step of the same batch size."""
+    """Where and how precisely to compute."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1)  # micro-batches that one step is computed in
     grad_checkpointing: bool = False
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp cuts the weights among them
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp shards the weights among them
     compile: bool = False  # torch.compile: slower to start, faster steps on a GPU
     num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
 
@@ -72,13 +71,13 @@ class LockSettings(Settings):
 
     lock_image: bool = False
     lock_image_unlocked_groups: int = Field(default=0, ge=0)
-    # open_clip leaves it off: there the statistics of a locked ResNet go on moving, which is no locked tower.
+    # open_clip's default is false, by which the statistics of a locked ResNet go on changing.
     lock_image_freeze_bn_stats: bool = True
     lock_text: bool = False
     lock_text_unlocked_layers: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _unlock_what_is_locked(self) -> LockSettings:
+    def _unlocks_only_what_is_locked(self) -> LockSettings:
         for name, part in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
             if getattr(self, part) and not getattr(self, name):
                 raise ValueError(
@@ -88,14 +87,14 @@ class LockSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """How often a resume point is written, and how many are kept."""
+    """How often a checkpoint is written, and how many are kept."""
 
     every_steps: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
 
 
 class WandbSettings(Settings):
-    """Weights & Biases. A run of the same folder is taken up again after an interruption."""
+    """Weights & Biases. After an interruption a run of the same folder continues there."""
 
     project: str = Field(min_length=1)
     entity: str | None = None
@@ -106,21 +105,21 @@ class WandbSettings(Settings):
 
 
 class TrackSettings(Settings):
-    """Which trackers a run has."""
+    """Where the figures of a run are shown, beside `log.jsonl`."""
 
     tensorboard: bool = False  # into RUN/tensorboard
     wandb: WandbSettings | None = None
 
 
 class LogSettings(TrackSettings):
-    """How often a line goes into `log.jsonl`, and one to a log that is no terminal; which trackers get the figures."""
+    """How often the run logs, and to what."""
 
-    every_steps: int = Field(default=10, ge=1)
-    line_every_seconds: float = Field(default=30.0, gt=0.0)
+    every_steps: int = Field(default=10, ge=1)  # a line in `log.jsonl`
+    line_every_seconds: float = Field(default=30.0, gt=0.0)  # a line of progress where there is no terminal
 
 
 def has_one_slot(template: str) -> bool:
-    """True for a template that a class name goes into: one {} and no other field."""
+    """True for a template with one {} for the class name, and no other field."""
     try:
         fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError:  # a single brace
@@ -128,7 +127,7 @@ def has_one_slot(template: str) -> bool:
     return fields == [("", "", None)]
 
 
-def _have_a_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def _each_has_one_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if not isinstance(value, str) and not (value and all(map(has_one_slot, value))):
         raise ValueError("each template needs one {} for the class name, and no other field in braces")
     return value
@@ -137,39 +136,39 @@ def _have_a_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 class ZeroShotSettings(Settings):
     """One zero-shot classification: the classes are the values of a field of the samples."""
 
-    field: str = Field(min_length=1)  # a column of samples.parquet, or extra.KEY
+    field: str = Field(min_length=1)  # column of samples.parquet, or extra.KEY
     templates: Literal["openai", "simple"] | tuple[str, ...] = ("a photo of a {}.",)
-    text: ClassText = "asis"  # the class in the prompt: as given, or a text type of BioCLIP from the taxon columns
+    text: ClassText = "asis"  # the class in the prompt: as given, or a text type of BioCLIP made from the taxon
     domain: str | None = None  # only samples of this domain
     min_per_class: int = Field(default=1, ge=1)  # classes with fewer held-out samples are left out
 
-    _slots = field_validator("templates")(_have_a_slot)
+    _slots = field_validator("templates")(_each_has_one_slot)
 
 
 class EvalSetSettings(Settings):
-    """One evaluation set from outside, see `training.evaluation.evalsets` for the layouts."""
+    """One evaluation set from outside; `training.evaluation.set_layouts` reads it."""
 
     name: str = Field(min_length=1)
     path: str
     split: str = "test"  # folder of the tars or of the class folders within `path`, where there is one
-    group: str | None = None  # sets of a group get a common mean, as general and plant in the published table
-    templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"  # own: the set's, or "a photo of a {}."
+    group: str | None = None  # sets of a group get a mean, as general and plant in the published table
+    templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"  # own: the set's, else "a photo of a {}."
     text: ClassText = "asis"
 
-    _slots = field_validator("templates")(_have_a_slot)
+    _slots = field_validator("templates")(_each_has_one_slot)
 
 
 class FewShotSettings(Settings):
-    """k-shot nearest centroid, by BioCLIP's protocol, wherever there are classes."""
+    """k-shot nearest centroid, by BioCLIP's protocol, for every classification."""
 
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5)
+    shots: tuple[PositiveInt, ...] = (1, 5)
     seeds: int = Field(default=5, ge=1)
 
 
 class EvalSettings(Settings):
     """What `dalip eval` measures: on a held-out split of the release, and on sets from outside."""
 
-    split: str | None = "heldout"  # null: on the sets alone
+    split: str | None = "heldout"  # null: only on the sets
     batch_size: int = Field(default=64, ge=2)  # of the encoder, and of the contrastive batches of the loss
     zero_shot: tuple[ZeroShotSettings, ...] = ()
     sets: tuple[EvalSetSettings, ...] = ()
@@ -181,7 +180,7 @@ class EvalSettings(Settings):
 
     @field_validator("recall_at")
     @classmethod
-    def _at_something(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+    def _from_one_up(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if not values or min(values) < 1:
             raise ValueError(f"needs numbers from 1 up, given {list(values)}; retrieval: false leaves retrieval out")
         return values
@@ -207,23 +206,15 @@ class TrainSettings(Settings):
 
     @field_validator("release")
     @classmethod
-    def _some_release(cls, release: str | tuple[ReleaseShare, ...]) -> str | tuple[ReleaseShare, ...]:
+    def _names_a_release(cls, release: str | tuple[ReleaseShare, ...]) -> str | tuple[ReleaseShare, ...]:
         if not isinstance(release, str) and not release:
             raise ValueError("the list is empty; name a release, a work folder, or a list of {release, weight}")
         return release
 
     @field_validator("output_dir")
     @classmethod
-    def _local(cls, folder: str) -> str:
+    def _is_local(cls, folder: str) -> str:
         return _local_folder(folder)
-
-    @field_validator("model")
-    @classmethod
-    def _has_pixels(cls, model: ModelSettings) -> ModelSettings:
-        size = model.image_size_px
-        if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
-            raise ValueError(f"image_size_px must be 1 or more, given {size}")
-        return model
 
     @field_validator("loss")
     @classmethod
@@ -245,14 +236,14 @@ class TrainSettings(Settings):
         return self
 
 
-# Says where or how fast, and changes no weight.
+# These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 _EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples")
 _EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
 
 
 def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:
-    """Read a YAML config, or the settings a run left in its folder; the options override its paths.
+    """Read a YAML config, or the settings in a run's folder; `release` and `output_dir` replace its own.
 
     Raises: ConfigError.
     """
@@ -278,19 +269,16 @@ def _stored_values(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give the YAML config in place of the folder") from None
-
-
-def run_identity(settings: TrainSettings, fingerprints: Sequence[str]) -> str:
-    """Fingerprint of all that shapes the weights: the settings, the architecture file, the releases' content.
-
-    Raises: ConfigError for an unknown architecture.
-    """
-    return _digest(identity_values(settings, fingerprints))
+        raise ConfigError(f"{path}: cannot be read: {error}; give the YAML config instead of the folder") from None
 
 
 def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dict[str, Any]:
-    """What `run_identity` hashes, as plain values, for naming what differs."""
+    """All that shapes the weights of a run, as plain values: the settings, the architecture, the releases' content.
+
+    A resume compares them, and names each that differs.
+
+    Raises: ConfigError for an unknown architecture.
+    """
     from training.model.architecture import architecture_config
 
     values = settings.model_dump(mode="json", exclude=set(_EXECUTION))
@@ -298,7 +286,7 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["data"][key]
     for key in _EXECUTION_COMPUTE:
         del values["compute"][key]
-    if not settings.lock.lock_image:  # it shapes nothing, and runs from before it was there go on
+    if not settings.lock.lock_image:  # then it shapes nothing; runs that were begun without this key can go on
         del values["lock"]["lock_image_freeze_bn_stats"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
@@ -307,15 +295,7 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
 
 
 def _local_folder(folder: str) -> str:
-    """Paths of the trainer are local ones: 's3://b/x' would become a folder named 's3:' here.
-
-    Raises: ValueError.
-    """
+    """Raises: ValueError for a remote path; 's3://b/x' would become a folder named 's3:' here."""
     if "://" in folder:
         raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
     return folder
-
-
-def _digest(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]

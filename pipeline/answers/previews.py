@@ -30,7 +30,6 @@ from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resol
 MAX_SCANNED_ROWS = 200_000  # of each source, when they are streamed
 _JOINED = {
     "num_same_text": pa.int64(),
-    "num_same_text_host": pa.int64(),
     "width_px": pa.int32(),
     "height_px": pa.int32(),
     "pixel_std": pa.float32(),
@@ -84,7 +83,7 @@ def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
         rows = connection.sql(
             f"WITH drawn AS MATERIALIZED ({drawn}), same AS (SELECT caption, count(*) AS num FROM candidates "
             "WHERE caption IN (SELECT caption FROM drawn) GROUP BY caption) "
-            "SELECT d.*, same.num AS num_same_text, NULL AS num_same_text_host, f.width_px, f.height_px, f.pixel_std "
+            "SELECT d.*, same.num AS num_same_text, f.width_px, f.height_px, f.pixel_std "
             "FROM drawn d LEFT JOIN facts f USING (sample_id) LEFT JOIN same USING (caption) ORDER BY d.sample_id"
         ).to_arrow_table()
     pictures = " and their fetched pictures" if fetched else ""

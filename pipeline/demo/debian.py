@@ -6,8 +6,6 @@ where apt is missing or cannot reach its mirror; the message says what to do ins
 
 from __future__ import annotations
 
-import io
-import lzma
 import shutil
 import subprocess
 import tarfile
@@ -15,15 +13,9 @@ import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
-
-import pyarrow as pa
 
 from manifests.errors import ConfigError
 from manifests.storage import make_folder, publish
-
-_AR_MAGIC = b"!<arch>\n"
-_AR_HEADER_BYTES = 60
 
 INSTEAD = (
     "The demo needs these pictures; your own pictures do not: list them in a table with an image URL and a "
@@ -87,46 +79,30 @@ def package_version(deb: Path) -> str:
 
 
 def read_members(deb: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield path and bytes of each regular file of a .deb, in the order of the archive.
+    """Yield path and bytes of each regular file of a .deb, in the order of the archive; dpkg-deb unpacks it.
 
-    Uses the standard library and pyarrow only, so a machine without dpkg can read it too. Source: deb(5), ar(5).
-
-    Raises: ConfigError when the file is not a whole Debian package.
+    Raises: ConfigError when the file is not a whole Debian package, or dpkg-deb is not there.
     """
-    try:
-        with deb.open("rb") as stream:
-            name, size = _seek_data_member(stream, deb)
-            body = stream.read(size)
-        with tarfile.open(fileobj=_decompress(name, body), mode="r|") as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                if content is not None:
-                    yield member.name.removeprefix("./"), content.read()
-    except (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError, pa.ArrowException) as error:
-        raise ConfigError(f"{deb}: not a whole Debian package ({error}); delete it and run this again") from None
-
-
-def _seek_data_member(stream: IO[bytes], deb: Path) -> tuple[str, int]:
-    """Move `stream` to the start of data.tar.*; give its name and its size in bytes."""
-    if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
-        raise ValueError("no ar archive")
-    while len(header := stream.read(_AR_HEADER_BYTES)) == _AR_HEADER_BYTES:
-        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
-        size = int(header[48:58])
-        if name.startswith("data.tar"):
-            if deb.stat().st_size < stream.tell() + size:
-                raise ValueError("it ends early")
-            return name, size
-        stream.seek(size + size % 2, io.SEEK_CUR)
-    raise ValueError("no data.tar member")
-
-
-def _decompress(name: str, body: bytes) -> IO[bytes]:
-    if name.endswith(".xz"):
-        return lzma.open(io.BytesIO(body))
-    kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}.get(name.rpartition(".")[2])
-    stream: IO[bytes] = pa.input_stream(pa.py_buffer(body), compression=kind)
-    return stream
+    with tempfile.TemporaryFile() as errors:
+        try:
+            unpacking = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, stderr=errors)
+        except FileNotFoundError:
+            raise ConfigError(f"{deb}: dpkg-deb is not on this machine, so this package cannot be read") from None
+        with unpacking as process:
+            assert process.stdout is not None
+            try:
+                with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                    for member in archive:
+                        content = archive.extractfile(member) if member.isfile() else None
+                        if content is not None:
+                            yield member.name.removeprefix("./"), content.read()
+            except tarfile.TarError:  # it ends early: dpkg-deb says why
+                process.kill()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").splitlines()
+    if process.returncode:
+        cause = lines[-1].strip() if lines else "it ends early"
+        raise ConfigError(f"{deb}: not a whole Debian package ({cause}); delete it and run this again")
 
 
 def _apt_get(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

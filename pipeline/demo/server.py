@@ -7,16 +7,16 @@ there. Binds 127.0.0.1 only. Gives up with ConfigError when there is no free por
 from __future__ import annotations
 
 import http.client
-import mimetypes
-import shutil
 import socket
 import threading
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from manifests.errors import ConfigError
 
@@ -32,7 +32,7 @@ class DemoServer(ThreadingHTTPServer):
 
     def __init__(self, web: Path, port: int) -> None:
         self.web = web.resolve()
-        super().__init__((HOST, port), _Handler)
+        super().__init__((HOST, port), partial(_Handler, directory=str(self.web)))
 
     @property
     def port(self) -> int:
@@ -40,7 +40,7 @@ class DemoServer(ThreadingHTTPServer):
         return int(self.server_address[1])
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(SimpleHTTPRequestHandler):
     server: DemoServer
     protocol_version = "HTTP/1.1"
     server_version = "plantmix-demo"
@@ -49,37 +49,21 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     timeout = 60
 
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, with_body: bool) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        if path == WHO_PATH:
-            self._send(HTTPStatus.OK, str(self.server.web).encode(), "text/plain; charset=utf-8", with_body)
-            return
-        file = (self.server.web / path.lstrip("/").replace("\0", "?")).resolve()
+    def send_head(self) -> BytesIO | BinaryIO | None:
+        """Answer the question who is served; refuse folders and whatever leads out of the folder."""
+        if self.path == WHO_PATH:
+            return self._text(HTTPStatus.OK, str(self.server.web))
+        file = Path(self.translate_path(self.path).replace("\0", "?")).resolve()
         if not file.is_relative_to(self.server.web) or not file.is_file():
-            self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain; charset=utf-8", with_body)
-            return
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        with file.open("rb") as stream:
-            self._head(HTTPStatus.OK, file.stat().st_size, kind)
-            if with_body:
-                shutil.copyfileobj(stream, self.wfile)
+            return self._text(HTTPStatus.NOT_FOUND, "not found\n")
+        return super().send_head()
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str, with_body: bool) -> None:
-        self._head(status, len(body), kind)
-        if with_body:
-            self.wfile.write(body)
-
-    def _head(self, status: HTTPStatus, num_bytes: int, kind: str) -> None:
+    def _text(self, status: HTTPStatus, text: str) -> BytesIO:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(num_bytes))
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
+        return BytesIO(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: the fetch stage records every URL."""

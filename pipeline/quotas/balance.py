@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.draws import splitmix64
 from manifests.settings import Settings
-from manifests.tables import TAXON_RANKS, VERDICTS
+from manifests.tables import TAXON_RANKS, make_verdicts
 
 REASON = "balance"
 CAP_KEYS = ("taxon", *TAXON_RANKS, "host", "source", "creator", "rights_holder", "text")
@@ -92,7 +92,9 @@ def judge_cap(table: pa.Table, cap: CapSettings, seed: int) -> pa.Table:
         keep = place < cap.most
         threshold = f"<= {cap.at_most} of one {cap.by}"
     keep |= codes == no_key
-    return _verdicts(table, keep, counts[codes], threshold)
+    shown = pc.utf8_slice_codeunits(pc.cast(table["key"].combine_chunks(), pa.string()), 0, MAX_KEY_CHARS)
+    value = pc.binary_join_element_wise(shown, pc.cast(pa.array(counts[codes]), pa.string()), ": ")
+    return make_verdicts(table["sample_id"], pa.array(keep), REASON, value, threshold)
 
 
 def draw_uniform(sample_ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.float64]:
@@ -110,18 +112,3 @@ def _halves(sample_ids: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.ND
     digits = memoryview(column.buffers()[2] or b"")[32 * column.offset :][: 32 * len(column)]
     numbers = np.frombuffer(binascii.unhexlify(digits), ">u8").astype(np.uint64)
     return numbers[0::2], numbers[1::2]
-
-
-def _verdicts(table: pa.Table, keep: npt.NDArray[np.bool_], num: npt.NDArray[np.int64], threshold: str) -> pa.Table:
-    kept = pa.array(keep)
-    nothing = pa.scalar(None, pa.string())
-    named = pc.utf8_slice_codeunits(pc.cast(table["key"].combine_chunks(), pa.string()), 0, MAX_KEY_CHARS)
-    value = pc.binary_join_element_wise(named, pc.cast(pa.array(num), pa.string()), ": ")
-    columns = [
-        table["sample_id"].combine_chunks(),
-        kept,
-        pc.if_else(kept, nothing, REASON),
-        pc.if_else(kept, nothing, value),
-        pc.if_else(kept, nothing, threshold),
-    ]
-    return pa.table(columns, schema=VERDICTS)

@@ -34,7 +34,6 @@ _JOINED = {
     "height_px": "f.height_px",
     "pixel_std": "f.pixel_std",
     "num_same_text": "CASE WHEN t.text_key IS NOT NULL THEN coalesce(r.num, 1) END",
-    "num_same_text_host": "CASE WHEN t.text_key IS NOT NULL THEN coalesce(h.num, 1) END",
 }
 
 
@@ -131,16 +130,14 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
 def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
     needed = columns_needed(settings)
     columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in sorted(needed)]
-    # only fetched pictures count as repeats
-    counted = (
-        "SELECT {0}, count(*) AS num FROM captions t JOIN facts f USING (sample_id) "
-        "WHERE f.outcome = 'ok' AND text_key IS NOT NULL GROUP BY {0} HAVING count(*) > 1"
-    )
     joins = "JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id)"
     if "num_same_text" in needed:
-        joins += f" LEFT JOIN ({counted.format('text_key')}) r ON r.text_key = t.text_key"
-    if "num_same_text_host" in needed:
-        joins += f" LEFT JOIN ({counted.format('text_key, host')}) h ON h.text_key = t.text_key AND h.host = f.host"
+        # only fetched pictures count as repeats
+        joins += (
+            " LEFT JOIN (SELECT text_key, count(*) AS num FROM captions t JOIN facts f USING (sample_id) "
+            "WHERE f.outcome = 'ok' AND text_key IS NOT NULL GROUP BY text_key HAVING count(*) > 1) r "
+            "ON r.text_key = t.text_key"
+        )
     reader = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'").to_arrow_reader(
         JUDGE_ROWS
     )

@@ -22,6 +22,7 @@ from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.sidefiles import write as sidefiles
 from pipeline.stages import pack_record as record
 from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange, shard_groups
 from pipeline.store.files import Files, RowGroup
@@ -255,7 +256,7 @@ STAGE = Stage(
     steps=(
         Step("arrange", _plan_arrange, arrange, version=VERSION),
         Step("write", _plan_shards, write_shard, version=VERSION, unit="samples"),
-        Step("record", _plan_record, record.write_record, version=VERSION),
+        Step("record", _plan_record, record.write_record, version=VERSION + sidefiles.VERSION),
     ),
     conclude=_conclude,
     settle=_settle,

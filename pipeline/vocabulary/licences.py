@@ -12,10 +12,10 @@ import unicodedata
 from functools import lru_cache
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import field_validator
 
 from manifests.settings import Settings
+from manifests.tables import make_verdicts
 
 UNKNOWN = "unknown"
 CONFLICTING = "conflicting"
@@ -305,18 +305,8 @@ def normalise_licences(names: pa.ChunkedArray | pa.Array, urls: pa.ChunkedArray 
 
 
 def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:
-    """Verdicts over the columns `sample_id` and `licence_id`: sample_id, keep, reason, value, threshold."""
-    ids = table["licence_id"].combine_chunks().dictionary_encode()
-    allowed = pa.array([settings.allows(value) for value in ids.dictionary.to_pylist()], pa.bool_())
-    keep = pc.fill_null(allowed.take(ids.indices), settings.allows(None))
-    nothing = pa.scalar(None, pa.string())
+    """Verdicts (schema VERDICTS) over the columns `sample_id` and `licence_id`."""
+    ids = table["licence_id"].combine_chunks().fill_null(UNKNOWN)
+    keep = pa.array([settings.allows(licence) for licence in ids.to_pylist()], pa.bool_())
     policy = f"allow {', '.join(settings.allow) or 'every known one'}; deny {', '.join(settings.deny) or 'none'}"
-    return pa.table(
-        {
-            "sample_id": table["sample_id"],
-            "keep": keep,
-            "reason": pc.if_else(keep, nothing, "licence"),
-            "value": pc.if_else(keep, nothing, pc.fill_null(table["licence_id"].combine_chunks(), UNKNOWN)),
-            "threshold": pc.if_else(keep, nothing, policy),
-        }
-    )
+    return make_verdicts(table["sample_id"], keep, "licence", ids, policy)

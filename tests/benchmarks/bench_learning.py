@@ -191,8 +191,8 @@ def judge(model: Any, data: Data, loss: Any) -> dict[str, dict[str, list[int]]]:
     preprocess = model.preprocess_settings
 
     def encode(side: str, inputs: Any) -> dict[str, Any]:
-        call = model.encode_image if side == "image" else model.encode_text
-        parts = [call(part, second_order=True) if len(kinds) > 1 else (call(part),) for part in inputs.split(256)]
+        first, both = getattr(model, f"encode_{side}"), getattr(model, f"encode_{side}_both")
+        parts = [both(part) if len(kinds) > 1 else (first(part),) for part in inputs.split(256)]
         return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(("f", "z")[: len(parts[0])])}
 
     def similar(images: dict[str, Any], texts: dict[str, Any], kind: str) -> Any:

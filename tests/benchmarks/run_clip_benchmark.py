@@ -27,7 +27,7 @@ import yaml
 from manifests.release import Release
 from training.config import read_train_settings
 from training.data.shards import ShardReader, open_pool
-from training.evaluation.evaluate import ExtraTable
+from training.evaluation.evaluate import SampleColumns
 
 _TOLERANCE = 1e-6
 _TEMPLATES = ("a picture of {c}.", "{c}.")
@@ -72,7 +72,7 @@ def write_set(run: Path, field: str, folder: Path) -> tuple[int, int]:
     assert split is not None
     release = Release.open(settings.release)
     pool = open_pool([release], split)
-    values = ExtraTable(release, split).column(field)
+    values = SampleColumns(release, split).values(field)
     rows = [row for row, value in enumerate(values) if value not in (None, "")]
     classes = sorted({str(values[row]) for row in rows})
     (folder / "test").mkdir(parents=True)

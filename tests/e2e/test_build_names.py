@@ -87,4 +87,4 @@ def test_a_changed_backbone_measures_again_and_an_equal_one_elsewhere_does_not(w
     moved.unlink()
     lost = run_plantmix("build", config)
     assert lost.returncode == 2
-    assert "moved.zip is not there; download a backbone archive" in lost.stderr
+    assert "moved.zip is missing; download a backbone archive" in lost.stderr

@@ -1,4 +1,4 @@
-"""Properties of the Hamming search and of the choice of who stays, on hash sets hypothesis invents."""
+"""Properties of the Hamming search and of the choice of the rows that stay, on hash sets that hypothesis invents."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_pairs_do_not_depend_on_the_order_of_rows(hashes, radius, random):
 
 @settings(max_examples=150, deadline=None)
 @given(hash_sets(), st.integers(0, 8), st.randoms(use_true_random=False))
-def test_who_stays_keeps_its_promises(hashes, radius, random):
+def test_the_choice_keeps_its_promises(hashes, radius, random):
     priority = list(range(len(hashes)))
     random.shuffle(priority)
     priority = np.array(priority)

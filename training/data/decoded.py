@@ -1,10 +1,10 @@
-"""One decode of a split, shared by many runs: pictures shrunk to what a small model can see, kept uncompressed.
+"""The pictures of a split decoded once for many runs: shrunk to what a small model can see, kept uncompressed.
 
-Reads a pool of samples; writes a folder with one tar a shard (KEY.ppm, KEY.txt, further text members) and a table of
-offsets beside it, each published whole, so that an interrupted decode goes on. The pool that comes back has the same
-rows in the same order, so a run draws the same samples from it; readers go through the system's page cache, which all
-processes of the machine share. Pictures no larger than `side_px` keep every pixel. A broken picture keeps its bytes:
-it is for the run to meet and name. Costs about side_px^2 x 4 bytes of disk a sample.
+Reads a pool of samples. Writes a folder with a tar for each shard (KEY.ppm, KEY.txt, further text members) and a table
+of offsets beside it. Each is published whole, so that an interrupted decode goes on. The pool that comes back has the
+same rows in the same order, so a run draws the same samples from it. All processes of a machine share what they read
+through the system's page cache. A picture no larger than `side_px` keeps every pixel. A broken picture keeps its bytes,
+so that the run finds and names it. Costs about side_px^2 x 4 bytes of disk a sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 64
 
 
 def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
-    """Make the folder fit this pool; returns the numbers of the shards that have still to be decoded.
+    """Prepare the folder for this pool; returns the numbers of the shards that are not decoded yet.
 
     A folder of another release or size is emptied.
     """
@@ -44,8 +44,8 @@ def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
     return [shard for shard in range(len(pool.shard_paths)) if not _offsets_file(folder, shard).is_file()]
 
 
-def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> int:
-    """Decode the samples of one shard; returns how many there are.
+def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> None:
+    """Decode the samples of one shard.
 
     Raises: IntegrityError for a shard that is shorter than its table says.
     """
@@ -75,11 +75,10 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> in
     offsets = io.BytesIO()
     np.save(offsets, np.array([placed[name] for name in OFFSETS], dtype=np.int64))
     storage.publish_bytes(str(_offsets_file(folder, shard)), offsets.getvalue())
-    return len(rows)
 
 
 def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
-    """The same pool, read from the decoded shards in `folder`, all of which must be there."""
+    """The same pool, read from the decoded shards in `folder`; all of them must be there."""
     offsets: dict[str, NDArray[np.int64]] = {name: np.zeros(len(pool), np.int64) for name in OFFSETS}
     for shard in range(len(pool.shard_paths)):
         rows = np.flatnonzero(pool.shards == shard)
@@ -90,11 +89,13 @@ def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
 
 
 def shrink(content: bytes, side_px: int) -> bytes:
-    """A picture as PPM with its shorter side at most `side_px`; bytes that are no picture come back as they are."""
+    """A picture as PPM with its shorter side at most `side_px`; bytes that are not a picture come back unchanged."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
-            wanted = _fit(width, height, side_px)
+            wanted = width, height
+            if (shorter := min(wanted)) > side_px:
+                wanted = max(side_px, round(width * side_px / shorter)), max(side_px, round(height * side_px / shorter))
             if picture.format == "JPEG" and wanted != (width, height):
                 picture.draft("RGB", (2 * wanted[0], 2 * wanted[1]))
             image = picture.convert("RGB")
@@ -105,13 +106,6 @@ def shrink(content: bytes, side_px: int) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PPM")
     return stream.getvalue()
-
-
-def _fit(width: int, height: int, side_px: int) -> tuple[int, int]:
-    shorter = min(width, height)
-    if shorter <= side_px:
-        return width, height
-    return max(side_px, round(width * side_px / shorter)), max(side_px, round(height * side_px / shorter))
 
 
 def _tar_file(folder: Path, shard: int) -> Path:

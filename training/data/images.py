@@ -1,9 +1,9 @@
-"""JPEG bytes in, a square of pixels out: decoding at the smallest scale that suffices, and augmentation.
+"""The bytes of a picture in, pixels of the model's size out: decoding and augmentation.
 
-The training view is open_clip's (random resized crop, optional colour jitter and greyscale), with the crop
-drawn before decoding, so that a large JPEG is decoded at 1/2, 1/4 or 1/8 when the crop stays large enough.
-The evaluation view is open_clip's own transform. Pixels leave as uint8; `normalise` does the rest on the
-device, a batch at a time. Reads and writes nothing. Gives up on a broken picture with CorruptSample.
+The training view is open_clip's: a random resized crop, and optional colour jitter and greyscale. Here the crop is
+drawn before decoding, so that a large JPEG is decoded at 1/2, 1/4 or 1/8 when the crop stays large enough. The
+evaluation view is open_clip's own transform. Pixels leave as uint8; `normalise` does the rest on the device, a batch at
+a time. Gives up on a broken picture with CorruptSample.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from manifests.settings import Settings
 Picture = Any  # PIL.Image.Image
 View = Callable[[bytes], Tensor]
 
-# What Pillow raises for bytes that are no whole picture.
+# What Pillow raises for bytes that are not a whole picture.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an error of the run
-    """The bytes of one sample are no picture or no text."""
+    """The bytes of one sample are not a picture, or not a text."""
 
 
 class AugmentSettings(Settings):
@@ -41,7 +41,7 @@ class AugmentSettings(Settings):
     gray_scale_prob: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
-    def _fits(self) -> AugmentSettings:
+    def _is_consistent(self) -> AugmentSettings:
         if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
             raise ValueError(f"scale must be 0 < low <= high <= 1, given {self.scale}")
         if self.color_jitter_prob and self.color_jitter is None:
@@ -74,7 +74,7 @@ class TrainView:
                 top, left, height, width = self._draw_crop(picture, self.settings.scale, (3 / 4, 4 / 3))
                 view = self._crop(picture, left, top, width, height)
         except DECODE_ERRORS as error:
-            raise CorruptSample(_reason(error)) from None
+            raise _corrupt(error) from None
         if self._jitter is not None and self.settings.color_jitter_prob > random.random():
             view = self._jitter(view)
         if self.settings.gray_scale_prob and self.settings.gray_scale_prob > random.random():
@@ -82,10 +82,10 @@ class TrainView:
         return to_tensor(view)
 
     def _crop(self, picture: Picture, left: int, top: int, width: int, height: int) -> Picture:
-        """The crop, resized: from a reduced decode when that still has a pixel for every pixel wanted.
+        """The crop, resized, from a reduced decode when that still has a pixel for every pixel wanted.
 
-        Against the whole decode, on 44 photos of 348 px (2026-11): 40 to 47 dB at 1/2, 36 to 41 dB at 1/4, 32 to 43 dB
-        at 1/8, the low ends where the reduced crop is hardly larger than the view.
+        Compared with the whole decode on 44 photos of 348 px (2026-11): 40 to 47 dB at 1/2, 36 to 41 dB at 1/4, 32 to
+        43 dB at 1/8. The low values are those where the reduced crop is hardly larger than the view.
         """
         out_height, out_width = self.size_px
         full_width, full_height = picture.size
@@ -95,7 +95,7 @@ class TrainView:
             if enough <= 0.5:
                 wanted = (int(full_width * enough), int(full_height * enough))
                 drafted = picture.draft(picture.mode, wanted)
-                # the size is rounded up to whole pixels, the scale of the content is not
+                # Pillow rounds the size up to whole pixels, but not the scale of the content.
                 scale = drafted[1][2] / full_width if drafted is not None else 1.0
         image = picture.convert("RGB")
         if scale == 1.0:
@@ -123,7 +123,7 @@ class EvalView:
             with Image.open(io.BytesIO(content)) as picture:
                 view: Picture = picture.convert("RGB")
         except DECODE_ERRORS as error:
-            raise CorruptSample(_reason(error)) from None
+            raise _corrupt(error) from None
         for step in self._steps:
             view = step(view)
         return to_tensor(view)
@@ -142,5 +142,5 @@ def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     return pixels_BCHW.to(torch.float32).div_(255).sub_(mean_C).div_(std_C)
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+def _corrupt(error: BaseException) -> CorruptSample:
+    return CorruptSample(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])

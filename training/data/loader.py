@@ -1,11 +1,10 @@
-"""Releases in, batches out: verified, deterministic, resumable from one number, the same for any world size.
+"""Releases in, batches out: verified, deterministic, and the same for any number of workers and processes.
 
-Opens releases (which checks their record), orders their samples (`training.data.sampling`), reads them from the
-shards (`training.data.shards`), augments (`training.data.images`) and tokenises, in worker processes. A sample's
-randomness is seeded by its position, so neither workers nor ranks change it. A broken sample is named and
-its place taken by the next row it is drawn with (its domain, within the cuts), so that every batch is full
-and a mixture stays what it is. Writes nothing. Gives up with ConfigError
-on a release that does not verify, with IntegrityError on a shard that is cut short later.
+Opens releases, which checks their record, and orders their samples (`training.data.sampling`). Worker processes read
+them from the shards (`training.data.shards`), augment (`training.data.images`) and tokenise. A sample's randomness is
+seeded by its position. A broken sample is named and replaced by the next row of its domain, so that every batch is full
+and the mixture stays the same. Writes nothing. Gives up with ConfigError on a release that does not verify, and with
+IntegrityError on a shard that is cut short later.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,8 +27,8 @@ from training.data.images import AugmentSettings, CorruptSample, EvalView, Train
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.shards import SamplePool, ShardReader, strata_of
 
-_LOOKED_AT = 256  # samples whose text members are looked at before a run
-_MAX_SUBSTITUTES = 100  # tries to fill one place before the release is called broken
+_NUM_INSPECTED = 256  # samples whose text members are inspected before a run
+_MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as broken
 
 
 class ReleaseShare(Settings):
@@ -40,9 +39,9 @@ class ReleaseShare(Settings):
 
 
 class TextSettings(Settings):
-    """Which text of a sample is used: `txt`, another text member by name, or one drawn each time.
+    """Which text of a sample is used: one member by name, or one drawn from several each time.
 
-    A sample without the wanted member (or with none of those drawn from) gives its `txt`.
+    A sample that has none of them gives its `txt`.
     """
 
     use: Literal["fixed", "draw"] = "fixed"
@@ -61,9 +60,9 @@ class DataSettings(Settings):
     split: str = "train"
     batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
     mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
-    pool_samples: dict[str, Annotated[int, Field(ge=1)]] | None = None  # domain -> its pool is cut to so many samples
+    pool_samples: dict[str, PositiveInt] | None = None  # domain -> number of samples that its pool is cut to
     epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
-    shuffle_window: int = Field(default=16384, ge=1)  # how far apart samples of the shard sequence may swap
+    shuffle_window: int = Field(default=16384, ge=1)  # how far samples may move from their place in the shards
     text: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
     reduced_decode: bool = True
@@ -72,7 +71,7 @@ class DataSettings(Settings):
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
 
     @model_validator(mode="after")
-    def _shares(self) -> DataSettings:
+    def _some_share_is_positive(self) -> DataSettings:
         shares = (self.mixture or {"": 1.0}).values()
         if min(shares, default=0.0) < 0 or sum(shares) <= 0:
             raise ValueError("mixture shares must not be negative, and some share must be above 0")
@@ -96,7 +95,7 @@ class Batch(NamedTuple):
 
 
 class SampleDataset(Dataset[Any]):
-    """(position, row) pairs in, a `Batch` out; position seeds all that is random about a sample."""
+    """(position, row) pairs in, a `Batch` out; the position seeds all that is random about a sample."""
 
     def __init__(
         self,
@@ -115,16 +114,16 @@ class SampleDataset(Dataset[Any]):
         return len(self.reader.pool)
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
-        """One batch; an error of ours comes back as a value, so that it keeps its class and its words."""
+        """One batch; an error of ours comes back as a value, so that it keeps its class and message."""
         try:
             return self.load(places)
         except PlantMixError as error:
             return error
 
     def load(self, places: list[tuple[int, int]]) -> Batch:
-        """Read, decode and tokenise one batch; the process's random state is left as it was.
+        """Read, decode and tokenise one batch; the process's random state is restored.
 
-        Raises: RunError when no sample near a broken one is whole; IntegrityError for a short shard.
+        Raises: RunError when no sample after a broken one is whole; IntegrityError for a short shard.
         """
         corrupt: list[Corrupt] = []
         images, texts, rows = [], [], []
@@ -160,7 +159,7 @@ class SampleDataset(Dataset[Any]):
         )
 
     def _substitute(self, row: int) -> int:
-        """The row behind, among those drawn together with this one."""
+        """The next row among those that are drawn together with this one."""
         for part in self.strata:
             place = int(np.searchsorted(part.rows, row))
             if place < len(part.rows) and part.rows[place] == row:
@@ -173,15 +172,13 @@ class SampleDataset(Dataset[Any]):
         except UnicodeDecodeError as error:
             raise CorruptSample(f"text is not UTF-8: {error}") from None
         there = [members[name] for name in self.text.members if name in members]
-        if not there:
-            return members["txt"]
-        return there[mix_seed(seed, 0x747874) % len(there)]
+        return there[mix_seed(seed, 0x747874) % len(there)] if there else members["txt"]
 
 
 def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
     """Open and verify the release or releases of a config.
 
-    Raises: ConfigError, for a release that does not verify too: no work has begun.
+    Raises: ConfigError, also for a release that does not verify.
     """
     paths = [release] if isinstance(release, str) else [share.release for share in release]
     try:
@@ -191,7 +188,7 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
 
 
 def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare], seed: int) -> SampleOrder:
-    """The order of training samples that a config asks for.
+    """The order of training samples of a config.
 
     Raises: ConfigError for an unknown domain or an empty choice.
     """
@@ -205,8 +202,8 @@ def train_loader(
     pool: SamplePool, order: SampleOrder, plan: BatchPlan, batches: range, data: DataSettings, model: Any, *, pin: bool
 ) -> DataLoader[Any]:
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
-    height, width = _size(model.preprocess_settings.size)
-    view = TrainView((height, width), data.augment, data.reduced_decode)
+    size = model.preprocess_settings.size
+    view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment, data.reduced_decode)
     dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata)
     sampler = BatchSampler(order, plan, batches.start, batches.stop)
     return _loader(dataset, sampler, data, pin)
@@ -215,9 +212,9 @@ def train_loader(
 def eval_batches(
     pool: SamplePool, rows: Sequence[int], data: DataSettings, model: Any, batch_size: int
 ) -> Iterator[Batch]:
-    """Batches of the given rows in order, in open_clip's evaluation view with each sample's `txt`.
+    """Batches of the given rows in order, in open_clip's evaluation view, with each sample's `txt`.
 
-    Raises: RunError for a broken sample: an evaluation leaves nothing out.
+    Raises: RunError for a broken sample; an evaluation leaves nothing out.
     """
     dataset = SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
     batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
@@ -228,8 +225,8 @@ def eval_batches(
         yield batch
 
 
-def iterate(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """The batches of a loader; what went wrong in a worker is raised here.
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader; an error of a worker is raised here.
 
     Raises: RunError, IntegrityError.
     """
@@ -244,62 +241,40 @@ def _loader(dataset: SampleDataset, sampler: Any, data: DataSettings, pin: bool)
         dataset,
         batch_sampler=sampler,
         num_workers=min(data.num_workers, max(1, len(sampler))) if data.num_workers else 0,
-        collate_fn=_as_is,
+        collate_fn=unchanged,
         prefetch_factor=data.prefetch_batches if data.num_workers else None,
         worker_init_fn=_start_worker,
         pin_memory=pin,
-        generator=torch.Generator().manual_seed(0),  # its own, so that making a loader draws from nobody's state
+        generator=torch.Generator().manual_seed(0),  # its own, so that the loader draws from no other
     )
 
 
-def _as_is(batch: Any) -> Any:
+def unchanged(batch: Any) -> Any:
+    """The batch as its data set gave it: it comes stacked, or is an error."""
     return batch
 
 
 def _start_worker(_: int) -> None:
-    # The trainer decides when to stop; a signal to the whole process group must not kill its workers first.
+    # The trainer decides when to stop. A signal to the whole process group must not kill its workers first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def check_corrupt(found: dict[int, str], limit: int, pool: SamplePool) -> None:
-    """Stop a run that has met more broken samples than allowed.
-
-    Raises: RunError.
-    """
-    if len(found) > limit:
-        shown = "; ".join(
-            f"{name}: {reason}" for name, reason in zip(pool.names(list(found)[:3]), found.values(), strict=False)
-        )
-        raise RunError(
-            f"{len(found)} broken samples, more than data.max_corrupt_samples = {limit}; first: {shown}. "
-            "Run `plantmix verify --deep` on the release, or raise the limit"
-        )
-
-
 def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], list[str]]:
-    """Text members of a config that none of some samples has, spread over the pool, and the members those have.
+    """Text members of a config that no inspected sample has, and the members that they have.
 
-    Every sample without a member gives its `txt`, so that a name written wrong would go unseen.
+    Every sample without a member gives its `txt`, so a misspelt name would go unseen.
     """
     wanted = set(text.members) - {"txt"}
     if not wanted:
         return [], []
-    rows = np.unique(np.linspace(0, len(pool) - 1, _LOOKED_AT).astype(int)).tolist()
+    rows = np.unique(np.linspace(0, len(pool) - 1, _NUM_INSPECTED).astype(int)).tolist()
     there = {name for _, _, members in ShardReader(pool).read(rows, with_texts=True) for name in members}
     return sorted(wanted - there), sorted(there)
 
 
-def split_rows(pool: SamplePool, domain: str | None = None) -> list[int]:
-    """Row numbers of a domain (or of all) in an order that follows from the sample ids alone."""
-    table = pool.table
-    rows = np.arange(len(pool)) if domain is None else np.flatnonzero(np.asarray(table["domain"]) == domain)
-    if len(rows) == 0:
-        raise ConfigError(f"no sample of domain {domain!r}; there are: {', '.join(pool.domains)}")
-    ids = np.asarray(table["sample_id"].to_pylist(), dtype=np.str_)[rows]
-    chosen: list[int] = rows[np.argsort(ids, kind="stable")].tolist()
-    return chosen
+def split_rows(pool: SamplePool) -> list[int]:
+    """All row numbers, in an order that follows from the sample ids alone."""
+    ids = np.asarray(pool.table["sample_id"].to_pylist(), dtype=np.str_)
+    rows: list[int] = np.argsort(ids, kind="stable").tolist()
+    return rows

@@ -1,17 +1,16 @@
 """Which sample comes when: the endless, seeded order of training samples, as pure functions on row numbers.
 
-Reads nothing, writes nothing. The order is one sequence of positions 0, 1, 2, ... that every process and
-every worker computes alike: the epochs one after the other, each a permutation of the rows. A batch is a
-run of positions, a process takes its slice of that run, a worker its share of the batches. So nothing is
-lost or repeated however many processes there are, and a resume is a matter of one number, the position.
-It gives up on orders that depend on the run (a shuffle buffer filled by arrival): those cannot be resumed.
+The order is one sequence of positions 0, 1, 2, ..., which every process and every worker computes alike: one epoch
+after another, each a permutation of the rows. A batch is a range of positions. Each process takes its slice of the
+range, and each worker its share of the batches. So no sample is lost or repeated, however many processes there are, and
+a resume needs one number, the position. There is no shuffle buffer filled by arrival, which could not be resumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,10 @@ _MASK = (1 << 64) - 1
 
 
 def mix_seed(*numbers: int) -> int:
-    """One well-mixed 64-bit seed out of several integers, which are mixed in one after the other."""
+    """One well-mixed 64-bit seed out of several integers. Another function would change the order of a resumed run.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied after each number.
+    """
     state = 0
     for number in numbers:
         state = splitmix64(state + (number & _MASK))
@@ -39,9 +41,9 @@ def allocate(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def shuffle_within(num_items: int, window: int, rng: np.random.Generator) -> Rows:
-    """A random order of 0..num_items-1 in which nobody moves further than about `window` places.
+    """A random order of 0..num_items-1 in which no item moves further than about `window` places.
 
-    The vectorised likeness of a shuffle buffer: item i is sorted by i + U(0, window).
+    It works as a shuffle buffer does: item i is sorted by i + U(0, window).
     """
     if window <= 1:
         return np.arange(num_items, dtype=np.int64)
@@ -53,7 +55,7 @@ def shuffle_within(num_items: int, window: int, rng: np.random.Generator) -> Row
 
 @dataclass(frozen=True)
 class Stratum:
-    """Rows that are drawn together: a domain, a release, or everything; `weight` is its share of an epoch."""
+    """Rows that are drawn together: a domain, a release, or all; `weight` is their share of an epoch."""
 
     name: str
     rows: Rows  # (N,) row numbers, ascending, so that those of one shard are adjacent
@@ -65,9 +67,7 @@ class Stratum:
         rng = np.random.default_rng(mix_seed(seed, pass_number, _name_seed(self.name)))
         starts = np.flatnonzero(np.diff(self.shards, prepend=-1))
         lengths = np.diff(np.append(starts, len(self.rows)))
-        turn = rng.permutation(len(starts))
-        rank_of_shard = np.empty(len(starts), np.int64)
-        rank_of_shard[turn] = np.arange(len(starts))
+        rank_of_shard = np.argsort(rng.permutation(len(starts)))
         by_shard = np.argsort(np.repeat(rank_of_shard, lengths), kind="stable")
         return self.rows[by_shard[shuffle_within(len(self.rows), window, rng)]]
 
@@ -76,8 +76,8 @@ class Stratum:
 class SampleOrder:
     """The endless order over strata: position -> row.
 
-    An epoch holds `epoch_size` samples, divided among the strata by largest remainder and spread evenly.
-    A stratum gives all its rows before it gives one again, over the borders of epochs too.
+    An epoch holds `epoch_size` samples, divided among the strata by largest remainder and spread evenly. A stratum
+    gives all its rows before it gives one again, also from one epoch to the next.
     """
 
     strata: tuple[Stratum, ...]
@@ -92,7 +92,7 @@ class SampleOrder:
         self.counts = allocate(self.epoch_size, [part.weight for part in self.strata])
 
     def epoch(self, number: int) -> Rows:
-        """The row numbers of one epoch in order, (epoch_size,); the last two epochs asked for are kept."""
+        """The row numbers of one epoch in order, (epoch_size,); the last two epochs are kept."""
         if number not in self._cache:
             while len(self._cache) > 1:
                 del self._cache[min(self._cache)]
@@ -101,17 +101,11 @@ class SampleOrder:
 
     def rows(self, start: int, stop: int) -> Rows:
         """The row numbers at positions start..stop-1."""
-        pieces = []
-        while start < stop:
-            number, offset = divmod(start, self.epoch_size)
-            piece = self.epoch(number)[offset : offset + stop - start]
-            pieces.append(piece)
-            start += len(piece)
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        return _slice_of(self.epoch, self.epoch_size, start, stop - start)
 
     def _compute(self, number: int) -> Rows:
         drawn = [
-            _draw(part, count, number * count, self.seed, self.window)
+            _slice_of(partial(part.pass_order, self.seed, window=self.window), len(part.rows), number * count, count)
             for part, count in zip(self.strata, self.counts, strict=True)
         ]
         if len(drawn) == 1:
@@ -124,10 +118,10 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The micro-batches of one process as runs of positions.
+    """The micro-batches of one process as ranges of positions.
 
-    Micro-batch b covers positions b*world_size*batch_size onwards; rank r takes the r-th slice of it. The
-    samples of one optimiser step are therefore the same whatever the number of processes.
+    Micro-batch b begins at position b * world_size * batch_size, and rank r takes the r-th slice of it. So the samples
+    of an optimiser step are the same whatever the number of processes.
     """
 
     batch_size: int  # of one micro-batch in one process
@@ -141,7 +135,7 @@ class BatchPlan:
 
 
 class BatchSampler:
-    """What the DataLoader iterates: lists of (position, row), from `first` to `last` micro-batch."""
+    """What the DataLoader iterates over: lists of (position, row), from micro-batch `first` to before `last`."""
 
     def __init__(self, order: SampleOrder, plan: BatchPlan, first: int, last: int) -> None:
         self.order, self.plan, self.first, self.last = order, plan, first, last
@@ -156,15 +150,14 @@ class BatchSampler:
             yield list(zip(positions, rows.tolist(), strict=True))
 
 
-def _draw(part: Stratum, count: int, start: int, seed: int, window: int) -> Rows:
-    """`count` rows of the stratum's concatenated passes from place `start` on."""
-    pieces: list[Any] = []
+def _slice_of(pass_of: Callable[[int], Rows], length: int, start: int, count: int) -> Rows:
+    """`count` rows from place `start` on of the passes 0, 1, 2, ... one after another, each `length` rows long."""
+    pieces = []
     while count > 0:
-        pass_number, offset = divmod(start, len(part.rows))
-        piece = part.pass_order(seed, pass_number, window)[offset : offset + count]
-        pieces.append(piece)
-        start += len(piece)
-        count -= len(piece)
+        number, offset = divmod(start, length)
+        pieces.append(pass_of(number)[offset : offset + count])
+        start += len(pieces[-1])
+        count -= len(pieces[-1])
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 

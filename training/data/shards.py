@@ -1,15 +1,15 @@
-"""Samples of sealed releases as bytes: which rows there are, and reading their members out of the shards.
+"""Samples of sealed releases: which rows there are, how they are divided, and their bytes out of the shards.
 
-Reads the sample tables and shards of one or several releases (local: pread by offset; elsewhere: ranged
-reads through fsspec, a batch at a time). Writes nothing. Gives up with IntegrityError on a shard that is gone or
-shorter than its table says, with RunError on storage that does not answer, and with ConfigError on a split or
-domain that is not there.
+Reads the sample tables and shards of one or several releases: local ones by offset, others by fsspec in ranges, a batch
+at a time. Writes nothing. Gives up with IntegrityError on a shard that is gone or shorter than its table says, with
+RunError on storage that does not answer, and with ConfigError on a split or domain that is not there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from manifests.storage import filesystem, is_remote
 from training.data.sampling import Stratum
 
 _BLOCK_BYTES = 512  # of the tar format
-_TEXT_TAIL_BYTES = 64 << 10  # how far behind `txt` the text members of the last sample of a shard are sought
+_TEXT_TAIL_BYTES = 64 << 10  # read after the `txt` of the last sample of a shard, for its further text members
 _MAX_OPEN_SHARDS = 256
 _TABLE_COLUMNS = ("sample_id", "domain", "shard", "position", "key")
 OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
@@ -96,11 +96,11 @@ def strata_of(
     mixture: Mapping[str, float] | None,
     pool_samples: Mapping[str, int] | None = None,
 ) -> tuple[Stratum, ...]:
-    """Divide the pool into what is drawn together.
+    """Divide the pool into strata: rows that are drawn together.
 
-    Without weights all rows are one stratum. `release_weights` gives each release its share; `mixture` each
-    domain its share (within its release when both are given); a domain it does not name is left out. Without
-    a mixture the domains of a stratified release are drawn in proportion to their sizes: in the order of its
+    Without any argument all rows are one stratum. `release_weights` gives each release its share, and `mixture` each
+    domain its share: within its release when both are given. A domain that the mixture does not name is left out.
+    Without a mixture the domains of a stratified release are drawn in proportion to their sizes; in the order of its
     shards a batch would hold one domain. `pool_samples` first cuts domains to that many samples (`cut_pools`).
 
     Raises: ConfigError for a domain that no release has, or that has fewer samples than it is cut to, and for a
@@ -115,12 +115,12 @@ def strata_of(
     strata = []
     for number, members in groups.items():
         within = sum(weight for _, weight, _ in members)
-        # Without weights a mixture counts each release once, and the domains as they are count each sample once.
+        # Without weights each release counts once under a mixture, and each sample once under none.
         share = release_weights[number] if release_weights is not None else within if mixture is None else 1.0
         if not members:
             raise ConfigError(
                 f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(_shares(mixture))}), so its "
-                f"weight would go to nobody; take the release out or name one of its domains in data.mixture "
+                f"weight has no effect; take the release out or name one of its domains in data.mixture "
                 f"({', '.join(_domains_of(pool, number))})"
             )
         for name, weight, rows in members:
@@ -131,8 +131,8 @@ def strata_of(
 def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.int64]:
     """Row numbers left when each named domain is cut to so many samples; a domain not named stays whole.
 
-    Which samples stay follows from their ids alone, and a smaller cut is part of a larger one: a run a tenth as long
-    over pools a tenth as large repeats its samples as often as the long run will.
+    Which samples stay follows from their ids alone, and a smaller cut is part of a larger one. So a run a tenth as
+    long, over pools a tenth as large, repeats its samples as often as the long run will.
 
     Raises: ConfigError for a domain with fewer samples.
     """
@@ -152,7 +152,7 @@ def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.in
 
 
 class ShardReader:
-    """Reads members by row; opened shards are kept, each process opens its own."""
+    """Reads members by row. Shards stay open, and each process opens its own."""
 
     def __init__(self, pool: SamplePool) -> None:
         self.pool = pool
@@ -160,7 +160,7 @@ class ShardReader:
         self._owner = os.getpid()
 
     def read(self, rows: Sequence[int], with_texts: bool) -> list[tuple[bytes, bytes, dict[str, str]]]:
-        """Image bytes, text bytes and, if asked for, the further text members by name, of each row.
+        """Image bytes and text bytes of each row and, with `with_texts`, the further text members by name.
 
         Raises: IntegrityError when a shard ends before a sample does.
         """
@@ -181,7 +181,7 @@ class ShardReader:
         return start, stop
 
     def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each span; what lies elsewhere in one request a file system, since releases may be mixed."""
+        """The bytes of each span; one request for each remote file system, since releases may be mixed."""
         pieces: list[bytes] = [b""] * len(rows)
         remote: dict[Any, list[tuple[int, str]]] = {}
         for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
@@ -206,7 +206,7 @@ class ShardReader:
             raise RunError(f"{path}: cannot be read ({error.strerror}); run the same command to go on") from None
 
     def _descriptor(self, shard: int) -> int:
-        if self._owner != os.getpid():  # after a fork the parent's table of open files is not ours to close
+        if self._owner != os.getpid():  # after a fork the open files are the parent's
             self._descriptors, self._owner = {}, os.getpid()
         if shard not in self._descriptors:
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
@@ -244,7 +244,7 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
         pieces: list[bytes] = fs.cat_ranges(paths, list(starts), list(stops), on_error="raise")
     except FileNotFoundError as error:
         raise IntegrityError(f"{error}: the shard is not there any more; copy or build the release anew") from None
-    except Exception as error:  # each storage raises kinds of its own, and has tried again by itself
+    except Exception as error:  # each storage raises its own kinds, and has retried by itself
         raise RunError(
             f"{fs.unstrip_protocol(paths[0])} or another of {len(set(paths))} shards cannot be read "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); run the same command to go on"
@@ -253,20 +253,21 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
 
 
 def text_members(block: bytes, key: str) -> dict[str, str]:
-    """Text members `KEY.NAME.txt` in a stretch of tar that starts at a member header: name -> text."""
+    """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text."""
     found: dict[str, str] = {}
     place = 0
     while place + _BLOCK_BYTES <= len(block):
-        header = block[place : place + _BLOCK_BYTES]
-        name = header[:100].rstrip(b"\0").decode("utf-8", "replace").rpartition("/")[2]
-        size_field = header[124:136].strip(b"\0 ")
-        if not name.startswith(f"{key}.") or not size_field:
+        try:
+            member = tarfile.TarInfo.frombuf(block[place : place + _BLOCK_BYTES], "utf-8", "replace")
+        except tarfile.HeaderError:  # the end of the tar, or bytes between
             break
-        size = int(size_field, 8)
+        name = member.name.rpartition("/")[2]
+        if not name.startswith(f"{key}."):
+            break
         start = place + _BLOCK_BYTES
         if name.endswith(".txt"):
-            found[name[len(key) + 1 : -4]] = block[start : start + size].decode("utf-8", "replace")
-        place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+            found[name[len(key) + 1 : -4]] = block[start : start + member.size].decode("utf-8", "replace")
+        place = start + -(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES
     return found
 
 
@@ -282,7 +283,7 @@ def _split_table(release: Release, split: str) -> pa.Table:
 def _groups(
     pool: SamplePool, rows: NDArray[np.int64], mixture: Mapping[str, float] | None
 ) -> dict[int, list[tuple[str, float, NDArray[np.int64]]]]:
-    """Per release: name, weight and rows of each stratum; without a mixture the weight is the number of rows."""
+    """For each release: name, weight and rows of its strata; without a mixture the weight is the number of rows."""
     names, codes = _codes(pool.table["domain"])
     groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
     for number in np.unique(pool.releases).tolist():
@@ -290,7 +291,7 @@ def _groups(
         if mixture is None and not pool.stratified[number]:
             groups[number] = [("all", float(len(own)), own)]
             continue
-        # By name: the order in which a config happens to list its domains must not change what is drawn.
+        # Sorted by name: the order in which a config lists its domains must not change what is drawn.
         parts = [(name, own[codes[own] == names.index(name)]) for name in sorted(names if mixture is None else mixture)]
         weighed = [(name, float(len(rows)) if mixture is None else mixture[name], rows) for name, rows in parts]
         groups[number] = [member for member in weighed if len(member[2]) and member[1] > 0]

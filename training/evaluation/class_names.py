@@ -1,7 +1,7 @@
-"""What a class is called in a prompt: as given, or by BioCLIP's text types over its ranks and common name.
+"""What a class is called in a prompt: as given, or by BioCLIP's text types from its ranks and common name.
 
-Pure functions on strings. A taxon may have holes in its ranks; a missing common name is the scientific one and the
-other way round, so that every class has a text of every type.
+Pure functions on strings. Ranks of a taxon may be missing. A missing common name is replaced by the scientific one, and
+the other way round, so that every class has a text of every type.
 
 Source of the text types: Stevens et al. 2024, "BioCLIP: A Vision Foundation Model for the Tree of Life", table 3.
 """
@@ -36,7 +36,7 @@ class Taxon:
 
     @property
     def taxonomic(self) -> str:
-        """All known ranks, kingdom first; the species as its epithet, the genus going before it."""
+        """All known ranks, kingdom first; the species as its epithet, since the genus stands before it."""
         epithet = self.ranks[6].rpartition(" ")[2]
         return " ".join(rank for rank in (*self.ranks[:6], epithet) if rank) or self.common
 
@@ -60,7 +60,7 @@ def taxon_of_folder(name: str) -> Taxon | None:
 
 
 def class_text(given: str, taxon: Taxon | None, kind: ClassText) -> str:
-    """The class in a prompt; a class without a taxon, or `kind` "asis", by its given name as words."""
+    """The class in a prompt; without a taxon, or with `kind` "asis", its given name as words."""
     if kind == "asis" or taxon is None:
         return " ".join(given.replace("_", " ").replace("-", " ").split())
     common = taxon.common or taxon.scientific

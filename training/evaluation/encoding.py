@@ -1,27 +1,27 @@
 """Features of pictures, texts and classes under a trained model, and how alike they are.
 
-Features are f (first order), z (second order) or both: as the weighted sum of similarities that the loss weighs, or as
-one longer vector with that inner product. Reads pictures by `training.data.loader` and
-`training.evaluation.evalsets`; writes nothing.
+There are three kinds of features: f (first order), z (second order), and both. Both means the weighted sum of the two
+similarities, as in the loss, or one longer vector with that inner product. Reads pictures by `training.data.loader` and
+`training.evaluation.set_layouts`; writes nothing. Gives up with RunError on features that are not finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from training.config import TrainSettings
 from training.data import loader
 from training.data.images import EvalView, normalise
 from training.data.shards import SamplePool
-from training.evaluation.evalsets import Item, load_pictures
 from training.evaluation.metrics import require_finite
+from training.evaluation.set_layouts import Item, load_pictures
 from training.model.dalip import DalipModel
+from training.model.precision import autocast
 
 FeatureKind = str  # f, z or both
 
@@ -38,11 +38,15 @@ class Encoded:
         index = torch.as_tensor(chosen)
         return Encoded(self.f[index], self.z[index] if self.z is not None else None)
 
-    def require_finite(self, what: str) -> None:
-        """Raises: RunError that says how many of `what` hold a NaN or an infinity."""
+    def require_finite(self, what: str) -> Encoded:
+        """These features, if they are finite; `what` names them in the message.
+
+        Raises: RunError.
+        """
         for order, values in (("f", self.f), ("z", self.z)):
             if values is not None:
                 require_finite(values, f"{what} ({order})")
+        return self
 
     def vectors(self, kind: FeatureKind, first_order_weight: float) -> Tensor:
         """One vector a thing, whose inner products are the similarities of that kind."""
@@ -58,71 +62,62 @@ def feature_kinds(model: DalipModel) -> tuple[FeatureKind, ...]:
     return ("f",) if model.second_order is None else ("f", "z", "both")
 
 
+def evaluation_device(settings: TrainSettings) -> torch.device:
+    """The GPU where there is one and the config does not ask for the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
+
+
 @torch.no_grad()
 def encode_pairs(
-    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings, device: torch.device
+    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings
 ) -> tuple[Encoded, Encoded]:
-    """Image and text features of the given rows, in their order."""
+    """Features of the pictures and of the texts of some held-out samples, in their order."""
     preprocess = model.preprocess_settings
-    kept: list[list[Tensor]] = []
+    images, texts = [], []
     for batch in loader.eval_batches(pool, rows, settings.data, model, settings.eval.batch_size):
-        pixels = normalise(batch.images.to(device), preprocess.mean, preprocess.std)
-        with _autocast(settings, device):
-            output = model(pixels, batch.tokens.to(device))
-        names = ("image_features", "image_second_order", "text_features", "text_second_order")
-        kept.append([output[name].float().cpu() for name in names if name in output])
-    parts = [torch.cat(column) for column in zip(*kept, strict=True)]
-    if len(parts) == 2:
-        return Encoded(parts[0], None), Encoded(parts[1], None)
-    return Encoded(parts[0], parts[1]), Encoded(parts[2], parts[3])
+        pixels = normalise(batch.images.to(model.device), preprocess.mean, preprocess.std)
+        with autocast(settings.compute.precision, model.device):
+            output = model(pixels, batch.tokens.to(model.device))
+        images.append(_encoded(output["image_features"], output.get("image_second_order")))
+        texts.append(_encoded(output["text_features"], output.get("text_second_order")))
+    return (
+        _joined(images).require_finite("held-out samples, picture features"),
+        _joined(texts).require_finite("held-out samples, text features"),
+    )
 
 
 @torch.no_grad()
-def encode_pictures(model: DalipModel, items: Sequence[Item], settings: TrainSettings, device: torch.device) -> Encoded:
-    """Features of the pictures of an evaluation set, in their order."""
+def encode_pictures(model: DalipModel, items: Sequence[Item], settings: TrainSettings, where: str) -> Encoded:
+    """Features of the pictures of an evaluation set, in their order; `where` names the set in messages."""
     preprocess = model.preprocess_settings
-    f_rows, z_rows = [], []
+    batches = []
     for pixels in load_pictures(items, EvalView(preprocess), settings.eval.batch_size, settings.data.num_workers):
-        images = normalise(pixels.to(device), preprocess.mean, preprocess.std)
-        with _autocast(settings, device):
+        images = normalise(pixels.to(model.device), preprocess.mean, preprocess.std)
+        with autocast(settings.compute.precision, model.device):
             if model.second_order is None:
-                f_rows.append(model.encode_image(images).float().cpu())
-                continue
-            f, z = model.encode_image(images, second_order=True)
-        f_rows.append(f.float().cpu())
-        z_rows.append(z.float().cpu())
-    return Encoded(torch.cat(f_rows), torch.cat(z_rows) if z_rows else None)
+                batches.append(_encoded(model.encode_image(images), None))
+            else:
+                batches.append(_encoded(*model.encode_image_both(images)))
+    return _joined(batches).require_finite(f"{where}, picture features")
 
 
-@torch.no_grad()
-def encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int, device: torch.device) -> Encoded:
-    """Features of texts, in their order."""
-    tokenizer = model.tokenizer
-    f_rows, z_rows = [], []
-    for start in range(0, len(texts), batch_size):
-        tokens = tokenizer(list(texts[start : start + batch_size])).to(device)
-        if model.second_order is None:
-            f_rows.append(model.encode_text(tokens).float().cpu())
-            continue
-        f, z = model.encode_text(tokens, second_order=True)
-        f_rows.append(f.float().cpu())
-        z_rows.append(z.float().cpu())
-    return Encoded(torch.cat(f_rows), torch.cat(z_rows) if z_rows else None)
+def encode_captions(model: DalipModel, captions: Sequence[str], batch_size: int, where: str) -> Encoded:
+    """Features of captions, in their order; `where` names their set in messages."""
+    return _encode_texts(model, captions, batch_size).require_finite(f"{where}, caption features")
 
 
 def encode_classes(
-    model: DalipModel, names: Sequence[str], templates: Sequence[Callable[[str], str]], device: torch.device
+    model: DalipModel, names: Sequence[str], templates: Sequence[Callable[[str], str]], where: str
 ) -> Encoded:
     """One text feature a class: the mean over the templates, normalised again, as open_clip's classifier."""
-    unit = torch.nn.functional.normalize
     f_rows, z_rows = [], []
     for name in names:
-        encoded = encode_texts(model, [template(name) for template in templates], len(templates), device)
+        encoded = _encode_texts(model, [template(name) for template in templates], len(templates))
         f_rows.append(encoded.f.mean(0))
         if encoded.z is not None:
             z_rows.append(encoded.z.mean(0))
-    f_KC = unit(torch.stack(f_rows), dim=-1)
-    return Encoded(f_KC, unit(torch.stack(z_rows), dim=-1) if z_rows else None)
+    z_KC = normalize(torch.stack(z_rows), dim=-1) if z_rows else None
+    return Encoded(normalize(torch.stack(f_rows), dim=-1), z_KC).require_finite(f"{where}, class features")
 
 
 def prompt_templates(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
@@ -145,7 +140,22 @@ def similarity_of(left: Encoded, right: Encoded, kind: FeatureKind, first_order_
     return second if kind == "z" else first_order_weight * first + (1 - first_order_weight) * second
 
 
-def _autocast(settings: TrainSettings, device: torch.device) -> Any:
-    if settings.compute.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if settings.compute.precision == "bf16" else torch.float16)
+@torch.no_grad()
+def _encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int) -> Encoded:
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        tokens = model.tokenizer(list(texts[start : start + batch_size])).to(model.device)
+        if model.second_order is None:
+            batches.append(_encoded(model.encode_text(tokens), None))
+        else:
+            batches.append(_encoded(*model.encode_text_both(tokens)))
+    return _joined(batches)
+
+
+def _encoded(f: Tensor, z: Tensor | None) -> Encoded:
+    return Encoded(f.float().cpu(), z.float().cpu() if z is not None else None)
+
+
+def _joined(batches: Sequence[Encoded]) -> Encoded:
+    z_parts = [batch.z for batch in batches if batch.z is not None]
+    return Encoded(torch.cat([batch.f for batch in batches]), torch.cat(z_parts) if z_parts else None)

@@ -1,20 +1,20 @@
-"""Measure a trained model: zero-shot and few-shot accuracy, retrieval, validation loss per domain.
+"""`dalip eval`: measure a trained model on a held-out split of a release and on evaluation sets from outside.
 
-Takes a model (`subject`), a held-out split of a release and evaluation sets from outside (`outside`);
-writes one JSON file and one plot into the model's folder. Every figure carries its 95 % interval, the number of trials
-and what guessing reaches. Gives up with ConfigError on a field, split, set or class that is not there, and with
-RunError on features or losses that are not finite.
+Measures zero-shot and few-shot accuracy, retrieval, and the validation loss of each domain. Writes one JSON file and
+one plot into the model's folder. Every figure carries its 95 % interval and what guessing reaches. Gives up with
+ConfigError on a field, split, set or class that is not there, and with RunError on features or losses that are not
+finite.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from manifests.errors import ConfigError
@@ -29,43 +29,41 @@ from training.evaluation.class_names import class_text, taxon_of
 from training.evaluation.encoding import (
     Encoded,
     encode_pairs,
+    evaluation_device,
     feature_kinds,
     prompt_templates,
     similarity_of,
 )
-from training.evaluation.figures import plot_result
-from training.evaluation.outside import (
+from training.evaluation.outside_sets import (
+    classification_figures,
     evaluate_set,
-    few_shot_figures,
     group_means,
-    left_out_shots,
     open_sets,
-    shared_names,
-    zero_shot_figures,
 )
-from training.evaluation.subject import Subject
+from training.evaluation.report import plot_result
+from training.evaluation.trained_model import TrainedModel
 from training.model.dalip import DalipModel
 from training.record import checkpoint
 
 
-def evaluate_subject(
-    subject: Subject,
+def evaluate_model(
+    trained: TrainedModel,
     *,
     release: str | None = None,
     split: str | None = None,
     out: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate a model; returns the result and the JSON file it was written to, a plot beside it.
+    """Evaluate a model; returns the result and the JSON file it was written to, with a plot beside it.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
     """
-    settings = subject.settings
+    settings = trained.settings
     chosen = split or settings.eval.split
     if chosen is None and not settings.eval.sets:
         raise ConfigError("nothing to evaluate on: eval.split is null and eval.sets is empty")
-    if chosen is not None and release is None and not subject.has_release:
+    if chosen is not None and release is None and not trained.has_release:
         raise ConfigError(
-            f"{subject.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
+            f"{trained.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
             "split: null and sets"
         )
     if out is not None and (Path(out).is_dir() or Path(out).suffix.lower() == ".png"):
@@ -73,88 +71,78 @@ def evaluate_subject(
             f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
     sets = open_sets(settings.eval.sets)
-    device = torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
     started = time.monotonic()
-    model = subject.model.to(device)
+    model = trained.model.to(evaluation_device(settings))
     result: dict[str, Any] = {
-        "weights": subject.weights, "model": subject.source, "notes": list(subject.notes),
+        "weights": trained.weights, "model": trained.source, "notes": list(trained.notes),
         "preset": settings.model.preset,
     }  # fmt: skip
     name = "sets"
     if chosen is not None:
         opened = _open_one(settings, release)
-        pool, extra = open_pool([opened], chosen), ExtraTable(opened, chosen)
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
-        result |= evaluate(model, pool, extra, settings, device)
+        result |= evaluate_split(model, open_pool([opened], chosen), SampleColumns(opened, chosen), settings)
         name = f"{chosen}-{opened.name}"
     result["sets"] = [
-        evaluate_set(model, set_settings, opened_set, settings, device)
+        evaluate_set(model, set_settings, opened_set, settings)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
     ]
     result["groups"] = group_means(result["sets"])
     result["seconds"] = round(time.monotonic() - started, 2)
-    path = Path(out) if out is not None else subject.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
+    path = Path(out) if out is not None else trained.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
     make_folder(str(path.parent))
     publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     publish_bytes(str(path.with_suffix(".png")), plot_result(result))
     return result, path
 
 
-def evaluate(
-    model: DalipModel, pool: SamplePool, extra: ExtraTable, settings: TrainSettings, device: torch.device
+def evaluate_split(
+    model: DalipModel, pool: SamplePool, columns: SampleColumns, settings: TrainSettings
 ) -> dict[str, Any]:
-    """All figures of a model on the samples of a pool.
+    """All figures of a model on the held-out samples of a pool.
 
     Raises: ConfigError for a field or domain that is not there; RunError for features or losses that are not finite.
     """
-    alpha = settings.loss.first_order_weight
-    labels = [zero_shot_labels(pool, extra, task) for task in settings.eval.zero_shot]
+    labels = [zero_shot_labels(pool, columns, task) for task in settings.eval.zero_shot]
     rows = loader.split_rows(pool)
-    images, texts = _encode_finite(model, pool, rows, settings, device)
+    images, texts = encode_pairs(model, pool, rows, settings)
     place = {row: i for i, row in enumerate(rows)}
     result: dict[str, Any] = {"num_samples": len(rows), "zero_shot": [], "retrieval": {}, "validation_loss": {}}
     for task, (classes, members) in zip(settings.eval.zero_shot, labels, strict=True):
-        names = class_texts(extra, classes, members, task)
+        names = class_texts(columns, classes, members, task)
         chosen, answers = images.rows([place[row] for row in members]), list(members.values())
-        where = f"zero-shot over '{task.field}'"
-        templates = prompt_templates(task.templates)
+        templates, where = prompt_templates(task.templates), f"zero-shot over '{task.field}'"
+        figures, rest = classification_figures(model, chosen, answers, names, templates, settings, where)
         result["zero_shot"].append(
             {
                 "field": task.field,
                 "domain": task.domain,
                 "text": task.text,
                 "num_classes": len(classes),
-                "figures": zero_shot_figures(model, chosen, answers, names, templates, settings, where),
-                "shared_names": shared_names(names),
-                "few_shot": few_shot_figures(model, chosen, answers, settings),
-                "few_shot_left_out": left_out_shots(answers, settings),
+                "figures": figures,
+                **rest,
             }
         )
     if settings.eval.retrieval:
-        captions = extra.column("text")
-        captions = [captions[row] for row in rows]
+        all_captions = columns.values("text")
+        captions = [all_captions[row] for row in rows]
         for kind in feature_kinds(model):
-            similarity = similarity_of(images, texts, kind, alpha)
+            similarity = similarity_of(images, texts, kind, settings.loss.first_order_weight)
             result["retrieval"][kind] = metrics.retrieve(similarity, captions, settings.eval.recall_at)
     result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings)
     return result
 
 
-def validation_losses(model: DalipModel, settings: TrainSettings, device: torch.device) -> dict[str, float]:
-    """The loss on the held-out split, per domain and over `all`, while a model is being trained."""
-    if settings.eval.split is None:
-        raise ConfigError("eval.split is null: there is no split to take the validation loss of")
-    pool = open_pool(loader.open_releases(settings.release), settings.eval.split)
-    figures = domain_losses(model, pool, settings, device)
-    return {domain: figure["value"] for domain, figure in figures.items()}
+def validation_losses(model: DalipModel, settings: TrainSettings) -> dict[str, float]:
+    """The loss on the held-out split, of each domain and over `all`, while a model is being trained."""
+    pool = open_pool(loader.open_releases(settings.release), str(settings.eval.split))
+    return {domain: figure["value"] for domain, figure in domain_losses(model, pool, settings).items()}
 
 
-def domain_losses(
-    model: DalipModel, pool: SamplePool, settings: TrainSettings, device: torch.device
-) -> dict[str, metrics.Figure]:
+def domain_losses(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> dict[str, metrics.Figure]:
     """Validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
 
-    Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare; a domain
+    Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare. A domain
     with a single sample has no loss. The model is left in the mode it came in.
 
     Raises: RunError for a broken sample, or features or losses that are not finite.
@@ -163,19 +151,19 @@ def domain_losses(
     model.eval()
     try:
         rows = loader.split_rows(pool)
-        images, texts = _encode_finite(model, pool, rows, settings, device)
+        images, texts = encode_pairs(model, pool, rows, settings)
         return _domain_losses(model, pool, rows, images, texts, settings)
     finally:
         model.train(was_training)
 
 
-class ExtraTable:
-    """Columns of a split's sample table, in the row order of its pool, the keys of `extra` included."""
+class SampleColumns:
+    """Columns of a split's sample table, in the row order of its pool, and the keys of its column `extra`."""
 
     def __init__(self, release: Release, split: str) -> None:
         self._table = release.samples(split).sort_by([("shard", "ascending"), ("position", "ascending")])
 
-    def column(self, field: str) -> list[Any]:
+    def values(self, field: str) -> list[Any]:
         """The values of a column, or of `extra.KEY`.
 
         Raises: ConfigError when there is no such column or no row has the key.
@@ -195,30 +183,28 @@ class ExtraTable:
         column: list[Any] = self._table[field].to_pylist()
         return column
 
-    def row(self, number: int) -> dict[str, Any]:
+    def taxon_row(self, number: int) -> dict[str, Any]:
         """The taxon columns of one row."""
         names = [f"taxon_{name}" for name in (*TAXON_RANKS, "vernacular_name")]
-        row: dict[str, Any] = (
-            self._table.select([n for n in names if n in self._table.column_names]).slice(number, 1).to_pylist()[0]
-        )
+        there = self._table.select([name for name in names if name in self._table.column_names])
+        row: dict[str, Any] = there.slice(number, 1).to_pylist()[0]
         return row
 
 
-def zero_shot_labels(pool: SamplePool, extra: ExtraTable, task: ZeroShotSettings) -> tuple[list[str], dict[int, int]]:
+def zero_shot_labels(
+    pool: SamplePool, columns: SampleColumns, task: ZeroShotSettings
+) -> tuple[list[str], dict[int, int]]:
     """The classes of a task, sorted, and the class number of every row that has one.
 
     Raises: ConfigError for fewer than two classes.
     """
-    values = extra.column(task.field)
     domains = pool.table["domain"].to_pylist()
-    wanted = {
+    value_of = {
         row: str(value)
-        for row, value in enumerate(values)
+        for row, value in enumerate(columns.values(task.field))
         if value not in (None, "") and task.domain in (None, domains[row])
     }
-    counts: dict[str, int] = {}
-    for value in wanted.values():
-        counts[value] = counts.get(value, 0) + 1
+    counts = Counter(value_of.values())
     classes = sorted(value for value, count in counts.items() if count >= task.min_per_class)
     if len(classes) < 2:
         place = f" in domain '{task.domain}'" if task.domain else ""
@@ -227,29 +213,20 @@ def zero_shot_labels(pool: SamplePool, extra: ExtraTable, task: ZeroShotSettings
             "two are needed"
         )
     number = {value: k for k, value in enumerate(classes)}
-    return classes, {row: number[value] for row, value in wanted.items() if value in number}
+    return classes, {row: number[value] for row, value in value_of.items() if value in number}
 
 
 def class_texts(
-    extra: ExtraTable, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
+    columns: SampleColumns, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
 ) -> list[str]:
     """What each class is called in the prompt; its taxon is that of its first sample."""
     first: dict[int, int] = {}
     for row, number in members.items():
         first.setdefault(number, row)
     return [
-        class_text(name, taxon_of(extra.row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
+        class_text(name, taxon_of(columns.taxon_row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
         for k, name in enumerate(classes)
     ]
-
-
-def _encode_finite(
-    model: DalipModel, pool: SamplePool, rows: Sequence[int], settings: TrainSettings, device: torch.device
-) -> tuple[Encoded, Encoded]:
-    images, texts = encode_pairs(model, pool, rows, settings, device)
-    images.require_finite("held-out samples, picture features")
-    texts.require_finite("held-out samples, text features")
-    return images, texts
 
 
 def _domain_losses(
@@ -302,4 +279,4 @@ def _open_one(settings: TrainSettings, release: str | None) -> Release:
     chosen = release or settings.release
     if isinstance(chosen, str):
         return loader.open_releases(chosen)[0]
-    raise ConfigError("the run was trained on several releases; say which to evaluate on with --release")
+    raise ConfigError("the run was trained on several releases; name the one to evaluate on with --release")

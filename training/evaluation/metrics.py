@@ -1,18 +1,18 @@
-"""Figures of an evaluation from features, each with its interval and its chance, as pure functions.
+"""Figures of an evaluation from similarities, each with its interval and its chance, as pure functions.
 
-Features are L2-normalised rows; similarity is their inner product. Texts that read alike count as one text,
-so that an image whose caption appears twice is not wrong for finding the other. Of candidates with equal similarity
-each is as likely to come first: a hit among them counts by its probability, so that a model that tells nothing apart
-scores its chance, and two classes of one name share their pictures. Reads and writes nothing. Gives up with RunError
-on numbers that are not finite, which no comparison would rank.
+Features are L2-normalised rows; similarity is their inner product. Texts that read alike count as one text, so that an
+image whose caption appears twice is not wrong for finding the other. Candidates with equal similarity are in random
+order: a hit among them counts by its probability. So a model that tells nothing apart scores its chance, and two
+classes of one name share their pictures. Gives up with RunError on numbers that are not finite, which have no order.
 
-Shape letters: `N` images, `K` classes, `U` distinct texts.
+Shape letters: `N` images, `K` classes, `U` texts, `Q` queries, `C` their candidates (or the width of features).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,13 @@ from torch.nn import functional
 from manifests.errors import RunError
 
 Figure = dict[str, Any]
+_Values = np.ndarray[Any, Any]
 _CONFIDENCE_Z = 1.959963984540054  # of the 95 % interval
+_BLOCK_PAIRS = 1024  # side of the largest block of logits held at a time: 8 MiB in float64
 
 
 def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
-    """95 % interval of a share.
+    """95 % interval of a share; ties make `hits` a fraction, which scipy's interval does not take.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -42,12 +44,19 @@ def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def bootstrap_interval(values: np.ndarray[Any, Any], rounds: int, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a mean, by drawing the values anew with replacement."""
+def bootstrap_interval(
+    values: _Values, rounds: int, *, counts: _Values | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of sum(values) / sum(counts), by drawing entries anew with replacement.
+
+    Without `counts` each entry counts once, so it is the interval of the mean. One round is held at a time.
+    """
+    counts = np.ones(len(values)) if counts is None else counts
     rng = np.random.default_rng(seed)
     means = np.empty(rounds)
     for i in range(rounds):
-        means[i] = values[rng.integers(0, len(values), len(values))].mean()
+        drawn = rng.integers(0, len(values), len(values))
+        means[i] = values[drawn].sum() / counts[drawn].sum()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -72,6 +81,47 @@ def share_figure(hits: float, trials: int, chance: float) -> Figure:
     return {"value": hits / trials, "low": low, "high": high, "chance": chance, "hits": shown, "trials": trials}
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the best right candidate of each of Q queries stands: how many wrong ones are better, and who is tied."""
+
+    better: Tensor
+    tied_wrong: Tensor
+    tied_right: Tensor
+
+    def hits(self, k: int) -> Tensor:
+        """Probability that a right candidate is among the k best, ties in random order, (Q,) float64."""
+        hits_Q = (self.better < k).double()
+        for i in ((hits_Q > 0) & (self.tied_wrong > 0)).nonzero()[:, 0].tolist():
+            right, wrong = int(self.tied_right[i]), int(self.tied_wrong[i])
+            hits_Q[i] = chance_to_hit(right + wrong, right, k - int(self.better[i]))
+        return hits_Q
+
+
+def places_of(similarity_QC: Tensor, right_QC: Tensor) -> Places:
+    """Where the right candidates stand; `right_QC` is true for them, and every query needs one.
+
+    Raises: RunError for similarities that are not finite.
+    """
+    require_finite(similarity_QC, "similarities")
+    best_Q1 = similarity_QC.masked_fill(~right_QC, -torch.inf).amax(dim=1, keepdim=True)
+    tied_QC = similarity_QC == best_Q1
+    return Places(
+        (similarity_QC > best_Q1).sum(1),  # a right one is never better than the best right one
+        (tied_QC & ~right_QC).sum(1),
+        (tied_QC & right_QC).sum(1),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
+    """Probability that `drawn` of `total`, picked blindly, hold one of `wanted`: 1 - C(t-w, d) / C(t, d)."""
+    if drawn > total - wanted:
+        return 1.0
+    ways = math.comb(total, drawn)
+    return (ways - math.comb(total - wanted, drawn)) / ways
+
+
 def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[str, Figure]:
     """Zero-shot figures of N images over K classes: top-1, top-5 (K > 5) and the mean over classes of top-1.
 
@@ -79,47 +129,19 @@ def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[
     """
     num_images, num_classes = similarity_NK.shape
     labels_N = torch.as_tensor(labels, device=similarity_NK.device)
-    places = place_of_target(similarity_NK, labels_N)
+    places = places_of(similarity_NK, labels_N[:, None] == torch.arange(num_classes, device=labels_N.device))
     top1_N = places.hits(1)
     figures = {"top1": share_figure(float(top1_N.sum()), num_images, 1 / num_classes)}
     if num_classes > 5:
         figures["top5"] = share_figure(float(places.hits(5).sum()), num_images, 5 / num_classes)
-    common = int(torch.bincount(labels_N, minlength=num_classes).max())
-    figures["top1"]["most_common_class"] = common / num_images
-    per_class = [float(top1_N[labels_N == k].mean()) for k in range(num_classes) if bool((labels_N == k).any())]
+    counts_K = torch.bincount(labels_N, minlength=num_classes)
+    figures["top1"]["most_common_class"] = int(counts_K.max()) / num_images
+    per_class = [float(top1_N[labels_N == k].mean()) for k in range(num_classes) if counts_K[k] > 0]
     low, high = bootstrap_interval(np.asarray(per_class), rounds)
     figures["mean_per_class"] = {
         "value": float(np.mean(per_class)), "low": low, "high": high, "chance": 1 / num_classes
     }  # fmt: skip
     return figures
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the best right candidate of each of N queries stands: wrong ones better than it, and who is tied."""
-
-    better: Tensor
-    tied_wrong: Tensor
-    tied_right: Tensor
-
-    def hits(self, k: int) -> Tensor:
-        """Probability that a right candidate is among the k best, ties in random order, (N,) float64."""
-        hits_N = (self.better < k).double()
-        for i in ((hits_N > 0) & (self.tied_wrong > 0)).nonzero()[:, 0].tolist():
-            right, wrong = int(self.tied_right[i]), int(self.tied_wrong[i])
-            hits_N[i] = chance_to_hit(right + wrong, right, min(k - int(self.better[i]), right + wrong))
-        return hits_N
-
-
-def place_of_target(similarity_NK: Tensor, target_N: Tensor) -> Places:
-    """Where the one right column of each row stands.
-
-    Raises: RunError for similarities that are not finite.
-    """
-    require_finite(similarity_NK, "similarities")
-    own_N1 = similarity_NK.gather(1, target_N[:, None])
-    tied_N = (similarity_NK == own_N1).sum(1) - 1
-    return Places((similarity_NK > own_N1).sum(1), tied_N, torch.ones_like(tied_N))
 
 
 def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[int]) -> dict[str, Figure]:
@@ -130,60 +152,51 @@ def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[in
 
     Raises: RunError for similarities that are not finite.
     """
-    first_of: dict[str, int] = {}
+    columns: dict[str, int] = {}  # the first of each distinct text
     for i, text in enumerate(texts):
-        first_of.setdefault(text, i)
-    columns = list(first_of.values())
-    number = {text: u for u, text in enumerate(first_of)}
+        columns.setdefault(text, i)
+    number = {text: u for u, text in enumerate(columns)}
     label_N = torch.tensor([number[text] for text in texts], device=similarity_NN.device)
-    similarity_NU = similarity_NN[:, columns]
-    num_images, num_texts = similarity_NU.shape
-    image_places = place_of_target(similarity_NU, label_N)
-    figures = {}
-    for k in recall_at:
-        chance = min(k, num_texts) / num_texts
-        figures[f"image_to_text_r{k}"] = share_figure(float(image_places.hits(k).sum()), num_images, chance)
-    text_places = _place_of_best(similarity_NU, label_N)
-    counts = torch.bincount(label_N, minlength=num_texts).tolist()
-    for k in recall_at:
-        chance = sum(chance_to_hit(num_images, count, k) for count in counts) / num_texts
-        figures[f"text_to_image_r{k}"] = share_figure(float(text_places.hits(k).sum()), num_texts, chance)
-    return figures
+    right_NU = label_N[:, None] == torch.arange(len(columns), device=label_N.device)
+    return _recalls(similarity_NN[:, list(columns.values())], right_NU, recall_at)
 
 
 def retrieve_captions(
-    similarity_NT: Tensor, image_of_text: Sequence[int], recall_at: Sequence[int]
+    similarity_NU: Tensor, image_of_text: Sequence[int], recall_at: Sequence[int]
 ) -> dict[str, Figure]:
     """Recall at k both ways where an image has several captions, as clip_benchmark counts it.
 
-    `image_of_text` gives the image of each of the T captions. Image to text: any of the image's captions among the k
-    best captions. Text to image: the caption's image among the k best images. Ties count against the model.
+    `image_of_text` gives the image of each of the U captions. Image to text: any of the image's captions among the k
+    best captions. Text to image: the caption's image among the k best images.
+
+    Raises: RunError for similarities that are not finite.
     """
-    num_images, num_texts = similarity_NT.shape
-    owner_T = torch.as_tensor(image_of_text, device=similarity_NT.device)
-    text_places = place_of_target(similarity_NT.t(), owner_T)
-    own_NT = torch.arange(num_images, device=owner_T.device)[:, None] == owner_T
-    best_N1 = similarity_NT.masked_fill(~own_NT, -torch.inf).amax(dim=1, keepdim=True)
-    tied_NT = similarity_NT == best_N1
-    better_N = ((similarity_NT > best_N1) & ~own_NT).sum(1)
-    image_places = Places(better_N, (tied_NT & ~own_NT).sum(1), (tied_NT & own_NT).sum(1))
-    counts = torch.bincount(owner_T, minlength=num_images).tolist()
+    owner_U = torch.as_tensor(image_of_text, device=similarity_NU.device)
+    right_NU = torch.arange(len(similarity_NU), device=owner_U.device)[:, None] == owner_U
+    return _recalls(similarity_NU, right_NU, recall_at)
+
+
+def _recalls(similarity_NU: Tensor, right_NU: Tensor, recall_at: Sequence[int]) -> dict[str, Figure]:
     figures = {}
-    for k in recall_at:
-        chance = sum(chance_to_hit(num_texts, count, min(k, num_texts)) for count in counts) / num_images
-        figures[f"image_to_text_r{k}"] = share_figure(float(image_places.hits(k).sum()), num_images, chance)
-    for k in recall_at:
-        chance = min(k, num_images) / num_images
-        figures[f"text_to_image_r{k}"] = share_figure(float(text_places.hits(k).sum()), num_texts, chance)
+    for name, similarity_QC, right_QC in (
+        ("image_to_text", similarity_NU, right_NU),
+        ("text_to_image", similarity_NU.t(), right_NU.t()),
+    ):
+        places = places_of(similarity_QC, right_QC)
+        num_queries, num_candidates = similarity_QC.shape
+        num_right = right_QC.sum(1).tolist()
+        for k in recall_at:
+            chance = statistics.fmean(chance_to_hit(num_candidates, number, k) for number in num_right)
+            figures[f"{name}_r{k}"] = share_figure(float(places.hits(k).sum()), num_queries, chance)
     return figures
 
 
 def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int, rounds: int) -> Figure | None:
     """Accuracy of the nearest centroid of `shots` examples a class, mean over `seeds` draws of the examples.
 
-    Every image that is not drawn is a query. Mean of the drawn examples taken off, all vectors L2-normalised, a
-    class's centroid the mean of its examples. Classes without an image left for a query are left out; None when fewer
-    than two remain. The interval is over images, `seed_std` the spread over the draws.
+    Every image that is not drawn is a query. The mean of the drawn examples is taken off, all vectors are
+    L2-normalised, and a class's centroid is the mean of its examples. Classes without an image left for a query are
+    left out; None when fewer than two remain. The interval is over images, `seed_std` the spread over the draws.
 
     Raises: RunError for features that are not finite.
 
@@ -208,11 +221,21 @@ def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int,
         tries[queries] += 1
         accuracies.append(right.mean())
     asked = tries > 0
-    low, high = _ratio_interval(hits[asked], tries[asked], rounds)
+    low, high = bootstrap_interval(hits[asked], rounds, counts=tries[asked])
     return {
         "value": float(np.mean(accuracies)), "low": low, "high": high, "chance": 1 / len(classes),
         "seed_std": float(np.std(accuracies)), "seeds": seeds, "trials": int(asked.sum()), "num_classes": len(classes),
     }  # fmt: skip
+
+
+def _nearest_centroid(features_NC: Tensor, support: Tensor, shots: int, queries: Tensor) -> _Values:
+    """Number of the nearest class of each query; `support` holds `shots` rows of each class after one another."""
+    mean_C = features_NC[support].mean(0)
+    centred_SC = functional.normalize(features_NC[support] - mean_C, dim=-1)
+    centroid_KC = centred_SC.view(-1, shots, features_NC.shape[1]).mean(1)
+    query_QC = functional.normalize(features_NC[queries] - mean_C, dim=-1)
+    nearest: _Values = torch.cdist(query_QC, centroid_KC).argmin(dim=1).numpy()
+    return nearest
 
 
 def mean_figure(figures: Sequence[Figure]) -> Figure:
@@ -224,21 +247,10 @@ def mean_figure(figures: Sequence[Figure]) -> Figure:
     return {"value": value, "low": low, "high": high, "chance": chance, "sets": len(figures)}
 
 
-@functools.lru_cache(maxsize=4096)
-def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
-    """Probability that `drawn` of `total`, picked blindly, hold one of `wanted`: 1 - C(t-w, d) / C(t, d)."""
-    if drawn > total - wanted:
-        return 1.0
-    return 1 - math.comb(total - wanted, drawn) / math.comb(total, drawn)
-
-
-_BLOCK_PAIRS = 1024  # side of the largest block of logits held at a time: 8 MiB in float64
-
-
 def pair_losses(logits_of: Callable[[slice, slice], Tensor], num_pairs: int, batch_size: int) -> Tensor:
-    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, (M,) float64.
+    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, float64.
 
-    `logits_of` gives the scaled similarities of some images (rows) and some texts (columns); it is asked for blocks, so
+    `logits_of` gives the scaled similarities of some images (rows) and some texts (columns). It is asked for blocks, so
     that memory does not grow with the batch. A rest smaller than a batch is left out, unless there is nothing else.
     """
     size = min(batch_size, num_pairs)
@@ -262,42 +274,9 @@ def _losses_of_batch(logits_of: Callable[[slice, slice], Tensor], start: int, en
     return (to_text + to_image) / 2 - own
 
 
-def loss_figure(losses: np.ndarray[Any, Any], batch_size: int, rounds: int) -> Figure:
+def loss_figure(losses: _Values, batch_size: int, rounds: int) -> Figure:
     """A mean loss with its bootstrap interval; chance is the loss of equal similarities."""
     low, high = bootstrap_interval(losses, rounds)
     return {
         "value": float(losses.mean()), "low": low, "high": high, "chance": math.log(batch_size), "trials": len(losses)
     }  # fmt: skip
-
-
-def _place_of_best(similarity_NU: Tensor, label_N: Tensor) -> Places:
-    """Where the best image of each of the U texts stands among all images."""
-    better, tied_wrong, tied_right = [], [], []
-    for u in range(similarity_NU.shape[1]):
-        own, others = similarity_NU[label_N == u, u], similarity_NU[label_N != u, u]
-        best = own.max()
-        better.append(int((others > best).sum()))
-        tied_wrong.append(int((others == best).sum()))
-        tied_right.append(int((own == best).sum()))
-    return Places(torch.tensor(better), torch.tensor(tied_wrong), torch.tensor(tied_right))
-
-
-def _nearest_centroid(features_NC: Tensor, support: Tensor, shots: int, queries: Tensor) -> np.ndarray[Any, Any]:
-    """Number of the nearest class of each query; `support` holds `shots` rows of each class after one another."""
-    mean_C = features_NC[support].mean(0)
-    centred_SC = functional.normalize(features_NC[support] - mean_C, dim=-1)
-    centroid_KC = centred_SC.view(-1, shots, features_NC.shape[1]).mean(1)
-    query_QC = functional.normalize(features_NC[queries] - mean_C, dim=-1)
-    nearest: np.ndarray[Any, Any] = torch.cdist(query_QC, centroid_KC).argmin(dim=1).numpy()
-    return nearest
-
-
-def _ratio_interval(hits: np.ndarray[Any, Any], tries: np.ndarray[Any, Any], rounds: int) -> tuple[float, float]:
-    """95 % percentile interval of hits / tries, by drawing the images anew with replacement."""
-    rng = np.random.default_rng(0)
-    shares = np.empty(rounds)
-    for i in range(rounds):
-        drawn = rng.integers(0, len(hits), len(hits))
-        shares[i] = hits[drawn].sum() / tries[drawn].sum()
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return float(low), float(high)

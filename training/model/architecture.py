@@ -1,7 +1,7 @@
-"""Architectures by name or by file, and the open_clip model and tokenizer made from them.
+"""Architectures by name, file or folder, and the open_clip model and tokenizer made from them.
 
-Reads a JSON file in open_clip's model format when one is given, and downloads pretrained weights through
-open_clip when a tag is given. Registers a JSON file with open_clip under its stem. Gives up with ConfigError.
+Reads JSON files in open_clip's model format, and registers each with open_clip under its stem. For a pretrained tag
+open_clip downloads the weights. Gives up with ConfigError.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from manifests.errors import ConfigError
 
 
 def architecture_name(architecture: str) -> str:
-    """The name open_clip knows the architecture by; a JSON file is registered with open_clip first.
-
-    Takes a name, a JSON file, or a folder in the Hugging Face layout.
+    """The name by which open_clip knows an architecture, given as a name, a JSON file, or a Hugging Face folder.
 
     Raises: ConfigError for a file or name that is not there.
     """
@@ -37,7 +35,11 @@ def architecture_name(architecture: str) -> str:
     if path.suffix != ".json":
         name = architecture.replace("/", "-")
         if open_clip.get_model_config(name) is None:
-            raise ConfigError(_unknown_architecture(name, open_clip.list_models()))
+            near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise ConfigError(
+                f"architecture '{name}' is not known to open_clip{hint} (or give the path of a .json model file)"
+            )
         return name
     given = _read_architecture(path)
     known = open_clip.get_model_config(path.stem)
@@ -58,22 +60,19 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     return dict(open_clip.get_model_config(architecture_name(architecture)))
 
 
-_REGISTERED = "dalip-architecture-"
-
-
 def register_architecture(config: dict[str, Any]) -> str:
-    """Make an architecture known to open_clip in this process, by a name that follows from it; returns the name."""
+    """Make an architecture known to open_clip in this process; returns its name, a hash of it."""
     import open_clip
 
     text = json.dumps(config, sort_keys=True)
-    name = _REGISTERED + hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    name = f"dalip-architecture-{hashlib.sha256(text.encode('utf-8')).hexdigest()[:12]}"
     if open_clip.get_model_config(name) is None:
         _register(name, config)
     return name
 
 
 def _register(name: str, config: dict[str, Any]) -> None:
-    """By a file that is gone again: open_clip keeps what it read, but reads every file that is there at each call."""
+    """By a file that is removed at once: open_clip keeps what it read, and would read every file again at each call."""
     import open_clip
 
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +112,8 @@ def create_clip(
         _check_activation(name, pretrained)
     later = pretrained is None or is_file
     try:
-        with quiet_open_clip() if later else nullcontext():  # of random weights: asked for, or loaded below
+        # open_clip warns of random weights; here they are wanted, or replaced below.
+        with quiet_open_clip() if later else nullcontext():
             clip = open_clip.create_model(
                 name,
                 None if is_file else pretrained,
@@ -142,29 +142,26 @@ def quiet_open_clip() -> Iterator[None]:
         root.setLevel(level)
 
 
-# Set beside the architecture, or said by the shapes of the weights.
-_NO_PART_OF_THE_MATHEMATICS = ("image_size", "patch_dropout", "timm_model_pretrained", "hf_model_pretrained")
+# Set beside the architecture, or known from the shapes of the weights.
+_NOT_IN_FORWARD = ("image_size", "patch_dropout", "timm_model_pretrained", "hf_model_pretrained")
 
 
-def behaviour(config: dict[str, Any]) -> dict[str, Any]:
-    """What a model of this architecture computes, defaults written out: to compare two of them.
+def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides how a model of this architecture computes, with defaults written out.
 
-    Two architectures can have weights of the same names and shapes and differ here (activation, heads, pooling).
+    Two architectures may have weights of the same names and shapes, and differ here: activation, heads, pooling.
     """
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     found: dict[str, Any] = {"quick_gelu": False} | {key: value for key, value in config.items() if key[-4:] != "_cfg"}
     for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         values = dataclasses.asdict(kind()) | dict(config[part])
-        found[part] = {key: value for key, value in values.items() if key not in _NO_PART_OF_THE_MATHEMATICS}
+        found[part] = {key: value for key, value in values.items() if key not in _NOT_IN_FORWARD}
     return dict(json.loads(json.dumps(found)))  # tuples as lists
 
 
 def _check_activation(name: str, tag: str) -> None:
-    """Refuse a tag whose weights were trained with another activation; open_clip warns, and computes something else.
-
-    Raises: ConfigError that names the architecture to take.
-    """
+    """Raises: ConfigError for weights trained with another activation, of which open_clip only warns."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -184,23 +181,19 @@ def _check_activation(name: str, tag: str) -> None:
     )
 
 
+@functools.lru_cache(maxsize=4)
 def create_tokenizer(architecture: str) -> Any:
     """open_clip's tokenizer of an architecture: texts to ids, (number of texts, context length).
 
-    Raises: ConfigError when the tokenizer cannot be had.
+    Raises: ConfigError when the tokenizer cannot be loaded.
     """
-    name = architecture_name(architecture)
-    try:
-        return _tokenizer(name)
-    except (RuntimeError, OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"the tokenizer of {name} cannot be had: {_shorten(str(error))}") from error
-
-
-@functools.lru_cache(maxsize=4)
-def _tokenizer(name: str) -> Any:
     import open_clip
 
-    return open_clip.get_tokenizer(name)
+    name = architecture_name(architecture)
+    try:
+        return open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {_shorten(str(error))}") from error
 
 
 def _read_architecture(path: Path) -> dict[str, Any]:
@@ -217,12 +210,6 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"{path}: not an open_clip model file, it has no {', '.join(missing)}")
     return dict(config)
-
-
-def _unknown_architecture(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"; near it: {', '.join(near)}" if near else ""
-    return f"architecture '{name}' is not known to open_clip{hint} (or give the path of a .json model file)"
 
 
 def _shorten(message: str, limit: int = 600) -> str:

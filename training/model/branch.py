@@ -1,10 +1,9 @@
 """The second-order branch of one tower: tokens and anchor in, the second-order feature z out.
 
-Holds the parameters around the pure functions of `training.model.mbdc`. Every size is computed from the settings
-and the tower. Makes tensors only on the device of its input; works for a batch of 1.
+Holds the parameters around the pure functions of `training.model.mbdc`. Every size follows from the settings and the
+tower. Makes tensors only on the device of its input.
 
-Shape letters as in `training.model.mbdc`, and `C` the width of the output (the model's embedding),
-`W` the width of the tokens.
+Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` that of the embedding.
 """
 
 from __future__ import annotations
@@ -16,19 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model import mbdc
+from training.model import mbdc, mbdc_fast
+from training.model.precision import without_autocast
 
 NormKind = Literal["batch", "layer"]
 DropoutAxis = Literal["channel", "token"]
 ProjectionKind = Literal["full", "single", "low_rank"]
+ReduceStart = Literal["linear", "convolution"]
 
 BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-7
+_MOMENTUM = 0.1  # of the batch norms' running statistics
 
 
 @dataclass(frozen=True)
 class BranchShape:
-    """All that fixes a branch: what `training.model.dalip` resolves from a preset and the user's settings."""
+    """All that fixes a branch; `training.model.dalip` fills it in from the settings and the tower."""
 
     token_width: int
     embed_dim: int
@@ -39,6 +41,7 @@ class BranchShape:
     dropout_axis: DropoutAxis
     projection: ProjectionKind
     projection_rank: int
+    reduce_start: ReduceStart = "linear"
 
     @property
     def second_order_width(self) -> int:
@@ -47,19 +50,18 @@ class BranchShape:
 
 
 class HeadBatchNorm(nn.Module):
-    """Batch norm with one set of weights for all heads but statistics of each head's own batch.
+    """Batch norm with one set of weights for all heads, but statistics of each head's own batch.
 
-    Equals calling one BatchNorm on head after head: the running statistics move `heads` times a step. Statistics
-    are those of this process's batch: under data parallelism choose `layer` to be free of the process count.
+    Equals calling one BatchNorm on head after head: the running statistics move `heads` times a step. The statistics
+    are those of this process's batch; a layer norm does not depend on the number of processes.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, width: int, eps: float = BATCH_NORM_EPS, momentum: float = 0.1) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
@@ -70,7 +72,7 @@ class HeadBatchNorm(nn.Module):
     def forward(self, tokens_BMHR: Tensor) -> Tensor:
         """Normalise (B, M, H, R) over batch and tokens, per head and channel."""
         if not self.training:
-            scale_R = self.weight * (self.running_var + self.eps).rsqrt()
+            scale_R = self.weight * (self.running_var + BATCH_NORM_EPS).rsqrt()
             return (tokens_BMHR - self.running_mean) * scale_R + self.bias
         heads = tokens_BMHR.shape[2]
         weight_N, bias_N = self.weight.repeat(heads), self.bias.repeat(heads)
@@ -78,7 +80,7 @@ class HeadBatchNorm(nn.Module):
         mean_N, var_N = torch.zeros_like(weight_N), torch.ones_like(weight_N)
         flat_XN = tokens_BMHR.flatten(2).flatten(0, 1)
         normal_XN = functional.batch_norm(
-            flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=self.eps
+            flat_XN, mean_N, var_N, weight_N, bias_N, training=True, momentum=1.0, eps=BATCH_NORM_EPS
         )
         if self.track:
             self._move_statistics(mean_N.view(heads, -1), var_N.view(heads, -1))
@@ -87,42 +89,32 @@ class HeadBatchNorm(nn.Module):
     @torch.no_grad()
     def _move_statistics(self, mean_HR: Tensor, var_HR: Tensor) -> None:
         """Exponential averages after one move a head, in closed form."""
-        heads, keep = mean_HR.shape[0], 1.0 - self.momentum
-        share_H = self.momentum * keep ** torch.arange(heads - 1, -1, -1, device=mean_HR.device)
+        heads, keep = mean_HR.shape[0], 1.0 - _MOMENTUM
+        share_H = _MOMENTUM * keep ** torch.arange(heads - 1, -1, -1, device=mean_HR.device)
         share_H = share_H.to(mean_HR.dtype)
         self.running_mean.mul_(keep**heads).add_(share_H @ mean_HR)
         self.running_var.mul_(keep**heads).add_(share_H @ var_HR)
         self.num_batches_tracked.add_(heads)
 
 
-class TokenLayerNorm(nn.Module):
-    """Layer norm over the reduced channels of each token, one set of weights for all heads."""
-
-    def __init__(self, width: int, eps: float = LAYER_NORM_EPS) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, tokens_BMHR: Tensor) -> Tensor:
-        """Normalise (B, M, H, R) over R."""
-        return functional.layer_norm(tokens_BMHR, self.weight.shape, self.weight, self.bias, self.eps)
-
-
 class SecondOrderBranch(nn.Module):
-    """Steps 0 to 8 for one tower. Source: the released DALIP code's structure, sizes computed."""
+    """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed."""
 
     def __init__(self, shape: BranchShape) -> None:
         super().__init__()
         self.shape = shape
-        head_width = shape.embed_dim // shape.heads
         self.token_projection = nn.Linear(shape.token_width, shape.embed_dim, bias=False)
-        self.reduce = nn.Linear(head_width, shape.reduced_width, bias=False)
+        self.reduce = nn.Linear(shape.embed_dim // shape.heads, shape.reduced_width, bias=False)
+        if shape.reduce_start == "convolution":
+            # The authors' code draws its 1 x 1 convolutions so: std sqrt(2 / 46) = 0.209 at 46 channels, where a linear
+            # layer of 128 inputs starts at 0.051. Batch norm does not undo the difference: at the smaller start the
+            # variance of its input is near its eps. Source: `image_reduce` of the golden values has that std.
+            nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out", nonlinearity="relu")
         self.norm: nn.Module
         if shape.norm == "batch":
             self.norm = HeadBatchNorm(shape.reduced_width)
         else:
-            self.norm = TokenLayerNorm(shape.reduced_width)
+            self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
         self.second_order_norm = nn.LayerNorm(shape.second_order_width, eps=LAYER_NORM_EPS)
         self.projection = _projection(shape)
 
@@ -138,20 +130,21 @@ class SecondOrderBranch(nn.Module):
         heads = self.shape.heads
         tokens_BMHE = self.token_projection(tokens_BMW).unflatten(-1, (heads, -1))
         anchor_BHE = self.token_projection(anchor_BW).unflatten(-1, (heads, -1))
-        reduced_BMHR = mbdc.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
-        with mbdc.without_autocast(reduced_BMHR):
+        reduced_BMHR = mbdc_fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
+        with without_autocast(reduced_BMHR):
             num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
-            return mbdc.rectify_and_compare(self.norm(reduced_BMHR), self._kept(reduced_BMHR, mask_BM), num_tokens_B)
+            factor = self._keep_factor(reduced_BMHR, mask_BM)
+            return mbdc_fast.rectify_and_compare(self.norm(reduced_BMHR), factor, num_tokens_B)
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
-        with mbdc.without_autocast(vector_BT):
+        with without_autocast(vector_BT):
             vector_BT = self.second_order_norm(vector_BT)
         projected_BC: Tensor = self.projection(vector_BT)
         return projected_BC
 
-    def _kept(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
-        """Step 4 as a factor: 0 for padding, for whole channels (released, image) or whole tokens (released, text)."""
+    def _keep_factor(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
+        """Step 4: 0 for padding, and for the whole channels (released, image) or tokens (released, text) dropped."""
         factor = None if mask_BM is None else mask_BM[:, :, None, None].to(tokens_BMHR.dtype)
         if self.training and self.shape.dropout > 0.0:
             batch, tokens, heads, width = tokens_BMHR.shape

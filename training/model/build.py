@@ -1,7 +1,7 @@
-"""Settings or a folder in, a `DalipModel` out: new, from pretrained weights, or from a checkpoint of another layout.
+"""Settings or a folder in, a `DalipModel` out: new, or with weights from elsewhere.
 
-Reads architectures and weights. Writes nothing. Raises ConfigError for an unknown architecture or tag, weights that do
-not fit, and towers without tokens.
+Reads architectures and weights; writes nothing. Gives up with ConfigError on an unknown architecture or tag, on weights
+that do not fit, and on towers without tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def build_model(settings: ModelSettings) -> DalipModel:
     """Build the model on the CPU in float32, with pretrained weights when the settings name some.
 
-    Raises: ConfigError for an unknown architecture, tag or file, weights that do not fit, towers without tokens.
+    Raises: ConfigError.
     """
     source = settings.pretrained
     folder = source is not None and Path(source).is_dir()
@@ -57,7 +57,7 @@ def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipMode
 
     Raises: ConfigError for a checkpoint that does not fit it, each key named.
     """
-    state = weights.import_released(path)
+    state = weights.rename_released(weights.read_state(path), where=str(path))
     model = build_model(ModelSettings(preset="released", architecture=architecture))
     model.new_parameters = ()
     weights.load_state(model, state, where=str(path))
@@ -77,7 +77,7 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
         values = dict(json.loads(config_path.read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{config_path}: cannot be read: {error}; export or import the model again") from None
-    # The folder is the architecture: the name or file it was trained from may not exist here.
+    # The folder holds the architecture; the name or file that it was trained by may not exist here.
     values |= {"architecture": str(source)}
     settings = parse_settings(values, ModelSettings, where=str(config_path))
     model = build_model(settings)

@@ -1,14 +1,13 @@
-"""A CLIP of open_clip with second-order branches beside its towers: settings in, a `DalipModel` out.
+"""The model: a CLIP of open_clip, with second-order branches beside its towers.
 
-Reads an architecture (an open_clip name or a JSON file in open_clip's model format) and, when asked,
-pretrained weights (an open_clip tag, a checkpoint file, or a folder in the Hugging Face layout). The CLIP
-inside is open_clip's own module, unchanged. Writes nothing. Gives up with ConfigError for an unknown
-architecture or tag, weights that do not fit, and towers without tokens.
+The CLIP inside is open_clip's own module, unchanged. `training.model.build` makes a model from settings. Reads and
+writes nothing. Gives up with ConfigError on towers without tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+import math
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import ConfigError
 from training.model import towers
-from training.model.branch import BranchShape, DropoutAxis, NormKind, SecondOrderBranch
-from training.model.mbdc import full_precision, without_autocast
+from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, resolve_second_order
 
 Role = Literal["image_tower", "text_tower", "second_order", "scale"]
@@ -29,14 +28,13 @@ class ParameterGroup(NamedTuple):
 
     role: Role
     decay: bool
-    names: list[str]
     parameters: list[nn.Parameter]
 
 
 class DalipModel(nn.Module):
     """An open_clip CLIP (`clip`) and, unless the preset is `clip`, two second-order branches beside it.
 
-    `new_parameters` names what no pretrained weight was loaded into.
+    `new_parameters` names the parameters without a pretrained weight.
     """
 
     def __init__(self, clip: Any, settings: ModelSettings) -> None:
@@ -45,17 +43,23 @@ class DalipModel(nn.Module):
         self.settings = settings
         self.second_order = resolve_second_order(settings)
         self.new_parameters: tuple[str, ...] = ()
-        self._still: list[nn.Module] = []  # batch norms whose statistics are frozen
+        self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
         self.text_branch: SecondOrderBranch | None = None
         self.logit_scale_second: nn.Parameter | None = None
         if getattr(clip, "logit_bias", None) is not None:
-            # A softmax over rows and columns does not see a constant: it would get no gradient.
+            # A constant changes no softmax, so the bias would get no gradient.
             clip.logit_bias.requires_grad_(False)
         if self.second_order is not None:
             self.image_branch, self.text_branch = _branches(clip, self.second_order)
             if self.second_order.temperature == "own":
                 self.logit_scale_second = nn.Parameter(clip.logit_scale.detach().clone())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.clip.logit_scale.device
+        return device
 
     @property
     def tokenizer(self) -> Any:
@@ -79,90 +83,70 @@ class DalipModel(nn.Module):
     def forward(self, images: Tensor, text_tokens: Tensor) -> dict[str, Tensor]:
         """Features of a batch of pairs, L2-normalised, and the scales (already exp'd).
 
-        Keys: image_features, text_features, logit_scale; and, unless the preset is `clip`,
-        image_second_order, text_second_order; and logit_scale_second when z has its own temperature.
+        Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
+        text_second_order, and logit_scale_second when z has its own temperature.
         """
         output = {}
         if self.second_order is None:
             output["image_features"] = self.encode_image(images)
             output["text_features"] = self.encode_text(text_tokens)
         else:
-            output["image_features"], output["image_second_order"] = self.encode_image(images, second_order=True)
-            output["text_features"], output["text_second_order"] = self.encode_text(text_tokens, second_order=True)
+            output["image_features"], output["image_second_order"] = self.encode_image_both(images)
+            output["text_features"], output["text_second_order"] = self.encode_text_both(text_tokens)
         output["logit_scale"] = self.clip.logit_scale.exp()
         if self.logit_scale_second is not None:
             output["logit_scale_second"] = self.logit_scale_second.exp()
         return output
 
-    @overload
-    def encode_image(self, images: Tensor, *, normalize: bool = ..., second_order: Literal[False] = ...) -> Tensor: ...
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """The first-order feature f of pictures, (B, C); the branch is not run."""
+        features: Tensor = self.clip.encode_image(images)
+        return _normalised(features) if normalize else features
 
-    @overload
-    def encode_image(
-        self, images: Tensor, *, normalize: bool = ..., second_order: Literal[True]
-    ) -> tuple[Tensor, Tensor]: ...
+    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
+        """The first-order feature f of token ids (B, M), (B, C); the branch is not run."""
+        features: Tensor = self.clip.encode_text(tokens)
+        return _normalised(features) if normalize else features
 
-    def encode_image(
-        self, images: Tensor, *, normalize: bool = True, second_order: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The first-order feature f (B, C); with `second_order` the pair (f, z), each (B, C).
+    def encode_image_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """First- and second-order features f and z of pictures, each (B, C)."""
+        second, branch = self._require(self.image_branch)
+        tower = towers.image_tower(self.clip, images, second.placement)
+        return _normalised(tower.feature), _normalised(branch(tower.anchor, tower.tokens, tower.mask))
 
-        Without `second_order` the branch is not run at all.
-        """
-        if not second_order:
-            return _unit(self.clip.encode_image(images), normalize)
-        placement, branch = self._need(self.image_branch)
-        tower = towers.image_tower(self.clip, images, placement)
-        z_BC = branch(tower.anchor, tower.tokens, tower.mask)
-        return _unit(tower.feature, normalize), _unit(z_BC, normalize)
+    def encode_text_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """First- and second-order features f and z of token ids (B, M), each (B, C)."""
+        second, branch = self._require(self.text_branch)
+        tower = towers.text_tower(self.clip, tokens, second.placement, mask_padding=second.text_padding == "mask")
+        return _normalised(tower.feature), _normalised(branch(tower.anchor, tower.tokens, tower.mask))
 
-    @overload
-    def encode_text(self, tokens: Tensor, *, normalize: bool = ..., second_order: Literal[False] = ...) -> Tensor: ...
-
-    @overload
-    def encode_text(
-        self, tokens: Tensor, *, normalize: bool = ..., second_order: Literal[True]
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def encode_text(
-        self, tokens: Tensor, *, normalize: bool = True, second_order: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The first-order feature f (B, C) of token ids (B, M); with `second_order` the pair (f, z)."""
-        if not second_order:
-            return _unit(self.clip.encode_text(tokens), normalize)
-        placement, branch = self._need(self.text_branch)
-        mask = self.second_order is not None and self.second_order.text_padding == "mask"
-        tower = towers.text_tower(self.clip, tokens, placement, mask_padding=mask)
-        z_BC = branch(tower.anchor, tower.tokens, tower.mask)
-        return _unit(tower.feature, normalize), _unit(z_BC, normalize)
-
-    def _need(self, branch: SecondOrderBranch | None) -> tuple[towers.Placement, SecondOrderBranch]:
+    def _require(self, branch: SecondOrderBranch | None) -> tuple[SecondOrder, SecondOrderBranch]:
         if branch is None or self.second_order is None:
             raise ConfigError("preset 'clip' has no second-order feature; use preset 'dalip' or 'released'")
-        return self.second_order.placement, branch
+        return self.second_order, branch
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = True) -> None:
-        """Freeze the image tower but for its last groups (LiT, as open_clip); its branch stays free.
+        """Freeze the image tower except its last groups (LiT, as open_clip does); its branch stays free.
 
-        With `freeze_bn_stats` the batch norms of what is frozen normalise by the statistics they have, also in
-        training. open_clip puts other modules in their place, which have other tensors: a checkpoint would not fit.
+        With `freeze_bn_stats` the frozen batch norms keep their statistics in training too. open_clip would replace
+        them by modules with other tensors, which no checkpoint would fit.
         """
         self.clip.lock_image_tower(unlocked_groups=unlocked_groups)
         if freeze_bn_stats:
             norms = [part for part in self.clip.visual.modules() if isinstance(part, _BatchNorm)]
-            self._still = [part for part in norms if not any(value.requires_grad for value in part.parameters())]
+            self._frozen_norms = [part for part in norms if not any(p.requires_grad for p in part.parameters())]
             self.train(self.training)
 
     def train(self, mode: bool = True) -> DalipModel:
-        """Training mode, or evaluation mode; batch norms whose statistics are frozen stay in the latter."""
+        """Training or evaluation mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
-        for norm in self._still:
+        for norm in self._frozen_norms:
             norm.eval()
         return self
 
-    def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Freeze the text tower but for its last layers (as open_clip); its branch stays free."""
-        self.clip.lock_text_tower(unlocked_layers=unlocked_layers, freeze_layer_norm=freeze_layer_norm)
+    def lock_text_tower(self, unlocked_layers: int = 0) -> None:
+        """Freeze the text tower except its last layers, as open_clip does; its branch stays free."""
+        self.clip.lock_text_tower(unlocked_layers=unlocked_layers)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the towers' blocks in the backward pass instead of keeping their activations."""
@@ -170,28 +154,22 @@ class DalipModel(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self, maximum: float) -> None:
-        """Keep every scale, after exp, within [1, maximum]; call after each optimiser step.
-
-        `released` does not clamp. CLIP's own bound is 100 (Radford et al. 2021).
-        """
+        """Keep every scale, after exp, within 1 and `maximum`; call after each optimiser step."""
         for scale in (self.clip.logit_scale, self.logit_scale_second):
             if scale is not None:
-                scale.clamp_(0.0, torch.log(torch.tensor(maximum)).item())
+                scale.clamp_(0.0, math.log(maximum))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every trainable parameter once, by role and by whether weight decay applies.
 
-        No decay for vectors and scalars (biases, norms, scales), as open_clip's trainer does. Empty groups are
-        left out.
+        Vectors and scalars (biases, norms, scales) get no decay, as in open_clip's trainer. No group is empty.
         """
         groups: dict[tuple[Role, bool], ParameterGroup] = {}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             role, decay = parameter_role(name), parameter.ndim >= 2
-            group = groups.setdefault((role, decay), ParameterGroup(role, decay, [], []))
-            group.names.append(name)
-            group.parameters.append(parameter)
+            groups.setdefault((role, decay), ParameterGroup(role, decay, [])).parameters.append(parameter)
         return list(groups.values())
 
 
@@ -211,28 +189,21 @@ def _branches(clip: Any, second: SecondOrder) -> tuple[SecondOrderBranch, Second
             f"second_order.heads is {second.heads}, which does not divide the embedding width {embed_dim}"
         )
 
-    def shape(width: int, norm: NormKind, axis: DropoutAxis) -> BranchShape:
-        return BranchShape(
-            token_width=width,
-            embed_dim=embed_dim,
-            heads=second.heads,
-            reduced_width=second.reduced_width,
-            norm=norm,
-            dropout=second.dropout,
-            dropout_axis=axis,
-            projection=second.projection,
-            projection_rank=second.projection_rank,
-        )
-
-    return (
-        SecondOrderBranch(shape(image_width, second.image_norm, second.image_dropout_axis)),
-        SecondOrderBranch(shape(text_width, second.text_norm, second.text_dropout_axis)),
-    )
+    common: dict[str, Any] = {
+        name: getattr(second, name) for name in ("heads", "reduced_width", "dropout", "projection", "projection_rank")
+    }
+    image = BranchShape(
+        token_width=image_width, embed_dim=embed_dim, norm=second.image_norm,
+        dropout_axis=second.image_dropout_axis, reduce_start=second.image_reduce_start, **common,
+    )  # fmt: skip
+    text = BranchShape(
+        token_width=text_width, embed_dim=embed_dim, norm=second.text_norm,
+        dropout_axis=second.text_dropout_axis, **common,
+    )  # fmt: skip
+    return SecondOrderBranch(image), SecondOrderBranch(text)
 
 
-def _unit(features_BC: Tensor, normalize: bool) -> Tensor:
-    """L2-normalised, in full precision whatever autocast says: in bfloat16 lengths are off by up to 0.4 %."""
-    if not normalize:
-        return features_BC
+def _normalised(features_BC: Tensor) -> Tensor:
+    """L2-normalised in full precision, whatever autocast says: in bfloat16 lengths are off by up to 0.4 %."""
     with without_autocast(features_BC):
         return functional.normalize(full_precision(features_BC), dim=-1)

@@ -1,20 +1,18 @@
-"""Models out: an open_clip checkpoint, or a folder in the Hugging Face layout, each loaded back before it is published.
+"""Models out: an open_clip checkpoint, or a folder in the Hugging Face layout.
 
-Writes `TARGET` and, for an architecture that open_clip does not know by name, its JSON file beside it; or a folder with
-`open_clip_config.json`, `open_clip_model.safetensors` and, in files of its own, the second-order part. All of it is
-written privately first, loaded by open_clip as a reader will, and compared: size, preparation of pictures, features.
-Gives up with ConfigError, nothing published, on what open_clip cannot load or would compute something else from.
+A checkpoint is the file TARGET and, for an architecture that open_clip does not know by name, a JSON file beside it. A
+folder holds `open_clip_config.json`, `open_clip_model.safetensors` and, in own files, the second-order part. Both
+are first written to a private place, loaded back by open_clip and compared: size, preparation of pictures, features.
+Gives up with ConfigError, and publishes nothing, when open_clip cannot load them or would compute something else.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +28,10 @@ from training.model.towers import image_size_px
 from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE
 
 
-@dataclass(frozen=True)
-class Export:
-    """What was written, and the Python line that loads it with open_clip."""
+def export_open_clip(model: DalipModel, path: str | Path) -> str:
+    """Write the first-order part as an open_clip checkpoint; returns the Python line that loads it.
 
-    files: tuple[storage.WrittenFile, ...]
-    code: str
-
-
-def export_open_clip(model: DalipModel, path: str | Path) -> Export:
-    """Write the first-order part as an open_clip checkpoint: safetensors when the name ends so, else PyTorch's format.
+    The file is safetensors when its name ends so, else PyTorch's format.
 
     Raises: ConfigError for a target that is a folder or cannot be written, and for what open_clip cannot load.
     """
@@ -62,25 +54,22 @@ def export_open_clip(model: DalipModel, path: str | Path) -> Export:
     arguments |= _preprocessing_arguments(model)
     with _private_folder(target) as private:
         file = private / target.name
-        _write_weights(_shared(model), file)
+        _write_weights(_clip_state(model), file)
         _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
         storage.make_folder(str(target.parent))
-        written = []
         if own_json is not None:
-            written.append(_publish_json(config, own_json))
+            _publish_json(config, own_json)
         storage.publish(str(file), str(target))
-        written.insert(0, storage.hash_file(str(target)))
     listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
     register = f'open_clip.add_model_config("{own_json}"); ' if own_json is not None else ""
-    code = f'{register}open_clip.create_model_and_transforms("{reader_name}", "{target}"{listed})'
-    return Export(tuple(written), code)
+    return f'{register}open_clip.create_model_and_transforms("{reader_name}", "{target}"{listed})'
 
 
-def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSettings | None = None) -> Export:
-    """Write the Hugging Face layout: open_clip's config and weights, and the second-order part in its own files.
+def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSettings | None = None) -> str:
+    """Write the Hugging Face layout; returns the Python line that loads its first part with open_clip.
 
-    open_clip loads the first part, `build.load_hugging_face` both. `loss`, the one the model was trained by,
-    goes with it: an evaluation weighs f and z by it.
+    `training.model.build.load_hugging_face` loads the whole. `loss`, by which the model was trained, goes with it,
+    because an evaluation weighs f and z by it.
 
     Raises: ConfigError for a target that is a file or cannot be written, and for what open_clip cannot load.
     """
@@ -91,7 +80,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
     settings = model.settings.model_dump(mode="json") | {"pretrained": None}
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
     with _private_folder(target) as private:
-        _write_weights(_shared(model), private / WEIGHTS_FILE)
+        _write_weights(_clip_state(model), private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
         trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
@@ -99,17 +88,15 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         _publish_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
         _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
         storage.make_folder(str(target))
-        files = sorted(private.iterdir())
-        for file in files:
+        for file in sorted(private.iterdir()):
             storage.publish(str(file), str(target / file.name))
         if not second:  # of an export that was here before
             (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
-    written = tuple(storage.hash_file(str(target / file.name)) for file in files)
-    return Export(written, f'open_clip.create_model_and_transforms("local-dir:{target}")')
+    return f'open_clip.create_model_and_transforms("local-dir:{target}")'
 
 
 def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """Load what was written as its reader will, and compare it with the model.
+    """Load what was written, as its reader will, and compare it with the model.
 
     Raises: ConfigError.
     """
@@ -163,10 +150,7 @@ def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
 
 
 def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
-    """The architecture's file beside the weights takes nothing's place, and open_clip can tell it by its name.
-
-    Raises: ConfigError.
-    """
+    """Raises: ConfigError when the architecture's file would replace another one, or has a name that open_clip uses."""
     import open_clip
 
     known = open_clip.get_model_config(path.stem)
@@ -178,25 +162,25 @@ def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
         except (OSError, ValueError):
             same = False
         if not same:
-            raise ConfigError(f"{path}: the architecture goes into this file, which is there and says another; "
+            raise ConfigError(f"{path}: the architecture goes into this file, which holds another one; "
                               "choose another TARGET")  # fmt: skip
 
 
 def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
-    """What open_clip has to be told of the pictures' preparation, since its checkpoint file does not say."""
+    """The arguments that tell open_clip how pictures are prepared; its checkpoint file does not say."""
     from open_clip.transform import PreprocessCfg
 
-    usual, own = PreprocessCfg(), model.preprocess_settings
-    names = [name for name in ("mean", "std") if list(getattr(own, name)) != list(getattr(usual, name))]
-    texts = [name for name in ("interpolation", "resize_mode") if getattr(own, name) != getattr(usual, name)]
-    return {f"image_{name}": list(getattr(own, name)) for name in names} | {
-        f"image_{name}": getattr(own, name) for name in texts
-    }
+    usual, own = (_as_lists(vars(cfg)) for cfg in (PreprocessCfg(), model.preprocess_settings))
+    names = ("mean", "std", "interpolation", "resize_mode")
+    return {f"image_{name}": own[name] for name in names if own[name] != usual[name]}
 
 
 @contextmanager
 def _private_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target for what is not checked yet; gone afterwards, and its parent if it was made for it."""
+    """A folder beside the target for what is not checked yet; it is removed afterwards.
+
+    When the export fails, folders that were made for it are removed too.
+    """
     made = next((folder for folder in reversed([target.parent, *target.parent.parents]) if not folder.exists()), None)
     storage.make_folder(str(target.parent))
     private = Path(storage.temp_path(str(target)))
@@ -221,7 +205,7 @@ def _state(model: DalipModel) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _shared(model: DalipModel) -> dict[str, Tensor]:
+def _clip_state(model: DalipModel) -> dict[str, Tensor]:
     state = _state(model)
     return {name.removeprefix("clip."): tensor for name, tensor in state.items() if name.startswith("clip.")}
 
@@ -235,9 +219,8 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
         torch.save({"state_dict": dict(state)}, path)
 
 
-def _publish_json(content: Mapping[str, Any], path: Path) -> storage.WrittenFile:
-    text = json.dumps(content, indent=2, sort_keys=True) + os.linesep
-    return storage.publish_bytes(str(path), text.encode("utf-8"))
+def _publish_json(content: Mapping[str, Any], path: Path) -> None:
+    storage.publish_bytes(str(path), (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8"))
 
 
 def _as_lists(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Contrastive losses over first- and second-order features, across ranks and over accumulated batches.
+"""The contrastive loss over first- and second-order features, across ranks and over accumulated batches.
 
-Takes what `DalipModel.forward` returns. Every rank computes the loss of its own rows against the features of
-all ranks, gathered with gradient; averaged over ranks (as data parallelism averages gradients) that is the loss
-and the gradient of the whole batch. Needs the same number of pairs on every rank.
+Takes what `DalipModel.forward` returns. Every rank computes the loss of its own rows against the features of all ranks,
+which are gathered with their gradient. The mean over ranks, which data parallelism takes anyway, is the loss and the
+gradient of the whole batch. Every rank needs the same number of pairs.
 
 Shape letters: `B` pairs on this rank, `N` pairs on all ranks, `C` embedding width.
 """
@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from manifests.errors import ConfigError
 from manifests.settings import Settings
-from training.model.mbdc import full_precision, without_autocast
+from training.model.precision import full_precision, without_autocast
 
 LossForm = Literal["sum_of_losses", "sum_of_similarities"]
 
@@ -30,14 +29,15 @@ LossForm = Literal["sum_of_losses", "sum_of_similarities"]
 class LossSettings(Settings):
     """The `loss` section of a training config.
 
-    `first_order_weight` is alpha: f counts alpha and z 1 - alpha. `logit_scale_max` bounds exp(logit_scale)
-    (`DalipModel.clamp_logit_scale`, after each step); null leaves it free, as released. The defaults go with preset
-    `dalip`; with preset `released` a config takes `RELEASED_LOSS` for what it leaves out (`loss_of_preset`).
+    `first_order_weight` is alpha: f counts alpha and z 1 - alpha. `logit_scale_max` bounds exp(logit_scale) after each
+    step; null leaves it free, as released. These defaults go with preset `dalip`. Under preset `released` a config
+    takes `RELEASED_LOSS` for what it leaves out.
     """
 
-    # Small runs (tests/benchmarks/results/learning.md), f and z at test: the sum of similarities is ahead of the sum
-    # of losses by 3.4 points (0.4 to 6.6) in the six seeds that chose it and by 2.8 (0.1 to 5.9) in five others, on
-    # pictures from other shops. z alone is worse for it (4.6 points, 1.7 to 7.7), f not told apart. Alpha: one seed.
+    # Small runs (tests/benchmarks/results/learning.md), judged by f and z together: the sum of similarities is ahead of
+    # the sum of losses by 3.4 points (0.4 to 6.6) in the six seeds that chose it, and by 2.8 (0.1 to 5.9) in five other
+    # seeds on pictures from other shops. z alone loses 4.6 points by it (1.7 to 7.7), f alone no measurable amount.
+    # Alpha was tried with one seed.
     form: LossForm = "sum_of_similarities"
     first_order_weight: float = Field(default=0.5, ge=0.0, le=1.0)
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
@@ -48,7 +48,7 @@ RELEASED_LOSS: dict[str, Any] = {"form": "sum_of_losses", "first_order_weight": 
 
 
 def loss_of_preset(settings: LossSettings, preset: str) -> LossSettings:
-    """`settings` with the released values, under preset `released`, for what was not given."""
+    """`settings`; under preset `released`, with the released values for what was not given."""
     if preset != "released":
         return settings
     given = settings.model_dump(include=settings.model_fields_set)
@@ -58,12 +58,12 @@ def loss_of_preset(settings: LossSettings, preset: str) -> LossSettings:
 def contrastive_loss(features: Mapping[str, Tensor], settings: LossSettings) -> dict[str, Tensor]:
     """The loss of a batch, from the output of `DalipModel.forward`.
 
-    Returns `loss` and, for the log, its parts: `first_order_loss` and, with second-order features,
-    `second_order_loss` (each InfoNCE alone). Under data parallelism the values are this rank's; their mean
-    over ranks is the whole batch's.
+    Returns `loss` and, for the log, the InfoNCE of each order alone: `first_order_loss` and, where there are
+    second-order features, `second_order_loss`. The values are this rank's; their mean over ranks is the whole batch's.
 
-    Source: `sum_of_losses` is the released code's, alpha InfoNCE(f) + (1 - alpha) InfoNCE(z); `sum_of_similarities`
-    is the paper's figure, InfoNCE of alpha Sim(f) + (1 - alpha) Sim(z).
+    Source: `sum_of_losses` is the released code's, alpha InfoNCE(f) + (1 - alpha) InfoNCE(z). `sum_of_similarities`
+    is the paper's figure, InfoNCE of alpha Sim(f) + (1 - alpha) Sim(z). InfoNCE: Radford et al. 2021, "Learning
+    Transferable Visual Models From Natural Language Supervision".
     """
     first = _logits(features["image_features"], features["text_features"], features["logit_scale"])
     first_loss = _cross_entropy(first)
@@ -80,18 +80,10 @@ def contrastive_loss(features: Mapping[str, Tensor], settings: LossSettings) -> 
     return {"loss": loss, "first_order_loss": first_loss.detach(), "second_order_loss": second_loss.detach()}
 
 
-def info_nce(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy of matched pairs against all others; features are L2-normalised, scale is exp'd.
-
-    Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
-    """
-    return _cross_entropy(_logits(image_BC, text_BC, scale))
-
-
 def gather_with_gradient(features_BC: Tensor) -> Tensor:
     """Features of all ranks in rank order, (N, C); the gradient of every rank flows back to its owner.
 
-    Without a process group, or alone in it, gives `features_BC` itself.
+    Without a process group, or alone in it, this is `features_BC` itself.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return features_BC
@@ -101,7 +93,10 @@ def gather_with_gradient(features_BC: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather forward; backward sums over ranks what each of them asks of this rank's rows."""
+    """Forward: all_gather. Backward: the sum over ranks of the gradients of this rank's rows.
+
+    torch's own (torch.distributed.nn) is deprecated since 2.13, and what replaces it is private and not in 2.7.
+    """
 
     @staticmethod
     def forward(ctx: Any, features_BC: Tensor) -> Tensor:
@@ -129,19 +124,16 @@ def accumulate_backward(
 ) -> dict[str, Tensor]:
     """Gradients of one large batch from `num_chunks` smaller ones that fit the memory.
 
-    `forward(i)` runs the model on chunk i. Each chunk runs twice: first without gradients, to cache its
-    features; the loss over all chunks gives the gradient of every cached feature and of the scales; then again
-    with gradients, which are passed on through it. Random state (dropout) is the same in both runs, modules
-    with a `track` flag (running statistics) among `modules` count each chunk once, and so do the scales.
+    `forward(i)` runs the model on chunk i. Each chunk runs twice: first without gradients, to cache its features. The
+    loss over all chunks gives the gradient of every cached feature and of the scales. The second run passes these
+    gradients on through the model. Dropout draws the same in both runs. Modules with a `track` flag (running
+    statistics) among `modules` count each chunk once, and so do the scales.
 
-    `backward` takes the surrogate loss of a chunk (give the gradient scaler's here); `no_sync` is the context for
-    all chunks but the last (DistributedDataParallel.no_sync). Returns what `contrastive_loss` returns, detached.
+    `backward` takes the surrogate loss of a chunk: with a gradient scaler, pass the scaler's. `no_sync` is the context
+    for all chunks but the last (DistributedDataParallel.no_sync). Returns what `contrastive_loss` returns, detached.
 
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
-    Raises: ConfigError for no chunks.
     """
-    if num_chunks < 1:
-        raise ConfigError(f"accumulation needs at least 1 chunk, given {num_chunks}")
     trackers: list[Any] = [part for module in modules for part in module.modules() if hasattr(part, "track")]
     states, chunks = [], []
     for index in range(num_chunks):
@@ -149,8 +141,8 @@ def accumulate_backward(
         with torch.no_grad():
             chunks.append(dict(forward(index)))
     bounds = [0, *itertools.accumulate(len(chunk["image_features"]) for chunk in chunks)]
-    leaves, batch = _as_leaves(chunks)
-    losses = contrastive_loss(batch, settings)
+    leaves = _as_leaves(chunks)
+    losses = contrastive_loss(leaves, settings)
     grads = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
     feature_grads = dict(zip(leaves, grads, strict=True))
     end_state = _random_state()
@@ -174,8 +166,8 @@ def accumulate_backward(
 def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled similarities (B, N): this rank's images to all texts, this rank's texts to all images.
 
-    In full precision whatever autocast says: in bfloat16 the gradient of the features is off by 0.5 % at a scale of
-    14, by 8 % at 100 (256 pairs, 512 wide).
+    In full precision, whatever autocast says. In bfloat16 the gradient of the features is off by 0.5 % at a scale of
+    14 and by 8 % at 100 (256 pairs, 512 wide).
     """
     with without_autocast(image_BC):
         image_BC, text_BC, scale = full_precision(image_BC), full_precision(text_BC), full_precision(scale)
@@ -184,7 +176,7 @@ def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> tuple[Tensor, T
 
 
 def _cross_entropy(logits: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean over both directions; the pair of row i is column i, past the columns of lower ranks."""
+    """Mean over both directions. The columns of lower ranks come first; after them, row i belongs to column i."""
     image_BN, text_BN = logits
     rows = image_BN.shape[0]
     first = dist.get_rank() * rows if image_BN.shape[1] != rows else 0
@@ -198,13 +190,12 @@ def _is_scale(name: str) -> bool:
     return name.startswith("logit_scale")
 
 
-def _as_leaves(chunks: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Cached features as one batch, as leaves that take gradients; scales from the first chunk."""
-    leaves = {
+def _as_leaves(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The cached features as one batch that takes gradients; the scales are those of the first chunk."""
+    return {
         name: (value if _is_scale(name) else torch.cat([chunk[name] for chunk in chunks])).detach().requires_grad_()
         for name, value in chunks[0].items()
     }
-    return leaves, dict(leaves)
 
 
 def _surrogate(

@@ -1,9 +1,8 @@
 """The tokens of an open_clip model's towers, through open_clip's own `forward_intermediates`.
 
-Takes an open_clip CLIP or CustomTextCLIP as it is (nothing in it is changed, so everything written for
-open_clip still works on it) and gives, beside the usual pooled feature, every token, its anchor and which
-tokens are padding. Gives up with ConfigError for towers whose tokens open_clip does not give or that do not
-fit the pooled feature: ResNets, attentional pooling, CoCa, convolutional timm trunks.
+Takes an open_clip CLIP or CustomTextCLIP and changes nothing in it, so that everything written for open_clip still
+works on it. Gives the usual pooled feature and, beside it, every token, the anchor, and which tokens are padding. Gives
+up with ConfigError on towers without usable tokens: ResNets, attentional pooling, CoCa, convolutional timm trunks.
 
 Shape letters: `B` batch, `M` tokens, `W` token width, `C` embedding width.
 """
@@ -25,21 +24,22 @@ Placement = Literal["after_projection", "before_projection"]
 class TowerOutput:
     """One tower on one batch: the pooled feature, and what the second-order branch takes."""
 
-    feature: Tensor
-    anchor: Tensor
-    tokens: Tensor
-    mask: Tensor | None
+    feature: Tensor  # (B, C)
+    anchor: Tensor  # (B, W)
+    tokens: Tensor  # (B, M, W)
+    mask: Tensor | None  # (B, M), true for tokens that count; None: all of them
 
 
 def image_tower(clip: Any, images: Tensor, placement: Placement) -> TowerOutput:
-    """The image tower: the anchor is the pooled token; the class token is not among the tokens."""
+    """The image tower: the anchor is the pooled feature; the class token is not among the tokens."""
     visual = clip.visual
     output = visual.forward_intermediates(
         images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
     )
     feature_BC, tokens_BMW = output["image_features"], output["image_intermediates"][-1]
     if placement == "after_projection":
-        return TowerOutput(feature_BC, feature_BC, _project_image(visual, tokens_BMW), None)
+        projection = visual.proj if hasattr(visual, "proj") else visual.head  # of timm towers
+        return TowerOutput(feature_BC, feature_BC, _project(tokens_BMW, projection), None)
     prefix = output.get("image_intermediates_prefix")
     pooled_by_token = _image_pool(visual) in ("tok", "token")
     anchor_BW = prefix[-1][:, 0] if prefix is not None and pooled_by_token else tokens_BMW.mean(dim=1)
@@ -60,14 +60,18 @@ def text_tower(clip: Any, tokens: Tensor, placement: Placement, mask_padding: bo
     feature_BC, tokens_BMW = output["text_features"], output["text_intermediates"][-1]
     mask_BM = _text_mask(clip, tokens) if mask_padding else None
     if placement == "after_projection":
-        return TowerOutput(feature_BC, feature_BC, _apply(text.text_projection, tokens_BMW), mask_BM)
-    suffix = output.get("text_intermediates_suffix")  # towers with a class token pool at that
-    anchor_BW = suffix[-1][:, 0] if suffix is not None else _text_anchor(clip, tokens_BMW, tokens)
-    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, mask_BM)
+        return TowerOutput(feature_BC, feature_BC, _project(tokens_BMW, text.text_projection), mask_BM)
+    suffix = output.get("text_intermediates_suffix")
+    if suffix is not None:  # towers with a class token pool at that
+        return TowerOutput(feature_BC, suffix[-1][:, 0], tokens_BMW, mask_BM)
+    from open_clip.transformer import text_global_pool
+
+    pool, end_id = _text_pool(clip)
+    return TowerOutput(feature_BC, text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id), tokens_BMW, mask_BM)
 
 
 def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
-    """Widths of the image tokens, the text tokens and the embedding, by one picture and one text.
+    """Widths of the image tokens, the text tokens and the embedding, found by encoding one picture and one text.
 
     Raises: ConfigError for towers without usable tokens.
     """
@@ -83,8 +87,8 @@ def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
             image = image_tower(clip, images, placement)
             text = text_tower(clip, tokens, placement, mask_padding=False)
     except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
-        # timm has no error of its own for a trunk without tokens: ConvNeXt and FastViT raise TypeError (timm 1.0.31),
-        # others may lack a method or fail an assertion or on a shape. The cause stays in the message and the chain.
+        # timm has no error of its own for a trunk without tokens. ConvNeXt and FastViT raise TypeError (timm 1.0.31);
+        # others may lack a method, or fail an assertion or on a shape.
         kind = type(getattr(clip.visual, "trunk", clip.visual)).__name__
         raise ConfigError(
             f"this architecture gives no usable tokens (image tower {kind}: {error}); use a ViT or preset 'clip'"
@@ -140,19 +144,12 @@ def _is_hf_text(clip: Any) -> bool:
     return isinstance(getattr(clip, "text", None), HFTextEncoder)
 
 
-def _apply(projection: Any, tokens_BMW: Tensor) -> Tensor:
+def _project(tokens_BMW: Tensor, projection: Any) -> Tensor:
+    """Project every token as the tower projects its pooled one: by a module, by a matrix, or not at all."""
     if projection is None:
         return tokens_BMW
-    if isinstance(projection, nn.Module):
-        projected: Tensor = projection(tokens_BMW)
-        return projected
-    matrix: Tensor = projection
-    return tokens_BMW @ matrix
-
-
-def _project_image(visual: Any, tokens_BMW: Tensor) -> Tensor:
-    """Project every token as the tower projects its pooled one (timm towers keep that in `head`)."""
-    return _apply(visual.proj if hasattr(visual, "proj") else visual.head, tokens_BMW)
+    projected: Tensor = projection(tokens_BMW) if isinstance(projection, nn.Module) else tokens_BMW @ projection
+    return projected
 
 
 def _image_pool(visual: Any) -> str:
@@ -182,28 +179,20 @@ def _end_of_text(clip: Any, tokens: Tensor) -> Tensor | None:
 
 
 def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
-    """True up to and including the end of the text; by the padding id where the tower pools elsewhere."""
+    """True up to and including the end of the text; where the tower pools elsewhere, for all but padding."""
     end_B = _end_of_text(clip, tokens)
     if end_B is not None:
         return torch.arange(tokens.shape[1], device=tokens.device) <= end_B.unsqueeze(1)
     pad = getattr(getattr(clip, "text", clip), "pad_id", 0)
     mask_BM = tokens != pad
-    # A text of padding alone still has to have one token.
+    # A text of padding alone still needs one token.
     return mask_BM | (~mask_BM.any(dim=1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0))
-
-
-def _text_anchor(clip: Any, tokens_BMW: Tensor, tokens: Tensor) -> Tensor:
-    from open_clip.transformer import text_global_pool
-
-    pool, eos = _text_pool(clip)
-    anchor: Tensor = text_global_pool(tokens_BMW, tokens, pool, eos_token_id=eos)
-    return anchor
 
 
 def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutput:
     """A Hugging Face tower: the calls of open_clip's own adapter, with the hidden states kept.
 
-    Its padding is always masked: attention never looks at it, so its hidden states mean nothing.
+    Padding is always masked. Attention never looks at it, so its hidden states mean nothing.
     """
     attention = (tokens != text.config.pad_token_id).long()
     hidden = text.transformer(input_ids=tokens, attention_mask=attention)

@@ -1,7 +1,7 @@
-"""Checkpoints in: the released layout, a run's own, and the Hugging Face layout (`training.model.exports` writes that).
+"""Weights in: from the authors' released layout, a run's own checkpoints, and the Hugging Face layout.
 
-Reads PyTorch checkpoints (weights only, no code is run) and safetensors; writes nothing. Gives up with ConfigError that
-names every key that is missing, unknown or of another shape.
+Reads safetensors and PyTorch checkpoints, whose code is not run. Writes nothing. Gives up with ConfigError that names
+every key that is missing, unknown or of another shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.settings import differences
-from training.model.architecture import architecture_config, behaviour
+from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 
 CONFIG_FILE = "open_clip_config.json"  # these two names are open_clip's
@@ -54,7 +54,7 @@ _RELEASED_BRANCHES = {
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file: safetensors, or a PyTorch file read without running its code.
 
-    A `state_dict` or `model` entry is looked into, a `module.` prefix (data parallel) taken off.
+    The tensors may lie under `state_dict` or `model`. A prefix `module.` (data parallel) is taken off.
 
     Raises: ConfigError for a file that is missing, damaged or holds no tensors.
     """
@@ -69,7 +69,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise their own kinds (pickle, zip, safetensors) for a damaged file
-        words = str(error).partition("\n")[0][:200]  # torch goes on with advice to run what is in the file
+        words = str(error).partition("\n")[0][:200]  # then torch advises to run the code in the file
         raise ConfigError(f"{file}: cannot be read as a checkpoint: {words}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -84,18 +84,10 @@ def is_dalip_checkpoint(path: str | Path) -> bool:
     return Path(path).is_file() and any(name.startswith("clip.") for name in read_state(path))
 
 
-def import_released(path: str | Path) -> dict[str, Tensor]:
-    """A released-layout DALIP checkpoint as the state dict of a `DalipModel` of preset `released`.
+def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """A released-layout state dict as that of a `DalipModel` of preset `released`; `where` names it in messages.
 
     Raises: ConfigError when a key of either branch is missing; `load_state` names all else that does not fit.
-    """
-    return rename_released(read_state(path), where=str(path))
-
-
-def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Rename every key of a released-layout state dict; `where` names its origin in messages.
-
-    Raises: ConfigError.
     """
     missing = [name for name in _RELEASED_BRANCHES if name not in state]
     if missing:
@@ -104,30 +96,26 @@ def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor
             f"keys are missing: {', '.join(missing)}"
         )
     renamed = {_RELEASED_BRANCHES.get(name, f"clip.{name}"): tensor for name, tensor in state.items()}
-    reduce = renamed["image_branch.reduce.weight"]
-    renamed["image_branch.reduce.weight"] = reduce.flatten(1)
-    return renamed
+    return renamed | {"image_branch.reduce.weight": renamed["image_branch.reduce.weight"].flatten(1)}
 
 
-def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> set[str]:
-    """Load a complete state dict; returns the names loaded.
+def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a complete state dict.
 
     Raises: ConfigError that names every missing, unknown or misfitting key; the model is then unchanged.
     """
-    wanted = model.state_dict()
-    problems = _mismatches(wanted, state)
+    problems = _mismatches(model.state_dict(), state)
     if problems:
         raise ConfigError(f"{where}: does not fit the model, {len(problems)} keys differ:\n  " + "\n  ".join(problems))
     model.load_state_dict(dict(state))
-    return set(state)
 
 
 def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     """Start from a folder in the Hugging Face layout or a `DalipModel` checkpoint; returns the names loaded.
 
-    The shared part must fit; a second-order part that is absent, or of another shape, stays new.
+    The CLIP part must fit. A second-order part that is absent, or of another shape, stays new.
 
-    Raises: ConfigError for a shared part that does not fit, or that computes something else from the same shapes.
+    Raises: ConfigError for a CLIP part that does not fit, or that was trained to compute something else.
     """
     path = Path(source)
     if path.is_dir():
@@ -139,13 +127,14 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
         state = read_state(path)
         take_preprocessing(model, path)
     wanted = model.state_dict()
-    shared = {name: tensor for name, tensor in wanted.items() if name.startswith("clip.")}
-    problems = _mismatches(shared, {name: tensor for name, tensor in state.items() if name.startswith("clip.")})
-    if problems:
+    wanted_clip, given_clip = (
+        {name: tensor for name, tensor in tensors.items() if name.startswith("clip.")} for tensors in (wanted, state)
+    )
+    if problems := _mismatches(wanted_clip, given_clip):
         raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
     if path.is_dir():
-        _check_behaviour(model, path)
-    fitting = {name: state[name] for name, tensor in wanted.items() if _fits(tensor, state.get(name))}
+        _check_same_forward(model, path)
+    fitting = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
     model.load_state_dict(fitting, strict=False)
     return set(fitting)
 
@@ -156,9 +145,9 @@ def _weights_in(folder: Path) -> Path:
     return older if older.is_file() and not (folder / WEIGHTS_FILE).is_file() else folder / WEIGHTS_FILE
 
 
-def _check_behaviour(model: DalipModel, folder: Path) -> None:
+def _check_same_forward(model: DalipModel, folder: Path) -> None:
     given, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
-    if found := differences(behaviour(given), behaviour(own)):
+    if found := differences(forward_settings(given), forward_settings(own)):
         raise ConfigError(
             f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
             f"({'; '.join(found[:3])}): give the folder as model.architecture too"
@@ -166,14 +155,12 @@ def _check_behaviour(model: DalipModel, folder: Path) -> None:
 
 
 def take_preprocessing(model: DalipModel, path: Path) -> None:
-    """Mean, standard deviation and interpolation the weights in a file were trained with; the size stays the model's.
+    """Prepare pictures as the weights in a file were trained with; the size stays the model's.
 
-    A file that does not say (open_clip's own checkpoints do not) changes nothing.
+    A file that does not say, as open_clip's own checkpoints, changes nothing.
 
     Raises: ConfigError for a configuration that cannot be read.
     """
-    from open_clip.model import set_model_preprocess_cfg
-
     if path.name == CONFIG_FILE:
         try:
             given = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
@@ -184,12 +171,15 @@ def take_preprocessing(model: DalipModel, path: Path) -> None:
     else:
         content = torch.load(path, map_location="cpu", weights_only=True)
         given = content.get("preprocess", {}) if isinstance(content, dict) else {}
+    set_preprocessing(model, given)
+
+
+def set_preprocessing(model: DalipModel, given: Mapping[str, Any]) -> None:
+    """Take mean, standard deviation and interpolation from `given`; the size stays the model's."""
+    from open_clip.model import set_model_preprocess_cfg
+
     kept = model.clip.visual.preprocess_cfg
-    set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
-
-
-def _fits(wanted: Tensor, given: Tensor | None) -> bool:
-    return given is not None and given.shape == wanted.shape
+    set_model_preprocess_cfg(model.clip, {**kept, **given, "size": kept["size"]})
 
 
 def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Which proxy runs there are: the config of `dalip proxies` and its list of mixtures, read and checked.
+"""The config of `dalip proxies` and its list of runs, read and checked.
 
-Reads a YAML config and a csv as `plantmix plan design` writes it (run, seed, mix_DOMAIN, and samples_seen and
-pool_DOMAIN where the proxies are pool-matched). Writes nothing. Gives up with ConfigError that names the row.
+Reads a YAML config, and a csv as `plantmix plan design` writes it: run, seed, mix_DOMAIN and, where pools are cut,
+samples_seen and pool_DOMAIN. Writes nothing. Gives up with ConfigError that names the row.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
 from training.config import TrainSettings
 from training.data.shards import SamplePool, cut_pools
-from training.evaluation.evalsets import read_text
+from training.evaluation.set_layouts import read_text
 
 RUNS_FOLDER = "runs"
 _SHARE_ROUNDING = 0.0005  # of a share written with three decimals; as the planner reads tables
-_DECODED_OVER_VIEW = 1.5  # shorter side of a shared picture over the model's: half of its area still fills a view
+_DECODED_OVER_VIEW = 1.5  # shorter side of a shared picture over the model's: a crop of half its area is large enough
 
 
 class ProxyRun(Settings):
-    """One small run: its mixture and seed, and, when it is pool-matched, its length and the sizes of its pools."""
+    """One small run: its mixture and seed and, where the list says so, its length and the sizes of its pools."""
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
@@ -46,32 +46,22 @@ class ProxyRun(Settings):
 
 
 class ProxySettings(TrainSettings):
-    """A training config that every run shares, and what differs between the runs."""
+    """A training config that all runs share, and the list of runs."""
 
     release: str
     runs: str | tuple[ProxyRun, ...]  # a csv of `plantmix plan design`, or the list itself
-    catalogue: str | None = None  # work folder of the build whose catalogue the runs are recorded in
+    catalogue: str | None = None  # work folder of the build whose catalogue takes the results
     model_size: str | None = None  # label in the table; null: name of the architecture
     num_processes: int = Field(default=1, ge=1)  # runs at the same time on this machine
-    decode_once: bool = True  # share decoded, shrunk pictures between the runs
+    decode_once: bool = True  # decode and shrink the pictures once, for all runs
 
     @model_validator(mode="after")
-    def _left_to_the_list(self) -> ProxySettings:
+    def _mixture_is_in_the_list(self) -> ProxySettings:
         if self.data.mixture is not None or self.data.pool_samples is not None:
             raise ValueError("data.mixture and data.pool_samples come from the list of runs: remove them")
         if self.eval.split is None:
             raise ValueError("eval.split is null: the losses that the planner needs are those of a held-out split")
         return self
-
-    @property
-    def heldout_split(self) -> str:
-        """The split whose losses the planner is given."""
-        return str(self.eval.split)
-
-    @property
-    def size_label(self) -> str:
-        """What the table calls the model's size."""
-        return self.model_size or Path(self.model.architecture).stem
 
     @property
     def threads(self) -> int:
@@ -90,7 +80,7 @@ class ProxySettings(TrainSettings):
 
 
 def read_proxy_settings(path: str, **changes: Any) -> ProxySettings:
-    """Read a YAML config; `changes` that are not None replace its values.
+    """Read a YAML config; each of `changes` that is not None replaces a value.
 
     Raises: ConfigError.
     """
@@ -100,7 +90,7 @@ def read_proxy_settings(path: str, **changes: Any) -> ProxySettings:
 
 
 def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
-    """The training config of one run; `samples_seen` of the list, where given, sets its length."""
+    """The training config of one run. `samples_seen` of the list, where given, sets its length."""
     own = set(ProxySettings.model_fields) - set(TrainSettings.model_fields)
     values = settings.model_dump(mode="json", exclude=own)
     values["seed"] = settings.seed + run.seed
@@ -116,7 +106,7 @@ def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
 def read_runs(settings: ProxySettings) -> list[ProxyRun]:
     """The list of runs, from the config or its csv.
 
-    Raises: ConfigError for a file that cannot be read, a row that is no run, or a name given twice.
+    Raises: ConfigError for a file that cannot be read, a row that describes no run, or a name given twice.
     """
     runs = list(settings.runs) if not isinstance(settings.runs, str) else _read_csv(settings.runs)
     if not runs:
@@ -134,9 +124,9 @@ def read_runs(settings: ProxySettings) -> list[ProxyRun]:
 
 
 def check_runs(runs: Sequence[ProxyRun], pool: SamplePool, settings: ProxySettings) -> None:
-    """Compare the list with the release, before the first run.
+    """Compare the list with the release before the first run.
 
-    Raises: ConfigError for a domain that is not there or a pool that cannot be cut as asked.
+    Raises: ConfigError for an unknown domain, or a pool larger than its domain.
     """
     named = sorted(runs[0].mixture)
     if unknown := sorted(set(named) - set(pool.domains)):
@@ -160,7 +150,7 @@ def _read_csv(path: str) -> list[ProxyRun]:
 
 
 def _from_row(row: Mapping[str, Any], where: str) -> ProxyRun:
-    """One row of a design as a run; empty cells are taken as not given."""
+    """One row of a design as a run; an empty cell counts as not given."""
     given = {name: value for name, value in row.items() if name and value not in (None, "")}
     mixture = {name.removeprefix("mix_"): value for name, value in given.items() if name.startswith("mix_")}
     pools = {name.removeprefix("pool_"): value for name, value in given.items() if name.startswith("pool_")}

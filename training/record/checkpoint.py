@@ -1,15 +1,15 @@
-"""The folder of a run: resume points that are whole or not there, and whether a run may go on in it.
+"""The folder of a run: its files, and whether a run may go on in it.
 
     RUN/config.json                  the settings, as `dalip eval RUN` reads them
-    RUN/run.json                     identity of the run: what shapes the weights, the releases' fingerprints
-    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if asked for)
-    RUN/checkpoints/step-00000100.pt resume points, the newest few
+    RUN/run.json                     identity of the run: all that shapes the weights, the releases' fingerprints
+    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
+    RUN/checkpoints/step-00000100.pt the newest few checkpoints
     RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
     RUN/summary.json                 written last: the run is finished
 
-Random numbers of a step follow from seed, step and rank, and the order of samples from the position, so a
-resume point holds two counters instead of generator and loader states. Gives up with ConfigError when the
-folder belongs to another run, another config or another release.
+Every file is published whole or not at all. The random numbers of a step follow from seed, step and rank, and the order
+of samples from the position, so a checkpoint holds two counters instead of generator and loader states. Gives up with
+ConfigError when the folder belongs to another run, another config or another release.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ MODEL_FILE = "model.pt"
 CHECKPOINT_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"
 EVAL_FOLDER = "eval"  # figures of `dalip eval`
-# What zipfile raises of damaged bytes, found by changing every byte of a checkpoint in turn. Nothing else is damage: a
-# lack of memory must not have a checkpoint taken for broken and removed.
+# What zipfile raises for damaged bytes, found by changing every byte of a checkpoint in turn. Nothing else is damage:
+# where memory ran out, the checkpoint must not be removed.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
 _CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "average", "seconds", "wait_seconds", "corrupt")
-_FIXED = ("data.batch_size:",)  # what not even --allow-changed may change
+_FIXED = ("data.batch_size:",)  # not even --allow-changed may change it
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run folder holds for a config: nothing, a resume point, or a finished run."""
+    """What a run's folder holds for a config: nothing, a checkpoint to go on from, or a finished run."""
 
     kind: Literal["new", "resume", "finished"]
     checkpoint: Path | None = None
     changed: tuple[str, ...] = ()
-    damaged: tuple[Path, ...] = ()  # newer resume points that are not whole
+    damaged: tuple[Path, ...] = ()  # newer checkpoints that are not whole
 
 
 def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool = False) -> RunState:
-    """What to do in `folder` for a run of this identity; reads only.
+    """What `folder` holds for a run of this identity; reads only.
 
     Raises: ConfigError when it holds another run's checkpoints or result.
     """
@@ -75,7 +75,7 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
     if changed and not (allow_changed and checkpoints and not finished):
         what = "a finished run" if finished else "checkpoints"
         raise ConfigError(
-            f"{folder}: holds {what} of another config or release ({_shown(changed)}); choose another --output, "
+            f"{folder}: holds {what} of another config or release ({_first_few(changed)}); choose another --output, "
             "or --no-resume to train anew in its place"
             + ("" if finished else ", or --allow-changed to go on from its checkpoint")
         )
@@ -83,14 +83,14 @@ def inspect_run(folder: Path, identity: dict[str, Any], *, allow_changed: bool =
         return RunState("finished")
     if fixed := [text for text in changed if text.startswith(_FIXED)]:
         raise ConfigError(
-            f"{folder}: a resume cannot change {'; '.join(fixed)}: steps are counted in batches, the place among the "
-            "samples and the schedule would be others. Set it back, or choose another --output"
+            f"{folder}: a resume cannot change {'; '.join(fixed)}: steps are counted in batches, so the samples to "
+            "come and the schedule would differ. Set it back, or choose another --output"
         )
     return RunState("resume", checkpoints[-1], changed)
 
 
-def pass_over_damaged(state: RunState) -> RunState:
-    """The same state with the newest resume point that is whole; reads all of it, and of those that are not.
+def skip_damaged(state: RunState) -> RunState:
+    """The same state with the newest whole checkpoint; reads every byte of it, and of the damaged ones.
 
     Raises: IntegrityError when none is whole.
     """
@@ -107,17 +107,17 @@ def pass_over_damaged(state: RunState) -> RunState:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a resume point is as it was written, by the CRC-32 that torch keeps of each tensor.
+    """Whether every byte of a checkpoint is as it was written, by the CRC-32 that torch stores with each tensor.
 
     Reading and checking takes 0.2 s a GB (one core, from the page cache).
 
-    Raises: RunError when the file cannot be read at all, which says nothing about its bytes.
+    Raises: RunError when the file cannot be read, which says nothing about its bytes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a damaged directory sends the reader to a place before the file's start
+        if error.errno == errno.EINVAL:  # a damaged directory points to a place before the file's start
             return False
         raise RunError(f"{path}: cannot be read ({error.strerror or error}); run the same command to go on") from None
     except _DAMAGE:
@@ -125,14 +125,14 @@ def is_whole(path: Path) -> bool:
 
 
 def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any], state: RunState, step: int) -> None:
-    """Write what a run has before its first step; after a resume, cut the log back to the checkpoint's `step`."""
+    """Write what a run has before its first step; on a resume, cut the log back to the checkpoint's `step`."""
     storage.make_folder(str(folder / CHECKPOINT_FOLDER))
     if state.kind == "new":
         clear_run(folder)
         storage.make_folder(str(folder / CHECKPOINT_FOLDER))
     else:
         storage.sweep(str(folder))
-        for path in state.damaged:  # no longer taken for the newest by whoever reads the folder
+        for path in state.damaged:  # so that no reader of the folder takes them for the newest
             path.unlink()
         cut_log(folder / LOG_FILE, step)
     _write_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
@@ -140,7 +140,7 @@ def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any],
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what a run and its evaluation write, and nothing else."""
+    """Remove the files of a run and of its evaluation, and nothing else."""
     evaluation = folder / EVAL_FOLDER
     for path in (*folder.glob("not-finite-step-*.json"), *evaluation.glob("*.json"), *evaluation.glob("*.png")):
         path.unlink()
@@ -153,10 +153,10 @@ def clear_run(folder: Path) -> None:
 
 
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other trainers out of a run's folder, which is created if need be.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other trainers out of a run's folder, which is created if it is not there.
 
-    Raises: ConfigError when another one is at work there or the place is not writable.
+    Raises: ConfigError when another one writes there or the place is not writable.
     """
     storage.make_folder(str(folder))
     with (folder / LOCK_FILE).open("w") as stream:
@@ -170,12 +170,12 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole resume points, oldest first."""
+    """The checkpoints of a run, oldest first."""
     return sorted((folder / CHECKPOINT_FOLDER).glob("step-*.pt"))
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Publish a resume point, then remove all but the newest `keep`.
+    """Publish a checkpoint, then remove all but the newest `keep`.
 
     Raises: RunError when it cannot be written; nothing of it is left.
     """
@@ -187,13 +187,13 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a resume point.
+    """Read a checkpoint.
 
     Raises: IntegrityError for a file that is none.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # ranks of a machine share it
-    except Exception as error:  # pickle, zip and torch raise kinds of their own for a damaged file
+    except Exception as error:  # pickle, zip and torch raise their own kinds for a damaged file
         raise IntegrityError(f"{path}: cannot be read ({error}); remove it to resume from the one before") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise IntegrityError(f"{path}: not a checkpoint of this version ({FORMAT})")
@@ -203,28 +203,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_model(folder: Path, state_dict: dict[str, Any], settings: TrainSettings, preprocess: dict[str, Any]) -> Path:
-    """Publish the final weights, in the layout `weights.read_state` reads, and how pictures are prepared."""
+    """Publish the final weights, as `weights.read_state` reads them, and how pictures are prepared."""
     model_settings = settings.model.model_dump(mode="json")
     content = {"state_dict": state_dict, "model_settings": model_settings, "preprocess": preprocess}
     _save(folder / MODEL_FILE, {"format": FORMAT, **content})
     return folder / MODEL_FILE
 
 
+def has_weights(folder: Path) -> bool:
+    """True for the folder of a run that has saved something."""
+    return (folder / MODEL_FILE).exists() or bool(list_checkpoints(folder))
+
+
 def newest_weights(folder: Path) -> Path:
-    """The file with the weights of a run: the final ones, else those of the newest resume point.
+    """The file with the weights of a run: the final ones, else the newest checkpoint.
 
     Raises: ConfigError when there are none.
     """
-    if (folder / MODEL_FILE).exists():
-        return folder / MODEL_FILE
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
+    if not has_weights(folder):
         raise ConfigError(f"{folder}: no trained model here; run `dalip train` first")
-    return checkpoints[-1]
+    return folder / MODEL_FILE if (folder / MODEL_FILE).exists() else list_checkpoints(folder)[-1]
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Publish the summary: the mark of a finished run."""
+    """Publish the summary, which marks a finished run."""
     _write_json(folder / SUMMARY_FILE, summary)
 
 
@@ -234,13 +236,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_architecture(folder: Path) -> dict[str, Any] | None:
-    """The architecture a run was begun with, as its folder keeps it; None where the folder does not say."""
+    """The architecture that a run began with; None where its folder does not say."""
     if not (folder / RUN_FILE).is_file():
         return None
-    identity = _read_json(folder / RUN_FILE).get("identity")
-    model = identity.get("model") if isinstance(identity, dict) else None
-    kept = model.get("architecture") if isinstance(model, dict) else None
-    return kept if isinstance(kept, dict) else None
+    stored: Any = _read_json(folder / RUN_FILE)
+    for name in ("identity", "model", "architecture"):
+        stored = stored.get(name) if isinstance(stored, dict) else None
+    return stored if isinstance(stored, dict) else None
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
@@ -250,14 +252,11 @@ def _save(path: Path, content: dict[str, Any]) -> None:
         storage.publish(temp, str(path))
     except (OSError, RuntimeError) as error:  # torch's writer makes a full disk a RuntimeError
         Path(temp).unlink(missing_ok=True)
+        free_gb = shutil.disk_usage(path.parent).free / 1e9
         raise RunError(
-            f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {_free_space(path)}. Files written "
-            "before are whole: make room, then run the same command to go on"
+            f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {free_gb:.1f} GB are free there. Files "
+            "written before are whole: make room, then run the same command to go on"
         ) from None
-
-
-def _free_space(path: Path) -> str:
-    return f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free there"
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -268,12 +267,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path}: cannot be read: {error}; the run's folder is damaged, use --no-resume") from None
     return values
 
 
-def _shown(changed: Sequence[str], limit: int = 3) -> str:
+def _first_few(changed: Sequence[str], limit: int = 3) -> str:
     more = f" and {len(changed) - limit} more" if len(changed) > limit else ""
     return "; ".join(changed[:limit]) + more

@@ -1,4 +1,4 @@
-"""Curves of one or several runs as one PNG: losses, validation losses, rate, scale and speed over samples seen.
+"""`dalip plot`: curves of one or several runs in one PNG, over samples seen.
 
 Reads the `log.jsonl` of each run; writes the picture. Gives up with ConfigError on a folder without logged steps.
 """
@@ -34,7 +34,7 @@ Curve = list[tuple[float, float]]
 
 
 def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> None:
-    """Draw the runs over one another; `metrics` chooses the panels (default: all that a run has).
+    """Draw the runs into the same panels; `metrics` chooses the panels (default: all that a run has).
 
     Raises: ConfigError.
     """
@@ -47,7 +47,7 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
     panels = [
         (name, title)
         for name, title in _PANELS
-        if (name in metrics or not metrics) and any(_of(curves, name) for curves in runs.values())
+        if (name in metrics or not metrics) and any(_curves_in(curves, name) for curves in runs.values())
     ]
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
@@ -102,7 +102,7 @@ def _draw(runs: dict[str, dict[str, Curve]], panels: Sequence[tuple[str, str]]) 
     axes = canvas.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, title) in zip(axes, panels, strict=False):
         for number, (label, curves) in enumerate(runs.items()):
-            _draw_curves(axis, label, _COLOURS[number % len(_COLOURS)], name, _of(curves, name))
+            _draw_curves(axis, label, _COLOURS[number % len(_COLOURS)], name, _curves_in(curves, name))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("samples seen", fontsize=8)
         axis.tick_params(labelsize=8)
@@ -130,7 +130,7 @@ def _draw_curves(axis: Any, label: str, colour: str, name: str, curves: dict[str
         )  # fmt: skip
 
 
-def _of(curves: dict[str, Curve], name: str) -> dict[str, Curve]:
+def _curves_in(curves: dict[str, Curve], name: str) -> dict[str, Curve]:
     """The curves of a panel: of the metric, or of each of its domains."""
     return {part: curve for part, curve in curves.items() if part == name or part.startswith(f"{name}/")}
 

@@ -1,8 +1,8 @@
-"""The record of a run as JSON lines, and one line for the person watching.
+"""The log of a run: JSON lines in a file, and a line of progress for the person watching.
 
-Writes `log.jsonl`: one JSON object a line, each with an `event`; whole lines only are ever read back. On a
-terminal one line is kept up to date; elsewhere a line is printed per interval. A resume cuts off what was
-logged after its checkpoint, so that the file reads as if nothing had happened.
+Writes `log.jsonl`, one JSON object a line, each with an `event`. Only whole lines are read back. On a terminal one line
+is kept up to date; elsewhere a line is printed per interval. A resume cuts off what was logged after its checkpoint, so
+that the file reads as if the run had not been interrupted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from manifests.errors import IntegrityError
+from manifests.storage import publish_bytes
 from training.record.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
 
 
 class RunLog:
-    """Appends events to `log.jsonl` and shows progress; a silent one (no path) for ranks that do not write."""
+    """Appends events to `log.jsonl` and shows progress; without a path, as ranks other than 0 have it, does nothing."""
 
     def __init__(
         self,
@@ -48,24 +49,21 @@ class RunLog:
                 tracker.add(numbers, values["step"])
 
     def progress(self, line: str, *, always: bool = False) -> None:
-        """Show where the run is: in place on a terminal, else at most once an interval."""
+        """Show the progress: in place on a terminal, else at most once an interval."""
         if self._file is None:
             return
         if self._live:
-            self._stream.write("\r" + line.ljust(self._shown))
-            self._stream.flush()
+            print("\r" + line.ljust(self._shown), end="", file=self._stream, flush=True)
             self._shown = len(line)
         elif always or time.monotonic() - self._last_line >= self._every:
             self._last_line = time.monotonic()
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            print(line, file=self._stream, flush=True)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line that stays."""
         if self._file is not None:
             self._end_live_line()
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Close the file; the live line keeps its last state."""
@@ -83,7 +81,7 @@ class RunLog:
 
 
 def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a log, of one kind or all; a line that a crash cut short is left out.
+    """The events of a log, of one kind or all; a line that a crash cut short is left out.
 
     Raises: IntegrityError for a line that is no event.
     """
@@ -95,25 +93,20 @@ def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop what was logged after `step`, a line cut short, and lines that a crash spoiled behind the last one kept.
+    """Drop events after `step`, a line cut short, and lines that a crash damaged after the last event kept.
 
-    Raises: IntegrityError for a spoiled line among those kept.
+    Raises: IntegrityError for a damaged line before it.
     """
-    from manifests.storage import publish_bytes
-
     events = _parse(path)
     kept = [number for number, item in enumerate(events) if item is not None and item.get("step", 0) <= step]
-    if spoiled := [number for number, item in enumerate(events) if item is None and kept and number < kept[-1]]:
-        raise _bad_line(path, spoiled[0] + 1)
+    if damaged := [number for number, item in enumerate(events) if item is None and kept and number < kept[-1]]:
+        raise _bad_line(path, damaged[0] + 1)
     publish_bytes(str(path), "".join(json.dumps(events[number]) + "\n" for number in kept).encode("utf-8"))
 
 
 def _parse(path: Path) -> list[dict[str, Any] | None]:
     """Each whole line as an event, or None where it is none."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_event_of(line) for line in lines]
+    return [_event_of(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 def _event_of(line: bytes) -> dict[str, Any] | None:
@@ -125,11 +118,4 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
 
 
 def _bad_line(path: Path, number: int) -> IntegrityError:
-    return IntegrityError(f"{path}: line {number} is no event of a run; mend it or take it out, then run again")
-
-
-def format_duration(seconds: float) -> str:
-    """1:02:03 or 4:05."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+    return IntegrityError(f"{path}: line {number} is no event of a run; repair or remove it, then run again")

@@ -1,7 +1,7 @@
-"""The figures of a run where people already look: TensorBoard and Weights & Biases, beside `log.jsonl`.
+"""The figures of a run in TensorBoard and Weights & Biases, beside `log.jsonl`.
 
-Takes the events of the run's log and writes their numbers to RUN/tensorboard or to wandb (RUN/wandb). Both are optional
-packages, imported when asked for. Gives up with ConfigError, before the first step, where one is missing.
+Takes the events of the run's log and writes their numbers to RUN/tensorboard or to wandb (RUN/wandb). Both packages are
+optional, and imported only when wanted. Gives up with ConfigError, before the first step, where one is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.config import TrackSettings, WandbSettings
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"
-_EVENTS = {"step": "train", "validation": "validation"}  # events with numbers, and the group they are shown in
+_GROUPS = {"step": "train", "validation": "validation"}  # events with numbers, and the group that shows them
 
 
 class Tracker(Protocol):
@@ -26,14 +26,14 @@ class Tracker(Protocol):
         """Show numbers by name."""
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write what is buffered."""
 
 
 def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an event by the name they are shown under; nothing for events without."""
-    if event not in _EVENTS:
+    """The numbers of an event by the name that shows them; none for events without numbers."""
+    if event not in _GROUPS:
         return {}
-    group = _EVENTS[event]
+    group = _GROUPS[event]
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -44,17 +44,14 @@ def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
 
 
 def check_packages(settings: TrackSettings) -> None:
-    """Say what is missing before anything is written.
-
-    Raises: ConfigError.
-    """
+    """Raises: ConfigError when a wanted package is missing."""
     for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
         if wanted and importlib.util.find_spec(name) is None:
             raise ConfigError(f"log.{name} needs a package: pip install {name}, or take log.{name} out of the config")
 
 
 def open_trackers(folder: Path, step: int, settings: TrackSettings, config: dict[str, Any]) -> list[Tracker]:
-    """What the settings ask for; `step` is where the run goes on, what was shown after it is taken back.
+    """The trackers of a config. The run goes on after `step`; what TensorBoard shows after it is removed.
 
     Raises: ConfigError when wandb refuses.
     """

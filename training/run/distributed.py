@@ -1,7 +1,7 @@
-"""Several processes as one: the process group torchrun describes, and agreeing on a few numbers.
+"""Several processes as one: joining them to a group, work for rank 0 alone, means and lists over ranks.
 
-Reads the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK); without it there is one process and
-every function here is free. Writes nothing. Gives up with ConfigError on a device that is not there.
+Reads the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). Without it there is one process, and every
+function here costs nothing. Gives up with ConfigError on a device that is not there.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Ranks:
 def start_ranks(device: str) -> Ranks:
     """Join the process group if torchrun started several processes; pick this process's device.
 
-    Raises: ConfigError when CUDA is asked for and not there.
+    Raises: ConfigError when CUDA is wanted and not there.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device is cuda, but torch sees no GPU; set it to cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     number = int(os.environ.get("LOCAL_RANK", "0"))
-    # A launcher may show each process all GPUs of the machine, or its own alone.
+    # A launcher shows each process all GPUs of the machine, or only its own.
     place = torch.device("cuda", number % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(place)
@@ -55,9 +55,9 @@ def start_ranks(device: str) -> Ranks:
 
 
 def stop_ranks(ranks: Ranks) -> None:
-    """Leave the process group; nothing may hold on to it any more.
+    """Leave the process group; nothing may refer to it any more.
 
-    Freeing a DistributedDataParallel after its group is gone hangs (gloo, torch 2.13), so it has to be freed before.
+    Freeing a DistributedDataParallel after its group hangs (gloo, torch 2.13), so garbage is collected first.
     """
     if ranks.world_size > 1 and dist.is_initialized():
         gc.collect()
@@ -67,7 +67,7 @@ def stop_ranks(ranks: Ranks) -> None:
 def wrap_model(model: nn.Module, ranks: Ranks, *, parallel: str, compiled: bool) -> Any:
     """The model as each process calls it: gradients are averaged over ranks in the backward pass.
 
-    `parallel` "fsdp" has cut the model already (`training.run.sharding`) and needs nothing around it.
+    With `parallel` "fsdp" the model is already sharded (`training.run.sharding`) and averages them itself.
     """
     called: Any = torch.compile(model) if compiled else model
     if ranks.world_size == 1 or parallel == "fsdp":
@@ -78,24 +78,24 @@ def wrap_model(model: nn.Module, ranks: Ranks, *, parallel: str, compiled: bool)
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Run `work` on rank 0 alone and give its result, or raise its error, on every rank."""
+    """Run `work` on rank 0 alone and return its result, or raise its error, on every rank."""
     if ranks.world_size == 1:
         return work()
-    box: list[Any] = [None, None]
+    outcome: list[Any] = [None]
     if ranks.is_main:
         try:
-            box[0] = work()
+            outcome = [work()]
         except PlantMixError as error:
-            box[1] = error
-    dist.broadcast_object_list(box, src=0, device=ranks.device)
-    if box[1] is not None:
-        raise box[1]
-    result: T = box[0]
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0, device=ranks.device)
+    if isinstance(outcome[0], PlantMixError):
+        raise outcome[0]
+    result: T = outcome[0]
     return result
 
 
 def mean_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
-    """Each number averaged over all ranks; a flag (0 or 1) comes back above 0 when any rank raised it."""
+    """Each number averaged over all ranks; a flag (0 or 1) is above 0 when any rank set it."""
     if ranks.world_size == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64 if ranks.device.type == "cpu" else torch.float32)
@@ -106,7 +106,7 @@ def mean_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
 
 
 def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
-    """What each rank gives, in rank order, on every rank; it is pickled, so keep it small."""
+    """The values of all ranks, in rank order, on every rank; they are pickled, so keep them small."""
     if ranks.world_size == 1:
         return [value]
     parts: list[Any] = [None] * ranks.world_size

@@ -1,8 +1,8 @@
-"""One training run, start to end: `train` reads top to bottom, a section a step of the work.
+"""One training run from start to end; `train` and `run_steps` read top to bottom.
 
-Reads a release and a config; writes the run's folder (`training.record.checkpoint` names the files). The same
-config, release and number of ranks give the same run, interrupted or not: on a CPU bit for bit. Stops with a
-checkpoint on SIGTERM and Ctrl-C, and without one on a loss or gradient that is not finite, whose batch it names.
+Reads a release and a config; writes the run's folder (`training.record.checkpoint` names the files). The same config,
+release and number of ranks give the same run, interrupted or not, on a CPU bit for bit. SIGTERM and Ctrl-C stop it with
+a checkpoint. A loss or gradient that is not finite stops it without one, and its batch is written down.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ from training.data.images import normalise
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
 from training.model.loss import accumulate_backward, contrastive_loss
+from training.model.precision import autocast
 from training.record import checkpoint, tracking
-from training.record.log import LOG_FILE, RunLog, format_duration
-from training.run import faults, sharding
+from training.record.log import LOG_FILE, RunLog, read_log
+from training.run import failures, sharding
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.run.optimiser import lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
-from training.run.stopping import StoppedError, stop_signal
+from training.run.stopping import StoppedError, stop_event
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
 
 
@@ -49,13 +50,13 @@ def train(
 ) -> tuple[dict[str, Any], bool]:
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
-    `resume` False trains anew in place of what the folder holds; `allow_changed` goes on from a checkpoint of
-    another config or release; `pool` gives the release's samples from another place, row by row the same; the run stops
-    at `stop_file` as at a signal.
+    `resume` False trains anew and replaces what the folder holds. `allow_changed` goes on from a checkpoint of another
+    config or release. `pool` holds the release's samples, row by row, in another place. The run stops when `stop_file`
+    is there, as at a signal.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
-    # -- what is asked for, checked before anything is written
+    # -- check everything before anything is written
     folder = Path(settings.output_dir)
     tracking.check_packages(settings.log)
     releases = loader.open_releases(settings.release)
@@ -70,17 +71,17 @@ def train(
     if state.kind == "finished":
         return checkpoint.read_summary(folder), True
     pool = pool or open_pool(releases, settings.data.split)
-    if settings.eval.every_steps:  # a split that is not there is said now, not at the first validation
+    if settings.eval.every_steps:  # a split that is not there stops the run now, not at the first validation
         open_pool(releases, str(settings.eval.split))
 
-    # -- this process among the others
+    # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
     try:
         return _train_on(ranks, settings, pool, identity, state, inspect, stop_file)
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # they hold on to the group, see stop_ranks
-        if (own := faults.own_error(error, folder)) is not None:
-            raise own from None
+        traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
+        if (explained := failures.explain(error, folder)) is not None:
+            raise explained from None
         raise
     finally:
         stop_ranks(ranks)
@@ -95,9 +96,9 @@ def _train_on(
     inspect: Callable[[], checkpoint.RunState],
     stop_file: Path | None,
 ) -> tuple[dict[str, Any], bool]:
-    """The run within its process group; whatever holds on to the group is gone when this returns.
+    """The run within its process group; nothing refers to the group when this returns.
 
-    `seen` is the folder's state before, by which the model is made; `inspect` looks again once the folder is held.
+    `seen` is the folder's state, by which the model is made; `inspect` looks again once the folder is locked.
     """
     folder = Path(settings.output_dir)
     if settings.compute.num_threads is not None:
@@ -105,12 +106,12 @@ def _train_on(
     trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
-        on_main(ranks, lambda: stack.enter_context(checkpoint.hold_folder(folder)) if ranks.is_main else None)
-        state = on_main(ranks, lambda: checkpoint.pass_over_damaged(inspect()))
-        if state.kind == "finished":  # by another process since
+        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder)) if ranks.is_main else None)
+        state = on_main(ranks, lambda: checkpoint.skip_damaged(inspect()))
+        if state.kind == "finished":  # by another process in the meantime
             return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
         if seen.checkpoint is not None and state.checkpoint is None:
-            raise RunError(f"{folder}: its checkpoints went away while this run began; run the same command again")
+            raise RunError(f"{folder}: its checkpoints were removed while this run began; run the same command again")
         progress = Progress()
         if state.checkpoint is not None:
             progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint), state.changed)
@@ -124,28 +125,34 @@ def _train_on(
         _announce(trainer, state, progress, log)
 
         # -- the steps
-        stop = stack.enter_context(stop_signal(stop_file))
+        stop = stack.enter_context(stop_event(stop_file))
         run_steps(trainer, progress, stop, log, folder)
 
-        # -- the end: final weights, then the summary, the mark of a finished run
+        # -- the end: final weights, then the summary, which marks a finished run
         weights = final_weights(trainer)
         return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder)), False
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
-    """Every step from where `progress` stands to the last, with log, validation and checkpoints between.
+    """Every step from `progress` to the last, with log, validation and checkpoints between them.
 
     Raises: StoppedError on a signal; RunError on a loss or gradient that is not finite, or too many broken samples.
     """
     settings, num_steps = trainer.settings, trainer.num_steps
     micro = settings.compute.accumulate
-    batches = _batches(trainer, progress.step)
+    remaining = range(progress.step * micro, num_steps * micro)
+    on_gpu = trainer.ranks.device.type == "cuda"
+    batches = loader.iterate(
+        loader.train_loader(
+            trainer.pool, trainer.order, trainer.plan, remaining, settings.data, trainer.model, pin=on_gpu
+        )
+    )
     while progress.step < num_steps:
         # -- data
         started = time.perf_counter()
         chunk = [next(batches) for _ in range(micro)]
         waited = time.perf_counter() - started
-        found = faults.new_corrupt(chunk, progress)
+        found = failures.new_corrupt(chunk, progress)
 
         # -- forward, backward, update
         set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
@@ -155,13 +162,13 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         names = [name for name in _LOSSES if name in losses]
         flags = [float(bool(found)), float(not finite), float(stop.is_set())]
         *means, corrupt, broken, stopping = mean_over_ranks([losses[name] for name in names] + flags, trainer.ranks)
-        if corrupt > 0:  # on some rank: all of them share what was found
-            faults.note_corrupt(trainer, found, progress, log)
+        if corrupt > 0:  # on some rank; all of them take part
+            failures.record_corrupt(trainer, found, progress, log)
         if broken > 0:
-            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
+            failures.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
         grad_norm = update_weights(trainer)
-        if faults.is_gradient_lost(trainer, progress, math.isfinite(grad_norm)):
-            faults.stop_not_finite(trainer, chunk, progress, losses, folder, "gradient")
+        if failures.gradient_ends_run(trainer, progress, math.isfinite(grad_norm)):
+            failures.stop_not_finite(trainer, chunk, progress, losses, folder, "gradient")
         progress.step += 1
         progress.seconds += time.perf_counter() - started
         progress.wait_seconds += waited
@@ -184,8 +191,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
 
 
 def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, float]:
-    """Forward and backward of one optimiser step; this rank's losses."""
-    precision = trainer.settings.compute.precision
+    """Forward and backward of one optimiser step; returns this rank's losses."""
     device = trainer.ranks.device
     preprocess = trainer.model.preprocess_settings
     inputs = [
@@ -196,11 +202,8 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
         for batch in chunk
     ]
 
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, _DTYPES[precision]) if precision != "fp32" else nullcontext()
-
     def forward(index: int) -> dict[str, Tensor]:
-        with autocast():
+        with autocast(trainer.settings.compute.precision, device):
             features: dict[str, Tensor] = trainer.wrapped(*inputs[index])
         return features
 
@@ -252,26 +255,11 @@ def _no_sync(trainer: Trainer) -> Callable[[], AbstractContextManager[Any]]:
     return nullcontext
 
 
-def _batches(trainer: Trainer, step: int) -> Iterator[loader.Batch]:
-    micro = trainer.settings.compute.accumulate
-    batches = loader.train_loader(
-        trainer.pool,
-        trainer.order,
-        trainer.plan,
-        range(step * micro, trainer.num_steps * micro),
-        trainer.settings.data,
-        trainer.model,
-        pin=trainer.ranks.device.type == "cuda",
-    )
-    return loader.iterate(batches)
-
-
 def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], grad_norm: float, log: RunLog) -> None:
     lr = trainer.settings.optimiser.lr * lr_ratio_at(progress.step - 1, trainer.num_steps, trainer.settings.schedule)
     seen = progress.step * trainer.settings.data.batch_size
-    speed = seen / max(progress.seconds, 1e-9)
-    num_devices = trainer.ranks.world_size
-    wait = progress.wait_seconds / max(progress.seconds, 1e-9)
+    seconds, num_devices = max(progress.seconds, 1e-9), trainer.ranks.world_size
+    speed, wait = seen / seconds, progress.wait_seconds / seconds
     log.event(
         "step",
         step=progress.step,
@@ -290,23 +278,23 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
     log.progress(
         f"step {progress.step}/{trainer.num_steps}  epoch {seen / trainer.order.epoch_size:.2f}  "
         f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s{each}  data wait {wait:.0%}  "
-        f"ETA {format_duration(left)}",
+        f"ETA {timedelta(seconds=round(left))}",
         always=progress.step == trainer.num_steps,
     )
 
 
 def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
-    """Validation loss on rank 0, the others wait at the next step; a cut model needs all of them to compute it."""
+    """Validation loss on rank 0, while the others wait at the next step; a sharded model needs all of them."""
     sharded = sharding.is_sharded(trainer.model)
     if not (trainer.ranks.is_main or sharded):
         return
     from training.evaluation.evaluate import validation_losses
 
-    losses = validation_losses(trainer.model, trainer.settings, trainer.ranks.device)
+    losses = validation_losses(trainer.model, trainer.settings)
     if sharded:
-        sharding.release_gathered(trainer.model)
+        sharding.reshard(trainer.model)
     log.event("validation", step=progress.step, losses=losses)
-    log.say(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+    log.print_line(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
 
 def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, log: RunLog) -> None:
@@ -327,26 +315,26 @@ def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, 
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     where = f"{trainer.ranks.world_size} x {trainer.ranks.device.type}"
-    log.say(
+    log.print_line(
         f"{settings.model.preset}: {parameters:,} parameters on {where}, "
         f"{len(pool):,} samples ({', '.join(pool.domains)}), {trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
-    for line in remarks(trainer):
-        log.say(line)
+    for line in setting_notes(trainer):
+        log.print_line(line)
     if new is not None:
-        log.say(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
+        log.print_line(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
     if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data.text))[0]:
-        log.say(
-            f"data.text: no sample looked at has {', '.join(absent[0])}; there are: {', '.join(absent[1]) or 'none'}"
+        log.print_line(
+            f"data.text: no sample looked at has {', '.join(absent[0])}; they have: {', '.join(absent[1]) or 'none'}"
         )
     for path in state.damaged:
-        log.say(f"{path}: damaged, its bytes are not those that were written; removed")
+        log.print_line(f"{path}: damaged, its bytes are not those that were written; removed")
     if state.kind == "resume":
-        log.say(f"going on after step {progress.step} from {state.checkpoint}")
+        log.print_line(f"going on after step {progress.step} from {state.checkpoint}")
 
 
-def remarks(trainer: Trainer) -> list[str]:
-    """What a config leaves unsaid or asks for in vain, a line each."""
+def setting_notes(trainer: Trainer) -> list[str]:
+    """Lines about settings whose effect may surprise."""
     settings, pool = trainer.settings, trainer.pool
     found = []
     if settings.data.mixture is None and any(pool.stratified):
@@ -366,20 +354,13 @@ def remarks(trainer: Trainer) -> list[str]:
 def _finish(
     trainer: Trainer, progress: Progress, weights: dict[str, Any], identity: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
+    """Write the final weights and the summary; its final loss is the mean over the last tenth of the logged steps."""
     path = checkpoint.save_model(folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
-    summary = summarise(trainer, progress, folder)
-    checkpoint.write_summary(folder, summary | {"model": str(path), "releases": identity["releases"]["fingerprints"]})
-    return checkpoint.read_summary(folder)
-
-
-def summarise(trainer: Trainer, progress: Progress, folder: Path) -> dict[str, Any]:
-    """The figures of a finished run; the final loss is the mean over the last tenth of the logged steps."""
-    from training.record.log import read_log
-
     steps = read_log(folder / LOG_FILE, "step")
     tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]
     seen = progress.step * trainer.settings.data.batch_size
-    return {
+    seconds = max(progress.seconds, 1e-9)
+    summary = {
         "steps": progress.step,
         "samples_seen": seen,
         "epochs": seen / trainer.order.epoch_size,
@@ -388,7 +369,11 @@ def summarise(trainer: Trainer, progress: Progress, folder: Path) -> dict[str, A
         "chance_loss": math.log(trainer.settings.data.batch_size),
         "logit_scale": float(trainer.model.clip.logit_scale.detach().exp()),
         "seconds": progress.seconds,
-        "samples_per_second": seen / max(progress.seconds, 1e-9),
-        "data_wait_share": progress.wait_seconds / max(progress.seconds, 1e-9),
+        "samples_per_second": seen / seconds,
+        "data_wait_share": progress.wait_seconds / seconds,
         "corrupt_samples": len(progress.corrupt),
+        "model": str(path),
+        "releases": identity["releases"]["fingerprints"],
     }
+    checkpoint.write_summary(folder, summary)
+    return summary

@@ -1,7 +1,4 @@
-"""AdamW over the model's parameter groups, the learning-rate schedule, and averaged weights.
-
-Pure arithmetic on settings and a model; reads and writes nothing.
-"""
+"""AdamW over the model's parameter groups, the learning-rate schedule, and averaged weights."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from training.model.dalip import DalipModel
 
 
 def build_optimiser(model: DalipModel, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW, fused, one group a role and decay; `lr_ratio` of a group scales the schedule's rate.
+    """Fused AdamW with a group for each role and decay; a group's `lr_ratio` scales the rate of the schedule.
 
     Raises: ConfigError when everything is frozen.
     """
@@ -59,7 +56,7 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 class AveragedWeights:
-    """Exponential moving average of a model's weights; what is no weight (counters) is taken as it is."""
+    """Exponential moving average of a model's weights; counters and other integers are copied."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -75,6 +72,6 @@ class AveragedWeights:
                 self.state[name].copy_(value)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved average."""
+        """Continue from a saved average."""
         for name, value in state.items():
             self.state[name].copy_(value)

@@ -1,9 +1,8 @@
-"""FSDP2: weights, gradients and optimiser state cut among the ranks, and whole again for a checkpoint.
+"""FSDP2: weights, gradients and optimiser state sharded among the ranks, and whole again for a checkpoint.
 
-Shards a model in place (`fully_shard` on every block of the towers, on each branch, then on the rest) and turns
-nested state between its two forms: DTensors, of which a rank holds its piece, and whole tensors on the CPU, as one
-process has them. So a checkpoint has one layout, whatever the number of processes and whether they shard. Reads and
-writes no files. Gathering is collective: every rank has to take part.
+Shards a model in place: every block of the towers, each branch, then the rest. State has two forms: DTensors, of which
+each rank holds a shard, and whole tensors on the CPU. A checkpoint holds whole tensors, so it has one layout whatever
+the number of processes. To gather them every rank has to take part.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from training.run.distributed import Ranks
 
 
 def shard_model(model: nn.Module, ranks: Ranks) -> None:
-    """Cut the parameters of `model` among all ranks, in place; single numbers (the scales) stay whole on each."""
+    """Shard the parameters of `model` among all ranks, in place; single numbers (the scales) stay whole on each."""
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     whole = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for part in _blocks(model):
@@ -32,12 +31,12 @@ def shard_model(model: nn.Module, ranks: Ranks) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """True for a model that `shard_model` has cut."""
+    """True for a model that `shard_model` has sharded."""
     return isinstance(model, FSDPModule)
 
 
 def average_whole_gradients(model: nn.Module, ranks: Ranks) -> None:
-    """Average over ranks the gradients of what is not cut; FSDP does so for the rest in its backward."""
+    """Average over ranks the gradients of whole parameters; FSDP's backward does so for the sharded ones."""
     for parameter in model.parameters():
         if not isinstance(parameter, DTensor) and parameter.grad is not None:
             dist.all_reduce(parameter.grad)
@@ -55,15 +54,15 @@ def without_gradient_sync(model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def release_gathered(model: nn.Module) -> None:
-    """Cut the parameters again that a forward without a backward has left whole."""
+def reshard(model: nn.Module) -> None:
+    """Shard again the parameters that a forward pass without a backward has left whole."""
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def clip_sharded_gradients(parameters: list[nn.Parameter], limit: float) -> float:
-    """As `clip_grad_norm_`, over cut and whole parameters together; returns the norm before clipping."""
+    """As `clip_grad_norm_`, which does not take sharded and whole parameters together."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     squares = torch.zeros((), dtype=torch.float64)
     for gradient in gradients:
@@ -77,7 +76,7 @@ def clip_sharded_gradients(parameters: list[nn.Parameter], limit: float) -> floa
 
 
 def gather_state(values: Any) -> Any:
-    """Nested state with every cut tensor made whole on the CPU; collective."""
+    """Nested state with every sharded tensor made whole on the CPU; every rank has to call this."""
     if isinstance(values, DTensor):
         return values.full_tensor().detach().cpu()
     if isinstance(values, Mapping):
@@ -87,19 +86,19 @@ def gather_state(values: Any) -> Any:
     return values
 
 
-def cut_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor cut as `like` is, or as it is when `like` is whole."""
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor sharded as `like` is, or unchanged when `like` is whole."""
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
-def cut_optimiser_state(optimiser: torch.optim.Optimizer, whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict of an optimiser, whole, cut as its parameters are."""
+def shard_optimiser_state(optimiser: torch.optim.Optimizer, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole state dict of an optimiser, sharded as its parameters are."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state = {
         number: {
-            name: cut_like(value, parameters[number]) if value.shape == parameters[number].shape else value
+            name: shard_like(value, parameters[number]) if value.shape == parameters[number].shape else value
             for name, value in entries.items()
         }
         for number, entries in whole["state"].items()
@@ -108,7 +107,7 @@ def cut_optimiser_state(optimiser: torch.optim.Optimizer, whole: Mapping[str, An
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The units that are gathered one at a time: the outermost lists of blocks, and the second-order branches."""
+    """The parts that are gathered one at a time: the blocks of each tower, and the second-order branches."""
     for name, part in model.named_children():
         if isinstance(part, nn.ModuleList):
             yield from (block for block in part if any(True for _ in block.parameters()))

@@ -1,7 +1,7 @@
-"""The state of a run: model, optimiser, order and counters, how they are made, saved and taken up again.
+"""The state of a run: model, optimiser, sample order and counters; how they are made, saved and restored.
 
-Reads a config and a pool of samples; `save` writes a resume point. Gives up with ConfigError on settings that
-do not fit together. The same settings and seed make the same state in every process.
+`save` writes a checkpoint. The same settings and seed make the same state in every process. Gives up with ConfigError
+on settings that do not fit together.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
 from training.model.build import build_model
 from training.model.dalip import DalipModel
+from training.model.weights import set_preprocessing
 from training.record import checkpoint
 from training.run import sharding
 from training.run.distributed import Ranks, on_main, wrap_model
@@ -29,18 +30,18 @@ from training.run.optimiser import AveragedWeights, build_optimiser
 
 @dataclass
 class Progress:
-    """The counters of a run; what a resume point holds beside the weights."""
+    """The counters of a run; a checkpoint holds them beside the weights."""
 
     step: int = 0  # steps done
-    seconds: float = 0.0  # spent training, over all sittings
+    seconds: float = 0.0  # spent training, before and after interruptions
     wait_seconds: float = 0.0  # of those, spent waiting for data
     corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason, over all ranks
-    skipped: int = 0  # steps that fp16 left out, the last ones in a row
+    skipped: int = 0  # latest steps in a row that fp16 left out
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """All the objects of a run that the steps work with."""
+    """The objects that the steps of a run work with."""
 
     settings: TrainSettings
     ranks: Ranks
@@ -48,7 +49,7 @@ class Trainer:
     order: SampleOrder
     plan: BatchPlan
     model: DalipModel
-    wrapped: Any  # the model as it is called: compiled, or with DistributedDataParallel around it
+    wrapped: Any  # the model as it is called: compiled, or inside DistributedDataParallel
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedWeights | None
@@ -58,7 +59,7 @@ class Trainer:
 def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, resumes: bool = False) -> Trainer:
     """Model, optimiser and order of samples for one process; the same initial weights in each.
 
-    With `resumes` a checkpoint will be restored, which holds everything: the pretrained weights are not read again.
+    With `resumes` the pretrained weights are not read, because a checkpoint will be restored.
 
     Raises: ConfigError.
     """
@@ -93,14 +94,14 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
 
 
 def count_steps(settings: TrainSettings, epoch_size: int) -> int:
-    """Optimiser steps of the run; the last one may reach into the next epoch so that it is full."""
+    """Optimiser steps of the run; the last one may reach into the next epoch, so that its batch is full."""
     if settings.schedule.steps is not None:
         return settings.schedule.steps
     return max(1, math.ceil((settings.schedule.epochs or 0.0) * epoch_size / settings.data.batch_size))
 
 
 def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
-    """Write a resume point; every rank has to call this, rank 0 writes."""
+    """Write a checkpoint; every rank has to call this, rank 0 writes."""
     content = sharding.gather_state(
         {
             "state_dict": trainer.model.state_dict(),
@@ -122,27 +123,27 @@ def save(trainer: Trainer, progress: Progress, folder: Path) -> None:
 
 
 def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = ()) -> Progress:
-    """Take up a resume point: weights, optimiser, average; returns the counters.
+    """Take weights, optimiser and average from a checkpoint; returns the counters.
 
-    The optimiser keeps its moments and takes its hyperparameters from the config. An average that the resume point
+    The optimiser takes its moments from there and its hyperparameters from the config. An average that the checkpoint
     does not have starts from its weights. `changed` names the settings that differ from the run's, for messages.
 
     Raises: ConfigError when the weights or the optimiser's state do not fit.
     """
     own = trainer.model.state_dict()
     _check_fit(trainer, own, content, changed)
-    weights = {name: sharding.cut_like(value, own[name]) for name, value in content["state_dict"].items()}
+    weights = {name: sharding.shard_like(value, own[name]) for name, value in content["state_dict"].items()}
     trainer.model.load_state_dict(weights)
-    _take_preprocessing(trainer.model, content["preprocess"])
+    set_preprocessing(trainer.model, content["preprocess"])
     configured = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimiser.param_groups]
-    trainer.optimiser.load_state_dict(sharding.cut_optimiser_state(trainer.optimiser, content["optimiser"]))
+    trainer.optimiser.load_state_dict(sharding.shard_optimiser_state(trainer.optimiser, content["optimiser"]))
     for group, values in zip(trainer.optimiser.param_groups, configured, strict=True):
         group.update(values)
     if content["scaler"]:  # empty unless the run was in fp16
         trainer.scaler.load_state_dict(content["scaler"])
     if trainer.average is not None:
         saved = content["average"] if content["average"] is not None else content["state_dict"]
-        trainer.average.load({name: sharding.cut_like(value, own[name]) for name, value in saved.items()})
+        trainer.average.load({name: sharding.shard_like(value, own[name]) for name, value in saved.items()})
     return Progress(
         content["step"],
         content["seconds"],
@@ -158,23 +159,15 @@ def _check_fit(trainer: Trainer, own: dict[str, Any], content: dict[str, Any], c
     fits = own.keys() == given.keys() and all(own[name].shape == given[name].shape for name in own)
     if fits and trained == [(group["role"], len(group["params"])) for group in groups]:
         return
-    guilty = [text for text in changed if text.startswith(("model.", "lock."))]
+    listed = "; ".join(text for text in changed if text.startswith(("model.", "lock.")))
     raise ConfigError(
-        f"a resume cannot change {'; '.join(guilty) or 'the model'}: the checkpoint's weights or optimiser state do "
-        "not fit. Set it back, or choose another --output and start from the old weights with model.pretrained"
+        f"a resume cannot change {listed or 'the model'}: the checkpoint's weights or optimiser state do not fit. "
+        "Set it back, or choose another --output and start from the old weights with model.pretrained"
     )
 
 
-def _take_preprocessing(model: DalipModel, given: dict[str, Any]) -> None:
-    """Mean and standard deviation as the run began with, from pretrained weights perhaps; the size is the model's."""
-    from open_clip.model import set_model_preprocess_cfg
-
-    kept = model.clip.visual.preprocess_cfg
-    set_model_preprocess_cfg(model.clip, kept | given | {"size": kept["size"]})
-
-
 def final_weights(trainer: Trainer) -> dict[str, Any]:
-    """The weights a run ends with, the averaged ones if it keeps an average; every rank has to call this."""
+    """The weights that a run ends with, averaged if it keeps an average; every rank has to call this."""
     weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
     gathered: dict[str, Any] = sharding.gather_state(weights)
     return gathered
@@ -188,8 +181,8 @@ def _lock(model: DalipModel, settings: TrainSettings) -> None:
         if lock.lock_text:
             model.lock_text_tower(lock.lock_text_unlocked_layers)
     except (AssertionError, RuntimeError) as error:
-        # open_clip's for a tower that locks whole or not at all: ResNets assert, timm's towers raise RuntimeError where
-        # the installed timm lacks what a partial lock needs. The cause stays in the message and the chain.
+        # Some towers can only be locked as a whole. ResNets assert; timm's towers raise RuntimeError where the
+        # installed timm lacks what a partial lock needs.
         raise ConfigError(f"lock: open_clip cannot lock this architecture so: {error}") from error
     if settings.compute.grad_checkpointing:
         model.set_grad_checkpointing()

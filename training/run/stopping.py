@@ -1,14 +1,14 @@
-"""Being asked to stop: SIGTERM of a scheduler and Ctrl-C as an event that the loop looks at between steps.
+"""Being asked to stop: SIGTERM of a scheduler or Ctrl-C becomes an event that the loop looks at between steps.
 
-Processes that get no signal of their own (those that Ray starts) look for a file that whoever got one has written in
-the run's folder. The handlers that were there before are put back. Writes that file only.
+Processes that Ray starts get no signal of their own. They look for a stop file, which the command that got the signal
+writes into the run's folder. The signal handlers of before are put back. Writes that file only.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,65 +19,65 @@ _LOOK_SECONDS = 1.0
 
 
 class StoppedError(RunError):
-    """A signal asked the run to stop, and it has, with a checkpoint: whoever starts several stops as well."""
+    """A signal asked the run to stop, and it has saved a checkpoint. A command with several runs stops too."""
 
 
 @contextmanager
-def stop_signal(asked: Path | None = None) -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets, or in their place the file `asked`; a second Ctrl-C interrupts at once."""
+def stop_event(stop_file: Path | None = None) -> Iterator[threading.Event]:
+    """An event that is set by SIGTERM or Ctrl-C or, if one is given, by the stop file instead."""
     stop = threading.Event()
-    if asked is not None:
-        over = threading.Event()
-        watch = threading.Thread(target=_watch, args=(asked, stop, over), daemon=True)
-        watch.start()
-        try:
+    if stop_file is None:
+        with _on_signals(stop.set, stop.is_set):
             yield stop
-        finally:
-            over.set()
-            watch.join()
         return
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(number: int, _: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(stop_file, stop, over), daemon=True)
+    watch.start()
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        over.set()
+        watch.join()
 
 
 @contextmanager
-def passed_on(asked: Path) -> Iterator[None]:
-    """SIGTERM or Ctrl-C becomes the file `asked`, for processes elsewhere; a second Ctrl-C interrupts at once."""
+def signals_to_file(stop_file: Path) -> Iterator[None]:
+    """Within it SIGTERM or Ctrl-C writes the stop file, for processes elsewhere."""
 
-    def on_signal(number: int, _: Any) -> None:
-        if asked.exists() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.parent.mkdir(parents=True, exist_ok=True)
-        asked.touch()
+    def ask() -> None:
+        stop_file.parent.mkdir(parents=True, exist_ok=True)
+        stop_file.touch()
 
-    asked.unlink(missing_ok=True)
-    if threading.current_thread() is not threading.main_thread():
+    stop_file.unlink(missing_ok=True)
+    with _on_signals(ask, stop_file.exists):
+        try:
+            yield
+        finally:
+            stop_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _on_signals(ask: Callable[[], None], is_asked: Callable[[], bool]) -> Iterator[None]:
+    """Call `ask` at SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, _: Any) -> None:
+        if is_asked() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        ask()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        asked.unlink(missing_ok=True)
 
 
-def _watch(asked: Path, stop: threading.Event, over: threading.Event) -> None:
+def _watch(stop_file: Path, stop: threading.Event, over: threading.Event) -> None:
     while not over.wait(_LOOK_SECONDS):
-        if asked.exists():
+        if stop_file.exists():
             stop.set()
             return

@@ -60,9 +60,9 @@ def test_domains_must_be_those_of_the_sources() -> None:
 
 
 def test_a_mixture_has_one_origin() -> None:
-    says = "give exactly one of mix.ratio, mix.mixture and mix.by_size"
-    assert says in refusal(mix={"ratio": {"plant": 1, "general": 1}, "mixture": "mixture.json"})
-    assert says in refusal(mix={})
+    message = "give exactly one of mix.ratio, mix.mixture and mix.by_size"
+    assert message in refusal(mix={"ratio": {"plant": 1, "general": 1}, "mixture": "mixture.json"})
+    assert message in refusal(mix={})
     assert config(mix={"mixture": "mixture.json"}).mix.ratio is None
 
 

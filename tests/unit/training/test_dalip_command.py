@@ -109,7 +109,7 @@ def _two_lengths(values: dict[str, Any]) -> None:
         (_no_split, "no split 'test'"),
         (_file_in_the_way, "cannot be written"),
         (_empty_list, "'release': the list is empty; name a release"),
-        (_negative_size, "'model': image_size_px must be 1 or more, given -4"),
+        (_negative_size, "'model.image_size_px': must be 1 or more, given -4"),
         (_recall_at_nothing, "'eval.recall_at': needs numbers from 1 up, given [0]"),
         (_object_store, "'output_dir': s3://bucket/x: a run is written to a local folder"),
         (_two_lengths, "'schedule': give the length either as epochs or as steps"),
@@ -245,7 +245,7 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     config: dict[str, Any], tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of another mean and interpolation (as SigLIP's): evaluation and export keep them, from any file."""
-    from training.evaluation.subject import load_run_model
+    from training.evaluation.trained_model import load_run_model
     from training.model.build import build_model
     from training.model.exports import export_hugging_face
     from training.model.presets import ModelSettings
@@ -259,7 +259,7 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     run = Path(config["output_dir"])
     if not finished:
         (run / "model.pt").unlink()
-    trained = load_run_model(read_train_settings(str(run)), newest_weights(run))
+    trained = load_run_model(read_train_settings(str(run)), run).model
     given = trained.preprocess_settings
     assert (list(given.mean), list(given.std), given.interpolation) == ([0.5] * 3, [0.25] * 3, "bilinear")
     assert main(["export", str(run), str(tmp_path / "out"), "--format", "huggingface"]) == 0
@@ -325,7 +325,7 @@ def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixtur
         ("log.jsonl", "{}\n", "plot RUN --out OUT.pdf", "OUT.pdf: the plot is a PNG"),
         ("log.jsonl", "{}\n", "plot RUN --out RUN", "run: the plot is a PNG"),
         ("model.pt", "x", "eval RUN", "model.pt: cannot be read as a checkpoint"),
-        ("run.json", "[]", "eval RUN", "run.json: cannot be read: no JSON object"),
+        ("run.json", "[]", "eval RUN", "run.json: cannot be read: it holds no JSON object"),
         ("run.json", "{}", "train CONFIG", "run.json: holds no identity; the run's folder is damaged"),
         ("x", "", "eval RUN --out OUT.png", "OUT.png: --out is the JSON file, the plot goes beside it"),
         ("x", "", "eval RUN --out RUN", "run: --out is the JSON file"),

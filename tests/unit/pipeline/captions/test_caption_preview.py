@@ -61,7 +61,7 @@ def test_a_rule_alone_drops_at_least_what_it_drops_in_its_turn(make_candidates) 
     assert [e["caption"] for e in rules["max_repeats"]["examples"]] == ["gramastar ad"], "no example twice"
 
 
-def test_rules_over_pictures_nobody_has_seen_are_listed(make_candidates) -> None:
+def test_rules_over_pictures_that_are_not_fetched_are_listed(make_candidates) -> None:
     report, _, _ = report_of(make_candidates)
     assert report["not_judged"] == ["min_side_px"]
     assert "(not judged: nothing is known yet)" in "\n".join(describe_preview(report))
@@ -79,5 +79,5 @@ def test_a_person_reads_before_and_after(make_candidates) -> None:
     long = make_candidates([{"caption": "word " * 30 + "&amp; more"}])
     joined = {name: pa.nulls(1, kind) for name, kind in {**NULLS, "num_same_text": pa.int64()}.items()}
     settings = CaptionSettings.model_validate({**CONFIG, "rules": [{"preset": "plant"}]})
-    told = "\n".join(describe_preview(preview_captions(long, joined, settings)))
-    assert "word &amp; more'  ->  '…" in told, "a change far behind is shown, not cut off"
+    lines = "\n".join(describe_preview(preview_captions(long, joined, settings)))
+    assert "word &amp; more'  ->  '…" in lines, "a change far behind is shown, not cut off"

@@ -229,7 +229,7 @@ def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
     assert text_members({}, checked.text) == {}
 
 
-def test_a_drawn_text_hangs_on_the_sample_alone(make_candidates) -> None:
+def test_a_drawn_text_depends_on_the_sample_alone(make_candidates) -> None:
     rows = [{"caption": f"pond {i}", "taxon_scientific_name": "Iris tectorum"} for i in range(300)]
     text = {"choices": [{"any_of": ["caption", "sci", "taxon"]}], "seed": 1}
     checked = CaptionSettings.model_validate({"measure": {"language": False}, "text": text})

@@ -203,9 +203,11 @@ def _deb(folder: Path, files: dict[str, bytes]) -> Path:
             archive.addfile(member, io.BytesIO(content))
     body = stream.getvalue()
     path = folder / "tuxpaint-stamps-default_1_all.deb"
-    path.write_bytes(
-        b"!<arch>\n" + f"{'data.tar.xz':16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(body):<10}`\n".encode() + body
-    )
+    with path.open("wb") as deb:
+        deb.write(b"!<arch>\n")
+        for name, content in (("debian-binary", b"2.0\n"), ("control.tar.xz", b""), ("data.tar.xz", body)):
+            deb.write(f"{name:16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(content):<10}`\n".encode())
+            deb.write(content + b"\n" * (len(content) % 2))
     return path
 
 

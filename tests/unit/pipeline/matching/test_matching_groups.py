@@ -1,4 +1,4 @@
-"""The choice of who stays, against the rule written as a plain double loop."""
+"""The choice of the rows that stay, against the rule written as a plain double loop."""
 
 from __future__ import annotations
 

@@ -261,6 +261,6 @@ def test_the_memory_limit_holds_for_the_process(kind, radius, limit, refused):
     done = subprocess.run(
         [sys.executable, "-c", _GROWTH, kind, str(radius), str(limit)], capture_output=True, text=True, check=True
     )
-    *said, grown = done.stdout.split()
-    assert said == (["refused"] if refused else [])
+    *printed, grown = done.stdout.split()
+    assert printed == (["refused"] if refused else [])
     assert int(grown) < limit + (64 << 20)  # what the allocator keeps of arrays let go

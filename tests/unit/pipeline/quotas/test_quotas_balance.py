@@ -129,11 +129,11 @@ def test_head_and_tail_before_and_after(cap_rows) -> None:
     assert note["tail"] == [[f"Rosa {n:02d}", 1, 1] for n in (6, 5, 4, 3, 2)]
     assert (note["num_keys"], note["num_keys_over"]) == (12, 2)
     assert (note["num_head_before"], note["num_before"], note["num_head_after"], note["num_after"]) == (80, 90, 20, 30)
-    said = "\n".join(balance_lines({"balance": [note]}))
-    assert "at most 10 of one taxon: 2 of 12 keys cut, 90 -> 30 samples; these keys' share 88.9% -> 66.7%" in said
+    lines = "\n".join(balance_lines({"balance": [note]}))
+    assert "at most 10 of one taxon: 2 of 12 keys cut, 90 -> 30 samples; these keys' share 88.9% -> 66.7%" in lines
     _, _, none_over = cap_rows(rows, CapSettings(by="taxon", at_most=50))
     assert balance_lines({"balance": none_over})[1:] == ["balance: at most 50 of one taxon: none of 12 keys has more"]
-    assert re.search(r"Rosa 00 +40 -> +10\n", said)
+    assert re.search(r"Rosa 00 +40 -> +10\n", lines)
 
 
 def test_more_data_moves_few_rows_and_brings_none_back(cap_rows) -> None:
@@ -145,7 +145,7 @@ def test_more_data_moves_few_rows_and_brings_none_back(cap_rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "said"),
+    ("cap", "message"),
     [
         ({"by": "colour", "about": 3}, "no key 'colour'"),
         ({"by": "taxon"}, "exactly one of about and at_most"),
@@ -154,6 +154,6 @@ def test_more_data_moves_few_rows_and_brings_none_back(cap_rows) -> None:
         ({"by": "taxon", "about": 0}, "greater than or equal to 1"),
     ],
 )
-def test_wrong_caps_are_refused(cap: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_wrong_caps_are_refused(cap: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         CapSettings.model_validate(cap)

@@ -1,4 +1,4 @@
-"""Scorers found, checked before work, loaded once; scores that do not hang on what is scored beside them."""
+"""Scorers found, checked before work, loaded once; scores that do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings_with(**plugin: Any) -> ScoreSettings:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "said"),
+    ("plugin", "message"),
     [
         ({"scorer": "no_such_module:Thing"}, "score.plugins.mine: the module no_such_module cannot be imported"),
         ({"scorer": "own_scorer:Thing"}, "has no class Thing"),
@@ -38,8 +38,8 @@ def settings_with(**plugin: Any) -> ScoreSettings:
         ({"scorer": "pathlib:Path"}, "is no scorer"),
     ],
 )
-def test_a_scorer_that_cannot_be_had_is_one_clear_error(plugin: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_scorer_that_cannot_be_used_is_one_clear_error(plugin: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         check_scorers(settings_with(**plugin))
 
 
@@ -60,7 +60,7 @@ def test_weights_of_another_activation_are_refused_with_the_right_model(model: s
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"plugins": [{"name": "clip", "scorer": "a:B"}]}, "the name clip is taken twice"),
         ({"plugins": [{"name": "a", "scorer": "a:B"}] * 2}, "the name a is taken twice"),
@@ -70,8 +70,8 @@ def test_weights_of_another_activation_are_refused_with_the_right_model(model: s
         ({"model": "m", "pretrained": "p", "rules": [{"min_quantile": 1.0}]}, "less than 1"),
     ],
 )
-def test_wrong_settings_are_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         ScoreSettings.model_validate(values)
 
 
@@ -88,7 +88,7 @@ def test_a_scorer_is_loaded_once_a_process_whatever_the_rules(tmp_path: Path) ->
     assert len(log.read_text().splitlines()) == 1
 
 
-def test_a_clip_score_does_not_hang_on_its_batch(tmp_path: Path) -> None:
+def test_a_clip_score_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     import open_clip
     import torch
 
@@ -130,7 +130,7 @@ def test_weights_of_another_model_are_one_clear_error(tmp_path: Path) -> None:
         torch.set_num_threads(num_threads)
 
 
-def test_a_scorer_that_loses_images_is_told(tmp_path: Path) -> None:
+def test_a_scorer_that_loses_images_is_named(tmp_path: Path) -> None:
     class Lazy:
         name = "lazy"
 

@@ -1,4 +1,4 @@
-"""No row of a delimited text swallows another, and none is lost; the rest is as any csv parser reads it."""
+"""No row of a delimited text swallows another, and none is lost; other values are as any csv parser reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GBIF archive comes out right, row by row; meta.xml is obeyed; what a filter drops is told with its value."""
+"""A GBIF archive comes out right, row by row; meta.xml is obeyed; a row that a filter drops keeps its value."""
 
 from __future__ import annotations
 
@@ -278,21 +278,21 @@ def test_the_digest_is_of_the_described_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"where": {"basisOfRecords": ["X"]}}, r"no term 'basisOfRecords' \(did you mean 'basisOfRecord'\?\)"),
         ({"caption": ["title"]}, r"no term 'title' \(did you mean 'media.title'\?\)"),
         ({"extra": ["media.titel"]}, r"did you mean 'media.title'"),
     ],
 )
-def test_unknown_terms_name_the_nearest(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_unknown_terms_name_the_nearest(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write_zip(tmp_path / "a.zip", gbif_files(OCCURRENCES, MEDIA))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         check_source(source(path, **changes))
 
 
 @pytest.mark.parametrize(
-    ("dwca", "says"),
+    ("dwca", "message"),
     [
         (
             {"where": {"countryCode": [False]}},
@@ -303,8 +303,8 @@ def test_unknown_terms_name_the_nearest(tmp_path: Path, changes: dict[str, Any],
         ({"filter": {}}, "unknown key 'dwca.filter'"),
     ],
 )
-def test_settings_that_cannot_be_meant(dwca: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says.replace("sources.*", "")):
+def test_settings_that_cannot_be_meant(dwca: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("sources.*", "")):
         source("a.zip", **dwca)
 
 
@@ -314,7 +314,7 @@ def test_years_and_other_numbers_are_texts() -> None:
     assert given.dwca.where == {"year": ["2020", "2021"], "month": ["5"]}
 
 
-def test_archives_that_are_none(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     files = gbif_files(OCCURRENCES, MEDIA)
     no_media = meta_xml(describe("core", f"{DWC}Occurrence", "occurrence.txt", [f"{GBIF}gbifID"], "id"))
     cases: list[tuple[dict[str, str | bytes], str]] = [
@@ -333,8 +333,8 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         ),
         ({**files, "meta.xml": files["meta.xml"].replace('index="3"', 'index="x"', 1)}, "'x' is not a whole number"),
     ]
-    for number, (content, says) in enumerate(cases):
-        with pytest.raises(ConfigError, match=says):
+    for number, (content, message) in enumerate(cases):
+        with pytest.raises(ConfigError, match=message):
             check_source(source(write_zip(tmp_path / f"{number}.zip", content)))
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ConfigError, match="neither a folder nor a zip"):

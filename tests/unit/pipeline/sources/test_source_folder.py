@@ -1,4 +1,4 @@
-"""Pictures in a folder: names, class folders, texts beside them, and tables; what is not there is told."""
+"""Pictures in a folder: names, class folders, texts beside them, and tables; a missing file ends as one lost row."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_defaults_fill_what_a_source_does_not_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "says"),
+    ("folder", "message"),
     [
         ({"path": "absent"}, "sources.pics: absent: no such folder"),
         ({"path": "EMPTY"}, "holds no picture"),
@@ -175,14 +175,14 @@ def test_defaults_fill_what_a_source_does_not_say(tmp_path: Path) -> None:
         ({"path": "EMPTY", "folder_name_is": "scientific_name"}, "folder_name_is needs captions: folder_name"),
     ],
 )
-def test_mistakes(tmp_path: Path, folder: dict[str, Any], says: str) -> None:
+def test_mistakes(tmp_path: Path, folder: dict[str, Any], message: str) -> None:
     folder["path"] = folder["path"].replace("EMPTY", str(tmp_path))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         check_source(source(**folder))
 
 
 @pytest.mark.parametrize(
-    ("origins", "says"),
+    ("origins", "message"),
     [
         ({}, r"give exactly one of table, .*folder.* \(found: none\)"),
         ({"table": "t.csv", "folder": {"path": "p"}}, "found: table and folder"),
@@ -191,6 +191,6 @@ def test_mistakes(tmp_path: Path, folder: dict[str, Any], says: str) -> None:
         ({"folder": {"path": "p", "sufixes": ["jpg"]}}, "unknown key 'folder.sufixes'; did you mean 'suffixes'"),
     ],
 )
-def test_a_source_has_one_origin(origins: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_a_source_has_one_origin(origins: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         parse_settings({"name": "s", "domain": "plant", **origins}, SourceSettings, "test")

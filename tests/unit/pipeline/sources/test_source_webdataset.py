@@ -1,4 +1,4 @@
-"""Existing tars come in as they lie: img2dataset's, TreeOfLife's, plain ones, broken ones."""
+"""Existing tars are read in place: img2dataset's, TreeOfLife's, plain ones, broken ones."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_tree_of_life_style_text_members(tmp_path: Path) -> None:
     assert set(rows[1]) == {"record_key", "locator"}
 
 
-def test_what_is_no_sample_is_told(tmp_path: Path) -> None:
+def test_what_is_no_sample_ends_with_a_reason(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "a.tar",
         ("__index__", b"skipped"),
@@ -218,10 +218,10 @@ def test_the_digest_covers_tar_and_parquet(tmp_path: Path) -> None:
 )
 def test_what_is_no_tar_is_refused_before_work(tmp_path: Path, content: bytes, seen: str) -> None:
     (tmp_path / "a.tar").write_bytes(content)
-    says = (
+    message = (
         rf"sources\.old: .*a\.tar is no tar file that can be read in place \(({seen})\); if it is compressed, unpack it"
     )
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         check_source(source(tmp_path / "a.tar"))
 
 

@@ -132,8 +132,8 @@ def test_candidates_follow_the_accepted_name(gbif: Path, make_candidates) -> Non
     assert out[1] == candidates.to_pylist()[1]
     assert out[2]["taxon_vernacular_name"] == "my iris"
     assert [row["taxon_scientific_name"] for row in out[3:]] == ["Iris tectorum", "Iris tectorum", None, None]
-    told = [tuple(row.values()) for row in provenance.to_pylist()]
-    assert told == [
+    found = [tuple(row.values()) for row in provenance.to_pylist()]
+    assert found == [
         ("Iris chinensis Bunge", "exact", "1"),
         ("Nothing known", "none", None),
         ("Iris tectorum", "exact", "1"),
@@ -151,8 +151,8 @@ def test_keys_know_no_marks() -> None:
 
 
 def test_what_is_no_backbone_is_refused_before_any_work(tmp_path: Path) -> None:
-    def refused(path: Path, said: str) -> None:
-        with pytest.raises(ConfigError, match=said):
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
             check_backbone(BackboneSettings(path=str(path)))
 
     refused(tmp_path / "gone.zip", r"gone\.zip is missing; download a backbone archive")

@@ -20,8 +20,8 @@ from training.cli import main
 from training.config import EvalSetSettings
 from training.data.images import to_tensor
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
-from training.evaluation.evalsets import load_pictures, open_eval_set
-from training.evaluation.outside import open_sets
+from training.evaluation.outside_sets import open_sets
+from training.evaluation.set_layouts import load_pictures, open_eval_set
 
 OAK = Taxon(("Plantae", "Tracheophyta", "Magnoliopsida", "Fagales", "Fagaceae", "Quercus", "robur"), "English oak")
 
@@ -126,7 +126,7 @@ def _spoil(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
-def test_what_is_no_evaluation_set_is_said(writer: ModuleType, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_evaluation_set_is_refused(writer: ModuleType, tmp_path: Path) -> None:
     samples = writer.drawn_samples(12, 0)
     classes = sorted({sample.category for sample in samples})
     for name, change, words in (
@@ -317,9 +317,9 @@ def test_a_run_is_judged_on_sets_of_every_layout(
         assert top1["trials"] == 120
         assert top1["low"] > 2 * top1["chance"]
         assert item["few_shot"]["f"]["3"]["low"] > item["few_shot"]["f"]["3"]["chance"]
-    # the same pictures and prompts: the layout makes no difference but for the order
+    # the same pictures and prompts: the layout only changes their order, by which rounding may move a near tie
     folders, table = result["sets"][1]["zero_shot"]["f"]["top1"], result["sets"][2]["zero_shot"]["f"]["top1"]
-    assert folders["hits"] == table["hits"]
+    assert abs(folders["hits"] - table["hits"]) <= 1
     assert result["groups"]["general"]["both"]["sets"] == 2
     assert set(result["groups"]) == {"general", "plant", "all sets"}
     assert result["sets"][3]["retrieval"]["f"]["text_to_image_r1"]["trials"] == 24
@@ -393,7 +393,7 @@ def test_a_model_of_nans_has_no_score(
     assert not (Path(config["output_dir"]) / "eval").exists()
 
 
-def test_classes_of_one_name_are_said(
+def test_classes_of_one_name_are_named(
     config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = writer.drawn_samples(24, 0)

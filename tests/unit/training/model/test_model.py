@@ -191,7 +191,7 @@ def test_a_resnet_is_fine_as_plain_clip(tmp_path: Path) -> None:
     model = build_model(settings(path, "clip"))
     assert set(model(*batch(model))) == {"image_features", "text_features", "logit_scale"}
     with pytest.raises(ConfigError, match="preset 'clip' has no second-order feature"):
-        model.encode_image(batch(model)[0], second_order=True)
+        model.encode_image_both(batch(model)[0])
 
 
 def test_wrong_settings_are_named() -> None:
@@ -217,10 +217,10 @@ def test_masked_padding_does_not_move_the_text_feature(tmp_path: Path) -> None:
     full = towers.text_tower(masked.clip, ids, "after_projection", mask_padding=True)
     assert full.mask.tolist() == [[True] * (end + 1) + [False] * (ids.shape[1] - end - 1)]
     with torch.no_grad():
-        _, z = masked.encode_text(ids, second_order=True)
+        _, z = masked.encode_text_both(ids)
         short = masked.text_branch(full.anchor, full.tokens[:, : end + 1])
         assert torch.allclose(z, torch.nn.functional.normalize(short, dim=-1), atol=1e-5)
-        assert not torch.allclose(z, kept.encode_text(ids, second_order=True)[1], atol=1e-2)
+        assert not torch.allclose(z, kept.encode_text_both(ids)[1], atol=1e-2)
 
 
 def test_head_batch_norm_equals_one_batch_norm_called_head_after_head() -> None:
@@ -259,22 +259,30 @@ def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
     shape = BranchShape(8, 8, 2, 6, "layer", 0.5, axis, "single", 1)
     branch = SecondOrderBranch(shape).train()
     torch.manual_seed(0)
-    dropped = branch._kept(torch.ones(16, 7, 2, 6), None).expand(16, 7, 2, 6)
+    dropped = branch._keep_factor(torch.ones(16, 7, 2, 6), None).expand(16, 7, 2, 6)
     along = 1 if axis == "channel" else 3
     assert (dropped == dropped.select(along, 0).unsqueeze(along)).all()
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert branch.eval()._kept(torch.ones(1, 7, 2, 6), None) is None
+    assert branch.eval()._keep_factor(torch.ones(1, 7, 2, 6), None) is None
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: Path) -> None:
     model = build_model(settings(tiny(tmp_path, "groups"), temperature="own"))
     groups = model.parameter_groups()
     assert {group.role for group in groups} == {"image_tower", "text_tower", "second_order", "scale"}
-    names = [name for group in groups for name in group.names]
-    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-    for group in groups:
-        assert all((parameter.ndim >= 2) == group.decay for parameter in group.parameters)
-        assert all(dict(model.named_parameters())[n] is p for n, p in zip(group.names, group.parameters, strict=True))
+    grouped = [parameter for group in groups for parameter in group.parameters]
+    assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
+    assert all((parameter.ndim >= 2) == group.decay for group in groups for parameter in group.parameters)
+    by_name = dict(model.named_parameters())
+    role_of = {id(parameter): group.role for group in groups for parameter in group.parameters}
+    for name, role in (
+        ("clip.logit_scale", "scale"),
+        ("logit_scale_second", "scale"),
+        ("text_branch.reduce.weight", "second_order"),
+        ("clip.visual.proj", "image_tower"),
+        ("clip.text_projection", "text_tower"),
+    ):
+        assert role_of[id(by_name[name])] == role
 
 
 def test_locked_towers_leave_only_the_branches_and_the_scale(tmp_path: Path) -> None:
@@ -398,10 +406,10 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     assert tokens.shape[1] == 12
     model.eval()
     with torch.no_grad():
-        f, z = model.encode_text(tokens, second_order=True)
+        f, z = model.encode_text_both(tokens)
         assert torch.allclose(f, model.clip.encode_text(tokens, normalize=True), atol=1e-6)
         longer = torch.cat([tokens, torch.full((3, 5), model.clip.text.config.pad_token_id)], dim=1)
-        assert torch.allclose(z, model.encode_text(longer, second_order=True)[1], atol=1e-5)
+        assert torch.allclose(z, model.encode_text_both(longer)[1], atol=1e-5)
     output = model.train()(images, tokens)
     sum((value * torch.linspace(-1, 1, 32)).sum() for value in output.values() if value.ndim).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -412,3 +420,19 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     model.lock_text_tower()
     assert not any(p.requires_grad for n, p in model.clip.text.transformer.named_parameters() if "LayerNorm" not in n)
     assert all(p.requires_grad for p in model.text_branch.parameters())
+
+
+def test_the_released_preset_starts_its_reduction_as_the_authors_code_does(tmp_path: Path) -> None:
+    """A 1 x 1 convolution for pictures, a linear layer for texts: the golden weights were drawn so."""
+    with np.load(GOLDEN) as stored:
+        golden = {side: stored[f"{side}_reduce"].astype(float) for side in ("image", "text")}
+    path = tiny(tmp_path, "starts", embed_dim=512)
+    torch.manual_seed(0)
+    of_preset = {preset: build_model(settings(path, preset, reduced_width=46)) for preset in ("released", "dalip")}
+    for preset, model in of_preset.items():
+        image, text = (branch.reduce.weight.std().item() for branch in (model.image_branch, model.text_branch))
+        start = golden["image"].std() if preset == "released" else golden["text"].std()
+        assert image == pytest.approx(start, rel=0.03)
+        assert text == pytest.approx(golden["text"].std(), rel=0.03)
+    assert golden["image"].std() == pytest.approx((2 / 46) ** 0.5, rel=0.01)
+    assert golden["text"].std() == pytest.approx((3 * 128) ** -0.5, rel=0.01)

@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> DalipModel:
 def test_it_imports_and_encode_text_works_for_every_batch_size(model: DalipModel) -> None:
     model.eval()
     for size in (1, 2, 5):
-        f, z = model.encode_text(model.tokenizer(["a leaf"] * size), second_order=True)
+        f, z = model.encode_text_both(model.tokenizer(["a leaf"] * size))
         assert f.shape == z.shape == (size, 48)
 
 
@@ -98,7 +98,7 @@ def test_any_token_grid_works_also_with_patch_dropout(tmp_path: Path, preset: st
     settings = {"preset": preset, "architecture": path, "second_order": CHANGES}
     model = build_model(ModelSettings.model_validate(settings)).train()
     height, width = model.preprocess_settings.size
-    f, z = model.encode_image(torch.randn(3, 3, height, width), second_order=True)
+    f, z = model.encode_image_both(torch.randn(3, 3, height, width))
     z.sum().backward()
     assert f.shape == z.shape == (3, 48)
 
@@ -116,8 +116,8 @@ def test_a_sample_does_not_depend_on_its_batch_in_evaluation(model: DalipModel) 
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         alone, together = (
-            model.encode_image(images[:1], second_order=True),
-            model.encode_image(images, second_order=True),
+            model.encode_image_both(images[:1]),
+            model.encode_image_both(images),
         )
     assert all(torch.allclose(a, b[:1], atol=1e-5) for a, b in zip(alone, together, strict=True))
 

@@ -77,8 +77,8 @@ def _config_file(values: dict[str, Any], tmp_path: Path) -> str:
 
 
 def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any], tmp_path: Path) -> None:
-    said: list[str] = []
-    outcome = run_proxies(_settings(values), said.append)
+    printed: list[str] = []
+    outcome = run_proxies(_settings(values), printed.append)
     assert [result["run"] for result in outcome.results] == ["proxy-01", "proxy-02", "proxy-03", "proxy-04"]
     assert not outcome.failed
     rows = _table(values)
@@ -97,7 +97,7 @@ def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any]
         assert ours["loss_plant"] == float(theirs["loss_plant"])
         assert ours["mix_general"] == float(theirs["mix_general"])
         assert ours["epochs_general"] == pytest.approx(float(theirs["epochs_general"]), abs=1e-4)
-    assert any("decoded 83 pictures once" in line for line in said)
+    assert any("decoded 83 pictures once" in line for line in printed)
 
 
 def test_a_folder_without_a_catalogue_is_refused_before_any_run(values: dict[str, Any], tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_list_of_runs_is_utf8_with_or_without_a_mark(values: dict[str, Any], t
 def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_path: Path) -> None:
     """A proxy run is `dalip train` with that mixture and seed: nothing of the other runs reaches it."""
     from training.evaluation.evaluate import domain_losses
-    from training.evaluation.subject import load_run_model
+    from training.evaluation.trained_model import load_run_model
     from training.run.loop import train
 
     settings = _settings(values | {"decode_once": False, "catalogue": None})
@@ -136,9 +136,9 @@ def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_pa
     own = run_settings(settings, read_runs(settings)[2])
     alone = own.model_copy(update={"output_dir": str(tmp_path / "alone")})
     train(alone)
-    model = load_run_model(alone, tmp_path / "alone/model.pt")
+    model = load_run_model(alone, tmp_path / "alone").model
     heldout = open_pool(loader.open_releases(alone.release), "heldout")
-    losses = domain_losses(model, heldout, alone, torch.device("cpu"))
+    losses = domain_losses(model, heldout, alone)
     assert losses["plant"]["value"] == outcome.results[2]["losses"]["plant"]["value"]
 
 
@@ -212,7 +212,7 @@ def test_a_run_on_ray_takes_one_core_unless_told(values: dict[str, Any], monkeyp
     asked: list[tuple[int, int]] = []
 
     def on_ray(work: Any, tasks: Any, settings: Any, address: Any) -> Iterator[tuple[int, Any]]:
-        asked.extend((settings.compute.num_threads, task["settings"]["compute"]["num_threads"]) for task in tasks)
+        asked.extend((settings.compute.num_threads, task.settings.compute.num_threads) for task in tasks)
         yield from ((number, work(task)) for number, task in enumerate(tasks))
 
     monkeypatch.setattr("training.run.launcher.each_result_on_ray", on_ray)

@@ -13,7 +13,7 @@ from ray.train import WorkerGroupError
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from training.cli import main
-from training.run.launcher import _own_error
+from training.run.launcher import _unwrap
 
 
 def _write(tmp_path: Path, values: dict[str, Any]) -> str:
@@ -54,12 +54,12 @@ def test_the_error_of_a_process_comes_out_as_it_is(kind: type[Exception]) -> Non
     inner = kind("what, which, how many")
     wrapped = RuntimeError("of Ray")
     wrapped.__cause__ = inner
-    assert _own_error(WorkerGroupError("2 workers failed", {1: wrapped})) is inner
-    assert _own_error(inner) is inner
+    assert _unwrap(WorkerGroupError("2 workers failed", {1: wrapped})) is inner
+    assert _unwrap(inner) is inner
 
 
 def test_an_error_of_rays_own_keeps_its_words() -> None:
-    error = _own_error(WorkerGroupError("the node died", {0: RuntimeError("lost")}))
+    error = _unwrap(WorkerGroupError("the node died", {0: RuntimeError("lost")}))
     assert isinstance(error, RunError)
     assert "the run on Ray failed: " in str(error)
     assert "the node died" in str(error)

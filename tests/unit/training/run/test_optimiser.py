@@ -87,6 +87,7 @@ def test_a_run_that_keeps_an_average_ends_with_it(config: dict[str, Any], tmp_pa
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch itself
 def test_a_compiled_run_has_the_losses_of_an_eager_one(config: dict[str, Any], tmp_path: Any) -> None:
+    torch.compiler.reset()  # shapes that other tests compiled would make these symbolic, which takes minutes
     config["model"]["second_order"] |= {"dropout": 0.0}
     losses = []
     for compiled in (False, True):

@@ -13,19 +13,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from training_runs import assert_same_run, make_settings, run_once, step_lines, stop_at
 
 from manifests.errors import ConfigError, RunError
 from manifests.release import Release
 from training.data.shards import open_pool
 from training.evaluation.evaluate import domain_losses
-from training.evaluation.subject import load_run_model
+from training.evaluation.trained_model import load_run_model
 from training.record import checkpoint
 from training.record.log import RunLog, cut_log, read_log
 from training.run import loop, state
 from training.run.loop import train
-from training.run.stopping import stop_signal
+from training.run.stopping import stop_event
 
 
 def test_a_run_writes_what_it_promises(config: dict[str, Any]) -> None:
@@ -143,7 +142,7 @@ def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, 
 
 def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None:
     with (
-        checkpoint.hold_folder(Path(config["output_dir"])),
+        checkpoint.lock_folder(Path(config["output_dir"])),
         pytest.raises(ConfigError, match="another training is writing here"),
     ):
         run_once(config)
@@ -175,9 +174,12 @@ def test_accumulation_equals_the_large_batch(config: dict[str, Any], tmp_path: P
     large = config | {"output_dir": str(tmp_path / "large")}
     run_once(large)
     run_once(config, compute={"accumulate": 4})
-    for one, four in zip(step_lines(large["output_dir"]), step_lines(config["output_dir"]), strict=True):
-        assert four["loss"] == pytest.approx(one["loss"], abs=2e-5)
-        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    whole, parts = step_lines(large["output_dir"]), step_lines(config["output_dir"])
+    assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
+    assert parts[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-5)
+    for one, four in zip(whole, parts, strict=True):  # AdamW makes full steps of gradients that are all but rounding
+        assert four["loss"] == pytest.approx(one["loss"], abs=1e-3)
+        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -220,7 +222,7 @@ def test_a_validation_split_that_is_not_there_is_said_before_the_first_step(conf
 
 def test_a_text_member_written_wrong_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     run_once(config, data={"text": {"use": "draw", "members": ["sci", "comon"]}}, schedule={"steps": 1})
-    assert "data.text: no sample looked at has comon; there are: com, sci" in capsys.readouterr().err
+    assert "data.text: no sample looked at has comon; they have: com, sci" in capsys.readouterr().err
 
 
 def test_a_stratified_release_without_a_mixture_is_said(
@@ -243,11 +245,10 @@ def test_domain_losses_say_what_a_run_knows_of_each_domain(
                          data={"mixture": {"plant": 1.0}, "pool_samples": {"plant": 28}})  # fmt: skip
     train(settings)
     pool = open_pool([Release.open(str(release))], "heldout")
-    cpu = torch.device("cpu")
-    trained = load_run_model(settings, Path(config["output_dir"]) / "model.pt").train()
-    after = domain_losses(trained, pool, settings, cpu)
+    trained = load_run_model(settings, Path(config["output_dir"])).model.train()
+    after = domain_losses(trained, pool, settings)
     assert trained.training
-    before = domain_losses(state.build_model(settings.model), pool, settings, cpu)
+    before = domain_losses(state.build_model(settings.model), pool, settings)
     assert list(after) == ["all", "general", "plant"]
     assert after["plant"]["trials"] == 12
     assert after["plant"]["low"] <= after["plant"]["value"] <= after["plant"]["high"]
@@ -298,13 +299,13 @@ def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl", 1000.0, terminal)
     log.progress("step 1 long")
     log.progress("step 2")
-    log.say("done")
+    log.print_line("done")
     log.close()
     assert terminal.text == "\rstep 1 long\rstep 2     \ndone\n"
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
-    with stop_signal() as stop:
+    with stop_event() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 5
         while not stop.is_set() and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""The figures of an evaluation for a person: lines of text, and one plot.
+"""The result of an evaluation for a reader: lines of text, and one plot.
 
-Takes what `evaluate` made; writes nothing. In the plot each figure is a bar with its 95 % interval, and a
-mark where guessing lies.
+Takes what `training.evaluation.evaluate` measured; writes nothing. In the plot each figure is a bar with its 95 %
+interval, and a red mark shows what guessing reaches.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ _COLOURS = {"f": "#4477aa", "z": "#ccbb44", "both": "#228833"}
 
 
 def report_lines(result: dict[str, Any]) -> list[str]:
-    """The result for a person: a line a figure, chance beside it."""
+    """The result as text: a line for each figure, with its chance."""
     lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]
-        lines += [line for task in result["zero_shot"] for line in _notes(task, f"zero-shot over {task['field']}")]
+        for task in result["zero_shot"]:
+            lines += _notes(task, f"zero-shot over {task['field']}")
         for domain, figure in result["validation_loss"].items():
             lines.append(
                 f"validation loss {domain:<13}  {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  "
@@ -39,7 +40,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
 
 
 def plot_result(result: dict[str, Any]) -> bytes:
-    """All shares of the result as bars, one panel a part, as PNG."""
+    """All shares of the result as bars, in one PNG: a panel for the split, for each set, and for the means."""
     from matplotlib.figure import Figure as Canvas
 
     panels: list[tuple[str, list[tuple[str, str, Figure]]]] = []
@@ -98,12 +99,8 @@ def _classification(
     for kind, figures in zero_shot.items():
         for name, figure in figures.items():
             common = f"most common {figure['most_common_class']:.1%}" if "most_common_class" in figure else ""
-            yield (
-                f"zero-shot {name.replace('_', ' ')}",
-                kind,
-                figure,
-                ", ".join(part for part in (where, common) if part),
-            )
+            note = ", ".join(part for part in (where, common) if part)
+            yield f"zero-shot {name.replace('_', ' ')}", kind, figure, note
     for kind, figures in few_shot.items():
         for shots, figure in figures.items():
             note = f"{figure['num_classes']} classes, {figure['seeds']} draws, spread {figure['seed_std']:.1%}"
@@ -117,7 +114,7 @@ def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[tuple[str, str
 
 
 def _notes(item: dict[str, Any], where: str) -> list[str]:
-    """What a reader of the figures has to know: classes that no model can tell apart, figures that are not there."""
+    """What a reader of the figures has to know: classes that no model can tell apart, and figures left out."""
     notes = []
     if shared := item.get("shared_names"):
         first = ", ".join(f"'{name}' ({len(numbers)} classes)" for name, numbers in list(shared.items())[:3])

@@ -1,9 +1,9 @@
-"""Evaluation sets from outside: pictures with classes or captions, in the layouts the field keeps them in.
+"""The layouts of evaluation sets on disk: pictures with classes or captions.
 
-Reads, by what lies in the folder: clip_benchmark's webdataset layout (`classnames.txt`, `SPLIT/*.tar` with an image
-and `.cls` or `.txt` members, `zeroshot_classification_templates.txt`, `dataset_type.txt`); a table beside the pictures
-(`metadata.csv` with `filepath` and `class` or ranks, as BioCLIP's sets); class folders of pictures. Only the index is
-held, pictures are read when asked for. Writes nothing. Gives up with ConfigError on a folder that is none of these.
+Reads three, told apart by what is in the folder. clip_benchmark's webdataset: `classnames.txt`, `SPLIT/*.tar` with an
+image and a `.cls` or `.txt` member, `zeroshot_classification_templates.txt`, `dataset_type.txt`. A table beside the
+pictures, as BioCLIP's sets: `metadata.csv` with `filepath` and `class`, or ranks. Class folders of pictures. Holds only
+the index; pictures are read later. Writes nothing. Gives up with ConfigError on any other folder.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, RunError
+from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 
@@ -34,7 +35,7 @@ _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test"
 
 @dataclass(frozen=True)
 class Item:
-    """Where one picture lies: a file, or a stretch of a tar."""
+    """Where one picture is: a file, or a part of a tar."""
 
     name: str
     path: str
@@ -50,12 +51,12 @@ class Item:
 
 @dataclass(frozen=True)
 class EvalSet:
-    """One evaluation set: of `classification` with a class number an item, or of `retrieval` with captions an item."""
+    """One evaluation set. Each item has a class number (`classification`) or captions (`retrieval`)."""
 
     kind: Literal["classification", "retrieval"]
     items: tuple[Item, ...]
     labels: tuple[int, ...] = ()
-    classes: tuple[str, ...] = ()  # as they stand in a prompt
+    classes: tuple[str, ...] = ()  # as written in a prompt
     taxa: tuple[Taxon | None, ...] = ()
     templates: tuple[str, ...] = ()  # the set's own; each has one {}
     captions: tuple[tuple[str, ...], ...] = ()
@@ -64,13 +65,13 @@ class EvalSet:
 def open_eval_set(path: str, split: str) -> EvalSet:
     """Index the evaluation set in a folder.
 
-    Raises: ConfigError for a folder of no known layout, one without the split, or one that contradicts itself.
+    Raises: ConfigError for an unknown layout, a missing split, or files that contradict one another.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path}: no such folder of an evaluation set")
     place = folder / split if (folder / split).is_dir() else folder
-    tars = sorted(place.glob("*.tar"), key=_natural)
+    tars = sorted(place.glob("*.tar"), key=_by_number)
     if tars:
         return _open_tars(folder, tars)
     if (folder / _TABLE).is_file():
@@ -81,7 +82,7 @@ def open_eval_set(path: str, split: str) -> EvalSet:
         return _open_class_folders(place)
     raise ConfigError(
         f"{path}: no evaluation set here; wanted {split}/*.tar (webdataset as clip_benchmark has it), "
-        f"{_TABLE} beside pictures, or one folder of pictures a class"
+        f"{_TABLE} beside pictures, or one folder of pictures for each class"
     )
 
 
@@ -99,17 +100,16 @@ def _splits_in(folder: Path) -> list[str]:
 def load_pictures(items: Sequence[Item], view: View, batch_size: int, num_workers: int) -> Iterator[Tensor]:
     """Batches of views, uint8 (B, 3, H, W), in the order of the items.
 
-    Raises: RunError for a picture that cannot be read: an evaluation leaves nothing out.
+    Raises: RunError for a picture that cannot be read; an evaluation leaves nothing out.
     """
     batches = [list(range(i, min(i + batch_size, len(items)))) for i in range(0, len(items), batch_size)]
-    pictures = _Pictures(items, view)
-    loader: DataLoader[Any] = DataLoader(
-        pictures, batch_sampler=batches, num_workers=min(num_workers, len(batches)), collate_fn=_stack
+    pictures: DataLoader[Any] = DataLoader(
+        _Pictures(items, view),
+        batch_sampler=batches,
+        num_workers=min(num_workers, len(batches)),
+        collate_fn=loader.unchanged,
     )
-    for batch in loader:
-        if isinstance(batch, RunError):
-            raise batch
-        yield batch
+    yield from loader.iterate(pictures)
 
 
 class _Pictures(Dataset[Any]):
@@ -119,24 +119,21 @@ class _Pictures(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Tensor | RunError:
-        item = self.items[index]
-        try:
-            return self.view(item.read())
-        except (CorruptSample, OSError) as error:
-            return RunError(f"{item.name}: broken picture in an evaluation set: {error}")
-
-
-def _stack(views: list[Tensor | RunError]) -> Tensor | RunError:
-    """A batch, or the error of its first broken picture: as a value, so that it leaves a worker as it is."""
-    broken = next((view for view in views if isinstance(view, RunError)), None)
-    return broken or torch.stack([view for view in views if isinstance(view, Tensor)])
+    def __getitems__(self, indices: list[int]) -> Tensor | RunError:
+        """A batch, or the error of its first broken picture, as a value so that it leaves a worker unchanged."""
+        views = []
+        for item in (self.items[index] for index in indices):
+            try:
+                views.append(self.view(item.read()))
+            except (CorruptSample, OSError) as error:
+                return RunError(f"{item.name}: broken picture in an evaluation set: {error}")
+        return torch.stack(views)
 
 
 def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
     kind = (_lines(folder / _KIND) or ["classification"])[0].lower()
     if kind not in ("classification", "retrieval"):
-        raise ConfigError(f"{folder}: {_KIND} says '{kind}', classification and retrieval are read")
+        raise ConfigError(f"{folder}: {_KIND} says '{kind}'; only classification and retrieval can be read")
     wanted = "cls" if kind == "classification" else "txt"
     items: list[Item] = []
     answers: list[bytes] = []
@@ -151,12 +148,12 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
         return EvalSet("retrieval", tuple(items), captions=captions)
     classes = _class_names(folder / _CLASS_NAMES)
     labels = tuple(_class_number(answer, item, len(classes)) for item, answer in zip(items, answers, strict=True))
-    templates = tuple(_slot(line) for line in _lines(folder / _TEMPLATES))
+    templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / _TEMPLATES))
     return EvalSet("classification", tuple(items), labels, tuple(classes), (None,) * len(classes), templates)
 
 
 def _class_names(path: Path) -> list[str]:
-    """One name a line; the number of a class is that of its line, so none may be empty but at the end."""
+    """One name a line. The number of a class is that of its line, so only the last lines may be empty."""
     names = [line.strip() for line in read_text(path).rstrip().splitlines()] if path.is_file() else []
     if not names:
         raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
@@ -166,7 +163,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
-    """Image and answer of every sample of a tar that has both; members of a sample follow one another."""
+    """Image and answer of every sample of a tar that has both; the members of a sample follow one another."""
     key, image, answer, end = "", None, None, 0
     try:
         with tarfile.open(path) as tar:
@@ -186,7 +183,7 @@ def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         with path.open("rb") as raw:
             raw.seek(end)
-            whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile takes a damaged header for the end
+            whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile reads a damaged header as the end
     except tarfile.ReadError:
         whole = False
     if not whole or path.stat().st_size < end:
@@ -218,7 +215,7 @@ def _class_number(answer: bytes, item: Item, num_classes: int) -> int:
 
 
 def _open_table(folder: Path, split: str) -> EvalSet:
-    """Pictures by the rows of a table; of the split's rows alone where it has a column `split`."""
+    """Pictures by the rows of a table; only the split's rows where it has a column `split`."""
     path = folder / _TABLE
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
@@ -237,7 +234,7 @@ def _open_table(folder: Path, split: str) -> EvalSet:
     taxa = [taxon_of(row) for _, row in rows]
     if column is None and all(taxon is None for taxon in taxa):
         raise ConfigError(
-            f"{path}: needs a column 'class', or the ranks kingdom to species, to know each picture's class"
+            f"{path}: needs a column 'class', or the ranks kingdom to species, which give each picture's class"
         )
     classes, items = [], []
     for (number, row), taxon in zip(rows, taxa, strict=True):
@@ -253,7 +250,7 @@ def _open_table(folder: Path, split: str) -> EvalSet:
 
 
 def _open_class_folders(place: Path) -> EvalSet:
-    """Pictures at any depth; the class is the folder a picture lies in."""
+    """Pictures at any depth; the class is the name of a picture's folder."""
     paths = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
     if not paths:
         raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
@@ -279,11 +276,6 @@ def _classification(
     )
 
 
-def _slot(template: str) -> str:
-    """A template with `{c}`, as clip_benchmark writes it, with `{}` in its place."""
-    return template.replace("{c}", "{}")
-
-
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
@@ -293,7 +285,7 @@ def _lines(path: Path) -> list[str]:
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
-    Raises: ConfigError that names the line with other bytes.
+    Raises: ConfigError that names the first line that is not UTF-8.
     """
     content = path.read_bytes()
     try:
@@ -304,6 +296,6 @@ def read_text(path: Path) -> str:
                           "example with: iconv -f latin1 -t utf-8") from None  # fmt: skip
 
 
-def _natural(path: Path) -> tuple[list[int], str]:
-    """Sorts 10.tar behind 9.tar."""
+def _by_number(path: Path) -> tuple[list[int], str]:
+    """Sorts 10.tar after 9.tar."""
     return [int(part) for part in re.findall(r"\d+", path.stem)], path.name

@@ -1,36 +1,37 @@
-"""Work through a list of tasks in processes of this machine, which end with the one that started them.
+"""Work through a list of tasks in processes of this machine, which end with the process that started them.
 
-Starts processes (spawned, so that none inherits torch's threads) where more than one task is to be done at a time, else
-works in this one; reads and writes nothing. Results come as they are ready. Gives up when a process dies without one.
+A single task, or one task at a time, runs in this process. Otherwise processes are spawned, so that none inherits
+torch's threads. Results come as they are ready. Gives up with RunError when a process dies without one.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 from manifests.errors import RunError
 
+T = TypeVar("T")
+
 
 def each_result(
-    work: Callable[[dict[str, Any]], Any], tasks: Sequence[dict[str, Any]], num_processes: int, num_threads: int
+    work: Callable[[T], Any], tasks: Sequence[T], num_processes: int, num_threads: int
 ) -> Iterator[tuple[int, Any]]:
     """(number of the task, result) in the order of completion.
 
     Raises: RunError when a process was killed; tasks that are done stay done.
     """
-    import multiprocessing
-
     num_processes = min(num_processes, len(tasks))
     if num_processes <= 1:
-        yield from ((number, work(task)) for number, task in enumerate(tasks))
+        yield from enumerate(map(work, tasks))
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # handed on: threads of processes side by side must not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # inherited: idle threads of these processes must not spin
     executor = ProcessPoolExecutor(
         num_processes,
         mp_context=multiprocessing.get_context("spawn"),
@@ -51,9 +52,7 @@ def each_result(
 
 
 def _start_process(num_threads: int) -> None:
-    """Ctrl-C is for the run at work, which saves a checkpoint; a parent that is gone takes its processes with it."""
-    import multiprocessing
-
+    """Ctrl-C is left to the run, which saves a checkpoint. When the parent is gone, this process ends."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -192,7 +192,7 @@ def test_broken_samples_are_logged_and_limited(config: dict[str, Any], writer: M
     assert summary["corrupt_samples"] == 1
     events = read_log(Path(config["output_dir"]) / "log.jsonl", "corrupt_sample")
     assert [event["sample"][:32] for event in events] == [writer.sample_id("toy", "3")]
-    with pytest.raises(RunError, match=r"1 broken samples, more than data\.max_corrupt_samples = 0"):
+    with pytest.raises(RunError, match=r"1 broken samples, more than data\.max_corrupt_samples = 0; first: .*toy-0000"):
         train(make_settings(config, release=str(release), data={"max_corrupt_samples": 0}), resume=False)
 
 

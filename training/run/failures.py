@@ -1,8 +1,7 @@
-"""What goes wrong in a run, and when it ends it: broken samples, gradients that are not finite, lost processes.
+"""What can go wrong in a run, and when it ends the run: broken samples, losses and gradients that are not finite.
 
-Takes the batches of a step; broken samples are named and counted over all ranks. Writes to the run's log and, when a
-loss or gradient is not finite, `RUN/not-finite-*.json`. Gives up with RunError. Whatever is collective here is reached
-by every rank at once.
+Writes to the run's log and, when a loss or gradient is not finite, `RUN/not-finite-*.json`. Gives up with RunError. All
+ranks stop together: they agree on what they found before any of them stops.
 """
 
 from __future__ import annotations
@@ -19,34 +18,41 @@ from training.record.log import RunLog
 from training.run.distributed import gather_from_ranks
 from training.run.state import Progress, Trainer
 
-# fp16's scale starts at 2^16 and halves with every step left out: a run finds its scale in a few steps. Twenty in a row
-# bring it to 2^-4; at 1e-3 a gradient has to be above 6e7 not to fit float16, so that the scale is not what is wrong.
+# The scale of fp16 starts at 2^16 and halves with every step left out, so a run finds its scale in a few steps. Twenty
+# in a row bring it to 2^-4. At 1e-3 only a gradient above 6e7 does not fit float16, so the scale is not to blame.
 MAX_SKIPPED_STEPS = 20
 MIN_LOSS_SCALE = 1e-3
 
 
 def new_corrupt(chunk: list[loader.Batch], progress: Progress) -> dict[int, str]:
-    """The broken samples this rank met in a step, row -> reason, less those known before."""
+    """The broken samples that this rank met in a step and that are not known yet, row -> reason."""
     return {row: reason for batch in chunk for row, reason in batch.corrupt if row not in progress.corrupt}
 
 
-def note_corrupt(trainer: Trainer, found: dict[int, str], progress: Progress, log: RunLog) -> None:
-    """Name and count what all ranks have found in a step; collective, so that all stop together past the limit.
+def record_corrupt(trainer: Trainer, found: dict[int, str], progress: Progress, log: RunLog) -> None:
+    """Log and count the broken samples that all ranks found in a step; every rank has to call this.
 
-    Raises: RunError, on every rank.
+    Raises: RunError on every rank, past `data.max_corrupt_samples`.
     """
     for part in gather_from_ranks(found, trainer.ranks):
         for row, reason in part.items():
             if row not in progress.corrupt:
                 progress.corrupt[row] = reason
                 log.event("corrupt_sample", step=progress.step + 1, sample=trainer.pool.names([row])[0], reason=reason)
-    loader.check_corrupt(progress.corrupt, trainer.settings.data.max_corrupt_samples, trainer.pool)
+    limit = trainer.settings.data.max_corrupt_samples
+    if len(progress.corrupt) > limit:
+        names = trainer.pool.names(list(progress.corrupt)[:3])
+        shown = "; ".join(f"{name}: {reason}" for name, reason in zip(names, progress.corrupt.values(), strict=False))
+        raise RunError(
+            f"{len(progress.corrupt)} broken samples, more than data.max_corrupt_samples = {limit}; first: {shown}. "
+            "Run `plantmix verify --deep` on the release, or raise the limit"
+        )
 
 
-def is_gradient_lost(trainer: Trainer, progress: Progress, finite: bool) -> bool:
-    """Whether the gradient of a step ends the run; fp16 leaves such steps out, but not for ever.
+def gradient_ends_run(trainer: Trainer, progress: Progress, finite: bool) -> bool:
+    """Whether the gradient of a step ends the run. fp16 leaves out some steps whose gradient is not finite.
 
-    Gradients are averaged over ranks, so that all of them say the same.
+    Gradients are averaged over ranks, so all of them decide alike.
     """
     if not trainer.scaler.is_enabled():
         return not finite
@@ -54,10 +60,10 @@ def is_gradient_lost(trainer: Trainer, progress: Progress, finite: bool) -> bool
     return progress.skipped >= MAX_SKIPPED_STEPS or (not finite and trainer.scaler.get_scale() < MIN_LOSS_SCALE)
 
 
-def own_error(error: BaseException, folder: Path) -> RunError | None:
-    """What torch or the system says of a lost loader process or a full disk, in words of ours; None for all else."""
+def explain(error: BaseException, folder: Path) -> RunError | None:
+    """What to do about a lost loader process or a full disk; None for any other error of torch or the system."""
     text = " ".join(str(error).split())
-    # torch raises it wherever the trainer happens to be when the signal of the child's end comes.
+    # torch raises it wherever the trainer happens to be when it hears that the process ended.
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
         return RunError(
             f"a loader process is gone: {text} If memory ran out, lower data.num_workers or data.prefetch_batches; "
@@ -74,7 +80,7 @@ def own_error(error: BaseException, folder: Path) -> RunError | None:
 def stop_not_finite(
     trainer: Trainer, chunk: list[loader.Batch], progress: Progress, losses: dict[str, float], folder: Path, what: str
 ) -> None:
-    """Name the batch and end the run; what was saved before is whole.
+    """End the run and write down the batch; what was saved before is whole.
 
     Raises: RunError, always.
     """
@@ -91,5 +97,5 @@ def stop_not_finite(
     publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
     raise RunError(
         f"the {what} of step {step} is not finite{skipped}; its {len(rows)} samples are listed in {path}. The last "
-        "checkpoint is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 in place of fp16"
+        "checkpoint is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 instead of fp16"
     )

@@ -1,0 +1,170 @@
+"""Finds the model to evaluate or export, and says which weights it has.
+
+That is the model of a run, of a folder in the Hugging Face layout (`dalip import`, `dalip export`, open_clip), or the
+pretrained weights of a config that has no run yet. A run's folder holds what it was trained with, and that counts: a
+config given for it only says what to measure and where, and an architecture file that changed since is not read.
+Writes nothing. Gives up with ConfigError where there is no model, or one that does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from manifests.errors import ConfigError, IntegrityError
+from manifests.settings import differences, parse_settings
+from training.config import SETTINGS_FILE, TrainSettings, read_train_settings
+from training.model import weights
+from training.model.architecture import architecture_config, register_architecture
+from training.model.build import build_model, load_hugging_face
+from training.model.dalip import DalipModel
+from training.model.presets import ModelSettings
+from training.record import checkpoint
+
+Weights = Literal["ema", "raw", "folder", "pretrained"]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode, the settings that go with it, and notes for a reader of its figures.
+
+    `weights` says where they come from: `ema` (averaged) or `raw` of a run, `folder` of a model's own folder,
+    `pretrained` where no run has begun.
+    """
+
+    model: DalipModel
+    settings: TrainSettings
+    folder: Path
+    weights: Weights
+    source: str
+    notes: tuple[str, ...] = ()
+    has_release: bool = True
+
+
+def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedModel:
+    """The model of a run's folder, of a model's own folder, or of the run that a config names.
+
+    Raises: ConfigError.
+    """
+    given = Path(path)
+    if (given / weights.CONFIG_FILE).is_file():
+        return _from_model_folder(given)
+    if given.is_dir() and not (given / SETTINGS_FILE).is_file():
+        raise ConfigError(
+            f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it) or of a model "
+            f"(no {weights.CONFIG_FILE})"
+        )
+    config = read_train_settings(path, output_dir=None if given.is_dir() else output_dir)
+    folder = given if given.is_dir() else Path(config.output_dir)
+    if not given.is_dir() and config.model.pretrained is not None and not checkpoint.has_weights(folder):
+        return _from_pretrained(config, folder)
+    settings, notes = _settings_of_run(folder, config, path)
+    found = load_run_model(settings, folder)
+    return TrainedModel(found.model, settings, folder, found.weights, found.source, (*notes, *found.notes))
+
+
+def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
+    """The model of a run with its newest weights, the averaged ones if it keeps an average.
+
+    Raises: ConfigError when they do not fit.
+    """
+    file = checkpoint.newest_weights(folder)
+    notes: tuple[str, ...] = ()
+    chosen = settings.model.model_copy(update={"pretrained": None})
+    kept = checkpoint.read_architecture(folder)
+    if kept is not None and kept != _architecture_or_none(chosen.architecture):
+        notes = (f"{chosen.architecture} is not what the run was trained with; the copy in its folder is used",)
+        chosen = chosen.model_copy(update={"architecture": register_architecture(kept)})
+    model = build_model(chosen)
+    state, kind = _read_weights(file, settings)
+    weights.load_state(model, state, where=str(file))
+    weights.take_preprocessing(model, file)  # that of the pretrained weights, which are not read again
+    model.new_parameters = ()
+    return TrainedModel(model.eval(), settings, folder, kind, str(file), notes)
+
+
+def _read_weights(file: Path, settings: TrainSettings) -> tuple[dict[str, Tensor], Weights]:
+    """The final weights of a run; of a checkpoint its average if there is one, which the run would end with.
+
+    Raises: IntegrityError when bytes are not those that were written; torch does not check them.
+    """
+    if zipfile.is_zipfile(file) and not checkpoint.is_whole(file):
+        raise IntegrityError(f"{file}: damaged, its bytes are not those that were written; take another copy")
+    if file.parent.name != checkpoint.CHECKPOINT_FOLDER:
+        return weights.read_state(file), "ema" if settings.ema_decay is not None else "raw"
+    content = checkpoint.load_checkpoint(file)
+    average = content.get("average")
+    return (content["state_dict"], "raw") if average is None else (average, "ema")
+
+
+def _architecture_or_none(architecture: str) -> dict[str, Any] | None:
+    try:
+        return architecture_config(architecture)
+    except (ConfigError, OSError, ValueError):
+        return None
+
+
+def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:
+    """What the run was trained with; what to measure, on what and where comes from the config."""
+    if not (folder / SETTINGS_FILE).is_file() or Path(path) == folder:
+        return config, ()
+    try:
+        own = read_train_settings(str(folder))
+    except ConfigError as error:
+        return config, (f"what the run was trained with cannot be read, {path} is used instead: {error}",)
+    place = {"device": config.compute.device, "num_threads": config.compute.num_threads}
+    workers = {"num_workers": config.data.num_workers, "prefetch_batches": config.data.prefetch_batches}
+    settings = own.model_copy(
+        update={
+            "release": config.release,
+            "output_dir": config.output_dir,
+            "eval": config.eval,
+            "compute": own.compute.model_copy(update=place),
+            "data": own.data.model_copy(update=workers),
+        }
+    )
+    changed = differences(_settings_behind_figures(config), _settings_behind_figures(own))
+    if not changed:
+        return settings, ()
+    return settings, (f"the run was trained with other settings than {path}, its own are used: {'; '.join(changed)}",)
+
+
+def _settings_behind_figures(settings: TrainSettings) -> dict[str, Any]:
+    values = settings.model_dump(mode="json", include={"model", "loss", "ema_decay"})
+    del values["model"]["pretrained"]
+    return values | {"compute": {"precision": settings.compute.precision}}
+
+
+def _from_pretrained(config: TrainSettings, folder: Path) -> TrainedModel:
+    """The pretrained weights of a config without a run yet."""
+    model = build_model(config.model)
+    source = str(config.model.pretrained)
+    notes = [f"{folder} has no trained weights yet: these are the pretrained ones of the config ({source})"]
+    if new := model.new_parameters:
+        notes.append(f"{len(new)} tensors are in no pretrained weights and untrained: {', '.join(new[:3])}, ...")
+    return TrainedModel(model.eval(), config, folder, "pretrained", source, tuple(notes))
+
+
+def _from_model_folder(folder: Path) -> TrainedModel:
+    """A model in the Hugging Face layout, with the loss it was trained by where the folder says it."""
+    loss: dict[str, Any] = {}
+    if (folder / weights.SECOND_CONFIG_FILE).is_file():
+        model = load_hugging_face(folder)
+        stored = json.loads((folder / weights.SECOND_CONFIG_FILE).read_text(encoding="utf-8"))
+        loss = stored.get("loss", {})
+    else:
+        model = build_model(ModelSettings(preset="clip", architecture=str(folder), pretrained=str(folder)))
+    values = {
+        "release": "",
+        "output_dir": str(folder),
+        "model": model.settings.model_dump(mode="json"),
+        "loss": loss,
+        "schedule": {"steps": 1},
+    }
+    settings = parse_settings(values, TrainSettings, where=str(folder))
+    return TrainedModel(model.eval(), settings, folder, "folder", str(folder), has_release=False)
