@@ -26,6 +26,7 @@ COMMANDS = (  # in the order in which a run needs them
     "retry",
     "explain",
     "query",
+    "browse",
     "report",
     "export",
     "mix",

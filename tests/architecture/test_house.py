@@ -124,6 +124,7 @@ def test_the_command_line_is_frozen() -> None:
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "--memory-gb", "--seconds", "dir", "sql"],
+        "browse": ["--port", "dir"],
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "release"],
         "preview": ["--json", "--num", "config"],

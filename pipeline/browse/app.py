@@ -1,0 +1,253 @@
+"""The pages of `plantmix browse` and their addresses. Every page is plain HTML: links and forms, no script."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import jinja2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from manifests.errors import PlantMixError
+from manifests.reader import read_status
+from pipeline.answers.lives import find_lives
+from pipeline.browse import galleries
+from pipeline.browse.asking import MAX_ROWS, ask
+from pipeline.browse.filters import Filters
+from pipeline.browse.guard import Guard
+from pipeline.browse.index import as_id
+from pipeline.browse.looking import Looking
+from pipeline.browse.pictures import read_picture
+from pipeline.releases.diff import compare
+from pipeline.releases.opening import open_release
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates"), ("/leaks", "Leaks"),
+         ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
+MAX_CELL_CHARS = 300
+
+Describe = Callable[[dict[str, Any]], Sequence[str]]
+
+
+class Pages:
+    """The handlers. `describe_life` turns a life into the lines that `plantmix explain` prints."""
+
+    def __init__(self, looking: Looking, as_of: str, describe_life: Describe) -> None:
+        self._looking = looking
+        self._snapshot = looking.snapshot
+        self._describe_life = describe_life
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(TEMPLATES),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= {"cut": cut, "words": lambda name: str(name).replace("_", " ")}
+        self._templates.globals |= {
+            "name": self._snapshot.name,
+            "as_of": as_of,
+            "pages": PAGES,
+            "is_release": self._snapshot.release is not None,
+            "radius": self._snapshot.radius,
+            "find": self._find,
+        }
+        self._counts = functools.lru_cache(maxsize=64)(self._count)
+        self._once = functools.lru_cache(maxsize=16)(lambda question: question(looking))
+
+    def routes(self) -> list[Route]:
+        """Every address."""
+        return [
+            Route("/", self.images),
+            Route("/image/{id}", self.image),
+            Route("/picture/{id}.jpg", self.picture),
+            Route("/reasons", self.reasons),
+            Route("/duplicates", self.duplicates),
+            Route("/leaks", self.leaks),
+            Route("/taxa", self.taxa),
+            Route("/compare", self.compare),
+            Route("/sql", self.sql),
+            Route("/style.css", self.style),
+            Route("/icon.svg", self.icon),
+        ]
+
+    def images(self, request: Request) -> Response:
+        """The grid, with the filters and their counts."""
+        filters = Filters.read(request.query_params, self._looking.facets)
+        images, more = self._looking.page(filters)
+        total, facets = self._counts(filters.link())
+        backwards = bool(filters.before)
+        first, last = (images[0]["id"], images[-1]["id"]) if images else ("", "")
+        return self._page(
+            "images.html",
+            "/",
+            filters=filters,
+            images=images,
+            total=total,
+            facets=facets,
+            earlier=filters.link(before=first) if (more if backwards else filters.after) and images else None,
+            later=filters.link(after=last) if (more or backwards) and images else None,
+            building=self._building(),
+        )
+
+    def image(self, request: Request) -> Response:
+        """One image: its life, its duplicates, its near misses, its twin in an evaluation set."""
+        sample_id = request.path_params["id"]
+        found = self._looking.images([sample_id]) if as_id(sample_id) else []
+        if not found:
+            return self._page("wrong.html", "/", status=404, message="There is no such image here.")
+        image = found[0]
+        life = self._life(sample_id)
+        return self._page(
+            "image.html",
+            "/",
+            image=image,
+            place=self._looking.place(sample_id),
+            life=life,
+            lines=self._lines(life, image),
+            leaks=self._leaks_of(sample_id),
+            duplicates=[] if image["phash"] is None else self._looking.duplicates(image),
+            near_misses=self._looking.near_misses(image),
+            neighbours=self._looking.neighbours(sample_id),
+        )
+
+    def picture(self, request: Request) -> Response:
+        """The stored JPEG of an image."""
+        place = self._looking.place(request.path_params["id"])
+        content = read_picture(self._snapshot, place) if place else None
+        if content is None:
+            return Response("no picture is stored\n", 404, media_type="text/plain")
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+
+    def reasons(self, request: Request) -> Response:
+        """A gallery for each drop reason."""
+        return self._page("reasons.html", "/reasons", reasons=self._once(galleries.reasons))
+
+    def duplicates(self, request: Request) -> Response:
+        """The largest groups, and pairs just inside and just outside the radius."""
+        inside, outside, searched = self._once(galleries.close_calls)
+        groups = self._once(galleries.groups)
+        return self._page(
+            "duplicates.html", "/duplicates", groups=groups, inside=inside, outside=outside, searched=searched
+        )
+
+    def leaks(self, request: Request) -> Response:
+        """Images of evaluation sets that were found among the candidates."""
+        summary, found = self._once(galleries.leaks)
+        return self._page("leaks.html", "/leaks", summary=summary, leaks=found)
+
+    def taxa(self, request: Request) -> Response:
+        """The head and the tail of the taxa."""
+        return self._page("taxa.html", "/taxa", **self._once(galleries.taxa))
+
+    def compare(self, request: Request) -> Response:
+        """Two releases of the work folder side by side; only names from its own list are taken."""
+        folders = self._release_folders()
+        a, b = (request.query_params.get(name, "") for name in ("a", "b"))
+        found = None
+        if a in folders and b in folders:
+            found = compare(open_release(str(folders[a])), open_release(str(folders[b])))
+        return self._page("compare.html", "/compare", names=list(folders), a=a, b=b, found=found)
+
+    def sql(self, request: Request) -> Response:
+        """The SQL box."""
+        statement = request.query_params.get("sql", "")
+        answer = ask(self._snapshot.connection, statement) if statement.strip() else None
+        views = self._looking.rows("SELECT name, about FROM views ORDER BY name")
+        status = 400 if answer and answer.error else 200
+        return self._page(
+            "sql.html", "/sql", status=status, statement=statement, answer=answer, views=views, max_rows=MAX_ROWS
+        )
+
+    def style(self, request: Request) -> Response:
+        """The one style sheet."""
+        return Response((TEMPLATES / "style.css").read_text(encoding="utf-8"), media_type="text/css")
+
+    def icon(self, request: Request) -> Response:
+        """The icon in the tab."""
+        return Response((TEMPLATES / "icon.svg").read_text(encoding="utf-8"), media_type="image/svg+xml")
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """A page for what went wrong in the tables: a part that is gone, a release that is damaged."""
+        return self._page("wrong.html", "", status=503, message=str(error).splitlines()[0])
+
+    def not_found(self, request: Request, error: Exception) -> Response:
+        """A page for an address that does not exist."""
+        return self._page("wrong.html", "", status=404, message="There is no such page here.")
+
+    def _page(self, template: str, current: str, status: int = 200, **values: Any) -> Response:
+        return HTMLResponse(self._templates.get_template(template).render(current=current, **values), status)
+
+    def _find(self, **chosen: str) -> str:
+        """Address of the grid with one value chosen of each facet that is named."""
+        return Filters(chosen={name: (value,) for name, value in chosen.items()}).link()
+
+    def _count(self, link: str) -> tuple[int, list[dict[str, Any]]]:
+        query = Request({"type": "http", "query_string": link.partition("?")[2].encode(), "headers": []}).query_params
+        filters = Filters.read(query, self._looking.facets)
+        total, facets = self._looking.counts(filters)
+        for facet in facets:
+            for row in facet["values"]:
+                row["link"] = filters.toggled(facet["name"], row["value"])
+        return total, facets
+
+    def _building(self) -> bool:
+        """Whether a build works in this folder now."""
+        if self._snapshot.release:
+            return False
+        try:
+            return bool(read_status(str(self._snapshot.folder)).get("running"))
+        except (PlantMixError, ValueError):
+            return False
+
+    def _life(self, sample_id: str) -> dict[str, Any]:
+        with self._snapshot.connection.cursor() as sql:
+            if self._snapshot.release is None:
+                return find_lives(sql, sample_id)[0]
+            row = sql.sql("SELECT * FROM samples WHERE sample_id = $1 AND copy = 0", params=[sample_id])
+            return {"sample": row.to_arrow_table().to_pylist()[0]}
+
+    def _lines(self, life: dict[str, Any], image: dict[str, Any]) -> Sequence[str]:
+        if "sample" not in life:
+            return self._describe_life(life)
+        return [f"{name:<22}{value}" for name, value in life["sample"].items() if value not in (None, "")]
+
+    def _leaks_of(self, sample_id: str) -> list[dict[str, Any]]:
+        if self._snapshot.release:
+            return []
+        return self._looking.rows(
+            "SELECT l.*, e.url FROM leaks l LEFT JOIN evaluation e "
+            "ON e.evaluation_set = l.evaluation_set AND e.member = l.evaluation_member WHERE l.sample_id = ? LIMIT 20",
+            [sample_id],
+        )
+
+    def _release_folders(self) -> dict[str, Path]:
+        """The sealed releases that lie beside each other here, by name."""
+        if self._snapshot.release:
+            parent = self._snapshot.folder.absolute().parent
+        else:
+            parent = self._snapshot.folder / "releases"
+        return {path.parent.name: path.parent for path in sorted(parent.glob("*/release.json"))}
+
+
+def make_app(looking: Looking, *, token: str, port: int, as_of: str, describe_life: Describe) -> ASGIApp:
+    """The whole application, guarded."""
+    pages = Pages(looking, as_of, describe_life)
+    app = Starlette(
+        routes=pages.routes(),
+        exception_handlers={404: pages.not_found, PlantMixError: pages.failed, duckdb.Error: pages.failed},
+    )
+    return Guard(app, token, port)
+
+
+def cut(text: object, num_chars: int = MAX_CELL_CHARS) -> str:
+    """A value as text, cut with an ellipsis."""
+    shown = "" if text is None else str(text)
+    return shown if len(shown) <= num_chars else shown[: num_chars - 1] + "…"

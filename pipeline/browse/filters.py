@@ -1,0 +1,80 @@
+"""What a page shows, as the address holds it: words, taxon, chosen facet values, place. All links come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from pipeline.browse.index import Facet, as_id
+
+MAX_CHARS = 500  # of the words asked for
+MAX_WORDS = 12
+MAX_VALUES = 20  # chosen of one facet
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A choice of images, and the page of them that is shown."""
+
+    words: str = ""
+    taxon: str = ""
+    chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    after: str = ""  # show what follows this sample id
+    before: str = ""  # or what comes before it
+
+    @classmethod
+    def read(cls, query: Any, facets: Sequence[Facet]) -> Filters:
+        """From the query of an address; unknown names are ignored."""
+        chosen = {
+            facet.name: tuple(dict.fromkeys(query.getlist(facet.name)))[:MAX_VALUES]
+            for facet in facets
+            if facet.name in query
+        }
+        places = {name: query.get(name, "") for name in ("after", "before")}
+        return cls(
+            query.get("q", "").strip()[:MAX_CHARS],
+            query.get("taxon", "").strip()[:MAX_CHARS],
+            chosen,
+            **{name: value for name, value in places.items() if as_id(value)},
+        )
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is asked for at all."""
+        return bool(self.words or self.taxon or self.chosen)
+
+    def link(self, **changes: Any) -> str:
+        """Address of the grid with these filters, some changed; it begins with the first page unless told."""
+        own = replace(self, **{"after": "", "before": "", **changes})
+        pairs = [("q", own.words), ("taxon", own.taxon), ("after", own.after), ("before", own.before)]
+        pairs = [(name, value) for name, value in pairs if value]
+        pairs += [(name, value) for name, values in sorted(own.chosen.items()) for value in values]
+        return "/?" + urlencode(pairs) if pairs else "/"
+
+    def toggled(self, facet: str, value: str) -> str:
+        """Address with a facet value chosen, or no longer chosen."""
+        values = self.chosen.get(facet, ())
+        values = tuple(one for one in values if one != value) if value in values else (*values, value)
+        chosen = {name: kept for name, kept in {**self.chosen, facet: values}.items() if kept}
+        return self.link(chosen=chosen)
+
+    def text_condition(self) -> tuple[str, list[str]]:
+        """What words and taxon ask of a row: every word somewhere in the caption."""
+        words = self.words.lower().split()[:MAX_WORDS]
+        parts, values = ["contains(words, ?)"] * len(words), list(words)
+        if self.taxon:
+            parts.append("contains(lineage, ?)")
+            values.append(self.taxon.lower())
+        return " AND ".join(parts) or "true", values
+
+    def facet_condition(self, but: str = "") -> tuple[str, list[str]]:
+        """What the chosen values ask of a row, those of the facet `but` left out."""
+        parts: list[str] = []
+        values: list[str] = []
+        for name, wanted in self.chosen.items():
+            if name != but:
+                parts.append(f'"{name}" IN ({", ".join("?" * len(wanted))})')
+                values += wanted
+        return " AND ".join(parts) or "true", values

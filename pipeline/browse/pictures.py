@@ -1,0 +1,54 @@
+"""The stored bytes of one picture: from the pool of a work folder, or from a shard of a release.
+
+Offsets and names come from the tables. A name that leads out of the folder it belongs to is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from manifests.release import SPLIT_FOLDERS
+from pipeline.browse.snapshot import Snapshot
+
+MAX_PICTURE_BYTES = 64 << 20
+
+
+def read_picture(snapshot: Snapshot, row: Mapping[str, Any]) -> bytes | None:
+    """The JPEG of a row of `images`, or None where nothing is stored."""
+    if row["pool_file"] is not None:
+        found = _read(snapshot.folder / "pool", row["pool_file"], row["pool_offset"], row["pool_length"])
+        if found is not None:
+            return found
+    if row["shard"] is None or row["shard_split"] not in SPLIT_FOLDERS:
+        return None
+    release = snapshot.folder if snapshot.release else _newest_release(snapshot)
+    if release is None:
+        return None
+    return _read(release / SPLIT_FOLDERS[row["shard_split"]], row["shard"], row["jpg_offset"], row["jpg_length"])
+
+
+def _newest_release(snapshot: Snapshot) -> Path | None:
+    row = (
+        snapshot.connection.cursor()
+        .execute("SELECT path FROM releases JOIN current_stages USING (fingerprint) WHERE stage = 'pack'")
+        .fetchone()
+    )
+    if row is None:
+        return None
+    path = (snapshot.folder / row[0]).resolve()
+    return path if path.is_relative_to(snapshot.folder.resolve()) else None
+
+
+def _read(folder: Path, name: str, offset: int, length: int) -> bytes | None:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()) or not 0 < length <= MAX_PICTURE_BYTES or offset < 0:
+        return None
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            content = stream.read(length)
+    except OSError:
+        return None
+    return content if len(content) == length and content[:2] == b"\xff\xd8" else None

@@ -1,0 +1,32 @@
+"""`plantmix browse`: a local page to search, filter and look at every image, kept or dropped."""
+
+from __future__ import annotations
+
+import argparse
+
+from manifests.errors import ConfigError
+from pipeline.commands.explain import describe_life
+from pipeline.commands.parsing import Commands, add_command
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `browse` to the command line."""
+    parser = add_command(
+        commands,
+        "browse",
+        "look at every image in a web browser on this machine, kept or dropped",
+        "plantmix browse data/demo",
+        reads="catalogue, tables, pool and releases, also while a build runs",
+        writes="nothing there; an index in a temporary folder, removed at the end",
+    )
+    parser.add_argument("dir", metavar="DIR", help="work folder of a build, or a release folder")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (a free one)")
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        from pipeline.browse.serving import serve  # an extra of its own, and slow to import
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"browse needs {error.name}; install it: pip install 'plantmix[browse]'") from None
+    return serve(args.dir, args.port, describe_life)

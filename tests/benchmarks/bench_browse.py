@@ -1,0 +1,237 @@
+"""Measure `plantmix browse` on metadata alone: the index, the first page, filters, counts, one image, galleries.
+
+    python tests/benchmarks/bench_browse.py [--rows 1000000,2000000] [--out tests/benchmarks/results/browse.md]
+
+The tables are synthetic Parquet parts; MACROS and TABLES say what is assumed. Each size runs in a process of its own,
+so that its peak memory can be told. The disk's cache is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from starlette.testclient import TestClient
+
+from manifests.catalog import Catalog
+from manifests.reader import SAMPLE_VIEWS
+from manifests.records import Funnel, PartFile, PartRecord, StageRecord
+from pipeline.browse.app import make_app
+from pipeline.browse.filters import Filters
+from pipeline.browse.index import make_index
+from pipeline.browse.looking import Looking
+from pipeline.browse.snapshot import open_snapshot
+
+PART_ROWS = 500_000
+TARGETS = {"first page": 1.0, "filter": 2.0, "counts": 3.0}
+ROOT = Path(__file__).resolve().parents[2]
+
+# One row i; u(k) is even in [0, 1), z(n, k) a rank below n with Zipf's law.
+MACROS = """
+    CREATE MACRO u(i, k) AS (hash(i * 31 + k) % 1000003) / 1000003.0;
+    CREATE MACRO z(n, i, k) AS floor(pow(n, u(i, k)))::INT - 1;
+    CREATE MACRO word(n) AS
+        ['leaf','flower','red','tree','on','the','a','garden','close','with','of','photo'][n % 12 + 1]
+        || CASE WHEN n < 12 THEN '' ELSE n::VARCHAR END;
+    CREATE MACRO id(i) AS md5(i::VARCHAR);
+    CREATE MACRO plant(i) AS i % 13 < 10;
+    CREATE MACRO ok(i) AS u(i, 1) >= 0.12;
+    CREATE MACRO failure(i) AS ['http_404','connect_timeout','http_5xx','not_an_image','robots_disallowed',
+        'image_too_small','dns_failure','http_410'][z(8, i, 2) + 1];
+    CREATE MACRO rule(i) AS ['not_empty','min_chars','not_filename_like','max_chars','language'][z(5, i, 3) + 1];
+    CREATE MACRO ending(i) AS CASE WHEN NOT ok(i) THEN 'fetch' WHEN u(i, 4) < 0.06 THEN 'caption'
+        WHEN u(i, 4) < 0.14 THEN 'near' WHEN u(i, 4) < 0.17 THEN 'exact' WHEN u(i, 4) < 0.1705 THEN 'leak'
+        ELSE 'keep' END;
+    CREATE MACRO given(i) AS CASE WHEN plant(i)
+        THEN 'A photo of Genus' || z(60000, i, 5) % 9000 || ' species' || z(60000, i, 5) || ', ' || word(z(3000, i, 6))
+        ELSE array_to_string(list_transform(range(5 + (u(i, 7) * 12)::INT),
+            lambda k: word(z(30000, i, 20 + k::INT))), ' ') END;
+"""
+TABLES = {
+    "candidates": "id(i) AS sample_id, if(plant(i), if(i % 3 = 0, 'herbaria', 'gbif'), 'web') AS source, "
+    "if(plant(i), 'plant', 'general') AS domain, i::VARCHAR AS record_key, i AS row_number, "
+    "'https://' || host(i) || '/' || id(i) || '.jpg' AS url, given(i) AS caption, "
+    "if(plant(i), 'Plantae', NULL) AS taxon_kingdom, "
+    "if(plant(i), 'class' || z(60000, i, 5) % 14, NULL) AS taxon_class, "
+    "if(plant(i), 'Family' || z(60000, i, 5) % 430, NULL) AS taxon_family, "
+    "if(plant(i), 'Genus' || z(60000, i, 5) % 9000 || ' species' || z(60000, i, 5), NULL) AS taxon_scientific_name",
+    "facts": "id(i) AS sample_id, if(ok(i), 'ok', failure(i)) AS outcome, host(i) AS host, "
+    "if(ok(i), hash(i), NULL) AS phash, if(ok(i), 100 + (u(i, 8) * 4000)::INT, NULL)::INT AS width_px, "
+    "if(ok(i), 100 + (u(i, 9) * 3000)::INT, NULL)::INT AS height_px, "
+    "if(ok(i), (i // 5000) || '.tar', NULL) AS pool_file, if(ok(i), (i % 5000) * 20000, NULL)::BIGINT AS \"offset\", "
+    "if(ok(i), 20000, NULL)::BIGINT AS length",
+    "captions": "id(i) AS sample_id, given(i) AS text, "
+    "if(plant(i), 'Genus' || z(60000, i, 5) % 9000 || ' species' || z(60000, i, 5), NULL) AS taxon_name, "
+    "['CC-BY-4.0','CC0-1.0','CC-BY-NC-4.0','unknown','CC-BY-SA-4.0','CC-BY-ND-4.0'][z(6, i, 10) + 1] AS licence_id, "
+    "['en','es','de','fr','pt','nl','sv','zh'][z(8, i, 11) + 1] AS language",
+    "decisions": "id(i) AS sample_id, ending(i) = 'keep' AS keep, "
+    "CASE ending(i) WHEN 'fetch' THEN 'fetch' WHEN 'caption' THEN 'caption' WHEN 'keep' THEN NULL ELSE 'select' END "
+    "AS stage, "
+    "CASE ending(i) WHEN 'fetch' THEN failure(i) WHEN 'caption' THEN rule(i) WHEN 'near' THEN 'near_duplicate' "
+    "WHEN 'exact' THEN 'exact_duplicate' WHEN 'leak' THEN 'eval_leak' END AS reason, "
+    "if(ending(i) IN ('near', 'exact'), id(i - i % 7), NULL) AS other_sample_id, "
+    "if(ending(i) = 'near', 2, NULL)::UTINYINT AS distance, if(ending(i) = 'leak', 'cub', NULL) AS evaluation_set",
+    "scores": "id(i) AS sample_id, 'clip' AS scorer, (0.1 + u(i, 12) * 0.3)::FLOAT AS score",
+    "draws": "id(i) AS sample_id, 0 AS copy, if(plant(i), 'plant', 'general') AS domain, 'train' AS split",
+    "placements": "id(i) AS sample_id, 0 AS copy, if(plant(i), 'plant', 'general') AS domain, 'train' AS split, "
+    "'big-' || lpad((i // 10000)::VARCHAR, 6, '0') || '.tar' AS shard, (i % 10000)::INT AS position, id(i) AS key, "
+    "0::BIGINT AS jpg_offset, 20000::BIGINT AS jpg_length",
+}
+HOST = """CREATE MACRO host(i) AS CASE WHEN plant(i) THEN ['inaturalist-open-data.s3.amazonaws.com','api.gbif.org',
+    'mediaphoto.mnhn.fr','content.eol.org','herbaria.plants.ox.ac.uk'][z(5, i, 13) + 1]
+    ELSE 'host' || z(40000, i, 13) || '.example' END"""
+PLACED = "WHERE ending(i) = 'keep' AND u(i, 14) < 0.9"
+ROWS = {"draws": PLACED, "placements": PLACED, "scores": "WHERE ok(i)", "captions": "WHERE ok(i)"}
+
+
+def main() -> None:
+    """Make the tables of each size, look at them, write the report."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", default="1000000,2000000")
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/browse.md"))
+    parser.add_argument("--one", type=int, help="run one size and print its figures")
+    parser.add_argument("--folder", help="where the tables of --one lie")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(Path(args.folder), args.one)))
+        return
+    found = []
+    for num in map(int, args.rows.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            make_work_folder(Path(folder), num)
+            command = [sys.executable, __file__, "--one", str(num), "--folder", folder]
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        found.append(json.loads(printed.splitlines()[-1]))
+        print(found[-1], flush=True)
+    args.out.write_text(report(found), encoding="utf-8")
+
+
+def make_work_folder(folder: Path, num_rows: int) -> None:
+    """A catalogue and its Parquet parts; 10 of 13 rows are plants, an eighth was not fetched, 11 % are duplicates."""
+    connection = duckdb.connect()
+    connection.execute(MACROS + HOST)
+    with Catalog.open(str(folder)) as catalog:
+        for table, columns in TABLES.items():
+            stage, schema, _ = SAMPLE_VIEWS[table]
+            (folder / "tables" / stage).mkdir(parents=True, exist_ok=True)
+            catalog.open_stage(stage, stage, {})
+            for at, start in enumerate(range(0, num_rows, PART_ROWS)):
+                path = f"tables/{stage}/{table}-{at:03d}.parquet"
+                stop = min(num_rows, start + PART_ROWS)
+                rows = connection.sql(
+                    f"SELECT {columns} FROM range({start}, {stop}) t(i) {ROWS.get(table, '')} ORDER BY i"
+                ).to_arrow_table()
+                for field in schema:
+                    if field.name not in rows.column_names:
+                        rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+                pq.write_table(rows.select(schema.names).cast(schema), folder / path, compression="zstd")
+                file = PartFile(table, path, rows.num_rows, 0, "")
+                part = PartRecord(path, stage, table, stage, (file,), None, {}, 0.0, 1)
+                catalog.commit_part(stage, at, part)
+        for stage in ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack"):
+            catalog.open_stage(stage, stage, {})
+            catalog.seal_stage(StageRecord(stage, stage, Funnel(num_rows, num_rows), {"radius": 4}))
+
+
+def measure(folder: Path, num_rows: int) -> dict[str, Any]:
+    """Seconds of each question, asked once, and the peak memory of the process."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, question: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        answer = question()
+        seconds[name] = time.monotonic() - started
+        return answer
+
+    with tempfile.TemporaryDirectory() as private, open_snapshot(str(folder), Path(private)) as snapshot:
+        facets = timed("index", lambda: make_index(snapshot))
+        index_bytes = sum(path.stat().st_size for path in Path(private).glob("session*"))
+        peak_index = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        looking = Looking(snapshot, facets)
+        app = make_app(looking, token="t", port=1, as_of="", describe_life=lambda life: ())
+        client = TestClient(app, base_url="http://127.0.0.1:1", follow_redirects=False)
+        client.get("/?token=t")
+        timed("first page", lambda: client.get("/"))
+        cases = {f"{facet.name}={row['value']}": Filters(chosen={facet.name: (row["value"],)})
+                 for facet, shown in zip(facets, looking.counts(Filters())[1], strict=True)
+                 for row in (shown["values"][0], shown["values"][-1])}  # fmt: skip
+        cases |= {
+            "a common word": Filters(words="photo"),
+            "a rare word": Filters(words="garden28999"),
+            "no such word": Filters(words="nowhere"),
+            "three words": Filters(words="red tree leaf"),
+            "a taxon": Filters(taxon="Genus77 species77"),
+            "words and facets": Filters(words="flower", chosen={"domain": ("plant",), "reason": ("near_duplicate",)}),
+        }
+        filters, counts = {}, {}
+        for name, one in cases.items():
+            started = time.monotonic()
+            looking.page(one)
+            middle = time.monotonic()
+            looking.counts(one)
+            filters[name], counts[name] = middle - started, time.monotonic() - middle
+        image = looking.page(Filters(chosen={"reason": ("near_duplicate",)}))[0][0]
+        deep = Filters(after="f" * 4 + "0" * 28)
+        timed("a page near the end", lambda: looking.page(deep))
+        timed("one image", lambda: client.get(f"/image/{image['id']}"))
+        for page in ("/reasons", "/duplicates", "/leaks", "/taxa"):
+            timed(page, lambda page=page: client.get(page))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "rows": num_rows, "seconds": seconds, "filters": filters, "counts": counts,
+        "peak_index_mib": peak_index, "peak_mib": peak, "index_mb": index_bytes / 1e6, "load": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def report(found: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    loads = ", ".join(format(one["load"], ".1f") for one in found)
+    head = "| | " + " | ".join(f"{one['rows']:,}" for one in found) + " |"
+    lines = [
+        "# Browsing: measured", "",
+        f"{date.today()}, commit {commit}, {os.cpu_count()} cores, {memory:.0f} GiB, "
+        f"Python {platform.python_version()}, other work running beside (load {loads}). Command: "
+        f"`python tests/benchmarks/bench_browse.py --rows {','.join(str(one['rows']) for one in found)}`. Metadata is "
+        "synthetic (MACROS and TABLES of the script); no pictures are behind it. Every question was asked once.", "",
+        "The target is for 13,000,000 rows: first page under 1 s, any filter under 2 s, counts under 3 s, under 2 GiB. "
+        "**13,000,000 rows were not run.** The index is made once a session, before the first page.", "",
+        head, "|---|" + "---:|" * len(found),
+    ]  # fmt: skip
+
+    def add(name: str, values: list[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+
+    add("making the index, s", [f"{one['seconds']['index']:.1f}" for one in found])
+    add("index on disk, MB", [f"{one['index_mb']:,.0f}" for one in found])
+    add("peak memory, MiB", [f"{one['peak_mib']:,.0f}" for one in found])
+    add("first page (target 1), s", [f"{one['seconds']['first page']:.2f}" for one in found])
+    for kind, target in (("filters", "filter"), ("counts", "counts")):
+        worst = [max(one[kind].items(), key=lambda item: item[1]) for one in found]
+        title = f"slowest of {len(found[0][kind])} {'filters' if kind == 'filters' else 'counts beside filters'}"
+        add(f"{title} (target {TARGETS[target]:.0f}), s", [f"{value:.2f} ({name})" for name, value in worst])
+        add("their median, s", [f"{sorted(one[kind].values())[len(one[kind]) // 2]:.2f}" for one in found])
+    for name in ("a page near the end", "one image", "/reasons", "/duplicates", "/leaks", "/taxa"):
+        add(f"{name}, s", [f"{one['seconds'][name]:.2f}" for one in found])
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

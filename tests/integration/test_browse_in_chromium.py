@@ -1,0 +1,172 @@
+"""The pages of `plantmix browse` in a real headless Chromium, served by the real command."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import axe_core_python
+import pytest
+from browsing import build_work_folder
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from manifests.reader import open_reader
+
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+PAGES = (
+    "/",
+    "/?q=shelf&stage=select",
+    "/reasons",
+    "/duplicates",
+    "/leaks",
+    "/taxa",
+    "/compare",
+    "/sql?sql=SELECT+1+AS+n",
+)
+PHONE, DESK = (390, 844), (1280, 900)
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Browsed:
+    """A running `plantmix browse` and a browser that is signed in."""
+
+    driver: Any
+    base: str
+    work: Path
+
+    def open(self, path: str, size: tuple[int, int] = DESK, scheme: str = "light") -> None:
+        width, height = size
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        self.driver.get(self.base + path)
+
+    def text(self, selector: str) -> str:
+        return str(self.driver.find_element(By.CSS_SELECTOR, selector).text)
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def ask(self, sql: str) -> list[Any]:
+        with open_reader(str(self.work)) as connection:
+            return list(connection.execute(sql).fetchall())
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    work = build_work_folder(tmp_path_factory.mktemp("browsed"))
+    command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        yield served.stdout.readline().strip(), work
+        served.terminate()
+
+
+@pytest.fixture(scope="module")
+def browsed(address: tuple[str, Path]) -> Iterator[Browsed]:
+    url, work = address
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver")
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.get(url)
+    yield Browsed(driver, url.partition("/?")[0], work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # selenium leaves its connection to the garbage collector
+        driver.quit()
+
+
+def test_the_token_is_gone_from_the_address(browsed: Browsed) -> None:
+    browsed.open("/")
+    assert browsed.driver.current_url == browsed.base + "/"
+    assert browsed.driver.execute_script("return document.cookie") == ""
+
+
+def test_counts_and_search_are_those_of_the_tables(browsed: Browsed) -> None:
+    browsed.open("/")
+    for reason, num in browsed.ask("SELECT reason, count(*) FROM decisions WHERE NOT keep GROUP BY 1"):
+        browsed.open("/")
+        link = next(one for one in browsed.all(".facets a") if one.get_attribute("href").endswith(f"?reason={reason}"))
+        assert link.find_element(By.XPATH, "../span[@class='num']").text == str(num)
+        link.click()
+        assert browsed.text(".found b") == str(num)
+        assert len(browsed.all("section .grid > li")) == num
+    box = browsed.driver.find_element(By.NAME, "q")
+    box.send_keys("SHELF", Keys.ENTER)
+    ((num,),) = browsed.ask(f"SELECT count(*) FROM samples WHERE text LIKE '%shelf%' AND reason = '{reason}'")
+    assert browsed.text(".found b") == str(num)
+
+
+def test_an_image_opens_with_its_life_by_keyboard(browsed: Browsed) -> None:
+    browsed.open("/?reason=near_duplicate")
+    body = browsed.driver.switch_to.active_element
+    for _ in range(80):
+        body.send_keys(Keys.TAB)
+        body = browsed.driver.switch_to.active_element
+        if "/image/" in (body.get_attribute("href") or ""):
+            break
+    outline = browsed.driver.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    body.send_keys(Keys.ENTER)
+    assert "DROPPED: near_duplicate" in browsed.text(".life")
+    assert len(browsed.all(".grid > li")) >= 2
+    shown = browsed.all(".frame.large img")[0]
+    assert browsed.driver.execute_script("return arguments[0].naturalWidth", shown) > 100
+    assert shown.get_attribute("alt")
+
+
+# colours depend on the scheme alone and the layout on the width alone, so two of the four show all
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
+def test_every_page_fits_and_everyone_can_use_it(browsed: Browsed, size: tuple[int, int], scheme: str) -> None:
+    ((dropped,),) = browsed.ask("SELECT min(sample_id) FROM decisions WHERE reason = 'near_duplicate'")
+    names = sorted(path.parent.name for path in (browsed.work / "releases").glob("*/release.json"))
+    browsed.complaints()
+    for page in (*PAGES, f"/image/{dropped}", f"/compare?a={names[0]}&b={names[1]}"):
+        browsed.open(page, size, scheme)
+        assert browsed.complaints() == [], page
+        assert browsed.driver.execute_script("return document.documentElement.scrollWidth") <= size[0], page
+        browsed.driver.execute_script(AXE)
+        found = browsed.driver.execute_async_script(
+            "const done = arguments[arguments.length - 1]; axe.run().then(done, error => done(String(error)))"
+        )
+        serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        assert not serious, f"{page}: {json.dumps(serious, indent=1)[:3000]}"
+    background = browsed.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3
+    assert (brightness < 60) == (scheme == "dark")
+
+
+def test_the_filters_of_a_phone_open(browsed: Browsed) -> None:
+    browsed.open("/", PHONE)
+    assert not browsed.all(".facets")[0].is_displayed()
+    browsed.all("details.all summary")[0].click()
+    assert browsed.all(".facets")[0].is_displayed()
+
+
+def test_hostile_captions_run_nothing(browsed: Browsed) -> None:
+    browsed.complaints()
+    for (sample_id,) in browsed.ask("SELECT sample_id FROM candidates"):
+        browsed.open(f"/image/{sample_id}")
+        assert "taken" not in browsed.driver.title
+        assert browsed.all("script, main img[onerror], iframe") == []
+        header = browsed.driver.execute_script("return getComputedStyle(document.querySelector('header')).direction")
+        assert header == "ltr"
+    assert browsed.complaints() == []

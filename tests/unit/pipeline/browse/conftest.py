@@ -1,0 +1,62 @@
+"""One small work folder for all tests of the pages, and a client that is signed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from browsing import build_work_folder
+from starlette.testclient import TestClient
+
+from pipeline.browse.app import make_app
+from pipeline.browse.index import make_index
+from pipeline.browse.looking import Looking
+from pipeline.browse.snapshot import open_snapshot
+from pipeline.commands.explain import describe_life
+
+PORT = 8123
+TOKEN = "the-right-token"
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_work_folder(tmp_path_factory.mktemp("browsed"))
+
+
+@contextmanager
+def looking_at(folder: Path, private: Path) -> Iterator[Looking]:
+    with open_snapshot(str(folder), private) as snapshot:
+        yield Looking(snapshot, make_index(snapshot))
+
+
+def make_client(looking: Looking, *, signed_in: bool = True) -> TestClient:
+    app = make_app(looking, token=TOKEN, port=PORT, as_of="today", describe_life=describe_life)
+    client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
+    if signed_in:
+        assert client.get("/", params={"token": TOKEN}).status_code == 303
+    return client
+
+
+@pytest.fixture(scope="session")
+def looking(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looking]:
+    with looking_at(work, tmp_path_factory.mktemp("private")) as found:
+        yield found
+
+
+@pytest.fixture
+def client(looking: Looking) -> TestClient:
+    return make_client(looking)
+
+
+@pytest.fixture
+def stranger(looking: Looking) -> TestClient:
+    return make_client(looking, signed_in=False)
+
+
+@pytest.fixture(scope="session")
+def release_client(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    newest = work / "releases" / (work / "releases/LATEST").read_text(encoding="utf-8").strip()
+    with looking_at(newest, tmp_path_factory.mktemp("private")) as found:
+        yield make_client(found)

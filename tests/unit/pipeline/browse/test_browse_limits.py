@@ -1,0 +1,133 @@
+"""What may be read, for how long, and while a build holds the catalogue."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from manifests.errors import ConfigError, RunError
+from pipeline.browse import snapshot as snapshot_module
+from pipeline.browse.asking import MAX_ROWS, ask
+from pipeline.browse.index import make_index
+from pipeline.browse.looking import Looking
+from pipeline.browse.pictures import read_picture
+from pipeline.browse.snapshot import open_snapshot
+
+HOLD = """
+import sys
+from manifests.catalog import Catalog
+with Catalog.open(sys.argv[1]):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO '/tmp/taken.csv'",
+        "SELECT 1; SELECT 2",
+        "SET memory_limit = '100GB'",
+        "DROP TABLE session.images",
+        "CREATE TABLE a AS SELECT 1",
+        "DELETE FROM session.images",
+        "ATTACH '/tmp/a.duckdb'",
+        "INSTALL httpfs",
+        "PRAGMA database_list",
+        "EXPLAIN ANALYZE DROP TABLE session.images",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM read_text('http://127.0.0.1:1/')",
+        "SELEC 1",
+        "SELECT '" + "x" * 10_001 + "'",
+    ],
+)
+def test_only_reading_of_the_views_is_taken(client: TestClient, looking: Looking, statement: str) -> None:
+    page = client.get("/sql", params={"sql": statement})
+    assert page.status_code == 400
+    assert 'role="alert"' in page.text
+    assert looking.rows("SELECT count(*) AS num FROM session.images")[0]["num"] == 22
+
+
+def test_no_file_beside_the_tables_can_be_read_by_sql(looking: Looking, work: Path) -> None:
+    for place in (work / "catalog.duckdb", work / "tables" / ".." / "status.json", work / "pool"):
+        assert "Permission" in ask(looking.snapshot.connection, f"SELECT * FROM read_text('{place}')").error
+
+
+def test_a_statement_is_stopped_when_it_takes_too_long(looking: Looking) -> None:
+    endless = "SELECT count(*) FROM range(100000000000) a, range(1000000) b WHERE a.range + b.range = 7"
+    assert "stopped after 0.3 s" in ask(looking.snapshot.connection, endless, seconds=0.3).error
+
+
+def test_the_first_rows_of_an_answer_are_shown(client: TestClient) -> None:
+    page = client.get("/sql", params={"sql": "SELECT range AS n FROM range(1000000)"}).text
+    assert page.count("<tr>") == MAX_ROWS + 1
+    assert f"The first {MAX_ROWS} rows" in page
+
+
+@pytest.mark.parametrize("name", ["../catalog.duckdb", "/etc/passwd", "../../pictures/broken.jpg", "", "."])
+def test_a_hostile_table_leads_to_no_file_outside(looking: Looking, name: str) -> None:
+    row = {"pool_file": name, "pool_offset": 0, "pool_length": 4, "shard": None, "shard_split": None}
+    assert read_picture(looking.snapshot, row) is None
+    row = {"pool_file": None, "shard_split": "train", "shard": name, "jpg_offset": 0, "jpg_length": 4}
+    assert read_picture(looking.snapshot, row) is None
+
+
+def test_a_pool_file_that_is_a_link_to_elsewhere_is_not_read(looking: Looking, work: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"\xff\xd8 secret")
+    link = work / "pool" / "link.tar"
+    link.symlink_to(tmp_path / "secret")
+    row = {"pool_file": "link.tar", "pool_offset": 0, "pool_length": 4, "shard": None, "shard_split": None}
+    assert read_picture(looking.snapshot, row) is None
+    link.unlink()
+
+
+def test_it_works_while_a_build_holds_the_catalogue_and_lets_one_start(work: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as build:
+        assert build.stdout is not None
+        assert build.stdout.readline() == "held\n"
+        with open_snapshot(str(work), tmp_path) as snapshot:
+            make_index(snapshot)
+            assert len(Looking(snapshot, ()).images(["0" * 32])) == 0
+            build.communicate("\n")
+            assert build.returncode == 0
+            again = subprocess.run(
+                [sys.executable, "-c", HOLD, str(work)], input="\n", capture_output=True, text=True, check=False
+            )
+            assert (again.returncode, again.stdout) == (0, "held\n")
+
+
+def test_a_catalogue_that_never_stands_still_is_said(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(range(1000))
+    monkeypatch.setattr(snapshot_module, "_state", lambda path: next(states))
+    monkeypatch.setattr(snapshot_module, "SECONDS_BETWEEN_TRIES", 0)
+    with pytest.raises(RunError, match="try again in a minute"), open_snapshot(str(work), tmp_path):
+        pass
+
+
+def test_nothing_is_written_where_one_looks(work: Path, tmp_path: Path) -> None:
+    def listed() -> dict[str, tuple[int, int]]:
+        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(work.rglob("*"))}
+
+    before = listed()
+    with open_snapshot(str(work), tmp_path) as snapshot:
+        make_index(snapshot)
+    assert listed() == before
+
+
+def test_a_folder_that_is_neither_is_named(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    with (
+        pytest.raises(ConfigError, match=r"neither a work folder .* nor a release"),
+        open_snapshot(str(tmp_path), tmp_path / "private"),
+    ):
+        pass

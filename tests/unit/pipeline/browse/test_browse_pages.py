@@ -1,0 +1,236 @@
+"""What the pages show, held against the tables themselves."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import OWNER, RIGHT_TO_LEFT
+from starlette.testclient import TestClient
+
+from manifests.reader import open_reader
+from pipeline.browse import looking as looking_module
+from pipeline.browse.app import PAGES
+from pipeline.browse.filters import Filters
+from pipeline.browse.looking import Looking
+from pipeline.commands.explain import describe_life
+
+
+def ask(work: Path, sql: str) -> list[Any]:
+    with open_reader(str(work)) as connection:
+        return list(connection.execute(sql).fetchall())
+
+
+def one_id(work: Path, condition: str) -> str:
+    return str(ask(work, f"SELECT sample_id FROM samples WHERE {condition} ORDER BY sample_id LIMIT 1")[0][0])
+
+
+def ids_on(page: str) -> list[str]:
+    return re.findall(r'<a href="/image/([0-9a-f]{32})">\n<span class="frame">', page)
+
+
+def num_found(client: TestClient, address: str) -> int:
+    page = client.get(address)
+    assert page.status_code == 200
+    found = re.search(r'class="found"><b>([0-9,]+)</b>', page.text)
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in PAGES])
+def test_every_page_is_there_for_work_folder_and_release(
+    client: TestClient, release_client: TestClient, path: str
+) -> None:
+    for one in (client, release_client):
+        page = one.get(path)
+        assert page.status_code == 200
+        assert page.text.count("<h1") == 1
+        assert 'aria-current="page"' in page.text
+
+
+def test_the_counts_beside_filters_are_those_of_the_tables(looking: Looking, work: Path) -> None:
+    total, facets = looking.counts(Filters())
+    counted = {facet["name"]: {row["value"]: row["num"] for row in facet["values"]} for facet in facets}
+    assert total == 22
+    assert counted["outcome"] == dict(ask(work, "SELECT outcome, count(*) FROM facts GROUP BY 1"))
+    dropped = dict(ask(work, "SELECT reason, count(*) FROM decisions WHERE NOT keep GROUP BY 1"))
+    assert counted["reason"] == {**dropped, "left_out_by_ratio": 6, "": 3}
+    assert counted["stage"] == {"packed": 3, "mix": 6, "select": 9, "caption": 2, "fetch": 2}
+    assert counted["family"] == {"Rosaceae": 22}
+    assert counted["licence"] == {"CC0-1.0": 22}
+    assert counted["evaluation"] == {"": 21, "held": 1}
+    assert all(sum(values.values()) == total for values in counted.values())
+
+
+def test_a_facet_counts_what_all_other_filters_leave(looking: Looking) -> None:
+    filters = Filters(chosen={"stage": ("select", "fetch"), "reason": ("near_duplicate",)})
+    total, facets = looking.counts(filters)
+    counted = {facet["name"]: {row["value"]: row["num"] for row in facet["values"]} for facet in facets}
+    assert total == 8
+    assert counted["stage"] == {"select": 8, "fetch": 0}  # a chosen value stays, so that it can be taken away
+    assert counted["reason"] == {"near_duplicate": 8, "eval_leak": 1, "corrupt_image": 1, "image_too_small": 1}
+
+
+@pytest.mark.parametrize(
+    ("address", "condition"),
+    [
+        ("/?q=SHELF", "contains(lower(coalesce(text, caption)), 'shelf')"),
+        ("/?q=shelf+milk", "text LIKE '%milk%' AND text LIKE '%shelf%'"),
+        ("/?q=%25", "contains(text, '%')"),
+        ("/?q='+OR+1=1;+--", "contains(caption, 'OR 1=1; --')"),
+        ("/?q=שלום", "contains(text, 'שלום')"),
+        ("/?q=shelf&reason=near_duplicate", "contains(text, 'shelf') AND reason = 'near_duplicate'"),
+        ("/?reason=near_duplicate&reason=max_chars", "reason IN ('near_duplicate', 'max_chars')"),
+        ("/?taxon=rosaceae", "true"),
+        ("/?taxon=quercus", "false"),
+        ("/?host=example.org", "false"),
+        ("/?reason=%27", "false"),
+        ("/?nonsense=1&after=x", "true"),
+    ],
+)
+def test_search_and_filters_find_what_sql_finds(client: TestClient, work: Path, address: str, condition: str) -> None:
+    wanted = [row[0] for row in ask(work, f"SELECT sample_id FROM samples WHERE {condition} ORDER BY 1")]
+    assert num_found(client, address) == len(wanted)
+    assert ids_on(client.get(address).text) == wanted
+
+
+def test_pages_show_every_image_once_and_lead_back(
+    client: TestClient, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking_module, "PAGE_IMAGES", 6)
+    everything = [row[0] for row in ask(work, "SELECT sample_id FROM samples ORDER BY 1")]
+
+    def walk(address: str | None, rel: str) -> list[list[str]]:
+        seen = []
+        while address is not None:
+            page = client.get(address).text
+            seen.append(ids_on(page))
+            link = re.search(f'rel="{rel}" href="([^"]+)"', page)
+            address, last = (html.unescape(link[1]) if link else None), address
+        walked.append(last)
+        return seen
+
+    walked: list[str] = []
+    forward = walk("/", "next")
+    assert [one for page in forward for one in page] == everything
+    back = walk(walked[0], "prev")
+    assert back[::-1][1:] == forward[1:]
+    assert back[-1] == forward[0]
+
+
+def test_an_image_tells_its_life_as_explain_does(client: TestClient, looking: Looking, work: Path) -> None:
+    from pipeline.answers.lives import find_lives
+
+    dropped = one_id(work, "reason = 'near_duplicate'")
+    page = html.unescape(client.get(f"/image/{dropped}").text)
+    with open_reader(str(work)) as connection:
+        lines = describe_life(find_lives(connection, dropped)[0])
+    assert len(lines) > 8
+    for line in lines:
+        assert line in page
+
+
+def test_duplicates_stand_side_by_side_with_their_distances(client: TestClient, work: Path) -> None:
+    dropped, kept, distance = ask(
+        work,
+        "SELECT sample_id, other_sample_id, distance FROM samples WHERE reason = 'near_duplicate' AND distance > 0",
+    )[0]
+    page = client.get(f"/image/{kept}").text
+    group = [row[0] for row in ask(work, f"SELECT sample_id FROM samples WHERE other_sample_id = '{kept}'")]
+    assert set(ids_on(page)) >= {kept, dropped, *group}
+    assert f"{distance} bits apart" in page
+    assert f'/image/{kept}"' in client.get(f"/image/{dropped}").text
+
+
+def test_near_misses_are_the_nearest_beyond_the_radius(looking: Looking, work: Path) -> None:
+    for image in looking.images([row[0] for row in ask(work, "SELECT sample_id FROM samples WHERE phash IS NOT NULL")]):
+        wanted = ask(
+            work,
+            f"SELECT bit_count(xor(phash, {image['phash']}::UBIGINT)) AS bits, sample_id FROM facts "
+            "WHERE phash IS NOT NULL AND bits BETWEEN 5 AND 12 ORDER BY ALL LIMIT 8",
+        )
+        assert [(row["bits"], row["id"]) for row in looking.near_misses(image)] == wanted
+
+
+def test_a_leak_names_its_twin(client: TestClient, work: Path) -> None:
+    leak = one_id(work, "reason = 'eval_leak'")
+    page = client.get(f"/image/{leak}").text
+    assert "twin in an evaluation set" in page
+    assert "held: held.png" in page
+    assert ids_on(client.get("/leaks").text) == [leak]
+
+
+def test_a_packed_image_names_its_shard_and_key(client: TestClient, work: Path) -> None:
+    sample_id, shard, key = ask(work, "SELECT sample_id, shard, key FROM samples WHERE shard IS NOT NULL")[0]
+    page = client.get(f"/image/{sample_id}").text
+    assert shard in page
+    assert key in page
+
+
+def test_galleries_show_every_drop_reason(client: TestClient, work: Path) -> None:
+    page = client.get("/reasons").text
+    for reason, num in ask(work, "SELECT reason, count(*) FROM decisions WHERE NOT keep GROUP BY 1"):
+        assert f"reason={reason}" in page
+        assert f"{num} at " in page
+    assert len(ids_on(page)) == 6 + 6 + 5  # at most six of a reason: 8, 6 and five of one
+
+
+def test_duplicates_shows_groups_and_close_calls(client: TestClient) -> None:
+    page = client.get("/duplicates").text
+    assert "3 images <small>" in page
+    assert "Just inside the radius" in page
+    assert "searched among" in page
+
+
+def test_two_releases_are_compared(client: TestClient, work: Path) -> None:
+    a, b = sorted(path.parent.name for path in (work / "releases").glob("*/release.json"))
+    page = client.get("/compare", params={"a": a, "b": b}).text
+    assert "mix.seed" in page
+    assert "mix.num_samples" in page
+
+
+@pytest.mark.parametrize("name", ["../../pictures", "..", "/etc", "small", ""])
+def test_only_releases_of_the_folder_are_compared(client: TestClient, name: str) -> None:
+    page = client.get("/compare", params={"a": name, "b": name})
+    assert page.status_code == 200
+    assert "Recipe" not in page.text
+
+
+def test_pictures_are_the_stored_bytes(client: TestClient, release_client: TestClient, work: Path) -> None:
+    rows = ask(work, 'SELECT sample_id, pool_file, f."offset", length FROM facts f WHERE pool_file IS NOT NULL')
+    assert len(rows) == 20
+    for sample_id, pool_file, offset, length in rows:
+        answer = client.get(f"/picture/{sample_id}.jpg")
+        stored = (work / "pool" / pool_file).read_bytes()[offset : offset + length]
+        assert (answer.content, answer.headers["content-type"]) == (stored, "image/jpeg")
+    packed = ids_on(release_client.get("/").text)
+    assert len(packed) == 3
+    for sample_id in packed:
+        same = client.get(f"/picture/{sample_id}.jpg").content
+        assert release_client.get(f"/picture/{sample_id}.jpg").content == same
+
+
+@pytest.mark.parametrize("name", ["0" * 32, "x", "..%2f..%2fcatalog", "%2e%2e/catalog.duckdb", "'"])
+def test_an_unknown_picture_or_image_is_not_found(client: TestClient, name: str) -> None:
+    assert client.get(f"/picture/{name}.jpg").status_code == 404
+    assert client.get(f"/image/{name}").status_code == 404
+
+
+def test_hostile_texts_change_nothing_but_themselves(client: TestClient, looking: Looking, work: Path) -> None:
+    pages = [client.get(path).text for path, _ in PAGES]
+    pages += [client.get(f"/image/{row[0]}").text for row in ask(work, "SELECT sample_id FROM candidates")]
+    pages.append(client.get("/", params={"q": OWNER, "taxon": OWNER, "reason": OWNER}).text)
+    pages.append(client.get("/sql", params={"sql": "SELECT rights_holder, caption FROM candidates"}).text)
+    pages.append(client.get("/sql", params={"sql": OWNER}).text)
+    for page in pages:
+        assert "<script" not in page.lower()
+        assert "<img src=x" not in page
+        assert "onerror=alert(1)>" not in page
+        assert "x" * 13_000 not in page
+    lives = "".join(pages)
+    assert str(html.escape(OWNER)).replace("&#x27;", "&#39;") in lives
+    assert '<span class="given text">evil שלום tomato</span>' in pages[0]  # .given keeps its direction to itself
+    assert RIGHT_TO_LEFT in client.get("/sql", params={"sql": "SELECT caption FROM candidates"}).text
