@@ -1,1 +1,25 @@
-"""The commands of plantmix, one a file: its parser, its run, and what it prints."""
+"""The commands of plantmix, one a file: parse, check, call, print. This file holds what their parsers share."""
+
+from __future__ import annotations
+
+import argparse
+
+Commands = argparse._SubParsersAction  # argparse gives it no public name
+
+CONFIG_HELP = "YAML file of the run"
+RELEASE_HELP = "release folder, WORKDIR/releases/NAME, or a work folder for its newest release"
+WORKDIR_HELP = "work folder of a build"
+JSON_HELP = "print the same as JSON"
+
+
+def add_command(
+    commands: Commands[argparse.ArgumentParser], name: str, about: str, example: str, *, reads: str, writes: str
+) -> argparse.ArgumentParser:
+    """Add a command whose help says what it does, what it reads and writes, and shows an example."""
+    return commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.\n\nreads:  {reads}\nwrites: {writes}",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from manifests.errors import ConfigError
+from pipeline.commands import Commands, add_command
 from pipeline.commands.explain import describe_life
-from pipeline.commands.parsing import Commands, add_command
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from pipeline.answers.endings import check_ending
 from pipeline.answers.preflight import check_config
-from pipeline.commands.parsing import CONFIG_HELP, Commands, add_command
+from pipeline.commands import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
 from pipeline.runner.runner import FROM_TOO_LATE, Runner

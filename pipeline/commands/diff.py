@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.answers.tables import aligned, print_lines
-from pipeline.commands.parsing import JSON_HELP, RELEASE_HELP, Commands, add_command
+from pipeline.commands import JSON_HELP, RELEASE_HELP, Commands, add_command
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 

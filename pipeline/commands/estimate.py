@@ -11,7 +11,7 @@ from manifests.errors import ConfigError
 from pipeline.answers.estimates import estimate
 from pipeline.answers.preflight import about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts
-from pipeline.commands.parsing import CONFIG_HELP, JSON_HELP, Commands, add_command
+from pipeline.commands import CONFIG_HELP, JSON_HELP, Commands, add_command
 from pipeline.config import read_config
 
 SHOWN_HOSTS = 15

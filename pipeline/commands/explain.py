@@ -13,7 +13,7 @@ from manifests.reader import open_reader
 from manifests.takedowns import read_list
 from pipeline.answers.lives import MIN_PREFIX, find_lives
 from pipeline.answers.tables import print_lines
-from pipeline.commands.parsing import JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands import JSON_HELP, WORKDIR_HELP, Commands, add_command
 
 MAX_SHOWN = 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from manifests.errors import ConfigError
-from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.export import TARGETS, describe
 from pipeline.releases.layouts import LAYOUTS, write_layout
 from pipeline.releases.opening import open_release

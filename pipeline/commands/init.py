@@ -9,7 +9,7 @@ from pathlib import Path
 from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.answers.first_config import describe_places, parse_domains, write_first_config
-from pipeline.commands.parsing import Commands, add_command
+from pipeline.commands import Commands, add_command
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -9,7 +9,7 @@ from manifests.errors import ConfigError
 from pipeline.answers.previews import preview
 from pipeline.answers.tables import print_lines
 from pipeline.captions.preview import describe_preview
-from pipeline.commands.parsing import CONFIG_HELP, JSON_HELP, Commands, add_command
+from pipeline.commands import CONFIG_HELP, JSON_HELP, Commands, add_command
 from pipeline.config import read_config
 
 

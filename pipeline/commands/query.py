@@ -24,7 +24,7 @@ from manifests.errors import ConfigError
 from manifests.printable import printable, shown
 from manifests.reader import open_sandbox
 from pipeline.answers.tables import aligned
-from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
+from pipeline.commands import WORKDIR_HELP, Commands, add_command
 
 MAX_CELL_CHARS = 60
 _BATCH_ROWS = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from manifests import storage
-from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.opening import open_release
 from pipeline.releases.report import report_of
 

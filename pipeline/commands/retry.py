@@ -18,7 +18,7 @@ from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
 from pipeline.answers.tables import aligned, print_lines
-from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
+from pipeline.commands import WORKDIR_HELP, Commands, add_command
 from pipeline.config import BuildConfig
 from pipeline.fetching.settings import DECIDED_BY
 from pipeline.flow import FLOW

@@ -10,7 +10,7 @@ from typing import Any
 
 from manifests.reader import read_status
 from pipeline.answers.tables import aligned, joined_counts, print_lines
-from pipeline.commands.parsing import JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands import JSON_HELP, WORKDIR_HELP, Commands, add_command
 from pipeline.flow import FLOW
 
 

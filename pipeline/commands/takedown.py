@@ -10,7 +10,7 @@ from manifests.errors import ConfigError
 from manifests.release import LATEST_FILE, Release
 from manifests.takedowns import KINDS, Entry
 from pipeline.answers.tables import print_lines
-from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_release
 from pipeline.releases.takedown import TakenDown, take_down

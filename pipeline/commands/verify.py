@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_release
 
