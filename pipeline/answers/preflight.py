@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.printable import printable
 from pipeline.answers.heads import Head, most_rows, other_files, place_of, read_head
 from pipeline.answers.previews import JOINED
 from pipeline.captions.measure import measure_captions
@@ -53,7 +54,7 @@ class Finding:
 
     def __str__(self) -> str:
         choice = " or ".join(f"`{line}`" for line in self.mend)
-        return f"{self.text}; write {choice}" if choice else self.text
+        return printable(f"{self.text}; write {choice}" if choice else self.text)
 
 
 def check_config(config: BuildConfig, last: str | None = None) -> list[Finding]:

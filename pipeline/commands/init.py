@@ -9,6 +9,7 @@ from pathlib import Path
 from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.answers.first_config import describe_places, parse_domains, write_first_config
+from pipeline.answers.tables import print_lines
 from pipeline.commands import Commands, add_command
 
 
@@ -44,6 +45,5 @@ def _run(args: argparse.Namespace) -> int:
         storage.publish_bytes(str(out), text.encode())
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from None
-    print("\n".join(describe_places(text)))
-    print(f"config: {out}")
+    print_lines([*describe_places(text), f"config: {out}"])
     return 0
