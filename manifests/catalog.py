@@ -32,6 +32,7 @@ class Catalog:
 
     def __init__(self, connection: Any, workdir: str) -> None:
         self._connection = connection
+        self._reader = connection.cursor()
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
 
@@ -54,6 +55,7 @@ class Catalog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._reader.close()
         self._connection.close()
 
     # ---- inputs
@@ -324,8 +326,11 @@ class Catalog:
     # ---- status
 
     def publish_status(self, extra: Mapping[str, Any]) -> None:
-        """Write the snapshot that `plantmix status` reads while this process holds the catalogue."""
-        rows = self._connection.execute(
+        """Write the snapshot that `plantmix status` reads while this process holds the catalogue.
+
+        May be called from another thread than all else, by one thread at a time.
+        """
+        rows = self._reader.execute(
             "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
             "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
             "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) "
@@ -343,7 +348,7 @@ class Catalog:
             }
             for stage, fingerprint, sealed, num_in, num_kept, notes, reasons, num_parts in rows
         }
-        mixes = self._connection.sql(
+        mixes = self._reader.sql(
             "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
         ).to_arrow_table()
         status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}
@@ -372,15 +377,7 @@ class Catalog:
         for key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ in rows:
             funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
             found[key] = PartRecord(
-                key,
-                stage,
-                step,
-                reuse_key,
-                tuple(files.get(key, ())),
-                funnel,
-                json.loads(notes),
-                seconds,
-                attempts,
+                key, stage, step, reuse_key, tuple(files.get(key, ())), funnel, json.loads(notes), seconds, attempts
             )
         return found
 

@@ -1,13 +1,15 @@
 """Read a work folder: the catalogue's tables, views over the Parquet parts, and the snapshot of a running build.
 
-Never writes. `open_reader` gives an in-memory DuckDB connection, so a work folder can be moved. `read_status` works
-while a build holds the catalogue.
+Never writes. `open_reader` gives an in-memory DuckDB connection, so a work folder can be moved. `open_sandbox` gives
+the same for statements of a stranger. `read_status` works while a build holds the catalogue.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,27 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "placements": ("pack", tables.PLACEMENTS, "One row a packed copy: shard, position, key, byte offsets."),
 }
 """View name -> (stage that writes it, its columns, what it holds)."""
+
+
+@contextmanager
+def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
+    """The connection of `open_reader`, locked by DuckDB itself; it spills into a private folder that goes with it.
+
+    It reaches no file but the tables of the work folder, loads no extension, and none of its settings can be changed.
+    DuckDB would still write a file within `tables/`, so only statements that read may be given to it.
+
+    Raises: as `open_reader`.
+    """
+    with tempfile.TemporaryDirectory(prefix="plantmix-query-") as spill, open_reader(workdir) as connection:
+        connection.execute(f"SET memory_limit = '{max(256, int(memory_gb * 1000))}MB'")
+        connection.execute(f"SET temp_directory = '{_quote(spill)}'")
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.execute("SET autoload_known_extensions = false")
+        connection.execute(f"SET allowed_directories = ['{_quote(storage.join(workdir, 'tables'))}']")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
 
 
 def open_reader(workdir: str, per_sample: bool = True) -> Any:

@@ -2,12 +2,14 @@
 
 A release is a folder. `release.json` is written last: without it there is no release. It names every other file with
 its size and sha256. `Release.open` reads the record and compares sizes; `wrong_hashes` reads every byte.
+A release may come from a stranger, so every name in its record becomes a `PlainName` when the record is read.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,29 @@ FORMAT = "plantmix-release/1"
 _BATCH_ROWS = 50_000
 _NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "files": dict}
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
+
+
+class PlainName(str):
+    """The name of one file, release or domain: it leads nowhere else and means nothing to a shell, YAML or Markdown.
+
+    Raises: ValueError for any other text.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: object) -> PlainName:
+        """Check the text."""
+        if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", text):
+            raise ValueError(f"{str(text)[:100]!a} is no plain name (letters, digits, _ . + -)")
+        return super().__new__(cls, text)
+
+    @classmethod
+    def of_path(cls, text: object) -> str:
+        """The path of a file within a release: plain names with / between them.
+
+        Raises: ValueError for any other text.
+        """
+        return "/".join(cls(part) for part in str(text).split("/"))
 
 
 @dataclass(frozen=True)
@@ -84,10 +109,10 @@ class Release:
         """`mixed` (the ratio is baked in) or `stratified` (each training shard holds one domain)."""
         return str(self.record.get("kind", "mixed"))
 
-    def shards(self, split: str, domain: str | None = None) -> list[str]:
+    def shards(self, split: str, domain: str | None = None) -> list[PlainName]:
         """File names of the shards of a split, in order. With `domain`, only the shards that hold samples of it."""
         shards = self.record["splits"][self._known(split)]["shards"]
-        return [str(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
+        return [PlainName(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
 
     def num_by_domain(self, split: str) -> dict[str, int]:
         """Samples of each domain in a split, repeats counted."""
@@ -99,7 +124,7 @@ class Release:
 
     def shard_path(self, split: str, shard: str) -> str:
         """Where a shard lies."""
-        return storage.join(self.path, SPLIT_FOLDERS[self._known(split)], shard)
+        return path_of_shard(self.path, self._known(split), shard)
 
     def samples(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """One row for each placed sample, in shard order: its place in a shard, and what describes it."""
@@ -161,6 +186,17 @@ class Release:
         return split
 
 
+def path_of_shard(folder: str, split: str, shard: str) -> str:
+    """Where a shard of the release in `folder` lies.
+
+    Raises: IntegrityError for a split or shard, as a foreign samples table may name it, that no release has.
+    """
+    try:
+        return storage.join(folder, SPLIT_FOLDERS[split], PlainName(shard))
+    except (KeyError, ValueError) as error:
+        raise IntegrityError(f"{folder}: no shard of a release: {error}") from None
+
+
 def _runs(rows: pa.Table) -> list[tuple[int, int]]:
     """Start and length of each run of rows of one shard."""
     encoded = pc.run_end_encode(pc.binary_join_element_wise(rows["split"], rows["shard"], "/").combine_chunks())
@@ -178,25 +214,36 @@ def _resolve(path: str) -> str:
     """The release folder that `path` stands for."""
     fs, pointer = storage.filesystem(f"{path.rstrip('/')}.{LATEST_FILE}")
     if fs.exists(pointer):  # WORKDIR/releases/NAME, without a version
-        return storage.join(path.rstrip("/").rpartition("/")[0] or ".", fs.cat_file(pointer).decode().strip())
+        return storage.join(path.rstrip("/").rpartition("/")[0] or ".", _pointed_at(fs, pointer))
     for folder, prefix in ((path, ()), (storage.join(path, "releases"), ("releases",))):
         fs, record = storage.filesystem(storage.join(folder, RECORD_FILE))
         if fs.exists(record):
             return folder
         fs, latest = storage.filesystem(storage.join(folder, LATEST_FILE))
         if fs.exists(latest):
-            name = fs.cat_file(latest).decode().strip()
-            return storage.join(path, *prefix, name)
+            return storage.join(path, *prefix, _pointed_at(fs, latest))
     raise ConfigError(
         f"{path}: no sealed release here (no {RECORD_FILE}); give a release folder, or a work folder "
         "in which `plantmix build` has finished"
     )
 
 
+def _pointed_at(fs: Any, pointer: str) -> str:
+    """The name of the release that a pointer file holds.
+
+    Raises: IntegrityError when it holds anything else.
+    """
+    try:
+        return PlainName(fs.cat_file(pointer).decode().strip())
+    except ValueError as error:
+        raise IntegrityError(f"{pointer}: {error}; write the name of a release folder into it") from None
+
+
 def read_record(folder: str) -> dict[str, Any]:
     """The record of the release in a folder.
 
-    Raises: ConfigError when there is none, or one of another format; IntegrityError when it is not whole.
+    Raises: ConfigError when there is none, or one of another format; IntegrityError when it is not whole, or holds a
+        name that is not plain.
     """
     fs, inner = storage.filesystem(storage.join(folder, RECORD_FILE))
     try:
@@ -217,4 +264,28 @@ def read_record(folder: str) -> dict[str, Any]:
             f"{folder}/{RECORD_FILE}: not a whole record, {', '.join(lacking)} missing or of another kind; take a "
             "whole copy"
         )
+    try:
+        _check_names(record)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise IntegrityError(
+            f"{folder}/{RECORD_FILE}: {error}; such a record was not written by `plantmix`, and nothing is done with it"
+        ) from None
     return record
+
+
+def _check_names(record: Mapping[str, Any]) -> None:
+    """Raises: ValueError and the like for the first name that could lead out of the release or into a command."""
+    for text in (record["name"], record["version"], record.get("kind", "mixed"), record["fingerprint"]):
+        PlainName(text)
+    for split, entry in record["splits"].items():
+        if split not in SPLIT_FOLDERS:
+            raise ValueError(f"{split!a} is no split; there are {', '.join(SPLIT_FOLDERS)}")
+        for shard in entry["shards"]:
+            for text in (shard["shard"], *shard.get("domains", {}).keys()):
+                PlainName(text)
+    for path, file in record["files"].items():
+        PlainName.of_path(path)
+        if not isinstance(file["num_bytes"], int) or not isinstance(file["sha256"], str):
+            raise ValueError(f"{path}: its size is no whole number, or its sha256 no text")
+    for text in (record.get("counts") or {}).get("domains", {}):
+        PlainName(text)

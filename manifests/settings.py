@@ -60,10 +60,22 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file}: {_place_of(error, text)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a mapping of settings, found {type(values).__name__}")
     return parse_settings(values, model, where=str(file))
+
+
+def _place_of(error: Exception, text: str) -> str:
+    """Where a file is no YAML: line, column, what is wrong there, and the line itself."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"not valid YAML: {' '.join(str(error).split())}"
+    lines = text.splitlines()
+    line = lines[min(mark.line, len(lines) - 1)] if lines else ""
+    problem = getattr(error, "problem", None) or "it cannot be read"
+    tab = "; indent with spaces, not with a tab" if "\t" in line[: mark.column + 1] else ""
+    return f"not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}: {line.strip():.80}"
 
 
 def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str) -> SettingsT:

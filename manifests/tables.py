@@ -19,8 +19,9 @@ CANDIDATES = pa.schema(
         ("source", pa.string()),  # name of the source in the config
         ("domain", pa.string()),  # e.g. plant, general
         ("record_key", pa.string()),  # the source's own key of the row
+        ("group_id", pa.string()),  # what pictures of one thing share, as an observation; null: on its own
         ("row_number", pa.int64()),  # 0-based row in the source, for going back to it
-        ("url", pa.string()),  # http(s) address; beside a locator it is provenance and never requested
+        ("url", pa.string()),  # http(s) address without secrets; beside a locator it is provenance and never requested
         ("locator", pa.string()),  # NAME@OFFSET+LENGTH of bytes below the source's root; null for web rows
         ("caption", pa.string()),  # as given, untouched
         *[(f"taxon_{rank}", pa.string()) for rank in TAXON_RANKS],  # any may be null, holes included
@@ -34,6 +35,15 @@ CANDIDATES = pa.schema(
         ("extra", pa.string()),  # json object of the other columns that the config maps
     ]
 )
+
+SECRETS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("url", pa.string()),  # what is asked, as the source gave it
+        ("address", pa.string()),  # candidates.url and a short hash of `url`: what names it in FETCHED
+    ]
+)
+"""Candidates whose address holds a secret. Read by fetch alone: it has no view and is part of no release."""
 
 FACTS = pa.schema(
     [

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.masking import hide_secrets
 
 LIST_FILE = "takedowns.jsonl"
 KINDS = ("url", "owner", "id")
@@ -22,11 +23,20 @@ KINDS = ("url", "owner", "id")
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One thing that must stay out: an address, an owner, or a sample id or image sha256."""
+    """One thing that must stay out: an address, an owner, or a sample id or image sha256.
+
+    Texts are held without secrets of addresses, as all tables hold them.
+    """
 
     by: str
     value: str
     reason: str = "not stated"
+
+    def __post_init__(self) -> None:
+        for name in ("value", "reason"):
+            text = getattr(self, name)
+            if isinstance(text, str):  # a list written by hand may hold anything; `read_list` judges it
+                object.__setattr__(self, name, hide_secrets(text))
 
     @property
     def key(self) -> tuple[str, str]:
@@ -49,7 +59,8 @@ def read_list(workdir: str) -> list[Entry]:
     if not fs.exists(inner):
         return []
     entries = set()
-    for number, line in enumerate(fs.cat_file(inner).decode("utf-8").splitlines(), 1):
+    # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
+    for number, line in enumerate(fs.cat_file(inner).decode("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

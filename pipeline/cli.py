@@ -6,6 +6,7 @@ Each command has a module of its name in pipeline/commands/, with its parser, it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 
 from manifests import __version__
 from manifests.errors import PlantMixError
+from manifests.printable import PrintableStream, shown
 
 COMMANDS = (  # in the order in which a run needs them
+    "init",
     "estimate",
     "preview",
     "build",
@@ -38,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     given = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(given).parse_args(given)
-    set_up_logging(verbose=args.verbose)
+    set_up_logging(verbose=args.verbose, quiet=args.quiet)
     try:
-        return int(args.func(args))
+        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            return int(args.func(args))
     except PlantMixError as error:
-        print(f"plantmix: error: {error}", file=sys.stderr)
+        print(shown(f"plantmix: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
@@ -61,6 +65,7 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"plantmix {__version__}")
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only warnings, errors and results")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     named = next((word for word in given if not word.startswith("-")), None)
     for name in [named] if named in COMMANDS else COMMANDS:
@@ -68,15 +73,23 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def set_up_logging(verbose: bool) -> None:
+class _PrintableFormatter(logging.Formatter):
+    """Log lines in which nothing that came from outside can steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line as it is written."""
+        return shown(super().format(record))
+
+
+def set_up_logging(verbose: bool, quiet: bool = False) -> None:
     """Plain lines on standard error: the message alone, or with time and place when verbose."""
     handler = logging.StreamHandler(sys.stderr)
     layout = "%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"
-    handler.setFormatter(logging.Formatter(layout))
+    handler.setFormatter(_PrintableFormatter(layout))
     root = logging.getLogger("plantmix")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 if __name__ == "__main__":

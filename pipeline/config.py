@@ -17,11 +17,19 @@ The sections, in the order of the flow, and where their classes are:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from manifests.settings import Settings, read_settings
 from pipeline.captions.settings import CaptionSettings
@@ -112,11 +120,37 @@ Weights = Annotated[dict[str, float], AfterValidator(_check_weights)]
 
 
 class HeldoutSettings(Settings):
-    """Samples set aside for evaluation, drawn from the kept ones before the mixture."""
+    """Samples set aside for evaluation, drawn from the kept ones before the mixture.
+
+    `heldout: 10%` is short for `heldout: {share: 0.1}`.
+    """
 
     num_samples: dict[str, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict, description="how many of each domain"
     )
+    share: float | None = Field(None, gt=0, lt=1, description="of each domain that num_samples does not name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_percent(cls, given: Any) -> Any:
+        if not isinstance(given, str | int | float):
+            return given
+        percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", given) if isinstance(given, str) else None
+        if percent is None:
+            raise ValueError(
+                f"'{given}' is no share; write `heldout: 10%`, or how many of each domain: "
+                "`heldout: {num_samples: {plant: 500}}`"
+            )
+        return {"share": float(percent[1]) / 100}
+
+    @model_serializer(mode="wrap")
+    def _without_an_unset_share(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name != "share" or value is not None}
+
+    def num_of(self, domain: str, num_kept: int) -> int:
+        """How many of a domain's kept samples are set aside."""
+        return self.num_samples.get(domain, round(num_kept * (self.share or 0)))
 
 
 class MixSettings(Settings):
@@ -203,6 +237,7 @@ class RunSettings(Settings):
     num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
     ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one when absent")
     fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")
+    fetch_part_seconds: float = Field(60.0, gt=0, description="how often a fetch part commits what it has")
     memory_gb: float = Field(4.0, gt=0, description="memory of one metadata step")
     match_part_hashes: int = Field(
         50_000_000, ge=1, description="most distinct pHashes for which the duplicate search is one part"

@@ -12,7 +12,7 @@ import pyarrow as pa
 from manifests.catalog import Catalog
 from manifests.records import Funnel
 from pipeline.config import BuildConfig
-from pipeline.runner.executing import Done, Job
+from pipeline.runner.executing import Asked, Done, Job, never
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.runner import Runner
 from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
@@ -103,8 +103,8 @@ class SharedRay:
     def __init__(self, executor: RayExecutor) -> None:
         self._executor = executor
 
-    def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
-        return self._executor.run(work, jobs, gpus)
+    def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never) -> Iterator[Done]:
+        return self._executor.run(work, jobs, gpus, stopping)
 
     def share(self, make: Callable[[], Any]) -> Any:
         return self._executor.share(make)

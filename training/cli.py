@@ -7,6 +7,7 @@ for wrong usage or input. A user's mistake is one line, never a traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
+from manifests.printable import PrintableStream, shown
 
 _TRAIN_EXAMPLE = """\
 example:
@@ -58,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # demo then takes 1.5 to 2.1 s, and 3 to 11 s when they spin (2026-11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return int(options.run(options))
+        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            return int(options.run(options))
     except PlantMixError as error:
-        print(f"dalip: error: {error}", file=sys.stderr)
+        print(shown(f"dalip: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)

@@ -37,7 +37,7 @@ _STORED_BYTES_PER_PIXEL = {30: 0.1, 80: 0.23, 90: 0.33, 95: 0.46, 100: 1.2}  # b
 _SIDE_RATIO = 4 / 3
 _ROW_BYTES = 400  # candidates, facts, captions and decisions of one picture, zstd Parquet
 
-_COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "url", "locator", "reason")])
+_COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "url", "asked_url", "locator", "reason")])
 
 
 def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
 def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, Any]]:
     """Rows of each source: pictures, and what is left out by reason. Makes the table `kept`, one row a picture."""
     sql.execute(
-        "CREATE TABLE kept AS SELECT source, sample_id, min(url) AS url, min(locator) AS locator "
+        "CREATE TABLE kept AS SELECT source, sample_id, min(coalesce(asked_url, url)) AS url, min(locator) AS locator "
         "FROM rows WHERE reason IS NULL GROUP BY source, sample_id"
     )
     totals = dict(sql.execute("SELECT source, count(*) FROM rows GROUP BY 1").fetchall())

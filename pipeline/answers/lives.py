@@ -5,9 +5,13 @@ Reads the catalogue's views. Finds the image by sample id, URL, record key, plac
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from manifests.masking import hide_secrets
 from pipeline.fetching.urls import BadURL, parse_url
+
+MIN_PREFIX = 6  # hex digits of an id that are enough to look it up
 
 # What a life says of one sample. The first dict holds what is one row at most.
 _ONE_ROW = {
@@ -32,21 +36,44 @@ _MORE_ROWS = {
 }
 _KEPT_INSTEAD = "SELECT s.*, c.locator FROM samples s JOIN candidates c USING (sample_id) WHERE sample_id = $1"
 _RELEASE = "SELECT name, path FROM releases JOIN current_stages USING (fingerprint) WHERE stage = 'pack'"
+_BY_PREFIX = (
+    "SELECT sample_id FROM facts WHERE starts_with(sample_id, $1) OR starts_with(image_id, $1) ORDER BY sample_id"
+)
+_BY_PATH = (  # of a picture on the disk: the path as the config writes it, or whole, ends with the place in the source
+    "SELECT sample_id FROM candidates WHERE locator IS NOT NULL "
+    "AND ends_with('/' || $1, '/' || regexp_replace(locator, '@[0-9]+[+][0-9]+$', '')) ORDER BY sample_id"
+)
 _REJECTED = "SELECT * FROM rejects WHERE url = $1 OR record_key = $1 ORDER BY ALL"
 
 
 def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
-    """All that the catalogue knows of the rows that `what` names: one dict a candidate or rejected row."""
+    """All that the catalogue knows of the rows that `what` names: one dict a candidate or rejected row.
+
+    An address may be given with its secrets or without them. `what` may be pasted from anywhere: with quotes around it,
+    as the first digits of an id, as the path of a picture.
+    """
+    what = hide_secrets(unquoted(what))
     lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
     return lives + [{"reject": row} for row in _rows(connection, _REJECTED, what)]
 
 
+def unquoted(what: str) -> str:
+    """A pasted name without what may stand around it: spaces, quotes, angle brackets, a comma of csv or json."""
+    return what.strip(" \t\r\n\"'`<>,;")
+
+
 def _find_ids(connection: Any, what: str) -> list[str]:
-    for sql, value in (
+    lookups = [
         ("SELECT sample_id FROM candidates WHERE sample_id = $1", what),
         ("SELECT sample_id FROM candidates WHERE url = $1 OR record_key = $1 OR locator = $1 ORDER BY sample_id", what),
         ("SELECT sample_id FROM facts WHERE final_url = $1 ORDER BY sample_id", _as_stored(what)),
-    ):
+        ("SELECT sample_id FROM facts WHERE $1 IN (image_id, stored_sha256) ORDER BY sample_id", what.lower()),
+    ]
+    if re.fullmatch(rf"[0-9a-fA-F]{{{MIN_PREFIX},64}}", what):
+        lookups.append((_BY_PREFIX, what.lower()))
+    if "/" in what or "\\" in what:
+        lookups.append((_BY_PATH, what.replace("\\", "/")))
+    for sql, value in lookups:
         if found := _rows(connection, sql, value):
             return [row["sample_id"] for row in found]
     shard, _, key = what.rstrip("/").rpartition("/")

@@ -1,33 +1,115 @@
-"""Everything that a user may have got wrong and that can be seen before any work. Writes nothing."""
+"""Everything that a user may have got wrong and that can be seen before any work. Writes nothing, asks no host.
+
+`examine` gives one list of findings. An error makes the build useless or impossible, and stops it; a warning is
+printed. Each says what is wrong, where, how many rows it touches, and the line of YAML that mends it.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests import storage
 from manifests.errors import ConfigError
+from pipeline.answers.heads import Head, most_rows, other_files, place_of, read_head
+from pipeline.answers.previews import JOINED
+from pipeline.captions.measure import measure_captions
+from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.config import BuildConfig
+from pipeline.fetching.addresses import Resolver, TargetRefused
+from pipeline.fetching.urls import BadURL, parse_url
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import check_source
+from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
-from pipeline.stages.mix import read_ratio
+from pipeline.stages.mix import plan_mixture, read_ratio
 from pipeline.vocabulary.backbone import check_backbone
+from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
+
+_STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
+MUCH = 0.5  # of the first rows: from here on a warning is printed
+MIN_FREE_BYTES = 1_000_000_000
+_UNCOUNTED = 1_000_000_000  # stands for a source whose rows are not counted
 
 
-def check_config(config: BuildConfig) -> None:
-    """Check the places, sources and models that a configuration names.
+@dataclass(frozen=True)
+class Finding:
+    """One mistake, or one thing to know. `mend` holds the line of YAML that mends it, or several to choose from."""
 
-    Raises: ConfigError naming what is wrong.
+    is_error: bool
+    text: str
+    mend: tuple[str, ...] = ()
+    is_broken: bool = False
+    """True when the setting cannot be read at all, so that nothing behind it can be looked at."""
+    stage: str = "ingest"
+    """The stage where it shows: a build that ends before it is only warned."""
+
+    def __str__(self) -> str:
+        choice = " or ".join(f"`{line}`" for line in self.mend)
+        return f"{self.text}; write {choice}" if choice else self.text
+
+
+def check_config(config: BuildConfig, last: str | None = None) -> list[Finding]:
+    """The warnings about a configuration that is built up to the stage `last`, to the end when None.
+
+    Raises: ConfigError with every error, a line each.
     """
-    check_writable(config.work_dir)
-    for source in [*config.sources, *config.evaluation]:
-        check_source(source)
-    read_ratio(config.mix, config.domains)
-    check_backbone(config.caption.backbone)
-    check_scorers(config.score)
+    findings = [
+        replace(finding, is_error=False) if last and _STAGES.index(finding.stage) > _STAGES.index(last) else finding
+        for finding in examine(config)
+    ]
+    refuse_errors(findings)
+    return findings
+
+
+def refuse_errors(findings: Sequence[Finding]) -> None:
+    """Raises: ConfigError with every error among the findings, a line each."""
+    errors = [str(finding) for finding in findings if finding.is_error]
+    if errors:
+        head = "" if len(errors) == 1 else f"{len(errors)} mistakes:\n  "
+        raise ConfigError(head + "\n  ".join(errors))
+
+
+def examine(config: BuildConfig) -> list[Finding]:
+    """Every finding about a configuration, errors first. Contents are looked at only where the settings hold."""
+    findings = list(_broken_settings(config))
+    if not findings:
+        heads = {source.name: read_head(source, config.run.memory_gb) for source in config.sources}
+        findings += _about_web(config, heads)
+        findings += _about_licences(config, heads)
+        findings += _about_captions(config, heads)
+        findings += about_mixture(config, {source.name: most_rows(source) for source in config.sources})
+        findings += _about_skipped_files(config)
+        findings += _about_disk(config)
+        findings += _about_evaluation(config)
+    return sorted(findings, key=lambda finding: not finding.is_error)
+
+
+# ---- settings that do not hold
+
+
+def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
+    checks: list[Callable[[], object]] = [partial(check_writable, config.work_dir)]
+    checks += [partial(check_source, origin) for origin in (*config.sources, *config.evaluation)]
+    checks += [
+        partial(read_ratio, config.mix, config.domains),
+        partial(check_backbone, config.caption.backbone),
+        partial(check_scorers, config.score),
+    ]
     if config.dedup.semantic is not None:
-        check_semantic(config.dedup.semantic)
+        checks.append(partial(check_semantic, config.dedup.semantic))
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            yield Finding(True, str(error), is_broken=True)
 
 
 def check_writable(work_dir: str) -> None:
@@ -48,3 +130,191 @@ def nearest_folder(work_dir: str) -> Path:
     """The work folder where it exists, else the nearest place above it that does."""
     place = Path(work_dir).absolute()
     return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
+# ---- what the first rows show
+
+
+def _about_web(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
+    """Addresses that would be refused, and a contact that is not given."""
+    resolver = Resolver(config.fetch.network, lookup=_names_are_public)
+    missing = None
+    for source in config.sources:
+        rows = heads[source.name].rows
+        urls = [url for url, place in zip(*(rows[c].to_pylist() for c in ("url", "locator")), strict=True) if not place]
+        refused = [detail for url in urls if (detail := _refusal(resolver, url))]
+        if refused:
+            host = refused[0].partition(" ")[0]
+            yield Finding(
+                len(refused) == len(urls),
+                f"sources.{source.name}: {len(refused):,} of the first {len(urls):,} addresses would be refused, since "
+                f"they are not public (the first: {refused[0]})",
+                (f'fetch: {{network: {{allow_private_addresses: ["{host}"]}}}}',),
+                stage="fetch",
+            )
+        try:
+            config.fetch.network.require_contact(urls)
+        except ConfigError as error:
+            mend = 'fetch: {network: {contact: "mailto:you@example.org"}}'
+            missing = missing or Finding(True, str(error), (mend,), stage="fetch")
+    resolver.close()
+    if missing:
+        yield missing
+
+
+def _names_are_public(host: str) -> list[str]:
+    """Stands in for the resolver of names, so that no host is asked: only addresses and `localhost` are judged."""
+    return ["127.0.0.1"] if host == "localhost" or host.endswith(".localhost") else ["8.8.8.8"]
+
+
+def _refusal(resolver: Resolver, url: str | None) -> str | None:
+    """Why an address would be refused, or None."""
+    try:
+        resolver.addresses(parse_url(url or "").hostname)
+    except TargetRefused as error:
+        return str(error)
+    except BadURL:
+        return None
+    return None
+
+
+def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
+    """Sources whose pictures the licence policy would drop, all or most of them."""
+    policy = config.select.licences
+    hopeless = set()
+    found: list[tuple[SourceSettings, str, tuple[str, ...]]] = []
+    for source in config.sources:
+        rows = heads[source.name].rows
+        if not rows.num_rows:
+            continue
+        ids = normalise_licences(rows["licence"], rows["licence_url"]).to_pylist()
+        dropped = [licence for licence in ids if not policy.allows(licence)]
+        if len(dropped) == len(ids):
+            hopeless.add(source.name)
+        if len(dropped) < MUCH * len(ids):
+            continue
+        first = f"{len(dropped):,} of the first {len(ids):,} rows would be dropped for their licence"
+        if set(dropped) == {UNKNOWN}:
+            what = f"sources.{source.name}: {first}: they state none, and unknown licences are dropped"
+            allowed = ", ".join([*(policy.allow or (KNOWN,)), UNKNOWN])
+            mend: tuple[str, ...] = (
+                "defaults: {licence: CC-BY-4.0} # in the source, if that is its licence",
+                f"select: {{licences: {{allow: [{allowed}]}}}}",
+            )
+        else:
+            named = sorted(set(dropped), key=lambda licence: -dropped.count(licence))[:3]
+            what = f"sources.{source.name}: {first} ({', '.join(named)})"
+            mend = (f"select: {{licences: {{allow: [{', '.join([*(policy.allow or (KNOWN,)), *named])}]}}}}",)
+        found.append((source, what, mend))
+    for source, what, mend in found:
+        yield Finding(_empties_its_domain(config, source.domain, hopeless), what, mend, stage="select")
+
+
+def _empties_its_domain(config: BuildConfig, domain: str, hopeless: set[str]) -> bool:
+    """True when no source of a domain gives anything, and the mixture asks for some of it."""
+    wanted = read_ratio(config.mix, config.domains) or config.mix.by_size or {}
+    return bool(wanted.get(domain)) and all(s.name in hopeless for s in config.sources if s.domain == domain)
+
+
+def _about_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
+    """Rules that would drop all or most captions of a source, judged on its first rows by the rules themselves."""
+    found: list[tuple[SourceSettings, Finding]] = []
+    hopeless = set()
+    for source in config.sources:
+        head = heads[source.name]
+        num = head.rows.num_rows
+        if not head.has_captions or not num:
+            continue
+        try:
+            verdicts = _judge(head.rows, config)
+        except ConfigError as error:
+            mend = ("caption: {rules: [..., {preset: general}]}",)
+            yield Finding(True, str(error), mend, stage="caption")
+            return
+        reasons = count_reasons(verdicts)
+        num_dropped = num - reasons.pop("kept", 0)
+        if num_dropped == num:
+            hopeless.add(source.name)
+        if num_dropped >= MUCH * num:
+            rule, by_rule = next(iter(reasons.items()))
+            example = verdicts.filter(pc.equal(verdicts["reason"], rule))["value"][0].as_py()
+            text = (
+                f"sources.{source.name}: {num_dropped:,} of the first {num:,} captions would be dropped, {by_rule:,} "
+                f"of them by {rule} (such as {example!r:.80})"
+            )
+            found.append((source, Finding(head.whole, text, _mend_of_rule(source, rule), stage="caption")))
+    for source, finding in found:
+        certain = finding.is_error and _empties_its_domain(config, source.domain, hopeless)
+        yield replace(finding, is_error=certain)
+
+
+def _judge(rows: pa.Table, config: BuildConfig) -> pa.Table:
+    """Verdicts of the caption rules, with nothing known of the pictures."""
+    measured = measure_captions(rows, config.caption)
+    for name in ("domain", "source"):
+        measured = measured.append_column(name, rows[name])
+    for name, kind in JOINED.items():
+        measured = measured.append_column(name, pa.nulls(rows.num_rows, kind))
+    return judge_captions(measured, config.caption)
+
+
+def _mend_of_rule(source: SourceSettings, rule: str) -> tuple[str, ...]:
+    if rule == "not_empty" and source.folder is not None:
+        return ("folder: {captions: folder_name}", "folder: {captions: text_file}", "defaults: {caption: TEXT}")
+    if rule == "not_empty":
+        return ("columns: {caption: COLUMN}", "defaults: {caption: TEXT}")
+    if rule == "not_bare_name":
+        return (f"caption: {{rules: [{{sources: [{source.name}], preset: plant}}, ...]}}",)
+    return (f"caption: {{rules: [{{sources: [{source.name}], preset: general, {rule}: null}}, ...]}}",)
+
+
+# ---- sizes, places, sets
+
+
+def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iterator[Finding]:
+    """A mixture that even all rows could not fill. `counts` holds the most rows of each source, None for unknown."""
+    most: dict[str, dict[str, int]] = {}
+    for source in config.sources:
+        num = counts[source.name]
+        most.setdefault(source.domain, {})[source.name] = _UNCOUNTED if num is None else num
+    try:
+        plan_mixture(config.mix, read_ratio(config.mix, config.domains), most, config.pack.kind)
+    except ConfigError as error:
+        text = f"even if every row of the sources were kept, and some never are: {error}"
+        yield Finding(True, text, stage="mix")
+
+
+def _about_skipped_files(config: BuildConfig) -> Iterator[Finding]:
+    """Files in folders of pictures that no suffix names."""
+    for origin in (*config.sources, *config.evaluation):
+        found = other_files(origin)
+        if found:
+            listed = ", ".join(f"{num:,} {ending}" for ending, num in list(found.items())[:5])
+            text = f"{origin.where}: {sum(found.values()):,} files are not read as pictures ({listed})"
+            yield Finding(False, f"{text}; convert them, or name endings that this machine can decode in `suffixes`")
+
+
+def _about_disk(config: BuildConfig) -> Iterator[Finding]:
+    """A disk that is nearly full."""
+    free = shutil.disk_usage(nearest_folder(config.work_dir)).free
+    if free < MIN_FREE_BYTES:
+        yield Finding(
+            False,
+            f"work_dir {config.work_dir}: only {free / 1e6:,.0f} MB are free on its disk",
+            ("work_dir: A-PLACE-WITH-ROOM",),
+        )
+
+
+def _about_evaluation(config: BuildConfig) -> Iterator[Finding]:
+    """Evaluation sets that are a training source at the same time."""
+    places = {str(Path(place_of(source)).absolute()): source.name for source in config.sources}
+    for evaluation in config.evaluation:
+        own = Path(place_of(evaluation)).absolute()
+        for place, name in places.items():
+            if own == Path(place) or own in Path(place).parents:
+                yield Finding(
+                    False,
+                    f"evaluation.{evaluation.name}: sources.{name} lies in it, so all of that source will be dropped "
+                    "as eval_leak",
+                    (f"evaluation: [{{name: {evaluation.name}, {evaluation.kind}: {{path: ANOTHER-PLACE}}}}]",),
+                )

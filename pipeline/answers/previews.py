@@ -28,7 +28,7 @@ from pipeline.store.sql import open_scratch
 from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
 
 MAX_SCANNED_ROWS = 200_000  # of each source, when they are streamed
-_JOINED = {
+JOINED = {
     "num_same_text": pa.int64(),
     "width_px": pa.int32(),
     "height_px": pa.int32(),
@@ -120,5 +120,5 @@ def _joined(rows: pa.Table) -> dict[str, pa.Array]:
     """What is known beside the candidates; nulls where nothing is."""
     return {
         name: rows[name].combine_chunks().cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
-        for name, kind in _JOINED.items()
+        for name, kind in JOINED.items()
     }

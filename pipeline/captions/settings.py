@@ -63,10 +63,10 @@ class MeasureSettings(Settings):
 class LanguageRule(Settings):
     """Languages that may stay, by ISO 639 code as fastText writes it.
 
-    A guess over a very short text is noise. So a caption stays when it is shorter than `min_chars`, when the guess is
-    less sure than `min_confidence`, when it is a list of key words or a proper name, or, with `spare_binomials`, when
-    it holds a Latin binomial. Where English is allowed, a common English word (the, with, flag) saves a caption that
-    is full of foreign names.
+    A guess over a very short text is noise. So a caption stays when it is shorter than `min_chars`, or when the guess
+    is less sure than `min_confidence` (than 0.75 below 30 characters). It stays when it is a list of key words or a
+    proper name, or, with `spare_binomials`, when it holds a Latin binomial. Where English is allowed, a common English
+    word (the, with, flag) saves a caption that is full of foreign names.
     """
 
     allow: tuple[str, ...] = ("en",)
@@ -99,7 +99,7 @@ class Thresholds(Settings):
     min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
     max_digit_ratio: float | None = Field(default=None, ge=0, le=1)
     max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
-    not_bare_name: bool | None = None  # a scientific name and nothing else
+    not_bare_name: bool | None = None  # a scientific name and nothing else, where no taxon is stated
     has_binomial: bool | None = None
     languages: LanguageRule | None = None
     max_repeats: int | None = Field(default=None, ge=1)  # captions with the same text_key in the corpus

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
+from pipeline.answers.endings import check_ending
 from pipeline.answers.preflight import check_config
 from pipeline.commands.parsing import CONFIG_HELP, Commands, add_command
-from pipeline.config import read_config
+from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
-from pipeline.runner.runner import FROM_TOO_LATE, Runner, stop_on_sigterm
-from pipeline.runner.work import Stage
+from pipeline.runner.runner import FROM_TOO_LATE, Runner
+from pipeline.runner.stopping import StopRequests
+from pipeline.runner.work import BuildContext, Stage
+
+log = logging.getLogger("plantmix.build")
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -55,11 +61,13 @@ def build(
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
     first, last = find_stage(FLOW, first, "--from"), find_stage(FLOW, last, "--to")
     check_order(FLOW, first, last)
-    check_config(config)
-    stop_on_sigterm()
-    with Catalog.open(config.work_dir) as catalog:
+    for warning in check_config(config, last):
+        log.warning("warning: %s", warning)
+    stop = StopRequests()
+    with stop.listening(), Catalog.open(config.work_dir) as catalog:
         catalog.record_config(config.model_dump_json())
-        report = Runner(config, FLOW, catalog).run(first, last, too_late)
+        after = partial(_check_ending, config, last)
+        report = Runner(config, FLOW, catalog, stop, after).run(first, last, too_late)
     if report.redone:
         print(f"done in {report.seconds:.1f} s: {', '.join(report.redone)}")
     else:
@@ -67,6 +75,17 @@ def build(
     if report.release is not None:
         print(f"release: {storage.join(config.work_dir, report.release)}")
     return 0
+
+
+def _check_ending(config: BuildConfig, last: str | None, context: BuildContext, stage: str, is_new: bool) -> None:
+    """Stop when the mixture cannot be drawn any more; only say so when the build ends before it."""
+    try:
+        check_ending(config, context, stage, is_new)
+    except ConfigError as error:
+        if last is None or last in ("mix", "pack"):
+            raise
+        if stage == last:
+            log.warning("warning: %s", error)
 
 
 def find_stage(flow: Sequence[Stage[Any]], name: str | None, option: str) -> str | None:

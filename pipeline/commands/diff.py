@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands.parsing import JSON_HELP, RELEASE_HELP, Commands, add_command
-from pipeline.commands.tables import aligned
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
+
+MAX_SHOWN_CHARS = 80
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -31,7 +33,10 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     found = compare(open_release(args.before), open_release(args.after))
-    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(describe(found)))
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_lines(describe(found))
     return 0
 
 
@@ -50,6 +55,24 @@ def describe(found: Mapping[str, Any]) -> list[str]:
         f"shards: {shards['before']:,} -> {shards['after']:,}, {shards['shared']:,} with the same content "
         f"({shards['shared_bytes']:,} of {shards['bytes']:,} bytes)",
         *(f"taken down: {entry['num_images']:,} images, reason: {entry['reason']}" for entry in found["takedowns"]),
-        *(f"recipe: {change['setting']}: {change['before']} -> {change['after']}" for change in found["recipe"]),
+        *(f"recipe: {describe_change(change)}" for change in found["recipe"]),
     ]
     return lines if found["recipe"] else [*lines, "recipe: the same"]
+
+
+def describe_change(change: Mapping[str, Any]) -> str:
+    """One changed setting: of a list what came and what went, of a section that it was added or removed."""
+    place, before, after = change["setting"], change["before"], change["after"]
+    if isinstance(before, list) and isinstance(after, list):
+        gone = [f"-{_short(value)}" for value in before if value not in after]
+        come = [f"+{_short(value)}" for value in after if value not in before]
+        return f"{place}: {' '.join([*gone, *come]) or 'in another order'}"
+    for given, other, word in ((after, before, "added"), (before, after, "removed")):
+        if isinstance(given, dict) and other is None:
+            return f"{place}: {word}, with {', '.join(given)}"
+    return f"{place}: {_short(before)} -> {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from manifests.errors import ConfigError
 from pipeline.answers.estimates import estimate
+from pipeline.answers.preflight import about_mixture, examine, refuse_errors
+from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands.parsing import CONFIG_HELP, JSON_HELP, Commands, add_command
-from pipeline.commands.tables import aligned, joined_counts
 from pipeline.config import read_config
 
 SHOWN_HOSTS = 15
@@ -36,9 +38,18 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.head < 0:
         raise ConfigError(f"--head {args.head}: give the number of addresses to ask, 0 for none")
-    found = estimate(read_config(args.config), args.head)
+    config = read_config(args.config)
+    findings = examine(config)
+    if any(finding.is_broken for finding in findings):
+        refuse_errors(findings)
+    found = estimate(config, args.head)
+    counts = {row["source"]: row["num_pictures"] for row in found["sources"]}
+    told = {finding.text for finding in findings}
+    findings += [finding for finding in about_mixture(config, counts) if finding.text not in told]
     print(json.dumps(found, indent=1) if args.json else "\n".join(describe(found)))
-    return 0
+    for finding in findings:
+        print(f"{'a build would stop' if finding.is_error else 'warning'}: {finding}", file=sys.stderr)
+    return 2 if any(finding.is_error for finding in findings) else 0
 
 
 def describe(found: dict[str, Any]) -> list[str]:

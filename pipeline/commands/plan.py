@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from pipeline.planning.choose import Wish
@@ -161,6 +161,9 @@ def _add_choose(commands: Any) -> None:
     parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (120)")
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: .png, or .html for one self-contained page")
+    parser.add_argument(
+        "--accept-untrusted", action="store_true", help="write the mixture of a law that fails its own held-out test"
+    )
 
 
 def _add_share_bounds(parser: argparse.ArgumentParser) -> None:
@@ -288,6 +291,13 @@ def run_choose(args: argparse.Namespace) -> int:
     if args.plot and Path(args.plot).suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--plot {args.plot}: the name must end in .png or .html")
     chosen = choose_mixture(law, wish)
+    doubts = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
+    if doubts and not args.accept_untrusted:
+        print(choice_report(law, wish, chosen))
+        raise RunError(
+            f"{args.law}: the law is not to be trusted ({len(doubts)} of its losses predict worse than their mean), so "
+            f"{args.out} was not written; add runs and fit again, or take it all the same with --accept-untrusted"
+        )
     write_mixture(law, sha256, Path(args.law).name, wish, chosen, args.out)
     print(choice_report(law, wish, chosen))
     print(f"mixture: {args.out}")

@@ -7,6 +7,7 @@ import json
 
 from manifests.errors import ConfigError
 from pipeline.answers.previews import preview
+from pipeline.answers.tables import print_lines
 from pipeline.captions.preview import describe_preview
 from pipeline.commands.parsing import CONFIG_HELP, JSON_HELP, Commands, add_command
 from pipeline.config import read_config
@@ -36,5 +37,5 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return 0
     print(f"{report['name']}: {report['num_rows']:,} rows drawn from {report['origin']}; nothing is written\n")
-    print("\n".join(describe_preview(report)))
+    print_lines(describe_preview(report))
     return 0

@@ -1,22 +1,34 @@
-"""`plantmix query`: read-only SQL over the catalogue's tables and the per-sample views."""
+"""`plantmix query`: read-only SQL over the catalogue's tables and the per-sample views.
+
+The SQL is run in a sandbox: DuckDB's own locks keep it to the tables of the work folder, and time and memory are
+limited. What is printed cannot steer a terminal.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from manifests.errors import ConfigError
-from manifests.reader import open_reader
+from manifests.printable import printable, shown
+from manifests.reader import open_sandbox
+from pipeline.answers.tables import aligned
 from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
-from pipeline.commands.tables import aligned
 
 MAX_CELL_CHARS = 60
+_BATCH_ROWS = 10_000
+_EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\w+)\s*,?)+\)\s*)?", re.IGNORECASE)
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -32,24 +44,33 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
     parser.add_argument("sql", metavar="SQL", help="one SELECT statement")
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="how to print (table)")
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json"),
+        default="table",
+        help="how to print (table); csv puts ' before a text that a spreadsheet would run as a formula, json does not",
+    )
+    parser.add_argument("--memory-gb", type=float, default=4.0, metavar="GB", help="memory it may take (4)")
+    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="time it may take (600)")
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    return print_query(args.dir, args.sql, args.format)
+    return print_query(args.dir, args.sql, args.format, args.memory_gb, args.seconds)
 
 
-def print_query(workdir: str, sql: str, layout: str) -> int:
+def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, seconds: float = 600.0) -> int:
     """Run one statement and print its rows as a table, csv or json; returns the exit code.
 
-    Raises: ConfigError for SQL that DuckDB refuses, and for anything but one statement that only reads.
+    Raises: ConfigError for SQL that DuckDB refuses, for anything but one statement that only reads, and for one that
+    takes more than its time or memory.
     """
-    with open_reader(workdir) as connection:
+    with open_sandbox(workdir, memory_gb) as connection:
         try:
             _check_reads(connection, sql)
-            table = connection.sql(sql).to_arrow_table()
-        except duckdb.Error as error:
+            with _time_limit(connection, seconds):
+                table = _read_all(connection, sql, memory_gb)
+        except (duckdb.Error, OSError) as error:  # Arrow's reader turns an error of DuckDB into an OSError
             raise ConfigError(
                 f'query: {str(error).strip()}\nviews and tables: plantmix query {workdir} "SELECT * FROM views"'
             ) from None
@@ -57,20 +78,60 @@ def print_query(workdir: str, sql: str, layout: str) -> int:
     if layout == "csv":
         pacsv.write_csv(pa.table(dict(zip(table.column_names, _flat(table), strict=True))), sys.stdout.buffer)
     elif layout == "json":
-        print(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1))
+        print(printable(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1), keep="\n"))
     else:
         print("\n".join(layout_rows(table)))
     return 0
 
 
 def _check_reads(connection: Any, sql: str) -> None:
-    """The catalogue is attached read-only; this also refuses COPY ... TO, SET and the like."""
+    """Refuse what is not one statement that reads. EXPLAIN ANALYZE runs what it explains, so that must read too."""
     statements = connection.extract_statements(sql)
     kinds = [statement.type.name for statement in statements]
-    if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
+    if kinds == ["EXPLAIN"]:
+        explained = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
+        kinds = [statement.type.name for statement in explained]
+    if kinds != ["SELECT"]:
         raise ConfigError(
             f"query: one SELECT statement is needed, given: {', '.join(kinds) or 'none'}; nothing is written here"
         )
+
+
+@contextmanager
+def _time_limit(connection: Any, seconds: float) -> Iterator[None]:
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        connection.interrupt()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (duckdb.Error, OSError):
+        if late.is_set():
+            raise ConfigError(
+                f"query: stopped after {seconds:g} s; ask for less, or give it more with --seconds"
+            ) from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _read_all(connection: Any, sql: str, memory_gb: float) -> pa.Table:
+    """All rows of the answer, which is not held in DuckDB and so needs a limit of its own."""
+    reader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
+    batches, num_bytes = [], 0
+    for batch in reader:
+        batches.append(batch)
+        num_bytes += batch.nbytes
+        if num_bytes > memory_gb * 1e9:
+            raise ConfigError(
+                f"query: the answer takes more than {memory_gb:g} GB; ask for less, or give it more with --memory-gb"
+            )
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -83,18 +144,24 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _flat(table: pa.Table) -> list[Any]:
-    """Columns for csv: lists and structs as JSON."""
-    return [
-        pa.array([json.dumps(value, default=str, ensure_ascii=False) for value in column.to_pylist()])
-        if pa.types.is_nested(column.type)
-        else column
-        for column in table.columns
-    ]
+    """Columns for csv: lists and structs as JSON, and no text that a spreadsheet or a terminal would obey."""
+    return [_cells(column) for column in table.columns]
+
+
+def _cells(column: Any) -> Any:
+    if pa.types.is_nested(column.type):
+        texts = [json.dumps(value, default=str, ensure_ascii=False) for value in column.to_pylist()]
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        texts = column.to_pylist()
+    else:
+        return column
+    safe = pa.array([text and shown(text) for text in texts], pa.string())
+    return pc.replace_substring_regex(safe, r"\A([=+\-@\t\n])", r"'\1")
 
 
 def layout_rows(table: pa.Table) -> list[str]:
     """Rows as aligned text under their column names; long cells are cut with an ellipsis."""
-    head = [(">" if _is_number(field.type) else "<") + field.name for field in table.schema]
+    head = [(">" if _is_number(field.type) else "<") + _cell(field.name) for field in table.schema]
     lines = aligned(head, [[_cell(value) for value in row.values()] for row in table.to_pylist()])
     rule = "-" * max(len(line) for line in lines)
     return [lines[0], rule, *lines[1:], f"({table.num_rows:,} {'row' if table.num_rows == 1 else 'rows'})"]
@@ -105,5 +172,5 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _cell(value: Any) -> str:
-    text = "" if value is None else " ".join(str(value).split())
+    text = "" if value is None else printable(" ".join(str(value).split()))
     return text if len(text) <= MAX_CELL_CHARS else text[: MAX_CELL_CHARS - 1] + "…"

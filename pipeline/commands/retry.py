@@ -17,11 +17,13 @@ from manifests.catalog import CATALOG_FILE, Catalog
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
+from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands.parsing import WORKDIR_HELP, Commands, add_command
-from pipeline.commands.tables import aligned
 from pipeline.config import BuildConfig
+from pipeline.fetching.settings import DECIDED_BY
 from pipeline.flow import FLOW
-from pipeline.runner.runner import Runner, stop_on_sigterm
+from pipeline.runner.runner import Runner
+from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
 from pipeline.stages.fetch_rounds import download_recipe
 
@@ -51,10 +53,10 @@ def _run(args: argparse.Namespace) -> int:
     outcomes = check_outcomes(args.outcome)
     if not Path(storage.join(args.dir, CATALOG_FILE)).is_file():
         raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
-    stop_on_sigterm()
-    with Catalog.open(args.dir) as catalog:
-        round_done = run_round(Runner(last_config(catalog), FLOW, catalog), catalog, outcomes)
-    print("\n".join(describe_round(round_done, outcomes)))
+    stop = StopRequests()
+    with stop.listening(), Catalog.open(args.dir) as catalog:
+        round_done = run_round(Runner(last_config(catalog), FLOW, catalog, stop), catalog, outcomes)
+    print_lines(describe_round(round_done, outcomes))
     return 0
 
 
@@ -66,10 +68,18 @@ def check_outcomes(names: Sequence[str] | None) -> tuple[str, ...]:
     passing = sorted(outcome.value for outcome in PASSING)
     for name in names or ():
         if name not in passing:
-            final = name in [outcome.value for outcome in Outcome]
-            why = "is final: asking again would not help" if final else "is no outcome"
+            known = name in [outcome.value for outcome in Outcome]
+            why = why_final(Outcome(name)) if known else "is no outcome"
             raise ConfigError(f"--outcome {name} {why}; what may be retried: {', '.join(passing)}")
     return tuple(sorted(set(names or passing)))
+
+
+def why_final(outcome: Outcome) -> str:
+    """Why an outcome is not asked again, and what to do where something can be done."""
+    if outcome in DECIDED_BY:
+        keys = " or ".join(f"fetch.{key}" for key in DECIDED_BY[outcome])
+        return f"was decided by the configuration: change {keys} and run `plantmix build`, which asks again"
+    return "is final: asking again would not help"
 
 
 def last_config(catalog: Catalog) -> BuildConfig:
@@ -132,12 +142,14 @@ def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
     before, after = done.before, done.after
     if not done.number:
         which = "a reason that may pass" if len(outcomes) == len(PASSING) else " or ".join(outcomes)
-        return [f"nothing to retry: of {before.funnel.num_in:,} rows none failed for {which}"]
+        nothing = f"nothing to retry: of {before.funnel.num_in:,} rows none failed for {which}"
+        failed = sorted(before.funnel.reasons.items(), key=lambda item: (-item[1], item[0]))
+        rest = [(name, num) for name, num in failed if num and name not in outcomes]
+        return [nothing, *(f"  {num:,} {name}: {_why_not(Outcome(name))}" for name, num in rest)]
     was, now = ({"ok": stage.funnel.num_kept, **stage.funnel.reasons} for stage in (before, after))
     names = ["ok", *sorted((was.keys() | now.keys()) - {"ok"}, key=lambda name: (-was.get(name, 0), name))]
     rows = [
-        (name, was.get(name, 0), now.get(name, 0), "asked again" if name in outcomes and was.get(name) else "")
-        for name in names
+        (name, was.get(name, 0), now.get(name, 0), _what_was_done(name, outcomes, was.get(name, 0))) for name in names
     ]
     follow = "run `plantmix build` with the same configuration: later stages take up the change"
     return [
@@ -147,3 +159,13 @@ def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
         "",
         follow if before.notes != after.notes else "nothing that later stages look at has changed",
     ]
+
+
+def _what_was_done(name: str, outcomes: Sequence[str], num_before: int) -> str:
+    if name == "ok" or not num_before:
+        return ""
+    return "asked again" if name in outcomes else f"not asked: {_why_not(Outcome(name))}"
+
+
+def _why_not(outcome: Outcome) -> str:
+    return "not named by --outcome" if outcome.passing else why_final(outcome)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests.reader import read_status
+from pipeline.answers.tables import aligned, joined_counts, print_lines
 from pipeline.commands.parsing import JSON_HELP, WORKDIR_HELP, Commands, add_command
-from pipeline.commands.tables import aligned, joined_counts
 from pipeline.flow import FLOW
 
 
@@ -36,7 +36,10 @@ def _run(args: argparse.Namespace) -> int:
 def print_status(workdir: str, as_json: bool) -> int:
     """Print stages, counts, drop reasons, the mixture and what runs now; returns the exit code."""
     status = read_status(workdir)
-    print(json.dumps(status, indent=1, sort_keys=True) if as_json else "\n".join(describe_status(status)))
+    if as_json:
+        print(json.dumps(status, indent=1, sort_keys=True))
+    else:
+        print_lines(describe_status(status))
     return 0
 
 
@@ -50,7 +53,7 @@ def describe_status(status: dict[str, Any]) -> list[str]:
         lines += ["", *mixture_lines(status["mix"])]
     lines += _evaluation_lines((stages.get("dedup") or {}).get("notes") or {})
     lines += balance_lines((stages.get("select") or {}).get("notes") or {})
-    return [*lines, "", _running_line(status)]
+    return [*lines, "", *_running_lines(status)]
 
 
 def mixture_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -117,17 +120,24 @@ def balance_lines(notes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _running_line(status: dict[str, Any]) -> str:
+def _running_lines(status: dict[str, Any]) -> list[str]:
+    """What runs now and how far it is, as of the last second."""
     running = status.get("running")
     if not running:
-        return "nothing is running"
+        return ["nothing is running"]
     if not _is_alive(status.get("pid")):
-        return f"interrupted in {running['step']}; run the same command to go on"
+        return [f"interrupted in {running['step']}; run the same command to go on"]
+    if not running["total"]:
+        return [f"running: {running['step']}, looking what is to be done"]
     left = running["seconds_left"]
-    return (
+    lines = [
         f"running: {running['step']}, {running['done']:,} of {running['total']:,} {running['unit']}, "
         f"{running['per_second']:,.0f}/s" + (f", about {left:,} s left" if left is not None else "")
-    )
+    ]
+    for title, name in (("dropped so far", "reasons"), ("hosts that fail most", "worst_hosts")):
+        if counts := running.get(name):
+            lines.append(f"  {title}: {joined_counts(counts.items())}")
+    return lines
 
 
 def _is_alive(pid: Any) -> bool:

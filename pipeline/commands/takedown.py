@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from manifests.errors import ConfigError
-from manifests.release import Release
+from manifests.release import LATEST_FILE, Release
 from manifests.takedowns import KINDS, Entry
+from pipeline.answers.tables import print_lines
 from pipeline.commands.parsing import RELEASE_HELP, Commands, add_command
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_release
@@ -40,15 +42,32 @@ def _run(args: argparse.Namespace) -> int:
     entries = [Entry(by, value, reason) for by in KINDS for value in getattr(args, by)]
     if not entries or not all(entry.value.strip() for entry in entries):
         raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty one names nothing")
+    require_one_name(args.release)
     release = open_release(args.release)
-    print("\n".join(_describe(release, reason, take_down(release, entries))))
+    print_lines(_describe(release, reason, take_down(release, entries)))
     return 0
+
+
+def require_one_name(path: str) -> None:
+    """See that a work folder holds releases of one name, so that its newest release is the one that is meant.
+
+    Raises: ConfigError naming the others, and how to name one.
+    """
+    folder = Path(path) / "releases"
+    names = sorted(file.name.removesuffix(f".{LATEST_FILE}") for file in folder.glob(f"*.{LATEST_FILE}"))
+    if len(names) > 1:
+        newest = (folder / LATEST_FILE).read_text(encoding="utf-8").strip() if (folder / LATEST_FILE).is_file() else ""
+        raise ConfigError(
+            f"{path}: holds releases of {len(names)} names ({', '.join(names)}; the newest is {newest}); say which: "
+            f"{folder / names[0]}. The images are kept out of later builds of all of them"
+        )
 
 
 def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
     """What a takedown did, as lines; the last one names the release without the images."""
     images = images_of(done.found.asked)
     ids = {row["sample_id"] for row in images}
+    yield f"release that was cut: {release.path}"
     yield f"taken down: {len(images):,} images ({len(done.found.asked):,} samples); reason: {reason}"
     if stand_ins := ids.intersection(done.known.stand_ins) - done.known.sample_ids:
         yield f"of these, kept in place of a near copy that was asked for: {len(stand_ins):,} images"

@@ -17,14 +17,19 @@ from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
 
+_TICK_SECONDS = 0.25
 _MAX_MEASURED = 64  # measured pictures that wait for the writer, which is by far the fastest of all
+
+
+Measured = tuple[int, Download | None, StoredImage | Rejected | None]
+"""Number of a row; its download, None when it was not asked; and, where bytes came, what they measure."""
 
 
 class Downloads(Protocol):
     """Where finished downloads come from: a Scheduler."""
 
-    def take(self) -> tuple[int, Download]:
-        """Waits for the next finished row: its number and its download."""
+    def take(self) -> tuple[int, Download | None]:
+        """Waits for the next row that ends: its number and its download, or None when it was not asked."""
         ...
 
     def release(self, download: Download) -> None:
@@ -39,15 +44,13 @@ class Decoders:
         self._downloads = downloads
         self._image = settings.image
         self._num_threads = settings.network.decode_threads
-        self._measured: queue.Queue[tuple[int, Download, StoredImage | Rejected | None] | BaseException] = queue.Queue(
-            _MAX_MEASURED
-        )
+        self._measured: queue.Queue[Measured | BaseException] = queue.Queue(_MAX_MEASURED)
         self._num_left = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def results(self, num: int) -> Generator[tuple[int, Download, StoredImage | Rejected | None]]:
-        """Every row once, in the order they finish: number, download and, where bytes came, what they measure.
+    def results(self, num: int) -> Generator[Measured | None]:
+        """Every row once, in the order they end; None whenever nothing has ended for a moment.
 
         Raises: whatever a thread raised.
         """
@@ -56,10 +59,15 @@ class Decoders:
         for thread in threads:
             thread.start()
         try:
-            for _ in range(num):
-                item = self._measured.get()
+            while num:
+                try:
+                    item = self._measured.get(timeout=_TICK_SECONDS)
+                except queue.Empty:
+                    yield None
+                    continue
                 if isinstance(item, BaseException):
                     raise item
+                num -= 1
                 yield item
         finally:
             self._stop.set()
@@ -78,9 +86,9 @@ class Decoders:
             self._num_left -= 1
             return self._num_left >= 0 and not self._stop.is_set()
 
-    def _measure(self) -> tuple[int, Download, StoredImage | Rejected | None]:
+    def _measure(self) -> Measured:
         row, download = self._downloads.take()
-        if download.outcome is not Outcome.OK:
+        if download is None or download.outcome is not Outcome.OK:
             return row, download, None
         result = measure_image(download.body, self._image)
         self._downloads.release(download)

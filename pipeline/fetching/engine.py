@@ -1,14 +1,17 @@
 """Fetch the rows of one part: scheduler, decoders, pool file and facts, one after the other.
 
-Rows (sample id, URL) in; a pool file and a table of facts out, one fact a row, failures too. `fetch.engine` picks the
-loop: our own in this file, or img2dataset's in img2dataset_engine.py. Gives up with RunError when a row got no fact;
-what happens to one picture is an outcome in the table.
+Rows (sample id, URL) in; pool files and tables of facts out, one fact a row, failures too. A part that takes long gives
+its result in pieces, so that what is downloaded is soon stored. `fetch.engine` picks the loop: our own in this file, or
+img2dataset's in img2dataset_engine.py. Gives up with RunError when a row got no fact; what happens to one picture is an
+outcome in the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,9 +19,28 @@ import pyarrow as pa
 from pipeline.fetching.decoding import Decoders
 from pipeline.fetching.hosts import Gate
 from pipeline.fetching.http import HttpClient, client_of_this_program
-from pipeline.fetching.part import PartWriter, fact_of_download
+from pipeline.fetching.part import PartWriter, fact_of_download, require_facts
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
+from pipeline.fetching.tally import Tally
+from pipeline.pictures.facts import Fact
+from pipeline.pictures.image import Rejected, StoredImage
+
+_CHECK_IN_SECONDS = 0.5
+# When a part is asked to stop, requests in flight may end for the first time, and what came is measured for the second.
+# A build must be gone 10 s after Ctrl-C.
+_GRACE_SECONDS = 3.0
+_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a part: their facts (schema FACTS, sorted by sample_id, `pool_file` null) and their pool file."""
+
+    facts: pa.Table
+    pool_path: str
+    is_whole: bool
+    """True when it holds all rows of the part."""
 
 
 def fetch_rows(
@@ -28,34 +50,104 @@ def fetch_rows(
     pool_path: str | Path,
     client: HttpClient | None = None,
 ) -> pa.Table:
+    """Download, measure and store pictures in one piece; as `fetch_in_pieces`, but gives the facts alone.
+
+    `pool_path` is written even when it holds no picture.
+    """
+    (piece,) = fetch_in_pieces(rows, settings, gate, lambda: str(pool_path), client=client)
+    return piece.facts
+
+
+def fetch_in_pieces(
+    rows: Sequence[tuple[str, str]],
+    settings: FetchSettings,
+    gate: Gate,
+    new_pool_file: Callable[[], str],
+    piece_seconds: float = float("inf"),
+    part: str = "",
+    client: HttpClient | None = None,
+) -> Iterator[Piece]:
     """Download, measure and store pictures; `rows` are (sample_id, url) with unique ids.
 
-    The table has the schema FACTS, sorted by sample_id, `pool_file` null; offset and length lie in `pool_path`,
-    a tar that is written even when it holds no picture. Connections, addresses and robots.txt rules are kept for
-    the next part in this process; a caller who wants them apart gives a `client`.
+    Yields what has ended every `piece_seconds`, and the rest at the end. `new_pool_file` names the file of the next
+    piece. Under the name `part` the gate hears how far this is. When it wants to stop, the last piece comes soon, and
+    rows without an answer are in no piece.
+
+    Connections, addresses and robots.txt rules are kept for the next part in this process; a caller who wants them
+    apart gives a `client`.
 
     Raises: ConfigError when a contact is needed or the engine is not installed; RunError when a row got no fact.
     """
     settings.network.require_contact(url for _, url in rows)
     rows = sorted(rows)
-    with PartWriter(pool_path) as part:
-        if settings.engine == "img2dataset":
-            from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it
+    if settings.engine == "img2dataset":
+        from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it
 
-            download_with_img2dataset(rows, settings, part)
-        else:
-            _download(rows, settings, gate, client or client_of_this_program(settings.network), part)
-        return part.finish([sample_id for sample_id, _ in rows])
+        with PartWriter(new_pool_file()) as whole:
+            download_with_img2dataset(rows, settings, whole)
+            require_facts([sample_id for sample_id, _ in rows if sample_id not in whole.sample_ids], len(rows))
+            facts = whole.finish()
+        gate.check_in(part, _tally_of(facts), ended=True)
+        yield Piece(facts, whole.pool_path, True)
+        return
+    writer, began = PartWriter(new_pool_file()), time.monotonic()
+    try:
+        for ended in _download(rows, settings, gate, client or client_of_this_program(settings.network), part):
+            if ended is not None:
+                writer.add(*ended)
+            if time.monotonic() - began >= piece_seconds and 0 < len(writer.sample_ids) < len(rows):
+                piece = _finish(writer, len(rows))
+                writer, began = PartWriter(new_pool_file()), time.monotonic()
+                yield piece
+        if writer.sample_ids or not rows:
+            yield _finish(writer, len(rows))
+    finally:
+        writer.discard()
+
+
+def _finish(writer: PartWriter, num_rows: int) -> Piece:
+    facts = writer.finish()
+    return Piece(facts, writer.pool_path, facts.num_rows == num_rows)
 
 
 def _download(
-    rows: Sequence[tuple[str, str]], settings: FetchSettings, gate: Gate, client: HttpClient, part: PartWriter
-) -> None:
-    """Our own loop: rows are written down in the order in which they finish."""
+    rows: Sequence[tuple[str, str]], settings: FetchSettings, gate: Gate, client: HttpClient, part: str
+) -> Iterator[tuple[str, Fact, StoredImage | Rejected | None] | None]:
+    """Our own loop: each row as it ends, and None whenever nothing has ended for a moment."""
+    tally = Tally()
+    if gate.check_in(part, tally):
+        return
     urls = [url for _, url in rows]
+    left = {sample_id for sample_id, _ in rows}
+    stop_at, check_in_at = float("inf"), time.monotonic()
     with (
         Scheduler(urls, client, gate, settings.image.max_body_bytes) as scheduler,
         closing(Decoders(scheduler, settings).results(len(urls))) as results,
     ):
-        for row, download, picture in results:
-            part.add(rows[row][0], fact_of_download(download), picture)
+        for result in results:
+            row, download, picture = result or (0, None, None)
+            if download is None:
+                yield None
+            else:
+                left.remove(rows[row][0])
+                outcome = picture.outcome if isinstance(picture, Rejected) else download.outcome
+                tally.add(outcome.value, download.host)
+                yield rows[row][0], fact_of_download(download), picture
+            now = time.monotonic()
+            if now >= stop_at:
+                break
+            if now >= check_in_at:
+                check_in_at = now + _CHECK_IN_SECONDS
+                if gate.check_in(part, tally) and stop_at == float("inf"):
+                    stop_at = now + _STOP_SECONDS
+                    scheduler.give_back(_GRACE_SECONDS)
+    gate.check_in(part, tally, ended=True)
+    if stop_at == float("inf"):
+        require_facts(sorted(left), len(rows))
+
+
+def _tally_of(facts: pa.Table) -> Tally:
+    tally = Tally()
+    for outcome, host in zip(facts["outcome"].to_pylist(), facts["host"].to_pylist(), strict=True):
+        tally.add(outcome, host)
+    return tally

@@ -39,6 +39,7 @@ def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient
     with client or HeadClient(settings) as asking, Scheduler(urls, asking, HostGate(settings), _ANY_SIZE) as scheduler:
         for _ in urls:
             _, download = scheduler.take()
+            assert download is not None, "only give_back leaves rows unasked"
             if download.outcome is Outcome.OK and download.body.isdigit():
                 found.num_bytes.append(int(download.body))
             else:

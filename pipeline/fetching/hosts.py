@@ -1,8 +1,9 @@
 """One gate for all workers: how often each host may be asked, how many times at once, and when it must be left alone.
 
 `HostGate` is the state, in plain Python: the driver holds it directly, or an actor holds it for a cluster.
-Workers talk to it through one method, `exchange`, which reports everything since the last call and asks for
-everything wanted now, so that one round trip serves many requests. Times pass through it only as durations, so that no
+Workers ask through one method, `exchange`, which reports everything since the last call and asks for
+everything wanted now, so that one round trip serves many requests. The gate is also the board where parts say how far
+they are (tally.py). Times pass through it only as durations, so that no
 two machines need the same clock. Reads and writes nothing. A host that fails is paused and tried again later.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
+from pipeline.fetching.tally import Board, Tally
 
 Result = Literal["answered", "busy", "unreachable", "unused"]
 """How a request ended for its host: it answered (whatever the answer), it asked to be left alone (429, 503), it could
@@ -64,11 +66,16 @@ class Gate(Protocol):
         """Report what has ended, and ask for up to `wanted[host]` permissions."""
         ...
 
+    def check_in(self, part: str, tally: Tally, ended: bool = False) -> bool:
+        """Say how far a part is; True when it should store what it has and end."""
+        ...
+
 
 @dataclass(slots=True)
 class _HostState:
     limits: HostLimits
     gap_seconds: float = 0.0  # between the starts of two requests
+    crawl_delay_seconds: float = 0.0  # the host's own wish for that gap; 0 where the config counts more
     next_start: float = 0.0
     not_before: float = 0.0
     leases: dict[int, float] = field(default_factory=dict)  # lease: when it ends by itself, if its worker is lost
@@ -77,7 +84,7 @@ class _HostState:
     dead: bool = False
 
 
-class HostGate:
+class HostGate(Board):
     """The state of every host behind one lock; safe for threads.
 
     `clock` gives seconds that never go back; tests give their own.
@@ -91,6 +98,7 @@ class HostGate:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._clock = clock
         self._jitter = jitter
@@ -133,6 +141,7 @@ class HostGate:
         state = self._state(report.host)
         state.leases.pop(report.lease, None)
         if report.min_gap_seconds and not isinstance(state.limits, HostOverride):
+            state.crawl_delay_seconds = max(state.crawl_delay_seconds, report.min_gap_seconds)
             state.gap_seconds = max(state.gap_seconds, report.min_gap_seconds)
         if report.result == "answered":
             state.busy_in_a_row = state.unreachable_in_a_row = 0
@@ -173,5 +182,8 @@ class HostGate:
             state.leases[self._last_lease] = start + lease_seconds
             given.append(Permission(self._last_lease, start - now))
         until_next = state.next_start - now - _AHEAD_SECONDS
+        if not given and until_next > 0 and state.crawl_delay_seconds > self._settings.host_patience_seconds:
+            why = f"host wants {state.crawl_delay_seconds:g} s between requests (Crawl-delay), the patience is "
+            return Verdict((), state.crawl_delay_seconds, f"{why}{self._settings.host_patience_seconds:g} s")
         full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests
         return Verdict(tuple(given), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))

@@ -31,7 +31,7 @@ def read_local(
         readers = {name: stack.enter_context(LocalReader(root)) for name, root in roots.items()}
         for sample_id, source, locator in rows:
             part.add(sample_id, *_read(readers[source], locator, settings))
-        return part.finish(sorted(sample_id for sample_id, _, _ in rows))
+        return part.finish()
 
 
 def _read(reader: LocalReader, locator: str, settings: ImageSettings) -> tuple[Fact, StoredImage | Rejected | None]:

@@ -6,7 +6,7 @@ RunError when a row got no fact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,11 +21,16 @@ from pipeline.store.pool import PoolWriter
 
 
 class PartWriter:
-    """Collects the pictures and facts of one part; use it as a context manager: an error leaves no file behind."""
+    """Collects pictures and facts of rows; `finish` it or `discard` it.
+
+    As a context manager it is discarded on an error.
+    """
 
     def __init__(self, pool_path: str | Path) -> None:
+        self.pool_path = str(pool_path)
         self._pool = PoolWriter(pool_path)
         self._facts: dict[str, Fact] = {}
+        self._finished = False
 
     def __enter__(self) -> PartWriter:
         return self
@@ -33,7 +38,12 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.__exit__(kind, error, trace)
+        self.discard()
+
+    @property
+    def sample_ids(self) -> Collection[str]:
+        """The rows that have a fact."""
+        return self._facts.keys()
 
     def add(self, sample_id: str, fact: Fact, result: StoredImage | Rejected | None = None) -> None:
         """Keep what is known of a row: `fact` is how its bytes were got, `result` what their measurement gave."""
@@ -41,20 +51,27 @@ class PartWriter:
             self._pool.add(sample_id, result.body)
         self._facts[sample_id] = {"sample_id": sample_id, **fact, **(fact_of(result) if result else {})}
 
-    def finish(self, sample_ids: Sequence[str]) -> pa.Table:
-        """Write the pool file; gives the facts of `sample_ids` in that order, with schema FACTS and `pool_file` null.
+    def finish(self) -> pa.Table:
+        """Write the pool file; gives the facts, sorted by sample_id, with schema FACTS and `pool_file` null."""
+        with self._pool:
+            for sample_id, (offset, length) in self._pool.finish().items():
+                self._facts[sample_id].update(offset=offset, length=length)
+        self._finished = True
+        return pa.Table.from_pylist([self._facts[sample_id] for sample_id in sorted(self._facts)], FACTS)
 
-        Raises: RunError when a row is without a fact.
-        """
-        missing = [sample_id for sample_id in sample_ids if sample_id not in self._facts]
-        if missing:
-            raise RunError(
-                f"{len(missing)} of {len(sample_ids)} rows ended without a fact, the first is {missing[0]}; "
-                "the log may say why; if not, this is a defect in PlantMix, please report it"
-            )
-        for sample_id, (offset, length) in self._pool.finish().items():
-            self._facts[sample_id].update(offset=offset, length=length)
-        return pa.Table.from_pylist([self._facts[sample_id] for sample_id in sample_ids], FACTS)
+    def discard(self) -> None:
+        """Leave no file behind, unless it is finished."""
+        if not self._finished:
+            self._pool.discard()
+
+
+def require_facts(missing: Sequence[str], num_rows: int) -> None:
+    """Raises: RunError when rows are without a fact, which no row may be."""
+    if missing:
+        raise RunError(
+            f"{len(missing)} of {num_rows} rows ended without a fact, the first is {missing[0]}; "
+            "the log may say why; if not, this is a defect in PlantMix, please report it"
+        )
 
 
 def fact_of_download(download: Download) -> Fact:

@@ -3,7 +3,8 @@
 One thread plans, and only this thread touches the queues. `threads` others carry out one request each at a time. The
 caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so that every
 single request passes the gate. Reads the network through HttpClient; writes nothing. The rows of a host that stays
-closed for longer than `host_patience_seconds` end. A programming error in a thread is raised in the caller.
+closed for longer than `host_patience_seconds` end. `give_back` ends early: rows without an answer come back unasked. A
+programming error in a thread is raised in the caller.
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ class Scheduler:
         self._gate = gate
         self._max_body_bytes = max_body_bytes
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[tuple[_Job, Answer] | BaseException | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[int, Download] | BaseException] = queue.SimpleQueue()
+        # an answer of None: the request was never sent
+        self._events: queue.SimpleQueue[tuple[_Job, Answer | None] | BaseException | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[int, Download | None] | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._give_back_at: float | None = None  # set once, by any thread: no request starts any more
         # from here on: for the planning thread only
         self._hosts: dict[str, _Host] = {}
         self._turns: deque[str] = deque()  # hosts that have requests to send, in the order of their turns
@@ -65,7 +68,7 @@ class Scheduler:
         self._order = itertools.count()
         self._reports: list[HostReport] = []
         self._in_flight = 0
-        self._num_open = len(urls)
+        self._open = set(range(len(urls)))  # rows that have not ended
         self._next_exchange = 0.0
         self._waiting = _WaitingBytes()
         self._threads: list[threading.Thread] = []
@@ -89,8 +92,10 @@ class Scheduler:
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
 
-    def take(self) -> tuple[int, Download]:
-        """The number and download of the next row that finishes. To be called once a row, from any thread.
+    def take(self) -> tuple[int, Download | None]:
+        """The number and download of the next row that ends; None for a row that `give_back` left without an answer.
+
+        To be called once a row, from any thread.
 
         Raises: whatever a thread of the scheduler raised.
         """
@@ -105,10 +110,19 @@ class Scheduler:
         if self._waiting.remove(len(download.body)):
             self._events.put(None)  # wakes the planning thread
 
+    def give_back(self, grace_seconds: float) -> None:
+        """Start no more requests. Those in flight may end within the grace; all other rows come back as None."""
+        if self._give_back_at is None:
+            self._give_back_at = time.monotonic() + grace_seconds
+            self._events.put(None)
+
     # ---- the request threads
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._stop.is_set():
+        while (job := self._jobs.get()) is not None:
+            if self._stop.is_set():
+                self._events.put((job, None))
+                continue
             visit = job.visit
             limit = ROBOTS_MAX_BYTES * 2 if visit.is_robots else self._max_body_bytes
             left = max(0.1, self._settings.total_timeout_seconds - visit.active_seconds)
@@ -135,12 +149,17 @@ class Scheduler:
                 self._finish(row, Download(error.outcome, error.detail))
                 continue
             self._enqueue(Visit(row, target, target))
-        while (self._num_open or self._in_flight) and not self._stop.is_set():
+        while (self._open or self._in_flight) and not self._stop.is_set():
             now = time.monotonic()
+            if self._give_back_at is not None and (not self._in_flight or now >= self._give_back_at):
+                break
             self._run_due(now)
             now = self._exchange(now)
             self._handle_events(self._seconds_to_wait(now))
+        for row in sorted(self._open):
+            self._done.put((row, None))
         self._send_last_reports()
+        self._see_requests_out()
 
     def _handle_events(self, seconds: float) -> None:
         """Wait for an event, then handle every event there is."""
@@ -155,8 +174,11 @@ class Scheduler:
         except queue.Empty:
             return
 
-    def _handle_answer(self, job: _Job, answer: Answer) -> None:
+    def _handle_answer(self, job: _Job, answer: Answer | None) -> None:
         self._in_flight -= 1
+        if answer is None:
+            self._reports.append(HostReport(job.host, job.lease, "unused"))
+            return
         host = self._hosts[job.host]
         host.ask_at = 0.0
         result = host_result(answer)
@@ -224,7 +246,7 @@ class Scheduler:
     def _finish(self, row: int | None, download: Download) -> None:
         if row is None:
             return
-        self._num_open -= 1
+        self._open.remove(row)
         self._waiting.add(len(download.body))
         self._done.put((row, download))
 
@@ -241,7 +263,7 @@ class Scheduler:
 
     def _start(self, host: _Host, permission: Permission) -> None:
         """Use a permission whose time has come. One that cannot be used now goes back: later would break the rate."""
-        if not host.queue or self._in_flight >= self._settings.threads:
+        if not host.queue or self._in_flight >= self._settings.threads or self._give_back_at is not None:
             self._reports.append(HostReport(host.name, permission.lease, "unused"))
             return
         visit = host.queue.popleft()
@@ -251,7 +273,9 @@ class Scheduler:
         self._jobs.put(_Job(visit, host.name, permission.lease))
 
     def _num_free(self) -> int:
-        return 0 if self._waiting.full else self._settings.threads - self._in_flight
+        if self._waiting.full or self._give_back_at is not None:
+            return 0
+        return self._settings.threads - self._in_flight
 
     def _exchange(self, now: float) -> float:
         """Report what has ended and ask for what may start, for all hosts in one call."""
@@ -320,6 +344,8 @@ class Scheduler:
     def _seconds_to_wait(self, now: float) -> float:
         """Time until the next planned event; an answer wakes the planning thread earlier."""
         soonest = now + 5.0
+        if self._give_back_at is not None:
+            soonest = min(soonest, self._give_back_at)
         if self._timed:
             soonest = min(soonest, self._timed[0][0])
         if self._reports:
@@ -337,6 +363,20 @@ class Scheduler:
                 self._reports.append(HostReport(what[0].name, what[1].lease, "unused"))
         if self._reports:
             self._gate.exchange(self._reports, {})
+
+    def _see_requests_out(self) -> None:
+        """After an early end, hand back the place at its host of each request in flight as soon as it ends."""
+        until = time.monotonic() + self._settings.total_timeout_seconds
+        while self._in_flight:
+            try:
+                event = self._events.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return
+            if isinstance(event, tuple):
+                job, answer = event
+                self._in_flight -= 1
+                result, wait = (host_result(answer), answer.retry_after_seconds) if answer else ("unused", None)
+                self._gate.exchange([HostReport(job.host, job.lease, result, wait)], {})
 
 
 class _WaitingBytes:

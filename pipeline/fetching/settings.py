@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import json
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
@@ -19,8 +20,21 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests import __version__
 from manifests.errors import ConfigError
+from manifests.outcomes import Outcome
 from manifests.settings import Settings
 from pipeline.pictures.settings import ImageSettings
+
+# The settings that decide an outcome which is final: another value may change it, another day will not.
+DECIDED_BY = {
+    Outcome.REFUSED_TARGET: ("network.allow_private_addresses",),
+    Outcome.ROBOTS_DISALLOWED: ("network.robots_txt", "network.user_agent"),
+    Outcome.OPTED_OUT: ("network.x_robots_directives", "network.user_agent"),
+    Outcome.TOO_MANY_REDIRECTS: ("network.max_redirects",),
+    Outcome.BODY_TOO_LARGE: ("image.max_body_bytes",),
+    Outcome.TOO_MANY_PIXELS: ("image.max_pixels",),
+    Outcome.IMAGE_TOO_SMALL: ("image.min_side_px",),
+    Outcome.ASPECT_TOO_EXTREME: ("image.max_aspect_ratio",),
+}
 
 DEFAULT_X_ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
 
@@ -64,7 +78,7 @@ class NetworkSettings(Settings):
     backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Pause before the first retry. It doubles each time, give or take half of it at random."""
     host_patience_seconds: Annotated[float, Field(ge=0)] = 120.0
-    """When a host stays closed for longer than this, its rows end as host_unavailable."""
+    """When a host stays closed for longer than this, or wants longer pauses, its rows end as host_unavailable."""
     breaker_failures: Annotated[int, Field(ge=1)] = 6
     """After so many failures in a row to reach a host, it counts as dead for `breaker_seconds`."""
     breaker_seconds: Annotated[float, Field(gt=0)] = 300.0
@@ -168,6 +182,16 @@ class FetchSettings(Settings):
         therefore downloads nothing again.
         """
         return self.image.model_dump(mode="json")
+
+    def deciding(self) -> tuple[tuple[str, str], ...]:
+        """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""
+        values = self.model_dump(mode="json")
+        values["network"]["user_agent"] = self.network.agent_token  # its version decides nothing
+        found = []
+        for outcome, keys in DECIDED_BY.items():
+            sections = [key.split(".") for key in keys]
+            found.append((outcome.value, json.dumps([values[section][key] for section, key in sections])))
+        return tuple(found)
 
 
 def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:

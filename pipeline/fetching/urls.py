@@ -6,25 +6,15 @@ Text in, Target out. Pure. Gives up with BadURL (an outcome and a detail that ho
 from __future__ import annotations
 
 import base64
-import itertools
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from manifests.masking import mask_secrets
 from manifests.outcomes import Outcome
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_URL_CHARS = 8192
-MASK = "***"
-_SECRET_WORDS = frozenset(
-    {"signature", "sig", "sign", "signed", "token", "secret", "key", "hmac", "jwt", "nonce", "policy", "ticket", "otp"}
-    | {"password", "passwd", "pass", "pwd", "auth", "authorization", "oauth", "credential", "credentials"}
-    | {"session", "sessionid", "sid", "cookie"}
-)
-_SECRET_NAMES = frozenset(
-    ["apikey", "accesskey", "authkey", "awsaccesskeyid", "accesstoken", "authtoken", "keypairid", "subscriptionkey"]
-)
-_SIGNED_BY = (["x", "amz"], ["x", "goog"], ["x", "oss"], ["x", "cos"])  # every parameter of a signed link
 
 
 class BadURL(Exception):  # noqa: N818
@@ -70,45 +60,6 @@ class Target:
 
     def __repr__(self) -> str:
         return f"Target({self.shown_url})"
-
-
-def mask_secrets(query: str) -> str:
-    """A query string with `***` for every value that would let a reader of the catalogue act as somebody else.
-
-    Masked are values whose name holds a telling word (signature, token, key, X-Amz-...; names are split at - _ . and
-    capitals), JSON web tokens, and long mixtures of both cases and digits, which signed links carry under many names.
-    Identifiers (numbers, UUIDs, hex hashes, file names) stay, so that the address stays useful.
-    """
-    return "&".join(_mask(pair) for pair in query.split("&"))
-
-
-def _mask(pair: str) -> str:
-    name, equals, value = pair.partition("=")
-    if not equals:  # a value without a name
-        return MASK if _looks_secret(unquote(name)) else pair
-    if value and (_names_secret(unquote(name)) or _looks_secret(unquote(value))):
-        return f"{name}={MASK}"
-    return pair
-
-
-def _names_secret(name: str) -> bool:
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", " ", name).lower()
-    words = spaced.split()
-    return bool(_SECRET_WORDS & set(words)) or spaced.replace(" ", "") in _SECRET_NAMES or words[:2] in _SIGNED_BY
-
-
-def _looks_secret(value: str) -> bool:
-    if re.match(r"eyJ[\w-]+\.[\w-]+\.", value):
-        return True
-    mixed = re.fullmatch(r"[A-Za-z0-9+/_~=.-]{32,}", value)
-    return bool(mixed and all(re.search(kind, value) for kind in ("[a-z]", "[A-Z]")) and _is_random(value))
-
-
-def _is_random(value: str) -> bool:
-    """True when the kind of character changes often, as it never does in words or in hex."""
-    kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in value if c.isalnum()]
-    changes = sum(a != b for a, b in itertools.pairwise(kinds))
-    return changes > 0.35 * len(kinds)
 
 
 def parse_url(text: str) -> Target:

@@ -39,3 +39,8 @@ class ImageSettings(Settings):
         if not all(0 <= channel <= 255 for channel in value):
             raise ValueError(f"three numbers from 0 to 255 are needed, found {list(value)}")
         return value
+
+    def without_limits(self) -> ImageSettings:
+        """The same settings with the default limits: what a picture becomes that passes them."""
+        limits = ("min_side_px", "max_aspect_ratio", "max_pixels", "max_body_bytes")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in limits})

@@ -150,8 +150,8 @@ def _refuse_empty(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> Non
     empty = [domain for domain, share in shares.items() if share > 0 and not pools.get(domain, Pool(0)).capacity]
     if empty:
         raise ConfigError(
-            f"mix: no sample of the domain {', '.join(empty)} is left after selection, but the ratio asks for some. "
-            "See `plantmix status` for what dropped them, or set its share to 0"
+            f"mix: no sample of the domain {', '.join(empty)} is left, but the ratio asks for some; `plantmix status` "
+            "shows what dropped them"
         )
 
 

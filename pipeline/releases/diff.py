@@ -59,7 +59,16 @@ def _shards(release: Release) -> dict[str, Mapping[str, Any]]:
     return {f"{split}/{shard['shard']}": shard for split in splits for shard in splits[split]["shards"]}
 
 
+def _by_name(value: Any) -> Any:
+    """A list of named sections (sources, evaluation sets), or of sections, as a mapping: changes show one by one."""
+    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+        return value
+    names = [str(each.get("name", number)) for number, each in enumerate(value)]
+    return dict(zip(names, value, strict=True)) if len(set(names)) == len(names) else value
+
+
 def _changes(place: str, before: Any, after: Any) -> Iterator[dict[str, Any]]:
+    before, after = _by_name(before), _by_name(after)
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted({*before, *after}):
             yield from _changes(f"{place}.{name}" if place else name, before.get(name), after.get(name))

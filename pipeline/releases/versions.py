@@ -24,6 +24,7 @@ from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples
 from pipeline.sidefiles import write
+from pipeline.store.sql import view_parquet
 from pipeline.store.writing import TableWriter
 
 Row = Mapping[str, Any]
@@ -75,6 +76,7 @@ def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row
     files = _write_tables(release, gone, moved, folder)
     with open_sql() as sql:
         samples, mixture = storage.join(folder, SAMPLES_FILE), _new_mixture(release, gone)
+        _count_groups(sql, samples, mixture)
         for side_file, content in write.side_files(record, mixture, samples, folder, sql):
             files.append(storage.publish_bytes(storage.join(folder, side_file), content))
     for file in files:
@@ -171,6 +173,21 @@ def _new_mixture(release: Release, gone: Sequence[Row]) -> dict[str, Any]:
         for source in quota.get("sources", ()):
             _shrink(source, list(_of(own, source=source["source"])), quota["num_drawn"])
     return mixture
+
+
+def _count_groups(sql: Any, samples: str, mixture: dict[str, Any]) -> None:
+    """Count the groups of each domain and split anew, in the domains that have any."""
+    quotas = [quota for quota in mixture["domains"] if "num_groups" in quota]
+    if not quotas:
+        return
+    view_parquet(sql, "grouped", [samples])
+    query = (
+        "SELECT domain, split, count(DISTINCT source || '/' || group_id) FROM grouped WHERE group_id IS NOT NULL "
+        "GROUP BY ALL ORDER BY ALL"
+    )
+    found = sql.execute(query).fetchall()
+    for quota in quotas:
+        quota["num_groups"] = {split: num for domain, split, num in found if domain == quota["domain"]}
 
 
 def _shrink(pool: dict[str, Any], gone: Sequence[Row], whole: int) -> None:

@@ -5,6 +5,8 @@ An error of a part comes back as a value. The driver alone decides what it means
 
 from __future__ import annotations
 
+import errno
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from manifests.errors import PartError, PlantMixError, RetryableError
+from manifests.errors import PartError, PlantMixError, RetryableError, RunError
 from pipeline.runner.work import Execution, Part, PartResult
 
-Work = Callable[[Any, Execution[Any]], PartResult]
+Work = Callable[[Any, Execution[Any]], PartResult | Iterator[PartResult]]
+Asked = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A job as its worker left it: a result, or the error that ended it."""
+    """A result of a job, or the error that ended it."""
 
     job: Job
     result: PartResult | None
@@ -42,11 +45,21 @@ class Done:
     seconds: float
 
 
-class Executor(Protocol):
-    """Runs jobs somewhere and yields each as it ends, in any order."""
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
-    def run(self, work: Work, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
-        """Yield every job once. With `gpus` they run in workers that stay, each with so many GPUs."""
+
+class Executor(Protocol):
+    """Runs jobs somewhere and yields their results as they come, in any order."""
+
+    def run(
+        self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+    ) -> Iterator[Done]:
+        """Yield the results of every job. With `gpus` they run in workers that stay, each with so many GPUs.
+
+        Once `stopping` says so, no further job is begun.
+        """
 
     def share(self, make: Callable[[], Any]) -> Any:
         """Make one object that all parts talk to, wherever they run, and return a handle on it."""
@@ -58,10 +71,14 @@ class Executor(Protocol):
 class InlineExecutor:
     """The same plan without Ray, one part after another in this process."""
 
-    def run(self, work: Work, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
-        """Yield every job once, in plan order."""
+    def run(
+        self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+    ) -> Iterator[Done]:
+        """Yield the results of every job, in plan order."""
         for job in jobs:
-            yield do_job(work, job)
+            if stopping():
+                return
+            yield from do_job(work, job)
 
     def share(self, make: Callable[[], Any]) -> Any:
         """The object itself: there is only this process."""
@@ -71,18 +88,35 @@ class InlineExecutor:
         """Nothing to release."""
 
 
-def do_job(work: Work, job: Job) -> Done:
-    """Run one job in a worker."""
+def do_job(work: Work, job: Job) -> Iterator[Done]:
+    """Run one job in a worker: its result, or its pieces as they come, or the error that ended it."""
     started = time.monotonic()
     try:
-        result = work(job.part.inputs, job.execution)
+        made = work(job.part.inputs, job.execution)
+        for result in [made] if isinstance(made, PartResult) else made:
+            yield Done(job, result, None, time.monotonic() - started)
+            started = time.monotonic()
     except PlantMixError as error:
-        return Done(job, None, error, time.monotonic() - started)
+        yield Done(job, None, error, time.monotonic() - started)
     except OSError as error:  # a full disk or a lost mount is not a defect of the program
-        return Done(job, None, RetryableError(f"{type(error).__name__}: {error}"), time.monotonic() - started)
+        yield Done(job, None, _explain_os_error(error, job), time.monotonic() - started)
     except Exception as error:  # a defect that one part meets must not cost the others their work
-        return Done(job, None, PartError(_describe_defect(error)), time.monotonic() - started)
-    return Done(job, result, None, time.monotonic() - started)
+        yield Done(job, None, PartError(_describe_defect(error)), time.monotonic() - started)
+
+
+def _explain_os_error(error: OSError, job: Job) -> PlantMixError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return RetryableError(f"{type(error).__name__}: {error}")
+    return disk_full(job.execution.workdir, error.filename)
+
+
+def disk_full(workdir: str, path: str | None = None) -> RunError:
+    """Why a build stops when the disk of its work folder has no room: another try would only ask all hosts again."""
+    free = f" ({shutil.disk_usage(workdir).free / 1e6:,.0f} MB free)" if Path(workdir).is_dir() else ""
+    return RunError(
+        f"the disk is full{free}: {path or workdir}. What is committed stays. Make room (`plantmix estimate` says how "
+        "much a build needs), or move the work folder to a larger disk, and run the same command again"
+    )
 
 
 def _describe_defect(error: Exception) -> str:

@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError, PartError, RetryableError, RunError
-from pipeline.runner.executing import Done, Job, Work, do_job
+from manifests.local_ray import bound_to_loopback
+from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
 
 log = logging.getLogger("plantmix.runner")
 
+_TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
 _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
 
 
 class RayExecutor:
     """Runs parts as Ray tasks, with few in flight, so that 13 M rows never queue up at once.
 
-    A local Ray has as many CPUs as workers. Two parts a worker are submitted, so that no worker waits for the driver. A
-    cluster may have more CPUs than `num_workers`. There only `num_workers` parts are submitted at a time.
+    A local Ray has as many CPUs as workers, and answers on the loopback only. Two parts a worker are submitted, so that
+    no worker waits for the driver. A cluster may have more CPUs than `num_workers`. There only `num_workers` parts are
+    submitted at a time.
     """
 
     def __init__(self, num_workers: int | None, address: str | None) -> None:
-        ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self._ray = ray
         self._gone = False
         started = time.monotonic()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -36,10 +36,14 @@ class RayExecutor:
             options["address"] = address
         else:
             options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
-        try:
-            ray.init(**options)
-        except ConnectionError as error:
-            raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with bound_to_loopback(address):
+            ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
+            try:
+                ray.init(**options)
+            except ConnectionError as error:
+                raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+        self._ray = ray
         # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
         through_proxy = address is not None and address.startswith("ray://")
         self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
@@ -47,25 +51,32 @@ class RayExecutor:
         self._most_in_flight = workers if address and num_workers else 2 * workers
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
         self._num_workers = workers
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(do_job)
+        self._remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(do_job)
 
-    def run(self, work: Work, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
-        """Yield every job once, as they end."""
+    def run(
+        self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+    ) -> Iterator[Done]:
+        """Yield the results of every job as they come."""
         waiting = list(reversed(jobs))
-        in_flight: dict[Any, tuple[Job, Any]] = {}
+        in_flight: dict[Any, tuple[Job, Any]] = {}  # by the stream of its results
         actors = self._start_actors(len(jobs), gpus) if gpus is not None else []
         # a slot takes one job at a time; an actor has two, so that it never waits for the driver
-        slots = [actor.do for actor in actors] * 2 if actors else [self._remote] * self._most_in_flight
+        slots = [actor.do.options(num_returns="streaming") for actor in actors] * 2
+        slots = slots or [self._remote] * self._most_in_flight
         while waiting or in_flight:
+            if stopping():
+                waiting.clear()
             while waiting and slots:
                 job, slot = waiting.pop(), slots.pop(0)
                 in_flight[slot.remote(work, job)] = (job, slot)
-            ended, _ = self._ray.wait(list(in_flight), num_returns=1)
-            for reference in ended:
-                job, slot = in_flight.pop(reference)
-                slots.append(slot)
+            ready, _ = self._ray.wait(list(in_flight), timeout=_TICK_SECONDS) if in_flight else ([], [])
+            for stream in ready:
+                job, slot = in_flight[stream]
                 try:
-                    yield self._ray.get(reference)
+                    yield self._ray.get(next(stream))
+                except StopIteration:
+                    del in_flight[stream]
+                    slots.append(slot)
                 except self._ray.exceptions.RayTaskError as error:  # raised by Ray before or after the work
                     yield Done(job, None, PartError(f"{job.key}: {error.cause}"), 0.0)
                 except self._ray.exceptions.RayError as error:
@@ -102,7 +113,7 @@ class RayExecutor:
             ) from None
 
     def share(self, make: Callable[[], Any]) -> Any:
-        """Make the object inside an actor and give a proxy for the one method the workers call."""
+        """Make the object inside an actor and give a proxy for the methods that workers and driver call."""
         keeper = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16, max_restarts=-1)
         actor = keeper.remote(make)
         return ActorGate(actor)
@@ -116,8 +127,8 @@ class RayExecutor:
 class _Worker:
     """Does parts, one after the other, in a process that stays: what a part loads, the next one finds."""
 
-    def do(self, work: Work, job: Job) -> Done:
-        return do_job(work, job)
+    def do(self, work: Work, job: Job) -> Iterator[Done]:
+        yield from do_job(work, job)
 
 
 class _Keeper:
@@ -129,12 +140,17 @@ class _Keeper:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._thing.start_over()
 
-    def exchange(self, reports: Any, wanted: Any) -> Any:
-        return self._thing.exchange(reports, wanted)
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._thing, method)(*arguments)
 
 
 class ActorGate:
-    """A worker's handle on the one host gate of the cluster (pipeline.fetching.hosts.Gate)."""
+    """A handle on the one host gate of the cluster (pipeline.fetching.hosts.HostGate).
+
+    Every method waits while Ray replaces a lost actor.
+
+    Raises: RetryableError when no actor takes its place; the part is then tried again.
+    """
 
     exchange_interval_seconds = 0.02  # one round trip to an actor took 1.2 ms on a 2-core machine
 
@@ -142,15 +158,27 @@ class ActorGate:
         self._actor = actor
 
     def exchange(self, reports: Any, wanted: Any) -> Any:
-        """Send reports and ask for permissions in one round trip. Waits while Ray replaces a lost actor.
+        """Send reports and ask for permissions in one round trip."""
+        return self._call("exchange", reports, wanted)
 
-        Raises: RetryableError when no actor takes its place; the part is then tried again.
-        """
+    def check_in(self, part: str, tally: Any, ended: bool = False) -> bool:
+        """Say how far a part is; True when it should store what it has and end."""
+        return bool(self._call("check_in", part, tally, ended))
+
+    def progress(self) -> Any:
+        """What all parts have done so far."""
+        return self._call("progress")
+
+    def request_stop(self) -> None:
+        """Ask all parts to store what they have and end."""
+        self._call("request_stop")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
         ray: Any = importlib.import_module("ray")
         until = time.monotonic() + _GATE_WAIT_SECONDS
         while True:
             try:
-                return ray.get(self._actor.exchange.remote(reports, wanted))
+                return ray.get(self._actor.call.remote(method, *arguments))
             except ray.exceptions.RayActorError as error:
                 if time.monotonic() > until:
                     raise RetryableError(f"the host gate is gone ({type(error).__name__})") from None

@@ -1,64 +1,54 @@
-"""Progress of a step: a live line on a terminal, one line an interval in a log.
+"""Progress of a step: a live view on a terminal, one line an interval in a log, the same figures for status.json.
 
-It shows parts or rows done, rate, time left and the most frequent drop reasons.
+It shows parts or rows done, rate, time left, the most frequent drop reasons, the hosts that fail most, and memory.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from manifests.errors import PlantMixError
 from manifests.records import Funnel
-from pipeline.runner.executing import Job
+from pipeline.fetching.tally import Tally
 
 log = logging.getLogger("plantmix.progress")
 
+_FIRST_LINE_SECONDS = 2.0
+_RATE_SECONDS = 30.0  # the rate is that of so many seconds
+
 
 class Progress:
-    """Progress of one step; a context manager."""
+    """Figures of one step. `report` takes them from running parts; without it they grow with each committed part."""
 
-    def __init__(self, title: str, unit: str, jobs: Sequence[Job], interval_seconds: float) -> None:
-        self._title, self._unit = title, unit
-        self._weights = {job.key: job.num_rows for job in jobs}
-        self._total = sum(self._weights.values())
-        self._num_done, self._reasons = 0, Funnel(0, 0)
-        self._interval_seconds = interval_seconds
-        self._started = self._told = time.monotonic()
-        self._live: Any = None
+    def __init__(self, title: str, unit: str, total: int) -> None:
+        self._title, self._unit, self._total = title, unit, total
+        self._num_done = 0
+        self._reasons: Mapping[str, int] = {}
+        self._worst_hosts: Mapping[str, int] = {}
+        self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(self._line(), console=Console(stderr=True), refresh_per_second=4, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def advance(self, job: Job, funnel: Funnel | None) -> None:
+    def advance(self, num_rows: int, funnel: Funnel | None) -> None:
         """Count a committed part."""
-        self._num_done += self._weights[job.key]
+        self._num_done += num_rows
         if funnel is not None:
-            self._reasons = self._reasons + funnel
-        now = time.monotonic()
-        if self._live is not None:
-            self._live.update(self._line())
-        elif now - self._told >= self._interval_seconds:
-            self._told = now
-            log.info("%s", self._line())
+            self._reasons = (Funnel(0, 0, self._reasons) + funnel).reasons
+
+    def report(self, tally: Tally) -> None:
+        """Take over what the running parts have counted."""
+        self._num_done = max(self._num_done, min(tally.num_rows, self._total))
+        self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
+        self._worst_hosts = tally.worst_hosts
 
     def snapshot(self) -> dict[str, Any]:
-        """The same figures for `plantmix status`."""
+        """The figures for `plantmix status`."""
         rate = self._rate()
         return {
             "step": self._title,
@@ -67,18 +57,108 @@ class Progress:
             "unit": self._unit,
             "per_second": round(rate, 2),
             "seconds_left": round((self._total - self._num_done) / rate) if rate else None,
-            "reasons": dict(self._reasons.reasons),
+            "reasons": dict(self._reasons),
+            "worst_hosts": dict(self._worst_hosts),
         }
 
-    def _rate(self) -> float:
-        return self._num_done / max(time.monotonic() - self._started, 1e-9)
+    def line(self) -> str:
+        """All figures in one line, for a log."""
+        text, reasons, hosts = self.lines()
+        return text + (f" ({reasons})" if reasons else "") + (f", failing most: {hosts}" if hosts else "")
 
-    def _line(self) -> str:
+    def lines(self) -> tuple[str, str, str]:
+        """How far it is, the most frequent reasons, the hosts that fail most."""
         rate = self._rate()
         left = _duration((self._total - self._num_done) / rate) if rate else "?"
         text = f"{self._title}: {self._num_done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left"
-        top = sorted(self._reasons.reasons.items(), key=lambda item: -item[1])[:4]
-        return text + (f" ({', '.join(f'{num:,} {reason}' for reason, num in top)})" if top else "")
+        top = sorted(self._reasons.items(), key=lambda item: -item[1])[:4]
+        hosts = list(self._worst_hosts.items())[:3]
+        return text, ", ".join(f"{num:,} {name}" for name, num in top), ", ".join(f"{n} {num:,}" for n, num in hosts)
+
+    def _rate(self) -> float:
+        now = time.monotonic()
+        if now - self._history[-1][0] >= 1.0:
+            self._history.append((now, self._num_done))
+            while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
+                self._history.popleft()
+        since, before = self._history[0]
+        return (self._num_done - before) / max(now - since, 1e-9)
+
+
+class Watch:
+    """Looks at a running step every half second, from a thread of its own: shows and publishes how far it is.
+
+    `look` brings the figures up to date. `publish` gets them for status.json. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        interval_seconds: float,
+        look: Callable[[], None],
+        publish: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._progress, self._interval_seconds = progress, interval_seconds
+        self._look, self._publish = look, publish
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+        self._live: Any = None
+
+    def __enter__(self) -> Watch:
+        if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+            from rich.console import Console
+            from rich.live import Live
+
+            # rich honours NO_COLOR
+            self._live = Live(self._view(), console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+
+    def _run(self) -> None:
+        next_line = time.monotonic() + min(_FIRST_LINE_SECONDS, self._interval_seconds)
+        while not self._ended.wait(0.5):
+            try:
+                self._look()
+                self._publish(self._progress.snapshot())
+            except (PlantMixError, OSError) as error:  # a lost gate or a full disk: the parts will say so
+                log.debug("no figures: %s", error)
+                continue
+            if self._live is not None:
+                self._live.update(self._view(), refresh=True)
+            elif time.monotonic() >= next_line:
+                next_line = time.monotonic() + self._interval_seconds
+                log.info("%s", self._progress.line())
+
+    def _view(self) -> Any:
+        from rich.table import Table
+
+        text, reasons, hosts = self._progress.lines()
+        view = Table.grid(padding=(0, 2))
+        view.add_row("[bold]running[/bold]", text)
+        for name, value in (("dropped", reasons), ("failing most", hosts), ("memory", _memory())):
+            if value:
+                view.add_row(name, value)
+        return view
+
+
+def _memory() -> str:
+    """Memory of this machine, as Linux tells it; nothing elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    total, free = kib["MemTotal"], kib["MemAvailable"]
+    return f"{(total - free) / 2**20:,.1f} of {total / 2**20:,.1f} GiB in use"
 
 
 def _duration(seconds: float) -> str:

@@ -1,30 +1,33 @@
 """Run FLOW: plan parts, skip committed ones, run the others, publish their files, commit them, seal the stage.
 
 Workers (Ray tasks, or this process with `executor: inline`) write private files and return small records. Only this
-driver renames files into place and commits them, each part in one transaction. When it is killed, committed parts stay
-and the parts in flight are done again.
+driver renames files into place and commits them, each part or piece of one in one transaction. When it is killed, what
+is committed stays and the rest of the parts in flight is done again. When it is asked to stop, the parts of fetch store
+what they have first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
-import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
-from manifests.records import PartFile, PartRecord, StageRecord
+from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
 from pipeline.config import BuildConfig
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.progress import Progress
+from pipeline.runner.progress import Progress, Watch
+from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Part, Stage, StageRun, Step
 
 log = logging.getLogger("plantmix.runner")
@@ -49,8 +52,19 @@ class BuildReport:
 class Runner:
     """One build over one work folder."""
 
-    def __init__(self, config: BuildConfig, flow: Sequence[Stage[Any]], catalog: Catalog) -> None:
+    def __init__(
+        self,
+        config: BuildConfig,
+        flow: Sequence[Stage[Any]],
+        catalog: Catalog,
+        stop: StopRequests | None = None,
+        after_stage: Callable[[BuildContext, str, bool], None] | None = None,
+    ) -> None:
+        """`after_stage` is called with each stage that is up to date, and whether it is new; it may raise."""
+        self._after_stage = after_stage
         self._config, self._flow, self._catalog = config, flow, catalog
+        self._stop = stop or StopRequests()
+        self._publishing = threading.Lock()
         self._executor: Executor | None = None
         self._context = BuildContext(config, catalog.workdir, catalog)
 
@@ -71,6 +85,8 @@ class Runner:
                 new = self._bring_up_to_date(stage, names[place + 1 :], too_late if before else None)
                 if new:
                     redone.append(stage.name)
+                if self._after_stage is not None:
+                    self._after_stage(self._context, stage.name, new)
                 if stage.name == last:
                     break
             else:
@@ -163,7 +179,8 @@ class Runner:
         return StageRun(context.fingerprint, self._catalog, self._config.run, how, context.fetch_round)
 
     def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
-        context = self._context
+        context, title = self._context, f"{stage.name} {step.name}"
+        self._publish_status(Progress(title, step.unit, 0).snapshot())
         run = self._stage_run(step.how(context) if step.how else None)
         planned = list(step.plan(inputs, run))
         keys = [part.key if isinstance(part, PartRecord) else stage.key_of(step, part) for part in planned]
@@ -172,36 +189,75 @@ class Runner:
         links = [(position, key) for position, key in enumerate(keys) if key in found]
         links += [(len(keys) + extra, part.key) for extra, part in enumerate(kept)]
         self._catalog.link_parts(context.fingerprint, step.name, links)
-        new = [(key, part) for key, part in zip(keys, planned, strict=True) if key not in found]
+        new = [(place, key) for place, key in enumerate(keys) if key not in found]
         if not new:
             return
         shared = self._ready_executor().share(step.shared(context)) if step.shared else None
-        todo = [Job(key, part, run.execution(key[:16], shared)) for key, part in new if isinstance(part, Part)]
-        position = {key: place for place, key in enumerate(keys)}
-        progress = Progress(f"{stage.name} {step.name}", step.unit, todo, self._config.run.progress_seconds)
-        failures: list[str] = []
-        gpus = step.gpus(context) if step.gpus else None
-        attempts = dict.fromkeys((job.key for job in todo), 0)
-        with progress:
-            while todo:
-                again: list[Job] = []
-                for done in self._ready_executor().run(step.work, todo, gpus):
-                    job = done.job
-                    attempts[job.key] += 1
-                    if done.error is None and done.result is not None:
-                        self._commit(stage, step, done, position[job.key], attempts[job.key])
-                        progress.advance(job, done.result.funnel)
-                        self._publish_status(running=progress.snapshot())
-                    elif self._goes_again(done, attempts[job.key]):
-                        again.append(job)
-                    else:
-                        failures.append(f"{done.error}")
-                todo = again
+        todo, places = [], {}
+        for place, key in new:
+            part = planned[place]
+            assert isinstance(part, Part), "a part that an earlier build committed is found"
+            todo.append(Job(key, part, run.execution(key[:16], shared)))
+            places[key] = place
+        progress = Progress(title, step.unit, sum(job.num_rows for job in todo))
+        self._publish_status(progress.snapshot())
+
+        after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows
+
+        def place_of(job: Job, is_piece: bool) -> int:
+            return next(after) if is_piece else places[job.key]
+
+        def look() -> None:
+            if shared is not None and step.reports:
+                progress.report(shared.progress())
+                if self._stop.asked():
+                    shared.request_stop()
+
+        with contextlib.ExitStack() as around:
+            if step.reports:
+                around.enter_context(self._stop.finishing_first())
+            around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
+            failures = self._run_jobs(stage, step, todo, place_of, progress)
+        if self._stop.asked():
+            raise KeyboardInterrupt
         if failures:
             raise PartError(
                 f"{stage.name}: {len(failures)} of {len(planned)} parts failed, the others are kept; first: "
                 f"{failures[0]}. Mend the cause and run the same command again"
             )
+
+    def _run_jobs(
+        self,
+        stage: Stage[Any],
+        step: Step[Any, Any, Any],
+        jobs: Sequence[Job],
+        place_of: Callable[[Job, bool], int],
+        progress: Progress,
+    ) -> list[str]:
+        """Run jobs and commit what they give, some of them again after a passing fault; returns why others failed."""
+        failures: list[str] = []
+        gpus = step.gpus(self._context) if step.gpus else None
+        attempts = {job.key: 1 for job in jobs}
+        pieces: dict[str, list[str]] = {job.key: [] for job in jobs}
+        todo = list(jobs)
+        while todo and not self._stop.asked():
+            again: list[Job] = []
+            for done in self._ready_executor().run(step.work, todo, gpus, self._stop.asked):
+                job, result = done.job, done.result
+                if result is not None:
+                    record = self._commit(stage, step, done, place_of(job, result.is_piece), attempts[job.key])
+                    if result.is_piece:
+                        pieces[job.key] += [storage.join(self._catalog.workdir, file.path) for file in record.files]
+                    if not step.reports:
+                        progress.advance(job.num_rows, result.funnel)
+                    self._publish_status(progress.snapshot())
+                elif self._goes_again(done, attempts[job.key]):
+                    attempts[job.key] += 1
+                    again.append(replace(job, execution=replace(job.execution, pieces=tuple(pieces[job.key]))))
+                else:
+                    failures.append(f"{done.error}")
+            todo = again
+        return failures
 
     def _goes_again(self, done: Done, attempts: int) -> bool:
         error = done.error
@@ -215,8 +271,10 @@ class Runner:
         log.error("a part failed: %s", error)
         return False
 
-    def _commit(self, stage: Stage[Any], step: Step[Any, Any, Any], done: Done, position: int, attempts: int) -> None:
-        """Publish the files of a part, then state in one transaction that it exists."""
+    def _commit(
+        self, stage: Stage[Any], step: Step[Any, Any, Any], done: Done, position: int, attempts: int
+    ) -> PartRecord:
+        """Publish the files of a part, or of a piece of one, then state in one transaction that it exists."""
         result = done.result
         assert result is not None
         if result.funnel is not None:
@@ -224,8 +282,11 @@ class Runner:
         for file in result.files:
             storage.publish(file.temp, storage.join(self._catalog.workdir, file.path))
         files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
+        key = done.job.key
+        if result.is_piece:  # the part's own key stands for all of its rows
+            key = fingerprint({"part": key, "piece": [file.sha256 for file in files]})
         record = PartRecord(
-            done.job.key,
+            key,
             stage.name,
             step.name,
             done.job.part.reuse_key,
@@ -236,6 +297,7 @@ class Runner:
             attempts,
         )
         self._catalog.commit_part(self._context.fingerprint, position, record)
+        return record
 
     def _ready_executor(self) -> Executor:
         """Start the executor only when there is work: a build with nothing to do never starts Ray."""
@@ -244,12 +306,14 @@ class Runner:
             self._executor = (
                 InlineExecutor() if run.executor == "inline" else RayExecutor(run.num_workers, run.ray_address)
             )
+            self._stop.take_back_signals()
         return self._executor
 
     def _publish_status(self, running: dict[str, Any] | None) -> None:
-        self._catalog.publish_status(
-            {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
-        )
+        with self._publishing:
+            self._catalog.publish_status(
+                {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
+            )
 
 
 def _describe(stage: StageRecord) -> str:
@@ -268,12 +332,3 @@ def _clear_scratch(workdir: str) -> None:
     """Remove what a killed build left behind; the open catalogue proves that no other build is running here."""
     storage.sweep(workdir)
     shutil.rmtree(scratch_folder(workdir), ignore_errors=True)
-
-
-def stop_on_sigterm() -> None:
-    """Turn SIGTERM into KeyboardInterrupt, so that a pre-empted driver leaves tidily."""
-
-    def stop(_signal: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)

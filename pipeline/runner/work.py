@@ -36,11 +36,16 @@ How = TypeVar("How")
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a worker returns: files in the order of publication, counts, and notes in plain JSON values."""
+    """What a worker returns: files in the order of publication, counts, and notes in plain JSON values.
+
+    A part whose work takes long may yield several results, each about other rows; they are its pieces. Every piece is
+    committed as it comes. What no piece holds is planned again by the next build.
+    """
 
     files: tuple[PrivateFile, ...] = ()
     funnel: Funnel | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    is_piece: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Execution(Generic[How]):
     """How a part runs. Nothing here may change what it yields.
 
     `stem` names the part's files. `shared` is the object that all workers of a step talk to. `how` is what else the
-    step needs to run: rates, devices, folders of sources.
+    step needs to run: rates, devices, folders of sources. `pieces` is set when a part is tried again: the files that
+    earlier tries committed.
     """
 
     workdir: str
@@ -56,6 +62,7 @@ class Execution(Generic[How]):
     stem: str
     how: How
     shared: Any = None  # any object, or a handle on it in another process
+    pieces: tuple[str, ...] = ()
 
     @contextmanager
     def scratch(self) -> Iterator[Any]:
@@ -143,18 +150,22 @@ class Step(Generic[StageInputs, PartInputs, How]):
     talk to, on a cluster through an actor. `gpus`, where a step has it, says that its work holds a model from part to
     part: on Ray its parts go to actors, one a worker, each with so many GPUs (0 for none).
 
+    `reports` says that the parts check in at `shared` (pipeline/fetching/tally.py). There they say how far they are,
+    and when they are asked to stop, they soon yield what they have.
+
     Raise `version` when the same inputs would yield something else.
     """
 
     name: str
     plan: Callable[[StageInputs, StageRun[How]], Sequence[Part[PartInputs] | PartRecord]]
-    work: Callable[[PartInputs, Execution[How]], PartResult]
+    work: Callable[[PartInputs, Execution[How]], PartResult | Iterator[PartResult]]
     version: int = 1
     how: Callable[[BuildContext], How] | None = None
     unit: str = "parts"
     committed: Callable[[StageInputs, StageRun[How]], Sequence[PartRecord]] | None = None
     shared: Callable[[BuildContext], Callable[[], Any]] | None = None
     gpus: Callable[[BuildContext], float] | None = None
+    reports: bool = False
 
 
 @dataclass(frozen=True)

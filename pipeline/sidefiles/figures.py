@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests import storage
-from manifests.release import SPLIT_FOLDERS
+from manifests.release import path_of_shard
 from pipeline.store.sql import view_parquet
 
 SHEET_IMAGES = 12  # of each domain
@@ -79,6 +79,6 @@ def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, bel
 
 
 def _picture(row: Mapping[str, Any], folder: str) -> bytes:
-    fs, inner = storage.filesystem(storage.join(folder, SPLIT_FOLDERS[row["split"]], row["shard"]))
+    fs, inner = storage.filesystem(path_of_shard(folder, row["split"], row["shard"]))
     start = row["jpg_offset"]
     return bytes(fs.cat_file(inner, start=start, end=start + row["jpg_length"]))

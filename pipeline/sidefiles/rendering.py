@@ -1,13 +1,19 @@
-"""Fill in the templates of templates/. Values in HTML are escaped; Markdown is written as it is. Writes nothing."""
+"""Fill in the templates of templates/. Writes nothing.
+
+Values in HTML are escaped. In Markdown, what comes from outside goes through `plain`, or `cell` within a table.
+"""
 
 from __future__ import annotations
 
 import base64
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
+
+from manifests.printable import printable
 
 _UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
@@ -33,6 +39,7 @@ def _environment() -> jinja2.Environment:
         "most_first": most_first,
         "number": _number,
         "pick": _pick,
+        "plain": plain,
         "size": _size,
         "words": _words,
     }
@@ -66,7 +73,17 @@ def _pick(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
 
 def _cell(text: object) -> str:
     """A text as a cell of a Markdown table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    return plain(text).replace("|", "\\|")
+
+
+def plain(text: object) -> str:
+    """A text that Markdown shows as it is: on one line, and with nothing that starts a heading, a list, a link or HTML.
+
+    Source: CommonMark 0.31, sections 2.4, 4 and 6.
+    """
+    line = printable(" ".join(str(text).split()))
+    line = re.sub(r"([\\`*\[\]<])", r"\\\1", line)
+    return re.sub(r"\A(\d*)(?=[#>+~=.)-])", r"\1\\", line)
 
 
 def _data_url(jpg: bytes) -> str:

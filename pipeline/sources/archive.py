@@ -16,7 +16,9 @@ from xml.etree import ElementTree
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.inside import why_not_inside
 from pipeline.sources.delimited import Dialect
+from pipeline.sources.files import where_it_looked, zip_fault
 
 META_FILE = "meta.xml"
 _NAMESPACE = "{http://rs.tdwg.org/dwc/text/}"
@@ -82,22 +84,29 @@ def read_archive(path: str, where: str) -> Archive:
     if not fs.exists(inner):
         raise ConfigError(
             f"{where}: {path}: no such archive; give the zip as it came, or the folder it was unpacked to"
+            f"{where_it_looked(path)}"
         )
     is_zip = not fs.isdir(inner)
     try:
         names = _names_in_zip(path) if is_zip else [str(name)[len(inner.rstrip("/")) + 1 :] for name in fs.find(inner)]
-    except zipfile.BadZipFile as error:
-        raise ConfigError(f"{where}: {path} is neither a folder nor a zip: {error}") from None
+    except zipfile.BadZipFile:
+        raise ConfigError(f"{where}: {path} {zip_fault(path)}; an archive is a zip or a folder") from None
     metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
     if not metas:
         raise ConfigError(
             f"{where}: {path} has no {META_FILE}, so it is no Darwin Core Archive; "
             "for a plain table of URLs use `table`"
         )
+    if not is_zip and (why_not := why_not_inside(path, metas[0])) is not None:
+        raise ConfigError(f"{where}: {path}: {metas[0]} {why_not}; put the file itself there")
     with _open(path, is_zip, metas[0]) as stream:
         core, extensions = parse_meta(stream.read(), f"{where}: {path}: {META_FILE}")
     prefix = metas[0].removesuffix(META_FILE)
     there = {name.removeprefix(prefix) for name in names}
+    for location in (location for data in (core, *extensions) for location in data.locations if location in there):
+        why_not = None if is_zip else why_not_inside(path, prefix + location)
+        if why_not is not None:
+            raise ConfigError(f"{where}: {path}: {prefix}{location} {why_not}; put the file itself there")
     missing = [location for location in core.locations if location not in there]
     if missing:
         raise ConfigError(f"{where}: {path} does not hold {missing[0]}, which its {META_FILE} describes")

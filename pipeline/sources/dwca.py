@@ -85,6 +85,24 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
         yield from _joined(sql, plan)
 
 
+def first_media(source: Origin) -> dict[str, list[str | None]]:
+    """Addresses and licences of the first media rows, without a join: `url` and `licence`."""
+    plan = _plan(source)
+    found: dict[str, list[str | None]] = {}
+    location = plan.media.locations[0]
+    with reading(f"{source.where}: {plan.archive.path}: {location}"):
+        names = _column_names(plan.archive, plan.media, location)
+        wanted = _wanted_columns(plan.media, plan.media_terms, names)
+        columns = list(dict.fromkeys(name for name in wanted.values() if name))
+        with plan.archive.open(location) as stream:
+            raw = next(read_delimited(stream, names, columns, plan.media.dialect, plan.media.header_lines), None)
+        rows = {} if raw is None else _with_defaults(raw.rows, plan.media, wanted)
+    for name, terms in (("url", _URL), ("licence", _LICENCE)):
+        there = [rows[term] for term in terms if term in rows]
+        found[name] = pc.coalesce(*there).to_pylist() if there else []
+    return found
+
+
 # ---- what is to be read
 
 
@@ -252,6 +270,7 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
     licence, url = plan.first(_LICENCE), plan.first(_URL)
     columns = {
         "record_key": f"m.id || '/' || {url}",
+        "group_id": "m.id",
         "url": url,
         "caption": f"concat_ws(' ', {captions})" if captions else "NULL",
         **{f"taxon_{rank}": plan.core(rank) for rank in _RANKS},

@@ -66,6 +66,14 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
         yield from _judged(sql, given(source.eol))
 
 
+def first_media(source: Origin) -> dict[str, list[str | None]]:
+    """Addresses and licences of the first rows of the manifest, without a join: `url` and `licence`."""
+    column = "EOL Full-Size Copy URL" if given(source.eol).address == "copy" else "Medium Source URL"
+    for raw in table.read_batches(_tables(source)["manifest"]):
+        return {"url": raw.rows[column].to_pylist(), "licence": raw.rows["License Name"].to_pylist()}
+    return {"url": [], "licence": []}
+
+
 def _make_pages(sql: Any, canonical: bool) -> None:
     """Ranks and name of each page; of several taxa that point to one page the first counts."""
     name = f'coalesce(nullif("{_CANONICAL}", \'\'), "scientificName")' if canonical else '"scientificName"'

@@ -8,11 +8,13 @@ for a whole file. Paths are local or fsspec addresses. Raises ConfigError when n
 from __future__ import annotations
 
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ import pyarrow as pa
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
+from pipeline.sources.settings import IMAGE_SUFFIXES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
 MAX_OPEN_FILES = 64
+MAX_LISTED = 2000  # files that are looked at to see what a folder holds
+TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson)(\.(gz|bz2|xz|zst|zip))?$")
 
 
 class BytesUnreadable(Exception):  # noqa: N818
@@ -49,6 +54,41 @@ def reading(what: str, kind: str = "") -> Iterator[None]:
     except (OSError, ValueError, EOFError, RuntimeError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{what} cannot be read {kind}".rstrip() + f": {text:.300}") from None
+
+
+def where_it_looked(path: str) -> str:
+    """What may be wrong with a path that is not there: how it is written, or the folder that it was looked for in."""
+    if "\\" in path:
+        return f" (it is written as Windows writes paths; write {path.replace(chr(92), '/')} as this machine names it)"
+    if storage.is_remote(path) or Path(path).is_absolute():
+        return ""
+    return f" (looked for in {Path.cwd()}; relative paths begin where the command is run)"
+
+
+def kind_of_place(path: str) -> str | None:
+    """What a path holds, in the words of the config: folder, webdataset, dwca, table; None where it is not clear."""
+    fs, inner = storage.filesystem(path)
+    if not fs.exists(inner):
+        return None
+    names = [name for name, _ in islice(walk_files(path), MAX_LISTED)] if fs.isdir(inner) else [inner]
+    lowered = [name.lower() for name in names]
+    if any(name.rpartition("/")[2] == "meta.xml" for name in lowered):
+        return "dwca"
+    if any(name.endswith(".tar") for name in lowered):
+        return "webdataset"
+    if any(name.endswith(tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)) for name in lowered):
+        return "folder"
+    return "table" if any(TABLE_NAME.search(name) for name in lowered) else None
+
+
+def zip_fault(path: str) -> str:
+    """Why a file cannot be opened as a zip."""
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner, "rb") as stream:
+        begins_well = stream.read(4) == b"PK\x03\x04"
+    if begins_well:
+        return "is a zip that breaks off before its end; download it again (compare its size with the server's)"
+    return "is no zip"
 
 
 @dataclass(frozen=True)
@@ -88,30 +128,36 @@ def find_files(path: str, where: str, suffix: str) -> Found:
         root = inner.rpartition("/")[0]
         found = [inner] if fs.exists(inner) else []
     if not found:
-        raise ConfigError(f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range")
+        raise ConfigError(
+            f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range"
+            f"{where_it_looked(path)}"
+        )
     prefix = len(root.rstrip("/")) + 1 if root else 0
     whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
     return Found(whole_root, [name[prefix:] for name in found])
 
 
-def walk_files(root: str) -> Iterator[tuple[str, int]]:
-    """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time."""
+def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
+    """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time.
+
+    No link is followed. Links, pipes, devices and sockets have the size None; the name of a link to a folder ends in /.
+    """
     fs, inner = storage.filesystem(root)
     inner = inner.rstrip("/") or "/"
-    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1, (str(Path(inner).resolve()),))
+    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1)
 
 
-def _walk(fs: Any, folder: str, prefix: int, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None]]:
     for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
         name = str(entry["name"]).rstrip("/")
         if name.rpartition("/")[2].startswith("."):
             continue
-        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(name)):
-            real = str(Path(name).resolve()) if entry.get("islink") else f"{above[-1]}/{name.rpartition('/')[2]}"
-            if real not in above:  # a link to a folder above would never end
-                yield from _walk(fs, name, prefix, (*above, real))
-        elif entry["type"] == "file":
-            yield name[prefix:], int(entry["size"])
+        if entry.get("islink"):
+            yield name[prefix:] + ("/" if fs.isdir(name) else ""), None
+        elif entry["type"] == "directory":
+            yield from _walk(fs, name, prefix)
+        else:
+            yield name[prefix:], int(entry["size"]) if entry["type"] == "file" else None
 
 
 def make_locator(name: str, offset: int, length: int) -> str:
@@ -173,7 +219,10 @@ class LocalReader:
         if stream is None:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
-            fs, inner = storage.filesystem(storage.join(self._root, name))
+            path = storage.join(self._root, name)
+            fs, inner = storage.filesystem(path)
+            if not storage.is_remote(path) and not stat.S_ISREG(Path(inner).stat().st_mode):
+                raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: no regular file")
             stream = self._open[name] = fs.open(inner, "rb")
         return stream
 

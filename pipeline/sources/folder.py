@@ -2,6 +2,7 @@
 
 Reads names and sizes, and texts; the pictures themselves are read once, in fetch. A picture is known by its path in the
 folder and its size, as a picture on the web is known by its URL. Memory: the names of one folder at a time.
+Only regular files within the folder are read: a link, a pipe or a device ends as a row `no_regular_file`.
 Raises ConfigError for a folder that is missing or holds no picture.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,8 +20,9 @@ import pyarrow as pa
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.inside import why_not_inside
 from pipeline.sources import table
-from pipeline.sources.files import make_locator, walk_files
+from pipeline.sources.files import kind_of_place, make_locator, walk_files, where_it_looked
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, in_batches, make_batch, malformed_rows, map_columns
 from pipeline.sources.settings import FolderSettings, NestedTable, Origin, given
 
@@ -39,7 +42,10 @@ def check_source(source: Origin) -> None:
     settings = given(source.folder)
     fs, inner = storage.filesystem(settings.path)
     if not fs.isdir(inner):
-        raise ConfigError(f"{source.where}: {settings.path}: no such folder")
+        if fs.exists(inner):
+            cure = "write `table:` with it instead" if kind_of_place(settings.path) == "table" else "give its folder"
+            raise ConfigError(f"{source.where}: {settings.path} is a file, not a folder; {cure}")
+        raise ConfigError(f"{source.where}: {settings.path}: no such folder{where_it_looked(settings.path)}")
     if settings.table is not None:
         table.check_source(_inner_table(source))
     elif next(_pictures(settings), None) is None:
@@ -50,10 +56,10 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
     """What the rows depend on: names and sizes of the pictures, and the content of every text that is read."""
     settings = given(source.folder)
     digest = hashlib.sha256()
-    for name, size in _pictures(settings):
+    for name, size in _entries(settings):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        if settings.captions == "text_file":
-            digest.update(hashlib.sha256(_beside(settings, name)).digest())
+        if settings.captions == "text_file" and size is not None:
+            digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
     tables = table.digest_inputs(_inner_table(source), hash_file) if settings.table is not None else []
     return [digest.hexdigest(), *tables]
 
@@ -69,8 +75,13 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
     if settings.table is not None:
         yield from _table_rows(source)
         return
-    for some in in_batches(enumerate(_pictures(settings)), BATCH_ROWS):
+    skipped: list[str] = []
+    num_pictures = 0
+    for some in in_batches(enumerate(_pictures(settings, skipped)), BATCH_ROWS):
+        num_pictures = some[-1][0] + 1
         yield _picture_batch(settings, some)
+    for names in in_batches(enumerate(skipped, num_pictures), BATCH_ROWS):
+        yield make_batch({}, [], [_no_regular_file(number, name) for number, name in names])
 
 
 # ---- pictures without a table
@@ -82,7 +93,11 @@ def _picture_batch(settings: FolderSettings, some: list[tuple[int, tuple[str, in
     for number, (name, size) in some:
         try:
             name.encode()
-            kept.append((number, name, size, _words(settings, name)))
+            words = _words(settings, name)
+            if words is None:
+                lost.append(_no_regular_file(number, _text_file(name)))
+            else:
+                kept.append((number, name, size, words))
         except UnicodeError as error:
             lost.append(Lost(number, "malformed_row", f"{name!a}: {type(error).__name__}"))
     names = [name for _, name, _, _ in kept]
@@ -95,20 +110,33 @@ def _picture_batch(settings: FolderSettings, some: list[tuple[int, tuple[str, in
     return make_batch(columns, [number for number, *_ in kept], lost)
 
 
-def _words(settings: FolderSettings, name: str) -> str:
-    """The words beside one picture.
+def _no_regular_file(number: int, name: str) -> Lost:
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return Lost(number, "no_regular_file", shown, record_key=shown)
+
+
+def _words(settings: FolderSettings, name: str) -> str | None:
+    """The words beside one picture; None where they would have to be read through a link, a pipe or the like.
 
     Raises: UnicodeError for a text that is no UTF-8.
     """
     if settings.captions == "text_file":
-        return _beside(settings, name).decode("utf-8-sig")
+        content = _beside(settings, name)
+        return None if content is None else content.decode("utf-8-sig")
     folder = PurePosixPath(name).parent.name if settings.captions in (None, "folder_name") else ""
     return " ".join(folder.replace("_", " ").split())
 
 
-def _beside(settings: FolderSettings, name: str) -> bytes:
-    """Content of the text file beside a picture; nothing where there is none."""
-    fs, inner = storage.filesystem(storage.join(settings.path, name.rpartition(".")[0] + ".txt"))
+def _text_file(name: str) -> str:
+    return name.rpartition(".")[0] + ".txt"
+
+
+def _beside(settings: FolderSettings, name: str) -> bytes | None:
+    """Content of the text file beside a picture; empty where there is none, None where it is no regular file."""
+    path = storage.join(settings.path, _text_file(name))
+    fs, inner = storage.filesystem(path)
+    if not storage.is_remote(path) and os.path.lexists(inner) and why_not_inside(settings.path, _text_file(name)):
+        return None
     try:
         with fs.open(inner, "rb") as stream:
             content: bytes = stream.read(MAX_TEXT_BYTES)
@@ -117,8 +145,18 @@ def _beside(settings: FolderSettings, name: str) -> bytes:
         return b""
 
 
-def _pictures(settings: FolderSettings) -> Iterator[tuple[str, int]]:
-    endings = tuple(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes)
+def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Iterator[tuple[str, int]]:
+    """Name and size of every picture; names of what is no regular file go into `skipped`."""
+    for name, size in _entries(settings):
+        if size is not None:
+            yield name, size
+        elif skipped is not None:
+            skipped.append(name)
+
+
+def _entries(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
+    """Everything that is named like a picture, and linked folders, which may hold some; no size: no regular file."""
+    endings = ("/", *(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes))
     return ((name, size) for name, size in walk_files(settings.path) if name.lower().endswith(endings))
 
 
@@ -136,7 +174,10 @@ def _table_rows(source: Origin) -> Iterator[Batch]:
         for place, file in enumerate(raw.rows[columns.file].to_pylist()):
             name = _below(file, root)
             size = _size_of(fs, root, name) if name else None
-            if name is None or size is None:
+            why_not = why_not_inside(settings.path, name) if name and size is not None else None
+            if why_not is not None:
+                lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {why_not}", record_key=file))
+            elif name is None or size is None:
                 reason = "missing_file" if name or not file else "file_outside_folder"
                 lost.append(Lost(int(raw.numbers[place]), reason, file, record_key=file))
             else:
@@ -173,5 +214,8 @@ def _inner_table(source: Origin) -> Origin:
     settings = given(source.folder)
     path = given(settings.table)
     if not storage.is_remote(path) and not PurePosixPath(path).is_absolute():
+        why_not = why_not_inside(settings.path, path)
+        if why_not and "link" in why_not:
+            raise ConfigError(f"{source.where}: {path} {why_not}; put the table itself into {settings.path}")
         path = storage.join(settings.path, path)
     return NestedTable.of(source, path, given(settings.columns).names(), settings.format)

@@ -70,6 +70,16 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
         yield from _joined(sql, source)
 
 
+def first_photos(source: Origin) -> dict[str, list[str | None]]:
+    """Addresses and licences of the first photos, without a join: `url` and `licence`."""
+    size = given(source.inaturalist).size
+    for raw in table.read_batches(_table(source, "photos")):
+        photos = zip(raw.rows["photo_id"].to_pylist(), raw.rows["extension"].to_pylist(), strict=True)
+        urls: list[str | None] = [f"{_ADDRESS}{photo}/{size}.{extension}" for photo, extension in photos]
+        return {"url": urls, "licence": raw.rows["license"].to_pylist()}
+    return {"url": [], "licence": []}
+
+
 def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
     settings = given(source.inaturalist)
     origin = (
@@ -84,6 +94,7 @@ def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
     observer = "coalesce(nullif(w.name, ''), w.login)"
     columns = {
         "record_key": "p.photo_id",
+        "group_id": "p.observation_uuid",
         "url": f"{text(_ADDRESS)} || p.photo_id || '/{settings.size}.' || p.extension",
         **{f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS},
         "taxon_scientific_name": "t.name",

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
 from pipeline.sources.settings import CONTRACT_COLUMNS, PLAIN_COLUMNS, RowColumns
 
 BATCH_ROWS = 20_000
@@ -84,11 +85,20 @@ def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: rows[column] for name in (*PLAIN_COLUMNS, "record_key") if (column := getattr(columns, name)) is not None
     }
+    if columns.group:
+        found["group_id"] = rows[columns.group]
     if columns.caption:
         found["caption"] = _caption(rows, columns.caption)
     if columns.extra:
         found["extra"] = pa.array([extra_json(row) for row in rows.select(columns.extra).to_pylist()], pa.string())
     return found
+
+
+def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of texts without passwords, tokens and signatures in their URLs; looks at few rows in most sources."""
+    if not pc.any(pc.match_substring_regex(texts, MAY_HOLD_SECRETS)).as_py():
+        return texts
+    return pa.chunked_array([pa.array([text and hide_secrets(text) for text in texts.to_pylist()], pa.string())])
 
 
 def extra_json(values: Mapping[str, str | None]) -> str:

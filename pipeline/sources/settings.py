@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from manifests.masking import hide_secrets
 from manifests.settings import Settings
 from pipeline.vocabulary.licences import LicenceSettings
 
@@ -68,13 +69,14 @@ class RowFields(Settings):
 
 
 PLAIN_COLUMNS = tuple(RowFields.model_fields)
-CONTRACT_COLUMNS = ("record_key", "url", "locator", "caption", *PLAIN_COLUMNS, "extra")
+CONTRACT_COLUMNS = ("record_key", "group_id", "url", "locator", "caption", *PLAIN_COLUMNS, "extra")
 
 
 class RowColumns(RowFields):
     """Which column (or field) of a source fills which column of the contract; `extra` holds any others."""
 
     record_key: str | None = Field(None, description="the source's own key")
+    group: str | None = Field(None, description="what pictures of one thing share; a held-out draw never parts them")
     caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
     extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 
@@ -267,7 +269,7 @@ class Origin(Settings):
         """The identity as a release records it: with the names of files, without their folders."""
         values = self.identity()
         if self.kind == "table":
-            return values | {"table": str(self.table).rpartition("/")[2]}
+            return values | {"table": hide_secrets(str(self.table)).rpartition("/")[2]}
         settings = getattr(self, self.kind).model_dump(mode="json", exclude_none=True)
         return values | {self.kind: _without_paths(settings, keep_file_name=True)}
 
@@ -313,5 +315,5 @@ def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[st
     values = dict(settings)
     for name in PATH_FIELDS:
         if values.get(name):
-            values[name] = values[name].rstrip("/").rpartition("/")[2] if keep_file_name else None
+            values[name] = hide_secrets(values[name]).rstrip("/").rpartition("/")[2] if keep_file_name else None
     return values

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.sources.delimited import MAX_SHOWN_CHARS, Dialect, RawBatch, read_delimited, read_header
-from pipeline.sources.files import reading
+from pipeline.sources.files import kind_of_place, reading, where_it_looked, zip_fault
 from pipeline.sources.rows import (
     BATCH_ROWS,
     Batch,
@@ -48,6 +48,7 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
 }
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
+HEADER_BYTES = 1 << 16
 _DIALECTS = {"csv": Dialect(","), "tsv": Dialect("\t")}
 
 
@@ -68,8 +69,25 @@ def list_files(source: Origin) -> list[str]:
     else:
         found = [inner] if fs.exists(inner) else []
     if not found:
-        raise ConfigError(f"{source.where}: {path}: no such table; give a file, a folder or a glob")
+        raise ConfigError(f"{source.where}: {path}: {_no_table(path)}")
     return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in found]
+
+
+_CURE_OF_KIND = {
+    "webdataset": "write `webdataset: {path: ...}` in place of `table` and `columns`",
+    "folder": "for pictures write `folder: {path: ...}` with their folder, in place of `table` and `columns`",
+}
+
+
+def _no_table(path: str) -> str:
+    kind = kind_of_place(path)
+    if kind == "folder":
+        return f"holds pictures and no table; write `folder: {{path: {path}}}` in place of `table` and `columns`"
+    if kind == "webdataset":
+        return f"holds tars and no table; write `webdataset: {{path: {path}}}` in place of `table` and `columns`"
+    if kind == "dwca":
+        return f"holds a Darwin Core Archive; write `dwca: {{path: {path}}}` in place of `table` and `columns`"
+    return f"no such table; give a file, a folder or a glob{where_it_looked(path)}"
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
@@ -99,8 +117,9 @@ def check_source(source: Origin) -> None:
         there = read_columns(file, source)
         missing = [column for column in mapped_columns(source) if column not in there]
         if missing:
-            near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.4)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            by_lower = {name.lower(): name for name in there}
+            near = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.4)
+            hint = f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
             raise ConfigError(
                 f"{source.where}: {file} has no column {', '.join(repr(column) for column in missing)}{hint}; "
                 f"it has {', '.join(there)}"
@@ -125,8 +144,9 @@ def read_columns(file: str, source: Origin) -> list[str]:
             with _open(file, compressed=False) as stream:
                 names = list(pq.read_schema(stream).names)
         else:
+            dialect = _dialect_of(file, kind)
             with _open(file) as stream:
-                names = read_header(stream, _DIALECTS[kind])
+                names = read_header(stream, dialect)
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise ConfigError(f"{source.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
@@ -168,11 +188,25 @@ def _as_strings(column: pa.Array) -> pa.Array:
 
 
 def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    dialect = _DIALECTS[kind]
+    dialect = _dialect_of(file, kind)
     with _open(file) as stream:
         names = read_header(stream, dialect)
     with _open(file) as stream:
         yield from read_delimited(stream, names, columns, dialect, skip_rows=1)
+
+
+def _dialect_of(file: str, kind: str) -> Dialect:
+    """How a table is delimited. A csv with no comma in its first line may have semicolons or tabs, as Excel writes it.
+
+    Raises: ValueError for a text in UTF-16.
+    """
+    with _open(file) as stream:
+        first = stream.read(HEADER_BYTES).partition(b"\n")[0]
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is written in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+    if kind == "csv" and b"," not in first:
+        return next((Dialect(mark) for mark in (";", "\t") if mark.encode() in first), _DIALECTS[kind])
+    return _DIALECTS[kind]
 
 
 # ---- json
@@ -261,6 +295,9 @@ def _format_of(file: str, source: Origin) -> str | None:
 def _known_format(file: str, source: Origin) -> str:
     kind = _format_of(file, source)
     if kind is None:
+        other = kind_of_place(file)
+        if other in ("webdataset", "folder"):
+            raise ConfigError(f"{source.where}: {file} is no table; {_CURE_OF_KIND[other]}")
         raise ConfigError(
             f"{source.where}: {file}: the name does not tell the format; "
             "set `format` to parquet, csv, tsv, json or jsonl"
@@ -282,7 +319,10 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
             unpacked = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
             yield stack.enter_context(io.BufferedReader(unpacked))
             return
-        archive = stack.enter_context(zipfile.ZipFile(stream))
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+        except zipfile.BadZipFile:
+            raise ValueError(f"it {zip_fault(file)}") from None
         names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")

@@ -156,6 +156,7 @@ def _row(
         return Lost(-1, "malformed_row", f"{place}: {error}", place)
     row = {name: values[mapped] for name in (*PLAIN_COLUMNS, "url") if (mapped := getattr(fields, name)) is not None}
     row["locator"] = make_locator(shard, *at)
+    row["group_id"] = values[fields.group] if fields.group else None
     row["record_key"] = values[fields.record_key] if fields.record_key else place
     names = [fields.caption] if isinstance(fields.caption, str) else fields.caption or []
     captions = [text for name in names if (text := values[name])]

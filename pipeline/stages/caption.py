@@ -194,7 +194,7 @@ STAGE = Stage(
     steps=(
         Step("resolve", _plan_resolve, resolve, version=MEASURE_VERSION),
         Step("measure", _plan_measure, measure, version=MEASURE_VERSION, unit="rows"),
-        Step("judge", _plan_judge, judge, version=2),
+        Step("judge", _plan_judge, judge, version=3),
     ),
     conclude=_conclude,
 )

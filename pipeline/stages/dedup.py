@@ -45,6 +45,7 @@ from pipeline.store.sql import copy_sorted, view_parquet, view_table
 VERSION = 2
 MAX_NAMED_PLACEHOLDERS = 20
 SEGMENT = pa.schema([("phash", pa.uint64())])  # distinct, ascending
+_ONE_COLOUR = 1 << 63
 _ROW_BYTES = 33  # memory a hash takes while equal ones are removed
 _READ_ROWS = 1 << 20
 _SEGMENTS = fingerprint({"version": VERSION, "step": "segment"})
@@ -247,13 +248,17 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
 
 
 def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
-    """pHashes that many images of different pixels share, most frequent first; one image of many URLs counts once."""
+    """pHashes that many images of different pixels share, most frequent first; one image of many URLs counts once.
+
+    Flat pictures are named together, under the hash of a picture of one colour.
+    """
     sql.execute(
-        "CREATE TABLE often AS SELECT phash FROM facts WHERE outcome = 'ok' "
-        f"GROUP BY phash HAVING count(*) >= {min_count}"
+        f"CREATE VIEW shown AS SELECT pixels_sha256, CASE WHEN bit_count(phash::HUGEINT) <= {evaluation.FLAT_BITS} "
+        f"THEN {_ONE_COLOUR}::UBIGINT ELSE phash END AS phash FROM facts WHERE outcome = 'ok'"
     )
+    sql.execute(f"CREATE TABLE often AS SELECT phash FROM shown GROUP BY phash HAVING count(*) >= {min_count}")
     rows = sql.execute(
-        "SELECT phash, count(DISTINCT pixels_sha256) AS num FROM facts JOIN often USING (phash) WHERE outcome = 'ok' "
+        "SELECT phash, count(DISTINCT pixels_sha256) AS num FROM shown JOIN often USING (phash) "
         f"GROUP BY phash HAVING num >= {min_count} ORDER BY num DESC, phash LIMIT {MAX_NAMED_PLACEHOLDERS}"
     ).fetchall()
     return {f"{phash:016x}": num for phash, num in rows}
@@ -299,7 +304,7 @@ STAGE = Stage(
         evaluation.MEASURE_SETS,
         Step("segment", _plan_segment, cut_segment, version=VERSION, committed=_segments_below),
         Step("search", _plan_search, search, version=VERSION),
-        Step("collect", _plan_collect, collect, version=VERSION),
+        Step("collect", _plan_collect, collect, version=3),
         evaluation.FIND_LEAKS,
         semantic.EMBED,
         semantic.CLUSTER,

@@ -33,6 +33,7 @@ from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import digest_inputs, read_rows, root_of
+from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import copy_sorted, view_parquet, view_table
@@ -41,8 +42,10 @@ VERSION = 1
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
 
-# A picture of nearly one colour has a pHash made of noise, which it shares with every other such picture. Such pictures
-# are matched by bytes and pixels only. Grocery photos have a standard deviation of 24 and more.
+# A picture of nearly one colour has a pHash made of noise, which it shares with every other such picture. Of a few
+# lines on one colour it has hardly a set bit. Such pictures are matched by bytes and pixels only. Grocery photos have
+# a standard deviation of 24 and more, and 32 set bits of 64.
+FLAT_BITS = 4  # set bits of a pHash; the text at `_LIKENESS` in select.py says why
 FLAT_PIXEL_STD = 2.0
 
 
@@ -85,13 +88,19 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
         rows, lost = batch.rows, batch.lost
         writer.write(
             pa.table(
-                [rows["record_key"], rows["url"], rows["locator"], *[pa.nulls(len(rows), pa.string())] * 2],
+                [
+                    without_secrets(rows["record_key"]),
+                    without_secrets(rows["url"]),
+                    rows["locator"],
+                    *[pa.nulls(len(rows), pa.string())] * 2,
+                ],
                 MEMBERS.names,
             )
         )
-        named = pa.compute.coalesce(lost["record_key"], lost["url"], lost["value"])
+        key, url, value = (without_secrets(lost[name]) for name in ("record_key", "url", "value"))
+        named = pa.compute.coalesce(key, url, value)
         none = pa.nulls(len(lost), pa.string())
-        writer.write(pa.table([named, lost["url"], none, lost["reason"], lost["value"]], MEMBERS.names))
+        writer.write(pa.table([named, url, none, lost["reason"], value], MEMBERS.names))
     file = writer.close()
     return PartResult((file,), None, {"set": settings.name, "num_images": file.num_rows})
 
@@ -301,7 +310,8 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
         sql.execute(_DIRECT.format(best=_BEST, by_name=by_name))
         sql.execute(
             "CREATE TABLE leaking AS SELECT d.*, f.phash FROM direct d JOIN fetched f USING (sample_id) "
-            f"WHERE f.pixel_std IS NULL OR f.pixel_std >= {FLAT_PIXEL_STD}"
+            f"WHERE bit_count(f.phash::HUGEINT) > {FLAT_BITS} "
+            f"AND (f.pixel_std IS NULL OR f.pixel_std >= {FLAT_PIXEL_STD})"
         )
         sql.execute(_SPREAD)
         sql.execute("CREATE VIEW leaks AS SELECT *, NULL AS via_sample_id FROM direct UNION ALL FROM spread")
@@ -330,7 +340,7 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
             "SELECT phash AS hash, evaluation_set, 0 AS mirrored, member FROM evaluation WHERE outcome = 'ok' AND "
             f"pixel_std >= {FLAT_PIXEL_STD} UNION ALL SELECT phash_mirrored, evaluation_set, 1, member FROM evaluation "
             f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD} AND evaluation_set IN ({turned})) "
-            f"WHERE evaluation_set IN ({listed}) GROUP BY ALL"
+            f"WHERE evaluation_set IN ({listed}) AND bit_count(hash::HUGEINT) > {FLAT_BITS} GROUP BY ALL"
         )
         asked = distinct_of(sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64))
         if not len(asked) or not len(pool):
@@ -400,4 +410,4 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakI
 
 LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
 MEASURE_SETS = Step("measure", _plan_measure, measure, version=VERSION, how=_roots, unit="images")
-FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=VERSION)
+FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=2)

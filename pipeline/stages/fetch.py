@@ -3,14 +3,15 @@
 Reads candidates. Those with a locator lie on this machine already: stages/fetch_local.py reads them, and they take the
 same measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by sample_id).
 
-No build downloads an address twice under the same image settings: an edited caption downloads nothing, a new URL
-downloads one picture. Only `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
+No build downloads a picture twice under the same image settings: an edited caption downloads nothing, a new URL
+downloads one picture. A build asks again for rows whose outcome was decided by a setting that has changed since, such
+as `allow_private_addresses`. `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
 reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,20 +20,25 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.records import Funnel, PartRecord
-from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
-from pipeline.fetching.settings import FetchSettings, NetworkSettings
+from pipeline.fetching.settings import FetchSettings
+from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import fetch_local
 from pipeline.stages.fetch_rounds import (
     COUNTS,
     VERSION,
+    FetchedFiles,
     FetchInputs,
     PicturesInputs,
+    by_settings,
     download_recipe,
     last_round,
     parts_up_to,
     rows_to_fetch,
+    view_fetched,
+    within_limits,
 )
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
@@ -42,33 +48,64 @@ _CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256"
 
 
 @dataclass(frozen=True)
+class DownloadHow:
+    """How parts are downloaded, and how often what they have is committed."""
+
+    fetch: FetchSettings
+    piece_seconds: float
+
+
+@dataclass(frozen=True)
 class CollectInputs:
     """All that was fetched, and the candidates that it is wanted for."""
 
     candidates: Files
-    fetched: Files
+    secrets: Files
+    fetched: tuple[FetchedFiles, ...]
+    image: ImageSettings
 
 
-def download(inputs: PicturesInputs, run: Execution[NetworkSettings]) -> PartResult:
-    """Fetch the rows of one part into a pool tar and a table of facts."""
+def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
+    """Fetch the rows of one part into pool tars and tables of facts, in pieces when it takes long."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    rows = list(zip(todo["sample_id"].to_pylist(), todo["url"].to_pylist(), strict=True))
-    settings = FetchSettings(image=inputs.image, network=run.how)
-    pool_path, temp = fetch_local.new_pool_file(run)
-    facts = fetch_rows(rows, settings, run.shared, temp)
-    return fetch_local.finish(facts, dict(rows), inputs.round, pool_path, temp, run)
+    ids = todo["sample_id"].to_pylist()
+    urls = dict(zip(ids, todo["url"].to_pylist(), strict=True))
+    addresses = dict(zip(ids, todo["address"].to_pylist(), strict=True))
+    before = [path for path in run.pieces if path.endswith(".parquet")]  # of earlier tries
+    for path in before:
+        for sample_id in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist():
+            del urls[sample_id]
+    settings = run.how.fetch.model_copy(update={"image": inputs.image})
+    pieces = fetch_in_pieces(
+        list(urls.items()),
+        settings,
+        run.shared,
+        lambda: fetch_local.new_pool_file(run),
+        run.how.piece_seconds,
+        run.stem,
+    )
+    notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
+    for number, piece in enumerate(pieces, len(before)):
+        is_piece = bool(before) or not piece.is_whole
+        name = f"{run.stem}-{number}" if is_piece else run.stem
+        yield fetch_local.finish(piece.facts, addresses, notes, piece.pool_path, name, run, is_piece)
 
 
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
-    """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure."""
+    """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure.
+
+    A picture that was fetched under other limits is judged again, by what was measured of it.
+    """
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_table(sql, "parts", inputs.fetched, tables.FETCHED)
-        names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
+        _view_candidates(sql, inputs.candidates, inputs.secrets)
+        view_fetched(sql, inputs.fetched)
+        counting = (
+            "SELECT f.* FROM candidates c JOIN parts f "
+            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.address) QUALIFY {COUNTS}"
+        )
         facts = copy_sorted(
             sql,
-            f"SELECT {names} FROM candidates c JOIN parts f "
-            f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.url) QUALIFY {COUNTS}",
+            within_limits(counting, inputs.image),
             "sample_id",
             run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
         )
@@ -83,30 +120,52 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
 def _inputs(context: BuildContext) -> FetchInputs:
     candidates = context.files("ingest", "candidates")
     addresses = tuple(context.sealed["ingest"].notes["addresses"])
-    return FetchInputs(candidates.digested(*addresses), context.config.fetch.image, last_round(context))
+    secrets = context.files("ingest", "secrets")  # the digests of addresses cover these too
+    fetch = context.config.fetch
+    return FetchInputs(
+        candidates.digested(*addresses),
+        secrets.digested(*addresses),
+        fetch.image,
+        fetch.deciding(),
+        last_round(context),
+    )
 
 
-def _plan_downloads(inputs: FetchInputs, run: StageRun[NetworkSettings]) -> Sequence[Part[PicturesInputs]]:
+def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence[Part[PicturesInputs]]:
     """The rows to download, in an order that interleaves hosts, cut into parts of equal length.
 
     The order is fixed and committed rows are left out, so a killed build goes on with the same parts.
     """
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_table(sql, "parts", run.files_of(_fetched(inputs, run), "fetched"), tables.FETCHED)
+        _view_candidates(sql, inputs.candidates, inputs.secrets)
+        view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs))
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, "sample_id, url", "url", "locator IS NULL"),
+            rows_to_fetch(run.fetch_round, "sample_id, asked AS url, address", "address", "locator IS NULL"),
             "md5(sample_id)",
             "sample_id || chr(31) || url",
             run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
         )
-        if run.how.contact is None:
+        network = run.how.fetch.network
+        if network.contact is None:
             for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
-                run.how.require_contact(batch["url"].to_pylist())
+                network.require_contact(batch["url"].to_pylist())
     recipe = download_recipe(inputs.image)
-    return [Part(PicturesInputs(rows, inputs.image, inputs.round), recipe, num_rows) for rows, num_rows in groups]
+    return [
+        Part(PicturesInputs(rows, inputs.image, inputs.deciding, inputs.round), recipe, num_rows)
+        for rows, num_rows in groups
+    ]
+
+
+def _view_candidates(sql: Any, candidates: Files, secrets: Files) -> None:
+    """The candidates with what is `asked`, secrets included, and the `address` by which what was fetched is known."""
+    view_parquet(sql, "rows", candidates.paths)
+    view_table(sql, "secrets", secrets, tables.SECRETS)
+    sql.execute(
+        "CREATE VIEW candidates AS SELECT r.*, coalesce(s.url, r.url) AS asked, coalesce(s.address, r.url) AS address "
+        "FROM rows r LEFT JOIN secrets s USING (sample_id)"
+    )
 
 
 def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -114,7 +173,9 @@ def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    return [Part(CollectInputs(inputs.candidates, run.files("download", "fetched") + run.files("local", "fetched")))]
+    fetched = by_settings(run, run.parts("download"), inputs)
+    local = FetchedFiles(run.files("local", "fetched"), ())
+    return [Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image))]
 
 
 def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
@@ -131,10 +192,11 @@ STAGE = Stage(
             _plan_downloads,
             download,
             version=VERSION,
-            how=lambda context: context.config.fetch.network,
+            how=lambda context: DownloadHow(context.config.fetch, context.config.run.fetch_part_seconds),
             unit="images",
             committed=_fetched,
             shared=lambda context: partial(HostGate, context.config.fetch.network),
+            reports=True,
         ),
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),

@@ -19,8 +19,15 @@ from pipeline.fetching.local import read_local
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.reading import root_of
-from pipeline.stages.fetch_rounds import FetchInputs, PicturesInputs, parts_up_to, rows_to_fetch
-from pipeline.store.sql import cut_rows, view_parquet, view_table
+from pipeline.stages.fetch_rounds import (
+    FetchedFiles,
+    FetchInputs,
+    PicturesInputs,
+    parts_up_to,
+    rows_to_fetch,
+    view_fetched,
+)
+from pipeline.store.sql import cut_rows, view_parquet
 from pipeline.store.writing import private_file
 
 VERSION = 3
@@ -30,34 +37,42 @@ def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     """Measure the pictures of one part into a pool tar and a table of facts; `run.how` is the folder of each source."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator")), strict=True))
-    pool_path, temp = new_pool_file(run)
+    temp = new_pool_file(run)
     facts = read_local(rows, run.how, inputs.image, temp)
     locators = {sample_id: locator for sample_id, _, locator in rows}
-    return finish(facts, locators, inputs.round, pool_path, temp, run)
+    return finish(facts, locators, {"round": inputs.round}, temp, run.stem, run)
 
 
-def new_pool_file(run: Execution[Any]) -> tuple[str, str]:
-    """Where the pool file of a part will lie, relative to the work folder, and the private name to write it under."""
-    path = f"pool/{run.stem}.tar"
+def new_pool_file(run: Execution[Any]) -> str:
+    """A private name to write a pool file under."""
     storage.make_folder(storage.join(run.workdir, "pool"))
-    return path, storage.temp_path(storage.join(run.workdir, path))
+    return storage.temp_path(storage.join(run.workdir, f"pool/{run.stem}.tar"))
 
 
 def finish(
-    facts: pa.Table, addresses: Mapping[str, str], number: int, pool_path: str, temp: str, run: Execution[Any]
+    facts: pa.Table,
+    addresses: Mapping[str, str],
+    notes: Mapping[str, Any],
+    temp: str,
+    name: str,
+    run: Execution[Any],
+    is_piece: bool = False,
 ) -> PartResult:
-    """The result of a part: its pool file, and its facts with pool file, address (URL or locator) and round."""
-    pool_name = pool_path.rpartition("/")[2]
-    names = [pool_name if offset is not None else None for offset in facts["offset"].to_pylist()]
+    """The result of a part, or of a piece of one, whose files will be called `name`.
+
+    It is the pool file, written as `temp`, and the facts with pool file, address (URL or locator) and the round that
+    the notes name.
+    """
+    names = [f"{name}.tar" if offset is not None else None for offset in facts["offset"].to_pylist()]
     facts = facts.set_column(facts.schema.get_field_index("pool_file"), "pool_file", pa.array(names, pa.string()))
     address = pa.array([addresses[sample_id] for sample_id in facts["sample_id"].to_pylist()], pa.string())
     facts = facts.append_column("url", address)
-    facts = facts.append_column("round", pa.array([number] * facts.num_rows, pa.int32()))
-    table = run.write("fetched", f"tables/fetch/{run.stem}.parquet", facts, tables.FETCHED)
+    facts = facts.append_column("round", pa.array([notes["round"]] * facts.num_rows, pa.int32()))
+    table = run.write("fetched", f"tables/fetch/{name}.parquet", facts, tables.FETCHED)
     counts = {entry["values"]: entry["counts"] for entry in facts["outcome"].value_counts().to_pylist()}
     num_ok = counts.pop("ok", 0)
-    pool = private_file("pool", pool_path, temp, num_ok)
-    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), {"round": number})
+    pool = private_file("pool", f"pool/{name}.tar", temp, num_ok)
+    return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), notes, is_piece)
 
 
 def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[PicturesInputs]]:
@@ -65,7 +80,7 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
     columns = "sample_id, source, locator, row_number"
     with run.scratch() as sql:
         view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_table(sql, "parts", run.files_of(_measured(inputs, run), "fetched"), tables.FETCHED)
+        view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())])
         groups = cut_rows(
             sql,
             rows_to_fetch(run.fetch_round, columns, "locator", "locator IS NOT NULL"),
@@ -75,7 +90,7 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
             run.settings.fetch_part_size,
         )
     recipe = _recipe(inputs.image)
-    return [Part(PicturesInputs(rows, inputs.image, inputs.round), recipe, num_rows) for rows, num_rows in groups]
+    return [Part(PicturesInputs(rows, inputs.image, (), inputs.round), recipe, num_rows) for rows, num_rows in groups]
 
 
 def _recipe(image: ImageSettings) -> str:

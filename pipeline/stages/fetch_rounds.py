@@ -1,27 +1,39 @@
 """Which rows fetch takes up, and which result counts when an address was asked several times.
 
-A build takes up the rows that no part has yet. A round of `plantmix retry` takes up the rows that ended with one of its
-outcomes. Reads parts of the table `fetched` (manifests/tables.py). Writes nothing.
+A build takes up the rows that no part has yet, and those whose outcome was decided by a setting that has changed since.
+A round of `plantmix retry` takes up the rows that ended with one of its outcomes. Reads parts of the table `fetched`
+(manifests/tables.py). Writes nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from manifests.outcomes import Outcome
 from manifests.records import PartRecord, fingerprint
 from manifests.rounds import FetchRound
+from manifests.tables import FETCHED
+from pipeline.fetching.settings import FetchSettings
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, StageRun
 from pipeline.store.files import Files, RowGroup
+from pipeline.store.sql import view_table
 
 VERSION = 3
 
-# Where several rounds asked the same address, a picture counts, or else what was seen last.
+# Where the same address was asked several times, a picture counts, or else what was seen last under these settings.
 COUNTS = (
-    "row_number() OVER (PARTITION BY f.sample_id, f.url ORDER BY f.outcome = 'ok' DESC, f.round DESC, "
+    "row_number() OVER (PARTITION BY f.sample_id, f.url ORDER BY f.outcome = 'ok' DESC, f.outdated, f.round DESC, "
     "f.pool_file DESC NULLS LAST, f.outcome, f.detail) = 1"
+)
+
+
+# Columns of FACTS that only a stored picture has.
+_OF_STORED = (
+    *("stored_sha256", "pixels_sha256", "phash", "stored_width_px", "stored_height_px", "pixel_std"),
+    *("pool_file", "offset", "length"),
 )
 
 
@@ -30,22 +42,38 @@ class FetchInputs:
     """What fetch stands on. Candidates count by their addresses alone: an edited caption fetches nothing."""
 
     candidates: Files
+    secrets: Files
     image: ImageSettings
+    deciding: tuple[tuple[str, str], ...]
+    """Outcomes that settings decide, each with the values of those settings."""
     round: int
 
 
 @dataclass(frozen=True)
 class PicturesInputs:
-    """The rows of one part, what becomes of their pictures, and the round that asks for them."""
+    """The rows of one part, what becomes of their pictures, the settings that refuse some, and the round that asks."""
 
     rows: RowGroup
     image: ImageSettings
+    deciding: tuple[tuple[str, str], ...]
     round: int
 
 
+@dataclass(frozen=True)
+class FetchedFiles:
+    """Files of the table `fetched` whose parts ran under the same settings."""
+
+    files: Files
+    outdated: tuple[str, ...]
+    """Outcomes that were decided by settings which have changed since: they do not count any more."""
+
+
 def download_recipe(image: ImageSettings) -> str:
-    """Name of all that decides what a downloaded picture becomes: parts of one recipe serve every build."""
-    return fingerprint({"version": VERSION, "image": image.model_dump(mode="json")})
+    """Name of all that decides what a downloaded picture becomes: parts of one recipe serve every build.
+
+    Limits are no part of it, because a picture that passes them is stored in the same way.
+    """
+    return fingerprint({"version": VERSION, "image": image.without_limits().model_dump(mode="json")})
 
 
 def last_round(context: BuildContext) -> int:
@@ -60,6 +88,31 @@ def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list
     return [part for part in run.catalog.parts_like("fetch", step, recipe) if part.notes["round"] <= number]
 
 
+def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
+    """What parts fetched, grouped by which of their outcomes are outdated.
+
+    Parts of an older version, which do not say their settings, count as made by the defaults.
+    """
+    groups: dict[tuple[str, ...], list[PartRecord]] = {}
+    defaults = dict(FetchSettings().deciding())
+    for part in parts:
+        then = part.notes.get("deciding", defaults)
+        outdated = tuple(outcome for outcome, values in inputs.deciding if then.get(outcome) != values)
+        groups.setdefault(outdated, []).append(part)
+    return tuple(FetchedFiles(run.files_of(groups[key], "fetched"), key) for key in sorted(groups))
+
+
+def view_fetched(sql: Any, fetched: Sequence[FetchedFiles]) -> None:
+    """Make the view `parts`: the table `fetched`, and in a column `outdated` whether the outcome is."""
+    view_table(sql, "parts_none", Files(), FETCHED)
+    views = ["SELECT *, false AS outdated FROM parts_none"]
+    for number, group in enumerate(fetched):
+        view_table(sql, f"parts_{number}", group.files, FETCHED)
+        outdated = ", ".join(f"'{Outcome(name).value}'" for name in group.outdated) or "NULL"
+        views.append(f"SELECT *, coalesce(outcome IN ({outdated}), false) AS outdated FROM parts_{number}")
+    sql.execute(f"CREATE VIEW parts AS {' UNION ALL '.join(views)}")
+
+
 def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, where: str) -> str:
     """A query for the rows to take up, over the views `candidates` and `parts`.
 
@@ -68,7 +121,7 @@ def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, wh
     if fetch_round is None:
         return (
             f"SELECT {columns} FROM candidates c WHERE {where} AND NOT EXISTS "
-            f"(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.{address})"
+            f"(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.{address} AND NOT p.outdated)"
         )
     number = fetch_round.number
     outcomes = ", ".join(f"'{Outcome(name).value}'" for name in fetch_round.outcomes)
@@ -77,4 +130,32 @@ def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, wh
         f"(SELECT 1 FROM (SELECT * FROM parts f WHERE f.round < {number} QUALIFY {COUNTS}) b "
         f"WHERE b.sample_id = c.sample_id AND b.url = c.{address} AND b.outcome IN ({outcomes})) AND NOT EXISTS "
         f"(SELECT 1 FROM parts p WHERE p.round = {number} AND p.sample_id = c.sample_id AND p.url = c.{address})"
+    )
+
+
+def within_limits(facts: str, image: ImageSettings) -> str:
+    """A query that judges the pictures of the query `facts` by the limits of `image`, in the order of a download.
+
+    A picture above a limit gets the outcome and the detail of a download that is refused for it, and is not stored.
+    """
+    size = "width_px || ' x ' || height_px || ' px, '"
+    ratio = "greatest(width_px, height_px) / least(width_px, height_px)"
+    refusal = f"""CASE WHEN outcome <> 'ok' THEN NULL
+        WHEN num_bytes > {image.max_body_bytes}
+        THEN ['{Outcome.BODY_TOO_LARGE}', num_bytes || ' bytes, allowed {image.max_body_bytes}']
+        WHEN width_px::BIGINT * height_px > {image.max_pixels}
+        THEN ['{Outcome.TOO_MANY_PIXELS}', {size} || 'allowed {image.max_pixels} pixels']
+        WHEN least(width_px, height_px) < {image.min_side_px}
+        THEN ['{Outcome.IMAGE_TOO_SMALL}', {size} || 'shortest side allowed {image.min_side_px}']
+        WHEN {ratio} > {image.max_aspect_ratio}
+        THEN ['{Outcome.ASPECT_TOO_EXTREME}', {size} || 'ratio allowed {image.max_aspect_ratio:g}'] END"""
+    kept = ", ".join(f'if(refusal IS NULL, "{name}", NULL) AS "{name}"' for name in _OF_STORED)
+    # too many pixels: a download is refused before it is known how they are kept and turned
+    kept += "".join(
+        f", if(refusal[1] = '{Outcome.TOO_MANY_PIXELS}', NULL, {name}) AS {name}"
+        for name in ("mode", "exif_orientation")
+    )
+    return (
+        "SELECT * REPLACE (coalesce(refusal[1], outcome) AS outcome, coalesce(refusal[2], detail) AS detail, "
+        f"{kept}) FROM (SELECT *, {refusal} AS refusal FROM ({facts}))"
     )

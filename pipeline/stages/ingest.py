@@ -2,6 +2,9 @@
 
 Reads the sources through their readers. Writes `candidates` (sorted by sample_id) and `rejects`, one part a source. A
 source is read again only when its bytes or its settings change.
+
+This is the one place where secrets in addresses (passwords, tokens, signatures) are taken out. Every text of a row is
+written without them. The whole address of such a row stands in `secrets`, which only fetch reads.
 """
 
 from __future__ import annotations
@@ -15,26 +18,28 @@ import pyarrow.compute as pc
 
 from manifests import storage, tables
 from manifests.errors import RunError
+from manifests.masking import hide_users
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.sources.reading import digest_inputs, read_rows
-from pipeline.sources.rows import MAX_VALUE_CHARS, Batch
+from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
 from pipeline.store.sql import copy_sorted, facet, view_parquet
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 REASONS = (
     "malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record",
-    "missing_file", "file_outside_folder", "no_image", "broken_shard", "no_record", "no_media",
+    "missing_file", "file_outside_folder", "no_regular_file", "no_image", "broken_shard", "no_record", "no_media",
 )  # fmt: skip  # and where_TERM, for the filters of a source
 
-_STAGED = tables.CANDIDATES.append(pa.field("reason", pa.string())).append(pa.field("value", pa.string()))
+_STAGED = pa.schema([*tables.CANDIDATES, *((name, pa.string()) for name in ("reason", "value", "asked_url"))])
 
 
 def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     """Turn a reader's batch into candidate rows with `reason` and `value`. A null reason means the row is a candidate.
 
-    Duplicate records are found later, over the whole source.
+    `asked_url` is the whole address where `url` hides a secret of it, and null elsewhere. Duplicate records are found
+    later, over the whole source.
     """
     rows = batch.rows
     num_rows = rows.num_rows
@@ -44,9 +49,15 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
         mapped[name] = pc.if_else(empty, value, rows[name])
     mapped["url"] = pc.utf8_trim_whitespace(rows["url"])
     mapped["record_key"] = pc.utf8_trim_whitespace(rows["record_key"])
-    mapped["reason"], mapped["value"] = _judge(mapped["record_key"], mapped["url"], rows["locator"])
+    group = pc.utf8_trim_whitespace(rows["group_id"])
+    mapped["group_id"] = pc.if_else(pc.equal(group, ""), None, group)
+    keys, whole = mapped["record_key"], mapped["url"]
+    mapped |= {name: without_secrets(mapped[name]) for name in rows.column_names if name != "locator"}
+    mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"])
+    hidden = pc.and_(pc.is_null(rows["locator"]), pc.not_equal(whole, mapped["url"]))
     mapped |= {
-        "sample_id": _sample_ids(source.name, mapped["record_key"]),
+        "asked_url": pc.if_else(hidden, whole, None),
+        "sample_id": _sample_ids(source.name, keys),
         "source": pa.repeat(source.name, num_rows),
         "domain": pa.repeat(source.domain, num_rows),
         "row_number": pa.array(batch.numbers, pa.int64()),
@@ -71,12 +82,14 @@ def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray)
 
 
 def _sample_ids(source: str, keys: pa.ChunkedArray) -> pa.Array:
-    return pa.array([tables.sample_id(source, key or "") for key in keys.to_pylist()], pa.string())
+    """Ids from the whole keys, passwords left out: a short one could be guessed from the hash. A token may stay in."""
+    return pa.array([tables.sample_id(source, hide_users(key or "")) for key in keys.to_pylist()], pa.string())
 
 
 def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
     """Rows that ended in the reader, as rows with a reason."""
-    columns = {name: lost[name] for name in lost.column_names} | {
+    texts = ("record_key", "url", "value")
+    columns = {name: without_secrets(lost[name]) if name in texts else lost[name] for name in lost.column_names} | {
         "source": pa.repeat(source.name, lost.num_rows),
         "domain": pa.repeat(source.domain, lost.num_rows),
     }
@@ -132,15 +145,22 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             "row_number, reason, record_key, value",
             run.writer("rejects", f"{stem}-rejects.parquet", tables.REJECTS),
         )
+        secrets = copy_sorted(
+            sql,
+            "SELECT sample_id, asked_url AS url, url || '#' || left(sha256(asked_url), 8) AS address FROM judged "
+            "WHERE reason IS NULL AND asked_url IS NOT NULL",
+            "sample_id",
+            run.writer("secrets", f"{stem}-secrets.parquet", tables.SECRETS),
+        )
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL GROUP BY 1").fetchall()
         )
-        addresses = facet(sql, ("sample_id", "url", "locator"), "judged WHERE reason IS NULL")
+        addresses = facet(sql, ("sample_id", "coalesce(asked_url, url)", "locator"), "judged WHERE reason IS NULL")
     storage.remove(temp)
     num_kept = kept.num_rows
     funnel = Funnel(num_kept + rejected.num_rows, num_kept, reasons)
     return PartResult(
-        (kept, rejected), funnel, {"source": source.name, "domain": source.domain, "addresses": addresses}
+        (kept, rejected, secrets), funnel, {"source": source.name, "domain": source.domain, "addresses": addresses}
     )
 
 
@@ -178,6 +198,6 @@ STAGE = Stage(
     name="ingest",
     about="read the sources' tables, give every row an identity",
     inputs=_inputs,
-    steps=(Step("read", _plan, read_source, version=2, unit="sources"),),
+    steps=(Step("read", _plan, read_source, version=3, unit="sources"),),
     conclude=_conclude,
 )

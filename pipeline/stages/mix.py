@@ -7,6 +7,7 @@ shuffle. A sample's place in the draw is a hash of seed and id, so another ratio
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.store.files import Files
 from pipeline.store.sql import facet, view_parquet
 from pipeline.store.writing import ROW_GROUP_ROWS, TableWriter
+
+log = logging.getLogger("plantmix.mix")
 
 
 def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float] | None:
@@ -107,10 +110,12 @@ def plan_mixture(
 
 def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dict[str, int]:
     """Held-out samples of each source, or under "" for the whole domain where its sources are one pool."""
-    num, there = settings.heldout.num_samples.get(domain, 0), sum(kept.values())
+    there = sum(kept.values())
+    num = settings.heldout.num_of(domain, there)
     if num > there:
         raise ConfigError(
-            f"mix.heldout: {num:,} samples of '{domain}' are to be set aside, only {there:,} were kept; ask for fewer"
+            f"mix.heldout: {num:,} samples of '{domain}' are to be set aside, only {there:,} were kept; set aside "
+            "fewer (`heldout: 10%` fits any number)"
         )
     if domain not in settings.sources:
         return {"": num}
@@ -132,15 +137,21 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
     """Draw the strata. A pool smaller than its quota is drawn whole several times, then in part, so repeats are even.
 
     A sample's place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
+    Samples of one group are set aside together or not at all.
     """
     seed = inputs.seed
     with run.scratch() as sql:
         view_parquet(sql, "candidates", inputs.candidates.paths)
         view_parquet(sql, "decisions", inputs.decisions.paths)
-        sql.register("strata", pa.Table.from_pylist([asdict(s) for s in inputs.strata], schema=_STRATA))
-        sql.execute(_KEPT.format(seed=seed))
+        strata = [{"stratum": place, **asdict(stratum)} for place, stratum in enumerate(inputs.strata)]
+        sql.register("strata", pa.Table.from_pylist(strata, schema=_STRATA))
+        sql.execute(_KEPT)
+        sql.execute(_ASIDE.format(seed=seed))
         sql.execute(_DRAWN.format(seed=seed))
         num_in = sql.execute("SELECT count(*) FROM kept").fetchall()[0][0]
+        groups: dict[str, dict[str, int]] = {}
+        for domain, split, num in sql.execute(_GROUPS).fetchall():
+            groups.setdefault(domain, {})[split] = num
         sql.execute("DROP TABLE kept")
         writer = run.writer("draws", f"tables/mix/{run.stem}.parquet", tables.DRAWS)
         splits = _write_in_order(sql, seed, writer)
@@ -148,8 +159,14 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
         num_kept = sql.execute("SELECT count(*) FROM drawn WHERE copy = 0").fetchall()[0][0]
         view_parquet(sql, "draws", [draws.temp])
         content = facet(sql, tables.DRAWS.names, "draws")
+        heldout = dict(
+            sql.execute(
+                "SELECT domain, count(*) FROM draws WHERE split = 'heldout' GROUP BY ALL ORDER BY ALL"
+            ).fetchall()
+        )
+    notes = {"splits": splits, "content": content, "heldout": heldout, "groups": groups}
     reasons = {"left_out_by_ratio": num_in - num_kept}
-    return PartResult((draws,), Funnel(num_in, num_kept, reasons), {"splits": splits, "content": content})
+    return PartResult((draws,), Funnel(num_in, num_kept, reasons), notes)
 
 
 _STRATA = pa.schema(
@@ -158,29 +175,54 @@ _STRATA = pa.schema(
         ("source", pa.string()),
         ("num_samples", pa.int64()),
         ("num_heldout", pa.int64()),
+        ("stratum", pa.int32()),
     ]
 )
+# A group belongs to one source. What has no group is a unit of one sample.
 _KEPT = """
     CREATE TABLE kept AS
-    SELECT c.sample_id, s.domain, s.source, s.num_samples, s.num_heldout, row_number() OVER (
-        PARTITION BY s.domain, s.source ORDER BY md5_number_upper('heldout {seed} ' || c.sample_id), c.sample_id
-    ) AS aside
+    SELECT c.sample_id, s.stratum, s.domain, s.num_samples, c.source || '/' || c.group_id AS group_key
     FROM decisions d JOIN candidates c USING (sample_id)
     JOIN strata s ON s.domain = c.domain AND (s.source IS NULL OR s.source = c.source)
     WHERE d.keep
+"""
+# Whole units are set aside in the order of a hash while they fit. The first that does not fit stays in training, and
+# later units of one sample fill what is missing.
+_ASIDE = """
+    CREATE TABLE aside AS
+    WITH units AS (
+        SELECT stratum, sample_id AS unit, 1 AS num FROM kept WHERE group_key IS NULL
+        UNION ALL SELECT stratum, group_key, count(*) FROM kept WHERE group_key IS NOT NULL GROUP BY ALL
+    ), placed AS (
+        SELECT stratum, unit, num, num_heldout, sum(num) OVER hashed AS reached
+        FROM units JOIN strata USING (stratum) WHERE num_heldout > 0
+        WINDOW hashed AS (PARTITION BY stratum ORDER BY md5_number_upper('heldout {seed} ' || unit), unit)
+    ), missing AS (
+        SELECT stratum, num_heldout - coalesce(max(reached) FILTER (reached <= num_heldout), 0) AS num_missing
+        FROM placed GROUP BY stratum, num_heldout
+    ), fillers AS (
+        SELECT unit, num_missing, row_number() OVER (PARTITION BY stratum ORDER BY reached) AS place
+        FROM placed JOIN missing USING (stratum) WHERE reached > num_heldout AND num = 1 AND num_missing > 0
+    )
+    SELECT unit FROM placed WHERE reached <= num_heldout
+    UNION ALL SELECT unit FROM fillers WHERE place <= num_missing
 """
 _DRAWN = """
     CREATE TABLE drawn AS
     WITH pool AS (
         SELECT sample_id, domain, num_samples, row_number() OVER (
-            PARTITION BY domain, source ORDER BY md5_number_upper('draw {seed} ' || sample_id), sample_id
-        ) - 1 AS place, count(*) OVER (PARTITION BY domain, source) AS num
-        FROM kept WHERE aside > num_heldout
+            PARTITION BY stratum ORDER BY md5_number_upper('draw {seed} ' || sample_id), sample_id
+        ) - 1 AS place, count(*) OVER (PARTITION BY stratum) AS num
+        FROM kept ANTI JOIN aside ON unit = coalesce(group_key, sample_id)
     )
     SELECT sample_id, unnest(range(num_samples // num + (place < num_samples % num)::BIGINT))::INTEGER AS copy,
         domain, 'train' AS split
     FROM pool
-    UNION ALL SELECT sample_id, 0, domain, 'heldout' FROM kept WHERE aside <= num_heldout
+    UNION ALL SELECT sample_id, 0, domain, 'heldout' FROM kept SEMI JOIN aside ON unit = coalesce(group_key, sample_id)
+"""
+_GROUPS = """
+    SELECT k.domain, d.split, count(DISTINCT group_key) FROM kept k JOIN drawn d USING (sample_id)
+    WHERE group_key IS NOT NULL AND copy = 0 GROUP BY ALL ORDER BY ALL
 """
 
 
@@ -221,8 +263,23 @@ def _plan(inputs: MixInputs, run: StageRun[None]) -> Sequence[Part[MixInputs]]:
 
 
 def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    """What was set aside may be less than was asked for, where only groups are left that are too large for the rest."""
     funnel, notes = run.result("draw")
-    return funnel, {**notes, "mixture": inputs.mixture}
+    heldout, groups = notes.pop("heldout"), notes.pop("groups")
+    for row in inputs.mixture["domains"]:
+        if (num := heldout.get(row["domain"], 0)) < row["num_heldout"]:
+            log.warning(
+                "mix: %s samples of '%s' are held out, not %s: the groups that are left are too large for the rest",
+                f"{num:,}",
+                row["domain"],
+                f"{row['num_heldout']:,}",
+            )
+    rows = [
+        {**row, "num_heldout": heldout.get(row["domain"], 0)}
+        | ({"num_groups": groups[row["domain"]]} if row["domain"] in groups else {})
+        for row in inputs.mixture["domains"]
+    ]
+    return funnel, {**notes, "mixture": {**inputs.mixture, "domains": rows}}
 
 
 def describe_mixture(config: BuildConfig, quotas: Sequence[Quota], strata: Sequence[Stratum]) -> dict[str, Any]:
@@ -269,7 +326,10 @@ def describe_quotas(quotas: Sequence[Quota], strata: Sequence[Stratum]) -> list[
 
 def _settle(context: BuildContext) -> None:
     mixture = context.sealed["mix"].notes["mixture"]
-    rows = [{name: value for name, value in row.items() if name != "sources"} for row in mixture["domains"]]
+    rows = [
+        {name: value for name, value in row.items() if name not in ("sources", "num_groups")}
+        for row in mixture["domains"]
+    ]
     context.catalog.record_mix(context.fingerprint, rows)
     if mixture["law"] is not None:
         text = json.dumps(mixture["law"], sort_keys=True)
@@ -280,7 +340,7 @@ STAGE = Stage(
     name="mix",
     about="set evaluation samples aside, draw each domain's share",
     inputs=_inputs,
-    steps=(Step("draw", _plan, draw, version=2),),
+    steps=(Step("draw", _plan, draw, version=3),),
     conclude=_conclude,
     settle=_settle,
 )

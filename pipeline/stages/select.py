@@ -23,6 +23,7 @@ from pipeline.config import BuildConfig
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
 from pipeline.stages.select_caps import judge_caps
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
@@ -32,7 +33,7 @@ from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 # What each word of dedup.prefer puts first. Ties go to the next word, and at last to the sample id.
 PREFERENCES = {
     "licence": "known_licence DESC",
-    "pixels": "num_pixels DESC",
+    "pixels": "num_pixels DESC, num_stored_bytes DESC",
     "caption": "num_words DESC",
     "priority": "priority DESC",
 }
@@ -174,13 +175,26 @@ _DECISIONS = """
 """
 
 
+# A hash of 64 bits has 32 set, those above the median. Of a flat picture, or a few faint lines, it has only the first,
+# and unlike ones lie within a few bits of each other. So flat pictures are the same only where their pixels are: then
+# 64 bits of the hash of their pixels stand for their pHash.
+_LIKENESS = f"""
+    CREATE VIEW likeness AS SELECT * REPLACE (
+        CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} OR pixel_std < {FLAT_PIXEL_STD}
+        THEN md5_number_upper(pixels_sha256) ELSE phash END AS phash) FROM facts;
+    CREATE VIEW telling_pairs AS FROM pairs WHERE bit_count(phash_a::HUGEINT) > {FLAT_BITS}
+        AND bit_count(phash_b::HUGEINT) > {FLAT_BITS}
+"""
+
+
 def _gather(sql: Any, priority: Mapping[str, int]) -> None:
     """`passed`: rows that passed the rules of caption and score."""
+    sql.execute(_LIKENESS)
     sql.register("sources", pa.table({"source": list(priority), "priority": list(priority.values())}))
     sql.execute(
         "CREATE TABLE passed AS SELECT f.sample_id, c.source, c.domain, f.phash, t.licence_id, t.num_words, "
-        "p.priority, f.width_px::BIGINT * f.height_px AS num_pixels "
-        "FROM facts f JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id) "
+        "p.priority, f.stored_width_px::BIGINT * f.stored_height_px AS num_pixels, f.length AS num_stored_bytes "
+        "FROM likeness f JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id) "
         "ANTI JOIN (FROM caption_verdicts WHERE NOT keep) v ON v.sample_id = f.sample_id "
         "ANTI JOIN (FROM score_verdicts WHERE NOT keep) s ON s.sample_id = f.sample_id "
         "JOIN sources p USING (source) WHERE f.outcome = 'ok'"
@@ -222,17 +236,18 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
     sql.execute(
         "CREATE VIEW competing AS SELECT *, licence_id NOT IN ('unknown', 'conflicting') AS known_licence, "
-        "false AS taken FROM contenders UNION ALL BY NAME SELECT sample_id, phash, true AS taken FROM taken"
+        "false AS taken FROM contenders UNION ALL BY NAME SELECT sample_id, l.phash, true AS taken "
+        "FROM taken JOIN likeness l USING (sample_id)"
     )
     sql.execute(  # a row without any other near it stays: 9 of 10 rows never leave DuckDB
         "CREATE TABLE in_company AS SELECT phash FROM competing GROUP BY phash HAVING count(*) > 1 "
-        "UNION SELECT phash_a FROM pairs UNION SELECT phash_b FROM pairs"
+        "UNION SELECT phash_a FROM telling_pairs UNION SELECT phash_b FROM telling_pairs"
     )
     rows = sql.sql(
         f"SELECT sample_id, phash, row_number() OVER (ORDER BY taken DESC, {order}) AS place "
         "FROM competing SEMI JOIN in_company USING (phash) ORDER BY sample_id"
     ).to_arrow_table()
-    pairs = sql.sql("FROM pairs").to_arrow_table()
+    pairs = sql.sql("FROM telling_pairs").to_arrow_table()
     phash = rows["phash"].to_numpy().astype(np.uint64)
     representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
     dropped = np.flatnonzero(representative != np.arange(len(representative)))
@@ -336,6 +351,6 @@ STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
-    steps=(Step("decide", _plan, decide, version=2),),
+    steps=(Step("decide", _plan, decide, version=3),),
     conclude=_conclude,
 )

@@ -39,10 +39,16 @@ class PoolWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.discard()
         self._spool.close()
         self._spool_path.unlink(missing_ok=True)
-        if error is not None:
-            self._path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Leave no file behind."""
+        self._spool.close()
+        self._spool_path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
     def add(self, sample_id: str, body: bytes) -> None:
         """Keep one picture."""

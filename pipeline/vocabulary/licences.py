@@ -18,6 +18,7 @@ from manifests.settings import Settings
 from manifests.tables import make_verdicts
 
 UNKNOWN = "unknown"
+KNOWN = "known"  # in `allow`: every licence that could be read
 CONFLICTING = "conflicting"
 ALL_RIGHTS_RESERVED = "all-rights-reserved"
 PUBLIC_DOMAIN = "public-domain"
@@ -265,8 +266,8 @@ class LicenceSettings(Settings):
     """Which licences may go into a release.
 
     `allow` and `deny` hold ids or families: `CC-BY` covers every version of CC BY and no other licence of Creative
-    Commons, `CC-BY-4.0` only that version. An empty `allow` allows every *known* licence that is not denied; `unknown`
-    and `conflicting` are allowed only when `allow` names them. `deny` wins.
+    Commons, `CC-BY-4.0` only that version, and `known` every licence that could be read. An empty `allow` is `[known]`;
+    `unknown` and `conflicting` are allowed only when `allow` names them. `deny` wins.
     """
 
     allow: tuple[str, ...] = ()
@@ -276,7 +277,7 @@ class LicenceSettings(Settings):
     @classmethod
     def _ids(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         for entry in given:
-            if normalise_licence(entry) != entry:
+            if entry != KNOWN and normalise_licence(entry) != entry:
                 raise ValueError(f"'{entry}' is not a licence id; did you mean '{normalise_licence(entry)}'?")
         return given
 
@@ -289,9 +290,8 @@ class LicenceSettings(Settings):
             return all(self.allows(part) for part in licence.split(" AND "))
         if any(_covers(entry, licence) for entry in self.deny):
             return False
-        if self.allow:
-            return any(_covers(entry, licence) for entry in self.allow)
-        return licence not in {UNKNOWN, CONFLICTING}
+        readable = licence not in {UNKNOWN, CONFLICTING}
+        return any(readable if entry == KNOWN else _covers(entry, licence) for entry in self.allow or (KNOWN,))
 
 
 def _covers(entry: str, licence: str) -> bool:

@@ -41,6 +41,19 @@ def test_a_kept_image_by_id_url_and_key(work: Path) -> None:
     assert "drawn for train" in by_id
 
 
+def test_an_image_by_what_can_be_pasted(work: Path) -> None:
+    row = _one(work, "split = 'train'")
+    by_id = _explain(work, row["sample_id"])
+    for what in (
+        row["sample_id"][:12],
+        f'"{row["sample_id"]}",',
+        f"<{row['url']}>",
+    ):
+        assert _explain(work, what) == by_id, what
+    for what in (row["image_id"], row["image_id"][:16]):
+        assert by_id.strip() in _explain(work, what), "with the other addresses of the same bytes"
+
+
 def test_duplicates_name_the_one_kept_instead(work: Path) -> None:
     exact = _one(work, "reason = 'exact_duplicate'")
     told = _explain(work, exact["sample_id"])

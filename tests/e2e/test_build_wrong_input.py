@@ -69,12 +69,19 @@ def test_no_such_config_and_no_such_stage(write_config: WriteConfig, tmp_path: P
     assert "no stage 'packing'; the flow is ingest, fetch, dedup" in done.stderr
 
 
-def test_a_ratio_the_pool_cannot_fill(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_a_ratio_that_all_rows_could_not_fill(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(mix={"num_samples": 5000, "max_epochs": 1})
+    _refused(
+        config, tmp_path / "build", "even if every row of the sources were kept", "need 3,750 of the domain 'plant'"
+    )
+
+
+def test_a_ratio_the_pool_cannot_fill(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(mix={"num_samples": 200, "max_epochs": 1})
     done = run_plantmix("build", config)
     assert done.returncode == 2
-    error = done.stderr.splitlines()[-1]
-    assert "5,000 samples at this ratio need 3,750 of the domain 'plant'" in error
+    error = next(line for line in done.stderr.splitlines() if "error" in line)
+    assert "200 samples at this ratio need 150 of the domain 'plant'" in error
     assert "max_epochs is 1" in error
     assert "Lower mix.num_samples to" in error
     assert not (tmp_path / "build/releases").exists()

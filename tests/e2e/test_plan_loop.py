@@ -84,7 +84,8 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
 
     # -- the ratio, and a release with it
     _plan("choose", tmp_path / "law.json", "--objective", "plant=1,general=1", *sizes, "--samples", "60",
-          "--max-epochs", "2", "--bootstrap", "20", "--out", tmp_path / "mixture.json")  # fmt: skip
+          "--accept-untrusted", "--max-epochs", "2", "--bootstrap", "20",
+          "--out", tmp_path / "mixture.json")  # fmt: skip
     chosen = json.loads((tmp_path / "mixture.json").read_text())["ratio"]
     mix = {"ratio": None, "mixture": str(tmp_path / "mixture.json"), "num_samples": 60, "max_epochs": 2}
     final = write_build_config(web, folder, "final", work, mix=mix)

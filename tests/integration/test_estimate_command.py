@@ -86,12 +86,13 @@ def write_config(folder: Path, *urls: str, **fetch: Any) -> Path:
     (folder / "pics" / "oak").mkdir(parents=True, exist_ok=True)
     (folder / "pics" / "oak" / "1.jpg").write_bytes(bytes(5000))
     columns = {"url": "url", "caption": "caption", "record_key": "id"}
+    free = {"defaults": {"licence": "CC0-1.0"}}
     config = {
         "name": "n",
         "work_dir": str(folder / "not" / "yet"),
         "sources": [
-            {"name": "web", "domain": "plant", "table": str(folder / "t.csv"), "columns": columns},
-            {"name": "here", "domain": "general", "folder": {"path": str(folder / "pics")}},
+            {"name": "web", "domain": "plant", "table": str(folder / "t.csv"), "columns": columns, **free},
+            {"name": "here", "domain": "general", "folder": {"path": str(folder / "pics")}, **free},
         ],
         "mix": {"ratio": {"plant": 1, "general": 1}},
         "fetch": fetch,
@@ -106,7 +107,7 @@ def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     urls += ["http://slow.org/0.jpg", "ftp://x", "", "https://u:p@B.example./x"]
     slow = {"pattern": "slow.org", "requests_per_second": 0.5, "connections": 1}
     shared = {"pattern": "*.net", "requests_per_second": 1.0, "connections": 4, "shared": True}
-    path = write_config(tmp_path, *urls, network={"hosts": [slow, shared]})
+    path = write_config(tmp_path, *urls, network={"hosts": [slow, shared], "contact": "mailto:me@example.org"})
     assert main(["estimate", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     web, here = found["sources"]
@@ -131,6 +132,16 @@ def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "1 invalid_url, 1 missing_url" in text
     assert "slowest host slow.org: 0.17 h" in text
     assert "1 pictures of 5 kB are on this machine" in text
+
+
+def test_it_says_what_would_stop_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(tmp_path, "http://slow.org/1.jpg", "http://10.0.0.7/2.jpg")
+    assert main(["estimate", str(path)]) == 2
+    seen = capsys.readouterr()
+    assert "2 distinct addresses on 2 hosts" in seen.out
+    assert "a build would stop: fetch.network.contact is not set, and slow.org is not this machine" in seen.err
+    assert "warning: sources.web: 1 of the first 2 addresses would be refused" in seen.err
+    assert 'write `fetch: {network: {allow_private_addresses: ["10.0.0.7"]}}`' in seen.err
 
 
 def test_repeated_records_are_told(tmp_path: Path) -> None:

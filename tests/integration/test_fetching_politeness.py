@@ -189,6 +189,26 @@ def test_robots_txt_is_asked_once_a_host_and_its_crawl_delay_kept(tmp_path):
     assert most_in_window(times, 0.28) == 1
 
 
+def test_crawl_delay_longer_than_the_patience_stalls_nothing(tmp_path):
+    settings = network(host_patience_seconds=2.0)
+
+    def robots(sock, request):
+        send(sock, body=b"User-agent: *\nCrawl-delay: 3600\n" if request.host.startswith("slow.test") else b"")
+
+    with MisbehavingServer(extra={"photo": photo_now}, robots=robots) as server:
+        started = time.monotonic()
+        urls = [server.url("photo", host) + f"/{n}" for host in ("slow.test", "good.test") for n in range(4)]
+        facts = fetch(urls, settings, tmp_path / "p")
+        pictures = [r for r in server.asked("slow.test") if r.path != "/robots.txt"]
+    assert time.monotonic() - started < 5
+    assert len(pictures) == 1
+    assert [fact["outcome"] for fact in facts[4:]] == ["ok"] * 4
+    assert sorted(fact["outcome"] for fact in facts[:4]) == ["host_unavailable"] * 3 + ["ok"]
+    assert {fact["detail"] for fact in facts[:4] if fact["outcome"] != "ok"} == {
+        "host wants 3600 s between requests (Crawl-delay), the patience is 2 s"
+    }
+
+
 def test_connections_are_used_again(tmp_path):
     settings = network(limits={"requests_per_second": None, "connections": 2})
     with MisbehavingServer(extra={"photo": photo_now}) as server:
@@ -255,6 +275,9 @@ def test_foreign_host_needs_a_contact(tmp_path):
 def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     class LostGate:
         exchange_interval_seconds = 0.0
+
+        def check_in(self, part, tally, ended=False):
+            return False
 
         def exchange(self, reports, wanted):
             raise ConnectionError("the gate is gone")

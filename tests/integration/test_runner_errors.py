@@ -73,12 +73,25 @@ def test_a_defect_in_one_part_is_told_and_costs_only_that_part(tmp_path: Path, e
     assert len(tables_of(tmp_path)) == 5
 
 
-def test_a_full_disk_is_a_passing_fault(tmp_path: Path, trace: Path) -> None:
+def test_a_full_disk_stops_the_build_and_says_what_to_do(tmp_path: Path, trace: Path) -> None:
+    def behave(inputs: dict[str, Any], before: int) -> None:
+        if inputs["place"] == 1:
+            raise OSError(28, "No space left on device", "pool/x.tar")
+
+    with pytest.raises(
+        RunError, match=r"the disk is full \([\d,]+ MB free\): pool/x.tar. What is committed stays. Make"
+    ):
+        run(tmp_path / "w", InlineExecutor(), stage_of(traced(behave), trace=str(trace)))
+    assert tries(trace) == {0: 1, 1: 1}, "another try would ask all hosts again"
+    assert len(tables_of(tmp_path / "w")) == 1
+
+
+def test_another_fault_of_a_disk_passes(tmp_path: Path, trace: Path) -> None:
     def behave(inputs: dict[str, Any], before: int) -> None:
         if inputs["place"] == 0:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
 
-    with pytest.raises(PartError, match=r"OSError: \[Errno 28\] No space left on device"):
+    with pytest.raises(PartError, match=r"OSError: \[Errno 5\] Input/output error"):
         run(tmp_path / "w", InlineExecutor(), stage_of(traced(behave), trace=str(trace)))
     assert tries(trace)[0] == 3
 

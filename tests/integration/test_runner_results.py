@@ -26,7 +26,7 @@ from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, StageRecord
 from pipeline.answers.preflight import check_writable
 from pipeline.commands.build import check_order, find_stage
-from pipeline.runner.executing import Done, InlineExecutor, Job
+from pipeline.runner.executing import Asked, Done, InlineExecutor, Job, never
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.work import Execution, PartResult, Stage, StageRun
 
@@ -54,7 +54,9 @@ def test_inline_and_ray_write_identical_tables(tmp_path: Path, ray_executor: Ray
 
 def test_order_of_completion_changes_nothing(tmp_path: Path) -> None:
     class Backwards(InlineExecutor):
-        def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None) -> Iterator[Done]:
+        def run(
+            self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+        ) -> Iterator[Done]:
             return super().run(work, list(reversed(jobs)), gpus)
 
     found = {}

@@ -274,14 +274,20 @@ def run_draw(
     seed: int = 0,
     dropped: int = 0,
     strata: list[Stratum] | None = None,
+    groups: dict[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept."""
+    """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept.
+
+    `groups` gives the number of groups of a domain; a row's number decides its group. Groups of equal name in two
+    sources are two groups.
+    """
     rows = [
         {
             "sample_id": tables.sample_id(domain, str(number)),
             "domain": domain,
             "keep": number < num,
             "source": f"{domain}{number % 2}",
+            "group_id": f"g{number % groups[domain]}" if groups and domain in groups and number % 5 else None,
         }
         for domain, num in pools.items()
         for number in range(num + dropped)
@@ -315,6 +321,41 @@ def mixtures(pick: Any) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
         heldout = pick(st.integers(0, num - 1))
         quotas[domain] = (pick(st.integers(0, 3 * (num - heldout))), heldout)
     return pools, quotas
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixtures(), st.integers(1, 12), st.integers(0, 5))
+def test_no_group_is_on_both_sides(
+    mixture: tuple[dict[str, int], dict[str, tuple[int, int]]], num_groups: int, seed: int
+) -> None:
+    """As it was found: photos of one observation fell on both sides of the held-out split."""
+    pools, quotas = mixture
+    drawn = run_draw(pools, quotas, seed, groups=dict.fromkeys(pools, num_groups))
+    sides: dict[tuple[str, str], set[str]] = {}
+    sizes: Counter[tuple[str, str]] = Counter()
+    number_of = {tables.sample_id(domain, str(n)): (domain, n) for domain, num in pools.items() for n in range(num)}
+    for domain, number in number_of.values():
+        if number % 5:
+            sizes[f"{domain}{number % 2}", f"g{number % num_groups}"] += 1
+    for row in drawn:
+        domain, number = number_of[row["sample_id"]]
+        if number % 5:
+            sides.setdefault((f"{domain}{number % 2}", f"g{number % num_groups}"), set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in sides.values())
+    for domain, (num_samples, num_heldout) in quotas.items():
+        num = sum(row["domain"] == domain and row["split"] == "heldout" for row in drawn)
+        largest = max((size for (source, _), size in sizes.items() if source.startswith(domain)), default=1)
+        assert num_heldout - largest < num <= num_heldout
+        assert sum(row["domain"] == domain and row["split"] == "train" for row in drawn) == num_samples
+
+
+def test_samples_without_a_group_are_drawn_as_ever_beside_those_with_one() -> None:
+    drawn = run_draw({"a": 40, "b": 40}, {"a": (20, 10), "b": (20, 10)}, groups={"b": 3})
+    aside = {row["sample_id"] for row in drawn if row["split"] == "heldout" and row["domain"] == "a"}
+    ids = pa.table({"id": [tables.sample_id("a", str(number)) for number in range(40)]})
+    first = duckdb.sql("SELECT id FROM ids ORDER BY md5_number_upper('heldout 0 ' || id), id LIMIT 10").fetchall()
+    assert aside == {row[0] for row in first}
+    assert ids.num_rows == 40
 
 
 @settings(deadline=None, max_examples=40)

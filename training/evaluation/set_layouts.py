@@ -3,7 +3,8 @@
 Reads three, told apart by what is in the folder. clip_benchmark's webdataset: `classnames.txt`, `SPLIT/*.tar` with an
 image and a `.cls` or `.txt` member, `zeroshot_classification_templates.txt`, `dataset_type.txt`. A table beside the
 pictures, as BioCLIP's sets: `metadata.csv` with `filepath` and `class`, or ranks. Class folders of pictures. Holds only
-the index; pictures are read later. Writes nothing. Gives up with ConfigError on any other folder.
+the index; pictures are read later. Reads only regular files within the folder. Writes nothing. Gives up with
+ConfigError on any other folder, and on one with links or pipes among its files.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, RunError
+from manifests.inside import why_not_inside
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
@@ -131,6 +133,7 @@ class _Pictures(Dataset[Any]):
 
 
 def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
+    _require_regular(tars[0].parent, [path.name for path in tars])
     kind = (_lines(folder / _KIND) or ["classification"])[0].lower()
     if kind not in ("classification", "retrieval"):
         raise ConfigError(f"{folder}: {_KIND} says '{kind}'; only classification and retrieval can be read")
@@ -154,7 +157,7 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
 
 def _class_names(path: Path) -> list[str]:
     """One name a line. The number of a class is that of its line, so only the last lines may be empty."""
-    names = [line.strip() for line in read_text(path).rstrip().splitlines()] if path.is_file() else []
+    names = [line.strip() for line in _split_lines(read_text(path).rstrip())] if path.is_file() else []
     if not names:
         raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
     if "" in names:
@@ -192,7 +195,7 @@ def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
 
 def _captions(answer: bytes, item: Item) -> tuple[str, ...]:
     try:
-        captions = tuple(line for line in answer.decode("utf-8-sig").splitlines() if line.strip())
+        captions = tuple(line for line in _split_lines(answer.decode("utf-8-sig")) if line.strip())
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{item.name}: its .txt member is not UTF-8 (byte {error.start}): convert it or take the sample out"
@@ -244,8 +247,10 @@ def _open_table(folder: Path, split: str) -> EvalSet:
                 raise ConfigError(f"{path}: row {number} has no {what}: fill the cell or remove the row")
         items.append(Item(row["filepath"], str(folder / row["filepath"])))
         classes.append(name)
-    if missing := [item.name for item in items if not Path(item.path).is_file()]:
+    names_of_items = [item.name for item in items]
+    if missing := [name for name in names_of_items if not (folder / name).is_file()]:
         raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
+    _require_regular(folder, names_of_items)
     return _classification(tuple(items), classes, taxa, as_words=False)
 
 
@@ -254,6 +259,7 @@ def _open_class_folders(place: Path) -> EvalSet:
     paths = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
     if not paths:
         raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
+    _require_regular(place, [str(path.relative_to(place)) for path in paths])
     names = [path.parent.name for path in paths]
     items = tuple(Item(str(path.relative_to(place)), str(path)) for path in paths)
     return _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
@@ -276,17 +282,33 @@ def _classification(
     )
 
 
+def _require_regular(folder: Path, names: Sequence[str]) -> None:
+    """Raises: ConfigError that counts what is no regular file below the folder, and names the first."""
+    bad = [(name, why_not) for name in names if (why_not := why_not_inside(folder, name)) is not None]
+    if bad:
+        raise ConfigError(
+            f"{folder}: {len(bad):,} of {len(names):,} files are not read: only regular files within the folder are; "
+            f"first: {bad[0][0]} {bad[0][1]}. Put the files themselves there"
+        )
+
+
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return [line.strip() for line in _split_lines(read_text(path)) if line.strip()]
+
+
+def _split_lines(text: str) -> list[str]:
+    """Lines as editors count them: U+2028, U+0085 and the like are part of a line, or classes would change numbers."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
-    Raises: ConfigError that names the first line that is not UTF-8.
+    Raises: ConfigError that names the first line that is not UTF-8, and for what is no regular file.
     """
+    _require_regular(path.parent, [path.name])
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")

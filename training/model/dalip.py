@@ -112,13 +112,16 @@ class DalipModel(nn.Module):
         """First- and second-order features f and z of pictures, each (B, C)."""
         second, branch = self._require(self.image_branch)
         tower = towers.image_tower(self.clip, images, second.placement)
-        return _normalised(tower.feature), _normalised(branch(tower.anchor, tower.tokens, tower.mask))
+        # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
+        z_BC = branch(tower.anchor, tower.tokens, tower.mask)
+        return _normalised(tower.feature), _normalised(z_BC)
 
     def encode_text_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """First- and second-order features f and z of token ids (B, M), each (B, C)."""
         second, branch = self._require(self.text_branch)
         tower = towers.text_tower(self.clip, tokens, second.placement, mask_padding=second.text_padding == "mask")
-        return _normalised(tower.feature), _normalised(branch(tower.anchor, tower.tokens, tower.mask))
+        z_BC = branch(tower.anchor, tower.tokens, tower.mask)
+        return _normalised(tower.feature), _normalised(z_BC)
 
     def _require(self, branch: SecondOrderBranch | None) -> tuple[SecondOrder, SecondOrderBranch]:
         if branch is None or self.second_order is None:

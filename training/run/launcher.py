@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.local_ray import bound_to_loopback
 from manifests.settings import parse_settings
 from training.config import TrainSettings, identity_values
 from training.data import loader
@@ -40,18 +41,19 @@ def train_on_ray(
 ) -> tuple[dict[str, Any], bool]:
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, each with a GPU if the device is one.
 
-    Without `address` a Ray of this machine is started for the run. Every machine must see the releases and
-    `output_dir`. On SIGTERM to this process the others save a checkpoint and leave.
+    Without `address` a Ray of this machine is started for the run, on the loopback only. Every machine must see the
+    releases and `output_dir`. On SIGTERM to this process the others save a checkpoint and leave.
 
     Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
     """
     try:
-        import ray
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        with bound_to_loopback(address):
+            import ray
+            from ray.train import RunConfig, ScalingConfig
+            from ray.train.torch import TorchTrainer
     except ImportError as error:
         raise ConfigError(
-            f'--launcher ray needs Ray Train ({error.name or error} is missing): pip install "ray[train]"'
+            f'--launcher ray needs Ray Train ({error.name or error} is missing): pip install "ray[train]>=2.56"'
         ) from None
     folder = Path(settings.output_dir).absolute()
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
@@ -94,9 +96,10 @@ def each_result_on_ray(
     if not tasks:
         return
     try:
-        import ray
+        with bound_to_loopback(address):
+            import ray
     except ImportError:
-        raise ConfigError('--launcher ray needs Ray: pip install "ray[train]"') from None
+        raise ConfigError('--launcher ray needs Ray: pip install "ray[train]>=2.56"') from None
     threads = settings.compute.num_threads or 1
     with _running_ray(ray, address, threads):
         try:
@@ -152,7 +155,8 @@ def _running_ray(ray: Any, address: str | None, num_cpus: int) -> Iterator[None]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         num_cpus = max(os.cpu_count() or 1, num_cpus)
-        ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
+        with bound_to_loopback(address):
+            ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
     else:
         try:
             _check_answers(address)

@@ -90,8 +90,12 @@ def test_key_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, lin
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name: [oak", "not valid YAML"),
-        ("name: oak\n\tbranch: 1", "not valid YAML"),
+        ("name: [oak", "not valid YAML at line 1, column 11: expected ',' or ']', but got '<stream end>': name: [oak"),
+        (
+            "name: oak\n\tbranch: 1",
+            "that cannot start any token; indent with spaces, not with a tab: branch: 1",
+        ),
+        ("name: oak\n branch: 1", "not valid YAML at line 2, column 8: mapping values are not allowed here: branch: 1"),
         ("name: 2024-13-45", "not valid YAML"),  # looks like a date, is none: ValueError inside yaml
         ("name: !!python/object:os.system x", "not valid YAML"),
         ("[a, b]: c", "line 1: a list or mapping cannot be a key"),

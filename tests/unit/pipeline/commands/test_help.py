@@ -6,8 +6,8 @@ import argparse
 
 import pytest
 
+from pipeline.answers.tables import aligned
 from pipeline.cli import COMMANDS, build_parser
-from pipeline.commands.tables import aligned
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "plan"])  # plan has commands of its own

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 from pipeline.commands.plan import add_parser
 
 DATA = Path(__file__).parents[1] / "planning/data"
@@ -97,6 +97,21 @@ def test_choose_writes_the_mixture_a_plot_and_a_page(law, tmp_path, capsys):
     assert "data:image/png;base64," in page
     assert "http" not in page  # nothing is loaded from elsewhere
     assert "binds: loss of Pile-CC" in capsys.readouterr().out
+
+
+def test_choose_writes_nothing_for_a_law_that_is_not_to_be_trusted(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    shares, losses = rng.dirichlet(np.ones(2), 20), 2.0 + 0.1 * rng.normal(size=20)
+    rows = [f"{a},{b},{loss}" for (a, b), loss in zip(shares, losses, strict=True)]
+    (tmp_path / "noise.csv").write_text("\n".join(["mix_a,mix_b,loss_a", *rows]) + "\n")
+    assert plan("fit", tmp_path / "noise.csv", "--out", tmp_path / "law.json") == 0
+    words = ("choose", tmp_path / "law.json", "--objective", "a", "--bootstrap", "20", "--out", tmp_path / "m.json")
+    with pytest.raises(RunError, match=r"not to be trusted.*m\.json was not written.*--accept-untrusted"):
+        plan(*words)
+    assert not (tmp_path / "m.json").exists()
+    assert "DO NOT TRUST" in capsys.readouterr().out
+    assert plan(*words, "--accept-untrusted") == 0
+    assert (tmp_path / "m.json").exists()
 
 
 def test_choose_refuses_what_it_cannot_use_before_it_writes(law, tmp_path):

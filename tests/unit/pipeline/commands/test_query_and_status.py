@@ -182,10 +182,13 @@ def test_columns_stay_apart_at_a_billion(workdir: str) -> None:
     assert line.split()[1:4] == ["1,000,000,000", "1,000,000,000", "0"]
 
 
-def running(pid: Any) -> str:
-    step = {"step": "fetch download", "done": 10, "total": 20, "unit": "images", "per_second": 2.0, "seconds_left": 5}
+STEP = {"step": "fetch download", "done": 10, "total": 20, "unit": "images", "per_second": 2.0, "seconds_left": 5}
+
+
+def running(pid: Any, **more: Any) -> str:
+    step = {**STEP, **more}
     status = {"name": "x", "updated_at": "2026-01-01T00:00:00", "mix": [], "stages": {}, "running": step, "pid": pid}
-    return describe_status(status)[-1]
+    return "\n".join(describe_status(status)).partition("\n\n")[2].rpartition("\n\n")[2]
 
 
 def test_a_running_and_an_interrupted_build_are_told_apart() -> None:
@@ -194,6 +197,15 @@ def test_a_running_and_an_interrupted_build_are_told_apart() -> None:
     gone.wait()
     for pid in (gone.pid, None, "?"):
         assert running(pid) == "interrupted in fetch download; run the same command to go on"
+
+
+def test_a_running_fetch_says_what_failed_and_where() -> None:
+    shown = running(os.getpid(), reasons={"http_404": 1, "http_5xx": 3}, worst_hosts={"a.org": 3, "b.org": 1})
+    assert shown.splitlines()[1:] == [
+        "  dropped so far: 3 http_5xx, 1 http_404",
+        "  hosts that fail most: 3 a.org, 1 b.org",
+    ]
+    assert running(os.getpid(), done=0, total=0) == "running: fetch download, looking what is to be done"
 
 
 def test_status_as_json(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
+from manifests.masking import mask_secrets
 from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused, is_public
 from pipeline.fetching.answers import parse_retry_after, refuse_status
 from pipeline.fetching.settings import NetworkSettings
-from pipeline.fetching.urls import BadURL, follow, mask_secrets, parse_url
+from pipeline.fetching.urls import BadURL, follow, parse_url
 
 
 @pytest.mark.parametrize(

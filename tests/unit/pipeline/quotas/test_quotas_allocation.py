@@ -51,7 +51,9 @@ def test_a_share_of_zero_leaves_a_domain_out() -> None:
 
 
 def test_an_empty_pool_is_named_with_ways_out() -> None:
-    with pytest.raises(ConfigError, match=r"no sample of the domain general is left.*set its share to 0"):
+    with pytest.raises(
+        ConfigError, match=r"no sample of the domain general is left.*plantmix status` shows what dropped them"
+    ):
         allocate({"plant": 1, "general": 1}, pools({"plant": 5, "general": 0}), None)
 
 

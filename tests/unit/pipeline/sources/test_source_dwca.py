@@ -109,6 +109,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[0] == {
         **oak,
         "record_key": "1/https://a.org/1a.jpg",
+        "group_id": "1",
         "row_number": 0,
         "url": "https://a.org/1a.jpg",
         "caption": 'Leaf, "upper" side it\'s green; 5" long',
@@ -121,6 +122,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[1] == {
         **oak,
         "record_key": "1/https://a.org/1b.jpg",
+        "group_id": "1",
         "row_number": 1,
         "url": "https://a.org/1b.jpg",
         "caption": "",
@@ -132,6 +134,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[2] == {  # the licence of the record is none of the picture
         **oak,
         "record_key": "1/https://a.org/1c.png",
+        "group_id": "1",
         "row_number": 2,
         "url": "https://a.org/1c.png",
         "caption": "",
@@ -337,7 +340,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             check_source(source(write_zip(tmp_path / f"{number}.zip", content)))
     (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(ConfigError, match="neither a folder nor a zip"):
+    with pytest.raises(ConfigError, match=r"text\.zip is no zip; an archive is a zip or a folder"):
         check_source(source(tmp_path / "text.zip"))
     with pytest.raises(ConfigError, match="no such archive"):
         check_source(source(tmp_path / "absent.zip"))
@@ -362,3 +365,27 @@ def test_terms_go_by_their_short_names() -> None:
     assert [each.row_type.rpartition("/")[2] for each in extensions] == ["Occurrence", "Multimedia"]
     assert core.dialect.delimiter == "\t"
     assert core.dialect.quote is None
+
+
+@pytest.mark.parametrize("name", ["multimedia.txt", "occurrence.txt", "meta.xml"])
+def test_a_link_in_an_unpacked_archive_is_not_followed(tmp_path: Path, name: str) -> None:
+    """As it was found: a described file that was a link to /etc/passwd was read as rows."""
+    folder = write_folder(
+        tmp_path / "archive", gbif_files([{"gbifID": "1"}], [{"gbifID": "1", "identifier": "http://a/1"}])
+    )
+    check_source(source(folder))
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=f"{name} is a link; put the file itself there"):
+        check_source(source(folder))
+
+
+def test_a_description_leads_to_no_file_outside(tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path / "archive", gbif_files([{"gbifID": "1"}], [{"gbifID": "1", "identifier": "http://a/1"}])
+    )
+    (tmp_path / "outside.txt").write_text("secret\n")
+    meta = (folder / "meta.xml").read_text()
+    (folder / "meta.xml").write_text(meta.replace("occurrence.txt", "../outside.txt"))
+    with pytest.raises(ConfigError, match="does not hold"):
+        check_source(source(folder))

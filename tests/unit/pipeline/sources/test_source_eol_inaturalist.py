@@ -202,6 +202,7 @@ def test_photos_with_taxon_owner_and_address(tmp_path: Path, read: Read, ending:
         "source": "inat",
         "domain": "plant",
         "record_key": "11",
+        "group_id": "o1",
         "row_number": 0,
         "url": "https://inaturalist-open-data.s3.amazonaws.com/photos/11/medium.jpg",
         "taxon_kingdom": "Plantae",

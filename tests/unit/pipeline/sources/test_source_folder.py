@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from pipeline.sources.files import walk_files
+from pipeline.sources.files import BytesUnreadable, LocalReader, walk_files
 from pipeline.sources.reading import check_source, digest_inputs, read_rows, root_of
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.ingest import map_rows
@@ -130,11 +131,72 @@ def test_a_source_on_an_object_store(tmp_path: Path) -> None:
     assert [(row["locator"], row["caption"]) for row in rows] == [("oak/2.jpg@0+1", "oak"), ("rose/1.jpg@0+3", "rose")]
 
 
-def test_links_are_followed_once(tmp_path: Path) -> None:
-    fill(tmp_path, real__a_dot_jpg=b"1")
-    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
-    (tmp_path / "other").symlink_to(tmp_path / "real")
-    assert [name for name, _ in walk_files(str(tmp_path))] == ["other/a.jpg", "real/a.jpg"]
+def test_only_regular_files_of_the_folder_are_read_and_the_others_named(tmp_path: Path) -> None:
+    """As it was found: linked folders multiplied the pictures, and a pipe beside one hung the build."""
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    folder = fill(tmp_path / "pics", real__a_dot_jpg=b"1", real__b_dot_jpg=b"12")
+    (folder / "real" / "loop").symlink_to(folder / "real")
+    (folder / "other").symlink_to(folder / "real")
+    (folder / "linked.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "dangling.jpg").symlink_to(tmp_path / "gone")
+    (folder / "notes.md").symlink_to(tmp_path / "secret.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    assert [name for name, size in walk_files(str(folder)) if size is not None] == ["real/a.jpg", "real/b.jpg"]
+    given = source(path=str(folder))
+    check_source(given)
+    rows, lost = read(given)
+    assert [(row["number"], row["record_key"]) for row in rows] == [(0, "real/a.jpg"), (1, "real/b.jpg")]
+    assert [(row["row_number"], row["reason"], row["value"]) for row in lost] == [
+        (2, "no_regular_file", "dangling.jpg"),
+        (3, "no_regular_file", "linked.jpg"),
+        (4, "no_regular_file", "other/"),
+        (5, "no_regular_file", "pipe.jpg"),
+        (6, "no_regular_file", "real/loop/"),
+    ]
+    (tmp_path / "door").symlink_to(folder)  # the folder that the user names may be a link
+    assert read(source(path=str(tmp_path / "door")))[0] == rows
+
+
+def test_no_caption_is_read_through_a_link_or_a_pipe(tmp_path: Path) -> None:
+    """As it was found: a.txt -> /etc/passwd became a caption."""
+    (tmp_path / "secret.txt").write_text("secret")
+    folder = fill(tmp_path / "pics", a_dot_jpg=b"1", b_dot_jpg=b"1", c_dot_jpg=b"1", c_dot_txt=b"a rose")
+    (folder / "a.txt").symlink_to(tmp_path / "secret.txt")
+    os.mkfifo(folder / "b.txt")
+    given = source(path=str(folder), captions="text_file")
+    rows, lost = read(given)
+    assert [(row["number"], row["caption"]) for row in rows] == [(2, "a rose")]
+    assert [(row["row_number"], row["reason"], row["value"]) for row in lost] == [
+        (0, "no_regular_file", "a.txt"),
+        (1, "no_regular_file", "b.txt"),
+    ]
+    assert digest_inputs(given, lambda _: "")
+
+
+def test_a_table_leads_to_no_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.jpg").write_bytes(b"secret")
+    (tmp_path / "secret.csv").write_text("file,title\na.jpg,secret\n")
+    folder = fill(tmp_path / "pics", a_dot_jpg=b"1")
+    (folder / "door").symlink_to(tmp_path / "outside")
+    (folder / "l.jpg").symlink_to(tmp_path / "outside" / "x.jpg")
+    (folder / "meta.csv").write_text("file,title\na.jpg,A\ndoor/x.jpg,X\nl.jpg,L\n")
+    columns = {"file": "file", "caption": "title"}
+    rows, lost = read(source(path=str(folder), table="meta.csv", columns=columns))
+    assert [row["record_key"] for row in rows] == ["a.jpg"]
+    assert [(row["reason"], row["value"]) for row in lost] == [
+        ("no_regular_file", "door/x.jpg lies behind the link door"),
+        ("no_regular_file", "l.jpg is a link"),
+    ]
+    (folder / "linked.csv").symlink_to(tmp_path / "secret.csv")
+    with pytest.raises(ConfigError, match=r"linked\.csv is a link; put the table itself into"):
+        check_source(source(path=str(folder), table="linked.csv", columns=columns))
+
+
+def test_a_picture_that_becomes_a_pipe_hangs_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with LocalReader(str(tmp_path)) as reader, pytest.raises(BytesUnreadable, match="no regular file"):
+        reader.read("a.jpg@0+1", 100)
 
 
 def test_the_digest_follows_content_and_not_the_place(tmp_path: Path) -> None:

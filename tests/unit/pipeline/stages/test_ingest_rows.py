@@ -46,7 +46,7 @@ def read(
     path: Path, given: SourceSettings, memory_gb: float = 1
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
     result = read_source(SourceInputs(given, ()), Execution(str(path), memory_gb, "gbif", None))
-    kept, rejected = (pq.read_table(file.temp).to_pylist() for file in result.files)
+    kept, rejected = (pq.read_table(file.temp).to_pylist() for file in result.files[:2])
     result.funnel.check("ingest")
     assert result.funnel.num_kept == len(kept) == result.files[0].num_rows
     assert sum(result.funnel.reasons.values()) == len(rejected) == result.files[1].num_rows
@@ -196,7 +196,7 @@ def test_a_source_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
     assert second.stages["ingest"].funnel.num_kept == 3
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "w" / "tables" / "ingest").iterdir()}
     assert before.items() <= after.items()
-    assert len(after) == len(before) + 2  # candidates and rejects of the changed source
+    assert len(after) == len(before) + 3  # candidates, rejects and secrets of the changed source
 
 
 def test_sources_without_one_usable_row_stop_the_build(tmp_path: Path) -> None:
@@ -207,3 +207,10 @@ def test_sources_without_one_usable_row_stop_the_build(tmp_path: Path) -> None:
     path.write_text("link,title\n")
     with pytest.raises(RunError, match="the tables are empty"):
         build(tmp_path / "w", path)
+
+
+def test_a_group_is_a_column_and_an_empty_one_is_none() -> None:
+    found = mapped(
+        source(group="obs"), link=["http://a/1", "http://a/2"], id=["1", "2"], title=["c", "c"], obs=[" o1 ", " "]
+    )
+    assert found["group_id"].to_pylist() == ["o1", None]

@@ -85,14 +85,30 @@ def test_held_out_samples_leave_the_pool_first() -> None:
 def test_more_held_out_than_kept() -> None:
     given = settings(heldout={"num_samples": {"general": 1001}})
     with pytest.raises(
-        ConfigError, match=r"1,001 samples of 'general' are to be set aside, only 1,000 were kept; ask for"
+        ConfigError, match=r"1,001 samples of 'general' are to be set aside, only 1,000 were kept; set aside fewer"
     ):
         plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
 
 
+@pytest.mark.parametrize("given", ["10%", "10 %", {"share": 0.1}])
+def test_a_share_is_held_out_of_each_domain(given: Any) -> None:
+    quotas = plan_quotas(settings(heldout=given), {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
+    assert [quota.num_available for quota in quotas] == [360, 900]
+
+
+def test_a_number_goes_before_the_share() -> None:
+    given = settings(heldout={"share": 0.5, "num_samples": {"plant": 40}})
+    quotas = plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
+    assert [quota.num_available for quota in quotas] == [360, 500]
+
+
+def test_an_unset_share_leaves_the_recipe_as_it_was() -> None:
+    assert settings().model_dump(mode="json")["heldout"] == {"num_samples": {}}
+
+
 def test_everything_held_out_leaves_no_pool() -> None:
     given = settings(heldout={"num_samples": {"general": 1000}})
-    with pytest.raises(ConfigError, match=r"no sample of the domain general is left after selection"):
+    with pytest.raises(ConfigError, match=r"no sample of the domain general is left, but the ratio asks for some"):
         plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
 
 

@@ -76,9 +76,21 @@ def test_no_rows_and_no_pairs() -> None:
 # ---- the whole stage
 
 
+ORDINARY = 0xAAAA_AAAA_AAAA_AAAA
+FLAT = 1 << 63
+
+
+def flat(name: str, phash: int = FLAT, **changes: Any) -> dict[str, Any]:
+    """A picture without light and shade: its hash has the first bit alone, or a few more."""
+    return sample(name, **changes) | {"phash": phash, "pixel_std": 9.0}
+
+
 def sample(name: str, **changes: Any) -> dict[str, Any]:
-    """A fetched image that passes every rule and looks like no other."""
-    return {
+    """A fetched image that passes every rule and looks like no other.
+
+    `phash` is taken as its distance to a hash of 32 set bits, as photos have.
+    """
+    row = {
         "sample_id": name,
         "source": "gbif",
         "domain": "plant",
@@ -91,8 +103,13 @@ def sample(name: str, **changes: Any) -> dict[str, Any]:
         "num_words": 5,
         "licence_id": "CC-BY-4.0",
         "keep": True,
+        "length": 1000,
+        "pixel_std": 50.0,
         **changes,
     }
+    if changes.get("phash") is not None:
+        row["phash"] ^= ORDINARY
+    return {"stored_width_px": row["width_px"], "stored_height_px": row["height_px"], **row}
 
 
 def run_decide(
@@ -206,6 +223,36 @@ def test_who_stays_is_a_written_policy(tmp_path: Path, prefer: str, winner: str)
     ]
     found, _ = run_decide(tmp_path, samples, (prefer,))
     assert [name for name, row in found.items() if row["keep"]] == [winner]
+
+
+def test_unlike_flat_pictures_are_no_duplicates(tmp_path: Path) -> None:
+    samples = [
+        flat("grey"),
+        flat("diagram"),
+        flat("lines", FLAT | 0b101),
+        flat("copy of grey", pixels_sha256="pixels of grey"),
+        sample("blank", phash=7) | {"pixel_std": 0.5},
+        sample("faint", phash=7) | {"pixel_std": 0.6},
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert {name: row["reason"] for name, row in found.items() if not row["keep"]} == {"grey": "exact_duplicate"}
+
+
+def test_a_copy_of_a_flat_picture_that_was_taken_down_goes_too(tmp_path: Path) -> None:
+    samples = [flat("a"), flat("b", pixels_sha256="pixels of a"), flat("c")]
+    found, _ = run_decide(tmp_path, samples, takedowns=[Entry("id", "a", "asked")])
+    assert {name: row["reason"] for name, row in found.items()} == {"a": "takedown", "b": "takedown", "c": None}
+
+
+def test_a_blown_up_copy_does_not_replace_its_original(tmp_path: Path) -> None:
+    """Both are stored at one size, where the original has more detail, and so more bytes."""
+    stored = {"stored_width_px": 256, "stored_height_px": 256}
+    samples = [
+        sample("original", phash=7, width_px=400, height_px=400, **stored, length=30_000),
+        sample("blown up", phash=7, width_px=600, height_px=600, **stored, length=28_000),
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert [name for name, row in found.items() if row["keep"]] == ["original"]
 
 
 def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -408,3 +409,46 @@ def test_classes_of_one_name_are_named(
     assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0
     assert "note: a: classes share a name: 'missile' (2 classes)" in capsys.readouterr().out
     assert json.loads((tmp_path / "r.json").read_text())["sets"][0]["shared_names"] == {"missile": [0, 2]}
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside.jpg", "ABSOLUTE", "images/link.jpg", "door/outside.jpg", "images/pipe.jpg"]
+)
+def test_a_table_reads_nothing_outside_its_folder(writer: ModuleType, tmp_path: Path, path: str) -> None:
+    """As it was found: a filepath of ../ or / was opened wherever it led."""
+    samples = writer.drawn_samples(4, 0)
+    folder = write_table(tmp_path / "set", samples)
+    (tmp_path / "outside.jpg").write_bytes(samples[0].jpg)
+    (folder / "images/link.jpg").symlink_to(tmp_path / "outside.jpg")
+    (folder / "door").symlink_to(tmp_path)
+    os.mkfifo(folder / "images/pipe.jpg")
+    with (folder / "metadata.csv").open("a") as stream:
+        stream.write(f"{path.replace('ABSOLUTE', str(tmp_path / 'outside.jpg'))},Forma,red,circle,x\n")
+    says = "not there" if path == "images/pipe.jpg" else "1 of 5 files are not read: only regular files"
+    with pytest.raises(ConfigError, match=says):
+        open_eval_set(str(folder), "test")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "test/0.tar", "classnames.txt", "test/red_circle/0.jpg"])
+def test_no_layout_follows_a_link(writer: ModuleType, tmp_path: Path, name: str) -> None:
+    samples = writer.drawn_samples(8, 0)
+    classes = sorted({sample.category for sample in samples})
+    if name == "metadata.csv":
+        folder = write_table(tmp_path / "set", samples)
+    elif name.endswith(".jpg"):
+        folder = write_folders(tmp_path / "set", samples)
+    else:
+        folder = write_tars(tmp_path / "set", samples, classes)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=rf"1 of \d files are not read.* first: .*{Path(name).name} is a link"):
+        open_eval_set(str(folder), "test")
+
+
+def test_odd_line_breaks_within_a_class_name_move_no_other_class(writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(8, 0)
+    classes = sorted({sample.category for sample in samples})
+    folder = write_tars(tmp_path / "set", samples, classes)
+    names = [f"{classes[0]}\u2028again", *classes[1:]]
+    (folder / "classnames.txt").write_text("\r\n".join(names) + "\r\n", newline="")
+    assert open_eval_set(str(folder), "test").classes == tuple(names)

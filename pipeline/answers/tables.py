@@ -1,8 +1,10 @@
-"""Tables as aligned text, as the commands print them."""
+"""Tables as aligned text, as answers are printed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+from manifests.printable import printable
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -19,6 +21,12 @@ def aligned(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
         "  ".join(f"{text:{mark}{width}}" for text, mark, width in zip(row, marks, widths, strict=True)).rstrip()
         for row in cells
     ]
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, each on one line whatever the data in it holds."""
+    for line in lines:
+        print(printable(line))
 
 
 def joined_counts(counts: Iterable[tuple[str, int]]) -> str:

@@ -1,0 +1,96 @@
+"""Secrets in addresses: what must not leave the work folder, taken out of a URL or of any text that holds URLs.
+
+Pure. A secret is whatever would let a reader act as somebody else: the user and password of `user:pw@host`, and values
+of the query or fragment that a name or a shape tells as a token or signature. Identifiers (numbers, UUIDs, hex hashes,
+file names) stay, so that the address stays useful.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from urllib.parse import unquote
+
+MASK = "***"
+_SECRET_WORDS = frozenset(
+    {"signature", "sig", "sign", "signed", "token", "secret", "key", "hmac", "jwt", "nonce", "policy", "ticket", "otp"}
+    | {"password", "passwd", "pass", "pwd", "auth", "authorization", "oauth", "credential", "credentials"}
+    | {"session", "sessionid", "sid", "cookie"}
+)
+_SECRET_NAMES = frozenset(
+    ["apikey", "accesskey", "authkey", "awsaccesskeyid", "accesstoken", "authtoken", "keypairid", "subscriptionkey"]
+)
+_SIGNED_BY = (["x", "amz"], ["x", "goog"], ["x", "oss"], ["x", "cos"])  # every parameter of a signed link
+_END = r'\s"<>\\'  # what ends a URL within a text or a JSON document
+_URL = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.\-]*://)"
+    # up to the last @ of the host's part; a password may wrongly hold / ? #, but a port is a number
+    rf"(?P<user>[^{_END}/?#]*@|[^{_END}/?#@:\[]*:(?!\d+(?:[/?#]|$))[^{_END}@]*@)?"
+    rf"(?P<path>[^{_END}?#]*)(?P<query>\?[^{_END}#]*)?(?P<fragment>\#[^{_END}]*)?",
+    re.IGNORECASE,
+)
+MAY_HOLD_SECRETS = r"://\S*[@?#]"
+"""A pattern that every text with something to hide fits; most texts do not, and are done with."""
+
+
+def hide_secrets(text: str) -> str:
+    """The text with no user and password in any URL of it, and `***` for each secret in a query or fragment.
+
+    The same again when it is given its own answer.
+    """
+    return _URL.sub(_without_secrets, text) if re.search(MAY_HOLD_SECRETS, text) else text
+
+
+def hide_users(text: str) -> str:
+    """The text with no user and password in any URL of it, and all else as it is."""
+    if "@" not in text or "://" not in text:
+        return text
+    return _URL.sub(lambda url: url[0].replace(url["user"], "", 1) if url["user"] else url[0], text)
+
+
+def mask_secrets(query: str) -> str:
+    """A query string with `***` for every value that would let a reader of the catalogue act as somebody else.
+
+    Masked are values whose name holds a telling word (signature, token, key, X-Amz-...; names are split at - _ . and
+    capitals), JSON web tokens, long mixtures of both cases and digits, which signed links carry under many names, and
+    whole addresses with a secret of their own.
+    """
+    return "&".join(_mask(pair) for pair in query.split("&"))
+
+
+def _without_secrets(url: re.Match[str]) -> str:
+    parts = [url["scheme"], url["path"]]
+    for part in (url["query"], url["fragment"]):
+        if part:
+            parts += [part[0], mask_secrets(part[1:])]
+    return "".join(parts)
+
+
+def _mask(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    if not equals:  # a value without a name
+        return MASK if _looks_secret(unquote(name)) else pair
+    plain = unquote(value)
+    if value and (_names_secret(unquote(name)) or _looks_secret(plain) or hide_secrets(plain) != plain):
+        return f"{name}={MASK}"
+    return pair
+
+
+def _names_secret(name: str) -> bool:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", " ", name).lower()
+    words = spaced.split()
+    return bool(_SECRET_WORDS & set(words)) or spaced.replace(" ", "") in _SECRET_NAMES or words[:2] in _SIGNED_BY
+
+
+def _looks_secret(value: str) -> bool:
+    if re.match(r"eyJ[\w-]+\.[\w-]+\.", value):
+        return True
+    mixed = re.fullmatch(r"[A-Za-z0-9+/_~=.-]{32,}", value)
+    return bool(mixed and all(re.search(kind, value) for kind in ("[a-z]", "[A-Z]")) and _is_random(value))
+
+
+def _is_random(value: str) -> bool:
+    """True when the kind of character changes often, as it never does in words or in hex."""
+    kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in value if c.isalnum()]
+    changes = sum(a != b for a, b in itertools.pairwise(kinds))
+    return changes > 0.35 * len(kinds)

@@ -1,0 +1,185 @@
+"""Which column of a table holds what, guessed from names and from values. Pure: names and sampled values in.
+
+A guess says what it was made from and how sure it is. `sure`: name and values agree. `likely`: the name says so, and
+the values do not speak against it. `guess`: only the values say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import ConfigError
+from pipeline.captions.patterns import BARE_NAME
+from pipeline.sources.settings import IMAGE_SUFFIXES
+from pipeline.vocabulary.licences import UNKNOWN, normalise_licence
+
+Trust = Literal["sure", "likely", "guess"]
+Values = Mapping[str, Sequence[str]]
+
+# Names of columns, without case and signs, the most telling first: those of LAION, img2dataset, DataComp,
+# Wikimedia, Flickr and Darwin Core tables.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "url": (
+        "imageurl", "imgurl", "photourl", "pictureurl", "mediaurl", "contenturl", "downloadurl", "originalurl",
+        "accessuri", "url", "identifier", "imagelink", "image", "img", "src", "link", "uri", "href",
+    ),
+    "file": ("filename", "file", "filepath", "imagefile", "imagepath", "image", "img", "path", "photo", "picture"),
+    "licence": ("licence", "license", "licencename", "licensename", "licencetype", "licensetype", "rights",
+                "usageterms", "copyrightlicense"),
+    "licence_url": ("licenceurl", "licenseurl", "licencelink", "licenselink", "webstatement"),
+    "rights_holder": ("rightsholder", "owner", "copyrightowner", "copyrightholder", "copyright"),
+    "creator": ("creator", "author", "photographer", "artist", "username", "user", "ownername", "recordedby"),
+    "reference_url": ("referenceurl", "pageurl", "landingurl", "foreignlandingurl", "sourceurl", "references",
+                      "pagelink", "observationurl"),
+    "taxon_scientific_name": ("scientificname", "taxonname", "taxon", "speciesname", "latinname", "binomial",
+                              "canonicalname"),
+    "taxon_vernacular_name": ("vernacularname", "commonname", "englishname", "popularname"),
+    "taxon_species": ("species",),
+    "taxon_genus": ("genus",),
+    "taxon_family": ("family",),
+    "taxon_order": ("order", "taxonorder"),
+    "taxon_class": ("class", "taxonclass"),
+    "taxon_phylum": ("phylum", "division"),
+    "taxon_kingdom": ("kingdom",),
+    "caption": (
+        "caption", "text", "txt", "topcaption", "alttext", "alttextdescription", "alt", "description", "title",
+        "captionreferencedescription", "captiontitleandreferencedescription", "prompt", "label", "sentence", "name",
+    ),
+}  # fmt: skip
+_ADDRESS = re.compile(r"(?i)^https?://\S+$")
+_PICTURE_NAME = re.compile(rf"(?i)\.(?:{'|'.join(IMAGE_SUFFIXES)})(?:$|[?#])")
+_NAME_LIKE = re.compile(r"^[\w×.'() -]{1,80}$")
+_MOST = 0.6  # of the sampled values: real columns have empty and odd ones
+
+
+@dataclass(frozen=True)
+class ColumnGuess:
+    """One column, and why it was taken."""
+
+    column: str
+    trust: Trust
+    why: str
+
+
+def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess]:
+    """Field of the contract to column. `values` holds the non-empty values of some rows, by column.
+
+    Holds `url` or `file`, whichever the table has; what is not recognised is left out.
+
+    Raises: ConfigError when no column holds addresses or names of pictures.
+    """
+    found: dict[str, ColumnGuess] = {}
+    address = _best(names, values, "url", _share_of(_ADDRESS), found)
+    file = None if address else _best(names, values, "file", _share_of(_PICTURE_NAME), found)
+    if address is None and file is None:
+        raise ConfigError(
+            f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}"
+        )
+    if address is not None:
+        found["url"] = address
+    elif file is not None:
+        found["file"] = file
+    checks: dict[str, Callable[[Sequence[str]], float]] = {
+        "licence_url": _share_of_licence_addresses,
+        "licence": _share_of_licences,
+        "reference_url": _share_of(_ADDRESS),
+        "taxon_scientific_name": _share_of_names,
+    }
+    for field, check in checks.items():
+        guess = _best(names, values, field, check, found, by_values=field not in ("reference_url",))
+        if guess is not None:
+            found[field] = guess
+    for field in _NAMES:
+        if field not in found and field not in ("url", "file", "caption", *checks):
+            guess = _best(names, values, field, _share_of(_NAME_LIKE), found, by_values=False)
+            if guess is not None:
+                found[field] = guess
+    caption = _caption(names, values, found)
+    return found if caption is None else found | {"caption": caption}
+
+
+def plain(name: str) -> str:
+    """A column's name without case and signs."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _best(
+    names: Sequence[str],
+    values: Values,
+    field: str,
+    share: Callable[[Sequence[str]], float],
+    taken: Mapping[str, ColumnGuess],
+    by_values: bool = True,
+) -> ColumnGuess | None:
+    """The column for a field: first by name and values, then by name where there are no values, then by values."""
+    known = _NAMES[field]
+    free = [name for name in names if name and name not in {guess.column for guess in taken.values()}]
+    named = sorted((name for name in free if plain(name) in known), key=lambda name: known.index(plain(name)))
+    for name in named:
+        if share(values.get(name, ())) >= _MOST:
+            return ColumnGuess(name, "sure", "its name and its values")
+    for name in named:
+        if not values.get(name) or field not in ("url", "file", "reference_url", "licence_url"):
+            return ColumnGuess(name, "likely", "its name")
+    fitting = [name for name in free if share(values.get(name, ())) >= _MOST] if by_values else []
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda name: _share_of(_PICTURE_NAME)(values[name]))
+    return ColumnGuess(best, "guess", "its values")
+
+
+def _caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> ColumnGuess | None:
+    """The column of words: by its name, else the one with the most words of those that differ from row to row."""
+    used = {guess.column for guess in taken.values()}
+    free = [name for name in names if name and name not in used]
+    known = _NAMES["caption"]
+    named = sorted((name for name in free if plain(name) in known), key=lambda name: known.index(plain(name)))
+    wordy = {name: _mean_words(values[name]) for name in free if values.get(name) and _are_words(values[name])}
+    for name in named:
+        if name in wordy:
+            return ColumnGuess(name, "sure", "its name and its values")
+    if named:
+        return ColumnGuess(named[0], "likely", "its name")
+    best = max(wordy, key=lambda name: wordy[name], default=None)
+    return ColumnGuess(best, "guess", "its values: the most words") if best and wordy[best] >= 2 else None
+
+
+def _are_words(values: Sequence[str]) -> bool:
+    lettered = sum(bool(re.search(r"[^\W\d_]{2,}", value)) for value in values)
+    addresses = sum(bool(_ADDRESS.match(value.strip())) for value in values)
+    return lettered >= _MOST * len(values) and addresses < 0.2 * len(values)
+
+
+def _mean_words(values: Sequence[str]) -> float:
+    differ = len(set(values)) / len(values)
+    return sum(len(value.split()) for value in values) / len(values) if differ > 0.2 else 0.0
+
+
+def _share_of(pattern: re.Pattern[str]) -> Callable[[Sequence[str]], float]:
+    def share(values: Sequence[str]) -> float:
+        return sum(bool(pattern.search(value.strip())) for value in values) / len(values) if values else 0.0
+
+    return share
+
+
+def _share_of_names(values: Sequence[str]) -> float:
+    """Scientific names, as the caption rules know them: "Red rose" is none."""
+    named: list[bool] = pc.match_substring_regex(pa.array(values, pa.string()), BARE_NAME).to_pylist()
+    return sum(named) / max(len(named), 1)
+
+
+def _share_of_licences(values: Sequence[str]) -> float:
+    """Licences are few and short. A caption that happens to name one does not make a column of licences."""
+    if not values or len(set(values)) > 50 or any(len(value) > 200 for value in values):
+        return 0.0
+    return sum(normalise_licence(value) != UNKNOWN for value in values) / len(values)
+
+
+def _share_of_licence_addresses(values: Sequence[str]) -> float:
+    return _share_of_licences(values) if _share_of(_ADDRESS)(values) >= _MOST else 0.0

@@ -1,0 +1,156 @@
+"""When a stage keeps nothing, or less than the mixture needs: why, for each domain, and which setting decides.
+
+Reads the tables of the stages that are sealed so far. Writes nothing. Gives up with ConfigError: the mixture cannot be
+drawn any more, so no later stage is worth its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from manifests.errors import ConfigError
+from manifests.outcomes import PASSING
+from pipeline.captions.settings import RULE_NAMES
+from pipeline.config import BuildConfig
+from pipeline.runner.work import BuildContext
+from pipeline.stages.mix import plan_mixture, read_ratio
+from pipeline.store.sql import open_scratch, view_parquet
+
+SHOWN_REASONS = 6
+_CHECKED = ("ingest", "fetch", "caption", "score", "select")
+_VERDICTS = (("caption", "caption_verdicts"), ("score", "score_verdicts"))
+
+# Which setting lies behind a reason, as YAML to change or as words. Caption rules are named by their own key.
+_SETTINGS = {
+    "refused_target": "the address is not public; `fetch: {network: {allow_private_addresses: [HOST]}}` allows it",
+    "robots_disallowed": "robots.txt of the host forbids it; `fetch: {network: {robots_txt: true}}` obeys it",
+    "opted_out": "the host opts out of training; `fetch: {network: {x_robots_directives: [...]}}` names what counts",
+    "image_too_small": "`fetch: {image: {min_side_px: 32}}` is the default; a lower one keeps more",
+    "aspect_too_extreme": "`fetch: {image: {max_aspect_ratio: 20}}` is the default; a higher one keeps more",
+    "too_many_pixels": "`fetch: {image: {max_pixels: 100000000}}` is the default; a higher one keeps more",
+    "body_too_large": "`fetch: {image: {max_body_bytes: 50000000}}` is the default; a higher one keeps more",
+    "http_404": "the pictures are gone; no setting brings them back",
+    "http_410": "the pictures are gone; no setting brings them back",
+    "licence": "`select: {licences: {allow: [known, unknown]}}` takes pictures whose licence is not stated; "
+    "`defaults: {licence: ...}` in a source states it",
+    "exact_duplicate": "each has the bytes or pixels of a picture that stays; no setting keeps both",
+    "near_duplicate": "`dedup: {radius: 4}` is the default; a smaller one calls fewer pictures the same",
+    "semantic_duplicate": "`dedup: {semantic: {threshold: 0.95}}`; a higher one calls fewer pictures the same",
+    "eval_leak": "`evaluation` names sets that show these pictures",
+    "takedown": "takedowns.jsonl in the work folder lists them",
+    "missing_url": "`columns: {url: ...}` of the source names a column that is empty there",
+    "invalid_url": "`columns: {url: ...}` of the source names a column of other things than http addresses",
+    "missing_file": "`columns: {file: ...}` of the source names files that are not in its folder",
+    "where_media_type": "`media_types: [StillImage]` of the source is the default; [] takes all",
+}
+
+
+def check_ending(config: BuildConfig, context: BuildContext, stage: str, is_new: bool) -> None:
+    """See that the mixture can still be drawn from what a stage left.
+
+    Stages whose tables are large are counted once, when they are new.
+
+    Raises: ConfigError with the reasons of each domain, and the settings behind the largest.
+    """
+    if stage not in _CHECKED or not (is_new or stage == "select"):
+        return
+    kept = _kept(context, stage)
+    try:
+        plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+    except ConfigError as error:
+        lines = describe_reasons(reasons_by_domain(context, stage), config.domains, kept)
+        room = "" if stage == "select" else "; later stages drop more, so leave room"
+        raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
+
+
+def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
+    """Rows that are left after a stage, domain -> source -> number."""
+    if stage == "select":
+        found: dict[str, dict[str, int]] = context.sealed["select"].notes["sources"]
+        return found
+    kept: dict[str, dict[str, int]] = {}
+    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
+        _view(sql, context, "candidates", "ingest", "candidates")
+        left = "candidates c"
+        if stage != "ingest":
+            _view(sql, context, "facts", "fetch", "facts")
+            left += " SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') f ON f.sample_id = c.sample_id"
+        for name, table in _VERDICTS:
+            if name in context.sealed and _view(sql, context, table, name, table):
+                dropped = f"(SELECT sample_id FROM {table} WHERE NOT keep)"
+                left += f" ANTI JOIN {dropped} {name} ON {name}.sample_id = c.sample_id"
+        rows = sql.execute(f"SELECT c.domain, c.source, count(*) FROM {left} GROUP BY ALL").fetchall()
+        for domain, source, num in rows:
+            kept.setdefault(domain, {})[source] = num
+    return kept
+
+
+def reasons_by_domain(context: BuildContext, stage: str) -> dict[str, list[tuple[str, str, int]]]:
+    """Domain -> (stage, reason, rows) up to and with `stage`, the largest first."""
+    domain_of = {source.name: source.domain for source in context.config.sources}
+    parts: list[str] = []
+    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
+        found: dict[str, list[tuple[str, str, int]]] = {}
+        if _view(sql, context, "rejects", "ingest", "rejects"):
+            for source, reason, num in sql.execute(
+                "SELECT source, reason, count(*) FROM rejects GROUP BY ALL"
+            ).fetchall():
+                found.setdefault(domain_of.get(source, source), []).append(("ingest", reason, num))
+        _view(sql, context, "candidates", "ingest", "candidates")
+        if "fetch" in context.sealed:
+            _view(sql, context, "facts", "fetch", "facts")
+            parts.append("SELECT sample_id, 'fetch' AS stage, outcome AS reason FROM facts WHERE outcome <> 'ok'")
+        for name, table in _VERDICTS:
+            if name in context.sealed and _view(sql, context, table, name, table):
+                parts.append(f"SELECT sample_id, '{name}' AS stage, reason FROM {table} WHERE NOT keep")
+        if stage == "select":
+            _view(sql, context, "decisions", "select", "decisions")
+            parts.append("SELECT sample_id, stage, reason FROM decisions WHERE NOT keep AND stage = 'select'")
+        if parts:
+            dropped = " UNION ALL ".join(parts)
+            joined = f"({dropped}) JOIN candidates USING (sample_id)"
+            rows = sql.execute(f"SELECT domain, stage, reason, count(*) FROM {joined} GROUP BY ALL").fetchall()
+            for domain, dropped_by, reason, num in rows:
+                found.setdefault(domain, []).append((dropped_by, reason, num))
+    return {domain: sorted(rows, key=lambda row: (-row[2], row)) for domain, rows in found.items()}
+
+
+def describe_reasons(
+    reasons: dict[str, list[tuple[str, str, int]]], domains: Sequence[str], kept: dict[str, dict[str, int]]
+) -> list[str]:
+    """What each domain lost, as lines, and the setting behind its largest reason."""
+    lines = []
+    for domain in domains:
+        rows = reasons.get(domain, [])
+        listed = ", ".join(f"{num:,} {reason} ({stage})" for stage, reason, num in rows[:SHOWN_REASONS])
+        rest = sum(num for *_, num in rows[SHOWN_REASONS:])
+        more = f", {rest:,} for other reasons" if rest else ""
+        lines.append(f"  {domain}: {sum(kept.get(domain, {}).values()):,} left; dropped: {listed or 'none'}{more}")
+        if rows:
+            _, reason, _ = rows[0]
+            lines.append(f"    {reason}: {setting_behind(reason, domain)}")
+    return lines
+
+
+def setting_behind(reason: str, domain: str) -> str:
+    """Which key decides over a reason, in words with its YAML."""
+    if reason in _SETTINGS:
+        return _SETTINGS[reason]
+    if reason == "not_bare_name":
+        return f"`caption: {{rules: [{{domains: [{domain}], preset: plant}}, ...]}}` keeps bare scientific names"
+    if reason in RULE_NAMES:
+        return f"`caption: {{rules: [{{domains: [{domain}], preset: general, {reason}: null}}, ...]}}` turns it off"
+    if reason in PASSING:
+        return "it may pass; `plantmix retry` asks again for these alone"
+    if reason.startswith("where_"):
+        return "`where` of the source leaves them out"
+    return "`plantmix query WORKDIR` and `plantmix explain WORKDIR URL` show the rows"
+
+
+def _view(sql: Any, context: BuildContext, name: str, stage: str, table: str) -> bool:
+    """Make a view over a sealed stage's table; false when the stage has no such table."""
+    files = context.files(stage, table)
+    if files:
+        view_parquet(sql, name, files.paths)
+    return bool(files)

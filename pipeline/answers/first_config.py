@@ -1,0 +1,153 @@
+"""The first configuration of a user, as commented YAML: what `plantmix init` writes.
+
+Every guess stands in the file with what it was made from. What only the user can decide is listed at its top.
+Reads the places that are named; writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from pipeline.answers.places import Place, as_source, look_at
+from pipeline.config import BuildConfig
+from pipeline.sources.reading import check_source
+from pipeline.sources.settings import NAME_PATTERN
+
+WIDTH = 118
+
+
+def parse_domains(given: Sequence[str]) -> dict[str, list[str]]:
+    """`plant=a.zip,b/` as domain to places, in the order given.
+
+    Raises: ConfigError for what is not written so.
+    """
+    domains: dict[str, list[str]] = {}
+    for text in given:
+        domain, equals, places = text.partition("=")
+        named = [place for place in _split(places) if place]
+        if not equals or not named:
+            raise ConfigError(f"--domain {text}: write DOMAIN=PLACE[,PLACE...], as in plant=observations.zip")
+        if not re.fullmatch(NAME_PATTERN, domain):
+            raise ConfigError(f"--domain {text}: '{domain}' is no name; use small letters, digits, - and _")
+        domains.setdefault(domain, []).extend(named)
+    return domains
+
+
+def _split(places: str) -> list[str]:
+    """Places between commas; a comma inside braces is part of one."""
+    return [place.strip() for place in re.split(r",(?![^{]*\})", places)]
+
+
+def write_first_config(name: str, domains: Mapping[str, Sequence[str]]) -> str:
+    """The YAML of a run over these places.
+
+    Raises: ConfigError for a place that cannot be a source, with the cure.
+    """
+    places: list[tuple[str, str, Place]] = []
+    for domain, paths in domains.items():
+        for path in paths:
+            place = look_at(path)
+            source = _source_name(path, [taken for taken, _, _ in places])
+            check_source(as_source(source, domain, place))
+            places.append((source, domain, place))
+    text = "\n".join([*_decisions(places), "", *_body(name, list(domains), places)]) + "\n"
+    parse_settings(yaml.safe_load(text), BuildConfig, "the written config")
+    return text
+
+
+def describe_places(text: str) -> list[str]:
+    """The comments at the top of a written config, as lines for the screen."""
+    head = text.partition("\n\n")[0].splitlines()
+    return [line.removeprefix("#").removeprefix(" ") for line in head]
+
+
+def _source_name(path: str, taken: Sequence[str]) -> str:
+    """A name from the last telling part of the path."""
+    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if not re.search(r"[*?\[{]", part)]
+    stem = (parts[-1] if parts else "source").partition(".")[0].lower()
+    name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_") or "source"
+    more = (f"{name}-{number}" for number in range(2, 10_000))
+    return name if name not in taken else next(other for other in more if other not in taken)
+
+
+def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
+    """What only the user can decide, as comments."""
+    wanted: list[str] = []
+    if any(place.on_web for *_, place in places):
+        wanted.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
+    unstated = [source for source, _, place in places if not place.states_licence]
+    if unstated:
+        wanted.append(
+            f"licences: {', '.join(unstated)} state{'s' if len(unstated) == 1 else ''} none, and pictures of unknown "
+            "licence are dropped. Write their licence as `defaults: {licence: CC-BY-4.0}` in the source, or take them "
+            "as they are with select.licences.allow: [known, unknown]"
+        )
+    for source, _, place in places:
+        wanted += [f"{source}: {missing}" for missing in place.missing]
+    if len({domain for _, domain, _ in places}) > 1:
+        wanted.append("mix.ratio: as much of each domain as of the others, until you say otherwise")
+    lines = ["Written by `plantmix init`. Nothing was asked over the network.", ""]
+    lines.append("Only you can decide:" if wanted else "It builds as it is.")
+    for number, text in enumerate(wanted, 1):
+        lines += _wrapped(f"{number}. {text}", "   ")
+    lines += ["", "Next: plantmix estimate, plantmix preview, plantmix build, each with this file."]
+    return [f"# {line}".rstrip() for line in lines]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, WIDTH - 2, initial_indent=" ", subsequent_indent=f" {indent}", break_long_words=False)
+
+
+def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Place]]) -> list[str]:
+    lines = [f"name: {_scalar(name)}", f"work_dir: data/{name} # catalogue, pool and releases", "", "sources:"]
+    for source, domain, place in places:
+        lines += [f"  - name: {_scalar(source)}", f"    domain: {_scalar(domain)}", f"    # {place.found}"]
+        settings = place.settings if place.kind == "table" else {place.kind: place.settings}
+        lines += _yaml(settings, place.comments, "    ")
+    if any(place.on_web for *_, place in places):
+        lines += ["", "fetch:", "  network:", "    contact: null # decide: mailto:you@example.org"]
+    lines += ["", "caption:", "  rules: # the first that fits a row judges it"]
+    taxonomic = [domain for domain in domains if any(d == domain and place.has_taxa for _, d, place in places)]
+    if taxonomic:
+        lines.append(f"    - {{domains: {_scalar(taxonomic)}, preset: plant}} # a scientific name is a caption")
+    if len(taxonomic) < len(domains):
+        lines.append("    - {preset: general} # add languages: {allow: [en]} to keep English alone")
+    lines += [
+        "",
+        "select:",
+        "  licences:",
+        "    allow: [known] # every licence that is stated; or a list: [CC0-1.0, CC-BY]",
+    ]
+    lines += ["", "mix:", "  ratio:", *[f"    {_scalar(domain)}: 1" for domain in domains]]
+    lines.append("  heldout: 5% # of each domain, set aside for evaluation")
+    lines += [
+        "",
+        "# evaluation: # images that must not be trained on",
+        "#   - {name: my-test-set, folder: {path: test}}",
+    ]
+    return lines
+
+
+def _yaml(values: Mapping[str, Any], comments: Mapping[str, str], indent: str) -> list[str]:
+    """Settings as YAML, a line each, with the comment on it."""
+    lines = []
+    for key, value in values.items():
+        comment = f" # {comments[key]}" if key in comments else ""
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:{comment}", *_yaml(value, comments, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {_scalar(value)}{comment}")
+    return lines
+
+
+def _scalar(value: Any) -> str:
+    return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]

@@ -1,0 +1,49 @@
+"""`plantmix init`: look at what a user has, and write the configuration of a run over it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from manifests import storage
+from manifests.errors import ConfigError
+from pipeline.answers.first_config import describe_places, parse_domains, write_first_config
+from pipeline.commands.parsing import Commands, add_command
+
+
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `init` to the command line."""
+    parser = add_command(
+        commands,
+        "init",
+        "look at tables, archives, shards and folders, and write a commented config over them",
+        "plantmix init --domain plant=observations.zip --domain general=web/*.parquet,pictures/ --out my.yaml",
+        reads="names, heads and first rows of the places; asks no host",
+        writes="the file of --out; refuses to replace one",
+    )
+    parser.add_argument(
+        "--domain",
+        action="append",
+        required=True,
+        metavar="DOMAIN=PLACE[,PLACE...]",
+        help="a domain and where its pictures or their addresses are; may be given again",
+    )
+    parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (my.yaml)")
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    if out.exists():
+        raise ConfigError(f"--out {out}: there already; name another file, or remove that one")
+    name = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "my"
+    text = write_first_config(name, parse_domains(args.domain))
+    try:
+        storage.make_parent(str(out))
+        storage.publish_bytes(str(out), text.encode())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+    print("\n".join(describe_places(text)))
+    print(f"config: {out}")
+    return 0

@@ -1,0 +1,73 @@
+"""What the parts of a step tell while they run, and what they are told: how far each is, and whether to stop.
+
+One `Board` serves all workers of a step. The driver holds it, or an actor holds it for a cluster. Pure state.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_NUM_WORST = 5
+
+
+@dataclass
+class Tally:
+    """Rows that have ended: how they ended, and on which hosts they failed."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    """Rows by host that brought no picture."""
+
+    def add(self, outcome: str, host: str | None) -> None:
+        """Count one row."""
+        self.outcomes[outcome] += 1
+        if outcome != "ok" and host:
+            self.failures[host] += 1
+
+    def update(self, others: Iterable[Tally]) -> None:
+        """Count what others have counted."""
+        for other in others:
+            self.outcomes.update(other.outcomes)
+            self.failures.update(other.failures)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have ended."""
+        return self.outcomes.total()
+
+    @property
+    def worst_hosts(self) -> dict[str, int]:
+        """The hosts on which most rows failed, with the number of those rows."""
+        return dict(self.failures.most_common(_NUM_WORST))
+
+
+class Board:
+    """Where parts say how far they are, and where the driver says that it wants to stop; safe for threads."""
+
+    def __init__(self) -> None:
+        self._of_part: dict[str, Tally] = {}
+        self._of_ended = Tally()
+        self._stopping = False
+        self._board_lock = threading.Lock()
+
+    def check_in(self, part: str, tally: Tally, ended: bool = False) -> bool:
+        """Say how far a part is; returns True when it should store what it has and end."""
+        with self._board_lock:
+            self._of_part[part] = tally
+            if ended:
+                self._of_ended.update([self._of_part.pop(part)])
+            return self._stopping
+
+    def progress(self) -> Tally:
+        """What all parts have done so far."""
+        with self._board_lock:
+            total = Tally()
+            total.update([self._of_ended, *self._of_part.values()])
+            return total
+
+    def request_stop(self) -> None:
+        """Ask all parts to store what they have and end."""
+        self._stopping = True

@@ -1,0 +1,201 @@
+"""Ctrl-C and SIGTERM amid a fetch: what is downloaded is stored, the build leaves soon, and no picture is asked twice.
+
+Also what a build says while it fetches: the first figures come within seconds, and they are right.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import PLANTMIX, hash_tree, release_of, run_plantmix
+from misbehaving.answers import encode, send, send_picture
+from misbehaving.server import MisbehavingServer
+from PIL import Image
+
+NUM, CONNECTIONS = 240, 6
+EXECUTORS = {
+    "inline": {"executor": "inline", "fetch_part_size": 150},
+    "ray": {"executor": "ray", "num_workers": 2, "fetch_part_size": 60},
+}
+
+
+class Web:
+    """Small pictures on the loopback, each after a moment; every 20th is missing."""
+
+    def __init__(self) -> None:
+        self.server = MisbehavingServer(extra={"p": self._answer})
+        self.lock = threading.Lock()
+        self.num_sent = 0
+
+    def _answer(self, sock: Any, request: Any) -> None:
+        number = int(request.path.rpartition("/")[2])
+        time.sleep(0.03)
+        if number % 20 == 0:
+            send(sock, "404 Not Found")
+        else:
+            colour = (number % 16 * 16, number // 16 * 16, 90)
+            send_picture(sock, encode(Image.new("RGB", (48, 40 + number % 13), colour), quality=80))
+        with self.lock:
+            self.num_sent += 1
+
+    def asked(self) -> collections.Counter[str]:
+        """How often each picture was asked since the last look."""
+        found = collections.Counter(request.path for request in self.server.log if request.path.startswith("/p/"))
+        self.server.log.clear()
+        self.num_sent = 0
+        return found
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Web]:
+    made = Web()
+    with made.server:
+        yield made
+
+
+@pytest.fixture
+def web(served: Web, uninterrupted: dict[str, str]) -> Web:
+    """The web, and nobody has asked it for anything yet."""
+    served.asked()
+    return served
+
+
+def write_config(folder: Path, web: Web, **run: Any) -> Path:
+    folder.mkdir()
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["key", "url", "caption", "licence"])
+        for n in range(NUM):
+            url = f"http://127.0.0.1:{web.server.port}/p/{n}"
+            writer.writerow([n, url, f"a red plant number {n} in the field", "CC0"])
+    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
+    config = {
+        "name": "stopped",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
+        "fetch": {
+            "network": {
+                "threads": CONNECTIONS,
+                "limits": {"requests_per_second": 60, "connections": CONNECTIONS},
+                "allow_private_addresses": True,
+            }
+        },
+        "dedup": {"radius": 0},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"progress_seconds": 1, **run},
+    }
+    path = folder / "stopped.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    """A build in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        [*PLANTMIX, "build", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_requests(web: Web, build: subprocess.Popen[str], num: int) -> None:
+    while len(web.server.log) < num:
+        assert build.poll() is None, build.stdout and build.stdout.read()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(served: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run_plantmix("build", write_config(folder, served, **EXECUTORS["inline"]))
+    assert done.returncode == 0, done.stderr
+    assert served.asked() == {f"/p/{n}": 1 for n in range(NUM)}
+    return hash_tree(release_of(folder / "work"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_stopped_again_and_again(web: Web, uninterrupted: dict[str, str], tmp_path: Path, executor: str) -> None:
+    rng = random.Random(executor)
+    config = write_config(tmp_path / "run", web, **EXECUTORS[executor])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        before = len(web.server.log)
+        with start(config) as build:
+            wait_for_requests(web, build, before + rng.randint(5, 60))
+            send_to = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to the whole group
+            began = time.monotonic()
+            send_to(build.pid, number)
+            said, _ = build.communicate(timeout=30)
+            assert time.monotonic() - began < 10
+            assert build.returncode == 1, said
+            assert "what is committed stays" in said
+            assert "Traceback" not in said
+    assert run_plantmix("build", config).returncode == 0
+    assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}, "no picture was asked twice"
+    assert hash_tree(release_of(tmp_path / "run/work")) == uninterrupted
+    assert not list((tmp_path / "run/work").rglob("*.tmp-*"))
+
+
+def test_a_second_signal_leaves_at_once(web: Web, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run", web, **EXECUTORS["inline"])
+    with start(config) as build:
+        wait_for_requests(web, build, 20)
+        build.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        began = time.monotonic()
+        build.send_signal(signal.SIGINT)
+        build.communicate(timeout=30)
+        assert time.monotonic() - began < 2.5
+        assert build.returncode == 1
+
+
+def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
+    web: Web, uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "run", web, executor="inline", fetch_part_seconds=0.7)
+    status_file = tmp_path / "run/work/status.json"
+    seen: list[tuple[int, int, int, dict[str, Any]]] = []
+    with start(config) as build:
+        wait_for_requests(web, build, 1)
+        first_request = time.monotonic()
+        first_figures = None
+        while build.poll() is None:
+            sent_before = web.num_sent
+            status = json.loads(status_file.read_text())
+            running = status["running"]
+            if running and running["step"] == "fetch download" and running["total"]:
+                seen.append((sent_before, web.num_sent, status["stages"]["fetch"]["num_parts"], running))
+                if running["done"] and first_figures is None:
+                    first_figures = time.monotonic()
+            time.sleep(0.05)
+        said = build.stdout.read() if build.stdout else ""
+    assert build.returncode == 0, said
+    assert first_figures is not None
+    assert first_figures - first_request < 3
+    assert "fetch download: " in said
+    assert "left (" in said, "outcomes so far"
+    assert "http_404), failing most: 127.0.0.1:" in said
+    for _, sent, _, running in seen:
+        assert running["done"] <= sent + CONNECTIONS
+        assert running["total"] == NUM
+    done = [running["done"] for *_, running in seen]
+    assert done == sorted(done)
+    assert len(set(done)) > 4, "it moves while the only part runs"
+    assert max(num_parts for _, _, num_parts, _ in seen) >= 3, "pieces are committed as time goes by"
+    assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}
+    assert hash_tree(release_of(tmp_path / "run/work")) == uninterrupted

@@ -1,0 +1,270 @@
+"""Mistakes that a new user makes: each ends in one clear message with its cure, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import ROOT
+
+from pipeline.cli import main
+
+Values = dict[str, Any]
+PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
+CSV = "url,caption,licence\n" + "".join(f"http://127.0.0.1:9/{n}.jpg,A red apple number {n},CC0\n" for n in range(20))
+SEMICOLONS = CSV.replace(",", ";")
+
+
+def config_of(folder: Path) -> Values:
+    """A config over a table and a folder that would pass the preflight; the tests break one thing each."""
+    (folder / "pics/apple").mkdir(parents=True)
+    for photo in PHOTOS[:6]:
+        shutil.copy(photo, folder / "pics/apple")
+    (folder / "list.csv").write_text(CSV, encoding="utf-8")
+    return {
+        "name": "own",
+        "work_dir": str(folder / "work"),
+        "sources": [
+            {
+                "name": "web",
+                "domain": "general",
+                "table": str(folder / "list.csv"),
+                "columns": {"url": "url", "caption": "caption", "licence": "licence"},
+            },
+            {
+                "name": "ours",
+                "domain": "plant",
+                "folder": {"path": str(folder / "pics")},
+                "defaults": {"licence": "CC0-1.0"},
+            },
+        ],
+        "fetch": {"network": {"allow_private_addresses": ["127.0.0.1"], "retries": 0, "backoff_seconds": 0}},
+        "mix": {"ratio": {"plant": 1, "general": 1}},
+        "run": {"executor": "inline"},
+    }
+
+
+def build(values: Values, folder: Path) -> int:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return main(["build", str(path)])
+
+
+def web(values: Values, **changes: Any) -> None:
+    values["sources"][0] |= changes
+
+
+def write(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def other_table(name: str, content: str | bytes) -> Callable[[Values, Path], None]:
+    return lambda values, folder: web(values, table=write(folder, name, content))
+
+
+def truncated_zip(values: Values, folder: Path) -> None:
+    with zipfile.ZipFile(folder / "gbif.zip", "w") as archive:
+        archive.writestr("meta.xml", "<archive/>" * 100)
+    whole = (folder / "gbif.zip").read_bytes()
+    (folder / "gbif.zip").write_bytes(whole[: len(whole) // 2])
+    values["sources"][0] = {"name": "web", "domain": "general", "dwca": {"path": str(folder / "gbif.zip")}}
+
+
+def folder_as_table(values: Values, folder: Path) -> None:
+    web(values, table=str(folder / "pics"))
+
+
+def file_as_folder(values: Values, folder: Path) -> None:
+    values["sources"][1]["folder"] = {"path": str(folder / "list.csv")}
+
+
+def shards_as_table(values: Values, folder: Path) -> None:
+    (folder / "shards").mkdir()
+    write(folder, "shards/00000.tar", bytes(10240))
+    web(values, table=str(folder / "shards"))
+
+
+def set_(*places: Any, to: Any) -> Callable[[Values, Path], None]:
+    def change(values: Values, folder: Path) -> None:
+        inner: Any = values
+        for place in places[:-1]:
+            inner = inner[place] if isinstance(place, int) else inner.setdefault(place, {})
+        inner[places[-1]] = to
+
+    return change
+
+
+def evaluation_is_training(values: Values, folder: Path) -> None:
+    values["evaluation"] = [{"name": "test", "folder": {"path": str(folder / "gone")}}]
+
+
+PUBLIC = CSV.replace("127.0.0.1:9", "example.org")
+BARE = "url,caption,licence\nhttp://127.0.0.1:9/a.jpg,Iris tectorum,CC0\nhttp://127.0.0.1:9/b.jpg,Quercus alba,CC0\n"
+UNSTATED = {"url": "url", "caption": "caption"}
+
+MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
+    "no contact": (
+        other_table("l.csv", PUBLIC),
+        ["contact is not set", "example.org", "write `fetch: {network: {contact:"],
+    ),
+    "no licence": (
+        set_("sources", 0, "columns", to=UNSTATED),
+        [
+            "sources.web: 20 of the first 20 rows would be dropped for their licence",
+            "they state none",
+            "`select: {licences: {allow: [known, unknown]}}`",
+            "defaults: {licence:",
+        ],
+    ),
+    "other licences": (
+        set_("select", to={"licences": {"allow": ["CC-BY"]}}),
+        ["sources.web: 20 of the first 20", "(CC0-1.0)", "write `select: {licences: {allow: [CC-BY, CC0-1.0]}}`"],
+    ),
+    "private addresses": (
+        set_("fetch", to={}),
+        [
+            "sources.web: 20 of the first 20 addresses would be refused",
+            "127.0.0.1",
+            'allow_private_addresses: ["127.0.0.1"]',
+        ],
+    ),
+    "bare names": (
+        other_table("bare.csv", BARE),
+        ["2 of the first 2 captions would be dropped, 2 of them by not_bare_name", "Iris tectorum", "preset: plant"],
+    ),
+    "no captions": (
+        set_("sources", 1, "folder", "captions", to="text_file"),
+        ["sources.ours: 6 of the first 6 captions", "not_empty", "`folder: {captions: folder_name}`"],
+    ),
+    "too few rows": (
+        set_("mix", to={"ratio": {"plant": 1, "general": 1}, "num_samples": 5000}),
+        ["even if every row of the sources were kept", "need 2,500 of the domain 'plant', its pool has 6"],
+    ),
+    "too many held out": (
+        set_("mix", "heldout", to={"num_samples": {"plant": 100}}),
+        ["100 samples of 'plant' are to be set aside, only 6 were kept", "`heldout: 10%`"],
+    ),
+    "heldout as a number": (set_("mix", "heldout", to=100), ["'mix.heldout': '100' is no share; write `heldout: 10%`"]),
+    "rules for other domains": (
+        set_("caption", to={"rules": [{"domains": ["plant"], "preset": "plant"}]}),
+        ["no caption rule set fits the rows of web (domain general)", "{preset: general}"],
+    ),
+    "picture folder as table": (folder_as_table, ["pics: holds pictures and no table; write `folder: {path:"]),
+    "tars as table": (shards_as_table, ["holds tars and no table; write `webdataset: {path:"]),
+    "file as folder": (file_as_folder, ["list.csv is a file, not a folder; write `table:` with it instead"]),
+    "picture as table": (other_table("a.jpg", b"\xff\xd8"), ["a.jpg is no table; for pictures write `folder:"]),
+    "utf-16": (other_table("u.csv", CSV.encode("utf-16")), ["u.csv cannot be read as csv: it is written in UTF-16"]),
+    "windows path": (
+        set_("sources", 0, "table", to="C:\\data\\list.csv"),
+        ["no such table", "written as Windows writes paths; write C:/data/list.csv"],
+    ),
+    "another folder": (
+        set_("sources", 0, "table", to="lists/list.csv"),
+        ["lists/list.csv: no such table", f"looked for in {Path.cwd()}"],
+    ),
+    "truncated zip": (truncated_zip, ["gbif.zip is a zip that breaks off before its end; download it again"]),
+    "truncated zip of a table": (
+        other_table("l.csv.zip", b"PK\x03\x04 and no end"),
+        ["l.csv.zip cannot be read as csv: it is a zip that breaks off"],
+    ),
+    "wrong column": (
+        set_("sources", 0, "columns", "url", to="URL"),
+        ["no column 'URL' (did you mean 'url'?)", "it has url, caption"],
+    ),
+    "semicolons, wrong column": (
+        lambda values, folder: (
+            web(values, table=write(folder, "s.csv", SEMICOLONS), columns={"url": "link", "caption": "caption"}),
+        )[0],
+        ["no column 'link'", "it has url, caption, licence"],
+    ),
+    "no evaluation set": (evaluation_is_training, ["evaluation.test:", "gone: no such folder"]),
+    "work folder is a file": (
+        lambda values, folder: values.update(work_dir=write(folder, "file", "x") + "/work"),
+        ["is not a folder"],
+    ),
+    "no such domain": (set_("mix", "ratio", to={"plant": 1, "fungi": 1}), ["unknown domain fungi"]),
+    "wrong licence id": (
+        set_("select", to={"licences": {"allow": ["CC BY 4.0"]}}),
+        ["'CC BY 4.0' is not a licence id; did you mean 'CC-BY-4.0'?"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_before_any_work(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = config_of(tmp_path)
+    change, said = MISTAKES[name]
+    change(values, tmp_path)
+    assert build(values, tmp_path) == 2
+    seen = capsys.readouterr()
+    assert seen.err.count("plantmix: error: ") == 1
+    assert "Traceback" not in seen.err
+    for text in said:
+        assert text in seen.err
+    assert not (tmp_path / "work").exists(), "nothing may be written"
+
+
+def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = config_of(tmp_path)
+    values["fetch"] = {}
+    values["sources"][0]["columns"] = UNSTATED
+    assert build(values, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "plantmix: error: 2 mistakes:\n  sources.web: 20 of the first 20 addresses would be refused" in error
+    assert "\n  sources.web: 20 of the first 20 rows would be dropped for their licence" in error
+
+
+def test_what_only_some_rows_have_wrong_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = config_of(tmp_path)
+    values["sources"].append({"name": "more", "domain": "plant", "folder": {"path": str(tmp_path / "pics")}})
+    values["mix"]["ratio"]["general"] = 0
+    assert build(values, tmp_path) == 0
+    seen = capsys.readouterr()
+    assert "warning: sources.more: 6 of the first 6 rows would be dropped for their licence" in seen.err
+
+
+def test_what_only_later_stages_meet_does_not_stop_a_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = config_of(tmp_path)
+    values["sources"][0]["columns"] = UNSTATED
+    path = Path(write(tmp_path, "own.yaml", yaml.safe_dump(values)))
+    assert main(["build", str(path), "--to", "fetch"]) == 0
+    told = capsys.readouterr().err
+    assert "warning: sources.web: 20 of the first 20 rows would be dropped for their licence" in told
+    assert "warning: after fetch: mix: no sample of the domain general is left" in told
+
+
+def test_a_stage_that_keeps_too_little_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing listens on port 9: every download fails, and the fetch stage is the last that is worth its work."""
+    values = config_of(tmp_path)
+    assert build(values, tmp_path) == 2
+    error = capsys.readouterr().err.partition("plantmix: error: ")[2]
+    assert error.startswith("after fetch: mix: no sample of the domain general is left, but the ratio asks for some")
+    assert "general: 0 left; dropped: 20 connect_failed (fetch)" in error
+    assert "connect_failed: it may pass; `plantmix retry` asks again for these alone" in error
+    assert "plant: 6 left; dropped: none" in error
+
+
+def test_a_picture_of_a_folder_is_explained_by_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = config_of(tmp_path)
+    values["mix"]["ratio"]["general"] = 0
+    (tmp_path / "pics/apple/new.jxl").write_bytes(b"x")
+    assert build(values, tmp_path) == 0
+    assert "sources.ours: 1 files are not read as pictures (1 .jxl)" in capsys.readouterr().err
+    picture = tmp_path / "pics/apple" / PHOTOS[0].name
+    for path in (picture, f"pics/apple/{PHOTOS[0].name}", f"apple/{PHOTOS[0].name}"):
+        assert main(["explain", str(tmp_path / "work"), str(path)]) == 0
+        assert f"key apple/{PHOTOS[0].name}" in capsys.readouterr().out
+
+
+def test_a_semicolon_table_with_a_byte_order_mark_is_understood(tmp_path: Path) -> None:
+    values = config_of(tmp_path)
+    web(values, table=write(tmp_path, "s.csv", b"\xef\xbb\xbf" + SEMICOLONS.encode()))
+    values["mix"]["ratio"]["general"] = 0
+    assert build(values, tmp_path) == 0

@@ -1,0 +1,153 @@
+"""A changed setting is followed: what it decided is asked again, and nothing else is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from misbehaving.answers import encode, send, send_picture
+from misbehaving.server import MisbehavingServer
+from PIL import Image
+
+from manifests.reader import open_reader
+from pipeline.cli import main
+
+SIZES = [(48, 48), (20, 20), (95, 36), (64, 64), (40, 60), (300, 300)]
+
+
+class Web:
+    """Pictures of known sizes; number 3 is opted out, number 4 lies where robots.txt forbids."""
+
+    def __init__(self) -> None:
+        self.server = MisbehavingServer(extra={"p": self._answer}, robots=self._robots)
+        noise = np.random.default_rng(0).integers(0, 256, (6, 300, 300, 3), dtype=np.uint8)
+        self.bodies = [
+            encode(Image.fromarray(noise[number, :height, :width]), quality=90)
+            for number, (width, height) in enumerate(SIZES)
+        ]
+
+    def _answer(self, sock: Any, request: Any) -> None:
+        number = int(request.path.rpartition("/")[2])
+        send_picture(sock, self.bodies[number], headers=[("X-Robots-Tag", "noai")] if number == 3 else [])
+
+    def _robots(self, sock: Any, request: Any) -> None:
+        send(sock, body=b"User-agent: *\nDisallow: /p/4\n")
+
+    def asked(self) -> list[int]:
+        """The pictures that were asked since the last look."""
+        found = [int(r.path.rpartition("/")[2]) for r in self.server.log if r.path.startswith("/p/")]
+        self.server.log.clear()
+        return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    made = Web()
+    with made.server:
+        yield made
+
+
+def build(folder: Path, web: Web, network: dict[str, Any], image: dict[str, Any]) -> list[int]:
+    """Build as far as the facts; gives the pictures that were asked for it."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["key", "url", "caption", "licence"])
+        for n in range(len(SIZES)):
+            url = f"http://127.0.0.1:{web.server.port}/p/{n}"
+            writer.writerow([n, url, f"a photo of plant number {n} in the field", "CC0"])
+    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
+    limits = {"requests_per_second": None, "connections": 4}
+    config = {
+        "name": "small",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
+        "fetch": {"network": {"threads": 4, "limits": limits, **network}, "image": image},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": 4},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    web.asked()
+    assert main(["build", str(folder / "small.yaml"), "--to", "fetch"]) == 0
+    return web.asked()
+
+
+def facts_of(work: Path) -> list[tuple[Any, ...]]:
+    """What is known of each picture, apart from where it lies in the pool."""
+    with open_reader(str(work)) as connection:
+        return connection.sql(
+            'SELECT record_key, f.* EXCLUDE (pool_file, "offset") FROM facts f JOIN candidates USING (sample_id) '
+            "ORDER BY record_key"
+        ).fetchall()
+
+
+def outcomes(folder: Path) -> list[str]:
+    with open_reader(str(folder / "work")) as connection:
+        rows = connection.sql("SELECT outcome FROM facts JOIN candidates USING (sample_id) ORDER BY record_key")
+        return [row[0] for row in rows.fetchall()]
+
+
+STRICT = [
+    *("ok", "image_too_small", "aspect_too_extreme", "opted_out", "robots_disallowed", "body_too_large"),
+]
+
+
+def test_each_setting_is_followed_and_nothing_else_is_asked(
+    tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert build(folder, web, {}, {}) == []
+    assert set(outcomes(folder)) == {"refused_target"}
+    network: dict[str, Any] = {"allow_private_addresses": True}
+    image: dict[str, Any] = {"max_aspect_ratio": 2.5, "max_body_bytes": 40_000}
+    assert build(folder, web, network, image) == [0, 1, 2, 3, 5]
+    assert outcomes(folder) == STRICT
+    assert build(folder, web, network, image) == []
+    capsys.readouterr()
+    assert main(["retry", str(folder / "work")]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to retry: of 6 rows none failed for a reason that may pass" in said
+    assert (
+        "  1 opted_out: was decided by the configuration: change fetch.network.x_robots_directives or "
+        "fetch.network.user_agent and run `plantmix build`, which asks again\n"
+    ) in said
+    for section, key, value, asked in (
+        (image, "min_side_px", 16, 1),
+        (network, "x_robots_directives", [], 3),
+        (network, "robots_txt", False, 4),
+        (image, "max_aspect_ratio", 20, 2),
+        (image, "max_body_bytes", 1_000_000, 5),
+    ):
+        section[key] = value
+        assert build(folder, web, network, image) == [asked], key
+        assert outcomes(folder)[asked] == "ok"
+    assert build(folder, web, {**network, "threads": 2, "retries": 5}, image) == []
+
+
+def test_stricter_limits_ask_nobody_and_give_the_facts_of_a_new_folder(tmp_path: Path, web: Web) -> None:
+    network = {"allow_private_addresses": True, "robots_txt": False, "x_robots_directives": []}
+    loose = {"min_side_px": 16}
+    assert build(tmp_path / "run", web, network, loose) == list(range(6))
+    before = facts_of(tmp_path / "run/work")
+    for number, strict in enumerate(({"min_side_px": 45}, {"max_aspect_ratio": 1.4}, {"max_pixels": 3_000})):
+        assert build(tmp_path / "run", web, network, {**loose, **strict}) == []
+        new = tmp_path / f"new-{number}"
+        build(new, web, network, {**loose, **strict})
+        assert facts_of(tmp_path / "run/work") == facts_of(new / "work")
+        assert "ok" in outcomes(new)
+        assert len(set(outcomes(new))) == 2
+    assert build(tmp_path / "run", web, network, loose) == []
+    assert facts_of(tmp_path / "run/work") == before
+
+
+def test_a_setting_that_goes_back_asks_nobody(tmp_path: Path, web: Web) -> None:
+    open_network = {"allow_private_addresses": True, "robots_txt": False}
+    assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == list(range(6))
+    assert build(tmp_path / "run", web, {"x_robots_directives": ["none", "noai"], **open_network}, {}) == [3]
+    assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == []
+    assert outcomes(tmp_path / "run")[3] == "opted_out"

@@ -1,0 +1,193 @@
+"""`plantmix init`: what it makes of the things that people have, and what it says of things that cannot be a source."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from building import ROOT
+from darwin_core import gbif_files, write_zip
+
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from pipeline.answers.columns import guess_columns
+from pipeline.answers.first_config import parse_domains, write_first_config
+from pipeline.answers.preflight import examine
+from pipeline.cli import main
+from pipeline.config import BuildConfig
+
+PHOTO = next((ROOT / "tests/photos").glob("*.jpg"))
+
+
+def source_of(path: Path | str, domain: str = "plant") -> tuple[dict[str, Any], str]:
+    """The written source over one place, and the whole text."""
+    text = write_first_config("own", {domain: [str(path)]})
+    (source,) = yaml.safe_load(text)["sources"]
+    return source, text
+
+
+def put_photos(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PHOTO, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "wanted"),
+    [
+        ("URL,TEXT", ("http://a.org/1.jpg", "a red rose"), {"url": "URL", "caption": "TEXT"}),
+        (
+            "id;Bild-URL;Beschreibung;Lizenz",
+            ("7", "https://a.org/1.jpg", "Eine rote Rose", "CC BY 4.0"),
+            {"url": "Bild-URL", "caption": "Beschreibung", "licence": "Lizenz"},
+        ),
+        (
+            "identifier,scientificName,family,license,rightsHolder,references",
+            ("https://a.org/1.jpg", "Rosa canina L.", "Rosaceae", "CC0", "Ann Lee", "https://a.org/page"),
+            {"url": "identifier", "taxon_scientific_name": "scientificName", "taxon_family": "family",
+             "licence": "license", "rights_holder": "rightsHolder", "reference_url": "references", "caption": []},
+        ),
+        (
+            "page_url,image_url,alt_text,license_url",
+            ("https://a.org/p", "https://a.org/x?id=1", "two dogs", "https://creativecommons.org/licenses/by/4.0/"),
+            {"url": "image_url", "reference_url": "page_url", "caption": "alt_text", "licence_url": "license_url"},
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_columns_of_a_table(tmp_path: Path, head: str, row: tuple[str, ...], wanted: dict[str, Any], mark: str) -> None:
+    sign = ";" if ";" in head else ","
+    (tmp_path / "t.csv").write_text(mark + "\n".join([head, *[sign.join(row)] * 4]) + "\n", encoding="utf-8")
+    source, text = source_of(tmp_path / "t.csv")
+    assert source["columns"] == wanted
+    assert "from its " in text
+
+
+def test_a_guess_says_how_sure_it_is() -> None:
+    values = {"link": ["http://a.org/1.jpg"], "words": ["a red rose"] * 1, "licence": []}
+    found = guess_columns(["link", "words", "licence"], values)
+    assert {field: guess.trust for field, guess in found.items()} == {
+        "url": "sure",
+        "licence": "likely",
+        "caption": "guess",
+    }
+
+
+def test_parquet_and_json(tmp_path: Path) -> None:
+    rows = [{"url": f"http://a.org/{n}.jpg", "caption": f"a rose {n}", "similarity": 0.3} for n in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for path in (tmp_path / "*.parquet", tmp_path / "more.jsonl"):
+        assert source_of(path)[0]["columns"] == {"url": "url", "caption": "caption"}
+
+
+def test_a_gbif_archive(tmp_path: Path) -> None:
+    media = [{"gbifID": "1", "identifier": "http://a.org/1.jpg", "license": "CC0"}]
+    archive = write_zip(tmp_path / "0012.zip", gbif_files([{"gbifID": "1", "scientificName": "Rosa canina"}], media))
+    source, text = source_of(archive)
+    assert source["name"] == "0012", "a name of digits is no number"
+    assert source["dwca"] == {"path": str(archive)}
+    assert "licences:" not in text.partition("\n\n")[0], "its media state licences"
+    assert yaml.safe_load(text)["caption"]["rules"] == [{"domains": ["plant"], "preset": "plant"}]
+    (tmp_path / "short.zip").write_bytes(archive.read_bytes()[:300])
+    with pytest.raises(ConfigError, match=r"short\.zip is a zip that breaks off before its end; download it again"):
+        source_of(tmp_path / "short.zip")
+
+
+def test_folders_of_pictures(tmp_path: Path) -> None:
+    by_taxon = put_photos(tmp_path / "taxa", "Rosa_canina/1.jpg", "Bellis_perennis/2.jpg")
+    assert source_of(by_taxon)[0]["folder"]["folder_name_is"] == "scientific_name"
+    by_name = put_photos(tmp_path / "names", "oak tree/1.jpg", "elm/2.jpg")
+    assert source_of(by_name)[0]["folder"] == {"path": str(by_name), "captions": "folder_name"}
+    beside = put_photos(tmp_path / "beside", "1.jpg")
+    (beside / "1.txt").write_text("a rose")
+    assert source_of(beside)[0]["folder"]["captions"] == "text_file"
+    listed = put_photos(tmp_path / "listed", "img/1.jpg")
+    (listed / "metadata.csv").write_text("file_name,text\nimg/1.jpg,a rose\n")
+    assert source_of(listed)[0]["folder"]["columns"] == {"file": "file_name", "caption": "text"}
+    source, text = source_of(put_photos(tmp_path / "mute", "images/1.jpg"))
+    assert source["folder"]["captions"] == "none"
+    head = " ".join(text.partition("\n\n")[0].replace("#", "").split())
+    assert "no text file, no table and no telling folder names are there" in head
+
+
+def test_img2dataset_shards(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        members = {"0.jpg": PHOTO.read_bytes(), "0.txt": b"a rose", "0.json": b'{"url": "http://a", "license": "CC0"}'}
+        for name, body in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    source, _ = source_of(tmp_path)
+    assert source["webdataset"]["fields"] == {"url": "json.url", "caption": "txt", "licence": "json.license"}
+
+
+def test_what_cannot_be_a_source(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pics.zip", "w") as archive:
+        archive.write(PHOTO, "a.jpg")
+    (tmp_path / "files.csv").write_text("file,text\na.jpg,a rose\n")
+    (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty").mkdir()
+    for path, says in (
+        (tmp_path / "pics.zip", "a zip of pictures, without a meta.xml; unpack it"),
+        (PHOTO, "one picture; name its folder"),
+        (tmp_path / "files.csv", "its column 'file' names files; name the folder of the pictures"),
+        (tmp_path / "numbers.csv", "no column holds addresses of pictures"),
+        (tmp_path / "empty", "holds no pictures, tables, tars or archives"),
+        ("C:\\data\\x.csv", "written as Windows writes paths; write C:/data/x.csv"),
+        ("gone/x.csv", "nothing is there (looked for in"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            source_of(path)
+        assert says in str(error.value)
+
+
+def test_domains_as_they_are_given() -> None:
+    assert parse_domains(["plant=a.zip", "web=b/*.parquet, c/", "plant=d/{0,1}.tar"]) == {
+        "plant": ["a.zip", "d/{0,1}.tar"],
+        "web": ["b/*.parquet", "c/"],
+    }
+    for text, says in (
+        ("plant", "write DOMAIN=PLACE"),
+        ("Plant=a", "'Plant' is no name"),
+        ("a=", "write DOMAIN=PLACE"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            parse_domains([text])
+
+
+def test_the_command_writes_a_config_that_only_lacks_decisions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_photos(tmp_path / "pics", "oak tree/1.jpg", "elm/2.jpg")
+    Path("list.csv").write_text("url,text,license\n" + "http://a.org/1.jpg,a red rose,CC0\n" * 9)
+    wanted = ["init", "--domain", "plant=pics", "--domain", "web=list.csv", "--out", "my.yaml"]
+    assert main(wanted) == 0
+    told = capsys.readouterr().out
+    assert "1. fetch.network.contact" in told
+    assert "2. licences: pics states none" in told
+    assert "3. mix.ratio" in told
+    values = yaml.safe_load(Path("my.yaml").read_text())
+    assert main(wanted) == 2
+    assert "there already" in capsys.readouterr().err
+    config = parse_settings(values, BuildConfig, "my.yaml")
+    assert {"contact is not set", "would be dropped for their licence"} == {
+        part
+        for finding in examine(config)
+        for part in ("contact is not set", "would be dropped for their licence")
+        if finding.is_error and part in finding.text
+    }
+    values["fetch"]["network"]["contact"] = "mailto:me@example.org"
+    values["sources"][0]["defaults"] = {"licence": "CC0-1.0"}
+    assert not [f for f in examine(parse_settings(values, BuildConfig, "my.yaml")) if f.is_error]

@@ -1,0 +1,156 @@
+"""`plantmix query` with statements of a stranger: nothing outside the work folder's tables is read, nothing written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from manifests.catalog import Catalog
+from manifests.errors import ConfigError
+from manifests.reader import open_sandbox
+from pipeline.cli import main
+from pipeline.commands.query import print_query
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A work folder with one table file, beside a file that is none of its."""
+    monkeypatch.chdir(tmp_path)
+    with Catalog.open("work"):
+        Path("work/tables/ingest").mkdir(parents=True)
+    duckdb.sql("SELECT 42 AS answer").write_parquet("work/tables/ingest/part.parquet")
+    Path("secret.csv").write_text("a,b\n1,2\n")
+    Path("work/beside.csv").write_text("a,b\n1,2\n")
+    return "work"
+
+
+def everything(folder: str = ".") -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('secret.csv')",
+        "SELECT * FROM 'secret.csv'",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_csv('work/tables/../../secret.csv')",
+        "SELECT * FROM read_csv('work/beside.csv')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM glob('*')",
+        "SELECT * FROM sniff_csv('/etc/passwd')",
+        "SELECT * FROM read_csv('http://127.0.0.1:9/x.csv')",
+        "SELECT * FROM enable_logging(storage := 'file', storage_path := 'logs')",
+        "SELECT * FROM enable_profiling(format := 'json', save_location := 'profile.json')",
+        "EXPLAIN ANALYZE SELECT * FROM read_csv('secret.csv')",
+        "SELECT * FROM workdir",
+    ],
+)
+def test_no_file_outside_the_tables_is_read(workdir: str, sql: str) -> None:
+    before = everything()
+    with pytest.raises(ConfigError, match="query: "):
+        print_query(workdir, sql, "table")
+    assert everything() == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'written.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+        "explain(analyze)copy (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+        "EXPLAIN (ANALYZE, FORMAT json) COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+        "EXPLAIN /* SELECT */ ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+        "/* */ EXPLAIN ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+        "EXPLAIN ANALYZE INSTALL httpfs",
+        "EXPLAIN ANALYZE DROP VIEW candidates",
+        "EXPLAIN ANALYZE CHECKPOINT catalog",
+        "EXPLAIN COPY (SELECT 1) TO 'written.csv'",
+        "LOAD httpfs",
+        "PRAGMA enable_profiling",
+        "CALL pragma_version()",
+        "ATTACH 'other.duckdb'",
+    ],
+)
+def test_nothing_is_written_loaded_or_set(workdir: str, sql: str) -> None:
+    before = everything()
+    with pytest.raises(ConfigError, match="query: "):
+        print_query(workdir, sql, "table")
+    assert everything() == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "EXPLAIN ANALYZE SELECT * FROM stages",
+        "EXPLAIN (FORMAT json) SELECT * FROM stages",
+        "EXPLAIN (ANALYZE, FORMAT json) SELECT * FROM stages",
+        "EXPLAIN (SELECT 1)",
+        "SELECT * FROM read_parquet('work/tables/ingest/part.parquet')",
+    ],
+)
+def test_what_reads_the_tables_still_runs(workdir: str, sql: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert print_query(workdir, sql, "table") == 0
+
+
+def test_duckdb_holds_the_locks_itself(workdir: str) -> None:
+    """The check of statements is one wall, DuckDB's settings are another: each holds without the other."""
+    with open_sandbox(workdir, memory_gb=1) as connection:
+        for sql in (
+            "SET enable_external_access = true",
+            "SET lock_configuration = false",
+            "SET allowed_directories = ['/']",
+            "COPY (SELECT 1) TO 'written.csv'",
+            "ATTACH 'other.duckdb'",
+            "LOAD httpfs",
+            "DELETE FROM catalog.stages",
+        ):
+            with pytest.raises(duckdb.Error):
+                connection.execute(sql)
+    assert not Path("written.csv").exists()
+
+
+def test_time_is_limited(workdir: str) -> None:
+    sql = "SELECT sum(a.range * b.range) FROM range(100000000) a, range(10000000) b"
+    with pytest.raises(ConfigError, match=r"query: stopped after 0\.5 s; .* --seconds"):
+        print_query(workdir, sql, "table", seconds=0.5)
+
+
+def test_memory_is_limited_within_duckdb_and_for_the_answer(workdir: str) -> None:
+    with pytest.raises(ConfigError, match=r"query: .*[Mm]emory"):
+        print_query(workdir, "SELECT list(range) FROM range(100000000)", "table", memory_gb=0.25)
+    with pytest.raises(ConfigError, match=r"query: the answer takes more than 0\.25 GB"):
+        print_query(workdir, "SELECT range FROM range(1000000000)", "table", memory_gb=0.25)
+
+
+def test_csv_holds_no_formula_and_json_the_exact_text(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "a=b", "Rosa"]
+    listed = ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+    sql = f"SELECT unnest([{listed}]) AS text, -5 AS number"
+    print_query(workdir, sql, "csv")
+    sys.stdout.flush()
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert [row["text"] for row in rows] == [f"'{text}" for text in texts[:5]] + texts[5:]
+    assert {row["number"] for row in rows} == {"-5"}
+    print_query(workdir, sql, "json")
+    assert [row["text"] for row in json.loads(capfd.readouterr().out)] == texts
+
+
+@pytest.mark.parametrize("layout", ["table", "csv", "json"])
+def test_no_answer_steers_the_terminal(workdir: str, layout: str, capfd: pytest.CaptureFixture[str]) -> None:
+    sql = "SELECT chr(27) || '[2J' || chr(155) || 'x' AS text"
+    assert main(["query", workdir, sql, "--format", layout]) == 0
+    out = capfd.readouterr().out
+    assert not {"\x1b", "\x9b"} & set(out)
+    assert "\\u001b[2J\\u009bx" in out
+
+
+def test_no_message_steers_the_terminal(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", workdir, 'SELECT * FROM "\x1b[2J"']) == 2
+    assert "\x1b" not in capfd.readouterr().err
