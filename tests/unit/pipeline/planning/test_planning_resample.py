@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from pipeline.planning.departures import draw_departures
 from pipeline.planning.forms import PROCESS
@@ -61,7 +62,8 @@ def test_a_departure_is_as_large_as_the_doubt_and_no_larger_than_the_most(noisy)
     assert drawn.mean(axis=0) == pytest.approx(np.zeros(40), abs=0.1 * doubt.max())
     assert drawn.std(axis=0) == pytest.approx(doubt, rel=0.15)
     scaled = draw_departures(process, np.full(4000, 3.0), 10.0, np.random.default_rng(0)).at(asked)
-    assert scaled == pytest.approx(3.0 * drawn)
+    # sums of terms that cancel: a value near 0 is only as exact as the largest of them
+    assert_allclose(scaled, 3.0 * drawn, rtol=0, atol=1e-9 * np.abs(drawn).max())
     held = draw_departures(process, np.ones(4000), float(np.median(doubt)), np.random.default_rng(0)).at(asked)
     assert held.std(axis=0).max() < 1.5 * np.median(doubt) < drawn.std(axis=0).max()
 
@@ -87,7 +89,7 @@ def test_each_law_may_be_asked_for_mixtures_of_its_own(noisy, share):
     together = laws.losses("1", asked)
     apart = laws.losses("1", np.repeat(asked[None], 12, axis=0))
     assert together.shape == (12, 5)
-    assert apart == pytest.approx(together)
+    assert_allclose(apart, together, rtol=0, atol=1e-7)
     assert together.std(axis=0).min() > 1e-4
     again = resample(law, law.losses, 12, np.random.default_rng(0)).losses("1", asked)
-    assert (again == together).all()
+    assert_allclose(again, together, rtol=0, atol=1e-9)
