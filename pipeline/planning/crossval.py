@@ -1,195 +1,127 @@
-"""Cross-validation of every form on one set of runs: which form, how good, and what is left for the intervals.
+"""Cross-validate every form on one set of runs, and weigh the forms by their held-out errors.
 
-Held-out units are mixtures, never runs: replicates of a mixture stay together, else a replicate would betray its
-twin. Up to MAX_FOLDS mixtures it is leave-one-out, beyond that k-fold. Reads and writes nothing.
-Axes: C loss columns, G folds, F fits (the C fits on all runs first, then column by column the G folds).
+Reads and writes nothing. Axes: C losses, G folds, N runs, M member forms, F fits (for each loss its G folds).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.planning.descent import Array
-from pipeline.planning.fitted import Fitted
-from pipeline.planning.forms import (
-    ANYWHERE,
-    AVERAGE,
-    DEFAULT,
-    ENSEMBLES,
-    FORMS,
-    IMPLICIT_DOMAINS,
-    PROCESS,
-    REGULARISED_EXPONENTIAL,
-    combine_predictions,
-    member_weights,
-)
+from pipeline.planning.arrays import Array, Index, Mask
+from pipeline.planning.forms.catalogue import FORMS, MEMBERS, PROCESS, REGULARISED_EXPONENTIAL
+from pipeline.planning.forms.fitted import Fitted
+from pipeline.planning.runs.folds import FoldPlan, plan_folds
+from pipeline.planning.runs.run_table import mixture_groups
 
-MAX_FOLDS = 36
-# A form other than the weighted three is taken only when its error is below this share of theirs: with few runs
-# the smallest of a dozen cross-validated errors is small by luck. 0.9 was best or equal of 0.7 to 1.0 on the public
-# 3-domain runs (8, 14 and 24 of 32) and on simulated tables of 2, 5 and 7 domains.
-SWITCH_BELOW = 0.9
-# With at most 2 k + 2 mixtures held-out errors are too rough even to weigh the three: their plain average is taken
-# unless another form has a quarter of its error. Public 2-domain runs, each of 5 ratios left out (160M at 30k; 70M at
-# 10k, 14k, 20k, 30k steps): the average errs by 0.0054, 0.0074, 0.0169, 0.0080, 0.0064, and switching at half of the
-# error by 0.0066, 0.0075, 0.0170, 0.0081, 0.0079.
-FEW_SWITCH_BELOW = 0.25
-# With so few mixtures of two domains, all at least this far from the ends, every form bends alike and what errs is its
-# freedom: the exponential law with a prior is taken. Over all 22 settings of those runs it errs by 0.0107, the average
-# by 0.0116, the law without prior by 0.0141. Nearer to the ends the power laws know better (simulated runs "few" in
-# tests/benchmarks/results/planning.md: from 0.2 to 0.8 both err alike, from 0.02 to 0.98 the average a tenth less).
+# A form's weight is its likelihood given the held-out errors (error^-mixtures for normal errors), to this power:
+# held-out errors of one table are no independent draws. Public runs and simulated tables of 2 to 7 domains: 1/2 errs
+# least with 24 and more runs and 1/3 with few; both err up to a seventh less than picking one form by its error.
+LIKELIHOOD_POWER = 0.5
+SMALLEST_WEIGHT = 1e-3  # a form of less weight is left out
+# With at most 2 k + 2 mixtures of two domains, all at least this far from the ends, every form bends alike and what
+# errs is its freedom, so the exponential law with a prior on its slopes is taken. On the 22 public settings of that
+# kind it errs by 0.0109, the weighted mean by 0.0132.
 MIDDLE = 0.2
-# A single form is taken only with this many mixtures more than it has parameters.
-SPARE_MIXTURES = 2
-# Nearly as many parameters as runs: small held-out errors owe more to luck, so they must be smaller by this as well.
-# Simulated runs of 3 and 5 domains: sums of exponentials without noise are foretold 2 to 6 times as well with it as
-# without; at 1, noise of 2 % made it be taken wrongly now and then (errors up to 8 % larger), at 0.5 never.
-MORE_FOR = {IMPLICIT_DOMAINS: 0.5}
-SAME_SHARE = 1e-6  # 1 - 0.8 is a little less than 0.2
+_SAME_SHARE = 1e-6  # 1 - 0.8 is a little less than 0.2
+_SMALLEST_ERROR = 1e-9
+
+Weights = dict[str, float]
+"""Form -> its part in the law; they sum to 1."""
 
 
 @dataclass(frozen=True)
 class Folded:
     """All fits of all forms on one table: `whole[form]` has C fits, `folds[form]` has C * G fits."""
 
-    fold_of_run: NDArray[np.intp]
+    fold_of_run: Index
     num_folds: int
     whole: dict[str, Fitted]
     folds: dict[str, Fitted]
     held_out: dict[str, Array]  # form -> C x N predictions of each run by the fit that left it out
-    doubt: Array  # C x N standard deviation of a new loss at each run, by the process that left it out
+    deviation: Array  # C x N standard deviation of a new loss at each run, by the process that left it out
 
     def fold_rows(self, column: int) -> slice:
-        """The fits of one column in `folds`."""
+        """The fits of one loss in `folds`."""
         return slice(column * self.num_folds, (column + 1) * self.num_folds)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The form chosen for one loss column, and every candidate's cross-validated mean absolute error."""
-
-    form: str
-    errors: dict[str, float]
-    weights: Array  # of the three, for the weighted ensemble
-    held_out: Array  # for each run, by the form that the other folds alone would have chosen, not fitted on it
-
-
-def assign_folds(shares_NK: Array, max_folds: int = MAX_FOLDS) -> tuple[NDArray[np.intp], int]:
-    """Fold of every run; equal mixtures share one. Deterministic, and the same for any order of the runs."""
-    _, group = np.unique(np.round(shares_NK, 6), axis=0, return_inverse=True)
-    group = np.asarray(group, dtype=np.intp).reshape(-1)
-    num_groups = int(group.max()) + 1
-    num_folds = min(num_groups, max_folds)
-    shuffled = np.random.default_rng(0).permutation(num_groups)
-    return (shuffled % num_folds)[group], num_folds
-
-
-@dataclass(frozen=True)
-class FoldPlan:
-    """What every fold trains on. G folds, C columns, N runs; a run left out has weight 0 in its fold."""
-
-    fold_of_run: NDArray[np.intp]  # the fold whose fits predict the run
-    losses: Array  # G x C x N; they differ between folds only where nesting carried losses over
-    weights: Array  # G x C x N
-
-
-def plan_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> FoldPlan:
-    """Leave one mixture out at a time (or one of MAX_FOLDS groups of mixtures)."""
-    fold_of_run, num_folds = assign_folds(shares_NK)
-    mask_GN = (fold_of_run[None, :] != np.arange(num_folds)[:, None]).astype(float)
-    losses = np.repeat(losses_CN[None], num_folds, axis=0)
-    return FoldPlan(fold_of_run, losses, weights_CN[None] * mask_GN[:, None, :])
-
-
 def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array, plan: FoldPlan | None = None) -> Folded:
-    """Fit every form on all runs and on every fold; empty losses must carry weight 0 and any finite value."""
+    """Fit every form on all runs and on every fold. An unmeasured loss must have weight 0 and any finite value."""
     plan = plan or plan_folds(shares_NK, losses_CN, weights_CN)
     num_folds, num_columns, num_runs = plan.losses.shape
     losses_FN = np.swapaxes(plan.losses, 0, 1).reshape(-1, num_runs)
     weights_FN = np.swapaxes(plan.weights, 0, 1).reshape(-1, num_runs)
     own_fold_CN = np.arange(num_columns)[:, None] * num_folds + plan.fold_of_run[None, :]
+    own_run_N = np.arange(num_runs)[None, :]
     whole, folds, held_out = {}, {}, {}
     for name, form in FORMS.items():
         whole[name] = form.fit(shares_NK, losses_CN, weights_CN)
         warm = whole[name].take(np.repeat(np.arange(num_columns), num_folds))
         folds[name] = form.fit(shares_NK, losses_FN, weights_FN, warm)
-        predicted_FN = form.predict(folds[name], shares_NK)
-        held_out[name] = predicted_FN[own_fold_CN, np.arange(num_runs)[None, :]]
-    own_run_N = np.arange(num_runs)[None, :]
-    doubt = PROCESS.doubt(folds[PROCESS.name], shares_NK)[own_fold_CN, own_run_N]
-    return Folded(plan.fold_of_run, num_folds, whole, folds, held_out, doubt)
+        held_out[name] = form.predict(folds[name], shares_NK)[own_fold_CN, own_run_N]
+    deviation = PROCESS.deviation(folds[PROCESS.name], shares_NK)[own_fold_CN, own_run_N]
+    return Folded(plan.fold_of_run, num_folds, whole, folds, held_out, deviation)
 
 
 @dataclass(frozen=True)
-class PickRule:
-    """The form to take unless the held-out error of one of `others` is below `switch_below` times its own."""
+class Choice:
+    """The weights of the forms, and what cross-validation says of them."""
 
-    default: str
-    switch_below: float
-    others: tuple[str, ...]
-
-
-def pick_rule(shares_NK: Array) -> PickRule:
-    """The rule for runs of these mixtures: by how many there are, and where."""
-    num_mixtures, num_domains = len(np.unique(np.round(shares_NK, 6), axis=0)), shares_NK.shape[1]
-    few_enough = [
-        name
-        for name in ANYWHERE
-        if name in ENSEMBLES or FORMS[name].num_params(num_domains) + SPARE_MIXTURES <= num_mixtures
-    ]
-    if num_mixtures > 2 * num_domains + 2:
-        return PickRule(DEFAULT, SWITCH_BELOW, tuple(few_enough))
-    in_the_middle = num_domains == 2 and shares_NK.min() >= MIDDLE - SAME_SHARE
-    return PickRule(REGULARISED_EXPONENTIAL if in_the_middle else AVERAGE, FEW_SWITCH_BELOW, tuple(few_enough))
+    weights: Weights
+    errors: list[dict[str, float]]  # for each loss: form -> mean absolute held-out error
+    residuals: Array  # C x N absolute held-out errors of the weighted mean
 
 
-def choose_form(
-    folded: Folded, column: int, losses_N: Array, weights_N: Array, judged_N: NDArray[np.bool_], rule: PickRule
-) -> Choice:
-    """Compare all candidates on the runs marked in `judged_N` and pick one.
+def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_CN: Array) -> Choice:
+    """Weigh the forms by their errors on the runs that `counted_CN` gives a weight above 0.
 
-    The form with the smallest held-out errors owes some of that to luck, and intervals made from them would be too
-    narrow. So each fold is predicted once more by the form (and weights) that the errors of the other folds choose.
+    The errors also set the weights, so errors of the weighted mean itself would be too small. Each fold is
+    therefore predicted with the weights that the errors of the other folds give.
     """
-    counted_N = weights_N * judged_N
-    by_form = {name: held[column] for name, held in folded.held_out.items()}
-    without = folded.fold_of_run[None, :] != np.arange(folded.num_folds)[:, None]
-    masks = np.concatenate([np.ones((1, len(losses_N))), without]) * counted_N  # all runs, then without each fold
-    alone = masks.sum(axis=1) <= 0  # nothing judged is left: then the choice of all runs stands
-    masks[alone] = counted_N
-    errors, weights = _candidate_errors(by_form, losses_N, masks)
-    forms = [_pick({name: float(error[m]) for name, error in errors.items()}, rule) for m in range(len(masks))]
-    held_out = np.empty(len(losses_N))
+    gaps = {name: np.abs(held - losses_CN) for name, held in folded.held_out.items()}
+    residuals = np.empty(losses_CN.shape)
     for fold in range(folded.num_folds):
         here = folded.fold_of_run == fold
-        parts = {name: predicted[here] for name, predicted in by_form.items()}
-        held_out[here] = combine_predictions(forms[fold + 1], parts, weights[fold + 1])
-    return Choice(forms[0], {name: float(error[0]) for name, error in errors.items()}, weights[0], held_out)
+        weights = _law_weights(gaps, shares_NK, counted_CN, ~here)
+        predicted = weighted_mean({name: folded.held_out[name][:, here] for name in weights}, weights)
+        residuals[:, here] = np.abs(predicted - losses_CN[:, here])
+    everywhere = np.ones(losses_CN.shape[1], dtype=bool)
+    errors = {name: _mean_errors(gap, counted_CN) for name, gap in gaps.items()}
+    by_loss = [{name: float(error[c]) for name, error in errors.items()} for c in range(len(losses_CN))]
+    return Choice(_law_weights(gaps, shares_NK, counted_CN, everywhere), by_loss, residuals)
 
 
-def _pick(errors: dict[str, float], rule: PickRule) -> str:
-    best = min(rule.others, key=lambda name: errors[name] / MORE_FOR.get(name, 1.0))
-    below = rule.switch_below * MORE_FOR.get(best, 1.0)
-    return best if errors[best] < below * errors[rule.default] else rule.default
+def _law_weights(gaps: Mapping[str, Array], shares_NK: Array, counted_CN: Array, used_N: Mask) -> Weights:
+    """Weights by the errors on the used runs: error^(-mixtures / 2), errors averaged over the losses as ratios."""
+    num_mixtures = int(mixture_groups(shares_NK).max()) + 1
+    few = num_mixtures <= 2 * shares_NK.shape[1] + 2
+    if few and shares_NK.shape[1] == 2 and shares_NK.min() >= MIDDLE - _SAME_SHARE:
+        return {REGULARISED_EXPONENTIAL: 1.0}
+    counted = counted_CN * used_N
+    judged = counted.sum(axis=1) > 0
+    errors_MC = np.stack([_mean_errors(gaps[name][judged], counted[judged]) for name in MEMBERS])
+    log_error_M = np.log(np.maximum(errors_MC, _SMALLEST_ERROR)).mean(axis=1)
+    likelihood = np.exp(-LIKELIHOOD_POWER * num_mixtures * (log_error_M - log_error_M.min()))
+    weights = np.array(list(MEMBERS.values())) * likelihood
+    weights[weights < SMALLEST_WEIGHT * weights.sum()] = 0.0
+    weights /= weights.sum()
+    return {name: float(weight) for name, weight in zip(MEMBERS, weights, strict=True) if weight > 0}
 
 
-def _candidate_errors(
-    by_form: dict[str, Array], losses_N: Array, masks_MN: Array
-) -> tuple[dict[str, Array], list[Array]]:
-    """Mean absolute held-out error of every candidate under M weightings of the runs, and the weights of the three."""
-    total = masks_MN.sum(axis=1)
+def _mean_errors(gaps_CN: Array, counted_CN: Array) -> Array:
+    result: Array = np.sum(counted_CN * gaps_CN, axis=1) / counted_CN.sum(axis=1)
+    return result
 
-    def error(predicted: Array) -> Array:
-        """`predicted` of shape N, or M x N where it depends on the weighting."""
-        result: Array = np.sum(masks_MN * np.abs(predicted - losses_N), axis=1) / total
-        return result
 
-    errors = {name: error(predicted) for name, predicted in by_form.items()}
-    weights = [member_weights({name: float(errors[name][m]) for name in by_form}) for m in range(len(masks_MN))]
-    for name in ENSEMBLES:
-        combined = [combine_predictions(name, by_form, own) for own in weights]
-        errors[name] = error(np.stack(combined))
-    return errors, weights
+def weighted_mean(by_form: Mapping[str, Array], weights: Weights) -> Array:
+    """The weighted mean of predictions of any shape."""
+    total: Array = np.sum([weight * by_form[name] for name, weight in weights.items()], axis=0)
+    return total
+
+
+def predict_weighted(fits: Mapping[str, Fitted], weights: Weights, shares_QK: Array) -> Array:
+    """Predictions of the weighted mean, shape F x Q."""
+    return weighted_mean({name: FORMS[name].predict(fits[name], shares_QK) for name in weights}, weights)

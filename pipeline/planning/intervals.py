@@ -1,8 +1,7 @@
-"""Prediction intervals that a user can trust: jackknife+ around the held-out errors, and their measured coverage.
+"""Prediction intervals: normalised jackknife+ around the held-out errors, and the coverage they reach.
 
-Held-out errors are divided by the doubt of a Gaussian process where they were made, and multiplied by its doubt
-where a prediction is asked for: an interval far from the tried ratios is wider than one among them.
-
+Held-out errors are divided by the uncertainty of a Gaussian process where they were made, and multiplied by its
+uncertainty where a prediction is asked for: an interval far from the tried ratios is wider than one among them.
 Reads and writes nothing. Axes: G folds, N runs, Q queries.
 
 Source: Barber, Candes, Ramdas, Tibshirani 2021, "Predictive inference with the jackknife+" (jackknife+ and CV+).
@@ -10,90 +9,51 @@ Source: Barber, Candes, Ramdas, Tibshirani 2021, "Predictive inference with the 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.planning.descent import Array
+from pipeline.planning.arrays import Array, Index
 
 LEVEL = 0.90
-MOST_DOUBT_SHARE = 0.9  # of a width, see doubt_share
+# How far a width follows the process: its square is this part of the local variance, the rest of a typical one.
+# Simulated tables of 2 to 7 domains: 0.5 covers 0.85 to 0.97 in every setting and is the narrowest of 0, 0.25, 0.5,
+# 0.75 and 0.9 that does; from 0.75 on, intervals among noisy runs are too narrow.
+LOCAL_PART = 0.5
 
 
-def jackknife_plus(
-    by_fold_GQ: Array,
-    residual_N: Array,
-    fold_of_run: NDArray[np.intp],
-    width_Q: Array | None = None,
-    level: float = LEVEL,
-) -> tuple[Array, Array]:
-    """Lower and upper ends at `level` for each query.
+def relative_widths(deviation: Array, typical: float) -> Array:
+    """Widths at places where the process has this standard deviation; 1 where it is the typical one."""
+    result: Array = np.sqrt(LOCAL_PART * (deviation / typical) ** 2 + 1.0 - LOCAL_PART)
+    return result
+
+
+def jackknife_plus(by_fold_GQ: Array, residual_N: Array, fold_of_run: Index, width_Q: Array) -> tuple[Array, Array]:
+    """Lower and upper ends of the 90 % interval for each query.
 
     `by_fold_GQ` are the predictions of the fits that left one fold out, `residual_N` the absolute held-out errors
-    in units of the width where they were made, `width_Q` the width at each query (1 where it is not given).
-    With fewer than 1 / (1 - level) - 1 runs no distribution-free interval exists; then the extremes are taken with
-    the errors widened by `small_sample_factor`.
+    in units of the width where they were made, `width_Q` the width at each query. With fewer than 9 runs no
+    distribution-free interval exists; then the largest errors are taken and stretched by `small_sample_factor`.
     """
-    num_runs = len(residual_N)
-    width = np.ones(by_fold_GQ.shape[1]) if width_Q is None else width_Q
-    widened = residual_N[:, None] * small_sample_factor(num_runs, level) * width[None, :]
+    stretched = residual_N[:, None] * small_sample_factor(len(residual_N)) * width_Q[None, :]
     centre_NQ = by_fold_GQ[fold_of_run]
-    low = -_ranked(-(centre_NQ - widened), level)
-    return low, _ranked(centre_NQ + widened, level)
+    return -_ranked(stretched - centre_NQ), _ranked(stretched + centre_NQ)
 
 
-def _ranked(values_NQ: Array, level: float) -> Array:
-    """The value at rank level (N + 1), between two ranks their mean by distance.
+def _ranked(values_NQ: Array) -> Array:
+    """The value at rank 0.9 (N + 1), by linear interpolation between two ranks.
 
-    The theorem rounds up to a whole rank. With 12 runs that is the largest of them and covers 12/13 = 92 %, with 18
-    the largest again and 95 %: rounding, not caution. Between the ranks a nominal 90 % stays near 90 %.
+    The theorem rounds up to a whole rank, which covers more than it should: 95 % with 18 runs. Between the ranks a
+    nominal 90 % stays near 90 %.
     """
-    num_runs = len(values_NQ)
-    ordered = np.sort(values_NQ, axis=0)
-    rank = min(max(level * (num_runs + 1), 1.0), float(num_runs))
-    below = math.floor(rank)
-    share = rank - below
-    result: Array = (1.0 - share) * ordered[below - 1] + share * ordered[min(below, num_runs - 1)]
-    return result
+    return np.asarray(np.quantile(values_NQ, LEVEL, axis=0, method="weibull"))
 
 
-def small_sample_factor(num_runs: int, level: float = LEVEL) -> float:
+def small_sample_factor(num_runs: int) -> float:
     """1 where a distribution-free interval exists, above 1 where there are too few runs for one."""
-    needed = level * (num_runs + 1)
-    return max(1.0, needed / num_runs) ** 2
+    return max(1.0, LEVEL * (num_runs + 1) / num_runs) ** 2
 
 
-def measured_coverage(residual_N: Array, level: float = LEVEL) -> float:
+def measured_coverage(residual_N: Array) -> float:
     """Share of runs whose held-out error lies within the interval made from the other runs' held-out errors."""
-    num_runs = len(residual_N)
-    covered = 0
-    for run in range(num_runs):
-        others = np.delete(residual_N, run)[:, None] * small_sample_factor(num_runs - 1, level)
-        covered += bool(residual_N[run] <= _ranked(others, level)[0])
-    return covered / num_runs
-
-
-def tempered(doubt: Array, typical: float, share: float) -> Array:
-    """Widths, 1 for a typical doubt; `share` says how far they follow the doubt (0: one width everywhere)."""
-    result: Array = np.sqrt(share * doubt**2 + (1.0 - share) * typical**2) / typical
-    return result
-
-
-def doubt_share(residuals: Sequence[Array], doubts: Sequence[Array], typicals: Sequence[float]) -> float:
-    """How far held-out errors grow with the doubt: the mean of `share` under their Gaussian likelihood, 0 to
-    `MOST_DOUBT_SHARE`.
-
-    One entry a loss; all losses say the share together, since one loss of a dozen runs says little. Where noise
-    rules, the errors are as large among the tried ratios as at the edge (share 0); without noise they follow the doubt.
-    """
-    shares = np.linspace(0.0, MOST_DOUBT_SHARE, 10)
-    likelihood = np.zeros(len(shares))
-    for residual, doubt, typical in zip(residuals, doubts, typicals, strict=True):
-        for s, share in enumerate(shares):
-            width = tempered(doubt, typical, share)
-            spread = np.mean((residual / width) ** 2) + 1e-300
-            likelihood[s] -= np.sum(np.log(width)) + 0.5 * len(residual) * np.log(spread)
-    weights = np.exp(likelihood - likelihood.max())
-    return float(shares @ weights / weights.sum())
+    factor = small_sample_factor(len(residual_N) - 1)
+    others = [np.delete(residual_N, run)[:, None] for run in range(len(residual_N))]
+    return float(np.mean([error <= factor * _ranked(rest)[0] for error, rest in zip(residual_N, others, strict=True)]))

@@ -1,58 +1,84 @@
-"""A fitted mixing law: every form's parameters, the form chosen for each loss, errors, intervals and warnings.
+"""A fitted mixing law: the forms' parameters and weights, held-out errors, intervals and warnings.
 
-`fit_law` turns a checked table into a `Law`; `Law.predict` gives losses with 90 % intervals. Files are written
-and read by `law_files`. Reads and writes nothing. Axes: C loss columns, N runs, Q queries, K domains, G folds.
+`fit_law` turns a checked table into a `Law`; `Law.predict` gives losses with 90 % intervals. `law_files` writes and
+reads the file. Reads and writes nothing. Axes: C losses, N runs, Q queries, K domains, G folds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manifests.errors import ConfigError
-from pipeline.planning.checks import check_runs, noise_floor, outside_hull
-from pipeline.planning.crossval import Choice, Folded, FoldPlan, choose_form, fit_folds, pick_rule
-from pipeline.planning.descent import Array
-from pipeline.planning.fitted import Fitted, lowest_loss
-from pipeline.planning.forms import EXPONENTIAL, FORMS, MEAN, PROCESS, members_of, predict_form
-from pipeline.planning.intervals import doubt_share, jackknife_plus, measured_coverage, tempered
-from pipeline.planning.runs import RunsTable
+from pipeline.planning.arrays import Array, Index, Mask
+from pipeline.planning.crossval import Choice, Folded, Weights, choose_weights, fit_folds, predict_weighted
+from pipeline.planning.forms.catalogue import FORMS, MEAN, PROCESS
+from pipeline.planning.forms.fitted import Fitted
+from pipeline.planning.forms.gaussian_process import RandomFunctions
+from pipeline.planning.intervals import jackknife_plus, measured_coverage, relative_widths
+from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull
+from pipeline.planning.runs.nesting import Nested
+from pipeline.planning.runs.run_table import RunsTable
 
-# A law whose held-out error is not below this share of the mean's is called no better than the mean.
+# A law whose held-out error is not below this part of the mean's is called no better than the mean.
 NO_BETTER_THAN_MEAN = 0.9
 FEWEST_FOR_INTERVAL = 9
+_NOTABLE_WEIGHT = 0.1
+NORMAL_PER_MEDIAN = 1.4826  # standard deviation over median absolute error of a normal distribution
+
+Prediction = tuple[Array, Array, Array]
+"""Loss and the ends of its 90 % interval, each of shape Q."""
 
 
 @dataclass(frozen=True)
 class ColumnLaw:
-    """The law of one loss: the chosen form, all forms' fits, and what the held-out runs said."""
+    """The law of one loss: a weighted mean of fitted forms, and what the held-out runs say of it."""
 
     loss: str
-    form: str
-    weights: Array  # of the three members of the weighted ensemble
-    errors: dict[str, float]  # candidate -> cross-validated mean absolute error
+    weights: Weights  # form -> part; the same for all losses of a law
+    error: float  # mean absolute held-out error
+    form_errors: dict[str, float]  # the same for each form alone
     whole: dict[str, Fitted]  # form -> one fit on all runs
-    folds: dict[str, Fitted]  # members of the chosen form -> G fits
-    residuals: Array  # absolute held-out errors of the chosen form, runs with this loss only
-    residual_folds: NDArray[np.intp]  # the fold that held each of them out
-    residual_widths: Array  # the doubt about each of them, 1 for a typical one
-    typical_doubt: float  # of a new loss, nats
-    doubt_share: float  # how far the interval follows the doubt, see intervals.doubt_share
-    noise_floor: float  # nan without replicates
+    folds: dict[str, Fitted]  # forms with a weight -> G fits
+    residuals: Array  # absolute held-out errors, runs with this loss only
+    residual_folds: Index  # the fold that held each of them out
+    residual_widths: Array  # see intervals.relative_widths
+    typical_deviation: float  # of the Gaussian process at the runs it has not seen, nats
+    lowest_loss: float  # among the runs
+    noise_floor: float  # standard deviation between replicates; nan without them
     coverage: float  # of the 90 % interval on the runs themselves
 
-    def predict(self, shares_QK: Array) -> tuple[Array, Array, Array]:
-        """Loss and the ends of its 90 % interval, each of shape Q."""
-        value = predict_form(self.form, self.whole, self.weights, shares_QK)[0]
-        by_fold = predict_form(self.form, self.folds, self.weights, shares_QK)
-        doubt = PROCESS.doubt(self.whole[PROCESS.name], shares_QK)[0]
-        width = tempered(doubt, self.typical_doubt, self.doubt_share)
+    def value(self, shares_QK: Array) -> Array:
+        """Predicted losses, shape Q."""
+        value: Array = predict_weighted(self.whole, self.weights, shares_QK)[0]
+        return value
+
+    def predict(self, shares_QK: Array) -> Prediction:
+        """Predicted losses and the ends of their 90 % intervals."""
+        value = self.value(shares_QK)
+        by_fold = predict_weighted(self.folds, self.weights, shares_QK)
+        width = relative_widths(PROCESS.deviation(self.whole[PROCESS.name], shares_QK)[0], self.typical_deviation)
         low, high = jackknife_plus(by_fold, self.residuals / self.residual_widths, self.residual_folds, width)
-        if lowest_loss(self.whole[MEAN]) > 0:  # such a loss is never below 0, however little is known of it
+        if self.lowest_loss > 0:  # such a loss is never negative, however little is known of it
             low = np.maximum(low, 0.0)
         return value, np.minimum(low, value), np.maximum(high, value)
+
+    def sample_errors(self, count: int, rng: np.random.Generator) -> RandomFunctions:
+        """Random functions by which the law may be off, as large as its held-out errors say.
+
+        Drawn from the posterior of the Gaussian process: near 0 where runs are and noise is small, large elsewhere.
+        """
+        relative = self.residuals / (self.residual_widths * self.typical_deviation)
+        calibration = NORMAL_PER_MEDIAN * float(np.median(relative))
+        drawn = PROCESS.sample(self.whole[PROCESS.name], count, rng)
+        return replace(drawn, weights=calibration * drawn.weights)
+
+    def describe_weights(self) -> str:
+        """The forms of some weight in words, e.g. "0.71 gaussian_process + 0.29 additive"."""
+        parts = sorted(self.weights.items(), key=lambda part: -part[1])
+        shown = [f"{weight:.2f} {name}" for name, weight in parts if weight >= 0.05]
+        return " + ".join(shown)
 
 
 @dataclass(frozen=True)
@@ -62,8 +88,8 @@ class Law:
     domains: tuple[str, ...]
     columns: tuple[ColumnLaw, ...]
     runs: RunsTable
-    warnings: tuple[str, ...] = field(default=())
-    nesting: tuple[str, ...] = field(default=())  # how losses of other sizes or steps were carried over
+    warnings: tuple[str, ...] = ()
+    nesting: tuple[str, ...] = ()  # how losses of other sizes or steps were carried over
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -83,122 +109,94 @@ class Law:
             f"the law has no loss '{loss}'; it knows {', '.join(self.losses)} (an objective is written as in {several})"
         )
 
-    def predict(self, shares_QK: Array) -> dict[str, tuple[Array, Array, Array]]:
+    def predict(self, shares_QK: Array) -> dict[str, Prediction]:
         """For each loss: value, lower and upper end of the 90 % interval."""
         return {column.loss: column.predict(shares_QK) for column in self.columns}
 
-    def outside_tried(self, shares_QK: Array) -> NDArray[np.bool_]:
+    def outside_tried(self, shares_QK: Array) -> Mask:
         """True where a mixture lies outside the convex hull of the tried ones."""
         return outside_hull(self.runs.shares, shares_QK)
 
 
-def fit_law(table: RunsTable, nesting: tuple[str, ...] = (), plan: FoldPlan | None = None) -> Law:
-    """Fit and cross-validate every form for every loss; `plan` replaces the folds where nesting made its own.
+def fit_law(runs: RunsTable | Nested) -> Law:
+    """Fit, cross-validate and weigh all forms for every loss.
 
     Raises: ConfigError when the runs cannot carry a law (see `checks.check_runs`).
     """
+    nested = Nested(runs) if isinstance(runs, RunsTable) else runs
+    table = nested.table
     warnings = [*table.warnings, *check_runs(table)]
     measured_NC = np.isfinite(table.loss_values)
     losses_CN = np.where(measured_NC, table.loss_values, 0.0).T
     weights_CN = (measured_NC * table.weights[:, None]).T
-    folded = fit_folds(table.shares, losses_CN, weights_CN, plan)
-    floors = noise_floor(table)
-    rule = pick_rule(table.shares)
+    folded = fit_folds(table.shares, losses_CN, weights_CN, nested.plan)
     judged_CN = (measured_NC & ~table.derived[:, None]).T
-    choices = [choose_form(folded, c, losses_CN[c], weights_CN[c], judged, rule) for c, judged in enumerate(judged_CN)]
-    held = [_held_out(c, choices[c], folded, losses_CN[c], judged) for c, judged in enumerate(judged_CN)]
-    share = doubt_share([h.residuals for h in held], [h.doubt for h in held], [h.typical for h in held])
-    columns = [
-        _column(loss, c, choices[c], folded, held[c], share, float(floors[c])) for c, loss in enumerate(table.losses)
-    ]
+    choice = choose_weights(folded, table.shares, losses_CN, weights_CN * judged_CN)
+    floors = noise_floor(table)
+    columns = tuple(
+        _column_law(table, c, choice, folded, judged_CN[c], float(floors[c])) for c in range(len(table.losses))
+    )
     for column in columns:
-        warnings.extend(_column_warnings(column))
-    warnings.extend(_few_runs_warning(columns))
+        warnings += _column_warnings(column)
+    fewest = min(len(column.residuals) for column in columns)
+    if fewest < FEWEST_FOR_INTERVAL:
+        warnings.append(
+            f"{fewest} runs are too few for a guaranteed 90 % interval ({FEWEST_FOR_INTERVAL} are needed); the widest "
+            "seen error was stretched instead"
+        )
     if np.isnan(floors).all():
         warnings.append(
             "no mixture was run twice: the noise between seeds is unknown; repeat one or two with other seeds"
         )
-    return Law(table.domains, tuple(columns), table, tuple(warnings), nesting)
+    return Law(table.domains, columns, table, tuple(warnings), nested.notes)
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """What the runs of one loss say that a fit has not seen: errors, doubt there, and the typical doubt."""
-
-    residuals: Array
-    folds: NDArray[np.intp]
-    doubt: Array
-    typical: float
-
-
-def _held_out(c: int, choice: Choice, folded: Folded, losses_N: Array, judged: NDArray[np.bool_]) -> _HeldOut:
-    residuals = np.abs(choice.held_out - losses_N)[judged]
-    doubt = folded.doubt[c, judged]
-    return _HeldOut(residuals, folded.fold_of_run[judged], doubt, max(float(np.median(doubt)), 1e-12))
-
-
-def _column(loss: str, c: int, choice: Choice, folded: Folded, held: _HeldOut, share: float, floor: float) -> ColumnLaw:
-    widths = tempered(held.doubt, held.typical, share)
+def _column_law(table: RunsTable, c: int, choice: Choice, folded: Folded, judged: Mask, floor: float) -> ColumnLaw:
+    deviation = folded.deviation[c, judged]
+    typical = max(float(np.median(deviation)), 1e-12)
+    widths = relative_widths(deviation, typical)
+    residuals = choice.residuals[c, judged]
     return ColumnLaw(
-        loss=loss,
-        form=choice.form,
+        loss=table.losses[c],
         weights=choice.weights,
-        errors=choice.errors,
+        error=float(np.average(residuals, weights=table.weights[judged])),
+        form_errors=choice.errors[c],
         whole={name: folded.whole[name].take([c]) for name in FORMS},
-        folds={name: folded.folds[name].take(folded.fold_rows(c)) for name in members_of(choice.form)},
-        residuals=held.residuals,
-        residual_folds=held.folds,
-        noise_floor=floor,
+        folds={name: folded.folds[name].take(folded.fold_rows(c)) for name in choice.weights},
+        residuals=residuals,
+        residual_folds=folded.fold_of_run[judged],
         residual_widths=widths,
-        typical_doubt=held.typical,
-        doubt_share=share,
-        coverage=measured_coverage(held.residuals / widths),
+        typical_deviation=typical,
+        lowest_loss=float(np.nanmin(table.loss_values[:, c])),
+        noise_floor=floor,
+        coverage=measured_coverage(residuals / widths),
     )
 
 
 def _column_warnings(column: ColumnLaw) -> list[str]:
     warnings = []
-    error, mean = column.errors[column.form], column.errors[MEAN]
-    if error >= NO_BETTER_THAN_MEAN * mean:  # both are 0 for a loss that never moves
+    mean = column.form_errors[MEAN]
+    if column.error >= NO_BETTER_THAN_MEAN * mean:  # both are 0 for a loss that never moves
         warnings.append(
-            f"DO NOT TRUST the law of loss_{column.loss}: held out it errs by {error:.4g}, the plain mean by "
+            f"DO NOT TRUST the law of loss_{column.loss}: held out it errs by {column.error:.4g}, the plain mean by "
             f"{mean:.4g}; the runs do not show that the mixture moves this loss"
         )
-    if np.isfinite(column.noise_floor) and error < 0.5 * column.noise_floor:
+    if np.isfinite(column.noise_floor) and column.error < 0.5 * column.noise_floor:
         warnings.append(
-            f"loss_{column.loss}: the held-out error {error:.4g} is below the noise between replicates "
+            f"loss_{column.loss}: the held-out error {column.error:.4g} is below the noise between replicates "
             f"{column.noise_floor:.4g}: a replicate went wrong, or a few mixtures are much noisier than the rest"
         )
     return warnings
 
 
-def _few_runs_warning(columns: list[ColumnLaw]) -> list[str]:
-    few = [column for column in columns if len(column.residuals) < FEWEST_FOR_INTERVAL]
-    if not few:
-        return []
-    names = ", ".join(f"loss_{column.loss}" for column in few)
-    return [
-        f"{names}: {min(len(column.residuals) for column in few)} runs are too few for a guaranteed 90 % interval "
-        f"({FEWEST_FOR_INTERVAL} are needed); the widest seen error was stretched instead"
-    ]
-
-
-def bound_hits(column: ColumnLaw, shares_QK: Array) -> NDArray[np.bool_]:
-    """True where a member of the chosen form was held at the bounds of its predictions."""
+def bound_hits(column: ColumnLaw, shares_QK: Array) -> Mask:
+    """True where a form of notable weight was held at the bounds of its predictions."""
     hit = np.zeros(len(shares_QK), dtype=bool)
-    for name in members_of(column.form):
+    for name in (name for name, weight in column.weights.items() if weight >= _NOTABLE_WEIGHT):
         arrays = column.whole[name].arrays
-        if (
-            "ceiling" not in arrays or arrays["ceiling"][0] <= arrays["floor"][0]
-        ):  # the same for a loss that never moves
-            continue
-        value = FORMS[name].predict(column.whole[name], shares_QK)[0]
-        standard = (value - arrays["centre"][0]) / arrays["scale"][0]
-        hit |= (standard <= arrays["floor"][0] + 1e-9) | (standard >= arrays["ceiling"][0] - 1e-9)
+        floor, ceiling = arrays["floor"][0], arrays["ceiling"][0]
+        if ceiling > floor:  # they are equal for a loss that never moves
+            value = FORMS[name].predict(column.whole[name], shares_QK)[0]
+            standard = (value - arrays["centre"][0]) / arrays["scale"][0]
+            hit |= (standard <= floor + 1e-9) | (standard >= ceiling - 1e-9)
     return hit
-
-
-def comparison(column: ColumnLaw) -> tuple[float, float]:
-    """Held-out error of the chosen form over the mean's, and over the published exponential law's."""
-    error = column.errors[column.form]
-    return error / max(column.errors[MEAN], 1e-12), error / max(column.errors[EXPONENTIAL], 1e-12)

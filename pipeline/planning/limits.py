@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from manifests.errors import ConfigError
-from pipeline.planning.descent import Array
+from pipeline.planning.arrays import Array
 
 _SAME_SHARE = 1e-3
 TEXT_HALF_LIFE_EPOCHS = 15.4  # R* of Muennighoff et al. 2023, text; none is published for image-text pairs
@@ -44,7 +44,7 @@ def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) 
 
     Raises: ConfigError for unknown domains, an epoch cap without pool or samples, or bounds no mixture meets.
     """
-    _check_names(domains, limits)
+    _check_values(domains, limits)
     low, high = np.zeros(len(domains)), np.ones(len(domains))
     reasons = [""] * len(domains)
     for k, domain in enumerate(domains):
@@ -108,21 +108,19 @@ def effective_shares(domains: tuple[str, ...], shares_QK: Array, limits: Limits)
     return result
 
 
-def _check_names(domains: tuple[str, ...], limits: Limits) -> None:
-    for option, given in (
-        ("--pool", limits.pools),
-        ("--max-epochs", limits.max_epochs),
-        ("--min-share", limits.min_shares),
-        ("--max-share", limits.max_shares),
-    ):
+def _check_values(domains: tuple[str, ...], limits: Limits) -> None:
+    amounts = {"--pool": limits.pools, "--max-epochs": limits.max_epochs}
+    shares = {"--min-share": limits.min_shares, "--max-share": limits.max_shares}
+    for option, given in {**amounts, **shares}.items():
         for domain, value in given.items():
             if domain not in domains:
                 raise ConfigError(f"{option}: '{domain}' is no domain of the law ({', '.join(domains)})")
-            top = 1.0 if option.endswith("share") else np.inf
-            least_ok = value >= 0 if option.endswith("share") else value > 0
-            if not (least_ok and value <= top):
-                hint = f"; to leave {domain} out, write --max-share {domain}=0" if value == 0 else ""
-                kind = "a share lies in 0 to 1" if option.endswith("share") else "it must be above 0"
-                raise ConfigError(f"{option}: {domain}={value:g} is out of range: {kind}{hint}")
+            if option in shares and not 0 <= value <= 1:
+                raise ConfigError(f"{option}: {domain}={value:g} is out of range: a share lies in 0 to 1")
+            if option in amounts and not value > 0:
+                raise ConfigError(
+                    f"{option}: {domain}={value:g} is out of range: it must be above 0; to leave {domain} out, write "
+                    f"--max-share {domain}=0"
+                )
     if limits.num_samples is not None and not limits.num_samples > 0:
         raise ConfigError(f"--samples is {limits.num_samples:g}; it must be above 0")

@@ -1,7 +1,7 @@
-"""Points of the share box, and the best of them: a deterministic cloud, then pairwise exchange.
+"""Points of the share box, and the best of them: a deterministic cloud, then ever smaller exchanges of share.
 
 Works for 2 to 20 domains and for any objective, smooth or not. Reads and writes nothing.
-Axes: Q points, K domains.
+Axes: B scores, Q points, K domains.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.planning.descent import Array
+from pipeline.planning.arrays import Array
 from pipeline.planning.limits import Box
 
-_MOST_PAIRS = 60  # tried by one step of `descend_each`
-_EACH_STEPS = 80
+_POINTS_A_ROUND = 1200
+_FIRST_STEP = 0.2
+_STEP_FACTOR = 0.7
 
 Score = Callable[[Array], Array]
-"""shares_QK -> score_Q, smaller is better."""
+"""shares_QK -> score_Q, or score_BQ for B scores at once; smaller is better."""
 
 
 def project(points_QK: Array, box: Box) -> Array:
@@ -50,83 +51,36 @@ def cloud(box: Box, num_points: int, rng: np.random.Generator) -> Array:
     return kept
 
 
-def around(centre_K: Array, box: Box, num_points: int, rng: np.random.Generator) -> Array:
-    """Points near one mixture at five scales, within the box."""
-    scales = np.repeat([0.2, 0.1, 0.05, 0.02, 0.01], -(-num_points // 5))[:, None]
-    steps = rng.normal(size=(len(scales), len(centre_K))) * scales
-    return project(centre_K + steps - steps.mean(axis=1, keepdims=True), box)
+def neighbours(points_QK: Array, box: Box, step: float, count: int, rng: np.random.Generator) -> Array:
+    """`count` neighbours of each point: random exchanges of at most `step` between two domains, Q * count x K."""
+    moved = np.repeat(points_QK, count, axis=0)
+    index, num_domains = np.arange(len(moved)), moved.shape[1]
+    giver = rng.integers(num_domains, size=len(moved))
+    taker = (giver + rng.integers(1, num_domains, size=len(moved))) % num_domains
+    amount = step * 10.0 ** rng.uniform(-2.0, 0.0, len(moved))
+    amount = np.minimum(amount, np.minimum((moved - box.low)[index, giver], (box.high - moved)[index, taker]))
+    moved[index, giver] -= np.maximum(amount, 0.0)
+    moved[index, taker] += np.maximum(amount, 0.0)
+    return np.asarray(np.maximum(moved, 0.0))
 
 
-def exchanges(centre_K: Array, box: Box) -> Array:
-    """Mixtures that differ from one by a single exchange between two domains, of 0.002 to 0.5, within the box."""
-    giver, taker = np.nonzero(~np.eye(len(centre_K), dtype=bool))
-    amounts = np.geomspace(0.002, 0.5, 14)
-    room = np.minimum((centre_K - box.low)[giver], (box.high - centre_K)[taker])
-    pair, amount = np.nonzero(amounts[None, :] <= room[:, None] + 1e-12)
-    moved = np.repeat(centre_K[None], len(pair), axis=0)
-    index = np.arange(len(pair))
-    moved[index, giver[pair]] -= amounts[amount]
-    moved[index, taker[pair]] += amounts[amount]
-    result: Array = np.maximum(moved, 0.0)
-    return result
+def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 1e-3) -> Array:
+    """The best mixture found for each of B scores, shape B x K; the same for the same input.
 
-
-def descend(start_K: Array, score: Score, box: Box, *, first_step: float = 0.1, last_step: float = 2e-4) -> Array:
-    """Move share between pairs of domains while that helps, with ever smaller steps."""
-    here = start_K.copy()
-    best = float(score(here[None])[0])
-    giver, taker = np.nonzero(~np.eye(len(here), dtype=bool))
-    step = first_step
-    while step >= last_step:
-        room = np.minimum(step, np.minimum(here - box.low, 1.0)[giver])
-        room = np.minimum(room, (box.high - here)[taker])
-        trials = np.repeat(here[None], len(giver), axis=0)
-        index = np.arange(len(giver))
-        trials[index, giver] -= room
-        trials[index, taker] += room
-        trials = np.maximum(trials[room > 1e-9], 0.0)
-        scores = score(trials) if len(trials) else np.array([np.inf])
-        if scores.min() < best - 1e-12:
-            best, here = float(scores.min()), trials[int(scores.argmin())]
-        else:
-            step *= 0.5
-    return here
-
-
-def minimise_score(score: Score, points_QK: Array, box: Box, num_starts: int = 4) -> Array:
-    """The best mixture found: the best points of the cloud, each improved by exchange."""
-    order = np.argsort(score(points_QK), kind="stable")[:num_starts]
-    ends = np.stack([descend(points_QK[i], score, box) for i in order])
-    best = ends[int(np.argmin(score(ends)))]
-    return descend(best, score, box, first_step=1e-4, last_step=1e-6)
-
-
-def descend_each(start_BK: Array, score: Score, box: Box, rng: np.random.Generator) -> Array:
-    """The same exchange for B mixtures at once, each under a score of its own: shares_BTK -> score_BT.
-
-    Beyond `_MOST_PAIRS` pairs of domains every step tries that many, drawn anew.
+    Every round looks at the neighbours of the best points so far. All scores share these points.
     """
-    here = start_BK.copy()
-    count, num_domains = here.shape
-    giver, taker = np.nonzero(~np.eye(num_domains, dtype=bool))
-    best = score(here[:, None, :])[:, 0]
-    step = np.full(count, 0.05)
-    for _ in range(_EACH_STEPS):
-        pairs = rng.permutation(len(giver))[:_MOST_PAIRS]
-        index, give, take = np.arange(len(pairs)), giver[pairs], taker[pairs]
-        room = np.minimum(np.minimum(step[:, None], (here - box.low)[:, give]), (box.high - here)[:, take])
-        room = np.maximum(room, 0.0)
-        trials = np.repeat(here[:, None, :], len(pairs), axis=1)
-        trials[:, index, give] -= room
-        trials[:, index, take] += room
-        trials = np.maximum(trials, 0.0)
-        scores = score(trials)
-        first = scores.argmin(axis=1)
-        reached = scores[np.arange(count), first]
-        better = reached < best - 1e-12
-        here[better] = trials[better, first[better]]
-        best[better] = reached[better]
-        step[~better] *= 0.5
-        if step.max() < 2e-4:
-            break
-    return here
+    rng = np.random.default_rng(0)
+    best: Array = points_QK[np.argmin(score(points_QK), axis=1)]
+    step = _FIRST_STEP
+    while step > last_step:
+        centres = np.unique(best, axis=0)
+        trials = np.concatenate([neighbours(centres, box, step, -(-_POINTS_A_ROUND // len(centres)), rng), centres])
+        best = trials[np.argmin(score(trials), axis=1)]
+        step *= _STEP_FACTOR
+    return best
+
+
+def minimise_score(score: Score, points_QK: Array, box: Box) -> Array:
+    """The best mixture found for one score, shape K."""
+    best: Array = minimise_each(lambda points: score(points)[None], points_QK, box, last_step=1e-6)[0]
+    return best

@@ -16,20 +16,19 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.planning.choose import Wish, choose_mixture
+from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import propose_runs
-from pipeline.planning.fitted import Form
-from pipeline.planning.forms import CANDIDATES, FORMS, REGULARISED_EXPONENTIAL, THREE, combine_predictions
+from pipeline.planning.forms.catalogue import FORMS, REGULARISED_EXPONENTIAL, Form
+from pipeline.planning.goals import Goal
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
-from pipeline.planning.nesting import nest_runs
-from pipeline.planning.parametric import PowerLaw
-from pipeline.planning.runs import RunsTable, build_runs, read_runs
+from pipeline.planning.runs.nesting import nest_runs
+from pipeline.planning.runs.run_table import RunsTable, build_runs, read_runs
+from pipeline.planning.runs.size_maps import affine_map
 from pipeline.planning.search import cloud
 
 DATA = Path(__file__).parents[1] / "unit/pipeline/planning/data"
@@ -64,9 +63,8 @@ def split_errors(table: RunsTable, num_train: int, num_seeds: int) -> dict[str, 
         law = fit_law(train)
         for c, column in enumerate(law.columns):
             truth = test.loss_values[:, c]
-            by_form = {name: form.predict(column.whole[name], test.shares)[0] for name, form in FORMS.items()}
-            guesses = {name: combine_predictions(name, by_form, column.weights) for name in CANDIDATES}
-            guesses["**chosen by cross-validation**"], low, high = column.predict(test.shares)
+            guesses = {name: form.predict(column.whole[name], test.shares)[0] for name, form in FORMS.items()}
+            guesses["**the law**"], low, high = column.predict(test.shares)
             tree = light_gbm(train.shares, train.loss_values[:, c], test.shares)
             if tree is not None:
                 guesses["LightGBM"] = tree
@@ -95,14 +93,11 @@ def public_section(num_seeds: int) -> list[str]:
 
 
 def many_splits_section(num_splits: int = 200, block: int = 20) -> list[str]:
-    """How much 20 random splits leave to luck, and two recipes for the priors beside each other on equal splits.
+    """How much 20 random splits leave to chance.
 
     All splits of one size are fitted in one call (rows of weight 0 are left out); nothing is cross-validated here.
     """
     table = read_runs(DATA / TASKS[0][1], TASKS[0][2])
-    own = FORMS["shared_exponent"]
-    assert isinstance(own, PowerLaw)
-    published = replace(own, inner_centre=0.6)  # centres log 0.6 and log 0.5, as wide as ours
     lines = [
         f"## 3 domains, 410M, 60k steps: {num_splits} random splits a size (means of 3 losses)", "",
         "| form | 8 of 32 | means of 20 splits | 14 of 32 | 24 of 32 |", "|---|---|---|---|---|",
@@ -113,12 +108,7 @@ def many_splits_section(num_splits: int = 200, block: int = 20) -> list[str]:
         kept = np.zeros((num_splits, table.num_runs))
         for row in kept:
             row[rng.permutation(table.num_runs)[:num_train]] = 1.0
-        three = [_split_predictions(FORMS[name], table, kept) for name in THREE]
-        guesses = {name: _split_predictions(FORMS[name], table, kept) for name in ("mean", "exponential")}
-        guesses |= dict(zip(THREE, three, strict=True))
-        guesses["average of the three"] = np.mean(three, axis=0)
-        other = _split_predictions(published, table, kept)
-        guesses["average, other centres of the priors (g 0.6, a 0.5)"] = np.mean([other, *three[1:]], axis=0)
+        guesses = {name: _split_predictions(form, table, kept) for name, form in FORMS.items()}
         gaps = {name: np.abs(guess - table.loss_values.T[:, None]) * (1 - kept) for name, guess in guesses.items()}
         columns.append({name: gap.sum(axis=2).mean(axis=0) / (1 - kept).sum(axis=1) for name, gap in gaps.items()})
     for name in columns[0]:
@@ -142,7 +132,7 @@ def two_domain_section() -> list[str]:
     """Every step of the 2-domain runs, each of the five ratios left out once; the interval draws the ratios anew."""
     lines = [
         "## 2 domains, every size and step (4 of 5 ratios, each left out once)", "",
-        "| setting | exponential | shared exponent | chosen by cross-validation | less exponential, 95 % |",
+        "| setting | exponential | shared exponent | the law | less exponential, 95 % |",
         "|---|---|---|---|---|",
     ]  # fmt: skip
     table = read_runs(DATA / "2mix.csv")
@@ -178,26 +168,30 @@ def few_runs_section(num_truths: int = 40) -> list[str]:
     Besides the families of the other simulations one that is steeper towards a share of 0.
     """
     families = (*FAMILIES, "steep power")
-    names = ("exponential", REGULARISED_EXPONENTIAL, "average_of_three")
+    singles = ("exponential", REGULARISED_EXPONENTIAL)
+    names = (*singles, "the law")
     lines = [
         f"## Few runs of two simulated domains ({num_truths} truths of each of {len(families)} families)", "",
         "| shares tried | runs | noise | " + " | ".join(f"{name}: error, loss at the choice" for name in names) + " |",
         "|---" * (3 + len(names)) + "|",
     ]  # fmt: skip
-    whole = np.linspace(0, 1, 1001)
+    first_share = np.linspace(0, 1, 1001)
+    asked = np.stack([first_share, 1 - first_share], axis=1)
     for edge, num_runs, noise in itertools.product((0.02, 0.1, 0.2, 0.3), (4, 6), (0.0, 0.005, 0.01)):
-        first = np.linspace(edge, 1 - edge, num_runs)
-        inside = (edge <= whole) & (whole <= 1 - edge)
+        tried = np.linspace(edge, 1 - edge, num_runs)
+        shares = np.stack([tried, 1 - tried], axis=1)
+        inside = (edge <= first_share) & (first_share <= 1 - edge)
         rows = []
         for family, seed in itertools.product(families, range(num_truths)):
             rng = np.random.default_rng([seed, num_runs, families.index(family)])
             truth = random_truth(family, 2, rng)
-            losses, expected = (truth(np.stack([x, 1 - x], axis=1)).T for x in (first, whole))
-            noisy = losses * (1 + noise * rng.normal(size=losses.shape))
-            shares, asked = (np.stack([x, 1 - x], axis=1) for x in (first, whole))
-            fits = {name: FORMS[name].fit(shares, noisy, np.ones_like(noisy)) for name in {*names[:2], *THREE}}
-            by_form = {name: FORMS[name].predict(fit, asked) for name, fit in fits.items()}
-            guesses = [combine_predictions(name, by_form, np.ones(3)) for name in names]
+            losses, expected = truth(shares), truth(asked).T
+            law = fit_law(made_table(shares, losses * (1 + noise * rng.normal(size=losses.T.shape).T)))
+            guesses = [
+                np.stack([FORMS[name].predict(column.whole[name], asked)[0] for column in law.columns])
+                for name in singles
+            ]
+            guesses.append(np.stack([column.value(asked) for column in law.columns]))
             total = expected.sum(axis=0)
             missed = [np.abs(guess - expected)[:, inside].mean() for guess in guesses]
             rows.append([missed, [total[guess.sum(axis=0).argmin()] - total.min() for guess in guesses]])
@@ -226,7 +220,7 @@ def random_truth(family: str, num_domains: int, rng: np.random.Generator) -> Tru
         else:
             power = rng.uniform(0.2, 0.5)
             parts.append(lambda r, s=use, c=level, a=height, p=power: c + 0.4 * a * ((0.05 + r @ s) ** -p - 1))
-    return lambda shares: np.stack([part(shares) for part in parts], axis=1)
+    return lambda shares: np.stack([part(shares) for part in parts], axis=-1)
 
 
 def made_table(shares: np.ndarray, losses: np.ndarray) -> RunsTable:
@@ -251,12 +245,12 @@ def repetition_section() -> list[str]:
     shares = np.array([run.shares for run in propose_runs(domains, 9, box, replicates=0)])
     free = fit_law(_two(shares, losses(shares, shares)))
     matched = fit_law(_two(shares, losses(shares, effective_shares(domains, shares, limits))))
-    wish = Wish({"plant": 1.0, "general": 1.0}, limits=limits, num_bootstrap=20)
-    ignore = Wish({"plant": 1.0, "general": 1.0}, num_bootstrap=20)
+    goal = Goal({"plant": 1.0, "general": 1.0}, limits=limits, num_sampled_laws=20)
+    ignore = Goal({"plant": 1.0, "general": 1.0}, num_sampled_laws=20)
     rows = [
         ("right share of plant", right[0]),
         ("proxies never met repetition, nothing done about it", choose_mixture(free, ignore).shares[0]),
-        ("same proxies, value of repetition by R*", choose_mixture(free, wish).shares[0]),
+        ("same proxies, value of repetition by R*", choose_mixture(free, goal).shares[0]),
         ("pool-matched proxies", choose_mixture(matched, ignore).shares[0]),
     ]
     lines = [
@@ -285,7 +279,7 @@ def nesting_section() -> list[str]:
         return float(np.nanmean(np.abs(table.loss_values[rows] - truth.loss_values)))
 
     return [
-        "## From short to long (3mix, 160M: steps up to 30k foretell 60k)", "",
+        "## From short to long (3mix, 160M: steps up to 30k predict 60k)", "",
         "| | mean absolute error |", "|---|---|",
         f"| power law in steps, shared exponent | {gap(carried):.4f} |",
         f"| last value seen | {gap(last):.4f} |",
@@ -296,10 +290,6 @@ def nesting_section() -> list[str]:
 
 
 def _size_errors() -> list[tuple[int, float, float]]:
-    from itertools import combinations
-
-    from pipeline.planning.size_maps import affine_map
-
     small = read_runs(DATA / "3mix.csv", "model_size = '160M' AND step = 60000")
     large = read_runs(DATA / "3mix.csv", "model_size = '410M' AND step = 60000")
     pairs = []
@@ -310,7 +300,7 @@ def _size_errors() -> list[tuple[int, float, float]]:
     result = []
     for count in (2, 3):
         errors, means = [], []
-        for used in combinations(range(len(pairs)), count):
+        for used in itertools.combinations(range(len(pairs)), count):
             rest = [n for n in range(len(pairs)) if n not in used]
             for c in range(small.loss_values.shape[1]):
                 x = np.array([pairs[n][0][c] for n in used])
@@ -332,10 +322,10 @@ def time_section() -> list[str]:
     large = made_table(seven, random_truth("additive", 7, rng)(seven) + 0.005 * rng.normal(size=(42, 7)))
     rows: list[tuple[str, float]] = []
     for name, table in (("3 domains, 3 losses, 32 runs", public), ("7 domains, 7 losses, 42 runs", large)):
-        rows.append((f"fit and cross-validate all {len(FORMS)} forms: {name}", _seconds(lambda t=table: fit_law(t))))
+        rows.append((f"fit and cross-validate {len(FORMS)} forms: {name}", _seconds(lambda t=table: fit_law(t))))
     law: Law = fit_law(public)
-    wish = Wish(dict.fromkeys(law.losses, 1.0))
-    rows.append(("choose with 120 drawn laws: 3 domains", _seconds(lambda: choose_mixture(law, wish))))
+    goal = Goal(dict.fromkeys(law.losses, 1.0))
+    rows.append(("choose with 120 drawn laws: 3 domains", _seconds(lambda: choose_mixture(law, goal))))
     lines = ["## Time (median of 3, wall clock)", "", "| what | s |", "|---|---|"]
     return lines + [f"| {name} | {seconds:.2f} |" for name, seconds in rows]
 

@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from bench_planning import FAMILIES, made_table, random_truth
 
-from pipeline.planning.choose import Wish, choose_mixture
+from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import propose_runs
+from pipeline.planning.goals import Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box
-from pipeline.planning.search import cloud, descend, minimise_score
+from pipeline.planning.search import cloud, minimise_score
 
 NOISES = (0.0, 0.005, 0.02)
 SHARE_OF_SIMS = {2: 1.0, 3: 1.0, 5: 0.67, 7: 0.67}
@@ -65,14 +66,13 @@ def simulate(cell: Cell) -> dict[str, object]:
     error = [np.abs(value - expected[:, c]).mean() for c, (value, _, _) in enumerate(predicted)]
 
     def objective(points: np.ndarray) -> np.ndarray:
-        total: np.ndarray = truth(points).sum(axis=1)
+        total: np.ndarray = truth(points).sum(axis=-1)
         return total
 
     best = minimise_score(objective, cloud(box, 2000, np.random.default_rng(0)), box)
-    best = descend(best, objective, box, first_step=1e-3, last_step=1e-6)
-    chosen = choose_mixture(law, Wish(dict.fromkeys(law.losses, 1.0)))
+    chosen = choose_mixture(law, Goal(dict.fromkeys(law.losses, 1.0)))
     least, reached = objective(np.stack([best, chosen.shares]))
-    low, high = chosen.objective_interval
+    _, low, high = chosen.objective
     return {
         "covered": float(np.mean(covered)), "error": float(np.mean(error)), "lost": float(reached - least),
         "objective_held": bool(low <= reached <= high), "best": best.tolist(),

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.planning.checks import check_runs, noise_floor, outside_hull
-from pipeline.planning.runs import read_mixtures, read_runs
+from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull
+from pipeline.planning.runs.run_table import read_mixtures, read_runs
 
 DATA = Path(__file__).parent / "data"
 LARGE = "model_size = '410M' AND step = 60000"
@@ -135,7 +135,13 @@ def test_replicates_give_a_noise_floor_and_contradictions_are_refused(tmp_path):
 def test_runs_on_one_edge_are_refused_and_a_single_share_is_warned_of(tmp_path):
     head = "mix_a,mix_b,mix_c,loss_a\n"
     edge = head + "".join(f"{a / 8},{1 - a / 8},0,{a}\n" for a in range(8))
-    assert "mix_c is 0 in every run" in refusal(tmp_path, edge)
+    message = refusal(tmp_path, edge)
+    assert "mix_c is 0 in every run" in message
+    assert "--drop-empty-domains" in message
+    dropped = read_runs(write(tmp_path, edge), drop_empty_domains=True)
+    assert dropped.domains == ("a", "b")
+    assert dropped.warnings == ("c: 0 in every run, so the domain is left out of the law; nothing is known of it",)
+    assert check_runs(dropped) == []
     fixed = head + "".join(f"{a / 10},{0.75 - a / 10},0.25,{a}\n" for a in range(7))
     warnings = check_runs(read_runs(write(tmp_path, fixed)))
     assert any("c has the single share 0.25" in line for line in warnings)
@@ -152,6 +158,16 @@ def test_losses_measured_in_different_ways_are_refused(tmp_path):
     assert "1001 (row 4)" in message
 
 
+def test_dropping_empty_domains_leaves_other_tables_as_they_are(tmp_path):
+    path = write(tmp_path, GOOD)
+    kept, dropped = read_runs(path), read_runs(path, drop_empty_domains=True)
+    assert dropped.domains == kept.domains
+    assert dropped.warnings == kept.warnings == ()
+    lonely = "mix_a,mix_b,loss_a\n" + "1,0,2\n" * 3
+    with pytest.raises(ConfigError, match=r"1 mix_<domain> column.* a mixture needs 2 to 20"):
+        read_runs(write(tmp_path, lonely), drop_empty_domains=True)
+
+
 def test_outside_hull():
     tried = np.array([[0.2, 0.8, 0.0], [0.8, 0.2, 0.0], [0.2, 0.2, 0.6]])
     asked = np.array([[0.4, 0.4, 0.2], [0.2, 0.8, 0.0], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0]])
@@ -164,9 +180,9 @@ def test_mixtures_to_predict_must_have_the_domains_of_the_law(tmp_path):
     assert names == ["mix_general", "mix_plant", "name"]
     assert columns["name"] == ["x"]
     assert shares.tolist() == [[0.75, 0.25]]
-    with pytest.raises(ConfigError, match=r"missing column.*mix_herbarium"):
+    with pytest.raises(ConfigError, match=r"missing columns: mix_herbarium;"):
         read_mixtures(path, ("plant", "general", "herbarium"))
-    with pytest.raises(ConfigError, match="mix_plant is not a domain of the law"):
+    with pytest.raises(ConfigError, match="no domain of the law: mix_plant"):
         read_mixtures(path, ("general",))
 
 

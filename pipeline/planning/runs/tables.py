@@ -1,8 +1,7 @@
-"""A table of runs as columns of plain values: csv or parquet files, or the runs recorded in a work folder.
+"""A table of runs as columns of plain values: a csv or parquet file, or the runs recorded in a work folder.
 
-Reads one file (or a catalogue) through an in-memory DuckDB, which also evaluates the filter. A csv may be separated by
-commas, semicolons (then also with decimal commas) or tabs, with or without a byte-order mark. Writes nothing. Gives up
-with ConfigError.
+Reads it through an in-memory DuckDB, which also evaluates the filter. A csv may be separated by commas, semicolons
+(then also with decimal commas) or tabs, with or without a byte-order mark. Writes nothing. Gives up with ConfigError.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ from manifests.errors import ConfigError
 ROW = "__row"
 """Name of the added column: the 1-based data row of the file, before any filter."""
 
+Columns = dict[str, list[Any]]
+
 _SEPARATORS = ",;\t|"
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 
 
 def read_table(
     path: str | Path, where: str | None = None, *, as_written: bool = False
-) -> tuple[list[str], dict[str, list[Any]], str]:
-    """Column names, columns (with the 1-based data row as `__row`) and the file's sha256.
+) -> tuple[list[str], Columns, str]:
+    """Column names, columns (with the data row as `__row`) and the sha256 of the file.
 
     `as_written` keeps the cells of a csv as text, to be given back unchanged (unless it writes decimal commas).
 
@@ -41,7 +42,7 @@ def read_table(
     with duckdb.connect() as database:
         database.execute("SET threads = 1")
         sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file, as_written)
-        database.execute("SET enable_external_access = false")  # a filter reads this table and nothing else
+        database.execute("SET enable_external_access = false")  # the filter must not read other files
         filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
         try:
             result = database.execute(f"SELECT * FROM ({filtered}) ORDER BY {ROW}")
@@ -54,8 +55,7 @@ def read_table(
             ) from None
     if not rows:
         raise ConfigError(f"{file}: no rows" + (f' are left by --where "{where}"' if where else ""))
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    return names, columns, sha256
+    return names, {name: [row[i] for row in rows] for i, name in enumerate(names)}, sha256
 
 
 def _load_file(database: Any, file: Path, as_written: bool) -> str:
@@ -65,7 +65,7 @@ def _load_file(database: Any, file: Path, as_written: bool) -> str:
     content = file.read_bytes()
     if file.suffix.lower() in (".parquet", ".pq"):
         reader = "read_parquet(?)"
-        _refuse_twins(file, _parquet_names(file))
+        _refuse_doubled_names(file, _parquet_names(file))
     else:
         separator, decimal = _csv_marks(file, content)
         reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', decimal_separator = '{decimal}'"
@@ -78,20 +78,18 @@ def _load_file(database: Any, file: Path, as_written: bool) -> str:
 
 
 def _csv_marks(file: Path, content: bytes) -> tuple[str, str]:
-    """The separator of the columns (the one the header holds most of) and the decimal mark.
+    """The separator (of which the header holds most) and the decimal mark.
 
-    Raises: ConfigError for a column name that stands twice (one of the two would be lost) and for a row of another
-    length than the header.
+    Raises: ConfigError for a column name that stands twice, and for a row of another length than the header.
     """
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ConfigError(f"{file}: the text is UTF-16; save it as UTF-8")
     text = io.StringIO(content.decode("utf-8-sig", errors="replace"), newline="")
-    head = text.readline()
-    separator = max(_SEPARATORS, key=head.count)
+    separator = max(_SEPARATORS, key=text.readline().count)
     text.seek(0)
     rows = [cells for cells in csv.reader(text, delimiter=separator) if cells]
     names = [name.strip() for name in rows[0]] if rows else []
-    _refuse_twins(file, names)
+    _refuse_doubled_names(file, names)
     for row, cells in enumerate(rows[1:], start=1):
         if len(cells) != len(names):
             raise ConfigError(f"{file}: row {row} has {len(cells)} cells, the header {len(names)}")
@@ -109,8 +107,8 @@ def _parquet_names(file: Path) -> list[str]:
         raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
 
 
-def _refuse_twins(file: Path, names: list[str]) -> None:
-    """DuckDB tells columns apart without regard to case, and would rename the second one."""
+def _refuse_doubled_names(file: Path, names: list[str]) -> None:
+    """DuckDB ignores the case of column names and would rename the second one."""
     folded = [name.casefold() for name in names]
     twice = sorted({name for name, key in zip(names, folded, strict=True) if name and folded.count(key) > 1})
     if twice:
@@ -121,7 +119,7 @@ def _refuse_twins(file: Path, names: list[str]) -> None:
 
 
 def _load_recorded(database: Any, workdir: Path) -> str:
-    """Make the table `runs` from what a work folder's catalogue holds; returns the sha256 of its rows."""
+    """Make the table `runs` from the catalogue of a work folder; returns the sha256 of its rows."""
     import pyarrow as pa
 
     from manifests.reader import read_proxy_runs

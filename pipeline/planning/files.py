@@ -1,0 +1,204 @@
+"""The planner's files: law.json, a whole law exact to the last bit, and mixture.json, a choice with its evidence.
+
+law.json holds the parameters of every fitted form, the training runs (the Gaussian process predicts from them),
+held-out errors and warnings; the same runs give the same bytes. The mix stage and people read mixture.json.
+Reads and writes local or fsspec paths. Gives up with ConfigError on a file that is no law.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifests import storage
+from manifests.errors import ConfigError
+from pipeline.planning.arrays import Array
+from pipeline.planning.choose import Choice, TradeOff
+from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
+from pipeline.planning.forms.fitted import Fitted
+from pipeline.planning.goals import Goal
+from pipeline.planning.laws import ColumnLaw, Law
+from pipeline.planning.runs.run_table import RunsTable
+
+LAW_FORMAT = "plantmix-law/2"
+MIXTURE_FORMAT = "plantmix-mixture/1"
+_ARRAYS = {
+    ColumnLaw: {"residuals": float, "residual_folds": int, "residual_widths": float},
+    RunsTable: {
+        "shares": float, "loss_values": float, "weights": float, "rows": int, "model_sizes": str, "steps": float,
+        "seeds": str, "samples_seen": float, "derived": bool,
+    },
+}  # fmt: skip
+
+
+def write_json(values: dict[str, Any], path: str | Path) -> None:
+    """Publish a mapping as readable json with sorted keys.
+
+    Raises: ConfigError when the place cannot be written.
+    """
+    text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """Publish a small file whole, and make its folder where there is none.
+
+    Raises: ConfigError when the place cannot be written.
+    """
+    storage.make_parent(str(path))
+    try:
+        storage.publish_bytes(str(path), content)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def read_law(path: str | Path) -> tuple[Law, str]:
+    """A law and the sha256 of its file.
+
+    Raises: ConfigError for a missing file or one that holds no law of this version.
+    """
+    try:
+        content = Path(path).read_bytes()
+        values = json.loads(content)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such law; make one with `plantmix plan fit RUNS.csv --out {path}`") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not a law file: {error}") from None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != LAW_FORMAT:
+        raise ConfigError(f"{path}: not a law file of format {LAW_FORMAT} (found: {found!r}); fit the law again")
+    try:
+        return law_from_json(values), hashlib.sha256(content).hexdigest()
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"{path}: a damaged law file ({error!r}); fit the law again") from None
+
+
+def law_to_json(law: Law) -> dict[str, Any]:
+    """A law as plain json values: its fields by their names; nan becomes null."""
+    return {
+        "format": LAW_FORMAT,
+        "domains": list(law.domains),
+        "warnings": list(law.warnings),
+        "nesting": list(law.nesting),
+        "runs": _plain(law.runs),
+        "columns": [_plain(column) for column in law.columns],
+    }
+
+
+def law_from_json(values: dict[str, Any]) -> Law:
+    """The law that `law_to_json` wrote, number for number."""
+    runs = RunsTable(**_typed(RunsTable, values["runs"]))
+    columns = tuple(_column_from_json(column, runs.shares) for column in values["columns"])
+    return Law(runs.domains, columns, runs, tuple(values["warnings"]), tuple(values["nesting"]))
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings and arrays as lists."""
+    if isinstance(value, Fitted):  # the anchors are the shares of the runs, which the file holds once
+        return _plain(value.arrays)
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | tuple | list):
+        return [_plain(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a dataclass from their json values: a list becomes an array where the field is one, else a tuple."""
+    typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return typed | {name: np.array(values[name], dtype=kind_of) for name, kind_of in _ARRAYS[kind].items()}
+
+
+def _column_from_json(values: dict[str, Any], shares: Array) -> ColumnLaw:
+    def fits(held: dict[str, Any]) -> dict[str, Fitted]:
+        unknown = sorted(set(held) - set(FORMS))
+        if unknown:
+            raise ValueError(f"unknown form {unknown[0]}")
+        loaded = {
+            name: {key: np.array(value, dtype=float) for key, value in arrays.items()} for name, arrays in held.items()
+        }
+        return {name: Fitted(arrays, shares if "alpha" in arrays else None) for name, arrays in loaded.items()}
+
+    if not values["residuals"]:
+        raise ValueError("no held-out errors")
+    fields = {**_typed(ColumnLaw, values), "whole": fits(values["whole"]), "folds": fits(values["folds"])}
+    if fields["noise_floor"] is None:
+        fields["noise_floor"] = float("nan")
+    return ColumnLaw(**fields)
+
+
+def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice: Choice) -> dict[str, Any]:
+    """The chosen mixture as plain json values; `ratio` sums to 1 within 1e-9."""
+    domains = law.domains
+    epochs = {domain: float(passes) for domain, passes in zip(domains, choice.epochs, strict=True)}
+    constraints = [
+        {"loss": c.loss, "limit": c.limit, "relative_to_best": c.relative, "allowed": choice.allowed[c.loss]}
+        for c in goal.constraints
+    ]
+    return {
+        "format": MIXTURE_FORMAT,
+        "ratio": _by_domain(domains, choice.shares),
+        "interval": _by_domain(domains, choice.interval),
+        "near_optimal": {
+            "within_nats": goal.near_optimal_nats,
+            "shares": _by_domain(domains, choice.near_optimal),
+        },
+        "objective": {
+            "weights": dict(goal.weights),
+            "constraints": constraints,
+            "value": choice.objective[0],
+            "interval": list(choice.objective[1:]),
+        },
+        "predicted": {
+            name: {"loss": value, "low": low, "high": high} for name, (value, low, high) in choice.losses.items()
+        },
+        "trade_off": None if choice.trade_off is None else _curve(domains, choice.trade_off),
+        "epochs": {domain: passes for domain, passes in epochs.items() if math.isfinite(passes)},
+        "binding": list(choice.binding),
+        "law": {
+            "file": law_name,
+            "sha256": law_sha256,
+            "runs": {"file": law.runs.source, "sha256": law.runs.sha256, "where": law.runs.where},
+            "num_runs": law.runs.num_runs,
+            "losses": {column.loss: _evidence(column) for column in law.columns},
+        },
+        "limits": dataclasses.asdict(goal.limits),
+        "warnings": list(choice.warnings),
+    }
+
+
+def _evidence(column: ColumnLaw) -> dict[str, Any]:
+    return {
+        "form": column.describe_weights(),
+        "cv_error": column.error,
+        "cv_error_mean": column.form_errors[MEAN],
+        "cv_error_exponential": column.form_errors[EXPONENTIAL],
+        "noise_floor": None if math.isnan(column.noise_floor) else column.noise_floor,
+        "coverage_of_90_percent_interval": column.coverage,
+    }
+
+
+def _curve(domains: tuple[str, ...], trade_off: TradeOff) -> dict[str, Any]:
+    points = [
+        {
+            "ratio": _by_domain(domains, shares),
+            "losses": {loss: {"loss": value} for loss, value in zip(trade_off.losses, values.tolist(), strict=True)},
+        }
+        for shares, values in zip(trade_off.shares, trade_off.predicted, strict=True)
+    ]
+    return {"between": list(trade_off.losses), "points": points}
+
+
+def _by_domain(domains: tuple[str, ...], values: Array) -> dict[str, Any]:
+    """One value or pair of ends for each domain."""
+    return dict(zip(domains, values.tolist(), strict=True))

@@ -1,0 +1,64 @@
+"""What every form shares: the parameters it was fitted to, and the units and bounds of its predictions.
+
+Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.planning.arrays import Array, Index
+
+# A prediction may lie at most this many ranges of the fitted losses above the highest or below the lowest one.
+# An unbounded exponential law with 6 to 10 runs errs by 100 nats and more outside the tried ratios.
+CEILING_RANGES = 3.0
+FLOOR_RANGES = 0.5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Parameters of F fits of one form: named arrays with a leading axis of fits.
+
+    `anchors` are the training shares. Only the Gaussian process keeps them.
+    """
+
+    arrays: dict[str, Array]
+    anchors: Array | None = None
+
+    def take(self, fits: Sequence[int] | Index | slice) -> Fitted:
+        """The given fits, in the given order; a fit may be named more than once."""
+        return Fitted({name: values[fits] for name, values in self.arrays.items()}, self.anchors)
+
+
+def standardise(losses_FN: Array, weights_FN: Array) -> tuple[Array, Array, Array]:
+    """Weighted mean and standard deviation of each fit, and the losses in these units: centre_F, scale_F, z_FN."""
+    total = weights_FN.sum(axis=1, keepdims=True)
+    centre = (weights_FN * losses_FN).sum(axis=1, keepdims=True) / total
+    spread = np.sqrt((weights_FN * (losses_FN - centre) ** 2).sum(axis=1, keepdims=True) / total)
+    scale = np.maximum(spread, 1e-9)
+    return centre[:, 0], scale[:, 0], (losses_FN - centre) / scale
+
+
+def unit_arrays(losses_FN: Array, weights_FN: Array) -> dict[str, Array]:
+    """What turns standardised predictions into losses again: centre, scale, and the bounds floor and ceiling."""
+    centre, scale, z = standardise(losses_FN, weights_FN)
+    lowest = np.where(weights_FN > 0, z, np.inf).min(axis=1)
+    highest = np.where(weights_FN > 0, z, -np.inf).max(axis=1)
+    span = highest - lowest
+    return {
+        "centre": centre,
+        "scale": scale,
+        "floor": lowest - FLOOR_RANGES * span,
+        "ceiling": highest + CEILING_RANGES * span,
+    }
+
+
+def as_losses(fitted: Fitted, standard_FQ: Array) -> Array:
+    """Standardised predictions as losses, held within floor and ceiling."""
+    arrays = fitted.arrays
+    held = np.clip(standard_FQ, arrays["floor"][:, None], arrays["ceiling"][:, None])
+    result: Array = arrays["centre"][:, None] + arrays["scale"][:, None] * held
+    return result

@@ -1,0 +1,180 @@
+"""A Gaussian process over mixtures: Matern 5/2 on r^q, plus a linear kernel on r^q, plus a constant.
+
+The five hyper-parameters maximise the marginal likelihood under log-normal priors, many fits at once. The process
+also says how uncertain it is: by a standard deviation, and by random functions that the runs leave possible.
+Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains, H hyper-parameters, B functions, P support points.
+
+Source: Rasmussen and Williams 2006, chapters 2, 4 and 5 for the equations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.planning.arrays import Array, Index
+from pipeline.planning.forms.descent import Objective, Prior, minimise_from
+from pipeline.planning.forms.fitted import Fitted, as_losses, standardise, unit_arrays
+
+_ROOT_FIVE = np.sqrt(5.0)
+_JITTER = 1e-9
+_CONSTANT = 4.0
+# Points at which a random function is drawn, besides the runs.
+_EXTRA_POINTS = 60
+_SUPPORT_JITTER = 1e-6
+# Logarithms of: Matern variance, length, power q, linear variance, noise variance of one unit of weight.
+# Centres and widths were chosen on the public 3-domain runs.
+PRIOR = Prior(
+    mean=np.log([3.0, 2.0, 0.5, 5.0, 0.02**2]),
+    sd=np.array([1.0, 1.0, 1.0, 1.5, 2.0]),
+    lower=np.log([1e-3, 0.05, 0.1, 1e-4, 1e-7]),
+    upper=np.log([1e3, 20.0, 1.2, 1e3, 0.3]),
+)
+# The centre of the prior, a short length with little noise, and a long length with much.
+_STARTS = PRIOR.mean + np.array([[0.0] * 5, [0.0, -0.7, 0.0, 0.0, -2.0], [0.0, 0.7, 0.0, 0.0, 2.0]])
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """Matern 5/2 + linear + constant on r^q, in standardised units."""
+
+    name: str = "gaussian_process"
+
+    def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
+        """Fit every row of losses; a run of weight w has 1/w times the noise variance of a run of weight 1."""
+        _, _, z = standardise(losses_FN, weights_FN)
+        root_weight = np.sqrt(weights_FN)
+        starts = [warm.arrays["theta"]] if warm else [np.repeat(start[None], len(z), axis=0) for start in _STARTS]
+        theta = minimise_from(_likelihood(shares_NK, z, root_weight), starts, PRIOR)
+        noisy = _noisy_covariance(_kernel(theta, shares_NK, shares_NK), theta, root_weight)
+        alpha = np.linalg.solve(noisy, (z * root_weight)[:, :, None])[:, :, 0]
+        arrays = {"theta": theta, "alpha": alpha * root_weight, "root_weight": root_weight}
+        return Fitted({**arrays, **unit_arrays(losses_FN, weights_FN)}, shares_NK)
+
+    def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
+        """Posterior mean, shape F x Q, held within its bounds."""
+        kernel = _kernel(fitted.arrays["theta"], shares_QK, _anchors(fitted))
+        return as_losses(fitted, (kernel @ fitted.arrays["alpha"][:, :, None])[:, :, 0])
+
+    def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
+        """Posterior standard deviation of a new noisy loss, shape F x Q."""
+        theta, scale = fitted.arrays["theta"], fitted.arrays["scale"]
+        cross, inverse = self._cross_and_inverse(fitted, shares_QK)
+        explained = np.sum((cross @ inverse) * cross, axis=2)
+        features, _ = _powers(shares_QK, np.exp(theta[:, 2]))
+        own = np.exp(theta[:, :1]) + np.exp(theta[:, 3:4]) * np.sum(features**2, axis=2) + _CONSTANT
+        noise = np.exp(theta[:, 4:5])
+        result: Array = scale[:, None] * np.sqrt(np.maximum(own - explained, 0.0) + noise)
+        return result
+
+    def sample(self, fitted: Fitted, count: int, rng: np.random.Generator) -> RandomFunctions:
+        """`count` draws from the posterior of the first fit, less its mean: how much the noise-free loss may be off."""
+        tried, scale = _anchors(fitted), fitted.arrays["scale"][0]
+        extra = rng.dirichlet(np.full(tried.shape[1], 0.7), _EXTRA_POINTS)
+        support = np.unique(np.round(np.concatenate([tried, extra]), 6), axis=0)
+        own = _kernel(fitted.arrays["theta"][:1], support, support)[0]
+        cross, inverse = (part[0] for part in self._cross_and_inverse(fitted, support))
+        values, vectors = np.linalg.eigh(own - cross @ inverse @ cross.T)
+        root = scale * vectors * np.sqrt(np.maximum(values, 0.0))
+        drawn = rng.normal(size=(count, len(support))) @ root.T
+        own[np.diag_indices(len(support))] += _SUPPORT_JITTER * float(np.trace(own)) / len(support)
+        return RandomFunctions(fitted.arrays["theta"][:1], support, np.linalg.solve(own, drawn.T).T)
+
+    def _cross_and_inverse(self, fitted: Fitted, shares_QK: Array) -> tuple[Array, Array]:
+        """Weighted covariance of the queries with the runs, and the inverse of the runs' own covariance."""
+        theta, root, anchors = fitted.arrays["theta"], fitted.arrays["root_weight"], _anchors(fitted)
+        noisy = _noisy_covariance(_kernel(theta, anchors, anchors), theta, root)
+        return _kernel(theta, shares_QK, anchors) * root[:, None, :], np.asarray(np.linalg.inv(noisy), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RandomFunctions:
+    """B functions of the mixture: weights times the kernel with the support points, which interpolates the draws."""
+
+    theta: Array
+    support: Array
+    weights: Array  # B x P
+
+    def at(self, shares_QK: Array) -> Array:
+        """Values in nats, shape B x Q."""
+        return np.asarray(self.weights @ _kernel(self.theta, self.support, shares_QK)[0])
+
+
+def _anchors(fitted: Fitted) -> Array:
+    if fitted.anchors is None:
+        raise ValueError("a Gaussian process cannot predict without its training shares")
+    return fitted.anchors
+
+
+def _noisy_covariance(kernel: Array, theta: Array, root_weight: Array) -> Array:
+    """The weighted kernel plus noise; a run that is left out becomes a row of the identity matrix."""
+    noisy = kernel * root_weight[:, :, None] * root_weight[:, None, :]
+    index = np.arange(noisy.shape[1])
+    noisy[:, index, index] += np.where(root_weight > 0, np.exp(theta[:, 4])[:, None], 1.0) + _JITTER
+    return noisy
+
+
+def _likelihood(shares: Array, z_FN: Array, root_weight_FN: Array) -> Objective:
+    """Negative log marginal likelihood with its downhill direction and Fisher information."""
+
+    def objective(theta: Array, fits: Index) -> tuple[Array, Array, Array]:
+        root, scaled = root_weight_FN[fits], z_FN[fits] * root_weight_FN[fits]
+        kernel, slopes = _kernel_slopes(theta, shares)
+        noisy = _noisy_covariance(kernel, theta, root)
+        inverse = np.linalg.inv(noisy)
+        alpha = (inverse @ scaled[:, :, None])[:, :, 0]
+        cost = 0.5 * (np.sum(scaled * alpha, axis=1) + np.linalg.slogdet(noisy)[1])
+        index = np.arange(noisy.shape[1])
+        noise_slope = np.zeros_like(noisy)
+        noise_slope[:, index, index] = np.where(root > 0, np.exp(theta[:, 4])[:, None], 0.0)
+        outer = root[:, :, None] * root[:, None, :]
+        slopes_HFNN = np.stack([*(slope * outer for slope in slopes), noise_slope])
+        moved_HFNN = inverse @ slopes_HFNN
+        quadratic_HF = np.sum((slopes_HFNN @ alpha[:, :, None])[:, :, :, 0] * alpha, axis=2)
+        downhill = 0.5 * (quadratic_HF - np.trace(moved_HFNN, axis1=2, axis2=3)).T
+        information = 0.5 * np.einsum("afnm,bfmn->fab", moved_HFNN, moved_HFNN)
+        return cost, downhill, information
+
+    return objective
+
+
+def _kernel(theta: Array, left_AK: Array, right_BK: Array) -> Array:
+    """Covariance of standardised losses, shape F x A x B."""
+    variance, length, power, linear, _ = np.exp(theta).T
+    left, right = _powers(left_AK, power)[0], _powers(right_BK, power)[0]
+    product = left @ np.swapaxes(right, 1, 2)
+    distance = _distance(left, right, product) / length[:, None, None]
+    matern = (1.0 + _ROOT_FIVE * distance + 5.0 / 3.0 * distance**2) * np.exp(-_ROOT_FIVE * distance)
+    result: Array = variance[:, None, None] * matern + linear[:, None, None] * product + _CONSTANT
+    return result
+
+
+def _kernel_slopes(theta: Array, shares: Array) -> tuple[Array, list[Array]]:
+    """The kernel among the runs and its derivatives by the first four columns of theta."""
+    variance, length, _, linear, _ = np.exp(theta)[:, :, None, None].swapaxes(0, 1)
+    features, by_power = _powers(shares, np.exp(theta[:, 2]))
+    product = features @ np.swapaxes(features, 1, 2)
+    distance = _distance(features, features, product) / length
+    decay = variance * np.exp(-_ROOT_FIVE * distance)
+    matern = (1.0 + _ROOT_FIVE * distance + 5.0 / 3.0 * distance**2) * decay
+    base = -5.0 / 3.0 * (1.0 + _ROOT_FIVE * distance) * decay  # derivative of matern by distance, over distance
+    own = np.sum(features * by_power, axis=2)
+    crossed = features @ np.swapaxes(by_power, 1, 2)
+    crossed = crossed + np.swapaxes(crossed, 1, 2)
+    squared_by_power = 2.0 * (own[:, :, None] + own[:, None, :] - crossed)
+    by_q = base * squared_by_power / (2.0 * length**2) + linear * crossed
+    return matern + linear * product + _CONSTANT, [matern, -base * distance**2, by_q, linear * product]
+
+
+def _powers(shares: Array, power_F: Array) -> tuple[Array, Array]:
+    """r^q for each fit, shape F x N x K, and its derivative by log q; both are 0 where r is 0."""
+    log_share = np.log(np.maximum(shares, 1e-12))
+    features = np.exp(power_F[:, None, None] * log_share) * (shares > 0)
+    return features, features * log_share * power_F[:, None, None]
+
+
+def _distance(left: Array, right: Array, product: Array) -> Array:
+    lengths = np.sum(left**2, axis=2)[:, :, None] + np.sum(right**2, axis=2)[:, None, :]
+    result: Array = np.sqrt(np.maximum(lengths - 2.0 * product, 0.0) + 1e-14)
+    return result
