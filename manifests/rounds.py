@@ -41,10 +41,10 @@ class FetchRounds:
         ).fetchall()
         return FetchRound(int(rows[0][0]), tuple(json.loads(rows[0][1]))) if rows else None
 
-    def begin(self, recipe: str, outcomes: Sequence[str]) -> FetchRound:
-        """Open the next round, or continue the open one, for these outcomes from now on."""
+    def begin(self, recipe: str, outcomes: Sequence[str], after: int = 0) -> FetchRound:
+        """Open the next round behind `after`, or continue the open one, for these outcomes from now on."""
         unfinished = self.find_open(recipe)
-        number = unfinished.number if unfinished else self.last_closed(recipe) + 1
+        number = unfinished.number if unfinished else max(self.last_closed(recipe), after) + 1
         self._connection.execute(
             "INSERT OR REPLACE INTO fetch_rounds VALUES (?, ?, ?, ?, NULL)",
             [recipe, number, json.dumps(sorted(outcomes)), _now()],

@@ -25,7 +25,7 @@ from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
-from pipeline.stages.fetch_rounds import download_recipe
+from pipeline.stages.fetch_rounds import download_recipe, last_round
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -119,7 +119,7 @@ def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> Roun
         recipe = download_recipe(context.config.fetch.image)
         if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
             return False
-        context.fetch_round = catalog.rounds.begin(recipe, outcomes)
+        context.fetch_round = catalog.rounds.begin(recipe, outcomes, after=last_round(context))
         number = context.fetch_round.number
         return True
 

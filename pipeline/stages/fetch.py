@@ -36,6 +36,7 @@ from pipeline.stages.fetch_rounds import (
     download_recipe,
     last_round,
     parts_up_to,
+    recipes_of,
     rows_to_fetch,
     view_fetched,
     within_limits,
@@ -169,7 +170,8 @@ def _view_candidates(sql: Any, candidates: Files, secrets: Files) -> None:
 
 
 def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return parts_up_to(run, "download", download_recipe(inputs.image), inputs.round)
+    recipes = recipes_of(inputs.image)
+    return [part for recipe in recipes for part in parts_up_to(run, "download", recipe, inputs.round)]
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:

@@ -76,11 +76,17 @@ def download_recipe(image: ImageSettings) -> str:
     return fingerprint({"version": VERSION, "image": image.without_limits().model_dump(mode="json")})
 
 
+def recipes_of(image: ImageSettings) -> tuple[str, ...]:
+    """The recipe, and the name that 0.1.0 gave it, with the limits in it: downloads of both are used."""
+    before = fingerprint({"version": VERSION, "image": image.model_dump(mode="json")})
+    return tuple(dict.fromkeys((download_recipe(image), before)))
+
+
 def last_round(context: BuildContext) -> int:
     """The round that is being run, or else the last one that was finished."""
     if context.fetch_round is not None:
         return context.fetch_round.number
-    return context.catalog.rounds.last_closed(download_recipe(context.config.fetch.image))
+    return max(context.catalog.rounds.last_closed(recipe) for recipe in recipes_of(context.config.fetch.image))
 
 
 def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list[PartRecord]:
@@ -91,12 +97,14 @@ def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
     """What parts fetched, grouped by which of their outcomes are outdated.
 
-    Parts of an older version, which do not say their settings, count as made by the defaults.
+    Parts of 0.1.0 do not say their settings. Their recipe holds the limits of pictures; what decided otherwise counts
+    as the defaults.
     """
     groups: dict[tuple[str, ...], list[PartRecord]] = {}
-    defaults = dict(FetchSettings().deciding())
+    recipe = download_recipe(inputs.image)
     for part in parts:
-        then = part.notes.get("deciding", defaults)
+        image = ImageSettings() if part.reuse_key == recipe else inputs.image
+        then = part.notes.get("deciding") or dict(FetchSettings(image=image).deciding())
         outdated = tuple(outcome for outcome, values in inputs.deciding if then.get(outcome) != values)
         groups.setdefault(outdated, []).append(part)
     return tuple(FetchedFiles(run.files_of(groups[key], "fetched"), key) for key in sorted(groups))
