@@ -27,13 +27,13 @@ def copy(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths that the server of the pictures is asked for from now on."""
     seen: list[str] = []
-    answer = web_server._Handler._answer
+    send_head = web_server._Handler.send_head
 
-    def note(self: Any, with_body: bool) -> None:
-        seen.append(self.path)
-        answer(self, with_body)
+    def note(handler: Any) -> Any:
+        seen.append(handler.path)
+        return send_head(handler)
 
-    monkeypatch.setattr(web_server._Handler, "_answer", note)
+    monkeypatch.setattr(web_server._Handler, "send_head", note)
     return seen
 
 
