@@ -176,7 +176,8 @@ def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
     fetched = by_settings(run, run.parts("download"), inputs)
-    local = FetchedFiles(run.files("local", "fetched"), ())
+    by_key = sorted(run.parts("local"), key=lambda part: part.key)
+    local = FetchedFiles(run.files_of(by_key, "fetched"), ())
     return [Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image))]
 
 

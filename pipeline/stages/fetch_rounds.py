@@ -102,7 +102,7 @@ def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchIn
     """
     groups: dict[tuple[str, ...], list[PartRecord]] = {}
     recipe = download_recipe(inputs.image)
-    for part in parts:
+    for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
         image = ImageSettings() if part.reuse_key == recipe else inputs.image
         then = part.notes.get("deciding") or dict(FetchSettings(image=image).deciding())
         outdated = tuple(outcome for outcome, values in inputs.deciding if then.get(outcome) != values)
