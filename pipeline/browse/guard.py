@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+PARAMETER = "open"  # a telling name, or a value that is not hex, would be masked on its way to the terminal
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -59,7 +60,7 @@ class Guard:
             return _refused("this page answers only under its own address")
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("nothing can be changed here", 405)
-        given = request.query_params.get("token")
+        given = request.query_params.get(PARAMETER)
         if given is not None:
             return self._signed_in(request, host) if self._matches(given) else _refused("the token is not right")
         if not self._matches(request.cookies.get(self._cookie, "")):
@@ -71,7 +72,7 @@ class Guard:
 
     def _signed_in(self, request: Request, host: str) -> Response:
         """To the same page without the token, which is in a cookie from now on."""
-        rest = [pair for pair in parse_qsl(request.url.query, keep_blank_values=True) if pair[0] != "token"]
+        rest = [pair for pair in parse_qsl(request.url.query, keep_blank_values=True) if pair[0] != PARAMETER]
         path = "/" + request.url.path.lstrip("/\\")
         answer = RedirectResponse(f"http://{host}{path}" + ("?" + urlencode(rest) if rest else ""), 303)
         answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")

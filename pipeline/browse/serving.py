@@ -15,6 +15,7 @@ import uvicorn
 
 from manifests.errors import ConfigError
 from pipeline.browse.app import Describe, make_app
+from pipeline.browse.guard import PARAMETER
 from pipeline.browse.index import make_index
 from pipeline.browse.looking import Looking
 from pipeline.browse.snapshot import open_snapshot
@@ -38,9 +39,9 @@ def serve(given: str, port: int, describe_life: Describe) -> int:
         num = looking.rows("SELECT count(*) AS num FROM session.images")[0]["num"]
         print(f"{snapshot.name}: {num:,} images, indexed in {time.monotonic() - started:.1f} s", file=sys.stderr)
         own_port = listening.getsockname()[1]
-        token = secrets.token_urlsafe(24)
+        token = secrets.token_hex(24)
         app = make_app(looking, token=token, port=own_port, as_of=as_of, describe_life=describe_life)
-        print(f"http://{LOOPBACK}:{own_port}/?token={token}", flush=True)
+        print(f"http://{LOOPBACK}:{own_port}/?{PARAMETER}={token}", flush=True)
         print("open this address in a browser on this machine; Ctrl-C ends it", file=sys.stderr)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
         server = uvicorn.Server(config)

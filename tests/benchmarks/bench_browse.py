@@ -164,7 +164,7 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
         looking = Looking(snapshot, facets)
         app = make_app(looking, token="t", port=1, as_of="", describe_life=lambda life: ())
         client = TestClient(app, base_url="http://127.0.0.1:1", follow_redirects=False)
-        client.get("/?token=t")
+        client.get("/?open=t")
         timed("first page", lambda: client.get("/"))
         cases = {f"{facet.name}={row['value']}": Filters(chosen={facet.name: (row["value"],)})
                  for facet, shown in zip(facets, looking.counts(Filters())[1], strict=True)

@@ -35,7 +35,7 @@ def make_client(looking: Looking, *, signed_in: bool = True) -> TestClient:
     app = make_app(looking, token=TOKEN, port=PORT, as_of="today", describe_life=describe_life)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
     if signed_in:
-        assert client.get("/", params={"token": TOKEN}).status_code == 303
+        assert client.get("/", params={"open": TOKEN}).status_code == 303
     return client
 
 

@@ -18,12 +18,12 @@ def test_nothing_is_given_without_the_token(stranger: TestClient, path: str) -> 
 
 @pytest.mark.parametrize("token", ["", "the-right-toke", "the-right-token2", "THE-RIGHT-TOKEN", "é"])
 def test_a_wrong_token_is_refused(stranger: TestClient, token: str) -> None:
-    assert stranger.get("/", params={"token": token}).status_code == 403
+    assert stranger.get("/", params={"open": token}).status_code == 403
     assert stranger.get("/", headers={"Cookie": f"plantmix-browse-8123={token}".encode()}).status_code == 403
 
 
 def test_the_token_moves_into_a_cookie_of_this_site_alone(stranger: TestClient) -> None:
-    answer = stranger.get("/?reason=http_404&token=the-right-token&q=a+b")
+    answer = stranger.get("/?reason=http_404&open=the-right-token&q=a+b")
     assert (answer.status_code, answer.headers["location"]) == (303, f"http://{HERE}/?reason=http_404&q=a+b")
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie
@@ -33,14 +33,14 @@ def test_the_token_moves_into_a_cookie_of_this_site_alone(stranger: TestClient) 
 
 def test_the_token_leads_to_no_other_site(stranger: TestClient) -> None:
     for path in ("//evil.example/", "/\\evil.example/"):
-        answer = stranger.get(f"http://{HERE}{path}", params={"token": "the-right-token"})
+        answer = stranger.get(f"http://{HERE}{path}", params={"open": "the-right-token"})
         assert answer.headers["location"].startswith(f"http://{HERE}/")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8123", "127.0.0.1", "127.0.0.1:80", "127.0.0.1:8123.x"])
 def test_another_host_name_is_refused(client: TestClient, host: str) -> None:
     assert client.get("/", headers={"Host": host}).status_code == 403
-    assert client.get("/", params={"token": "the-right-token"}, headers={"Host": host}).status_code == 403
+    assert client.get("/", params={"open": "the-right-token"}, headers={"Host": host}).status_code == 403
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:8123", "http://127.0.0.1:9"])
