@@ -73,7 +73,10 @@ def build(folder: Path, web: Web, network: dict[str, Any], image: dict[str, Any]
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
     web.asked()
-    assert main(["build", str(folder / "small.yaml"), "--to", "fetch"]) == 0
+    # the preflight refuses a list whose first rows are all refused; a longer one may hold some that it did not see
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.commands.build.check_config", lambda *_: [])
+        assert main(["build", str(folder / "small.yaml"), "--to", "fetch"]) == 0
     return web.asked()
 
 
