@@ -47,14 +47,13 @@ print(json.dumps(listening()))
 executor.close()
 """
 _TRAINING = """
-from training.run.launcher import _start_ray
 from manifests.local_ray import bound_to_loopback
 with bound_to_loopback(None):
     import ray
-_start_ray(ray, None, 2)
-ray.get([ray.remote(num_cpus=1)(below).remote(1) for _ in range(4)])
-print(json.dumps(listening()))
-ray.shutdown()
+from training.run.launcher import _running_ray
+with _running_ray(ray, None, 2):
+    ray.get([ray.remote(num_cpus=1)(below).remote(1) for _ in range(4)])
+    print(json.dumps(listening()))
 """
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
