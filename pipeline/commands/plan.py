@@ -24,6 +24,7 @@ from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
 from pipeline.planning.plots import draw_choice
 from pipeline.planning.reports import choice_report, fit_report
+from pipeline.planning.runs.checks import outside_hull
 from pipeline.planning.runs.nesting import nest_runs, require_one_setting
 from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_mixtures, read_runs
 
@@ -221,7 +222,7 @@ def _predict(args: argparse.Namespace) -> int:
         writer.writerow([*given, *(repr(float(values[row])) for values in added.values())])
     write_bytes(text.getvalue().encode(), args.out)
     print(f"{len(shares)} mixture(s) predicted: {args.out}")
-    num_outside = int(law.outside_tried(shares).sum())
+    num_outside = int(outside_hull(law.runs.shares, shares).sum())
     if num_outside:
         print(f"warning: {num_outside} of them lie outside the tried ratios: the law extrapolates there")
     return 0

@@ -15,7 +15,7 @@ from pipeline.planning.arrays import Array
 from pipeline.planning.goals import Goal, Scorer, most_allowed
 from pipeline.planning.laws import Law, bound_hits
 from pipeline.planning.limits import Box, epochs_of, share_box
-from pipeline.planning.runs.checks import held_domains
+from pipeline.planning.runs.checks import held_domains, outside_hull
 from pipeline.planning.search import cloud, minimise_each, minimise_score, neighbours
 
 _CLOUD_POINTS = 1800
@@ -87,11 +87,10 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
 def sample_optima(law: Law, goal: Goal, points: Array, box: Box, rng: np.random.Generator) -> Array:
     """The optimum of each of many laws that the runs allow, shape B x K.
 
-    Each is the law plus a smooth random function for each loss. How often the spread of these optima covers the true
-    one is measured in tests/benchmarks/results/planning.md.
+    How often the spread of these optima covers the true one is measured in tests/benchmarks/results/planning.md.
     """
-    functions = {name: law.column(name).sample_errors(goal.num_sampled_laws, rng) for name in goal.losses}
-    scorer = Scorer(law, goal, functions)
+    shape = goal.num_sampled_laws, law.columns[0].num_folds
+    scorer = Scorer(law, goal, {name: rng.normal(size=shape) for name in goal.losses})
     allowed: dict[str, Array] = {}
     for constraint in goal.constraints:
         least = scorer.loss(constraint.loss, points).min(axis=1)[:, None]
@@ -167,7 +166,7 @@ def _warnings(law: Law, goal: Goal, best: Array) -> tuple[str, ...]:
     serious = ("DO NOT TRUST", "cannot be known", "cannot be told apart", "left out of the law")
     warnings = [line for line in law.warnings if any(words in line for words in serious)]
     tried = law.runs.shares
-    if law.outside_tried(best[None])[0]:
+    if outside_hull(tried, best[None])[0]:
         nearest = float(np.abs(tried - best).max(axis=1).min())
         warnings.append(
             f"the chosen ratio lies outside the tried region (nearest tried ratio differs by {nearest:.3f} in a "

@@ -34,7 +34,7 @@ Weights = dict[str, float]
 
 @dataclass(frozen=True)
 class Folded:
-    """All fits of all forms on one table: `whole[form]` has C fits, `folds[form]` has C * G fits."""
+    """All fits of all forms: `whole[form]` has C fits, `folds[form]` has G fits for each of the C losses in turn."""
 
     fold_of_run: Index
     num_folds: int
@@ -42,10 +42,6 @@ class Folded:
     folds: dict[str, Fitted]
     held_out: dict[str, Array]  # form -> C x N predictions of each run by the fit that left it out
     deviation: Array  # C x N standard deviation of a new loss at each run, by the process that left it out
-
-    def fold_rows(self, column: int) -> slice:
-        """The fits of one loss in `folds`."""
-        return slice(column * self.num_folds, (column + 1) * self.num_folds)
 
 
 def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array, plan: FoldPlan | None = None) -> Folded:
@@ -67,7 +63,7 @@ def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array, plan: FoldP
 
 
 @dataclass(frozen=True)
-class Choice:
+class Weighing:
     """The weights of the forms, and what cross-validation says of them."""
 
     weights: Weights
@@ -75,7 +71,7 @@ class Choice:
     residuals: Array  # C x N absolute held-out errors of the weighted mean
 
 
-def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_CN: Array) -> Choice:
+def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_CN: Array) -> Weighing:
     """Weigh the forms by their errors on the runs that `counted_CN` gives a weight above 0.
 
     The errors also set the weights, so errors of the weighted mean itself would be too small. Each fold is
@@ -91,7 +87,7 @@ def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_C
     everywhere = np.ones(losses_CN.shape[1], dtype=bool)
     errors = {name: _mean_errors(gap, counted_CN) for name, gap in gaps.items()}
     by_loss = [{name: float(error[c]) for name, error in errors.items()} for c in range(len(losses_CN))]
-    return Choice(_law_weights(gaps, shares_NK, counted_CN, everywhere), by_loss, residuals)
+    return Weighing(_law_weights(gaps, shares_NK, counted_CN, everywhere), by_loss, residuals)
 
 
 def _law_weights(gaps: Mapping[str, Array], shares_NK: Array, counted_CN: Array, used_N: Mask) -> Weights:

@@ -14,7 +14,6 @@ import numpy as np
 from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array
 from pipeline.planning.forms.catalogue import FORMS, SHARED_EXPONENT
-from pipeline.planning.forms.gaussian_process import RandomFunctions
 from pipeline.planning.laws import ColumnLaw, Law, Prediction
 from pipeline.planning.limits import Box, Limits, effective_shares
 from pipeline.planning.search import minimise_score
@@ -61,17 +60,18 @@ class Goal:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Losses and scores of mixtures under one law, or under B sampled laws when there are `functions`."""
+    """Losses and scores of mixtures under one law, or under B sampled laws when there are `multipliers`."""
 
     law: Law
     goal: Goal
-    functions: Mapping[str, RandomFunctions] = field(default_factory=dict)
+    multipliers: Mapping[str, Array] = field(default_factory=dict)  # see ColumnLaw.sample_values
 
     def loss(self, name: str, shares_QK: Array) -> Array:
-        """Predicted loss, what repetition costs included, shape Q, or B x Q with functions."""
+        """Predicted loss, what repetition costs included, shape Q, or B x Q with multipliers."""
         column = self.law.column(name)
-        value = column.value(shares_QK) + self.repetition_cost(column, shares_QK)
-        return value + self.functions[name].at(shares_QK) if name in self.functions else value
+        sampled = name in self.multipliers
+        value = column.sample_values(shares_QK, self.multipliers[name]) if sampled else column.value(shares_QK)
+        return value + self.repetition_cost(column, shares_QK)
 
     def repetition_cost(self, column: ColumnLaw, shares_QK: Array) -> Array:
         """How much the loss rises because repeated samples are worth less, by the shared-exponent law.

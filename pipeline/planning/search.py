@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.planning.arrays import Array
 from pipeline.planning.limits import Box
 
-_POINTS_A_ROUND = 1200
+_POINTS_A_ROUND = 600
 _FIRST_STEP = 0.2
 _STEP_FACTOR = 0.7
 
@@ -64,8 +64,8 @@ def neighbours(points_QK: Array, box: Box, step: float, count: int, rng: np.rand
     return np.asarray(np.maximum(moved, 0.0))
 
 
-def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 1e-3) -> Array:
-    """The best mixture found for each of B scores, shape B x K; the same for the same input.
+def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 2e-3) -> Array:
+    """The best mixture found for each of B scores, shape B x K, from points all over the box.
 
     Every round looks at the neighbours of the best points so far. All scores share these points.
     """
@@ -81,6 +81,6 @@ def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 1
 
 
 def minimise_score(score: Score, points_QK: Array, box: Box) -> Array:
-    """The best mixture found for one score, shape K."""
+    """The best mixture found for one score, shape K, from points all over the box."""
     best: Array = minimise_each(lambda points: score(points)[None], points_QK, box, last_step=1e-6)[0]
     return best

@@ -17,8 +17,8 @@ from pipeline.planning.arrays import Array, Index
 Objective = Callable[[Array, Index], tuple[Array, Array, Array]]
 """(theta_FP, numbers of these fits) -> cost_F, its downhill direction FP, its curvature FPP."""
 
-Model = Callable[[Array], tuple[Array, Array]]
-"""theta_FP -> (predictions FN, their derivatives FNP)."""
+Model = Callable[[Array], tuple[Array, Callable[[], Array]]]
+"""theta_FP -> predictions FN, and a function that gives their derivatives FNP."""
 
 _LARGEST_STEP = 2.0
 _HOPELESS_DAMPING = 1e6
@@ -93,7 +93,8 @@ def least_squares(model: Model, target_FN: Array, weight_FN: Array, noise: float
     """Weighted squared residuals over twice `noise` squared; residuals beyond `huber` count linearly."""
 
     def objective(theta: Array, fits: Index) -> tuple[Array, Array, Array]:
-        value, jacobian = model(theta)
+        value, derivatives = model(theta)
+        jacobian = derivatives()
         residual = target_FN[fits] - value
         size = np.abs(residual)
         weight = weight_FN[fits] / noise**2

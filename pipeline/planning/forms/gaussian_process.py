@@ -1,8 +1,8 @@
 """A Gaussian process over mixtures: Matern 5/2 on r^q, plus a linear kernel on r^q, plus a constant.
 
 The five hyper-parameters maximise the marginal likelihood under log-normal priors, many fits at once. The process
-also says how uncertain it is: by a standard deviation, and by random functions that the runs leave possible.
-Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains, H hyper-parameters, B functions, P support points.
+also says how uncertain it is, which scales the prediction intervals.
+Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains, H hyper-parameters.
 
 Source: Rasmussen and Williams 2006, chapters 2, 4 and 5 for the equations.
 """
@@ -20,9 +20,6 @@ from pipeline.planning.forms.fitted import Fitted, as_losses, standardise, unit_
 _ROOT_FIVE = np.sqrt(5.0)
 _JITTER = 1e-9
 _CONSTANT = 4.0
-# Points at which a random function is drawn, besides the runs.
-_EXTRA_POINTS = 60
-_SUPPORT_JITTER = 1e-6
 # Logarithms of: Matern variance, length, power q, linear variance, noise variance of one unit of weight.
 # Centres and widths were chosen on the public 3-domain runs.
 PRIOR = Prior(
@@ -60,45 +57,15 @@ class GaussianProcess:
     def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior standard deviation of a new noisy loss, shape F x Q."""
         theta, scale = fitted.arrays["theta"], fitted.arrays["scale"]
-        cross, inverse = self._cross_and_inverse(fitted, shares_QK)
+        root, anchors = fitted.arrays["root_weight"], _anchors(fitted)
+        inverse = np.linalg.inv(_noisy_covariance(_kernel(theta, anchors, anchors), theta, root))
+        cross = _kernel(theta, shares_QK, anchors) * root[:, None, :]
         explained = np.sum((cross @ inverse) * cross, axis=2)
         features, _ = _powers(shares_QK, np.exp(theta[:, 2]))
         own = np.exp(theta[:, :1]) + np.exp(theta[:, 3:4]) * np.sum(features**2, axis=2) + _CONSTANT
         noise = np.exp(theta[:, 4:5])
         result: Array = scale[:, None] * np.sqrt(np.maximum(own - explained, 0.0) + noise)
         return result
-
-    def sample(self, fitted: Fitted, count: int, rng: np.random.Generator) -> RandomFunctions:
-        """`count` draws from the posterior of the first fit, less its mean: how much the noise-free loss may be off."""
-        tried, scale = _anchors(fitted), fitted.arrays["scale"][0]
-        extra = rng.dirichlet(np.full(tried.shape[1], 0.7), _EXTRA_POINTS)
-        support = np.unique(np.round(np.concatenate([tried, extra]), 6), axis=0)
-        own = _kernel(fitted.arrays["theta"][:1], support, support)[0]
-        cross, inverse = (part[0] for part in self._cross_and_inverse(fitted, support))
-        values, vectors = np.linalg.eigh(own - cross @ inverse @ cross.T)
-        root = scale * vectors * np.sqrt(np.maximum(values, 0.0))
-        drawn = rng.normal(size=(count, len(support))) @ root.T
-        own[np.diag_indices(len(support))] += _SUPPORT_JITTER * float(np.trace(own)) / len(support)
-        return RandomFunctions(fitted.arrays["theta"][:1], support, np.linalg.solve(own, drawn.T).T)
-
-    def _cross_and_inverse(self, fitted: Fitted, shares_QK: Array) -> tuple[Array, Array]:
-        """Weighted covariance of the queries with the runs, and the inverse of the runs' own covariance."""
-        theta, root, anchors = fitted.arrays["theta"], fitted.arrays["root_weight"], _anchors(fitted)
-        noisy = _noisy_covariance(_kernel(theta, anchors, anchors), theta, root)
-        return _kernel(theta, shares_QK, anchors) * root[:, None, :], np.asarray(np.linalg.inv(noisy), dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class RandomFunctions:
-    """B functions of the mixture: weights times the kernel with the support points, which interpolates the draws."""
-
-    theta: Array
-    support: Array
-    weights: Array  # B x P
-
-    def at(self, shares_QK: Array) -> Array:
-        """Values in nats, shape B x Q."""
-        return np.asarray(self.weights @ _kernel(self.theta, self.support, shares_QK)[0])
 
 
 def _anchors(fitted: Fitted) -> Array:

@@ -10,6 +10,7 @@ Optimal Data Mixtures"). The floor s0, the shared exponent g and the priors are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ class ParametricForm(ABC):
 
     @abstractmethod
     def model(self, shares_QK: Array) -> Model:
-        """Predictions in standardised units and their derivatives by the parameters."""
+        """Predictions in standardised units, and their derivatives by the parameters."""
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Fit every row of losses under its weights."""
@@ -99,11 +100,15 @@ class ExponentialLaw(ParametricForm):
     def model(self, shares_QK: Array) -> Model:
         """c + exp(t . r)."""
 
-        def evaluate(theta_FP: Array) -> tuple[Array, Array]:
+        def evaluate(theta_FP: Array) -> tuple[Array, Callable[[], Array]]:
             height = np.exp(np.clip(theta_FP[:, 1:] @ shares_QK.T, -50.0, 20.0))
-            jacobian = np.ones((*height.shape, theta_FP.shape[1]))
-            jacobian[:, :, 1:] = height[:, :, None] * shares_QK[None]
-            return theta_FP[:, :1] + height, jacobian
+
+            def derivatives() -> Array:
+                jacobian = np.ones((*height.shape, theta_FP.shape[1]))
+                jacobian[:, :, 1:] = height[:, :, None] * shares_QK[None]
+                return jacobian
+
+            return theta_FP[:, :1] + height, derivatives
 
         return evaluate
 
@@ -174,21 +179,24 @@ class PowerLaw(ParametricForm):
         log_share = np.log(np.maximum(shares_QK, _SMALLEST_SHARE))
         sources = slice(3, 3 + num_domains)
 
-        def evaluate(theta: Array) -> tuple[Array, Array]:
+        def evaluate(theta: Array) -> tuple[Array, Callable[[], Array]]:
             floor, outer = np.exp(theta[:, 1])[:, None], np.exp(theta[:, 2])[:, None]
             inner = np.exp(theta[:, None, 3 + num_domains :])
             terms = np.exp(theta[:, None, sources] + inner * log_share) * present
             amount = floor + terms.sum(axis=2)
-            log_amount = np.log(amount)
-            height = np.exp(-outer * log_amount)
-            slope = -outer * height / amount
-            jacobian = np.empty((*height.shape, theta.shape[1]))
-            jacobian[:, :, 0] = 1.0
-            jacobian[:, :, 1] = slope * floor
-            jacobian[:, :, 2] = -outer * log_amount * height
-            jacobian[:, :, sources] = slope[:, :, None] * terms
-            by_inner = jacobian[:, :, sources] * log_share * inner
-            jacobian[:, :, 3 + num_domains :] = by_inner.sum(axis=2, keepdims=True) if self.shared else by_inner
-            return theta[:, :1] + height, jacobian
+            height = np.exp(-outer * np.log(amount))
+
+            def derivatives() -> Array:
+                slope = -outer * height / amount
+                jacobian = np.empty((*height.shape, theta.shape[1]))
+                jacobian[:, :, 0] = 1.0
+                jacobian[:, :, 1] = slope * floor
+                jacobian[:, :, 2] = -outer * np.log(amount) * height
+                jacobian[:, :, sources] = slope[:, :, None] * terms
+                by_inner = jacobian[:, :, sources] * log_share * inner
+                jacobian[:, :, 3 + num_domains :] = by_inner.sum(axis=2, keepdims=True) if self.shared else by_inner
+                return jacobian
+
+            return theta[:, :1] + height, derivatives
 
         return evaluate

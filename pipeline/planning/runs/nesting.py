@@ -34,27 +34,24 @@ def require_one_setting(table: RunsTable) -> None:
 
     Raises: ConfigError that lists the settings and says how to keep one or to nest them.
     """
-    counts = Counter(zip(table.model_sizes.tolist(), map(repr, table.steps.tolist()), strict=True))
+    counts = Counter(map(_condition, table.model_sizes.tolist(), table.steps.tolist()))
     if len(counts) == 1:
         return
     most = counts.most_common(4)
-    shown = "; ".join(f"{_describe(size, float(step))}: {count} runs" for (size, step), count in most)
+    shown = "; ".join(f"{condition}: {count} runs" for condition, count in most)
     more = f"; and {len(counts) - 4} more" if len(counts) > 4 else ""
-    (size, step), _ = most[0]
-    conditions = [f"model_size = '{size}'"] if size else []
-    conditions += [f"step = {float(step):g}"] if np.isfinite(float(step)) else []
     raise ConfigError(
         f"{table.source}: the runs have {len(counts)} different settings, whose losses do not lie on one law: "
-        f'{shown}{more}. Keep one, e.g. --where "{" AND ".join(conditions)}", or carry the others over with '
-        f"--target-size and --target-step"
+        f'{shown}{more}. Keep one, e.g. --where "{most[0][0]}", or carry the others over with --target-size and '
+        "--target-step"
     )
 
 
-def _describe(size: str, step: float) -> str:
-    """A setting in words, e.g. "model_size 410M, step 60000"."""
-    parts = [f"model_size {size}"] if size else []
-    parts += [f"step {step:g}"] if np.isfinite(step) else []
-    return ", ".join(parts) or "no model_size, no step"
+def _condition(size: str, step: float) -> str:
+    """A setting as a condition, e.g. "model_size = '410M' AND step = 60000"."""
+    parts = [f"model_size = '{size}'"] if size else []
+    parts += [f"step = {step:g}"] if np.isfinite(step) else []
+    return " AND ".join(parts) or "no model_size, no step"
 
 
 def nest_runs(table: RunsTable, target_size: str | None, target_step: float | None) -> Nested:

@@ -63,14 +63,15 @@ def _load_file(database: Any, file: Path, as_written: bool) -> str:
     import duckdb
 
     content = file.read_bytes()
-    if file.suffix.lower() in (".parquet", ".pq"):
-        reader = "read_parquet(?)"
-        _refuse_doubled_names(file, _parquet_names(file))
-    else:
-        separator, decimal = _csv_marks(file, content)
-        reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', decimal_separator = '{decimal}'"
-        reader += ", all_varchar = true)" if as_written and decimal == "." else ")"
     try:
+        if file.suffix.lower() in (".parquet", ".pq"):
+            reader = "read_parquet(?)"
+            schema = "SELECT name FROM parquet_schema(?) WHERE num_children IS NULL"
+            _refuse_doubled_names(file, [name for (name,) in database.execute(schema, [str(file)]).fetchall()])
+        else:
+            separator, decimal = _csv_marks(file, content)
+            reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', "
+            reader += f"decimal_separator = '{decimal}', all_varchar = {as_written and decimal == '.'})"
         database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM {reader}", [str(file)])
     except duckdb.Error as error:
         raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
@@ -95,16 +96,6 @@ def _csv_marks(file: Path, content: bytes) -> tuple[str, str]:
             raise ConfigError(f"{file}: row {row} has {len(cells)} cells, the header {len(names)}")
     comma = separator == ";" and any(_DECIMAL_COMMA.fullmatch(cell) for cells in rows[1:] for cell in cells)
     return separator, "," if comma else "."
-
-
-def _parquet_names(file: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(file).names)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
 
 
 def _refuse_doubled_names(file: Path, names: list[str]) -> None:

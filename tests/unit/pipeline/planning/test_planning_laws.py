@@ -51,14 +51,14 @@ def test_power_law_slopes_are_the_derivatives_also_at_zero_shares(shared, num_in
     shares = np.array([[0.0, 0.4, 0.6], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
     theta = np.random.default_rng(0).normal(size=(4, 6 + num_inner)) * 0.4
     model = law.model(shares)
-    assert_allclose(model(theta)[1], numeric_slopes(model, theta), atol=1e-6)
+    assert_allclose(model(theta)[1](), numeric_slopes(model, theta), atol=1e-6)
 
 
 def test_exponential_slopes_are_the_derivatives():
     shares = np.array([[0.0, 1.0], [0.3, 0.7]])
     theta = np.random.default_rng(1).normal(size=(3, 3))
     model = ExponentialLaw().model(shares)
-    assert_allclose(model(theta)[1], numeric_slopes(model, theta), atol=1e-7)
+    assert_allclose(model(theta)[1](), numeric_slopes(model, theta), atol=1e-7)
 
 
 def test_gaussian_process_slopes_are_the_derivatives():

@@ -19,7 +19,7 @@ def test_a_table_of_several_settings_is_refused_with_a_way_out():
     with pytest.raises(ConfigError) as caught:
         require_one_setting(table)
     message = str(caught.value)
-    assert "model_size 410M, step 60000: 32 runs" in message
+    assert "model_size = '410M' AND step = 60000: 32 runs" in message
     assert "--where \"model_size = '410M' AND step = 60000\"" in message
     assert "--target-size" in message
     require_one_setting(read_runs(DATA / "3mix.csv", "model_size = '410M' AND step = 60000"))
