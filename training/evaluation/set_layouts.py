@@ -157,7 +157,8 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
 
 def _class_names(path: Path) -> list[str]:
     """One name a line. The number of a class is that of its line, so only the last lines may be empty."""
-    names = [line.strip() for line in _split_lines(read_text(path).rstrip())] if path.is_file() else []
+    text = read_text(path).rstrip() if path.is_file() else ""
+    names = [line.strip() for line in _split_lines(text)] if text else []
     if not names:
         raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
     if "" in names:
