@@ -157,7 +157,7 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
 
 def _class_names(path: Path) -> list[str]:
     """One name a line. The number of a class is that of its line, so only the last lines may be empty."""
-    text = read_text(path).rstrip() if path.is_file() else ""
+    text = _text_inside(path).rstrip() if path.is_file() else ""
     names = [line.strip() for line in _split_lines(text)] if text else []
     if not names:
         raise ConfigError(f"{path.parent}: no {path.name} (one class name a line) beside the tars")
@@ -221,7 +221,7 @@ def _class_number(answer: bytes, item: Item, num_classes: int) -> int:
 def _open_table(folder: Path, split: str) -> EvalSet:
     """Pictures by the rows of a table; only the split's rows where it has a column `split`."""
     path = folder / _TABLE
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    reader = csv.DictReader(io.StringIO(_text_inside(path), newline=""))
     try:
         rows = list(enumerate(reader, start=1))
     except csv.Error as error:
@@ -296,7 +296,7 @@ def _require_regular(folder: Path, names: Sequence[str]) -> None:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    return [line.strip() for line in _split_lines(read_text(path)) if line.strip()]
+    return [line.strip() for line in _split_lines(_text_inside(path)) if line.strip()]
 
 
 def _split_lines(text: str) -> list[str]:
@@ -304,12 +304,17 @@ def _split_lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
 
 
+def _text_inside(path: Path) -> str:
+    """The text of a file of a set. Raises: ConfigError as `read_text` does, and for what is no regular file."""
+    _require_regular(path.parent, [path.name])
+    return read_text(path)
+
+
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
-    Raises: ConfigError that names the first line that is not UTF-8, and for what is no regular file.
+    Raises: ConfigError that names the first line that is not UTF-8.
     """
-    _require_regular(path.parent, [path.name])
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
