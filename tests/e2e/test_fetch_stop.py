@@ -168,7 +168,7 @@ def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
     web: Web, uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "run", web, executor="inline", fetch_part_seconds=0.7)
-    status_file = tmp_path / "run/work/status.json"
+    status_file = tmp_path / "run" / "work" / "status.json"
     seen: list[tuple[int, int, int, dict[str, Any]]] = []
     with start(config) as build:
         wait_for_requests(web, build, 1)
