@@ -17,6 +17,8 @@ from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
 log = logging.getLogger("plantmix.runner")
 
 _TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
+_SILENT_SECONDS = 20.0  # a Ray that answers no connection for so long is gone; after 60 s Ray ends the driver itself
+_LOOK_SECONDS = 5.0  # how often the driver looks whether Ray answers, while no part ends
 _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
 
 
@@ -49,6 +51,7 @@ class RayExecutor:
         self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
         workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._most_in_flight = workers if address and num_workers else 2 * workers
+        self._looked = self._answered = time.monotonic()
         log.info("ray: %d workers, up in %.1f s", workers, time.monotonic() - started)
         self._num_workers = workers
         self._remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(do_job)
@@ -59,6 +62,7 @@ class RayExecutor:
         """Yield the results of every job as they come."""
         waiting = list(reversed(jobs))
         in_flight: dict[Any, tuple[Job, Any]] = {}  # by the stream of its results
+        failed: set[Any] = set()  # streams whose error is told; Ray may end such a stream with a second error
         actors = self._start_actors(len(jobs), gpus) if gpus is not None else []
         # a slot takes one job at a time; an actor has two, so that it never waits for the driver
         slots = [actor.do.options(num_returns="streaming") for actor in actors] * 2
@@ -70,19 +74,21 @@ class RayExecutor:
                 job, slot = waiting.pop(), slots.pop(0)
                 in_flight[slot.remote(work, job)] = (job, slot)
             ready, _ = self._ray.wait(list(in_flight), timeout=_TICK_SECONDS) if in_flight else ([], [])
+            if not ready:
+                self._check_alive(_SILENT_SECONDS)
             for stream in ready:
                 job, slot = in_flight[stream]
                 try:
                     yield self._ray.get(next(stream))
                 except StopIteration:
                     del in_flight[stream]
+                    failed.discard(stream)
                     slots.append(slot)
-                except self._ray.exceptions.RayTaskError as error:  # raised by Ray before or after the work
-                    yield Done(job, None, PartError(f"{job.key}: {error.cause}"), 0.0)
                 except self._ray.exceptions.RayError as error:
-                    self._check_alive()
-                    lost = RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
-                    yield Done(job, None, lost, 0.0)
+                    done = Done(job, None, self._failure(job, error), 0.0)
+                    if stream not in failed:
+                        failed.add(stream)
+                        yield done
 
     def _start_actors(self, num_jobs: int, gpus: float) -> list[Any]:
         """Workers that live from part to part. Ray restarts a worker that was lost.
@@ -98,14 +104,32 @@ class RayExecutor:
         kind = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Worker)
         return [kind.remote() for _ in range(max(1, min(most, num_jobs)))]
 
-    def _check_alive(self) -> None:
-        """Raises: RunError when Ray itself is gone, not only a worker; otherwise Ray would end this process."""
-        if not self._gcs:
+    def _failure(self, job: Job, error: Exception) -> PartError | RetryableError:
+        """What Ray's error means for the part.
+
+        Raises: RunError when Ray itself is gone, not only a worker.
+        """
+        if isinstance(error, self._ray.exceptions.RayTaskError):  # raised by Ray before or after the work
+            return PartError(f"{job.key}: {error.cause}")
+        self._check_alive(0.0)
+        return RetryableError(f"a worker was lost ({type(error).__name__}: {str(error).splitlines()[0]})")
+
+    def _check_alive(self, patience: float) -> None:
+        """Look whether Ray answers, now and then; at once where no `patience` is left.
+
+        Raises: RunError when nothing has answered for more than `patience` seconds. Otherwise Ray would end this
+            process with a message of its own.
+        """
+        if not self._gcs or time.monotonic() < self._looked + min(patience, _LOOK_SECONDS):
             return
+        self._looked = time.monotonic()
         host, _, port = self._gcs.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            self._answered = time.monotonic()
         except OSError as error:
+            if time.monotonic() < self._answered + patience:
+                return
             self._gone = True
             raise RunError(
                 f"Ray at {self._gcs} is gone ({error.strerror or error}); what is committed stays, run the same "

@@ -22,6 +22,7 @@ from pipeline.fetching.tally import Tally
 log = logging.getLogger("plantmix.progress")
 
 _FIRST_LINE_SECONDS = 2.0
+_LAST_LOOK_SECONDS = 5.0
 _RATE_SECONDS = 30.0  # the rate is that of so many seconds
 
 
@@ -119,7 +120,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_LAST_LOOK_SECONDS)  # a look may wait for a Ray that is gone
         if self._live is not None:
             self._live.stop()
 
