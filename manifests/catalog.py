@@ -352,8 +352,8 @@ class Catalog:
     # ---- inside
 
     def _find_text(self, sql: str, *values: Any) -> str | None:
-        row = self._connection.execute(sql, list(values)).fetchone()
-        return str(row[0]) if row else None
+        rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
+        return str(rows[0][0]) if rows else None
 
     def _read_parts(self, wanted: pa.Table) -> dict[str, PartRecord]:
         self._connection.register("wanted", wanted)
