@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.captions.settings import StepName
-
 MAX_ROUNDS = 32
 
 _TAG_NAMES = (
@@ -169,7 +167,7 @@ def _tidy_spaces(text: str) -> str:
     return text
 
 
-STEPS: dict[StepName, Step] = {
+STEPS: dict[str, Step] = {
     "entities": Step(r"&[#A-Za-z][0-9A-Za-z]*;", _unescape),
     "mojibake": Step(r"[^\x00-\x7f]", _mend_encoding),
     "tags": Step(r"<[!/A-Za-z]", _replace(_TAG)),
@@ -208,33 +206,29 @@ STEPS: dict[StepName, Step] = {
 }  # fmt: skip
 
 
-def clean_captions(captions: pa.Array, steps: tuple[StepName, ...]) -> tuple[pa.Array, pa.Array]:
+def clean_captions(captions: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Clean texts, and for each row the steps that changed it; a null caption gives the empty text."""
     given = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
     texts = given.to_pylist()
-    changed_by: dict[int, list[StepName]] = {}
-    if steps:
-        any_gate = "|".join(f"(?:{STEPS[name].gate})" for name in dict.fromkeys(steps))
-        rows = _rows_where(pc.match_substring_regex(given, any_gate))
-        for _ in range(MAX_ROUNDS):
-            rows = _run_round(texts, rows, steps, changed_by)
-            if not rows:
-                break
-        for row in rows:
-            texts[row] = ""
+    changed_by: dict[int, list[str]] = {}
+    any_gate = "|".join(f"(?:{step.gate})" for step in STEPS.values())
+    rows = _rows_where(pc.match_substring_regex(given, any_gate))
+    for _ in range(MAX_ROUNDS):
+        rows = _run_round(texts, rows, changed_by)
+        if not rows:
+            break
+    for row in rows:
+        texts[row] = ""
     lists: list[list[str]] = [[] for _ in range(len(texts))]
     for row, names in changed_by.items():
-        lists[row] = [name for name in steps if name in names]
+        lists[row] = [name for name in STEPS if name in names]
     return pa.array(texts, pa.string()), pa.array(lists, pa.list_(pa.string()))
 
 
-def _run_round(
-    texts: list[str], rows: list[int], steps: tuple[StepName, ...], changed_by: dict[int, list[StepName]]
-) -> list[int]:
+def _run_round(texts: list[str], rows: list[int], changed_by: dict[int, list[str]]) -> list[int]:
     """Run every step once over `rows` of `texts`, in place; returns the rows that changed."""
     changed: set[int] = set()
-    for name in steps:
-        step = STEPS[name]
+    for name, step in STEPS.items():
         here = pa.array([texts[row] for row in rows], pa.string())
         for place in _rows_where(pc.match_substring_regex(here, step.gate)):
             row = rows[place]
