@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from manifests import tables
 from pipeline.quotas.balance import BalanceSettings, CapSettings, judge_cap
+from pipeline.store.sql import literals
 
 NUM_SHOWN = 5
 
@@ -60,8 +61,7 @@ def _key_column(cap: CapSettings) -> str:
 def _of_domains(cap: CapSettings) -> str:
     if not cap.domains:
         return ""
-    listed = ", ".join("'" + domain.replace("'", "''") + "'" for domain in cap.domains)
-    return f" AND c.domain IN ({listed})"
+    return f" AND c.domain IN ({literals(cap.domains)})"
 
 
 def _describe(sql: Any, cap: CapSettings, keyed: str, capped: str) -> dict[str, Any]:
