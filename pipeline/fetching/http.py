@@ -2,8 +2,8 @@
 
 Connects only to an address that was checked, keeps connections for further requests, and holds every answer to limits
 of time (connect, silence, whole attempt) and size (head, body, unpacked body). Follows no redirect and retries nothing:
-the scheduler does, because it must ask the gate first. Reads the network, writes nothing. Whatever a server does gives
-an Answer with an outcome, never an exception.
+the scheduler does both, because it must ask the gate first. Reads the network, writes nothing. Whatever a server does,
+the caller gets an Answer with an outcome, never an exception.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Current(threading.local):
 _current = _Current()
 
 
-if TYPE_CHECKING:  # the classes that the two mixins below are mixed into
+if TYPE_CHECKING:  # the base classes that the two mixins below are used with
     _AnySocket = socket.socket
     _AnyConnection = HTTPConnection
 else:
@@ -235,13 +235,13 @@ class HttpClient:
                 return Answer(outcome, detail)
         raise AssertionError("the second round always returns")
 
-    def _open(self, target: Target, method: str = "GET") -> urllib3.BaseHTTPResponse:
+    def _open(self, target: Target) -> urllib3.BaseHTTPResponse:
         headers = self._headers
         if target.authorization:
             headers = {**headers, "Authorization": target.authorization}
         pool = self._pools.connection_from_host(target.hostname, target.port, target.scheme)
         return pool.urlopen(
-            method,
+            "GET",
             target.path,
             headers=headers,
             retries=False,

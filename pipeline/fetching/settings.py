@@ -24,7 +24,7 @@ from manifests.outcomes import Outcome
 from manifests.settings import Settings
 from pipeline.pictures.settings import ImageSettings
 
-# The settings that decide an outcome which is final: another value may change it, another day will not.
+# The settings that decide a final outcome: another value may change it, another day will not.
 DECIDED_BY = {
     Outcome.REFUSED_TARGET: ("network.allow_private_addresses",),
     Outcome.ROBOTS_DISALLOWED: ("network.robots_txt", "network.user_agent"),

@@ -3,8 +3,8 @@
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
 
 Rows that show an image of an evaluation set are dropped first, each by itself. Then takedowns, licences, duplicates and
-caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their duplicates: where the
-better of two falls to a rule, the other one is kept.
+caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their duplicates: when a rule
+drops the better of two duplicates, the other one is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
     """For every row, the row that is kept in its place (itself when kept), and the distance of their pHashes.
 
     `phash` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds phash_a, phash_b, distance of all
-    different hashes within the radius (rows of other hashes are passed over).
+    different hashes within the radius (pairs with a hash that `phash` lacks are left out).
     """
     order = np.argsort(phash, kind="stable")
     hashes, starts = np.unique(phash[order], return_index=True)
@@ -66,7 +66,7 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
 
 @dataclass(frozen=True)
 class Choice:
-    """What decides beside the measurements: settings, and the takedown list of the work folder."""
+    """What decides besides the measurements: settings, and the takedown list of the work folder."""
 
     prefer: tuple[str, ...]
     extra_captions: int
@@ -90,7 +90,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SelectInputs:
-    """What select stands on: all measurements, and what decides over them."""
+    """All that select reads: the measurements, and what decides over them."""
 
     choice: Choice
     candidates: Files
@@ -175,9 +175,9 @@ _DECISIONS = """
 """
 
 
-# A hash of 64 bits has 32 set, those above the median. Of a flat picture, or a few faint lines, it has only the first,
-# and unlike ones lie within a few bits of each other. So flat pictures are the same only where their pixels are: then
-# 64 bits of the hash of their pixels stand for their pHash.
+# A pHash has 32 of its 64 bits set, those above the median. The pHash of a flat picture, or of a few faint lines, has
+# hardly any bit set, so that unlike pictures lie within a few bits of each other. Flat pictures therefore count as the
+# same only when their pixels are the same: 64 bits of the hash of their pixels replace their pHash.
 _LIKENESS = f"""
     CREATE VIEW likeness AS SELECT * REPLACE (
         CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} OR pixel_std < {FLAT_PIXEL_STD}
@@ -232,14 +232,14 @@ def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
 
 
 def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
-    """`duplicates`: rows that another one stands for; what was taken down comes first, so that no copy replaces it."""
+    """`duplicates`: rows that another row replaces. What was taken down comes first, so that no copy replaces it."""
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
     sql.execute(
         "CREATE VIEW competing AS SELECT *, licence_id NOT IN ('unknown', 'conflicting') AS known_licence, "
         "false AS taken FROM contenders UNION ALL BY NAME SELECT sample_id, l.phash, true AS taken "
         "FROM taken JOIN likeness l USING (sample_id)"
     )
-    sql.execute(  # a row without any other near it stays: 9 of 10 rows never leave DuckDB
+    sql.execute(  # a row without another one near it stays: 9 of 10 rows never leave DuckDB
         "CREATE TABLE in_company AS SELECT phash FROM competing GROUP BY phash HAVING count(*) > 1 "
         "UNION SELECT phash_a FROM telling_pairs UNION SELECT phash_b FROM telling_pairs"
     )
@@ -280,7 +280,7 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
 
 
 def _judge_semantic(sql: Any, files: Sequence[str], prefer: Sequence[str]) -> None:
-    """More `duplicates`: of what the pHashes left, images that another one means the same as."""
+    """More `duplicates`: among the rows that the pHashes left, images that a model sees as the same."""
     view_parquet(sql, "semantic_pairs", files)
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "c.sample_id"])
     rows = sql.sql(
