@@ -59,8 +59,7 @@ def build(
     config = read_config(config_path)
     if ray_address is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
-    first, last = find_stage(FLOW, first, "--from"), find_stage(FLOW, last, "--to")
-    check_order(FLOW, first, last)
+    check_span(FLOW, first, last)
     for warning in check_config(config, last):
         log.warning("warning: %s", warning)
     stop = StopRequests()
@@ -92,21 +91,11 @@ def _check_ending(config: BuildConfig, last: str | None, context: BuildContext, 
             log.warning("warning: %s", error)
 
 
-def find_stage(flow: Sequence[Stage[Any]], name: str | None, option: str) -> str | None:
-    """Check a stage's name given on the command line.
-
-    Raises: ConfigError naming the stages there are.
-    """
-    if name is not None and name not in [stage.name for stage in flow]:
-        raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(stage.name for stage in flow)}")
-    return name
-
-
-def check_order(flow: Sequence[Stage[Any]], first: str | None, last: str | None) -> None:
-    """Check that --from does not come after --to.
-
-    Raises: ConfigError naming the order of the flow.
-    """
+def check_span(flow: Sequence[Stage[Any]], first: str | None, last: str | None) -> None:
+    """Raises: ConfigError for a stage that is not in the flow, or for --from after --to."""
     names = [stage.name for stage in flow]
+    for option, name in (("--from", first), ("--to", last)):
+        if name is not None and name not in names:
+            raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(names)}")
     if first is not None and last is not None and names.index(first) > names.index(last):
         raise ConfigError(f"--from {first} comes after --to {last}; the flow is {', '.join(names)}")
