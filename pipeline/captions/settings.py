@@ -35,7 +35,7 @@ STEPS: tuple[StepName, ...] = get_args(StepName)
 
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 6  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 7  # raise when cleaning or measuring changes what it writes
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
 
