@@ -395,8 +395,4 @@ def test_a_member_of_a_negative_size_ends_the_search() -> None:
         header[124:136] = size
         header[148:156] = b" " * 8
         header[148:156] = b"%06o\0 " % sum(header)
-        assert text_members(bytes(header) * 3, "k") in (
-            {},
-            {"a": ""},
-            {"a": (bytes(header) * 2).decode("utf-8", "replace")},
-        )
+        assert set(text_members(bytes(header) * 3, "k")) <= {"a"}
