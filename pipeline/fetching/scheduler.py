@@ -235,6 +235,9 @@ class Scheduler:
             elif not rules.allows(target.path):
                 self._finish(visit.row, visit.end(Outcome.ROBOTS_DISALLOWED, "robots.txt"))
                 return
+            elif "content_usage" in self._settings.consent_signals and not rules.allows_training(target.path):
+                self._finish(visit.row, visit.end(Outcome.OPTED_OUT, "robots.txt: Content-Usage"))
+                return
         if not host.in_turns:
             host.in_turns = True
             self._turns.append(host.name)
