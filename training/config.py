@@ -238,7 +238,7 @@ class TrainSettings(Settings):
 
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
-_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples")
+_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards")
 _EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
 
 
