@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manifests.draws import largest_remainders
 from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array
 from pipeline.planning.choose import sample_optima
@@ -120,12 +121,7 @@ def _rounded(points_QK: Array) -> Array:
 def _round_shares(shares_K: Array) -> Array:
     """Shares with four decimals that sum to exactly 1 (largest remainder)."""
     units = 10**_SHARE_DECIMALS
-    scaled = shares_K * units
-    whole = np.floor(scaled + 1e-9)
-    missing = round(units - float(whole.sum()))
-    for k in np.argsort(-(scaled - whole), kind="stable")[:missing]:
-        whole[k] += 1
-    result: Array = whole / units
+    result: Array = np.array(largest_remainders((shares_K * units).tolist(), units)) / units
     return result
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.planning.arrays import Array, Index
 from pipeline.planning.forms.descent import Objective, Prior, minimise_from
-from pipeline.planning.forms.fitted import Fitted, as_losses, standardise, unit_arrays
+from pipeline.planning.forms.fitted import Fitted, as_losses, standardise
 
 _ROOT_FIVE = np.sqrt(5.0)
 _JITTER = 1e-9
@@ -40,14 +40,14 @@ class GaussianProcess:
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Fit every row of losses; a run of weight w has 1/w times the noise variance of a run of weight 1."""
-        _, _, z = standardise(losses_FN, weights_FN)
+        z, units = standardise(losses_FN, weights_FN)
         root_weight = np.sqrt(weights_FN)
         starts = [warm.arrays["theta"]] if warm else [np.repeat(start[None], len(z), axis=0) for start in _STARTS]
         theta = minimise_from(_likelihood(shares_NK, z, root_weight), starts, PRIOR)
         noisy = _noisy_covariance(_kernel(theta, shares_NK, shares_NK), theta, root_weight)
         alpha = np.linalg.solve(noisy, (z * root_weight)[:, :, None])[:, :, 0]
         arrays = {"theta": theta, "alpha": alpha * root_weight, "root_weight": root_weight}
-        return Fitted({**arrays, **unit_arrays(losses_FN, weights_FN)}, shares_NK)
+        return Fitted({**arrays, **units}, shares_NK)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior mean, shape F x Q, held within its bounds."""
