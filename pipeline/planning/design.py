@@ -67,8 +67,8 @@ def propose_runs(
     fresh = budget - replicates
     proposed: list[Proposed] = []
     if table is None:
-        centroid = project(np.full((1, len(domains)), 1.0 / len(domains)), box)[0]
-        proposed.append(Proposed(_round_shares(centroid), 0, "centroid"))
+        centroid = _rounded(project(np.full((1, len(domains)), 1.0 / len(domains)), box))[0]
+        proposed.append(Proposed(centroid, 0, "centroid"))
     elif objective:
         optima = _sampled_optima(table, objective, box, fresh - fresh // 2)
         proposed += [Proposed(shares, 0, "uncertain optimum") for shares in optima]
@@ -115,13 +115,9 @@ def _sampled_optima(table: RunsTable, objective: dict[str, float], box: Box, cou
 
 
 def _rounded(points_QK: Array) -> Array:
-    return np.stack([_round_shares(shares) for shares in points_QK])
-
-
-def _round_shares(shares_K: Array) -> Array:
     """Shares with four decimals that sum to exactly 1 (largest remainder)."""
     units = 10**_SHARE_DECIMALS
-    result: Array = np.array(largest_remainders((shares_K * units).tolist(), units)) / units
+    result: Array = np.array([largest_remainders(shares.tolist(), units) for shares in points_QK * units]) / units
     return result
 
 
