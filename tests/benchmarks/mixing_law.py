@@ -3,6 +3,7 @@
     python tests/benchmarks/mixing_law.py run RELEASE WORK [--block w64 ...] [--seconds 3600]   # after any stop: again
     python tests/benchmarks/mixing_law.py report            # everything but the sealed mixtures
     python tests/benchmarks/mixing_law.py report --judge    # the end points on the sealed mixtures
+    python tests/benchmarks/mixing_law.py choose            # once w128 is done: what `run` then measures the regret on
     python tests/benchmarks/mixing_law.py list              # the runs, and which are done
 
 tests/benchmarks/protocols/mixing-law.md is the protocol; RELEASE is what mixing_law_material.py builds. A finished run
@@ -28,6 +29,7 @@ import numpy as np
 HERE = Path(__file__).parent
 MIXTURES = HERE / "protocols" / "mixing-law-mixtures.csv"
 RESULTS = HERE / "results" / "mixing-law"
+CHOICE = HERE / "results" / "mixing-law-choice.json"
 DOMAINS = ("photos", "drawings", "icons")
 STEPS, BATCH, CHECKPOINT_STEPS = 180, 64, 45
 POOL = 2200  # training pictures of each domain; the block of cut pools takes a quarter of them
@@ -51,7 +53,9 @@ class Run:
 
 def read_mixtures() -> dict[str, dict[str, float]]:
     with MIXTURES.open() as stream:
-        return {row["mixture"]: {name: float(row[f"mix_{name}"]) for name in DOMAINS} for row in csv.DictReader(stream)}
+        rows = list(csv.DictReader(stream))
+    mixtures = {row["mixture"]: {name: float(row[f"mix_{name}"]) for name in DOMAINS} for row in rows}
+    return mixtures | ({"chosen": json.loads(CHOICE.read_text())["chosen"]} if CHOICE.exists() else {})
 
 
 def list_runs() -> list[Run]:
@@ -68,6 +72,9 @@ def list_runs() -> list[Run]:
         "dalip": {"model": {"preset": "dalip"}},
     }.items():
         runs += [Run(block, *place, 128, changes) for place in part]
+    if CHOICE.exists():
+        pair = ("chosen", json.loads(CHOICE.read_text())["best_sealed"])
+        runs += [Run("regret", mixture, seed, 128) for mixture in pair for seed in range(4)]
     return runs
 
 
@@ -218,21 +225,34 @@ def judge_block(records: list[dict[str, Any]]) -> dict[str, Any]:
         "error_over_noise": with_interval(lambda rows: (errors["law"][rows].mean(axis=0) / noise).mean()),
         "error_over_ridge": with_interval(lambda rows: errors["law"][rows].mean() / errors["ridge"][rows].mean()),
         "coverage": with_interval(lambda rows: covered[rows].mean()),
-        "regret": regret(law, sealed),
     }
 
 
-def regret(law: Any, sealed: list[dict[str, Any]]) -> list[Any]:
-    """The mixture chosen for the sum of all losses, its predicted sum, the best sealed mixture and its sum."""
+def write_choice(records: list[dict[str, Any]]) -> None:
+    """The mixture that the law of the main block chooses for the sum of all losses, and the best sealed one."""
     from pipeline.planning.choose import choose_mixture
     from pipeline.planning.goals import Goal
+    from pipeline.planning.laws import fit_law
 
-    chosen = choose_mixture(law, Goal(dict.fromkeys(law.losses, 1.0)))
+    law = fit_law(runs_table([record for record in records if record["mixture"].startswith("d")]))
+    chosen = choose_mixture(law, Goal(dict.fromkeys(law.losses, 1.0))).shares.round(4).tolist()
+    sealed = [record for record in records if record["mixture"].startswith("s")]
     sums: dict[str, list[float]] = {}
     for record, losses in zip(sealed, last_losses(sealed), strict=True):
         sums.setdefault(record["mixture"], []).append(float(losses.sum()))
-    best = min(sums, key=lambda name: np.mean(sums[name]))
-    return [chosen.shares.round(4).tolist(), round(chosen.objective[0], 4), best, round(float(np.mean(sums[best])), 4)]
+    best = min(sums, key=lambda name: float(np.mean(sums[name])))
+    values = {"chosen": dict(zip(DOMAINS, chosen, strict=True)), "best_sealed": best}
+    CHOICE.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def regret(records: list[dict[str, Any]]) -> str:
+    """The sum of losses of the chosen mixture minus that of the best sealed one, with its standard error."""
+    sums = {
+        chosen: last_losses([r for r in records if (r["mixture"] == "chosen") == chosen]).sum(axis=1)
+        for chosen in (True, False)
+    }
+    error = np.sqrt(sum(values.var(ddof=1) / len(values) for values in sums.values()))
+    return f"{sums[True].mean() - sums[False].mean():+.4f} (standard error {error:.4f})"
 
 
 def rank_correlation(records: list[dict[str, Any]], one: str, other: str) -> float:
@@ -249,10 +269,10 @@ def rank_correlation(records: list[dict[str, Any]], one: str, other: str) -> flo
     return float(np.mean([spearmanr(first[:, c], second[:, c]).statistic for c in range(len(DOMAINS))]))
 
 
-def verdict(ends: dict[str, Any], correlation: float | None) -> str:
+def verdict(ends: dict[str, Any], correlation: float) -> str:
     """The rule of the protocol for the main block."""
     noise, ridge, coverage = (ends[name][0] for name in ("error_over_noise", "error_over_ridge", "coverage"))
-    if ridge > 0.9 or coverage < 0.75 or (correlation is not None and correlation < 0.7):
+    if ridge > 0.9 or coverage < 0.75 or correlation < 0.7:
         return "does not hold"
     return "holds" if noise <= 1.5 and ridge < 0.5 and 0.8 <= coverage <= 0.97 else "neither"
 
@@ -263,31 +283,33 @@ def report(results: Path, *, judge: bool) -> Iterator[str]:
     from pipeline.planning.reports import fit_report
 
     records = read_records(results, judge=judge)
-    blocks = list(dict.fromkeys(run.block for run in list_runs()))
-    for block in blocks:
+    runs = list_runs()
+    for block in dict.fromkeys(run.block for run in runs):
         own = [record for record in records if record["block"] == block]
-        if not own:
-            continue
-        seconds = np.mean([record["cpu_seconds"] for record in own])
-        yield f"\n## {block}: {len(own)} runs, {seconds:.0f} s of processor time a run\n"
-        finished = {run.name for run in list_runs() if run.block == block} <= {
-            f"{r['block']}-{r['mixture']}-{r['seed']}" for r in own
-        }
-        if judge and finished:
+        whole = len(own) == sum(run.block == block for run in runs)
+        if own:
+            seconds = np.mean([record["cpu_seconds"] for record in own])
+            yield f"\n## {block}: {len(own)} runs, {seconds:.0f} s of processor time a run\n"
+        if block == "regret":
+            yield regret(own) if whole and judge else ""
+        elif judge and whole:
             yield json.dumps(judge_block(own), indent=1)
         elif len({record["mixture"] for record in own}) > len(DOMAINS):
             designed = [record for record in own if record["mixture"].startswith("d")]
             yield "```text\n" + fit_report(fit_law(runs_table(designed))) + "\n```"
     if judge:
-        main = [record for record in records if record["block"] == "w128"]
+        main_block = [record for record in records if record["block"] == "w128"]
+        places = {(run.mixture, run.seed) for run in runs if run.block == "one-domain"}
+        yield "\n## w128, the runs that one-domain has too\n"
+        yield json.dumps(judge_block([r for r in main_block if (r["mixture"], r["seed"]) in places]), indent=1)
         correlation = rank_correlation(records, "w64", "w192")
         yield f"\nrank correlation from width 64 to 192: {correlation:.2f}"
-        yield f"\n**The law {verdict(judge_block(main), correlation)}.**"
+        yield f"\n**The law: {verdict(judge_block(main_block), correlation)}.**"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report", "list"))
+    parser.add_argument("command", choices=("run", "report", "choose", "list"))
     parser.add_argument("release", nargs="?")
     parser.add_argument("work", nargs="?", type=Path)
     parser.add_argument("--block", action="append", default=[])
@@ -299,6 +321,8 @@ def main() -> None:
         if args.work is None:
             parser.error("run needs RELEASE and WORK")
         do_runs(args.release, args.work, args.results, args.block, args.seconds)
+    elif args.command == "choose":
+        write_choice([r for r in read_records(args.results, judge=True) if r["block"] == "w128"])
     elif args.command == "report":
         print("\n".join(report(args.results, judge=args.judge)))
     else:

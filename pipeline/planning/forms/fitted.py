@@ -6,7 +6,7 @@ Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,11 +22,11 @@ FLOOR_RANGES = 0.5
 class Fitted:
     """Parameters of F fits of one form: named arrays with a leading axis of fits.
 
-    `anchors` are the training shares. Only the Gaussian process keeps them.
+    `anchors` are the training shares. Only the Gaussian process needs them.
     """
 
     arrays: dict[str, Array]
-    anchors: Array | None = None
+    anchors: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     def take(self, fits: Sequence[int] | Index | slice) -> Fitted:
         """The given fits, in the given order; a fit may be named more than once."""

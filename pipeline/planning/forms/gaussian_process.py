@@ -51,13 +51,13 @@ class GaussianProcess:
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior mean, shape F x Q, held within its bounds."""
-        kernel = _kernel(fitted.arrays["theta"], shares_QK, _anchors(fitted))
+        kernel = _kernel(fitted.arrays["theta"], shares_QK, fitted.anchors)
         return as_losses(fitted, (kernel @ fitted.arrays["alpha"][:, :, None])[:, :, 0])
 
     def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior standard deviation of a new noisy loss, shape F x Q."""
         theta, scale = fitted.arrays["theta"], fitted.arrays["scale"]
-        root, anchors = fitted.arrays["root_weight"], _anchors(fitted)
+        root, anchors = fitted.arrays["root_weight"], fitted.anchors
         inverse = np.linalg.inv(_noisy_covariance(_kernel(theta, anchors, anchors), theta, root))
         cross = _kernel(theta, shares_QK, anchors) * root[:, None, :]
         explained = np.sum((cross @ inverse) * cross, axis=2)
@@ -66,12 +66,6 @@ class GaussianProcess:
         noise = np.exp(theta[:, 4:5])
         result: Array = scale[:, None] * np.sqrt(np.maximum(own - explained, 0.0) + noise)
         return result
-
-
-def _anchors(fitted: Fitted) -> Array:
-    if fitted.anchors is None:
-        raise ValueError("a Gaussian process cannot predict without its training shares")
-    return fitted.anchors
 
 
 def _noisy_covariance(kernel: Array, theta: Array, root_weight: Array) -> Array:
