@@ -10,8 +10,8 @@ from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError
-from pipeline.answers.endings import check_ending
+from manifests.errors import ConfigError, RunError
+from pipeline.answers.endings import check_ending, check_passing
 from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
@@ -78,10 +78,14 @@ def build(
 
 
 def _check_ending(config: BuildConfig, last: str | None, context: BuildContext, stage: str, is_new: bool) -> None:
-    """Stop when the mixture cannot be drawn any more; only say so when the build ends before it."""
+    """Stop when pictures are missing that could be had, or the mixture cannot be drawn any more.
+
+    A build that ends before the mixture only says so.
+    """
     try:
+        check_passing(config, context, stage)
         check_ending(config, context, stage, is_new)
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         if last is None or last in ("mix", "pack"):
             raise
         if stage == last:

@@ -257,6 +257,9 @@ class Runner:
                 else:
                     failures.append(f"{done.error}")
             todo = again
+            if todo:
+                tries = max(attempts[job.key] for job in todo)
+                self._stop.wait(self._config.run.retry_wait_seconds * 3 ** (tries - 2))
         return failures
 
     def _goes_again(self, done: Done, attempts: int) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import storage
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RetryableError
 from manifests.outcomes import Outcome
 from pipeline.sources.settings import IMAGE_SUFFIXES
 
@@ -194,7 +194,8 @@ class LocalReader:
     def read(self, locator: str, max_bytes: int) -> bytes:
         """The bytes of one picture.
 
-        Raises: BytesUnreadable, with the outcome that the row ends in.
+        Raises: BytesUnreadable, with the outcome that the row ends in. RetryableError where an object store does not
+            give what it has: that says nothing about the picture.
         """
         name, offset, length = split_locator(locator)
         if length > max_bytes:
@@ -206,13 +207,23 @@ class LocalReader:
         except FileNotFoundError:
             raise BytesUnreadable(Outcome.FILE_MISSING, f"{name} is not there") from None
         except OSError as error:
+            self._check_storage(name, error)
             raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: {error.strerror or error}") from None
+        except Exception as error:  # the client libraries of object stores have errors of their own
+            self._check_storage(name, error)
+            raise
         if len(body) != length:
             seen = "longer" if len(body) > length else f"only {len(body)} bytes there"
             raise BytesUnreadable(
                 Outcome.FILE_CHANGED, f"{name} had {length} bytes at {offset} when it was listed; {seen}"
             )
         return body
+
+    def _check_storage(self, name: str, error: Exception) -> None:
+        if storage.is_remote(self._root) and storage.is_storage_error(error):
+            self._open.pop(name, None)
+            text = " ".join(str(error).split())
+            raise RetryableError(f"{self._root}: {name} cannot be read now ({type(error).__name__}: {text:.300})")
 
     def _stream(self, name: str) -> Any:
         stream = self._open.get(name)
