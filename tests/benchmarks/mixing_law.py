@@ -103,7 +103,7 @@ def proxy_settings(run: Run, mixture: dict[str, float], release: str, work: Path
         "model": {"preset": "clip", "architecture": architecture(run.width, work)} | run.changes.get("model", {}),
         "data": {"batch_size": BATCH, "num_workers": 0, "augment": {"scale": [0.6, 1.0]},
                  "epoch_samples": STEPS * BATCH} | run.changes.get("data", {}),
-        "optimiser": {"lr": 0.001, "weight_decay": 0.1},
+        "optimiser": {"lr": 0.0003, "weight_decay": 0.1},
         "schedule": {"steps": STEPS, "warmup_steps": 30},
         "compute": {"device": "cpu", "num_threads": 1},
         "checkpoint": {"every_steps": STEPS, "keep": 1},
