@@ -62,6 +62,7 @@ class DataSettings(Settings):
     split: str = "train"
     batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
     mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
+    batches: Literal["mixed", "one_domain"] = "mixed"  # one_domain: each batch is of one domain, drawn by share
     pool_samples: dict[str, PositiveInt] | None = None  # domain -> number of samples that its pool is cut to
     epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
     shuffle_window: int = Field(default=16384, ge=1)  # how far samples may move from their place in the shards
@@ -218,8 +219,11 @@ def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[Re
     """
     weights = None if isinstance(release, str) else [share.weight for share in release]
     strata = strata_of(pool, weights, data.mixture, data.pool_samples)
+    if data.batches == "one_domain" and any(part.name.rpartition(":")[2] == "all" for part in strata):
+        raise ConfigError("data.batches: one_domain needs data.mixture, since the release is not stratified by domain")
     chosen = sum(len(part.rows) for part in strata)
-    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window)
+    block = data.batch_size if data.batches == "one_domain" else 1
+    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
 
 
 def train_loader(

@@ -175,6 +175,17 @@ def test_a_stratified_release_serves_any_mixture(stratified_release: Path) -> No
     assert sorted(torch.cat([batch.rows for batch in whole])[:110].tolist()) == list(range(110))
 
 
+def test_batches_of_one_domain_are_drawn_by_share(stratified_release: Path, release_folder: Path) -> None:
+    changes = {"mixture": {"plant": 0.75, "general": 0.25}, "batches": "one_domain", "epoch_samples": 120}
+    drawn = _drawn_domains(_pool(stratified_release), **changes)
+    batches = [set(drawn[start : start + 10]) for start in range(0, 120, 10)]
+    assert batches.count({"plant"}) == 9
+    assert batches.count({"general"}) == 3
+    assert set(_drawn_domains(_pool(stratified_release), batches="one_domain")) == {"plant", "general"}
+    with pytest.raises(ConfigError, match=r"one_domain needs data\.mixture, since the release is not stratified"):
+        _batches(_pool(release_folder), batches="one_domain")
+
+
 def test_a_stratified_release_without_a_mixture_is_drawn_by_the_sizes_of_its_domains(
     stratified_release: Path, release_folder: Path
 ) -> None:
