@@ -227,6 +227,9 @@ def test_what_only_some_rows_have_wrong_is_a_warning(tmp_path: Path, capsys: pyt
     values["mix"]["ratio"]["general"] = 0
     assert build(values, tmp_path) == 0
     seen = capsys.readouterr()
+    assert seen.err.startswith(f"{tmp_path / 'own.yaml'}: checking 3 sources before any host is asked\n")
+    assert seen.out.splitlines()[-2].startswith(f"look at it: plantmix browse {tmp_path / 'work'}, or open ")
+    assert Path(seen.out.splitlines()[-2].rpartition(" ")[2]).is_file()
     assert "warning: sources.more: 6 of the first 6 rows would be dropped for their licence" in seen.err
 
 
