@@ -155,7 +155,7 @@ def pace(per_second: float, seconds_left: float | None) -> str:
     """Rate and time left, to stand behind what is done; nothing where they are not known yet."""
     if seconds_left is None:
         return ""
-    return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {_duration(seconds_left)} left"
+    return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {duration(seconds_left)} left"
 
 
 def _memory() -> str:
@@ -169,7 +169,10 @@ def _memory() -> str:
     return f"{(total - free) / 2**20:,.1f} of {total / 2**20:,.1f} GiB in use on this machine"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people say it: seconds, minutes, hours or days, with the next smaller unit."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -250,7 +250,7 @@ def test_a_stage_that_keeps_too_little_says_why(tmp_path: Path, capsys: pytest.C
     error = capsys.readouterr().err.partition("plantmix: error: ")[2]
     assert error.startswith("after fetch: mix: no sample of the domain general is left, but the ratio asks for some")
     assert "general: 0 left; dropped: 20 connect_failed (fetch)" in error
-    assert "connect_failed: it may pass; `plantmix retry` asks again for these alone" in error
+    assert "connect_failed: 127.0.0.1:9 (20): it may pass; `plantmix retry` asks again for these alone" in error
     assert "plant: 6 left; dropped: none" in error
 
 
