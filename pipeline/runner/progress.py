@@ -152,7 +152,7 @@ class Watch:
 
 
 def _memory() -> str:
-    """Memory of this machine, as Linux tells it; nothing elsewhere."""
+    """Memory of this machine, as Linux reports it; empty on other systems."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
