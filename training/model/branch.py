@@ -20,7 +20,7 @@ from training.model.precision import without_autocast
 
 NormKind = Literal["batch", "layer"]
 DropoutAxis = Literal["channel", "token"]
-ProjectionKind = Literal["full", "single", "low_rank"]
+ProjectionKind = Literal["full", "single"]
 ReduceStart = Literal["linear", "convolution"]
 
 BATCH_NORM_EPS = 1e-5
@@ -32,7 +32,6 @@ _MOMENTUM = 0.1  # of the batch norms' running statistics
 class BranchShape:
     """All that fixes a branch; `training.model.dalip` fills it in from the settings and the tower."""
 
-    token_width: int
     embed_dim: int
     heads: int
     reduced_width: int
@@ -40,7 +39,6 @@ class BranchShape:
     dropout: float
     dropout_axis: DropoutAxis
     projection: ProjectionKind
-    projection_rank: int
     reduce_start: ReduceStart = "linear"
 
     @property
@@ -103,7 +101,7 @@ class SecondOrderBranch(nn.Module):
     def __init__(self, shape: BranchShape) -> None:
         super().__init__()
         self.shape = shape
-        self.token_projection = nn.Linear(shape.token_width, shape.embed_dim, bias=False)
+        self.token_projection = nn.Linear(shape.embed_dim, shape.embed_dim, bias=False)
         self.reduce = nn.Linear(shape.embed_dim // shape.heads, shape.reduced_width, bias=False)
         if shape.reduce_start == "convolution":
             # The authors' code draws its 1 x 1 convolutions so: std sqrt(2 / 46) = 0.209 at 46 channels, where a linear
@@ -159,7 +157,4 @@ def _projection(shape: BranchShape) -> nn.Sequential:
     width, embed_dim = shape.second_order_width, shape.embed_dim
     if shape.projection == "full":
         return nn.Sequential(nn.Linear(width, width), nn.Linear(width, embed_dim, bias=False))
-    if shape.projection == "single":
-        return nn.Sequential(nn.Linear(width, embed_dim))
-    rank = shape.projection_rank
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, embed_dim))
+    return nn.Sequential(nn.Linear(width, embed_dim))
