@@ -60,6 +60,15 @@ def build(
     if ray_address is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
     check_span(FLOW, first, last)
+    log.info(
+        "%s: checking %s before any host is asked",
+        config_path,
+        " and ".join(
+            f"{len(named):,} {what if len(named) == 1 else what + 's'}"
+            for named, what in ((config.sources, "source"), (config.evaluation, "evaluation set"))
+            if named
+        ),
+    )
     for warning in check_config(config, last):
         log.warning("warning: %s", warning)
     stop = StopRequests()
@@ -72,7 +81,9 @@ def build(
     else:
         print(f"nothing to do: every stage of this configuration is sealed already ({report.seconds:.1f} s)")
     if report.release is not None:
-        print(f"release: {storage.join(config.work_dir, report.release)}")
+        release = storage.join(config.work_dir, report.release)
+        print(f"look at it: plantmix browse {config.work_dir}, or open {storage.join(release, 'report.html')}")
+        print(f"release: {release}")
     return 0
 
 

@@ -235,13 +235,13 @@ class HttpClient:
                 return Answer(outcome, detail)
         raise AssertionError("the second round always returns")
 
-    def _open(self, target: Target) -> urllib3.BaseHTTPResponse:
+    def _open(self, target: Target, method: str = "GET") -> urllib3.BaseHTTPResponse:
         headers = self._headers
         if target.authorization:
             headers = {**headers, "Authorization": target.authorization}
         pool = self._pools.connection_from_host(target.hostname, target.port, target.scheme)
         return pool.urlopen(
-            "GET",
+            method,
             target.path,
             headers=headers,
             retries=False,

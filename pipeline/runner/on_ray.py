@@ -38,6 +38,7 @@ class RayExecutor:
             options["address"] = address
         else:
             options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
+        log.info("ray: %s", f"joining {address}" if address else "starting")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with bound_to_loopback(address):
             ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources

@@ -2,9 +2,9 @@
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
 
-Rows that show an image of an evaluation set are dropped first, each by itself. Then takedowns, licences, duplicates and
-caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their duplicates: when a rule
-drops the better of two duplicates, the other one is kept.
+Rows that show an image of an evaluation set are dropped first, with all rows of their groups. Then takedowns, licences,
+duplicates and caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their
+duplicates: when a rule drops the better of two duplicates, the other one is kept.
 """
 
 from __future__ import annotations
@@ -202,7 +202,10 @@ def _gather(sql: Any, priority: Mapping[str, int]) -> None:
 
 
 def _drop_leaks(sql: Any) -> None:
-    """`leak_verdicts`: rows that show an image of an evaluation set; `alive`: the others that passed."""
+    """`leak_verdicts`: rows that show an image of an evaluation set, or are of one group with such a row.
+
+    `alive` are the others that passed. A row that a rule has dropped leaks into its group too.
+    """
     sql.execute(
         "CREATE TABLE leak_verdicts AS SELECT DISTINCT ON (sample_id) sample_id, 'eval_leak' AS reason, "
         "CASE matched WHEN 'bytes' THEN 'same bytes' WHEN 'pixels' THEN 'same pixels' WHEN 'near' THEN "
@@ -211,6 +214,15 @@ def _drop_leaks(sql: Any) -> None:
         "ELSE 'same ' || matched END AS value, 'in ' || evaluation_set || ': ' || evaluation_member AS threshold, "
         "distance, via_sample_id, evaluation_set, evaluation_member FROM leaks SEMI JOIN passed USING (sample_id) "
         "ORDER BY sample_id, via_sample_id IS NOT NULL, distance NULLS FIRST, evaluation_set"
+    )
+    sql.execute(
+        "INSERT INTO leak_verdicts BY NAME SELECT p.sample_id, 'eval_leak' AS reason, "
+        "'one group with the leak ' || l.sample_id AS value, 'in ' || evaluation_set || ': ' || evaluation_member "
+        "AS threshold, l.sample_id AS via_sample_id, evaluation_set, evaluation_member "
+        "FROM passed p JOIN candidates c USING (sample_id) JOIN (SELECT DISTINCT ON (source, group_id) o.source, "
+        "o.group_id, k.* FROM leaks k JOIN candidates o USING (sample_id) WHERE o.group_id IS NOT NULL "
+        "ORDER BY source, group_id, sample_id, evaluation_set, evaluation_member) l "
+        "ON l.source = c.source AND l.group_id = c.group_id ANTI JOIN leak_verdicts v ON v.sample_id = p.sample_id"
     )
     sql.execute("CREATE VIEW alive AS FROM passed ANTI JOIN leak_verdicts USING (sample_id)")
 
@@ -351,6 +363,6 @@ STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
-    steps=(Step("decide", _plan, decide, version=3),),
+    steps=(Step("decide", _plan, decide, version=4),),
     conclude=_conclude,
 )
