@@ -25,7 +25,7 @@ PresetName = Literal["datacomp-basic", "plant", "general"]
 
 
 class MeasureSettings(Settings):
-    """What is measured beside the cheap columns."""
+    """What is measured besides the cheap columns."""
 
     language: bool = True  # fastText language identification, model in the wheel, offline
 
@@ -183,7 +183,7 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """What the verdicts depend on beside the measurements: the rules that are on, as plain values."""
+        """What the verdicts depend on besides the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]
 
     def text_identity(self) -> dict[str, Any]:

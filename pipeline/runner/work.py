@@ -91,7 +91,7 @@ class Part(Generic[PartInputs]):
 
 @dataclass
 class StageRun(Generic[How]):
-    """What plans may look at beside the inputs of their stage: committed parts, and how the build runs."""
+    """What plans may look at besides the inputs of their stage: committed parts, and how the build runs."""
 
     fingerprint: str
     catalog: Catalog
@@ -172,8 +172,8 @@ class Step(Generic[StageInputs, PartInputs, How]):
 class Stage(Generic[StageInputs]):
     """One entry of FLOW.
 
-    `conclude` turns the committed parts into the funnel and notes of the sealed stage. `settle` tells the catalogue
-    what only this stage knows, whether it was done or reused.
+    `conclude` turns the committed parts into the funnel and notes of the sealed stage. `settle` enters in
+    the catalogue what only this stage knows, whether it was done or reused.
     """
 
     name: str

@@ -123,7 +123,7 @@ def _content_of(part: PartRecord) -> str:
 
 
 def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
-    """A segment cut for these very facts, if all segments that it stands on are still there."""
+    """A segment that was cut for exactly these facts, if all segments that it builds on are still there."""
     known = _known_segments(run)
     contents = {_content_of(part) for part in known}
     facts = inputs.facts.identity()
@@ -209,7 +209,7 @@ def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) ->
 
 @dataclass(frozen=True)
 class CollectInputs:
-    """All pairs that were found, and the facts that they are wanted for."""
+    """All pairs that were found, and the facts whose pairs are kept."""
 
     facts: Files
     found_pairs: Files

@@ -1,7 +1,7 @@
 """The steps of dedup that find semantic duplicates: embed every image once, cluster, compare within clusters.
 
 Off unless the config says `dedup.semantic`. Reads facts and the pool through an open_clip model. Writes `embeddings`
-(one row a distinct picture, stored once for model and weights, whichever build asks) and `semantic_pairs`. A picture
+(one row a distinct picture, stored once for a model and its weights, for every build) and `semantic_pairs`. A picture
 already embedded is not embedded again; another threshold compares again. Embeddings are floating-point: their last bits
 may depend on machine and history, so byte-identity of releases holds for the same embeddings.
 """
@@ -132,7 +132,7 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
 
 
 def _recipe(semantic: SemanticInputs) -> str:
-    """Name of all that an embedding depends on beside the picture."""
+    """Name of all that an embedding depends on besides the picture."""
     return fingerprint({"semantic": VERSION, "model": semantic.model.content, "weights": semantic.weights.content})
 
 

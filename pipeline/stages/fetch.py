@@ -4,9 +4,8 @@ Reads candidates. Those with a locator lie on this machine already: stages/fetch
 same measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by sample_id).
 
 No build downloads a picture twice under the same image settings: an edited caption downloads nothing, a new URL
-downloads one picture. A build asks again for rows whose outcome was decided by a setting that has changed since, such
-as `allow_private_addresses`. `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
-reason.
+downloads one picture. A build asks again for a row when a setting that decided its outcome has changed since, such as
+`allow_private_addresses`. `plantmix retry` asks again, in a round of its own, for rows whose failure may pass.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class DownloadHow:
 
 @dataclass(frozen=True)
 class CollectInputs:
-    """All that was fetched, and the candidates that it is wanted for."""
+    """All that was fetched, and the candidates that get a fact out of it."""
 
     candidates: Files
     secrets: Files

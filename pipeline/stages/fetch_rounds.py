@@ -97,7 +97,7 @@ def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
     """What parts fetched, grouped by which of their outcomes are outdated.
 
-    Parts of 0.1.0 do not say their settings. Their recipe holds the limits of pictures; what decided otherwise counts
+    Parts of 0.1.0 do not say their settings. The limits of pictures are in their recipe; their other settings count
     as the defaults.
     """
     groups: dict[tuple[str, ...], list[PartRecord]] = {}

@@ -31,7 +31,7 @@ SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.
 
 @dataclass(frozen=True)
 class ScorerInputs:
-    """One scorer: everything that a score depends on beside image and text. Its device is not in it.
+    """One scorer: everything that a score depends on besides image and text. Its device is not in it.
 
     The CLIP scorer has a model (name or file), weights (tag or file) and a precision. A plug-in has a class, the
     version that its code gives itself, and options.
@@ -100,7 +100,7 @@ class MeasureInputs:
 
 @dataclass(frozen=True)
 class JudgeInputs:
-    """All scores, the rows that they are wanted for, and the rules."""
+    """All scores, the rows to judge, and the rules."""
 
     candidates: Files
     facts: Files
@@ -283,7 +283,7 @@ def _scored(inputs: ScoreInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 
 def _recipe(scorer: ScorerInputs) -> str:
-    """Name of all that a score of this scorer depends on beside image and text."""
+    """Name of all that a score of this scorer depends on besides image and text."""
     return fingerprint({"version": VERSION, **scorer.identity()})
 
 

@@ -1,10 +1,10 @@
 """The layouts of evaluation sets on disk: pictures with classes or captions.
 
-Reads three, told apart by what is in the folder. clip_benchmark's webdataset: `classnames.txt`, `SPLIT/*.tar` with an
-image and a `.cls` or `.txt` member, `zeroshot_classification_templates.txt`, `dataset_type.txt`. A table beside the
-pictures, as BioCLIP's sets: `metadata.csv` with `filepath` and `class`, or ranks. Class folders of pictures. Holds only
-the index; pictures are read later. Reads only regular files within the folder. Writes nothing. Gives up with
-ConfigError on any other folder, and on one with links or pipes among its files.
+Reads three layouts and knows each by what is in the folder. clip_benchmark's webdataset: `classnames.txt`,
+`SPLIT/*.tar` with an image and a `.cls` or `.txt` member, `zeroshot_classification_templates.txt`, `dataset_type.txt`.
+A table beside the pictures, as BioCLIP's sets: `metadata.csv` with `filepath` and `class`, or ranks. Class folders of
+pictures. Holds only the index; pictures are read later. Reads only regular files within the folder. Writes nothing.
+Gives up with ConfigError on any other folder, and on one with links or pipes among its files.
 """
 
 from __future__ import annotations
