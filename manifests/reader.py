@@ -66,8 +66,8 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
     """The connection of `open_reader`, locked by DuckDB itself; it spills into a private folder that goes with it.
 
-    It reaches no file but the tables of the work folder, loads no extension, and none of its settings can be changed.
-    DuckDB would still write a file within `tables/`, so only statements that read may be given to it.
+    It reaches no file but the tables of the work folder, without the whole addresses of `secrets`. It loads no
+    extension, and none of its settings can be changed.
 
     Raises: as `open_reader`.
     """
@@ -77,7 +77,10 @@ def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
         connection.execute("SET python_enable_replacements = false")
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
-        connection.execute(f"SET allowed_directories = ['{_quote(storage.join(workdir, 'tables'))}']")
+        parts = [path for path in Path(workdir, "tables").rglob("*.parquet") if not path.stem.endswith("-secrets")]
+        named = [storage.join(workdir, str(path.relative_to(workdir))) for path in parts]  # as the views name them
+        listed = ", ".join(f"'{_quote(path)}'" for path in named)
+        connection.execute(f"SET allowed_paths = [{listed}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection

@@ -58,6 +58,7 @@ class Thresholds(Settings):
     not_empty: bool | None = None
     not_placeholder_like: bool | None = None
     not_filename_like: bool | None = None
+    not_spam_like: bool | None = None
     min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
     min_given_chars: int | None = Field(default=None, ge=0)
     min_chars: int | None = Field(default=None, ge=0)
@@ -85,6 +86,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
+        not_spam_like=True,
         max_chars=2000,
         min_letter_ratio=0.2,
         max_repeated_ratio=0.5,
@@ -93,6 +95,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
+        not_spam_like=True,
         max_chars=1000,
         max_words=150,
         min_letter_ratio=0.2,

@@ -256,7 +256,7 @@ def _open_table(folder: Path, split: str) -> EvalSet:
         items.append(Item(row["filepath"], str(folder / row["filepath"])))
         classes.append(name)
     names_of_items = [item.name for item in items]
-    if missing := [name for name in names_of_items if not (folder / name).is_file()]:
+    if missing := [name for name in names_of_items if why_not_inside(folder, name) == "is not there"]:
         raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
     _require_regular(folder, names_of_items)
     return _classification(tuple(items), classes, taxa, as_words=False)
