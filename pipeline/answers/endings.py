@@ -1,7 +1,7 @@
 """When a stage keeps nothing, or less than the mixture needs: why, for each domain, and which setting decides.
 
 Reads the tables of the stages that are sealed so far. Writes nothing. Gives up with ConfigError: the mixture cannot be
-drawn any more, so no later stage is worth its work.
+drawn any more, so no later stage is worth its work. A RunError says that a source's host or storage was away.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 from manifests.outcomes import PASSING
 from pipeline.captions.settings import RULE_NAMES
 from pipeline.config import BuildConfig
@@ -63,6 +63,38 @@ def check_ending(config: BuildConfig, context: BuildContext, stage: str, is_new:
         lines = describe_reasons(reasons_by_domain(context, stage), config.domains, kept, worst_hosts(context))
         room = "" if stage == "select" else "; later stages drop more, so leave room"
         raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
+
+
+def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> None:
+    """See that no source lost most of its pictures for reasons that may pass, as when its host or storage was away.
+
+    Raises: RunError that names the sources, the reasons, and the command that asks again.
+    """
+    if stage != "fetch" or not any(context.sealed["fetch"].funnel.reasons.get(name) for name in PASSING):
+        return
+    most = config.run.max_passing_share
+    with open_scratch(context.workdir, config.run.memory_gb) as sql:
+        _view(sql, context, "candidates", "ingest", "candidates")
+        _view(sql, context, "facts", "fetch", "facts")
+        names = ", ".join(f"'{name}'" for name in sorted(PASSING))
+        rows = sql.execute(
+            "SELECT source, sum(num), sum(num) FILTER (passing), string_agg(num || ' ' || outcome, ', ' ORDER BY num "
+            f"DESC) FILTER (passing) FROM (SELECT source, outcome, count(*) AS num, outcome IN ({names}) AS passing "
+            "FROM facts JOIN candidates USING (sample_id) GROUP BY ALL) GROUP BY source ORDER BY source"
+        ).fetchall()
+    short = [
+        f"  {source}: {passing:,} of {num:,} pictures ({reasons})"
+        for source, num, passing, reasons in rows
+        if passing and passing > most * num
+    ]
+    if short:
+        raise RunError(
+            "after fetch: pictures failed for reasons that may pass:\n"
+            + "\n".join(short)
+            + "\nA release without them would be short. Ask again for these alone, then run the same command again:\n"
+            f"  plantmix retry {context.workdir}\n"
+            f"Or go on without them: `run: {{max_passing_share: 1}}` (it is {most:g})"
+        )
 
 
 def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:

@@ -45,8 +45,8 @@ def _run(args: argparse.Namespace) -> int:
         refuse_errors(findings)
     found = estimate(config, args.head)
     counts = {row["source"]: row["num_pictures"] for row in found["sources"]}
-    told = {finding.text for finding in findings}
-    findings += [finding for finding in about_mixture(config, counts) if finding.text not in told]
+    known = {finding.text for finding in findings}
+    findings += [finding for finding in about_mixture(config, counts) if finding.text not in known]
     print(json.dumps(found, indent=1) if args.json else "\n".join(describe(found)))
     for finding in findings:
         print(f"{'a build would stop' if finding.is_error else 'warning'}: {finding}", file=sys.stderr)

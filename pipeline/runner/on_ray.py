@@ -63,7 +63,7 @@ class RayExecutor:
         """Yield the results of every job as they come."""
         waiting = list(reversed(jobs))
         in_flight: dict[Any, tuple[Job, Any]] = {}  # by the stream of its results
-        failed: set[Any] = set()  # streams whose error is told; Ray may end such a stream with a second error
+        failed: set[Any] = set()  # streams whose error is reported; Ray may end such a stream with a second error
         actors = self._start_actors(len(jobs), gpus) if gpus is not None else []
         # a slot takes one job at a time; an actor has two, so that it never waits for the driver
         slots = [actor.do.options(num_returns="streaming") for actor in actors] * 2
