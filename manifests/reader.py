@@ -30,6 +30,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         "One row for each candidate, address and round of fetching: all that was ever tried.",
     ),
     "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
+    "details": ("dedup", tables.DETAILS, "Detail of pictures that have a near copy of another size."),
     "evaluation": (
         "dedup",
         tables.EVALUATION,

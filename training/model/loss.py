@@ -41,8 +41,11 @@ class LossSettings(Settings):
     # seeds on pictures from other shops. z alone loses 4.6 points by it (1.7 to 7.7), f alone no measurable amount.
     # Alpha was tried with one seed.
     form: LossForm = "sum_of_similarities"
+    """One loss over the sum of both similarities, or the sum of two losses."""
     first_order_weight: float = Field(default=0.5, ge=0.0, le=1.0)
+    """f counts so much, z the rest."""
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
+    """Bound of logit_scale; null: none."""
 
 
 # The released code's loss, held by a golden value in tests/unit/training/model: do not change a value here.

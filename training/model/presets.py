@@ -19,15 +19,25 @@ class SecondOrderSettings(Settings):
     """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
 
     heads: int | None = Field(default=None, ge=1)
+    """Parts that the reduced features are split into."""
     reduced_width: int | None = Field(default=None, ge=2)
+    """Width of the features before their statistics."""
     text_padding: TextPadding | None = None
+    """Whether padding counts in the statistics of a text."""
     image_norm: NormKind | None = None
+    """Norm over the statistics of a picture."""
     text_norm: NormKind | None = None
+    """Norm over the statistics of a text."""
     dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Of the features before their statistics."""
     image_dropout_axis: DropoutAxis | None = None
+    """What a dropped unit is."""
     text_dropout_axis: DropoutAxis | None = None
+    """What a dropped unit is."""
     projection: ProjectionKind | None = None
-    statistic: Statistic | None = None  # of the tokens; all but `brownian` are controls, see `training.model.heads`
+    """Matrix that makes z of the statistics."""
+    statistic: Statistic | None = None
+    """What z is made of; all but `brownian` are controls, see `training.model.heads`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,10 +50,15 @@ class ModelSettings(Settings):
     """The `model` section of a training config."""
 
     preset: Preset = "dalip"
+    """Values to begin with; training/README.md compares them."""
     architecture: str = Field(default="ViT-B-16", min_length=1)
+    """A name of open_clip, or a JSON file in its format."""
     pretrained: str | None = None
+    """Tag of open_clip, checkpoint file or Hugging Face folder; what it does not fill stays new."""
     patch_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Instead of that of the architecture."""
     image_size_px: int | tuple[int, int] | None = None
+    """Instead of that of the architecture."""
     second_order: SecondOrderSettings = SecondOrderSettings()
 
     @field_validator("image_size_px")
