@@ -12,12 +12,14 @@ from typing import Any
 
 from training.evaluation.metrics import Figure
 
+_INTERVALS = "intervals are of 95 %; those of a classification draw classes anew, and pictures within them"
 _COLOURS = {"f": "#4477aa", "z": "#ccbb44", "both": "#228833"}
 
 
 def report_lines(result: dict[str, Any]) -> list[str]:
     """The result as text: a line for each figure, with its chance."""
     lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
+    lines.append(_INTERVALS)
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Settings
+from training.model import towers
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
+from training.model.heads import Statistic
 
 Preset = Literal["clip", "released", "dalip"]
 TextPadding = Literal["keep", "mask"]
@@ -19,6 +21,7 @@ class SecondOrderSettings(Settings):
 
     heads: int | None = Field(default=None, ge=1)
     reduced_width: int | None = Field(default=None, ge=2)
+    placement: towers.Placement | None = None
     text_padding: TextPadding | None = None
     image_norm: NormKind | None = None
     text_norm: NormKind | None = None
@@ -26,6 +29,7 @@ class SecondOrderSettings(Settings):
     image_dropout_axis: DropoutAxis | None = None
     text_dropout_axis: DropoutAxis | None = None
     projection: ProjectionKind | None = None
+    statistic: Statistic | None = None  # of the tokens; all but `brownian` are controls, see `training.model.heads`
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +69,7 @@ class SecondOrder:
 
     heads: int
     reduced_width: int
+    placement: towers.Placement
     text_padding: TextPadding
     image_norm: NormKind
     text_norm: NormKind
@@ -72,6 +77,7 @@ class SecondOrder:
     image_dropout_axis: DropoutAxis
     text_dropout_axis: DropoutAxis
     projection: ProjectionKind
+    statistic: Statistic = "brownian"
     image_reduce_start: ReduceStart = "linear"  # no setting: only preset `released` starts in another way
 
 
@@ -79,6 +85,7 @@ class SecondOrder:
 RELEASED = SecondOrder(
     heads=4,
     reduced_width=46,
+    placement="after_projection",
     text_padding="keep",
     image_norm="batch",
     text_norm="layer",
@@ -97,6 +104,7 @@ RELEASED = SecondOrder(
 DALIP = SecondOrder(
     heads=4,
     reduced_width=46,
+    placement="after_projection",
     # A caption of 8 tokens leaves 69 of 77 positions to padding, which would make up most of its statistics.
     text_padding="mask",
     # Batch statistics depend on the number of processes and on accumulation; with layer norm two processes equal one to

@@ -1,60 +1,90 @@
 """The tokens of an open_clip model's towers, through open_clip's own `forward_intermediates`.
 
 Takes an open_clip CLIP or CustomTextCLIP and changes nothing in it, so that everything written for open_clip still
-works on it. Gives the usual pooled feature and, beside it, every token, and which tokens are padding. Gives up with
-ConfigError on towers without usable tokens: ResNets, attentional pooling, CoCa, convolutional timm trunks.
+works on it. Gives the usual pooled feature and, beside it, every token, the anchor, and which tokens are padding. Gives
+up with ConfigError on towers without usable tokens: ResNets, attentional pooling, CoCa, convolutional timm trunks.
 
-Shape letters: `B` batch, `M` tokens, `W` width before the projection, `C` embedding width.
+Shape letters: `B` batch, `M` tokens, `W` token width, `C` embedding width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from manifests.errors import ConfigError
+from training.model.frozen import FrozenCLIP, FrozenTower
+
+Placement = Literal["after_projection", "before_projection"]
 
 
 @dataclass(frozen=True)
 class TowerOutput:
     """One tower on one batch: the pooled feature, and what the second-order branch takes."""
 
-    feature: Tensor  # (B, C), also the anchor of the branch
-    tokens: Tensor  # (B, M, C), projected as the feature is
+    feature: Tensor  # (B, C)
+    anchor: Tensor  # (B, W)
+    tokens: Tensor  # (B, M, W)
     mask: Tensor | None  # (B, M), true for tokens that count; None: all of them
 
 
-def image_tower(clip: Any, images: Tensor) -> TowerOutput:
-    """The image tower; the class token is not among the tokens."""
+def image_tower(clip: Any, images: Tensor, placement: Placement) -> TowerOutput:
+    """The image tower: the anchor is the pooled feature; the class token is not among the tokens."""
+    if isinstance(clip, FrozenCLIP):
+        return _frozen_tower(clip.visual, clip.visual.tokens_of(images) if images.ndim == 4 else images, placement)
     visual = clip.visual
-    output = visual.forward_intermediates(images, indices=1, normalize_intermediates=True, output_fmt="NLC")
+    output = visual.forward_intermediates(
+        images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+    )
     feature_BC, tokens_BMW = output["image_features"], output["image_intermediates"][-1]
-    projection = visual.proj if hasattr(visual, "proj") else visual.head  # of timm towers
-    return TowerOutput(feature_BC, _project(tokens_BMW, projection), None)
+    if placement == "after_projection":
+        projection = visual.proj if hasattr(visual, "proj") else visual.head  # of timm towers
+        return TowerOutput(feature_BC, feature_BC, _project(tokens_BMW, projection), None)
+    prefix = output.get("image_intermediates_prefix")
+    pooled_by_token = _image_pool(visual) in ("tok", "token")
+    anchor_BW = prefix[-1][:, 0] if prefix is not None and pooled_by_token else tokens_BMW.mean(dim=1)
+    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, None)
 
 
-def text_tower(clip: Any, tokens: Tensor, mask_padding: bool) -> TowerOutput:
-    """The text tower; the pooled (EOT) token stays among the tokens."""
+def text_tower(clip: Any, tokens: Tensor, placement: Placement, mask_padding: bool) -> TowerOutput:
+    """The text tower: the anchor is the pooled (EOT) token, which stays among the tokens."""
+    if isinstance(clip, FrozenCLIP):
+        return _frozen_tower(clip.text, tokens, placement)
     if _is_hf_text(clip):
-        return _hf_text_tower(clip.text, tokens)
+        return _hf_text_tower(clip.text, tokens, placement)
     if hasattr(clip, "text"):
-        output = clip.text.forward_intermediates(tokens, indices=1, normalize_intermediates=True, output_fmt="NLC")
+        output = clip.text.forward_intermediates(
+            tokens, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        )
     else:
         output = clip.forward_intermediates(text=tokens, text_indices=1, normalize_intermediates=True, normalize=False)
+    text = getattr(clip, "text", clip)
+    feature_BC, tokens_BMW = output["text_features"], output["text_intermediates"][-1]
     mask_BM = _text_mask(clip, tokens) if mask_padding else None
-    projection = getattr(clip, "text", clip).text_projection
-    return TowerOutput(output["text_features"], _project(output["text_intermediates"][-1], projection), mask_BM)
+    if placement == "after_projection":
+        return TowerOutput(feature_BC, feature_BC, _project(tokens_BMW, text.text_projection), mask_BM)
+    suffix = output.get("text_intermediates_suffix")
+    if suffix is not None:  # towers with a class token pool at that
+        return TowerOutput(feature_BC, suffix[-1][:, 0], tokens_BMW, mask_BM)
+    from open_clip.transformer import text_global_pool
+
+    pool, end_id = _text_pool(clip)
+    return TowerOutput(feature_BC, text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id), tokens_BMW, mask_BM)
 
 
-def probe_width(clip: Any) -> int:
-    """Width of the projected tokens and of the embedding, found by encoding one picture and one text.
+def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
+    """Widths of the image tokens, the text tokens and the embedding, found by encoding one picture and one text.
 
     Raises: ConfigError for towers without usable tokens.
     """
-    check_towers(clip)
+    if isinstance(clip, FrozenCLIP):
+        embed_dim = clip.visual.proj.shape[1]
+        after = placement == "after_projection"
+        return embed_dim if after else clip.visual.width, embed_dim if after else clip.text.width, embed_dim
+    check_towers(clip, placement)
     height, width = image_size_px(clip)
     reference = next(clip.parameters())
     images = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
@@ -63,7 +93,8 @@ def probe_width(clip: Any) -> int:
     clip.eval()
     try:
         with torch.no_grad():
-            found = {"image": image_tower(clip, images), "text": text_tower(clip, tokens, mask_padding=False)}
+            image = image_tower(clip, images, placement)
+            text = text_tower(clip, tokens, placement, mask_padding=False)
     except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
         # timm has no error of its own for a trunk without tokens. ConvNeXt and FastViT raise TypeError (timm 1.0.31);
         # others may lack a method, or fail an assertion or on a shape.
@@ -73,17 +104,17 @@ def probe_width(clip: Any) -> int:
         ) from error
     finally:
         clip.train(was_training)
-    for side, output in found.items():
-        feature, token = output.feature.shape, output.tokens.shape
-        if len(feature) != 2 or len(token) != 3 or feature[-1] != token[-1]:
+    for side, output in (("image", image), ("text", text)):
+        anchor, token = output.anchor.shape, output.tokens.shape
+        if len(anchor) != 2 or len(token) != 3 or anchor[-1] != token[-1]:
             raise ConfigError(
-                f"the {side} tower's tokens {tuple(token)} do not fit its pooled feature {tuple(feature)}: use preset "
-                "'clip'"
+                f"the {side} tower's tokens {tuple(token)} do not fit its pooled feature {tuple(anchor)}: "
+                f"set second_order.placement to the other value or use preset 'clip'"
             )
-    return int(found["image"].feature.shape[-1])
+    return image.tokens.shape[-1], text.tokens.shape[-1], image.feature.shape[-1]
 
 
-def check_towers(clip: Any) -> None:
+def check_towers(clip: Any, placement: Placement) -> None:
     """Refuse, by name, the towers whose tokens open_clip does not give.
 
     Raises: ConfigError.
@@ -100,6 +131,11 @@ def check_towers(clip: Any) -> None:
         raise ConfigError(
             "the image tower pools by attention, its tokens are not in the embedding's space; "
             "use a ViT with pool_type 'tok' or 'avg', or preset 'clip'"
+        )
+    if placement == "before_projection" and _image_pool(visual) not in ("tok", "token", "avg"):
+        raise ConfigError(
+            f"the image tower pools by '{_image_pool(visual)}': its anchor before the projection is not a token; "
+            "set second_order.placement to 'after_projection'"
         )
     if _image_pool(visual) == "none":
         raise ConfigError("the image tower has pool_type 'none': no pooled feature to anchor on; use 'tok' or 'avg'")
@@ -162,7 +198,16 @@ def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
     return mask_BM | (~mask_BM.any(dim=1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0))
 
 
-def _hf_text_tower(text: Any, tokens: Tensor) -> TowerOutput:
+def _frozen_tower(tower: FrozenTower, tokens_BNW: Tensor, placement: Placement) -> TowerOutput:
+    """Tokens of a frozen tower; padding is always masked, it is not kept."""
+    pooled_BW, tokens_BMW, mask_BM = tower.split(tokens_BNW)
+    feature_BC = pooled_BW @ tower.proj
+    if placement == "after_projection":
+        return TowerOutput(feature_BC, feature_BC, tokens_BMW @ tower.proj, mask_BM)
+    return TowerOutput(feature_BC, pooled_BW, tokens_BMW, mask_BM)
+
+
+def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutput:
     """A Hugging Face tower: the calls of open_clip's own adapter, with the hidden states kept.
 
     Padding is always masked. Attention never looks at it, so its hidden states mean nothing.
@@ -170,4 +215,8 @@ def _hf_text_tower(text: Any, tokens: Tensor) -> TowerOutput:
     attention = (tokens != text.config.pad_token_id).long()
     hidden = text.transformer(input_ids=tokens, attention_mask=attention)
     pooled_BW = text.pooler(hidden, attention)
-    return TowerOutput(text.proj(pooled_BW), text.proj(hidden.last_hidden_state), attention.bool())
+    feature_BC, tokens_BMW = text.proj(pooled_BW), hidden.last_hidden_state
+    mask_BM = attention.bool()
+    if placement == "after_projection":
+        return TowerOutput(feature_BC, feature_BC, text.proj(tokens_BMW), mask_BM)
+    return TowerOutput(feature_BC, pooled_BW, tokens_BMW, mask_BM)

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from manifests.errors import RunError
 from training.config import TrainSettings, identity_values
 from training.data import loader
-from training.data.images import normalise
+from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
 from training.model.loss import accumulate_backward, contrastive_loss
@@ -199,7 +199,7 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
     preprocess = trainer.model.preprocess_settings
     inputs = [
         (
-            normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std),
+            model_input(batch.images.to(device, non_blocking=True), preprocess),
             batch.tokens.to(device, non_blocking=True),
         )
         for batch in chunk
