@@ -79,7 +79,7 @@ def why_final(outcome: Outcome) -> str:
     if outcome in DECIDED_BY:
         keys = " or ".join(f"fetch.{key}" for key in DECIDED_BY[outcome])
         return f"was decided by the configuration: change {keys} and run `plantmix build`, which asks again"
-    return "is final: asking again would not help"
+    return "will not be retried: another request would end the same way"
 
 
 def last_config(catalog: Catalog) -> BuildConfig:
