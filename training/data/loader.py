@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
-from manifests.release import Release
+from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.settings import Settings
+from manifests.storage import hash_file, is_remote, join
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.shards import SamplePool, ShardReader, strata_of
@@ -62,6 +64,7 @@ class DataSettings(Settings):
     split: str = "train"
     batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
     mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
+    batches: Literal["mixed", "one_domain"] = "mixed"  # one_domain: each batch is of one domain, drawn by share
     pool_samples: dict[str, PositiveInt] | None = None  # domain -> number of samples that its pool is cut to
     epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
     shuffle_window: int = Field(default=16384, ge=1)  # how far samples may move from their place in the shards
@@ -71,6 +74,7 @@ class DataSettings(Settings):
     num_workers: int = Field(default=2, ge=0)  # loader processes of each rank
     prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
+    check_shards: bool = True  # read local shards once before the first step, and compare their sha256
     tokens: str | None = None  # folder of `dalip tokens`: train on frozen towers
 
     @model_validator(mode="after")
@@ -211,6 +215,27 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
         raise ConfigError(str(error)) from None
 
 
+def check_shards(releases: Sequence[Release], split: str) -> None:
+    """Compare the samples table and the shards of a split with the record of their release, byte for byte.
+
+    Only local files are read: of a remote release every byte would have to be fetched twice.
+
+    Raises: IntegrityError that names the first file with other content than when the release was sealed.
+    """
+    for release in releases:
+        names = [SAMPLES_FILE, *(f"{SPLIT_FOLDERS[split]}/{shard}" for shard in release.shards(split))]
+        if is_remote(release.path):
+            continue
+        with ThreadPoolExecutor() as threads:
+            paths = [join(release.path, name) for name in names]
+            for name, found in zip(names, threads.map(hash_file, paths), strict=True):
+                if found.sha256 != release.record["files"][name]["sha256"]:
+                    raise IntegrityError(
+                        f"{found.path} has other content than when the release was sealed; take a whole copy, or see "
+                        "what differs with `plantmix verify --deep`"
+                    )
+
+
 def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare], seed: int) -> SampleOrder:
     """The order of training samples of a config.
 
@@ -218,8 +243,11 @@ def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[Re
     """
     weights = None if isinstance(release, str) else [share.weight for share in release]
     strata = strata_of(pool, weights, data.mixture, data.pool_samples)
+    if data.batches == "one_domain" and any(part.name.rpartition(":")[2] == "all" for part in strata):
+        raise ConfigError("data.batches: one_domain needs data.mixture, since the release is not stratified by domain")
     chosen = sum(len(part.rows) for part in strata)
-    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window)
+    block = data.batch_size if data.batches == "one_domain" else 1
+    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
 
 
 def train_loader(
