@@ -1,6 +1,6 @@
 """Measure `plantmix browse` on metadata alone: the index, the first page, filters, counts, one image, galleries.
 
-    python tests/benchmarks/bench_browse.py [--rows 1000000,2000000] [--out tests/benchmarks/results/browse.md]
+    python tests/benchmarks/bench_browse.py [--rows 1000000,13000000] [--out tests/benchmarks/results/browse.md]
 
 The tables are synthetic Parquet parts; MACROS and TABLES say what is assumed. Each size runs in a process of its own,
 so that its peak memory can be told. The disk's cache is warm.
@@ -35,6 +35,7 @@ from pipeline.browse.filters import Filters
 from pipeline.browse.index import make_index
 from pipeline.browse.looking import Looking
 from pipeline.browse.snapshot import open_snapshot
+from pipeline.store.writing import ROW_GROUP_ROWS
 
 PART_ROWS = 500_000
 TARGETS = {"first page": 1.0, "filter": 2.0, "counts": 3.0}
@@ -101,7 +102,7 @@ ROWS = {"draws": PLACED, "placements": PLACED, "scores": "WHERE ok(i)", "caption
 def main() -> None:
     """Make the tables of each size, look at them, write the report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", default="1000000,2000000")
+    parser.add_argument("--rows", default="1000000,13000000")
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/browse.md"))
     parser.add_argument("--one", type=int, help="run one size and print its figures")
     parser.add_argument("--folder", help="where the tables of --one lie")
@@ -138,7 +139,12 @@ def make_work_folder(folder: Path, num_rows: int) -> None:
                 for field in schema:
                     if field.name not in rows.column_names:
                         rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-                pq.write_table(rows.select(schema.names).cast(schema), folder / path, compression="zstd")
+                pq.write_table(
+                    rows.select(schema.names).cast(schema),
+                    folder / path,
+                    compression="zstd",
+                    row_group_size=ROW_GROUP_ROWS,
+                )
                 file = PartFile(table, path, rows.num_rows, 0, "")
                 part = PartRecord(path, stage, table, stage, (file,), None, {}, 0.0, 1)
                 catalog.commit_part(stage, at, part)
@@ -159,9 +165,9 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as private, open_snapshot(str(folder), Path(private)) as snapshot:
         facets = timed("index", lambda: make_index(snapshot))
-        index_bytes = sum(path.stat().st_size for path in Path(private).glob("session*"))
         peak_index = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        looking = Looking(snapshot, facets)
+        looking = timed("places and facets", lambda: Looking(snapshot, facets))
+        index_bytes = sum(path.stat().st_size for path in Path(private).glob("session*"))
         app = make_app(looking, token="t", port=1, as_of="", describe_life=lambda life: ())
         client = TestClient(app, base_url="http://127.0.0.1:1", follow_redirects=False)
         client.get("/?open=t")
@@ -180,7 +186,9 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
         filters, counts = {}, {}
         for name, one in cases.items():
             started = time.monotonic()
-            looking.page(one)
+            looking.page(
+                one
+            )  # a search for words is one walk over the captions; the counts beside it use what it found
             middle = time.monotonic()
             looking.counts(one)
             filters[name], counts[name] = middle - started, time.monotonic() - middle
@@ -212,14 +220,15 @@ def report(found: list[dict[str, Any]]) -> str:
         f"`python tests/benchmarks/bench_browse.py --rows {','.join(str(one['rows']) for one in found)}`. Metadata is "
         "synthetic (MACROS and TABLES of the script); no pictures are behind it. Every question was asked once.", "",
         "The target is for 13,000,000 rows: first page under 1 s, any filter under 2 s, counts under 3 s, under 2 GiB. "
-        "**13,000,000 rows were not run.** The index is made once a session, before the first page.", "",
+        "The index is made once a session, before the first page.", "",
         head, "|---|" + "---:|" * len(found),
     ]  # fmt: skip
 
     def add(name: str, values: list[str]) -> None:
         lines.append(f"| {name} | " + " | ".join(values) + " |")
 
-    add("making the index, s", [f"{one['seconds']['index']:.1f}" for one in found])
+    made = [one["seconds"]["index"] + one["seconds"]["places and facets"] for one in found]
+    add("making the index, s", [f"{value:.1f}" for value in made])
     add("index on disk, MB", [f"{one['index_mb']:,.0f}" for one in found])
     add("peak memory, MiB", [f"{one['peak_mib']:,.0f}" for one in found])
     add("first page (target 1), s", [f"{one['seconds']['first page']:.2f}" for one in found])
