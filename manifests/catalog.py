@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,8 +45,8 @@ class Catalog:
         """
         storage.make_folder(workdir)
         path = storage.join(workdir, CATALOG_FILE)
-        connection = _connect(path, read_only=False)
-        with _Transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
+        connection = _connect(path)
+        with _transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
             connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
         return cls(connection, workdir)
 
@@ -65,12 +66,11 @@ class Catalog:
         fs, inner = storage.filesystem(path)
         info = fs.info(inner)
         num_bytes, changed = int(info["size"]), _changed_ns(info)
-        row = self._connection.execute(
-            "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
-            [path, num_bytes, changed],
-        ).fetchall()
-        if row and changed:
-            return str(row[0][0])
+        known = self._find_text(
+            "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?", path, num_bytes, changed
+        )
+        if known and changed:
+            return known
         digest = storage.hash_file(path).sha256
         self._connection.execute(
             "INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", [path, num_bytes, changed, digest]
@@ -84,15 +84,13 @@ class Catalog:
 
     def last_config(self) -> str | None:
         """The configuration (json) of the last build, or None."""
-        rows = self._connection.execute("SELECT config FROM configs ORDER BY used_at DESC LIMIT 1").fetchall()
-        return str(rows[0][0]) if rows else None
+        return self._find_text("SELECT config FROM configs ORDER BY used_at DESC LIMIT 1")
 
     # ---- stages
 
     def find_current(self, stage: str) -> str | None:
         """Fingerprint of the version of a stage that the last build used, sealed or not; or None."""
-        rows = self._connection.execute("SELECT fingerprint FROM current_stages WHERE stage = ?", [stage]).fetchall()
-        return str(rows[0][0]) if rows else None
+        return self._find_text("SELECT fingerprint FROM current_stages WHERE stage = ?", stage)
 
     def find_sealed(self, fingerprint: str) -> StageRecord | None:
         """The sealed stage version of this fingerprint, or None."""
@@ -113,7 +111,7 @@ class Catalog:
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Note that a stage version was begun and make it the current one."""
-        with self._transaction():
+        with _transaction(self._connection):
             self._connection.execute(
                 "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
                 [fingerprint, stage, json.dumps(identity, sort_keys=True), _now()],
@@ -126,7 +124,7 @@ class Catalog:
         Raises: IntegrityError when its rows do not add up.
         """
         stage.funnel.check(stage.stage)
-        with self._transaction():
+        with _transaction(self._connection):
             self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
             rows = [(stage.fingerprint, reason, num) for reason, num in stage.funnel.reasons.items() if num]
             if rows:
@@ -144,7 +142,7 @@ class Catalog:
 
     def forget_current(self, stages: Iterable[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
-        with self._transaction():
+        with _transaction(self._connection):
             for stage in stages:
                 self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
 
@@ -155,7 +153,7 @@ class Catalog:
         if not keys:
             return {}
         wanted = pa.table({"part_key": pa.array(keys, pa.string())})
-        return self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
+        return self._read_parts(wanted)
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
@@ -164,7 +162,7 @@ class Catalog:
             "WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position",
             params=[fingerprint, step],
         ).to_arrow_table()
-        found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
+        found = self._read_parts(wanted)
         return [found[key] for key in wanted.column("part_key").to_pylist()]
 
     def parts_like(self, stage: str, step: str, reuse_key: str) -> list[PartRecord]:
@@ -173,7 +171,7 @@ class Catalog:
             "SELECT part_key FROM parts WHERE stage = ? AND step = ? AND reuse_key = ? ORDER BY committed_at, part_key",
             params=[stage, step, reuse_key],
         ).to_arrow_table()
-        found = self._read_parts("SELECT p.* FROM parts p JOIN wanted USING (part_key)", wanted)
+        found = self._read_parts(wanted)
         return [found[key] for key in wanted.column("part_key").to_pylist()]
 
     def find_files(self, table: str) -> list[str]:
@@ -188,7 +186,7 @@ class Catalog:
     def commit_part(self, fingerprint: str, position: int, part: PartRecord) -> None:
         """Commit a part whose files are published, in one transaction."""
         funnel = part.funnel
-        with self._transaction():
+        with _transaction(self._connection):
             self._connection.execute(
                 "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -217,7 +215,7 @@ class Catalog:
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
-        with self._transaction():
+        with _transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
                 self._connection.executemany(
@@ -248,7 +246,7 @@ class Catalog:
         by_stage: dict[str, int] = {}
         for key, stage in lost.items():
             by_stage[stage] = by_stage.get(stage, 0) + 1
-            with self._transaction():
+            with _transaction(self._connection):
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
                     "(SELECT fingerprint FROM stage_parts WHERE part_key = ?)",
@@ -262,7 +260,7 @@ class Catalog:
 
     def record_mix(self, fingerprint: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store what a mix drew from each domain (columns of the table `mixes`)."""
-        with self._transaction():
+        with _transaction(self._connection):
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
             for row in rows:
                 self._connection.execute(
@@ -271,17 +269,13 @@ class Catalog:
                     {"fingerprint": fingerprint, **row},
                 )
 
-    def record_law(self, law_sha256: str, law: str) -> None:
-        """Store the mixture file a mix was drawn by."""
-        self._connection.execute("INSERT OR IGNORE INTO laws VALUES (?, ?, ?)", [law_sha256, law, _now()])
-
     def record_proxy_runs(self, study: str, runs: Sequence[Mapping[str, Any]]) -> None:
         """Store results of proxy runs; a run of the same study and name is replaced.
 
         Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
         with `value`), epochs (domain -> passes), validation (release, split, batch_size).
         """
-        with self._transaction():
+        with _transaction(self._connection):
             for run in runs:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
@@ -303,7 +297,7 @@ class Catalog:
     ) -> None:
         """Store a sealed release and its shards (split, shard, num_samples, num_bytes, sha256)."""
         num_samples = sum(int(row["num_samples"]) for row in shards if row["split"] == "train")
-        with self._transaction():
+        with _transaction(self._connection):
             self._connection.execute(
                 "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?, ?)",
                 [name, path, fingerprint, num_samples, record_sha256, _now()],
@@ -320,8 +314,7 @@ class Catalog:
 
     def find_release(self, fingerprint: str) -> str | None:
         """Path of the release that a pack stage version sealed, relative to the work folder."""
-        rows = self._connection.execute("SELECT path FROM releases WHERE fingerprint = ?", [fingerprint]).fetchall()
-        return str(rows[0][0]) if rows else None
+        return self._find_text("SELECT path FROM releases WHERE fingerprint = ?", fingerprint)
 
     # ---- status
 
@@ -358,13 +351,14 @@ class Catalog:
 
     # ---- inside
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
+    def _find_text(self, sql: str, *values: Any) -> str | None:
+        rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
+        return str(rows[0][0]) if rows else None
 
-    def _read_parts(self, sql: str, wanted: pa.Table) -> dict[str, PartRecord]:
+    def _read_parts(self, wanted: pa.Table) -> dict[str, PartRecord]:
         self._connection.register("wanted", wanted)
         try:
-            rows = self._connection.execute(sql).fetchall()
+            rows = self._connection.execute("SELECT p.* FROM parts p JOIN wanted USING (part_key)").fetchall()
             file_rows = self._connection.execute(
                 "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
             ).fetchall()
@@ -382,22 +376,20 @@ class Catalog:
         return found
 
 
-class _Transaction:
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("BEGIN")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
-
-
-def _connect(path: str, read_only: bool) -> Any:
+@contextmanager
+def _transaction(connection: Any) -> Iterator[None]:
+    connection.execute("BEGIN")
     try:
-        return duckdb.connect(path, read_only=read_only)
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _connect(path: str) -> Any:
+    try:
+        return duckdb.connect(path)
     except duckdb.IOException as error:
         raise locked(path, error) from None
     except duckdb.Error as error:

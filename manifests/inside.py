@@ -1,12 +1,27 @@
-"""Regular files below a folder that a stranger may have filled: no link is followed, no pipe or device opened."""
+"""What a stranger may have filled: regular files below a folder, and the members of a tar.
+
+No link is followed, no pipe or device opened, and no size is believed before it is checked.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from manifests import storage
+
+MAX_TAR_HEADER_BYTES = 64 << 10  # of one extended header, which holds a path and a few numbers
+MAX_TAR_NAME_BYTES = 4096  # the longest path that Linux takes
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_EXTENDED = frozenset({*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
+_PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=\n]{1,200})=")
+_SPARSE = "is stored as a sparse file"
 
 
 def why_not_inside(folder: str | Path, name: str) -> str | None:
@@ -29,3 +44,128 @@ def why_not_inside(folder: str | Path, name: str) -> str | None:
         if stat.S_ISLNK(mode):
             return "is a link" if path.name == parts[-1] else f"lies behind the link {part}"
     return None if stat.S_ISREG(mode) else "is no regular file"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar: where its content lies. `fault` says why it must not be read; it costs this file alone."""
+
+    name: str
+    offset: int
+    num_bytes: int
+    fault: str | None = None
+
+
+class BrokenTarError(Exception):
+    """A tar cannot be read from some byte on; what lies before it is fine."""
+
+
+def tar_members(stream: Any) -> Iterator[Member]:
+    """The files in a tar of a stranger, one at a time. Folders are left out.
+
+    `tarfile` itself believes every size that a tar states. Here no header over 64 KiB is read, and no size is taken
+    that the tar cannot hold.
+
+    Raises: BrokenTarError where it cannot be told any more where the next member begins.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    place = 0
+    for_all: dict[str, str] = {}  # what a pax header says of all that follow
+    for_next: dict[str, str] = {}
+    while (header := _header_at(stream, place)) is not None:
+        content = place + tarfile.BLOCKSIZE
+        if header.type in _EXTENDED:
+            place = _next_place(content, header.size, end, place)
+            found = _extended(header.type, stream, content, header.size)
+            if header.type == tarfile.XGLTYPE:
+                for_all |= found
+            else:
+                for_next |= found
+            continue
+        said = for_all | for_next
+        for_next = {}
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            said["fault"] = _SPARSE
+            content = _behind_sparse_map(stream, place)
+        size = int(said.get("size", header.size))
+        # of a link or a folder the size is not that of any content
+        has_content = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
+        place = _next_place(content, size if has_content else 0, end, place)
+        if not header.isdir():
+            fault = said.get("fault") if header.isreg() else "is no regular file"
+            yield _member(said.get("path", header.name), content, size if has_content else 0, fault)
+
+
+def _header_at(stream: Any, place: int) -> tarfile.TarInfo | None:
+    """The header at a byte; None for the end mark."""
+    stream.seek(place)
+    block = stream.read(tarfile.BLOCKSIZE)
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+            return None
+        raise BrokenTarError(f"no tar member and no end mark at byte {place:,}") from None
+
+
+def _next_place(content: int, size: int, end: int, place: int) -> int:
+    """Where the next header begins."""
+    if not 0 <= size <= end - content:
+        raise BrokenTarError(
+            f"the member at byte {place:,} says that it has {size:,} bytes, and {max(0, end - content):,} are left"
+        )
+    return content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, str]:
+    """What an extended header says of the member behind it: `path`, `size`, and `fault` where it must not be read."""
+    if size > MAX_TAR_HEADER_BYTES:
+        return {"fault": f"has a header of {size:,} bytes, more than {MAX_TAR_HEADER_BYTES:,}"}
+    stream.seek(content)
+    text: bytes = stream.read(size)
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": text.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    if kind == tarfile.GNUTYPE_LONGLINK:
+        return {}
+    found: dict[str, str] = {}
+    place = 0
+    while record := _PAX_RECORD.match(text, place):
+        stop = record.start() + int(record[1])
+        if stop <= record.end():
+            return found | {"fault": "has a header that cannot be read"}
+        name, value = record[2], text[record.end() : stop - 1].decode("utf-8", "surrogateescape")
+        if name == b"path":
+            found["path"] = value.rstrip("/")
+        elif name == b"size":
+            found |= {"size": value} if re.fullmatch("[0-9]{1,20}", value) else {"fault": "has a size that is none"}
+        elif name.startswith(b"GNU.sparse."):
+            found["fault"] = _SPARSE
+        place = stop
+    return found
+
+
+def _behind_sparse_map(stream: Any, place: int) -> int:
+    """Where the content of a sparse member begins: its map may go on in further blocks."""
+    stream.seek(place)
+    block = stream.read(tarfile.BLOCKSIZE)
+    place += tarfile.BLOCKSIZE
+    goes_on = block[482]
+    while goes_on:
+        block = stream.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            raise BrokenTarError(f"no tar member and no end mark at byte {place:,}")
+        place += tarfile.BLOCKSIZE
+        goes_on = block[504]
+    return place
+
+
+def _member(name: str, offset: int, num_bytes: int, fault: str | None) -> Member:
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > MAX_TAR_NAME_BYTES:
+        fault = f"has a name of {len(encoded):,} bytes, more than {MAX_TAR_NAME_BYTES:,}"
+        encoded = encoded[:MAX_TAR_NAME_BYTES]
+    try:
+        name = encoded.decode()
+    except UnicodeDecodeError:
+        name, fault = encoded.decode("utf-8", "backslashreplace"), fault or "has a name that is no UTF-8"
+    return Member(name, offset, num_bytes, fault)

@@ -120,14 +120,6 @@ COMMENT ON COLUMN shards.num_samples IS 'Samples in it';
 COMMENT ON COLUMN shards.num_bytes IS 'Size';
 COMMENT ON COLUMN shards.sha256 IS 'Hash of the content, hex';
 
-CREATE TABLE IF NOT EXISTS laws (
-    law_sha256 VARCHAR PRIMARY KEY, law VARCHAR NOT NULL, used_at TIMESTAMP NOT NULL
-);
-COMMENT ON TABLE laws IS 'Mixture records (ratio, law, evidence) that a mix was drawn by.';
-COMMENT ON COLUMN laws.law_sha256 IS 'Hash of the mixture file';
-COMMENT ON COLUMN laws.law IS 'Its content, json';
-COMMENT ON COLUMN laws.used_at IS 'UTC';
-
 CREATE TABLE IF NOT EXISTS proxy_runs (
     run VARCHAR PRIMARY KEY, model_size VARCHAR, step BIGINT, samples_seen BIGINT, seed BIGINT,
     mixture VARCHAR NOT NULL, losses VARCHAR NOT NULL, recorded_at TIMESTAMP NOT NULL

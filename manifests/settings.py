@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from manifests.errors import ConfigError
 
@@ -95,7 +97,13 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
     place = ".".join(str(step) for step in item["loc"]) or "(top level)"
     if item["type"] == "extra_forbidden":
         known = _known_keys(item["loc"][:-1], model)
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.4)
+        name = str(item["loc"][-1])
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        elsewhere = [key.place for key in keys_of(model) if key.place.endswith(f".{name}")]
+        if elsewhere and not near:
+            sections = [found.rpartition(".")[0] for found in elsewhere[:3]]
+            return f"unknown key '{place}'; '{name}' is a key of {' or '.join(sections)}"
+        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         listed = f" (known here: {', '.join(known)})" if known and not near else ""
         return f"unknown key '{place}'{hint}{listed}"
@@ -104,6 +112,37 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
     if item["type"] == "value_error":
         return f"'{place}': {str(item['msg']).removeprefix('Value error, ')}"
     return f"'{place}': {item['msg']} (given: {item['input']!r:.80})"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration: its dotted place, where `[]` stands for an entry of a list and `NAME` for a name."""
+
+    place: str
+    field: FieldInfo
+    has_keys: bool
+
+
+def keys_of(model: type[Settings], prefix: str = "") -> Iterator[Key]:
+    """Every key below `model`, each section before the keys in it."""
+    for name, field in model.model_fields.items():
+        inner = _models_in(field.annotation)
+        yield Key(f"{prefix}{name}", field, bool(inner))
+        many = _container_of(field.annotation)
+        for section in inner:
+            yield from keys_of(section, f"{prefix}{name}{many}.")
+
+
+def _container_of(annotation: Any) -> str:
+    """`[]` for a list of sections, `.NAME` for sections by name, nothing for one section."""
+    origin = get_origin(annotation)
+    if origin in (tuple, list):
+        return "[]"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return ".NAME"
+    if isinstance(annotation, type) or origin is Literal:
+        return ""
+    return "".join(sorted({_container_of(inner) for inner in get_args(annotation) if _models_in(inner)})[-1:])
 
 
 def _known_keys(loc: tuple[Any, ...], model: type[Settings]) -> list[str]:

@@ -21,6 +21,7 @@ from manifests.errors import ConfigError, IntegrityError
 
 _CHUNK_BYTES = 4 << 20
 TEMP_MARK = ".tmp-"
+_CLIENT_LIBRARIES = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3"}
 _TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}(\.spool)?", re.DOTALL)
 
 
@@ -36,6 +37,15 @@ class WrittenFile:
 def is_remote(path: str) -> bool:
     """True for an fsspec address with a scheme, false for a local path."""
     return "://" in path and not path.startswith("file://")
+
+
+def is_storage_error(error: Exception) -> bool:
+    """True for an error of the operating system, or of a library that talks to an object store.
+
+    Those libraries have errors that are no OSError, for a connection that was reset for instance.
+    """
+    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError) or not _CLIENT_LIBRARIES.isdisjoint(libraries)
 
 
 def join(folder: str, *names: str) -> str:

@@ -81,9 +81,17 @@ class _PrintableFormatter(logging.Formatter):
         return shown(super().format(record))
 
 
+class _CurrentStderr(logging.Handler):
+    """Prints to what standard error is now: the live view takes it over, and shows log lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def set_up_logging(verbose: bool, quiet: bool = False) -> None:
     """Plain lines on standard error: the message alone, or with time and place when verbose."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _CurrentStderr()
     layout = "%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"
     handler.setFormatter(_PrintableFormatter(layout))
     root = logging.getLogger("plantmix")

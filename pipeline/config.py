@@ -243,6 +243,15 @@ class RunSettings(Settings):
         50_000_000, ge=1, description="most distinct pHashes for which the duplicate search is one part"
     )
     max_attempts: int = Field(3, ge=1, description="how often a part is tried when a fault may pass")
+    retry_wait_seconds: float = Field(
+        5.0, ge=0, description="wait before parts are tried a second time; three times as long before each later try"
+    )
+    max_passing_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a build stops after fetch when more of a source's pictures failed for a reason that may pass",
+    )
     progress_seconds: float = Field(10.0, gt=0, description="interval of progress lines in a log")
 
 

@@ -92,7 +92,13 @@ def config_of(workdir: Path, executor: str = "inline", **run: Any) -> BuildConfi
                 {"name": "a", "domain": "plant", "table": "a.csv", "columns": {"url": "url", "caption": "caption"}}
             ],
             "mix": {"ratio": {"plant": 1}},
-            "run": {"executor": executor, "num_workers": NUM_WORKERS, "max_attempts": 3, **run},
+            "run": {
+                "executor": executor,
+                "num_workers": NUM_WORKERS,
+                "max_attempts": 3,
+                "retry_wait_seconds": 0,
+                **run,
+            },
         }
     )
 

@@ -1,4 +1,4 @@
-"""The `dalip` command: train, evaluate, plot, proxy runs, export and import.
+"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export and import.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
 for wrong usage or input. A user's mistake is one line, never a traceback.
@@ -46,6 +46,12 @@ example:
   plantmix plan fit data/demo --out law.json
 
 Run it again after any interruption, or with a longer list: finished runs are kept."""
+_TOKENS_EXAMPLE = """\
+example:
+  dalip tokens tokens.yaml       # release, output_dir, image: {tower, width}, text: {tower, width}
+  dalip train run.yaml           # model: {architecture: TOKENS/architecture.json}, data: {tokens: TOKENS}
+
+Run it again after any interruption: it goes on."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
@@ -87,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_plot(commands)
     _add_proxies(commands)
+    _add_tokens(commands)
     _add_export(commands)
     _add_import(commands)
     return parser
@@ -174,6 +181,12 @@ def _add_proxies(commands: Any) -> None:
     parser.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
     )
+
+
+def _add_tokens(commands: Any) -> None:
+    text = "Compute the tokens of frozen towers once, to train heads on them."
+    parser = _add_command(commands, "tokens", text, _TOKENS_EXAMPLE, _tokens)
+    parser.add_argument("config", metavar="CONFIG", help="YAML config: the release, the two towers, a folder")
 
 
 def _add_export(commands: Any) -> None:
@@ -292,6 +305,16 @@ def _proxies(options: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
+def _tokens(options: argparse.Namespace) -> int:
+    from manifests.settings import read_settings
+    from training.run.token_job import TokenSettings, compute_tokens
+
+    settings = read_settings(options.config, TokenSettings)
+    path = compute_tokens(settings, lambda line: print(line, flush=True))
+    print(f"tokens: {settings.output_dir}; train on them with model.architecture: {path}")
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
@@ -303,6 +326,8 @@ def _export(options: argparse.Namespace) -> int:
         code = export_open_clip(trained.model, options.target)
     print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))
     print(f"written: {options.target}; {code}")
+    if options.format == "huggingface" and trained.model.second_order is not None:
+        print(f'f and z as one vector: training.evaluation.encoder.Encoder.open("{options.target}")')
     return 0
 
 

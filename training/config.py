@@ -238,7 +238,8 @@ class TrainSettings(Settings):
 
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
-_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples")
+# `tokens` is a place: the architecture beside the tokens holds what they are of.
+_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens")
 _EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
 
 
@@ -286,8 +287,13 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["data"][key]
     for key in _EXECUTION_COMPUTE:
         del values["compute"][key]
-    if not settings.lock.lock_image:  # then it shapes nothing; runs that were begun without this key can go on
+    # Where these keys shape nothing, runs that were begun without them can go on.
+    if not settings.lock.lock_image:
         del values["lock"]["lock_image_freeze_bn_stats"]
+    if settings.data.batches == "mixed":
+        del values["data"]["batches"]
+    if settings.model.second_order.statistic is None:
+        del values["model"]["second_order"]["statistic"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}

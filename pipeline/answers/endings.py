@@ -1,15 +1,15 @@
 """When a stage keeps nothing, or less than the mixture needs: why, for each domain, and which setting decides.
 
 Reads the tables of the stages that are sealed so far. Writes nothing. Gives up with ConfigError: the mixture cannot be
-drawn any more, so no later stage is worth its work.
+drawn any more, so no later stage is worth its work. A RunError says that a source's host or storage was away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 from manifests.outcomes import PASSING
 from pipeline.captions.settings import RULE_NAMES
 from pipeline.config import BuildConfig
@@ -18,6 +18,7 @@ from pipeline.stages.mix import plan_mixture, read_ratio
 from pipeline.store.sql import open_scratch, view_parquet
 
 SHOWN_REASONS = 6
+SHOWN_HOSTS = 3
 _CHECKED = ("ingest", "fetch", "caption", "score", "select")
 _VERDICTS = (("caption", "caption_verdicts"), ("score", "score_verdicts"))
 
@@ -59,9 +60,41 @@ def check_ending(config: BuildConfig, context: BuildContext, stage: str, is_new:
     try:
         plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
     except ConfigError as error:
-        lines = describe_reasons(reasons_by_domain(context, stage), config.domains, kept)
+        lines = describe_reasons(reasons_by_domain(context, stage), config.domains, kept, worst_hosts(context))
         room = "" if stage == "select" else "; later stages drop more, so leave room"
         raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
+
+
+def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> None:
+    """See that no source lost most of its pictures for reasons that may pass, as when its host or storage was away.
+
+    Raises: RunError that names the sources, the reasons, and the command that asks again.
+    """
+    if stage != "fetch" or not any(context.sealed["fetch"].funnel.reasons.get(name) for name in PASSING):
+        return
+    most = config.run.max_passing_share
+    with open_scratch(context.workdir, config.run.memory_gb) as sql:
+        _view(sql, context, "candidates", "ingest", "candidates")
+        _view(sql, context, "facts", "fetch", "facts")
+        names = ", ".join(f"'{name}'" for name in sorted(PASSING))
+        rows = sql.execute(
+            "SELECT source, sum(num), sum(num) FILTER (passing), string_agg(num || ' ' || outcome, ', ' ORDER BY num "
+            f"DESC) FILTER (passing) FROM (SELECT source, outcome, count(*) AS num, outcome IN ({names}) AS passing "
+            "FROM facts JOIN candidates USING (sample_id) GROUP BY ALL) GROUP BY source ORDER BY source"
+        ).fetchall()
+    short = [
+        f"  {source}: {passing:,} of {num:,} pictures ({reasons})"
+        for source, num, passing, reasons in rows
+        if passing and passing > most * num
+    ]
+    if short:
+        raise RunError(
+            "after fetch: pictures failed for reasons that may pass:\n"
+            + "\n".join(short)
+            + "\nA release without them would be short. Ask again for these alone, then run the same command again:\n"
+            f"  plantmix retry {context.workdir}\n"
+            f"Or go on without them: `run: {{max_passing_share: 1}}` (it is {most:g})"
+        )
 
 
 def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
@@ -116,10 +149,29 @@ def reasons_by_domain(context: BuildContext, stage: str) -> dict[str, list[tuple
     return {domain: sorted(rows, key=lambda row: (-row[2], row)) for domain, rows in found.items()}
 
 
+def worst_hosts(context: BuildContext) -> dict[str, str]:
+    """Outcome of fetch -> the hosts that gave most of it, in words."""
+    if "fetch" not in context.sealed:
+        return {}
+    found: dict[str, list[str]] = {}
+    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
+        _view(sql, context, "facts", "fetch", "facts")
+        rows = sql.execute(
+            "SELECT outcome, host, count(*) AS num FROM facts WHERE outcome <> 'ok' AND host IS NOT NULL "
+            "GROUP BY ALL ORDER BY num DESC, host"
+        ).fetchall()
+    for outcome, host, num in rows:
+        found.setdefault(outcome, []).append(f"{host} ({num:,})")
+    return {outcome: ", ".join(hosts[:SHOWN_HOSTS]) for outcome, hosts in found.items()}
+
+
 def describe_reasons(
-    reasons: dict[str, list[tuple[str, str, int]]], domains: Sequence[str], kept: dict[str, dict[str, int]]
+    reasons: dict[str, list[tuple[str, str, int]]],
+    domains: Sequence[str],
+    kept: dict[str, dict[str, int]],
+    hosts: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """What each domain lost, as lines, and the setting behind its largest reason."""
+    """What each domain lost, as lines; the setting behind its largest reason, and the hosts that gave most of it."""
     lines = []
     for domain in domains:
         rows = reasons.get(domain, [])
@@ -129,7 +181,8 @@ def describe_reasons(
         lines.append(f"  {domain}: {sum(kept.get(domain, {}).values()):,} left; dropped: {listed or 'none'}{more}")
         if rows:
             _, reason, _ = rows[0]
-            lines.append(f"    {reason}: {setting_behind(reason, domain)}")
+            at = f"{hosts[reason]}: " if hosts and reason in hosts else ""
+            lines.append(f"    {reason}: {at}{setting_behind(reason, domain)}")
     return lines
 
 

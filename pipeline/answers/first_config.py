@@ -45,8 +45,8 @@ def _split(places: str) -> list[str]:
     return [place.strip() for place in re.split(r",(?![^{]*\})", places)]
 
 
-def write_first_config(name: str, domains: Mapping[str, Sequence[str]]) -> str:
-    """The YAML of a run over these places.
+def write_first_config(name: str, domains: Mapping[str, Sequence[str]], evaluation: Sequence[str] = ()) -> str:
+    """The YAML of a run over these places. `evaluation` lists places of pictures that must not be trained on.
 
     Raises: ConfigError for a place that cannot be a source, with the cure.
     """
@@ -57,7 +57,11 @@ def write_first_config(name: str, domains: Mapping[str, Sequence[str]]) -> str:
             source = _source_name(path, [taken for taken, _, _ in places])
             check_source(as_source(source, domain, place))
             places.append((source, domain, place))
-    text = "\n".join([*_decisions(places), "", *_body(name, list(domains), places)]) + "\n"
+    sets: list[tuple[str, Place]] = []
+    for path in evaluation:
+        sets.append((_source_name(path, [taken for taken, _ in sets]), look_at(path)))
+    body = [*_body(name, list(domains), places), "", *_evaluation(sets)]
+    text = "\n".join([*_decisions(places), "", *body]) + "\n"
     parse_settings(yaml.safe_load(text), BuildConfig, "the written config")
     return text
 
@@ -129,11 +133,24 @@ def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Pl
     ]
     lines += ["", "mix:", "  ratio:", *[f"    {_scalar(domain)}: 1" for domain in domains]]
     lines.append("  heldout: 5% # of each domain, set aside for evaluation")
-    lines += [
-        "",
-        "# evaluation: # images that must not be trained on",
-        "#   - {name: my-test-set, folder: {path: test}}",
-    ]
+    return lines
+
+
+def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
+    """The section of evaluation sets. A list without pictures can be matched by name alone."""
+    if not sets:
+        return [
+            "# evaluation: # images that must not be trained on",
+            "#   - {name: my-test-set, folder: {path: test}}",
+        ]
+    lines = ["evaluation: # images that must not be trained on"]
+    for name, place in sets:
+        lines += [f"  - name: {_scalar(name)}", f"    # {place.found}"]
+        if place.on_web:
+            settings = place.settings if place.kind == "table" else {place.kind: place.settings}
+            lines += _yaml({**settings, "match_names": True}, {"match_names": "a list shows no pictures"}, "    ")
+        else:
+            lines += _yaml({place.kind: {"path": place.settings["path"]}}, {}, "    ")
     return lines
 
 

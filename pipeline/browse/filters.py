@@ -46,7 +46,7 @@ class Filters:
         return bool(self.words or self.taxon or self.chosen)
 
     def link(self, **changes: Any) -> str:
-        """Address of the grid with these filters, some changed; it begins with the first page unless told."""
+        """Address of the grid with these filters, some changed: the first page, unless `changes` name another."""
         own = replace(self, **{"after": "", "before": "", **changes})
         pairs = [("q", own.words), ("taxon", own.taxon), ("after", own.after), ("before", own.before)]
         pairs = [(name, value) for name, value in pairs if value]

@@ -3,7 +3,7 @@
 A string column in, the clean column and the names of the steps that changed each row out (the source text stays in the
 candidates). Every step has a gate, a pattern that Arrow searches over the whole column: only rows that match it go
 through Python. A text that still changes after `MAX_ROUNDS` comes out empty, so that a clean text stays as it is when
-it is cleaned again.
+it is cleaned again. So does a text over `MAX_CHARS`: it is no caption, and keeps some patterns busy for seconds.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.captions.settings import StepName
-
 MAX_ROUNDS = 32
+MAX_CHARS = 10_000
 
 _TAG_NAMES = (
     "a abbr address article aside b big blockquote body br caption center cite code dd del details div dl dt em "
@@ -29,7 +28,8 @@ _TAG_NAMES = (
 ).replace(" ", "|")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _TAG = re.compile(
-    rf"<!--.*?-->|<(?:script|style)\b[^<>]*>.*?</(?:script|style)\s*>|</?(?:{_TAG_NAMES})(?:\s[^<>]*"
+    # bounded: of a thousand marks that are never closed each would search the rest of the text
+    rf"<!--.{{0,2000}}?-->|<(?:script|style)\b[^<>]*>.{{0,2000}}?</(?:script|style)\s*>|</?(?:{_TAG_NAMES})(?:\s[^<>]*"
     rf"|/)?/?>",
     re.IGNORECASE | re.DOTALL,
 )
@@ -56,7 +56,7 @@ _PHONE = re.compile(
     re.IGNORECASE,
 )
 _HANDLE = re.compile(r"(?<![\w@./])@[A-Za-z_][\w.]{1,29}(?!\w)")
-_TAG_BLOCK = re.compile(r"(?:(?:^|\s)#[^\W\d][\w-]*){2,}\s*$")
+_TAG_WORD = re.compile(r"#[^\W\d][\w-]*")
 _HASHTAG = re.compile(r"(?<![\w&#/])#(?=[^\W\d])")
 _CAMERA = re.compile(
     r"\b(?:OLYMPUS DIGITAL CAMERA|SONY DSC|KODAK Digital Still Camera|SAMSUNG CAMERA PICTURES|MINOLTA DIGITAL CAMERA"
@@ -144,7 +144,13 @@ def _drop_invisible(text: str) -> str:
 
 
 def _drop_hashtags(text: str) -> str:
-    return _HASHTAG.sub("", _TAG_BLOCK.sub("", text))
+    """Drop two or more hashtags at the end, and the mark of every other one. One pattern for both was quadratic."""
+    start, num_tags = len(text), 0
+    for word in reversed(text.split()):
+        if not _TAG_WORD.fullmatch(word):
+            break
+        start, num_tags = text.rindex(word, 0, start), num_tags + 1
+    return _HASHTAG.sub("", text[: max(0, start - 1)] if num_tags > 1 else text)
 
 
 def _drop_credits(text: str) -> str:
@@ -169,7 +175,7 @@ def _tidy_spaces(text: str) -> str:
     return text
 
 
-STEPS: dict[StepName, Step] = {
+STEPS: dict[str, Step] = {
     "entities": Step(r"&[#A-Za-z][0-9A-Za-z]*;", _unescape),
     "mojibake": Step(r"[^\x00-\x7f]", _mend_encoding),
     "tags": Step(r"<[!/A-Za-z]", _replace(_TAG)),
@@ -208,33 +214,30 @@ STEPS: dict[StepName, Step] = {
 }  # fmt: skip
 
 
-def clean_captions(captions: pa.Array, steps: tuple[StepName, ...]) -> tuple[pa.Array, pa.Array]:
+def clean_captions(captions: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Clean texts, and for each row the steps that changed it; a null caption gives the empty text."""
     given = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
+    given = pc.if_else(pc.greater(pc.utf8_length(given), MAX_CHARS), "", given)
     texts = given.to_pylist()
-    changed_by: dict[int, list[StepName]] = {}
-    if steps:
-        any_gate = "|".join(f"(?:{STEPS[name].gate})" for name in dict.fromkeys(steps))
-        rows = _rows_where(pc.match_substring_regex(given, any_gate))
-        for _ in range(MAX_ROUNDS):
-            rows = _run_round(texts, rows, steps, changed_by)
-            if not rows:
-                break
-        for row in rows:
-            texts[row] = ""
+    changed_by: dict[int, list[str]] = {}
+    any_gate = "|".join(f"(?:{step.gate})" for step in STEPS.values())
+    rows = _rows_where(pc.match_substring_regex(given, any_gate))
+    for _ in range(MAX_ROUNDS):
+        rows = _run_round(texts, rows, changed_by)
+        if not rows:
+            break
+    for row in rows:
+        texts[row] = ""
     lists: list[list[str]] = [[] for _ in range(len(texts))]
     for row, names in changed_by.items():
-        lists[row] = [name for name in steps if name in names]
+        lists[row] = [name for name in STEPS if name in names]
     return pa.array(texts, pa.string()), pa.array(lists, pa.list_(pa.string()))
 
 
-def _run_round(
-    texts: list[str], rows: list[int], steps: tuple[StepName, ...], changed_by: dict[int, list[StepName]]
-) -> list[int]:
+def _run_round(texts: list[str], rows: list[int], changed_by: dict[int, list[str]]) -> list[int]:
     """Run every step once over `rows` of `texts`, in place; returns the rows that changed."""
     changed: set[int] = set()
-    for name in steps:
-        step = STEPS[name]
+    for name, step in STEPS.items():
         here = pa.array([texts[row] for row in rows], pa.string())
         for place in _rows_where(pc.match_substring_regex(here, step.gate)):
             row = rows[place]

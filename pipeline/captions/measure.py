@@ -27,7 +27,7 @@ from pipeline.captions.patterns import (
     PLACEHOLDER,
     TOKEN_PIECES,
 )
-from pipeline.captions.settings import CaptionSettings
+from pipeline.captions.settings import NGRAM_WORDS, CaptionSettings
 from pipeline.vocabulary.backbone import apply_names
 from pipeline.vocabulary.licences import normalise_licences
 from pipeline.vocabulary.taxa import taxon_columns
@@ -40,7 +40,7 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.
     is "taxon". Such rows have no `text_key`, because many pictures of one species are no boilerplate.
     """
     given = pc.fill_null(candidates["caption"].combine_chunks(), "")
-    cleaned, steps = clean_captions(given, settings.clean.steps)
+    cleaned, steps = clean_captions(given)
     candidates, provenance = _resolved(candidates, names)
     taxa = taxon_columns(candidates)
     text, source = _fall_back(cleaned, taxa["texts"])
@@ -61,7 +61,7 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.
         "letter_ratio": _share(letters, visible),
         "digit_ratio": _share(digits, visible),
         "symbol_ratio": _share(visible - letters - digits, visible),
-        "repeated_ratio": _repeated_ratios(text, words, settings.measure.ngram_words),
+        "repeated_ratio": _repeated_ratios(text, words),
         "num_clip_tokens": _estimate_clip_tokens(text),
         "filename_like": _matches(text, FILENAME),
         "placeholder_like": _matches(pc.utf8_lower(text), PLACEHOLDER),
@@ -130,8 +130,9 @@ def _share(part: np.ndarray, whole: np.ndarray) -> pa.Array:
     return pa.array((part / np.maximum(whole, 1)).astype(np.float32))
 
 
-def _repeated_ratios(text: pa.Array, words: pa.Array, n: int) -> pa.Array:
+def _repeated_ratios(text: pa.Array, words: pa.Array) -> pa.Array:
     """Share of the word n-grams that stand in the same text before."""
+    n = NGRAM_WORDS
     ratios = np.zeros(len(text), np.float32)
     rows = pc.indices_nonzero(pc.greater(words, n))
     for row, value in zip(rows.to_pylist(), text.take(rows).to_pylist(), strict=True):

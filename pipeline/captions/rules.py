@@ -8,7 +8,6 @@ column is missing or no rule set fits a row.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -57,20 +56,6 @@ def _at_most(column: str) -> Rule:
 
 def _never(column: str, wanted: str) -> Rule:
     return Rule((column, "text"), _column(column), _column("text"), lambda _: wanted)
-
-
-def _blocklist_pattern(entries: tuple[str, ...]) -> str:
-    words = "|".join(re.escape(" ".join(entry.split())) for entry in sorted(entries))
-    return rf"(?i)(?:^|[^\pL\pN])(?P<hit>{words})(?:[^\pL\pN]|$)"
-
-
-def _blocked_phrase(table: pa.Table, entries: tuple[str, ...]) -> Column:
-    """The first phrase of the list that stands in each text."""
-    return pc.struct_field(pc.extract_regex(table["text"], _blocklist_pattern(entries)), "hit")
-
-
-def _blocked(table: pa.Table, entries: tuple[str, ...]) -> Column:
-    return pc.match_substring_regex(table["text"], _blocklist_pattern(entries))
 
 
 def _too_short(table: pa.Table, low: int) -> Column:
@@ -150,7 +135,6 @@ RULES: dict[str, Rule] = {
     "not_empty": Rule(("text",), lambda t, _: pc.equal(t["text"], ""), _column("text"), lambda _: "some text"),
     "not_placeholder_like": _never("placeholder_like", "no placeholder"),
     "not_filename_like": _never("filename_like", "no file name"),
-    "blocklist": Rule(("text",), _blocked, _blocked_phrase, lambda entries: f"none of {len(entries)} blocked phrases"),
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),
     "min_chars": Rule(
@@ -159,23 +143,15 @@ RULES: dict[str, Rule] = {
     "max_chars": _at_most("num_chars"),
     "min_words": _at_least("num_words"),
     "max_words": _at_most("num_words"),
-    "max_clip_tokens": _at_most("num_clip_tokens"),
     "min_letter_ratio": Rule(
         ("letter_ratio", "text"), _too_few_letters, _column("letter_ratio"), lambda low: f">= {low:g}"
     ),
-    "max_digit_ratio": _at_most("digit_ratio"),
     "max_repeated_ratio": _at_most("repeated_ratio"),
     "not_bare_name": Rule(
         ("bare_name", "taxon_name", "text"),
         _bare_without_taxon,
         _column("text"),
         lambda _: "more than a scientific name",
-    ),
-    "has_binomial": Rule(
-        ("has_binomial", "text"),
-        lambda t, _: pc.invert(t["has_binomial"]),
-        _column("text"),
-        lambda _: "a Latin binomial",
     ),
     "languages": Rule(
         _SPOKEN,

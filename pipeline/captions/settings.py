@@ -1,63 +1,33 @@
 """The `caption` section of a config, in two halves that must not touch.
 
-`clean`, `measure` and `backbone` change what is measured: their `measure_identity` belongs in the fingerprint of the
-measurements. `rules` and `text` only decide over what was measured. So a moved threshold, another block list or another
-choice of `txt` never measures again. Pure.
+`measure` and `backbone` change what is measured: their `measure_identity` belongs in the fingerprint of the
+measurements. `rules` and `text` only decide over what was measured. So a moved threshold or another choice of `txt`
+never measures again. Pure.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from manifests.settings import Settings
+from pipeline.captions.clean import STEPS
 from pipeline.vocabulary.backbone import BackboneSettings
 from pipeline.vocabulary.taxa import TextType
 
-StepName = Literal[
-    "entities",
-    "mojibake",
-    "tags",
-    "control",
-    "unicode",
-    "urls",
-    "emails",
-    "phones",
-    "handles",
-    "hashtags",
-    "camera",
-    "credits",
-    "slugs",
-    "whitespace",
-]
-STEPS: tuple[StepName, ...] = get_args(StepName)
-
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 6  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 7  # raise when cleaning or measuring changes what it writes
+NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
-
-
-class CleanSettings(Settings):
-    """Which cleaning steps run. They run in the order of `STEPS`, again and again until nothing changes any more."""
-
-    steps: tuple[StepName, ...] = STEPS
-
-    @field_validator("steps")
-    @classmethod
-    def _in_standard_order(cls, steps: tuple[StepName, ...]) -> tuple[StepName, ...]:
-        if len(set(steps)) != len(steps):
-            raise ValueError("a cleaning step is named twice; name each once")
-        return tuple(step for step in STEPS if step in steps)
 
 
 class MeasureSettings(Settings):
     """What is measured beside the cheap columns."""
 
     language: bool = True  # fastText language identification, model in the wheel, offline
-    ngram_words: int = Field(default=3, ge=2, le=8)  # length of the word n-grams of `repeated_ratio`
 
 
 class LanguageRule(Settings):
@@ -88,19 +58,15 @@ class Thresholds(Settings):
     not_empty: bool | None = None
     not_placeholder_like: bool | None = None
     not_filename_like: bool | None = None
-    blocklist: tuple[str, ...] | None = None  # words or phrases, matched whole, case ignored
     min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
     min_given_chars: int | None = Field(default=None, ge=0)
     min_chars: int | None = Field(default=None, ge=0)
     max_chars: int | None = Field(default=None, ge=1)
     min_words: int | None = Field(default=None, ge=0)
     max_words: int | None = Field(default=None, ge=1)
-    max_clip_tokens: int | None = Field(default=None, ge=1)
     min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
-    max_digit_ratio: float | None = Field(default=None, ge=0, le=1)
     max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
     not_bare_name: bool | None = None  # a scientific name and nothing else, where no taxon is stated
-    has_binomial: bool | None = None
     languages: LanguageRule | None = None
     max_repeats: int | None = Field(default=None, ge=1)  # captions with the same text_key in the corpus
     min_side_px: int | None = Field(default=None, ge=1)  # smallest image side as downloaded
@@ -200,7 +166,6 @@ class CaptionSettings(Settings):
     """The `caption` section of a pipeline config."""
 
     backbone: BackboneSettings | None = None
-    clean: CleanSettings = CleanSettings()
     measure: MeasureSettings = MeasureSettings()
     rules: tuple[RuleSet, ...] = (RuleSet(preset="general"),)
     text: TextSettings = TextSettings()
@@ -212,8 +177,8 @@ class CaptionSettings(Settings):
         """
         return {
             "version": MEASURE_VERSION,
-            "clean": self.clean.model_dump(mode="json"),
-            "measure": self.measure.model_dump(mode="json"),
+            "clean": {"steps": list(STEPS)},
+            "measure": {**self.measure.model_dump(mode="json"), "ngram_words": NGRAM_WORDS},
             "backbone": {"languages": list(self.backbone.languages)} if self.backbone else None,
         }
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError
-from pipeline.answers.endings import check_ending
+from manifests.errors import ConfigError, RunError
+from pipeline.answers.endings import check_ending, check_passing
 from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
@@ -59,8 +59,16 @@ def build(
     config = read_config(config_path)
     if ray_address is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
-    first, last = find_stage(FLOW, first, "--from"), find_stage(FLOW, last, "--to")
-    check_order(FLOW, first, last)
+    check_span(FLOW, first, last)
+    log.info(
+        "%s: checking %s before any host is asked",
+        config_path,
+        " and ".join(
+            f"{len(named):,} {what if len(named) == 1 else what + 's'}"
+            for named, what in ((config.sources, "source"), (config.evaluation, "evaluation set"))
+            if named
+        ),
+    )
     for warning in check_config(config, last):
         log.warning("warning: %s", warning)
     stop = StopRequests()
@@ -73,36 +81,32 @@ def build(
     else:
         print(f"nothing to do: every stage of this configuration is sealed already ({report.seconds:.1f} s)")
     if report.release is not None:
-        print(f"release: {storage.join(config.work_dir, report.release)}")
+        release = storage.join(config.work_dir, report.release)
+        print(f"look at it: plantmix browse {config.work_dir}, or open {storage.join(release, 'report.html')}")
+        print(f"release: {release}")
     return 0
 
 
 def _check_ending(config: BuildConfig, last: str | None, context: BuildContext, stage: str, is_new: bool) -> None:
-    """Stop when the mixture cannot be drawn any more; only say so when the build ends before it."""
+    """Stop when pictures are missing that could be had, or the mixture cannot be drawn any more.
+
+    A build that ends before the mixture only says so.
+    """
     try:
+        check_passing(config, context, stage)
         check_ending(config, context, stage, is_new)
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         if last is None or last in ("mix", "pack"):
             raise
         if stage == last:
             log.warning("warning: %s", error)
 
 
-def find_stage(flow: Sequence[Stage[Any]], name: str | None, option: str) -> str | None:
-    """Check a stage's name given on the command line.
-
-    Raises: ConfigError naming the stages there are.
-    """
-    if name is not None and name not in [stage.name for stage in flow]:
-        raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(stage.name for stage in flow)}")
-    return name
-
-
-def check_order(flow: Sequence[Stage[Any]], first: str | None, last: str | None) -> None:
-    """Check that --from does not come after --to.
-
-    Raises: ConfigError naming the order of the flow.
-    """
+def check_span(flow: Sequence[Stage[Any]], first: str | None, last: str | None) -> None:
+    """Raises: ConfigError for a stage that is not in the flow, or for --from after --to."""
     names = [stage.name for stage in flow]
+    for option, name in (("--from", first), ("--to", last)):
+        if name is not None and name not in names:
+            raise ConfigError(f"{option}: no stage '{name}'; the flow is {', '.join(names)}")
     if first is not None and last is not None and names.index(first) > names.index(last):
         raise ConfigError(f"--from {first} comes after --to {last}; the flow is {', '.join(names)}")

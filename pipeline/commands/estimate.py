@@ -13,6 +13,7 @@ from pipeline.answers.preflight import about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands import CONFIG_HELP, JSON_HELP, Commands, add_command
 from pipeline.config import read_config
+from pipeline.runner.progress import duration
 
 SHOWN_HOSTS = 15
 
@@ -44,8 +45,8 @@ def _run(args: argparse.Namespace) -> int:
         refuse_errors(findings)
     found = estimate(config, args.head)
     counts = {row["source"]: row["num_pictures"] for row in found["sources"]}
-    told = {finding.text for finding in findings}
-    findings += [finding for finding in about_mixture(config, counts) if finding.text not in told]
+    known = {finding.text for finding in findings}
+    findings += [finding for finding in about_mixture(config, counts) if finding.text not in known]
     print(json.dumps(found, indent=1) if args.json else "\n".join(describe(found)))
     for finding in findings:
         print(f"{'a build would stop' if finding.is_error else 'warning'}: {finding}", file=sys.stderr)
@@ -82,7 +83,7 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
             host["num_urls"],
             f"{host['requests_per_second']:g}" if host["requests_per_second"] else "no limit",
             host["connections"],
-            f"{host['hours']:.2f}",
+            duration(host["hours"] * 3600),
         )
         for host in web["hosts"][:SHOWN_HOSTS]
     ]
@@ -91,7 +92,7 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
     hosts = "host" if web["num_hosts"] == 1 else "hosts"
     return [
         f"{web['num_urls']:,} distinct addresses on {web['num_hosts']:,} {hosts}",
-        *aligned(("host", ">addresses", ">requests/s", ">at once", ">hours"), rows),
+        *aligned(("host", ">addresses", ">requests/s", ">at once", ">time"), rows),
         *more,
     ]
 
@@ -113,18 +114,19 @@ def _size_lines(found: dict[str, Any]) -> list[str]:
 
 def _time_lines(found: dict[str, Any]) -> list[str]:
     hours, assumed = found["hours"], found["assumed"]
+    work, total = duration(hours["local_work"] * 3600), duration(hours["total"] * 3600)
     lines = []
     if found["web"]["hosts"]:
         slowest = found["web"]["hosts"][0]
         lines.append(
-            f"time      slowest host {slowest['host']}: {hours['slowest_host']:.2f} h at its polite rate "
+            f"time      slowest host {slowest['host']}: {duration(hours['slowest_host'] * 3600)} at its polite rate "
             f"(at most one request in {assumed['request_seconds']:g} s a connection, assumed)"
         )
     lines.append(
-        f"{'' if lines else 'time':<10}decoding here: {hours['local_work']:.2f} h on {assumed['num_cores']} cores "
+        f"{'' if lines else 'time':<10}decoding here: {work} on {assumed['num_cores']} cores "
         f"(assumed {assumed['pictures_per_core_second']} pictures/s a core)"
     )
-    lines.append(f"          in total {hours['total']:.2f} h: hosts are asked side by side, pictures decoded meanwhile")
+    lines.append(f"          in total {total}: hosts are asked side by side, pictures decoded meanwhile")
     return lines
 
 

@@ -30,6 +30,13 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="DOMAIN=PLACE[,PLACE...]",
         help="a domain and where its pictures or their addresses are; may be given again",
     )
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="pictures that must not be trained on, such as a test set; may be given again",
+    )
     parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (my.yaml)")
     parser.set_defaults(func=_run)
 
@@ -39,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     if out.exists():
         raise ConfigError(f"--out {out}: there already; name another file, or remove that one")
     name = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "my"
-    text = write_first_config(name, parse_domains(args.domain))
+    text = write_first_config(name, parse_domains(args.domain), args.evaluation)
     try:
         storage.make_parent(str(out))
         storage.publish_bytes(str(out), text.encode())

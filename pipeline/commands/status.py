@@ -12,6 +12,7 @@ from manifests.reader import read_status
 from pipeline.answers.tables import aligned, joined_counts, print_lines
 from pipeline.commands import JSON_HELP, WORKDIR_HELP, Commands, add_command
 from pipeline.flow import FLOW
+from pipeline.runner.progress import pace
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -129,14 +130,14 @@ def _running_lines(status: dict[str, Any]) -> list[str]:
         return [f"interrupted in {running['step']}; run the same command to go on"]
     if not running["total"]:
         return [f"running: {running['step']}, looking what is to be done"]
-    left = running["seconds_left"]
     lines = [
-        f"running: {running['step']}, {running['done']:,} of {running['total']:,} {running['unit']}, "
-        f"{running['per_second']:,.0f}/s" + (f", about {left:,} s left" if left is not None else "")
+        f"running: {running['step']}, {running['done']:,} of {running['total']:,} {running['unit']}"
+        + pace(running["per_second"], running["seconds_left"])
     ]
-    for title, name in (("dropped so far", "reasons"), ("hosts that fail most", "worst_hosts")):
-        if counts := running.get(name):
-            lines.append(f"  {title}: {joined_counts(counts.items())}")
+    if counts := running.get("reasons"):
+        lines.append(f"  dropped so far: {joined_counts(counts.items())}")
+    if hosts := running.get("worst_hosts"):
+        lines.append(f"  hosts that fail most: {', '.join(f'{host} ({num:,})' for host, num in hosts.items())}")
     return lines
 
 

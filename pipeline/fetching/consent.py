@@ -1,4 +1,4 @@
-"""May this picture be used? May this path be requested? What X-Robots-Tag headers and robots.txt say.
+"""May this picture be used? May this path be requested? What headers and robots.txt say.
 
 Headers and text in, yes or no out. Pure. What cannot be understood forbids nothing.
 """
@@ -15,6 +15,9 @@ from protego import Protego
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 _AGENT = re.compile(r"[a-z*][a-z0-9_\-*.]*(/[a-z0-9.]+)?")
 _USER_AGENT_LINE = re.compile(r"\s*user[- ]?agent\b[\s:]*([^#]*)", re.IGNORECASE)
+
+_PREFERENCE = re.compile(r"(?:^|,)\s*([a-z*][a-z0-9_\-.*]*)\s*=\s*([^\s,;]+)")
+_USAGE_LINE = re.compile(r"\s*content-usage\s*:\s*(/\S*)?\s*([^#]*)", re.IGNORECASE)
 
 ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
 
@@ -39,17 +42,44 @@ def opted_out(headers: Iterable[str], agent_token: str, directives: Sequence[str
     return None
 
 
+def no_training(usage: str) -> str | None:
+    """The preference in a Content-Usage value that forbids training a model; None when none does.
+
+    `train-ai` counts where it is stated, else `bots`, which covers all automated use. Of a key that is stated twice the
+    last counts. Source: draft-ietf-aipref-attach-04 for the form, draft-ietf-aipref-vocab for the keys.
+    """
+    stated = dict(_PREFERENCE.findall(usage.lower()))
+    for key in ("train-ai", "bots"):
+        if key in stated:
+            return f"{key}=n" if stated[key] == "n" else None
+    return None
+
+
+def reserved(headers: Iterable[str]) -> bool:
+    """True when a `tdm-reservation` header reserves the rights of text and data mining.
+
+    Source: W3C Community Group, "TDM Reservation Protocol (TDMRep)", 2024.
+    """
+    return any(value.strip() == "1" for value in headers)
+
+
 @dataclass(frozen=True, slots=True)
 class RobotsRules:
     """What one host's robots.txt says to one agent."""
 
     parsed: Protego
     agent_token: str
+    usage: Protego
+    """Its Content-Usage lines, as rules: what must not train a model is disallowed."""
 
     def allows(self, path: str) -> bool:
         """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
         # Protego takes the start of "//x.jpg" for a host name. Of a whole URL it uses the path alone.
         return self.parsed.can_fetch(f"http://host{path}", self.agent_token)
+
+    def allows_training(self, path: str) -> bool:
+        """False when Content-Usage says that `path` must not train a model; the longest path that fits counts."""
+        return self.usage.can_fetch(f"http://host{path}", self.agent_token)
 
     @property
     def crawl_delay_seconds(self) -> float | None:
@@ -63,7 +93,9 @@ def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
     Source: RFC 9309.
     """
     lines = body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").splitlines()
-    return RobotsRules(Protego.parse("\n".join(_with_plain_name(line, agent_token) for line in lines)), agent_token)
+    plain = [_with_plain_name(line, agent_token) for line in lines]
+    usage = Protego.parse("\n".join(_usage_rule(line) for line in plain))
+    return RobotsRules(Protego.parse("\n".join(plain)), agent_token, usage)
 
 
 ALLOW_ALL = parse_robots(b"", "*")
@@ -80,3 +112,16 @@ def _with_plain_name(line: str, agent_token: str) -> str:
         return line
     name = found[1].partition("/")[0].strip().lower()
     return f"User-agent: {name if name in (agent_token, '*') else '(another)'}"
+
+
+def _usage_rule(line: str) -> str:
+    """A line of robots.txt as a rule about training: who is meant, or which path may not or may.
+
+    Any other line becomes a rule that forbids nothing, so that the names before and after it stay apart.
+    """
+    if _USER_AGENT_LINE.match(line):
+        return line
+    found = _USAGE_LINE.match(line)
+    if found is None or not _PREFERENCE.search(found[2].lower()):
+        return "Disallow:" if ":" in line else ""
+    return f"{'Disallow' if no_training(found[2]) else 'Allow'}: {found[1] or '/'}"

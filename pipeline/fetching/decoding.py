@@ -10,9 +10,9 @@ import queue
 import threading
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Protocol
 
 from manifests.outcomes import Outcome
+from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
@@ -25,22 +25,10 @@ Measured = tuple[int, Download | None, StoredImage | Rejected | None]
 """Number of a row; its download, None when it was not asked; and, where bytes came, what they measure."""
 
 
-class Downloads(Protocol):
-    """Where finished downloads come from: a Scheduler."""
-
-    def take(self) -> tuple[int, Download | None]:
-        """Waits for the next row that ends: its number and its download, or None when it was not asked."""
-        ...
-
-    def release(self, download: Download) -> None:
-        """The body of the download is not needed any more."""
-        ...
-
-
 class Decoders:
     """Measures the pictures of one part; iterate `results` once."""
 
-    def __init__(self, downloads: Downloads, settings: FetchSettings) -> None:
+    def __init__(self, downloads: Scheduler, settings: FetchSettings) -> None:
         self._downloads = downloads
         self._image = settings.image
         self._num_threads = settings.network.decode_threads

@@ -2,8 +2,8 @@
 
 Connects only to an address that was checked, keeps connections for further requests, and holds every answer to limits
 of time (connect, silence, whole attempt) and size (head, body, unpacked body). Follows no redirect and retries nothing:
-the scheduler does, because it must ask the gate first. Reads the network, writes nothing. Whatever a server does gives
-an Answer with an outcome, never an exception.
+the scheduler does both, because it must ask the gate first. Reads the network, writes nothing. Whatever a server does,
+the caller gets an Answer with an outcome, never an exception.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused
 from pipeline.fetching.answers import Answer, causes, explain_failure, parse_retry_after, refuse_status
-from pipeline.fetching.consent import RobotsRules, opted_out
+from pipeline.fetching.consent import RobotsRules, no_training, opted_out, reserved
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import Target
 
@@ -75,7 +75,7 @@ class _Current(threading.local):
 _current = _Current()
 
 
-if TYPE_CHECKING:  # the classes that the two mixins below are mixed into
+if TYPE_CHECKING:  # the base classes that the two mixins below are used with
     _AnySocket = socket.socket
     _AnyConnection = HTTPConnection
 else:
@@ -265,11 +265,8 @@ class HttpClient:
             _drain(response)
             wait = parse_retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
             return Answer(refusal, f"status {status}", status, retry_after_seconds=wait)
-        if check_opt_out and self.settings.x_robots_directives:
-            headers = response.headers.getlist("X-Robots-Tag")
-            directive = opted_out(headers, self.settings.agent_token, self.settings.x_robots_directives)
-            if directive:
-                return Answer(Outcome.OPTED_OUT, f"X-Robots-Tag: {directive}", status)
+        if check_opt_out and (signal := self._opt_out(response.headers)):
+            return Answer(Outcome.OPTED_OUT, signal, status)
         declared = response.headers.get("Content-Length", "")
         if declared.isdigit() and int(declared) > max_body_bytes:
             return Answer(Outcome.BODY_TOO_LARGE, f"{declared} bytes declared, allowed {max_body_bytes}", status)
@@ -278,6 +275,17 @@ class HttpClient:
             return Answer(Outcome.BODY_TOO_LARGE, f"more than the allowed {max_body_bytes} bytes", status)
         response.release_conn()
         return _unpack(body, response.headers.get("Content-Encoding", ""), max_body_bytes, status)
+
+    def _opt_out(self, headers: urllib3.HTTPHeaderDict) -> str | None:
+        """The header that forbids us the picture, as the detail of its row; None when none does."""
+        settings = self.settings
+        if directive := opted_out(headers.getlist("X-Robots-Tag"), settings.agent_token, settings.x_robots_directives):
+            return f"X-Robots-Tag: {directive}"
+        if "content_usage" in settings.consent_signals and (usage := no_training(headers.get("Content-Usage", ""))):
+            return f"Content-Usage: {usage}"
+        if "tdm_reservation" in settings.consent_signals and reserved(headers.getlist("tdm-reservation")):
+            return "tdm-reservation: 1"
+        return None
 
     def _read_body(self, response: urllib3.BaseHTTPResponse, max_body_bytes: int, budget: _Budget) -> bytes | None:
         """The body; None when it becomes too large. Only a few large bodies grow at a time, which bounds the memory."""

@@ -1,10 +1,10 @@
 """Which request goes next: hosts take turns, each at the pace that the gate allows, and no thread waits for a host.
 
-One thread plans, and only this thread touches the queues. `threads` others carry out one request each at a time. The
-caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so that every
-single request passes the gate. Reads the network through HttpClient; writes nothing. The rows of a host that stays
-closed for longer than `host_patience_seconds` end. `give_back` ends early: rows without an answer come back unasked. A
-programming error in a thread is raised in the caller.
+One thread plans, and only this thread touches the queues. `threads` other threads send the requests, each one at a
+time. The caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so
+that every single request passes the gate. Reads the network through HttpClient; writes nothing. When a host stays
+closed for longer than `host_patience_seconds`, its rows end. `give_back` ends everything early: rows without an answer
+come back as None. A programming error in a thread is raised in the caller.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Scheduler:
             left = max(0.1, self._settings.total_timeout_seconds - visit.active_seconds)
             try:
                 answer = self._client.get(visit.target, limit, left, check_opt_out=not visit.is_robots)
-            except BaseException as error:  # a defect of ours: raised in the caller, who would wait for ever
+            except BaseException as error:  # a defect of ours: raised in the caller, which else waits for ever
                 self._events.put(error)
                 return
             self._events.put((job, answer))
@@ -159,7 +159,7 @@ class Scheduler:
         for row in sorted(self._open):
             self._done.put((row, None))
         self._send_last_reports()
-        self._see_requests_out()
+        self._await_open_requests()
 
     def _handle_events(self, seconds: float) -> None:
         """Wait for an event, then handle every event there is."""
@@ -198,7 +198,7 @@ class Scheduler:
             self._finish(visit.row, step)
 
     def _end_robots(self, visit: Visit, download: Download) -> None:
-        """A robots.txt is finished: send the rows that waited for it on their way, or end them."""
+        """A robots.txt is finished: queue the rows that waited for it, or end them."""
         host = self._hosts[visit.start.host]
         waiting = host.awaiting_robots.pop(visit.start.origin, [])
         verdict = robots_verdict(visit, download, self._settings.agent_token)
@@ -216,7 +216,7 @@ class Scheduler:
             self._enqueue(other, first=True)
 
     def _enqueue(self, visit: Visit, *, first: bool = False) -> None:
-        """Put a visit into its host's queue. It may have to wait for robots.txt, and ends where that forbids it."""
+        """Put a visit into its host's queue. It may have to wait for robots.txt, and ends when that forbids it."""
         target = visit.target
         host = self._hosts.get(target.host)
         if host is None:
@@ -234,6 +234,9 @@ class Scheduler:
                 first = True
             elif not rules.allows(target.path):
                 self._finish(visit.row, visit.end(Outcome.ROBOTS_DISALLOWED, "robots.txt"))
+                return
+            elif "content_usage" in self._settings.consent_signals and not rules.allows_training(target.path):
+                self._finish(visit.row, visit.end(Outcome.OPTED_OUT, "robots.txt: Content-Usage"))
                 return
         if not host.in_turns:
             host.in_turns = True
@@ -262,7 +265,7 @@ class Scheduler:
                 self._start(*what)
 
     def _start(self, host: _Host, permission: Permission) -> None:
-        """Use a permission whose time has come. One that cannot be used now goes back: later would break the rate."""
+        """Use a permission whose time has come, or give it back unused: used later, it would break the rate."""
         if not host.queue or self._in_flight >= self._settings.threads or self._give_back_at is not None:
             self._reports.append(HostReport(host.name, permission.lease, "unused"))
             return
@@ -357,15 +360,15 @@ class Scheduler:
         return max(0.0005, soonest - now)
 
     def _send_last_reports(self) -> None:
-        """Tell the gate how the last requests ended and which permissions were not used."""
+        """Report to the gate how the last requests ended and which permissions were not used."""
         for _, _, what in self._timed:
             if isinstance(what, tuple):
                 self._reports.append(HostReport(what[0].name, what[1].lease, "unused"))
         if self._reports:
             self._gate.exchange(self._reports, {})
 
-    def _see_requests_out(self) -> None:
-        """After an early end, hand back the place at its host of each request in flight as soon as it ends."""
+    def _await_open_requests(self) -> None:
+        """After an early end, wait for each request in flight and report it, which frees its place at its host."""
         until = time.monotonic() + self._settings.total_timeout_seconds
         while self._in_flight:
             try:
@@ -380,7 +383,7 @@ class Scheduler:
 
 
 class _WaitingBytes:
-    """Counts the bytes of finished bodies that nobody has released; bounds the memory between network and decoders."""
+    """Counts the bytes of finished bodies that are not released yet; bounds the memory between network and decoders."""
 
     def __init__(self) -> None:
         self._bytes = 0

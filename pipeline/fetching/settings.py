@@ -24,11 +24,11 @@ from manifests.outcomes import Outcome
 from manifests.settings import Settings
 from pipeline.pictures.settings import ImageSettings
 
-# The settings that decide an outcome which is final: another value may change it, another day will not.
+# The settings that decide a final outcome: another value may change it, another day will not.
 DECIDED_BY = {
     Outcome.REFUSED_TARGET: ("network.allow_private_addresses",),
     Outcome.ROBOTS_DISALLOWED: ("network.robots_txt", "network.user_agent"),
-    Outcome.OPTED_OUT: ("network.x_robots_directives", "network.user_agent"),
+    Outcome.OPTED_OUT: ("network.x_robots_directives", "network.consent_signals", "network.user_agent"),
     Outcome.TOO_MANY_REDIRECTS: ("network.max_redirects",),
     Outcome.BODY_TOO_LARGE: ("image.max_body_bytes",),
     Outcome.TOO_MANY_PIXELS: ("image.max_pixels",),
@@ -95,6 +95,9 @@ class NetworkSettings(Settings):
     robots_txt: bool = True
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
+
+    consent_signals: tuple[Literal["content_usage", "tdm_reservation"], ...] = ("content_usage", "tdm_reservation")
+    """Further signals that opt a picture out: Content-Usage (AIPREF) in headers and robots.txt, TDMRep's header."""
 
     @field_validator("x_robots_directives")
     @classmethod
@@ -198,6 +201,7 @@ def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
     """Settings that promise what img2dataset does not do, each with the value that stops promising it."""
     wanted = [
         (not network.robots_txt, "robots_txt: false (it reads no robots.txt)"),
+        (not network.consent_signals, "consent_signals: [] (it reads none of them)"),
         (network.allow_private_addresses is True, "allow_private_addresses: true (it checks no address)"),
         (network.limits.requests_per_second is None, "limits.requests_per_second: null (it keeps no rate)"),
         (

@@ -1,4 +1,4 @@
-"""What the parts of a step tell while they run, and what they are told: how far each is, and whether to stop.
+"""Messages between the driver and the running parts of a step: how far each part is, and whether to stop.
 
 One `Board` serves all workers of a step. The driver holds it, or an actor holds it for a cluster. Pure state.
 """

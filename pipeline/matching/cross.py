@@ -2,7 +2,7 @@
 
 Reads two 1-d uint64 arrays. The larger, `hashes`, is only streamed, once a key; no pair within it is compared. So a few
 thousand evaluation pictures are matched against 13 M in seconds. Exact, by the same keys as the search within one
-table. Raises RunError when the answer outgrows the memory limit.
+table.
 """
 
 from __future__ import annotations
@@ -12,19 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from manifests.errors import RunError
-from pipeline.matching.pairs import (
-    MARK_BITS,
-    PAIRS_BYTES,
-    arrow_table,
-    check_input,
-    count_up,
-    distinct_of,
-    memory_limit,
-    rows_of,
-)
+from pipeline.matching.pairs import MARK_BITS, count_up, distinct_of
 from pipeline.matching.plan import SearchPlan, choose_plan
 from pipeline.matching.search import (
     Hashes,
@@ -41,43 +30,17 @@ from pipeline.matching.search import (
 _COMPARE_AT_ONCE = 1 << 15  # pairs: small enough for the cache, and for memory that is allocated already
 
 
-def cross_pairs(hashes: Hashes, queries: Hashes, radius: int, *, memory_limit_bytes: int | None = None) -> pa.Table:
-    """All (row of `hashes`, row of `queries`) whose hashes differ in at most `radius` bits, exactly.
+def cross_pairs(hashes: Hashes, queries: Hashes, radius: int) -> Pairs:
+    """Every value of `hashes` beside every value of `queries` that differs from it in at most `radius` bits, exactly.
 
-    Gives columns row, query (int64) and distance (uint8), sorted by (row, query). The cost grows with `hashes` and,
-    more slowly, with `queries`: give the smaller table as `queries`.
-
-    Raises: ConfigError for arrays that are not 1-d uint64 or a radius outside 0..64; RunError when the pairs
-    do not fit `memory_limit_bytes` (default: the memory now available).
+    Gives the values of `hashes` and those of `queries` beside them, each pair once, sorted. The cost grows with
+    `hashes` and, more slowly, with `queries`: give the smaller table as `queries`.
     """
-    check_input(hashes, radius)
-    check_input(queries, radius)
-    radius = int(radius)
-    limit = memory_limit(memory_limit_bytes)
     asked = distinct_of(queries)
-    empty = np.empty(0, np.uint64)
-    near, wanted = empty, empty
-    if len(hashes) and len(asked):
-        plan = choose_plan(len(hashes), radius, bit_entropies(asked, 64), num_others=len(asked))
-        near, wanted = distinct_cross_pairs(hashes, asked, plan)
-    values, left = np.unique(near, return_inverse=True)
-    sought, right = np.unique(wanted, return_inverse=True)
-    starts, rows = rows_of(hashes, values)
-    query_starts, query_rows = rows_of(queries, sought)
-    sizes = np.diff(starts)[left] * np.diff(query_starts)[right]
-    if int(sizes.sum()) * PAIRS_BYTES > limit:
-        most = int(np.argmax(sizes))
-        raise RunError(
-            f"{int(sizes.sum()):,} pairs within radius {radius} do not fit the memory limit of {limit:,} bytes; "
-            f"the hash {int(near[most]):016x} alone gives {int(sizes[most]):,}. Leave out the rows of such hashes"
-        )
-    place = count_up(sizes)
-    width = np.repeat(np.diff(query_starts)[right], sizes)
-    row = rows[np.repeat(starts[left], sizes) + place // width]
-    query = query_rows[np.repeat(query_starts[right], sizes) + place % width]
-    distance = np.repeat(np.bitwise_count(near ^ wanted), sizes)
-    order = np.lexsort((query, row))
-    return arrow_table(row=row[order], query=query[order], distance=distance[order])
+    if not len(hashes) or not len(asked):
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    plan = choose_plan(len(hashes), radius, bit_entropies(asked, 64), num_others=len(asked))
+    return distinct_cross_pairs(hashes, asked, plan)
 
 
 def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pairs:

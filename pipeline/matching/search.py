@@ -1,12 +1,12 @@
 """Find all pairs of distinct hashes within a Hamming radius: sort by each key, compare within buckets.
 
 Reads a uint64 array of distinct hashes; gives the pairs as two arrays of hashes, each pair exactly once. The answer is
-exact whatever the plan; the plan only changes the time.
+exact with any plan; the plan only changes the time.
 
 For one key the hashes are rewritten with the key's bits on top, and sorted. A bucket is then a run of neighbours, and
 the sorted value is itself the whole hash, so no index is needed. Each hash is compared with the 1st, 2nd, ... after it
-in its run. A bucket that is much larger than usual is searched by a plan of its own, on the bits that the key leaves
-free, so that clustered hashes stay cheap. A pair that several keys find is kept only under the first of them, which
+in its run. A bucket that is much larger than usual is searched by a plan of its own, on the bits that are not in the
+key, so that clustered hashes stay cheap. A pair that several keys find is kept only under the first of these keys. This
 needs no table of the pairs found so far.
 
 Raises RunError when the pairs outgrow the memory limit.
@@ -32,7 +32,7 @@ Pairs = tuple[Hashes, Hashes]
 
 _WINDOW = 1 << 16  # hashes compared at a time: their 512 KiB and the scratch arrays stay in the L2 cache
 _CHUNK = 1 << 15
-_REPACK_SLOTS = 16  # useless comparisons a hash that cost as much as moving the rest of its bucket together
+_REPACK_SLOTS = 16  # comparisons across buckets, for each hash, that cost as much as one `_repack`
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
 _PARTITION_BITS = 12
@@ -131,7 +131,7 @@ def _scan_parts(
 
 
 def _batches(found: Iterator[Pairs]) -> Iterator[Pairs]:
-    """Small results joined to larger ones, but not so large that many pairs of earlier keys are held."""
+    """Join small results into larger ones, but not so large that many pairs of earlier keys are held."""
     waiting: list[Pairs] = []
     num_waiting = 0
     for pairs in found:
@@ -166,7 +166,7 @@ def first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
 def _arranged_parts(
     hashes: Hashes, runs: list[BitRun], plan: SearchPlan, num_free: int, capacity: int | None
 ) -> Iterator[Hashes]:
-    """The hashes with the key on top: all at once, or cut by the key's leading bits when they outgrow `capacity`."""
+    """The hashes with the key on top: all at once, or by the key's leading bits in parts of about `capacity`."""
     if capacity is None or len(hashes) <= capacity or num_free == plan.num_bits:
         arranged = np.empty(len(hashes), np.uint64)
         for start, piece in arranged_chunks(hashes, runs):
@@ -236,7 +236,7 @@ def move_back(values: Hashes, runs: list[BitRun]) -> Hashes:
 
 
 def bit_runs(key: int, num_bits: int) -> list[BitRun]:
-    """How to move the key's bits to the top of `num_bits` and the others below them, both in their order."""
+    """How to move the bits of the key to the top of `num_bits`, and the other bits below them, all in their order."""
     runs: list[BitRun] = []
     target = num_bits
     for wanted in (1, 0):
@@ -291,7 +291,7 @@ def _search_window(window: Hashes, num_free: int, radius: int) -> Iterator[Pairs
 
 
 def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs]:
-    """One bucket without its common leading bits: a search of the same kind on `num_free` bits."""
+    """Search one bucket in the same way, on the `num_free` bits in which its hashes can differ."""
     plan = choose_plan(len(bucket), radius, bit_entropies(bucket, num_free))
     if plan.compares_everything:
         yield from _compare_window(bucket, np.array([len(bucket)]), radius, num_free)
@@ -304,7 +304,7 @@ def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs
 
 
 def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, num_free: int) -> Iterator[Pairs]:
-    """Compare each hash with the t-th after it, for every t that stays inside its bucket (of `sizes`)."""
+    """Compare each hash with the t-th hash after it, for every t that stays in its bucket (of `sizes`)."""
     if not len(window):
         return
     num_shifts = int(sizes.max())
@@ -331,7 +331,10 @@ def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, n
 def _repack(
     first: Hashes, second: Hashes, sizes: npt.NDArray[np.int64], apart: int
 ) -> tuple[Hashes, Hashes, npt.NDArray[np.int64]]:
-    """Of every bucket the hashes that have one `apart` places behind them, and beside each of them that one."""
+    """Keep every hash with another one `apart` places after it in its bucket.
+
+    Returns these hashes, the other one of each, and the sizes of the buckets that are left.
+    """
     place = np.arange(len(first)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     size = np.repeat(sizes, sizes)
     return first[place < size - apart], second[place >= apart], sizes[sizes > apart] - apart

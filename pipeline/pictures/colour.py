@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_STRIP_PIXELS = 1 << 20
 _PROFILE_SPACE = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
 
 
@@ -39,11 +40,22 @@ def simplify(image: Image.Image) -> Image.Image:
     if mode in ("PA", "RGBa", "La", "RGBX", "YCbCr", "HSV"):
         return image.convert({"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(mode, "RGB"))
     if mode in _SIXTEEN_BIT or mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        if mode == "I" and (values.min() < 0 or values.max() > 65535):
+        extrema: Any = image.getextrema() if mode == "I" else (0, 65535)
+        if extrema[0] < 0 or extrema[1] > 65535:
             raise UnsupportedMode("32-bit integer pixels")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        return _from_sixteen_bit(image)
     raise UnsupportedMode(f"pixels of mode {mode}")
+
+
+def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    """The picture in L, a strip at a time: at once it takes 19 bytes a pixel, in strips 3."""
+    found = Image.new("L", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        values = np.asarray(strip).astype(np.uint32)
+        found.paste(Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)), (0, top))
+    return found
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manifests.draws import largest_remainders
 from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array
 from pipeline.planning.choose import sample_optima
@@ -66,8 +67,8 @@ def propose_runs(
     fresh = budget - replicates
     proposed: list[Proposed] = []
     if table is None:
-        centroid = project(np.full((1, len(domains)), 1.0 / len(domains)), box)[0]
-        proposed.append(Proposed(_round_shares(centroid), 0, "centroid"))
+        centroid = _rounded(project(np.full((1, len(domains)), 1.0 / len(domains)), box))[0]
+        proposed.append(Proposed(centroid, 0, "centroid"))
     elif objective:
         optima = _sampled_optima(table, objective, box, fresh - fresh // 2)
         proposed += [Proposed(shares, 0, "uncertain optimum") for shares in optima]
@@ -114,18 +115,9 @@ def _sampled_optima(table: RunsTable, objective: dict[str, float], box: Box, cou
 
 
 def _rounded(points_QK: Array) -> Array:
-    return np.stack([_round_shares(shares) for shares in points_QK])
-
-
-def _round_shares(shares_K: Array) -> Array:
     """Shares with four decimals that sum to exactly 1 (largest remainder)."""
     units = 10**_SHARE_DECIMALS
-    scaled = shares_K * units
-    whole = np.floor(scaled + 1e-9)
-    missing = round(units - float(whole.sum()))
-    for k in np.argsort(-(scaled - whole), kind="stable")[:missing]:
-        whole[k] += 1
-    result: Array = whole / units
+    result: Array = np.array([largest_remainders(shares.tolist(), units) for shares in points_QK * units]) / units
     return result
 
 

@@ -128,7 +128,7 @@ def _column_from_json(values: dict[str, Any], shares: Array) -> ColumnLaw:
         loaded = {
             name: {key: np.array(value, dtype=float) for key, value in arrays.items()} for name, arrays in held.items()
         }
-        return {name: Fitted(arrays, shares if "alpha" in arrays else None) for name, arrays in loaded.items()}
+        return {name: Fitted(arrays, shares) for name, arrays in loaded.items()}
 
     if not values["residuals"]:
         raise ValueError("no held-out errors")

@@ -15,7 +15,8 @@ from pipeline.planning.limits import Box
 
 _POINTS_A_ROUND = 600
 _FIRST_STEP = 0.2
-_STEP_FACTOR = 0.7
+_STEP_FACTOR = 0.5
+_LITTLE_GAIN = 1e-4
 
 Score = Callable[[Array], Array]
 """shares_QK -> score_Q, or score_BQ for B scores at once; smaller is better."""
@@ -67,16 +68,21 @@ def neighbours(points_QK: Array, box: Box, step: float, count: int, rng: np.rand
 def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 2e-3) -> Array:
     """The best mixture found for each of B scores, shape B x K, from points all over the box.
 
-    Every round looks at the neighbours of the best points so far. All scores share these points.
+    Every round looks at the neighbours of the best points so far. All scores share these points. The steps become
+    smaller when a round gains little.
     """
     rng = np.random.default_rng(0)
-    best: Array = points_QK[np.argmin(score(points_QK), axis=1)]
+    scores = score(points_QK)
     step = _FIRST_STEP
     while step > last_step:
-        centres = np.unique(best, axis=0)
-        trials = np.concatenate([neighbours(centres, box, step, -(-_POINTS_A_ROUND // len(centres)), rng), centres])
-        best = trials[np.argmin(score(trials), axis=1)]
-        step *= _STEP_FACTOR
+        least = scores.min(axis=1)
+        centres = np.unique(points_QK[np.argmin(scores, axis=1)], axis=0)
+        moved = neighbours(centres, box, step, -(-_POINTS_A_ROUND // len(centres)), rng)
+        points_QK = np.concatenate([moved, centres])
+        scores = score(points_QK)
+        if np.median(least - scores.min(axis=1)) < _LITTLE_GAIN:
+            step *= _STEP_FACTOR
+    best: Array = points_QK[np.argmin(scores, axis=1)]
     return best
 
 

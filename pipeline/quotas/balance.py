@@ -2,7 +2,8 @@
 
 Settings of the caps, and the verdicts of one cap: a table with sample_id and the key in, one verdict a row out. Pure.
 The rule is MetaCLIP's: of n rows with one key, each stays with probability min(1, t/n). The draw of a row depends on
-the seed and its sample_id alone. So when a key grows, few rows change sides, and no dropped row comes back.
+the seed and its sample_id alone, or its group's where it has one. So when a key grows, few rows change sides, and no
+dropped row comes back.
 Source: Xu et al. 2024 (MetaCLIP, arXiv:2309.16671), algorithm 1.
 """
 
@@ -70,16 +71,17 @@ class BalanceSettings(Settings):
 
 
 def judge_cap(table: pa.Table, cap: CapSettings, seed: int) -> pa.Table:
-    """Verdicts (schema VERDICTS) of one cap over the columns sample_id and `key`, row for row.
+    """Verdicts (schema VERDICTS) of one cap over the columns sample_id, `key` and `unit`, row for row.
 
-    With `about` the number that stays is binomial, its mean the cap. With `at_most` the lowest draws stay. The value
-    of a verdict is the key and its number of rows.
+    Rows of one `unit` (32 hex digits) share a draw. With `about` the number that stays is binomial where units are
+    single rows, and its mean the cap. With `at_most` the lowest draws stay, so at most one unit of a key is cut. The
+    value of a verdict is the key and its number of rows.
     """
     keys = table["key"].combine_chunks().dictionary_encode()
     no_key = len(keys.dictionary)
     codes = keys.indices.fill_null(no_key).to_numpy().astype(np.int64)
     counts = np.bincount(codes, minlength=no_key + 1)
-    draws = draw_uniform(table["sample_id"], seed)
+    draws = draw_uniform(table["unit"], seed)
     if cap.about is not None:
         keep = draws * counts[codes] < cap.about
         threshold = f"about {cap.about} of one {cap.by}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
+from manifests.storage import is_storage_error
 from pipeline.runner.work import Execution, Part, PartResult
 
 Work = Callable[[Any, Execution[Any]], PartResult | Iterator[PartResult]]
@@ -98,16 +99,17 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
             started = time.monotonic()
     except PlantMixError as error:
         yield Done(job, None, error, time.monotonic() - started)
-    except OSError as error:  # a full disk or a lost mount is not a defect of the program
-        yield Done(job, None, _explain_os_error(error, job), time.monotonic() - started)
     except Exception as error:  # a defect that one part meets must not cost the others their work
-        yield Done(job, None, PartError(_describe_defect(error)), time.monotonic() - started)
+        yield Done(job, None, _explain(error, job), time.monotonic() - started)
 
 
-def _explain_os_error(error: OSError, job: Job) -> PlantMixError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return RetryableError(f"{type(error).__name__}: {error}")
-    return disk_full(job.execution.workdir, error.filename)
+def _explain(error: Exception, job: Job) -> PlantMixError:
+    """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
+    if not is_storage_error(error):
+        return PartError(_describe_defect(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(job.execution.workdir, error.filename)
+    return RetryableError(f"{type(error).__name__}: {error}")
 
 
 def disk_full(workdir: str, path: str | None = None) -> RunError:

@@ -38,6 +38,7 @@ class RayExecutor:
             options["address"] = address
         else:
             options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
+        log.info("ray: %s", f"joining {address}" if address else "starting")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with bound_to_loopback(address):
             ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
@@ -62,7 +63,7 @@ class RayExecutor:
         """Yield the results of every job as they come."""
         waiting = list(reversed(jobs))
         in_flight: dict[Any, tuple[Job, Any]] = {}  # by the stream of its results
-        failed: set[Any] = set()  # streams whose error is told; Ray may end such a stream with a second error
+        failed: set[Any] = set()  # streams whose error is reported; Ray may end such a stream with a second error
         actors = self._start_actors(len(jobs), gpus) if gpus is not None else []
         # a slot takes one job at a time; an actor has two, so that it never waits for the driver
         slots = [actor.do.options(num_returns="streaming") for actor in actors] * 2

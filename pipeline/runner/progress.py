@@ -65,16 +65,16 @@ class Progress:
     def line(self) -> str:
         """All figures in one line, for a log."""
         text, reasons, hosts = self.lines()
-        return text + (f" ({reasons})" if reasons else "") + (f", failing most: {hosts}" if hosts else "")
+        return text + (f", dropped: {reasons}" if reasons else "") + (f"; hosts that fail: {hosts}" if hosts else "")
 
     def lines(self) -> tuple[str, str, str]:
         """How far it is, the most frequent reasons, the hosts that fail most."""
         rate = self._rate()
-        left = _duration((self._total - self._num_done) / rate) if rate else "?"
-        text = f"{self._title}: {self._num_done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left} left"
+        text = f"{self._title}: {self._num_done:,} of {self._total:,} {self._unit}"
+        text += pace(rate, (self._total - self._num_done) / rate if rate else None)
         top = sorted(self._reasons.items(), key=lambda item: -item[1])[:4]
         hosts = list(self._worst_hosts.items())[:3]
-        return text, ", ".join(f"{num:,} {name}" for name, num in top), ", ".join(f"{n} {num:,}" for n, num in hosts)
+        return text, ", ".join(f"{num:,} {name}" for name, num in top), ", ".join(f"{n} ({num:,})" for n, num in hosts)
 
     def _rate(self) -> float:
         now = time.monotonic()
@@ -145,10 +145,17 @@ class Watch:
         text, reasons, hosts = self._progress.lines()
         view = Table.grid(padding=(0, 2))
         view.add_row("[bold]running[/bold]", text)
-        for name, value in (("dropped", reasons), ("failing most", hosts), ("memory", _memory())):
+        for name, value in (("dropped", reasons), ("hosts that fail", hosts), ("memory", _memory())):
             if value:
                 view.add_row(name, value)
         return view
+
+
+def pace(per_second: float, seconds_left: float | None) -> str:
+    """Rate and time left, to stand behind what is done; nothing where they are not known yet."""
+    if seconds_left is None:
+        return ""
+    return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {duration(seconds_left)} left"
 
 
 def _memory() -> str:
@@ -159,10 +166,13 @@ def _memory() -> str:
         return ""
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     total, free = kib["MemTotal"], kib["MemAvailable"]
-    return f"{(total - free) / 2**20:,.1f} of {total / 2**20:,.1f} GiB in use"
+    return f"{(total - free) / 2**20:,.1f} of {total / 2**20:,.1f} GiB in use on this machine"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people say it: seconds, minutes, hours or days, with the next smaller unit."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

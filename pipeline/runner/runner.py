@@ -125,7 +125,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
-        """Before work: clear what a killed run left, drop parts whose files are gone. After: close, tidy, tell."""
+        """Before work: clear what a killed run left, drop parts whose files are gone. After: close, tidy, report."""
         _clear_scratch(self._catalog.workdir)
         for name, num in self._catalog.drop_lost_parts().items():
             log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
@@ -257,6 +257,9 @@ class Runner:
                 else:
                     failures.append(f"{done.error}")
             todo = again
+            if todo:
+                tries = max(attempts[job.key] for job in todo)
+                self._stop.wait(self._config.run.retry_wait_seconds * 3 ** (tries - 2))
         return failures
 
     def _goes_again(self, done: Done, attempts: int) -> bool:

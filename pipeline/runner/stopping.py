@@ -26,6 +26,10 @@ class StopRequests:
         """True once the step that runs shall store what it has and end."""
         return self._asked.is_set()
 
+    def wait(self, seconds: float) -> None:
+        """Do nothing for so long, or until somebody asks to stop."""
+        self._asked.wait(seconds)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals of this process, in its main thread."""

@@ -128,13 +128,13 @@ def _outside(sql: Any, radius: int) -> list[list[Picture]]:
     )
     hashes = distinct_of(_column(sql, "SELECT phash FROM staying"))
     asked = _column(sql, f"SELECT phash FROM staying ORDER BY md5(sample_id) LIMIT {MAX_ASKED}")
-    found = cross_pairs(hashes, asked, min(64, radius + WIDER_BITS))
-    apart = found["distance"].to_numpy()
-    near = np.flatnonzero(apart > radius)
-    order = near[np.lexsort((found["query"].to_numpy()[near], apart[near]))]
+    near, wanted = cross_pairs(hashes, asked, min(64, radius + WIDER_BITS))
+    apart = np.bitwise_count(near ^ wanted)
+    drawn = np.argsort(asked)[np.searchsorted(np.sort(asked), wanted)]  # the place in the drawn order
+    order = np.lexsort((drawn, apart))
+    order = order[apart[order] > radius]
     pairs: dict[tuple[int, int], int] = {}
-    left, right = hashes[found["row"].to_numpy()[order]], asked[found["query"].to_numpy()[order]]
-    for one, other, distance in zip(left.tolist(), right.tolist(), apart[order].tolist(), strict=True):
+    for one, other, distance in zip(*(column[order].tolist() for column in (near, wanted, apart)), strict=True):
         pairs.setdefault((min(one, other), max(one, other)), distance)
         if len(pairs) == NUM_PAIRS:
             break

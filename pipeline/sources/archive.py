@@ -7,6 +7,8 @@ Source: Darwin Core text guide, https://dwc.tdwg.org/text/
 
 from __future__ import annotations
 
+import codecs
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,10 +20,16 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
 from pipeline.sources.delimited import Dialect
-from pipeline.sources.files import where_it_looked, zip_fault
+from pipeline.sources.files import reading, walk_files, where_it_looked, zip_fault
+from pipeline.sources.limits import MAX_COLUMNS, MAX_TEXT_BYTES
 
 META_FILE = "meta.xml"
 _NAMESPACE = "{http://rs.tdwg.org/dwc/text/}"
+_ENCODINGS = re.compile(
+    r"utf-?(7|8|8-sig|16|16-[bl]e|32|32-[bl]e)|ascii|latin-?1|iso8859-\d+|cp\d+|mac-\w+|koi8-\w|gb\w+|big5\w*|hz|johab"
+    r"|euc_\w+|shift_jis\w*|iso2022_\w+|tis-?620|kz1048|ptcp154"
+)
+"""Names of the character sets among Python's codecs; others pack bytes, or write addresses and escapes."""
 _ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
 
 
@@ -87,10 +95,11 @@ def read_archive(path: str, where: str) -> Archive:
             f"{where_it_looked(path)}"
         )
     is_zip = not fs.isdir(inner)
-    try:
-        names = _names_in_zip(path) if is_zip else [str(name)[len(inner.rstrip("/")) + 1 :] for name in fs.find(inner)]
-    except zipfile.BadZipFile:
-        raise ConfigError(f"{where}: {path} {zip_fault(path)}; an archive is a zip or a folder") from None
+    with reading(f"{where}: {path}"):
+        try:
+            names = _names_in_zip(path) if is_zip else [name for name, _ in walk_files(path)]
+        except zipfile.BadZipFile:
+            raise ConfigError(f"{where}: {path} {zip_fault(path)}; an archive is a zip or a folder") from None
     metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
     if not metas:
         raise ConfigError(
@@ -99,8 +108,9 @@ def read_archive(path: str, where: str) -> Archive:
         )
     if not is_zip and (why_not := why_not_inside(path, metas[0])) is not None:
         raise ConfigError(f"{where}: {path}: {metas[0]} {why_not}; put the file itself there")
-    with _open(path, is_zip, metas[0]) as stream:
-        core, extensions = parse_meta(stream.read(), f"{where}: {path}: {META_FILE}")
+    what = f"{where}: {path}: {META_FILE}"
+    with reading(what), _open(path, is_zip, metas[0]) as stream:
+        core, extensions = parse_meta(stream.read(MAX_TEXT_BYTES + 1), what)
     prefix = metas[0].removesuffix(META_FILE)
     there = {name.removeprefix(prefix) for name in names}
     for location in (location for data in (core, *extensions) for location in data.locations if location in there):
@@ -136,6 +146,8 @@ def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...
 
     Raises: ConfigError.
     """
+    if len(content) > MAX_TEXT_BYTES:
+        raise ConfigError(f"{what} has more than {MAX_TEXT_BYTES:,} bytes")
     try:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
@@ -183,9 +195,11 @@ def _dialect(element: ElementTree.Element, what: str) -> Dialect:
         )
     encoding = element.get("encoding") or "utf-8"
     try:
-        "".encode(encoding)
-    except LookupError:
-        raise ConfigError(f"{what}: no such encoding: {encoding}") from None
+        known = _ENCODINGS.fullmatch(codecs.lookup(encoding).name)
+    except (LookupError, ValueError):  # a ValueError at a name with a zero byte
+        known = None
+    if known is None:
+        raise ConfigError(f"{what}: no such encoding: {encoding:.100}")
     return Dialect(delimiter, quote or None, encoding, _plain(element.get("linesTerminatedBy"), "\n") or "\n")
 
 
@@ -199,6 +213,8 @@ def _plain(given: str | None, default: str) -> str:
 
 
 def _number(text: str, what: str) -> int:
-    if not text.strip().isdigit():
-        raise ConfigError(f"{what}: '{text}' is not a whole number")
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
+        raise ConfigError(f"{what}: '{text:.100}' is not a whole number")
+    if int(text) >= MAX_COLUMNS:
+        raise ConfigError(f"{what} is {int(text):,}, and only {MAX_COLUMNS:,} are read")
     return int(text)

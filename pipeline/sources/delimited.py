@@ -3,8 +3,9 @@
 A csv parser takes everything behind a quote that is never closed for one value. So the text is first cut, on raw
 bytes, into blocks of whole records and single broken records. pyarrow parses the blocks. A broken record ends as
 malformed, and reading goes on with the next line. One mistake looks like a value with line breaks, and is read as one:
-a stray quote whose partner closes at the end of a later field.
-Reads a binary stream, and holds a few blocks (4 MiB) of it. Raises ValueError or ArrowInvalid for what is no text.
+a stray quote whose partner closes at the end of a later field. A row with bytes that are no text in a column that is
+read is malformed too.
+Reads a binary stream, and holds a few blocks (4 MiB) of it. Raises ValueError for a first row that is no header.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from pipeline.sources.limits import MAX_COLUMNS, MAX_RECORD_BYTES
+
 BLOCK_BYTES = 4 << 20
-MAX_RECORD_BYTES = 4 << 20  # a longer record is taken for a quote that is never closed
 MAX_SHOWN_CHARS = 200  # of a malformed row
+NOT_TEXT = "\ufdd0"  # stands for bytes that are no text; Unicode has it for such uses, and no text holds it
+_LINE_CHUNK_BYTES = 1 << 20
 _SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -61,7 +66,7 @@ class RawBatch:
 
 @dataclass(frozen=True)
 class Broken:
-    """A record that cannot be read: its first line."""
+    """A record or a line that cannot be read: how it begins."""
 
     text: bytes
 
@@ -69,7 +74,7 @@ class Broken:
 def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
     """The values of the first record behind `skip_rows`, or of the last one that there is.
 
-    Raises: ValueError when there is none, or it is broken.
+    Raises: ValueError when there is none, or it is broken, or has too many values.
     """
     for piece in cut_records(stream, dialect, BLOCK_BYTES // 64):
         if isinstance(piece, Broken):
@@ -77,7 +82,13 @@ def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
         lines = (line.decode() for line in io.BytesIO(piece.lstrip(b"\r\n").replace(b"\r\n", b"\n")))
         quoting: Any = csv.QUOTE_NONE if dialect.quote is None else csv.QUOTE_MINIMAL
         records = csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote, quoting=quoting)
-        return list(islice(records, skip_rows + 1))[-1]
+        try:
+            *_, names = islice(records, skip_rows + 1)
+        except csv.Error as error:
+            raise ValueError(f"the first row is broken: {error}") from None
+        if len(names) > MAX_COLUMNS:
+            raise ValueError(f"it has {len(names):,} columns, more than {MAX_COLUMNS:,}")
+        return names
     raise ValueError("the file is empty")
 
 
@@ -103,8 +114,31 @@ def read_delimited(
         yield batch
 
 
+def read_lines(stream: Any) -> Iterator[bytes | Broken]:
+    """The lines of a text without their ends; one that is longer than a record may be is broken."""
+    rest = b""
+    too_long: Broken | None = None
+    while True:
+        chunk = stream.read(_LINE_CHUNK_BYTES)
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop() if chunk else b""
+        for line in lines:
+            short = line if len(line) <= MAX_RECORD_BYTES else _cut(line)
+            yield too_long or short
+            too_long = None
+        if too_long is not None or len(rest) > MAX_RECORD_BYTES:
+            too_long, rest = too_long or _cut(rest), b""
+        if not chunk:
+            return
+
+
+def _cut(record: bytes) -> Broken:
+    return Broken(record[: 4 * MAX_SHOWN_CHARS])
+
+
 def _parse(block: bytes, names: list[str], columns: list[str], dialect: Dialect, first: int) -> RawBatch:
     malformed: list[tuple[int, str]] = []
+    block = _marked(block)
 
     def note(row: Any) -> str:
         malformed.append((first + row.number - 1, (row.text or "")[:MAX_SHOWN_CHARS]))  # it counts from 1
@@ -128,7 +162,34 @@ def _parse(block: bytes, names: list[str], columns: list[str], dialect: Dialect,
         ),
     )
     numbers = np.arange(first, first + rows.num_rows + len(malformed))
-    return RawBatch(rows, np.delete(numbers, [number - first for number, _ in malformed]), malformed)
+    batch = RawBatch(rows, np.delete(numbers, [number - first for number, _ in malformed]), malformed)
+    return batch if NOT_TEXT.encode() not in block else _only_texts(batch)
+
+
+def _marked(block: bytes) -> bytes:
+    """The block, with marks in place of bytes that are no UTF-8."""
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return block.decode(errors=_mark_errors()).encode()
+    return block
+
+
+def _mark_errors() -> str:
+    """The name of the handler that puts a mark in place of bytes that are no text."""
+    codecs.register_error("plantmix.mark", lambda error: (NOT_TEXT, getattr(error, "end", 0)))
+    return "plantmix.mark"
+
+
+def _only_texts(batch: RawBatch) -> RawBatch:
+    """The batch, where rows with a mark are malformed."""
+    bad = np.zeros(batch.rows.num_rows, bool)
+    for column in batch.rows.columns:
+        bad |= pc.fill_null(pc.match_substring(column, NOT_TEXT), False).to_numpy()
+    values = batch.rows.filter(pa.array(bad)).to_pylist()
+    shown = [", ".join(value for value in row.values() if value).replace(NOT_TEXT, "\ufffd") for row in values]
+    malformed = list(zip(batch.numbers[bad].tolist(), (text[:MAX_SHOWN_CHARS] for text in shown), strict=True))
+    return RawBatch(batch.rows.filter(pa.array(~bad)), batch.numbers[~bad], sorted([*batch.malformed, *malformed]))
 
 
 def _shown(text: bytes) -> str:
@@ -146,9 +207,13 @@ def cut_records(stream: Any, dialect: Dialect, block_bytes: int = BLOCK_BYTES) -
     quote = (dialect.quote or "").encode()
     lines, records = re.compile(b"(?s:.*%b)?" % newline), _whole_records(dialect, newline.decode())
     buffer = b""
+    skipping = False  # the rest of a line that is too long
     for chunk in chain([first], chunks, [None]):
         at_end = chunk is None
         buffer += chunk or b""
+        if skipping:
+            _, found_end, buffer = buffer.partition(newline)
+            skipping = not found_end
         if at_end and not buffer.endswith(newline):
             buffer += newline
         start = 0
@@ -162,7 +227,8 @@ def cut_records(stream: Any, dialect: Dialect, block_bytes: int = BLOCK_BYTES) -
             if start == len(buffer) or (not at_end and len(buffer) - start <= MAX_RECORD_BYTES):
                 break
             end = buffer.find(newline, start) + 1 or len(buffer)
-            yield Broken(buffer[start:end])
+            skipping = not buffer.endswith(newline, start, end)
+            yield _cut(buffer[start:end])
             start = end
         buffer = buffer[start:]
 
@@ -185,7 +251,7 @@ def _utf8_chunks(stream: Any, dialect: Dialect, num_bytes: int) -> Iterator[byte
     """The text in pieces of about `num_bytes`, in UTF-8, its records ended by line breaks."""
     chunks: Iterator[bytes] = iter(partial(stream.read, num_bytes), b"")
     if codecs.lookup(dialect.encoding).name != "utf-8":
-        chunks = (text.encode() for text in codecs.iterdecode(chunks, dialect.encoding))
+        chunks = (text.encode() for text in codecs.iterdecode(chunks, dialect.encoding, _mark_errors()))
     return chunks if dialect.line_end is None else _with_newlines(chunks, dialect.line_end.encode())
 
 

@@ -7,8 +7,10 @@ for a whole file. Paths are local or fsspec addresses. Raises ConfigError when n
 
 from __future__ import annotations
 
+import lzma
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,14 +23,19 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import storage
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RetryableError
 from manifests.outcomes import Outcome
+from pipeline.sources.limits import MAX_OPEN_FILES
 from pipeline.sources.settings import IMAGE_SUFFIXES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
-MAX_OPEN_FILES = 64
 MAX_LISTED = 2000  # files that are looked at to see what a folder holds
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, RuntimeError, pa.ArrowException),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+"""What parsers and unpackers raise at a bad file; a zip with a password gives a RuntimeError."""
 TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson)(\.(gz|bz2|xz|zst|zip))?$")
 
 
@@ -43,7 +50,7 @@ class BytesUnreadable(Exception):  # noqa: N818
 
 @contextmanager
 def reading(what: str, kind: str = "") -> Iterator[None]:
-    """Turn the error of a parser at a bad file into one line; a zip with a password gives a RuntimeError.
+    """Turn the error of a parser at a bad file into one line.
 
     Raises: ConfigError that begins with `what`.
     """
@@ -51,7 +58,7 @@ def reading(what: str, kind: str = "") -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{what} cannot be read {kind}".rstrip() + f": {text:.300}") from None
 
@@ -106,7 +113,9 @@ class Found:
 def find_files(path: str, where: str, suffix: str) -> Found:
     """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of brace ranges.
 
-    Raises: ConfigError when there are none.
+    A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
+
+    Raises: ConfigError when there are none, and for one that is no regular file of the folder.
     """
     fs, inner = storage.filesystem(path)
     inner = inner.rstrip("/") or "/"
@@ -123,10 +132,21 @@ def find_files(path: str, where: str, suffix: str) -> Found:
             )
     elif fs.isdir(inner):
         root = inner
-        found = sorted(str(name) for name in fs.find(inner) if str(name).endswith(suffix))
+        listed = [name for name, _ in walk_files(path)]
+        if linked := [name for name in listed if name.endswith("/")]:
+            raise ConfigError(
+                f"{where}: {path}: {linked[0]} is a link to a folder, and no link is followed; give the folder itself"
+            )
+        found = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffix))
     else:
         root = inner.rpartition("/")[0]
         found = [inner] if fs.exists(inner) else []
+    checked = [] if storage.is_remote(path) or found == [inner] else found  # object stores have no links
+    if bad := [name for name in checked if not is_file_of(root, name)]:
+        raise ConfigError(
+            f"{where}: {path}: {bad[0]} is no regular file of {root or '.'} ({len(bad)} of {len(found)} files); a link "
+            "may lead to another file of that folder only. Put the files themselves there, or give a file alone as path"
+        )
     if not found:
         raise ConfigError(
             f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range"
@@ -135,6 +155,12 @@ def find_files(path: str, where: str, suffix: str) -> Found:
     prefix = len(root.rstrip("/")) + 1 if root else 0
     whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
     return Found(whole_root, [name[prefix:] for name in found])
+
+
+def is_file_of(root: str, path: str) -> bool:
+    """Whether a local path is a regular file that lies in `root` when links are followed."""
+    real = Path(path).resolve()
+    return real.is_file() and real.is_relative_to(Path(root or ".").resolve())
 
 
 def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
@@ -194,7 +220,8 @@ class LocalReader:
     def read(self, locator: str, max_bytes: int) -> bytes:
         """The bytes of one picture.
 
-        Raises: BytesUnreadable, with the outcome that the row ends in.
+        Raises: BytesUnreadable, with the outcome that the row ends in. RetryableError where an object store does not
+            give what it has: that says nothing about the picture.
         """
         name, offset, length = split_locator(locator)
         if length > max_bytes:
@@ -206,13 +233,23 @@ class LocalReader:
         except FileNotFoundError:
             raise BytesUnreadable(Outcome.FILE_MISSING, f"{name} is not there") from None
         except OSError as error:
+            self._check_storage(name, error)
             raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: {error.strerror or error}") from None
+        except Exception as error:  # the client libraries of object stores have errors of their own
+            self._check_storage(name, error)
+            raise
         if len(body) != length:
             seen = "longer" if len(body) > length else f"only {len(body)} bytes there"
             raise BytesUnreadable(
                 Outcome.FILE_CHANGED, f"{name} had {length} bytes at {offset} when it was listed; {seen}"
             )
         return body
+
+    def _check_storage(self, name: str, error: Exception) -> None:
+        if storage.is_remote(self._root) and storage.is_storage_error(error):
+            self._open.pop(name, None)
+            text = " ".join(str(error).split())
+            raise RetryableError(f"{self._root}: {name} cannot be read now ({type(error).__name__}: {text:.300})")
 
     def _stream(self, name: str) -> Any:
         stream = self._open.get(name)

@@ -23,10 +23,10 @@ from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
 from pipeline.sources import table
 from pipeline.sources.files import kind_of_place, make_locator, walk_files, where_it_looked
+from pipeline.sources.limits import MAX_TEXT_BYTES
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, in_batches, make_batch, malformed_rows, map_columns
 from pipeline.sources.settings import FolderSettings, NestedTable, Origin, given
 
-MAX_TEXT_BYTES = 1 << 20
 _COLUMN_OF_WORDS = {
     "caption": "caption",
     "scientific_name": "taxon_scientific_name",

@@ -6,6 +6,7 @@ Pure: tables in, tables out. No row disappears: a row that a reader leaves out s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
+from pipeline.sources.limits import MAX_DEPTH
 from pipeline.sources.settings import CONTRACT_COLUMNS, PLAIN_COLUMNS, RowColumns
 
 BATCH_ROWS = 20_000
@@ -26,6 +28,8 @@ Scratch = Callable[[], AbstractContextManager[Any]]
 """Opens an in-memory DuckDB that spills to disk, for a reader that has to join."""
 
 ROWS = pa.schema([(name, pa.string()) for name in CONTRACT_COLUMNS])
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
 
 LOST = pa.schema(
     [
@@ -104,6 +108,38 @@ def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 def extra_json(values: Mapping[str, str | None]) -> str:
     """The json object of the column `extra`."""
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """The json object in a text.
+
+    Raises: ValueError for anything else, and for lists and objects that are nested too deeply.
+    """
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
+    try:
+        value = json.loads(text)
+    except RecursionError:  # in UTF-16, where the brackets were not counted
+        raise ValueError("lists and objects are nested too deeply") from None
+    return json_object_of(value)
+
+
+def json_object_of(value: Any) -> dict[str, Any]:
+    """The value itself, where it is an object.
+
+    Raises: ValueError.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _depth(text: bytes) -> int:
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(text):
+        depth += (found[1] is not None) - (found[2] is not None)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def as_text(value: Any) -> str | None:

@@ -76,7 +76,7 @@ class RowColumns(RowFields):
     """Which column (or field) of a source fills which column of the contract; `extra` holds any others."""
 
     record_key: str | None = Field(None, description="the source's own key")
-    group: str | None = Field(None, description="what pictures of one thing share; a held-out draw never parts them")
+    group: str | None = Field(None, description="what pictures of one thing share; it is kept together")
     caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
     extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 

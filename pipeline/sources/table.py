@@ -9,21 +9,32 @@ from __future__ import annotations
 import codecs
 import difflib
 import io
-import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.sources.delimited import MAX_SHOWN_CHARS, Dialect, RawBatch, read_delimited, read_header
+from pipeline.sources.delimited import (
+    MAX_SHOWN_CHARS,
+    Broken,
+    Dialect,
+    RawBatch,
+    read_delimited,
+    read_header,
+    read_lines,
+)
 from pipeline.sources.files import kind_of_place, reading, where_it_looked, zip_fault
+from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_COLUMNS, MAX_DEPTH, MAX_RECORD_BYTES
 from pipeline.sources.rows import (
     BATCH_ROWS,
     Batch,
@@ -31,9 +42,11 @@ from pipeline.sources.rows import (
     as_text,
     check_unicode,
     in_batches,
+    json_object_of,
     make_batch,
     malformed_rows,
     map_columns,
+    parse_json,
 )
 from pipeline.sources.settings import ColumnMap, Origin, given
 
@@ -70,6 +83,8 @@ def list_files(source: Origin) -> list[str]:
         found = [inner] if fs.exists(inner) else []
     if not found:
         raise ConfigError(f"{source.where}: {path}: {_no_table(path)}")
+    if not storage.is_remote(path) and (odd := [name for name in found if not Path(name).is_file()]):
+        raise ConfigError(f"{source.where}: {odd[0]} is no regular file; give a file, a folder or a glob of tables")
     return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in found]
 
 
@@ -147,7 +162,7 @@ def read_columns(file: str, source: Origin) -> list[str]:
             dialect = _dialect_of(file, kind)
             with _open(file) as stream:
                 names = read_header(stream, dialect)
-    twice = sorted({name for name in names if name and names.count(name) > 1})
+    twice = sorted(name for name, num in Counter(names).items() if name and num > 1)
     if twice:
         raise ConfigError(f"{source.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
     return names
@@ -177,8 +192,19 @@ def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch
     with _open(file, compressed=False) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
             rows = pa.table({name: _as_strings(batch.column(name)) for name in columns})
-            yield RawBatch(rows, np.arange(first_row, first_row + rows.num_rows))
+            yield _short_rows(rows, np.arange(first_row, first_row + rows.num_rows))
             first_row += rows.num_rows
+
+
+def _short_rows(rows: pa.Table, numbers: np.ndarray) -> RawBatch:
+    """The rows of Parquet; one that is too long is malformed."""
+    if rows.nbytes <= MAX_BATCH_BYTES:
+        return RawBatch(rows, numbers)
+    lengths = sum(pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64) for column in rows.columns)
+    short = lengths <= MAX_RECORD_BYTES
+    malformed = [(number, f"a row of {length:,} bytes") for number, length in zip(
+        numbers[~short].tolist(), lengths[~short].tolist(), strict=True)]  # fmt: skip
+    return RawBatch(rows.filter(pa.array(short)), numbers[short], malformed)
 
 
 def _as_strings(column: pa.Array) -> pa.Array:
@@ -219,11 +245,11 @@ def _read_json(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
         malformed: list[tuple[int, str]] = []
         for number, item in items:
             try:
-                found = _object(item)
+                found = _object_of(item)
                 row = [as_text(found.get(name)) for name in columns]
                 check_unicode(row)
             except ValueError:
-                shown = (item if isinstance(item, bytes) else ascii(item).encode())[:MAX_SHOWN_CHARS]
+                shown = _shown(item)[:MAX_SHOWN_CHARS]
                 malformed.append((number, shown.decode("utf-8", "replace").strip()))
             else:
                 rows.append(row)
@@ -242,10 +268,12 @@ def _json_keys(file: str, kind: str) -> list[str]:
     readable = False
     for _, item in islice(_json_items(file, kind), JSON_HEAD_ROWS):
         try:
-            keys |= dict.fromkeys(_object(item))
+            keys |= dict.fromkeys(_object_of(item))
             readable = True
         except ValueError as found:
             error = found
+        if len(keys) > MAX_COLUMNS:
+            raise ValueError(f"its objects have more than {MAX_COLUMNS:,} keys")
     if not readable:
         raise error
     return list(keys)
@@ -254,10 +282,10 @@ def _json_keys(file: str, kind: str) -> list[str]:
 def _json_items(file: str, kind: str) -> Iterator[tuple[int, Any]]:
     """Number and value of each item of an array; where there is no array, number and bytes of each line.
 
+    An item or a line that is too deep or too long is `Broken`.
+
     Raises: ValueError where an array is no json.
     """
-    import ijson  # its backend loads a C library
-
     with _open(file) as stream:
         head = stream.read(4096)
     mark = codecs.BOM_UTF8 if head.startswith(codecs.BOM_UTF8) else b""
@@ -265,19 +293,66 @@ def _json_items(file: str, kind: str) -> Iterator[tuple[int, Any]]:
     with _open(file) as stream:
         stream.read(len(mark))
         if not is_array:
-            yield from ((number, line) for number, line in enumerate(stream) if line.strip())
+            lines = enumerate(read_lines(stream))
+            yield from ((number, line) for number, line in lines if isinstance(line, Broken) or line.strip())
             return
-        try:
-            yield from enumerate(ijson.items(stream, "item", use_float=True))
-        except ijson.JSONError as error:
-            raise ValueError(str(error)) from None
+        yield from enumerate(_array_items(stream))
 
 
-def _object(item: Any) -> dict[str, Any]:
-    value = json.loads(item) if isinstance(item, bytes) else item
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    return value
+def _array_items(stream: Any) -> Iterator[Any]:
+    """The items of a json array; one that is nested too deeply is `Broken`, and is not held in memory.
+
+    Raises: ValueError where the text is no json, or an item too long.
+    """
+    import ijson  # its backend loads a C library
+
+    metered = _Metered(stream)
+    depth, deepest = -1, 0  # of lists and objects within an item
+    builder = ijson.ObjectBuilder()
+    try:
+        for event, value in ijson.basic_parse(metered, use_float=True):
+            depth += event in ("start_map", "start_array")
+            deepest = max(deepest, depth)
+            of_item = depth > 0 or not event.endswith("_array")
+            if of_item and depth <= MAX_DEPTH:
+                builder.event(event, value)
+            depth -= event in ("end_map", "end_array")
+            if of_item and depth == 0:
+                yield builder.value if deepest <= MAX_DEPTH else Broken(f"nested more than {MAX_DEPTH} deep".encode())
+                builder, deepest, metered.num_bytes = ijson.ObjectBuilder(), 0, 0
+    except ijson.JSONError as error:
+        raise ValueError(str(error)) from None
+
+
+class _Metered:
+    """A stream that counts the bytes of the item that is being read.
+
+    Raises: ValueError, from `read`, for an item that is too long.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        if self.num_bytes > MAX_RECORD_BYTES:
+            raise ValueError(f"an item of more than {MAX_RECORD_BYTES:,} bytes")
+        found: bytes = self._stream.read(size)
+        self.num_bytes += len(found)
+        return found
+
+
+def _object_of(item: Any) -> dict[str, Any]:
+    if isinstance(item, Broken):
+        raise ValueError("too deep or too long")
+    return parse_json(item) if isinstance(item, bytes) else json_object_of(item)
+
+
+def _shown(item: Any) -> bytes:
+    if isinstance(item, Broken):
+        return item.text
+    return item if isinstance(item, bytes) else ascii(item).encode()
 
 
 # ---- files

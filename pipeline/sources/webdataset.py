@@ -1,15 +1,16 @@
 """Samples of webdataset tars as they lie: img2dataset's (with its Parquet), TreeOfLife's, plain jpg + txt.
 
 Reads tar headers and text members, and the Parquet file beside a shard where there is one. Pictures are read once, in
-fetch, by the offset in their locator. Memory: the Parquet rows of one shard. A shard that breaks off loses what lies
-behind the break, and gets one row `broken_shard`. Raises ConfigError for tars that are missing, no tar, or compressed.
+fetch, by the offset in their locator. Memory: the Parquet rows of one shard. An odd member costs its sample alone. A
+shard that breaks off loses what lies behind the break, and gets one row `broken_shard`; so does one whose Parquet file
+is damaged. Raises ConfigError for tars that are missing, no tar, compressed, or links that lead elsewhere.
 """
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,9 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.sources.files import Found, find_files, make_locator
+from manifests.inside import BrokenTarError, Member, tar_members
+from pipeline.sources.files import UNREADABLE, Found, find_files, is_file_of, make_locator
+from pipeline.sources.limits import MAX_SIDE_ROWS, MAX_TEXT_BYTES
 from pipeline.sources.rows import (
     BATCH_ROWS,
     Batch,
@@ -28,10 +31,10 @@ from pipeline.sources.rows import (
     extra_json,
     in_batches,
     make_batch,
+    parse_json,
 )
 from pipeline.sources.settings import PLAIN_COLUMNS, Origin, ShardFields, given
 
-MAX_TEXT_BYTES = 1 << 20
 _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # the first caption that is there
 _PARQUET_ALWAYS = ("key", "url", "status", "error_message")  # img2dataset's own columns
 
@@ -61,16 +64,12 @@ class _Wanted:
 
 @dataclass
 class _Sample:
-    """The members of one key: texts by extension, and where its pictures lie."""
+    """The members of one key by extension: texts, where its pictures lie, and why others are not read."""
 
     key: str
     texts: dict[str, bytes] = field(default_factory=dict)
     pictures: dict[str, tuple[int, int]] = field(default_factory=dict)
-    largest_text: tuple[str, int] = ("", 0)
-
-
-class _BreaksOffError(Exception):
-    """A shard ends before its end."""
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def check_source(source: Origin) -> None:
@@ -92,10 +91,11 @@ def check_source(source: Origin) -> None:
                 "if it is compressed, unpack it"
             ) from None
     if columns:
-        parquet = _parquet_of(first)
-        missing = [name for name in ["key", *columns] if name not in _columns_of(parquet)]
+        there = _first_columns(found)
+        missing = [name for name in ["key", *columns] if name not in (there or ())]
         if missing:
-            lacks = f"its Parquet has no {', '.join(missing)}" if parquet else "there is no Parquet file beside it"
+            no_columns = f"its Parquet has no {', '.join(missing)}"
+            lacks = "there is no Parquet file beside it" if there is None else no_columns
             raise ConfigError(f"{source.where}: {first}: {lacks}, and `fields` asks for parquet.{columns[0]}")
 
 
@@ -130,11 +130,21 @@ def _rows(wanted: _Wanted, found: Found) -> Iterator[dict[str, str | None] | Los
     """A row or a lost one for each sample; lost ones still lack their number."""
     for name in found.names:
         shard, stem = found.path(name), name.removesuffix(".tar")
-        listed = _parquet_rows(shard, wanted.columns())
+        listed: dict[str, dict[str, Any]] = {}
+        unlisted = None
+        try:
+            listed = _parquet_rows(found, shard, wanted.columns())
+        except UNREADABLE as error:
+            side = f"{stem}.parquet cannot be read: {' '.join(str(error).split())[:100]}"
+            unlisted = side if wanted.columns() else None
+            yield Lost(-1, "broken_shard", side)
         try:
             for sample in _samples(shard, wanted):
-                yield _row(name, f"{stem}/{sample.key}", sample, wanted, listed.pop(sample.key, {}))
-        except _BreaksOffError as error:
+                place = f"{stem}/{sample.key}"
+                row = _row(name, place, sample, wanted, listed.pop(sample.key, {}))
+                lacks_columns = unlisted is not None and not isinstance(row, Lost)
+                yield Lost(-1, "malformed_row", f"{place}: {unlisted}", place) if lacks_columns else row
+        except BrokenTarError as error:
             yield Lost(-1, "broken_shard", f"{name}: {error}")
         for key, row in listed.items():
             seen = ": ".join(str(row[part]) for part in ("status", "error_message") if row.get(part))
@@ -147,7 +157,8 @@ def _row(
     """One sample as a row, or the reason why it is none."""
     at = next((sample.pictures[suffix] for suffix in wanted.suffixes if suffix in sample.pictures), None)
     if at is None:
-        there = ", ".join(sorted([*sample.texts, *sample.pictures])) or "no member that is read"
+        faults = [f"{extension}, which {fault}" for extension, fault in sample.faults.items()]
+        there = ", ".join(sorted([*sample.texts, *sample.pictures, *faults])) or "no member that is read"
         return Lost(-1, "no_image", f"{place} has {there}", place)
     fields = wanted.fields
     try:
@@ -169,14 +180,12 @@ def _row(
 def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[str, str | None]:
     """Every field that is asked for.
 
-    Raises: ValueError for a text that is no UTF-8 or no json, or too long.
+    Raises: ValueError for a member that must not be read, and for a text that is no UTF-8 or no json.
     """
-    if sample.largest_text[1] > MAX_TEXT_BYTES:
-        raise ValueError(f"{sample.largest_text[0]} has {sample.largest_text[1]:,} bytes, more than {MAX_TEXT_BYTES:,}")
+    for extension, fault in sample.faults.items():
+        raise ValueError(f"{extension} {fault}")
     texts = {name: content.decode("utf-8-sig") for name, content in sample.texts.items()}
-    record = json.loads(texts.get("json", "{}"))
-    if not isinstance(record, dict):
-        raise ValueError("the json member is no object")
+    record = parse_json(texts.get("json", "{}").encode())
     values: dict[str, str | None] = {"__key__": sample.key}
     for name in names:
         kind, _, rest = name.partition(".")
@@ -196,53 +205,42 @@ def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[s
 def _samples(shard: str, wanted: _Wanted) -> Iterator[_Sample]:
     """The samples of a shard, in its order.
 
-    Raises: _BreaksOffError; the last sample is lost with what lies behind the break.
+    Raises: BrokenTarError; the last sample is lost with what lies behind the break.
     """
     texts, suffixes = wanted.texts(), set(wanted.suffixes)
     fs, inner = storage.filesystem(shard)
     here: _Sample | None = None
     with fs.open(inner, "rb") as stream:
         try:
-            for member in _members(stream):
+            for member in tar_members(stream):
                 key, extension = _key_of(member.name)
-                if not member.isreg() or not key:
+                if not key:
                     continue
                 if here is None or key != here.key:
                     if here is not None:
                         yield here
                     here = _Sample(key)
-                if extension in suffixes:
-                    here.pictures[extension] = (member.offset_data, member.size)
-                elif extension in texts:
-                    if member.size > max(MAX_TEXT_BYTES, here.largest_text[1]):
-                        here.largest_text = (extension, member.size)
-                    stream.seek(member.offset_data)
-                    here.texts[extension] = stream.read(min(member.size, MAX_TEXT_BYTES))
-        except _BreaksOffError as error:
+                if extension in suffixes or extension in texts:
+                    _take(member, extension, extension in suffixes, here, stream)
+        except BrokenTarError as error:
             place = here.key if here else "the first sample"
-            raise _BreaksOffError(f"{error}, in or behind {place}") from None
+            raise BrokenTarError(f"{error}, in or behind {place}") from None
     if here is not None:
         yield here
 
 
-def _members(stream: Any) -> Iterator[tarfile.TarInfo]:
-    """Members of a tar, none of them kept in memory.
-
-    Raises: _BreaksOffError when the tar ends without its end mark.
-    """
-    try:
-        with tarfile.open(fileobj=stream, mode="r:") as opened:
-            tar: Any = opened  # the stubs do not know `members`, which would hold every header
-            while (member := tar.next()) is not None:
-                yield member
-                tar.members.clear()
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise _BreaksOffError(f"breaks off ({error})") from None
-    stream.seek(end)
-    block = stream.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
-        raise _BreaksOffError(f"no tar member and no end mark at byte {end:,}")
+def _take(member: Member, extension: str, is_picture: bool, sample: _Sample, stream: Any) -> None:
+    """Note where a picture lies, read a text, or note why neither can be done."""
+    fault = member.fault
+    if not is_picture and member.num_bytes > MAX_TEXT_BYTES:
+        fault = f"has {member.num_bytes:,} bytes, more than {MAX_TEXT_BYTES:,}"
+    if fault is not None:
+        sample.faults[extension] = fault
+    elif is_picture:
+        sample.pictures[extension] = (member.offset, member.num_bytes)
+    else:
+        stream.seek(member.offset)
+        sample.texts[extension] = stream.read(member.num_bytes)
 
 
 def _key_of(name: str) -> tuple[str, str]:
@@ -257,25 +255,38 @@ def _key_of(name: str) -> tuple[str, str]:
 # ---- the Parquet file beside a tar
 
 
-def _parquet_rows(shard: str, columns: list[str]) -> dict[str, dict[str, Any]]:
-    """Rows of the Parquet file beside a shard by key; none where there is no such file, or it has no key."""
+def _parquet_rows(found: Found, shard: str, columns: list[str]) -> dict[str, dict[str, Any]]:
+    """Rows of the Parquet file beside a shard by key; none where there is no such file, or it has no key.
+
+    Raises: one of UNREADABLE for a file that is damaged, too long, or no file of the source.
+    """
     parquet = _parquet_of(shard)
-    names = _columns_of(parquet)
-    if parquet is None or "key" not in names:
+    if parquet is None:
         return {}
-    picked = [name for name in dict.fromkeys([*_PARQUET_ALWAYS, *columns]) if name in names]
+    if not storage.is_remote(parquet) and not is_file_of(found.root, parquet):
+        raise ValueError(f"it is no regular file of {found.root}")
     fs, inner = storage.filesystem(parquet)
     with fs.open(inner, "rb") as stream:
-        rows = pq.ParquetFile(stream).read(picked).to_pylist()
+        table = pq.ParquetFile(stream)
+        if table.metadata.num_rows > MAX_SIDE_ROWS:
+            raise ValueError(f"it has {table.metadata.num_rows:,} rows, more than {MAX_SIDE_ROWS:,}")
+        names = table.schema_arrow.names
+        if "key" not in names:
+            return {}
+        rows = table.read([name for name in dict.fromkeys([*_PARQUET_ALWAYS, *columns]) if name in names]).to_pylist()
     return {str(row["key"]): row for row in rows}
 
 
-def _columns_of(parquet: str | None) -> list[str]:
-    if parquet is None:
-        return []
-    fs, inner = storage.filesystem(parquet)
-    with fs.open(inner, "rb") as stream:
-        return list(pq.read_schema(stream).names)
+def _first_columns(found: Found) -> list[str] | None:
+    """Columns of the Parquet file beside the first shard whose file can be read; None where no shard has one."""
+    for name in found.names:
+        parquet = _parquet_of(found.path(name))
+        if parquet is None:
+            return None
+        fs, inner = storage.filesystem(parquet)
+        with suppress(*UNREADABLE), fs.open(inner, "rb") as stream:
+            return list(pq.read_schema(stream).names)
+    return []
 
 
 def _parquet_of(shard: str) -> str | None:

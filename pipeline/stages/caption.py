@@ -18,7 +18,7 @@ from manifests import storage, tables
 from manifests.records import Funnel, fingerprint
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import MEASURE_VERSION, CaptionSettings, CleanSettings, MeasureSettings, RuleSet
+from pipeline.captions.settings import MEASURE_VERSION, CaptionSettings, MeasureSettings, RuleSet
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import copy_sorted, view_parquet
@@ -39,13 +39,12 @@ _JOINED = {
 
 @dataclass(frozen=True)
 class CaptionInputs:
-    """What caption stands on. `backbone_content` is the hash of each file of the backbone."""
+    """All that caption reads. `backbone_content` is the hash of each file of the backbone."""
 
     candidates: Files
     facts: Files
     backbone: BackboneSettings | None
     backbone_content: tuple[str, ...]
-    clean: CleanSettings
     measure: MeasureSettings
     rules: tuple[RuleSet, ...]
 
@@ -65,7 +64,6 @@ class MeasureInputs:
 
     candidates: RowGroup
     names: Files
-    clean: CleanSettings
     measure: MeasureSettings
 
 
@@ -99,7 +97,7 @@ def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
     """Measure one row group of candidates."""
     candidates = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
     names = pq.read_table(inputs.names.path) if inputs.names else None
-    rows = measure_captions(candidates, CaptionSettings(clean=inputs.clean, measure=inputs.measure), names)
+    rows = measure_captions(candidates, CaptionSettings(measure=inputs.measure), names)
     return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS),))
 
 
@@ -153,7 +151,6 @@ def _inputs(context: BuildContext) -> CaptionInputs:
         context.facts(),
         settings.backbone,
         tuple(context.catalog.input_sha256(file) for file in backbone),
-        settings.clean,
         settings.measure,
         settings.rules,
     )
@@ -173,7 +170,7 @@ def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[M
         for number in range(metadata.num_row_groups):
             rows = RowGroup(path, number, f"{sha256}-{number}")
             num_rows = metadata.row_group(number).num_rows
-            parts.append(Part(MeasureInputs(rows, names, inputs.clean, inputs.measure), num_rows=num_rows))
+            parts.append(Part(MeasureInputs(rows, names, inputs.measure), num_rows=num_rows))
     return parts
 
 

@@ -1,11 +1,11 @@
 """The steps of dedup that keep evaluation sets out of the training data.
 
-They list the images of each set, measure them as the pool's, and find which fetched images show one of them.
+They list the images of each set, measure them like those of the pool, and find which fetched images show one of them.
 
 Reads the sets through the readers of pipeline/sources, facts and candidates. Writes `evaluation` (one row an image of
-a set) and `leaks` (one row a fetched image and set). A set is measured once: neither another radius nor a new source
-reads it again. Leaks are found image by image, before any duplicate is dropped, so that no group of duplicates hides
-one. What lies within the duplicate radius of a leak leaks with it.
+a set) and `leaks` (one row a fetched image and set). A set is measured once: a new radius or a new source does not read
+it again. Leaks are found image by image, before any duplicate is dropped, so that no group of duplicates hides one. An
+image within the duplicate radius of a leak is a leak too.
 
 Raises ConfigError when images of a set cannot be read and the set says `unreadable: refuse`.
 """
@@ -25,10 +25,7 @@ import pyarrow.parquet as pq
 from manifests import tables
 from manifests.errors import ConfigError
 from manifests.records import PartRecord, fingerprint
-from pipeline.matching.cross import distinct_cross_pairs
-from pipeline.matching.pairs import distinct_of
-from pipeline.matching.plan import choose_plan
-from pipeline.matching.search import bit_entropies
+from pipeline.matching.cross import cross_pairs
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
@@ -36,16 +33,16 @@ from pipeline.sources.reading import digest_inputs, read_rows, root_of
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, view_parquet, view_table
+from pipeline.store.sql import copy_sorted, literals, view_parquet, view_table
 
 VERSION = 1
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
 
-# A picture of nearly one colour has a pHash made of noise, which it shares with every other such picture. Of a few
-# lines on one colour it has hardly a set bit. Such pictures are matched by bytes and pixels only. Grocery photos have
-# a standard deviation of 24 and more, and 32 set bits of 64.
-FLAT_BITS = 4  # set bits of a pHash; the text at `_LIKENESS` in select.py says why
+# The pHash of a picture of nearly one colour is noise, and other such pictures have the same one. The pHash of a few
+# lines on one colour has hardly a set bit. Both kinds are matched by bytes and pixels only. Photos of groceries have a
+# standard deviation of pixels of 24 and more, and 32 set bits of 64.
+FLAT_BITS = 4  # set bits of a pHash; the comment above `_LIKENESS` in select.py says why
 FLAT_PIXEL_STD = 2.0
 
 
@@ -61,7 +58,7 @@ def sets_of(context: BuildContext) -> tuple[SetInputs, ...]:
 
 
 def candidates_of(context: BuildContext) -> Files:
-    """The candidates; their content counts only where a set is matched by names."""
+    """The candidates; their content counts only when a set is matched by names."""
     if not context.config.evaluation:
         return Files()
     candidates = context.files("ingest", "candidates")
@@ -201,7 +198,7 @@ def _roots(context: BuildContext) -> dict[str, str]:
 
 
 def describe_sets(inputs: DedupInputs, run: StageRun[Any]) -> list[dict[str, Any]]:
-    """One entry a set, as release.json tells it; what leaked is added by the leaks step."""
+    """One entry a set, as release.json shows it; the leaks step adds what leaked."""
     measured = run.parts("measure")
     return [
         _describe(each, [part for part in measured if part.notes["set"] == each.settings.name])
@@ -298,9 +295,8 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
     """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order."""
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(
-            sql, "evaluation", inputs.evaluation, tables.EVALUATION
-        )  # no files where every set is a list of names
+        # there are no files when every set is a list of names
+        view_table(sql, "evaluation", inputs.evaluation, tables.EVALUATION)
         view_parquet(sql, "pairs", inputs.pairs.paths)
         view_parquet(sql, "candidates", inputs.candidates.paths)
         sql.execute("CREATE VIEW fetched AS SELECT * FROM facts WHERE outcome = 'ok'")
@@ -333,8 +329,8 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
     pieces = []
     pool = np.concatenate([pq.read_table(file)["phash"].to_numpy() for file in inputs.segments.paths])
     for radius in sorted({each["radius"] for each in inputs.sets}):
-        listed = ", ".join(_quoted(each["name"]) for each in inputs.sets if each["radius"] == radius)
-        turned = ", ".join(_quoted(each["name"]) for each in inputs.sets if each["mirrored"]) or "NULL"
+        listed = literals(each["name"] for each in inputs.sets if each["radius"] == radius)
+        turned = literals(each["name"] for each in inputs.sets if each["mirrored"]) or "NULL"
         sql.execute(
             "CREATE OR REPLACE TABLE asked AS SELECT hash, evaluation_set, mirrored, min(member) AS member FROM ("
             "SELECT phash AS hash, evaluation_set, 0 AS mirrored, member FROM evaluation WHERE outcome = 'ok' AND "
@@ -342,11 +338,8 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
             f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD} AND evaluation_set IN ({turned})) "
             f"WHERE evaluation_set IN ({listed}) AND bit_count(hash::HUGEINT) > {FLAT_BITS} GROUP BY ALL"
         )
-        asked = distinct_of(sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64))
-        if not len(asked) or not len(pool):
-            continue
-        plan = choose_plan(len(pool), radius, bit_entropies(asked, 64), num_others=len(asked))
-        near, wanted = distinct_cross_pairs(pool, asked, plan)
+        asked = sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64)
+        near, wanted = cross_pairs(pool, asked, radius)
         sql.register("found", pa.table({"phash": near, "hash": wanted, "distance": np.bitwise_count(near ^ wanted)}))
         pieces.append(
             sql.sql(
@@ -356,22 +349,11 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
             ).to_arrow_table()
         )
         sql.unregister("found")
-    return pa.concat_tables(pieces) if pieces else _NO_NEAR.empty_table()
-
-
-_NO_NEAR = pa.schema(
-    [
-        ("phash", pa.uint64()),
-        ("evaluation_set", pa.string()),
-        ("distance", pa.int32()),
-        ("mirrored", pa.int32()),
-        ("member", pa.string()),
-    ]
-)
+    return pa.concat_tables(pieces)
 
 
 def _names(sql: Any, named: Sequence[str]) -> pa.Table:
-    """What the images of the sets that are matched by name go by: key, file name without folder and ending, URL."""
+    """The names of the images in the sets that are matched by name: key, file name without folder and ending, URL."""
     rows = sql.execute("SELECT evaluation_set, member, url FROM evaluation").fetchall()
     found = sorted(
         {
@@ -384,10 +366,6 @@ def _names(sql: Any, named: Sequence[str]) -> pa.Table:
     )
     columns = ("name", "evaluation_set", "member", "url")
     return pa.table({name: pa.array([row[at] for row in found], pa.string()) for at, name in enumerate(columns)})
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakInputs]]:

@@ -41,7 +41,7 @@ class SemanticInputs:
 
 @dataclass(frozen=True)
 class DedupInputs:
-    """What dedup stands on. `candidates` count only where an evaluation set is matched by names."""
+    """All that dedup reads. `candidates` count only when an evaluation set is matched by names."""
 
     facts: Files
     candidates: Files

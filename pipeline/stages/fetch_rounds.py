@@ -1,6 +1,6 @@
 """Which rows fetch takes up, and which result counts when an address was asked several times.
 
-A build takes up the rows that no part has yet, and those whose outcome was decided by a setting that has changed since.
+A build fetches the rows that no part has yet, and rows whose outcome came from a setting that has changed since.
 A round of `plantmix retry` takes up the rows that ended with one of its outcomes. Reads parts of the table `fetched`
 (manifests/tables.py). Writes nothing.
 """
@@ -39,7 +39,7 @@ _OF_STORED = (
 
 @dataclass(frozen=True)
 class FetchInputs:
-    """What fetch stands on. Candidates count by their addresses alone: an edited caption fetches nothing."""
+    """All that fetch reads. Candidates count by their addresses alone: an edited caption fetches nothing."""
 
     candidates: Files
     secrets: Files

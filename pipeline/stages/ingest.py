@@ -108,7 +108,7 @@ class SourceInputs:
 
 @dataclass(frozen=True)
 class IngestInputs:
-    """What ingest stands on."""
+    """All that ingest reads."""
 
     sources: tuple[SourceInputs, ...]
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from manifests import tables
 from manifests.errors import ConfigError
-from manifests.records import Funnel, fingerprint
+from manifests.records import Funnel
 from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -80,7 +80,7 @@ def plan_mixture(
     """How many samples each domain gives after the held-out ones are set aside, and the strata they are drawn from.
 
     `kept` counts the selected samples: domain -> source -> number. A stratified release takes every pool whole, once,
-    unless sizes are given: the ratio is what its readers are told to draw.
+    unless sizes are given. The ratio then only says what its readers shall draw.
 
     Raises: ConfigError when a pool is too small for the hold-out or for its share.
     """
@@ -124,7 +124,7 @@ def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dic
 
 @dataclass(frozen=True)
 class MixInputs:
-    """What mix stands on. `mixture` is its description in the release: another target is another statement."""
+    """All that mix reads. `mixture` is the description that the release carries, so another target is another input."""
 
     candidates: Files
     decisions: Files
@@ -134,7 +134,7 @@ class MixInputs:
 
 
 def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
-    """Draw the strata. A pool smaller than its quota is drawn whole several times, then in part, so repeats are even.
+    """Draw the strata. A pool smaller than its quota is drawn whole several times, then in part: repeats are even.
 
     A sample's place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
     Samples of one group are set aside together or not at all.
@@ -263,7 +263,7 @@ def _plan(inputs: MixInputs, run: StageRun[None]) -> Sequence[Part[MixInputs]]:
 
 
 def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    """What was set aside may be less than was asked for, where only groups are left that are too large for the rest."""
+    """Fewer samples may be held out than asked for, when every group that is left is too large for the rest."""
     funnel, notes = run.result("draw")
     heldout, groups = notes.pop("heldout"), notes.pop("groups")
     for row in inputs.mixture["domains"]:
@@ -331,9 +331,6 @@ def _settle(context: BuildContext) -> None:
         for row in mixture["domains"]
     ]
     context.catalog.record_mix(context.fingerprint, rows)
-    if mixture["law"] is not None:
-        text = json.dumps(mixture["law"], sort_keys=True)
-        context.catalog.record_law(fingerprint(mixture["law"]), text)
 
 
 STAGE = Stage(

@@ -22,7 +22,7 @@ from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
-from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
+from pipeline.store.sql import copy_sorted, cut_rows, facet, literals, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000
@@ -78,7 +78,7 @@ class ScorerInputs:
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """What score stands on; without scorers the stage lets everything pass."""
+    """All that score reads. Without scorers the stage lets everything pass."""
 
     scorers: tuple[ScorerInputs, ...]
     rules: tuple[ScoreRule, ...]
@@ -184,8 +184,7 @@ def _failing(number: int, rule: ScoreRule) -> str:
     reason = "low_score" if rule.scorer == CLIP else f"{rule.scorer}_score"
     where = "true"
     if rule.domains is not None:
-        listed = ", ".join("'" + domain.replace("'", "''") + "'" for domain in rule.domains)
-        where = f"domain IN ({listed})"
+        where = f"domain IN ({literals(rule.domains)})"
     rows = (
         f"(SELECT a.sample_id, a.domain, s.score FROM alive a LEFT JOIN scores s ON s.sample_id = a.sample_id "
         f"AND s.scorer = '{rule.scorer}' WHERE {where})"

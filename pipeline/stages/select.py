@@ -2,9 +2,9 @@
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
 
-Rows that show an image of an evaluation set are dropped first, each by itself. Then takedowns, licences, duplicates and
-caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their duplicates: where the
-better of two falls to a rule, the other one is kept.
+Rows that show an image of an evaluation set are dropped first, with all rows of their groups. Then takedowns, licences,
+duplicates and caps (select_caps.py) decide, in this order. Only rows that passed every rule compete with their
+duplicates: when a rule drops the better of two duplicates, the other one is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
     """For every row, the row that is kept in its place (itself when kept), and the distance of their pHashes.
 
     `phash` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds phash_a, phash_b, distance of all
-    different hashes within the radius (rows of other hashes are passed over).
+    different hashes within the radius (pairs with a hash that `phash` lacks are left out).
     """
     order = np.argsort(phash, kind="stable")
     hashes, starts = np.unique(phash[order], return_index=True)
@@ -66,7 +66,7 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
 
 @dataclass(frozen=True)
 class Choice:
-    """What decides beside the measurements: settings, and the takedown list of the work folder."""
+    """What decides besides the measurements: settings, and the takedown list of the work folder."""
 
     prefer: tuple[str, ...]
     extra_captions: int
@@ -90,7 +90,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SelectInputs:
-    """What select stands on: all measurements, and what decides over them."""
+    """All that select reads: the measurements, and what decides over them."""
 
     choice: Choice
     candidates: Files
@@ -175,9 +175,9 @@ _DECISIONS = """
 """
 
 
-# A hash of 64 bits has 32 set, those above the median. Of a flat picture, or a few faint lines, it has only the first,
-# and unlike ones lie within a few bits of each other. So flat pictures are the same only where their pixels are: then
-# 64 bits of the hash of their pixels stand for their pHash.
+# A pHash has 32 of its 64 bits set, those above the median. The pHash of a flat picture, or of a few faint lines, has
+# hardly any bit set, so that unlike pictures lie within a few bits of each other. Flat pictures therefore count as the
+# same only when their pixels are the same: 64 bits of the hash of their pixels replace their pHash.
 _LIKENESS = f"""
     CREATE VIEW likeness AS SELECT * REPLACE (
         CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} OR pixel_std < {FLAT_PIXEL_STD}
@@ -202,7 +202,10 @@ def _gather(sql: Any, priority: Mapping[str, int]) -> None:
 
 
 def _drop_leaks(sql: Any) -> None:
-    """`leak_verdicts`: rows that show an image of an evaluation set; `alive`: the others that passed."""
+    """`leak_verdicts`: rows that show an image of an evaluation set, or are of one group with such a row.
+
+    `alive` are the others that passed. A row that a rule has dropped leaks into its group too.
+    """
     sql.execute(
         "CREATE TABLE leak_verdicts AS SELECT DISTINCT ON (sample_id) sample_id, 'eval_leak' AS reason, "
         "CASE matched WHEN 'bytes' THEN 'same bytes' WHEN 'pixels' THEN 'same pixels' WHEN 'near' THEN "
@@ -211,6 +214,15 @@ def _drop_leaks(sql: Any) -> None:
         "ELSE 'same ' || matched END AS value, 'in ' || evaluation_set || ': ' || evaluation_member AS threshold, "
         "distance, via_sample_id, evaluation_set, evaluation_member FROM leaks SEMI JOIN passed USING (sample_id) "
         "ORDER BY sample_id, via_sample_id IS NOT NULL, distance NULLS FIRST, evaluation_set"
+    )
+    sql.execute(
+        "INSERT INTO leak_verdicts BY NAME SELECT p.sample_id, 'eval_leak' AS reason, "
+        "'one group with the leak ' || l.sample_id AS value, 'in ' || evaluation_set || ': ' || evaluation_member "
+        "AS threshold, l.sample_id AS via_sample_id, evaluation_set, evaluation_member "
+        "FROM passed p JOIN candidates c USING (sample_id) JOIN (SELECT DISTINCT ON (source, group_id) o.source, "
+        "o.group_id, k.* FROM leaks k JOIN candidates o USING (sample_id) WHERE o.group_id IS NOT NULL "
+        "ORDER BY source, group_id, sample_id, evaluation_set, evaluation_member) l "
+        "ON l.source = c.source AND l.group_id = c.group_id ANTI JOIN leak_verdicts v ON v.sample_id = p.sample_id"
     )
     sql.execute("CREATE VIEW alive AS FROM passed ANTI JOIN leak_verdicts USING (sample_id)")
 
@@ -232,14 +244,14 @@ def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
 
 
 def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
-    """`duplicates`: rows that another one stands for; what was taken down comes first, so that no copy replaces it."""
+    """`duplicates`: rows that another row replaces. What was taken down comes first, so that no copy replaces it."""
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
     sql.execute(
         "CREATE VIEW competing AS SELECT *, licence_id NOT IN ('unknown', 'conflicting') AS known_licence, "
         "false AS taken FROM contenders UNION ALL BY NAME SELECT sample_id, l.phash, true AS taken "
         "FROM taken JOIN likeness l USING (sample_id)"
     )
-    sql.execute(  # a row without any other near it stays: 9 of 10 rows never leave DuckDB
+    sql.execute(  # a row without another one near it stays: 9 of 10 rows never leave DuckDB
         "CREATE TABLE in_company AS SELECT phash FROM competing GROUP BY phash HAVING count(*) > 1 "
         "UNION SELECT phash_a FROM telling_pairs UNION SELECT phash_b FROM telling_pairs"
     )
@@ -280,7 +292,7 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
 
 
 def _judge_semantic(sql: Any, files: Sequence[str], prefer: Sequence[str]) -> None:
-    """More `duplicates`: of what the pHashes left, images that another one means the same as."""
+    """More `duplicates`: among the rows that the pHashes left, images that a model sees as the same."""
     view_parquet(sql, "semantic_pairs", files)
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "c.sample_id"])
     rows = sql.sql(
@@ -351,6 +363,6 @@ STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
-    steps=(Step("decide", _plan, decide, version=3),),
+    steps=(Step("decide", _plan, decide, version=4),),
     conclude=_conclude,
 )

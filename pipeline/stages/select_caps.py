@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from manifests import tables
 from pipeline.quotas.balance import BalanceSettings, CapSettings, judge_cap
+from pipeline.store.sql import literals
 
 NUM_SHOWN = 5
 
@@ -34,12 +35,14 @@ def judge_caps(sql: Any, settings: BalanceSettings, left: str) -> list[dict[str,
     for number, cap in enumerate(settings.caps):
         keyed = f"keyed_{number}"
         sql.execute(
-            f"CREATE TABLE {keyed} AS SELECT c.sample_id, nullif({_key_column(cap)}, '') AS key FROM {left} "
+            f"CREATE TABLE {keyed} AS SELECT c.sample_id, nullif({_key_column(cap)}, '') AS key, "
+            f"coalesce(md5(c.source || '/' || c.group_id), c.sample_id) AS unit FROM {left} "
             "JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id) "
             f"WHERE sample_id NOT IN (SELECT sample_id FROM cap_verdicts){_of_domains(cap)}"
         )
         rows = sql.sql(
-            f"SELECT sample_id, key FROM {keyed} JOIN (SELECT key FROM {keyed} WHERE key IS NOT NULL GROUP BY key "
+            f"SELECT sample_id, key, unit FROM {keyed} "
+            f"JOIN (SELECT key FROM {keyed} WHERE key IS NOT NULL GROUP BY key "
             f"HAVING count(*) > {cap.most}) USING (key) ORDER BY sample_id"
         ).to_arrow_table()
         verdicts = judge_cap(rows, cap, settings.seed)
@@ -60,8 +63,7 @@ def _key_column(cap: CapSettings) -> str:
 def _of_domains(cap: CapSettings) -> str:
     if not cap.domains:
         return ""
-    listed = ", ".join("'" + domain.replace("'", "''") + "'" for domain in cap.domains)
-    return f" AND c.domain IN ({listed})"
+    return f" AND c.domain IN ({literals(cap.domains)})"
 
 
 def _describe(sql: Any, cap: CapSettings, keyed: str, capped: str) -> dict[str, Any]:

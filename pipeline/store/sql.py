@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,11 @@ import pyarrow.parquet as pq
 from manifests import storage
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import PrivateFile, TableWriter
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Texts as SQL literals, with commas between them."""
+    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
 
 
 def facet(connection: Any, columns: Sequence[str], table: str) -> str:
@@ -56,8 +61,7 @@ def view_parquet(connection: Any, name: str, paths: Sequence[str]) -> None:
             protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
             if not protocols & set(connection.list_filesystems()):
                 connection.register_filesystem(fs)
-    listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}])")
+    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{literals(paths)}])")
 
 
 def view_table(connection: Any, name: str, files: Files, schema: pa.Schema) -> None:

@@ -1,4 +1,4 @@
-"""Scientific names read into their parts: authorship, infraspecific marks, hybrids, cultivars, doubts.
+"""Scientific names read into their parts: infraspecific marks, hybrids, cultivars, doubts; authors are left out.
 
 Pure: a text in, a `Name` out. A part that the text doubts (cf., aff., ?) is left out, a text that is no name gives an
 empty one, and nothing is invented.
@@ -45,7 +45,6 @@ _SENSE = re.compile(
 )
 # Names of viruses have no parts, except two-part names (Orthopoxvirus variola) and genera (Rotavirus).
 _VIRUS = re.compile(r"\s[\w-]*(?:virus|viroid|virophage|phage|satellite)(?=\W|$)")
-_LOOSE_SIGNS = re.compile(r"\(\s*\)|^[×+](?!\S)|(?<!\S)[×+]$")
 _NOT_A_NAME = re.compile(
     r"^(?:bold:|sh\d|unidentified|unknown|unplaced|unassigned|not assigned|incertae|indet|n/?a$|none$|null$"
     r"|nan$|life$"
@@ -64,8 +63,7 @@ _KINGDOMS = frozenset({"Plantae", "Animalia", "Fungi", "Chromista", "Protozoa", 
 class Name:
     """A scientific name in its parts; every part may be empty.
 
-    `hybrid` is genus (×Cuprocyparis), species (Mentha × piperita), formula (Salix alba × S. fragilis) or graft (+).
-    `formula` holds the whole of a formula, and the whole name of a virus.
+    `formula` holds the whole of a formula (Salix alba × S. fragilis), and the whole name of a virus.
     """
 
     genus: str = ""  # or the one name of a higher taxon
@@ -73,9 +71,7 @@ class Name:
     mark: str = ""  # subsp., var., f. ...; empty for a zoological third name
     infraspecific: str = ""
     cultivar: str = ""
-    hybrid: str = ""
     qualifier: str = ""  # cf., aff., sp. ...: what the person who named it was not sure of
-    authorship: str = ""
     rank: str = ""  # of the lowest part that is certain; empty when nothing was read
     formula: str = ""  # the whole formula of a hybrid with authors removed, or the whole name of a virus
 
@@ -122,21 +118,21 @@ def parse_name(given: str | None) -> Name:
     if _VIRUS.search(text):
         return Name(rank="virus", formula=text)
     tokens = text.split()
-    hybrid = ""
+    sign = ""
     if tokens and tokens[0] in {"×", "x", "X", "+"} and len(tokens) > 1:
-        hybrid = "graft" if tokens[0] == "+" else "genus"
+        sign = "+" if tokens[0] == "+" else "×"
         tokens = tokens[1:]
     if not tokens:
         return EMPTY_NAME
     genus = _read_genus(tokens[0])
     if not genus:
         return EMPTY_NAME
-    if hybrid:
-        genus = ("+ " if hybrid == "graft" else "× ") + genus
-    formula = _read_formula(genus, tokens) if not hybrid else None
+    if sign:
+        return _read_parts(f"{sign} {genus}", tokens[1:], cultivar)
+    formula = _read_formula(genus, tokens)
     if formula:
         return replace(formula, formula=f"{formula.formula} '{cultivar}'", cultivar=cultivar) if cultivar else formula
-    return _read_parts(genus, tokens[1:], cultivar, hybrid)
+    return _read_parts(genus, tokens[1:], cultivar)
 
 
 def is_no_name(text: str) -> bool:
@@ -224,13 +220,13 @@ def _read_formula(genus: str, tokens: list[str]) -> Name | None:
         second_text = " ".join(part for part in (other, second.species, second.mark, second.infraspecific) if part)
         same = other == genus
         return Name(
-            genus=genus if same else "", hybrid="graft" if sign == "+" else "formula",
-            rank="genus" if same else "hybrid", formula=f"{first.canonical} {sign} {second_text}",
+            genus=genus if same else "", rank="genus" if same else "hybrid",
+            formula=f"{first.canonical} {sign} {second_text}",
         )  # fmt: skip
     return None
 
 
-def _read_parts(genus: str, rest: list[str], cultivar: str, hybrid: str) -> Name:
+def _read_parts(genus: str, rest: list[str], cultivar: str) -> Name:
     qualifier = species = mark = infra = ""
     i = 0
     while i < len(rest) and not species:
@@ -242,7 +238,7 @@ def _read_parts(genus: str, rest: list[str], cultivar: str, hybrid: str) -> Name
             i += 1
             break
         elif bare in _SPECIES_SIGNS and i + 1 < len(rest) and _EPITHET.match(rest[i + 1]):
-            species, hybrid = f"× {rest[i + 1]}", hybrid or "species"
+            species = f"× {rest[i + 1]}"
             i += 1
         elif _is_epithet(rest[i]):
             species = rest[i].rstrip("?,")
@@ -250,17 +246,12 @@ def _read_parts(genus: str, rest: list[str], cultivar: str, hybrid: str) -> Name
         else:
             break
         i += 1
-    if not species and qualifier and qualifier not in _UNNAMED.values():
-        i = 0
-    authors_from = i
     if species and rest[i:] and rest[i].rstrip(".").lower() in _UNCERTAIN and len(rest) == i + 1:
-        qualifier, authors_from = _UNCERTAIN[rest[i].rstrip(".").lower() or "?"], i + 1  # Iris tectorum cf.
+        qualifier = _UNCERTAIN[rest[i].rstrip(".").lower() or "?"]  # Iris tectorum cf.
     elif species:
-        mark, infra, authors_from = _read_infraspecific(rest, i)
-    authorship = " ".join(word for word in rest[authors_from:] if word.rstrip(".").lower() not in _AGGREGATES | {"cv"})
-    authorship = " ".join(_LOOSE_SIGNS.sub(" ", authorship).split())
+        mark, infra = _read_infraspecific(rest, i)
     rank = _rank_of(genus, species, infra, cultivar, qualifier)
-    return Name(genus, species, mark, infra, cultivar, hybrid, qualifier, authorship, rank)
+    return Name(genus, species, mark, infra, cultivar, qualifier, rank)
 
 
 def _is_epithet(token: str) -> bool:
@@ -268,30 +259,29 @@ def _is_epithet(token: str) -> bool:
     return bool(_EPITHET.match(word)) and word not in _AUTHOR_WORDS and word.rstrip(".") not in _AGGREGATES
 
 
-def _read_infraspecific(rest: list[str], start: int) -> tuple[str, str, int]:
-    """The last infraspecific mark behind `start` and its name, and the place where the authorship begins."""
+def _read_infraspecific(rest: list[str], start: int) -> tuple[str, str]:
+    """The last infraspecific mark behind `start`, and its name."""
     mark = infra = ""
-    authors_from = start
     i = start
     while i < len(rest) and rest[i].rstrip(".").lower() not in _UNCERTAIN:  # cf. var. alba: not certain
         bare = rest[i].rstrip(".").lower()
         if bare == "f" and i + 2 < len(rest) and rest[i + 1] == "sp." and _is_epithet(rest[i + 2]):
-            mark, infra, authors_from = "f. sp.", rest[i + 2], i + 3
+            mark, infra = "f. sp.", rest[i + 2]
             i += 3
             continue
         following = rest[i + 1] if i + 1 < len(rest) else ""
         if following in {"×", "x"} and i + 2 < len(rest) and bare in _MARKS and _EPITHET.match(rest[i + 2]):
-            mark, infra, authors_from = _MARKS[bare], f"× {rest[i + 2]}", i + 3
+            mark, infra = _MARKS[bare], f"× {rest[i + 2]}"
             i += 3
             continue
         if bare in _MARKS and rest[i][0].islower() and _is_epithet(following):
-            mark, infra, authors_from = _MARKS[bare], following, i + 2
+            mark, infra = _MARKS[bare], following
             i += 2
             continue
         if i == start and not infra and _is_epithet(rest[i]) and bare not in _MARKS:
-            infra, authors_from = rest[i], i + 1  # a zoological third name has no mark
+            infra = rest[i]  # a zoological third name has no mark
         i += 1
-    return mark, infra, authors_from
+    return mark, infra
 
 
 def _rank_of(genus: str, species: str, infra: str, cultivar: str, qualifier: str) -> str:

@@ -145,6 +145,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "eval": ["--out", "--output", "--release", "--settings", "--split", "model"],
         "plot": ["--follow", "--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
+        "tokens": ["config"],
         "export": ["--format", "model", "target"],
         "import": ["--architecture", "checkpoint", "target"],
     }  # fmt: skip

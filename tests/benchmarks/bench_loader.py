@@ -141,12 +141,12 @@ def _ours(options: argparse.Namespace, release: Path, step: float) -> tuple[floa
     settings = loader.DataSettings(batch_size=BATCH, num_workers=options.workers)
     order = loader.build_order(pool, settings, str(release), seed=0)
     chosen = range(options.passes * len(pool) // BATCH)
-    loader = loader.train_loader(pool, order, BatchPlan(BATCH, 1, 0), chosen, settings, model, pin=False)
+    batches = loader.train_loader(pool, order, BatchPlan(BATCH, 1, 0), chosen, settings, model, pin=False)
 
     def take(batch: Any) -> int:
         return len(normalise(batch.images, preprocess.mean, preprocess.std))
 
-    return _clock(loader.iterate(loader), take, step)
+    return _clock(loader.iterate(batches), take, step)
 
 
 def _open_clip(options: argparse.Namespace, release: Path, step: float) -> tuple[float, int, float]:

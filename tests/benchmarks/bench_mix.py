@@ -61,7 +61,8 @@ def make_tables(folder: Path, num_rows: int) -> dict[str, Files]:
         for name, columns in (
             ("candidates", "md5(i::VARCHAR) AS sample_id, "
              "if(i % 13 < 7, 'gbif', if(i % 13 < 10, 'herbaria', 'web')) AS source, "
-             "if(i % 13 < 10, 'plant', 'general') AS domain, 'https://a.example/' || i AS url"),
+             "if(i % 13 < 10, 'plant', 'general') AS domain, 'https://a.example/' || i AS url, "
+             "NULL::VARCHAR AS group_id"),
             ("decisions", "md5(i::VARCHAR) AS sample_id, i % 10 <> 0 AS keep"),
         ):  # fmt: skip
             path = str(folder / f"{name}-{start:09d}.parquet")

@@ -18,6 +18,7 @@ FETCH: dict[str, Any] = {
         "threads": 8,
         "retries": 1,
         "robots_txt": False,
+        "consent_signals": [],
         "allow_private_addresses": True,
         "limits": {"requests_per_second": None, "connections": 8},
     }

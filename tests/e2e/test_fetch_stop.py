@@ -188,8 +188,8 @@ def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
     assert first_figures is not None
     assert first_figures - first_request < 3
     assert "fetch download: " in said
-    assert "left (" in said, "outcomes so far"
-    assert "http_404), failing most: 127.0.0.1:" in said
+    assert " left, dropped: " in said, "outcomes so far"
+    assert " http_404; hosts that fail: 127.0.0.1:" in said
     for _, sent, _, running in seen:
         assert running["done"] <= sent + CONNECTIONS
         assert running["total"] == NUM

@@ -227,6 +227,9 @@ def test_what_only_some_rows_have_wrong_is_a_warning(tmp_path: Path, capsys: pyt
     values["mix"]["ratio"]["general"] = 0
     assert build(values, tmp_path) == 0
     seen = capsys.readouterr()
+    assert seen.err.startswith(f"{tmp_path / 'own.yaml'}: checking 3 sources before any host is asked\n")
+    assert seen.out.splitlines()[-2].startswith(f"look at it: plantmix browse {tmp_path / 'work'}, or open ")
+    assert Path(seen.out.splitlines()[-2].rpartition(" ")[2]).is_file()
     assert "warning: sources.more: 6 of the first 6 rows would be dropped for their licence" in seen.err
 
 
@@ -247,7 +250,7 @@ def test_a_stage_that_keeps_too_little_says_why(tmp_path: Path, capsys: pytest.C
     error = capsys.readouterr().err.partition("plantmix: error: ")[2]
     assert error.startswith("after fetch: mix: no sample of the domain general is left, but the ratio asks for some")
     assert "general: 0 left; dropped: 20 connect_failed (fetch)" in error
-    assert "connect_failed: it may pass; `plantmix retry` asks again for these alone" in error
+    assert "connect_failed: 127.0.0.1:9 (20): it may pass; `plantmix retry` asks again for these alone" in error
     assert "plant: 6 left; dropped: none" in error
 
 

@@ -130,7 +130,7 @@ def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "391 distinct addresses on 3 hosts" in text
     assert "1 invalid_url, 1 missing_url" in text
-    assert "slowest host slow.org: 0.17 h" in text
+    assert "slowest host slow.org: 10 min 00 s at its polite rate" in text
     assert "1 pictures of 5 kB are on this machine" in text
 
 

@@ -117,7 +117,7 @@ def test_each_setting_is_followed_and_nothing_else_is_asked(
     assert "nothing to retry: of 6 rows none failed for a reason that may pass" in said
     assert (
         "  1 opted_out: was decided by the configuration: change fetch.network.x_robots_directives or "
-        "fetch.network.user_agent and run `plantmix build`, which asks again\n"
+        "fetch.network.consent_signals or fetch.network.user_agent and run `plantmix build`, which asks again\n"
     ) in said
     for section, key, value, asked in (
         (image, "min_side_px", 16, 1),

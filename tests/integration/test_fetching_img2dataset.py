@@ -48,6 +48,7 @@ def settings(engine: str) -> FetchSettings:
             "total_timeout_seconds": 2.0,
             "retries": 0,
             "robots_txt": False,
+            "consent_signals": [],
             "allow_private_addresses": True,
             "limits": {"requests_per_second": None, "connections": 8},
         },

@@ -301,3 +301,27 @@ def test_a_file_that_was_away_is_read_again(
     assert main(["retry", str(tmp_path / "work")]) == 0
     assert "round 1: asked again for 1 rows, 1 more pictures" in capsys.readouterr().out
     assert set(outcomes(tmp_path / "work").values()) == {"ok"}
+
+
+def test_a_release_without_most_of_its_pictures_is_not_sealed(
+    tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, work = write_config(tmp_path, web), tmp_path / "work"
+    web.mood = dict.fromkeys(map(str, range(7)), "5xx")
+    for _ in range(2):  # a build alone asks nobody again, and says the same
+        assert main(["build", str(config)]) == 1
+        said = capsys.readouterr().err
+        assert "a: 7 of 12 pictures (7 http_5xx)" in said
+        assert f"plantmix retry {work}" in said
+        assert not (work / "releases").exists()
+    web.mood = {"1": "5xx"}
+    assert main(["retry", str(work)]) == 0
+    assert main(["build", str(config)]) == 0
+    assert (work / "releases/LATEST").exists()
+
+
+def test_a_release_without_most_of_its_pictures_is_sealed_when_told(tmp_path: Path, web: Web) -> None:
+    config, work = write_config(tmp_path, web, max_passing_share=1), tmp_path / "work"
+    web.mood = dict.fromkeys(map(str, range(7)), "5xx")
+    assert main(["build", str(config)]) == 0
+    assert (work / "releases/LATEST").exists()

@@ -25,7 +25,7 @@ from manifests.errors import ConfigError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, StageRecord
 from pipeline.answers.preflight import check_writable
-from pipeline.commands.build import check_order, find_stage
+from pipeline.commands.build import check_span
 from pipeline.runner.executing import Asked, Done, InlineExecutor, Job, never
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.work import Execution, PartResult, Stage, StageRun
@@ -144,11 +144,11 @@ def test_first_and_last(tmp_path: Path) -> None:
     assert run(tmp_path, InlineExecutor(), *flow, last="second").redone == ("first", "second")
     assert run(tmp_path, InlineExecutor(), *flow, first="third").redone == ("third",)
     with pytest.raises(ConfigError, match="no stage 'fourth'; the flow is first, second, third"):
-        find_stage(flow, "fourth", "--to")
+        check_span(flow, None, "fourth")
     with pytest.raises(ConfigError, match="--from third comes after --to first; the flow is first, second, third"):
-        check_order(flow, "third", "first")
+        check_span(flow, "third", "first")
     for span in (("first", "third"), ("second", "second"), (None, "first"), ("third", None)):
-        check_order(flow, *span)
+        check_span(flow, *span)
 
 
 def test_a_fresh_stage_is_what_a_later_build_will_find(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ def _register_opt_outs() -> None:
         "for_all_before_others": [("X-Robots-Tag", "noai, otherbot: all")],
         "odd_spelling": [("X-ROBOTS-TAG", " NoFollow ,\tNOAI ")],
         "after_date": [("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST, noai")],
+        "content_usage": [("Content-Usage", "search=y, train-ai=n")],
+        "content_usage_bots": [("content-usage", "bots=n;why=rights")],
+        "tdm_reservation": [("TDM-Reservation", "1"), ("tdm-policy", "https://example.org/policy.json")],
     }
     for name, headers in said.items():
 
@@ -55,6 +58,12 @@ def opt_out_of_nothing(sock, request):
 def opt_out_for_others(sock, request):
     """`X-Robots-Tag: otherbot: noai, noindex`"""
     send_picture(sock, headers=[("X-Robots-Tag", "otherbot: noai, noindex")])
+
+
+@behaviour("ok")
+def content_usage_allows(sock, request):
+    """`Content-Usage: train-ai=y, search=n`; `tdm-reservation: 0`"""
+    send_picture(sock, headers=[("Content-Usage", "train-ai=y, search=n"), ("tdm-reservation", "0")])
 
 
 # ---- robots.txt
@@ -115,6 +124,16 @@ def _register_robots() -> None:
             "`Disallow: /` and `Allow: /robots_txt_allow`: the longer rule counts",
             "ok",
             robots_answer("User-agent: *\nDisallow: /\nAllow: /robots_txt_allow\n"),
+        ),
+        "usage": (
+            "`Content-Usage: train-ai=n` for all",
+            "opted_out",
+            robots_answer("User-agent: *\nAllow: /\nContent-Usage: train-ai=n\n"),
+        ),
+        "usage_here_not": (
+            "`Content-Usage: train-ai=n`, and for this path `train-ai=y`",
+            "ok",
+            robots_answer("User-agent: *\nContent-Usage: train-ai=n\nContent-Usage: /robots_txt train-ai=y\n"),
         ),
         "odd_spelling": (
             "byte order mark, CRLF, odd capitals, comments, percent-encoding",

@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,11 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
-from manifests.release import Release
+from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.settings import Settings
+from manifests.storage import hash_file, is_remote, join
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.shards import SamplePool, ShardReader, strata_of
+from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as broken
@@ -60,6 +64,7 @@ class DataSettings(Settings):
     split: str = "train"
     batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
     mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
+    batches: Literal["mixed", "one_domain"] = "mixed"  # one_domain: each batch is of one domain, drawn by share
     pool_samples: dict[str, PositiveInt] | None = None  # domain -> number of samples that its pool is cut to
     epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
     shuffle_window: int = Field(default=16384, ge=1)  # how far samples may move from their place in the shards
@@ -69,6 +74,8 @@ class DataSettings(Settings):
     num_workers: int = Field(default=2, ge=0)  # loader processes of each rank
     prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
+    check_shards: bool = True  # read local shards once before the first step, and compare their sha256
+    tokens: str | None = None  # folder of `dalip tokens`: train on frozen towers
 
     @model_validator(mode="after")
     def _some_share_is_positive(self) -> DataSettings:
@@ -88,8 +95,8 @@ class Corrupt(NamedTuple):
 class Batch(NamedTuple):
     """What a loader yields; `rows` are row numbers in the pool."""
 
-    images: Tensor  # uint8 (B, 3, H, W)
-    tokens: Tensor  # int64 (B, context length)
+    images: Tensor  # uint8 (B, 3, H, W); of a frozen tower float16 (B, 1 + M, W)
+    tokens: Tensor  # int64 (B, context length); of a frozen tower float16 (B, 1 + M, W)
     rows: Tensor  # int64 (B,)
     corrupt: list[Corrupt]
 
@@ -175,6 +182,27 @@ class SampleDataset(Dataset[Any]):
         return there[mix_seed(seed, 0x747874) % len(there)] if there else members["txt"]
 
 
+class TokenDataset(Dataset[Any]):
+    """(position, row) pairs in, a `Batch` of stored tokens out; the position seeds which text of a sample is drawn."""
+
+    def __init__(self, image: TokenStore, texts: Sequence[TokenStore], seed: int) -> None:
+        self._image, self._texts, self._seed = image, texts, seed
+
+    def __len__(self) -> int:
+        return self._image.num_rows
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
+        """One batch."""
+        rows = [row for _, row in places]
+        # The draw of `SampleDataset`, for samples that have every member.
+        drawn = [
+            mix_seed(mix_seed(self._seed, position), 0x747874) % len(self._texts) for position, _ in places
+        ]  # fmt: skip
+        texts = np.stack([self._texts[member].read([row])[0] for member, row in zip(drawn, rows, strict=True)])
+        images = torch.from_numpy(self._image.read(rows))
+        return Batch(images, torch.from_numpy(texts), torch.tensor(rows), [])
+
+
 def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
     """Open and verify the release or releases of a config.
 
@@ -187,6 +215,27 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
         raise ConfigError(str(error)) from None
 
 
+def check_shards(releases: Sequence[Release], split: str) -> None:
+    """Compare the samples table and the shards of a split with the record of their release, byte for byte.
+
+    Only local files are read: of a remote release every byte would have to be fetched twice.
+
+    Raises: IntegrityError that names the first file with other content than when the release was sealed.
+    """
+    for release in releases:
+        names = [SAMPLES_FILE, *(f"{SPLIT_FOLDERS[split]}/{shard}" for shard in release.shards(split))]
+        if is_remote(release.path):
+            continue
+        with ThreadPoolExecutor() as threads:
+            paths = [join(release.path, name) for name in names]
+            for name, found in zip(names, threads.map(hash_file, paths), strict=True):
+                if found.sha256 != release.record["files"][name]["sha256"]:
+                    raise IntegrityError(
+                        f"{found.path} has other content than when the release was sealed; take a whole copy, or see "
+                        "what differs with `plantmix verify --deep`"
+                    )
+
+
 def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare], seed: int) -> SampleOrder:
     """The order of training samples of a config.
 
@@ -194,18 +243,26 @@ def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[Re
     """
     weights = None if isinstance(release, str) else [share.weight for share in release]
     strata = strata_of(pool, weights, data.mixture, data.pool_samples)
+    if data.batches == "one_domain" and any(part.name.rpartition(":")[2] == "all" for part in strata):
+        raise ConfigError("data.batches: one_domain needs data.mixture, since the release is not stratified by domain")
     chosen = sum(len(part.rows) for part in strata)
-    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window)
+    block = data.batch_size if data.batches == "one_domain" else 1
+    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
 
 
 def train_loader(
     pool: SamplePool, order: SampleOrder, plan: BatchPlan, batches: range, data: DataSettings, model: Any, *, pin: bool
 ) -> DataLoader[Any]:
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
+    sampler = BatchSampler(order, plan, batches.start, batches.stop)
+    if data.tokens is not None:
+        stores = open_stores(Path(data.tokens), pool, data.text.members)
+        if stores is None:
+            raise ConfigError(f"{data.tokens}: has no tokens of these samples; compute them with `dalip tokens`")
+        return _loader(TokenDataset(*stores, order.seed), sampler, data, pin)
     size = model.preprocess_settings.size
     view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment, data.reduced_decode)
     dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata)
-    sampler = BatchSampler(order, plan, batches.start, batches.stop)
     return _loader(dataset, sampler, data, pin)
 
 
@@ -214,9 +271,16 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Batches of the given rows in order, in open_clip's evaluation view, with each sample's `txt`.
 
+    Their tokens, where the config names a folder that has them.
+
     Raises: RunError for a broken sample; an evaluation leaves nothing out.
     """
-    dataset = SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
+    stores = open_stores(Path(data.tokens), pool, ("txt",)) if data.tokens is not None else None
+    dataset: Dataset[Any] = (
+        TokenDataset(*stores, 0)
+        if stores is not None
+        else SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
+    )
     batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
     for batch in iterate(_loader(dataset, batches, data, pin=False)):
         if batch.corrupt:
@@ -236,7 +300,7 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _loader(dataset: SampleDataset, sampler: Any, data: DataSettings, pin: bool) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -77,19 +77,29 @@ class SampleOrder:
     """The endless order over strata: position -> row.
 
     An epoch holds `epoch_size` samples, divided among the strata by largest remainder and spread evenly. A stratum
-    gives all its rows before it gives one again, also from one epoch to the next.
+    gives all its rows before it gives one again, also from one epoch to the next. Samples come in blocks of one
+    stratum, and an epoch is cut to whole blocks.
     """
 
     strata: tuple[Stratum, ...]
     epoch_size: int
     seed: int
     window: int
+    block: int = 1  # samples
     _cache: dict[int, Rows] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.epoch_size < 1 or not self.strata or any(len(part.rows) == 0 for part in self.strata):
             raise ConfigError("there is no sample to train on; choose another split, domain or release")
-        self.counts = allocate(self.epoch_size, [part.weight for part in self.strata])
+        blocks = allocate(self.epoch_size // self.block, [part.weight for part in self.strata])
+        if self.block > 1 and 0 in blocks:
+            name = self.strata[blocks.index(0)].name
+            raise ConfigError(
+                f"data.batches: one_domain: {name} gets none of the {sum(blocks)} batches of an epoch by its share; "
+                "raise data.epoch_samples, or lower data.batch_size"
+            )
+        self.counts = [number * self.block for number in blocks]
+        self.epoch_size = sum(self.counts)
 
     def epoch(self, number: int) -> Rows:
         """The row numbers of one epoch in order, (epoch_size,); the last two epochs are kept."""
@@ -111,9 +121,10 @@ class SampleOrder:
         if len(drawn) == 1:
             return drawn[0]
         rng = np.random.default_rng(mix_seed(self.seed, number, 0x6D6978))
-        places = [(np.arange(len(rows)) + rng.random(len(rows))) / len(rows) for rows in drawn if len(rows)]
+        blocks = [count // self.block for count in self.counts if count]
+        places = [(np.arange(num_blocks) + rng.random(num_blocks)) / num_blocks for num_blocks in blocks]
         order = np.argsort(np.concatenate(places), kind="stable")
-        return np.concatenate(drawn)[order]
+        return np.concatenate(drawn).reshape(-1, self.block)[order].reshape(-1)
 
 
 @dataclass(frozen=True)

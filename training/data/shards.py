@@ -262,7 +262,7 @@ def text_members(block: bytes, key: str) -> dict[str, str]:
         except tarfile.HeaderError:  # the end of the tar, or bytes between
             break
         name = member.name.rpartition("/")[2]
-        if not name.startswith(f"{key}."):
+        if not name.startswith(f"{key}.") or member.size < 0:
             break
         start = place + _BLOCK_BYTES
         if name.endswith(".txt"):

@@ -22,6 +22,7 @@ from training.record.checkpoint import EVAL_FOLDER
 from training.record.curves import plot_target
 
 ABOUT = "Dots are figures with their 95 % intervals; the dotted line is what guessing reaches."
+_INTERVALS = "intervals are of 95 %; those of a classification draw classes anew, and pictures within them"
 _ROW_INCHES = 0.16
 _LEGEND_CHARS = 46  # that fit beside each other under a panel
 
@@ -31,6 +32,7 @@ _Mark = tuple[str, str, Figure]  # what was measured, with which features, the f
 def report_lines(result: dict[str, Any]) -> list[str]:
     """The result as text: a line for each figure, with its chance."""
     lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
+    lines.append(_INTERVALS)
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]

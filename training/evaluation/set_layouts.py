@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, RunError
-from manifests.inside import why_not_inside
+from manifests.inside import BrokenTarError, tar_members, why_not_inside
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
@@ -32,6 +31,8 @@ _IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _CLASS_NAMES, _TEMPLATES, _KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 _TABLE = "metadata.csv"
 _CLASS_COLUMNS = ("class", "label", "class_name")
+_MAX_ANSWER_BYTES = 1 << 20  # of a .cls or .txt member
+_MAX_TEXT_BYTES = 64 << 20  # of a text file of a set, which is read whole
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout")
 
 
@@ -167,31 +168,37 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
-    """Image and answer of every sample of a tar that has both; the members of a sample follow one another."""
-    key, image, answer, end = "", None, None, 0
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
+    """Image and answer of every sample of a tar that has both; the members of a sample follow one another.
+
+    Raises: ConfigError for a tar that is damaged, and for a member that must not be read.
+    """
+    key, image, answer = "", None, None
+    with path.open("rb") as stream:
+        try:
+            for member in tar_members(stream):
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 if f"{folder}/{stem}" != key:
                     key, image, answer = f"{folder}/{stem}", None, None
+                if ending.lower() not in (*_IMAGE_ENDINGS, wanted):
+                    continue
+                fault = member.fault
+                if ending.lower() == wanted and member.num_bytes > _MAX_ANSWER_BYTES:
+                    fault = f"has {member.num_bytes:,} bytes, more than {_MAX_ANSWER_BYTES:,}"
+                if fault is not None:
+                    raise ConfigError(f"{path}: {member.name} {fault}; take the sample out or take a whole copy")
                 if ending.lower() in _IMAGE_ENDINGS:
-                    image = Item(f"{path.name}/{member.name}", str(path), member.offset_data, member.size)
-                elif ending.lower() == wanted:
-                    stream = tar.extractfile(member)
-                    answer = stream.read() if stream is not None else None
+                    image = Item(f"{path.name}/{member.name}", str(path), member.offset, member.num_bytes)
+                else:
+                    stream.seek(member.offset)
+                    answer = stream.read(member.num_bytes)
                 if image is not None and answer is not None:
                     yield image, answer
                     image, answer = None, None
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        with path.open("rb") as raw:
-            raw.seek(end)
-            whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile reads a damaged header as the end
-    except tarfile.ReadError:
-        whole = False
-    if not whole or path.stat().st_size < end:
-        raise ConfigError(f"{path}: the tar is damaged or cut short after {key or 'its start'}; take a whole copy")
+        except BrokenTarError as error:
+            raise ConfigError(
+                f"{path}: the tar is damaged or cut short after {key or 'its start'} ({error}); take a whole copy"
+            ) from None
 
 
 def _captions(answer: bytes, item: Item) -> tuple[str, ...]:
@@ -313,9 +320,12 @@ def _text_inside(path: Path) -> str:
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
-    Raises: ConfigError that names the first line that is not UTF-8.
+    Raises: ConfigError that names the first line that is not UTF-8, and for a file that is too large.
     """
-    content = path.read_bytes()
+    with path.open("rb") as stream:
+        content = stream.read(_MAX_TEXT_BYTES + 1)
+    if len(content) > _MAX_TEXT_BYTES:
+        raise ConfigError(f"{path}: has more than {_MAX_TEXT_BYTES:,} bytes; an evaluation set's text file is smaller")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

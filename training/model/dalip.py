@@ -16,7 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import ConfigError
 from training.model import towers
-from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.branch import Branch, BranchShape
+from training.model.frozen import FrozenCLIP
+from training.model.heads import HEADS
 from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, resolve_second_order
 
@@ -44,8 +46,8 @@ class DalipModel(nn.Module):
         self.second_order = resolve_second_order(settings)
         self.new_parameters: tuple[str, ...] = ()
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
-        self.image_branch: SecondOrderBranch | None = None
-        self.text_branch: SecondOrderBranch | None = None
+        self.image_branch: Branch | None = None
+        self.text_branch: Branch | None = None
         self.logit_scale_second: nn.Parameter | None = None
         if getattr(clip, "logit_bias", None) is not None:
             # A constant changes no softmax, so the bias would get no gradient.
@@ -63,7 +65,12 @@ class DalipModel(nn.Module):
 
     @property
     def tokenizer(self) -> Any:
-        """open_clip's tokenizer for this architecture: texts to ids (B, context length)."""
+        """open_clip's tokenizer for this architecture: texts to ids (B, context length).
+
+        On frozen towers it gives the tokens of the text tower.
+        """
+        if isinstance(self.clip, FrozenCLIP):
+            return self.clip.tokenizer
         from training.model.architecture import create_tokenizer
 
         return create_tokenizer(self.settings.architecture)
@@ -123,7 +130,7 @@ class DalipModel(nn.Module):
         z_BC = branch(tower.anchor, tower.tokens, tower.mask)
         return _normalised(tower.feature), _normalised(z_BC)
 
-    def _require(self, branch: SecondOrderBranch | None) -> tuple[SecondOrder, SecondOrderBranch]:
+    def _require(self, branch: Branch | None) -> tuple[SecondOrder, Branch]:
         if branch is None or self.second_order is None:
             raise ConfigError("preset 'clip' has no second-order feature; use preset 'dalip' or 'released'")
         return self.second_order, branch
@@ -185,7 +192,7 @@ def parameter_role(name: str) -> Role:
     return "image_tower" if name.startswith("clip.visual.") else "text_tower"
 
 
-def _branches(clip: Any, second: SecondOrder) -> tuple[SecondOrderBranch, SecondOrderBranch]:
+def _branches(clip: Any, second: SecondOrder) -> tuple[Branch, Branch]:
     image_width, text_width, embed_dim = towers.probe_widths(clip, second.placement)
     if embed_dim % second.heads:
         raise ConfigError(
@@ -203,7 +210,8 @@ def _branches(clip: Any, second: SecondOrder) -> tuple[SecondOrderBranch, Second
         token_width=text_width, embed_dim=embed_dim, norm=second.text_norm,
         dropout_axis=second.text_dropout_axis, **common,
     )  # fmt: skip
-    return SecondOrderBranch(image), SecondOrderBranch(text)
+    kind = HEADS[second.statistic]
+    return kind(image), kind(text)
 
 
 def _normalised(features_BC: Tensor) -> Tensor:

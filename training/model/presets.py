@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from manifests.settings import Settings
 from training.model import towers
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
+from training.model.heads import Statistic
 
 Preset = Literal["clip", "released", "dalip"]
 TextPadding = Literal["keep", "mask"]
@@ -31,6 +32,7 @@ class SecondOrderSettings(Settings):
     projection: ProjectionKind | None = None
     projection_rank: int | None = Field(default=None, ge=1)
     temperature: Temperature | None = None
+    statistic: Statistic | None = None  # of the tokens; all but `brownian` are controls, see `training.model.heads`
 
 
 class ModelSettings(Settings):
@@ -74,6 +76,7 @@ class SecondOrder:
     projection: ProjectionKind
     projection_rank: int
     temperature: Temperature
+    statistic: Statistic = "brownian"
     image_reduce_start: ReduceStart = "linear"  # no setting: only preset `released` starts in another way
 
 

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from manifests.errors import RunError
 from training.config import TrainSettings, identity_values
 from training.data import loader
-from training.data.images import normalise
+from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
 from training.model.loss import accumulate_backward, contrastive_loss
@@ -70,6 +70,7 @@ def train(
     state = inspect()
     if state.kind == "finished":
         return checkpoint.read_summary(folder), True
+    to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
     if settings.eval.every_steps:  # a split that is not there stops the run now, not at the first validation
         open_pool(releases, str(settings.eval.split))
@@ -77,6 +78,7 @@ def train(
     # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
     try:
+        on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
         return _train_on(ranks, settings, pool, identity, state, inspect, stop_file)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
@@ -196,7 +198,7 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
     preprocess = trainer.model.preprocess_settings
     inputs = [
         (
-            normalise(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std),
+            model_input(batch.images.to(device, non_blocking=True), preprocess),
             batch.tokens.to(device, non_blocking=True),
         )
         for batch in chunk

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.planning.arrays import Array
-from pipeline.planning.forms.fitted import Fitted, as_losses, standardise, unit_arrays
+from pipeline.planning.forms.fitted import Fitted, as_losses, standardise
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class RidgeForm:
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Closed form."""
-        _, _, z = standardise(losses_FN, weights_FN)
+        z, units = standardise(losses_FN, weights_FN)
         weighted = shares_NK.T[None] * weights_FN[:, None, :]
         normal = weighted @ shares_NK + self.penalty * np.eye(shares_NK.shape[1])
         slopes = np.linalg.solve(normal, weighted @ z[:, :, None])[:, :, 0]
-        return Fitted({"theta": np.asarray(slopes, dtype=np.float64), **unit_arrays(losses_FN, weights_FN)})
+        return Fitted({"theta": np.asarray(slopes, dtype=np.float64), **units})
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q."""

@@ -6,7 +6,7 @@ Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,38 +22,31 @@ FLOOR_RANGES = 0.5
 class Fitted:
     """Parameters of F fits of one form: named arrays with a leading axis of fits.
 
-    `anchors` are the training shares. Only the Gaussian process keeps them.
+    `anchors` are the training shares. Only the Gaussian process needs them.
     """
 
     arrays: dict[str, Array]
-    anchors: Array | None = None
+    anchors: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     def take(self, fits: Sequence[int] | Index | slice) -> Fitted:
         """The given fits, in the given order; a fit may be named more than once."""
         return Fitted({name: values[fits] for name, values in self.arrays.items()}, self.anchors)
 
 
-def standardise(losses_FN: Array, weights_FN: Array) -> tuple[Array, Array, Array]:
-    """Weighted mean and standard deviation of each fit, and the losses in these units: centre_F, scale_F, z_FN."""
-    total = weights_FN.sum(axis=1, keepdims=True)
-    centre = (weights_FN * losses_FN).sum(axis=1, keepdims=True) / total
-    spread = np.sqrt((weights_FN * (losses_FN - centre) ** 2).sum(axis=1, keepdims=True) / total)
-    scale = np.maximum(spread, 1e-9)
-    return centre[:, 0], scale[:, 0], (losses_FN - centre) / scale
+def standardise(losses_FN: Array, weights_FN: Array) -> tuple[Array, dict[str, Array]]:
+    """The losses in units of each fit's standard deviation around its mean, and what turns them into losses again.
 
-
-def unit_arrays(losses_FN: Array, weights_FN: Array) -> dict[str, Array]:
-    """What turns standardised predictions into losses again: centre, scale, and the bounds floor and ceiling."""
-    centre, scale, z = standardise(losses_FN, weights_FN)
+    That is centre, scale, and the bounds floor and ceiling.
+    """
+    total = weights_FN.sum(axis=1)
+    centre = (weights_FN * losses_FN).sum(axis=1) / total
+    off = losses_FN - centre[:, None]
+    scale = np.maximum(np.sqrt((weights_FN * off**2).sum(axis=1) / total), 1e-9)
+    z = off / scale[:, None]
     lowest = np.where(weights_FN > 0, z, np.inf).min(axis=1)
     highest = np.where(weights_FN > 0, z, -np.inf).max(axis=1)
-    span = highest - lowest
-    return {
-        "centre": centre,
-        "scale": scale,
-        "floor": lowest - FLOOR_RANGES * span,
-        "ceiling": highest + CEILING_RANGES * span,
-    }
+    floor, ceiling = lowest - FLOOR_RANGES * (highest - lowest), highest + CEILING_RANGES * (highest - lowest)
+    return z, {"centre": centre, "scale": scale, "floor": floor, "ceiling": ceiling}
 
 
 def as_losses(fitted: Fitted, standard_FQ: Array) -> Array:

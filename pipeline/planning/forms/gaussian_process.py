@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.planning.arrays import Array, Index
 from pipeline.planning.forms.descent import Objective, Prior, minimise_from
-from pipeline.planning.forms.fitted import Fitted, as_losses, standardise, unit_arrays
+from pipeline.planning.forms.fitted import Fitted, as_losses, standardise
 
 _ROOT_FIVE = np.sqrt(5.0)
 _JITTER = 1e-9
@@ -40,24 +40,24 @@ class GaussianProcess:
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Fit every row of losses; a run of weight w has 1/w times the noise variance of a run of weight 1."""
-        _, _, z = standardise(losses_FN, weights_FN)
+        z, units = standardise(losses_FN, weights_FN)
         root_weight = np.sqrt(weights_FN)
         starts = [warm.arrays["theta"]] if warm else [np.repeat(start[None], len(z), axis=0) for start in _STARTS]
         theta = minimise_from(_likelihood(shares_NK, z, root_weight), starts, PRIOR)
         noisy = _noisy_covariance(_kernel(theta, shares_NK, shares_NK), theta, root_weight)
         alpha = np.linalg.solve(noisy, (z * root_weight)[:, :, None])[:, :, 0]
         arrays = {"theta": theta, "alpha": alpha * root_weight, "root_weight": root_weight}
-        return Fitted({**arrays, **unit_arrays(losses_FN, weights_FN)}, shares_NK)
+        return Fitted({**arrays, **units}, shares_NK)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior mean, shape F x Q, held within its bounds."""
-        kernel = _kernel(fitted.arrays["theta"], shares_QK, _anchors(fitted))
+        kernel = _kernel(fitted.arrays["theta"], shares_QK, fitted.anchors)
         return as_losses(fitted, (kernel @ fitted.arrays["alpha"][:, :, None])[:, :, 0])
 
     def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior standard deviation of a new noisy loss, shape F x Q."""
         theta, scale = fitted.arrays["theta"], fitted.arrays["scale"]
-        root, anchors = fitted.arrays["root_weight"], _anchors(fitted)
+        root, anchors = fitted.arrays["root_weight"], fitted.anchors
         inverse = np.linalg.inv(_noisy_covariance(_kernel(theta, anchors, anchors), theta, root))
         cross = _kernel(theta, shares_QK, anchors) * root[:, None, :]
         explained = np.sum((cross @ inverse) * cross, axis=2)
@@ -66,12 +66,6 @@ class GaussianProcess:
         noise = np.exp(theta[:, 4:5])
         result: Array = scale[:, None] * np.sqrt(np.maximum(own - explained, 0.0) + noise)
         return result
-
-
-def _anchors(fitted: Fitted) -> Array:
-    if fitted.anchors is None:
-        raise ValueError("a Gaussian process cannot predict without its training shares")
-    return fitted.anchors
 
 
 def _noisy_covariance(kernel: Array, theta: Array, root_weight: Array) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.planning.arrays import Array
 from pipeline.planning.forms.descent import Model, Prior, least_squares, minimise_from
-from pipeline.planning.forms.fitted import Fitted, as_losses, standardise, unit_arrays
+from pipeline.planning.forms.fitted import Fitted, as_losses, standardise
 
 _SMALLEST_SHARE = 1e-12
 Range = tuple[float, float]
@@ -49,11 +49,11 @@ class ParametricForm(ABC):
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Fit every row of losses under its weights."""
-        _, _, z = standardise(losses_FN, weights_FN)
+        z, units = standardise(losses_FN, weights_FN)
         starts = [warm.arrays["theta"]] if warm else self.starts(shares_NK, z, weights_FN)
         objective = least_squares(self.model(shares_NK), z, weights_FN, self.noise, self.huber)
         theta = minimise_from(objective, starts, self.prior(shares_NK.shape[1]))
-        return Fitted({"theta": theta, **unit_arrays(losses_FN, weights_FN)})
+        return Fitted({"theta": theta, **units})
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Losses, shape F x Q, held within their bounds; shares may sum to less than 1."""

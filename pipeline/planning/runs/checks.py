@@ -38,18 +38,12 @@ def check_runs(table: RunsTable) -> list[str]:
 
 def noise_floor(table: RunsTable) -> Array:
     """Standard deviation of each loss between replicates of a mixture; nan without replicates."""
-    result = np.full(len(table.losses), np.nan)
-    for column in range(len(table.losses)):
-        deviations, freedom = [], 0
-        for members in _measured_groups(table):
-            values = table.loss_values[members, column]
-            values = values[np.isfinite(values)]
-            if values.size > 1:
-                deviations.append(values - values.mean())
-                freedom += values.size - 1
-        if freedom:
-            result[column] = np.sqrt(np.sum(np.concatenate(deviations) ** 2) / freedom)
-    return result
+    squares, freedom = np.zeros(len(table.losses)), np.zeros(len(table.losses))
+    for members in _measured_groups(table):
+        values = np.ma.masked_invalid(table.loss_values[members])
+        squares += values.var(axis=0).filled(0.0) * values.count(axis=0)
+        freedom += np.maximum(values.count(axis=0) - 1, 0)
+    return np.sqrt(squares / np.where(freedom > 0, freedom, np.nan))
 
 
 def _measured_groups(table: RunsTable) -> list[Index]:

@@ -92,10 +92,10 @@ def _losses_at_size(table: RunsTable, group: Index, size: str, known_N: Mask) ->
 
 def _mixture_means(table: RunsTable, group: Index, used_N: Mask) -> Array:
     """Mean loss of each mixture over the used runs, shape M x C; nan where nothing was measured."""
-    result = np.full((int(group.max()) + 1, len(table.losses)), np.nan)
-    for mixture in set(group[used_N].tolist()):
-        values = table.loss_values[used_N & (group == mixture)]
-        measured = np.isfinite(values)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where a loss was not measured
-            result[mixture] = np.where(measured, values, 0.0).sum(axis=0) / measured.sum(axis=0)
+    members_MN = (np.arange(group.max() + 1)[:, None] == group) & used_N
+    measured_NC = np.isfinite(table.loss_values)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a loss was not measured
+        result: Array = (
+            members_MN @ np.where(measured_NC, table.loss_values, 0.0) / (members_MN.astype(int) @ measured_NC)
+        )
     return result

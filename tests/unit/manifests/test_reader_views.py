@@ -116,7 +116,7 @@ def test_every_table_and_view_says_what_it_holds(folders: dict[str, Path]) -> No
         }
     assert silent == []
     assert set(SAMPLE_VIEWS) | set(JOINED_VIEWS) <= set(listed)
-    assert {"stages", "parts", "files", "mixes", "releases", "shards", "laws", "proxy_runs"} <= there & set(listed)
+    assert {"stages", "parts", "files", "mixes", "releases", "shards", "proxy_runs"} <= there & set(listed)
 
 
 def test_the_catalogue_cannot_be_written_through_a_reader(folders: dict[str, Path]) -> None:

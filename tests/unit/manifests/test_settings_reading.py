@@ -59,6 +59,11 @@ def test_unknown_key_names_the_nearest_one(tmp_path: Path, text: str, place: str
     assert str(tmp_path / "run.yaml") in str(caught.value)
 
 
+def test_a_key_at_the_wrong_place_is_told_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'radius'; 'radius' is a key of branch\.leaf or branch\.leaves"):
+        read_settings(written(tmp_path, "name: oak\nradius: 1"), Tree)
+
+
 def test_unknown_key_without_a_near_one_lists_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'branch\.leaf\.xyz' \(known here: colour, radius\)"):
         read_settings(written(tmp_path, "name: oak\nbranch: {leaf: {xyz: 1}}"), Tree)

@@ -191,3 +191,19 @@ def test_the_command_writes_a_config_that_only_lacks_decisions(
     values["fetch"]["network"]["contact"] = "mailto:me@example.org"
     values["sources"][0]["defaults"] = {"licence": "CC0-1.0"}
     assert not [f for f in examine(parse_settings(values, BuildConfig, "my.yaml")) if f.is_error]
+
+
+def test_evaluation_sets_are_written_too(tmp_path: Path) -> None:
+    photos = str(put_photos(tmp_path / "mine", "rose/a.jpg"))
+    for folder in ("one/test", "two/test"):
+        put_photos(tmp_path / folder, "b.jpg")
+    (tmp_path / "names.csv").write_text("url\nhttp://a.org/1.jpg\n", encoding="utf-8")
+    sets = [str(tmp_path / name) for name in ("one/test", "two/test", "names.csv")]
+    text = write_first_config("own", {"plant": [photos]}, sets)
+    config = parse_settings(yaml.safe_load(text), BuildConfig, "own")
+    assert [(each.name, each.kind) for each in config.evaluation] == [
+        ("test", "folder"),
+        ("test-2", "folder"),
+        ("names", "table"),
+    ]
+    assert config.evaluation[2].match_names

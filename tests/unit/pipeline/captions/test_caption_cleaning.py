@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+import time
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.captions.clean import STEPS as CHANGES
-from pipeline.captions.clean import clean_captions
-from pipeline.captions.settings import STEPS
+from pipeline.captions.clean import STEPS, clean_captions
 
 CASES = [
     ("entities", "Roses &amp; lilies &#8211; Kew", "Roses & lilies – Kew"),
@@ -65,28 +65,23 @@ CASES = [
 ]
 
 
-def clean_one(text: str, steps: tuple[str, ...]) -> str:
-    return clean_captions(pa.array([text], pa.string()), steps)[0][0].as_py()
+def clean_one(text: str) -> str:
+    return clean_captions(pa.array([text], pa.string()))[0][0].as_py()
 
 
 @pytest.mark.parametrize(("step", "given_text", "wanted"), CASES)
 def test_a_text_comes_out_as_written_here(step: str, given_text: str, wanted: str) -> None:
-    assert clean_one(given_text, STEPS) == wanted
+    assert clean_one(given_text) == wanted
 
 
 @pytest.mark.parametrize(("step", "given_text"), [(step, text) for step, text, want in CASES if text != want])
 def test_the_step_that_did_it_is_named(step: str, given_text: str) -> None:
-    _, steps = clean_captions(pa.array([given_text]), STEPS)
+    _, steps = clean_captions(pa.array([given_text]))
     assert step in steps[0].as_py()
 
 
-def test_steps_can_be_left_out() -> None:
-    assert clean_one("A  rose &amp; http://x.org", ("whitespace",)) == "A rose &amp; http://x.org"
-    assert clean_one("  A  rose", ()) == "  A  rose"
-
-
 def test_nulls_come_out_empty() -> None:
-    text, steps = clean_captions(pa.array([None, "a rose"], pa.string()), STEPS)
+    text, steps = clean_captions(pa.array([None, "a rose"], pa.string()))
     assert text.to_pylist() == ["", "a rose"]
     assert steps.to_pylist() == [[], []]
 
@@ -105,8 +100,8 @@ TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=12).map("".joi
 @given(TEXTS)
 @settings(max_examples=250, deadline=None)
 def test_cleaning_a_clean_text_changes_nothing(text: str) -> None:
-    once = clean_one(text, STEPS)
-    again, steps = clean_captions(pa.array([once]), STEPS)
+    once = clean_one(text)
+    again, steps = clean_captions(pa.array([once]))
     assert again[0].as_py() == once
     assert steps[0].as_py() == []
 
@@ -114,7 +109,7 @@ def test_cleaning_a_clean_text_changes_nothing(text: str) -> None:
 @given(TEXTS)
 @settings(max_examples=250, deadline=None)
 def test_a_gate_lets_through_every_text_that_its_step_changes(text: str) -> None:
-    for name, step in CHANGES.items():
+    for name, step in STEPS.items():
         if step.change(text) != text:
             assert pc.match_substring_regex(pa.array([text]), step.gate)[0].as_py(), name
 
@@ -122,5 +117,16 @@ def test_a_gate_lets_through_every_text_that_its_step_changes(text: str) -> None
 @given(st.lists(TEXTS, max_size=8))
 @settings(max_examples=30, deadline=None)
 def test_a_row_is_cleaned_alike_in_any_company(texts: list[str]) -> None:
-    together, _ = clean_captions(pa.array(texts, pa.string()), STEPS)
-    assert together.to_pylist() == [clean_one(text, STEPS) for text in texts]
+    together, _ = clean_captions(pa.array(texts, pa.string()))
+    assert together.to_pylist() == [clean_one(text) for text in texts]
+
+
+def test_a_text_without_an_end_is_cleaned_in_time():
+    """Marks that are never closed kept the patterns busy: 40,000 characters took 5.6 s."""
+    endless = ("<!-- ", "<script> ", "#a ", "<a ", "photo by A ", "http://a")
+    start = time.perf_counter()
+    for part in endless:
+        clean_captions(pa.array([(part * 10_000)[:10_000]]))
+    assert time.perf_counter() - start < 20  # 1.5 s on an idle core
+    texts, _ = clean_captions(pa.array(["a rose " * 2000, "a rose"]))
+    assert texts.to_pylist() == ["", "a rose"]  # what is no caption is not cleaned

@@ -168,5 +168,5 @@ def test_a_threshold_is_no_part_of_what_is_measured() -> None:
     strict = CaptionSettings.model_validate({"rules": [{"preset": "general", "min_words": 5}]})
     assert strict.measure_identity() == CaptionSettings().measure_identity()
     assert strict.rules_identity() != CaptionSettings().rules_identity()
-    fewer = CaptionSettings.model_validate({"clean": {"steps": ["whitespace"]}})
+    fewer = CaptionSettings.model_validate({"measure": {"language": False}})
     assert fewer.measure_identity() != CaptionSettings().measure_identity()

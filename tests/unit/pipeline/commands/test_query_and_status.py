@@ -192,7 +192,7 @@ def running(pid: Any, **more: Any) -> str:
 
 
 def test_a_running_and_an_interrupted_build_are_told_apart() -> None:
-    assert running(os.getpid()) == "running: fetch download, 10 of 20 images, 2/s, about 5 s left"
+    assert running(os.getpid()) == "running: fetch download, 10 of 20 images, 2.0/s, about 5 s left"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pid in (gone.pid, None, "?"):
@@ -203,7 +203,7 @@ def test_a_running_fetch_says_what_failed_and_where() -> None:
     shown = running(os.getpid(), reasons={"http_404": 1, "http_5xx": 3}, worst_hosts={"a.org": 3, "b.org": 1})
     assert shown.splitlines()[1:] == [
         "  dropped so far: 3 http_5xx, 1 http_404",
-        "  hosts that fail most: 3 a.org, 1 b.org",
+        "  hosts that fail most: a.org (3), b.org (1)",
     ]
     assert running(os.getpid(), done=0, total=0) == "running: fetch download, looking what is to be done"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.fetching.consent import ALLOW_ALL, opted_out, parse_robots
+from pipeline.fetching.consent import ALLOW_ALL, no_training, opted_out, parse_robots, reserved
 from pipeline.fetching.settings import DEFAULT_X_ROBOTS
 
 
@@ -32,6 +32,54 @@ from pipeline.fetching.settings import DEFAULT_X_ROBOTS
 )
 def test_opt_out_headers(headers, found):
     assert opted_out(headers, "plantmix", DEFAULT_X_ROBOTS) == found
+
+
+@pytest.mark.parametrize(
+    ("usage", "found"),
+    [
+        ("", None),
+        ("train-ai=n", "train-ai=n"),
+        ("Train-AI = N", "train-ai=n"),
+        ("search=n, train-ai=y", None),
+        ("search=n", None),
+        ("bots=n", "bots=n"),
+        ("bots=n, train-ai=y", None),
+        ("train-ai=y, train-ai=n", "train-ai=n"),
+        ("train-ai=n;exceptions=(a b), search=y", "train-ai=n"),
+        ("train-ai", None),
+        ("no-train-ai=n", None),
+        (",,==;\x00", None),
+    ],
+)
+def test_content_usage(usage, found):
+    assert no_training(usage) == found
+
+
+def test_content_usage_in_robots_txt_follows_groups_and_paths():
+    text = b"""User-agent: PlantMix
+Disallow: /secret
+Content-Usage: /art/ train-ai=n
+Content-Usage: /art/open/ train-ai=y
+Content-Usage: /search search=n
+
+User-agent: *
+Content-Usage: train-ai=n
+"""
+    ours, others = parse_robots(text, "plantmix"), parse_robots(text, "otherbot")
+    paths = ("/", "/secret", "/art/1.jpg", "/art/open/1.jpg", "/search?q=1")
+    assert [ours.allows_training(path) for path in paths] == [True, True, False, True, True]
+    assert not any(others.allows_training(path) for path in paths)
+    assert [ours.allows(path) for path in paths] == [True, False, True, True, True]
+    assert all(ALLOW_ALL.allows_training(path) for path in paths)
+    named_without_usage = b"User-agent: plantmix\nDisallow: /x\n\nUser-agent: *\nContent-Usage: train-ai=n\n"
+    assert parse_robots(named_without_usage, "plantmix").allows_training("/")
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"), [([], False), (["0"], False), (["1"], True), (["0", " 1 "], True), (["11"], False)]
+)
+def test_tdm_reservation(headers, found):
+    assert reserved(headers) is found
 
 
 ROBOTS = b"""\xef\xbb\xbf# a comment

@@ -16,6 +16,7 @@ from pipeline.fetching.settings import FetchSettings
 
 FREE = {
     "robots_txt": False,
+    "consent_signals": [],
     "allow_private_addresses": True,
     "limits": {"requests_per_second": None, "connections": 32},
 }
@@ -34,6 +35,7 @@ def fetch(rows, pool, settings=None):
     ("network", "message"),
     [
         ({"robots_txt": True}, "robots_txt: false (it reads no robots.txt)"),
+        ({"consent_signals": ["content_usage"]}, "consent_signals: [] (it reads none of them)"),
         ({"allow_private_addresses": False}, "allow_private_addresses: true (it checks no address)"),
         ({"allow_private_addresses": ["10.0.0.0/8"]}, "allow_private_addresses: true (it checks no address)"),
         ({"limits": {"connections": 32}}, "limits.requests_per_second: null (it keeps no rate)"),

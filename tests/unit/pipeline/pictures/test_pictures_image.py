@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from manifests.outcomes import Outcome
+from pipeline.pictures.colour import simplify
 from pipeline.pictures.image import Rejected, StoredImage, measure_image, measure_pixels
 from pipeline.pictures.jpeg import without_metadata
 from pipeline.pictures.settings import ImageSettings
@@ -388,6 +390,33 @@ def test_too_many_pixels_are_seen_before_decoding(kind):
     found = rejected(body, ImageSettings(max_pixels=5_000_000))
     assert found.outcome is Outcome.TOO_MANY_PIXELS
     assert "3000 x 2000" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "clear", "allowed"),
+    [("PNG", False, True), ("WEBP", False, False), ("JPEG2000", False, False), ("PNG", True, False)],
+)
+def test_formats_that_take_more_memory_may_have_fewer_pixels(kind, clear, allowed):
+    body = encode(picture(1000, 1000), kind, **({"transparency": (1, 2, 3)} if clear else {}))
+    found = measure_image(body, ImageSettings(max_pixels=1_100_000))
+    if allowed:
+        assert isinstance(found, StoredImage)
+    else:
+        assert found.outcome is Outcome.TOO_MANY_PIXELS
+        assert found.detail.startswith("1000 x 1000 px, allowed 1100000 pixels of 8 bytes; a pixel of this ")
+
+
+def test_a_16_bit_picture_takes_little_more_memory_than_its_pixels():
+    values = np.arange(4000 * 2000, dtype=np.uint32).reshape(2000, 4000) % 65536
+    body = encode(Image.fromarray(values.astype(np.uint16)), "PNG")
+    image = Image.open(io.BytesIO(body))
+    image.load()
+    tracemalloc.start()
+    grey = simplify(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 << 20  # it was 16 bytes a pixel, 128 MB
+    assert (np.asarray(grey) == (values * 255 + 32767) // 65535).all()
 
 
 def test_pixels_beyond_pillows_own_limit_are_an_outcome_too():

@@ -12,7 +12,7 @@ from pipeline.planning.goals import Goal, Scorer
 from pipeline.planning.laws import ERROR_PART, LARGEST_CHANGE, Law, fit_law
 from pipeline.planning.limits import Box
 from pipeline.planning.runs.run_table import build_runs, read_runs
-from pipeline.planning.search import cloud
+from pipeline.planning.search import cloud, minimise_each, minimise_score
 
 DATA = Path(__file__).parent / "data"
 
@@ -79,3 +79,17 @@ def test_sampled_optima_spread_with_the_noise():
         widths.append(float(np.ptp(np.quantile(optima, [0.05, 0.95], axis=0), axis=0).mean()))
     assert widths[0] < 0.05 < widths[2]
     assert widths[0] < widths[1] < widths[2]
+
+
+def test_optima_of_many_scores_are_as_good_as_those_searched_for_one_by_one():
+    box = Box(np.zeros(12), np.ones(12), ("",) * 12)
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, (40, 12))
+
+    def scores(shares: np.ndarray) -> np.ndarray:
+        return weights @ np.exp(-4.0 * shares @ (0.1 + 0.9 * np.eye(12))).T
+
+    points = cloud(box, 1800, np.random.default_rng(0))
+    together = minimise_each(scores, points, box)
+    for number in range(0, 40, 8):
+        alone = minimise_score(lambda shares, row=number: scores(shares)[row], points, box)
+        assert scores(together[[number]])[number, 0] < scores(alone[None])[number, 0] + 5e-3

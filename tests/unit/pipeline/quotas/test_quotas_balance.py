@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.store.sql import open_scratch
 
 def table_of(keys: list[str | None]) -> pa.Table:
     ids = [hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest() for i in range(len(keys))]
-    return pa.table({"sample_id": ids, "key": pa.array(keys, pa.string())})
+    return pa.table({"sample_id": ids, "key": pa.array(keys, pa.string()), "unit": ids})
 
 
 def kept(table: pa.Table, seed: int = 0, **cap: int) -> np.ndarray:
@@ -157,3 +158,15 @@ def test_more_data_moves_few_rows_and_brings_none_back(cap_rows) -> None:
 def test_wrong_caps_are_refused(cap: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CapSettings.model_validate(cap)
+
+
+@pytest.mark.parametrize("how", [{"about": 60}, {"at_most": 60}])
+def test_a_cap_keeps_groups_together(cap_rows, how: dict[str, int]) -> None:
+    rows = [{"host": "a.org", "source": "gbif", "group_id": str(number // 5)} for number in range(500)]
+    full, dropped, _ = cap_rows(rows, CapSettings(by="host", **how))
+    sizes = Counter(row["group_id"] for row in full if row["sample_id"] not in dropped)
+    whole = [group for group, num in sizes.items() if num == 5]
+    assert len(sizes) - len(whole) <= (0 if "about" in how else 1), (
+        "at most one group is cut, where the number is exact"
+    )
+    assert 20 <= sum(sizes.values()) <= 120 if "about" in how else sum(sizes.values()) == 60

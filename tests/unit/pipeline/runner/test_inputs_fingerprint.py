@@ -17,7 +17,7 @@ import pytest
 
 from manifests.records import fingerprint
 from manifests.takedowns import Entry
-from pipeline.captions.settings import CleanSettings, MeasureSettings, RuleSet, TextSettings
+from pipeline.captions.settings import MeasureSettings, RuleSet, TextSettings
 from pipeline.config import EvaluationSet
 from pipeline.flow import FLOW
 from pipeline.pictures.settings import ImageSettings
@@ -51,8 +51,7 @@ EXAMPLES: dict[type, tuple[Any, Any]] = {
     ImageSettings: (ImageSettings(), ImageSettings(size_px=300)),
     SourceSettings: (_source("a"), _source("b")),
     EvaluationSet: (_set("a"), _set("b")),
-    CleanSettings: (CleanSettings(), CleanSettings(steps=("tags",))),
-    MeasureSettings: (MeasureSettings(), MeasureSettings(ngram_words=4)),
+    MeasureSettings: (MeasureSettings(), MeasureSettings(language=False)),
     RuleSet: (RuleSet(preset="general"), RuleSet(preset="general", min_words=9)),
     TextSettings: (TextSettings(), TextSettings(seed=1)),
     BackboneSettings: (BackboneSettings(path="b.zip"), BackboneSettings(path="b.zip", languages=("fr",))),

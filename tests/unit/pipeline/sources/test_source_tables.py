@@ -435,11 +435,12 @@ def test_a_file_that_breaks_off_later(tmp_path: Path) -> None:
         read(source(path))
 
 
-def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+def test_a_row_that_is_no_utf8_is_malformed(tmp_path: Path) -> None:
     path = tmp_path / "latin.csv"
-    path.write_bytes("url,caption\nu,Köln\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.csv cannot be read as csv: .*UTF"):
-        read(source(path))
+    path.write_bytes("url,caption\nu,Köln\nv,c\n".encode("latin-1"))
+    rows, _, malformed = read(source(path))
+    assert rows == [{"url": "v", "caption": "c"}]
+    assert malformed == [(0, "u, K\ufffdln")]
 
 
 def test_mapped_columns_each_once() -> None:

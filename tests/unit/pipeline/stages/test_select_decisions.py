@@ -413,3 +413,26 @@ def test_semantic_duplicates_are_sought_among_what_hashes_left(tmp_path: Path) -
     found, _ = run_decide(tmp_path, samples, semantic=[close("b", "c", 0.99)])
     assert found["b"]["reason"] == "near_duplicate"
     assert found["c"]["keep"]
+
+
+def test_what_is_of_one_group_with_a_leak_leaves_with_it(tmp_path: Path) -> None:
+    samples = [
+        sample("leaked", group_id="1"),
+        sample("sister", group_id="1"),
+        sample("other source", group_id="1", source="cc"),
+        sample("other group", group_id="2"),
+        sample("without"),
+        sample("short and leaked", group_id="3", keep=False, reason="caption_too_short"),
+        sample("its sister", group_id="3"),
+        sample("leaked without"),
+    ]
+    found, result = run_decide(
+        tmp_path, samples, leaks=[leak("leaked"), leak("short and leaked"), leak("leaked without")]
+    )
+    assert [name for name, row in found.items() if row["keep"]] == ["other group", "other source", "without"]
+    for name, via in (("sister", "leaked"), ("its sister", "short and leaked")):
+        row = found[name]
+        assert (row["reason"], row["value"]) == ("eval_leak", f"one group with the leak {via}")
+        assert (row["other_sample_id"], row["distance"]) == (via, None)
+        assert row["evaluation_set"] == found["leaked"]["evaluation_set"]
+    assert result.funnel.reasons == {"eval_leak": 4}

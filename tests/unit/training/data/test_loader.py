@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from manifests.release import Release
 from training.data import images, loader
 from training.data.loader import DataSettings, ReleaseShare, SampleDataset, TextSettings
 from training.data.sampling import BatchPlan
-from training.data.shards import SamplePool, ShardReader, cut_pools, open_pool, strata_of
+from training.data.shards import SamplePool, ShardReader, cut_pools, open_pool, strata_of, text_members
 
 
 class PictureModel:
@@ -172,6 +173,17 @@ def test_a_stratified_release_serves_any_mixture(stratified_release: Path) -> No
             assert abs(drawn[start : start + 10].count("plant") - 10 * share) <= 2
     whole = _batches(pool)
     assert sorted(torch.cat([batch.rows for batch in whole])[:110].tolist()) == list(range(110))
+
+
+def test_batches_of_one_domain_are_drawn_by_share(stratified_release: Path, release_folder: Path) -> None:
+    changes = {"mixture": {"plant": 0.75, "general": 0.25}, "batches": "one_domain", "epoch_samples": 120}
+    drawn = _drawn_domains(_pool(stratified_release), **changes)
+    batches = [set(drawn[start : start + 10]) for start in range(0, 120, 10)]
+    assert batches.count({"plant"}) == 9
+    assert batches.count({"general"}) == 3
+    assert set(_drawn_domains(_pool(stratified_release), batches="one_domain")) == {"plant", "general"}
+    with pytest.raises(ConfigError, match=r"one_domain needs data\.mixture, since the release is not stratified"):
+        _batches(_pool(release_folder), batches="one_domain")
 
 
 def test_a_stratified_release_without_a_mixture_is_drawn_by_the_sizes_of_its_domains(
@@ -370,3 +382,28 @@ def test_storage_that_fails_is_an_error_of_ours(remote_release: str, monkeypatch
     memory.rm("/loader-test/shards/toy-000000.tar")
     with pytest.raises(IntegrityError, match=r"toy-000000\.tar: the shard is not there any more"):
         ShardReader(pool).read([0], with_texts=False)
+
+
+def test_a_text_that_was_changed_in_a_shard_is_found(release_folder: Path, tmp_path: Path) -> None:
+    """As it was found: the caption in a shard was edited, and training learnt it without a word."""
+    folder = Path(shutil.copytree(release_folder, tmp_path / "copy"))
+    release = Release.open(str(folder))
+    loader.check_shards([release], "train")
+    shard = Path(release.shard_path("train", release.shards("train")[1]))
+    pool = open_pool([release], "train")
+    row = next(row for row in range(len(pool)) if pool.shard_paths[pool.shards[row]] == str(shard))
+    content = bytearray(shard.read_bytes())
+    content[int(pool.offsets["txt_offset"][row])] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(IntegrityError, match=rf"{shard.name} has other content than when the release was sealed"):
+        loader.check_shards([Release.open(str(folder))], "train")
+
+
+def test_a_member_of_a_negative_size_ends_the_search() -> None:
+    """It went round for ever."""
+    header = bytearray(tarfile.TarInfo("k.a.txt").tobuf(tarfile.GNU_FORMAT))
+    for size in (b"\xff" * 10 + b"\xfc\x00", b"\xff" * 12, b"junk".ljust(12, b"\0"), b"\x80" + b"\xff" * 11):
+        header[124:136] = size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        assert set(text_members(bytes(header) * 3, "k")) <= {"a"}

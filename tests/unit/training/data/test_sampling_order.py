@@ -109,6 +109,23 @@ def test_a_mixture_has_its_shares_in_every_stretch_and_repeats_late() -> None:
     assert np.bincount(later[later >= 1000] - 1000, minlength=400).tolist() == [1] * 400
 
 
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 8), st.integers(0, 3))
+def test_batches_of_one_domain_keep_the_shares(block: int, num_batches: int, extra: int, epoch: int) -> None:
+    plant, general = _stratum([30], "plant", 3.0), _stratum([400], "general", 2.0, first=1000)
+    total = (num_batches + 1) * block + min(extra, block - 1)
+    order = SampleOrder((plant, general), total, 1, 1000, block=block)
+    assert order.epoch_size == (num_batches + 1) * block, "whole batches only"
+    is_plant = order.rows(epoch * order.epoch_size, (epoch + 1) * order.epoch_size).reshape(-1, block) < 1000
+    assert (is_plant.all(axis=1) | ~is_plant.any(axis=1)).all()
+    assert abs(is_plant[:, 0].sum() - 0.6 * (num_batches + 1)) < 1
+
+
+def test_a_domain_without_a_batch_of_its_own_is_a_config_error() -> None:
+    strata = (_stratum([30], "0:plant", 1.0), _stratum([400], "0:general", 99.0, first=1000))
+    with pytest.raises(ConfigError, match="0:plant gets none of the 10 batches of an epoch by its share; raise"):
+        SampleOrder(strata, 400, 1, 1000, block=40)
+
+
 def test_no_samples_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="no sample to train on"):
         SampleOrder((_stratum([]),), 5, 0, 1)

@@ -465,3 +465,34 @@ def test_odd_line_breaks_within_a_class_name_move_no_other_class(writer: ModuleT
     names = [f"{classes[0]}\u2028again", *classes[1:]]
     (folder / "classnames.txt").write_text("\r\n".join(names) + "\r\n", newline="")
     assert open_eval_set(str(folder), "test").classes == tuple(names)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "negative", "huge", "link", "a .cls of 2 MB"])
+def test_an_odd_member_of_a_tar_is_named(writer: ModuleType, tmp_path: Path, kind: str) -> None:
+    samples = writer.drawn_samples(4, 0)
+    folder = write_tars(tmp_path / "set", samples, sorted({sample.category for sample in samples}))
+    info = tarfile.TarInfo("s9.cls" if "cls" in kind else "s9.jpg")
+    info.size = 2 << 20 if "cls" in kind else 2**40 if kind == "huge" else 0
+    info.type = {"sparse": tarfile.GNUTYPE_SPARSE, "link": tarfile.SYMTYPE}.get(kind, tarfile.REGTYPE)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if kind == "negative":
+        block[124:136] = b"\xff" * 11 + b"\x00"
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    path = folder / "test" / "0.tar"
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        end = max(member.offset_data + -(-member.size // 512) * 512 for member in tar)
+    path.write_bytes(content[:end] + block + (bytes(info.size) if "cls" in kind else b"") + bytes(1024))
+    broken = kind in ("negative", "huge")
+    says = r"0\.tar: the tar is damaged" if broken else r"0\.tar: s9\.(jpg|cls) (is|has) .*; take the sample out"
+    with pytest.raises(ConfigError, match=says):
+        open_eval_set(str(folder), "test")
+
+
+def test_a_dangling_link_among_the_tars_is_named(writer: ModuleType, tmp_path: Path) -> None:
+    samples = writer.drawn_samples(4, 0)
+    folder = write_tars(tmp_path / "set", samples, sorted({sample.category for sample in samples}))
+    (folder / "test" / "1.tar").symlink_to(tmp_path / "nowhere.tar")
+    with pytest.raises(ConfigError, match=r"1\.tar is a link"):
+        open_eval_set(str(folder), "test")

@@ -1,0 +1,22 @@
+"""How much of anything a reader takes from outside. What is larger ends as a row with a reason, or with the place.
+
+Real lists stay far below every number here. Without them one hostile line, member or header takes all the memory that
+there is. README.md shows them as a table. The limits of tar headers and names are those of `manifests/inside.py`.
+"""
+
+from __future__ import annotations
+
+MAX_RECORD_BYTES = 4 << 20
+"""Of one row of a table: a csv record, a line or an item of json, the mapped values of a Parquet row."""
+MAX_COLUMNS = 4096
+"""Of a table, and of the rows of a Darwin Core Archive."""
+MAX_TEXT_BYTES = 1 << 20
+"""Of one text member of a tar, and of a text file beside a picture; also of the description of an archive."""
+MAX_SIDE_ROWS = 250_000
+"""Of the Parquet file beside a shard, which is held in memory; img2dataset writes 10,000."""
+MAX_DEPTH = 64
+"""Of lists and objects within one another in json."""
+MAX_BATCH_BYTES = 64 << 20
+"""Of the rows that a reader hands on at once."""
+MAX_OPEN_FILES = 64
+"""Files of a source that are open at once while pictures are read."""
