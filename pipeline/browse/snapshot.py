@@ -27,7 +27,7 @@ from pipeline.releases.opening import open_release, samples_path
 
 COPY_TRIES = 40
 SECONDS_BETWEEN_TRIES = 0.25
-MEMORY_MB = 1_400
+MEMORY_MB = 1_100  # the facets of codes.py and Python itself come on top
 
 
 @dataclass(frozen=True)

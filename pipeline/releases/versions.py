@@ -157,6 +157,9 @@ def _new_record(release: Release, gone: Sequence[Row], takedowns: Sequence[Row],
     counts["distinct_samples"] -= len(images_of(gone))
     counts["domains"] = _fewer(counts["domains"], train)
     record |= {"version": version[:12], "fingerprint": version, "files": {}, "splits": {}}
+    if duplicates := record.get("duplicates"):
+        ids = {row["sample_id"] for row in gone}
+        duplicates["largest"] = [group for group in duplicates["largest"] if group["sample_id"] not in ids]
     record["takedowns"] = [*record.get("takedowns", []), *takedowns]
     return record
 

@@ -30,7 +30,7 @@ from pipeline.store.pool import PoolReader
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
-VERSION = 6
+VERSION = 7
 ANNOUNCED = 32  # images announced to the disk at a time; fewer than the pool files that stay open
 
 
@@ -51,6 +51,8 @@ class PackInputs:
     facts: Files
     captions: Files
     extra_captions: Files
+    decisions: Files
+    dedup: dict[str, int]
     counts: dict[str, Any]
     evaluation: tuple[dict[str, Any], ...]
     recipe: dict[str, Any]
@@ -144,6 +146,8 @@ def _inputs(context: BuildContext) -> PackInputs:
         facts=context.facts(),
         captions=context.files("caption", "captions").digested(context.sealed["caption"].notes["content"]),
         extra_captions=context.files("select", "extra_captions"),
+        decisions=context.files("select", "decisions").digested(context.sealed["select"].notes["content"]),
+        dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts={name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"},
         evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),
         recipe=record.release_recipe(config),
@@ -223,6 +227,8 @@ def _plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[recor
                 splits=inputs.splits,
                 rows=tuple(rows),
                 num_samples=inputs.num_samples,
+                decisions=inputs.decisions,
+                dedup=inputs.dedup,
             )
         )
     ]

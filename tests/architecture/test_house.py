@@ -143,7 +143,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
                   "--release", "--resume", "config"],
         "eval": ["--out", "--output", "--release", "--settings", "--split", "model"],
-        "plot": ["--metric", "--out", "runs"],
+        "plot": ["--follow", "--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
         "tokens": ["config"],
         "export": ["--format", "model", "target"],
