@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manifests import storage
-from manifests.catalog import CATALOG_FILE, Catalog
+from manifests.catalog import Catalog
+from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord

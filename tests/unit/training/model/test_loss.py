@@ -131,7 +131,7 @@ class Toy(nn.Module):
 
     def __init__(self, norm: str = "layer", dropout: float = 0.0) -> None:
         super().__init__()
-        shape = BranchShape(12, 12, 2, 4, norm, dropout, "channel", "single")
+        shape = BranchShape(12, 2, 4, norm, dropout, "channel", "single")
         self.image, self.text = nn.Linear(12, 12), nn.Linear(12, 12)
         self.image_branch, self.text_branch = SecondOrderBranch(shape), SecondOrderBranch(shape)
         self.scale = nn.Parameter(torch.tensor(2.0))

@@ -59,7 +59,7 @@ def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> 
         from training.model.branch import BranchShape, SecondOrderBranch
 
         def branch(norm: str) -> SecondOrderBranch:
-            return SecondOrderBranch(BranchShape(512, 512, 4, 46, norm, 0.5, "token", "full"))
+            return SecondOrderBranch(BranchShape(512, 4, 46, norm, 0.5, "token", "full"))
 
         model = torch.nn.ModuleDict({"clip": clip, "image_branch": branch("batch"), "text_branch": branch("layer")})
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
