@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import release_writer
 import timm
 import torch
 import yaml
@@ -129,9 +130,12 @@ def test_a_run_on_tokens_trains_goes_on_and_is_evaluated(on_tokens: dict[str, An
     assert not any("backbone" in name or "network" in name for name in model.state_dict())
     assert main(["export", whole["output_dir"], str(tmp_path / "hub"), "--format", "huggingface"]) == 0
     texts = ["a red circle", "a blue cross"]
-    vectors = [Encoder.open(place).encode_texts(texts) for place in (whole["output_dir"], str(tmp_path / "hub"))]
-    assert vectors[0].shape == (2, 32)
-    torch.testing.assert_close(vectors[0], vectors[1])
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(release_writer.draw_picture("red", "circle", 0))
+    encoders = [Encoder.open(place) for place in (whole["output_dir"], str(tmp_path / "hub"))]
+    scores = [encoder.encode_pictures([picture]) @ encoder.encode_texts(texts).t() for encoder in encoders]
+    assert scores[0].shape == (1, 2)
+    torch.testing.assert_close(scores[0], scores[1])
     assert main(["export", whole["output_dir"], str(tmp_path / "model.pt")]) == 2
 
 
