@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from manifests import storage, tables
-from manifests.catalog import CATALOG_FILE, STATUS_FILE, locked
+from manifests.catalog import STATUS_FILE
+from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
 from manifests.errors import ConfigError, IntegrityError
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
@@ -92,21 +93,27 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
 
     Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone.
 
-    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when a file that it
-    names is gone.
+    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when it is gone or
+    damaged, or when a file that it names is gone.
     """
     path = storage.join(workdir, CATALOG_FILE)
     if not Path(path).is_file():
+        if Path(storage.join(workdir, SNAPSHOT_FILE)).is_file():
+            raise gone(workdir)
         raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH '{_quote(path)}' AS catalog (READ_ONLY)")
+        refuse_foreign(connection, workdir)
+        found = connection.execute(
+            "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
+        ).fetchall()
+        for name, _ in found:  # reads every block, so damage shows here and not in the middle of an answer
+            connection.execute(f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t').fetchall()
     except duckdb.Error as error:
         connection.close()
-        raise locked(path, error) from None
-    for name, about in connection.execute(
-        "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
-    ).fetchall():
+        raise explain_duckdb(workdir, error) from None
+    for name, about in found:
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
         connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
     if not per_sample:
@@ -186,7 +193,10 @@ def read_status(workdir: str) -> dict[str, Any]:
     path = Path(storage.join(workdir, STATUS_FILE))
     if not path.is_file():
         raise ConfigError(f"{workdir}: no {STATUS_FILE} here; give the work folder of a build (work_dir in its config)")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged ({error}); the next build or `plantmix repair` writes it anew") from None
 
 
 def _quote(text: str) -> str:

@@ -30,7 +30,7 @@ from pipeline.scoring.clip import ClipScorer
 from pipeline.stages.dedup_inputs import DedupInputs, SemanticInputs
 from pipeline.stages.score import named_file
 from pipeline.store.files import Files, Named, RowGroup
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import STORED_AT, STORED_COLUMNS, PoolReader
 from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 VERSION = 1
@@ -104,7 +104,7 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
     with PoolReader(run.workdir) as pool:
         for start in range(0, len(rows), run.how.batch_size):
             some = rows[start : start + run.how.batch_size]
-            images = [Image.open(io.BytesIO(pool.read(r["pool_file"], r["offset"], r["length"]))) for r in some]
+            images = [Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))) for row in some]
             found += [vector.tobytes() for vector in scorer.embed(images).astype(np.float16)]
     table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
     return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))
@@ -120,7 +120,7 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
         view_table(sql, "embeddings", run.files_of(_embedded(inputs, run), "embeddings"), EMBEDDINGS)
         groups = cut_rows(
             sql,
-            'FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, pool_file, "offset", length FROM facts '
+            f"FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS} FROM facts "
             "WHERE outcome = 'ok' ORDER BY pixels_sha256, sample_id) ANTI JOIN embeddings USING (pixels_sha256)",
             "pixels_sha256",
             "pixels_sha256",

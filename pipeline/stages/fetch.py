@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import tables
+from manifests import storage, tables
 from manifests.records import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
@@ -83,6 +83,7 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
         lambda: fetch_local.new_pool_file(run),
         run.how.piece_seconds,
         run.stem,
+        scratch=storage.join(run.workdir, "scratch"),  # a build empties it when it starts
     )
     notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
     for number, piece in enumerate(pieces, len(before)):
@@ -199,6 +200,7 @@ STAGE = Stage(
             committed=_fetched,
             shared=lambda context: partial(HostGate, context.config.fetch.network),
             reports=True,
+            from_outside=True,
         ),
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),

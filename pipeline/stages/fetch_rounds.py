@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.outcomes import Outcome
-from manifests.records import PartRecord, fingerprint
-from manifests.rounds import FetchRound
+from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
 from pipeline.fetching.settings import FetchSettings
 from pipeline.pictures.settings import ImageSettings

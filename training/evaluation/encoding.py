@@ -33,9 +33,9 @@ class Encoded:
     f: Tensor
     z: Tensor | None
 
-    def rows(self, chosen: Sequence[int] | slice) -> Encoded:
+    def rows(self, chosen: Sequence[int]) -> Encoded:
         """Some of them."""
-        index = chosen if isinstance(chosen, slice) else torch.as_tensor(chosen)
+        index = torch.as_tensor(chosen)
         return Encoded(self.f[index], self.z[index] if self.z is not None else None)
 
     def require_finite(self, what: str) -> Encoded:

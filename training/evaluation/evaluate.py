@@ -254,10 +254,12 @@ def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: T
     scale, weight = float(model.clip.logit_scale.detach().exp()), settings.loss.first_order_weight
 
     def losses(kind: FeatureKind) -> Tensor:
-        def logits(rows: slice, columns: slice) -> Tensor:
-            return scale * similarity_of(images.rows(rows), texts.rows(columns), kind, weight)
+        left, right = images.vectors(kind, weight), texts.vectors(kind, weight)
 
-        return metrics.pair_losses(logits, len(images.f), settings.eval.batch_size)
+        def logits(rows: slice, columns: slice) -> Tensor:
+            return scale * left[rows] @ right[columns].t()
+
+        return metrics.pair_losses(logits, len(left), settings.eval.batch_size)
 
     if images.z is None or settings.loss.form == "sum_of_similarities":
         return losses("both")
