@@ -1,8 +1,8 @@
 """The catalogue: which parts exist, which stage versions are sealed, where everything lies.
 
 It is one DuckDB file in the work folder. While one process writes it, no other can open it (DuckDB 2.0). So only the
-driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. What it can be rebuilt
-from lies beside it too (catalog_file.py). Readers use manifests/reader.py.
+driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. What it can be
+rebuilt from lies beside it too (catalog_file.py). Readers use manifests/reader.py.
 """
 
 from __future__ import annotations
