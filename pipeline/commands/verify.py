@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from pipeline.commands import RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_release
 
@@ -25,12 +26,16 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="also hash every shard, decode every image, and compare pHashes and texts with record and catalogue",
     )
+    add_json_option(parser)
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     release = open_release(args.release)
     checked = check_release(release, args.deep)
+    if args.json:
+        print_json({"release": release.name, "path": release.path, "deep": args.deep, **asdict(checked)})
+        return 0
     if not args.deep:
         num_others = checked.num_files - checked.num_shards
         print(f"{release.name}: {checked.num_files:,} files have the recorded sizes; counts add up")
