@@ -102,7 +102,7 @@ class DedupSettings(Settings):
         "extra_caption_1.txt and on",
     )
     placeholder_min_count: int = Field(
-        20, ge=2, description="a pHash that so many images of different bytes share is named as a placeholder"
+        20, ge=2, description="a pHash that so many images of different pixels share is named as a placeholder"
     )
 
 

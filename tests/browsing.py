@@ -1,11 +1,20 @@
-"""A small real work folder to browse: photos with copies, a leak, broken files, hostile captions, two releases."""
+"""A small real work folder to browse: photos with copies, a leak, broken files, hostile captions, two releases.
+
+Also a real Chromium to look at pages with, and axe-core to check them.
+"""
 
 from __future__ import annotations
 
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import axe_core_python
 from PIL import Image
+from selenium import webdriver
 
 from manifests.catalog import Catalog
 from pipeline.config import BuildConfig
@@ -18,6 +27,49 @@ RIGHT_TO_LEFT = "\u202eevil \u05e9\u05dc\u05d5\u05dd tomato"
 LONG = "long " + "x" * 10_000
 HOSTILE = {0: SCRIPT, 1: RIGHT_TO_LEFT, 2: LONG, 3: "' OR 1=1; --\" onload=alert(1) {{ 7*7 }}"}
 OWNER = "</dd><script>alert('owner')</script>"
+
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+PHONE, DESK = (390, 844), (1280, 900)
+
+
+@contextmanager
+def open_chromium() -> Iterator[Any]:
+    """A headless Chromium that keeps what its console says."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver")
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # selenium leaves its connection to the garbage collector
+        driver.quit()
+
+
+def open_page(driver: Any, url: str, size: tuple[int, int] = DESK, scheme: str = "light") -> None:
+    """Open a page on a screen of this size, in light or dark."""
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    driver.get(url)
+
+
+def complaints(driver: Any) -> list[str]:
+    """What the console said since the last time."""
+    return [entry["message"] for entry in driver.get_log("browser")]
+
+
+def violations(driver: Any) -> list[dict[str, Any]]:
+    """Serious and critical findings of axe-core on the open page."""
+    driver.execute_script(AXE)
+    found = driver.execute_async_script(
+        "const done = arguments[arguments.length - 1]; axe.run().then(done, error => done(String(error)))"
+    )
+    return [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
 
 
 def make_pictures(folder: Path) -> None:
@@ -41,7 +93,7 @@ def build_work_folder(folder: Path) -> Path:
     """Build twice, with another seed, so that two releases lie there."""
     make_pictures(folder / "pictures")
     (folder / "evaluation").mkdir()
-    Image.open(PHOTOS[5]).convert("RGB").save(folder / "evaluation" / "held.png")
+    shutil.copy(folder / "pictures" / PHOTOS[5].name, folder / "evaluation" / "held.jpg")
     for seed, num in ((0, 4), (1, 3)):
         run(folder, mix={"ratio": {"food": 1}, "num_samples": num, "seed": seed})
     return folder / "work"

@@ -1,4 +1,4 @@
-"""The `dalip` command: train, evaluate, plot, proxy runs, export and import.
+"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export and import.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
 for wrong usage or input. A user's mistake is one line, never a traceback.
@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from manifests import __version__
@@ -35,7 +36,9 @@ example:
 _PLOT_EXAMPLE = """\
 example:
   dalip plot runs/clip runs/released runs/dalip --out curves.png
-  dalip plot runs/dalip --metric loss --metric validation --out loss.png"""
+  dalip plot runs/dalip --metric loss --metric validation --out loss.html
+  dalip plot runs/dalip --follow                                   # a page that follows the run until it ends
+  dalip plot runs/clip/eval/heldout.json runs/dalip/eval/heldout.json --out compared.png"""
 _PROXIES_EXAMPLE = """\
 example:
   plantmix plan design --domains plant,general --budget 8 --out design.csv
@@ -43,6 +46,12 @@ example:
   plantmix plan fit data/demo --out law.json
 
 Run it again after any interruption, or with a longer list: finished runs are kept."""
+_TOKENS_EXAMPLE = """\
+example:
+  dalip tokens tokens.yaml       # release, output_dir, image: {tower, width}, text: {tower, width}
+  dalip train run.yaml           # model: {architecture: TOKENS/architecture.json}, data: {tokens: TOKENS}
+
+Run it again after any interruption: it goes on."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
@@ -84,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_plot(commands)
     _add_proxies(commands)
+    _add_tokens(commands)
     _add_export(commands)
     _add_import(commands)
     return parser
@@ -143,9 +153,16 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_plot(commands: Any) -> None:
-    parser = _add_command(commands, "plot", "Draw the curves of one or several runs.", _PLOT_EXAMPLE, _plot)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
-    parser.add_argument("--out", metavar="PNG", required=True, help="picture to write")
+    parser = _add_command(
+        commands, "plot", "Draw the curves of one or several runs, or compare evaluations.", _PLOT_EXAMPLE, _plot
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or the JSON file of a `dalip eval`")
+    parser.add_argument("--out", metavar="FILE", help="picture (.png) or page (.html) to write")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="write a page again and again until the runs have ended (default of --out: RUN/curves.html)",
+    )
     parser.add_argument(
         "--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)"
     )
@@ -164,6 +181,12 @@ def _add_proxies(commands: Any) -> None:
     parser.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
     )
+
+
+def _add_tokens(commands: Any) -> None:
+    text = "Compute the tokens of frozen towers once, to train heads on them."
+    parser = _add_command(commands, "tokens", text, _TOKENS_EXAMPLE, _tokens)
+    parser.add_argument("config", metavar="CONFIG", help="YAML config: the release, the two towers, a folder")
 
 
 def _add_export(commands: Any) -> None:
@@ -241,9 +264,21 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from training.record.curves import plot_runs
+    from training.record.curves import FOLLOWED_FILE, follow_runs, plot_runs
 
-    plot_runs(options.runs, options.out, options.metric)
+    if options.follow:
+        out = options.out or str(Path(options.runs[0]) / FOLLOWED_FILE)
+        print(f"page: {out}; open it in a browser, it reads itself anew. Ctrl-C ends this", flush=True)
+        follow_runs(options.runs, out, options.metric)
+        return 0
+    if not options.out:
+        raise ConfigError("--out is needed: the picture (.png) or page (.html) to write; only --follow has a default")
+    if all(run.endswith(".json") for run in options.runs):
+        from training.evaluation.report import plot_results
+
+        plot_results(options.runs, options.out)
+    else:
+        plot_runs(options.runs, options.out, options.metric)
     print(f"plot: {options.out}")
     return 0
 
@@ -270,6 +305,16 @@ def _proxies(options: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
+def _tokens(options: argparse.Namespace) -> int:
+    from manifests.settings import read_settings
+    from training.run.token_job import TokenSettings, compute_tokens
+
+    settings = read_settings(options.config, TokenSettings)
+    path = compute_tokens(settings, lambda line: print(line, flush=True))
+    print(f"tokens: {settings.output_dir}; train on them with model.architecture: {path}")
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
@@ -281,6 +326,8 @@ def _export(options: argparse.Namespace) -> int:
         code = export_open_clip(trained.model, options.target)
     print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))
     print(f"written: {options.target}; {code}")
+    if options.format == "huggingface" and trained.model.second_order is not None:
+        print(f'f and z as one vector: training.evaluation.encoder.Encoder.open("{options.target}")')
     return 0
 
 

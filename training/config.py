@@ -273,7 +273,8 @@ class TrainSettings(Settings):
 
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
-_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards")
+# `tokens` is a place: the architecture beside the tokens holds what they are of.
+_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens")
 _EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
 
 
@@ -326,6 +327,8 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["lock"]["lock_image_freeze_bn_stats"]
     if settings.data.batches == "mixed":
         del values["data"]["batches"]
+    if settings.model.second_order.statistic is None:
+        del values["model"]["second_order"]["statistic"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp
 
 from manifests.errors import PlantMixError
 from manifests.reader import read_status
-from pipeline.answers.lives import find_lives
 from pipeline.browse import galleries
 from pipeline.browse.asking import MAX_ROWS, ask
 from pipeline.browse.filters import Filters
@@ -151,10 +150,12 @@ class Pages:
         """Two releases of the work folder side by side; only names from its own list are taken."""
         folders = self._release_folders()
         a, b = (request.query_params.get(name, "") for name in ("a", "b"))
-        found = None
+        found, moved = None, {}
         if a in folders and b in folders:
-            found = compare(open_release(str(folders[a])), open_release(str(folders[b])))
-        return self._page("compare.html", "/compare", names=list(folders), a=a, b=b, found=found)
+            before, after = (open_release(str(folders[name])) for name in (a, b))
+            found = compare(before, after)
+            moved = {name: self._looking.images(ids) for name, ids in galleries.changes(before, after).items()}
+        return self._page("compare.html", "/compare", names=list(folders), a=a, b=b, found=found, moved=moved)
 
     def sql(self, request: Request) -> Response:
         """The SQL box."""
@@ -208,9 +209,9 @@ class Pages:
             return False
 
     def _life(self, sample_id: str) -> dict[str, Any]:
+        if self._looking.lives is not None:
+            return self._looking.lives.find(sample_id)
         with self._snapshot.connection.cursor() as sql:
-            if self._snapshot.release is None:
-                return find_lives(sql, sample_id)[0]
             row = sql.sql("SELECT * FROM samples WHERE sample_id = $1 AND copy = 0", params=[sample_id])
             return {"sample": row.to_arrow_table().to_pylist()[0]}
 
@@ -223,7 +224,7 @@ class Pages:
         if self._snapshot.release:
             return []
         return self._looking.rows(
-            "SELECT l.*, e.url FROM leaks l LEFT JOIN evaluation e "
+            f"SELECT l.*, e.url, {galleries.TWIN} FROM leaks l LEFT JOIN evaluation e "
             "ON e.evaluation_set = l.evaluation_set AND e.member = l.evaluation_member WHERE l.sample_id = ? LIMIT 20",
             [sample_id],
         )

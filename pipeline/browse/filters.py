@@ -60,21 +60,7 @@ class Filters:
         chosen = {name: kept for name, kept in {**self.chosen, facet: values}.items() if kept}
         return self.link(chosen=chosen)
 
-    def text_condition(self) -> tuple[str, list[str]]:
-        """What words and taxon ask of a row: every word somewhere in the caption."""
-        words = self.words.lower().split()[:MAX_WORDS]
-        parts, values = ["contains(words, ?)"] * len(words), list(words)
-        if self.taxon:
-            parts.append("contains(lineage, ?)")
-            values.append(self.taxon.lower())
-        return " AND ".join(parts) or "true", values
-
-    def facet_condition(self, but: str = "") -> tuple[str, list[str]]:
-        """What the chosen values ask of a row, those of the facet `but` left out."""
-        parts: list[str] = []
-        values: list[str] = []
-        for name, wanted in self.chosen.items():
-            if name != but:
-                parts.append(f'"{name}" IN ({", ".join("?" * len(wanted))})')
-                values += wanted
-        return " AND ".join(parts) or "true", values
+    @property
+    def searched_words(self) -> tuple[str, ...]:
+        """The words that must all stand somewhere in the caption."""
+        return tuple(dict.fromkeys(self.words.lower().split()[:MAX_WORDS]))

@@ -6,17 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from manifests.release import Release
 from pipeline.browse.looking import FROM, ROW, Looking
 from pipeline.matching import hamming_pairs
+from pipeline.releases.opening import open_sql, view_samples
 
 EXAMPLES = 6
 MAX_REASONS = 60
 MAX_GROUPS = 12
 GROUP_MEMBERS = 8
 MAX_CLOSE_CALLS = 12
+WIDER_BITS = 2  # beyond the radius
 SEARCHED_HASHES = 100_000  # for pairs just outside the radius, which no table holds
 MAX_LEAKS = 60
 MAX_TAXA = 40
+MAX_CHANGES = 24
+
+# A candidate with the bytes or pixels of the evaluation set's image shows that image, whose own bytes are not kept.
+TWIN = (
+    "(SELECT min(o.sample_id) FROM leaks o WHERE o.evaluation_set = l.evaluation_set AND "
+    "o.evaluation_member = l.evaluation_member AND o.matched IN ('bytes', 'pixels')) AS twin"
+)
 
 
 def reasons(looking: Looking) -> list[dict[str, Any]]:
@@ -26,10 +36,8 @@ def reasons(looking: Looking) -> list[dict[str, Any]]:
         f"GROUP BY ALL ORDER BY num DESC, stage, reason LIMIT {MAX_REASONS}"
     )
     for one in found:
-        one["images"] = looking.rows(
-            f"SELECT {ROW} FROM {FROM} WHERE i.stage = ? AND i.reason = ? ORDER BY i.sample_id LIMIT {EXAMPLES}",
-            [one["stage"], one["reason"]],
-        )
+        chosen = {"stage": (one["stage"],), "reason": (one["reason"],)}
+        one["images"] = looking.at(looking.codes.first(chosen, EXAMPLES))
     return found
 
 
@@ -61,15 +69,13 @@ def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, 
         f"ORDER BY sample_id LIMIT {SEARCHED_HASHES}) ORDER BY 1"
     )
     listed = np.array([row["phash"] for row in hashes], np.uint64)
-    beyond: list[dict[str, Any]] = []
-    for distance in (radius + 1, radius + 2):
-        if len(beyond) < MAX_CLOSE_CALLS and len(listed):
-            pairs = hamming_pairs(listed, distance).to_pydict()
-            beyond += [
-                {"phash_a": int(listed[a]), "phash_b": int(listed[b]), "distance": bits}
-                for a, b, bits in zip(*pairs.values(), strict=True)
-                if bits == distance
-            ][: MAX_CLOSE_CALLS - len(beyond)]
+    pairs = hamming_pairs(listed, radius + WIDER_BITS).to_pydict() if len(listed) else {}
+    beyond = [
+        {"phash_a": int(listed[a]), "phash_b": int(listed[b]), "distance": bits}
+        for a, b, bits in zip(*pairs.values(), strict=True)
+        if bits > radius
+    ]
+    beyond = sorted(beyond, key=lambda pair: (pair["distance"], pair["phash_a"], pair["phash_b"]))[:MAX_CLOSE_CALLS]
     return _with_images(looking, inside), _with_images(looking, beyond), len(listed)
 
 
@@ -96,7 +102,7 @@ def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         "ORDER BY num DESC, evaluation_set, matched"
     )
     found = looking.rows(
-        f"SELECT {ROW}, l.evaluation_set, l.evaluation_member, l.matched, l.distance AS bits FROM leaks l "
+        f"SELECT {ROW}, l.evaluation_set, l.evaluation_member, l.matched, l.distance AS bits, {TWIN} FROM leaks l "
         "JOIN session.images i ON i.sample_id = l.sample_id::UUID "
         f"ORDER BY l.evaluation_set, l.evaluation_member, i.sample_id LIMIT {MAX_LEAKS}"
     )
@@ -105,14 +111,24 @@ def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 def taxa(looking: Looking) -> dict[str, Any]:
     """The most and the least frequent taxa, with how many were packed, and one image each."""
-    counted = (
-        "SELECT taxon, count(*) AS num, count(*) FILTER (stage = 'packed') AS packed, "
-        "min(sample_id) FILTER (coalesce(pool_file, shard) IS NOT NULL) AS example "
-        "FROM session.images WHERE taxon <> '' GROUP BY taxon"
-    )
-    totals = looking.rows(f"SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM ({counted})")[0]
-    head = looking.rows(f"SELECT * FROM ({counted}) ORDER BY num DESC, taxon LIMIT {MAX_TAXA}")
-    tail = looking.rows(f"SELECT * FROM ({counted}) ORDER BY num, taxon LIMIT {MAX_TAXA}")
+    totals = looking.rows("SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM session.taxa")[0]
+    head = looking.rows(f"SELECT * FROM session.taxa ORDER BY num DESC, taxon LIMIT {MAX_TAXA}")
+    tail = looking.rows(f"SELECT * FROM session.taxa ORDER BY num, taxon LIMIT {MAX_TAXA}")
     for row in (*head, *tail):
         row["example"] = None if row["example"] is None else row["example"].hex
     return {**totals, "head": head, "tail": tail}
+
+
+def changes(before: Release, after: Release) -> dict[str, list[str]]:
+    """Some of the images that only one of two releases holds, drawn by hash."""
+    with open_sql() as sql:
+        view_samples(sql, before, "old")
+        view_samples(sql, after, "new")
+        only = (
+            "SELECT sample_id FROM {} WHERE copy = 0 AND sample_id NOT IN (SELECT sample_id FROM {}) "
+            f"ORDER BY md5(sample_id) LIMIT {MAX_CHANGES}"
+        )
+        return {
+            name: [row[0] for row in sql.execute(only.format(here, there)).fetchall()]
+            for name, here, there in (("added", "new", "old"), ("removed", "old", "new"))
+        }

@@ -1,7 +1,8 @@
 """Make the index of a session: `session.images`, one narrow row an image, sorted by sample id.
 
-Sorted, so that an image and a page are found without a scan. What images are filtered and counted by is stored as
-enumerations: small numbers that DuckDB compares and counts many times faster than texts.
+Sorted, so that an image and a page are found without a scan; `place` counts the rows in that order. What images are
+filtered and counted by is stored as enumerations, whose numbers codes.py takes into memory. `session.taxa` counts the
+taxa once.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ FACETS = (
     Facet("evaluation", "Leaks into"),
 )
 
+LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not listed on a page
+
 # A work folder: what every stage knows of a candidate. {mixed} tells whether the last build has mixed.
 _FROM_WORK_FOLDER = """
     SELECT c.sample_id::UUID AS sample_id,
@@ -97,12 +100,17 @@ _FROM_RELEASE = """
     FROM samples WHERE copy = 0
 """
 _IMAGES = f"""
-    SELECT sample_id, left(text, {SHOWN_CHARS}) AS caption,
+    SELECT place, sample_id, left(text, {SHOWN_CHARS}) AS caption,
         lower(left(CASE WHEN text = given THEN text ELSE text || ' ' || given END, {SEARCHED_CHARS})) AS words,
-        taxon, lower(lineage) AS lineage, left(value, 200) AS value, left(threshold, 200) AS threshold,
+        taxon, left(value, 200) AS value, left(threshold, 200) AS threshold,
         other, distance, phash, width_px, height_px, pool_file, pool_offset, pool_length, shard, key, jpg_offset,
         jpg_length, {{facets}}
-    FROM session.staged ORDER BY sample_id
+    FROM session.staged ORDER BY place
+"""
+_TAXA = """
+    CREATE TABLE session.taxa AS SELECT taxon, count(*) AS num, count(*) FILTER (stage = 'packed') AS packed,
+        min(sample_id) FILTER (coalesce(pool_file, shard) IS NOT NULL) AS example
+    FROM session.images WHERE taxon <> '' GROUP BY taxon
 """
 
 
@@ -111,22 +119,35 @@ def make_index(snapshot: Snapshot) -> tuple[Facet, ...]:
     sql = snapshot.connection
     scorers = _scorers(snapshot)
     facets = (*FACETS, *(Facet(f"score_{at}", f"Score: {name}") for at, name in enumerate(scorers)))
-    columns = ", ".join(_expression(facet) + f' AS "{facet.name}"' for facet in facets)
-    kept = "sample_id, text, given, taxon, lineage, value, threshold, other, distance, phash, width_px, height_px"
+    searched = (*facets, LINEAGE)
+    columns = ", ".join(_expression(facet) + f' AS "{facet.name}"' for facet in searched)
+    kept = "text, given, taxon, value, threshold, other, distance, phash, width_px, height_px"
     places = "pool_file, pool_offset, pool_length, shard, key, jpg_offset, jpg_length"
     source = _FROM_RELEASE if snapshot.release else _work_folder_query(sql, scorers)
-    sql.execute(f"CREATE TABLE session.staged AS SELECT {kept}, {places}, {columns} FROM ({source})")
-    for facet in facets:
+    ids = "SELECT sample_id FROM samples WHERE copy = 0" if snapshot.release else "SELECT sample_id FROM candidates"
+    sql.execute(
+        "CREATE TABLE session.places AS SELECT sample_id::UUID AS sample_id, "
+        f"row_number() OVER (ORDER BY sample_id::UUID) - 1 AS place FROM ({ids})"
+    )
+    sql.execute(
+        f"CREATE TABLE session.staged AS SELECT place, sample_id, {kept}, {places}, {columns} "
+        f"FROM ({source}) JOIN session.places USING (sample_id)"
+    )
+    for facet in searched:
         values = f'SELECT DISTINCT "{facet.name}" FROM session.staged ORDER BY 1'
         sql.execute(f"CREATE TYPE session.{facet.name}_values AS ENUM ({values})")
-    numbered = ", ".join(f'"{facet.name}"::session.{facet.name}_values AS "{facet.name}"' for facet in facets)
+    numbered = ", ".join(f'"{facet.name}"::session.{facet.name}_values AS "{facet.name}"' for facet in searched)
     sql.execute(f"CREATE TABLE session.images AS {_IMAGES.format(facets=numbered)}")
     sql.execute("DROP TABLE session.staged")
+    sql.execute("DROP TABLE session.places")
+    sql.execute(_TAXA)
     sql.execute("CHECKPOINT session")
     return facets
 
 
 def _expression(facet: Facet) -> str:
+    if facet is LINEAGE:
+        return "lower(lineage)"
     return _SIZE if facet.name == "size" else f"coalesce(\"{facet.name}\", '{NO_VALUE}')"
 
 

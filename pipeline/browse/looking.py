@@ -5,20 +5,24 @@ Every answer is plain rows (dicts).
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import functools
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from pipeline.browse.codes import Codes, Mask
 from pipeline.browse.filters import Filters
-from pipeline.browse.index import LARGEST, SIZES, Facet, as_id
+from pipeline.browse.index import LARGEST, LINEAGE, SIZES, Facet, as_id
+from pipeline.browse.lives import Lives
 from pipeline.browse.snapshot import Snapshot
 
 PAGE_IMAGES = 60
 FACET_VALUES = 12
 NEAR_MISS_BITS = 8  # how far beyond the radius a picture is still worth a look
 MAX_LIKES = 24
-KEPT_SEARCHES = 4
+KEPT_SEARCHES = 8
 
 ROW = (
     "i.sample_id::VARCHAR AS id, i.caption, i.taxon, i.value, i.threshold, i.distance, i.width_px, i.height_px, "
@@ -35,9 +39,9 @@ class Looking:
     def __init__(self, snapshot: Snapshot, facets: Sequence[Facet]) -> None:
         self.snapshot = snapshot
         self.facets = facets
-        self._lock = threading.Lock()
-        self._searches: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
-        self._num_searches = 0
+        self.codes = Codes(snapshot.connection, (*facets, LINEAGE))
+        self.lives = None if snapshot.release else Lives(snapshot)
+        self._found = functools.lru_cache(maxsize=KEPT_SEARCHES)(self._search)
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """The rows of a query."""
@@ -48,20 +52,27 @@ class Looking:
 
     def page(self, filters: Filters) -> tuple[list[dict[str, Any]], bool]:
         """The images of a page, by sample id, and whether more lie beyond it in the direction of reading."""
-        text, values = filters.text_condition()
-        condition, more = filters.facet_condition()
         backwards = bool(filters.before)
-        place = as_id(filters.before or filters.after)
-        where = [condition, text]  # the quick comparison first
-        values = [*more, *values]
-        if place is not None:
-            where.append(f"sample_id {'<' if backwards else '>'} ?")
-            values = [*values, str(place)]
-        order = f"sample_id {'DESC' if backwards else ''} LIMIT {PAGE_IMAGES + 1}"
-        chosen = f"SELECT sample_id FROM session.images WHERE {' AND '.join(where)} ORDER BY {order}"
-        found = self.rows(chosen, values)
-        images = self.images([row["sample_id"] for row in found[:PAGE_IMAGES]])
-        return images, len(found) > PAGE_IMAGES
+        sought = as_id(filters.before or filters.after)
+        start = 0 if sought is None else self._first_place(sought, beyond=not backwards)
+        found = self._found(filters.searched_words, filters.taxon.lower())
+        places = self.codes.page(filters.chosen, found, start, backwards, PAGE_IMAGES + 1)
+        shown = places[-PAGE_IMAGES:] if backwards else places[:PAGE_IMAGES]
+        return self.at(shown), len(places) > PAGE_IMAGES
+
+    def at(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """The images at these places, in their order."""
+        if not places:
+            return []
+        listed = ", ".join(map(str, places))
+        return self.rows(f"SELECT {ROW} FROM {FROM} WHERE i.place IN ({listed}) ORDER BY i.place")
+
+    def _first_place(self, sample_id: uuid.UUID, beyond: bool) -> int:
+        """How many images come before this id, itself counted with `beyond`."""
+        sign = "<=" if beyond else "<"
+        query = f"SELECT max(place) AS place FROM session.images WHERE sample_id {sign} ?"
+        last = self.rows(query, [str(sample_id)])[0]["place"]
+        return 0 if last is None else int(last) + 1
 
     def images(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """The rows of these images, by sample id."""
@@ -72,48 +83,37 @@ class Looking:
 
     def counts(self, filters: Filters) -> tuple[int, list[dict[str, Any]]]:
         """How many images match; and for each facet its most frequent values, counted under all other filters."""
-        condition, values = filters.facet_condition()
-        with self._lock:  # no other question drops the table meanwhile
-            table = self._found(filters)
-            total = self.rows(f"SELECT count(*) AS num FROM {table} WHERE {condition}", values)[0]["num"]
-            return total, [self._facet(table, facet, filters) for facet in self.facets]
+        found = self._found(filters.searched_words, filters.taxon.lower())
+        matching = self.codes.mask(filters.chosen, found)
+        return self.codes.num(matching), [self._facet(facet, filters, found, matching) for facet in self.facets]
 
-    def _facet(self, table: str, facet: Facet, filters: Filters) -> dict[str, Any]:
-        condition, values = filters.facet_condition(but=facet.name)
-        rows = self.rows(
-            f'SELECT "{facet.name}" AS value, count(*) AS num FROM {table} WHERE {condition} '
-            f"GROUP BY 1 ORDER BY num DESC, value LIMIT {FACET_VALUES + 1}",
-            values,
-        )
+    def _facet(self, facet: Facet, filters: Filters, found: Mask | None, matching: Mask | None) -> dict[str, Any]:
         wanted = filters.chosen.get(facet.name, ())
-        shown = rows[:FACET_VALUES]
-        shown += [{"value": value, "num": 0} for value in wanted if value not in {row["value"] for row in rows}]
+        mask = self.codes.mask(filters.chosen, found, but=facet.name) if wanted else matching
+        counted = self.codes.counts(facet.name, mask)
+        nums = dict(counted)
+        shown = counted[:FACET_VALUES]
+        listed = {value for value, _ in shown}
+        shown += [(value, nums.get(value, 0)) for value in wanted if value not in listed]
         if facet.name == "size":
-            shown.sort(key=lambda row: _ORDER_OF_SIZES.get(row["value"], -1))
-        for row in shown:
-            row["chosen"] = row["value"] in wanted
-        only_none = not wanted and all(row["value"] == "" for row in rows)
-        return {"name": facet.name, "label": facet.label, "values": shown, "more": len(rows) > FACET_VALUES,
+            shown.sort(key=lambda row: _ORDER_OF_SIZES.get(row[0], -1))
+        values = [{"value": value, "num": num, "chosen": value in wanted} for value, num in shown]
+        only_none = not wanted and not any(nums.keys())
+        return {"name": facet.name, "label": facet.label, "values": values, "more": len(counted) > FACET_VALUES,
                 "empty": only_none, "open": bool(wanted)}  # fmt: skip
 
-    def _found(self, filters: Filters) -> str:
-        """The table to count in: all images, or what words and taxon find; the last few are kept. Needs the lock."""
-        condition, values = filters.text_condition()
-        if condition == "true":
-            return "session.images"
-        key = (condition, tuple(values))
-        with self.snapshot.connection.cursor() as sql:
-            if key not in self._searches:
-                self._num_searches += 1
-                name = f"session.search_{self._num_searches}"
-                facets = ", ".join(f'"{facet.name}"' for facet in self.facets)
-                sql.execute(f"CREATE TABLE {name} AS SELECT {facets} FROM session.images WHERE {condition}", values)
-                self._searches[key] = name
-            self._searches.move_to_end(key)
-            while len(self._searches) > KEPT_SEARCHES:
-                _, oldest = self._searches.popitem(last=False)
-                sql.execute(f"DROP TABLE {oldest}")
-            return self._searches[key]
+    def _search(self, words: tuple[str, ...], taxon: str) -> Mask | None:
+        """The images whose captions hold all words and whose lineage holds the text; None where nothing is sought."""
+        mask = self.codes.holding(LINEAGE.name, taxon) if taxon else None
+        if words:
+            condition = " AND ".join(["contains(words, ?)"] * len(words))
+            own = np.zeros(self.codes.num_images, np.bool_)
+            with self.snapshot.connection.cursor() as sql:
+                query = f"SELECT place FROM session.images WHERE {condition}"
+                for batch in sql.sql(query, params=list(words)).to_arrow_reader(1 << 17):
+                    own[batch["place"].to_numpy()] = True
+            mask = own if mask is None else mask & own
+        return mask
 
     def place(self, sample_id: str) -> dict[str, Any] | None:
         """Where the picture of an image lies."""
@@ -129,15 +129,10 @@ class Looking:
 
     def neighbours(self, sample_id: str) -> tuple[str | None, str | None]:
         """The images before and after this one, by sample id."""
-        found = []
-        for sign, order in (("<", "DESC"), (">", "")):
-            rows = self.rows(
-                f"SELECT sample_id::VARCHAR AS id FROM session.images WHERE sample_id {sign} ? "
-                f"ORDER BY sample_id {order} LIMIT 1",
-                [str(as_id(sample_id))],
-            )
-            found.append(rows[0]["id"] if rows else None)
-        return found[0], found[1]
+        place = self._first_place(as_id(sample_id) or uuid.UUID(int=0), beyond=False)
+        query = "SELECT place, sample_id::VARCHAR AS id FROM session.images WHERE place IN (?, ?)"
+        ids = {row["place"]: row["id"] for row in self.rows(query, [place - 1, place + 1])}
+        return ids.get(place - 1), ids.get(place + 1)
 
     def duplicates(self, image: dict[str, Any]) -> list[dict[str, Any]]:
         """The group of an image: the one that was kept, then those dropped for it, with distances from the image."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import duckdb
 
-from manifests.catalog import CATALOG_FILE
+from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
 from manifests.reader import SAMPLE_VIEWS, open_reader, paths_of_current
 from manifests.release import RECORD_FILE, Release
@@ -27,7 +27,7 @@ from pipeline.releases.opening import open_release, samples_path
 
 COPY_TRIES = 40
 SECONDS_BETWEEN_TRIES = 0.25
-MEMORY_MB = 1_400
+MEMORY_MB = 1_100  # the facets of codes.py and Python itself come on top
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ PresetName = Literal["datacomp-basic", "plant", "general"]
 
 
 class MeasureSettings(Settings):
-    """What is measured beside the cheap columns."""
+    """What is measured besides the cheap columns."""
 
     language: bool = True  # fastText language identification, model in the wheel, offline
 
@@ -65,6 +65,8 @@ class Thresholds(Settings):
     """Drop "image", "untitled", "click to enlarge" and the like."""
     not_filename_like: bool | None = None
     """Drop file names such as IMG_0042."""
+    not_spam_like: bool | None = None
+    """Drop what a shop says to its visitors, such as "click here to buy"."""
     min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
     min_given_chars: int | None = Field(default=None, ge=0)
     """Of the caption as given."""
@@ -100,6 +102,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
+        not_spam_like=True,
         max_chars=2000,
         min_letter_ratio=0.2,
         max_repeated_ratio=0.5,
@@ -108,6 +111,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
+        not_spam_like=True,
         max_chars=1000,
         max_words=150,
         min_letter_ratio=0.2,
@@ -206,7 +210,7 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """What the verdicts depend on beside the measurements: the rules that are on, as plain values."""
+        """What the verdicts depend on besides the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]
 
     def text_identity(self) -> dict[str, Any]:

@@ -13,7 +13,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from manifests.drawing.page import draw_page
+from manifests.drawing.panels import draw_png
 from manifests.errors import ConfigError, RunError
 from pipeline.commands import Commands, add_command
 from pipeline.planning.choose import choose_mixture
@@ -22,7 +25,7 @@ from pipeline.planning.files import law_to_json, mixture_to_json, read_law, writ
 from pipeline.planning.goals import Constraint, Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
-from pipeline.planning.plots import draw_choice
+from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.planning.reports import choice_report, fit_report
 from pipeline.planning.runs.checks import outside_hull
 from pipeline.planning.runs.nesting import nest_runs, require_one_setting
@@ -119,7 +122,7 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--near-optimal", default="0.005", metavar="NATS", help=text)
     parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (120)")
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the choice")
+    parser.add_argument("--plot", metavar="FILE", help="draw the choice: a picture (.png) or a page (.html)")
     text = "write the mixture of a law that fails its own held-out test"
     parser.add_argument("--accept-untrusted", action="store_true", help=text)
     parser.set_defaults(func=_choose)
@@ -232,8 +235,8 @@ def _choose(args: argparse.Namespace) -> int:
     """`plantmix plan choose`."""
     law, sha256 = read_law(args.law)
     goal = _goal(args, law.domains)
-    if args.plot and Path(args.plot).suffix.lower() != ".png":
-        raise ConfigError(f"--plot {args.plot}: the name must end in .png")
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".html"):
+        raise ConfigError(f"--plot {args.plot}: the name must end in .png or .html")
     choice = choose_mixture(law, goal)
     failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
     if failed and not args.accept_untrusted:
@@ -242,13 +245,26 @@ def _choose(args: argparse.Namespace) -> int:
             f"{args.law}: the law is not to be trusted ({len(failed)} of its losses predict worse than their mean), so "
             f"{args.out} was not written; add runs and fit again, or take it all the same with --accept-untrusted"
         )
-    write_json(mixture_to_json(law, sha256, Path(args.law).name, goal, choice), args.out)
+    mixture = mixture_to_json(law, sha256, Path(args.law).name, goal, choice)
+    write_json(mixture, args.out)
     print(choice_report(law, goal, choice))
     print(f"mixture: {args.out}")
     if args.plot:
-        write_bytes(draw_choice(law, choice), args.plot)
+        write_bytes(_plot(mixture, args.plot), args.plot)
         print(f"plot: {args.plot}")
     return 0
+
+
+def _plot(mixture: dict[str, Any], path: str) -> bytes:
+    """The drawing of a mixture, as the name of its file asks: a picture or a page."""
+    panels, cautions = panels_of(mixture), cautions_of(mixture)
+    shares = ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
+    title = f"Chosen: {shares}"
+    if path.lower().endswith(".png"):
+        return draw_png(panels, title, cautions)
+    return draw_page(
+        title, panels, cautions, f"Law {mixture['law']['file']}, {mixture['law']['num_runs']} runs"
+    ).encode()
 
 
 def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:

@@ -24,6 +24,7 @@ from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
 from pipeline.planning.forms.fitted import Fitted
 from pipeline.planning.goals import Goal
 from pipeline.planning.laws import ColumnLaw, Law
+from pipeline.planning.plots import shares_grid
 from pipeline.planning.runs.run_table import RunsTable
 
 LAW_FORMAT = "plantmix-law/2"
@@ -174,7 +175,32 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
         },
         "limits": dataclasses.asdict(goal.limits),
         "warnings": list(choice.warnings),
+        "drawn": _drawn(law),
     }
+
+
+def _drawn(law: Law) -> dict[str, Any]:
+    """What plots show of a law: its runs, and up to three domains its losses on a grid of shares, with intervals."""
+    grid = shares_grid(len(law.domains))
+    predicted = law.predict(grid) if len(grid) else {}
+    return {
+        "runs": {
+            "shares": _short(law.runs.shares),
+            "losses": {name: _short(law.runs.loss_values[:, c]) for c, name in enumerate(law.losses)},
+        },
+        "grid": _short(grid),
+        "losses": {
+            name: dict(zip(("loss", "low", "high"), map(_short, predicted[name]), strict=True)) if predicted else {}
+            for name in law.losses
+        },
+    }
+
+
+def _short(values: Array) -> list[Any]:
+    """Numbers to 5 significant digits, enough for a drawing; null for nan."""
+    short = [None if math.isnan(value) else float(f"{value:.5g}") for value in values.ravel().tolist()]
+    width = values.shape[-1] if values.ndim == 2 else 0
+    return [short[at : at + width] for at in range(0, len(short), width)] if width else short
 
 
 def _evidence(column: ColumnLaw) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """The report of a release, with what only its work folder knows.
 
-The sealed report.html follows from the release alone. Duplicates and leaks of the build stand in the work folder; they
-are added while the catalogue still describes this release. Writes nothing.
+The sealed report.html follows from the release alone. What was dropped lies in the work folder; its pictures are added
+while the catalogue still describes this release. Writes nothing.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from manifests.reader import open_reader
 from manifests.release import Release
 from pipeline.releases.opening import open_sql, read_json, samples_path, work_folder_of
 from pipeline.sidefiles.contact_sheets import collect_duplicates
+from pipeline.sidefiles.dropped import collect_dropped
 from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_report
 
@@ -20,10 +23,12 @@ def report_of(release: Release) -> str:
     Raises: RunError while a build holds the catalogue.
     """
     with open_sql() as sql:
-        figures = collect(sql, samples_path(release), release.path)
+        figures = collect(sql, samples_path(release), release.path, release.record)
     workdir = work_folder_of(release)
-    duplicates = collect_duplicates(workdir) if workdir is not None and _is_current(release, workdir) else None
-    return write_report(release.record, read_json(release, "mixture.json"), figures, duplicates)
+    own: dict[str, Any] = {}
+    if workdir is not None and _is_current(release, workdir):
+        own = {"duplicates": collect_duplicates(workdir), "dropped": collect_dropped(workdir)}
+    return write_report(release.record, read_json(release, "mixture.json"), figures, **own)
 
 
 def _is_current(release: Release, workdir: str) -> bool:

@@ -7,7 +7,6 @@ folder gives the same section. Writes nothing; a picture that is no longer in th
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import IntegrityError
 from manifests.reader import open_reader
 from pipeline.matching import cross_pairs
 from pipeline.matching.pairs import distinct_of
+from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
 
 NUM_RANDOM_GROUPS = 8
@@ -27,7 +26,6 @@ NUM_PAIRS = 10
 MAX_MEMBERS = 5  # of a group that are shown, those farthest from the image that stays first
 WIDER_BITS = 2  # how far outside the radius pairs are looked for
 MAX_ASKED = 20_000  # images whose neighbours outside the radius are looked for
-THUMBNAIL_PX = 112
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Sheet:
 
 
 def collect_duplicates(work_dir: str) -> dict[str, Any] | None:
-    """Counts and sheets of the last build in `work_dir`; None when duplicates were not searched for yet.
+    """Sheets of the last build in `work_dir`; None when duplicates were not searched for yet.
 
     Raises: ConfigError when there is no catalogue; RunError while a build holds it.
     """
@@ -61,15 +59,8 @@ def collect_duplicates(work_dir: str) -> dict[str, Any] | None:
         sheets = _sheets(sql, notes)
         with PoolReader(work_dir) as pool:
             for picture in (picture for sheet in sheets for group in sheet.groups for picture in group):
-                picture.jpg = _thumbnail(sql, pool, picture.sample_id)
-        return {
-            "radius": notes["radius"],
-            "num_hashes": notes["num_hashes"],
-            "num_pairs": notes["num_hash_pairs"],
-            "evaluation": notes.get("evaluation", []),
-            "dropped": _dropped(sql),
-            "sheets": sheets,
-        }
+                picture.jpg = read_thumbnail(sql, pool, picture.sample_id)
+        return {"evaluation": notes.get("evaluation", []), "sheets": sheets}
 
 
 def _notes_of_dedup(sql: Any) -> dict[str, Any] | None:
@@ -78,15 +69,6 @@ def _notes_of_dedup(sql: Any) -> dict[str, Any] | None:
         "WHERE c.stage = 'dedup' AND sealed_at IS NOT NULL"
     ).fetchall()
     return dict(json.loads(rows[0][0])) if rows else None
-
-
-def _dropped(sql: Any) -> list[dict[str, Any]]:
-    """Images dropped by each reason, and how many images stay in their place."""
-    rows = sql.sql(
-        "SELECT reason, count(*) AS num, count(DISTINCT other_sample_id) FILTER (reason <> 'eval_leak') AS others "
-        "FROM decisions WHERE reason IN ('exact_duplicate', 'near_duplicate', 'eval_leak') GROUP BY ALL ORDER BY reason"
-    ).to_arrow_table()
-    return list(rows.to_pylist())
 
 
 def _sheets(sql: Any, notes: dict[str, Any]) -> list[Sheet]:
@@ -191,24 +173,3 @@ def _leaks(sql: Any) -> list[list[Picture]]:
         f"ORDER BY distance DESC NULLS LAST, md5(sample_id) LIMIT {NUM_PAIRS}"
     ).fetchall()
     return [[Picture(sample_id, f"{value} in {name}: {member}")] for sample_id, value, name, member in rows]
-
-
-def _thumbnail(sql: Any, pool: PoolReader, sample_id: str) -> bytes | None:
-    """A stored image made small; None when its bytes are gone."""
-    from PIL import Image
-
-    rows = sql.execute(
-        "SELECT pool_file, \"offset\", length FROM facts WHERE sample_id = ? AND outcome = 'ok'", [sample_id]
-    ).fetchall()
-    if not rows:
-        return None
-    try:
-        content = pool.read(*rows[0])
-    except IntegrityError:
-        return None
-    with Image.open(io.BytesIO(content)) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=75)
-    return stream.getvalue()

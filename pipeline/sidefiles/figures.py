@@ -12,12 +12,22 @@ from typing import Any
 
 from manifests import storage
 from manifests.release import path_of_shard
+from manifests.tables import TAXON_RANKS
 from pipeline.store.sql import view_parquet
 
 SHEET_IMAGES = 12  # of each domain
+SHEET_BYTES = 4_000_000  # of all pictures; a page must stay under 10 MB, and base64 adds a third
+HEADS = 7  # images that stayed for most duplicates
+HEADS_BYTES = 800_000
 WORD_EDGES = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 SIDE_EDGES_PX = (64, 128, 256, 512, 1024, 2048, 4096)
+KILOBYTE_EDGES = (5, 10, 20, 40, 80, 160, 320)
+TAXON_EDGES = (2, 5, 10, 20, 50, 100, 1000)  # images of a taxon
+MOST_FREQUENT = 15
+COMMON = 0.5  # a rank is shown when this part of the images with a taxon have it,
+MOST_OF_ONE = 0.8  # and no name of it has more than this part
 
+_TAXON = "coalesce(nullif(taxon_scientific_name, ''), taxon_species)"
 # `images` are distinct pictures, `samples` count repeats
 _COUNTS = {
     "domains": "SELECT split, domain, count(*) FILTER (copy = 0) AS images FROM samples GROUP BY ALL "
@@ -28,47 +38,76 @@ _COUNTS = {
     "count(*) AS images FROM images GROUP BY ALL ORDER BY licence, images DESC, owner",
     "text_types": "SELECT domain, coalesce(text_type, 'none') AS text_type, count(*) AS samples FROM samples "
     "GROUP BY ALL ORDER BY domain, samples DESC, text_type",
-    "taxa": "SELECT domain, count(name) AS images, count(DISTINCT name) AS names FROM (SELECT domain, "
-    "coalesce(taxon_scientific_name, taxon_species) AS name FROM images) GROUP BY ALL ORDER BY domain",
+    "taxa": "SELECT domain, count(name) AS images, count(DISTINCT name) AS names FROM "
+    f"(SELECT domain, {_TAXON} AS name FROM images) GROUP BY ALL ORDER BY domain",
     "hosts": "SELECT coalesce(nullif(regexp_extract(url, '^[a-z]+://([^/:?#]+)', 1), ''), '(local)') AS host, "
     "count(*) AS images FROM images GROUP BY ALL ORDER BY images DESC, host",
+    "languages": "SELECT coalesce(language, '(not told)') AS language, count(*) AS images FROM images GROUP BY ALL "
+    "ORDER BY images DESC, language",
+    "frequent_taxa": f"SELECT name, images, samples FROM named ORDER BY images DESC, name LIMIT {MOST_FREQUENT}",
+    "rare_taxa": f"SELECT name, images, samples FROM named ORDER BY images, md5(name) LIMIT {MOST_FREQUENT}",
 }
 _NUM_WORDS = "len(string_split_regex(trim(text), '\\s+')) * (trim(text) <> '')::INTEGER"
+_SHOWN = "sample_id, domain, split, shard, left(text, 400) AS text, licence, source, jpg_offset, jpg_length"
 _SHEET = f"""
-    SELECT domain, split, shard, text, licence, source, jpg_offset, jpg_length FROM (
-        SELECT *, row_number() OVER (PARTITION BY domain ORDER BY md5('sheet ' || sample_id), sample_id) AS place
-        FROM images WHERE split = 'train'
-    ) WHERE place <= {SHEET_IMAGES} ORDER BY domain, place
+    SELECT * FROM (
+        SELECT {_SHOWN}, row_number() OVER hashed AS place, sum(jpg_length) OVER hashed AS bytes FROM images
+        WHERE split = 'train' AND jpg_length <= $most / 4
+        WINDOW hashed AS (PARTITION BY domain ORDER BY md5('sheet ' || sample_id), sample_id)
+    ) WHERE place <= {SHEET_IMAGES} AND bytes <= $most ORDER BY domain, place
+"""
+_HEADS = f"""
+    SELECT * FROM (
+        SELECT {_SHOWN}, g.images AS stands_for, sum(jpg_length) OVER (ORDER BY g.images DESC, sample_id) AS bytes
+        FROM images JOIN (SELECT unnest($largest, recursive := true)) g USING (sample_id)
+    ) WHERE bytes <= {HEADS_BYTES} ORDER BY stands_for DESC, sample_id LIMIT {HEADS}
 """
 
 
-def collect(connection: Any, samples: str, folder: str) -> dict[str, Any]:
+def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures."""
-    view_parquet(connection, "samples", [samples])
+    view_parquet(connection, "stored_samples", [samples])
+    told = "language" in connection.table("stored_samples").columns  # an older release does not
+    connection.execute(
+        f"CREATE VIEW samples AS SELECT *{'' if told else ', NULL::VARCHAR AS language'} FROM stored_samples"
+    )
     connection.execute(
         "CREATE VIEW images AS SELECT * REPLACE (coalesce(licence_id, 'unknown') AS licence) FROM samples "
         "WHERE copy = 0"
     )
+    connection.execute(
+        f"CREATE TABLE named AS SELECT {_TAXON} AS name, count(*) FILTER (copy = 0) AS images, "
+        f"count(*) FILTER (split = 'train') AS samples FROM samples WHERE {_TAXON} IS NOT NULL GROUP BY 1"
+    )
+    counts = {name: _rows(connection, query) for name, query in _COUNTS.items()}
+    most = SHEET_BYTES // max(1, len({row["domain"] for row in counts["domains"]}))
+    largest = (record.get("duplicates") or {}).get("largest")
     return {
-        **{name: _rows(connection, query) for name, query in _COUNTS.items()},
+        **counts,
         "words": _histogram(connection, _NUM_WORDS, WORD_EDGES, "samples", "0"),
         "sides": _histogram(connection, "least(width_px, height_px)", SIDE_EDGES_PX, "images", f"< {SIDE_EDGES_PX[0]}"),
-        "sheet": [{**row, "jpg": _picture(row, folder)} for row in _rows(connection, _SHEET)],
+        "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),
+        "taxon_sizes": _taxon_sizes(connection),
+        "ranks": _ranks(connection),
+        "sheet": [{**row, "jpg": _picture(row, folder)} for row in _rows(connection, _SHEET, most=most)],
+        "heads": [
+            {**row, "jpg": _picture(row, folder)}
+            for row in (_rows(connection, _HEADS, largest=largest) if largest else ())
+        ],
     }
 
 
-def _rows(connection: Any, query: str) -> list[dict[str, Any]]:
-    return list(connection.sql(query).to_arrow_table().to_pylist())
+def _rows(connection: Any, query: str, **values: Any) -> list[dict[str, Any]]:
+    return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
 
 
 def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, below: str) -> dict[str, Any]:
     """For each domain the share of its rows in each bin. A bin is named by where it begins, the last one is open."""
     labels = [below, *(str(edge) for edge in edges[:-1]), f"{edges[-1]}+"]
-    reached = " + ".join(f"(value >= {edge})::INTEGER" for edge in edges)  # the number of edges reached is the bin
     counts: dict[str, list[int]] = {}
     for row in _rows(
         connection,
-        f"SELECT domain, {reached} AS bin, count(*) AS num FROM "
+        f"SELECT domain, {_bin(edges)} AS bin, count(*) AS num FROM "
         f"(SELECT domain, coalesce({value}, 0) AS value FROM {view}) GROUP BY ALL ORDER BY ALL",
     ):
         counts.setdefault(row["domain"], [0] * len(labels))[row["bin"]] = row["num"]
@@ -76,6 +115,56 @@ def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, bel
         "labels": labels,
         "shares": {domain: [num / sum(nums) for num in nums] for domain, nums in counts.items()},
     }
+
+
+def _bin(edges: Sequence[int]) -> str:
+    """The number of edges that a value reaches is its bin."""
+    return " + ".join(f"(value >= {edge})::INTEGER" for edge in edges)
+
+
+def _taxon_sizes(connection: Any) -> list[dict[str, Any]]:
+    """How many taxa have how many images: the tail, in bins."""
+    starts, ends = (1, *TAXON_EDGES), (*TAXON_EDGES, None)
+    names = [
+        f"{start:,}" if end == start + 1 else f"{start:,} to {end - 1:,}" if end else f"{start:,} or more"
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    found = _rows(
+        connection,
+        f"SELECT {_bin(TAXON_EDGES)} AS bin, count(*) AS taxa, sum(value)::BIGINT AS images "
+        "FROM (SELECT images AS value FROM named) GROUP BY ALL ORDER BY ALL",
+    )
+    return [{"name": names[row["bin"]], "taxa": row["taxa"], "images": row["images"]} for row in found]
+
+
+def _ranks(connection: Any) -> dict[str, Any] | None:
+    """The two ranks that part the images best, and the images and training samples of each pair of their names.
+
+    The outer rank is the highest that most images have and that no single name fills; the inner one is the next below
+    it with more names. None where no rank does.
+    """
+    ((whole,),) = connection.execute(f"SELECT count({_TAXON}) FROM images").fetchall()
+    known: dict[str, int] = {}
+    for rank in TAXON_RANKS:
+        ((names, num, most),) = connection.execute(
+            f"SELECT count(name), sum(num), max(num) FROM (SELECT taxon_{rank} AS name, count(*) AS num FROM images "
+            f"WHERE taxon_{rank} IS NOT NULL GROUP BY ALL)"
+        ).fetchall()
+        if names >= 2 and num >= COMMON * whole and most <= MOST_OF_ONE * num:
+            known[rank] = names
+    usable = list(known)
+    if not usable:
+        return None
+    outer = usable[0]
+    inner = next((rank for rank in usable if known[rank] > known[outer]), outer)
+    rows = _rows(
+        connection,
+        f"SELECT coalesce(taxon_{outer}, '(not told)') AS outer_name, "
+        f"coalesce(taxon_{inner}, '(not told)') AS inner_name, "
+        "count(*) FILTER (copy = 0) AS images, count(*) FILTER (split = 'train') AS samples FROM samples "
+        f"WHERE {_TAXON} IS NOT NULL OR taxon_{outer} IS NOT NULL GROUP BY ALL ORDER BY ALL",
+    )
+    return {"outer": outer, "inner": inner, "num_outer": known[outer], "num_inner": known[inner], "rows": rows}
 
 
 def _picture(row: Mapping[str, Any], folder: str) -> bytes:

@@ -6,36 +6,51 @@ and the mixture are put in the order in which the pages show them. The same rele
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from manifests.drawing.panels import draw_svg
+from manifests.drawing.theme import SERIES, theme_css
 from manifests.release import SPLIT_FOLDERS
+from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.sidefiles.rendering import most_first, render
+from pipeline.sidefiles.treemap import cut_into_tiles
 from pipeline.vocabulary.taxa import MEMBER_NAMES
 
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix")  # of FLOW, which imports this
-COLOURS = ("var(--a)", "var(--b)", "var(--c)", "var(--d)")
+MOST_OUTER, MOST_INNER = 12, 8  # tiles of the map of taxa, the rest is one tile
+OTHERS = "others"
+MAP_ASPECT = 2.2  # width over height of that map on a desk
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
           (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
 
 Values = Mapping[str, Any]
 
 
-def write_report(record: Values, mixture: Values, figures: Values, duplicates: Values | None = None) -> str:
+def write_report(
+    record: Values, mixture: Values, figures: Values, duplicates: Values | None = None, dropped: Values | None = None
+) -> str:
     """report.html: one page that loads nothing from elsewhere.
 
-    `duplicates` is what a work folder knows beside the release (contact_sheets.py).
+    `duplicates` and `dropped` are what a work folder knows beside the release (contact_sheets.py, dropped.py).
     """
-    colours = {row["domain"]: COLOURS[at % len(COLOURS)] for at, row in enumerate(mixture["domains"])}
+    colours = {row["domain"]: f"var(--series-{at % len(SERIES)})" for at, row in enumerate(mixture["domains"])}
     owners: dict[str, int] = {}
     for row in figures["owners"]:
         owners[row["owner"]] = owners.get(row["owner"], 0) + row["images"]
+    law = mixture.get("law")
     return render(
         "report.html",
         **_in_order(record, mixture, figures),
+        theme=theme_css(),
         colours=colours,
         owners=most_first(owners),
+        drawings=[draw_svg(panel) for panel in panels_of(law)] if law and law.get("drawn") else [],
+        taxa=_taxa(figures["ranks"]) if figures["ranks"] else None,
+        recipe=json.dumps(record["recipe"], indent=1, ensure_ascii=False),
         duplicates=duplicates,
+        dropped=dropped,
     )
 
 
@@ -85,22 +100,48 @@ def _law(law: Values) -> dict[str, Any]:
             if domain in intervals
         ],
         "losses": [{"name": name, "predicted": predicted.get(name), **row} for name, row in fitted.items()],
-        "trade_off": _trade_off(law["trade_off"], predicted) if law.get("trade_off") else None,
-        "warnings": law.get("warnings") or (),
+        "warnings": cautions_of(law),
     }
 
 
-def _trade_off(trade_off: Values, predicted: Values) -> dict[str, Any]:
-    """Pairs of two losses as places in a drawing 100 wide and 100 high, and the range that each axis shows."""
-    one, two = trade_off["between"]
-    points = [(point["losses"][one]["loss"], point["losses"][two]["loss"]) for point in trade_off["points"]]
-    chosen = [(predicted[one]["loss"], predicted[two]["loss"])] if one in predicted and two in predicted else []
-    ranges = [(min(values), max(values)) for values in zip(*points, *chosen, strict=True)]
-    (low_x, high_x), (low_y, high_y) = ranges
+def _taxa(ranks: Values) -> dict[str, Any]:
+    """The map of taxa as tiles within tiles, and the shares of each outer name among images and among samples."""
+    images: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    within: dict[str, dict[str, int]] = {}
+    for row in ranks["rows"]:
+        name = row["outer_name"]
+        images[name] = images.get(name, 0) + row["images"]
+        samples[name] = samples.get(name, 0) + row["samples"]
+        if row["images"]:
+            within.setdefault(name, {})[row["inner_name"]] = row["images"]
+    outer = _cut_tail(images, MOST_OUTER)
+    tiles = []
+    for at, ((name, num), tile) in enumerate(zip(outer, cut_into_tiles([n for _, n in outer], aspect=MAP_ASPECT),
+                                                 strict=True)):  # fmt: skip
+        inner = _cut_tail(within.get(name, {}), MOST_INNER) if name != OTHERS else []
+        parts = cut_into_tiles([n for _, n in inner], aspect=MAP_ASPECT * tile.width / tile.height)
+        tiles.append(
+            {
+                "name": name, "images": num, "tile": tile, "colour": f"var(--series-{at % len(SERIES)})",
+                "inner": [{"name": own, "images": n, "tile": part}
+                          for (own, n), part in zip(inner, parts, strict=True)],
+            }
+        )  # fmt: skip
+    totals = [max(1, sum(counts.values())) for counts in (images, samples)]
+    return {
+        "outer": ranks["outer"], "inner": ranks["inner"], "num_outer": ranks["num_outer"],
+        "num_inner": ranks["num_inner"], "tiles": tiles,
+        "balance": [
+            {"name": name, "images": num, "samples": samples[name], "of_images": num / totals[0],
+             "of_samples": samples[name] / totals[1]}
+            for name, num in most_first(images)[:MOST_OUTER]
+        ],
+    }  # fmt: skip
 
-    def placed(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        width, height = (high_x - low_x) or 1, (high_y - low_y) or 1
-        return [(100 * (x - low_x) / width, 100 * (high_y - y) / height) for x, y in pairs]
 
-    axes = [{"name": name, "low": low, "high": high} for name, (low, high) in zip((one, two), ranges, strict=True)]
-    return {"axes": axes, "points": placed(points), "chosen": placed(chosen)}
+def _cut_tail(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    """The largest counts, and the sum of the others under one name at the end."""
+    ordered = [(name, num) for name, num in most_first(counts) if num]
+    rest = sum(num for _, num in ordered[most:])
+    return ordered[:most] + ([(OTHERS, rest)] if rest else [])

@@ -20,7 +20,7 @@ from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report
 from pipeline.store.writing import PrivateFile, TableWriter
 
-VERSION = 3  # raise it when the same release would get other bytes: fingerprints of releases hold it
+VERSION = 4  # raise it when the same release would get other bytes: fingerprints of releases hold it
 ATTRIBUTION_COLUMNS = (
     "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
 )  # fmt: skip
@@ -41,7 +41,7 @@ def side_files(
     """
     # A takedown reads record and mixture from their files. Read them the same way here, so that both see one order.
     record, mixture = json.loads(json_bytes(record)), json.loads(json_bytes(mixture))
-    figures = collect(connection, samples, folder)
+    figures = collect(connection, samples, folder, record)
     shards = [shard for split in record["splits"].values() for shard in split["shards"]]
     # open_clip looks up every shard by its base name in the folder of the first source: each folder names all shards
     sizes = json_bytes({shard["shard"]: shard["num_samples"] for shard in shards})

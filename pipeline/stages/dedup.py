@@ -46,7 +46,7 @@ from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
 from pipeline.stages.dedup_inputs import DedupInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import STORED_AT, STORED_COLUMNS, PoolReader
 from pipeline.store.sql import copy_sorted, cut_rows, view_parquet, view_table
 
 VERSION = 2
@@ -132,7 +132,7 @@ def _content_of(part: PartRecord) -> str:
 
 
 def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
-    """A segment cut for these very facts, if all segments that it stands on are still there."""
+    """A segment that was cut for exactly these facts, if all segments that it builds on are still there."""
     known = _known_segments(run)
     contents = {_content_of(part) for part in known}
     facts = inputs.facts.identity()
@@ -218,7 +218,7 @@ def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) ->
 
 @dataclass(frozen=True)
 class CollectInputs:
-    """All pairs that were found, and the facts that they are wanted for."""
+    """All pairs that were found, and the facts whose pairs are kept."""
 
     facts: Files
     found_pairs: Files
@@ -285,14 +285,14 @@ def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Col
 # ---- detail of near copies
 
 # Pictures in whose neighbourhood another size is found.
-_WANTED_DETAILS = """
-    CREATE VIEW pictures AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, phash, pool_file, "offset", length,
+_WANTED_DETAILS = f"""
+    CREATE VIEW pictures AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, phash, {STORED_COLUMNS},
         stored_width_px::BIGINT * stored_height_px AS num_pixels FROM facts WHERE outcome = 'ok'
         ORDER BY pixels_sha256, sample_id;
     CREATE VIEW near AS SELECT phash_a AS phash, phash_b AS other FROM pairs
         UNION ALL SELECT phash_b, phash_a FROM pairs UNION ALL SELECT DISTINCT phash, phash FROM pictures;
     CREATE TABLE sizes AS SELECT DISTINCT phash, num_pixels FROM pictures;
-    CREATE TABLE wanted AS SELECT pixels_sha256, pool_file, "offset", length FROM pictures p SEMI JOIN (
+    CREATE TABLE wanted AS SELECT pixels_sha256, {STORED_COLUMNS} FROM pictures p SEMI JOIN (
         SELECT n.phash FROM near n JOIN sizes s ON s.phash = n.other GROUP BY 1 HAVING count(DISTINCT num_pixels) > 1
     ) USING (phash)
 """
@@ -311,7 +311,7 @@ def measure_detail(inputs: DetailInputs, run: Execution[None]) -> PartResult:
     found = []
     with PoolReader(run.workdir) as pool:
         for row in rows:
-            with Image.open(io.BytesIO(pool.read(row["pool_file"], row["offset"], row["length"]))) as image:
+            with Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))) as image:
                 found.append(detail_px(image))
     table = pa.table([[row["pixels_sha256"] for row in rows], found], schema=tables.DETAILS)
     return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))

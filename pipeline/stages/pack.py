@@ -6,7 +6,6 @@ files, and release.json last. A release holds no time and no path: the same reci
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
-from manifests.errors import IntegrityError
 from manifests.records import Funnel, PartFile
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from pipeline.captions.settings import TextSettings
@@ -30,7 +28,7 @@ from pipeline.store.pool import PoolReader
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
-VERSION = 6
+VERSION = 7
 ANNOUNCED = 32  # images announced to the disk at a time; fewer than the pool files that stay open
 
 
@@ -51,6 +49,8 @@ class PackInputs:
     facts: Files
     captions: Files
     extra_captions: Files
+    decisions: Files
+    dedup: dict[str, int]
     counts: dict[str, Any]
     evaluation: tuple[dict[str, Any], ...]
     recipe: dict[str, Any]
@@ -112,12 +112,7 @@ def _write_samples(
                 pool.announce(pool_file, offset, length)
         pool_file, offset, length, sha256 = images[number]
         place, image = archive.room(f"{key}.jpg", length)
-        pool.read_into(image, pool_file, offset)
-        if hashlib.sha256(image).hexdigest() != sha256:
-            raise IntegrityError(
-                f"pool/{pool_file}: sample {key.partition('_')[0]} has other bytes than when it was stored; "
-                "remove that file and build again to fetch its images anew"
-            )
+        pool.read_into(image, pool_file, offset, sha256)
         places["jpg_offset"].append(place)
         places["txt_offset"].append(archive.add(f"{key}.txt", txt))
         places["json_offset"].append(archive.add(f"{key}.json", described))
@@ -144,6 +139,8 @@ def _inputs(context: BuildContext) -> PackInputs:
         facts=context.facts(),
         captions=context.files("caption", "captions").digested(context.sealed["caption"].notes["content"]),
         extra_captions=context.files("select", "extra_captions"),
+        decisions=context.files("select", "decisions").digested(context.sealed["select"].notes["content"]),
+        dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts={name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"},
         evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),
         recipe=record.release_recipe(config),
@@ -223,6 +220,8 @@ def _plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[recor
                 splits=inputs.splits,
                 rows=tuple(rows),
                 num_samples=inputs.num_samples,
+                decisions=inputs.decisions,
+                dedup=inputs.dedup,
             )
         )
     ]

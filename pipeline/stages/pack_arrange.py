@@ -33,6 +33,7 @@ ARRANGED = pa.schema(
         pa.field("txt_type", pa.string()),
         pa.field("texts", pa.map_(pa.string(), pa.string())),
         pa.field("licence_id", pa.string()),
+        tables.CAPTIONS.field("language"),
         *[tables.FACTS.field(name) for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")],
         *[tables.CANDIDATES.field(name) for name in record.CANDIDATE_COLUMNS],
     ]
@@ -44,7 +45,7 @@ _JSON_COLUMNS = (
     "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),
 )  # fmt: skip
 _JOIN = """
-    SELECT d.*, {candidates}, {facts}, t.text, t.licence_id,
+    SELECT d.*, {candidates}, {facts}, t.text, t.licence_id, t.language,
         if(x.texts IS NULL, t.texts, map_concat(t.texts, x.texts)) AS texts
     FROM draws d JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)
     LEFT JOIN extra_texts x USING (sample_id)

@@ -23,6 +23,7 @@ from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import json_bytes, side_files, write_attribution
 from pipeline.store.files import Files, RowGroup
+from pipeline.store.sql import view_parquet
 from pipeline.store.writing import PrivateFile, private_bytes
 
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
@@ -36,6 +37,7 @@ SAMPLES = pa.schema(
         pa.field("text", pa.string()),
         pa.field("text_type", pa.string()),
         pa.field("licence_id", pa.string()),
+        tables.CAPTIONS.field("language"),
         *[tables.FACTS.field(name) for name in FACT_COLUMNS],
         *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
     ]
@@ -62,8 +64,9 @@ _JSON_NUMBERS = {
     "original_width": "width_px",
     "original_height": "height_px",
 }
+LARGEST_GROUPS = 24
 _JSON_ESCAPED = r'[\x00-\x1f"\\]'
-_TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash")  # whose versions may change a byte
+_TOOLS = ("pyarrow", "duckdb", "pillow", "imagehash", "matplotlib")  # whose versions may change a byte
 
 
 def shard_name(name: str, split: str, number: int, domain: str | None = None) -> str:
@@ -166,6 +169,8 @@ class RecordInputs:
     shards: tuple[dict[str, Any], ...]
     splits: dict[str, int]
     rows: tuple[ShardRows, ...]
+    decisions: Files
+    dedup: dict[str, int]
     num_samples: int
 
 
@@ -174,8 +179,8 @@ def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
     workdir, folder = run.workdir, inputs.folder
     samples = _write_samples(inputs, run)
     files = [samples, write_attribution(workdir, f"{folder}/attribution.parquet", samples.temp)]
-    record = _record(inputs)
     with run.scratch() as sql:
+        record = _record(inputs) | {"duplicates": _duplicates(inputs, sql)}
         for name, content in side_files(record, inputs.mixture, samples.temp, storage.join(workdir, folder), sql):
             files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
     record["files"] |= {
@@ -240,6 +245,25 @@ def _record(inputs: RecordInputs) -> dict[str, Any]:
         "files": files,
         "tools": {"python": platform.python_version(), **_tool_versions()},
     }
+
+
+_DUPLICATES = "FROM decisions WHERE reason IN ('exact_duplicate', 'near_duplicate')"
+_COUNTS_OF_DUPLICATES = {
+    "dropped": "SELECT reason, count(*) AS images, count(DISTINCT other_sample_id) AS kept_instead "
+    f"{_DUPLICATES} GROUP BY ALL ORDER BY ALL",
+    "distances": f"SELECT distance, count(*) AS images {_DUPLICATES} GROUP BY ALL ORDER BY ALL",
+    "largest": f"SELECT other_sample_id AS sample_id, count(*) AS images {_DUPLICATES} GROUP BY ALL "
+    f"ORDER BY images DESC, sample_id LIMIT {LARGEST_GROUPS}",
+    "leaks": "SELECT evaluation_set, regexp_replace(value, ' to the leak .*', ' to another leak') AS matched, "
+    "count(*) AS images FROM decisions WHERE reason = 'eval_leak' GROUP BY ALL ORDER BY ALL",
+}
+
+
+def _duplicates(inputs: RecordInputs, sql: Any) -> dict[str, Any]:
+    """What was dropped for another image, in counts. `largest` names images that stayed for most others."""
+    view_parquet(sql, "decisions", inputs.decisions.paths)
+    counts = {name: sql.sql(query).to_arrow_table().to_pylist() for name, query in _COUNTS_OF_DUPLICATES.items()}
+    return {**inputs.dedup, **counts}
 
 
 def _tool_versions() -> dict[str, str]:

@@ -57,7 +57,7 @@ def test_only_storage_renames() -> None:
 
 
 def test_only_the_catalogue_opens_a_duckdb_file() -> None:
-    assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {"manifests/catalog.py"}
+    assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {"manifests/catalog_file.py"}
 
 
 @pytest.mark.parametrize("module", ["pipeline.cli", "training.cli", "manifests.release"])
@@ -126,7 +126,8 @@ def test_the_command_line_is_frozen() -> None:
         "query": ["--format", "--json", "--memory-gb", "--seconds", "dir", "sql"],
         "browse": ["--port", "dir"],
         "retry": ["--outcome", "dir"],
-        "verify": ["--deep", "--json", "release"],
+        "verify": ["--deep", "--json", "dir"],
+        "repair": ["--yes", "config", "dir"],
         "preview": ["--json", "--num", "config"],
         "mix": ["--dry-run", "--json", "config"],
         "export": ["--for", "--out", "--ratio", "release"],
@@ -143,8 +144,9 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
                   "--release", "--resume", "config"],
         "eval": ["--out", "--output", "--release", "--settings", "--split", "model"],
-        "plot": ["--metric", "--out", "runs"],
+        "plot": ["--follow", "--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
+        "tokens": ["config"],
         "export": ["--format", "model", "target"],
         "import": ["--architecture", "checkpoint", "target"],
     }  # fmt: skip

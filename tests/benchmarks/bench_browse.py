@@ -1,6 +1,6 @@
 """Measure `plantmix browse` on metadata alone: the index, the first page, filters, counts, one image, galleries.
 
-    python tests/benchmarks/bench_browse.py [--rows 1000000,2000000] [--out tests/benchmarks/results/browse.md]
+    python tests/benchmarks/bench_browse.py [--rows 1000000,13000000] [--out tests/benchmarks/results/browse.md]
 
 The tables are synthetic Parquet parts; MACROS and TABLES say what is assumed. Each size runs in a process of its own,
 so that its peak memory can be told. The disk's cache is warm.
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from pipeline.browse.filters import Filters
 from pipeline.browse.index import make_index
 from pipeline.browse.looking import Looking
 from pipeline.browse.snapshot import open_snapshot
+from pipeline.store.writing import ROW_GROUP_ROWS
 
 PART_ROWS = 500_000
 TARGETS = {"first page": 1.0, "filter": 2.0, "counts": 3.0}
@@ -101,7 +102,7 @@ ROWS = {"draws": PLACED, "placements": PLACED, "scores": "WHERE ok(i)", "caption
 def main() -> None:
     """Make the tables of each size, look at them, write the report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", default="1000000,2000000")
+    parser.add_argument("--rows", default="1000000,13000000")
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/browse.md"))
     parser.add_argument("--one", type=int, help="run one size and print its figures")
     parser.add_argument("--folder", help="where the tables of --one lie")
@@ -138,7 +139,12 @@ def make_work_folder(folder: Path, num_rows: int) -> None:
                 for field in schema:
                     if field.name not in rows.column_names:
                         rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-                pq.write_table(rows.select(schema.names).cast(schema), folder / path, compression="zstd")
+                pq.write_table(
+                    rows.select(schema.names).cast(schema),
+                    folder / path,
+                    compression="zstd",
+                    row_group_size=ROW_GROUP_ROWS,
+                )
                 file = PartFile(table, path, rows.num_rows, 0, "")
                 part = PartRecord(path, stage, table, stage, (file,), None, {}, 0.0, 1)
                 catalog.commit_part(stage, at, part)
@@ -148,20 +154,20 @@ def make_work_folder(folder: Path, num_rows: int) -> None:
 
 
 def measure(folder: Path, num_rows: int) -> dict[str, Any]:
-    """Seconds of each question, asked once, and the peak memory of the process."""
-    seconds: dict[str, float] = {}
+    """Seconds of each question, asked once: on the clock, and of the processor. And the peak memory of the process."""
+    seconds: dict[str, tuple[float, float]] = {}
 
-    def timed(name: str, question: Callable[[], Any]) -> Any:
-        started = time.monotonic()
+    def timed(name: str, question: Callable[[], Any], into: dict[str, tuple[float, float]] = seconds) -> Any:
+        started, worked = time.monotonic(), time.process_time()
         answer = question()
-        seconds[name] = time.monotonic() - started
+        into[name] = time.monotonic() - started, time.process_time() - worked
         return answer
 
     with tempfile.TemporaryDirectory() as private, open_snapshot(str(folder), Path(private)) as snapshot:
         facets = timed("index", lambda: make_index(snapshot))
-        index_bytes = sum(path.stat().st_size for path in Path(private).glob("session*"))
         peak_index = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        looking = Looking(snapshot, facets)
+        looking = timed("places and facets", lambda: Looking(snapshot, facets))
+        index_bytes = sum(path.stat().st_size for path in Path(private).glob("session*"))
         app = make_app(looking, token="t", port=1, as_of="", describe_life=lambda life: ())
         client = TestClient(app, base_url="http://127.0.0.1:1", follow_redirects=False)
         client.get("/?open=t")
@@ -177,13 +183,11 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
             "a taxon": Filters(taxon="Genus77 species77"),
             "words and facets": Filters(words="flower", chosen={"domain": ("plant",), "reason": ("near_duplicate",)}),
         }
-        filters, counts = {}, {}
-        for name, one in cases.items():
-            started = time.monotonic()
-            looking.page(one)
-            middle = time.monotonic()
-            looking.counts(one)
-            filters[name], counts[name] = middle - started, time.monotonic() - middle
+        filters: dict[str, tuple[float, float]] = {}
+        counts: dict[str, tuple[float, float]] = {}
+        for name, one in cases.items():  # a search for words is one walk over the captions, which the counts use too
+            timed(name, lambda one=one: looking.page(one), filters)
+            timed(name, lambda one=one: looking.counts(one), counts)
         image = looking.page(Filters(chosen={"reason": ("near_duplicate",)}))[0][0]
         deep = Filters(after="f" * 4 + "0" * 28)
         timed("a page near the end", lambda: looking.page(deep))
@@ -212,24 +216,31 @@ def report(found: list[dict[str, Any]]) -> str:
         f"`python tests/benchmarks/bench_browse.py --rows {','.join(str(one['rows']) for one in found)}`. Metadata is "
         "synthetic (MACROS and TABLES of the script); no pictures are behind it. Every question was asked once.", "",
         "The target is for 13,000,000 rows: first page under 1 s, any filter under 2 s, counts under 3 s, under 2 GiB. "
-        "**13,000,000 rows were not run.** The index is made once a session, before the first page.", "",
+        "The index is made once a session, before the first page. In brackets: processor seconds of all threads of the "
+        "process, which other work beside it lengthens less than the clock.", "",
         head, "|---|" + "---:|" * len(found),
     ]  # fmt: skip
 
     def add(name: str, values: list[str]) -> None:
         lines.append(f"| {name} | " + " | ".join(values) + " |")
 
-    add("making the index, s", [f"{one['seconds']['index']:.1f}" for one in found])
+    def both(values: Sequence[Sequence[float]]) -> list[str]:
+        return [f"{wall:.2f} ({worked:.2f})" for wall, worked in values]
+
+    made = [tuple(map(sum, zip(one["seconds"]["index"], one["seconds"]["places and facets"], strict=True)))
+            for one in found]  # fmt: skip
+    add("making the index, s", both(made))
     add("index on disk, MB", [f"{one['index_mb']:,.0f}" for one in found])
     add("peak memory, MiB", [f"{one['peak_mib']:,.0f}" for one in found])
-    add("first page (target 1), s", [f"{one['seconds']['first page']:.2f}" for one in found])
+    add("first page (target 1), s", both([one["seconds"]["first page"] for one in found]))
     for kind, target in (("filters", "filter"), ("counts", "counts")):
-        worst = [max(one[kind].items(), key=lambda item: item[1]) for one in found]
+        worst = [max(one[kind].items(), key=lambda item: item[1][1]) for one in found]
         title = f"slowest of {len(found[0][kind])} {'filters' if kind == 'filters' else 'counts beside filters'}"
-        add(f"{title} (target {TARGETS[target]:.0f}), s", [f"{value:.2f} ({name})" for name, value in worst])
-        add("their median, s", [f"{sorted(one[kind].values())[len(one[kind]) // 2]:.2f}" for one in found])
+        shown = [f"{text} {name}" for (name, _), text in zip(worst, both([each for _, each in worst]), strict=True)]
+        add(f"{title} (target {TARGETS[target]:.0f}), s", shown)
+        add("their median, s", both([sorted(one[kind].values())[len(one[kind]) // 2] for one in found]))
     for name in ("a page near the end", "one image", "/reasons", "/duplicates", "/leaks", "/taxa"):
-        add(f"{name}, s", [f"{one['seconds'][name]:.2f}" for one in found])
+        add(f"{name}, s", both([one["seconds"][name] for one in found]))
     return "\n".join(lines) + "\n"
 
 

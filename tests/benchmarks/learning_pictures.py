@@ -27,7 +27,7 @@ def prepare(grocery: Path, corpus: Path, work: Path) -> None:
     pixels = np.lib.format.open_memmap(work / "pixels.npy", "w+", np.uint8, (len(rows), CACHE_PX, CACHE_PX, 3))
     kept = []
     for row in rows:
-        picture = _decode(row.pop("path"))
+        picture = decode(row["path"])
         if picture is not None:
             pixels[len(kept)] = picture
             kept.append(row)
@@ -103,7 +103,7 @@ def _words(name: str) -> str:
     return name.replace("-", " ").replace("_", " ")
 
 
-def _decode(path: str) -> np.ndarray | None:
+def decode(path: str) -> np.ndarray | None:
     from PIL import Image
 
     try:

@@ -21,7 +21,7 @@ READING = {
     "explain": ["work", "apple/lime.jpg"],
     "query": ["work", "SELECT 1 AS one"],
     "mix": ["own.yaml", "--dry-run"],
-    "verify": ["work"],
+    "verify": ["work/releases/own"],
     "diff": ["work", "work"],
 }
 
@@ -67,6 +67,14 @@ def test_the_answer_is_one_json_value(
         assert len(found) == 1
     else:
         assert set(documented(command)) <= set(found)
+
+
+def test_verify_of_a_work_folder_names_its_findings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(folder / "work"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["findings"] == []
+    assert {"num_files", "num_bytes_read", "releases", "deep"} < set(found)
 
 
 def test_every_command_with_json_is_tested() -> None:

@@ -46,7 +46,7 @@ def config_of(folder: Path) -> Values:
         ],
         "fetch": {"network": {"allow_private_addresses": ["127.0.0.1"], "retries": 0, "backoff_seconds": 0}},
         "mix": {"ratio": {"plant": 1, "general": 1}},
-        "run": {"executor": "inline"},
+        "run": {"executor": "inline", "max_passing_share": 1},
     }
 
 

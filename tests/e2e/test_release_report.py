@@ -58,7 +58,7 @@ def test_the_page_in_the_release_needs_nothing_else(release: Release) -> None:
     page = Path(release.path, "report.html").read_text(encoding="utf-8")
     reader = read(page)
     assert reader.loads
-    assert all(each.startswith("data:image/jpeg;base64,") for each in reader.loads)
+    assert all(each.startswith(("data:image/jpeg;base64,", "#")) for each in reader.loads)
     assert "<script" not in page
     assert "@import" not in page
     assert not re.search(r"url\(", page)
@@ -85,10 +85,12 @@ def test_the_command_adds_what_the_work_folder_knows(release: Release, built: Pa
     page = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert page == (tmp_path / "two.html").read_text(encoding="utf-8")
     reader = read(page)
-    assert all(each.startswith("data:image/") for each in reader.loads)
-    assert "Duplicates" in reader.text
-    inside = Path(release.path, "report.html").read_text(encoding="utf-8")
-    assert page.startswith(inside.partition("\n</main>")[0]), "the release's own page, and more"
+    assert all(each.startswith(("data:image/", "#")) for each in reader.loads)
+    assert "Duplicates, side by side" in reader.text
+    assert "What was dropped, and why" in reader.text
+    inside = read(Path(release.path, "report.html").read_text(encoding="utf-8"))
+    assert set(inside.loads) <= set(reader.loads), "the release's own pictures, and more"
+    assert "side by side" not in inside.text
 
 
 LAW = {
@@ -116,10 +118,13 @@ RECORD = {
 ROW = {"target_share": 0.7, "realised_share": 0.5, "num_available": 2, "num_drawn": 2, "num_epochs": 1.0}
 MIXTURE = {"law": LAW, "domains": [{"domain": "plant", "num_heldout": 0, **ROW}]}
 FIGURES = {
-    **{name: [] for name in ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa")},
-    **{name: {"labels": [], "shares": {}} for name in ("words", "sides")},
-    "sheet": [{"domain": "plant", "text": "<script> \"'", "jpg": b"x", "source": "s", "licence": "unknown"}],
-}
+    **{name: [] for name in ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa", "languages",
+                             "frequent_taxa", "rare_taxa", "taxon_sizes", "heads")},
+    **{name: {"labels": [], "shares": {}} for name in ("words", "sides", "kilobytes")},
+    "ranks": None,
+    "sheet": [{"domain": "plant", "text": "<script> \"'", "jpg": b"x", "source": "s", "licence": "unknown",
+               "sample_id": "c" * 32}],
+}  # fmt: skip
 
 
 def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
@@ -133,7 +138,6 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
         "average of three",
         "1.1000 (0.9000 to 1.2500)",
         "outside the tried region <b>",
-        "chosen",
         "a & b",
         "Stratified",
         "imagenet-val",
@@ -143,10 +147,36 @@ def test_a_law_is_shown_with_its_evidence_and_words_are_escaped() -> None:
     assert "train 1 4 4 5.0 kB" in re.sub(r"\s+", " ", reader.text), "one shard is no range"
 
 
-def test_the_trade_off_is_drawn_to_scale() -> None:
-    page = write_report(RECORD, MIXTURE, FIGURES)
-    assert 'points="0.00,0.00 25.00,25.00 100.00,100.00 "' in page, "the first point has least x and largest y"
-    assert "left:25.00%;top:75.00%" in page, "chosen: 1.1 of 1.0 to 1.4, 2.2 of 2.1 to 2.5"
+def test_a_law_is_drawn_with_its_runs_and_says_in_words_what_it_shows() -> None:
+    grid = {name: [1.5, 1.2] for name in ("loss", "low", "high")}
+    runs = {"shares": [[0.2, 0.8], [0.9, 0.1]], "losses": {"plant": [1.4, None]}}
+    drawn = {"runs": runs, "grid": [[0.0, 1.0], [1.0, 0.0]], "losses": {"plant": grid}}
+    law = {**LAW, "predicted": {"plant": LAW["predicted"]["plant"]}, "trade_off": None, "drawn": drawn}
+    page = write_report(RECORD, {**MIXTURE, "law": law}, FIGURES)
+    assert page == write_report(RECORD, {**MIXTURE, "law": law}, FIGURES)
+    assert page.count("<svg ") == 2
+    assert "at the chosen shares 1.100, 90 % interval 0.900 to 1.250" in page
+    assert "var(--ink, #1c2420)" in page, "drawn in the colours of the page"
+    ids = re.findall(r' id="([^"]+)"', page.partition("<svg ")[2])
+    assert not [one for one in ids if one.endswith("_1")]
+
+
+RANKS = {
+    "outer": "family", "inner": "genus", "num_outer": 14, "num_inner": 15,
+    "rows": [
+        *({"outer_name": f"F{at:02}", "inner_name": f"G{at:02}", "images": 20 - at, "samples": 1} for at in range(14)),
+        {"outer_name": "F00", "inner_name": "G99", "images": 5, "samples": 30},
+    ],
+}  # fmt: skip
+
+
+def test_taxa_are_a_map_with_one_tile_for_the_rest_and_both_shares() -> None:
+    page = write_report(RECORD, MIXTURE, {**FIGURES, "ranks": RANKS})
+    text = re.sub(r"\s+", " ", read(page).text)
+    assert "F00 25" in text
+    assert "others 15" in text, "the 13th and 14th family: 8 and 7 images"
+    assert 'title="G99: 5 images"' in page
+    assert "12.9% → 70.5%" in text, "25 of 194 images, 31 of 44 samples"
 
 
 def test_the_card_says_the_same_of_the_law() -> None:
@@ -162,20 +192,28 @@ def test_the_card_says_the_same_of_the_law() -> None:
 def test_duplicates_are_shown_with_what_stays_and_what_is_gone() -> None:
     pictures = [Picture("a" * 32, "stays for 2", True, b"x"), Picture("b" * 32, "pHash distance <3>")]
     duplicates = {
-        "radius": 4, "num_hashes": 1000, "num_pairs": 20,
-        "dropped": [
-            {"reason": "near_duplicate", "num": 2000, "others": 5},
-            {"reason": "eval_leak", "num": 1, "others": 0},
-        ],
         "evaluation": [{"name": "val", "num_measured": 50, "radius": 4, "num_leaks": 1}],
         "sheets": [Sheet("Random groups", "about & so", [pictures]), Sheet("Largest groups", "none here", [])],
     }  # fmt: skip
     page = write_report(RECORD, MIXTURE, FIGURES, duplicates)
     text = re.sub(r"\s+", " ", read(page).text)
-    assert "1,000 different pHashes, 20 pairs of them within 4 bits" in text
-    assert "2,000 images dropped as near_duplicate in favour of 5 images." in text
-    assert "1 images dropped as eval_leak." in text
+    assert "Evaluation set val : 50 images, radius 4; 1 images of the sources show one of them." in text
     assert "Random groups about & so stays for 2" in text
-    assert "gone pHash distance <3>" in text
+    assert "no picture stored pHash distance <3>" in text
     assert page.count('<figure class="kept">') == 1
     assert "Largest groups" not in text
+    assert "b" * 32 in text, "the whole id"
+
+
+def test_the_sealed_page_counts_duplicates_and_leaks() -> None:
+    found = {
+        "radius": 4, "num_hashes": 1000, "num_hash_pairs": 20,
+        "dropped": [{"reason": "near_duplicate", "images": 2000, "kept_instead": 5}],
+        "distances": [{"distance": 0, "images": 1500}, {"distance": 3, "images": 500}],
+        "largest": [], "leaks": [{"evaluation_set": "imagenet-val", "matched": "same bytes", "images": 7}],
+    }  # fmt: skip
+    text = re.sub(r"\s+", " ", read(write_report({**RECORD, "duplicates": found}, MIXTURE, FIGURES)).text)
+    assert "1,000 different pHashes, 20 pairs of them within 4 bits" in text
+    assert "2,000 images were dropped as near duplicate in favour of 5." in text
+    assert "3 bits 500" in text
+    assert "imagenet-val same bytes 7" in text

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import axe_core_python
 import pytest
-from browsing import build_work_folder
-from selenium import webdriver
+from browsing import DESK, PHONE, build_work_folder, complaints, open_chromium, open_page, violations
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from manifests.reader import open_reader
 
-AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 PAGES = (
     "/",
     "/?q=shelf&stage=select",
@@ -33,7 +28,6 @@ PAGES = (
     "/compare",
     "/sql?sql=SELECT+1+AS+n",
 )
-PHONE, DESK = (390, 844), (1280, 900)
 pytestmark = pytest.mark.slow
 
 
@@ -46,12 +40,7 @@ class Browsed:
     work: Path
 
     def open(self, path: str, size: tuple[int, int] = DESK, scheme: str = "light") -> None:
-        width, height = size
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        self.driver.get(self.base + path)
+        open_page(self.driver, self.base + path, size, scheme)
 
     def text(self, selector: str) -> str:
         return str(self.driver.find_element(By.CSS_SELECTOR, selector).text)
@@ -60,7 +49,7 @@ class Browsed:
         return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        return complaints(self.driver)
 
     def ask(self, sql: str) -> list[Any]:
         with open_reader(str(self.work)) as connection:
@@ -80,18 +69,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
 @pytest.fixture(scope="module")
 def browsed(address: tuple[str, Path]) -> Iterator[Browsed]:
     url, work = address
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver")
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.get(url)
-    yield Browsed(driver, url.partition("/?")[0], work)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # selenium leaves its connection to the garbage collector
-        driver.quit()
+    with open_chromium() as driver:
+        driver.get(url)
+        yield Browsed(driver, url.partition("/?")[0], work)
 
 
 def test_the_token_is_gone_from_the_address(browsed: Browsed) -> None:
@@ -143,11 +123,7 @@ def test_every_page_fits_and_everyone_can_use_it(browsed: Browsed, size: tuple[i
         browsed.open(page, size, scheme)
         assert browsed.complaints() == [], page
         assert browsed.driver.execute_script("return document.documentElement.scrollWidth") <= size[0], page
-        browsed.driver.execute_script(AXE)
-        found = browsed.driver.execute_async_script(
-            "const done = arguments[arguments.length - 1]; axe.run().then(done, error => done(String(error)))"
-        )
-        serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        serious = violations(browsed.driver)
         assert not serious, f"{page}: {json.dumps(serious, indent=1)[:3000]}"
     background = browsed.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3

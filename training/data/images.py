@@ -144,5 +144,10 @@ def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ..
     return pixels_BCHW.to(torch.float32).div_(255).sub_(mean_C).div_(std_C)
 
 
+def model_input(batch: Tensor, preprocess: Any) -> Tensor:
+    """Pixels normalised as the model's `PreprocessCfg` says; tokens of a frozen tower as they are."""
+    return normalise(batch, preprocess.mean, preprocess.std) if batch.dtype == torch.uint8 else batch
+
+
 def _corrupt(error: BaseException) -> CorruptSample:
     return CorruptSample(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])

@@ -13,6 +13,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from manifests.storage import hash_file, is_remote, join
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.shards import SamplePool, ShardReader, strata_of
+from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as broken
@@ -79,6 +81,7 @@ class DataSettings(Settings):
     prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
     check_shards: bool = True  # read local shards once before the first step, and compare their sha256
+    tokens: str | None = None  # folder of `dalip tokens`: train on frozen towers
 
     @model_validator(mode="after")
     def _some_share_is_positive(self) -> DataSettings:
@@ -98,8 +101,8 @@ class Corrupt(NamedTuple):
 class Batch(NamedTuple):
     """What a loader yields; `rows` are row numbers in the pool."""
 
-    images: Tensor  # uint8 (B, 3, H, W)
-    tokens: Tensor  # int64 (B, context length)
+    images: Tensor  # uint8 (B, 3, H, W); of a frozen tower float16 (B, 1 + M, W)
+    tokens: Tensor  # int64 (B, context length); of a frozen tower float16 (B, 1 + M, W)
     rows: Tensor  # int64 (B,)
     corrupt: list[Corrupt]
 
@@ -185,6 +188,27 @@ class SampleDataset(Dataset[Any]):
         return there[mix_seed(seed, 0x747874) % len(there)] if there else members["txt"]
 
 
+class TokenDataset(Dataset[Any]):
+    """(position, row) pairs in, a `Batch` of stored tokens out; the position seeds which text of a sample is drawn."""
+
+    def __init__(self, image: TokenStore, texts: Sequence[TokenStore], seed: int) -> None:
+        self._image, self._texts, self._seed = image, texts, seed
+
+    def __len__(self) -> int:
+        return self._image.num_rows
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
+        """One batch."""
+        rows = [row for _, row in places]
+        # The draw of `SampleDataset`, for samples that have every member.
+        drawn = [
+            mix_seed(mix_seed(self._seed, position), 0x747874) % len(self._texts) for position, _ in places
+        ]  # fmt: skip
+        texts = np.stack([self._texts[member].read([row])[0] for member, row in zip(drawn, rows, strict=True)])
+        images = torch.from_numpy(self._image.read(rows))
+        return Batch(images, torch.from_numpy(texts), torch.tensor(rows), [])
+
+
 def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
     """Open and verify the release or releases of a config.
 
@@ -236,10 +260,15 @@ def train_loader(
     pool: SamplePool, order: SampleOrder, plan: BatchPlan, batches: range, data: DataSettings, model: Any, *, pin: bool
 ) -> DataLoader[Any]:
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
+    sampler = BatchSampler(order, plan, batches.start, batches.stop)
+    if data.tokens is not None:
+        stores = open_stores(Path(data.tokens), pool, data.text.members)
+        if stores is None:
+            raise ConfigError(f"{data.tokens}: has no tokens of these samples; compute them with `dalip tokens`")
+        return _loader(TokenDataset(*stores, order.seed), sampler, data, pin)
     size = model.preprocess_settings.size
     view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment, data.reduced_decode)
     dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata)
-    sampler = BatchSampler(order, plan, batches.start, batches.stop)
     return _loader(dataset, sampler, data, pin)
 
 
@@ -248,9 +277,16 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Batches of the given rows in order, in open_clip's evaluation view, with each sample's `txt`.
 
+    Their tokens, where the config names a folder that has them.
+
     Raises: RunError for a broken sample; an evaluation leaves nothing out.
     """
-    dataset = SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
+    stores = open_stores(Path(data.tokens), pool, ("txt",)) if data.tokens is not None else None
+    dataset: Dataset[Any] = (
+        TokenDataset(*stores, 0)
+        if stores is not None
+        else SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
+    )
     batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
     for batch in iterate(_loader(dataset, batches, data, pin=False)):
         if batch.corrupt:
@@ -270,7 +306,7 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _loader(dataset: SampleDataset, sampler: Any, data: DataSettings, pin: bool) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=sampler,

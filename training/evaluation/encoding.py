@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from training.config import TrainSettings
 from training.data import loader
-from training.data.images import EvalView, normalise
+from training.data.images import EvalView, model_input
 from training.data.shards import SamplePool
 from training.evaluation.metrics import require_finite
 from training.evaluation.set_layouts import Item, load_pictures
@@ -75,9 +75,9 @@ def encode_pairs(
     preprocess = model.preprocess_settings
     images, texts = [], []
     for batch in loader.eval_batches(pool, rows, settings.data, model, settings.eval.batch_size):
-        pixels = normalise(batch.images.to(model.device), preprocess.mean, preprocess.std)
+        pictures = model_input(batch.images.to(model.device), preprocess)
         with autocast(settings.compute.precision, model.device):
-            output = model(pixels, batch.tokens.to(model.device))
+            output = model(pictures, batch.tokens.to(model.device))
         images.append(_encoded(output["image_features"], output.get("image_second_order")))
         texts.append(_encoded(output["text_features"], output.get("text_second_order")))
     return (
@@ -92,7 +92,7 @@ def encode_pictures(model: DalipModel, items: Sequence[Item], settings: TrainSet
     preprocess = model.preprocess_settings
     batches = []
     for pixels in load_pictures(items, EvalView(preprocess), settings.eval.batch_size, settings.data.num_workers):
-        images = normalise(pixels.to(model.device), preprocess.mean, preprocess.std)
+        images = model_input(pixels.to(model.device), preprocess)
         with autocast(settings.compute.precision, model.device):
             if model.second_order is None:
                 batches.append(_encoded(model.encode_image(images), None))
@@ -132,12 +132,8 @@ def prompt_templates(templates: str | Sequence[str]) -> list[Callable[[str], str
 
 
 def similarity_of(left: Encoded, right: Encoded, kind: FeatureKind, first_order_weight: float) -> Tensor:
-    """Cosines of f, of z, or their weighted sum."""
-    first = left.f @ right.f.t()
-    if kind == "f" or left.z is None or right.z is None:
-        return first
-    second = left.z @ right.z.t()
-    return second if kind == "z" else first_order_weight * first + (1 - first_order_weight) * second
+    """Cosines of f, of z, or their weighted sum: inner products of one vector a thing."""
+    return left.vectors(kind, first_order_weight) @ right.vectors(kind, first_order_weight).t()
 
 
 @torch.no_grad()

@@ -1,23 +1,38 @@
-"""The result of an evaluation for a reader: lines of text, and one plot.
+"""The result of an evaluation for a reader: lines of text, and plots.
 
-Takes what `training.evaluation.evaluate` measured; writes nothing. In the plot each figure is a bar with its 95 %
-interval, and a red mark shows what guessing reaches.
+Takes what `training.evaluation.evaluate` measured. The plot has a panel for each task: each figure is a dot with its
+95 % interval, models and features side by side, and a dotted line shows what guessing reaches.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from manifests.drawing.page import draw_page
+from manifests.drawing.panels import Panel, draw_png
+from manifests.drawing.theme import INK, SERIES, SOFT, WARN
+from manifests.errors import ConfigError
+from manifests.storage import make_folder, publish_bytes
 from training.evaluation.metrics import Figure
+from training.record.checkpoint import EVAL_FOLDER
+from training.record.curves import plot_target
 
-_COLOURS = {"f": "#4477aa", "z": "#ccbb44", "both": "#228833"}
+ABOUT = "Dots are figures with their 95 % intervals; the dotted line is what guessing reaches."
+_INTERVALS = "intervals are of 95 %; those of a classification draw classes anew, and pictures within them"
+_ROW_INCHES = 0.16
+_LEGEND_CHARS = 46  # that fit beside each other under a panel
+
+_Mark = tuple[str, str, Figure]  # what was measured, with which features, the figure
 
 
 def report_lines(result: dict[str, Any]) -> list[str]:
     """The result as text: a line for each figure, with its chance."""
     lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
+    lines.append(_INTERVALS)
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
         lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]
@@ -40,43 +55,134 @@ def report_lines(result: dict[str, Any]) -> list[str]:
 
 
 def plot_result(result: dict[str, Any]) -> bytes:
-    """All shares of the result as bars, in one PNG: a panel for the split, for each set, and for the means."""
-    from matplotlib.figure import Figure as Canvas
+    """The result as one PNG: a panel for each task."""
+    return draw_png(result_panels({str(result["model"]): result}), str(result["weights"]))
 
-    panels: list[tuple[str, list[tuple[str, str, Figure]]]] = []
+
+def plot_results(files: Sequence[str], out: str) -> None:
+    """Draw the JSON files of evaluations into the same panels, models side by side, as a picture or a page.
+
+    Raises: ConfigError for a file that is no result.
+    """
+    target = plot_target(out)
+    found = []
+    for file in files:
+        try:
+            result = json.loads(Path(file).read_text(encoding="utf-8"))
+            found.append((_run_of(Path(file)), Path(file).stem, result))
+            _panels_of(result)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{file}: not a result of `dalip eval`; give the JSON files that it wrote") from None
+    names = [run for run, _, _ in found]
+    results = {run if names.count(run) == 1 else f"{run}/{stem}": result for run, stem, result in found}
+    if len(results) < len(found):
+        raise ConfigError("a result is given twice; name each once")
+    panels = result_panels(results)
+    title = "Evaluation: " + ", ".join(results)
+    page = (
+        draw_png(panels, title) if target.suffix.lower() == ".png" else draw_page(title, panels, about=ABOUT).encode()
+    )
+    make_folder(str(target.parent))
+    publish_bytes(str(target), page)
+
+
+def _run_of(file: Path) -> str:
+    """The folder of the run that was measured: its results lie in RUN/eval/."""
+    folder = file.absolute().parent
+    return folder.parent.name if folder.name == EVAL_FOLDER else folder.name
+
+
+def result_panels(results: Mapping[str, dict[str, Any]]) -> list[Panel]:
+    """A panel for each task, with all models in it that were measured on it."""
+    tasks: dict[str, dict[str, list[_Mark]]] = {}
+    for model, result in results.items():
+        for title, marks in _panels_of(result).items():
+            tasks.setdefault(title, {})[model] = marks
+    return [_panel(title, by_model) for title, by_model in tasks.items()]
+
+
+def _panels_of(result: dict[str, Any]) -> dict[str, list[_Mark]]:
+    panels: dict[str, list[_Mark]] = {}
     if "split" in result:
-        bars = [(label, kind, figure) for label, kind, figure, _ in _held_out(result)]
-        panels.append((f"split {result['split']} of {result['release']}", bars))
-    panels += [
-        (item["name"], [(label, kind, figure) for label, kind, figure, _ in _of_set(item)]) for item in result["sets"]
-    ]
-    if result["groups"]:
-        means = [(f"mean of {group}", kind, f) for group, figures in result["groups"].items()
-                 for kind, f in figures.items()]  # fmt: skip
-        panels.append(("means over sets, zero-shot top1", means))
-    panels = [(title, bars) for title, bars in panels if bars]
-    heights = [len(bars) + 1.5 for _, bars in panels] or [1]
-    canvas = Canvas(figsize=(9, 0.26 * sum(heights) + 0.9), layout="constrained", dpi=110)
-    axes = canvas.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (title, bars) in zip(axes, panels, strict=False):
-        _draw(axis, title, bars)
-    stream = io.BytesIO()
-    canvas.savefig(stream, format="png")
-    return stream.getvalue()
+        for task in result["zero_shot"]:
+            where = f"{task['field']}" + (f", {task['domain']}" if task["domain"] else "")
+            title = f"{where}, {task['num_classes']} classes"
+            panels[title] = _marks(_classification(task["figures"], task["few_shot"], ""))
+        panels[f"retrieval, split {result['split']}"] = _marks(_retrieval(result["retrieval"]))
+        panels["validation loss"] = [(domain, "", figure) for domain, figure in result["validation_loss"].items()]
+    for item in result["sets"]:
+        panels[item["name"]] = _marks(_of_set(item))
+    means = [(group, kind, figure) for group, figures in result["groups"].items() for kind, figure in figures.items()]
+    panels["means over sets, zero-shot top1"] = means
+    return {title: marks for title, marks in panels.items() if marks}
 
 
-def _draw(axis: Any, title: str, bars: list[tuple[str, str, Figure]]) -> None:
-    for place, (_, kind, figure) in enumerate(bars):
-        value = figure["value"]
-        errors = [[max(0.0, value - figure["low"])], [max(0.0, figure["high"] - value)]]
-        axis.barh(place, value, color=_COLOURS[kind], height=0.75)
-        axis.errorbar(value, place, xerr=errors, color="black", capsize=2, linewidth=1)
-        axis.plot([figure["chance"]] * 2, [place - 0.42, place + 0.42], color="#ee6677", linewidth=2)
-        axis.text(1.01, place, f"{value:.1%}", va="center", fontsize=8, transform=axis.get_yaxis_transform())
-    axis.set_yticks(range(len(bars)), [f"{label}  {kind}" for label, kind, _ in bars], fontsize=8)
-    axis.set_ylim(len(bars) - 0.5, -0.5)
-    axis.set_xlim(0, 1)
-    axis.set_title(f"{title}  (red: chance)", fontsize=9, loc="left")
+def _marks(figures: Iterable[tuple[str, str, Figure, str]]) -> list[_Mark]:
+    return [(label, kind, figure) for label, kind, figure, _ in figures]
+
+
+def _panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
+    labels = list(dict.fromkeys(label for marks in by_model.values() for label, _, _ in marks))
+    series = list(dict.fromkeys((model, kind) for model, marks in by_model.items() for _, kind, _ in marks))
+    words = "; ".join(
+        f"{_series_name(model, kind, len(by_model))} {label} {figure['value']:.3g}"
+        for model, marks in by_model.items()
+        for label, kind, figure in marks
+    )
+    height = 0.95 + len(labels) * (_ROW_INCHES * len(series) + 0.12) + 0.2 * _legend_rows(series, len(by_model))
+    left = 0.3 + 0.072 * max(len(label) for label in labels)
+    return Panel(title, f"{title}: {words}", functools.partial(_draw, by_model, labels, series), 4.6, height, left)
+
+
+def _draw(
+    by_model: Mapping[str, list[_Mark]], labels: Sequence[str], series: Sequence[tuple[str, str]], axis: Any
+) -> None:
+    """Dots with their intervals, a row for each figure; the tick is chance."""
+    step = 0.8 / len(series)
+    is_share = all(
+        figure["value"] <= 1 and figure["chance"] <= 1 for marks in by_model.values() for _, _, figure in marks
+    )
+    for model, marks in by_model.items():
+        for label, kind, figure in marks:
+            at, row = series.index((model, kind)), labels.index(label)
+            y = row - 0.4 + (at + 0.5) * step
+            colour = SERIES[at % len(SERIES)]
+            axis.hlines(y, figure["low"], figure["high"], color=colour, linewidth=2.2, alpha=0.6)
+            axis.plot(figure["value"], y, "o", color=colour, markersize=4.5, clip_on=False)
+            shown = f"{figure['value']:.1%}" if is_share else f"{figure['value']:.3f}"
+            axis.text(1.01, y, shown, color=SOFT, fontsize=7, va="center", transform=axis.get_yaxis_transform())
+            axis.vlines(figure["chance"], row - 0.42, row + 0.42, color=WARN, linewidth=1.2, linestyle=":")
+    for at, (model, kind) in enumerate(series):
+        axis.plot([], [], "o", color=SERIES[at % len(SERIES)], label=_series_name(model, kind, len(by_model)))
+    axis.plot([], [], ":", color=WARN, label="chance")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4 + 0.001, -0.6)
+    axis.tick_params(axis="y", length=0, colors=INK)
+    axis.grid(axis="y", visible=False)
+    if is_share:
+        axis.set_xlim(0, 1)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+    rows = _legend_rows(series, len(by_model))
+    box = axis.get_position()
+    up = axis.figure.get_figheight() * box.height
+    axis.set_position([box.x0, box.y0 + 0.2 * rows / axis.figure.get_figheight(), box.width * 0.88,
+                       box.height * (1 - 0.2 * rows / up)])  # fmt: skip
+    axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.26 / (up - 0.2 * rows)),
+                ncols=_legend_columns(series, len(by_model)), handlelength=1.2, columnspacing=1.0,
+                borderaxespad=0)  # fmt: skip
+
+
+def _legend_columns(series: Sequence[tuple[str, str]], num_models: int) -> int:
+    longest = max(len(_series_name(model, kind, num_models)) for model, kind in series)
+    return max(1, min(3, int(_LEGEND_CHARS / (longest + 5))))
+
+
+def _legend_rows(series: Sequence[tuple[str, str]], num_models: int) -> int:
+    return -(-(len(series) + 1) // _legend_columns(series, num_models))
+
+
+def _series_name(model: str, kind: str, num_models: int) -> str:
+    return ", ".join(word for word in (model if num_models > 1 else "", kind) if word) or model
 
 
 def _held_out(result: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:

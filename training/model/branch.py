@@ -1,7 +1,9 @@
-"""The second-order branch of one tower: tokens and anchor in, the second-order feature z out.
+"""The second branch of one tower: tokens and anchor in, the second feature z out.
 
-Holds the parameters around the pure functions of `training.model.mbdc`. Every size follows from the settings and the
-tower. Makes tensors only on the device of its input.
+`Branch` is what all kinds share: the projection of the tokens before the statistic, norm and projection after it.
+`SecondOrderBranch` is DALIP's. It holds the parameters around the pure functions of `training.model.mbdc`. The other
+kinds, which ask whether that statistic is what helps, are in `training.model.heads`. Every size follows from the
+settings and the tower. Makes tensors only on the device of its input.
 
 Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` that of the embedding.
 """
@@ -20,7 +22,7 @@ from training.model.precision import without_autocast
 
 NormKind = Literal["batch", "layer"]
 DropoutAxis = Literal["channel", "token"]
-ProjectionKind = Literal["full", "single", "low_rank"]
+ProjectionKind = Literal["full", "single"]
 ReduceStart = Literal["linear", "convolution"]
 
 BATCH_NORM_EPS = 1e-5
@@ -32,7 +34,6 @@ _MOMENTUM = 0.1  # of the batch norms' running statistics
 class BranchShape:
     """All that fixes a branch; `training.model.dalip` fills it in from the settings and the tower."""
 
-    token_width: int
     embed_dim: int
     heads: int
     reduced_width: int
@@ -40,13 +41,7 @@ class BranchShape:
     dropout: float
     dropout_axis: DropoutAxis
     projection: ProjectionKind
-    projection_rank: int
     reduce_start: ReduceStart = "linear"
-
-    @property
-    def second_order_width(self) -> int:
-        """Length of the vector before the last projection."""
-        return mbdc.num_second_order(self.heads, self.reduced_width)
 
 
 class HeadBatchNorm(nn.Module):
@@ -97,13 +92,49 @@ class HeadBatchNorm(nn.Module):
         self.num_batches_tracked.add_(heads)
 
 
-class SecondOrderBranch(nn.Module):
-    """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed."""
+class Branch(nn.Module):
+    """z of one tower: every token projected, a statistic of them, then norm and projection to the embedding width.
+
+    A kind of its own implements `add_layers` and `statistics`.
+    """
 
     def __init__(self, shape: BranchShape) -> None:
         super().__init__()
         self.shape = shape
-        self.token_projection = nn.Linear(shape.token_width, shape.embed_dim, bias=False)
+        self.token_projection = nn.Linear(shape.embed_dim, shape.embed_dim, bias=False)
+        width = self.add_layers()
+        self.second_order_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.projection = projection_layers(shape, width)
+
+    def add_layers(self) -> int:
+        """Make the layers of the statistic; returns the length of its vector."""
+        raise NotImplementedError
+
+    def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """The vector that the statistic makes of the tokens, (B, T)."""
+        raise NotImplementedError
+
+    def forward(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """The feature z, (B, C), not normalised.
+
+        `mask_BM` is true for the tokens that count; None counts all of them.
+        """
+        return self.project(self.statistics(anchor_BW, tokens_BMW, mask_BM))
+
+    def project(self, vector_BT: Tensor) -> Tensor:
+        """Step 8: layer norm, then the projection to the embedding width."""
+        with without_autocast(vector_BT):
+            vector_BT = self.second_order_norm(vector_BT)
+        projected_BC: Tensor = self.projection(vector_BT)
+        return projected_BC
+
+
+class SecondOrderBranch(Branch):
+    """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed."""
+
+    def add_layers(self) -> int:
+        """Step 3: the reduction of each head's channels, and its norm."""
+        shape = self.shape
         self.reduce = nn.Linear(shape.embed_dim // shape.heads, shape.reduced_width, bias=False)
         if shape.reduce_start == "convolution":
             # The authors' code draws its 1 x 1 convolutions so: std sqrt(2 / 46) = 0.209 at 46 channels, where a linear
@@ -115,15 +146,7 @@ class SecondOrderBranch(nn.Module):
             self.norm = HeadBatchNorm(shape.reduced_width)
         else:
             self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
-        self.second_order_norm = nn.LayerNorm(shape.second_order_width, eps=LAYER_NORM_EPS)
-        self.projection = _projection(shape)
-
-    def forward(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
-        """The second-order feature z, (B, C), not normalised.
-
-        `mask_BM` is true for the tokens that count; None counts all of them.
-        """
-        return self.project(self.statistics(anchor_BW, tokens_BMW, mask_BM))
+        return mbdc.num_second_order(shape.heads, shape.reduced_width)
 
     def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """Steps 0 to 7: the vector of distances, (B, H T), in full precision."""
@@ -134,14 +157,11 @@ class SecondOrderBranch(nn.Module):
         with without_autocast(reduced_BMHR):
             num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
             factor = self._keep_factor(reduced_BMHR, mask_BM)
-            return mbdc_fast.rectify_and_compare(self.norm(reduced_BMHR), factor, num_tokens_B)
+            return self.compare(self.norm(reduced_BMHR), factor, num_tokens_B)
 
-    def project(self, vector_BT: Tensor) -> Tensor:
-        """Step 8: layer norm, then the projection to the embedding width."""
-        with without_autocast(vector_BT):
-            vector_BT = self.second_order_norm(vector_BT)
-        projected_BC: Tensor = self.projection(vector_BT)
-        return projected_BC
+    def compare(self, tokens_BMHR: Tensor, factor: Tensor | None, num_tokens_B: Tensor | None) -> Tensor:
+        """ReLU, steps 4 to 7: how the reduced channels vary together, (B, H T)."""
+        return mbdc_fast.rectify_and_compare(tokens_BMHR, factor, num_tokens_B)
 
     def _keep_factor(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
         """Step 4: 0 for padding, and for the whole channels (released, image) or tokens (released, text) dropped."""
@@ -155,11 +175,9 @@ class SecondOrderBranch(nn.Module):
         return factor
 
 
-def _projection(shape: BranchShape) -> nn.Sequential:
-    width, embed_dim = shape.second_order_width, shape.embed_dim
+def projection_layers(shape: BranchShape, width: int) -> nn.Sequential:
+    """Step 8 behind its norm: a vector of `width` numbers to the embedding width."""
+    embed_dim = shape.embed_dim
     if shape.projection == "full":
         return nn.Sequential(nn.Linear(width, width), nn.Linear(width, embed_dim, bias=False))
-    if shape.projection == "single":
-        return nn.Sequential(nn.Linear(width, embed_dim))
-    rank = shape.projection_rank
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, embed_dim))
+    return nn.Sequential(nn.Linear(width, embed_dim))

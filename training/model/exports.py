@@ -23,6 +23,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
+from training.model.frozen import FrozenCLIP
 from training.model.loss import LossSettings
 from training.model.towers import image_size_px
 from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE
@@ -36,6 +37,10 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
     Raises: ConfigError for a target that is a folder or cannot be written, and for what open_clip cannot load.
     """
     target = _local(path)
+    if isinstance(model.clip, FrozenCLIP):
+        raise ConfigError(
+            f"{model.settings.architecture}: open_clip cannot load a model on frozen towers; use --format huggingface"
+        )
     if target.is_dir():
         raise ConfigError(
             f"{target}: is a folder; name a file for an open_clip checkpoint, or use --format huggingface"
@@ -86,12 +91,15 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
         _publish_json({"model": settings} | trained, private / SECOND_CONFIG_FILE)
         _publish_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
-        _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
+        if not isinstance(model.clip, FrozenCLIP):
+            _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
         storage.make_folder(str(target))
         for file in sorted(private.iterdir()):
             storage.publish(str(file), str(target / file.name))
         if not second:  # of an export that was here before
             (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
+    if isinstance(model.clip, FrozenCLIP):
+        return f'training.evaluation.encoder.Encoder.open("{target}")'
     return f'open_clip.create_model_and_transforms("local-dir:{target}")'
 
 
@@ -142,6 +150,8 @@ def _timm_hint(model: DalipModel) -> str:
 def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
     """The architecture in open_clip's format, at the size the model has."""
     config = architecture_config(model.settings.architecture)
+    if isinstance(model.clip, FrozenCLIP):
+        return config
     height, width = image_size_px(model.clip)
     given = config["vision_cfg"].get("image_size", 224)
     if ([given, given] if isinstance(given, int) else list(given)) != [height, width]:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Settings
-from training.model import towers
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
+from training.model.heads import Statistic
 
 Preset = Literal["clip", "released", "dalip"]
 TextPadding = Literal["keep", "mask"]
-Temperature = Literal["shared", "own"]
 
 
 class SecondOrderSettings(Settings):
-    """What may be changed in the second-order branches; a key left out takes the preset's value."""
+    """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
 
     heads: int | None = Field(default=None, ge=1)
     """Parts that the reduced features are split into."""
     reduced_width: int | None = Field(default=None, ge=2)
     """Width of the features before their statistics."""
-    placement: towers.Placement | None = None
-    """Where on the tower the branch begins."""
     text_padding: TextPadding | None = None
     """Whether padding counts in the statistics of a text."""
     image_norm: NormKind | None = None
@@ -39,10 +36,14 @@ class SecondOrderSettings(Settings):
     """What a dropped unit is."""
     projection: ProjectionKind | None = None
     """Matrix that makes z of the statistics."""
-    projection_rank: int | None = Field(default=None, ge=1)
-    """Of a low_rank projection."""
-    temperature: Temperature | None = None
-    """shared: z has the logit_scale of f; own: its own."""
+    statistic: Statistic | None = None
+    """What z is made of; all but `brownian` are controls, see `training.model.heads`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Models of 0.1.0 hold a null for settings that are gone."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class ModelSettings(Settings):
@@ -81,7 +82,6 @@ class SecondOrder:
 
     heads: int
     reduced_width: int
-    placement: towers.Placement
     text_padding: TextPadding
     image_norm: NormKind
     text_norm: NormKind
@@ -89,8 +89,7 @@ class SecondOrder:
     image_dropout_axis: DropoutAxis
     text_dropout_axis: DropoutAxis
     projection: ProjectionKind
-    projection_rank: int
-    temperature: Temperature
+    statistic: Statistic = "brownian"
     image_reduce_start: ReduceStart = "linear"  # no setting: only preset `released` starts in another way
 
 
@@ -98,7 +97,6 @@ class SecondOrder:
 RELEASED = SecondOrder(
     heads=4,
     reduced_width=46,
-    placement="after_projection",
     text_padding="keep",
     image_norm="batch",
     text_norm="layer",
@@ -106,8 +104,6 @@ RELEASED = SecondOrder(
     image_dropout_axis="channel",
     text_dropout_axis="token",
     projection="full",
-    projection_rank=128,
-    temperature="shared",
     # There the image branch reduces by a 1 x 1 convolution and the text branch by a linear layer, and each starts as
     # its kind does: std 0.209 and 0.051 at ViT-B/16 (`image_reduce` and `text_reduce` of the golden values).
     image_reduce_start="convolution",
@@ -115,11 +111,10 @@ RELEASED = SecondOrder(
 
 # Our own preset: what differs from the released code, and why. Its loss is the default of the section `loss`.
 # "Small runs" are those of tests/benchmarks/results/learning.md: a ViT 128 wide, 300 steps. Judged by f and z together
-# they could not tell settings of padding, norm and temperature apart.
+# they could not tell settings of padding and norm apart.
 DALIP = SecondOrder(
     heads=4,
     reduced_width=46,
-    placement="after_projection",
     # A caption of 8 tokens leaves 69 of 77 positions to padding, which would make up most of its statistics.
     text_padding="mask",
     # Batch statistics depend on the number of processes and on accumulation; with layer norm two processes equal one to
@@ -137,8 +132,6 @@ DALIP = SecondOrder(
     # Nothing non-linear lies between the two released layers, so one layer reaches the same maps. It adds 5.0 M
     # parameters to CLIP instead of 42.4 M; cost in tests/benchmarks/results/model_cost.md.
     projection="single",
-    projection_rank=128,
-    temperature="shared",
 )
 
 

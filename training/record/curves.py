@@ -1,17 +1,22 @@
-"""`dalip plot`: curves of one or several runs in one PNG, over samples seen.
+"""`dalip plot`: curves of runs over samples seen, as a picture, as a page, or as a page that follows them.
 
-Reads the `log.jsonl` of each run; writes the picture. Gives up with ConfigError on a folder without logged steps.
+Reads the `log.jsonl` of each run; writes one file. Gives up with ConfigError on a folder without logged steps.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import functools
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.drawing.page import draw_page
+from manifests.drawing.panels import Panel, draw_png
+from manifests.drawing.theme import SERIES
 from manifests.errors import ConfigError
 from manifests.storage import make_folder, publish_bytes
+from training.record.checkpoint import SUMMARY_FILE
 from training.record.log import LOG_FILE, read_log
 
 _PANELS = (
@@ -26,11 +31,14 @@ _PANELS = (
     ("data_wait_share", "data wait (share of time)"),
 )
 METRICS = tuple(name for name, _ in _PANELS)
+FOLLOW_SECONDS = 5
+FOLLOWED_FILE = "curves.html"
 _SMOOTHED = ("loss", "first_order_loss", "second_order_loss", "grad_norm")
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _STYLES = ("-", "--", ":", "-.")
+_MOST_POINTS = 600  # of a drawn curve; more cannot be seen, and a page of them is slow
 
 Curve = list[tuple[float, float]]
+Curves = dict[str, Curve]
 
 
 def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> None:
@@ -38,25 +46,107 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
 
     Raises: ConfigError.
     """
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
-    target = Path(out)
-    if target.is_dir() or target.suffix.lower() != ".png":
-        raise ConfigError(f"{out}: the plot is a PNG; give --out a file name that ends in .png")
+    target = _checked(out, metrics)
     runs = dict(zip(_labels(folders), (read_curves(Path(folder)) for folder in folders), strict=True))
-    panels = [
-        (name, title)
-        for name, title in _PANELS
-        if (name in metrics or not metrics) and any(_curves_in(curves, name) for curves in runs.values())
-    ]
+    panels = _panels(runs, metrics)
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
-    picture = _draw(runs, panels)
+    title = ", ".join(runs)
+    if target.suffix.lower() == ".png":
+        content = draw_png(panels, title)
+    else:
+        content = draw_page(title, panels, about="Over samples seen.").encode()
+    _write(target, content)
+
+
+def follow_runs(
+    folders: Sequence[str], out: str, metrics: Sequence[str] = (), wait: Callable[[float], None] = time.sleep
+) -> None:
+    """Write a page that reads itself anew, again and again until every run has ended or the user stops it.
+
+    Raises: ConfigError.
+    """
+    target = _checked(out, metrics)
+    if target.suffix.lower() != ".html":
+        raise ConfigError(f"{out}: --follow writes a page; give --out a file name that ends in .html")
+    labels = _labels(folders)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"{folder}: no such folder; start the run first, then follow it")
+    ended = False
+    try:
+        while not ended:
+            ended = all(_has_ended(Path(folder)) for folder in folders)
+            _write_followed(target, labels, folders, metrics, refresh=not ended)
+            if not ended:
+                wait(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        _write_followed(target, labels, folders, metrics, refresh=False)
+
+
+def _write_followed(
+    target: Path, labels: Sequence[str], folders: Sequence[str], metrics: Sequence[str], refresh: bool
+) -> None:
+    runs = {
+        label: read_curves(Path(folder))
+        for label, folder in zip(labels, folders, strict=True)
+        if read_log(Path(folder) / LOG_FILE, "step")
+    }
+    lines = [_describe(label, Path(folder)) for label, folder in zip(labels, folders, strict=True)]
+    state = "" if refresh else "Not followed any more. "
+    page = draw_page(
+        "Training: " + ", ".join(labels),
+        _panels(runs, metrics),
+        about=f"{state}{'. '.join(lines)}. Curves are over samples seen.",
+        refresh_seconds=FOLLOW_SECONDS if refresh else 0,
+    )
+    _write(target, page.encode())
+
+
+def _describe(label: str, folder: Path) -> str:
+    """How far a run is, in words."""
+    steps = read_log(folder / LOG_FILE, "step")
+    if not steps:
+        return f"{label}: waiting for the first step"
+    starts = [event for event in read_log(folder / LOG_FILE) if event["event"] in ("start", "resume")]
+    whole = f" of {starts[-1]['num_steps']:,}" if starts else ""
+    last = steps[-1]
+    ago = max(0.0, time.time() - (folder / LOG_FILE).stat().st_mtime)
+    when = "ended" if _has_ended(folder) else f"logged {ago:,.0f} s ago"
+    return (
+        f"{label}: step {last['step']:,}{whole}, loss {last['loss']:.3f}, {last['samples_per_second']:,.0f} samples/s, "
+        f"data wait {last['data_wait_share']:.0%}, {when}"
+    )
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether the summary is there, which a run writes last."""
+    return (folder / SUMMARY_FILE).is_file()
+
+
+def _checked(out: str, metrics: Sequence[str]) -> Path:
+    if unknown := sorted(set(metrics) - set(METRICS)):
+        raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
+    return plot_target(out)
+
+
+def plot_target(out: str) -> Path:
+    """The file that a plot goes to.
+
+    Raises: ConfigError when its name says neither picture nor page.
+    """
+    target = Path(out)
+    if target.is_dir() or target.suffix.lower() not in (".png", ".html"):
+        raise ConfigError(f"{out}: the plot is a PNG or a page; give --out a file name that ends in .png or .html")
+    return target
+
+
+def _write(target: Path, content: bytes) -> None:
     make_folder(str(target.parent))
-    publish_bytes(str(target), picture)
+    publish_bytes(str(target), content)
 
 
-def read_curves(folder: Path) -> dict[str, Curve]:
+def read_curves(folder: Path) -> Curves:
     """Curves of a run by metric (`validation/DOMAIN` for validation losses), as (samples seen, value).
 
     Raises: ConfigError for a folder without logged steps.
@@ -74,7 +164,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         ) from None
 
 
-def _curves_of(steps: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+def _curves_of(steps: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]) -> Curves:
     curves = {
         name: [(step["samples_seen"], step[name]) for step in steps if step.get(name) is not None] for name in METRICS
     }
@@ -93,44 +183,47 @@ def smooth(curve: Curve, window: int) -> Curve:
     ]
 
 
-def _draw(runs: dict[str, dict[str, Curve]], panels: Sequence[tuple[str, str]]) -> bytes:
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    canvas = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.5), layout="constrained", dpi=110)
-    axes = canvas.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (name, title) in zip(axes, panels, strict=False):
-        for number, (label, curves) in enumerate(runs.items()):
-            _draw_curves(axis, label, _COLOURS[number % len(_COLOURS)], name, _curves_in(curves, name))
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("samples seen", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-        if name == "validation" or (axis is axes[0] and len(runs) > 1):
-            axis.legend(fontsize=7)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    if len(runs) == 1:
-        canvas.suptitle(next(iter(runs)), fontsize=11)
-    stream = io.BytesIO()
-    canvas.savefig(stream, format="png")
-    return stream.getvalue()
+def _panels(runs: dict[str, Curves], metrics: Sequence[str]) -> list[Panel]:
+    panels: list[Panel] = []
+    for name, title in _PANELS:
+        if (metrics and name not in metrics) or not any(_curves_in(curves, name) for curves in runs.values()):
+            continue
+        named = name == "validation" or (not panels and len(runs) > 1)
+        last = [f"{label} {curve[-1][1]:.4g}" for label, curves in runs.items()
+                for curve in _curves_in(curves, name).values()]  # fmt: skip
+        words = f"{title} over samples seen, at the end: {', '.join(last)}"
+        panels.append(Panel(title, words, functools.partial(_draw, runs, name, named)))
+    return panels
 
 
-def _draw_curves(axis: Any, label: str, colour: str, name: str, curves: dict[str, Curve]) -> None:
+def _draw(runs: dict[str, Curves], name: str, named: bool, axis: Any) -> None:
+    for number, (label, curves) in enumerate(runs.items()):
+        _draw_curves(axis, label if len(runs) > 1 else "", SERIES[number % len(SERIES)], name, _curves_in(curves, name))
+    axis.set_xlabel("samples seen")
+    axis.ticklabel_format(style="sci", scilimits=(-3, 5))
+    if named:
+        axis.legend(loc="best")
+
+
+def _draw_curves(axis: Any, label: str, colour: str, name: str, curves: Curves) -> None:
     for number, (part, curve) in enumerate(curves.items()):
         window = max(1, len(curve) // 25) if name in _SMOOTHED else 1
         if window > 1:
-            axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, linewidth=0.8)
-        shown = label if part == name else f"{label}: {part.partition('/')[2]}"
+            axis.plot(*zip(*_thinned(curve), strict=True), color=colour, alpha=0.3, linewidth=0.8)
+        shown = ": ".join(word for word in (label, part.partition("/")[2]) if word)
         axis.plot(
-            *zip(*smooth(curve, window), strict=True), color=colour, linewidth=1.4, label=shown,
+            *zip(*_thinned(smooth(curve, window)), strict=True), color=colour, linewidth=1.6, label=shown,
             linestyle=_STYLES[number % len(_STYLES)], marker="." if len(curve) < 12 else None,
         )  # fmt: skip
 
 
-def _curves_in(curves: dict[str, Curve], name: str) -> dict[str, Curve]:
+def _thinned(curve: Curve) -> Curve:
+    """Every n-th point, and the last."""
+    every = -(-len(curve) // _MOST_POINTS)
+    return curve if every == 1 else [*curve[:-1:every], curve[-1]]
+
+
+def _curves_in(curves: Curves, name: str) -> Curves:
     """The curves of a panel: of the metric, or of each of its domains."""
     return {part: curve for part, curve in curves.items() if part == name or part.startswith(f"{name}/")}
 

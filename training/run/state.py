@@ -19,8 +19,10 @@ from training.config import TrainSettings
 from training.data import loader
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
+from training.data.tokens import ARCHITECTURE_FILE
 from training.model.build import build_model
 from training.model.dalip import DalipModel
+from training.model.frozen import FrozenCLIP, load_components
 from training.model.weights import set_preprocessing
 from training.record import checkpoint
 from training.run import sharding
@@ -72,7 +74,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
     order = loader.build_order(pool, settings.data, settings.release, settings.seed)
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
     wanted = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
-    model = build_model(wanted).to(ranks.device)
+    model = _with_towers(build_model(wanted), settings).to(ranks.device)
     _lock(model, settings)
     if settings.compute.parallel == "fsdp" and ranks.world_size > 1:
         sharding.shard_model(model, ranks)
@@ -171,6 +173,23 @@ def final_weights(trainer: Trainer) -> dict[str, Any]:
     weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
     gathered: dict[str, Any] = sharding.gather_state(weights)
     return gathered
+
+
+def _with_towers(model: DalipModel, settings: TrainSettings) -> DalipModel:
+    """On frozen towers: the model with what `dalip tokens` kept of them.
+
+    Raises: ConfigError unless the config names both, such an architecture and its tokens.
+    """
+    frozen = isinstance(model.clip, FrozenCLIP)
+    if frozen != (settings.data.tokens is not None):
+        raise ConfigError(
+            "data.tokens and the architecture.json in that folder go together: "
+            + (f"set model.architecture to {settings.data.tokens}/{ARCHITECTURE_FILE}" if not frozen else
+               "set data.tokens to the folder of `dalip tokens`")
+        )  # fmt: skip
+    if frozen:
+        load_components(model.clip, Path(str(settings.data.tokens)))
+    return model
 
 
 def _lock(model: DalipModel, settings: TrainSettings) -> None:

@@ -12,6 +12,8 @@ from browsing import OWNER, RIGHT_TO_LEFT
 from starlette.testclient import TestClient
 
 from manifests.reader import open_reader
+from pipeline.answers.lives import find_lives
+from pipeline.browse import codes as codes_module
 from pipeline.browse import looking as looking_module
 from pipeline.browse.app import PAGES
 from pipeline.browse.filters import Filters
@@ -162,7 +164,7 @@ def test_a_leak_names_its_twin(client: TestClient, work: Path) -> None:
     leak = one_id(work, "reason = 'eval_leak'")
     page = client.get(f"/image/{leak}").text
     assert "twin in an evaluation set" in page
-    assert "held: held.png" in page
+    assert "held: held.jpg" in page
     assert ids_on(client.get("/leaks").text) == [leak]
 
 
@@ -239,3 +241,52 @@ def test_hostile_texts_change_nothing_but_themselves(client: TestClient, looking
     assert str(html.escape(OWNER)).replace("&#x27;", "&#39;") in lives
     assert '<span class="given text">evil שלום tomato</span>' in pages[0]  # .given keeps its direction to itself
     assert RIGHT_TO_LEFT in client.get("/sql", params={"sql": "SELECT caption FROM candidates"}).text
+
+
+def test_the_life_of_every_image_is_the_one_that_explain_finds(looking: Looking, work: Path) -> None:
+    assert looking.lives is not None
+    with open_reader(str(work)) as connection:
+        for (sample_id,) in ask(work, "SELECT sample_id FROM candidates ORDER BY 1"):
+            assert looking.lives.find(sample_id) == find_lives(connection, sample_id)[0]
+
+
+def test_pages_follow_each_other_over_the_borders_of_what_is_walked_at_a_time(
+    looking: Looking, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes_module, "CHUNK", 3)
+    monkeypatch.setattr(looking_module, "PAGE_IMAGES", 4)
+    for chosen in ({}, {"stage": ("select",)}, {"stage": ("select", "fetch"), "source": ("photos",)}):
+        wanted = " OR ".join(f"stage = '{stage}'" for stage in chosen.get("stage", ())) or "true"
+        ids = [row[0] for row in ask(work, f"SELECT sample_id FROM decisions WHERE {wanted} ORDER BY 1")]
+        seen, filters, more = [], Filters(chosen=chosen), True
+        while more:
+            images, more = looking.page(filters)
+            seen += [image["id"] for image in images]
+            filters = Filters(chosen=chosen, after=seen[-1])
+        assert seen == ids
+        back, more = looking.page(Filters(chosen=chosen, before=ids[-1]))
+        assert [image["id"] for image in back] == ids[-5:-1]
+        assert more == (len(ids) > 5)
+
+
+def test_a_leak_is_shown_beside_the_image_of_the_set(client: TestClient, work: Path) -> None:
+    ((leak, matched),) = ask(work, "SELECT sample_id, matched FROM leaks")
+    page = client.get("/leaks").text
+    assert matched in ("bytes", "pixels"), "so its own picture is the set's"
+    assert page.count(f'src="/picture/{leak}.jpg"') == 2
+    assert "the set’s image: the same picture" in page
+    assert 'alt="the image of held' in client.get(f"/image/{leak}").text
+
+
+def test_two_releases_are_compared_with_pictures(client: TestClient, work: Path) -> None:
+    names = sorted(path.parent.name for path in (work / "releases").glob("*/release.json"))
+    held = [
+        {row[0] for row in ask(work, f"SELECT sample_id FROM '{work}/releases/{name}/samples.parquet'")}
+        for name in names
+    ]
+    assert held[0] != held[1]
+    page = client.get("/compare", params={"a": names[0], "b": names[1]}).text
+    added = page.partition("<h2>Added")[2].partition("<h2>")[0]
+    removed = page.partition("<h2>Removed")[2].partition("<h2>")[0]
+    assert set(ids_on(added)) == held[1] - held[0]
+    assert set(ids_on(removed)) == held[0] - held[1]

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from training.cli import main
+from training.data.images import EvalView, normalise
+from training.evaluation.encoder import Encoder
 from training.evaluation.trained_model import open_trained_model
 from training.model import exports, weights
 from training.model.build import build_model, load_hugging_face, load_released
 from training.model.dalip import DalipModel
+from training.model.loss import LossSettings
 from training.model.presets import ModelSettings
 
 HERE = Path(__file__).parent
@@ -56,7 +59,7 @@ def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> 
         from training.model.branch import BranchShape, SecondOrderBranch
 
         def branch(norm: str) -> SecondOrderBranch:
-            return SecondOrderBranch(BranchShape(512, 512, 4, 46, norm, 0.5, "token", "full", 1))
+            return SecondOrderBranch(BranchShape(512, 4, 46, norm, 0.5, "token", "full"))
 
         model = torch.nn.ModuleDict({"clip": clip, "image_branch": branch("batch"), "text_branch": branch("layer")})
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -185,6 +188,27 @@ def test_the_hugging_face_layout_goes_there_and_back(tmp_path: Path, preset: str
         assert_same(given[name], expected[name])
 
 
+def test_one_vector_of_an_export_gives_the_two_feature_result(tmp_path: Path) -> None:
+    """Of pictures of several sizes and of texts, with the weight that the model was trained by."""
+    path = tiny(tmp_path, "vector")
+    model = build_model(ModelSettings(architecture=path)).eval()
+    exports.export_hugging_face(model, tmp_path / "hub", LossSettings(first_order_weight=0.2))
+    photos = sorted((ROOT / "tests/photos").glob("*.jpg"))[:3]
+    encoder, texts = Encoder.open(str(tmp_path / "hub")), ["a leaf", "an oak"]
+    scores = encoder.encode_pictures(photos) @ encoder.encode_texts(texts).t()
+    assert scores.shape == (3, 2)
+    view = EvalView(model.preprocess_settings)
+    pixels = torch.stack([view(photo.read_bytes()) for photo in photos])
+    preprocess = model.preprocess_settings
+    with torch.no_grad():
+        f_image, z_image = model.encode_image_both(normalise(pixels, preprocess.mean, preprocess.std))
+        f_text, z_text = model.encode_text_both(model.tokenizer(texts))
+    torch.testing.assert_close(scores, 0.2 * f_image @ f_text.t() + 0.8 * z_image @ z_text.t(), rtol=0, atol=1e-5)
+    plain = build_model(ModelSettings(preset="clip", architecture=path))
+    exports.export_hugging_face(plain, tmp_path / "plain")
+    assert Encoder.open(str(tmp_path / "plain")).encode_texts(texts).shape == (2, 32)
+
+
 def test_a_hugging_face_folder_loads_where_the_model_file_is_gone(tmp_path: Path) -> None:
     path = tiny(tmp_path, "moved")
     exports.export_hugging_face(build_model(ModelSettings(architecture=path)), tmp_path / "hub")
@@ -231,11 +255,11 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
             {
                 "architecture": path,
                 "pretrained": str(source),
-                "second_order": {"temperature": "own", "reduced_width": 7},
+                "second_order": {"reduced_width": 7},
             }
         )
         new = set(build_model(wider).new_parameters)
-        assert {"logit_scale_second", "image_branch.reduce.weight", "text_branch.projection.0.weight"} <= new
+        assert {"image_branch.reduce.weight", "text_branch.projection.0.weight"} <= new
         assert "image_branch.token_projection.weight" not in new
     with pytest.raises(ConfigError, match="does not fit"):
         build_model(

@@ -1,0 +1,41 @@
+"""An HTML page of panels that needs no other file: for desk and phone, light, dark and paper."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from manifests.drawing.panels import Panel, draw_svg
+from manifests.drawing.theme import theme_css
+
+PAGE_CSS = """\
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
+  Roboto, sans-serif; }
+main { max-width: 1280px; margin: 0 auto; padding: 16px 16px 48px; }
+h1 { font-size: 24px; margin: 4px 0 8px; overflow-wrap: anywhere; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 18px; }
+.panels svg { display: block; width: 100%; height: auto; }
+.soft { color: var(--soft); }
+.warn { border-left: 4px solid var(--warn); padding: 2px 0 2px 10px; color: var(--warn); font-weight: 600; }
+@media print { .panels svg { break-inside: avoid; } }
+"""
+
+
+def draw_page(
+    title: str, panels: Sequence[Panel], cautions: Sequence[str] = (), about: str = "", refresh_seconds: int = 0
+) -> str:
+    """An HTML page that needs no other file; `refresh_seconds` makes the browser read it anew.
+
+    Raises: ConfigError without matplotlib.
+    """
+    refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">\n' if refresh_seconds else ""
+    notes = "".join(f'<p class="warn" role="note">{html.escape(text)}</p>\n' for text in cautions)
+    drawn = "\n".join(f"<div>{draw_svg(panel)}</div>" for panel in panels)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{refresh}'
+        f"<title>{html.escape(title)}</title>\n<style>\n{theme_css()}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{html.escape(title)}</h1>\n{notes}<p class="soft">{html.escape(about)}</p>\n'
+        f'<div class="panels">\n{drawn}\n</div>\n</main>\n</body>\n</html>\n'
+    )

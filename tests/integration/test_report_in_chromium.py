@@ -1,0 +1,145 @@
+"""The report in a real headless Chromium: the sealed page of a release, and the page that adds its work folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import (
+    DESK,
+    LONG,
+    PHONE,
+    SCRIPT,
+    build_work_folder,
+    complaints,
+    open_chromium,
+    open_page,
+    violations,
+)
+from selenium.webdriver.common.by import By
+
+from manifests.drawing.page import draw_page
+from manifests.reader import open_reader
+from pipeline.planning.plots import panels_of
+
+MOST_BYTES = 10_000_000
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_work_folder(tmp_path_factory.mktemp("reported"))
+
+
+@pytest.fixture(scope="module")
+def pages(work: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    command = [sys.executable, "-m", "pipeline.cli", "report", str(work), "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    newest = (work / "releases/LATEST").read_text(encoding="utf-8").strip()
+    return {"sealed": work / "releases" / newest / "report.html", "work folder": out}
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with open_chromium() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("page", ["sealed", "work folder"])
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
+def test_it_fits_and_everyone_can_use_it(
+    driver: Any, pages: dict[str, Path], page: str, size: tuple[int, int], scheme: str
+) -> None:
+    assert pages[page].stat().st_size < MOST_BYTES
+    complaints(driver)
+    open_page(driver, pages[page].as_uri(), size, scheme)
+    assert complaints(driver) == []
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    serious = violations(driver)
+    assert not serious, json.dumps(serious, indent=1)[:3000]
+    pictures = driver.find_elements(By.TAG_NAME, "img")
+    assert pictures
+    assert all(picture.get_attribute("alt") for picture in pictures)
+    assert driver.execute_script("return [...document.images].every(image => image.naturalWidth > 0)")
+    background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3
+    assert (brightness < 60) == (scheme == "dark")
+
+
+def test_hostile_words_change_nothing_but_themselves(driver: Any, pages: dict[str, Path], work: Path) -> None:
+    open_page(driver, pages["work folder"].as_uri())
+    assert "taken" not in driver.title
+    assert driver.find_elements(By.CSS_SELECTOR, "script, main img[onerror], iframe, a:not([href^='#'])") == []
+    text = driver.find_element(By.TAG_NAME, "main").text
+    with open_reader(str(work)) as sql:
+        captions = {row[0] for row in sql.execute("SELECT caption FROM candidates").fetchall()}
+    assert {SCRIPT, LONG} <= captions
+    assert "<b>dot.png" in text
+    assert "x" * 1000 not in text, "a long caption is cut"
+    assert "</dd><script>alert('owner')" in text
+    for section in driver.find_elements(By.CSS_SELECTOR, "h2, .soft, .tiles"):
+        assert section.value_of_css_property("direction") == "ltr"
+
+
+def test_every_reason_has_its_gallery_with_the_count(driver: Any, pages: dict[str, Path], work: Path) -> None:
+    open_page(driver, pages["work folder"].as_uri())
+    titles = [one.text for one in driver.find_elements(By.CSS_SELECTOR, "#dropped h3")]
+    with open_reader(str(work)) as sql:
+        reasons = sql.execute("SELECT reason, stage, count(*) FROM decisions WHERE NOT keep GROUP BY ALL").fetchall()
+        leaks = sql.execute("SELECT sample_id FROM decisions WHERE reason = 'eval_leak'").fetchall()
+    assert len(reasons) >= 3
+    for reason, stage, num in reasons:
+        assert f"{reason.replace('_', ' ')}{num} at {stage}" in [title.replace("\n", "") for title in titles]
+    ids = [one.get_attribute("textContent") for one in driver.find_elements(By.CSS_SELECTOR, "#dropped .id")]
+    assert {row[0] for row in leaks} <= set(ids), "whole ids, to be copied"
+
+
+def test_the_sealed_page_tells_of_duplicates_and_leaks_but_shows_no_dropped_picture(
+    driver: Any, pages: dict[str, Path], work: Path
+) -> None:
+    open_page(driver, pages["sealed"].as_uri())
+    text = driver.find_element(By.ID, "duplicates").text
+    with open_reader(str(work)) as sql:
+        rows = sql.execute("SELECT sample_id, reason FROM decisions WHERE NOT keep").fetchall()
+    for reason in ("near_duplicate", "exact_duplicate"):
+        if num := sum(one == reason for _, one in rows):
+            assert re.search(rf"\b{num} images? (was|were) dropped as {reason.replace('_', ' ')}", text)
+    assert "held" in text
+    page = pages["sealed"].read_text(encoding="utf-8")
+    assert not [sample_id for sample_id, _ in rows if sample_id in page]
+
+
+def test_on_paper_it_is_light_and_without_navigation(driver: Any, pages: dict[str, Path]) -> None:
+    open_page(driver, pages["sealed"].as_uri(), scheme="dark")
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3 > 200
+    assert not driver.find_element(By.CSS_SELECTOR, "body > nav").is_displayed()
+
+
+def test_plots_are_a_page_that_fits_a_phone(driver: Any, tmp_path: Path) -> None:
+    runs = {"shares": [[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]], "losses": {"plant": [2.0, 1.5, 1.2]}}
+    curve = {name: [2.2, 1.5, 1.1] for name in ("loss", "low", "high")}
+    mixture = {
+        "ratio": {"plant": 0.5, "<b>$x$": 0.5},
+        "interval": {"plant": [0.4, 0.6], "<b>$x$": [0.4, 0.6]},
+        "predicted": {"plant": {"loss": 1.5, "low": 1.4, "high": 1.6}},
+        "drawn": {"runs": runs, "grid": [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], "losses": {"plant": curve}},
+    }
+    path = tmp_path / "plots.html"
+    page = draw_page("Chosen <i>", panels_of(mixture), ["DO NOT TRUST <script>"])
+    path.write_text(page, encoding="utf-8")
+    open_page(driver, path.as_uri(), PHONE, "dark")
+    assert complaints(driver) == []
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+    assert violations(driver) == []
+    assert len(driver.find_elements(By.TAG_NAME, "svg")) == 2
+    assert "<b>$x$" in driver.find_elements(By.TAG_NAME, "svg")[1].text
+    assert driver.find_element(By.CLASS_NAME, "warn").text == "DO NOT TRUST <script>"

@@ -1,0 +1,152 @@
+"""The other statistics of the second branch: what each computes, parameters, padding, gradients, and its way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training_runs import assert_same_run, make_settings, run_once
+
+from training.config import identity_values
+from training.evaluation.encoder import Encoder
+from training.evaluation.trained_model import open_trained_model
+from training.model import exports
+from training.model.branch import Branch, BranchShape
+from training.model.build import build_model, load_hugging_face
+from training.model.heads import HEADS, AttentionBranch, CovarianceBranch, MaxBranch, MeanBranch, matrix_square_root
+from training.model.presets import ModelSettings
+from training.run.loop import train
+from training.run.stopping import StoppedError
+
+CONTROLS = sorted(set(HEADS) - {"brownian"})
+MATCHED = ("mean", "max", "attention", "covariance")
+
+
+def shape(projection: str = "single", **changes: Any) -> BranchShape:
+    values: dict[str, Any] = {
+        "embed_dim": 16, "heads": 4, "reduced_width": 5, "norm": "layer", "dropout": 0.0,
+        "dropout_axis": "channel", "projection": projection,
+    }  # fmt: skip
+    return BranchShape(**values | changes)
+
+
+def inputs(num_tokens: int = 7, width: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(3, width, generator=generator, dtype=dtype),
+        torch.randn(3, num_tokens, width, generator=generator, dtype=dtype),
+    )
+
+
+def num_parameters(branch: Branch) -> int:
+    return sum(parameter.numel() for parameter in branch.parameters())
+
+
+@pytest.mark.parametrize("projection", ["full", "single"])
+@pytest.mark.parametrize("kind", MATCHED)
+def test_a_control_has_as_many_parameters_as_mbdc(kind: Any, projection: str) -> None:
+    """At the size of ViT-B/16: within half of what one more hidden unit would add, which is below 0.1 %."""
+    with torch.device("meta"):
+        wide = shape(projection, embed_dim=512, reduced_width=46)
+        counts = [num_parameters(HEADS[name](wide)) for name in (kind, "brownian")]
+    assert counts[0] == pytest.approx(counts[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_padding_changes_nothing_and_every_parameter_gets_a_gradient(kind: Any) -> None:
+    torch.manual_seed(1)
+    branch = HEADS[kind](shape())
+    anchor, tokens = inputs()
+    padded = torch.cat([tokens, 9.0 * torch.randn(3, 4, 16)], dim=1)
+    mask = torch.arange(11).expand(3, 11) < 7
+    torch.testing.assert_close(branch(anchor, padded, mask), branch(anchor, tokens), rtol=1e-4, atol=1e-5)
+    branch(anchor, padded, mask).square().sum().backward()
+    for name, parameter in branch.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_gradients_equal_finite_differences(kind: Any) -> None:
+    torch.manual_seed(2)
+    branch = HEADS[kind](shape()).double()
+    anchor, tokens = (x.requires_grad_() for x in inputs(5, dtype=torch.float64))
+    mask = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 5])
+    assert torch.autograd.gradcheck(lambda a, t: branch(a, t, mask), (anchor, tokens), atol=1e-5)
+
+
+def test_each_pooling_is_what_its_name_says() -> None:
+    _, tokens = inputs()
+    every = torch.ones(3, 7, dtype=torch.bool)
+    torch.testing.assert_close(MeanBranch(shape()).pool(tokens, every), tokens.mean(1))
+    torch.testing.assert_close(MaxBranch(shape()).pool(tokens, every), tokens.amax(1))
+    attention = AttentionBranch(shape())
+    torch.testing.assert_close(attention.pool(tokens, every), tokens.mean(1))  # its start
+    with torch.no_grad():
+        attention.query.copy_(1000 * tokens[0, 3].view(4, 4))
+    nearest = (tokens[0].view(7, 4, 4) * attention.query).sum(-1).argmax(0)
+    expected = tokens[0].view(7, 4, 4)[nearest, torch.arange(4)].flatten()
+    torch.testing.assert_close(attention.pool(tokens, every)[0], expected)
+
+
+def test_the_root_times_itself_is_the_matrix() -> None:
+    x = torch.randn(5, 40, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    matrix = x.transpose(1, 2) @ x / 40
+    root = matrix_square_root(matrix)
+    torch.testing.assert_close(root @ root, matrix, rtol=1e-3, atol=1e-3)
+    assert matrix_square_root(torch.zeros(1, 4, 4)).isfinite().all()
+
+
+def test_the_covariance_is_that_of_the_rectified_tokens() -> None:
+    """Of one head, against torch's own covariance."""
+    branch = CovarianceBranch(shape(heads=1, reduced_width=3))
+    tokens = torch.randn(2, 50, 1, 3, generator=torch.Generator().manual_seed(4))
+    vector = branch.compare(tokens, None, None)
+    row, column = torch.triu_indices(3, 3)
+    for given, sample in zip(vector, tokens, strict=True):
+        root = torch.zeros(3, 3)
+        root[row, column] = root[column, row] = given
+        expected = torch.cov(sample[:, 0].relu().t(), correction=0)
+        torch.testing.assert_close(root @ root, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_a_control_is_trained_exported_and_read_back(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """A run that is stopped and goes on ends with the same bits; its export gives the same features."""
+    config["model"]["second_order"]["statistic"] = kind
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    run_once(whole)
+    stop = tmp_path / "stop"
+    stop.touch()
+    with pytest.raises(StoppedError):
+        train(make_settings(config), stop_file=stop)
+    run_once(config)
+    assert_same_run(whole["output_dir"], config["output_dir"])
+
+    model = open_trained_model(config["output_dir"]).model
+    exports.export_hugging_face(model, tmp_path / "hub")
+    other = load_hugging_face(tmp_path / "hub").eval()
+    assert other.settings.second_order.statistic == kind
+    images, texts = torch.rand(2, 3, *model.clip.visual.image_size), model.tokenizer(["a leaf", "oak"])
+    with torch.no_grad():
+        torch.testing.assert_close(other(images, texts), model(images, texts), rtol=0, atol=1e-6)
+    assert Encoder.open(str(tmp_path / "hub")).encode_texts(["oak"]).shape[1] == 2 * model.clip.text_projection.shape[1]
+
+
+def test_runs_from_before_the_key_can_go_on(config: dict[str, Any]) -> None:
+    assert "statistic" not in identity_values(make_settings(config), ["x"])["model"]["second_order"]
+    config["model"]["second_order"]["statistic"] = "mean"
+    assert identity_values(make_settings(config), ["x"])["model"]["second_order"]["statistic"] == "mean"
+
+
+def test_f_twice_as_wide_is_an_architecture_with_another_embed_dim(architecture: Path, tmp_path: Path) -> None:
+    """The control that only has more numbers: no branch, and as many numbers a picture as f and z have together."""
+    values = json.loads(architecture.read_text())
+    (tmp_path / "heads-test-wide.json").write_text(json.dumps(values | {"embed_dim": 2 * values["embed_dim"]}))
+    wide = build_model(ModelSettings(preset="clip", architecture=str(tmp_path / "heads-test-wide.json")))
+    assert wide.clip.visual.proj.shape[1] == 2 * values["embed_dim"]

@@ -1,0 +1,255 @@
+"""Heads on frozen towers: tokens computed once and after kill -9, then train, resume, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from training_runs import assert_same_run, make_settings, run_once, step_lines
+
+from manifests.errors import ConfigError, IntegrityError
+from training.cli import main
+from training.config import TrainSettings, identity_values
+from training.data import loader, tokens
+from training.data.shards import SamplePool, open_pool
+from training.data.tokens import TokenStore, fill_store, open_stores, principal_components
+from training.evaluation.encoder import Encoder
+from training.evaluation.trained_model import open_trained_model
+from training.model.backbones import Backbone, load_backbone
+from training.run.loop import train
+from training.run.stopping import StoppedError
+
+SIZE, TOKENS = 32, 5
+
+
+class Words(nn.Module):
+    """A text tower: a vector for each byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table = nn.Embedding(256, 12)
+
+
+def image_tower() -> Backbone:
+    """16 tokens of 24 channels, from patches of 8 px."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 24, 8, 8)
+
+    def forward(pictures: Tensor) -> tuple[Tensor, Tensor, None]:
+        tokens = network(pictures).flatten(2).transpose(1, 2)
+        return tokens.mean(1), tokens, None
+
+    half = (0.5, 0.5, 0.5)
+    preprocess = {"size": SIZE, "mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "shortest"}
+    return Backbone(network, forward, preprocess)
+
+
+def text_tower() -> Backbone:
+    network = Words()
+
+    def forward(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.zeros(len(texts), TOKENS, dtype=torch.long)
+        for row, text in enumerate(texts):
+            found = list(text.encode())[:TOKENS]
+            ids[row, : len(found)] = torch.tensor(found)
+        tokens, mask = network.table(ids), ids > 0
+        return (tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True), tokens, mask
+
+    return Backbone(network, forward)
+
+
+@pytest.fixture
+def tokens_yaml(release_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config of `dalip tokens`; the towers of this file can be imported as `test_towers`."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "test_towers.py").write_text(Path(__file__).read_text())
+    monkeypatch.syspath_prepend(str(modules))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(modules), *sys.path]))
+    values = {
+        "release": str(release_folder), "output_dir": str(tmp_path / "tokens"), "splits": ["train", "heldout"],
+        "image": {"tower": "test_towers:image_tower", "width": 10}, "text": {"tower": "test_towers:text_tower"},
+        "embed_dim": 16, "num_threads": 1,
+    }  # fmt: skip
+    path = tmp_path / "tokens.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def on_tokens(config: dict[str, Any], tokens_yaml: Path, tmp_path: Path) -> dict[str, Any]:
+    """A training config on computed tokens."""
+    assert main(["tokens", str(tokens_yaml)]) == 0
+    config["model"]["architecture"] = str(tmp_path / "tokens/architecture.json")
+    config["data"]["tokens"] = str(tmp_path / "tokens")
+    return config
+
+
+def heldout(settings: TrainSettings) -> SamplePool:
+    return open_pool(loader.open_releases(settings.release), "heldout")
+
+
+def test_a_run_on_tokens_trains_goes_on_and_is_evaluated(on_tokens: dict[str, Any], tmp_path: Path) -> None:
+    """Also with other workers; stored tokens give the figures of the towers themselves."""
+    whole = on_tokens | {"output_dir": str(tmp_path / "whole")}
+    run_once(whole, data={"num_workers": 2}, schedule={"steps": 40}, optimiser={"lr": 0.01})
+    stop = tmp_path / "stop"
+    stop.touch()
+    longer: dict[str, Any] = {"schedule": {"steps": 40}, "optimiser": {"lr": 0.01}}
+    with pytest.raises(StoppedError):
+        train(make_settings(on_tokens, **longer), stop_file=stop)
+    run_once(on_tokens, **longer)
+    assert_same_run(whole["output_dir"], on_tokens["output_dir"])
+    lines = step_lines(whole["output_dir"])
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+
+    assert main(["eval", whole["output_dir"], "--out", str(tmp_path / "stored.json")]) == 0
+    (tmp_path / "tokens/heldout").rename(tmp_path / "elsewhere")
+    assert main(["eval", whole["output_dir"], "--out", str(tmp_path / "run.json")]) == 0
+    stored, run = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("stored", "run"))
+    for domain, figure in stored["validation_loss"].items():
+        assert figure["value"] == pytest.approx(run["validation_loss"][domain]["value"], abs=2e-3)
+
+    model = open_trained_model(whole["output_dir"]).model
+    assert not any("backbone" in name or "network" in name for name in model.state_dict())
+    assert main(["export", whole["output_dir"], str(tmp_path / "hub"), "--format", "huggingface"]) == 0
+    texts = ["a red circle", "a blue cross"]
+    vectors = [Encoder.open(place).encode_texts(texts) for place in (whole["output_dir"], str(tmp_path / "hub"))]
+    assert vectors[0].shape == (2, 32)
+    torch.testing.assert_close(vectors[0], vectors[1])
+    assert main(["export", whole["output_dir"], str(tmp_path / "model.pt")]) == 2
+
+
+@pytest.mark.parametrize("preset", ["clip", "released", "dalip"])
+def test_every_preset_trains_on_tokens(preset: str, on_tokens: dict[str, Any]) -> None:
+    on_tokens["model"] |= {"preset": preset}
+    if preset == "clip":
+        del on_tokens["model"]["second_order"]
+    run_once(on_tokens)
+    assert len(step_lines(on_tokens["output_dir"])) == 6
+
+
+def test_stored_tokens_are_those_of_the_towers(on_tokens: dict[str, Any]) -> None:
+    """To the precision of float16, padding as zeros, and the principal components in the model."""
+    run_once(on_tokens)
+    settings = make_settings(on_tokens)
+    pool = heldout(settings)
+    model = open_trained_model(on_tokens["output_dir"]).model
+    rows = list(range(len(pool)))
+    stored = next(iter(loader.eval_batches(pool, rows, settings.data, model, 64)))
+    plain = settings.data.model_copy(update={"tokens": None})
+    raw = next(iter(loader.eval_batches(pool, rows, plain, model, 64)))
+    assert stored.rows.tolist() == raw.rows.tolist() == rows
+    assert stored.images.shape[1:] == (17, 10)
+    preprocess = model.preprocess_settings
+    pictures = (raw.images / 255 - preprocess.mean[0]) / preprocess.std[0]
+    torch.testing.assert_close(stored.images.float(), model.clip.visual.tokens_of(pictures), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(stored.tokens.float(), raw.tokens, rtol=2e-3, atol=2e-3)
+
+
+def test_tokens_after_kill_9_are_the_same_bytes(
+    tokens_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the midst of a chunk; the second command computes only what is missing."""
+    script = (
+        "import os, signal, sys\n"
+        "from training.data import tokens\n"
+        "publish, seen = tokens.storage.publish_bytes, []\n"
+        "def counted(path, content):\n"
+        "    if 'chunk-' in path:\n"
+        "        seen.append(path)\n"
+        "        if len(seen) > 3:\n"
+        "            open(tokens.storage.temp_path(path), 'wb').write(content[:10])\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return publish(path, content)\n"
+        "tokens.storage.publish_bytes, tokens.CHUNK = counted, 50\n"
+        "from training.cli import main\n"
+        "main(['tokens', sys.argv[1]])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tokens_yaml)], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / "tokens"
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("chunk-*.npy")}
+    assert len(kept) == 3
+    monkeypatch.setattr(tokens, "CHUNK", 50)
+    assert main(["tokens", str(tokens_yaml)]) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    first = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    values = yaml.safe_load(tokens_yaml.read_text()) | {"output_dir": str(tmp_path / "anew")}
+    tokens_yaml.write_text(yaml.safe_dump(values))
+    assert main(["tokens", str(tokens_yaml)]) == 0
+    anew = tmp_path / "anew"
+    assert first == {path.relative_to(anew): path.read_bytes() for path in anew.rglob("*") if path.is_file()}
+
+
+def test_tokens_of_something_else_are_named(on_tokens: dict[str, Any], tokens_yaml: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(tokens_yaml.read_text())
+    tokens_yaml.write_text(yaml.safe_dump(values | {"image": {"tower": "test_towers:image_tower", "width": 9}}))
+    assert main(["tokens", str(tokens_yaml)]) == 2
+    with pytest.raises(ConfigError, match=r"data.tokens and the architecture.json in that folder go together"):
+        run_once(on_tokens, data={"tokens": None})
+    settings = make_settings(on_tokens)
+    assert open_stores(tmp_path / "tokens", heldout(settings), ("txt",)) is not None
+    with pytest.raises(ConfigError, match="no tokens of the text sci"):
+        open_stores(tmp_path / "tokens", heldout(settings), ("sci",))
+    (tmp_path / "tokens/train").rename(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="has no tokens of these samples"):
+        run_once(on_tokens)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_backbone("test_towers:nothing", "image")
+
+
+def test_where_tokens_lie_changes_no_run_but_what_they_are_of_does(on_tokens: dict[str, Any], tmp_path: Path) -> None:
+    before = identity_values(make_settings(on_tokens), ["x"])
+    assert "tokens" not in before["data"]
+    other = json.loads((tmp_path / "tokens/architecture.json").read_text())
+    other["vision_cfg"]["weights"] = "0" * 64
+    (tmp_path / "other-frozen.json").write_text(json.dumps(other))
+    on_tokens["model"]["architecture"] = str(tmp_path / "other-frozen.json")
+    assert identity_values(make_settings(on_tokens), ["x"])["model"] != before["model"]
+
+
+def test_a_tower_with_other_weights_is_refused(on_tokens: dict[str, Any], tmp_path: Path) -> None:
+    run_once(on_tokens)
+    run = Path(on_tokens["output_dir"])
+    encoder = Encoder.open(str(run))
+    assert encoder.encode_texts(["oak"]).shape == (1, 32)
+    module = tmp_path / "modules/test_towers.py"
+    module.write_text(module.read_text().replace("torch.manual_seed(1)", "torch.manual_seed(7)"))
+    sys.modules.pop("test_towers")
+    with pytest.raises(ConfigError, match="has other weights than those this model was trained on"):
+        Encoder.open(str(run)).encode_texts(["oak"])
+
+
+def test_a_store_with_a_chunk_cut_short_is_named(tmp_path: Path) -> None:
+    fill_store(tmp_path, {"of": "test"}, 300, lambda rows: np.ones((len(rows), 3, 4), np.float32))
+    store = TokenStore(tmp_path)
+    assert store.read([0, 299, 256]).shape == (3, 3, 4)
+    chunk = tmp_path / "chunk-000001.npy"
+    chunk.write_bytes(chunk.read_bytes()[:-8])
+    with pytest.raises(IntegrityError, match=r"chunk-000001.npy: missing or not whole"):
+        TokenStore(tmp_path)
+    chunk.unlink()
+    with pytest.raises(IntegrityError, match=r"chunk-000001.npy: missing or not whole"):
+        TokenStore(tmp_path)
+
+
+def test_principal_components_keep_the_directions_of_the_largest_variance() -> None:
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(400, 2)) * [3.0, 1.0]
+    turn, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    tokens = (hidden @ turn[:2] + 5.0).astype(np.float32)
+    mean, basis = principal_components(tokens, 2)
+    np.testing.assert_allclose((tokens - mean) @ basis @ basis.T + mean, tokens, atol=1e-4)
+    assert abs(basis[:, 0] @ turn[0]) > 0.99

@@ -1,0 +1,146 @@
+"""Tokens of a frozen tower, computed once: a folder of chunks that an interrupted job goes on with.
+
+A folder holds `tokens.json`, which says what the tokens are of (the release, the tower, its weights, the preparation of
+pictures), and one .npy file for each `CHUNK` rows: float16 (rows, 1 + M, W), the pooled feature first. Each file is
+published whole. A reader maps the files into memory, so that all processes of a machine share what the system keeps of
+them. Gives up with ConfigError on a folder of other tokens, and with IntegrityError on a chunk that is not whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+from manifests.settings import differences
+from training.data.shards import SamplePool
+
+ARCHITECTURE_FILE = "architecture.json"  # in the folder of `dalip tokens`, beside the stores
+CHUNK = 256  # rows of a file: what an interruption costs at most
+_FORMAT = "dalip-tokens/1"
+_MARK_FILE = "tokens.json"
+_LARGEST = np.finfo(np.float16).max
+
+Rows = NDArray[np.float16]
+
+
+def store_folder(folder: Path, split: str, side: str, member: str = "") -> Path:
+    """Where the tokens of a split lie in the folder of `dalip tokens`."""
+    return folder / split / (f"{side}-{member}" if member else side)
+
+
+def pool_identity(pool: SamplePool) -> dict[str, Any]:
+    """What tells one pool from another: its releases, and its samples in their order."""
+    digest = hashlib.sha256()
+    for sample in pool.table["sample_id"].to_pylist():
+        digest.update(f"{sample}\n".encode())
+    return {"releases": list(pool.fingerprints), "samples": digest.hexdigest()}
+
+
+def fill_store(
+    folder: Path,
+    identity: dict[str, Any],
+    num_rows: int,
+    encode: Callable[[Sequence[int]], NDArray[np.float32]],
+    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Compute what is missing of the tokens of rows 0 to `num_rows` - 1; `encode` gives those of some rows.
+
+    `identity` is all that the tokens depend on. `on_chunk` is told the number of chunks that are there, and of all.
+
+    Raises: ConfigError for a folder that holds tokens of something else.
+    """
+    mark = {"format": _FORMAT, "num_rows": num_rows, "chunk": CHUNK} | identity
+    path = folder / _MARK_FILE
+    storage.make_folder(str(folder))
+    if path.is_file():
+        if found := differences(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(mark))):
+            raise ConfigError(
+                f"{folder}: holds tokens of something else ({'; '.join(found[:3])}); choose another folder"
+            )
+    else:
+        storage.publish_bytes(str(path), json.dumps(mark, indent=2).encode("utf-8"))
+    storage.sweep(str(folder))
+    starts = range(0, num_rows, CHUNK)
+    for done, start in enumerate(starts):
+        target = _chunk_file(folder, done)
+        if not target.is_file():
+            tokens = encode(range(start, min(start + CHUNK, num_rows)))
+            stream = io.BytesIO()
+            np.save(stream, np.clip(tokens, -_LARGEST, _LARGEST).astype(np.float16))
+            storage.publish_bytes(str(target), stream.getvalue())
+        on_chunk(done + 1, len(starts))
+
+
+def open_stores(folder: Path, pool: SamplePool, members: Sequence[str]) -> tuple[TokenStore, list[TokenStore]] | None:
+    """The tokens of the pictures and of each text member of a pool; None when no split in the folder is this pool.
+
+    Raises: ConfigError for a member without tokens; IntegrityError for chunks that are missing.
+    """
+    own = pool_identity(pool)
+    for split in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        mark = store_folder(folder, split, "image") / _MARK_FILE
+        if not mark.is_file() or not own.items() <= json.loads(mark.read_text(encoding="utf-8")).items():
+            continue
+        if missing := [name for name in members if not store_folder(folder, split, "text", name).is_dir()]:
+            raise ConfigError(f"{folder}: has no tokens of the text {missing[0]}; add it to text_members")
+        image = TokenStore(store_folder(folder, split, "image"))
+        return image, [TokenStore(store_folder(folder, split, "text", name)) for name in members]
+    return None
+
+
+class TokenStore:
+    """The tokens of a folder that `fill_store` has filled."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens every chunk.
+
+        Raises: ConfigError for a folder without tokens; IntegrityError for chunks that are missing or not whole.
+        """
+        mark_file = folder / _MARK_FILE
+        if not mark_file.is_file():
+            raise ConfigError(f"{folder}: holds no tokens; compute them with `dalip tokens`")
+        self.folder = folder
+        self.identity: dict[str, Any] = json.loads(mark_file.read_text(encoding="utf-8"))
+        self.num_rows, self._chunk = int(self.identity["num_rows"]), int(self.identity["chunk"])
+        self._chunks: list[Rows] = []
+        for number, start in enumerate(range(0, self.num_rows, self._chunk)):
+            path = _chunk_file(folder, number)
+            try:
+                chunk = np.load(path, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise IntegrityError(f"{path}: missing or not whole ({error}); run `dalip tokens` again") from None
+            if len(chunk) != min(self._chunk, self.num_rows - start):
+                raise IntegrityError(f"{path}: holds {len(chunk)} rows; remove it and run `dalip tokens` again")
+            self._chunks.append(chunk)
+
+    def read(self, rows: Sequence[int]) -> Rows:
+        """Tokens of some rows, (B, 1 + M, W)."""
+        found = np.empty((len(rows), *self._chunks[0].shape[1:]), np.float16)
+        for place, row in enumerate(rows):
+            found[place] = self._chunks[row // self._chunk][row % self._chunk]
+        return found
+
+
+def principal_components(tokens_NV: NDArray[np.float32], width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean (V,) and the first `width` directions (V, width) of rows, the one with the largest variance first."""
+    mean_V = tokens_NV.mean(axis=0)
+    centred_NV = tokens_NV - mean_V
+    _, vectors_VV = np.linalg.eigh(centred_NV.T @ centred_NV)
+    basis_VW = vectors_VV[:, ::-1][:, :width]
+    # The sign of a direction is arbitrary; its largest entry is made positive.
+    largest_W = np.abs(basis_VW).argmax(axis=0)
+    basis_VW = basis_VW * np.sign(basis_VW[largest_W, np.arange(basis_VW.shape[1])])
+    return mean_V.astype(np.float32), np.ascontiguousarray(basis_VW, dtype=np.float32)
+
+
+def _chunk_file(folder: Path, number: int) -> Path:
+    return folder / f"chunk-{number:06d}.npy"

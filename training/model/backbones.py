@@ -1,0 +1,120 @@
+"""Frozen towers from elsewhere, by name: timm's, open_clip's, or a function in any module that Python can import.
+
+    timm:vit_small_patch16_224.dino            timm downloads the weights, or finds them in its cache
+    open_clip:ViT-B-16:laion2b_s34b_b88k       an open_clip model and tag (or checkpoint file)
+    my_towers:efficientnet_lite2               a function without arguments that returns a `Backbone`
+
+A tower turns a batch into a pooled feature, its tokens and, for texts, which tokens count. Reads weights; writes
+nothing. Gives up with ConfigError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifests.errors import ConfigError
+
+Rows = tuple[Tensor, Tensor, Tensor | None]  # pooled (B, V), tokens (B, M, V), which of them count (B, M) or None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen tower.
+
+    `forward` takes normalised pictures (B, 3, H, W), or a list of texts. `preprocess` is open_clip's `PreprocessCfg` as
+    a dict (size, mean, std, interpolation, resize_mode), for pictures. `network` holds the weights.
+    """
+
+    network: nn.Module
+    forward: Callable[[Any], Rows]
+    preprocess: dict[str, Any] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def run(self, inputs: Any) -> Rows:
+        """The tower in evaluation mode."""
+        self.network.eval()
+        return self.forward(inputs)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of every tensor of the network with its name."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_backbone(name: str, side: str) -> Backbone:
+    """The tower of a name, for `side` image or text.
+
+    Raises: ConfigError.
+    """
+    kind, _, rest = name.partition(":")
+    try:
+        if kind == "timm" and side == "image":
+            return _from_timm(rest)
+        if kind == "open_clip":
+            return _from_open_clip(rest, side)
+        made = getattr(importlib.import_module(kind), rest)()
+    except ConfigError:
+        raise
+    except Exception as error:  # the libraries, and a function of anyone's, raise their own kinds
+        words = " ".join(str(error).split())[:300]
+        raise ConfigError(f"the {side} tower '{name}' cannot be loaded: {type(error).__name__}: {words}") from error
+    if not isinstance(made, Backbone):
+        raise ConfigError(
+            f"the {side} tower '{name}' gives {type(made).__name__}, not a training.model.backbones.Backbone"
+        )
+    return made
+
+
+def _from_timm(name: str) -> Backbone:
+    import timm
+
+    library: Any = timm  # half typed
+    network = library.create_model(name, pretrained=True, num_classes=0)
+    config = library.data.resolve_model_data_config(network)
+
+    def forward(pictures: Tensor) -> Rows:
+        features = network.forward_features(pictures)
+        pooled_BV = network.forward_head(features, pre_logits=True)
+        if features.ndim == 4:  # a convolutional trunk; its channels come second
+            return pooled_BV, features.flatten(2).transpose(1, 2), None
+        return pooled_BV, features[:, network.num_prefix_tokens :], None
+
+    preprocess = {
+        "size": config["input_size"][-1], "mean": config["mean"], "std": config["std"],
+        "interpolation": config["interpolation"], "resize_mode": "shortest",
+    }  # fmt: skip
+    return Backbone(network, forward, preprocess)
+
+
+def _from_open_clip(name: str, side: str) -> Backbone:
+    from training.model.architecture import create_clip, create_tokenizer
+    from training.model.towers import check_towers, image_tower, text_tower
+
+    architecture, _, tag = name.partition(":")
+    clip = create_clip(architecture, pretrained=tag or None)
+    check_towers(clip, "before_projection")
+    if side == "text":
+        tokenizer = create_tokenizer(architecture)
+
+        def forward_texts(texts: list[str]) -> Rows:
+            found = text_tower(clip, tokenizer(texts), "before_projection", mask_padding=True)
+            return found.anchor, found.tokens, found.mask
+
+        return Backbone(clip, forward_texts)
+
+    def forward(pictures: Tensor) -> Rows:
+        found = image_tower(clip, pictures, "before_projection")
+        return found.anchor, found.tokens, found.mask
+
+    return Backbone(clip.visual, forward, dict(clip.visual.preprocess_cfg))
