@@ -1,6 +1,7 @@
 # make demo    real pictures in, a sealed release and a trained model out
 # make test    the tests             make check   lint, types, import directions
 # make test-numerics                 the tests of numbers again, as another processor would round them
+# make reference                     configs/REFERENCE.md from the settings classes
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
 #
 # Every target sets up .venv first when pyproject.toml or constraints.txt changed. pip obeys its own settings
@@ -21,7 +22,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-numerics check bench setup clean distclean constraints
+.PHONY: help demo test test-numerics check reference bench setup clean distclean constraints
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -55,6 +56,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# configs/REFERENCE.md from the settings classes; a test sees that it is current
+reference: $(STAMP)
+	@$(BIN)/python .ci/reference.py
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do \

@@ -1,8 +1,8 @@
 """The catalogue: which parts exist, which stage versions are sealed, where everything lies.
 
 It is one DuckDB file in the work folder. While one process writes it, no other can open it (DuckDB 2.0). So only the
-driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. No other module opens
-DuckDB for writing; readers use manifests/reader.py.
+driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. What it can be
+rebuilt from lies beside it too (catalog_file.py). Readers use manifests/reader.py.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from manifests import storage
-from manifests.errors import IntegrityError, RunError
-from manifests.records import Funnel, PartFile, PartRecord, StageRecord
-from manifests.rounds import FetchRounds
+from manifests.catalog_file import (
+    append_to_journal,
+    check_losses,
+    file_size,
+    note_closed,
+    open_database,
+    transaction,
+    write_snapshot,
+)
+from manifests.errors import DamageError
+from manifests.records import FetchRounds, Funnel, PartFile, PartRecord, StageRecord
+from manifests.takedowns import LIST_FILE
 
-CATALOG_FILE = "catalog.duckdb"
 STATUS_FILE = "status.json"
 
 
@@ -41,14 +48,11 @@ class Catalog:
     def open(cls, workdir: str) -> Catalog:
         """Open (or make) the catalogue of a work folder for writing.
 
-        Raises: ConfigError when the folder cannot be written; RunError when another build holds it.
+        Raises: ConfigError when the folder cannot be written; RunError when another build holds it; IntegrityError when
+            the catalogue is gone, damaged or not the one of this folder.
         """
         storage.make_folder(workdir)
-        path = storage.join(workdir, CATALOG_FILE)
-        connection = _connect(path)
-        with _transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
-            connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
-        return cls(connection, workdir)
+        return cls(open_database(workdir), workdir)
 
     def __enter__(self) -> Catalog:
         return self
@@ -56,24 +60,41 @@ class Catalog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reader.close()
-        self._connection.close()
+        listed = storage.join(self.workdir, LIST_FILE)
+        try:
+            try:
+                if Path(listed).is_file():
+                    self.input_sha256(listed, LIST_FILE)  # known from now on, so that damage to the list shows
+                write_snapshot(self._connection, self.workdir)
+            finally:
+                self._reader.close()
+                self._connection.close()
+            note_closed(self.workdir)
+        except OSError:  # a full disk: what ended the build counts more, and the next one writes a snapshot
+            if kind is None:
+                raise
 
     # ---- inputs
 
-    def input_sha256(self, path: str) -> str:
-        """Hash of the content of an input file. The file is read again only when its size or time changed."""
+    def input_sha256(self, path: str, name: str | None = None) -> str:
+        """Hash of the content of an input file. The file is read again only when its size or time changed.
+
+        It is kept under `name`, or else under the path.
+        """
         fs, inner = storage.filesystem(path)
         info = fs.info(inner)
         num_bytes, changed = int(info["size"]), _changed_ns(info)
         known = self._find_text(
-            "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?", path, num_bytes, changed
+            "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
+            name or path,
+            num_bytes,
+            changed,
         )
         if known and changed:
             return known
         digest = storage.hash_file(path).sha256
         self._connection.execute(
-            "INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", [path, num_bytes, changed, digest]
+            "INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", [name or path, num_bytes, changed, digest]
         )
         return digest
 
@@ -111,7 +132,7 @@ class Catalog:
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Note that a stage version was begun and make it the current one."""
-        with _transaction(self._connection):
+        with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
                 [fingerprint, stage, json.dumps(identity, sort_keys=True), _now()],
@@ -124,7 +145,7 @@ class Catalog:
         Raises: IntegrityError when its rows do not add up.
         """
         stage.funnel.check(stage.stage)
-        with _transaction(self._connection):
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
             rows = [(stage.fingerprint, reason, num) for reason, num in stage.funnel.reasons.items() if num]
             if rows:
@@ -139,10 +160,11 @@ class Catalog:
                     stage.fingerprint,
                 ],
             )
+        write_snapshot(self._connection, self.workdir)
 
     def forget_current(self, stages: Iterable[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
-        with _transaction(self._connection):
+        with transaction(self._connection):
             for stage in stages:
                 self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
 
@@ -184,38 +206,36 @@ class Catalog:
         return list(dict.fromkeys(str(row[0]) for row in rows))
 
     def commit_part(self, fingerprint: str, position: int, part: PartRecord) -> None:
-        """Commit a part whose files are published, in one transaction."""
+        """Commit a part whose files are published, in one transaction, as part `position` of a stage version."""
         funnel = part.funnel
-        with _transaction(self._connection):
+        row = {
+            "part_key": part.key,
+            "stage": part.stage,
+            "step": part.step,
+            "reuse_key": part.reuse_key,
+            "num_in": funnel.num_in if funnel else None,
+            "num_kept": funnel.num_kept if funnel else None,
+            "reasons": _json(dict(funnel.reasons) if funnel else {}),
+            "notes": _json(dict(part.notes)),
+            "seconds": part.seconds,
+            "attempts": part.attempts,
+            "committed_at": _now().isoformat(),
+        }
+        files = [{"part_key": part.key, "table_name": file.table, **_described(file)} for file in part.files]
+        link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
+        with transaction(self._connection):
+            for table, rows in (("parts", [row]), ("files", files)):
+                for each in rows:
+                    values = ", ".join(f"${name}" for name in each)
+                    self._connection.execute(f"INSERT INTO {table} ({', '.join(each)}) VALUES ({values})", each)
             self._connection.execute(
-                "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    part.key,
-                    part.stage,
-                    part.step,
-                    part.reuse_key,
-                    funnel.num_in if funnel else None,
-                    funnel.num_kept if funnel else None,
-                    json.dumps(dict(funnel.reasons) if funnel else {}, sort_keys=True),
-                    json.dumps(dict(part.notes), sort_keys=True),
-                    part.seconds,
-                    part.attempts,
-                    _now(),
-                ],
+                "INSERT OR REPLACE INTO stage_parts VALUES ($fingerprint, $step, $position, $part_key)", link
             )
-            for file in part.files:
-                self._connection.execute(
-                    "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
-                    [part.key, file.table, file.path, file.num_rows, file.num_bytes, file.sha256],
-                )
-            self._connection.execute(
-                "INSERT OR REPLACE INTO stage_parts VALUES (?, ?, ?, ?)",
-                [fingerprint, part.step, position, part.key],
-            )
+            append_to_journal(self.workdir, {"parts": [row], "files": files, "stage_parts": [link]})
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
-        with _transaction(self._connection):
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
                 self._connection.executemany(
@@ -228,25 +248,35 @@ class Catalog:
 
         Looks at all versions of all stages: a build that goes back to an older configuration uses them again.
 
-        Raises: IntegrityError when a file has another size than its record.
+        Raises: IntegrityError when so many files are gone that a folder is rather not mounted; DamageError when files
+            have another size than their record. Nothing is dropped then.
         """
-        rows = self._connection.execute(
-            "SELECT f.part_key, p.stage, f.path, f.num_bytes FROM files f JOIN parts p USING (part_key)"
-        ).fetchall()
-        lost: dict[str, str] = {}
-        for key, stage, path, num_bytes in rows:
-            size = _file_size(storage.join(self.workdir, path))
-            if size is None:
-                lost[key] = stage
-            elif size != num_bytes:
-                raise IntegrityError(
-                    f"{path}: {size:,} bytes on disk, {num_bytes:,} in the catalogue; something changed a published "
-                    "file. Restore it, or remove it to have its part done again"
-                )
-        by_stage: dict[str, int] = {}
-        for key, stage in lost.items():
-            by_stage[stage] = by_stage.get(stage, 0) + 1
-            with _transaction(self._connection):
+        rows = self._connection.execute("SELECT part_key, path, num_bytes FROM files").fetchall()
+        sizes = {path: file_size(storage.join(self.workdir, path)) for _, path, _ in rows}
+        check_losses(self.workdir, {path: size is not None for path, size in sizes.items()})
+        resized = sorted({path for _, path, num_bytes in rows if sizes[path] not in (None, num_bytes)})
+        if resized:
+            raise DamageError(self.workdir, resized)
+        return self.forget_parts({key for key, path, _ in rows if sizes[path] is None})
+
+    def parts_with(self, paths: Sequence[str]) -> list[PartRecord]:
+        """The committed parts that wrote any of these files."""
+        wanted = pa.table({"path": pa.array(paths, pa.string())})
+        self._connection.register("named", wanted)
+        rows = self._connection.execute("SELECT DISTINCT part_key FROM files SEMI JOIN named USING (path)").fetchall()
+        self._connection.unregister("named")
+        return list(self.find_parts(sorted(row[0] for row in rows)).values())
+
+    def identity_of(self, fingerprint: str) -> dict[str, Any] | None:
+        """What the fingerprint of a stage version stands for, or None."""
+        identity = self._find_text("SELECT identity FROM stages WHERE fingerprint = ?", fingerprint)
+        return None if identity is None else dict(json.loads(identity))
+
+    def forget_parts(self, keys: Collection[str]) -> dict[str, int]:
+        """Un-commit parts, and unseal what used them. Returns how many by stage."""
+        parts = self.find_parts(sorted(keys))
+        for key in parts:
+            with transaction(self._connection):
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
                     "(SELECT fingerprint FROM stage_parts WHERE part_key = ?)",
@@ -254,13 +284,15 @@ class Catalog:
                 )
                 for table in ("stage_parts", "files", "parts"):
                     self._connection.execute(f"DELETE FROM {table} WHERE part_key = ?", [key])
-        return by_stage
+        if parts:
+            write_snapshot(self._connection, self.workdir)
+        return dict(Counter(part.stage for part in parts.values()))
 
     # ---- mixes and releases
 
     def record_mix(self, fingerprint: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store what a mix drew from each domain (columns of the table `mixes`)."""
-        with _transaction(self._connection):
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
             for row in rows:
                 self._connection.execute(
@@ -275,7 +307,7 @@ class Catalog:
         Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
         with `value`), epochs (domain -> passes), validation (release, split, batch_size).
         """
-        with _transaction(self._connection):
+        with transaction(self._connection):
             for run in runs:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
@@ -297,7 +329,7 @@ class Catalog:
     ) -> None:
         """Store a sealed release and its shards (split, shard, num_samples, num_bytes, sha256)."""
         num_samples = sum(int(row["num_samples"]) for row in shards if row["split"] == "train")
-        with _transaction(self._connection):
+        with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?, ?)",
                 [name, path, fingerprint, num_samples, record_sha256, _now()],
@@ -311,6 +343,11 @@ class Catalog:
                         **{k: row[k] for k in ("split", "shard", "num_samples", "num_bytes", "sha256")},
                     },
                 )
+
+    def list_releases(self) -> list[tuple[str, str]]:
+        """Name and fingerprint of every sealed release, oldest first."""
+        rows = self._connection.execute("SELECT name, fingerprint FROM releases ORDER BY sealed_at, name").fetchall()
+        return [(str(name), str(fingerprint)) for name, fingerprint in rows]
 
     def find_release(self, fingerprint: str) -> str | None:
         """Path of the release that a pack stage version sealed, relative to the work folder."""
@@ -345,9 +382,7 @@ class Catalog:
             "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
         ).to_arrow_table()
         status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}
-        storage.publish_bytes(
-            storage.join(self.workdir, STATUS_FILE), json.dumps(status, indent=1, sort_keys=True).encode()
-        )
+        storage.publish_bytes(storage.join(self.workdir, STATUS_FILE), status_bytes(status))
 
     # ---- inside
 
@@ -376,47 +411,19 @@ class Catalog:
         return found
 
 
-@contextmanager
-def _transaction(connection: Any) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def status_bytes(status: Mapping[str, Any]) -> bytes:
+    """The content of status.json, with a hash of the rest, so that damage shows."""
+    rest = {name: value for name, value in status.items() if name != "sha256"}
+    digest = hashlib.sha256(_json(rest).encode()).hexdigest()
+    return json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True).encode()
 
 
-def _connect(path: str) -> Any:
-    try:
-        return duckdb.connect(path)
-    except duckdb.IOException as error:
-        raise locked(path, error) from None
-    except duckdb.Error as error:
-        raise IntegrityError(f"{path}: this is not a catalogue DuckDB can open: {error}") from None
-
-
-def locked(path: str, error: Exception) -> Exception:
-    """The error to raise when DuckDB cannot open a catalogue: held by another process, or broken."""
-    text = str(error)
-    if "set lock on file" in text:
-        return RunError(
-            f"{path}: another process is writing this catalogue (a build is running here); "
-            "`plantmix status` works meanwhile; everything else works when the build has ended"
-        )
-    return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}")
+def _described(file: PartFile) -> dict[str, Any]:
+    return {name: getattr(file, name) for name in ("path", "num_rows", "num_bytes", "sha256")}
 
 
 def _json(values: Any) -> str:
     return json.dumps(values, sort_keys=True)
-
-
-def _file_size(path: str) -> int | None:
-    fs, inner = storage.filesystem(path)
-    try:
-        return int(fs.info(inner)["size"])
-    except FileNotFoundError:
-        return None
 
 
 def _changed_ns(info: Mapping[str, Any]) -> int:

@@ -12,6 +12,8 @@ What happens to one image is an outcome in a table, never an exception.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class PlantMixError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line returns."""
@@ -39,3 +41,20 @@ class RunError(PlantMixError):
 
 class IntegrityError(PlantMixError):
     """What is stored contradicts its record: stop at once and touch nothing more."""
+
+
+class DamageError(IntegrityError):
+    """Published files that do not hold what was recorded."""
+
+    def __init__(self, workdir: str, paths: Sequence[str]) -> None:
+        """`paths` are relative to the work folder."""
+        self.workdir, self.paths = workdir, tuple(paths)
+        super().__init__(
+            f"{describe_paths(paths)}: not what was recorded; the disk or another program changed a published file. "
+            f"`plantmix repair {workdir}` makes anew what is damaged"
+        )
+
+
+def describe_paths(paths: Sequence[str]) -> str:
+    """The first path, and how many more there are."""
+    return paths[0] + (f" and {len(paths) - 1:,} more files" if len(paths) > 1 else "")

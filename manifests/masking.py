@@ -1,7 +1,7 @@
 """Secrets in addresses: what must not leave the work folder, taken out of a URL or of any text that holds URLs.
 
 Pure. A secret is whatever would let a reader act as somebody else: the user and password of `user:pw@host`, and values
-of the query or fragment that a name or a shape tells as a token or signature. Identifiers (numbers, UUIDs, hex hashes,
+of the query or fragment whose name or shape is that of a token or signature. Identifiers (numbers, UUIDs, hex hashes,
 file names) stay, so that the address stays useful.
 """
 

@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from manifests import storage, tables
-from manifests.catalog import CATALOG_FILE, STATUS_FILE, locked
+from manifests.catalog import STATUS_FILE
+from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
 from manifests.errors import ConfigError, IntegrityError
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
@@ -30,6 +31,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         "One row for each candidate, address and round of fetching: all that was ever tried.",
     ),
     "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
+    "details": ("dedup", tables.DETAILS, "Detail of pictures that have a near copy of another size."),
     "evaluation": (
         "dedup",
         tables.EVALUATION,
@@ -66,8 +68,8 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
     """The connection of `open_reader`, locked by DuckDB itself; it spills into a private folder that goes with it.
 
-    It reaches no file but the tables of the work folder, loads no extension, and none of its settings can be changed.
-    DuckDB would still write a file within `tables/`, so only statements that read may be given to it.
+    It reaches no file but the tables of the work folder, without the whole addresses of `secrets`. It loads no
+    extension, and none of its settings can be changed.
 
     Raises: as `open_reader`.
     """
@@ -77,7 +79,10 @@ def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
         connection.execute("SET python_enable_replacements = false")
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
-        connection.execute(f"SET allowed_directories = ['{_quote(storage.join(workdir, 'tables'))}']")
+        parts = [path for path in Path(workdir, "tables").rglob("*.parquet") if not path.stem.endswith("-secrets")]
+        named = [storage.join(workdir, str(path.relative_to(workdir))) for path in parts]  # as the views name them
+        listed = ", ".join(f"'{_quote(path)}'" for path in named)
+        connection.execute(f"SET allowed_paths = [{listed}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection
@@ -88,21 +93,27 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
 
     Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone.
 
-    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when a file that it
-    names is gone.
+    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when it is gone or
+    damaged, or when a file that it names is gone.
     """
     path = storage.join(workdir, CATALOG_FILE)
     if not Path(path).is_file():
+        if Path(storage.join(workdir, SNAPSHOT_FILE)).is_file():
+            raise gone(workdir)
         raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH '{_quote(path)}' AS catalog (READ_ONLY)")
+        refuse_foreign(connection, workdir)
+        found = connection.execute(
+            "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
+        ).fetchall()
+        for name, _ in found:  # reads every block, so damage shows here and not in the middle of an answer
+            connection.execute(f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t').fetchall()
     except duckdb.Error as error:
         connection.close()
-        raise locked(path, error) from None
-    for name, about in connection.execute(
-        "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
-    ).fetchall():
+        raise explain_duckdb(workdir, error) from None
+    for name, about in found:
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
         connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
     if not per_sample:
@@ -182,7 +193,10 @@ def read_status(workdir: str) -> dict[str, Any]:
     path = Path(storage.join(workdir, STATUS_FILE))
     if not path.is_file():
         raise ConfigError(f"{workdir}: no {STATUS_FILE} here; give the work folder of a build (work_dir in its config)")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged ({error}); the next build or `plantmix repair` writes it anew") from None
 
 
 def _quote(text: str) -> str:

@@ -250,7 +250,7 @@ def read_record(folder: str) -> dict[str, Any]:
         record = json.loads(fs.cat_file(inner))
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no sealed release here (no {RECORD_FILE})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{folder}/{RECORD_FILE}: not valid JSON: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__

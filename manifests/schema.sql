@@ -159,3 +159,9 @@ COMMENT ON TABLE configs IS 'Configurations that builds ran with; `plantmix retr
 COMMENT ON COLUMN configs.config_sha256 IS 'Hash of the json';
 COMMENT ON COLUMN configs.config IS 'The whole configuration with its defaults, json';
 COMMENT ON COLUMN configs.used_at IS 'When a build last ran with it, UTC';
+
+CREATE TABLE IF NOT EXISTS snapshots (catalog_id VARCHAR NOT NULL, format INTEGER NOT NULL, number BIGINT NOT NULL);
+COMMENT ON TABLE snapshots IS 'One row: which catalogue this is, and how many snapshots were taken of it.';
+COMMENT ON COLUMN snapshots.catalog_id IS 'Random; tells one work folder from another';
+COMMENT ON COLUMN snapshots.format IS 'Format of the catalogue';
+COMMENT ON COLUMN snapshots.number IS 'Number of the newest catalog.snapshot';

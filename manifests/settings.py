@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.fields import FieldInfo
 
 from manifests.errors import ConfigError
 
@@ -116,21 +115,23 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a configuration: its dotted place, where `[]` stands for an entry of a list and `NAME` for a name."""
+    """One key of a configuration: its dotted place, where `[]` stands for an entry of a list and `NAME` for a name.
+
+    `sections` are the models below it, each with its place.
+    """
 
     place: str
-    field: FieldInfo
-    has_keys: bool
+    sections: tuple[tuple[type[Settings], str], ...]
 
 
 def keys_of(model: type[Settings], prefix: str = "") -> Iterator[Key]:
     """Every key below `model`, each section before the keys in it."""
     for name, field in model.model_fields.items():
-        inner = _models_in(field.annotation)
-        yield Key(f"{prefix}{name}", field, bool(inner))
-        many = _container_of(field.annotation)
-        for section in inner:
-            yield from keys_of(section, f"{prefix}{name}{many}.")
+        below = f"{prefix}{name}{_container_of(field.annotation)}"
+        sections = tuple((section, below) for section in sections_in(field.annotation))
+        yield Key(f"{prefix}{name}", sections)
+        for section, _ in sections:
+            yield from keys_of(section, f"{below}.")
 
 
 def _container_of(annotation: Any) -> str:
@@ -142,7 +143,7 @@ def _container_of(annotation: Any) -> str:
         return ".NAME"
     if isinstance(annotation, type) or origin is Literal:
         return ""
-    return "".join(sorted({_container_of(inner) for inner in get_args(annotation) if _models_in(inner)})[-1:])
+    return "".join(sorted({_container_of(inner) for inner in get_args(annotation) if sections_in(inner)})[-1:])
 
 
 def _known_keys(loc: tuple[Any, ...], model: type[Settings]) -> list[str]:
@@ -155,17 +156,18 @@ def _known_keys(loc: tuple[Any, ...], model: type[Settings]) -> list[str]:
                 found.append(candidate)
             field = candidate.model_fields.get(str(step))
             if field is not None:
-                found.extend(_models_in(field.annotation))
+                found.extend(sections_in(field.annotation))
         here = found or here
     return sorted({name for candidate in here for name in candidate.model_fields})
 
 
-def _models_in(annotation: Any) -> list[type[Settings]]:
+def sections_in(annotation: Any) -> list[type[Settings]]:
+    """The models that a field holds: itself, in a list, by name, or one of several."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     found: list[type[Settings]] = []
     for inner in getattr(annotation, "__args__", ()):
-        found.extend(_models_in(inner))
+        found.extend(sections_in(inner))
     return found
 
 

@@ -68,6 +68,11 @@ def temp_path(path: str) -> str:
     return f"{folder}/{temp}" if folder else temp
 
 
+def is_private(path: str) -> bool:
+    """Whether this is the private name of a file that is being written, or was when its writer was killed."""
+    return _TEMP_NAME.fullmatch(path.rpartition("/")[2]) is not None
+
+
 def make_folder(path: str) -> None:
     """Create a folder and its parents.
 
@@ -188,7 +193,7 @@ def sweep(folder: str) -> int:
         return 0
     gone = 0
     for name in fs.find(inner):
-        if _TEMP_NAME.fullmatch(name.rpartition("/")[2]):
+        if is_private(name):
             with contextlib.suppress(FileNotFoundError):  # a worker that is still running removed or published it
                 fs.rm_file(name)
                 gone += 1

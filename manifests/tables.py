@@ -160,6 +160,13 @@ PAIRS = pa.schema(
     ]
 )
 
+DETAILS = pa.schema(  # of pictures that have a near copy of another size
+    [
+        ("pixels_sha256", pa.string()),  # of facts
+        ("detail_px", pa.int64()),  # pixels that the detail fills; fewer than the picture has where it was blown up
+    ]
+)
+
 SEMANTIC_PAIRS = pa.schema(
     [
         ("pixels_a", pa.string()),  # pixels_sha256 of facts, a < b

@@ -32,9 +32,11 @@ COMMANDS = (  # in the order in which a run needs them
     "mix",
     "plan",
     "verify",
+    "repair",
     "diff",
     "takedown",
 )
+_TOGETHER = {"repair": "verify"}  # what one command finds, the other mends: one module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,12 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PlantMixError as error:
         print(shown(f"plantmix: error: {error}"), file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a lost mount, a permission: nothing that a traceback would explain
+        if isinstance(error, BrokenPipeError):  # whoever read the output has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        where = f"{error.filename}: " if error.filename else ""
+        text = (
+            f"{where}{error.strerror or error}; what is committed stays, run the same command again when it is mended"
+        )
+        print(shown(f"plantmix: error: {text}"), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read the output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -69,7 +78,8 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     named = next((word for word in given if not word.startswith("-")), None)
     for name in [named] if named in COMMANDS else COMMANDS:
-        importlib.import_module(f"pipeline.commands.{name}").add_parser(commands)
+        module = importlib.import_module(f"pipeline.commands.{_TOGETHER.get(name, name)}")
+        (module.add_repair_parser if name in _TOGETHER else module.add_parser)(commands)
     return parser
 
 

@@ -76,8 +76,11 @@ class SemanticSettings(Settings):
     threshold: float = Field(0.95, gt=0, le=1, description="smallest cosine of embeddings of semantic duplicates")
     images_per_cluster: int = Field(1000, ge=2, description="only images of one k-means cluster are compared")
     seed: int = 0
+    """Of the k-means."""
     batch_size: int = Field(64, ge=1)
+    """Pictures embedded at a time."""
     device: str = "cpu"
+    """Where the model runs, such as `cuda`."""
 
 
 class DedupSettings(Settings):
@@ -99,7 +102,7 @@ class DedupSettings(Settings):
         "extra_caption_1.txt and on",
     )
     placeholder_min_count: int = Field(
-        20, ge=2, description="a pHash that so many images of different bytes share is named as a placeholder"
+        20, ge=2, description="a pHash that so many images of different pixels share is named as a placeholder"
     )
 
 
@@ -172,6 +175,7 @@ class MixSettings(Settings):
     )
     heldout: HeldoutSettings = HeldoutSettings()
     seed: int = 0
+    """Of the shuffle, the repeats and the held-out draw."""
 
     @field_validator("by_size")
     @classmethod
@@ -234,6 +238,7 @@ class RunSettings(Settings):
     """Execution only: nothing here changes a byte of a release."""
 
     executor: Literal["ray", "inline"] = "ray"
+    """ray: parts run side by side; inline: one after the other in this process."""
     num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
     ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one when absent")
     fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")

@@ -29,12 +29,16 @@ class OptimiserSettings(Settings):
     """AdamW. Defaults: open_clip's for ViT (beta2 0.98, eps 1e-6, weight decay 0.2)."""
 
     lr: float = Field(default=5e-4, gt=0.0)
+    """Peak learning rate."""
     second_order_lr_ratio: float = Field(default=1.0, gt=0.0)  # lr of the second-order branches over `lr`
     image_lr_ratio: float = Field(default=1.0, ge=0.0)  # of the image tower
     text_lr_ratio: float = Field(default=1.0, ge=0.0)  # of the text tower
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Of AdamW."""
     beta2: float = Field(default=0.98, ge=0.0, lt=1.0)
+    """Of AdamW."""
     eps: float = Field(default=1e-6, gt=0.0)
+    """Of AdamW."""
     weight_decay: float = Field(default=0.2, ge=0.0)  # on matrices only
     clip_norm: float | None = Field(default=1.0, gt=0.0)  # of the gradient; null: no clipping
 
@@ -43,9 +47,13 @@ class ScheduleSettings(Settings):
     """Length of the run, in epochs or steps; linear warm-up, then a cosine to `final_lr_ratio`."""
 
     epochs: float | None = Field(default=None, gt=0.0)
+    """Length of the run; give this or `steps`."""
     steps: int | None = Field(default=None, ge=1)
+    """Length of the run; give this or `epochs`."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up."""
     final_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Learning rate at the end, over the peak."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> ScheduleSettings:
@@ -58,9 +66,12 @@ class ComputeSettings(Settings):
     """Where and how precisely to compute."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of autocast; distances, similarities and the loss stay in float32."""
     accumulate: int = Field(default=1, ge=1)  # micro-batches that one step is computed in
     grad_checkpointing: bool = False
+    """Recompute the blocks of the towers in the backward pass: less memory, more time."""
     parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp shards the weights among them
     compile: bool = False  # torch.compile: slower to start, faster steps on a GPU
     num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
@@ -70,11 +81,16 @@ class LockSettings(Settings):
     """Freezing of towers (LiT), by open_clip's names; the second-order branches stay free."""
 
     lock_image: bool = False
+    """Freeze the image tower."""
     lock_image_unlocked_groups: int = Field(default=0, ge=0)
+    """So many groups at its end stay free."""
     # open_clip's default is false, by which the statistics of a locked ResNet go on changing.
     lock_image_freeze_bn_stats: bool = True
+    """Locked batch norms keep their statistics; open_clip lets them change."""
     lock_text: bool = False
+    """Freeze the text tower."""
     lock_text_unlocked_layers: int = Field(default=0, ge=0)
+    """So many layers at its end stay free."""
 
     @model_validator(mode="after")
     def _unlocks_only_what_is_locked(self) -> LockSettings:
@@ -90,18 +106,25 @@ class CheckpointSettings(Settings):
     """How often a checkpoint is written, and how many are kept."""
 
     every_steps: int = Field(default=500, ge=1)
+    """How often a checkpoint is written."""
     keep: int = Field(default=2, ge=1)
+    """How many are kept."""
 
 
 class WandbSettings(Settings):
     """Weights & Biases. After an interruption a run of the same folder continues there."""
 
     project: str = Field(min_length=1)
+    """Name of the project there."""
     entity: str | None = None
+    """User or team there."""
     name: str | None = None  # null: the folder's
     group: str | None = None
+    """Group of runs there."""
     tags: tuple[str, ...] = ()
+    """Tags of the run there."""
     mode: Literal["online", "offline"] = "online"
+    """offline: only into a local folder."""
 
 
 class TrackSettings(Settings):
@@ -138,6 +161,7 @@ class ZeroShotSettings(Settings):
 
     field: str = Field(min_length=1)  # column of samples.parquet, or extra.KEY
     templates: Literal["openai", "simple"] | tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts with one {} for the class, or a list that open_clip has."""
     text: ClassText = "asis"  # the class in the prompt: as given, or a text type of BioCLIP made from the taxon
     domain: str | None = None  # only samples of this domain
     min_per_class: int = Field(default=1, ge=1)  # classes with fewer held-out samples are left out
@@ -149,11 +173,14 @@ class EvalSetSettings(Settings):
     """One evaluation set from outside; `training.evaluation.set_layouts` reads it."""
 
     name: str = Field(min_length=1)
+    """Of the set in the results."""
     path: str
+    """Folder of the set."""
     split: str = "test"  # folder of the tars or of the class folders within `path`, where there is one
     group: str | None = None  # sets of a group get a mean, as general and plant in the published table
     templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"  # own: the set's, else "a photo of a {}."
     text: ClassText = "asis"
+    """The class in the prompt: as given, or a text type made from the taxon."""
 
     _slots = field_validator("templates")(_each_has_one_slot)
 
@@ -162,7 +189,9 @@ class FewShotSettings(Settings):
     """k-shot nearest centroid, by BioCLIP's protocol, for every classification."""
 
     shots: tuple[PositiveInt, ...] = (1, 5)
+    """Pictures of each class."""
     seeds: int = Field(default=5, ge=1)
+    """Draws that are averaged."""
 
 
 class EvalSettings(Settings):
@@ -174,8 +203,11 @@ class EvalSettings(Settings):
     sets: tuple[EvalSetSettings, ...] = ()
     few_shot: FewShotSettings | None = None
     retrieval: bool = True
+    """Measure recall of images by texts, and of texts by images."""
     recall_at: tuple[int, ...] = (1, 5, 10)
+    """Ranks at which recall is measured."""
     bootstrap_rounds: int = Field(default=1000, ge=100)
+    """Draws for the intervals."""
     every_steps: int | None = Field(default=None, ge=1)  # validation loss during training; null: never
 
     @field_validator("recall_at")
@@ -190,8 +222,11 @@ class TrainSettings(Settings):
     """A whole training run."""
 
     release: str | tuple[ReleaseShare, ...]
+    """A release, a work folder (its newest release), or a list of `{release, weight}`."""
     output_dir: str = Field(min_length=1)
+    """Folder of the run."""
     seed: int = Field(default=0, ge=0)
+    """Of weights, order, augmentation and dropout."""
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     data: DataSettings = DataSettings()

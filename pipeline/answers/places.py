@@ -258,7 +258,6 @@ def _table(path: str) -> Place:
             "with the table in it, instead of the table"
         )
     columns = {field: guess.column for field, guess in guesses.items()}
-    columns.setdefault("caption", "")
     place = Place("table", {"table": path, "columns": columns}, f"table of addresses (sure: {count})")
     return _with_guesses(place, guesses, path)
 
@@ -269,7 +268,6 @@ def _with_guesses(place: Place, guesses: dict[str, ColumnGuess], path: str) -> P
     place.states_licence = "licence" in guesses or "licence_url" in guesses
     place.has_taxa = any(field.startswith("taxon_") for field in guesses)
     if "caption" not in guesses:
-        columns.pop("caption", None)
         columns["caption"] = []
         place.comments["caption"] = "none was found; the names of the taxa stand in" if place.has_taxa else "none found"
         if not place.has_taxa:

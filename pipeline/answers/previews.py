@@ -38,7 +38,7 @@ JOINED = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn candidates, what is known beside them, and words on where they come from."""
+    """Drawn candidates, the values that rules may ask for besides, and words on where the candidates come from."""
 
     candidates: pa.Table
     joined: dict[str, pa.Array]
@@ -117,7 +117,7 @@ def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
 
 
 def _joined(rows: pa.Table) -> dict[str, pa.Array]:
-    """What is known beside the candidates; nulls where nothing is."""
+    """The values that rules may ask for besides the candidates; nulls where a value is not known."""
     return {
         name: rows[name].combine_chunks().cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
         for name, kind in JOINED.items()

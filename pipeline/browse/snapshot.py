@@ -19,7 +19,7 @@ from typing import Any
 
 import duckdb
 
-from manifests.catalog import CATALOG_FILE
+from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
 from manifests.reader import SAMPLE_VIEWS, open_reader, paths_of_current
 from manifests.release import RECORD_FILE, Release

@@ -50,6 +50,21 @@ PLACEHOLDER = "|".join(
     )
 )
 
+# What a shop says to its visitors and a caption does not say of a picture. "Free shipping", "add to basket" and "20%
+# off" are not in it: icons and photos of signs show them.
+SPAM = "(?i)" + "|".join(
+    (
+        r"\b(?:click|tap|press) (?:here|now|below|the link) (?:to|for|and) (?:buy|order|shop|subscribe|win|save|claim"
+        r"|get|download|register)\b",
+        r"\b(?:buy|order|shop|act|call us|subscribe|sign up|register|enrol) (?:it |yours? |online )?(?:now|today)\b"
+        r"\W*!",
+        r"\b(?:limited[- ]time offer|while (?:stocks?|supplies) lasts?|money[- ]back guarantee|best prices? guaranteed"
+        r"|use (?:promo|coupon|discount) code|don'?t miss (?:this|our) (?:offer|deal|sale)|100% satisfaction)\b",
+        r"\bsave (?:up to )?\d+ ?%(?:$|\W)|\bup to \d+ ?% off\b",
+        r"[$€£]{3,}",  # "$$" is a mark of LaTeX
+    )
+)
+
 _GENUS = r"[A-Z][a-zë]+(?:a|us|um|is|es|on|os|ys|ix|ax|ops|ex|ium|ia|e|er|as|yx|ma|anthus|dendron)"
 _EPITHET_ENDS = (
     r"(?:ensis|ense|bur|ita|itum|itus|ana|anum|anus|oides|ifolia|ifolium|ifolius|folia|folium|florum|florus"

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from manifests.tables import VERDICTS
-from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME
+from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME, SPAM
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -135,6 +135,9 @@ RULES: dict[str, Rule] = {
     "not_empty": Rule(("text",), lambda t, _: pc.equal(t["text"], ""), _column("text"), lambda _: "some text"),
     "not_placeholder_like": _never("placeholder_like", "no placeholder"),
     "not_filename_like": _never("filename_like", "no file name"),
+    "not_spam_like": Rule(
+        ("text",), lambda t, _: pc.match_substring_regex(t["text"], SPAM), _column("text"), lambda _: "no advertisement"
+    ),
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),
     "min_chars": Rule(

@@ -25,7 +25,7 @@ PresetName = Literal["datacomp-basic", "plant", "general"]
 
 
 class MeasureSettings(Settings):
-    """What is measured beside the cheap columns."""
+    """What is measured besides the cheap columns."""
 
     language: bool = True  # fastText language identification, model in the wheel, offline
 
@@ -40,9 +40,13 @@ class LanguageRule(Settings):
     """
 
     allow: tuple[str, ...] = ("en",)
+    """Languages that may stay, as ISO 639 codes."""
     min_confidence: float = Field(default=0.6, ge=0, le=1)
+    """A guess that is less sure drops nothing."""
     min_chars: int = Field(default=20, ge=0)
+    """A shorter caption is not judged."""
     spare_binomials: bool = True
+    """Keep captions that hold a Latin binomial."""
 
     @field_validator("allow")
     @classmethod
@@ -56,21 +60,34 @@ class Thresholds(Settings):
     """One field a rule; None or False leaves the rule out. The rules are applied in the order of the fields."""
 
     not_empty: bool | None = None
+    """Drop a row without a caption."""
     not_placeholder_like: bool | None = None
+    """Drop "image", "untitled", "click to enlarge" and the like."""
     not_filename_like: bool | None = None
+    """Drop file names such as IMG_0042."""
+    not_spam_like: bool | None = None
+    """Drop what a shop says to its visitors, such as "click here to buy"."""
     min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
     min_given_chars: int | None = Field(default=None, ge=0)
+    """Of the caption as given."""
     min_chars: int | None = Field(default=None, ge=0)
+    """Of the clean caption."""
     max_chars: int | None = Field(default=None, ge=1)
+    """Of the clean caption."""
     min_words: int | None = Field(default=None, ge=0)
+    """Of the clean caption."""
     max_words: int | None = Field(default=None, ge=1)
+    """Of the clean caption."""
     min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Letters over all characters but spaces."""
     max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Share of words that stand in repeated runs of words."""
     not_bare_name: bool | None = None  # a scientific name and nothing else, where no taxon is stated
     languages: LanguageRule | None = None
     max_repeats: int | None = Field(default=None, ge=1)  # captions with the same text_key in the corpus
     min_side_px: int | None = Field(default=None, ge=1)  # smallest image side as downloaded
     max_aspect_ratio: float | None = Field(default=None, ge=1)
+    """Longer over shorter side, as downloaded."""
     min_pixel_std: float | None = Field(default=None, ge=0)  # flat or near-blank pictures
 
 
@@ -85,6 +102,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
+        not_spam_like=True,
         max_chars=2000,
         min_letter_ratio=0.2,
         max_repeated_ratio=0.5,
@@ -93,6 +111,7 @@ PRESETS: dict[PresetName, Thresholds] = {
         not_empty=True,
         not_placeholder_like=True,
         not_filename_like=True,
+        not_spam_like=True,
         max_chars=1000,
         max_words=150,
         min_letter_ratio=0.2,
@@ -110,8 +129,11 @@ class RuleSet(Thresholds):
     """
 
     domains: tuple[str, ...] = ()
+    """Domains whose rows it judges; all when empty."""
     sources: tuple[str, ...] = ()
+    """Sources whose rows it judges; all when empty."""
     preset: PresetName | None = None
+    """Rules to begin with; keys given here replace its own."""
 
     def thresholds(self) -> dict[str, Any]:
         """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""
@@ -136,9 +158,13 @@ class TextChoice(Settings):
     """
 
     domains: tuple[str, ...] = ()
+    """Domains that it is for; all when empty."""
     sources: tuple[str, ...] = ()
+    """Sources that it is for; all when empty."""
     any_of: tuple[TextName, ...] = ("caption",)
+    """Texts to choose from."""
     otherwise: tuple[TextName, ...] = ("caption", "sentence")
+    """What a sample gets that has none of them."""
 
     @field_validator("any_of")
     @classmethod
@@ -159,6 +185,7 @@ class TextSettings(Settings):
 
     choices: tuple[TextChoice, ...] = (TextChoice(),)  # the first that fits a row decides
     seed: int = 0
+    """Of the draw."""
     members: tuple[TextType, ...] = ()  # extra text members, where the sample has a taxon
 
 
@@ -183,7 +210,7 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """What the verdicts depend on beside the measurements: the rules that are on, as plain values."""
+        """What the verdicts depend on besides the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]
 
     def text_identity(self) -> dict[str, Any]:

@@ -69,6 +69,13 @@ def build(
             if named
         ),
     )
+    return build_config(config, first, last, too_late)
+
+
+def build_config(
+    config: BuildConfig, first: str | None = None, last: str | None = None, too_late: str = FROM_TOO_LATE
+) -> int:
+    """As `build`, of a configuration that is read already."""
     for warning in check_config(config, last):
         log.warning("warning: %s", warning)
     stop = StopRequests()

@@ -193,9 +193,10 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
     if decision["stage"] == "fetch":
         return []
     if decision["reason"] == "eval_leak":
+        who = "the leak shows" if " the leak " in decision["value"] else "shows"
         return [
             f"select    DROPPED: eval_leak ({decision['value']})",
-            f"          shows {decision['evaluation_member']} of the evaluation set {decision['evaluation_set']}",
+            f"          {who} {decision['evaluation_member']} of the evaluation set {decision['evaluation_set']}",
         ]
     twin = life["kept_instead"]
     if decision["reason"] == "takedown":

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manifests import storage
-from manifests.catalog import CATALOG_FILE, Catalog
+from manifests.catalog import Catalog
+from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
@@ -79,7 +80,7 @@ def why_final(outcome: Outcome) -> str:
     if outcome in DECIDED_BY:
         keys = " or ".join(f"fetch.{key}" for key in DECIDED_BY[outcome])
         return f"was decided by the configuration: change {keys} and run `plantmix build`, which asks again"
-    return "is final: asking again would not help"
+    return "will not be retried: another request would end the same way"
 
 
 def last_config(catalog: Catalog) -> BuildConfig:

@@ -1,12 +1,30 @@
-"""`plantmix verify`: a release against its record. Writes nothing."""
+"""`plantmix verify`: what is damaged in a work folder or a release. `plantmix repair`: make just that anew."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from pipeline.commands import RELEASE_HELP, Commands, add_command
+from manifests import storage
+from manifests.catalog import STATUS_FILE, Catalog
+from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
+from manifests.errors import ConfigError
+from pipeline.answers.tables import print_lines
+from pipeline.commands import CONFIG_HELP, JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands.build import build_config
+from pipeline.commands.retry import last_config
+from pipeline.config import BuildConfig, read_config
 from pipeline.releases.checks import check_release
+from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
+from pipeline.releases.mending import Plan, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
+from pipeline.releases.repacking import repack, write_pointers
+
+MAX_SHOWN = 20
+EXIT_CODES = "exit code: 0 all is whole, 1 a work folder has damage, 2 a release is not whole or there is none"
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -14,24 +32,63 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "verify",
-        "check that a release is whole and that its files agree with its record",
-        "plantmix verify data/demo --deep",
-        reads="every file of the release but the shards; with --deep those too, and the catalogue of its work folder",
+        "check that every file of a work folder, or of a release, is as it was recorded",
+        f"plantmix verify data/demo --deep\n{EXIT_CODES}",
+        reads="catalogue, tables, and releases without their shards; with --deep also pool and shards, every byte",
         writes="nothing",
     )
-    parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
+    parser.add_argument("dir", metavar="DIR", help="work folder of a build, a release folder, or WORKDIR/releases/NAME")
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="also hash every shard, decode every image, and compare pHashes and texts with record and catalogue",
+        help="also hash pool and shards; of the release (in a work folder the newest) decode every image, and compare "
+        "pHashes and texts with record and catalogue",
     )
-    parser.set_defaults(func=_run)
+    parser.add_argument("--json", action="store_true", help=f"{JSON_HELP} (work folders)")
+    parser.set_defaults(func=_verify)
 
 
-def _run(args: argparse.Namespace) -> int:
-    release = open_release(args.release)
-    checked = check_release(release, args.deep)
-    if not args.deep:
+def add_repair_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `repair` to the command line."""
+    parser = add_command(
+        commands,
+        "repair",
+        "make anew what is damaged or gone in a work folder, and nothing else",
+        "plantmix repair data/demo\nexit code: 0 all is whole now, 1 something is not, or --yes is needed",
+        reads="every file of the work folder; the web only for pictures that are nowhere else, and only with --yes",
+        writes="the damaged files, to the bytes they had; what depends on them where the web gives other pictures now",
+    )
+    parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"{CONFIG_HELP} (that of the last build)")
+    parser.add_argument("--yes", action="store_true", help="ask the web again for what only the web can give")
+    parser.set_defaults(func=_repair)
+
+
+def is_work_folder(path: str) -> bool:
+    """Whether a catalogue or its snapshot lies here."""
+    return any(Path(storage.join(path, name)).is_file() for name in (CATALOG_FILE, SNAPSHOT_FILE))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if is_work_folder(args.dir):
+        checked = FolderCheck(args.dir, args.deep).run()
+        if args.json:
+            print(json.dumps(_as_json(checked, args.deep), indent=1, ensure_ascii=False))
+        else:
+            print_lines(describe(checked, args.dir, args.deep))
+        if checked.findings:
+            return 1
+        if args.json or not checked.releases:
+            return 0
+    elif args.json:
+        raise ConfigError("--json: give the work folder of a build")
+    return _verify_release(args.dir, args.deep)
+
+
+def _verify_release(path: str, deep: bool) -> int:
+    release = open_release(path)
+    checked = check_release(release, deep)
+    if not deep:
         num_others = checked.num_files - checked.num_shards
         print(f"{release.name}: {checked.num_files:,} files have the recorded sizes; counts add up")
         print(
@@ -45,3 +102,101 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(f"not compared with a catalogue: {checked.why_not_compared}")
     return 0
+
+
+def _as_json(checked: FolderChecked, deep: bool) -> dict[str, object]:
+    return {**asdict(checked), "deep": deep}
+
+
+def describe(checked: FolderChecked, workdir: str, deep: bool) -> list[str]:
+    """What was found in a work folder, as lines that a person reads."""
+    findings = checked.findings
+    read = f"({checked.num_bytes_read / 1e6:,.1f} MB read"
+    read += ")" if deep else "; of pool and shards only the sizes: --deep reads them)"
+    if not findings:
+        return [f"{workdir}: {checked.num_files:,} files are as recorded {read}"]
+    lines = [f"{workdir}: {len(findings):,} of {checked.num_files:,} files are not as recorded {read}", ""]
+    for finding in findings[:MAX_SHOWN]:
+        lines += [f"{finding.file}: {finding.fault}", f"    costs: {finding.cost}"]
+    if len(findings) > MAX_SHOWN:
+        lines.append(f"and {len(findings) - MAX_SHOWN:,} more (--json names them all)")
+    mends = dict.fromkeys(finding.mend for finding in findings)
+    return [*lines, "", *(f"to mend it: {mend}" for mend in mends)]
+
+
+# ---- repair
+
+
+def _repair(args: argparse.Namespace) -> int:
+    if not is_work_folder(args.dir):
+        raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    config = read_config(args.config) if args.config else None
+    if config is not None and Path(config.work_dir).resolve() != Path(args.dir).resolve():
+        raise ConfigError(f"{args.config}: its work_dir is {config.work_dir}, not {args.dir}")
+    checked = FolderCheck(args.dir, deep=True).run()
+    print_lines(describe(checked, args.dir, deep=True))
+    if not checked.findings:
+        print("nothing to repair")
+        return 0
+    print()
+    findings = checked.findings
+    if any(finding.kind == "catalogue" for finding in findings):
+        found = rebuild(args.dir)
+        print(f"{CATALOG_FILE}: rebuilt from snapshot {found.number} ({len(found.tables.get('parts', ())):,} parts)")
+        findings = FolderCheck(args.dir, deep=True).run().findings
+    with Catalog.open(args.dir) as catalog:
+        plan = plan_mending(catalog, findings)
+        config = config or _config_of(catalog, args.dir)
+        if plan.num_to_ask and not args.yes:
+            print_lines(_ask_first(plan, args.dir, args.config))
+            return 1
+        print_lines(_mend(catalog, plan, findings, config))
+    lost: list[str] = []
+    if plan.forgotten or plan.num_to_ask:
+        build_config(config)
+        findings = FolderCheck(args.dir, deep=True).run().findings
+        with Catalog.open(args.dir) as catalog:
+            print_lines(repack(catalog, findings))
+            lost = still_lost(catalog, plan.missing)
+    print_lines(_describe_lost(lost))
+    left = FolderCheck(args.dir, deep=True).run()
+    print_lines(describe(left, args.dir, deep=True))
+    return 1 if left.findings else 0
+
+
+def _config_of(catalog: Catalog, workdir: str) -> BuildConfig:
+    try:
+        return last_config(catalog)
+    except ConfigError:
+        raise ConfigError(
+            f"{workdir}: no configuration of a build is known here that this version reads; nothing is changed yet. "
+            f"Give the one of the last build: plantmix repair {workdir} CONFIG"
+        ) from None
+
+
+def _ask_first(plan: Plan, workdir: str, config: str | None) -> Iterable[str]:
+    hosts = sorted({row["host"] for row in plan.missing if row["host"]})
+    named = f" of {', '.join(hosts[:5])}{' and others' if len(hosts) > 5 else ''}" if hosts else ""
+    yield (
+        f"{plan.num_to_ask:,} rows must be asked for again{named}: their pictures are in no sound file here. The web "
+        "may have lost them, or have other pictures by now; then the next release differs. Nothing is changed yet."
+    )
+    yield f"to go on: plantmix repair {workdir}{f' {config}' if config else ''} --yes"
+
+
+def _mend(catalog: Catalog, plan: Plan, findings: Sequence[Finding], config: BuildConfig) -> Iterable[str]:
+    """Mend what can be mended without a build. Shards need the pool, so the pool comes first."""
+    yield from mend(catalog, plan)
+    yield from repack(catalog, findings)
+    yield from write_pointers(catalog, findings)
+    if any(finding.kind == "status" for finding in findings):
+        catalog.publish_status({"name": config.name, "running": None, "pid": None})
+        yield f"{STATUS_FILE}: written anew"
+
+
+def _describe_lost(lost: Sequence[str]) -> Iterable[str]:
+    if lost:
+        yield f"{len(lost):,} pictures are lost for good; later releases lack them, earlier releases keep their shards:"
+        yield from (f"    {line}" for line in lost[:MAX_SHOWN])
+        if len(lost) > MAX_SHOWN:
+            yield f"    and {len(lost) - MAX_SHOWN:,} more"

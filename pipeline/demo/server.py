@@ -50,7 +50,7 @@ class _Handler(SimpleHTTPRequestHandler):
     timeout = 60
 
     def send_head(self) -> BytesIO | BinaryIO | None:
-        """Answer the question who is served; refuse folders and whatever leads out of the folder."""
+        """Send a file of the folder, or at WHO_PATH the folder's name; any other path is not found."""
         if self.path == WHO_PATH:
             return self._text(HTTPStatus.OK, str(self.server.web))
         file = Path(self.translate_path(self.path).replace("\0", "?")).resolve()

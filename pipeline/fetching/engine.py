@@ -66,12 +66,13 @@ def fetch_in_pieces(
     piece_seconds: float = float("inf"),
     part: str = "",
     client: HttpClient | None = None,
+    scratch: str | None = None,
 ) -> Iterator[Piece]:
     """Download, measure and store pictures; `rows` are (sample_id, url) with unique ids.
 
     Yields what has ended every `piece_seconds`, and the rest at the end. `new_pool_file` names the file of the next
     piece. Under the name `part` the gate hears how far this is. When it wants to stop, the last piece comes soon, and
-    rows without an answer are in no piece.
+    rows without an answer are in no piece. What an engine keeps on disk meanwhile lies in the folder `scratch`.
 
     Connections, addresses and robots.txt rules are kept for the next part in this process; a caller who wants them
     apart gives a `client`.
@@ -84,7 +85,7 @@ def fetch_in_pieces(
         from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it
 
         with PartWriter(new_pool_file()) as whole:
-            download_with_img2dataset(rows, settings, whole)
+            download_with_img2dataset(rows, settings, whole, scratch)
             require_facts([sample_id for sample_id, _ in rows if sample_id not in whole.sample_ids], len(rows))
             facts = whole.finish()
         gate.check_in(part, _tally_of(facts), ended=True)

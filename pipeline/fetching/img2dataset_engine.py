@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from pipeline.fetching.answers import refuse_status
@@ -48,8 +49,12 @@ _MESSAGES = (
 _HTTP_ERROR = re.compile(r"HTTP Error (\d{3}): ")
 
 
-def download_with_img2dataset(rows: Sequence[tuple[str, str]], settings: FetchSettings, part: PartWriter) -> None:
+def download_with_img2dataset(
+    rows: Sequence[tuple[str, str]], settings: FetchSettings, part: PartWriter, scratch: str | None = None
+) -> None:
     """Let img2dataset download (sample_id, url) rows; we measure and store each picture.
+
+    Its own files lie in the folder `scratch` for so long, or in the system's temporary folder.
 
     Raises: ConfigError when img2dataset is not installed.
     """
@@ -62,7 +67,9 @@ def download_with_img2dataset(rows: Sequence[tuple[str, str]], settings: FetchSe
     if not targets:
         return
     network = settings.network
-    with tempfile.TemporaryDirectory(prefix="plantmix-img2dataset-") as folder:
+    if scratch is not None:
+        storage.make_folder(scratch)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="plantmix-img2dataset-") as folder:
         listing = Path(folder) / "rows.arrow"
         _write_listing(listing, targets)
         downloader = _downloader_class()(

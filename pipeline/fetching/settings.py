@@ -45,12 +45,14 @@ class HostLimits(Settings):
     requests_per_second: Annotated[float, Field(gt=0)] | None = 5.0
     """null: only `connections` limits the host."""
     connections: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Most requests to the host at a time."""
 
 
 class HostOverride(HostLimits):
     """Limits for the hosts whose name (or name:port) fits a shell pattern. The first pattern that fits counts."""
 
     pattern: Annotated[str, Field(min_length=1)]
+    """A shell pattern of host names, such as `*.example.org`."""
     shared: bool = False
     """true: all hosts that fit share one set of limits (one provider behind many names)."""
 
@@ -68,11 +70,13 @@ class NetworkSettings(Settings):
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Pictures decoded at the same time in one worker. Each may need the memory of `image.max_pixels`."""
     connect_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Longest wait for a connection."""
     read_timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Longest silence within an answer."""
     total_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time for one attempt, with its redirects, without the waiting for the gate."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    """A longer chain ends as too_many_redirects."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts after a passing failure. A final failure is never retried."""
     backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
@@ -82,6 +86,7 @@ class NetworkSettings(Settings):
     breaker_failures: Annotated[int, Field(ge=1)] = 6
     """After so many failures in a row to reach a host, it counts as dead for `breaker_seconds`."""
     breaker_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long a dead host is left alone."""
     limits: HostLimits = HostLimits()
     hosts: tuple[HostOverride, ...] = ()
     user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = (
@@ -93,6 +98,7 @@ class NetworkSettings(Settings):
     allow_private_addresses: bool | tuple[str, ...] = False
     """Networks (10.0.0.0/8) or host names that may be private, loopback or link-local. true: all."""
     robots_txt: bool = True
+    """Obey robots.txt."""
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 

@@ -20,6 +20,7 @@ class ImageSettings(Settings):
     resize: Literal["keep_ratio", "keep_ratio_largest", "no"] = "keep_ratio"
     """keep_ratio: the shorter side becomes size_px. keep_ratio_largest: the longer one. no: nothing is resized."""
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
+    """Of pictures that are encoded anew."""
     keep_metadata: bool = False
     """true: a JPEG that is not encoded anew keeps EXIF (position, owner, thumbnail), XMP, IPTC, profile, comments."""
     background: tuple[int, int, int] = (255, 255, 255)

@@ -47,9 +47,8 @@ class Found:
     """Samples of a release that go: one row a sample, repeats included."""
 
     rows: Sequence[Mapping[str, Any]]
-    before: Mapping[
-        str, Entry
-    ]  # stored_sha256 -> the entry that took it down earlier; those asked for now are not here
+    # stored_sha256 -> the entry that took it down earlier; images that are asked for now are not here
+    before: Mapping[str, Entry]
 
     @property
     def asked(self) -> list[Mapping[str, Any]]:

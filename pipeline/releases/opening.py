@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests import storage
-from manifests.catalog import CATALOG_FILE
+from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import RECORD_FILE, SAMPLES_FILE, Release
 from pipeline.store.sql import open_scratch, view_parquet

@@ -60,6 +60,11 @@ def num_held_by(release: Release, stored: Sequence[str]) -> int:
         return int(sql.execute(query).fetchall()[0][0])
 
 
+def fingerprint_without(release: Release, takedowns: Sequence[Row]) -> str:
+    """Fingerprint of the version that these takedowns make of a release."""
+    return fingerprint({"from": release.fingerprint, "takedowns": takedowns, "side_files": write.VERSION})
+
+
 def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row]) -> Release:
     """Write a version of a release without the samples in `gone`, and move the pointers to the newest release to it.
 
@@ -67,7 +72,7 @@ def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row
     """
     if len(gone) == sum(release.num_samples(split) for split in release.splits):
         raise ConfigError(f"{release.path}: nothing would be left; delete the release instead")
-    version = fingerprint({"from": release.fingerprint, "takedowns": takedowns, "side_files": write.VERSION})
+    version = fingerprint_without(release, takedowns)
     record = _new_record(release, gone, takedowns, version)
     parent, name = _folder_of(release), f"{record['name']}-{record['version']}"
     folder = storage.join(parent, name)

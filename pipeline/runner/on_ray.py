@@ -157,7 +157,7 @@ class _Worker:
 
 
 class _Keeper:
-    """Holds the shared object inside an actor; one that took a lost actor's place tells the object so."""
+    """Holds the shared object inside an actor. An actor that replaces a lost one says so to the object."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         ray: Any = importlib.import_module("ray")

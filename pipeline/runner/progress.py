@@ -159,7 +159,7 @@ def pace(per_second: float, seconds_left: float | None) -> str:
 
 
 def _memory() -> str:
-    """Memory of this machine, as Linux tells it; nothing elsewhere."""
+    """Memory of this machine, as Linux reports it; empty on other systems."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

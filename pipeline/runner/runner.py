@@ -21,9 +21,18 @@ from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
+from manifests.errors import (
+    ConfigError,
+    DamageError,
+    IntegrityError,
+    PartError,
+    RetryableError,
+    RunError,
+    describe_paths,
+)
 from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
 from pipeline.config import BuildConfig
+from pipeline.runner.checking import ContentChecks, files_within
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.progress import Progress, Watch
@@ -67,6 +76,9 @@ class Runner:
         self._publishing = threading.Lock()
         self._executor: Executor | None = None
         self._context = BuildContext(config, catalog.workdir, catalog)
+        self._checks = ContentChecks(catalog.workdir)
+        self._forgotten: set[str] = set()
+        self._status_failed = False
 
     def run(self, first: str | None = None, last: str | None = None, too_late: str = FROM_TOO_LATE) -> BuildReport:
         """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
@@ -77,20 +89,27 @@ class Runner:
         """
         started = time.monotonic()
         names = [stage.name for stage in self._flow]
-        redone: list[str] = []
-        release = None
+        redone: dict[str, None] = {}
+        place = 0
         with self._working():
-            for place, stage in enumerate(self._flow):
+            while place < len(self._flow):
+                stage = self._flow[place]
                 before = first is not None and place < names.index(first)
-                new = self._bring_up_to_date(stage, names[place + 1 :], too_late if before else None)
+                try:
+                    new = self._bring_up_to_date(stage, names[place + 1 :], too_late if before else None)
+                except DamageError as error:
+                    self._forget(error)
+                    place = 0
+                    continue
                 if new:
-                    redone.append(stage.name)
+                    redone[stage.name] = None
                 if self._after_stage is not None:
                     self._after_stage(self._context, stage.name, new)
+                place += 1
                 if stage.name == last:
                     break
-            else:
-                release = self._catalog.find_release(self._context.fingerprint)
+            is_whole = place == len(self._flow)
+            release = self._catalog.find_release(self._context.fingerprint) if is_whole else None
         return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
 
     def redo(self, name: str, change: Callable[[BuildContext, StageRecord], bool]) -> tuple[StageRecord, StageRecord]:
@@ -127,8 +146,7 @@ class Runner:
     def _working(self) -> Iterator[None]:
         """Before work: clear what a killed run left, drop parts whose files are gone. After: close, tidy, report."""
         _clear_scratch(self._catalog.workdir)
-        for name, num in self._catalog.drop_lost_parts().items():
-            log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
+        self._drop_lost_parts()
         try:
             yield
         finally:
@@ -136,6 +154,30 @@ class Runner:
                 self._executor.close()
             _clear_scratch(self._catalog.workdir)
             self._publish_status(running=None)
+
+    def _drop_lost_parts(self) -> None:
+        try:
+            lost = self._catalog.drop_lost_parts()
+        except DamageError as error:
+            self._forget(error)
+            lost = self._catalog.drop_lost_parts()
+        for name, num in lost.items():
+            log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
+
+    def _forget(self, damage: DamageError) -> None:
+        """Un-commit the parts of damaged files, so that they are done again.
+
+        Raises: the error itself when a part holds what no stage can give again, or is damaged for the second time.
+        """
+        outside = {(stage.name, step.name) for stage in self._flow for step in stage.steps if step.from_outside}
+        parts = self._catalog.parts_with(damage.paths)
+        keys = {part.key for part in parts}
+        if not keys or keys & self._forgotten or any((part.stage, part.step) in outside for part in parts):
+            raise damage
+        self._forgotten |= keys
+        self._catalog.forget_parts(keys)
+        what = describe_paths(damage.paths)
+        log.warning("%s: not what was recorded; made again, where this build needs it", what)
 
     # ---- one stage
 
@@ -161,6 +203,8 @@ class Runner:
                 stage.settle(context)
             return False
         self._catalog.forget_current(after)
+        for files in files_within(inputs):
+            self._checks.require(files)
         for step in stage.steps:
             self._run_step(stage, step, inputs)
         funnel, notes = stage.conclude(inputs, self._stage_run(None))
@@ -176,7 +220,8 @@ class Runner:
 
     def _stage_run(self, how: Any) -> StageRun[Any]:
         context = self._context
-        return StageRun(context.fingerprint, self._catalog, self._config.run, how, context.fetch_round)
+        run = self._config.run
+        return StageRun(context.fingerprint, self._catalog, run, how, context.fetch_round, self._checks.require)
 
     def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
         context, title = self._context, f"{stage.name} {step.name}"
@@ -283,7 +328,9 @@ class Runner:
         if result.funnel is not None:
             result.funnel.check(f"{stage.name} {step.name}")
         for file in result.files:
-            storage.publish(file.temp, storage.join(self._catalog.workdir, file.path))
+            path = storage.join(self._catalog.workdir, file.path)
+            storage.publish(file.temp, path)
+            self._checks.trust(path)
         files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
         key = done.job.key
         if result.is_piece:  # the part's own key stands for all of its rows
@@ -314,9 +361,13 @@ class Runner:
 
     def _publish_status(self, running: dict[str, Any] | None) -> None:
         with self._publishing:
-            self._catalog.publish_status(
-                {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
-            )
+            try:
+                self._catalog.publish_status(
+                    {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}
+                )
+            except OSError as error:  # a full disk: the next part says so, and only figures are missing until then
+                log.log(logging.DEBUG if self._status_failed else logging.WARNING, "status.json: %s", error)
+                self._status_failed = True
 
 
 def _describe(stage: StageRecord) -> str:

@@ -21,8 +21,7 @@ import pyarrow as pa
 
 from manifests import storage
 from manifests.catalog import Catalog
-from manifests.records import Funnel, PartRecord, StageRecord, fingerprint
-from manifests.rounds import FetchRound
+from manifests.records import FetchRound, Funnel, PartRecord, StageRecord, fingerprint
 from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
 from pipeline.store.files import Files, files_of
@@ -91,13 +90,15 @@ class Part(Generic[PartInputs]):
 
 @dataclass
 class StageRun(Generic[How]):
-    """What plans may look at beside the inputs of their stage: committed parts, and how the build runs."""
+    """What plans may look at besides the inputs of their stage: committed parts, and how the build runs."""
 
     fingerprint: str
     catalog: Catalog
     settings: RunSettings
     how: How
     fetch_round: FetchRound | None = None
+    require: Callable[[Files], Files] = lambda files: files
+    """Checks the content of files that are about to be read."""
 
     @property
     def workdir(self) -> str:
@@ -113,8 +114,11 @@ class StageRun(Generic[How]):
         return self.files_of(self.parts(step), table)
 
     def files_of(self, parts: Sequence[PartRecord], table: str) -> Files:
-        """The files of these parts that hold `table`."""
-        return files_in(self.workdir, parts, table)
+        """The files of these parts that hold `table`, checked.
+
+        Raises: DamageError.
+        """
+        return self.require(files_in(self.workdir, parts, table))
 
     def result(self, step: str) -> tuple[Funnel, dict[str, Any]]:
         """Funnel and notes of a step that has one part: what most stages conclude with."""
@@ -150,6 +154,8 @@ class Step(Generic[StageInputs, PartInputs, How]):
     talk to, on a cluster through an actor. `gpus`, where a step has it, says that its work holds a model from part to
     part: on Ray its parts go to actors, one a worker, each with so many GPUs (0 for none).
 
+    `from_outside` says that its parts hold what no earlier stage can give again.
+
     `reports` says that the parts check in at `shared` (pipeline/fetching/tally.py). There they say how far they are,
     and when they are asked to stop, they soon yield what they have.
 
@@ -166,14 +172,15 @@ class Step(Generic[StageInputs, PartInputs, How]):
     shared: Callable[[BuildContext], Callable[[], Any]] | None = None
     gpus: Callable[[BuildContext], float] | None = None
     reports: bool = False
+    from_outside: bool = False
 
 
 @dataclass(frozen=True)
 class Stage(Generic[StageInputs]):
     """One entry of FLOW.
 
-    `conclude` turns the committed parts into the funnel and notes of the sealed stage. `settle` tells the catalogue
-    what only this stage knows, whether it was done or reused.
+    `conclude` turns the committed parts into the funnel and notes of the sealed stage. `settle` enters in
+    the catalogue what only this stage knows, whether it was done or reused.
     """
 
     name: str

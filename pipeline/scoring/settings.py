@@ -29,8 +29,11 @@ class ScoreRule(Settings):
     """A threshold over one stored score; exactly one of the four."""
 
     scorer: ScorerName = CLIP
+    """Name of the scorer."""
     min_score: float | None = None
+    """Drop what scores less."""
     max_score: float | None = None
+    """Drop what scores more."""
     min_quantile: float | None = Field(None, gt=0, lt=1, description="drop scores below this quantile of the domain")
     top_fraction: float | None = Field(None, gt=0, le=1, description="keep this share, by score, of each domain")
     domains: list[str] | None = Field(None, description="domains that the rule applies to; all when absent")
@@ -49,7 +52,9 @@ class ScoreSettings(Settings):
     model: str | None = Field(None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
     pretrained: str | None = Field(None, description="open_clip tag or path of local weights")
     batch_size: int = Field(64, ge=1)
+    """Pictures scored at a time."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the numbers of the model."""
     device: str = Field("cpu", description="cpu, or cuda (every worker takes one GPU)")
     plugins: list[PluginSettings] = Field(default_factory=list)
     rules: list[ScoreRule] = Field(default_factory=list)

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from manifests.errors import IntegrityError
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import STORED_COLUMNS, PoolReader
 
 THUMBNAIL_PX = 144
 
@@ -15,9 +15,8 @@ def read_thumbnail(sql: Any, pool: PoolReader, sample_id: str) -> bytes | None:
     """A stored image as a small JPEG; None where nothing is stored or its bytes are gone."""
     from PIL import Image
 
-    rows = sql.execute(
-        "SELECT pool_file, \"offset\", length FROM facts WHERE sample_id = ? AND outcome = 'ok'", [sample_id]
-    ).fetchall()
+    query = f"SELECT {STORED_COLUMNS} FROM facts WHERE sample_id = ? AND outcome = 'ok'"
+    rows = sql.execute(query, [sample_id]).fetchall()
     if not rows:
         return None
     try:

@@ -141,7 +141,7 @@ def _beside(settings: FolderSettings, name: str) -> bytes | None:
         with fs.open(inner, "rb") as stream:
             content: bytes = stream.read(MAX_TEXT_BYTES)
             return content
-    except FileNotFoundError:
+    except OSError:
         return b""
 
 
@@ -204,7 +204,7 @@ def _below(file: str | None, root: str) -> str | None:
 def _size_of(fs: Any, root: str, name: str) -> int | None:
     try:
         info = fs.info(f"{root.rstrip('/')}/{name}")
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):  # not there, or no name that a file can have
         return None
     return int(info["size"]) if info["type"] == "file" else None
 

@@ -53,19 +53,33 @@ class RowFields(Settings):
     """Fields of the contract that any source may fill: from a column that it names, or with one value for all rows."""
 
     taxon_kingdom: str | None = None
+    """The kingdom of the taxon."""
     taxon_phylum: str | None = None
+    """The phylum of the taxon."""
     taxon_class: str | None = None
+    """The class of the taxon."""
     taxon_order: str | None = None
+    """The order of the taxon."""
     taxon_family: str | None = None
+    """The family of the taxon."""
     taxon_genus: str | None = None
+    """The genus of the taxon."""
     taxon_species: str | None = None
+    """The species of the taxon."""
     taxon_scientific_name: str | None = None
+    """The scientific name, with or without authors."""
     taxon_vernacular_name: str | None = None
+    """The common name."""
     licence: str | None = None
+    """Name or address of the licence; many spellings are understood."""
     licence_url: str | None = None
+    """Address of the licence."""
     rights_holder: str | None = None
+    """Who owns the picture."""
     creator: str | None = None
+    """Who made the picture."""
     reference_url: str | None = None
+    """The page that shows the picture."""
 
 
 PLAIN_COLUMNS = tuple(RowFields.model_fields)
@@ -93,6 +107,7 @@ class ColumnMap(RowColumns):
     """Columns of a table of URLs; the URL is the key when `record_key` is absent."""
 
     url: str
+    """The column of the addresses."""
     caption: str | list[str] = Field(description="one column, or several joined with a space")
 
 
@@ -117,13 +132,16 @@ class FolderSettings(Settings):
     """Pictures in a folder and its sub-folders."""
 
     path: str
+    """The folder."""
     captions: Literal["folder_name", "text_file", "none"] | None = Field(
         None, description="folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table"
     )
     folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
+    """What a folder's name says: a caption, or the name of a taxon."""
     suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="which files are pictures")
     table: str | None = Field(None, description="table of the pictures, relative to the folder or an address")
     format: TableFormat = "auto"
+    """Of the table; auto: by its ending."""
     columns: FileColumns | None = None
 
     @model_validator(mode="after")
@@ -141,6 +159,7 @@ class WebdatasetSettings(Settings):
     """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""
 
     path: str
+    """A tar, a folder of them, a glob, or a brace range."""
     suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture; the first there is")
     fields: ShardFields | None = Field(
         None, description="absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY"
@@ -183,6 +202,7 @@ class InaturalistSettings(Settings):
     """The open data of iNaturalist: a folder with photos, observations, taxa and observers."""
 
     path: str
+    """The folder of its four tables."""
     size: Literal["original", "large", "medium", "small", "thumb", "square"] = Field(
         "medium", description="longest side at most: large 1024 px, medium 500, small 240, thumb 100"
     )
@@ -195,6 +215,7 @@ class RowDefaults(RowFields):
     """Values of a row where its source has none."""
 
     caption: str | None = None
+    """For rows whose own is empty."""
 
     def given(self) -> dict[str, str]:
         """The values that are set."""
@@ -207,8 +228,10 @@ class Origin(Settings):
     place: ClassVar[str] = "sources"  # how messages name the part of the config
 
     name: Name
+    """Small letters, digits, `-` and `_`; it is the identity of the source."""
     table: str | None = Field(None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob")
     format: TableFormat = "auto"
+    """Of the table; auto: by its ending."""
     columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
     dwca: DwcaSettings | None = None
     eol: EolSettings | None = None
@@ -295,6 +318,7 @@ class SourceSettings(Origin):
     """One list of images of one domain."""
 
     domain: Name
+    """The domain of its pictures."""
     priority: int = Field(0, description="of two duplicates the one from the source with the higher priority stays")
 
     def identity(self) -> dict[str, Any]:

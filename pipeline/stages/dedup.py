@@ -7,12 +7,16 @@ Hashes that no earlier build has seen become a segment. Pairs within a segment, 
 any later build finds again. So new sources are matched against the old ones, the old ones are not matched again, and a
 smaller radius searches nothing. What `pairs` holds follows from the facts and the radius alone.
 
+Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
+original and not a copy of it that was blown up.
+
 Images of evaluation sets are measured and matched here too (dedup_evaluation.py), and so are pictures that mean the
 same (dedup_semantic.py).
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from manifests import tables
 from manifests.records import Funnel, PartRecord, fingerprint
@@ -35,12 +40,14 @@ from pipeline.matching.segments import (
     search_between,
     search_within,
 )
+from pipeline.pictures.detail import detail_px
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
 from pipeline.stages.dedup_inputs import DedupInputs
-from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, view_parquet, view_table
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.pool import STORED_AT, STORED_COLUMNS, PoolReader
+from pipeline.store.sql import copy_sorted, cut_rows, view_parquet, view_table
 
 VERSION = 2
 MAX_NAMED_PLACEHOLDERS = 20
@@ -49,6 +56,8 @@ _ONE_COLOUR = 1 << 63
 _ROW_BYTES = 33  # memory a hash takes while equal ones are removed
 _READ_ROWS = 1 << 20
 _SEGMENTS = fingerprint({"version": VERSION, "step": "segment"})
+DETAIL_PART_ROWS = 2_000
+_DETAIL_RECIPE = fingerprint({"step": "dedup.detail", "version": 1})
 
 
 # ---- segments
@@ -123,7 +132,7 @@ def _content_of(part: PartRecord) -> str:
 
 
 def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
-    """A segment cut for these very facts, if all segments that it stands on are still there."""
+    """A segment that was cut for exactly these facts, if all segments that it builds on are still there."""
     known = _known_segments(run)
     contents = {_content_of(part) for part in known}
     facts = inputs.facts.identity()
@@ -209,7 +218,7 @@ def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) ->
 
 @dataclass(frozen=True)
 class CollectInputs:
-    """All pairs that were found, and the facts that they are wanted for."""
+    """All pairs that were found, and the facts whose pairs are kept."""
 
     facts: Files
     found_pairs: Files
@@ -273,6 +282,91 @@ def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Col
     return [Part(CollectInputs(inputs.facts, found, inputs.radius, inputs.placeholder_min_count, num_alive, others))]
 
 
+# ---- detail of near copies
+
+# Pictures in whose neighbourhood another size is found.
+_WANTED_DETAILS = f"""
+    CREATE VIEW pictures AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, phash, {STORED_COLUMNS},
+        stored_width_px::BIGINT * stored_height_px AS num_pixels FROM facts WHERE outcome = 'ok'
+        ORDER BY pixels_sha256, sample_id;
+    CREATE VIEW near AS SELECT phash_a AS phash, phash_b AS other FROM pairs
+        UNION ALL SELECT phash_b, phash_a FROM pairs UNION ALL SELECT DISTINCT phash, phash FROM pictures;
+    CREATE TABLE sizes AS SELECT DISTINCT phash, num_pixels FROM pictures;
+    CREATE TABLE wanted AS SELECT pixels_sha256, {STORED_COLUMNS} FROM pictures p SEMI JOIN (
+        SELECT n.phash FROM near n JOIN sizes s ON s.phash = n.other GROUP BY 1 HAVING count(DISTINCT num_pixels) > 1
+    ) USING (phash)
+"""
+
+
+@dataclass(frozen=True)
+class DetailInputs:
+    """The pictures of one part."""
+
+    rows: RowGroup
+
+
+def measure_detail(inputs: DetailInputs, run: Execution[None]) -> PartResult:
+    """Detail of one row group of pictures."""
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
+    found = []
+    with PoolReader(run.workdir) as pool:
+        for row in rows:
+            with Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))) as image:
+                found.append(detail_px(image))
+    table = pa.table([[row["pixels_sha256"] for row in rows], found], schema=tables.DETAILS)
+    return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
+
+
+def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[DetailInputs]]:
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "pairs", run.files("collect", "pairs"), tables.PAIRS)
+        view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
+        sql.execute(_WANTED_DETAILS)
+        groups = cut_rows(
+            sql,
+            "FROM wanted ANTI JOIN found USING (pixels_sha256)",
+            "pixels_sha256",
+            "pixels_sha256",
+            run.scratch_file("detail-todo.parquet"),
+            DETAIL_PART_ROWS,
+        )
+    return [Part(DetailInputs(rows), _DETAIL_RECIPE, num_rows) for rows, num_rows in groups]
+
+
+def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    return run.catalog.parts_like("dedup", "detail", _DETAIL_RECIPE)
+
+
+@dataclass(frozen=True)
+class DetailsInputs:
+    """All details that were ever measured, and what says which of them this build wants."""
+
+    facts: Files
+    pairs: Files
+    found: Files
+
+
+def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
+    """One sorted table of the details that this build wants, whichever build measured them."""
+    writer = run.writer("details", f"tables/dedup/details-{run.stem}.parquet", tables.DETAILS)
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "pairs", inputs.pairs, tables.PAIRS)
+        view_table(sql, "found", inputs.found, tables.DETAILS)
+        sql.execute(_WANTED_DETAILS)
+        rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found SEMI JOIN wanted USING (pixels_sha256)"
+        return PartResult((copy_sorted(sql, rows, "pixels_sha256", writer),))
+
+
+def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[DetailsInputs]]:
+    found = run.files("detail", "found_details")
+    return [Part(DetailsInputs(inputs.facts, run.files("collect", "pairs"), found))] if found else []
+
+
+# ---- the stage
+
+
 def _inputs(context: BuildContext) -> DedupInputs:
     dedup = context.config.dedup
     return DedupInputs(
@@ -305,6 +399,8 @@ STAGE = Stage(
         Step("segment", _plan_segment, cut_segment, version=VERSION, committed=_segments_below),
         Step("search", _plan_search, search, version=VERSION),
         Step("collect", _plan_collect, collect, version=3),
+        Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
+        Step("details", _plan_details, collect_details),
         evaluation.FIND_LEAKS,
         semantic.EMBED,
         semantic.CLUSTER,

@@ -111,16 +111,17 @@ def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[ListIn
 
 @dataclass(frozen=True)
 class MeasureInputs:
-    """One row group of a set's list of images, and how they are decoded."""
+    """One row group of a set's list of images, hashes of the files that hold them, and how they are decoded."""
 
     set: str
     members: RowGroup
+    content: tuple[str, ...]
     image: ImageSettings
 
     def identity(self) -> dict[str, Any]:
         """Every image of a set is measured, whatever its shape (infinity is no JSON number)."""
         image = self.image.model_dump(mode="json", exclude={"max_aspect_ratio"})
-        return {"set": self.set, "members": self.members.identity(), "image": image}
+        return {"set": self.set, "members": self.members.identity(), "inputs": list(self.content), "image": image}
 
 
 def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult:
@@ -186,7 +187,7 @@ def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, str]]) -> Sequenc
         for number in range(-(-file.num_rows // PART_ROWS)):
             rows = RowGroup(path, number, f"{file.sha256}-{number}")
             num_rows = min(PART_ROWS, file.num_rows - number * PART_ROWS)
-            parts.append(Part(MeasureInputs(each.settings.name, rows, image), num_rows=num_rows))
+            parts.append(Part(MeasureInputs(each.settings.name, rows, each.content, image), num_rows=num_rows))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What the steps of dedup stand on: one typed list."""
+"""All that the steps of dedup read, in one typed list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SetInputs:
     content: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What leaks depend on: not how unreadable images are answered, which stops a build or does not."""
+        """What leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
         return {
             **self.settings.identity(),
             "inputs": list(self.content),

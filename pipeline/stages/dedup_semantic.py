@@ -1,7 +1,7 @@
 """The steps of dedup that find semantic duplicates: embed every image once, cluster, compare within clusters.
 
 Off unless the config says `dedup.semantic`. Reads facts and the pool through an open_clip model. Writes `embeddings`
-(one row a distinct picture, stored once for model and weights, whichever build asks) and `semantic_pairs`. A picture
+(one row a distinct picture, stored once for a model and its weights, for every build) and `semantic_pairs`. A picture
 already embedded is not embedded again; another threshold compares again. Embeddings are floating-point: their last bits
 may depend on machine and history, so byte-identity of releases holds for the same embeddings.
 """
@@ -30,7 +30,7 @@ from pipeline.scoring.clip import ClipScorer
 from pipeline.stages.dedup_inputs import DedupInputs, SemanticInputs
 from pipeline.stages.score import named_file
 from pipeline.store.files import Files, Named, RowGroup
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import STORED_AT, STORED_COLUMNS, PoolReader
 from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 VERSION = 1
@@ -104,7 +104,7 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
     with PoolReader(run.workdir) as pool:
         for start in range(0, len(rows), run.how.batch_size):
             some = rows[start : start + run.how.batch_size]
-            images = [Image.open(io.BytesIO(pool.read(r["pool_file"], r["offset"], r["length"]))) for r in some]
+            images = [Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))) for row in some]
             found += [vector.tobytes() for vector in scorer.embed(images).astype(np.float16)]
     table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
     return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))
@@ -120,7 +120,7 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
         view_table(sql, "embeddings", run.files_of(_embedded(inputs, run), "embeddings"), EMBEDDINGS)
         groups = cut_rows(
             sql,
-            'FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, pool_file, "offset", length FROM facts '
+            f"FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS} FROM facts "
             "WHERE outcome = 'ok' ORDER BY pixels_sha256, sample_id) ANTI JOIN embeddings USING (pixels_sha256)",
             "pixels_sha256",
             "pixels_sha256",
@@ -132,7 +132,7 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
 
 
 def _recipe(semantic: SemanticInputs) -> str:
-    """Name of all that an embedding depends on beside the picture."""
+    """Name of all that an embedding depends on besides the picture."""
     return fingerprint({"semantic": VERSION, "model": semantic.model.content, "weights": semantic.weights.content})
 
 

@@ -4,9 +4,8 @@ Reads candidates. Those with a locator lie on this machine already: stages/fetch
 same measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by sample_id).
 
 No build downloads a picture twice under the same image settings: an edited caption downloads nothing, a new URL
-downloads one picture. A build asks again for rows whose outcome was decided by a setting that has changed since, such
-as `allow_private_addresses`. `plantmix retry` asks again, in a round of its own, for rows that failed for a passing
-reason.
+downloads one picture. A build asks again for a row when a setting that decided its outcome has changed since, such as
+`allow_private_addresses`. `plantmix retry` asks again, in a round of its own, for rows whose failure may pass.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import tables
+from manifests import storage, tables
 from manifests.records import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
@@ -58,7 +57,7 @@ class DownloadHow:
 
 @dataclass(frozen=True)
 class CollectInputs:
-    """All that was fetched, and the candidates that it is wanted for."""
+    """All that was fetched, and the candidates that get a fact out of it."""
 
     candidates: Files
     secrets: Files
@@ -84,6 +83,7 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
         lambda: fetch_local.new_pool_file(run),
         run.how.piece_seconds,
         run.stem,
+        scratch=storage.join(run.workdir, "scratch"),  # a build empties it when it starts
     )
     notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
     for number, piece in enumerate(pieces, len(before)):
@@ -200,6 +200,7 @@ STAGE = Stage(
             committed=_fetched,
             shared=lambda context: partial(HostGate, context.config.fetch.network),
             reports=True,
+            from_outside=True,
         ),
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),

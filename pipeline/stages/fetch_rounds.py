@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.outcomes import Outcome
-from manifests.records import PartRecord, fingerprint
-from manifests.rounds import FetchRound
+from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
 from pipeline.fetching.settings import FetchSettings
 from pipeline.pictures.settings import ImageSettings
@@ -97,7 +96,7 @@ def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
     """What parts fetched, grouped by which of their outcomes are outdated.
 
-    Parts of 0.1.0 do not say their settings. Their recipe holds the limits of pictures; what decided otherwise counts
+    Parts of 0.1.0 do not say their settings. The limits of pictures are in their recipe; their other settings count
     as the defaults.
     """
     groups: dict[tuple[str, ...], list[PartRecord]] = {}

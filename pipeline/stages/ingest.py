@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -152,6 +153,8 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             "sample_id",
             run.writer("secrets", f"{stem}-secrets.parquet", tables.SECRETS),
         )
+        if not storage.is_remote(secrets.temp):
+            Path(secrets.temp).chmod(0o600)
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL GROUP BY 1").fetchall()
         )

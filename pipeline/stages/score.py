@@ -21,7 +21,7 @@ from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import STORED_AT, PoolReader
 from pipeline.store.sql import copy_sorted, cut_rows, facet, literals, view_parquet, view_table
 
 VERSION = 2
@@ -31,7 +31,7 @@ SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.
 
 @dataclass(frozen=True)
 class ScorerInputs:
-    """One scorer: everything that a score depends on beside image and text. Its device is not in it.
+    """One scorer: everything that a score depends on besides image and text. Its device is not in it.
 
     The CLIP scorer has a model (name or file), weights (tag or file) and a precision. A plug-in has a class, the
     version that its code gives itself, and options.
@@ -100,7 +100,7 @@ class MeasureInputs:
 
 @dataclass(frozen=True)
 class JudgeInputs:
-    """All scores, the rows that they are wanted for, and the rules."""
+    """All scores, the rows to judge, and the rules."""
 
     candidates: Files
     facts: Files
@@ -122,8 +122,7 @@ def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
         for start in range(0, rows.num_rows, size):
             batch = rows.slice(start, size).to_pylist()
             images = [
-                Image.open(io.BytesIO(pool.read(row["pool_file"], row["offset"], row["length"]))).convert("RGB")
-                for row in batch
+                Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))).convert("RGB") for row in batch
             ]
             scores += score_batch(scorer, images, [row["text"] for row in batch], size)
     table = rows.select(["sample_id", "stored_sha256", "text_md5"])
@@ -283,7 +282,7 @@ def _scored(inputs: ScoreInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 
 def _recipe(scorer: ScorerInputs) -> str:
-    """Name of all that a score of this scorer depends on beside image and text."""
+    """Name of all that a score of this scorer depends on besides image and text."""
     return fingerprint({"version": VERSION, **scorer.identity()})
 
 

@@ -30,10 +30,11 @@ from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 
+MORE_DETAIL = 1.02  # so many times the detail of a larger copy shows that the copy was blown up
 # What each word of dedup.prefer puts first. Ties go to the next word, and at last to the sample id.
 PREFERENCES = {
     "licence": "known_licence DESC",
-    "pixels": "num_pixels DESC, num_stored_bytes DESC",
+    "pixels": "num_pixels DESC, blown_up, num_stored_bytes DESC",
     "caption": "num_words DESC",
     "priority": "priority DESC",
 }
@@ -97,6 +98,7 @@ class SelectInputs:
     facts: Files
     captions: Files
     pairs: Files
+    details: Files
     leaks: Files
     semantic_pairs: Files
     caption_verdicts: Files
@@ -111,6 +113,7 @@ def decide(inputs: SelectInputs, run: Execution[None]) -> PartResult:
             view_parquet(sql, name, getattr(inputs, name).paths)
         view_table(sql, "score_verdicts", inputs.score_verdicts, tables.VERDICTS)
         view_table(sql, "leaks", inputs.leaks, tables.LEAKS)
+        view_table(sql, "details", inputs.details, tables.DETAILS)
         _gather(sql, choice.priority)
         _drop_leaks(sql)
         judge_takedowns(sql, choice.takedowns)
@@ -187,14 +190,30 @@ _LIKENESS = f"""
 """
 
 
+# A picture is blown up when a near copy of fewer pixels holds more detail. It counts as no larger than that copy.
+_BLOWN_UP = f"""
+    CREATE VIEW pictures AS SELECT DISTINCT pixels_sha256, phash, stored_width_px::BIGINT * stored_height_px AS
+        num_pixels, detail_px FROM likeness JOIN details USING (pixels_sha256) WHERE outcome = 'ok';
+    CREATE VIEW near AS SELECT phash_a AS phash, phash_b AS other FROM telling_pairs
+        UNION ALL SELECT phash_b, phash_a FROM telling_pairs UNION ALL SELECT DISTINCT phash, phash FROM pictures;
+    CREATE TABLE sizes AS SELECT phash, num_pixels, max(detail_px) AS detail_px FROM pictures GROUP BY ALL;
+    CREATE TABLE blown_up AS SELECT p.pixels_sha256, min(s.num_pixels) AS num_true_pixels
+        FROM pictures p JOIN near USING (phash) JOIN sizes s ON s.phash = near.other
+        AND s.num_pixels < p.num_pixels AND s.detail_px > {MORE_DETAIL} * p.detail_px GROUP BY ALL
+"""
+
+
 def _gather(sql: Any, priority: Mapping[str, int]) -> None:
     """`passed`: rows that passed the rules of caption and score."""
     sql.execute(_LIKENESS)
+    sql.execute(_BLOWN_UP)
     sql.register("sources", pa.table({"source": list(priority), "priority": list(priority.values())}))
     sql.execute(
         "CREATE TABLE passed AS SELECT f.sample_id, c.source, c.domain, f.phash, t.licence_id, t.num_words, "
-        "p.priority, f.stored_width_px::BIGINT * f.stored_height_px AS num_pixels, f.length AS num_stored_bytes "
-        "FROM likeness f JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id) "
+        "p.priority, coalesce(b.num_true_pixels, f.stored_width_px::BIGINT * f.stored_height_px) AS num_pixels, "
+        "b.num_true_pixels IS NOT NULL AS blown_up, f.length AS num_stored_bytes "
+        "FROM likeness f LEFT JOIN blown_up b USING (pixels_sha256) JOIN candidates c USING (sample_id) "
+        "JOIN captions t USING (sample_id) "
         "ANTI JOIN (FROM caption_verdicts WHERE NOT keep) v ON v.sample_id = f.sample_id "
         "ANTI JOIN (FROM score_verdicts WHERE NOT keep) s ON s.sample_id = f.sample_id "
         "JOIN sources p USING (source) WHERE f.outcome = 'ok'"
@@ -344,6 +363,7 @@ def _inputs(context: BuildContext) -> SelectInputs:
         facts=context.facts(),
         captions=context.files("caption", "captions"),
         pairs=context.files("dedup", "pairs"),
+        details=context.files("dedup", "details"),
         leaks=context.files("dedup", "leaks"),
         semantic_pairs=context.files("dedup", "semantic_pairs"),
         caption_verdicts=context.files("caption", "caption_verdicts"),

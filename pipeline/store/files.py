@@ -29,7 +29,7 @@ class Files:
         return Files(self.paths, self.sha256, self.sha256)
 
     def digested(self, *digests: str) -> Files:
-        """The same files, where only what the digests are of counts."""
+        """The same files, counted by these digests of the columns that a step reads."""
         return Files(self.paths, digests, self.sha256)
 
     def __bool__(self) -> bool:

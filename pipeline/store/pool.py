@@ -2,11 +2,12 @@
 
 `PoolWriter` writes one part: the file at `path`, and `path` + '.spool' while pictures come in. `PoolReader` reads many
 parts, a few files open at a time. Gives up with OSError when the disk does, and with IntegrityError when a part is gone
-or is shorter than its record says.
+or holds another picture than its record says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from manifests.errors import IntegrityError
 from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
+STORED_AT = ("pool_file", "offset", "length", "stored_sha256")  # columns of facts that say where a picture is, and what
+STORED_COLUMNS = ", ".join(f'"{name}"' for name in STORED_AT)
 
 
 class PoolWriter:
@@ -74,6 +77,7 @@ class PoolReader:
 
     def __init__(self, workdir: str) -> None:
         self._folder = storage.join(workdir, "pool")
+        self._advice = f"`plantmix repair {workdir}` keeps the sound pictures and gets the others again"
         self._remote = storage.is_remote(workdir)
         self._open: dict[str, Any] = {}
 
@@ -86,23 +90,23 @@ class PoolReader:
         for stream in self._open.values():
             stream.close()
 
-    def read(self, pool_file: str, offset: int, length: int) -> bytes:
+    def read(self, pool_file: str, offset: int, length: int, sha256: str) -> bytes:
         """The stored bytes of one picture. Raises as `read_into` does."""
         content = bytearray(length)
-        self.read_into(memoryview(content), pool_file, offset)
+        self.read_into(memoryview(content), pool_file, offset, sha256)
         return bytes(content)
 
-    def read_into(self, place: memoryview, pool_file: str, offset: int) -> None:
+    def read_into(self, place: memoryview, pool_file: str, offset: int, sha256: str) -> None:
         """Fill a view with the stored bytes of one picture.
 
-        Raises: IntegrityError when the part is gone or shorter than its record says.
+        Raises: IntegrityError when the part is gone, is shorter than its record says or holds other bytes.
         """
         stream = self._open.get(pool_file) or self._open_file(pool_file)
         stream.seek(offset)
         if stream.readinto(place) != len(place):
-            raise IntegrityError(
-                f"pool/{pool_file}: ends before byte {offset + len(place):,}; it was changed after its commit"
-            )
+            raise IntegrityError(f"pool/{pool_file}: ends before byte {offset + len(place):,}; {self._advice}")
+        if hashlib.sha256(place).hexdigest() != sha256:
+            raise IntegrityError(f"pool/{pool_file}: not the picture stored at byte {offset:,}; {self._advice}")
 
     def announce(self, pool_file: str, offset: int, length: int) -> None:
         """Tell the system that a picture will be read soon, so that a disk can fetch several at a time."""
@@ -116,6 +120,6 @@ class PoolReader:
         try:
             stream = storage.open_unbuffered(storage.join(self._folder, pool_file))
         except FileNotFoundError:
-            raise IntegrityError(f"pool/{pool_file}: a part of the pool is gone; build again to fetch it") from None
+            raise IntegrityError(f"pool/{pool_file}: a part of the pool is gone; {self._advice}") from None
         self._open[pool_file] = stream
         return stream

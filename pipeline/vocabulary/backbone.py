@@ -41,7 +41,7 @@ class BackboneSettings(Settings):
     )
 
     def identity(self) -> dict[str, Any]:
-        """What a resolved name depends on beside the archive's content: no path."""
+        """What a resolved name depends on besides the archive's content: no path."""
         return {"languages": list(self.languages)}
 
 

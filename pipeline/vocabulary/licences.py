@@ -271,7 +271,9 @@ class LicenceSettings(Settings):
     """
 
     allow: tuple[str, ...] = ()
+    """Ids or families that may stay; empty: every licence that is stated."""
     deny: tuple[str, ...] = (ALL_RIGHTS_RESERVED,)
+    """Ids or families that may not; this wins."""
 
     @field_validator("allow", "deny")
     @classmethod

@@ -47,7 +47,6 @@ FIRST_SEED = {"screening": 100, "final": 10}
 # What screening starts from, written out so that it stays the same when the preset changes.
 SCREENED = {
     "dropout": 0.0, "text_padding": "mask", "image_norm": "layer", "text_norm": "layer", "projection": "single",
-    "temperature": "shared",
 }  # fmt: skip
 SCREENED_LOSS = {"form": "sum_of_losses", "first_order_weight": 0.5}
 
@@ -94,7 +93,6 @@ def settings_list(stage: Stage) -> list[Setting]:
         Setting("dalip", "dalip", 5, {}, {}),
         change("sum of losses", "form of the loss", {"form": "sum_of_losses"}, 5),
         change("padding kept", "padding in the text statistics", text_padding="keep"),
-        change("own temperature", "temperature of z", temperature="own"),
         change("batch norm", "norm of the image branch", image_norm="batch"),
         change("dropout 0.5", "dropout", dropout=0.5),
     ]

@@ -32,9 +32,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "released": {"preset": "released"},
     "dalip": {"preset": "dalip"},
     "dalip, full projection": {"preset": "dalip", "second_order": {"projection": "full"}},
-    "dalip, low rank 128": {"preset": "dalip", "second_order": {"projection": "low_rank"}},
-    "dalip, before projection": {"preset": "dalip", "second_order": {"placement": "before_projection"}},
-    "dalip, after projection": {"preset": "dalip", "second_order": {"placement": "after_projection"}},
 }
 CAPTIONS = ["Iris tectorum, commonly known as Wall iris.", "a photo of a red flower by the river in the early morning"]
 

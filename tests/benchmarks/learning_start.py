@@ -72,13 +72,13 @@ def _anchor_matters(model: Any, pixels: Any, tokens: Any) -> dict[str, float]:
 
     from training.model import towers
 
-    placement, mask = model.second_order.placement, model.second_order.text_padding == "mask"
+    mask = model.second_order.text_padding == "mask"
     found = {}
     with torch.no_grad():
-        image = towers.image_tower(model.clip, pixels, placement)
-        text = towers.text_tower(model.clip, tokens, placement, mask_padding=mask)
+        image = towers.image_tower(model.clip, pixels)
+        text = towers.text_tower(model.clip, tokens, mask_padding=mask)
         for side, tower, branch in (("image", image, model.image_branch), ("text", text, model.text_branch)):
-            own = branch.statistics(tower.anchor, tower.tokens, tower.mask)
-            other = branch.statistics(torch.randn_like(tower.anchor), tower.tokens, tower.mask)
+            own = branch.statistics(tower.feature, tower.tokens, tower.mask)
+            other = branch.statistics(torch.randn_like(tower.feature), tower.tokens, tower.mask)
             found[f"anchor, {side}"] = float((own - other).norm() / own.norm())
     return found

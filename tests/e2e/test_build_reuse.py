@@ -109,8 +109,8 @@ def test_a_changed_published_file_stops_the_build(web: Web, copy: Path) -> None:
     changed.write_bytes(changed.read_bytes() + b"x")
     done = run_plantmix("build", _config(web, copy))
     assert done.returncode == 1
-    assert "something changed a published file" in done.stderr
-    assert changed.name in done.stderr
+    assert f"{changed.name}: not what was recorded" in done.stderr
+    assert f"`plantmix repair {copy / 'build'}`" in done.stderr
 
 
 def test_every_stage_adds_up_in_status(built: Path) -> None:
@@ -161,9 +161,15 @@ def test_verify_deep_and_what_it_finds(built: Path, copy: Path, write_config: Ca
     assert unread.returncode == 0
     assert "(--deep reads them)" in unread.stdout
     broken = run_plantmix("verify", copy / "build", "--deep")
-    assert broken.returncode == 2
-    assert f"shards/{shard.name} has other content than when it was sealed" in broken.stderr
+    assert broken.returncode == 1
+    assert f"shards/{shard.name}: other content than recorded" in broken.stdout
+    alone = run_plantmix("verify", release_of(copy / "build"), "--deep")
+    assert alone.returncode == 2
+    assert f"shards/{shard.name} has other content than when it was sealed" in alone.stderr
     shard.unlink()
     cut = run_plantmix("verify", copy / "build")
-    assert cut.returncode == 2
-    assert f"shards/{shard.name} is missing" in cut.stderr
+    assert cut.returncode == 1
+    assert f"shards/{shard.name}: gone" in cut.stdout
+    alone = run_plantmix("verify", release_of(copy / "build"))
+    assert alone.returncode == 2
+    assert f"shards/{shard.name} is missing" in alone.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
@@ -165,6 +166,20 @@ def test_another_radius_measures_nothing(built: tuple[Path, BuildReport], pictur
 def test_a_webdataset_serves_as_set(pictures: Path, tmp_path: Path) -> None:
     report = build(config_of(pictures, tmp_path, [{"name": "tars", "webdataset": {"path": str(pictures / "set.tar")}}]))
     assert report.stages["select"].funnel.reasons == {"eval_leak": len(EVALUATED)}
+
+
+def test_a_shard_with_other_pictures_of_the_same_size_is_measured_again(pictures: Path, tmp_path: Path) -> None:
+    shown = max(EVALUATED, key=lambda photo: photo.stat().st_size)
+    later = min(CLEAN, key=lambda photo: photo.stat().st_size)
+    info = tarfile.TarInfo("member.jpg")
+    info.size = shown.stat().st_size
+    tars = {"name": "tars", "webdataset": {"path": str(tmp_path / "set.tar")}}
+    config = config_of(pictures, tmp_path / "work", [tars])
+    for photo in (shown, later):
+        with tarfile.open(tmp_path / "set.tar", "w") as tar:
+            tar.addfile(info, io.BytesIO(photo.read_bytes().ljust(info.size, b"\0")))
+        build(config)
+    assert list(dropped(tmp_path / "work")) == [f"exact_{later.name}"]
 
 
 def test_names_match_without_pictures(pictures: Path, tmp_path: Path) -> None:

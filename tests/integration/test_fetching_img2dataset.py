@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 
 from manifests.tables import FACTS
-from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching import img2dataset_engine
+from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
 
@@ -112,3 +114,27 @@ def test_readme_lists_every_behaviour_that_ends_otherwise(tmp_path):
         if outcome != BEHAVIOURS[name].outcome and name not in switched_off
     }
     assert documented_differences() == different
+
+
+def test_what_img2dataset_keeps_on_disk_lies_in_the_scratch_of_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that is killed leaves it there, and the next one empties that folder."""
+    seen = []
+    folder = tempfile.TemporaryDirectory
+
+    def noted(*values: str, **options: str) -> tempfile.TemporaryDirectory[str]:
+        if options.get("prefix", "").startswith("plantmix"):
+            seen.append(options["dir"])
+        return folder(*values, **options)
+
+    monkeypatch.setattr(img2dataset_engine.tempfile, "TemporaryDirectory", noted)
+    chosen = settings("img2dataset")
+    rows = [("0" * 32, "http://127.0.0.1:9/none.jpg")]
+    scratch = str(tmp_path / "scratch")
+    pieces = fetch_in_pieces(
+        rows, chosen, HostGate(chosen.network), lambda: str(tmp_path / "pool.tar"), scratch=scratch
+    )
+    assert [piece.facts.num_rows for piece in pieces] == [1]
+    assert seen == [scratch]
+    assert list((tmp_path / "scratch").iterdir()) == []

@@ -175,7 +175,10 @@ def test_outcomes_can_be_named(tmp_path: Path, web: Web, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--outcome", "http_404"], "http_404 is final: asking again would not help; what may be retried: body_"),
+        (
+            ["--outcome", "http_404"],
+            "http_404 will not be retried: another request would end the same way; what may be retried: body_",
+        ),
         (["--outcome", "sunspots"], "--outcome sunspots is no outcome"),
         ([], "no catalogue"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from running import (
     tries,
 )
 
+from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel
@@ -84,6 +86,22 @@ def test_a_full_disk_stops_the_build_and_says_what_to_do(tmp_path: Path, trace: 
         run(tmp_path / "w", InlineExecutor(), stage_of(traced(behave), trace=str(trace)))
     assert tries(trace) == {0: 1, 1: 1}, "another try would ask all hosts again"
     assert len(tables_of(tmp_path / "w")) == 1
+
+
+def test_a_full_disk_at_the_status_file_loses_figures_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish = storage.publish_bytes
+
+    def full(path: str, content: bytes) -> Any:
+        if path.endswith("status.json"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        return publish(path, content)
+
+    monkeypatch.setattr(storage, "publish_bytes", full)
+    assert run(tmp_path, InlineExecutor(), stage_of(square_work())).redone == ("square",)
+    said = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert ["No space left on device" in record.message for record in said] == [True]
 
 
 def test_another_fault_of_a_disk_passes(tmp_path: Path, trace: Path) -> None:

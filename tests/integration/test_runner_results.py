@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from running import (
     tries,
 )
 
+from manifests import storage
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, DamageError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, StageRecord
 from pipeline.answers.preflight import check_writable
 from pipeline.commands.build import check_span
+from pipeline.runner.checking import ContentChecks
 from pipeline.runner.executing import Asked, Done, InlineExecutor, Job, never
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.work import Execution, PartResult, Stage, StageRun
+from pipeline.store.files import files_of
 
 # ---- the same, whoever runs it
 
@@ -97,6 +101,69 @@ def test_a_lost_file_has_its_part_done_again(tmp_path: Path, trace: Path) -> Non
     assert run(tmp_path / "w", InlineExecutor(), stage).redone == ("square",)
     assert tries(trace) == {**dict.fromkeys(range(6), 1), 3: 2}
     assert tables_of(tmp_path / "w") == before
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def two_stages(recipe: int = 0, trace: str = "", from_outside: bool = False) -> list[Stage]:
+    """A stage that reads the squares of another one through its inputs."""
+    first = stage_of(traced(), name="first", trace=trace)
+    first = replace(first, steps=(replace(first.steps[0], from_outside=from_outside),))
+    second = stage_of(square_work(), name="second")
+    return [first, replace(second, inputs=lambda context: {"recipe": recipe, "on": context.files("first", "squares")})]
+
+
+def test_a_flipped_bit_in_a_table_has_its_part_done_again_where_it_is_read(
+    tmp_path: Path, trace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = InlineExecutor()
+    run(tmp_path / "w", executor, *two_stages(trace=str(trace)))
+    before = tables_of(tmp_path / "w")
+    flip(tmp_path / "w/tables/first-003.parquet")
+    assert run(tmp_path / "w", executor, *two_stages(trace=str(trace))).redone == ()  # nothing reads it
+    assert run(tmp_path / "w", executor, *two_stages(1, trace=str(trace))).redone == ("first", "second")
+    assert tries(trace) == {**dict.fromkeys(range(6), 1), 3: 2}
+    assert tables_of(tmp_path / "w") == before
+    said = [record.message for record in caplog.records if "made again" in record.message]
+    assert said == ["tables/first-003.parquet: not what was recorded; made again, where this build needs it"]
+
+
+def test_a_cut_table_has_its_part_done_again(tmp_path: Path, trace: Path) -> None:
+    executor = InlineExecutor()
+    run(tmp_path / "w", executor, *two_stages(trace=str(trace)))
+    before = tables_of(tmp_path / "w")
+    (tmp_path / "w/tables/first-001.parquet").write_bytes(b"cut")
+    run(tmp_path / "w", executor, *two_stages(trace=str(trace)))
+    assert tries(trace) == {**dict.fromkeys(range(6), 1), 1: 2}
+    assert tables_of(tmp_path / "w") == before
+
+
+def test_a_damaged_part_that_no_stage_can_make_stops_the_build(tmp_path: Path, trace: Path) -> None:
+    executor = InlineExecutor()
+    run(tmp_path / "w", executor, *two_stages(trace=str(trace), from_outside=True))
+    flip(tmp_path / "w/tables/first-003.parquet")
+    with pytest.raises(DamageError, match=r"tables/first-003\.parquet: not what was recorded.*`plantmix repair"):
+        run(tmp_path / "w", executor, *two_stages(1, trace=str(trace), from_outside=True))
+    assert tries(trace) == dict.fromkeys(range(6), 1)
+
+
+def test_a_file_is_read_once_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = InlineExecutor()
+    run(tmp_path, executor, *two_stages())
+    checks, read = ContentChecks(str(tmp_path)), []
+    hash_file = storage.hash_file
+    monkeypatch.setattr(storage, "hash_file", lambda path: read.append(path) or hash_file(path))
+    path = str(tmp_path / "tables/first-000.parquet")
+    files = files_of([(path, hash_file(path).sha256)])
+    assert checks.require(files) is checks.require(files)
+    assert read == [path]
+    os.utime(path, (1, 1))
+    checks.require(files)
+    assert read == [path, path]
 
 
 def test_only_what_follows_a_change_is_done_again(tmp_path: Path) -> None:

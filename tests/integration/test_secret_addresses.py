@@ -122,6 +122,11 @@ def test_secrets_reach_the_host_and_nothing_that_leaves(
     assert main(["takedown", work, "--url", urls[0], "--url", urls[4], "--reason", f"asked: {urls[1]}"]) == 0
     assert main(["query", work, f"SELECT '{urls[5]}' FROM nowhere"]) == 2
     printed = capfd.readouterr()
+    for place, text in texts_below(tmp_path / "work"):
+        if place.endswith("-secrets.parquet"):
+            assert Path(place).stat().st_mode & 0o777 == 0o600
+        else:
+            assert not any(secret in text for secret in (PASSWORD, TOKEN, "eve:")), place
     published = [*texts_below(tmp_path / "work/releases"), *texts_below(tmp_path / "out")]
     assert len(published) > 20
     for place, text in [*published, ("screen", printed.out), ("log", printed.err)]:

@@ -55,7 +55,7 @@ def run_stage(folder: Path, rows: list[dict[str, Any]], cuts: list[int]) -> tupl
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}-{number}.parquet")
             files[name].append(str(folder / f"{name}-{number}.parquet"))
         rows_of = RowGroup(files["candidates"][-1], 0, "")
-        inputs = MeasureInputs(rows_of, Files(), SETTINGS.clean, SETTINGS.measure)
+        inputs = MeasureInputs(rows_of, Files(), SETTINGS.measure)
         files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
     result = judge(JudgeInputs(**tables_of, rules=SETTINGS.rules), Execution(str(folder), 0.5, "x", None))

@@ -38,7 +38,9 @@ class AugmentSettings(Settings):
     scale: tuple[float, float] = (0.9, 1.0)  # area of the crop over the area of the picture
     color_jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
     color_jitter_prob: float = Field(default=0.0, ge=0.0, le=1.0)
+    """How often colours are changed."""
     gray_scale_prob: float = Field(default=0.0, ge=0.0, le=1.0)
+    """How often a picture turns grey."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> AugmentSettings:

@@ -39,7 +39,9 @@ class ReleaseShare(Settings):
     """One of several releases, and its share of the samples."""
 
     release: str
+    """A release or a work folder."""
     weight: float = Field(gt=0.0)
+    """How much of it, over the sum of all weights."""
 
 
 class TextSettings(Settings):
@@ -49,7 +51,9 @@ class TextSettings(Settings):
     """
 
     use: Literal["fixed", "draw"] = "fixed"
+    """fixed: the first of the members; draw: one of them each time."""
     members: tuple[str, ...] = Field(default=("txt",), min_length=1)
+    """Text members by their ending, such as `txt`, `sci`."""
 
     @model_validator(mode="after")
     def _one_when_fixed(self) -> TextSettings:
@@ -62,6 +66,7 @@ class DataSettings(Settings):
     """The `data` section of a training config."""
 
     split: str = "train"
+    """Split of the release."""
     batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
     mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
     batches: Literal["mixed", "one_domain"] = "mixed"  # one_domain: each batch is of one domain, drawn by share
@@ -71,6 +76,7 @@ class DataSettings(Settings):
     text: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
     reduced_decode: bool = True
+    """Decode large JPEGs at a half, a quarter or an eighth where the crop stays large enough."""
     num_workers: int = Field(default=2, ge=0)  # loader processes of each rank
     prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run

@@ -28,6 +28,7 @@ from training.evaluation import metrics
 from training.evaluation.class_names import class_text, taxon_of
 from training.evaluation.encoding import (
     Encoded,
+    FeatureKind,
     encode_pairs,
     evaluation_device,
     feature_kinds,
@@ -250,29 +251,19 @@ def _domain_losses(
 
 def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: TrainSettings) -> Tensor:
     """The training loss of each pair, from blocks of logits."""
-    size, num_pairs = settings.eval.batch_size, len(images.f)
-    scale = float(model.clip.logit_scale.detach().exp())
-    own = model.logit_scale_second
-    second_scale = float(own.detach().exp()) if own is not None else scale
-    weight = settings.loss.first_order_weight
+    scale, weight = float(model.clip.logit_scale.detach().exp()), settings.loss.first_order_weight
 
-    def first(rows: slice, columns: slice) -> Tensor:
-        return scale * images.f[rows] @ texts.f[columns].t()
+    def losses(kind: FeatureKind) -> Tensor:
+        left, right = images.vectors(kind, weight), texts.vectors(kind, weight)
 
-    if images.z is None or texts.z is None:
-        return metrics.pair_losses(first, num_pairs, size)
-    image_z, text_z = images.z, texts.z
+        def logits(rows: slice, columns: slice) -> Tensor:
+            return scale * left[rows] @ right[columns].t()
 
-    def second(rows: slice, columns: slice) -> Tensor:
-        return second_scale * image_z[rows] @ text_z[columns].t()
+        return metrics.pair_losses(logits, len(left), settings.eval.batch_size)
 
-    def both(rows: slice, columns: slice) -> Tensor:
-        return weight * first(rows, columns) + (1 - weight) * second(rows, columns)
-
-    if settings.loss.form == "sum_of_similarities":
-        return metrics.pair_losses(both, num_pairs, size)
-    losses = [metrics.pair_losses(logits, num_pairs, size) for logits in (first, second)]
-    return weight * losses[0] + (1 - weight) * losses[1]
+    if images.z is None or settings.loss.form == "sum_of_similarities":
+        return losses("both")
+    return weight * losses("f") + (1 - weight) * losses("z")
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:

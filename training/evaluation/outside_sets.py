@@ -37,7 +37,7 @@ def open_sets(wanted: Sequence[EvalSetSettings]) -> list[EvalSet]:
     """
     counts = Counter(item.name for item in wanted)
     if twice := sorted(name for name, count in counts.items() if count > 1):
-        raise ConfigError(f"eval.sets: the name '{twice[0]}' is given twice; results are told apart by it")
+        raise ConfigError(f"eval.sets: the name '{twice[0]}' is given twice; it tells results apart")
     opened = [open_eval_set(item.path, item.split) for item in wanted]
     for item, found in zip(wanted, opened, strict=True):
         if item.text != "asis" and found.kind == "classification" and all(taxon is None for taxon in found.taxa):

@@ -1,10 +1,10 @@
 """The layouts of evaluation sets on disk: pictures with classes or captions.
 
-Reads three, told apart by what is in the folder. clip_benchmark's webdataset: `classnames.txt`, `SPLIT/*.tar` with an
-image and a `.cls` or `.txt` member, `zeroshot_classification_templates.txt`, `dataset_type.txt`. A table beside the
-pictures, as BioCLIP's sets: `metadata.csv` with `filepath` and `class`, or ranks. Class folders of pictures. Holds only
-the index; pictures are read later. Reads only regular files within the folder. Writes nothing. Gives up with
-ConfigError on any other folder, and on one with links or pipes among its files.
+Reads three layouts and knows each by what is in the folder. clip_benchmark's webdataset: `classnames.txt`,
+`SPLIT/*.tar` with an image and a `.cls` or `.txt` member, `zeroshot_classification_templates.txt`, `dataset_type.txt`.
+A table beside the pictures, as BioCLIP's sets: `metadata.csv` with `filepath` and `class`, or ranks. Class folders of
+pictures. Holds only the index; pictures are read later. Reads only regular files within the folder. Writes nothing.
+Gives up with ConfigError on any other folder, and on one with links or pipes among its files.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _open_table(folder: Path, split: str) -> EvalSet:
         items.append(Item(row["filepath"], str(folder / row["filepath"])))
         classes.append(name)
     names_of_items = [item.name for item in items]
-    if missing := [name for name in names_of_items if not (folder / name).is_file()]:
+    if missing := [name for name in names_of_items if why_not_inside(folder, name) == "is not there"]:
         raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
     _require_regular(folder, names_of_items)
     return _classification(tuple(items), classes, taxa, as_words=False)

@@ -22,7 +22,7 @@ from training.model.precision import without_autocast
 
 NormKind = Literal["batch", "layer"]
 DropoutAxis = Literal["channel", "token"]
-ProjectionKind = Literal["full", "single", "low_rank"]
+ProjectionKind = Literal["full", "single"]
 ReduceStart = Literal["linear", "convolution"]
 
 BATCH_NORM_EPS = 1e-5
@@ -34,7 +34,6 @@ _MOMENTUM = 0.1  # of the batch norms' running statistics
 class BranchShape:
     """All that fixes a branch; `training.model.dalip` fills it in from the settings and the tower."""
 
-    token_width: int
     embed_dim: int
     heads: int
     reduced_width: int
@@ -42,7 +41,6 @@ class BranchShape:
     dropout: float
     dropout_axis: DropoutAxis
     projection: ProjectionKind
-    projection_rank: int
     reduce_start: ReduceStart = "linear"
 
 
@@ -103,7 +101,7 @@ class Branch(nn.Module):
     def __init__(self, shape: BranchShape) -> None:
         super().__init__()
         self.shape = shape
-        self.token_projection = nn.Linear(shape.token_width, shape.embed_dim, bias=False)
+        self.token_projection = nn.Linear(shape.embed_dim, shape.embed_dim, bias=False)
         width = self.add_layers()
         self.second_order_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.projection = projection_layers(shape, width)
@@ -182,7 +180,4 @@ def projection_layers(shape: BranchShape, width: int) -> nn.Sequential:
     embed_dim = shape.embed_dim
     if shape.projection == "full":
         return nn.Sequential(nn.Linear(width, width), nn.Linear(width, embed_dim, bias=False))
-    if shape.projection == "single":
-        return nn.Sequential(nn.Linear(width, embed_dim))
-    rank = shape.projection_rank
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, embed_dim))
+    return nn.Sequential(nn.Linear(width, embed_dim))

@@ -48,14 +48,11 @@ class DalipModel(nn.Module):
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: Branch | None = None
         self.text_branch: Branch | None = None
-        self.logit_scale_second: nn.Parameter | None = None
         if getattr(clip, "logit_bias", None) is not None:
             # A constant changes no softmax, so the bias would get no gradient.
             clip.logit_bias.requires_grad_(False)
         if self.second_order is not None:
             self.image_branch, self.text_branch = _branches(clip, self.second_order)
-            if self.second_order.temperature == "own":
-                self.logit_scale_second = nn.Parameter(clip.logit_scale.detach().clone())
 
     @property
     def device(self) -> torch.device:
@@ -88,10 +85,10 @@ class DalipModel(nn.Module):
         return int(self.clip.context_length)
 
     def forward(self, images: Tensor, text_tokens: Tensor) -> dict[str, Tensor]:
-        """Features of a batch of pairs, L2-normalised, and the scales (already exp'd).
+        """Features of a batch of pairs, L2-normalised, and the scale (already exp'd).
 
         Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
-        text_second_order, and logit_scale_second when z has its own temperature.
+        text_second_order.
         """
         output = {}
         if self.second_order is None:
@@ -101,8 +98,6 @@ class DalipModel(nn.Module):
             output["image_features"], output["image_second_order"] = self.encode_image_both(images)
             output["text_features"], output["text_second_order"] = self.encode_text_both(text_tokens)
         output["logit_scale"] = self.clip.logit_scale.exp()
-        if self.logit_scale_second is not None:
-            output["logit_scale_second"] = self.logit_scale_second.exp()
         return output
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
@@ -117,17 +112,17 @@ class DalipModel(nn.Module):
 
     def encode_image_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """First- and second-order features f and z of pictures, each (B, C)."""
-        second, branch = self._require(self.image_branch)
-        tower = towers.image_tower(self.clip, images, second.placement)
+        _, branch = self._require(self.image_branch)
+        tower = towers.image_tower(self.clip, images)
         # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
-        z_BC = branch(tower.anchor, tower.tokens, tower.mask)
+        z_BC = branch(tower.feature, tower.tokens, tower.mask)
         return _normalised(tower.feature), _normalised(z_BC)
 
     def encode_text_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """First- and second-order features f and z of token ids (B, M), each (B, C)."""
         second, branch = self._require(self.text_branch)
-        tower = towers.text_tower(self.clip, tokens, second.placement, mask_padding=second.text_padding == "mask")
-        z_BC = branch(tower.anchor, tower.tokens, tower.mask)
+        tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
+        z_BC = branch(tower.feature, tower.tokens, tower.mask)
         return _normalised(tower.feature), _normalised(z_BC)
 
     def _require(self, branch: Branch | None) -> tuple[SecondOrder, Branch]:
@@ -164,10 +159,8 @@ class DalipModel(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self, maximum: float) -> None:
-        """Keep every scale, after exp, within 1 and `maximum`; call after each optimiser step."""
-        for scale in (self.clip.logit_scale, self.logit_scale_second):
-            if scale is not None:
-                scale.clamp_(0.0, math.log(maximum))
+        """Keep the scale, after exp, within 1 and `maximum`; call after each optimiser step."""
+        self.clip.logit_scale.clamp_(0.0, math.log(maximum))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every trainable parameter once, by role and by whether weight decay applies.
@@ -193,21 +186,21 @@ def parameter_role(name: str) -> Role:
 
 
 def _branches(clip: Any, second: SecondOrder) -> tuple[Branch, Branch]:
-    image_width, text_width, embed_dim = towers.probe_widths(clip, second.placement)
+    embed_dim = towers.probe_width(clip)
     if embed_dim % second.heads:
         raise ConfigError(
             f"second_order.heads is {second.heads}, which does not divide the embedding width {embed_dim}"
         )
 
     common: dict[str, Any] = {
-        name: getattr(second, name) for name in ("heads", "reduced_width", "dropout", "projection", "projection_rank")
+        name: getattr(second, name) for name in ("heads", "reduced_width", "dropout", "projection")
     }
     image = BranchShape(
-        token_width=image_width, embed_dim=embed_dim, norm=second.image_norm,
+        embed_dim=embed_dim, norm=second.image_norm,
         dropout_axis=second.image_dropout_axis, reduce_start=second.image_reduce_start, **common,
     )  # fmt: skip
     text = BranchShape(
-        token_width=text_width, embed_dim=embed_dim, norm=second.text_norm,
+        embed_dim=embed_dim, norm=second.text_norm,
         dropout_axis=second.text_dropout_axis, **common,
     )  # fmt: skip
     kind = HEADS[second.statistic]

@@ -23,7 +23,9 @@ from training.model.precision import full_precision, without_autocast
 
 Statistic = Literal["brownian", "covariance", "mean", "max", "attention", "pooled"]
 
-_ROOT_STEPS = 7  # of Newton and Schulz: the root of 46 x 46 matrices is within 1 % for all but the smallest directions
+# Of Newton and Schulz. For 46 channels over 8, 81 and 196 tokens 7 steps come within 0.5, 4 and 2 % of the root; the
+# source's 5 within 1, 18 and 18 %.
+_ROOT_STEPS = 7
 
 
 class CovarianceBranch(SecondOrderBranch):

@@ -25,6 +25,8 @@ from training.model.precision import full_precision, without_autocast
 
 LossForm = Literal["sum_of_losses", "sum_of_similarities"]
 
+_SCALE = "logit_scale"  # the one output of the model that is no feature
+
 
 class LossSettings(Settings):
     """The `loss` section of a training config.
@@ -39,8 +41,11 @@ class LossSettings(Settings):
     # seeds on pictures from other shops. z alone loses 4.6 points by it (1.7 to 7.7), f alone no measurable amount.
     # Alpha was tried with one seed.
     form: LossForm = "sum_of_similarities"
+    """One loss over the sum of both similarities, or the sum of two losses."""
     first_order_weight: float = Field(default=0.5, ge=0.0, le=1.0)
+    """f counts so much, z the rest."""
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
+    """Bound of logit_scale; null: none."""
 
 
 # The released code's loss, held by a golden value in tests/unit/training/model: do not change a value here.
@@ -69,8 +74,7 @@ def contrastive_loss(features: Mapping[str, Tensor], settings: LossSettings) -> 
     first_loss = _cross_entropy(first)
     if "image_second_order" not in features:
         return {"loss": first_loss, "first_order_loss": first_loss.detach()}
-    scale = features.get("logit_scale_second", features["logit_scale"])
-    second = _logits(features["image_second_order"], features["text_second_order"], scale)
+    second = _logits(features["image_second_order"], features["text_second_order"], features["logit_scale"])
     alpha = settings.first_order_weight
     second_loss = _cross_entropy(second)
     if settings.form == "sum_of_losses":
@@ -125,9 +129,9 @@ def accumulate_backward(
     """Gradients of one large batch from `num_chunks` smaller ones that fit the memory.
 
     `forward(i)` runs the model on chunk i. Each chunk runs twice: first without gradients, to cache its features. The
-    loss over all chunks gives the gradient of every cached feature and of the scales. The second run passes these
+    loss over all chunks gives the gradient of every cached feature and of the scale. The second run passes these
     gradients on through the model. Dropout draws the same in both runs. Modules with a `track` flag (running
-    statistics) among `modules` count each chunk once, and so do the scales.
+    statistics) among `modules` count each chunk once, and so does the scale.
 
     `backward` takes the surrogate loss of a chunk: with a gradient scaler, pass the scaler's. `no_sync` is the context
     for all chunks but the last (DistributedDataParallel.no_sync). Returns what `contrastive_loss` returns, detached.
@@ -155,7 +159,7 @@ def accumulate_backward(
             with nullcontext() if last else no_sync():
                 output = forward(index)
                 rows = slice(bounds[index], bounds[index + 1])
-                backward(_surrogate(output, feature_grads, rows, with_scales=last))
+                backward(_surrogate(output, feature_grads, rows, with_scale=last))
     finally:
         for part in trackers:
             part.track = True
@@ -186,14 +190,10 @@ def _cross_entropy(logits: tuple[Tensor, Tensor]) -> Tensor:
         return (functional.cross_entropy(image_BN, target_B) + functional.cross_entropy(text_BN, target_B)) / 2
 
 
-def _is_scale(name: str) -> bool:
-    return name.startswith("logit_scale")
-
-
 def _as_leaves(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The cached features as one batch that takes gradients; the scales are those of the first chunk."""
+    """The cached features as one batch that takes gradients; the scale is that of the first chunk."""
     return {
-        name: (value if _is_scale(name) else torch.cat([chunk[name] for chunk in chunks])).detach().requires_grad_()
+        name: (value if name == _SCALE else torch.cat([chunk[name] for chunk in chunks])).detach().requires_grad_()
         for name, value in chunks[0].items()
     }
 
@@ -203,15 +203,15 @@ def _surrogate(
     feature_grads: Mapping[str, Tensor | None],
     rows: slice,
     *,
-    with_scales: bool,
+    with_scale: bool,
 ) -> Tensor:
     """A scalar whose gradient through the chunk at `rows` is the large batch's."""
     terms = []
     for name, value in output.items():
         grad = feature_grads[name]
-        if grad is None or (_is_scale(name) and not with_scales):
+        if grad is None or (name == _SCALE and not with_scale):
             continue
-        share = grad if _is_scale(name) else grad[rows]
+        share = grad if name == _SCALE else grad[rows]
         terms.append((full_precision(value) * full_precision(share)).sum())
     return torch.stack(terms).sum()
 

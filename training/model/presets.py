@@ -3,46 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Settings
-from training.model import towers
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 from training.model.heads import Statistic
 
 Preset = Literal["clip", "released", "dalip"]
 TextPadding = Literal["keep", "mask"]
-Temperature = Literal["shared", "own"]
 
 
 class SecondOrderSettings(Settings):
-    """What may be changed in the second-order branches; a key left out takes the preset's value."""
+    """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
 
     heads: int | None = Field(default=None, ge=1)
+    """Parts that the reduced features are split into."""
     reduced_width: int | None = Field(default=None, ge=2)
-    placement: towers.Placement | None = None
+    """Width of the features before their statistics."""
     text_padding: TextPadding | None = None
+    """Whether padding counts in the statistics of a text."""
     image_norm: NormKind | None = None
+    """Norm over the statistics of a picture."""
     text_norm: NormKind | None = None
+    """Norm over the statistics of a text."""
     dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Of the features before their statistics."""
     image_dropout_axis: DropoutAxis | None = None
+    """What a dropped unit is."""
     text_dropout_axis: DropoutAxis | None = None
+    """What a dropped unit is."""
     projection: ProjectionKind | None = None
-    projection_rank: int | None = Field(default=None, ge=1)
-    temperature: Temperature | None = None
-    statistic: Statistic | None = None  # of the tokens; all but `brownian` are controls, see `training.model.heads`
+    """Matrix that makes z of the statistics."""
+    statistic: Statistic | None = None
+    """What z is made of; all but `brownian` are controls, see `training.model.heads`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Models of 0.1.0 hold a null for settings that are gone."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class ModelSettings(Settings):
     """The `model` section of a training config."""
 
     preset: Preset = "dalip"
+    """Values to begin with; training/README.md compares them."""
     architecture: str = Field(default="ViT-B-16", min_length=1)
+    """A name of open_clip, or a JSON file in its format."""
     pretrained: str | None = None
+    """Tag of open_clip, checkpoint file or Hugging Face folder; what it does not fill stays new."""
     patch_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Instead of that of the architecture."""
     image_size_px: int | tuple[int, int] | None = None
+    """Instead of that of the architecture."""
     second_order: SecondOrderSettings = SecondOrderSettings()
 
     @field_validator("image_size_px")
@@ -66,7 +82,6 @@ class SecondOrder:
 
     heads: int
     reduced_width: int
-    placement: towers.Placement
     text_padding: TextPadding
     image_norm: NormKind
     text_norm: NormKind
@@ -74,8 +89,6 @@ class SecondOrder:
     image_dropout_axis: DropoutAxis
     text_dropout_axis: DropoutAxis
     projection: ProjectionKind
-    projection_rank: int
-    temperature: Temperature
     statistic: Statistic = "brownian"
     image_reduce_start: ReduceStart = "linear"  # no setting: only preset `released` starts in another way
 
@@ -84,7 +97,6 @@ class SecondOrder:
 RELEASED = SecondOrder(
     heads=4,
     reduced_width=46,
-    placement="after_projection",
     text_padding="keep",
     image_norm="batch",
     text_norm="layer",
@@ -92,8 +104,6 @@ RELEASED = SecondOrder(
     image_dropout_axis="channel",
     text_dropout_axis="token",
     projection="full",
-    projection_rank=128,
-    temperature="shared",
     # There the image branch reduces by a 1 x 1 convolution and the text branch by a linear layer, and each starts as
     # its kind does: std 0.209 and 0.051 at ViT-B/16 (`image_reduce` and `text_reduce` of the golden values).
     image_reduce_start="convolution",
@@ -101,11 +111,10 @@ RELEASED = SecondOrder(
 
 # Our own preset: what differs from the released code, and why. Its loss is the default of the section `loss`.
 # "Small runs" are those of tests/benchmarks/results/learning.md: a ViT 128 wide, 300 steps. Judged by f and z together
-# they could not tell settings of padding, norm and temperature apart.
+# they could not tell settings of padding and norm apart.
 DALIP = SecondOrder(
     heads=4,
     reduced_width=46,
-    placement="after_projection",
     # A caption of 8 tokens leaves 69 of 77 positions to padding, which would make up most of its statistics.
     text_padding="mask",
     # Batch statistics depend on the number of processes and on accumulation; with layer norm two processes equal one to
@@ -123,8 +132,6 @@ DALIP = SecondOrder(
     # Nothing non-linear lies between the two released layers, so one layer reaches the same maps. It adds 5.0 M
     # parameters to CLIP instead of 42.4 M; cost in tests/benchmarks/results/model_cost.md.
     projection="single",
-    projection_rank=128,
-    temperature="shared",
 )
 
 

@@ -31,7 +31,7 @@ class TowerOutput:
     mask: Tensor | None  # (B, M), true for tokens that count; None: all of them
 
 
-def image_tower(clip: Any, images: Tensor, placement: Placement) -> TowerOutput:
+def image_tower(clip: Any, images: Tensor, placement: Placement = "after_projection") -> TowerOutput:
     """The image tower: the anchor is the pooled feature; the class token is not among the tokens."""
     if isinstance(clip, FrozenCLIP):
         return _frozen_tower(clip.visual, clip.visual.tokens_of(images) if images.ndim == 4 else images, placement)
@@ -49,7 +49,9 @@ def image_tower(clip: Any, images: Tensor, placement: Placement) -> TowerOutput:
     return TowerOutput(feature_BC, anchor_BW, tokens_BMW, None)
 
 
-def text_tower(clip: Any, tokens: Tensor, placement: Placement, mask_padding: bool) -> TowerOutput:
+def text_tower(
+    clip: Any, tokens: Tensor, placement: Placement = "after_projection", *, mask_padding: bool
+) -> TowerOutput:
     """The text tower: the anchor is the pooled (EOT) token, which stays among the tokens."""
     if isinstance(clip, FrozenCLIP):
         return _frozen_tower(clip.text, tokens, placement)
@@ -75,16 +77,14 @@ def text_tower(clip: Any, tokens: Tensor, placement: Placement, mask_padding: bo
     return TowerOutput(feature_BC, text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id), tokens_BMW, mask_BM)
 
 
-def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
-    """Widths of the image tokens, the text tokens and the embedding, found by encoding one picture and one text.
+def probe_width(clip: Any) -> int:
+    """Width of the projected tokens and of the embedding, found by encoding one picture and one text.
 
     Raises: ConfigError for towers without usable tokens.
     """
     if isinstance(clip, FrozenCLIP):
-        embed_dim = clip.visual.proj.shape[1]
-        after = placement == "after_projection"
-        return embed_dim if after else clip.visual.width, embed_dim if after else clip.text.width, embed_dim
-    check_towers(clip, placement)
+        return int(clip.visual.proj.shape[1])
+    check_towers(clip)
     height, width = image_size_px(clip)
     reference = next(clip.parameters())
     images = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
@@ -93,8 +93,7 @@ def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
     clip.eval()
     try:
         with torch.no_grad():
-            image = image_tower(clip, images, placement)
-            text = text_tower(clip, tokens, placement, mask_padding=False)
+            found = {"image": image_tower(clip, images), "text": text_tower(clip, tokens, mask_padding=False)}
     except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
         # timm has no error of its own for a trunk without tokens. ConvNeXt and FastViT raise TypeError (timm 1.0.31);
         # others may lack a method, or fail an assertion or on a shape.
@@ -104,17 +103,17 @@ def probe_widths(clip: Any, placement: Placement) -> tuple[int, int, int]:
         ) from error
     finally:
         clip.train(was_training)
-    for side, output in (("image", image), ("text", text)):
-        anchor, token = output.anchor.shape, output.tokens.shape
-        if len(anchor) != 2 or len(token) != 3 or anchor[-1] != token[-1]:
+    for side, output in found.items():
+        feature, token = output.feature.shape, output.tokens.shape
+        if len(feature) != 2 or len(token) != 3 or feature[-1] != token[-1]:
             raise ConfigError(
-                f"the {side} tower's tokens {tuple(token)} do not fit its pooled feature {tuple(anchor)}: "
-                f"set second_order.placement to the other value or use preset 'clip'"
+                f"the {side} tower's tokens {tuple(token)} do not fit its pooled feature {tuple(feature)}: use preset "
+                "'clip'"
             )
-    return image.tokens.shape[-1], text.tokens.shape[-1], image.feature.shape[-1]
+    return int(found["image"].feature.shape[-1])
 
 
-def check_towers(clip: Any, placement: Placement) -> None:
+def check_towers(clip: Any, placement: Placement = "after_projection") -> None:
     """Refuse, by name, the towers whose tokens open_clip does not give.
 
     Raises: ConfigError.
@@ -134,8 +133,8 @@ def check_towers(clip: Any, placement: Placement) -> None:
         )
     if placement == "before_projection" and _image_pool(visual) not in ("tok", "token", "avg"):
         raise ConfigError(
-            f"the image tower pools by '{_image_pool(visual)}': its anchor before the projection is not a token; "
-            "set second_order.placement to 'after_projection'"
+            f"the image tower pools by '{_image_pool(visual)}': its tokens before the projection have no anchor; "
+            "use a tower that pools by 'tok' or 'avg'"
         )
     if _image_pool(visual) == "none":
         raise ConfigError("the image tower has pool_type 'none': no pooled feature to anchor on; use 'tok' or 'avg'")

@@ -302,7 +302,7 @@ def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int)
 
 def _check_catalogue(settings: ProxySettings) -> None:
     """Raises: ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
-    from manifests.catalog import CATALOG_FILE
+    from manifests.catalog_file import CATALOG_FILE
 
     if settings.catalogue is not None and not Path(settings.catalogue, CATALOG_FILE).is_file():
         raise ConfigError(

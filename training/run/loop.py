@@ -2,7 +2,7 @@
 
 Reads a release and a config; writes the run's folder (`training.record.checkpoint` names the files). The same config,
 release and number of ranks give the same run, interrupted or not, on a CPU bit for bit. SIGTERM and Ctrl-C stop it with
-a checkpoint. A loss or gradient that is not finite stops it without one, and its batch is written down.
+a checkpoint. A loss or gradient that is not finite stops it without a checkpoint, and its batch is written to a file.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def train(
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
     `resume` False trains anew and replaces what the folder holds. `allow_changed` goes on from a checkpoint of another
-    config or release. `pool` holds the release's samples, row by row, in another place. The run stops when `stop_file`
-    is there, as at a signal.
+    config or release. `pool` holds the samples of the release, row by row, when they lie elsewhere. A `stop_file` that
+    appears stops the run like a signal.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
@@ -72,7 +72,7 @@ def train(
         return checkpoint.read_summary(folder), True
     to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
-    if settings.eval.every_steps:  # a split that is not there stops the run now, not at the first validation
+    if settings.eval.every_steps:  # a split that is missing stops the run now, not at the first validation
         open_pool(releases, str(settings.eval.split))
 
     # -- join the other processes, train, leave them
@@ -100,7 +100,8 @@ def _train_on(
 ) -> tuple[dict[str, Any], bool]:
     """The run within its process group; nothing refers to the group when this returns.
 
-    `seen` is the folder's state, by which the model is made; `inspect` looks again once the folder is locked.
+    `seen` is the state of the folder, which decides how the model is made; `inspect` reads the state again once the
+    folder is locked.
     """
     folder = Path(settings.output_dir)
     if settings.compute.num_threads is not None:
@@ -164,7 +165,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         names = [name for name in _LOSSES if name in losses]
         flags = [float(bool(found)), float(not finite), float(stop.is_set())]
         *means, corrupt, broken, stopping = mean_over_ranks([losses[name] for name in names] + flags, trainer.ranks)
-        if corrupt > 0:  # on some rank; all of them take part
+        if corrupt > 0:  # on some rank; all ranks take part
             failures.record_corrupt(trainer, found, progress, log)
         if broken > 0:
             failures.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
@@ -286,7 +287,7 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
 
 
 def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
-    """Validation loss on rank 0, while the others wait at the next step; a sharded model needs all of them."""
+    """Validation loss on rank 0, while the other ranks wait at the next step; a sharded model needs all ranks."""
     sharded = sharding.is_sharded(trainer.model)
     if not (trainer.ranks.is_main or sharded):
         return

@@ -24,7 +24,7 @@ from manifests import storage
 from manifests.errors import ConfigError, RunError
 from manifests.settings import Settings
 from training.data.images import CorruptSample, EvalView, normalise
-from training.data.loader import open_releases
+from training.data.loader import check_shards, open_releases
 from training.data.shards import SamplePool, ShardReader, open_pool
 from training.data.tokens import ARCHITECTURE_FILE, fill_store, pool_identity, principal_components, store_folder
 from training.model.backbones import Backbone, load_backbone
@@ -65,7 +65,10 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     folder = Path(settings.output_dir)
-    pools = {split: open_pool(open_releases(settings.release), split) for split in settings.splits}
+    releases = open_releases(settings.release)
+    pools = {split: open_pool(releases, split) for split in settings.splits}
+    for split in settings.splits:
+        check_shards(releases, split)
     towers = {
         "image": load_backbone(settings.image.tower, "image"), "text": load_backbone(settings.text.tower, "text")
     }  # fmt: skip

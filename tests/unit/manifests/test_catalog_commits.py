@@ -16,8 +16,9 @@ import duckdb
 import fsspec
 import pytest
 
-from manifests.catalog import CATALOG_FILE, Catalog, _changed_ns, _transaction
-from manifests.errors import ConfigError, IntegrityError
+from manifests.catalog import Catalog, _changed_ns
+from manifests.catalog_file import CATALOG_FILE, transaction
+from manifests.errors import ConfigError, DamageError, IntegrityError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 
@@ -89,7 +90,7 @@ def test_commit_is_all_or_nothing(catalog: Catalog) -> None:
 
 def test_an_exception_inside_a_transaction_leaves_nothing(catalog: Catalog) -> None:
     def stopped() -> None:
-        with _transaction(catalog._connection):
+        with transaction(catalog._connection):
             catalog._connection.execute("INSERT INTO current_stages VALUES ('ingest', 'v1')")
             raise KeyboardInterrupt
 
@@ -208,15 +209,45 @@ def test_an_older_version_that_lost_files_is_unsealed_too(catalog: Catalog) -> N
     assert catalog.find_sealed("v2") is not None
 
 
-def test_a_file_of_another_size_stops_everything(catalog: Catalog) -> None:
+def test_a_file_of_another_size_is_damaged(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     catalog.commit_part("v1", 0, part("p1", "p1.parquet", workdir=catalog.workdir))
     Path(catalog.workdir, "p1.parquet").write_bytes(b"cut")
-    with pytest.raises(
-        IntegrityError, match=r"p1\.parquet: 3 bytes on disk, \d+ in the catalogue.*Restore it, or remove"
-    ):
+    with pytest.raises(DamageError, match=r"p1\.parquet: not what was recorded.*`plantmix repair") as caught:
         catalog.drop_lost_parts()
+    assert caught.value.paths == ("p1.parquet",)
     assert list(catalog.find_parts(["p1"])) == ["p1"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "stops"),
+    [
+        (["pool/0.tar"], False),
+        ([f"pool/{number}.tar" for number in range(4)], True),
+        ([f"pool/{number}.tar" for number in range(20)], True),
+        (["releases/a/0.tar", "releases/a/1.tar"], False),
+        (["tables/0.parquet"], False),
+        (["tables/0.parquet", "tables/1.parquet"], True),
+    ],
+)
+def test_mass_loss_stops_before_anything_is_dropped(catalog: Catalog, lost: list[str], stops: bool) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    paths = [
+        *(f"pool/{number}.tar" for number in range(20)),
+        *(f"tables/{number}.parquet" for number in range(12)),
+        *(f"releases/a/{number}.tar" for number in range(2)),
+    ]
+    for number, path in enumerate(paths):
+        catalog.commit_part("v1", number, part(path, path, workdir=catalog.workdir))
+    for path in lost:
+        Path(catalog.workdir, path).unlink()
+    if not stops:
+        assert catalog.drop_lost_parts() == {"ingest": len(lost)}
+        return
+    folder = lost[0].partition("/")[0]
+    with pytest.raises(IntegrityError, match=rf"/{folder}: {len(lost)} of \d+ recorded .* mount it .*`plantmix repair"):
+        catalog.drop_lost_parts()
+    assert count(catalog, "parts") == len(paths)
 
 
 # ---- inputs

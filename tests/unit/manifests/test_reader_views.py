@@ -14,7 +14,7 @@ import pytest
 
 from manifests import tables
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import SAMPLE_VIEWS, open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 
@@ -145,6 +145,14 @@ def test_a_folder_without_a_catalogue(tmp_path: Path) -> None:
         read_status(str(tmp_path))
     (tmp_path / "status.json").write_text(json.dumps({"name": "demo"}))
     assert read_status(str(tmp_path)) == {"name": "demo"}
+
+
+def test_a_status_that_was_cut_is_named(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"name": "de')
+    with pytest.raises(
+        IntegrityError, match=r"status\.json: damaged .*the next build or `plantmix repair` writes it anew"
+    ):
+        read_status(str(tmp_path))
 
 
 def test_sample_id_is_stable_and_keeps_source_and_key_apart() -> None:

@@ -34,6 +34,7 @@ ONE_RULE = [
     ("not_empty", True, "", ""),
     ("not_placeholder_like", True, "no image available", "no image available"),
     ("not_filename_like", True, "IMG_1234.jpg", "IMG_1234.jpg"),
+    ("not_spam_like", True, "click here to buy now!!! $$$", "click here to buy now!!! $$$"),
     ("min_given_words", 3, "two words", "2"),
     ("min_given_chars", 6, "rose!", "5"),
     ("min_chars", 5, "rose", "4"),
@@ -251,3 +252,20 @@ def test_a_drawn_text_depends_on_the_sample_alone(make_candidates) -> None:
     drawn = choose_texts(joined, checked.text)["txt_type"].to_pylist()
     assert choose_texts(joined.slice(100, 50), checked.text)["txt_type"].to_pylist() == drawn[100:150]
     assert all(70 <= drawn.count(name) <= 130 for name in ("caption", "sci", "taxon"))
+
+
+SPAM = [
+    "Tap here to order your bulbs", "Roses for sale, order today!", "Act now !", "Money-back guarantee on all bulbs",
+    "Tulips: save up to 40%", "Up to 70 % off garden tools", "Cheap seeds $$$", "Sign up now!!",
+]  # fmt: skip
+NOT_SPAM = [
+    "A sign that says free shipping", "add to basket", "Icon: buy", "A shop window with 20% off", "A formula: $$x$$",
+    "A $5 bill, a 5 € note", "They order coffee today", "A click beetle here", "People register now at the desk",
+    "Save the whales!", "Order Fagales",
+]  # fmt: skip
+
+
+def test_advertisements_are_told_from_captions(make_candidates) -> None:
+    rows = make_candidates([{"caption": text} for text in SPAM + NOT_SPAM])
+    verdicts = judged(rows, {"rules": [{"not_spam_like": True}]})
+    assert verdicts["keep"].to_pylist() == [text in NOT_SPAM for text in SPAM + NOT_SPAM]

@@ -25,6 +25,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     with Catalog.open("work"):
         Path("work/tables/ingest").mkdir(parents=True)
     duckdb.sql("SELECT 42 AS answer").write_parquet("work/tables/ingest/part.parquet")
+    duckdb.sql("SELECT 'http://u:pw@a/' AS url").write_parquet("work/tables/ingest/web-1-secrets.parquet")
     Path("secret.csv").write_text("a,b\n1,2\n")
     Path("work/beside.csv").write_text("a,b\n1,2\n")
     return "work"
@@ -49,6 +50,8 @@ def everything(folder: str = ".") -> dict[str, bytes]:
         "SELECT * FROM enable_logging(storage := 'file', storage_path := 'logs')",
         "SELECT * FROM enable_profiling(format := 'json', save_location := 'profile.json')",
         "EXPLAIN ANALYZE SELECT * FROM read_csv('secret.csv')",
+        "SELECT * FROM read_parquet('work/tables/ingest/web-1-secrets.parquet')",
+        "SELECT * FROM read_parquet('work/tables/ingest/*.parquet')",
         "SELECT * FROM workdir",
     ],
 )
@@ -107,6 +110,7 @@ def test_duckdb_holds_the_locks_itself(workdir: str) -> None:
             "SET lock_configuration = false",
             "SET allowed_directories = ['/']",
             "COPY (SELECT 1) TO 'written.csv'",
+            "COPY (SELECT 1) TO 'work/tables/ingest/new.parquet'",
             "ATTACH 'other.duckdb'",
             "LOAD httpfs",
             "DELETE FROM catalog.stages",

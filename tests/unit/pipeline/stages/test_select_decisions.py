@@ -147,6 +147,7 @@ def run_decide(
         caption_verdicts=written("caption_verdicts", tables.VERDICTS, fetched),
         score_verdicts=Files(),
         pairs=Files((str(folder / "pairs.parquet"),)),
+        details=written("details", tables.DETAILS, [row for row in fetched if "detail_px" in row]),
         leaks=written("leaks", tables.LEAKS, leaks or []),
         semantic_pairs=written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else Files(),
     )
@@ -253,6 +254,28 @@ def test_a_blown_up_copy_does_not_replace_its_original(tmp_path: Path) -> None:
     ]
     found, _ = run_decide(tmp_path, samples)
     assert [name for name, row in found.items() if row["keep"]] == ["original"]
+
+
+def test_a_copy_blown_up_to_more_stored_pixels_does_not_either(tmp_path: Path) -> None:
+    """Both are smaller than what is stored, so the copy has more pixels and more bytes, and less detail."""
+    samples = [
+        sample("original", phash=7, width_px=200, height_px=200, length=9_000, detail_px=30_000),
+        sample("blown up", phash=7, width_px=250, height_px=250, length=20_000, detail_px=28_000),
+        sample("near", phash=7 ^ 0b11, width_px=240, height_px=240, length=18_000, detail_px=27_000),
+        sample("same size", phash=7, width_px=200, height_px=200, length=8_000, detail_px=35_000),
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert [name for name, row in found.items() if row["keep"]] == ["original"], "at one size more bytes win"
+
+
+def test_a_larger_copy_with_more_detail_stays(tmp_path: Path) -> None:
+    samples = [
+        sample("reduced", phash=7, width_px=200, height_px=200, length=30_000, detail_px=30_000),
+        sample("larger", phash=7, width_px=250, height_px=250, length=20_000, detail_px=33_000),
+        sample("alone", phash=7 ^ 0xFFFF, width_px=10, height_px=10),
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert [name for name, row in found.items() if row["keep"]] == ["alone", "larger"]
 
 
 def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_the_pool_gives_back_what_lies_there(tmp_path: Path, monkeypatch: pytest
     with PoolReader(str(tmp_path)) as pool:
         for pool_file, offset, length, expected in sorted(places, key=lambda place: hash(place[1:3])):
             pool.announce(pool_file, offset, length)  # which changes nothing that can be seen
-            assert pool.read(pool_file, offset, length) == expected
+            assert pool.read(pool_file, offset, length, sha256_of(expected)) == expected
             assert len(pool._open) <= 3
 
 
@@ -191,8 +191,14 @@ def test_a_pool_that_changed_is_an_integrity_error(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "a.tar").write_bytes(b"short")
     with PoolReader(str(tmp_path)) as pool:
-        with pytest.raises(IntegrityError, match=r"pool/a\.tar: ends before byte 1,100; it was changed"):
-            pool.read("a.tar", 100, 1000)
-        with pytest.raises(IntegrityError, match=r"pool/b\.tar: a part of the pool is gone; build again"):
-            pool.read("b.tar", 0, 1)
-        assert pool.read("a.tar", 1, 3) == b"hor"
+        with pytest.raises(IntegrityError, match=r"pool/a\.tar: ends before byte 1,100; `plantmix repair"):
+            pool.read("a.tar", 100, 1000, sha256_of(b""))
+        with pytest.raises(IntegrityError, match=r"pool/b\.tar: a part of the pool is gone; `plantmix repair"):
+            pool.read("b.tar", 0, 1, sha256_of(b""))
+        with pytest.raises(IntegrityError, match=r"pool/a\.tar: not the picture stored at byte 1; `plantmix repair"):
+            pool.read("a.tar", 1, 3, sha256_of(b"hur"))
+        assert pool.read("a.tar", 1, 3, sha256_of(b"hor")) == b"hor"
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -437,8 +437,7 @@ def test_a_table_reads_nothing_outside_its_folder(writer: ModuleType, tmp_path: 
     os.mkfifo(folder / "images/pipe.jpg")
     with (folder / "metadata.csv").open("a") as stream:
         stream.write(f"{path.replace('ABSOLUTE', str(tmp_path / 'outside.jpg'))},Forma,red,circle,x\n")
-    says = "not there" if path == "images/pipe.jpg" else "1 of 5 files are not read: only regular files"
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match="1 of 5 files are not read: only regular files"):
         open_eval_set(str(folder), "test")
 
 

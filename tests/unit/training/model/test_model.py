@@ -50,7 +50,7 @@ def batch(model: DalipModel, size: int = 3, seed: int = 0) -> tuple[Tensor, Tens
 
 def golden_branch(side: str, arrays: dict[str, Tensor]) -> SecondOrderBranch:
     image = side == "image"
-    shape = BranchShape(512, 512, 4, 46, "batch" if image else "layer", 0.5, "channel" if image else "token", "full", 1)
+    shape = BranchShape(512, 4, 46, "batch" if image else "layer", 0.5, "channel" if image else "token", "full")
     with torch.device("meta"):
         branch = SecondOrderBranch(shape)
     branch.projection = torch.nn.Sequential()
@@ -85,10 +85,10 @@ def test_the_released_preset_on_vit_b_16_has_the_published_parameter_count() -> 
         clip = open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16"))
     assert sum(parameter.numel() for parameter in clip.parameters()) == 149_620_737
     released = resolve_second_order(ModelSettings(preset="released"))
-    shape = {"heads": released.heads, "reduced_width": released.reduced_width, "dropout": 0.5, "projection_rank": 1}
+    shape = {"heads": released.heads, "reduced_width": released.reduced_width, "dropout": 0.5}
     with torch.device("meta"):
         branches = [
-            SecondOrderBranch(BranchShape(512, 512, norm=n, dropout_axis="token", projection="full", **shape))
+            SecondOrderBranch(BranchShape(512, norm=n, dropout_axis="token", projection="full", **shape))
             for n in (released.image_norm, released.text_norm)
         ]
     new = sum(parameter.numel() for branch in branches for parameter in branch.parameters())
@@ -130,12 +130,12 @@ def test_tokens_are_all_tokens_after_norm_and_projection(tmp_path: Path, custom:
             hook.remove()
         image_all = clip.visual.ln_post(hidden["image"]) @ clip.visual.proj
         text_all = text.ln_final(hidden["text"]) @ text.text_projection
-        image = towers.image_tower(clip, images, "after_projection")
-        words = towers.text_tower(clip, tokens, "after_projection", mask_padding=False)
+        image = towers.image_tower(clip, images)
+        words = towers.text_tower(clip, tokens, mask_padding=False)
     assert torch.allclose(image.tokens, image_all[:, 1:], atol=1e-6)
-    assert torch.allclose(image.anchor, image_all[:, 0], atol=1e-6)
+    assert torch.allclose(image.feature, image_all[:, 0], atol=1e-6)
     assert torch.allclose(words.tokens, text_all, atol=1e-6)
-    assert torch.allclose(words.anchor, text_all[torch.arange(3), tokens.argmax(-1)], atol=1e-6)
+    assert torch.allclose(words.feature, text_all[torch.arange(3), tokens.argmax(-1)], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -153,16 +153,15 @@ def test_tokens_are_all_tokens_after_norm_and_projection(tmp_path: Path, custom:
         ("timm", {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": 224}, 32, {}),
     ],
 )
-@pytest.mark.parametrize("placement", ["after_projection", "before_projection"])
 def test_every_kind_of_tower_trains_with_a_gradient_in_every_parameter(
-    tmp_path: Path, name: str, vision: dict, embed_dim: int, extra: dict, placement: str
+    tmp_path: Path, name: str, vision: dict, embed_dim: int, extra: dict
 ) -> None:
-    path = tiny(tmp_path, f"{name}-{placement}", embed_dim=embed_dim, vision=vision, **extra)
-    model = build_model(settings(path, placement=placement, temperature="own")).train()
+    path = tiny(tmp_path, name, embed_dim=embed_dim, vision=vision, **extra)
+    model = build_model(settings(path)).train()
     output = model(*batch(model))
     assert output["image_second_order"].shape == output["text_second_order"].shape == (3, embed_dim)
     total = sum((value * torch.linspace(-1, 1, value.shape[-1])).sum() for value in output.values() if value.ndim)
-    (total + output["logit_scale"] + output["logit_scale_second"]).backward()
+    (total + output["logit_scale"]).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -214,11 +213,11 @@ def test_masked_padding_does_not_move_the_text_feature(tmp_path: Path) -> None:
     masked.load_state_dict(kept.state_dict())
     ids = kept.tokenizer(["a leaf"])
     end = int(ids.argmax())
-    full = towers.text_tower(masked.clip, ids, "after_projection", mask_padding=True)
+    full = towers.text_tower(masked.clip, ids, mask_padding=True)
     assert full.mask.tolist() == [[True] * (end + 1) + [False] * (ids.shape[1] - end - 1)]
     with torch.no_grad():
         _, z = masked.encode_text_both(ids)
-        short = masked.text_branch(full.anchor, full.tokens[:, : end + 1])
+        short = masked.text_branch(full.feature, full.tokens[:, : end + 1])
         assert torch.allclose(z, torch.nn.functional.normalize(short, dim=-1), atol=1e-5)
         assert not torch.allclose(z, kept.encode_text_both(ids)[1], atol=1e-2)
 
@@ -256,7 +255,7 @@ def test_in_training_the_dalip_preset_draws_nothing_and_knows_no_batch(tmp_path:
 
 @pytest.mark.parametrize("axis", ["channel", "token"])
 def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
-    shape = BranchShape(8, 8, 2, 6, "layer", 0.5, axis, "single", 1)
+    shape = BranchShape(8, 2, 6, "layer", 0.5, axis, "single")
     branch = SecondOrderBranch(shape).train()
     torch.manual_seed(0)
     dropped = branch._keep_factor(torch.ones(16, 7, 2, 6), None).expand(16, 7, 2, 6)
@@ -267,7 +266,7 @@ def test_dropout_drops_whole_channels_or_whole_tokens(axis: str) -> None:
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: Path) -> None:
-    model = build_model(settings(tiny(tmp_path, "groups"), temperature="own"))
+    model = build_model(settings(tiny(tmp_path, "groups")))
     groups = model.parameter_groups()
     assert {group.role for group in groups} == {"image_tower", "text_tower", "second_order", "scale"}
     grouped = [parameter for group in groups for parameter in group.parameters]
@@ -277,7 +276,6 @@ def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: 
     role_of = {id(parameter): group.role for group in groups for parameter in group.parameters}
     for name, role in (
         ("clip.logit_scale", "scale"),
-        ("logit_scale_second", "scale"),
         ("text_branch.reduce.weight", "second_order"),
         ("clip.visual.proj", "image_tower"),
         ("clip.text_projection", "text_tower"),
@@ -321,13 +319,12 @@ def test_the_branch_is_not_run_unless_asked(tmp_path: Path) -> None:
 
 
 def test_the_scale_is_clamped_between_one_and_the_maximum(tmp_path: Path) -> None:
-    model = build_model(settings(tiny(tmp_path, "clamp"), temperature="own"))
-    with torch.no_grad():
-        model.clip.logit_scale.fill_(9.0)
-        model.logit_scale_second.fill_(-3.0)
-    model.clamp_logit_scale(100.0)
-    assert torch.allclose(model.clip.logit_scale.exp(), torch.tensor(100.0))
-    assert model.logit_scale_second.exp() == 1.0
+    model = build_model(settings(tiny(tmp_path, "clamp")))
+    for given, kept in ((9.0, 100.0), (-3.0, 1.0)):
+        with torch.no_grad():
+            model.clip.logit_scale.fill_(given)
+        model.clamp_logit_scale(100.0)
+        assert torch.allclose(model.clip.logit_scale.exp(), torch.tensor(kept))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -82,7 +82,7 @@ def test_the_image_tower_locks_and_its_branch_still_learns(model: DalipModel) ->
 def test_every_embedding_width_of_open_clip_is_computed_not_typed(name: str) -> None:
     embed_dim = open_clip.get_model_config(name)["embed_dim"]
     with torch.device("meta"):
-        branch = SecondOrderBranch(BranchShape(embed_dim, embed_dim, 4, 46, "batch", 0.5, "channel", "full", 1))
+        branch = SecondOrderBranch(BranchShape(embed_dim, 4, 46, "batch", 0.5, "channel", "full"))
     assert branch.reduce.weight.shape == (46, embed_dim // 4)
     assert branch.projection[0].weight.shape == (4324, 4324)
     assert branch.projection[1].weight.shape == (embed_dim, 4324)

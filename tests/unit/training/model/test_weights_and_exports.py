@@ -59,7 +59,7 @@ def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> 
         from training.model.branch import BranchShape, SecondOrderBranch
 
         def branch(norm: str) -> SecondOrderBranch:
-            return SecondOrderBranch(BranchShape(512, 512, 4, 46, norm, 0.5, "token", "full", 1))
+            return SecondOrderBranch(BranchShape(512, 4, 46, norm, 0.5, "token", "full"))
 
         model = torch.nn.ModuleDict({"clip": clip, "image_branch": branch("batch"), "text_branch": branch("layer")})
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -255,11 +255,11 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
             {
                 "architecture": path,
                 "pretrained": str(source),
-                "second_order": {"temperature": "own", "reduced_width": 7},
+                "second_order": {"reduced_width": 7},
             }
         )
         new = set(build_model(wider).new_parameters)
-        assert {"logit_scale_second", "image_branch.reduce.weight", "text_branch.projection.0.weight"} <= new
+        assert {"image_branch.reduce.weight", "text_branch.projection.0.weight"} <= new
         assert "image_branch.token_projection.weight" not in new
     with pytest.raises(ConfigError, match="does not fit"):
         build_model(

@@ -11,7 +11,7 @@ import torch
 from training_runs import make_settings
 
 from manifests.errors import ConfigError
-from training.config import TrainSettings
+from training.config import TrainSettings, identity_values
 from training.run import loop, state
 from training.run.loop import train
 
@@ -118,3 +118,14 @@ def test_a_resume_does_not_need_the_weights_it_began_from(
     one, two = _checkpoint(whole, 6), _checkpoint(config, 6)
     assert two["preprocess"]["mean"] == (0.1, 0.2, 0.3)
     assert _distance(one["state_dict"], two["state_dict"]) == 0
+
+
+def test_how_batches_are_drawn_is_named_only_where_it_is_changed(config: dict[str, Any]) -> None:
+    """A run that was begun before there was a choice can go on."""
+    values = [
+        identity_values(make_settings(config, data=config["data"] | given), ["a"])["data"]
+        for given in ({}, {"batches": "mixed"}, {"batches": "one_domain"})
+    ]
+    assert values[0] == values[1]
+    assert "batches" not in values[0]
+    assert values[2] == values[0] | {"batches": "one_domain"}

@@ -1,0 +1,178 @@
+"""Write configs/REFERENCE.md: every key of both configs, from the settings models alone.
+
+A meaning is the field's description, else the text under the field, else the comment behind it. `make reference` runs
+this; tests/docs/test_reference.py compares the file with what this would write.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import textwrap
+import tokenize
+import types
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from manifests.settings import Settings, keys_of, sections_in
+from pipeline.config import BuildConfig
+from training.config import TrainSettings
+
+OUT = Path(__file__).parents[1] / "configs/REFERENCE.md"
+SHARED = 5  # so many keys that another section has as well are not listed again
+UNITS = {"px": "pixels", "pixels": "pixels", "bytes": "bytes", "seconds": "seconds", "gb": "GB", "chars": "characters",
+         "words": "words", "ratio": "ratio", "share": "share", "epochs": "passes", "steps": "steps",
+         "samples": "samples", "size": "rows"}  # fmt: skip
+HEAD = """# Every key
+
+Written by `make reference` from the settings classes; change a meaning there. `[]` stands for an entry of a list,
+`NAME` for a name of yours. An unknown key is an error that names the nearest known one, or the place where it belongs.
+"""
+
+
+@cache
+def meanings_of(model: type[Settings]) -> dict[str, str]:
+    """What the source of a class says of the fields that it defines itself."""
+    source = textwrap.dedent(inspect.getsource(model))
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT and "noqa" not in token.string
+    }
+    body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        text = " ".join(comments[line] for line in range(node.lineno, (node.end_lineno or 0) + 1) if line in comments)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+            text = after.value.value
+        found[node.target.id] = " ".join(text.split())
+    return found
+
+
+def definer_of(model: type[Settings], name: str) -> type[Settings]:
+    """The class in whose body a field stands."""
+    return next(base for base in model.__mro__ if name in vars(base).get("__annotations__", {}))
+
+
+def meaning_of(model: type[Settings], name: str) -> str:
+    """What a key means; empty when nothing says so."""
+    field = model.model_fields[name]
+    said = field.description or meanings_of(definer_of(model, name)).get(name, "")
+    sections = sections_in(field.annotation)
+    return said or " ".join(first_sentence(section) for section in sections)
+
+
+def first_sentence(model: type[Settings]) -> str:
+    """What a section is, from the words on its class."""
+    return " ".join(inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].split())
+
+
+def type_of(annotation: Any, metadata: list[Any]) -> str:
+    """A type as people say it, with its bounds."""
+    bounds = [f"{word} {getattr(mark, key):g}" for mark in metadata
+              for kind, key, word in ((Ge, "ge", "from"), (Gt, "gt", "above"), (Le, "le", "to"), (Lt, "lt", "below"))
+              if isinstance(mark, kind)]  # fmt: skip
+    return " ".join([_plain_type(annotation), *bounds])
+
+
+def _plain_type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_of(inner[0], [mark for each in inner[1:] for mark in getattr(each, "metadata", [each])])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_plain_type(each) for each in inner))
+    if origin is Literal:
+        return ", ".join(f"`{each}`" for each in inner)
+    if origin in (list, tuple):
+        if origin is tuple and Ellipsis not in inner and len(inner) > 1:
+            return f"{len(inner)} of {_plain_type(inner[0])}"
+        return f"list of {_plain_type(inner[0])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"{_plain_type(inner[0])}: {_plain_type(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return "keys below"
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any"}
+    return names.get(annotation, str(annotation))
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default as YAML; empty for a section, whose keys have their own."""
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, Settings):
+        return ""
+    value = to_jsonable_python(_without_unset(value))
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return f"`{text}`"
+
+
+def _without_unset(value: Any) -> Any:
+    """Lists of sections with the keys alone that the default sets."""
+    if isinstance(value, list | tuple):
+        return [_without_unset(each) for each in value]
+    return value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
+
+
+def unit_of(name: str, annotation: Any) -> str:
+    """The unit that the last word of a name says."""
+    if "number" not in type_of(annotation, []) or name.startswith(("num_", "max_attempts")):
+        return ""
+    return UNITS.get(name.rpartition("_")[2], "")
+
+
+def sections_of(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
+    """Every section of a config with its place, the top first; a class that stands in two places comes once."""
+    seen = {model}
+    yield "", model
+    for key in keys_of(model):
+        for section, place in key.sections:
+            if section not in seen:
+                seen.add(section)
+                yield place, section
+
+
+def lines_of(model: type[Settings]) -> Iterator[str]:
+    """The tables of one config."""
+    first_seen: dict[tuple[type[Settings], str], str] = {}
+    for place, section in sections_of(model):
+        title = place or "The top level"
+        yield from ("", f"### {f'`{title}`' if place else title}", "")
+        yield from (first_sentence(section), "")
+        yield from ("| key | type | default | unit | meaning |", "|---|---|---|---|---|")
+        known: dict[str, list[str]] = {}
+        for name in section.model_fields:
+            origin = (definer_of(section, name), name)
+            if origin in first_seen:
+                known.setdefault(first_seen[origin], []).append(name)
+        repeated = {name for names in known.values() if len(names) >= SHARED for name in names}
+        for name, field in section.model_fields.items():
+            first_seen.setdefault((definer_of(section, name), name), title)
+            if name not in repeated:
+                cells = (f"`{name}`", type_of(field.annotation, field.metadata), default_of(field),
+                         unit_of(name, field.annotation), meaning_of(section, name))  # fmt: skip
+                yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for other, names in known.items():
+            if len(names) >= SHARED:
+                yield f"| `{names[0]}` to `{names[-1]}` | | | | {len(names)} keys, as in {other} |"
+
+
+def render() -> str:
+    """The whole page."""
+    lines = [HEAD, "## A build config", *lines_of(BuildConfig), "", "## A training config", *lines_of(TrainSettings)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    OUT.write_text(render(), encoding="utf-8")
+    print(f"reference: wrote {OUT}")

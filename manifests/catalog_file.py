@@ -1,0 +1,291 @@
+"""The files of a catalogue: its database, and the snapshot and journal that it can be rebuilt from.
+
+`catalog.snapshot` holds every row as JSON. It is written when the catalogue is opened, when a stage is sealed and when
+the catalogue is closed. `catalog.journal` holds each part that was committed since then. A part is in the journal
+before it is in the database, so the two files together never know less than the database does. When the database is
+closed, its sha256 is the last line of the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from manifests import storage
+from manifests.errors import IntegrityError, RunError
+
+CATALOG_FILE = "catalog.duckdb"
+SNAPSHOT_FILE, JOURNAL_FILE = "catalog.snapshot", "catalog.journal"
+FORMAT = 1  # of the catalogue and its snapshot; raise it when an older program must not write them
+MAX_LOST_SHARE = 0.1  # of the recorded files of a folder
+_GUARDED = ("pool", "tables")  # a release that was deleted is made from these
+_NOT_KEPT = ("inputs", "snapshots")  # hashes that can be taken again; the snapshot says itself which one it is
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Snapshot:
+    """What the snapshot and the journal of a work folder hold together."""
+
+    catalog_id: str
+    number: int
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    closed: Row | None = None
+    """Size and sha256 of the database, if it was closed after the snapshot."""
+
+
+def open_database(workdir: str) -> Any:
+    """Open the database of a work folder for writing, or make it; its tables are those of schema.sql afterwards.
+
+    Raises: RunError when another process holds it; IntegrityError when it is gone, damaged, of another work folder or
+        of a newer program.
+    """
+    path = storage.join(workdir, CATALOG_FILE)
+    snapshot_path = Path(storage.join(workdir, SNAPSHOT_FILE))
+    if not Path(path).exists() and snapshot_path.exists():
+        raise gone(workdir)
+    try:
+        connection = duckdb.connect(path)
+        refuse_foreign(connection, workdir)
+        with transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
+            connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+        known = find_snapshot(workdir)
+        _refuse_other(connection, workdir, known)
+        if known is not None:  # a build may have been killed between journal and database
+            _insert(connection, {name: known.tables.get(name, []) for name in ("parts", "files", "stage_parts")})
+        write_snapshot(connection, workdir)  # reads every row, so damage shows now
+    except duckdb.Error as error:
+        raise explain_duckdb(workdir, error) from None
+    return connection
+
+
+def gone(workdir: str) -> IntegrityError:
+    """The error to raise when there is a snapshot, and no database."""
+    return IntegrityError(f"{storage.join(workdir, CATALOG_FILE)}: the catalogue is gone; {_advice(workdir)}")
+
+
+def explain_duckdb(workdir: str, error: Exception) -> Exception:
+    """The error to raise when DuckDB cannot read a catalogue: held by another process, or broken."""
+    path, text = storage.join(workdir, CATALOG_FILE), str(error)
+    if "set lock on file" in text:
+        return RunError(
+            f"{path}: another process is writing this catalogue (a build is running here); "
+            "`plantmix status` works meanwhile; everything else works when the build has ended"
+        )
+    return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}; {_advice(workdir)}")
+
+
+def _advice(workdir: str) -> str:
+    try:
+        read_snapshot(workdir)
+    except IntegrityError as error:
+        return f"it cannot be rebuilt ({error}); take it from a backup, or give the build an empty work folder"
+    return f"`plantmix repair {workdir}` rebuilds it from its snapshot, and asks the web for nothing"
+
+
+def refuse_foreign(connection: Any, workdir: str) -> None:
+    """Raises: IntegrityError when the database holds other tables than those of a catalogue."""
+    rows = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary").fetchall()
+    names = {row[0] for row in rows}
+    if names and not {"stages", "parts", "files"} <= names:
+        raise IntegrityError(
+            f"{storage.join(workdir, CATALOG_FILE)}: a DuckDB database, but no catalogue (tables: "
+            f"{', '.join(sorted(names)[:5])}); {_advice(workdir)}"
+        )
+
+
+def _refuse_other(connection: Any, workdir: str, known: Snapshot | None) -> None:
+    """Raises: IntegrityError when the database belongs to another work folder or is older than the snapshot."""
+    path = storage.join(workdir, CATALOG_FILE)
+    rows = connection.execute("SELECT catalog_id, format, number FROM snapshots").fetchall()
+    own, made_with, number = rows[0] if rows else (None, FORMAT, 0)
+    if made_with > FORMAT:
+        raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {made_with}); use that version")
+    if known is not None and own not in (None, known.catalog_id):
+        raise IntegrityError(f"{path}: the catalogue of another work folder; {_advice(workdir)}")
+    if known is not None and number < known.number:
+        raise IntegrityError(f"{path}: older than its snapshot ({number} of {known.number}); {_advice(workdir)}")
+    if own is None:
+        connection.execute("INSERT INTO snapshots VALUES (?, ?, 0)", [uuid.uuid4().hex, FORMAT])
+
+
+# ---- snapshot and journal
+
+
+def write_snapshot(connection: Any, workdir: str) -> None:
+    """Write every row of the catalogue, then begin a new journal."""
+    connection.execute("UPDATE snapshots SET number = number + 1")
+    catalog_id, number = connection.execute("SELECT catalog_id, number FROM snapshots").fetchall()[0]
+    lines = []
+    for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall():
+        if table not in _NOT_KEPT:
+            rows = connection.execute(f'SELECT to_json(t) FROM "{table}" t').fetchall()
+            lines += [f'["{table}", {row[0]}]\n' for row in rows]
+    body = "".join(lines).encode()
+    head = {"format": FORMAT, "catalog": catalog_id, "number": number, "sha256": hashlib.sha256(body).hexdigest()}
+    storage.publish_bytes(storage.join(workdir, SNAPSHOT_FILE), _line(head) + body)
+    Path(storage.join(workdir, JOURNAL_FILE)).unlink(missing_ok=True)
+
+
+def append_to_journal(workdir: str, entry: Mapping[str, Any]) -> None:
+    """Add a line to the journal, and wait until it is on the disk."""
+    with Path(storage.join(workdir, JOURNAL_FILE)).open("ab") as stream:
+        stream.write(_line(entry))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def note_closed(workdir: str) -> None:
+    """Record what the closed database looks like, so that any later change of it shows."""
+    written = storage.hash_file(storage.join(workdir, CATALOG_FILE))
+    append_to_journal(workdir, {"closed": {"num_bytes": written.num_bytes, "sha256": written.sha256}})
+
+
+def read_snapshot(workdir: str) -> Snapshot:
+    """Snapshot and journal.
+
+    Raises: IntegrityError when the snapshot is not there, damaged, or of a newer program; or when a line of the journal
+        is damaged. The last line may be cut: a killed build wrote it.
+    """
+    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
+    if not path.is_file():
+        raise IntegrityError(f"{path}: there is no snapshot")
+    first, _, body = path.read_bytes().partition(b"\n")
+    head = _parsed(first)
+    if head is None or head.get("sha256") != hashlib.sha256(body).hexdigest():
+        raise IntegrityError(f"{path}: the snapshot is damaged")
+    if head["format"] > FORMAT:
+        raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {head['format']})")
+    found = Snapshot(head["catalog"], head["number"])
+    for line in body.splitlines():
+        table, row = json.loads(line)
+        found.tables.setdefault(table, []).append(row)
+    lines = journal.read_bytes().split(b"\n") if journal.is_file() else [b""]
+    for line in lines[:-1]:
+        entry = _parsed(line)
+        if entry is None:
+            raise IntegrityError(f"{journal}: the journal is damaged")
+        found.closed = entry.pop("closed", None)
+        for table, rows in entry.items():
+            found.tables.setdefault(table, []).extend(rows)
+    return found
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    text = json.dumps(entry, sort_keys=True).encode()
+    return hashlib.sha256(text).hexdigest()[:16].encode() + b" " + text + b"\n"
+
+
+def _parsed(line: bytes) -> Row | None:
+    """The entry of a line; None when a byte of it has changed."""
+    digest, _, text = line.partition(b" ")
+    return dict(json.loads(text)) if hashlib.sha256(text).hexdigest()[:16].encode() == digest else None
+
+
+def find_snapshot(workdir: str) -> Snapshot | None:
+    """Snapshot and journal; None when they are not there or damaged."""
+    try:
+        return read_snapshot(workdir)
+    except IntegrityError:
+        return None
+
+
+def _insert(connection: Any, tables: Mapping[str, list[Row]]) -> None:
+    """Insert rows; those of parts that are already there are left out."""
+    known = {row[0] for row in connection.execute("SELECT part_key FROM parts").fetchall()}
+    with transaction(connection):
+        for table, rows in tables.items():
+            new = [row for row in rows if row.get("part_key") not in known]
+            new = list({json.dumps(row, sort_keys=True): row for row in new}.values())
+            if not new:
+                continue
+            names = dict.fromkeys(name for row in new for name in row)
+            connection.register("new_rows", pa.table({name: [row.get(name) for row in new] for name in names}))
+            how = "OR IGNORE " if table in ("parts", "stage_parts") else ""  # they may be in snapshot and journal
+            connection.execute(f'INSERT {how}INTO "{table}" BY NAME SELECT * FROM new_rows')
+            connection.unregister("new_rows")
+
+
+def rebuild(workdir: str) -> Snapshot:
+    """Make the database anew from snapshot and journal. What lies there is kept as `catalog.duckdb.damaged`.
+
+    Raises: IntegrityError as `read_snapshot`; RunError when another process holds the database.
+    """
+    found = read_snapshot(workdir)
+    path = storage.join(workdir, CATALOG_FILE)
+    try:
+        duckdb.connect(path, read_only=True).close()
+    except duckdb.Error as error:
+        held = explain_duckdb(workdir, error)
+        if isinstance(held, RunError):
+            raise held from None
+    if Path(path).exists():
+        storage.link_or_copy(path, f"{path}.damaged")
+    temp = storage.temp_path(path)
+    with duckdb.connect(temp) as connection:
+        connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+        connection.execute("INSERT INTO snapshots VALUES (?, ?, ?)", [found.catalog_id, FORMAT, found.number])
+        _insert(connection, found.tables)
+    Path(f"{path}.wal").unlink(missing_ok=True)
+    storage.publish(temp, path)
+    return found
+
+
+@contextmanager
+def transaction(connection: Any) -> Iterator[None]:
+    """Statements that are committed together or not at all.
+
+    Raises: RunError when DuckDB cannot commit, as on a full disk.
+    """
+    connection.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    try:
+        connection.execute("COMMIT")
+    except duckdb.IOException as error:
+        raise RunError(
+            f"the catalogue cannot be written: {str(error).splitlines()[0]}. What is committed stays; mend the "
+            "cause (a full disk?) and run the same command again"
+        ) from None
+
+
+# ---- what the catalogue records of other files
+
+
+def file_size(path: str) -> int | None:
+    """Size of a file; None when there is none."""
+    fs, inner = storage.filesystem(path)
+    try:
+        return int(fs.info(inner)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def check_losses(workdir: str, found: Mapping[str, bool]) -> None:
+    """Stop before a build starts over because a folder is not mounted. `found` says whether a recorded path is there.
+
+    Raises: IntegrityError when all files of a folder are gone, or several and more than MAX_LOST_SHARE of them.
+    """
+    for folder in _GUARDED:
+        there = [is_there for path, is_there in found.items() if path.startswith(f"{folder}/")]
+        num_lost = there.count(False)
+        if num_lost and (num_lost == len(there) or (num_lost > 1 and num_lost > MAX_LOST_SHARE * len(there))):
+            raise IntegrityError(
+                f"{storage.join(workdir, folder)}: {num_lost:,} of {len(there):,} recorded files are gone. If the "
+                "folder lies on a disk that is not mounted, mount it and run the same command again. To do the work "
+                f"again, downloads included: `plantmix repair {workdir}`"
+            )

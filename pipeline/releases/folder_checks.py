@@ -1,0 +1,257 @@
+"""What must hold in a whole work folder: catalogue, tables, pool, releases, pointers, small files (`plantmix verify`).
+
+Every file that the catalogue or a release records is compared with its size and sha256. Without `deep` only sizes of
+pool files and shards are compared: they hold nearly all bytes. Where the database cannot be read, its snapshot says
+what must be there. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.catalog import STATUS_FILE, status_bytes
+from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, SNAPSHOT_FILE, file_size, find_snapshot, read_snapshot
+from manifests.errors import ConfigError, IntegrityError
+from manifests.reader import open_reader
+from manifests.release import LATEST_FILE, RECORD_FILE, read_record
+from manifests.takedowns import LIST_FILE, read_list
+
+Row = Mapping[str, Any]
+_TABLES = ("parts", "files", "releases", "inputs", "snapshots")
+FROM_THE_WEB = ("fetch", "download")  # the step whose parts no other step can make
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: in which file, relative to the work folder; what it costs, and what mends it."""
+
+    kind: str
+    """catalogue, snapshot, table, pool, release, pointer, status or takedowns."""
+    file: str
+    fault: str
+    cost: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class FolderChecked:
+    """What was looked at, and what is wrong."""
+
+    findings: tuple[Finding, ...]
+    num_files: int
+    num_bytes_read: int
+    releases: tuple[str, ...]
+
+
+class FolderCheck:
+    """One look at a work folder."""
+
+    def __init__(self, workdir: str, deep: bool) -> None:
+        self._workdir, self._deep = workdir, deep
+        self._mend = f"plantmix repair {workdir}"
+        self._num_files = self._num_bytes_read = 0
+
+    def run(self) -> FolderChecked:
+        """Look at everything.
+
+        Raises: ConfigError when this is no work folder; RunError while a build holds the catalogue.
+        """
+        findings, rows = self._check_catalogue()
+        releases: list[str] = []
+        if rows is not None:
+            releases = self._release_names(rows)
+            findings += self._check_parts(rows)
+            findings += [finding for name in releases for finding in self._check_release(name, rows)]
+            findings += self._check_pointers(releases)
+            findings += self._check_takedowns(rows)
+        findings += self._check_status()
+        return FolderChecked(tuple(findings), self._num_files, self._num_bytes_read, tuple(releases))
+
+    # ---- the catalogue
+
+    def _check_catalogue(self) -> tuple[list[Finding], dict[str, list[Row]] | None]:
+        """Faults of database and snapshot, and the rows that say what else must be there; None when neither does."""
+        path = Path(storage.join(self._workdir, CATALOG_FILE))
+        if not path.exists() and not Path(storage.join(self._workdir, SNAPSHOT_FILE)).exists():
+            raise ConfigError(f"{self._workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+        self._num_files += 2
+        findings = []
+        snapshot, cost = find_snapshot(self._workdir), "nothing: it is rebuilt from its snapshot"
+        rows: dict[str, list[Row]] | None = None
+        try:
+            with open_reader(self._workdir, per_sample=False) as sql:
+                there = {row[0] for row in sql.execute("SELECT view_name FROM duckdb_views()").fetchall()}
+                rows = {
+                    name: sql.sql(f"SELECT * FROM {name}").to_arrow_table().to_pylist() if name in there else []
+                    for name in _TABLES
+                }
+        except IntegrityError as error:
+            if snapshot is None:
+                cost = "everything is done again, downloads too: the snapshot is no better"
+            findings.append(self._finding("catalogue", CATALOG_FILE, str(error).partition(": ")[2], cost))
+            if snapshot is not None:
+                rows = {name: list(snapshot.tables.get(name, ())) for name in _TABLES}
+        else:
+            findings += self._compare_with_snapshot(path, rows["snapshots"])
+        return findings, rows
+
+    def _compare_with_snapshot(self, path: Path, own: Sequence[Row]) -> Iterator[Finding]:
+        """Faults of a snapshot, and of a database that can be read and yet is not the one that was closed."""
+        cost = "nothing: it is written anew"
+        try:
+            snapshot = read_snapshot(self._workdir)
+        except IntegrityError as error:
+            name = JOURNAL_FILE if "journal" in str(error) else SNAPSHOT_FILE
+            if own:  # a work folder of an older version has none yet
+                yield self._finding("snapshot", name, str(error).rpartition(": ")[2], cost)
+            return
+        closed = snapshot.closed
+        is_older = any(row["catalog_id"] != snapshot.catalog_id or row["number"] < snapshot.number for row in own)
+        if is_older:
+            fault, cost = "older than its snapshot, or of another folder", "nothing: it is rebuilt from its snapshot"
+            yield self._finding("catalogue", CATALOG_FILE, fault, cost)
+            return
+        if closed is None:
+            if not path.with_name(f"{path.name}.wal").exists():  # a killed build leaves one
+                yield self._finding("snapshot", JOURNAL_FILE, "its last line is gone", cost)
+            return
+        cost = "nothing: it is rebuilt from its snapshot"
+        written = storage.hash_file(str(path))
+        self._num_bytes_read += written.num_bytes
+        if (written.num_bytes, written.sha256) != (closed["num_bytes"], closed["sha256"]):
+            yield self._finding("catalogue", CATALOG_FILE, "not as it was closed", cost)
+
+    # ---- tables and pool
+
+    def _check_parts(self, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
+        parts = {row["part_key"]: row for row in rows["parts"]}
+        for row in rows["files"]:
+            kind = "pool" if row["path"].startswith("pool/") else "table"
+            if row["path"].startswith("releases/"):
+                continue
+            fault = self._fault_of(row["path"], row, unread=kind == "pool" and not self._deep)
+            if fault:
+                part = parts[row["part_key"]]
+                yield self._finding(kind, row["path"], fault, _cost_of(kind, part))
+
+    def _fault_of(self, path: str, recorded: Row, unread: bool = False) -> str | None:
+        """What is wrong with a file; its content counts unless it is to stay `unread`."""
+        self._num_files += 1
+        place = storage.join(self._workdir, path)
+        size = file_size(place)
+        if size is None:
+            return "gone"
+        if size != recorded["num_bytes"]:
+            return f"{size:,} bytes, recorded are {recorded['num_bytes']:,}"
+        if unread:
+            return None
+        self._num_bytes_read += size
+        try:
+            is_sound = storage.hash_file(place).sha256 == recorded["sha256"]
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        return None if is_sound else "other content than recorded"
+
+    # ---- releases
+
+    def _release_names(self, rows: Mapping[str, Sequence[Row]]) -> list[str]:
+        """Releases in the folder. One whose whole folder is gone was deleted on purpose; one without a record that the
+        catalogue does not know is half made, and the next build finishes it."""
+        known = {row["name"] for row in rows["releases"]}
+        folder = Path(storage.join(self._workdir, "releases"))
+        there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        return [name for name in there if name in known or (folder / name / RECORD_FILE).exists()]
+
+    def _check_release(self, name: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
+        folder = f"releases/{name}"
+        recorded = {row["path"]: row for row in rows["files"] if row["path"].startswith(f"{folder}/")}
+        if f"{folder}/{RECORD_FILE}" not in recorded:  # of a takedown, or of another work folder: its record knows
+            known = [row["record_sha256"] for row in rows["releases"] if row["name"] == name]
+            record_path = storage.join(self._workdir, folder, RECORD_FILE)
+            try:
+                record = read_record(storage.join(self._workdir, folder))
+            except (ConfigError, IntegrityError) as error:
+                yield self._release_finding(f"{folder}/{RECORD_FILE}", str(error).rpartition(": ")[2])
+                return
+            self._num_files += 1
+            if known and storage.hash_file(record_path).sha256 != known[0]:
+                yield self._release_finding(f"{folder}/{RECORD_FILE}", "not the one that the catalogue knows")
+                return
+            recorded = {f"{folder}/{path}": entry for path, entry in record["files"].items()}
+        for path, entry in sorted(recorded.items()):
+            fault = self._fault_of(path, entry, unread=path.endswith(".tar") and not self._deep)
+            if fault:
+                yield self._release_finding(path, fault)
+        there = (path for path in Path(storage.join(self._workdir, folder)).rglob("*") if path.is_file())
+        for path in sorted(str(path.relative_to(self._workdir)) for path in there):
+            if path not in recorded and not path.endswith(RECORD_FILE) and not storage.is_private(path):
+                yield Finding("release", path, "not part of the release", "nothing", f"rm {self._workdir}/{path}")
+
+    def _release_finding(self, path: str, fault: str) -> Finding:
+        cost = "nothing, while pool and tables are sound: it is made again to the recorded sha256"
+        return self._finding("release", path, fault, cost)
+
+    # ---- small files
+
+    def _check_pointers(self, releases: Sequence[str]) -> Iterator[Finding]:
+        folder = Path(storage.join(self._workdir, "releases"))
+        for path in sorted(folder.glob(f"*{LATEST_FILE}")) if folder.is_dir() else []:
+            self._num_files += 1
+            content = path.read_bytes()
+            if content not in [f"{name}\n".encode() for name in releases]:
+                fault = "names no release of this folder"
+                yield self._finding("pointer", f"releases/{path.name}", fault, "nothing: it is written anew")
+
+    def _check_status(self) -> Iterator[Finding]:
+        path = Path(storage.join(self._workdir, STATUS_FILE))
+        cost = "nothing: it is written anew"
+        if not path.exists():
+            return
+        self._num_files += 1
+        content = path.read_bytes()
+        try:
+            status = json.loads(content)
+            if "sha256" not in status or status_bytes(status) == content:  # without: of an older version
+                return
+            fault = "other content than when it was written"
+        except (ValueError, TypeError, AttributeError):
+            fault = "cannot be read"
+        yield self._finding("status", STATUS_FILE, fault, cost)
+
+    def _check_takedowns(self, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
+        path = storage.join(self._workdir, LIST_FILE)
+        if not Path(path).exists():
+            return
+        self._num_files += 1
+        cost = "pictures that were taken down may come into the next build"
+        mend = f"take {LIST_FILE} from a backup, or compare it with the takedowns in each {RECORD_FILE}"
+        try:
+            read_list(self._workdir)
+        except (ConfigError, ValueError) as error:
+            yield Finding("takedowns", LIST_FILE, str(error).partition(": ")[2] or str(error), cost, mend)
+            return
+        seen = [row for row in rows["inputs"] if row["path"] == LIST_FILE]
+        info = Path(path).stat()
+        for row in seen:  # who edits the list changes its time
+            unchanged = (info.st_size, round(info.st_mtime, 3)) == (row["num_bytes"], round(row["mtime_ns"] / 1e9, 3))
+            if unchanged and storage.hash_file(path).sha256 != row["sha256"]:
+                yield Finding("takedowns", LIST_FILE, "changed without being edited", cost, mend)
+
+    def _finding(self, kind: str, file: str, fault: str, cost: str) -> Finding:
+        return Finding(kind, file, fault, cost, self._mend)
+
+
+def _cost_of(kind: str, part: Row) -> str:
+    what = f"{part['stage']} {part['step']}"
+    if (part["stage"], part["step"]) != FROM_THE_WEB:
+        source = "the files of its source" if part["step"] == "local" else "earlier stages"
+        return f"{what} is done again for this part, from {source}"
+    num = f"{part['num_in'] or 0:,}"
+    if kind == "pool":
+        return f"sound pictures stay; what no release holds either is asked of the web again, at most {num} rows"
+    return f"what the table of facts does not hold is asked of the web again, at most {num} rows"

@@ -1,0 +1,273 @@
+"""Mend tables and pool of a work folder: keep what is sound, take back what a release holds, forget the rest.
+
+A damaged pool file is written again to its recorded bytes when every picture is still somewhere: in the file itself or
+in a shard of a release. Otherwise its sound pictures become a part of their own, and the next build asks the web for
+the others alone. Of a damaged table of downloads the table of facts gives back the rows that have a picture. All other
+parts are forgotten, and the next build makes them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import storage, tables
+from manifests.catalog import Catalog
+from manifests.errors import IntegrityError
+from manifests.records import Funnel, PartFile, PartRecord, fingerprint
+from manifests.release import SAMPLES_FILE, path_of_shard
+from pipeline.releases.folder_checks import FROM_THE_WEB, Finding
+from pipeline.releases.opening import open_sql
+from pipeline.store.pool import PoolWriter
+from pipeline.store.sql import view_parquet
+from pipeline.store.writing import private_file, write_table
+
+Place = tuple[str, int, int]  # path of a file, offset and length of a picture in it
+
+
+@dataclass(frozen=True)
+class DamagedDownload:
+    """A part of downloads with a damaged file: its rows that are known, and where each picture still is."""
+
+    part: PartRecord
+    rows: pa.Table
+    """Schema FETCHED."""
+    places: Mapping[str, Place]
+    """By sample id; every one was compared with its sha256."""
+
+    @property
+    def missing(self) -> list[dict[str, Any]]:
+        """Rows whose picture is nowhere."""
+        return [row for row in self.rows.to_pylist() if row["outcome"] == "ok" and row["sample_id"] not in self.places]
+
+    @property
+    def num_unknown(self) -> int:
+        """Rows of the part of which nothing is known any more."""
+        assert self.part.funnel is not None
+        return self.part.funnel.num_in - int(self.rows.num_rows)
+
+    @property
+    def num_to_ask(self) -> int:
+        """Rows that the next build asks the web for."""
+        return len(self.missing) + self.num_unknown
+
+
+@dataclass
+class Plan:
+    """What is to be done about damaged parts."""
+
+    downloads: list[DamagedDownload] = field(default_factory=list)
+    forgotten: list[PartRecord] = field(default_factory=list)
+
+    @property
+    def num_to_ask(self) -> int:
+        """Rows that the next build asks the web for."""
+        return sum(download.num_to_ask for download in self.downloads)
+
+    @property
+    def missing(self) -> list[dict[str, Any]]:
+        """Rows of pictures that only the web can give again."""
+        return [row for download in self.downloads for row in download.missing]
+
+
+def plan_mending(catalog: Catalog, findings: Sequence[Finding]) -> Plan:
+    """Look at every damaged part: what is left of it, and where. Writes nothing."""
+    damaged = {finding.file for finding in findings if finding.kind in ("table", "pool", "release")}
+    paths = sorted(finding.file for finding in findings if finding.kind in ("table", "pool"))
+    plan = Plan()
+    for part in sorted(catalog.parts_with(paths), key=lambda part: part.key):
+        if (part.stage, part.step) == FROM_THE_WEB:
+            rows = _rows_of(catalog, part, damaged)
+            plan.downloads.append(DamagedDownload(part, rows, _find_pictures(catalog.workdir, rows, damaged)))
+        elif part.stage != "pack" or any(file.table.startswith("arranged") for file in part.files):
+            plan.forgotten.append(part)  # what else pack writes is made again in place (repacking.py)
+    return plan
+
+
+def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
+    """Do it; yields what was done, in lines that a person reads."""
+    for download in plan.downloads:
+        pool_file = _file_of(download.part, "pool").path
+        if download.num_to_ask == 0 and _write_again(catalog.workdir, download):
+            yield f"{pool_file}: written again, all of its pictures are there"
+            continue
+        num_kept = _keep_sound(catalog, download) if download.rows.num_rows else 0
+        catalog.forget_parts([download.part.key])
+        yield f"{pool_file}: {num_kept:,} rows kept, {download.num_to_ask:,} to ask for again"
+    if plan.forgotten:
+        for stage, num in catalog.forget_parts([part.key for part in plan.forgotten]).items():
+            yield f"{stage}: {num:,} parts to do again"
+
+
+def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of pictures that were asked for again, those that the web does not give any more; a line each."""
+    if not rows:
+        return []
+    wanted = pa.table({name: [row[name] for row in rows] for name in ("sample_id", "url", "stored_sha256")})
+    with open_sql(catalog.workdir) as sql:
+        current = catalog.find_current("fetch")
+        parts = catalog.parts_of(current) if current else []
+        facts = [file.path for part in parts for file in part.files if file.table == "facts"]
+        if not facts:
+            return []
+        view_parquet(sql, "facts", [storage.join(catalog.workdir, path) for path in facts])
+        sql.register("wanted", wanted)
+        found = sql.execute(
+            "SELECT w.url, f.outcome FROM wanted w JOIN facts f USING (sample_id) "
+            "WHERE f.stored_sha256 IS DISTINCT FROM w.stored_sha256 ORDER BY ALL"
+        ).fetchall()
+    return [f"{url}: {'another picture' if outcome == 'ok' else outcome}" for url, outcome in found]
+
+
+# ---- what is left of a part
+
+
+def _file_of(part: PartRecord, table: str) -> PartFile:
+    return next(file for file in part.files if file.table == table)
+
+
+def _rows_of(catalog: Catalog, part: PartRecord, damaged: set[str]) -> pa.Table:
+    """The rows of a part: from its own table where that is sound, else those with a picture from the table of facts."""
+    own = _file_of(part, "fetched").path
+    if own not in damaged:
+        return pq.read_table(storage.join(catalog.workdir, own))
+    sound = {
+        "facts": _current_files(catalog, "fetch", "facts", damaged),
+        "candidates": _current_files(catalog, "ingest", "candidates", damaged),
+        "secrets": _current_files(catalog, "ingest", "secrets", damaged),
+    }
+    if not sound["facts"] or not sound["candidates"]:
+        return tables.FETCHED.empty_table()
+    with open_sql(catalog.workdir) as sql:
+        sql.register("none", tables.SECRETS.empty_table())
+        for name, paths in sound.items():
+            relation = sql.read_parquet(paths, union_by_name=True) if paths else sql.table("none")
+            relation.create_view(name)
+        pool_file = _file_of(part, "pool").path.removeprefix("pool/")
+        names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
+        rows = sql.sql(
+            f"SELECT {names}, coalesce(c.locator, s.address, c.url) AS url, {int(part.notes['round'])} AS round "
+            "FROM facts f JOIN candidates c USING (sample_id) LEFT JOIN secrets s USING (sample_id) "
+            "WHERE f.pool_file = $1 ORDER BY f.sample_id",
+            params=[pool_file],
+        ).to_arrow_table()
+    return rows.cast(tables.FETCHED)
+
+
+def _current_files(catalog: Catalog, stage: str, table: str, damaged: set[str]) -> list[str]:
+    """Files of a table of the newest version of a stage; none where one is damaged.
+
+    Other versions do not count: an address may have changed since, and its picture with it.
+    """
+    current = catalog.find_current(stage)
+    parts = catalog.parts_of(current) if current else []
+    paths = [file.path for part in parts for file in part.files if file.table == table]
+    return [] if damaged.intersection(paths) else [storage.join(catalog.workdir, path) for path in paths]
+
+
+def _find_pictures(workdir: str, rows: pa.Table, damaged: set[str]) -> dict[str, Place]:
+    """Where each stored picture of the rows is, by sample id: in the pool, else in a shard of any release."""
+    stored = [row for row in rows.to_pylist() if row["outcome"] == "ok"]
+    found: dict[str, Place] = {}
+    for row in stored:
+        place = (storage.join(workdir, "pool", row["pool_file"]), row["offset"], row["length"])
+        if _read(place, row["stored_sha256"]) is not None:
+            found[row["sample_id"]] = place
+    wanted = {row["stored_sha256"]: row["sample_id"] for row in stored if row["sample_id"] not in found}
+    for sha256, place in _places_in_releases(workdir, list(wanted), damaged):
+        if wanted[sha256] not in found and _read(place, sha256) is not None:
+            found[wanted[sha256]] = place
+    return found
+
+
+def _places_in_releases(workdir: str, wanted: Sequence[str], damaged: set[str]) -> Iterator[tuple[str, Place]]:
+    folder = Path(storage.join(workdir, "releases"))
+    names = [path.parent.name for path in sorted(folder.glob(f"*/{SAMPLES_FILE}"))] if wanted else []
+    for name in names:
+        if f"releases/{name}/{SAMPLES_FILE}" in damaged:
+            continue
+        with open_sql() as sql:
+            view_parquet(sql, "samples", [str(folder / name / SAMPLES_FILE)])
+            sql.register("wanted", pa.table({"stored_sha256": pa.array(wanted, pa.string())}))
+            rows = sql.execute(
+                "SELECT stored_sha256, split, shard, jpg_offset, jpg_length FROM samples "
+                "SEMI JOIN wanted USING (stored_sha256)"
+            ).fetchall()
+        for sha256, split, shard, offset, length in rows:
+            yield sha256, (path_of_shard(str(folder / name), split, shard), offset, length)
+
+
+def _read(place: Place, sha256: str) -> bytes | None:
+    """The picture at a place; None when it is not there, or a disk does not give it."""
+    path, offset, length = place
+    try:
+        with storage.open_unbuffered(path) as stream:
+            stream.seek(offset)
+            content = bytes(stream.read(length))
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == sha256 else None
+
+
+# ---- what is written
+
+
+def _write_again(workdir: str, download: DamagedDownload) -> bool:
+    """Write the files of a part to the bytes that were recorded; False when they come out otherwise."""
+    pool, table = _file_of(download.part, "pool"), _file_of(download.part, "fetched")
+    temp = storage.temp_path(storage.join(workdir, pool.path))
+    _write_pool(temp, download)
+    made = private_file("pool", pool.path, temp, pool.num_rows)
+    rows = write_table(workdir, "fetched", table.path, download.rows, tables.FETCHED)
+    if (made.sha256, rows.sha256) != (pool.sha256, table.sha256):
+        for file in (made, rows):
+            storage.remove(file.temp)
+        return False
+    for file in (made, rows):
+        storage.publish(file.temp, storage.join(workdir, file.path))
+    return True
+
+
+def _write_pool(path: str, download: DamagedDownload) -> dict[str, tuple[int, int]]:
+    sha256 = dict(zip(download.rows["sample_id"].to_pylist(), download.rows["stored_sha256"].to_pylist(), strict=True))
+    with PoolWriter(path) as pool:
+        for sample_id, place in download.places.items():
+            content = _read(place, sha256[sample_id])
+            if content is None:
+                raise IntegrityError(f"{place[0]}: changed while it was read; check the disk")
+            pool.add(sample_id, content)
+        return pool.finish()
+
+
+def _keep_sound(catalog: Catalog, download: DamagedDownload) -> int:
+    """Commit what is left of a part as a part of its own; returns how many rows that is."""
+    part, workdir = download.part, catalog.workdir
+    name = f"{part.key[:16]}-{fingerprint({'part': part.key, 'kept': sorted(download.places)})[:8]}"
+    temp = storage.temp_path(storage.join(workdir, f"pool/{name}.tar"))
+    storage.make_folder(storage.join(workdir, "pool"))
+    places = _write_pool(temp, download)
+    lost = {row["sample_id"] for row in download.missing}
+    rows = [row for row in download.rows.to_pylist() if row["sample_id"] not in lost]
+    for row in rows:
+        if row["sample_id"] in places:
+            row["pool_file"], (row["offset"], row["length"]) = f"{name}.tar", places[row["sample_id"]]
+    kept = pa.Table.from_pylist(rows, schema=tables.FETCHED)
+    pool = private_file("pool", f"pool/{name}.tar", temp, len(places))
+    table = write_table(workdir, "fetched", f"tables/fetch/{name}.parquet", kept, tables.FETCHED)
+    files = []
+    for file in (pool, table):
+        storage.publish(file.temp, storage.join(workdir, file.path))
+        files.append(PartFile(file.table, file.path, file.num_rows, file.num_bytes, file.sha256))
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(kept["outcome"]).to_pylist()}
+    funnel = Funnel(kept.num_rows, counts.pop("ok", 0), counts)
+    key = fingerprint({"part": part.key, "piece": [file.sha256 for file in files]})
+    record = PartRecord(key, part.stage, part.step, part.reuse_key, tuple(files), funnel, part.notes, part.seconds, 1)
+    catalog.commit_part("repair", len(catalog.parts_of("repair")), record)  # the next build links it to its version
+    return int(kept.num_rows)

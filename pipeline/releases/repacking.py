@@ -1,0 +1,134 @@
+"""Make damaged files of sealed releases again, to the sha256 that is recorded of each.
+
+A release that a build packed is packed again from pool and arranged samples. The version that a takedown made is cut
+again from the version before it. A file is put in place only when its bytes are the recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.catalog import Catalog
+from manifests.errors import ConfigError, IntegrityError, PlantMixError
+from manifests.records import PartFile, PartRecord
+from manifests.release import LATEST_FILE, Release, read_record
+from pipeline.captions.settings import TextSettings
+from pipeline.config import RunSettings
+from pipeline.releases.folder_checks import Finding
+from pipeline.releases.versions import fingerprint_without, write_version
+from pipeline.runner.work import Part, PartResult, StageRun
+from pipeline.stages import pack
+from pipeline.stages.pack_record import write_record
+from pipeline.store.files import Files
+
+
+def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
+    """Make again what is damaged of every release; yields what was done, or why it cannot be done."""
+    damaged = {finding.file for finding in findings if finding.kind in ("release", "table")}
+    wanted = {path.split("/")[1] for path in damaged if path.startswith("releases/")}
+    for name, fingerprint in catalog.list_releases():  # oldest first: a takedown cuts the version before it
+        parts = catalog.parts_of(fingerprint)
+        own = {file.path for part in parts for file in part.files if part.step in ("write", "record")}
+        if not (own & damaged or name in wanted):
+            continue
+        try:
+            if parts:
+                yield from _pack_again(catalog, fingerprint, parts, damaged)
+            else:
+                yield from _cut_again(catalog.workdir, name, fingerprint)
+        except (PlantMixError, OSError) as error:
+            yield f"releases/{name}: not yet: {error}"
+
+
+def write_pointers(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
+    """Point at the newest releases again."""
+    names = [name for name, _ in catalog.list_releases() if Path(catalog.workdir, "releases", name).is_dir()]
+    for finding in findings:
+        if finding.kind == "pointer":
+            prefix = finding.file.removeprefix("releases/").removesuffix(LATEST_FILE).removesuffix(".")
+            newest = [name for name in names if not prefix or name.rpartition("-")[0] == prefix][-1:]
+            if newest:
+                storage.publish_bytes(storage.join(catalog.workdir, finding.file), f"{newest[0]}\n".encode())
+                yield f"{finding.file}: names {newest[0]} again"
+
+
+# ---- releases of builds
+
+
+def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord], damaged: set[str]) -> Iterator[str]:
+    identity = catalog.identity_of(fingerprint)
+    if identity is None:
+        raise IntegrityError("the catalogue does not know how it was packed")
+    if not any(part.step == "arrange" for part in parts):
+        raise IntegrityError(
+            "its arranged samples must be made first, by a build with the configuration that it was packed with"
+        )
+    inputs, run = _inputs_of(identity), StageRun(fingerprint, catalog, RunSettings(), None)
+    written = [part for part in parts if part.step == "write"]
+    for planned, part in zip(pack._plan_shards(inputs, run), written, strict=True):
+        if damaged & {file.path for file in part.files}:
+            yield from _do_again(part, planned, pack.write_shard, run, damaged)
+    for part in parts:
+        if part.step == "record" and damaged & {file.path for file in part.files}:
+            (planned_record,) = pack._plan_record(inputs, run)
+            yield from _do_again(part, planned_record, write_record, run, damaged)
+
+
+def _inputs_of(identity: Mapping[str, Any]) -> pack.PackInputs:
+    """The inputs of a version of pack without its tables: only the first step reads those."""
+    try:
+        values: dict[str, Any] = {
+            each.name: Files() if each.type == "Files" else identity[each.name] for each in fields(pack.PackInputs)
+        }
+        values["texts"] = TextSettings.model_validate(identity["texts"])
+    except (KeyError, ValueError) as error:
+        raise IntegrityError(f"it was packed by another version of PlantMix: {error}") from None
+    return pack.PackInputs(**values)
+
+
+def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:
+    """Run the work of a part, and publish the files that come out as recorded and are damaged now."""
+    table = next((file.path for file in part.files if file.table == "placements"), "")
+    stem = table.rpartition("/")[2].removesuffix(".parquet") or part.key[:16]
+    result: PartResult = work(planned.inputs, run.execution(stem))
+    recorded: dict[str, PartFile] = {file.path: file for file in part.files}
+    for file in result.files:
+        if file.path not in damaged:
+            storage.remove(file.temp)
+        elif file.sha256 != recorded[file.path].sha256:
+            storage.remove(file.temp)
+            yield (
+                f"{file.path}: not mended: it comes out with other bytes than recorded (another version of Python, "
+                "pyarrow or Pillow?)"
+            )
+        else:
+            storage.publish(file.temp, storage.join(run.workdir, file.path))
+            yield f"{file.path}: made again, as recorded"
+
+
+# ---- releases of takedowns
+
+
+def _cut_again(workdir: str, name: str, fingerprint: str) -> Iterator[str]:
+    try:
+        record = read_record(storage.join(workdir, "releases", name))
+        takedowns = record["takedowns"]
+        origin = takedowns[-1]["from"]
+        last = [entry for entry in takedowns if entry["from"] == origin]
+        gone = {image["sample_id"] for entry in last for image in entry["images"]}
+        release = Release.open(storage.join(workdir, "releases", f"{record['name']}-{origin}"))
+        is_known = fingerprint_without(release, last) == fingerprint
+    except (ConfigError, IntegrityError, LookupError, TypeError):
+        is_known = False
+    if not is_known:
+        yield (
+            f"releases/{name}: lost: its record no longer says what was taken out, or the version before it is not "
+            "whole. Run `plantmix takedown` again on that version; takedowns.jsonl keeps the pictures out of builds"
+        )
+        return
+    made = write_version(release, [row for row in release.samples().to_pylist() if row["sample_id"] in gone], last)
+    yield f"releases/{made.name}: cut again from {release.name}"

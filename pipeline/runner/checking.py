@@ -1,0 +1,75 @@
+"""Whether files still hold what was recorded of them, before a stage reads them.
+
+A file is read once a build: afterwards its size, time and inode stand for its content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from manifests import storage
+from manifests.errors import DamageError
+from pipeline.store.files import Files
+
+Stamp = tuple[Any, ...]
+
+
+class ContentChecks:
+    """Compares files of a work folder with their recorded sha256."""
+
+    def __init__(self, workdir: str) -> None:
+        self._workdir = workdir
+        self._checked: dict[str, Stamp] = {}
+
+    def require(self, files: Files) -> Files:
+        """The same files.
+
+        Raises: DamageError when one is gone or holds something else.
+        """
+        folder = storage.join(self._workdir, "")
+        damaged = [
+            path.removeprefix(folder).lstrip("/")
+            for path, sha256 in zip(files.paths, files.sha256, strict=True)
+            if not self._is_sound(path, sha256)
+        ]
+        if damaged:
+            raise DamageError(self._workdir, damaged)
+        return files
+
+    def trust(self, path: str) -> None:
+        """Note a file that this process has just published: the worker hashed it when it was written."""
+        self._checked[path] = _stamp(path)
+
+    def _is_sound(self, path: str, sha256: str) -> bool:
+        try:
+            stamp = _stamp(path)
+            if self._checked.get(path) != stamp:
+                if storage.hash_file(path).sha256 != sha256:
+                    return False
+                self._checked[path] = stamp
+        except OSError:  # it is gone, or the disk does not give it
+            return False
+        return True
+
+
+def files_within(value: Any) -> Iterator[Files]:
+    """Every `Files` in the inputs of a stage."""
+    if isinstance(value, Files):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from files_within(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from files_within(each)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from files_within(getattr(value, field.name))
+
+
+def _stamp(path: str) -> Stamp:
+    fs, inner = storage.filesystem(path)
+    info = fs.info(inner)
+    return tuple(info.get(name) for name in ("size", "mtime", "ino", "LastModified", "ETag"))

@@ -1,0 +1,55 @@
+"""configs/REFERENCE.md is what the settings classes say, and no key is without a meaning."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+from building import ROOT
+
+from manifests.settings import keys_of
+from pipeline.config import BuildConfig
+from training.config import TrainSettings
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / ".ci/reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_current(reference: ModuleType) -> None:
+    assert (ROOT / "configs/REFERENCE.md").read_text(encoding="utf-8") == reference.render(), "run `make reference`"
+
+
+def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
+    page = reference.render()
+    without = []
+    for model in (BuildConfig, TrainSettings):
+        for _, section in reference.sections_of(model):
+            without += [
+                f"{section.__name__}.{name}" for name in section.model_fields if not reference.meaning_of(section, name)
+            ]
+        for key in keys_of(model):
+            assert f"| `{key.place.rpartition('.')[2]}` |" in page, key.place
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `radius` | whole number from 0 to 16 | `4` |  | largest Hamming distance of the 64-bit pHashes of ",
+        "| `read_timeout_seconds` | number above 0 | `20.0` | seconds | Longest silence within an answer. |",
+        "| `rules` | list of keys below | `[{preset: general}]` |  |",
+        "| `clip_norm` | number or null above 0 | `1.0` |  | of the gradient; null: no clipping |",
+        "| `output_dir` | text | required |  | Folder of the run. |",
+        "### `fetch.network.hosts[]`",
+    ],
+)
+def test_rows_say_type_default_unit_and_meaning(reference: ModuleType, row: str) -> None:
+    assert row in reference.render()

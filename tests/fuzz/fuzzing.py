@@ -1,0 +1,534 @@
+"""Mutated input for every parser of outside data: no crash, no case over 1 s, none that takes over 256 MiB.
+
+    python tests/fuzz/fuzzing.py --cases 10000 --seed 1 --only tar,json
+
+A case is a seed that was changed in some places: flipped bits, pieces cut, repeated or exchanged, and words that
+parsers of this kind stumble over. What a parser may raise stands beside it; anything else is a finding. Time is that of
+the processor, so that other work on the machine changes nothing; a call that blocks ends the run after 60 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import io
+import json
+import random
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from manifests.errors import ConfigError, IntegrityError
+from manifests.inside import BrokenTarError, tar_members
+from manifests.masking import hide_secrets
+from manifests.release import read_record
+from pipeline.captions.clean import clean_captions
+from pipeline.captions.settings import STEPS
+from pipeline.fetching.answers import parse_retry_after
+from pipeline.fetching.consent import no_training, opted_out, parse_robots, reserved
+from pipeline.fetching.urls import BadURL, follow, parse_url
+from pipeline.pictures.image import measure_image
+from pipeline.pictures.settings import ImageSettings
+from pipeline.sources.archive import parse_meta, read_archive
+from pipeline.sources.delimited import Dialect, read_delimited, read_header
+from pipeline.sources.files import reading, split_locator
+from pipeline.sources.reading import check_source, read_rows
+from pipeline.sources.rows import parse_json
+from pipeline.sources.settings import SourceSettings
+from pipeline.vocabulary.licences import normalise_licence
+from pipeline.vocabulary.names import parse_name
+from pipeline.vocabulary.taxa import taxon_texts
+
+MAX_SECONDS = 1.0
+MAX_BYTES = 256 << 20
+_BLOCKED_SECONDS = 60
+_SMALL = ImageSettings(max_pixels=4_000_000)  # 8 bytes a pixel: 32 MB
+
+
+@dataclass(frozen=True)
+class Parser:
+    """One parser: what is given to it, what it may raise, and words that its kind stumbles over."""
+
+    parse: Callable[[bytes], Any]
+    seeds: tuple[bytes, ...]
+    raises: tuple[type[Exception], ...] = ()
+    words: tuple[bytes, ...] = ()
+
+
+@dataclass
+class Findings:
+    """How many cases a parser had, and those that went wrong: what happened and the input."""
+
+    num_cases: int = 0
+    slowest_seconds: float = 0.0
+    most_bytes: int = 0
+    bad: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+# ---- inputs
+
+
+def _picture(kind: str, mode: str = "RGB", **how: Any) -> bytes:
+    stream = io.BytesIO()
+    image = Image.effect_noise((40, 40), 60).convert("RGB" if mode in ("I;16", "P") else mode)
+    if mode == "I;16":
+        image = Image.frombytes("I;16", (40, 40), bytes(range(256)) * 12 + bytes(128))
+    elif mode == "P":
+        image = image.quantize(8)
+    image.save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def _tar(kind: int = tarfile.GNU_FORMAT) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=kind) as tar:
+        members = (("a.jpg", b"picture"), ("a.txt", b"a rose"), ("a.json", b'{"url": "http://a/1", "caption": "c"}'))
+        for name, content in (*members, ("d" * 120 + "/b.jpg", b"p"), ("ü.cls", b"0"), ("ü.jpg", b"p")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _parquet(compression: str = "zstd") -> bytes:
+    stream = io.BytesIO()
+    rows = {"url": ["http://a/1", None, "http://a/2"], "caption": ["a", "b", "ü"], "key": ["a", "b", "c"]}
+    pq.write_table(pa.table(rows), stream, compression=compression)
+    return stream.getvalue()
+
+
+def _zip(meta: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("meta.xml", meta)
+        packed.writestr("o.csv", "id,associatedMedia\n1,http://a/1.jpg\n2,http://a/2.jpg\n")
+    return stream.getvalue()
+
+
+_META = b"""<archive xmlns="http://rs.tdwg.org/dwc/text/"><core rowType="http://rs.tdwg.org/dwc/terms/Occurrence"
+ encoding="UTF-8" fieldsTerminatedBy="\\t" linesTerminatedBy="\\n" fieldsEnclosedBy='"' ignoreHeaderLines="1">
+<files><location>o.csv</location></files><id index="0"/><field index="1"
+ term="http://rs.tdwg.org/dwc/terms/associatedMedia" default="x"/></core><extension rowType="x"><files><location>m.txt
+</location></files><coreid index="0"/><field index="2" term="a"/></extension></archive>"""
+_CSV = b'url,caption,note\nhttp://a/1.jpg,"a ""red"" rose",x\r\nhttp://a/2.jpg,"two\nlines",\nhttp://a/3.jpg,c,d\n'
+_LINES = (
+    b'{"url": "http://a/1.jpg", "caption": "c", "n": [1, {"a": null}]}\n{"url": "u", "caption": "\\u00fc"}\n\n[1]\n'
+)
+_ARRAY = b'[{"url": "http://a/1.jpg", "caption": "c"}, {"url": 5, "caption": ["x", {"y": 1.5e3}]}, null, true]'
+_RECORD = json.dumps(
+    {
+        "format": "plantmix-release/1", "name": "n", "version": "v", "fingerprint": "f", "kind": "mixed",
+        "splits": {"train": {"num_samples": 1, "shards": [{"shard": "a.tar", "domains": {"plant": 1}}]}},
+        "files": {"shards/a.tar": {"num_bytes": 1, "sha256": "00"}}, "counts": {"domains": {"plant": 1}},
+    }
+).encode()  # fmt: skip
+_ROBOTS = (
+    b"User-agent: *\nDisallow: /a*b$\nAllow: /\nCrawl-delay: 2\n\nUser-agent: plantmix/2.0\nDisallow: /x\n"
+    b"Request-rate: 1/10s\nVisit-time: 0600-0845\nContent-Usage: /y train-ai=n\nSitemap: http://a/s.xml\n"
+)
+_URLS = (
+    b"http://user:pw@a.org:8080/p/%41?q=1&token=abc#f", b"https://[::1]:443/",
+    b"HTTP://B\xc3\xbccher.example/\xc3\xa4 b", b"//x/y", b"/rel/../x?y", b"data:image/png;base64,AA",
+)  # fmt: skip
+_TEXTS = (
+    b"Photo by A. Smith / Getty Images &amp; <b>rose</b> http://a.org/x #a #b @c +1 555 123 4567",
+    "Rosa × damascena 'Kazanlik' Mill., 1768 subsp. x (L.) DC.".encode(),
+    b"Creative Commons Attribution-NonCommercial 4.0 https://creativecommons.org/licenses/by-nc/4.0/",
+    "ÃƒÂ© â€œquotesâ€\x9d <!-- x --> <script>y</script> (c) 2001".encode(),
+)
+_NUMBERS = (b"-1", b"0", b"99999999999999999999", b"9" * 5000, "²".encode(), "٣".encode(), b"1e999", b"NaN", b"0x10")
+_ODD = (
+    b"\x00",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
+    b"\xe2\x80\xa8",
+    b"\r",
+    b"\n",
+    b"\x1b[2J",
+    b"../",
+    b"\xef\xb7\x90",
+)
+_JSON = (b"[", b"{", b"}", b"]", b'"', b"\\ud800", b'{"a":' * 80, b"[" * 3000, b",", b":", b"null", b"1" * 400)
+_XML = (
+    b"<",
+    b"/>",
+    b'encoding="hex"',
+    b'encoding="utf-16"',
+    b'index="-1"',
+    b"&#0;",
+    b"<!DOCTYPE a [",
+    b"&x;",
+    b"<a>" * 2000,
+)
+_TAR_WORDS = (
+    b"ustar\x0000",
+    b"\xff" * 12,
+    b"\x80" + b"\xff" * 11,
+    b"12 path=x\n",
+    b"L",
+    b"x",
+    b"S",
+    b"GNU.sparse.map=1",
+    bytes(512),
+)
+
+
+# ---- parsers
+
+
+def _table(name: str, folder: Path) -> Callable[[bytes], None]:
+    columns = {"url": "url", "caption": "caption"}
+    path = folder / name
+    given = SourceSettings.model_validate({"name": "s", "domain": "d", "table": str(path), "columns": columns})
+    return lambda content: _read(given, path, content)
+
+
+def _read(given: SourceSettings, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    check_source(given)
+    for _ in read_rows(given, _no_scratch):
+        pass
+
+
+def _no_scratch() -> Any:
+    raise AssertionError("no join is needed")
+
+
+def _shard(folder: Path, side: bool) -> Callable[[bytes], None]:
+    (folder / "s").mkdir(exist_ok=True)
+    tar, parquet = folder / "s" / "0.tar", folder / "s" / "0.parquet"
+    fields = {"caption": "parquet.caption"} if side else None
+    values = {"name": "s", "domain": "d", "webdataset": {"path": str(tar), "fields": fields}}
+    given = SourceSettings.model_validate(values)
+
+    def parse(content: bytes) -> None:
+        if side:
+            tar.write_bytes(_tar())
+        else:
+            parquet.unlink(missing_ok=True)
+        _read(given, parquet if side else tar, content)
+
+    return parse
+
+
+def _folder(folder: Path) -> Callable[[bytes], None]:
+    place = folder / "pictures"
+    place.mkdir(exist_ok=True)
+    (place / "a.jpg").write_bytes(b"p")
+    columns = {"file": "file", "caption": "caption"}
+    values = {"name": "s", "domain": "d", "folder": {"path": str(place), "table": "t.csv", "columns": columns}}
+    given = SourceSettings.model_validate(values)
+    return lambda content: _read(given, place / "t.csv", content)
+
+
+def _rows(content: bytes) -> None:
+    """Rows of a data file, in a way of writing that the first bytes choose."""
+    kinds = (
+        Dialect(","), Dialect("\t", None), Dialect("\t", '"', "utf-8", "\n"), Dialect("|", "'", "latin-1", "\r\n"),
+        Dialect(",", '"', "utf-16", "\n"), Dialect(",", '"', "cp1252", "##"),
+    )  # fmt: skip
+    dialect = kinds[content[0] % len(kinds)] if content else kinds[0]
+    with reading("rows"):
+        names = [f"f{number}" for number in range(len(read_header(io.BytesIO(content), dialect)))]
+        for _ in read_delimited(io.BytesIO(content), names, names[:3], dialect, 1):
+            pass
+
+
+def _zipped(folder: Path) -> Callable[[bytes], None]:
+    path = folder / "a.zip"
+    values = {"name": "s", "domain": "d", "dwca": {"path": str(path), "media_types": []}}
+    given = SourceSettings.model_validate(values)
+
+    def parse(content: bytes) -> None:
+        path.write_bytes(content)
+        read_archive(str(path), "here")
+        check_source(given)
+
+    return parse
+
+
+def _url(content: bytes) -> None:
+    text = content.decode("utf-8", "replace")
+    hide_secrets(text)
+    with suppress(BadURL):
+        target = parse_url(text)
+        assert parse_url(target.url).url == target.url
+    follow(parse_url("http://user:pw@a.org/x"), content.decode("latin-1"))
+
+
+def _headers(content: bytes) -> None:
+    value = content.decode("latin-1")
+    parse_retry_after(value, value[:40])
+    opted_out([value], "plantmix", ("noai", "noimageai"))
+    no_training(value)
+    reserved([value])
+
+
+def _robots(content: bytes) -> None:
+    rules = parse_robots(content, "plantmix")
+    for path in ("/", "/a/b", "/x?y=1"):
+        rules.allows(path)
+        rules.allows_training(path)
+    assert rules.crawl_delay_seconds is None or rules.crawl_delay_seconds >= 0
+
+
+def _texts(content: bytes) -> None:
+    text = content.decode("utf-8", "replace")
+    clean_captions(pa.array([text]), STEPS)
+    parse_name(text)
+    normalise_licence(text, text)
+    taxon_texts((text,) * 7, text, text)
+    with suppress(ValueError):
+        split_locator(text)
+
+
+def _record(folder: Path) -> Callable[[bytes], None]:
+    def parse(content: bytes) -> None:
+        (folder / "release.json").write_bytes(content)
+        read_record(str(folder))
+
+    return parse
+
+
+def _eval_tar(folder: Path) -> Callable[[bytes], None]:
+    from training.evaluation.set_layouts import open_eval_set
+
+    place = folder / "set"
+    (place / "test").mkdir(parents=True, exist_ok=True)
+    (place / "classnames.txt").write_text("rose\niris\n")
+
+    def parse(content: bytes) -> None:
+        (place / "test" / "0.tar").write_bytes(content)
+        open_eval_set(str(place), "test")
+
+    return parse
+
+
+def _eval_table(folder: Path) -> Callable[[bytes], None]:
+    from training.evaluation.set_layouts import open_eval_set
+
+    place = folder / "tables"
+    place.mkdir(exist_ok=True)
+    (place / "a.jpg").write_bytes(b"p")
+
+    def parse(content: bytes) -> None:
+        (place / "metadata.csv").write_bytes(content)
+        open_eval_set(str(place), "test")
+
+    return parse
+
+
+def _members(content: bytes) -> None:
+    from training.data.shards import text_members
+
+    text_members(content, "a")
+
+
+def parsers(folder: Path) -> dict[str, Parser]:
+    """Every parser by name; `folder` takes the files of those that read files."""
+    refused = (ConfigError,)
+    pictures = tuple(
+        _picture(kind, mode, **how)
+        for kind, mode, how in (
+            ("JPEG", "RGB", {}), ("JPEG", "CMYK", {"progressive": True}), ("PNG", "RGBA", {}), ("PNG", "I;16", {}),
+            ("PNG", "P", {"transparency": 0}), ("WEBP", "RGBA", {}), ("GIF", "P", {}), ("TIFF", "RGB", {}),
+            ("TIFF", "L", {"compression": "tiff_lzw"}), ("BMP", "RGB", {}), ("TGA", "RGB", {}), ("PPM", "RGB", {}),
+            ("JPEG2000", "RGB", {}), ("AVIF", "RGB", {}),
+        )
+    )  # fmt: skip
+    return {
+        "meta.xml": Parser(lambda content: parse_meta(content, "meta.xml"), (_META,), refused, (*_XML, *_NUMBERS)),
+        "dwca rows": Parser(_rows, (_CSV, _CSV.replace(b",", b"\t")), refused, (b'"', b",", b"\t", b"##", b"'")),
+        "dwca zip": Parser(_zipped(folder), (_zip(_META.replace(b"\\t", b",")),), refused, (b"PK\3\4", b"PK\1\2")),
+        "tar": Parser(
+            lambda content: list(tar_members(io.BytesIO(content))),
+            (_tar(), _tar(tarfile.PAX_FORMAT), _tar(tarfile.USTAR_FORMAT)), (BrokenTarError,), _TAR_WORDS,
+        ),
+        "webdataset": Parser(
+            _shard(folder, side=False), (_tar(), _tar(tarfile.PAX_FORMAT)), refused, (*_TAR_WORDS, *_JSON)
+        ),
+        "parquet beside a tar": Parser(_shard(folder, side=True), (_parquet(),), refused, (b"PAR1",)),
+        "tar members of a release": Parser(_members, (_tar(), _tar()[512:]), (), _TAR_WORDS),
+        "csv": Parser(_table("a.csv", folder), (_CSV, _CSV.replace(b",", b";")), refused, (b'"', b",", b";", b"\t")),
+        "tsv": Parser(_table("a.tsv", folder), (_CSV.replace(b",", b"\t"),), refused, (b'"', b"\t")),
+        "jsonl": Parser(_table("a.jsonl", folder), (_LINES,), refused, _JSON),
+        "json table": Parser(_table("a.json", folder), (_ARRAY, _LINES), refused, _JSON),
+        "parquet": Parser(_table("a.parquet", folder), (_parquet(), _parquet("snappy")), refused, (b"PAR1",)),
+        "json": Parser(parse_json, (_LINES.splitlines()[0], _ARRAY), (ValueError,), _JSON),
+        "urls": Parser(_url, _URLS, (BadURL,), (b"@", b":", b"/", b"%", b"[", b"xn--", b"?token=", b"\xc3\x9f")),
+        "robots.txt": Parser(_robots, (_ROBOTS,), (), (b"*", b"$", b"Crawl-delay: ", b"User-agent: ", b"Disallow: /%")),
+        "headers": Parser(
+            _headers,
+            (b"120", b"Wed, 21 Oct 2026 07:28:00 GMT", b"other: noindex, noai, plantmix: none", b"train-ai=n, bots=y"),
+            (), (b":", b",", b"=", b"GMT", b"-", b"\xb2"),
+        ),
+        "pictures": Parser(
+            lambda content: measure_image(content, _SMALL), pictures, (), (b"IHDR", b"\xff\xd8\xff", b"Exif\0\0")
+        ),
+        "texts": Parser(
+            _texts, _TEXTS, (), (b"<!-- ", b"#a ", b"&amp;", b"photo by ", b"(", b"http://", "×".encode(), b"@")
+        ),
+        "release records": Parser(_record(folder), (_RECORD,), (ConfigError, IntegrityError), _JSON),
+        "table of a folder": Parser(
+            _folder(folder), (b"url,file,caption\nu,a.jpg,c\nv,b/../a.jpg,c\n",), refused, (b'"', b",", b"/", b"..")
+        ),
+        "tars of an evaluation set": Parser(
+            _eval_tar(folder), (_tar(), _tar(tarfile.PAX_FORMAT)), refused, _TAR_WORDS
+        ),
+        "table of an evaluation set": Parser(
+            _eval_table(folder), (b"filepath,class,split\na.jpg,rose,test\na.jpg,iris,train\n",), refused, (b'"', b",")
+        ),
+    }  # fmt: skip
+
+
+# ---- cases
+
+
+def mutate(noise: random.Random, parser: Parser) -> bytes:
+    """A seed of the parser, changed in one to eight places."""
+    content = bytearray(noise.choice(parser.seeds))
+    words = (*parser.words, *_NUMBERS, *_ODD)
+    for _ in range(noise.choice((1, 1, 2, 3, 8))):
+        at = noise.randrange(len(content) + 1)
+        piece = noise.choice((1, 2, 8, 100, 600))
+        how = noise.randrange(9)
+        if how == 0 and at < len(content):
+            content[at] ^= 1 << noise.randrange(8)
+        elif how == 1 and at < len(content):
+            content[at] = noise.choice((0, 1, 0x7F, 0x80, 0xFF, noise.randrange(256)))
+        elif how == 2:
+            del content[at : at + piece]
+        elif how == 3:
+            content[at:at] = content[at : at + piece] * noise.choice((1, 2, 50))
+        elif how in (4, 5):
+            content[at:at] = noise.choice(words) * noise.choice((1, 1, 2, 20))
+        elif how == 6:
+            word = noise.choice(words)
+            content[at : at + len(word)] = word
+        elif how == 7:
+            other = noise.choice(parser.seeds)
+            start = noise.randrange(len(other) + 1)
+            content[at:at] = other[start : start + piece]
+        else:
+            del content[at:]
+        del content[1 << 20 :]
+    return _with_sums(content) if content[257:262] == b"ustar" and noise.random() < 0.8 else bytes(content)
+
+
+def _with_sums(content: bytearray) -> bytes:
+    """The tar with sums that fit its first headers, or no change to one would be seen."""
+    place = 0
+    while content[place + 257 : place + 262] == b"ustar":
+        content[place + 148 : place + 156] = b" " * 8
+        total = sum(content[place : place + 512])
+        content[place + 148 : place + 156] = b"%06o\0 " % total
+        try:
+            size = int(content[place + 124 : place + 135] or b"0", 8)
+        except ValueError:
+            break
+        place += 512 + max(0, -(-size // 512)) * 512
+    return bytes(content)
+
+
+@contextmanager
+def _bounds() -> Iterator[None]:
+    """Stop a case that takes more time than it may, and the program if one blocks."""
+    faulthandler.dump_traceback_later(_BLOCKED_SECONDS, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+class TooSlowError(BaseException):
+    """A case took more time than it may. No parser may catch it."""
+
+
+def _too_slow(*_: object) -> None:
+    raise TooSlowError
+
+
+def _peak_bytes(reset: bool = False) -> int:
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    with Path("/proc/self/status").open(encoding="ascii") as lines:
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def run_cases(name: str, parser: Parser, num_cases: int, seed: int) -> Findings:
+    """Run the parser on so many cases of the seed."""
+    noise = random.Random(f"{seed} {name}")
+    found = Findings()
+    signal.signal(signal.SIGPROF, _too_slow)
+    for content in parser.seeds:  # what is loaded on the first call is no fault of a case
+        with suppress(Exception):
+            parser.parse(content)
+    for _ in range(num_cases):
+        content = mutate(noise, parser)
+        found.num_cases += 1
+        before = _peak_bytes(reset=True)
+        started = time.process_time()
+        try:
+            with _bounds():
+                parser.parse(content)
+        except parser.raises:
+            pass
+        except TooSlowError:
+            found.bad.append((f"over {MAX_SECONDS} s", content))
+        except Exception as error:  # what no parser says that it raises is what is looked for
+            found.bad.append((f"{type(error).__name__}: {error}"[:200], content))
+        more = _peak_bytes() - before
+        if more > MAX_BYTES:
+            found.bad.append((f"{more >> 20} MiB", content))
+        found.slowest_seconds = max(found.slowest_seconds, time.process_time() - started)
+        found.most_bytes = max(found.most_bytes, more)
+    return found
+
+
+def main() -> int:
+    """Fuzz the parsers, print a line for each, and keep what was found."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--cases", type=int, default=1000, help="of each parser")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--only", default="", help="names of parsers, separated by commas")
+    options.add_argument("--keep", default="fuzz-findings", help="folder for the inputs of findings")
+    given = options.parse_args()
+    warnings.simplefilter("ignore")
+    num_bad = 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        known = parsers(Path(folder))
+        for name in given.only.split(",") if given.only else known:
+            started = time.monotonic()
+            found = run_cases(name, known[name], given.cases, given.seed)
+            num_bad += len(found.bad)
+            print(
+                f"| {name} | {found.num_cases:,} | {time.monotonic() - started:.0f} | {found.slowest_seconds:.2f} | "
+                f"{found.most_bytes >> 20} | {len(found.bad)} |",
+                flush=True,
+            )
+            for number, (what, content) in enumerate(found.bad[:20]):
+                Path(given.keep).mkdir(exist_ok=True)
+                kept = Path(given.keep) / f"{name.replace(' ', '-')}-{given.seed}-{number}"
+                kept.write_bytes(content)
+                print(f"    {what} ({kept})", flush=True)
+    return 1 if num_bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
