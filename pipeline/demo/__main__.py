@@ -105,6 +105,7 @@ def run_all() -> None:
         f"\nthe whole chain took {minutes} min {seconds} s\n"
         f"report: {release.path}/report.html\n"
         f"next: .venv/bin/plantmix explain {work_dir} http://{HOST}:{port}/resized/plant-1.jpg\n"
+        f"browse: .venv/bin/plantmix browse {work_dir}\n"
         f"release: {release.path}",
         flush=True,
     )
