@@ -31,6 +31,7 @@ BLOCK_BYTES = 4 << 20
 MAX_SHOWN_CHARS = 200  # of a malformed row
 NOT_TEXT = "\ufdd0"  # stands for bytes that are no text; Unicode has it for such uses, and no text holds it
 _LINE_CHUNK_BYTES = 1 << 20
+_MAX_BROKEN = 10_000  # records that are shown at once
 _SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -100,18 +101,38 @@ def read_delimited(
     An empty field is null, quoted or not.
     """
     number = -skip_rows
-    for piece in cut_records(stream, dialect):
-        if isinstance(piece, Broken):
-            nothing = pa.table({name: pa.array([], pa.string()) for name in columns})
-            batch = RawBatch(nothing, np.arange(0), [(number, _shown(piece.text))])
-        else:
-            batch = _parse(piece, names, columns, dialect, number)
+    for block, broken in _with_broken(cut_records(stream, dialect)):
+        batch = _parse(block, names, columns, dialect, number)
+        batch.malformed = [(at, broken.get(text, text).replace(NOT_TEXT, "\ufffd")) for at, text in batch.malformed]
         start, number = number, number + batch.rows.num_rows + len(batch.malformed)
         if start < 0:
             behind = batch.numbers >= 0
             malformed = [(at, text) for at, text in batch.malformed if at >= 0]
             batch = RawBatch(batch.rows.filter(pa.array(behind)), batch.numbers[behind], malformed)
         yield batch
+
+
+def _with_broken(pieces: Iterator[bytes | Broken]) -> Iterator[tuple[bytes, dict[str, str]]]:
+    """Large blocks, in which a mark and a number stand as the row of each broken record; and what they stand for.
+
+    Of a text full of broken records each piece would else be parsed by itself, at 0.8 ms a piece.
+    """
+    block: list[bytes] = []
+    broken: dict[str, str] = {}
+    num_bytes = 0
+    for piece in pieces:
+        if isinstance(piece, Broken):
+            mark = f"{NOT_TEXT}{len(broken)}"
+            broken[mark] = _shown(piece.text)
+            block.append(mark.encode() + b"\n")
+        else:
+            block.append(piece)
+            num_bytes += len(piece)
+        if num_bytes >= BLOCK_BYTES // 2 or len(broken) >= _MAX_BROKEN:
+            yield b"".join(block), broken
+            block, broken, num_bytes = [], {}, 0
+    if block:
+        yield b"".join(block), broken
 
 
 def read_lines(stream: Any) -> Iterator[bytes | Broken]:
@@ -187,8 +208,8 @@ def _only_texts(batch: RawBatch) -> RawBatch:
     for column in batch.rows.columns:
         bad |= pc.fill_null(pc.match_substring(column, NOT_TEXT), False).to_numpy()
     values = batch.rows.filter(pa.array(bad)).to_pylist()
-    shown = [", ".join(value for value in row.values() if value).replace(NOT_TEXT, "\ufffd") for row in values]
-    malformed = list(zip(batch.numbers[bad].tolist(), (text[:MAX_SHOWN_CHARS] for text in shown), strict=True))
+    shown = [", ".join(value for value in row.values() if value)[:MAX_SHOWN_CHARS] for row in values]
+    malformed = list(zip(batch.numbers[bad].tolist(), shown, strict=True))
     return RawBatch(batch.rows.filter(pa.array(~bad)), batch.numbers[~bad], sorted([*batch.malformed, *malformed]))
 
 

@@ -36,7 +36,6 @@ from manifests.inside import BrokenTarError, tar_members
 from manifests.masking import hide_secrets
 from manifests.release import read_record
 from pipeline.captions.clean import clean_captions
-from pipeline.captions.settings import STEPS
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import no_training, opted_out, parse_robots, reserved
 from pipeline.fetching.urls import BadURL, follow, parse_url
@@ -288,7 +287,7 @@ def _robots(content: bytes) -> None:
 
 def _texts(content: bytes) -> None:
     text = content.decode("utf-8", "replace")
-    clean_captions(pa.array([text]), STEPS)
+    clean_captions(pa.array([text]))
     parse_name(text)
     normalise_licence(text, text)
     taxon_texts((text,) * 7, text, text)
