@@ -18,6 +18,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manifests.errors import ConfigError
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"  # of sources, domains, evaluation sets and releases
+
+
+# What other programs call our keys, where the spelling does not lead to ours.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "val": "split",
+    "image_size": "size_px",
+    "model_name": "architecture",
+}
+
 
 class Settings(BaseModel):
     """Base of every configuration model: unknown keys are errors, values never change after reading."""
@@ -97,8 +110,11 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
     if item["type"] == "extra_forbidden":
         known = _known_keys(item["loc"][:-1], model)
         name = str(item["loc"][-1])
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        near = [key for key in known if key == _OTHER_NAMES.get(name)]
+        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         elsewhere = [key.place for key in keys_of(model) if key.place.endswith(f".{name}")]
+        if name in model.model_fields and not near:
+            return f"unknown key '{place}'; '{name}' is a key of the top level: mind the indentation"
         if elsewhere and not near:
             sections = [found.rpartition(".")[0] for found in elsewhere[:3]]
             return f"unknown key '{place}'; '{name}' is a key of {' or '.join(sections)}"
@@ -110,6 +126,10 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
         return f"missing key '{place}'"
     if item["type"] == "value_error":
         return f"'{place}': {str(item['msg']).removeprefix('Value error, ')}"
+    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] == NAME_PATTERN:
+        return f"'{place}': {item['input']!r:.80} is no name; use small letters, digits, - and _"
+    if item["type"] == "too_short":
+        return f"'{place}': the list is empty; it needs {item['ctx']['min_length']} or more"
     return f"'{place}': {item['msg']} (given: {item['input']!r:.80})"
 
 

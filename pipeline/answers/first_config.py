@@ -14,11 +14,10 @@ from typing import Any
 import yaml
 
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
+from manifests.settings import NAME_PATTERN, parse_settings
 from pipeline.answers.places import Place, as_source, look_at
 from pipeline.config import BuildConfig
 from pipeline.sources.reading import check_source
-from pipeline.sources.settings import NAME_PATTERN
 
 WIDTH = 118
 

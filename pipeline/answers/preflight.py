@@ -21,6 +21,7 @@ from manifests.errors import ConfigError
 from manifests.printable import printable
 from pipeline.answers.heads import Head, most_rows, other_files, place_of, read_head
 from pipeline.answers.previews import JOINED
+from pipeline.answers.tables import joined_counts
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.config import BuildConfig
@@ -83,6 +84,7 @@ def examine(config: BuildConfig) -> list[Finding]:
     findings = list(_broken_settings(config))
     if not findings:
         heads = {source.name: read_head(source, config.run.memory_gb) for source in config.sources}
+        findings += _about_empty_sources(config, heads)
         findings += _about_web(config, heads)
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)
@@ -177,6 +179,21 @@ def _refusal(resolver: Resolver, url: str | None) -> str | None:
     except BadURL:
         return None
     return None
+
+
+def _about_empty_sources(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
+    """Sources that give nothing: they have no rows, or none of them can be used."""
+    empty = {name for name, head in heads.items() if head.whole and not head.rows.num_rows}
+    for source in config.sources:
+        if source.name in empty:
+            reasons = joined_counts(heads[source.name].reasons.items())
+            why = f"none of its rows can be used ({reasons})" if reasons else "it has no rows"
+            yield Finding(
+                _empties_its_domain(config, source.domain, empty),
+                f"sources.{source.name}: {place_of(source)}: {why}; give another place or other `columns`, or take the "
+                "source out",
+                stage="mix",
+            )
 
 
 def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:

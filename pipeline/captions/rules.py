@@ -8,6 +8,7 @@ column is missing or no rule set fits a row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -56,6 +57,13 @@ def _at_most(column: str) -> Rule:
 
 def _never(column: str, wanted: str) -> Rule:
     return Rule((column, "text"), _column(column), _column("text"), lambda _: wanted)
+
+
+def _blocked_phrase(table: pa.Table, entries: tuple[str, ...]) -> Column:
+    """A phrase of the list that stands whole in each text, in any case; null where none does."""
+    words = "|".join(re.escape(" ".join(entry.split())) for entry in sorted(entries))
+    pattern = rf"(?i)(?:^|[^\pL\pN])(?P<hit>{words})(?:[^\pL\pN]|$)"
+    return pc.struct_field(pc.extract_regex(table["text"], pattern), "hit")
 
 
 def _too_short(table: pa.Table, low: int) -> Column:
@@ -137,6 +145,12 @@ RULES: dict[str, Rule] = {
     "not_filename_like": _never("filename_like", "no file name"),
     "not_spam_like": Rule(
         ("text",), lambda t, _: pc.match_substring_regex(t["text"], SPAM), _column("text"), lambda _: "no advertisement"
+    ),
+    "blocklist": Rule(
+        ("text",),
+        lambda t, entries: _blocked_phrase(t, entries).is_valid(),
+        _blocked_phrase,
+        lambda entries: f"none of {len(entries)} blocked phrases",
     ),
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),

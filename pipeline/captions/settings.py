@@ -67,6 +67,8 @@ class Thresholds(Settings):
     """Drop file names such as IMG_0042."""
     not_spam_like: bool | None = None
     """Drop what a shop says to its visitors, such as "click here to buy"."""
+    blocklist: tuple[str, ...] | None = None
+    """Words or phrases, matched whole, in any case."""
     min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
     min_given_chars: int | None = Field(default=None, ge=0)
     """Of the caption as given."""

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
 Commands = argparse._SubParsersAction  # argparse gives it no public name
 
 CONFIG_HELP = "YAML file of the run"
 RELEASE_HELP = "release folder, WORKDIR/releases/NAME, or a work folder for its newest release"
 WORKDIR_HELP = "work folder of a build"
-JSON_HELP = "print the same as JSON"
+
+
+def add_json_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add `--json`, which every command that only reads has."""
+    parser.add_argument("--json", action="store_true", help=f"print the same as JSON{more}")
+
+
+def print_json(value: Any) -> None:
+    """Print an answer as JSON: one value, indented, text as it is, times and paths as text."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
 def add_command(

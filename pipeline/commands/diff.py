@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.answers.tables import aligned, print_lines
-from pipeline.commands import JSON_HELP, RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
@@ -27,14 +27,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("before", metavar="A", help=RELEASE_HELP)
     parser.add_argument("after", metavar="B", help="another release, named in the same ways")
-    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_json_option(parser)
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     found = compare(open_release(args.before), open_release(args.after))
     if args.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print_json(found)
     else:
         print_lines(describe(found))
     return 0

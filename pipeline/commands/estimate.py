@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -11,7 +10,7 @@ from manifests.errors import ConfigError
 from pipeline.answers.estimates import estimate
 from pipeline.answers.preflight import about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts
-from pipeline.commands import CONFIG_HELP, JSON_HELP, Commands, add_command
+from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
 from pipeline.runner.progress import duration
 
@@ -32,7 +31,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--head", type=int, default=0, metavar="N", help="ask N of the addresses for their size, politely (none)"
     )
-    parser.add_argument("--json", action="store_true", help=f"{JSON_HELP}, with every host")
+    add_json_option(parser, ", with every host")
     parser.set_defaults(func=_run)
 
 
@@ -47,7 +46,10 @@ def _run(args: argparse.Namespace) -> int:
     counts = {row["source"]: row["num_pictures"] for row in found["sources"]}
     known = {finding.text for finding in findings}
     findings += [finding for finding in about_mixture(config, counts) if finding.text not in known]
-    print(json.dumps(found, indent=1) if args.json else "\n".join(describe(found)))
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(describe(found)))
     for finding in findings:
         print(f"{'a build would stop' if finding.is_error else 'warning'}: {finding}", file=sys.stderr)
     return 2 if any(finding.is_error for finding in findings) else 0

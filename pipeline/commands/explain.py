@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from manifests.reader import open_reader
 from manifests.takedowns import read_list
 from pipeline.answers.lives import MIN_PREFIX, find_lives
 from pipeline.answers.tables import print_lines
-from pipeline.commands import JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 
 MAX_SHOWN = 20
 
@@ -32,7 +31,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "what", metavar="ID-or-URL-or-SHARD/KEY", help="an id or its first digits, URL, path, or shard and key"
     )
-    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_json_option(parser)
     parser.set_defaults(func=_run)
 
 
@@ -48,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
             "digits or more, a URL as in the source, the path of a picture, or SHARD/KEY as in a release"
         )
     if args.json:
-        print(json.dumps(lives, indent=1, ensure_ascii=False, default=str))
+        print_json(lives)
         return 0
     for place, life in enumerate(lives[:MAX_SHOWN]):
         print_lines([""] * (place > 0) + describe_life(life))

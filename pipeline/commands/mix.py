@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from pipeline.commands import CONFIG_HELP, Commands, add_command
+from manifests.errors import ConfigError
+from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import BuildConfig, read_config
 
 _TOO_LATE = (
@@ -25,13 +27,22 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help=f"{CONFIG_HELP}, with the new mixture")
     parser.add_argument("--dry-run", action="store_true", help="only show counts and epochs of each domain")
+    add_json_option(parser, ", of a dry run")
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
-        print("\n".join(_describe_plan(read_config(args.config))))
+        config = read_config(args.config)
+        if args.json:
+            from pipeline.answers.mixtures import plan
+
+            print_json({"name": config.name, "kind": config.pack.kind, **asdict(plan(config))})
+        else:
+            print("\n".join(_describe_plan(config)))
         return 0
+    if args.json:
+        raise ConfigError("mix: --json is for --dry-run; a release has its record in release.json")
     from pipeline.commands.build import build
 
     return build(args.config, "select", None, None, _TOO_LATE)

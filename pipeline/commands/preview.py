@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from manifests.errors import ConfigError
 from pipeline.answers.previews import preview
 from pipeline.answers.tables import print_lines
 from pipeline.captions.preview import describe_preview
-from pipeline.commands import CONFIG_HELP, JSON_HELP, Commands, add_command
+from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
 
 
@@ -25,7 +24,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     parser.add_argument("--num", type=int, default=2000, metavar="N", help="rows to look at (2000)")
-    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_json_option(parser)
     parser.set_defaults(func=_run)
 
 
@@ -34,7 +33,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--num {args.num}: give at least 1")
     report = preview(read_config(args.config), args.num)
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print_json(report)
         return 0
     print(f"{report['name']}: {report['num_rows']:,} rows drawn from {report['origin']}; nothing is written\n")
     print_lines(describe_preview(report))

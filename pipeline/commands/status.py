@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests.reader import read_status
 from pipeline.answers.tables import aligned, joined_counts, print_lines
-from pipeline.commands import JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.flow import FLOW
 from pipeline.runner.progress import pace
 
@@ -26,7 +25,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="nothing",
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
-    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_json_option(parser)
     parser.set_defaults(func=_run)
 
 
@@ -38,7 +37,7 @@ def print_status(workdir: str, as_json: bool) -> int:
     """Print stages, counts, drop reasons, the mixture and what runs now; returns the exit code."""
     status = read_status(workdir)
     if as_json:
-        print(json.dumps(status, indent=1, sort_keys=True))
+        print_json(status)
     else:
         print_lines(describe_status(status))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from manifests.catalog import STATUS_FILE, Catalog
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
 from manifests.errors import ConfigError
 from pipeline.answers.tables import print_lines
-from pipeline.commands import CONFIG_HELP, JSON_HELP, WORKDIR_HELP, Commands, add_command
+from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.commands.build import build_config
 from pipeline.commands.retry import last_config
 from pipeline.config import BuildConfig, read_config
@@ -44,7 +43,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         help="also hash pool and shards; of the release (in a work folder the newest) decode every image, and compare "
         "pHashes and texts with record and catalogue",
     )
-    parser.add_argument("--json", action="store_true", help=f"{JSON_HELP} (work folders)")
+    add_json_option(parser)
     parser.set_defaults(func=_verify)
 
 
@@ -73,7 +72,7 @@ def _verify(args: argparse.Namespace) -> int:
     if is_work_folder(args.dir):
         checked = FolderCheck(args.dir, args.deep).run()
         if args.json:
-            print(json.dumps(_as_json(checked, args.deep), indent=1, ensure_ascii=False))
+            print_json(_as_json(checked, args.deep))
         else:
             print_lines(describe(checked, args.dir, args.deep))
         if checked.findings:
@@ -81,7 +80,10 @@ def _verify(args: argparse.Namespace) -> int:
         if args.json or not checked.releases:
             return 0
     elif args.json:
-        raise ConfigError("--json: give the work folder of a build")
+        release = open_release(args.dir)
+        checked_release = check_release(release, args.deep)
+        print_json({"release": release.name, "path": release.path, "deep": args.deep, **asdict(checked_release)})
+        return 0
     return _verify_release(args.dir, args.deep)
 
 

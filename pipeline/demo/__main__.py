@@ -104,7 +104,8 @@ def run_all() -> None:
     print(
         f"\nthe whole chain took {minutes} min {seconds} s\n"
         f"report: {release.path}/report.html\n"
-        f"next: .venv/bin/plantmix explain {work_dir} http://{HOST}:{port}/resized/plant-1.jpg\n"
+        f"why a picture is in or out: .venv/bin/plantmix explain {work_dir} http://{HOST}:{port}/resized/plant-1.jpg\n"
+        f"look at every picture: .venv/bin/plantmix browse {work_dir}\n"
         f"release: {release.path}",
         flush=True,
     )

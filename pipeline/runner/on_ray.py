@@ -22,6 +22,20 @@ _LOOK_SECONDS = 5.0  # how often the driver looks whether Ray answers, while no 
 _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
 
 
+def _check_answers(address: str) -> None:
+    """See that something listens at HOST:PORT. Ray itself would try for eight minutes, and then end the process.
+
+    Raises: ConfigError.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+
+
 class RayExecutor:
     """Runs parts as Ray tasks, with few in flight, so that 13 M rows never queue up at once.
 
@@ -35,6 +49,7 @@ class RayExecutor:
         started = time.monotonic()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
+            _check_answers(address)
             options["address"] = address
         else:
             options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}

@@ -12,10 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from manifests.masking import hide_secrets
-from manifests.settings import Settings
+from manifests.settings import NAME_PATTERN, Settings
 from pipeline.vocabulary.licences import LicenceSettings
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 
 Given = TypeVar("Given")
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]

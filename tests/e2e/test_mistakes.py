@@ -13,6 +13,7 @@ import yaml
 from building import ROOT
 
 from pipeline.cli import main
+from training.cli import main as train
 
 Values = dict[str, Any]
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
@@ -45,7 +46,7 @@ def config_of(folder: Path) -> Values:
         ],
         "fetch": {"network": {"allow_private_addresses": ["127.0.0.1"], "retries": 0, "backoff_seconds": 0}},
         "mix": {"ratio": {"plant": 1, "general": 1}},
-        "run": {"executor": "inline"},
+        "run": {"executor": "inline", "max_passing_share": 1},
     }
 
 
@@ -189,6 +190,98 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
         lambda values, folder: values.update(work_dir=write(folder, "file", "x") + "/work"),
         ["is not a folder"],
     ),
+    "a key at another place": (set_("ratio", to={"plant": 1}), ["unknown key 'ratio'; 'ratio' is a key of mix"]),
+    "a rate beside the limits": (
+        set_("fetch", "network", "requests_per_second", to=3),
+        ["'requests_per_second' is a key of fetch.network.limits or fetch.network.hosts[]"],
+    ),
+    "a section too far in": (
+        set_("fetch", "mix", to={}),
+        ["unknown key 'fetch.mix'; 'mix' is a key of the top level: mind the indentation"],
+    ),
+    "a misspelt key": (set_("fetch", "netwrok", to={}), ["unknown key 'fetch.netwrok'; did you mean 'network'?"]),
+    "no mixture": (set_("mix", to={}), ["'mix': give exactly one of mix.ratio, mix.mixture and mix.by_size"]),
+    "no mix section": (lambda values, folder: values.pop("mix"), ["missing key 'mix'"]),
+    "a mixture that is not there": (
+        set_("mix", to={"mixture": "nowhere.json"}),
+        ["mix.mixture: nowhere.json cannot be read: No such file or directory"],
+    ),
+    "a negative share": (set_("mix", "ratio", "plant", to=-1), ["'mix.ratio': shares must be 0 or more"]),
+    "less than one epoch": (
+        set_("mix", "max_epochs", to=0.5),
+        ["'mix.max_epochs': must be 1 or more, and finite; leave samples out with num_samples or the ratio"],
+    ),
+    "a name given twice": (
+        set_("sources", 1, "name", to="web"),
+        ["sources: the name web is given twice; a source's name is its identity"],
+    ),
+    "a name with capitals": (
+        set_("name", to="My Run"),
+        ["'name': 'My Run' is no name; use small letters, digits, - and _"],
+    ),
+    "a domain with capitals": (
+        set_("sources", 0, "domain", to="General"),
+        ["'sources.0.domain': 'General' is no name; use small letters"],
+    ),
+    "no sources": (set_("sources", to=[]), ["'sources': the list is empty; it needs 1 or more"]),
+    "two origins": (
+        set_("sources", 0, "folder", to={"path": "x"}),
+        ["'sources.0': give exactly one of table, dwca,", "(found: table and folder)"],
+    ),
+    "a radius out of range": (set_("dedup", to={"radius": 40}), ["'dedup.radius'", "16", "(given: 40)"]),
+    "a word for a number": (
+        set_("fetch", "image", to={"size_px": "big"}),
+        ["'fetch.image.size_px': Input should be a valid integer", "(given: 'big')"],
+    ),
+    "a network that is none": (
+        set_("fetch", "network", "allow_private_addresses", to=["10.0.0.0/99"]),
+        ["'10.0.0.0/99' does not appear to be an IPv4 or IPv6 network"],
+    ),
+    "timeouts that do not fit": (
+        set_("fetch", "network", "total_timeout_seconds", to=1),
+        ["total_timeout_seconds must be at least connect_timeout_seconds and read_timeout_seconds"],
+    ),
+    "an evaluation list without pictures": (
+        set_("evaluation", to=[{"name": "t", "table": "x.csv", "columns": {"url": "u", "caption": "c"}}]),
+        ["matched by name alone: set match_names: true, or give the images as folder"],
+    ),
+    "no such preset": (
+        set_("caption", to={"rules": [{"preset": "birds"}]}),
+        ["'caption.rules.0.preset'", "'datacomp-basic', 'plant' or 'general'", "(given: 'birds')"],
+    ),
+    "an empty file": (other_table("e.csv", ""), ["e.csv cannot be read as csv: the file is empty"]),
+    "a head without rows": (
+        other_table("e.csv", "url,caption,licence\n"),
+        ["sources.web:", "e.csv: it has no rows; give another place"],
+    ),
+    "rows without an address": (
+        other_table("e.csv", "url,caption,licence\n,a red apple,CC0\nsee page,a green apple,CC0\n"),
+        ["none of its rows can be used (1 invalid_url, 1 missing_url); give another place or other `columns`"],
+    ),
+    "a web page saved as csv": (
+        other_table("e.csv", "<!DOCTYPE html><html><body>not found</body></html>"),
+        ["e.csv has no column 'url', 'licence', 'caption'; it has <!DOCTYPE html>"],
+    ),
+    "a parquet that breaks off": (
+        other_table("e.parquet", b"PAR1" + bytes(100)),
+        ["e.parquet cannot be read as parquet: Parquet magic bytes not found in footer"],
+    ),
+    "a model without weights": (
+        set_("score", to={"model": "ViT-B-32"}),
+        ["score.pretrained is needed with score.model: scores of random weights mean nothing"],
+    ),
+    "a scorer that is not installed": (
+        set_("score", to={"plugins": [{"scorer": "nothing.here:Class", "name": "x"}]}),
+        ["score.plugins.x: the module nothing.here cannot be imported"],
+    ),
+    "NO read as false": (
+        set_(
+            "sources",
+            0,
+            to={"name": "g", "domain": "general", "dwca": {"path": "x", "where": {"countryCode": [False]}}},
+        ),
+        ["countryCode: YAML reads NO, yes, true as truth values; put the value in quotes"],
+    ),
     "no such domain": (set_("mix", "ratio", to={"plant": 1, "fungi": 1}), ["unknown domain fungi"]),
     "wrong licence id": (
         set_("select", to={"licences": {"allow": ["CC BY 4.0"]}}),
@@ -209,6 +302,87 @@ def test_a_mistake_is_named_before_any_work(name: str, tmp_path: Path, capsys: p
     for text in said:
         assert text in seen.err
     assert not (tmp_path / "work").exists(), "nothing may be written"
+
+
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    "no config": (["build", "no.yaml"], "no.yaml: no such config file"),
+    "a folder as config": (["build", "."], "cannot be read: [Errno 21] Is a directory"),
+    "a tab in the config": (["build", "tab.yaml"], "line 2, column 1"),
+    "a key given twice": (["build", "twice.yaml"], "line 2: the key 'name' is given twice; keep one of them"),
+    "no such stage": (["build", "own.yaml", "--from", "ftech"], "--from: no stage 'ftech'; the flow is ingest, fetch"),
+    "stages in the wrong order": (["build", "own.yaml", "--from", "pack", "--to", "fetch"], "--from pack comes after"),
+    "mix before a build": (
+        ["mix", "own.yaml", "--dry-run"],
+        "no catalogue (catalog.duckdb) here; give the work folder",
+    ),
+    "status of a config": (["status", "own.yaml"], "no status.json here; give the work folder of a build"),
+    "explain elsewhere": (["explain", ".", "x"], "no catalogue (catalog.duckdb) here; give the work folder of a build"),
+    "query elsewhere": (["query", ".", "SELECT 1"], "no catalogue (catalog.duckdb) here"),
+    "retry elsewhere": (["retry", "."], "no catalogue (catalog.duckdb) here"),
+    "verify elsewhere": (["verify", "."], "no sealed release here (no release.json); give a release folder"),
+    "browse elsewhere": (["browse", "."], "neither a work folder (no catalog.duckdb) nor a release"),
+    "diff elsewhere": (["diff", ".", "."], "no sealed release here"),
+    "a takedown of nothing": (["takedown", "."], "say what to take down, with --url, --owner or --id"),
+    "init over a file": (["init", "--domain", "a=pics", "--out", "own.yaml"], "there already; name another file"),
+    "init without a place": (["init", "--domain", "a"], "write DOMAIN=PLACE[,PLACE...]"),
+    "init of nothing": (["init", "--domain", "a=gone", "--out", "new.yaml"], "gone: nothing is there"),
+    "no law": (["plan", "choose", "law.json", "--objective", "a", "--out", "m.json"], "no such law; make one with"),
+    "no runs": (["plan", "fit", "runs.csv", "--out", "law.json"], "runs.csv"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_given_the_wrong_thing_says_what_it_needs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "own.yaml", yaml.safe_dump(config_of(tmp_path)))
+    write(tmp_path, "tab.yaml", "name: a\n\tratio: 1\n")
+    write(tmp_path, "twice.yaml", "name: a\nname: b\n")
+    before = sorted(tmp_path.rglob("*"))
+    arguments, said = COMMANDS[name]
+    assert main(arguments) == 2
+    seen = capsys.readouterr()
+    assert seen.err.startswith("plantmix: error: ")
+    assert len(seen.err.splitlines()) == 1
+    assert said in seen.err
+    assert sorted(tmp_path.rglob("*")) == before, "nothing may be written"
+
+
+def test_a_ray_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray itself tries for eight minutes, and then ends the process with code 15 and no word."""
+    values = config_of(tmp_path)
+    values["run"] = {"ray_address": "127.0.0.1:9"}
+    assert build(values, tmp_path) == 2
+    assert "run.ray_address 127.0.0.1:9: no Ray cluster answers there" in capsys.readouterr().err
+
+
+TRAINING: dict[str, tuple[Values, str]] = {
+    "learning_rate": ({"optimiser": {"learning_rate": 1}}, "'optimiser.learning_rate'; did you mean 'lr'?"),
+    "max_steps": ({"schedule": {"max_steps": 3}}, "'schedule.max_steps'; did you mean 'steps'?"),
+    "a rate at the top": ({"lr": 1}, "unknown key 'lr'; 'lr' is a key of optimiser"),
+    "no length": ({"schedule": {}}, "'schedule': give the length either as epochs or as steps"),
+    "an odd split of the batch": ({"compute": {"accumulate": 3}}, "not divisible by compute.accumulate 3"),
+    "no slot in a prompt": (
+        {"eval": {"zero_shot": [{"field": "taxon_family", "templates": ["a photo"]}]}},
+        "each template needs one {} for the class name",
+    ),
+    "no release": ({}, "no sealed release here"),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_mistake_in_a_training_config_is_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"release": str(tmp_path), "output_dir": str(tmp_path / "run"), "schedule": {"steps": 3}}
+    changes, said = TRAINING[name]
+    path = write(tmp_path, "run.yaml", yaml.safe_dump({**values, **changes}))
+    assert train(["train", path]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dalip: error: ")
+    assert said in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,9 @@ def _from_open_clip(name: str, side: str) -> Backbone:
     from training.model.towers import check_towers, image_tower, text_tower
 
     architecture, _, tag = name.partition(":")
-    clip = create_clip(architecture, pretrained=tag or None)
+    if not tag:
+        raise ConfigError(f"the {side} tower 'open_clip:{name}' names no weights: open_clip:NAME:TAG, or a file as TAG")
+    clip = create_clip(architecture, pretrained=tag)
     check_towers(clip, "before_projection")
     if side == "text":
         tokenizer = create_tokenizer(architecture)

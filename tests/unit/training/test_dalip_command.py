@@ -190,8 +190,9 @@ def test_train_eval_and_export(
     assert main(["eval", config["output_dir"]]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"weights: raw ({config['output_dir']}/model.pt)"
-    assert lines[1] == "36 samples of split 'heldout' of toy-0001"
-    assert all("chance" in line for line in lines[2:-2])
+    assert lines[1].startswith("intervals are of 95 %; those of a classification draw classes anew")
+    assert lines[2] == "36 samples of split 'heldout' of toy-0001"
+    assert all("chance" in line for line in lines[3:-2])
     result = json.loads(Path(lines[-1].removeprefix("figures: ")).read_text())
     colour_shape, species = result["zero_shot"]
     assert (colour_shape["num_classes"], species["num_classes"]) == (12, 3)

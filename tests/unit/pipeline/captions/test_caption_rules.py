@@ -35,6 +35,7 @@ ONE_RULE = [
     ("not_placeholder_like", True, "no image available", "no image available"),
     ("not_filename_like", True, "IMG_1234.jpg", "IMG_1234.jpg"),
     ("not_spam_like", True, "click here to buy now!!! $$$", "click here to buy now!!! $$$"),
+    ("blocklist", ["sale", "buy now"], "Roses: Buy  now!", "Buy now"),
     ("min_given_words", 3, "two words", "2"),
     ("min_given_chars", 6, "rose!", "5"),
     ("min_chars", 5, "rose", "4"),

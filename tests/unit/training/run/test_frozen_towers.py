@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import release_writer
+import timm
 import torch
 import yaml
 from torch import Tensor, nn
@@ -25,7 +27,10 @@ from training.data.shards import SamplePool, open_pool
 from training.data.tokens import TokenStore, fill_store, open_stores, principal_components
 from training.evaluation.encoder import Encoder
 from training.evaluation.trained_model import open_trained_model
+from training.model import exports
 from training.model.backbones import Backbone, load_backbone
+from training.model.build import build_model
+from training.model.presets import ModelSettings
 from training.run.loop import train
 from training.run.stopping import StoppedError
 
@@ -125,9 +130,12 @@ def test_a_run_on_tokens_trains_goes_on_and_is_evaluated(on_tokens: dict[str, An
     assert not any("backbone" in name or "network" in name for name in model.state_dict())
     assert main(["export", whole["output_dir"], str(tmp_path / "hub"), "--format", "huggingface"]) == 0
     texts = ["a red circle", "a blue cross"]
-    vectors = [Encoder.open(place).encode_texts(texts) for place in (whole["output_dir"], str(tmp_path / "hub"))]
-    assert vectors[0].shape == (2, 32)
-    torch.testing.assert_close(vectors[0], vectors[1])
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(release_writer.draw_picture("red", "circle", 0))
+    encoders = [Encoder.open(place) for place in (whole["output_dir"], str(tmp_path / "hub"))]
+    scores = [encoder.encode_pictures([picture]) @ encoder.encode_texts(texts).t() for encoder in encoders]
+    assert scores[0].shape == (1, 2)
+    torch.testing.assert_close(scores[0], scores[1])
     assert main(["export", whole["output_dir"], str(tmp_path / "model.pt")]) == 2
 
 
@@ -191,6 +199,43 @@ def test_tokens_after_kill_9_are_the_same_bytes(
     assert main(["tokens", str(tokens_yaml)]) == 0
     anew = tmp_path / "anew"
     assert first == {path.relative_to(anew): path.read_bytes() for path in anew.rglob("*") if path.is_file()}
+
+
+def test_towers_of_open_clip_give_their_tokens_before_the_projection(architecture: Path, tmp_path: Path) -> None:
+    model = build_model(ModelSettings(preset="clip", architecture=str(architecture))).eval()
+    exports.export_open_clip(model, tmp_path / "clip.pt")
+    name = f"open_clip:{architecture}:{tmp_path / 'clip.pt'}"
+    pictures, texts = torch.rand(2, 3, 32, 32), ["a leaf", "an oak in the sun"]
+    pooled, tokens, mask = load_backbone(name, "image").run(pictures)
+    assert tokens.shape == (2, 4, 32)
+    assert mask is None
+    torch.testing.assert_close(pooled @ model.clip.visual.proj, model.clip.encode_image(pictures))
+    pooled, tokens, mask = load_backbone(name, "text").run(texts)
+    assert mask is not None
+    assert mask.sum(1).tolist() == [4, 7]  # start and end count
+    torch.testing.assert_close(
+        pooled @ model.clip.text_projection, model.clip.encode_text(model.tokenizer(texts)), rtol=1e-4, atol=1e-5
+    )
+    assert load_backbone(name, "image").fingerprint == load_backbone(name, "image").fingerprint
+    with pytest.raises(ConfigError, match="names no weights"):
+        load_backbone(f"open_clip:{architecture}", "image")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("test_vit.r160_in1k", (100, 64)), ("test_resnet.r160_in1k", (25, 96))])
+def test_towers_of_timm_give_their_tokens(name: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers and convolutional trunks; here without the weights, which timm would download."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda wanted, pretrained, **more: create(wanted, **more))
+    backbone = load_backbone(f"timm:{name}", "image")
+    assert backbone.preprocess["size"] == 160
+    pictures = torch.rand(2, 3, 160, 160)
+    pooled, tokens, mask = backbone.run(pictures)
+    assert tokens.shape == (2, *shape)
+    assert pooled.shape == (2, shape[1])
+    assert mask is None
+    torch.testing.assert_close(pooled, backbone.network(pictures))
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_backbone("timm:no_such_model", "image")
 
 
 def test_tokens_of_something_else_are_named(on_tokens: dict[str, Any], tokens_yaml: Path, tmp_path: Path) -> None:

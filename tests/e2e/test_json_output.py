@@ -1,0 +1,84 @@
+"""`--json` of every command that only reads: one JSON value on standard output, with the keys that the docs name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import ROOT
+
+from pipeline.cli import COMMANDS, build_parser, main
+
+READING = {
+    "estimate": ["own.yaml"],
+    "preview": ["own.yaml"],
+    "status": ["work"],
+    "explain": ["work", "apple/lime.jpg"],
+    "query": ["work", "SELECT 1 AS one"],
+    "mix": ["own.yaml", "--dry-run"],
+    "verify": ["work/releases/own"],
+    "diff": ["work", "work"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished build of a few pictures that lie on the disk."""
+    folder = tmp_path_factory.mktemp("json")
+    (folder / "pics/apple").mkdir(parents=True)
+    for photo in sorted((ROOT / "tests/photos").glob("*.jpg")):
+        shutil.copy(photo, folder / "pics/apple")
+    source = {"name": "ours", "domain": "plant", "folder": {"path": str(folder / "pics")}}
+    values = {
+        "name": "own",
+        "work_dir": str(folder / "work"),
+        "sources": [source | {"defaults": {"licence": "CC0-1.0"}}],
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline"},
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert main(["build", str(folder / "own.yaml")]) == 0
+    return folder
+
+
+def documented(command: str) -> list[str]:
+    """Names in backticks in the row of a command; those in brackets belong to an inner value."""
+    page = (ROOT / "configs/README.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{command}(?: --dry-run)?` \| (.*) \|$", page, re.MULTILINE)
+    assert row is not None, command
+    return re.findall(r"`([a-z_]+)`", re.sub(r"\([^)]*\)", "", row[1]))
+
+
+@pytest.mark.parametrize("command", READING)
+def test_the_answer_is_one_json_value(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert main([command, *READING[command], "--json"]) == 0
+    found: Any = json.loads(capsys.readouterr().out)
+    if command in ("explain", "query"):
+        assert isinstance(found, list)
+        assert len(found) == 1
+    else:
+        assert set(documented(command)) <= set(found)
+
+
+def test_verify_of_a_work_folder_names_its_findings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(folder / "work"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["findings"] == []
+    assert {"num_files", "num_bytes_read", "releases", "deep"} < set(found)
+
+
+def test_every_command_with_json_is_tested() -> None:
+    commands = build_parser()._subparsers
+    assert commands is not None
+    choices: Any = commands._group_actions[0].choices
+    assert {name for name in COMMANDS if "--json" in choices[name].format_help()} == set(READING)
