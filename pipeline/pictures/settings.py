@@ -30,7 +30,8 @@ class ImageSettings(Settings):
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 20.0
     """Longer over shorter side. Pictures above it end as aspect_too_extreme."""
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_LIMIT_PIXELS)] = 100_000_000
-    """Pictures above it end as too_many_pixels. The header is checked before anything is decoded."""
+    """Pictures above it end as too_many_pixels, before anything is decoded. Formats that take more than 8 bytes a pixel
+    to decode (WebP 17, JPEG 2000 20, AVIF and HEIF 10, transparent palettes 12) may have fewer pixels in proportion."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000
     """A longer body is broken off and ends as body_too_large."""
 
