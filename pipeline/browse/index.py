@@ -89,7 +89,7 @@ _FROM_WORK_FOLDER = """
 _FROM_RELEASE = """
     SELECT sample_id::UUID AS sample_id, 'packed' AS stage, '' AS reason, domain, source, 'ok' AS outcome,
         licence_id AS licence, taxon_class AS class, taxon_family AS family, width_px, height_px,
-        '' AS language, regexp_extract(url, '^[a-z]+://([^/:?#]+)', 1) AS host, split, '' AS evaluation,
+        language, regexp_extract(url, '^[a-z]+://([^/:?#]+)', 1) AS host, split, '' AS evaluation,
         coalesce(text, caption, '') AS text, coalesce(caption, '') AS given,
         coalesce(taxon_scientific_name, '') AS taxon,
         concat_ws(' ', taxon_kingdom, taxon_phylum, taxon_class, taxon_order, taxon_family, taxon_genus,

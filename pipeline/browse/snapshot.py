@@ -82,7 +82,10 @@ def _open_release(given: str) -> Release:
 
 def _open_samples(release: Release) -> Any:
     connection = duckdb.connect()
-    connection.read_parquet(samples_path(release)).create_view("samples")
+    samples = connection.read_parquet(samples_path(release))
+    if "language" not in samples.columns:  # an older release does not tell it
+        samples = samples.project("*, NULL::VARCHAR AS language")
+    samples.create_view("samples")
     connection.execute("COMMENT ON VIEW samples IS 'One row a placed sample, as samples.parquet has it.'")
     connection.execute("CREATE VIEW views AS SELECT 'samples' AS name, 'One row a placed sample.' AS about")
     return connection

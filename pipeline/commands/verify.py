@@ -189,7 +189,8 @@ def _ask_first(plan: Plan, workdir: str, config: str | None) -> Iterable[str]:
 def _mend(catalog: Catalog, plan: Plan, findings: Sequence[Finding], config: BuildConfig) -> Iterable[str]:
     """Mend what can be mended without a build. Shards need the pool, so the pool comes first."""
     yield from mend(catalog, plan)
-    yield from repack(catalog, findings)
+    later = (": not yet: ", ": lost: ") if plan.forgotten or plan.num_to_ask else ()  # tried again after the build
+    yield from (line for line in repack(catalog, findings) if not any(words in line for words in later))
     yield from write_pointers(catalog, findings)
     if any(finding.kind == "status" for finding in findings):
         catalog.publish_status({"name": config.name, "running": None, "pid": None})

@@ -69,7 +69,7 @@ class FolderCheck:
             findings += [finding for name in releases for finding in self._check_release(name, rows)]
             findings += self._check_pointers(releases)
             findings += self._check_takedowns(rows)
-        findings += self._check_status()
+        findings += self._check_status(is_old=rows is not None and not rows["snapshots"])
         return FolderChecked(tuple(findings), self._num_files, self._num_bytes_read, tuple(releases))
 
     # ---- the catalogue
@@ -173,14 +173,15 @@ class FolderCheck:
         if f"{folder}/{RECORD_FILE}" not in recorded:  # of a takedown, or of another work folder: its record knows
             known = [row["record_sha256"] for row in rows["releases"] if row["name"] == name]
             record_path = storage.join(self._workdir, folder, RECORD_FILE)
+            unseen = "; without it no other file of this release can be checked"
             try:
                 record = read_record(storage.join(self._workdir, folder))
             except (ConfigError, IntegrityError) as error:
-                yield self._release_finding(f"{folder}/{RECORD_FILE}", str(error).rpartition(": ")[2])
+                yield self._release_finding(f"{folder}/{RECORD_FILE}", str(error).rpartition(": ")[2] + unseen)
                 return
             self._num_files += 1
             if known and storage.hash_file(record_path).sha256 != known[0]:
-                yield self._release_finding(f"{folder}/{RECORD_FILE}", "not the one that the catalogue knows")
+                yield self._release_finding(f"{folder}/{RECORD_FILE}", f"not the one that the catalogue knows{unseen}")
                 return
             recorded = {f"{folder}/{path}": entry for path, entry in record["files"].items()}
         for path, entry in sorted(recorded.items()):
@@ -207,7 +208,7 @@ class FolderCheck:
                 fault = "names no release of this folder"
                 yield self._finding("pointer", f"releases/{path.name}", fault, "nothing: it is written anew")
 
-    def _check_status(self) -> Iterator[Finding]:
+    def _check_status(self, is_old: bool) -> Iterator[Finding]:
         path = Path(storage.join(self._workdir, STATUS_FILE))
         cost = "nothing: it is written anew"
         if not path.exists():
@@ -216,7 +217,7 @@ class FolderCheck:
         content = path.read_bytes()
         try:
             status = json.loads(content)
-            if "sha256" not in status or status_bytes(status) == content:  # without: of an older version
+            if status_bytes(status) == content or (is_old and "sha256" not in status):
                 return
             fault = "other content than when it was written"
         except (ValueError, TypeError, AttributeError):

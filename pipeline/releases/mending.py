@@ -8,6 +8,7 @@ parts are forgotten, and the next build makes them again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
             continue
         num_kept = _keep_sound(catalog, download) if download.rows.num_rows else 0
         catalog.forget_parts([download.part.key])
+        for file in download.part.files:
+            with contextlib.suppress(FileNotFoundError):
+                storage.remove(storage.join(catalog.workdir, file.path))
         yield f"{pool_file}: {num_kept:,} rows kept, {download.num_to_ask:,} to ask for again"
     if plan.forgotten:
         for stage, num in catalog.forget_parts([part.key for part in plan.forgotten]).items():

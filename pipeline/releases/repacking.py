@@ -6,10 +6,14 @@ again from the version before it. A file is put in place only when its bytes are
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.catalog import Catalog
@@ -19,11 +23,14 @@ from manifests.release import LATEST_FILE, Release, read_record
 from pipeline.captions.settings import TextSettings
 from pipeline.config import RunSettings
 from pipeline.releases.folder_checks import Finding
+from pipeline.releases.opening import open_sql
 from pipeline.releases.versions import fingerprint_without, write_version
 from pipeline.runner.work import Part, PartResult, StageRun
 from pipeline.stages import pack
 from pipeline.stages.pack_record import write_record
-from pipeline.store.files import Files
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.pool import STORED_AT, STORED_COLUMNS
+from pipeline.store.sql import view_parquet
 
 
 def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
@@ -71,11 +78,39 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
     written = [part for part in parts if part.step == "write"]
     for planned, part in zip(pack._plan_shards(inputs, run), written, strict=True):
         if damaged & {file.path for file in part.files}:
-            yield from _do_again(part, planned, pack.write_shard, run, damaged)
+            try:
+                yield from _do_again(part, planned, pack.write_shard, run, damaged)
+            except IntegrityError:  # `mend` has moved what was sound to another pool file
+                moved = replace(planned.inputs, rows=_as_they_lie_now(catalog, planned.inputs.rows, run))
+                yield from _do_again(part, replace(planned, inputs=moved), pack.write_shard, run, damaged)
+                storage.remove(moved.rows.path)
     for part in parts:
         if part.step == "record" and damaged & {file.path for file in part.files}:
             (planned_record,) = pack._plan_record(inputs, run)
             yield from _do_again(part, planned_record, write_record, run, damaged)
+
+
+def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> RowGroup:
+    """Arranged samples with the places of their pictures that the table of facts of the last build knows."""
+    arranged = pq.ParquetFile(rows.path).read_row_group(rows.number)
+    current = catalog.find_current("fetch")
+    facts = [file for part in catalog.parts_of(current or "") for file in part.files if file.table == "facts"]
+    if not facts:
+        raise IntegrityError("the last build has no table of facts, which says where pictures lie")
+    with open_sql(catalog.workdir) as sql:
+        view_parquet(sql, "facts", [storage.join(catalog.workdir, file.path) for file in facts])
+        sql.register("arranged", arranged.select(["stored_sha256"]))
+        query = (
+            f"SELECT DISTINCT ON (stored_sha256) {STORED_COLUMNS} FROM facts SEMI JOIN arranged USING (stored_sha256)"
+        )
+        places = {row["stored_sha256"]: row for row in sql.sql(query).to_arrow_table().to_pylist()}
+    lying = [places.get(row["stored_sha256"], row) for row in arranged.select(list(STORED_AT)).to_pylist()]
+    for name in STORED_AT:
+        values = pa.array([row[name] for row in lying], arranged.schema.field(name).type)
+        arranged = arranged.set_column(arranged.schema.get_field_index(name), name, values)
+    path = run.scratch_file(f"arranged-{uuid.uuid4().hex[:12]}.parquet")
+    pq.write_table(arranged, path, row_group_size=arranged.num_rows)
+    return RowGroup(path, 0, rows.content)
 
 
 def _inputs_of(identity: Mapping[str, Any]) -> pack.PackInputs:

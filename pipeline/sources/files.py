@@ -167,6 +167,8 @@ def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
     """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time.
 
     No link is followed. Links, pipes, devices and sockets have the size None; the name of a link to a folder ends in /.
+
+    Raises: ConfigError for a folder that may not be read.
     """
     fs, inner = storage.filesystem(root)
     inner = inner.rstrip("/") or "/"
@@ -174,7 +176,14 @@ def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None]]:
-    for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"])):
+    try:
+        entries = sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"]))
+    except PermissionError:
+        raise ConfigError(
+            f"{folder}: this folder may not be read (permission denied); change its permissions, or take it out of "
+            "the source's folder"
+        ) from None
+    for entry in entries:
         name = str(entry["name"]).rstrip("/")
         if name.rpartition("/")[2].startswith("."):
             continue

@@ -151,6 +151,25 @@ def test_a_damaged_table_of_downloads_costs_only_the_rows_without_a_picture(
     assert contents(work / "releases") == releases
 
 
+def test_shards_that_lost_their_pool_file_too_are_packed_from_what_the_web_gives(
+    work: Path, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    releases = contents(work / "releases")
+    pool = kinds_of(work)["pool"][0]
+    content = bytearray(pool.read_bytes())
+    content[600] ^= 1  # in the first picture
+    pool.write_bytes(content)
+    for kind in ("shard", "takedown shard"):
+        for path in kinds_of(work)[kind]:
+            path.write_bytes(bytes(1000))  # what is left of a shard would give its pictures back
+    assert main(["repair", str(work)]) == 1
+    assert "1 rows must be asked for again of 127.0.0.1" in capsys.readouterr().out
+    assert main(["repair", str(work), "--yes"]) == 0, capsys.readouterr().out
+    assert len(small.requests) == 1
+    assert contents(work / "releases") == releases
+    assert not (work / "scratch").exists() or not list((work / "scratch").iterdir())
+
+
 def test_what_only_the_web_can_give_is_asked_for_and_what_it_lost_is_named(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -290,3 +290,12 @@ def test_two_releases_are_compared_with_pictures(client: TestClient, work: Path)
     removed = page.partition("<h2>Removed")[2].partition("<h2>")[0]
     assert set(ids_on(added)) == held[1] - held[0]
     assert set(ids_on(removed)) == held[0] - held[1]
+
+
+def test_a_release_tells_the_languages(release_client: TestClient, work: Path) -> None:
+    num = num_found(release_client, "/")
+    newest = work / "releases" / (work / "releases/LATEST").read_text(encoding="utf-8").strip()
+    counted = ask(work, f"SELECT coalesce(language, ''), count(*) FROM '{newest}/samples.parquet' GROUP BY 1")
+    assert sum(own for _, own in counted) == num
+    for language, own in counted:
+        assert num_found(release_client, f"/?language={language}") == own

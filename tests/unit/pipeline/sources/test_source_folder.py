@@ -256,3 +256,19 @@ def test_mistakes(tmp_path: Path, folder: dict[str, Any], message: str) -> None:
 def test_a_source_has_one_origin(origins: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_settings({"name": "s", "domain": "plant", **origins}, SourceSettings, "test")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run as root, who may read everything, so the file system is told to refuse."""
+    fill(tmp_path, oak__a_dot_jpg=b"1", locked__b_dot_jpg=b"2")
+    local = type(fsspec.filesystem("file"))
+    listed = local.ls
+
+    def ls(self: Any, path: str, **options: Any) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(self, path, **options)
+
+    monkeypatch.setattr(local, "ls", ls)
+    with pytest.raises(ConfigError, match=r"locked: this folder may not be read \(permission denied\); change its"):
+        list(walk_files(str(tmp_path)))
