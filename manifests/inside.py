@@ -32,7 +32,9 @@ def why_not_inside(folder: str | Path, name: str) -> str | None:
     if storage.is_remote(str(folder)):
         return None
     parts = PurePath(name).parts
-    if not parts or PurePath(name).is_absolute() or ".." in parts or "\0" in name:
+    if "\0" in name:  # no file can have such a name
+        return "is not there"
+    if not parts or PurePath(name).is_absolute() or ".." in parts:
         return "lies outside the folder"
     path = Path(folder)
     for part in parts:
