@@ -268,11 +268,6 @@ class Catalog:
         self._connection.unregister("named")
         return list(self.find_parts(sorted(row[0] for row in rows)).values())
 
-    def identity_of(self, fingerprint: str) -> dict[str, Any] | None:
-        """What the fingerprint of a stage version stands for, or None."""
-        identity = self._find_text("SELECT identity FROM stages WHERE fingerprint = ?", fingerprint)
-        return None if identity is None else dict(json.loads(identity))
-
     def forget_parts(self, keys: Collection[str]) -> dict[str, int]:
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
@@ -345,11 +340,6 @@ class Catalog:
                     },
                 )
 
-    def list_releases(self) -> list[tuple[str, str]]:
-        """Name and fingerprint of every sealed release, oldest first."""
-        rows = self._connection.execute("SELECT name, fingerprint FROM releases ORDER BY sealed_at, name").fetchall()
-        return [(str(name), str(fingerprint)) for name, fingerprint in rows]
-
     def find_release(self, fingerprint: str) -> str | None:
         """Path of the release that a pack stage version sealed, relative to the work folder."""
         return self._find_text("SELECT path FROM releases WHERE fingerprint = ?", fingerprint)
@@ -384,6 +374,10 @@ class Catalog:
         ).to_arrow_table()
         status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}
         storage.publish_bytes(storage.join(self.workdir, STATUS_FILE), status_bytes(status))
+
+    def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of a query that changes nothing."""
+        return list(self._connection.execute(query, list(values)).fetchall())
 
     # ---- inside
 

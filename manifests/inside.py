@@ -59,7 +59,11 @@ class Member:
 
 
 class BrokenTarError(Exception):
-    """A tar cannot be read from some byte on; what lies before it is fine."""
+    """A tar cannot be read from some byte on; what lies before it is fine. `member` is the name that stands there."""
+
+    def __init__(self, message: str, member: str | None = None) -> None:
+        super().__init__(message)
+        self.member = member
 
 
 def tar_members(stream: Any) -> Iterator[Member]:
@@ -92,10 +96,11 @@ def tar_members(stream: Any) -> Iterator[Member]:
         size = int(said.get("size", header.size))
         # of a link or a folder the size is not that of any content
         has_content = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
-        place = _next_place(content, size if has_content else 0, end, place)
+        name = said.get("path", header.name)
+        place = _next_place(content, size if has_content else 0, end, place, name)
         if not header.isdir():
             fault = said.get("fault") if header.isreg() else "is no regular file"
-            yield _member(said.get("path", header.name), content, size if has_content else 0, fault)
+            yield _member(name, content, size if has_content else 0, fault)
 
 
 def _header_at(stream: Any, place: int) -> tarfile.TarInfo | None:
@@ -110,11 +115,12 @@ def _header_at(stream: Any, place: int) -> tarfile.TarInfo | None:
         raise BrokenTarError(f"no tar member and no end mark at byte {place:,}") from None
 
 
-def _next_place(content: int, size: int, end: int, place: int) -> int:
+def _next_place(content: int, size: int, end: int, place: int, name: str | None = None) -> int:
     """Where the next header begins."""
     if not 0 <= size <= end - content:
         raise BrokenTarError(
-            f"the member at byte {place:,} says that it has {size:,} bytes, and {max(0, end - content):,} are left"
+            f"the member at byte {place:,} says that it has {size:,} bytes, and {max(0, end - content):,} are left",
+            name,
         )
     return content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 

@@ -165,3 +165,5 @@ COMMENT ON TABLE snapshots IS 'One row: which catalogue this is, and how many sn
 COMMENT ON COLUMN snapshots.catalog_id IS 'Random; tells one work folder from another';
 COMMENT ON COLUMN snapshots.format IS 'Format of the catalogue';
 COMMENT ON COLUMN snapshots.number IS 'Number of the newest catalog.snapshot';
+
+DROP TABLE IF EXISTS laws; -- of 0.1.0; nothing reads it

@@ -6,6 +6,7 @@ again from the version before it. A file is put in place only when its bytes are
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -25,19 +26,24 @@ from pipeline.config import RunSettings
 from pipeline.releases.folder_checks import Finding
 from pipeline.releases.opening import open_sql
 from pipeline.releases.versions import fingerprint_without, write_version
-from pipeline.runner.work import Part, PartResult, StageRun
+from pipeline.runner.work import Part, PartResult, StageRun, files_in
 from pipeline.stages import pack
 from pipeline.stages.pack_record import write_record
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_AT, STORED_COLUMNS
 from pipeline.store.sql import view_parquet
 
+_RELEASES = "SELECT name, fingerprint FROM releases ORDER BY sealed_at, name"
+_VERSIONS_OF_SELECT = (
+    "SELECT fingerprint FROM stages WHERE stage = 'select' AND json_extract_string(notes, '$.content') = ?"
+)
+
 
 def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
     """Make again what is damaged of every release; yields what was done, or why it cannot be done."""
     damaged = {finding.file for finding in findings if finding.kind in ("release", "table")}
     wanted = {path.split("/")[1] for path in damaged if path.startswith("releases/")}
-    for name, fingerprint in catalog.list_releases():  # oldest first: a takedown cuts the version before it
+    for name, fingerprint in catalog.ask(_RELEASES):  # oldest first: a takedown cuts the version before it
         parts = catalog.parts_of(fingerprint)
         own = {file.path for part in parts for file in part.files if part.step in ("write", "record")}
         if not (own & damaged or name in wanted):
@@ -49,11 +55,12 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
                 yield from _cut_again(catalog.workdir, name, fingerprint)
         except (PlantMixError, OSError) as error:
             yield f"releases/{name}: not yet: {error}"
+    storage.sweep(storage.join(catalog.workdir, "releases"))  # what a try that failed has left
 
 
 def write_pointers(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
     """Point at the newest releases again."""
-    names = [name for name, _ in catalog.list_releases() if Path(catalog.workdir, "releases", name).is_dir()]
+    names = [name for name, _ in catalog.ask(_RELEASES) if Path(catalog.workdir, "releases", name).is_dir()]
     for finding in findings:
         if finding.kind == "pointer":
             prefix = finding.file.removeprefix("releases/").removesuffix(LATEST_FILE).removesuffix(".")
@@ -67,16 +74,16 @@ def write_pointers(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[st
 
 
 def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord], damaged: set[str]) -> Iterator[str]:
-    identity = catalog.identity_of(fingerprint)
-    if identity is None:
-        raise IntegrityError("the catalogue does not know how it was packed")
+    ((text,),) = catalog.ask("SELECT identity FROM stages WHERE fingerprint = ?", fingerprint)
     if not any(part.step == "arrange" for part in parts):
         raise IntegrityError(
-            "its arranged samples must be made first, by a build with the configuration that it was packed with"
+            "its arranged samples must be made first, by a build with the configuration that packed it"
         )
-    inputs, run = _inputs_of(identity), StageRun(fingerprint, catalog, RunSettings(), None)
-    written = [part for part in parts if part.step == "write"]
-    for planned, part in zip(pack._plan_shards(inputs, run), written, strict=True):
+    inputs, run = _inputs_of(catalog, json.loads(text)), StageRun(fingerprint, catalog, RunSettings(), None)
+    written, shards = [part for part in parts if part.step == "write"], pack._plan_shards(inputs, run)
+    if len(written) != len(shards):
+        raise IntegrityError("not all of its shards are recorded; a build with its configuration packs it again")
+    for planned, part in zip(shards, written, strict=True):
         if damaged & {file.path for file in part.files}:
             try:
                 yield from _do_again(part, planned, pack.write_shard, run, damaged)
@@ -86,6 +93,10 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
                 storage.remove(moved.rows.path)
     for part in parts:
         if part.step == "record" and damaged & {file.path for file in part.files}:
+            if not inputs.decisions:
+                raise IntegrityError(
+                    "its table of decisions must be made first, by a build with the configuration that packed it"
+                )
             (planned_record,) = pack._plan_record(inputs, run)
             yield from _do_again(part, planned_record, write_record, run, damaged)
 
@@ -113,16 +124,25 @@ def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> R
     return RowGroup(path, 0, rows.content)
 
 
-def _inputs_of(identity: Mapping[str, Any]) -> pack.PackInputs:
-    """The inputs of a version of pack without its tables: only the first step reads those."""
+def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs:
+    """The inputs of a version of pack; of its tables only the decisions, for the others serve the first step alone."""
     try:
         values: dict[str, Any] = {
             each.name: Files() if each.type == "Files" else identity[each.name] for each in fields(pack.PackInputs)
         }
         values["texts"] = TextSettings.model_validate(identity["texts"])
-    except (KeyError, ValueError) as error:
+        values["decisions"] = _decisions(catalog, identity["decisions"][0])
+    except (LookupError, ValueError) as error:
         raise IntegrityError(f"it was packed by another version of PlantMix: {error}") from None
     return pack.PackInputs(**values)
+
+
+def _decisions(catalog: Catalog, content: str) -> Files:
+    """The table of decisions with this content; no files when it is not there any more."""
+    for (version,) in catalog.ask(_VERSIONS_OF_SELECT, content):
+        if files := files_in(catalog.workdir, catalog.parts_of(version), "decisions"):
+            return files
+    return Files()
 
 
 def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:

@@ -219,5 +219,5 @@ def _move_pointers(parent: str, name: str, versions: set[str], new: str) -> None
     for pointer in (LATEST_FILE, f"{name}.{LATEST_FILE}"):
         path = storage.join(parent, pointer)
         fs, inner = storage.filesystem(path)
-        if fs.exists(inner) and fs.cat_file(inner).decode().strip() in versions:
+        if fs.exists(inner) and fs.cat_file(inner).decode("utf-8", "replace").strip() in versions:
             storage.publish_bytes(path, f"{new}\n".encode())

@@ -205,7 +205,7 @@ def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[s
 def _samples(shard: str, wanted: _Wanted) -> Iterator[_Sample]:
     """The samples of a shard, in its order.
 
-    Raises: BrokenTarError; the last sample is lost with what lies behind the break.
+    Raises: BrokenTarError. The last sample is lost with what lies behind the break, unless another one begins there.
     """
     texts, suffixes = wanted.texts(), set(wanted.suffixes)
     fs, inner = storage.filesystem(shard)
@@ -224,6 +224,8 @@ def _samples(shard: str, wanted: _Wanted) -> Iterator[_Sample]:
                     _take(member, extension, extension in suffixes, here, stream)
         except BrokenTarError as error:
             place = here.key if here else "the first sample"
+            if here is not None and error.member and _key_of(error.member)[0] not in ("", here.key):
+                yield here
             raise BrokenTarError(f"{error}, in or behind {place}") from None
     if here is not None:
         yield here

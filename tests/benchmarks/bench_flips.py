@@ -46,15 +46,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         make_pictures(folder / "web")
-        with counting_web(folder / "web") as (root, _), contextlib.redirect_stdout(io.StringIO()):
-            work = build_small(folder, root)
+        with counting_web(folder / "web") as (root, _):
+            with contextlib.redirect_stdout(io.StringIO()):
+                work = build_small(folder, root)
             flipped, found = find_flips(work, args.flips, rng)
-            cured = sum(repair(work, folder / "copy", number, rng) for number in range(args.repairs))
-    print("| kind | flips | named |\n|---|---|---|")
-    for kind, num in sorted(flipped.items()):
-        print(f"| {kind} | {num:,} | {found[kind]:,} |")
-    print(f"\n{cured} of {args.repairs} repairs gave the same releases, byte for byte")
-    print(f"{time.monotonic() - began:,.0f} s, load {os.getloadavg()[0]:.1f}")
+            print("| kind | flips | named |\n|---|---|---|")
+            for kind, num in sorted(flipped.items()):
+                print(f"| {kind} | {num:,} | {found[kind]:,} |")
+            print(f"\n{time.monotonic() - began:,.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+            with contextlib.redirect_stdout(io.StringIO()):
+                cured = sum(repair(work, folder / "copy", number, rng) for number in range(args.repairs))
+    print(f"{cured} of {args.repairs} repairs gave the same releases, byte for byte")
 
 
 def find_flips(work: Path, num: int, rng: random.Random) -> tuple[Counter[str], Counter[str]]:

@@ -36,7 +36,6 @@ def fill(workdir: Path, num_parts: int = 3) -> None:
             catalog.commit_part("v1", number, part(f"p{number}"))
         catalog.seal_stage(StageRecord("ingest", "v1", Funnel(15, 9, {"invalid_url": 6}), {"note": "x"}))
         catalog.rounds.begin("recipe", ["http_5xx"])
-        catalog.record_law("law", "{}")
         shard = {"split": "train", "shard": "0.tar", "num_samples": 1, "num_bytes": 2, "sha256": "00"}
         catalog.record_release("demo-1", "releases/demo-1", "v9", "00", [shard])
         mix = {"domain": "plant", "target_share": 0.1, "realised_share": 1 / 3, "num_available": 2, "num_drawn": 1}
@@ -66,6 +65,18 @@ def test_a_rebuilt_catalogue_holds_the_same_rows(tmp_path: Path) -> None:
     with Catalog.open(str(tmp_path)) as catalog:
         assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1", "p2"]
         assert catalog.parts_of("v1")[0] == part("p0")
+
+
+def test_a_catalogue_with_a_table_of_0_1_0_can_be_rebuilt(tmp_path: Path) -> None:
+    fill(tmp_path)
+    before = rows_of(tmp_path)
+    with duckdb.connect(str(tmp_path / CATALOG_FILE)) as connection:
+        connection.execute("CREATE TABLE laws AS SELECT 'sha' AS sha256, '{}' AS law")
+    with Catalog.open(str(tmp_path)):
+        pass
+    (tmp_path / CATALOG_FILE).unlink()
+    rebuild(str(tmp_path))
+    assert rows_of(tmp_path) == before
 
 
 def test_parts_of_a_killed_build_come_out_of_the_journal(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_a_size_that_cannot_be_costs_the_rest_of_its_shard(size: int | bytes, va
     (tmp_path / "0.tar").write_bytes(sample("a") + header("b.jpg", size) + sample("z") + END)
     (tmp_path / "1.tar").write_bytes(sample("n") + END)
     keys, lost = read(shards(tmp_path))
-    assert keys == ["1/n"]  # `a` may have had further members
+    named = size != b"junk"  # without a name, `a` may have had further members
+    assert keys == (["0/a", "1/n"] if named else ["1/n"])
     assert [reason for reason, _ in lost] == ["broken_shard"]
     assert lost[0][1].startswith(value)
     assert lost[0][1].endswith("in or behind a")
