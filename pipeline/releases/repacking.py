@@ -20,7 +20,7 @@ from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
 from manifests.records import PartFile, PartRecord
-from manifests.release import LATEST_FILE, Release, read_record
+from manifests.release import LATEST_FILE, RECORD_FILE, Release, read_record
 from pipeline.captions.settings import TextSettings
 from pipeline.config import RunSettings
 from pipeline.releases.folder_checks import Finding
@@ -52,7 +52,7 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
             if parts:
                 yield from _pack_again(catalog, fingerprint, parts, damaged)
             else:
-                yield from _cut_again(catalog.workdir, name, fingerprint)
+                yield from _cut_again(catalog, name, fingerprint)
         except (PlantMixError, OSError) as error:
             yield f"releases/{name}: not yet: {error}"
     storage.sweep(storage.join(catalog.workdir, "releases"))  # what a try that failed has left
@@ -168,7 +168,8 @@ def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[Non
 # ---- releases of takedowns
 
 
-def _cut_again(workdir: str, name: str, fingerprint: str) -> Iterator[str]:
+def _cut_again(catalog: Catalog, name: str, fingerprint: str) -> Iterator[str]:
+    workdir = catalog.workdir
     try:
         record = read_record(storage.join(workdir, "releases", name))
         takedowns = record["takedowns"]
@@ -176,7 +177,10 @@ def _cut_again(workdir: str, name: str, fingerprint: str) -> Iterator[str]:
         last = [entry for entry in takedowns if entry["from"] == origin]
         gone = {image["sample_id"] for entry in last for image in entry["images"]}
         release = Release.open(storage.join(workdir, "releases", f"{record['name']}-{origin}"))
-        is_known = fingerprint_without(release, last) == fingerprint
+        known = catalog.ask("SELECT record_sha256 FROM releases WHERE name = ?", release.name)
+        own = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
+        is_whole = known == [(own,)] and not any(release.wrong_hashes())
+        is_known = is_whole and fingerprint_without(release, last) == fingerprint
     except (ConfigError, IntegrityError, LookupError, TypeError):
         is_known = False
     if not is_known:
