@@ -207,12 +207,14 @@ def _add_import(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from training.config import read_train_settings
+    from training.evaluation.evaluate import check_tasks
 
     if options.launcher == "local" and (options.num_workers != 1 or options.ray_address):
         raise ConfigError("--num-workers and --ray-address go with --launcher ray; without it, start with torchrun")
     if options.num_workers < 1:
         raise ConfigError(f"--num-workers must be 1 or more, given {options.num_workers}")
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
+    check_tasks(settings)
     if options.launcher == "ray":
         from training.run.launcher import train_on_ray
 

@@ -97,6 +97,20 @@ def evaluate_model(
     return result, path
 
 
+def check_tasks(settings: TrainSettings) -> None:
+    """See that the releases have the fields of the zero-shot tasks, before a training is spent on it.
+
+    Raises: ConfigError for a field that is not there.
+    """
+    if settings.eval.split is None or not settings.eval.zero_shot:
+        return
+    for release in loader.open_releases(settings.release):
+        if settings.eval.split in release.splits:
+            columns = SampleColumns(release, settings.eval.split)
+            for task in settings.eval.zero_shot:
+                columns.values(task.field)
+
+
 def evaluate_split(
     model: DalipModel, pool: SamplePool, columns: SampleColumns, settings: TrainSettings
 ) -> dict[str, Any]:

@@ -346,6 +346,11 @@ def setting_notes(trainer: Trainer) -> list[str]:
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
         found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+    if (size := settings.data.batch_size) > len(pool):
+        found.append(
+            f"data.batch_size {size:,} is above the {len(pool):,} samples of split '{settings.data.split}': a batch "
+            "holds samples more than once, and compares them with themselves; lower it"
+        )
     if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
         found.append(
             f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "

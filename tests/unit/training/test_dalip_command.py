@@ -93,6 +93,10 @@ def _object_store(values: dict[str, Any]) -> None:
     values["output_dir"] = "s3://bucket/x"
 
 
+def _no_field(values: dict[str, Any]) -> None:
+    values["eval"]["zero_shot"] = [{"field": "taxon_famly"}]
+
+
 def _two_lengths(values: dict[str, Any]) -> None:
     values["schedule"] = {"steps": 3, "epochs": 1}
 
@@ -112,6 +116,7 @@ def _two_lengths(values: dict[str, Any]) -> None:
         (_negative_size, "'model.image_size_px': must be 1 or more, given -4"),
         (_recall_at_nothing, "'eval.recall_at': needs numbers from 1 up, given [0]"),
         (_object_store, "'output_dir': s3://bucket/x: a run is written to a local folder"),
+        (_no_field, "the release has no field 'taxon_famly'; it has extra.KEY and sample_id"),
         (_two_lengths, "'schedule': give the length either as epochs or as steps"),
     ],
 )

@@ -199,9 +199,16 @@ def test_reduced_precision_stays_close(config: dict[str, Any], tmp_path: Path, p
 
 def test_a_warmup_longer_than_the_run_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     run_once(config, schedule={"steps": 1, "warmup_steps": 4})
-    assert "schedule.warmup_steps 4 is longer than the run of 1 steps: the learning rate ends at 0.25 of" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "schedule.warmup_steps 4 is longer than the run of 1 steps: the learning rate ends at 0.25 of" in said
+    assert "is above the" not in said
+
+
+def test_a_batch_larger_than_the_data_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run_once(config, schedule={"steps": 1}, data={"batch_size": 300})
+    said = capsys.readouterr().err
+    assert "data.batch_size 300 is above the " in said
+    assert "samples of split 'train': a batch holds samples more than once, and compares them with themselves" in said
 
 
 def test_validation_loss_is_logged_without_touching_the_run(config: dict[str, Any], tmp_path: Path) -> None:
