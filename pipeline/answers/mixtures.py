@@ -87,6 +87,6 @@ _MEASURED = {
     "ingest": ("candidates",),
     "fetch": ("facts",),
     "caption": ("captions", "caption_verdicts"),
-    "dedup": ("pairs", "leaks", "semantic_pairs"),
+    "dedup": ("pairs", "leaks", "semantic_pairs", "details"),
     "score": ("score_verdicts",),
 }

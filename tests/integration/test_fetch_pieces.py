@@ -142,8 +142,8 @@ def test_another_try_asks_only_for_what_no_piece_holds(
     how = fetch.DownloadHow(SETTINGS, 0.2)
     job = Job("k", Part(inputs), Execution(str(tmp_path), 1.0, "stem", how, HostGate(NETWORK)))
 
-    def failing_after_one(*arguments: Any) -> Iterator[Piece]:
-        yield next(fetch_in_pieces(*arguments))
+    def failing_after_one(*arguments: Any, **options: Any) -> Iterator[Piece]:
+        yield next(fetch_in_pieces(*arguments, **options))
         raise RetryableError("the gate is gone")
 
     with monkeypatch.context() as patch:

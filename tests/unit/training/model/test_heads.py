@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_runs import assert_same_run, make_settings, run_once
+from training_runs import assert_same_run, make_settings, run_once, stop_at
 
 from training.config import identity_values
 from training.evaluation.encoder import Encoder
@@ -19,7 +19,6 @@ from training.model.branch import Branch, BranchShape
 from training.model.build import build_model, load_hugging_face
 from training.model.heads import HEADS, AttentionBranch, CovarianceBranch, MaxBranch, MeanBranch, matrix_square_root
 from training.model.presets import ModelSettings
-from training.run.loop import train
 from training.run.stopping import StoppedError
 
 CONTROLS = sorted(set(HEADS) - {"brownian"})
@@ -116,15 +115,17 @@ def test_the_covariance_is_that_of_the_rectified_tokens() -> None:
 
 
 @pytest.mark.parametrize("kind", CONTROLS)
-def test_a_control_is_trained_exported_and_read_back(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_control_is_trained_exported_and_read_back(
+    kind: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that is stopped and goes on ends with the same bits; its export gives the same features."""
     config["model"]["second_order"]["statistic"] = kind
     whole = config | {"output_dir": str(tmp_path / "whole")}
     run_once(whole)
-    stop = tmp_path / "stop"
-    stop.touch()
-    with pytest.raises(StoppedError):
-        train(make_settings(config), stop_file=stop)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(StoppedError):
+            run_once(config)
     run_once(config)
     assert_same_run(whole["output_dir"], config["output_dir"])
 

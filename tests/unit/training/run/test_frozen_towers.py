@@ -17,7 +17,7 @@ import timm
 import torch
 import yaml
 from torch import Tensor, nn
-from training_runs import assert_same_run, make_settings, run_once, step_lines
+from training_runs import assert_same_run, make_settings, run_once, step_lines, stop_at
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
@@ -31,7 +31,6 @@ from training.model import exports
 from training.model.backbones import Backbone, load_backbone
 from training.model.build import build_model
 from training.model.presets import ModelSettings
-from training.run.loop import train
 from training.run.stopping import StoppedError
 
 SIZE, TOKENS = 32, 5
@@ -105,15 +104,17 @@ def heldout(settings: TrainSettings) -> SamplePool:
     return open_pool(loader.open_releases(settings.release), "heldout")
 
 
-def test_a_run_on_tokens_trains_goes_on_and_is_evaluated(on_tokens: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_on_tokens_trains_goes_on_and_is_evaluated(
+    on_tokens: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also with other workers; stored tokens give the figures of the towers themselves."""
     whole = on_tokens | {"output_dir": str(tmp_path / "whole")}
     run_once(whole, data={"num_workers": 2}, schedule={"steps": 40}, optimiser={"lr": 0.01})
-    stop = tmp_path / "stop"
-    stop.touch()
     longer: dict[str, Any] = {"schedule": {"steps": 40}, "optimiser": {"lr": 0.01}}
-    with pytest.raises(StoppedError):
-        train(make_settings(on_tokens, **longer), stop_file=stop)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(StoppedError):
+            run_once(on_tokens, **longer)
     run_once(on_tokens, **longer)
     assert_same_run(whole["output_dir"], on_tokens["output_dir"])
     lines = step_lines(whole["output_dir"])
