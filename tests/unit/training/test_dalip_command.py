@@ -291,9 +291,9 @@ def test_a_wrong_zero_shot_task_is_named(
     task: dict[str, Any], words: str, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config["schedule"] = {"steps": 1}
+    assert main(["train", _write(tmp_path, config)]) == 0
     config["eval"]["zero_shot"] = [task]
     path = _write(tmp_path, config)
-    assert main(["train", path]) == 0
     assert main(["eval", path]) == 2
     assert words in capsys.readouterr().err
     assert not (Path(config["output_dir"]) / "eval").exists()
