@@ -7,6 +7,8 @@ taxa once.
 
 from __future__ import annotations
 
+import itertools
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +57,10 @@ FACETS = (
 
 LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not listed on a page
 
-# A work folder: what every stage knows of a candidate. {mixed} tells whether the last build has mixed.
+PART_IMAGES = 1_000_000  # are joined at a time, so that the joins of millions of images fit into the memory
+
+# A work folder: what every stage knows of a candidate. {mixed} tells whether the last build has mixed. $within stands
+# for the ids of one part.
 _FROM_WORK_FOLDER = """
     SELECT c.sample_id::UUID AS sample_id,
         CASE WHEN d.keep IS FALSE THEN d.stage
@@ -78,12 +83,12 @@ _FROM_WORK_FOLDER = """
         d.value, d.threshold, d.other_sample_id::UUID AS other, d.distance, f.phash,
         f.pool_file, f."offset" AS pool_offset, f.length AS pool_length,
         p.shard, p.key, p.jpg_offset, p.jpg_length
-    FROM candidates c
-    LEFT JOIN facts f USING (sample_id)
-    LEFT JOIN captions t USING (sample_id)
-    LEFT JOIN decisions d USING (sample_id)
-    LEFT JOIN (SELECT DISTINCT sample_id FROM draws) w USING (sample_id)
-    LEFT JOIN (SELECT * FROM placements WHERE copy = 0) p USING (sample_id)
+    FROM (SELECT * FROM candidates WHERE $within) c
+    LEFT JOIN (SELECT * FROM facts WHERE $within) f USING (sample_id)
+    LEFT JOIN (SELECT * FROM captions WHERE $within) t USING (sample_id)
+    LEFT JOIN (SELECT * FROM decisions WHERE $within) d USING (sample_id)
+    LEFT JOIN (SELECT DISTINCT sample_id FROM draws WHERE $within) w USING (sample_id)
+    LEFT JOIN (SELECT * FROM placements WHERE copy = 0 AND $within) p USING (sample_id)
     {joins}
 """
 _FROM_RELEASE = """
@@ -97,7 +102,7 @@ _FROM_RELEASE = """
         NULL::VARCHAR AS value, NULL::VARCHAR AS threshold, NULL::UUID AS other, NULL::UTINYINT AS distance, phash,
         NULL::VARCHAR AS pool_file, NULL::BIGINT AS pool_offset, NULL::BIGINT AS pool_length,
         shard, key, jpg_offset, jpg_length
-    FROM samples WHERE copy = 0
+    FROM samples WHERE copy = 0 AND $within
 """
 _IMAGES = f"""
     SELECT place, sample_id, left(text, {SHOWN_CHARS}) AS caption,
@@ -129,10 +134,14 @@ def make_index(snapshot: Snapshot) -> tuple[Facet, ...]:
         "CREATE TABLE session.places AS SELECT sample_id::UUID AS sample_id, "
         f"row_number() OVER (ORDER BY sample_id::UUID) - 1 AS place FROM ({ids})"
     )
-    sql.execute(
-        f"CREATE TABLE session.staged AS SELECT place, sample_id, {kept}, {places}, {columns} "
-        f"FROM ({source}) JOIN session.places USING (sample_id)"
-    )
+    ((num_images,),) = sql.execute("SELECT count(*) FROM session.places").fetchall()
+    into = "CREATE TABLE session.staged AS"
+    for within in _parts_of_ids(num_images):
+        sql.execute(
+            f"{into} SELECT place, sample_id, {kept}, {places}, {columns} "
+            f"FROM ({source.replace('$within', within)}) JOIN session.places USING (sample_id)"
+        )
+        into = "INSERT INTO session.staged"
     for facet in searched:
         values = f'SELECT DISTINCT "{facet.name}" FROM session.staged ORDER BY 1'
         sql.execute(f"CREATE TYPE session.{facet.name}_values AS ENUM ({values})")
@@ -143,6 +152,13 @@ def make_index(snapshot: Snapshot) -> tuple[Facet, ...]:
     sql.execute(_TAXA)
     sql.execute("CHECKPOINT session")
     return facets
+
+
+def _parts_of_ids(num_images: int) -> list[str]:
+    """Conditions on `sample_id` that part all ids, which are even hexadecimal numbers, into parts of equal size."""
+    num_parts = max(1, math.ceil(num_images / PART_IMAGES))
+    bounds = ["", *(f"{at * 16**6 // num_parts:06x}" for at in range(1, num_parts)), "g"]
+    return [f"sample_id >= '{low}' AND sample_id < '{high}'" for low, high in itertools.pairwise(bounds)]
 
 
 def _expression(facet: Facet) -> str:
@@ -165,7 +181,7 @@ def _work_folder_query(sql: Any, scorers: Sequence[str]) -> str:
         low = f"floor(s{at}.score * 20) / 20"
         scores += f"printf('%.2f to %.2f', {low}, {low} + 0.05) AS score_{at}, "
         named = scorer.replace("'", "''")
-        joins += f" LEFT JOIN (SELECT * FROM scores WHERE scorer = '{named}') s{at} USING (sample_id)"
+        joins += f" LEFT JOIN (SELECT * FROM scores WHERE scorer = '{named}' AND $within) s{at} USING (sample_id)"
     return _FROM_WORK_FOLDER.format(mixed=mixed, scores=scores, joins=joins)
 
 

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from manifests.errors import ConfigError, RunError
+from pipeline.browse import index
 from pipeline.browse import snapshot as snapshot_module
 from pipeline.browse.asking import MAX_ROWS, ask
 from pipeline.browse.index import make_index
@@ -122,6 +123,18 @@ def test_nothing_is_written_where_one_looks(work: Path, tmp_path: Path) -> None:
     with open_snapshot(str(work), tmp_path) as snapshot:
         make_index(snapshot)
     assert listed() == before
+
+
+def test_the_index_of_many_parts_is_that_of_one(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for num, images in enumerate((1_000_000, 3)):
+        monkeypatch.setattr(index, "PART_IMAGES", images)
+        (tmp_path / f"{num}").mkdir()
+        with open_snapshot(str(work), tmp_path / f"{num}") as snapshot:
+            make_index(snapshot)
+            rows.append(snapshot.connection.execute("SELECT * FROM session.images ORDER BY place").fetchall())
+    assert len(rows[0]) > 9
+    assert rows[0] == rows[1]
 
 
 def test_a_folder_that_is_neither_is_named(tmp_path: Path) -> None:
