@@ -47,7 +47,9 @@ def meanings_of(model: type[Settings]) -> dict[str, str]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT and "noqa" not in token.string
     }
-    body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    body = definition.body
     found = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):

@@ -163,7 +163,7 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
             more = {}
             if "$URL" in block.commands:
                 more["URL"] = (
-                    Release.open(str(tmp_path / "data/weeks/work")).samples("train", ["url"])["url"][0].as_py()
+                    Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()
                 )
             done = run_block(block, tmp_path, more)
             assert done.returncode == 0, done.stdout[-3000:]

@@ -10,6 +10,7 @@ Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,7 +93,7 @@ class HeadBatchNorm(nn.Module):
         self.num_batches_tracked.add_(heads)
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, ABC):
     """z of one tower: every token projected, a statistic of them, then norm and projection to the embedding width.
 
     A kind of its own implements `add_layers` and `statistics`.
@@ -106,13 +107,13 @@ class Branch(nn.Module):
         self.second_order_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.projection = projection_layers(shape, width)
 
+    @abstractmethod
     def add_layers(self) -> int:
         """Make the layers of the statistic; returns the length of its vector."""
-        raise NotImplementedError
 
+    @abstractmethod
     def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """The vector that the statistic makes of the tokens, (B, T)."""
-        raise NotImplementedError
 
     def forward(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """The feature z, (B, C), not normalised.

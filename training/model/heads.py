@@ -11,6 +11,7 @@ Shape letters as in `training.model.branch`.
 from __future__ import annotations
 
 import bisect
+from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -91,9 +92,9 @@ class _PoolingBranch(Branch):
         """Make the parameters of the pooling; returns their number."""
         return 0
 
+    @abstractmethod
     def pool(self, tokens_BMC: Tensor, mask_BM: Tensor) -> Tensor:
         """The pooled tokens, (B, C)."""
-        raise NotImplementedError
 
     def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """The hidden layer over the pooled tokens, (B, T)."""
