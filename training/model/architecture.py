@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError
-from training.model.frozen import FrozenCLIP, is_frozen
 
 
 def architecture_name(architecture: str) -> str:
@@ -103,12 +102,6 @@ def create_clip(
     """
     import open_clip
 
-    if is_frozen(config := architecture_config(architecture)):
-        if pretrained is not None or patch_dropout is not None or image_size_px is not None:
-            raise ConfigError(
-                f"{architecture}: its towers are frozen; leave out model.pretrained, patch_dropout and image_size_px"
-            )
-        return FrozenCLIP(config)
     name = architecture_name(architecture)
     is_file = pretrained is not None and Path(pretrained).is_file()
     if pretrained is not None and not is_file:

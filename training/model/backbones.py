@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from manifests.errors import ConfigError
+from training.model.architecture import create_clip, create_tokenizer
+from training.model.towers import check_towers, image_tower, text_tower
 
 Rows = tuple[Tensor, Tensor, Tensor | None]  # pooled (B, V), tokens (B, M, V), which of them count (B, M) or None
 
@@ -98,9 +100,6 @@ def _from_timm(name: str) -> Backbone:
 
 
 def _from_open_clip(name: str, side: str) -> Backbone:
-    from training.model.architecture import create_clip, create_tokenizer
-    from training.model.towers import check_towers, image_tower, text_tower
-
     architecture, _, tag = name.partition(":")
     if not tag:
         raise ConfigError(f"the {side} tower 'open_clip:{name}' names no weights: open_clip:NAME:TAG, or a file as TAG")

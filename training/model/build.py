@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
 from training.model import architecture, weights
 from training.model.dalip import DalipModel
+from training.model.frozen import FrozenCLIP, is_frozen
 from training.model.presets import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -27,12 +29,7 @@ def build_model(settings: ModelSettings) -> DalipModel:
     source = settings.pretrained
     folder = source is not None and Path(source).is_dir()
     own_checkpoint = source is not None and not folder and weights.is_dalip_checkpoint(source)
-    clip = architecture.create_clip(
-        settings.architecture,
-        pretrained=None if folder or own_checkpoint else source,
-        patch_dropout=settings.patch_dropout,
-        image_size_px=settings.image_size_px,
-    )
+    clip = _create_clip(settings, None if folder or own_checkpoint else source)
     model = DalipModel(clip, settings)
     loaded: set[str] = set()
     if source is not None:
@@ -50,6 +47,24 @@ def build_model(settings: ModelSettings) -> DalipModel:
         ", ".join(model.new_parameters) if loaded else "all",
     )
     return model
+
+
+def _create_clip(settings: ModelSettings, pretrained: str | None) -> Any:
+    """The open_clip model of an architecture, or the CLIP on frozen towers that it describes."""
+    config = architecture.architecture_config(settings.architecture)
+    if not is_frozen(config):
+        return architecture.create_clip(
+            settings.architecture,
+            pretrained=pretrained,
+            patch_dropout=settings.patch_dropout,
+            image_size_px=settings.image_size_px,
+        )
+    if pretrained is not None or settings.patch_dropout is not None or settings.image_size_px is not None:
+        raise ConfigError(
+            f"{settings.architecture}: its towers are frozen; leave out model.pretrained, patch_dropout and "
+            "image_size_px"
+        )
+    return FrozenCLIP(config)
 
 
 def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipModel:

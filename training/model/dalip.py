@@ -113,7 +113,10 @@ class DalipModel(nn.Module):
     def encode_image_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """First- and second-order features f and z of pictures, each (B, C)."""
         _, branch = self._require(self.image_branch)
-        tower = towers.image_tower(self.clip, images)
+        if isinstance(self.clip, FrozenCLIP):
+            tower = self.clip.visual.output(self.clip.image_tokens(images))
+        else:
+            tower = towers.image_tower(self.clip, images)
         # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
         z_BC = branch(tower.feature, tower.tokens, tower.mask)
         return _normalised(tower.feature), _normalised(z_BC)
@@ -121,7 +124,10 @@ class DalipModel(nn.Module):
     def encode_text_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """First- and second-order features f and z of token ids (B, M), each (B, C)."""
         second, branch = self._require(self.text_branch)
-        tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
+        if isinstance(self.clip, FrozenCLIP):
+            tower = self.clip.text.output(tokens)
+        else:
+            tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
         z_BC = branch(tower.feature, tower.tokens, tower.mask)
         return _normalised(tower.feature), _normalised(z_BC)
 
@@ -186,7 +192,7 @@ def parameter_role(name: str) -> Role:
 
 
 def _branches(clip: Any, second: SecondOrder) -> tuple[Branch, Branch]:
-    embed_dim = towers.probe_width(clip)
+    embed_dim = clip.visual.proj.shape[1] if isinstance(clip, FrozenCLIP) else towers.probe_width(clip)
     if embed_dim % second.heads:
         raise ConfigError(
             f"second_order.heads is {second.heads}, which does not divide the embedding width {embed_dim}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from manifests.errors import ConfigError
 from training.model.backbones import Backbone, load_backbone
+from training.model.towers import TowerOutput
 
 Side = Literal["image", "text"]
 
@@ -98,6 +99,12 @@ class FrozenTower(nn.Module):
             rows_BNW[:, 1:] *= mask_BM.unsqueeze(-1).to(device)
         return rows_BNW
 
+    def output(self, tokens_BNW: Tensor) -> TowerOutput:
+        """What the second branch takes: the projected tokens. Padding is always masked, it is not kept."""
+        pooled_BW, tokens_BMW, mask_BM = self.split(tokens_BNW)
+        feature_BC = pooled_BW @ self.proj
+        return TowerOutput(feature_BC, feature_BC, tokens_BMW @ self.proj, mask_BM)
+
     def split(self, tokens_BNW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pooled feature (B, W), tokens (B, M, W) and, for texts, which of them count (B, M)."""
         tokens_BNW = tokens_BNW.to(self.proj.dtype)
@@ -136,10 +143,13 @@ class FrozenCLIP(nn.Module):
         self.components = config.get("components")
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Tokens (B, 1 + M, W) as they are; of pictures (B, 3, H, W) the tower is run."""
+        return self.visual.tokens_of(images) if images.ndim == 4 else images
+
     def encode_image(self, images: Tensor) -> Tensor:
-        """f of tokens (B, 1 + M, W), or of pictures (B, 3, H, W), by which the tower is run."""
-        tokens_BNW = self.visual.tokens_of(images) if images.ndim == 4 else images
-        return self.visual.split(tokens_BNW)[0] @ self.visual.proj
+        """f of tokens (B, 1 + M, W), or of pictures (B, 3, H, W)."""
+        return self.visual.split(self.image_tokens(images))[0] @ self.visual.proj
 
     def encode_text(self, tokens_BNW: Tensor) -> Tensor:
         """f of tokens (B, 1 + M, W)."""

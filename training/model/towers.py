@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from manifests.errors import ConfigError
-from training.model.frozen import FrozenCLIP, FrozenTower
 
 Placement = Literal["after_projection", "before_projection"]
 
@@ -33,8 +32,6 @@ class TowerOutput:
 
 def image_tower(clip: Any, images: Tensor, placement: Placement = "after_projection") -> TowerOutput:
     """The image tower: the anchor is the pooled feature; the class token is not among the tokens."""
-    if isinstance(clip, FrozenCLIP):
-        return _frozen_tower(clip.visual, clip.visual.tokens_of(images) if images.ndim == 4 else images, placement)
     visual = clip.visual
     output = visual.forward_intermediates(
         images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
@@ -53,8 +50,6 @@ def text_tower(
     clip: Any, tokens: Tensor, placement: Placement = "after_projection", *, mask_padding: bool
 ) -> TowerOutput:
     """The text tower: the anchor is the pooled (EOT) token, which stays among the tokens."""
-    if isinstance(clip, FrozenCLIP):
-        return _frozen_tower(clip.text, tokens, placement)
     if _is_hf_text(clip):
         return _hf_text_tower(clip.text, tokens, placement)
     if hasattr(clip, "text"):
@@ -82,8 +77,6 @@ def probe_width(clip: Any) -> int:
 
     Raises: ConfigError for towers without usable tokens.
     """
-    if isinstance(clip, FrozenCLIP):
-        return int(clip.visual.proj.shape[1])
     check_towers(clip)
     height, width = image_size_px(clip)
     reference = next(clip.parameters())
@@ -195,15 +188,6 @@ def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
     mask_BM = tokens != pad
     # A text of padding alone still needs one token.
     return mask_BM | (~mask_BM.any(dim=1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0))
-
-
-def _frozen_tower(tower: FrozenTower, tokens_BNW: Tensor, placement: Placement) -> TowerOutput:
-    """Tokens of a frozen tower; padding is always masked, it is not kept."""
-    pooled_BW, tokens_BMW, mask_BM = tower.split(tokens_BNW)
-    feature_BC = pooled_BW @ tower.proj
-    if placement == "after_projection":
-        return TowerOutput(feature_BC, feature_BC, tokens_BMW @ tower.proj, mask_BM)
-    return TowerOutput(feature_BC, pooled_BW, tokens_BMW, mask_BM)
 
 
 def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutput:
