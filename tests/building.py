@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 NUM_PLANTS, NUM_GENERAL = 40, 110
 PLANTMIX = [sys.executable, "-m", "pipeline.cli"]
@@ -95,3 +97,18 @@ def hash_tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def build_own_pictures(folder: Path, *options: str) -> None:
+    """A build, in this process, of the pictures in `folder`/pics into `folder`/work."""
+    source = {"name": "ours", "domain": "plant", "folder": {"path": str(folder / "pics")}}
+    values = {
+        "name": "own",
+        "work_dir": str(folder / "work"),
+        "sources": [source | {"defaults": {"licence": "CC0-1.0"}}],
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline"},
+    }
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert main(["build", str(path), *options]) == 0

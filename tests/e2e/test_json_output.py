@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from building import ROOT
+from building import ROOT, build_own_pictures
 
 from pipeline.cli import COMMANDS, build_parser, main
 
@@ -33,16 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pics/apple").mkdir(parents=True)
     for photo in sorted((ROOT / "tests/photos").glob("*.jpg")):
         shutil.copy(photo, folder / "pics/apple")
-    source = {"name": "ours", "domain": "plant", "folder": {"path": str(folder / "pics")}}
-    values = {
-        "name": "own",
-        "work_dir": str(folder / "work"),
-        "sources": [source | {"defaults": {"licence": "CC0-1.0"}}],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    (folder / "own.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert main(["build", str(folder / "own.yaml")]) == 0
+    build_own_pictures(folder)
     return folder
 
 

@@ -5,27 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import yaml
-from building import ROOT
+from building import ROOT, build_own_pictures
 from PIL import Image
 
 from manifests.reader import open_reader
-from pipeline.cli import main
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))[:6]
-
-
-def build(folder: Path) -> None:
-    source = {"name": "ours", "domain": "plant", "folder": {"path": str(folder / "pics")}}
-    values = {
-        "name": "own",
-        "work_dir": str(folder / "work"),
-        "sources": [source | {"defaults": {"licence": "CC0-1.0"}}],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    (folder / "own.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert main(["build", str(folder / "own.yaml"), "--to", "select"]) == 0
 
 
 def kept(folder: Path) -> list[str]:
@@ -42,7 +27,7 @@ def test_the_originals_stay(tmp_path: Path) -> None:
         image.resize((250, 250), Image.Resampling.BICUBIC).save(
             tmp_path / "pics/fruit" / f"{photo.stem}-blown.jpg", quality=95
         )
-    build(tmp_path)
+    build_own_pictures(tmp_path, "--to", "select")
     assert kept(tmp_path) == [f"fruit/{photo.name}" for photo in PHOTOS]
     with open_reader(str(tmp_path / "work")) as sql:
         assert sql.execute("SELECT count(*) FROM details").fetchall() == [(12,)]
@@ -50,7 +35,7 @@ def test_the_originals_stay(tmp_path: Path) -> None:
     extra = Image.open(sorted((ROOT / "tests/photos").glob("*.jpg"))[8])
     extra.save(tmp_path / "pics/fruit/extra.jpg", quality=95)
     extra.resize((150, 150)).save(tmp_path / "pics/fruit/extra-small.jpg", quality=95)
-    build(tmp_path)
+    build_own_pictures(tmp_path, "--to", "select")
     assert "fruit/extra.jpg" in kept(tmp_path)
     assert "fruit/extra-small.jpg" not in kept(tmp_path)
     with open_reader(str(tmp_path / "work")) as sql:
