@@ -1,6 +1,6 @@
 """Mutated input for every parser of outside data: no crash, no case over 1 s, none that takes over 256 MiB.
 
-    python tests/fuzz/fuzzing.py --cases 10000 --seed 1 --only tar,json
+    PYTHONPATH=tests python -m fuzz.fuzzing --cases 10000 --seed 1 --only tar,json
 
 A case is a seed that was changed in some places: flipped bits, pieces cut, repeated or exchanged, and words that
 parsers of this kind stumble over. What a parser may raise stands beside it; anything else is a finding. Time is that of
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import io
-import json
 import random
 import signal
 import sys
@@ -20,7 +19,6 @@ import tarfile
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,8 +26,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
+from fuzz.seeds import (
+    ARRAY,
+    CSV,
+    JSON,
+    LINES,
+    META,
+    NUMBERS,
+    ODD,
+    RECORD,
+    ROBOTS,
+    TAR_WORDS,
+    TEXTS,
+    URLS,
+    XML,
+    make_parquet,
+    make_picture,
+    make_tar,
+    make_zip,
+)
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.inside import BrokenTarError, tar_members
@@ -77,115 +92,6 @@ class Findings:
     bad: list[tuple[str, bytes]] = field(default_factory=list)
 
 
-# ---- inputs
-
-
-def _picture(kind: str, mode: str = "RGB", **how: Any) -> bytes:
-    stream = io.BytesIO()
-    image = Image.effect_noise((40, 40), 60).convert("RGB" if mode in ("I;16", "P") else mode)
-    if mode == "I;16":
-        image = Image.frombytes("I;16", (40, 40), bytes(range(256)) * 12 + bytes(128))
-    elif mode == "P":
-        image = image.quantize(8)
-    image.save(stream, kind, **how)
-    return stream.getvalue()
-
-
-def _tar(kind: int = tarfile.GNU_FORMAT) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=kind) as tar:
-        members = (("a.jpg", b"picture"), ("a.txt", b"a rose"), ("a.json", b'{"url": "http://a/1", "caption": "c"}'))
-        for name, content in (*members, ("d" * 120 + "/b.jpg", b"p"), ("ü.cls", b"0"), ("ü.jpg", b"p")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def _parquet(compression: str = "zstd") -> bytes:
-    stream = io.BytesIO()
-    rows = {"url": ["http://a/1", None, "http://a/2"], "caption": ["a", "b", "ü"], "key": ["a", "b", "c"]}
-    pq.write_table(pa.table(rows), stream, compression=compression)
-    return stream.getvalue()
-
-
-def _zip(meta: bytes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("meta.xml", meta)
-        packed.writestr("o.csv", "id,associatedMedia\n1,http://a/1.jpg\n2,http://a/2.jpg\n")
-    return stream.getvalue()
-
-
-_META = b"""<archive xmlns="http://rs.tdwg.org/dwc/text/"><core rowType="http://rs.tdwg.org/dwc/terms/Occurrence"
- encoding="UTF-8" fieldsTerminatedBy="\\t" linesTerminatedBy="\\n" fieldsEnclosedBy='"' ignoreHeaderLines="1">
-<files><location>o.csv</location></files><id index="0"/><field index="1"
- term="http://rs.tdwg.org/dwc/terms/associatedMedia" default="x"/></core><extension rowType="x"><files><location>m.txt
-</location></files><coreid index="0"/><field index="2" term="a"/></extension></archive>"""
-_CSV = b'url,caption,note\nhttp://a/1.jpg,"a ""red"" rose",x\r\nhttp://a/2.jpg,"two\nlines",\nhttp://a/3.jpg,c,d\n'
-_LINES = (
-    b'{"url": "http://a/1.jpg", "caption": "c", "n": [1, {"a": null}]}\n{"url": "u", "caption": "\\u00fc"}\n\n[1]\n'
-)
-_ARRAY = b'[{"url": "http://a/1.jpg", "caption": "c"}, {"url": 5, "caption": ["x", {"y": 1.5e3}]}, null, true]'
-_RECORD = json.dumps(
-    {
-        "format": "plantmix-release/1", "name": "n", "version": "v", "fingerprint": "f", "kind": "mixed",
-        "splits": {"train": {"num_samples": 1, "shards": [{"shard": "a.tar", "domains": {"plant": 1}}]}},
-        "files": {"shards/a.tar": {"num_bytes": 1, "sha256": "00"}}, "counts": {"domains": {"plant": 1}},
-    }
-).encode()  # fmt: skip
-_ROBOTS = (
-    b"User-agent: *\nDisallow: /a*b$\nAllow: /\nCrawl-delay: 2\n\nUser-agent: plantmix/2.0\nDisallow: /x\n"
-    b"Request-rate: 1/10s\nVisit-time: 0600-0845\nContent-Usage: /y train-ai=n\nSitemap: http://a/s.xml\n"
-)
-_URLS = (
-    b"http://user:pw@a.org:8080/p/%41?q=1&token=abc#f", b"https://[::1]:443/",
-    b"HTTP://B\xc3\xbccher.example/\xc3\xa4 b", b"//x/y", b"/rel/../x?y", b"data:image/png;base64,AA",
-)  # fmt: skip
-_TEXTS = (
-    b"Photo by A. Smith / Getty Images &amp; <b>rose</b> http://a.org/x #a #b @c +1 555 123 4567",
-    "Rosa × damascena 'Kazanlik' Mill., 1768 subsp. x (L.) DC.".encode(),
-    b"Creative Commons Attribution-NonCommercial 4.0 https://creativecommons.org/licenses/by-nc/4.0/",
-    "ÃƒÂ© â€œquotesâ€\x9d <!-- x --> <script>y</script> (c) 2001".encode(),
-)
-_NUMBERS = (b"-1", b"0", b"99999999999999999999", b"9" * 5000, "²".encode(), "٣".encode(), b"1e999", b"NaN", b"0x10")
-_ODD = (
-    b"\x00",
-    b"\xff",
-    b"\xef\xbb\xbf",
-    b"\xed\xa0\x80",
-    b"\xe2\x80\xa8",
-    b"\r",
-    b"\n",
-    b"\x1b[2J",
-    b"../",
-    b"\xef\xb7\x90",
-)
-_JSON = (b"[", b"{", b"}", b"]", b'"', b"\\ud800", b'{"a":' * 80, b"[" * 3000, b",", b":", b"null", b"1" * 400)
-_XML = (
-    b"<",
-    b"/>",
-    b'encoding="hex"',
-    b'encoding="utf-16"',
-    b'index="-1"',
-    b"&#0;",
-    b"<!DOCTYPE a [",
-    b"&x;",
-    b"<a>" * 2000,
-)
-_TAR_WORDS = (
-    b"ustar\x0000",
-    b"\xff" * 12,
-    b"\x80" + b"\xff" * 11,
-    b"12 path=x\n",
-    b"L",
-    b"x",
-    b"S",
-    b"GNU.sparse.map=1",
-    bytes(512),
-)
-
-
 # ---- parsers
 
 
@@ -216,7 +122,7 @@ def _shard(folder: Path, side: bool) -> Callable[[bytes], None]:
 
     def parse(content: bytes) -> None:
         if side:
-            tar.write_bytes(_tar())
+            tar.write_bytes(make_tar())
         else:
             parquet.unlink(missing_ok=True)
         _read(given, parquet if side else tar, content)
@@ -341,7 +247,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
     """Every parser by name; `folder` takes the files of those that read files."""
     refused = (ConfigError,)
     pictures = tuple(
-        _picture(kind, mode, **how)
+        make_picture(kind, mode, **how)
         for kind, mode, how in (
             ("JPEG", "RGB", {}), ("JPEG", "CMYK", {"progressive": True}), ("PNG", "RGBA", {}), ("PNG", "I;16", {}),
             ("PNG", "P", {"transparency": 0}), ("WEBP", "RGBA", {}), ("GIF", "P", {}), ("TIFF", "RGB", {}),
@@ -350,26 +256,26 @@ def parsers(folder: Path) -> dict[str, Parser]:
         )
     )  # fmt: skip
     return {
-        "meta.xml": Parser(lambda content: parse_meta(content, "meta.xml"), (_META,), refused, (*_XML, *_NUMBERS)),
-        "dwca rows": Parser(_rows, (_CSV, _CSV.replace(b",", b"\t")), refused, (b'"', b",", b"\t", b"##", b"'")),
-        "dwca zip": Parser(_zipped(folder), (_zip(_META.replace(b"\\t", b",")),), refused, (b"PK\3\4", b"PK\1\2")),
+        "meta.xml": Parser(lambda content: parse_meta(content, "meta.xml"), (META,), refused, (*XML, *NUMBERS)),
+        "dwca rows": Parser(_rows, (CSV, CSV.replace(b",", b"\t")), refused, (b'"', b",", b"\t", b"##", b"'")),
+        "dwca zip": Parser(_zipped(folder), (make_zip(META.replace(b"\\t", b",")),), refused, (b"PK\3\4", b"PK\1\2")),
         "tar": Parser(
             lambda content: list(tar_members(io.BytesIO(content))),
-            (_tar(), _tar(tarfile.PAX_FORMAT), _tar(tarfile.USTAR_FORMAT)), (BrokenTarError,), _TAR_WORDS,
+            (make_tar(), make_tar(tarfile.PAX_FORMAT), make_tar(tarfile.USTAR_FORMAT)), (BrokenTarError,), TAR_WORDS,
         ),
         "webdataset": Parser(
-            _shard(folder, side=False), (_tar(), _tar(tarfile.PAX_FORMAT)), refused, (*_TAR_WORDS, *_JSON)
+            _shard(folder, side=False), (make_tar(), make_tar(tarfile.PAX_FORMAT)), refused, (*TAR_WORDS, *JSON)
         ),
-        "parquet beside a tar": Parser(_shard(folder, side=True), (_parquet(),), refused, (b"PAR1",)),
-        "tar members of a release": Parser(_members, (_tar(), _tar()[512:]), (), _TAR_WORDS),
-        "csv": Parser(_table("a.csv", folder), (_CSV, _CSV.replace(b",", b";")), refused, (b'"', b",", b";", b"\t")),
-        "tsv": Parser(_table("a.tsv", folder), (_CSV.replace(b",", b"\t"),), refused, (b'"', b"\t")),
-        "jsonl": Parser(_table("a.jsonl", folder), (_LINES,), refused, _JSON),
-        "json table": Parser(_table("a.json", folder), (_ARRAY, _LINES), refused, _JSON),
-        "parquet": Parser(_table("a.parquet", folder), (_parquet(), _parquet("snappy")), refused, (b"PAR1",)),
-        "json": Parser(parse_json, (_LINES.splitlines()[0], _ARRAY), (ValueError,), _JSON),
-        "urls": Parser(_url, _URLS, (BadURL,), (b"@", b":", b"/", b"%", b"[", b"xn--", b"?token=", b"\xc3\x9f")),
-        "robots.txt": Parser(_robots, (_ROBOTS,), (), (b"*", b"$", b"Crawl-delay: ", b"User-agent: ", b"Disallow: /%")),
+        "parquet beside a tar": Parser(_shard(folder, side=True), (make_parquet(),), refused, (b"PAR1",)),
+        "tar members of a release": Parser(_members, (make_tar(), make_tar()[512:]), (), TAR_WORDS),
+        "csv": Parser(_table("a.csv", folder), (CSV, CSV.replace(b",", b";")), refused, (b'"', b",", b";", b"\t")),
+        "tsv": Parser(_table("a.tsv", folder), (CSV.replace(b",", b"\t"),), refused, (b'"', b"\t")),
+        "jsonl": Parser(_table("a.jsonl", folder), (LINES,), refused, JSON),
+        "json table": Parser(_table("a.json", folder), (ARRAY, LINES), refused, JSON),
+        "parquet": Parser(_table("a.parquet", folder), (make_parquet(), make_parquet("snappy")), refused, (b"PAR1",)),
+        "json": Parser(parse_json, (LINES.splitlines()[0], ARRAY), (ValueError,), JSON),
+        "urls": Parser(_url, URLS, (BadURL,), (b"@", b":", b"/", b"%", b"[", b"xn--", b"?token=", b"\xc3\x9f")),
+        "robots.txt": Parser(_robots, (ROBOTS,), (), (b"*", b"$", b"Crawl-delay: ", b"User-agent: ", b"Disallow: /%")),
         "headers": Parser(
             _headers,
             (b"120", b"Wed, 21 Oct 2026 07:28:00 GMT", b"other: noindex, noai, plantmix: none", b"train-ai=n, bots=y"),
@@ -379,14 +285,14 @@ def parsers(folder: Path) -> dict[str, Parser]:
             lambda content: measure_image(content, _SMALL), pictures, (), (b"IHDR", b"\xff\xd8\xff", b"Exif\0\0")
         ),
         "texts": Parser(
-            _texts, _TEXTS, (), (b"<!-- ", b"#a ", b"&amp;", b"photo by ", b"(", b"http://", "×".encode(), b"@")
+            _texts, TEXTS, (), (b"<!-- ", b"#a ", b"&amp;", b"photo by ", b"(", b"http://", "×".encode(), b"@")
         ),
-        "release records": Parser(_record(folder), (_RECORD,), (ConfigError, IntegrityError), _JSON),
+        "release records": Parser(_record(folder), (RECORD,), (ConfigError, IntegrityError), JSON),
         "table of a folder": Parser(
             _folder(folder), (b"url,file,caption\nu,a.jpg,c\nv,b/../a.jpg,c\n",), refused, (b'"', b",", b"/", b"..")
         ),
         "tars of an evaluation set": Parser(
-            _eval_tar(folder), (_tar(), _tar(tarfile.PAX_FORMAT)), refused, _TAR_WORDS
+            _eval_tar(folder), (make_tar(), make_tar(tarfile.PAX_FORMAT)), refused, TAR_WORDS
         ),
         "table of an evaluation set": Parser(
             _eval_table(folder), (b"filepath,class,split\na.jpg,rose,test\na.jpg,iris,train\n",), refused, (b'"', b",")
@@ -400,7 +306,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
 def mutate(noise: random.Random, parser: Parser) -> bytes:
     """A seed of the parser, changed in one to eight places."""
     content = bytearray(noise.choice(parser.seeds))
-    words = (*parser.words, *_NUMBERS, *_ODD)
+    words = (*parser.words, *NUMBERS, *ODD)
     for _ in range(noise.choice((1, 1, 2, 3, 8))):
         at = noise.randrange(len(content) + 1)
         piece = noise.choice((1, 2, 8, 100, 600))

@@ -1,4 +1,4 @@
-"""Some thousand mutated inputs; `python tests/fuzz/fuzzing.py` runs any number (tests/benchmarks/results/fuzz.md)."""
+"""Some thousand mutated inputs; `python -m fuzz.fuzzing` in tests/ runs any number (benchmarks/results/fuzz.md)."""
 
 from __future__ import annotations
 
