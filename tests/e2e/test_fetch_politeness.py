@@ -19,6 +19,7 @@ from manifests.reader import open_reader
 
 NUM_SLOW, NUM_BUSY, NUM_GOOD, NUM_BROKEN, NUM_DEAD = 100, 24, 120, 60, 60
 RATE, CONNECTIONS = 20, 3
+PART_SIZE = 60
 
 
 def photo_after(seconds: float) -> Any:
@@ -78,7 +79,7 @@ def write_config(folder: Path, urls: list[str], hosts: list[dict[str, Any]]) -> 
         "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
         "fetch": {"network": network},
         "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "ray", "num_workers": 2, "fetch_part_size": 60},
+        "run": {"executor": "ray", "num_workers": 2, "fetch_part_size": PART_SIZE},
     }
     path = folder / "polite.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -129,8 +130,9 @@ def test_two_ray_workers_keep_every_limit_together(tmp_path: Path) -> None:
         assert most_in_window(times, 0.9) <= RATE
         assert most_in_window(times, 0.4) <= RATE // 2
         assert slow.most_open[f"127.0.0.1:{slow.port}"] <= CONNECTIONS
-        # each process asks once; Ray may run a part that streams its pieces in one process more than there are workers
-        assert sum(request.path == "/robots.txt" for request in slow.log) in (2, 3)
+        # each process asks once; Ray chooses in how many processes the parts run, so a part each is the only sure bound
+        num_parts = -(-len(urls) // PART_SIZE)
+        assert 1 <= sum(request.path == "/robots.txt" for request in slow.log) <= num_parts
 
         assert busy.said
         assert not [r for r in pictures(asking) if busy.said < r.seconds < busy.said + 3.0 - 0.02]
