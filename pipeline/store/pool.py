@@ -78,7 +78,6 @@ class PoolReader:
     def __init__(self, workdir: str) -> None:
         self._folder = storage.join(workdir, "pool")
         self._advice = f"`plantmix repair {workdir}` keeps the sound pictures and gets the others again"
-        self._remote = storage.is_remote(workdir)
         self._open: dict[str, Any] = {}
 
     def __enter__(self) -> PoolReader:
@@ -110,9 +109,8 @@ class PoolReader:
 
     def announce(self, pool_file: str, offset: int, length: int) -> None:
         """Tell the system that a picture will be read soon, so that a disk can fetch several at a time."""
-        if not self._remote:
-            stream = self._open.get(pool_file) or self._open_file(pool_file)
-            os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+        stream = self._open.get(pool_file) or self._open_file(pool_file)
+        os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def _open_file(self, pool_file: str) -> Any:
         if len(self._open) >= MAX_OPEN_FILES:

@@ -122,7 +122,7 @@ def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], siz
     if image_size_px(other) != size or found != own:
         raise ConfigError(f"{what}: it would prepare pictures as {found}, not {own}; nothing is written")
     images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    tokens = torch.arange(model.context_length)[None] % 50 + 1
+    tokens = torch.arange(model.clip.context_length)[None] % 50 + 1
     was_training = model.training
     model.eval()
     try:
