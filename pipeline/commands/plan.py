@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from manifests.drawing.page import draw_page
 from manifests.drawing.panels import draw_png
 from manifests.errors import ConfigError, RunError
-from pipeline.commands import Commands, add_command
+from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import design_notes, design_table, propose_runs
 from pipeline.planning.files import law_to_json, mixture_to_json, read_law, write_bytes, write_json
@@ -30,8 +29,6 @@ from pipeline.planning.reports import choice_report, fit_report
 from pipeline.planning.runs.checks import outside_hull
 from pipeline.planning.runs.nesting import nest_runs, require_one_setting
 from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_mixtures, read_runs
-
-_SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -303,39 +300,6 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
     return parse_amounts("--max-epochs", parts)
 
 
-def parse_amounts(option: str, parts: Iterable[str] | None) -> dict[str, float]:
-    """`name=number` pairs, comma-separated and repeatable; numbers may be 10000000, 1e7, 10M or 10_000_000.
-
-    Raises: ConfigError for anything else, and for a name given twice.
-    """
-    amounts: dict[str, float] = {}
-    for item in _items(parts):
-        name, equals, value = item.rpartition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise ConfigError(f"{option}: '{item}' is not NAME=NUMBER")
-        if name in amounts:
-            raise ConfigError(f"{option}: {name} is given twice")
-        amounts[name] = parse_number(option, value)
-    return amounts
-
-
-def parse_number(option: str, text: str) -> float:
-    """A number; k, M and G (or B) stand for 1e3, 1e6 and 1e9.
-
-    Raises: ConfigError when it is no finite number.
-    """
-    trimmed = text.strip().replace("_", "")
-    scale = _SCALES.get(trimmed[-1:])
-    try:
-        value = float(trimmed) if scale is None else float(trimmed[:-1]) * scale
-    except ValueError:
-        raise ConfigError(f"{option}: '{text}' is not a number") from None
-    if not math.isfinite(value):
-        raise ConfigError(f"{option}: '{text}' is not a finite number")
-    return value
-
-
 def parse_optional(option: str, text: str | None) -> float | None:
     """A number, or None when the option is not given.
 
@@ -349,7 +313,7 @@ def parse_objective(parts: Iterable[str] | None) -> dict[str, float]:
 
     Raises: ConfigError when nothing is given or a part cannot be read.
     """
-    weights = parse_amounts("--objective", [item if "=" in item else f"{item}=1" for item in _items(parts)])
+    weights = parse_amounts("--objective", [item if "=" in item else f"{item}=1" for item in split_items(parts)])
     if not weights:
         raise ConfigError('--objective: name at least one loss, e.g. --objective "plant=1,general=1"')
     return weights
@@ -361,7 +325,7 @@ def parse_constraints(parts: Iterable[str] | None) -> tuple[Constraint, ...]:
     Raises: ConfigError for a part of another shape.
     """
     constraints = []
-    for item in _items(parts):
+    for item in split_items(parts):
         name, sign, limit = (part.strip() for part in item.partition("<="))
         if not sign or not name or not limit:
             raise ConfigError(f"--constraint: '{item}' is not LOSS<=NUMBER or LOSS<=NUMBER%")
@@ -371,7 +335,3 @@ def parse_constraints(parts: Iterable[str] | None) -> tuple[Constraint, ...]:
             raise ConfigError(f"--constraint: '{item}': the limit must not be negative")
         constraints.append(Constraint(name, value / 100.0 if relative else value, relative))
     return tuple(constraints)
-
-
-def _items(parts: Iterable[str] | None) -> list[str]:
-    return [item.strip() for part in parts or () for item in part.split(",") if item.strip()]
