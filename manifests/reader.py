@@ -7,7 +7,9 @@ the same for statements of a stranger. `read_status` works while a build holds t
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +65,8 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 }
 """View name -> (stage that writes it, its columns, what it holds)."""
 
+_EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\w+)\s*,?)+\)\s*)?", re.IGNORECASE)
+
 
 @contextmanager
 def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
@@ -86,6 +90,32 @@ def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection
+
+
+def kinds_of(connection: Any, sql: str) -> list[str]:
+    """What kinds of statements these are. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
+    statements = connection.extract_statements(sql)
+    if [statement.type.name for statement in statements] == ["EXPLAIN"]:
+        statements = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
+    return [statement.type.name for statement in statements]
+
+
+@contextmanager
+def time_limit(connection: Any, seconds: float) -> Iterator[threading.Event]:
+    """Interrupt what the connection runs within this after so long; gives the event that is set then."""
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        connection.interrupt()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def open_reader(workdir: str, per_sample: bool = True) -> Any:
