@@ -12,8 +12,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ from manifests.takedowns import LIST_FILE
 STATUS_FILE = "status.json"
 
 
-class Catalog:
+class Catalog(AbstractContextManager["Catalog"]):
     """The driver's handle, open for writing. Use it as a context manager."""
 
     def __init__(self, connection: Any, workdir: str) -> None:
@@ -54,12 +54,7 @@ class Catalog:
         storage.make_folder(workdir)
         return cls(open_database(workdir), workdir)
 
-    def __enter__(self) -> Catalog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         listed = storage.join(self.workdir, LIST_FILE)
         try:
             try:

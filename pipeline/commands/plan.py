@@ -12,15 +12,14 @@ import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from manifests.drawing.page import draw_page
-from manifests.drawing.panels import draw_png
+from manifests.drawing.page import require_drawing_name, write_drawing
 from manifests.errors import ConfigError, RunError
+from manifests.storage import write_file
 from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import design_notes, design_table, propose_runs
-from pipeline.planning.files import law_to_json, mixture_to_json, read_law, write_bytes, write_json
+from pipeline.planning.files import law_to_json, mixture_to_json, read_law, write_json
 from pipeline.planning.goals import Constraint, Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
@@ -160,7 +159,7 @@ def _design(args: argparse.Namespace) -> int:
     proposed = propose_runs(domains, args.budget, share_box(domains, limits, {}), table, objective, args.replicates)
     text, lines = design_table(domains, proposed, limits, proxy_samples, 0 if table is None else table.num_runs)
     lines += design_notes(domains, proposed, args.budget, table)
-    write_bytes(text.encode(), args.out)
+    write_file(args.out, text.encode())
     print("\n".join(lines))
     print(f"design: {args.out}")
     return 0
@@ -220,7 +219,7 @@ def _predict(args: argparse.Namespace) -> int:
     for row in range(len(shares)):
         given = ["" if columns[name][row] is None else columns[name][row] for name in kept]
         writer.writerow([*given, *(repr(float(values[row])) for values in added.values())])
-    write_bytes(text.getvalue().encode(), args.out)
+    write_file(args.out, text.getvalue().encode())
     print(f"{len(shares)} mixture(s) predicted: {args.out}")
     num_outside = int(outside_hull(law.runs.shares, shares).sum())
     if num_outside:
@@ -232,8 +231,8 @@ def _choose(args: argparse.Namespace) -> int:
     """`plantmix plan choose`."""
     law, sha256 = read_law(args.law)
     goal = _goal(args, law.domains)
-    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".html"):
-        raise ConfigError(f"--plot {args.plot}: the name must end in .png or .html")
+    if args.plot:
+        require_drawing_name("--plot", args.plot)
     choice = choose_mixture(law, goal)
     failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
     if failed and not args.accept_untrusted:
@@ -247,21 +246,11 @@ def _choose(args: argparse.Namespace) -> int:
     print(choice_report(law, goal, choice))
     print(f"mixture: {args.out}")
     if args.plot:
-        write_bytes(_plot(mixture, args.plot), args.plot)
+        title = "Chosen: " + ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
+        about = f"Law {mixture['law']['file']}, {mixture['law']['num_runs']} runs"
+        write_drawing(args.plot, title, panels_of(mixture), cautions_of(mixture), about)
         print(f"plot: {args.plot}")
     return 0
-
-
-def _plot(mixture: dict[str, Any], path: str) -> bytes:
-    """The drawing of a mixture, as the name of its file asks: a picture or a page."""
-    panels, cautions = panels_of(mixture), cautions_of(mixture)
-    shares = ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
-    title = f"Chosen: {shares}"
-    if path.lower().endswith(".png"):
-        return draw_png(panels, title, cautions)
-    return draw_page(
-        title, panels, cautions, f"Law {mixture['law']['file']}, {mixture['law']['num_runs']} runs"
-    ).encode()
 
 
 def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:

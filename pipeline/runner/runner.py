@@ -373,12 +373,7 @@ def _describe(stage: StageRecord) -> str:
     return text + (f", dropped: {', '.join(dropped)}" if dropped else "")
 
 
-def scratch_folder(workdir: str) -> str:
-    """Where parts keep private temporary files; emptied at the start and the end of a build."""
-    return storage.join(workdir, "scratch")
-
-
 def _clear_scratch(workdir: str) -> None:
     """Remove what a killed build left behind; the open catalogue proves that no other build is running here."""
     storage.sweep(workdir)
-    shutil.rmtree(scratch_folder(workdir), ignore_errors=True)
+    shutil.rmtree(storage.join(workdir, "scratch"), ignore_errors=True)

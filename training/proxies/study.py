@@ -162,7 +162,7 @@ def _train_and_measure(task: ProxyTask, console: Path) -> dict[str, Any]:
         "decoded_side_px": task.decoded_side_px,
         "seconds": round(summary["seconds"], 1),
     }
-    publish_bytes(str(folder / RESULT_FILE), (json.dumps(result, indent=2, sort_keys=True) + "\n").encode("utf-8"))
+    publish_json(folder / RESULT_FILE, result)
     return result
 
 
