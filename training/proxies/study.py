@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.storage import join, make_folder, publish_bytes
+from manifests.storage import join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
