@@ -133,6 +133,8 @@ def _download(
                 left.remove(rows[row][0])
                 outcome = picture.outcome if isinstance(picture, Rejected) else download.outcome
                 tally.add(outcome.value, download.host)
+                if tally.num_rows == 1:
+                    check_in_at = 0.0  # whoever waits for a first picture hears of it at once
                 yield rows[row][0], fact_of_download(download), picture
             now = time.monotonic()
             if now >= stop_at:

@@ -10,7 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from manifests.outcomes import Outcome
+
 _NUM_WORST = 5
+# a host that sent a sound picture has not failed
+_SOUND = frozenset({Outcome.OK, Outcome.TOO_MANY_PIXELS, Outcome.IMAGE_TOO_SMALL, Outcome.ASPECT_TOO_EXTREME})
 
 
 @dataclass
@@ -19,12 +23,12 @@ class Tally:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    """Rows by host that brought no picture."""
+    """Rows by host that brought no sound picture."""
 
     def add(self, outcome: str, host: str | None) -> None:
         """Count one row."""
         self.outcomes[outcome] += 1
-        if outcome != "ok" and host:
+        if outcome not in _SOUND and host:
             self.failures[host] += 1
 
     def update(self, others: Iterable[Tally]) -> None:

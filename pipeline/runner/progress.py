@@ -20,7 +20,10 @@ from pipeline.fetching.tally import Tally
 
 log = logging.getLogger("plantmix.progress")
 
-_FIRST_LINE_SECONDS = 2.0
+_FIRST_LINE_SECONDS = 2.0  # a line by then, whether anything is done or not
+_LOOK_SECONDS = 0.5
+_EARLY_LOOK_SECONDS = 0.2  # until the first line
+_RATE_FROM_SECONDS = 1.0  # before, a rate says nothing
 _LAST_LOOK_SECONDS = 5.0
 _RATE_SECONDS = 30.0  # the rate is that of so many seconds
 
@@ -31,6 +34,8 @@ class Progress:
     def __init__(self, title: str, unit: str, total: int) -> None:
         self._title, self._unit, self._total = title, unit, total
         self._num_done = 0
+        self.has_reported = False
+        """A running part has ended its first row."""
         self._reasons: Mapping[str, int] = {}
         self._worst_hosts: Mapping[str, int] = {}
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -43,6 +48,7 @@ class Progress:
 
     def report(self, tally: Tally) -> None:
         """Take over what the running parts have counted."""
+        self.has_reported = tally.num_rows > 0
         self._num_done = max(self._num_done, min(tally.num_rows, self._total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts
@@ -82,11 +88,13 @@ class Progress:
             while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
                 self._history.popleft()
         since, before = self._history[0]
-        return (self._num_done - before) / max(now - since, 1e-9)
+        return (self._num_done - before) / (now - since) if now - since >= _RATE_FROM_SECONDS else 0.0
 
 
 class Watch:
     """Looks at a running step every half second, from a thread of its own: shows and publishes how far it is.
+
+    A log gets a line after two seconds, one when a running part ends its first row, then one an interval.
 
     `look` brings the figures up to date. `publish` gets them for status.json. Use it as a context manager.
     """
@@ -122,8 +130,9 @@ class Watch:
             self._live.stop()
 
     def _run(self) -> None:
-        next_line = time.monotonic() + min(_FIRST_LINE_SECONDS, self._interval_seconds)
-        while not self._ended.wait(0.5):
+        next_line = early_until = time.monotonic() + min(_FIRST_LINE_SECONDS, self._interval_seconds)
+        had_reported = False
+        while not self._ended.wait(_LOOK_SECONDS if time.monotonic() > early_until else _EARLY_LOOK_SECONDS):
             try:
                 self._look()
                 self._publish(self._progress.snapshot())
@@ -132,7 +141,8 @@ class Watch:
                 continue
             if self._live is not None:
                 self._live.update(self._view(), refresh=True)
-            elif time.monotonic() >= next_line:
+            elif time.monotonic() >= next_line or (self._progress.has_reported and not had_reported):
+                had_reported = self._progress.has_reported
                 next_line = time.monotonic() + self._interval_seconds
                 log.info("%s", self._progress.line())
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
+from manifests import model_hub, storage
 from manifests.errors import ConfigError
 from pipeline.scoring.settings import CLIP
 
@@ -48,8 +48,7 @@ class ClipScorer:
                 f"{self._where}.model: open_clip knows no model '{self._model}'; take a name of "
                 "open_clip.list_models() or the path of a model config (.json)"
             )
-        fs, inner = storage.filesystem(self._pretrained)
-        if fs.exists(inner):
+        if self._is_file():
             return
         tags = open_clip.list_pretrained_tags_by_model(model)
         if self._pretrained not in tags:
@@ -58,7 +57,7 @@ class ClipScorer:
                 f"({', '.join(tags) or 'it has none'})"
             )
         self._check_activation(model)
-        self._download(model)
+        model_hub.download_weights(model, self._pretrained, f"{self._where}.pretrained")
 
     def _check_activation(self, model: str) -> None:
         """Refuse a tag that was trained with another activation: open_clip only warns, and its scores are wrong."""
@@ -73,16 +72,9 @@ class ClipScorer:
                 f"GELU: take the model {model}-quickgelu"
             )
 
-    def _download(self, model: str) -> None:
-        from open_clip.pretrained import download_pretrained, get_pretrained_cfg
-
-        try:
-            download_pretrained(get_pretrained_cfg(model, self._pretrained))
-        except Exception as error:  # hub, HTTP and cache errors of several libraries: there are no weights
-            raise ConfigError(
-                f"{self._where}.pretrained: the weights '{self._pretrained}' of {self._model} cannot be downloaded "
-                f"({type(error).__name__}); give the path of a local file, or run this where there is a network"
-            ) from None
+    def _is_file(self) -> bool:
+        fs, inner = storage.filesystem(self._pretrained)
+        return bool(fs.exists(inner))
 
     def load(self) -> None:
         """Load the model and its weights on the device."""
@@ -92,6 +84,8 @@ class ClipScorer:
         if self._device == "cpu":
             torch.set_num_threads(1)  # the sum of the threads' parts would depend on how many there are
         name = _register_model(self._model)
+        if not self._is_file():
+            model_hub.download_weights(name, self._pretrained, f"{self._where}.pretrained")
         try:
             self._net, _, self._preprocess = open_clip.create_model_and_transforms(
                 name, pretrained=self._pretrained, precision=self._precision, device=self._device

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from building import ROOT
+from release_writer import drawn_samples, write_release
 
 from pipeline.cli import main
 from training.cli import main as train
@@ -383,6 +387,36 @@ def test_a_mistake_in_a_training_config_is_one_line(
     assert error.startswith("dalip: error: ")
     assert said in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["plantmix build", "dalip train", "dalip eval"])
+def test_a_pretrained_tag_without_a_network_is_one_line(command: str, tmp_path: Path) -> None:
+    """The hub's client alone tries twelve times in a minute. Nothing listens on port 9."""
+    tag = {"architecture": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
+    package, key = ("training", "model") if command.startswith("dalip") else ("pipeline", "score")
+    if package == "training":
+        write_release(tmp_path / "release", drawn_samples(8, 4))
+        folders = {"release": str(tmp_path / "release"), "output_dir": str(tmp_path / "work")}
+        values: Values = {**folders, "model": tag, "data": {"batch_size": 4}, "schedule": {"steps": 3}}
+    else:
+        values = config_of(tmp_path)
+        values["score"] = {"model": tag["architecture"], "pretrained": tag["pretrained"]}
+    path = write(tmp_path, "own.yaml", yaml.safe_dump(values))
+    asked = [sys.executable, "-m", f"{package}.cli", command.split()[1], path]
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(asked, env=os.environ | hub, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = done.stderr.partition(": error: ")
+    assert "Retrying" not in done.stderr
+    assert len(said[2].splitlines()) == 1
+    for text in (
+        f"{key}.pretrained: the weights 'laion2b_s34b_b79k' of ViT-B-32 are not on this machine",
+        "http://127.0.0.1:9 does not answer: [Errno 111] Connection refused",
+        "`hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K open_clip_model.safetensors`",
+        f"into {tmp_path}/hub/hub; or set {key}.pretrained to the path of a file",
+    ):
+        assert text in said[2]
+    assert not (tmp_path / "work").exists(), "nothing may be written"
 
 
 def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

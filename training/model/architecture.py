@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from manifests import model_hub
 from manifests.errors import ConfigError
 
 
@@ -95,8 +96,11 @@ def create_clip(
     pretrained: str | None,
     patch_dropout: float | None = None,
     image_size_px: int | tuple[int, int] | None = None,
+    key: str = "model.pretrained",
 ) -> Any:
     """An open_clip model on the CPU in float32; random weights when `pretrained` (tag or file) is None.
+
+    `key` names the setting that holds `pretrained`, for messages.
 
     Raises: ConfigError for an unknown architecture or tag, a download that fails, weights that do not fit.
     """
@@ -110,6 +114,7 @@ def create_clip(
             listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
             raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
         _check_activation(name, pretrained)
+        model_hub.download_weights(name, pretrained, key)
     later = pretrained is None or is_file
     try:
         # open_clip warns of random weights; here they are wanted, or replaced below.
@@ -190,6 +195,8 @@ def create_tokenizer(architecture: str) -> Any:
     import open_clip
 
     name = architecture_name(architecture)
+    if "hf_tokenizer_name" in architecture_config(architecture)["text_cfg"]:
+        model_hub.rely_on_cache_without_hub()
     try:
         return open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, ImportError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifests import model_hub
 from manifests.errors import ConfigError
 from training.model.architecture import create_clip, create_tokenizer
 from training.model.towers import check_towers, image_tower, text_tower
@@ -82,6 +83,7 @@ def _from_timm(name: str) -> Backbone:
     import timm
 
     library: Any = timm  # half typed
+    model_hub.rely_on_cache_without_hub()
     network = library.create_model(name, pretrained=True, num_classes=0)
     config = library.data.resolve_model_data_config(network)
 
@@ -103,7 +105,7 @@ def _from_open_clip(name: str, side: str) -> Backbone:
     architecture, _, tag = name.partition(":")
     if not tag:
         raise ConfigError(f"the {side} tower 'open_clip:{name}' names no weights: open_clip:NAME:TAG, or a file as TAG")
-    clip = create_clip(architecture, pretrained=tag)
+    clip = create_clip(architecture, pretrained=tag, key=f"the tag of {side}.tower")
     check_towers(clip, "before_projection")
     if side == "text":
         tokenizer = create_tokenizer(architecture)

@@ -6,11 +6,13 @@ import io
 import logging
 import re
 import sys
+import threading
 import time
 from collections import Counter
 
 import pytest
 
+import pipeline.runner.progress
 from manifests.records import Funnel
 from pipeline.cli import set_up_logging
 from pipeline.fetching.tally import Tally
@@ -74,11 +76,39 @@ def test_log_lines_stand_above_the_live_view(columns: str, no_color: bool, monke
     assert screen_of(terminal.getvalue()) == [seen[0]], "the view goes, the log stays"
 
 
-def test_a_line_says_only_what_is_known() -> None:
+def test_a_line_says_only_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Progress("fetch local", "images", 435).line() == "fetch local: 0 of 435 images"
     progress = Progress("fetch download", "images", 10)
     progress.report(Tally(Counter({"ok": 2, "http_404": 3}), Counter({"a.org": 3})))
-    assert progress.line().endswith(" left, dropped: 3 http_404; hosts that fail: a.org (3)")
+    told = ", dropped: 3 http_404; hosts that fail: a.org (3)"
+    assert progress.line() == f"fetch download: 5 of 10 images{told}", "no rate from its first moment"
+    monkeypatch.setattr(pipeline.runner.progress, "_RATE_FROM_SECONDS", 0)
+    assert progress.line().endswith(f" left{told}")
+
+
+def test_a_host_that_sent_a_sound_picture_does_not_fail() -> None:
+    tally = Tally()
+    for outcome in ("ok", "image_too_small", "too_many_pixels", "aspect_too_extreme", "http_404"):
+        tally.add(outcome, "a.org")
+    assert tally.worst_hosts == {"a.org": 1}
+
+
+def test_a_log_hears_at_once_of_the_first_row_that_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the two seconds of the first line nor the interval are waited for; they are an hour here."""
+    monkeypatch.setattr(pipeline.runner.progress, "_FIRST_LINE_SECONDS", 3600)
+    caplog.set_level(logging.INFO, "plantmix.progress")
+    progress, tally, looks = Progress("fetch download", "images", 9), Tally(), threading.Semaphore(0)
+
+    def look() -> None:
+        tally.add("ok", "a.org")
+        progress.report(tally)
+        looks.release()
+
+    with Watch(progress, 3600, look, lambda figures: None):
+        assert all(looks.acquire(timeout=30) for _ in range(3))
+    assert caplog.messages == ["fetch download: 1 of 9 images"]
 
 
 def test_pace() -> None:

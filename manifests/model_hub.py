@@ -1,0 +1,66 @@
+"""Weights of open_clip's tags, from the model hub or its cache on this machine. Gives up with ConfigError in seconds.
+
+Without a network the hub's own client tries each file six times, a minute in all, and prints every try. So it is asked
+once whether the hub answers; if not, the client is told to look in its cache alone.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from manifests.errors import ConfigError
+
+PATIENCE_SECONDS = 4.0
+
+
+def download_weights(model: str, tag: str, key: str) -> None:
+    """Make sure that the weights of a tag are in the cache. `key` names the setting that holds the tag, for messages.
+
+    Raises: ConfigError when they are neither there nor to be had.
+    """
+    import huggingface_hub
+    from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, download_pretrained, get_pretrained_cfg
+
+    silence = rely_on_cache_without_hub()
+    source = get_pretrained_cfg(model, tag)
+    try:
+        download_pretrained(source)
+    except Exception as error:  # hub, HTTP and cache errors of several libraries: there are no weights
+        repository, _, file = source.get("hf_hub", "").rpartition("/")
+        reason = silence or " ".join(str(error).split())[-300:]
+        raise ConfigError(
+            f"{key}: the weights '{tag}' of {model} are not on this machine and cannot be downloaded ({reason}). Where "
+            f"there is a network, run `hf download {repository} {file or HF_SAFE_WEIGHTS_NAME}`, and copy the folder "
+            f"models--{repository.replace('/', '--')} that it writes into {huggingface_hub.constants.HF_HUB_CACHE}; or "
+            f"set {key} to the path of a file of weights, which is then read with CLIP's own mean and std"
+        ) from None
+
+
+def rely_on_cache_without_hub() -> str:
+    """Turn the hub client's offline mode on when the hub does not answer; returns why not, "" when it does."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        reason = _why_silent(constants.ENDPOINT)
+        constants.HF_HUB_OFFLINE = bool(reason)
+        return reason
+    return "HF_HUB_OFFLINE is set"
+
+
+def _why_silent(endpoint: str) -> str:
+    """Why the hub does not answer; any answer counts, a refusal too. In a thread: a dead resolver hangs for long."""
+    from huggingface_hub.utils import get_session
+
+    said: list[str] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(endpoint, timeout=PATIENCE_SECONDS)
+            said.append("")
+        except Exception as error:  # of whichever HTTP library the client uses
+            said.append(f"{endpoint} does not answer: {error}")
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE_SECONDS)
+    return said[0] if said else f"{endpoint} does not answer within {PATIENCE_SECONDS:g} seconds"
