@@ -203,7 +203,8 @@ class Runner:
             self._checks.require(files)
         for step in stage.steps:
             self._run_step(stage, step, inputs)
-        funnel, notes = stage.conclude(inputs, self._stage_run(None))
+        run = self._stage_run(None)
+        funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
         self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
         record = self._catalog.find_sealed(context.fingerprint)  # what a later build will see, too
         assert record is not None

@@ -22,7 +22,7 @@ from manifests.takedowns import Entry, judge_takedowns, read_list
 from pipeline.config import BuildConfig
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
 from pipeline.quotas.balance import BalanceSettings
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, Step, whole
 from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
 from pipeline.stages.select_caps import judge_caps
 from pipeline.store.files import Files
@@ -371,18 +371,9 @@ def _inputs(context: BuildContext) -> SelectInputs:
     )
 
 
-def _plan(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[SelectInputs]]:
-    return [Part(inputs)]
-
-
-def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    return run.result("decide")
-
-
 STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
-    steps=(Step("decide", _plan, decide, version=4),),
-    conclude=_conclude,
+    steps=(Step("decide", whole, decide, version=4),),
 )
