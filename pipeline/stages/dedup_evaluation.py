@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.errors import ConfigError
+from manifests.reader import literals
 from manifests.records import PartRecord, fingerprint
-from manifests.sql import literals
 from pipeline.matching.cross import cross_pairs
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
