@@ -1,8 +1,8 @@
 """The catalogue: which parts exist, which stage versions are sealed, where everything lies.
 
 It is one DuckDB file in the work folder. While one process writes it, no other can open it (DuckDB 2.0). So only the
-driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. What it can be
-rebuilt from lies beside it too (catalog_file.py). Readers use manifests/reader.py.
+driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. The files it can be
+rebuilt from lie beside it too (catalog_file.py). Readers use manifests/reader.py.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Catalog(AbstractContextManager["Catalog"]):
                 self._reader.close()
                 self._connection.close()
             note_closed(self.workdir)
-        except OSError:  # a full disk: what ended the build counts more, and the next one writes a snapshot
+        except OSError:  # a full disk hides no earlier error; the next build writes a snapshot
             if kind is None:
                 raise
 
@@ -245,7 +245,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
         Looks at all versions of all stages: a build that goes back to an older configuration uses them again.
 
-        Raises: IntegrityError when so many files are gone that a folder is rather not mounted; DamageError when files
+        Raises: IntegrityError when so many files are gone that a folder is probably not mounted; DamageError when files
             have another size than their record. Nothing is dropped then.
         """
         rows = self._connection.execute("SELECT part_key, path, num_bytes FROM files").fetchall()
@@ -335,7 +335,7 @@ class Catalog(AbstractContextManager["Catalog"]):
     def publish_status(self, extra: Mapping[str, Any]) -> None:
         """Write the snapshot that `plantmix status` reads while this process holds the catalogue.
 
-        May be called from another thread than all else, by one thread at a time.
+        One thread at a time may call it, also while another one calls the other methods.
         """
         rows = self._reader.execute(
             "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
@@ -410,7 +410,7 @@ def _json(values: Any) -> str:
 
 
 def _changed_ns(info: Mapping[str, Any]) -> int:
-    """When a file last changed, under whichever name its file system gives it; 0 where it gives none."""
+    """When a file last changed. Each file system names the time in its own way; 0 where it gives none."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if isinstance(value, str):

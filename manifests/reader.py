@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from manifests import storage, tables
 from manifests.catalog import STATUS_FILE
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
 from manifests.errors import ConfigError, IntegrityError
-from manifests.sql import literals, lock_down
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
@@ -219,3 +218,31 @@ def read_status(workdir: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise IntegrityError(f"{path}: damaged ({error}); the next build or `plantmix repair` writes it anew") from None
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Texts as SQL literals, with commas between them."""
+    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+
+
+def rows_of(connection: Any, query: str, values: Any = ()) -> list[dict[str, Any]]:
+    """The rows of a query. `values` are its parameters, in order or by name."""
+    return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
+
+
+def lock_down(connection: Any, memory_mb: int, spill: str, what: str, allowed: Iterable[str]) -> None:
+    """Let DuckDB reach nothing but `allowed` (`what`: allowed_paths or allowed_directories), with settings that stay.
+
+    It loads no extension. What does not fit into memory goes into the folder `spill`.
+    """
+    for setting, value in {
+        "memory_limit": literals([f"{memory_mb}MB"]),
+        "temp_directory": literals([spill]),
+        "python_enable_replacements": "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        what: f"[{literals(allowed)}]",
+        "enable_external_access": "false",
+        "lock_configuration": "true",
+    }.items():
+        connection.execute(f"SET {setting} = {value}")

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from manifests.reader import SAMPLE_VIEWS, paths_of_current
-from manifests.sql import literals
+from manifests.reader import SAMPLE_VIEWS, literals, paths_of_current
 from pipeline.answers.lives import find_lives
 from pipeline.browse.snapshot import Snapshot
 

@@ -21,9 +21,8 @@ import duckdb
 
 from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
-from manifests.reader import SAMPLE_VIEWS, open_reader, paths_of_current
+from manifests.reader import SAMPLE_VIEWS, lock_down, open_reader, paths_of_current
 from manifests.release import RECORD_FILE, Release
-from manifests.sql import lock_down
 from pipeline.releases.opening import open_release, samples_path
 
 COPY_TRIES = 40

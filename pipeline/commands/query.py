@@ -92,7 +92,7 @@ def _check_reads(connection: Any, sql: str) -> None:
 
 
 def _read_all(connection: Any, sql: str, memory_gb: float) -> pa.Table:
-    """All rows of the answer, which is not held in DuckDB and so needs a limit of its own."""
+    """All rows of the answer. DuckDB does not hold them, so they need a limit of their own."""
     reader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
     batches, num_bytes = [], 0
     for batch in reader:

@@ -61,7 +61,7 @@ class PartWriter(AbstractContextManager["PartWriter"]):
 
 
 def require_facts(missing: Sequence[str], num_rows: int) -> None:
-    """Raises: RunError when rows are without a fact, which no row may be."""
+    """Raises: RunError when a row has no fact: each must have one."""
     if missing:
         raise RunError(
             f"{len(missing)} of {num_rows} rows ended without a fact, the first is {missing[0]}; "

@@ -128,7 +128,7 @@ class Scheduler:
             left = max(0.1, self._settings.total_timeout_seconds - visit.active_seconds)
             try:
                 answer = self._client.get(visit.target, limit, left, check_opt_out=not visit.is_robots)
-            except BaseException as error:  # a defect of ours: raised in the caller, which else waits for ever
+            except BaseException as error:  # a defect of ours: `take` raises it, and would else wait for ever
                 self._events.put(error)
                 return
             self._events.put((job, answer))
@@ -296,7 +296,7 @@ class Scheduler:
         return now
 
     def _wanted(self, now: float) -> dict[str, int]:
-        """How many permissions to ask for, by host: while threads are free, one for each host in turn, then again."""
+        """How many permissions to ask for, by host. While threads are free, the hosts take turns, one each."""
         wanted: dict[str, int] = {}
         free = self._num_free()
         for _ in range(len(self._turns)):

@@ -1,9 +1,9 @@
 """Run FLOW: plan parts, skip committed ones, run the others, publish their files, commit them, seal the stage.
 
 Workers (Ray tasks, or this process with `executor: inline`) write private files and return small records. Only this
-driver renames files into place and commits them, each part or piece of one in one transaction. When it is killed, what
-is committed stays and the rest of the parts in flight is done again. When it is asked to stop, the parts of fetch store
-what they have first.
+driver renames files into place and commits them: a part, or a piece of one, in one transaction. When it is killed, what
+is committed stays, and the next build does the rest. When it is asked to stop, the parts of fetch store what they have
+first.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Runner:
         was = self._catalog.find_current(stage.name)
         self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
         if sealed is not None:
-            if was != context.fingerprint:  # back to an older version: later stages belong to another one
+            if was != context.fingerprint:  # an older version is used again, and the later stages belong to another one
                 self._catalog.forget_current(after)
             log.info("%s: reused, %s", stage.name, _describe(sealed))
             context.sealed[stage.name] = sealed
@@ -203,9 +203,10 @@ class Runner:
             self._checks.require(files)
         for step in stage.steps:
             self._run_step(stage, step, inputs)
-        funnel, notes = stage.conclude(inputs, self._stage_run(None))
+        run = self._stage_run(None)
+        funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
         self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
-        record = self._catalog.find_sealed(context.fingerprint)  # as a later build will find it, to the byte
+        record = self._catalog.find_sealed(context.fingerprint)  # what a later build will see, too
         assert record is not None
         context.sealed[stage.name] = record
         if stage.settle is not None:

@@ -118,7 +118,7 @@ class StageRun(Generic[How]):
         return self.require(files_in(self.workdir, parts, table))
 
     def result(self, step: str) -> tuple[Funnel, dict[str, Any]]:
-        """Funnel and notes of a step that has one part: what most stages conclude with."""
+        """Funnel and notes of a step that has one part."""
         (part,) = self.parts(step)
         assert part.funnel is not None
         return part.funnel, dict(part.notes)
@@ -136,6 +136,11 @@ class StageRun(Generic[How]):
         folder = storage.join(self.workdir, "scratch")
         storage.make_folder(folder)
         return storage.join(folder, name)
+
+
+def whole(inputs: PartInputs, run: StageRun[None]) -> Sequence[Part[PartInputs]]:
+    """The plan of a step that is done in one part."""
+    return [Part(inputs)]
 
 
 @dataclass(frozen=True)
@@ -174,15 +179,16 @@ class Step(Generic[StageInputs, PartInputs, How]):
 class Stage(Generic[StageInputs]):
     """One entry of FLOW.
 
-    `conclude` turns the committed parts into the funnel and notes of the sealed stage. `settle` enters in
-    the catalogue what only this stage knows, whether it was done or reused.
+    `conclude` turns the committed parts into the funnel and notes of the sealed stage; without it they are those of the
+    last step, which then has one part. `settle` enters in the catalogue what only this stage knows, whether it was done
+    or reused.
     """
 
     name: str
     about: str
     inputs: Callable[[BuildContext], StageInputs]
     steps: tuple[Step[StageInputs, Any, Any], ...]
-    conclude: Callable[[StageInputs, StageRun[None]], tuple[Funnel, dict[str, Any]]]
+    conclude: Callable[[StageInputs, StageRun[None]], tuple[Funnel, dict[str, Any]]] | None = None
     settle: Callable[[BuildContext], None] | None = None
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manifests.reader import open_reader
-from manifests.sql import rows_of
+from manifests.reader import open_reader, rows_of
 from manifests.tables import TAXON_RANKS
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader

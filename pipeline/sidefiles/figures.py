@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifests import storage
+from manifests.reader import rows_of
 from manifests.release import path_of_shard
-from manifests.sql import rows_of
 from manifests.tables import TAXON_RANKS
 from pipeline.store.sql import view_parquet
 

@@ -117,7 +117,7 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
 
 
 def map_batch(raw: RawBatch, columns: ColumnMap) -> Batch:
-    """A raw batch in the columns of the contract."""
+    """A raw batch with our column names. The URL is the key of a row, unless another column is mapped to it."""
     url = raw.rows[columns.url]
     found = {"record_key": url, "url": url} | map_columns(raw.rows, columns)
     return make_batch(found, raw.numbers, malformed_rows(raw.malformed))
@@ -259,7 +259,7 @@ def _read_json(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
 
 
 def _json_keys(file: str, kind: str) -> list[str]:
-    """Keys of the first objects. One broken line is counted later; a file of nothing else is no json.
+    """Keys of the first objects. One broken line is counted later; a file that holds only broken lines is no json.
 
     Raises: ValueError.
     """

@@ -197,7 +197,7 @@ def _reuse_key(group: Sequence[PartRecord]) -> str:
 
 
 def _done_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[PartRecord]:
-    """The committed units of the smallest radius that serves, if all of its units are there."""
+    """The committed units of the smallest radius that is large enough, if all of them are there."""
     done: dict[tuple[int, int], list[PartRecord]] = {}
     for part in run.catalog.parts_like("dedup", "search", _reuse_key(group)):
         done.setdefault((part.notes["radius"], part.notes["num_units"]), []).append(part)
@@ -284,7 +284,7 @@ def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Col
 
 # ---- detail of near copies
 
-# Pictures in whose neighbourhood another size is found.
+# Pictures that have a near copy of another size.
 _WANTED_DETAILS = f"""
     CREATE VIEW pictures AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, phash, {STORED_COLUMNS},
         stored_width_px::BIGINT * stored_height_px AS num_pixels FROM facts WHERE outcome = 'ok'

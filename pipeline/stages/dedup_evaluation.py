@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.errors import ConfigError
+from manifests.reader import literals
 from manifests.records import PartRecord, fingerprint
-from manifests.sql import literals
 from pipeline.matching.cross import cross_pairs
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
@@ -40,8 +40,8 @@ VERSION = 1
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
 
-# The pHash of a picture of nearly one colour is noise, and other such pictures have the same one. The pHash of a few
-# lines on one colour has hardly a set bit. Both kinds are matched by bytes and pixels only. Photos of groceries have a
+# The pHash of a picture of nearly one colour tells nothing: many such pictures share one. The pHash of a few lines on
+# one colour has hardly a set bit. Both kinds are matched by bytes and pixels only. Photos of groceries have a
 # standard deviation of pixels of 24 and more, and 32 set bits of 64.
 FLAT_BITS = 4  # set bits of a pHash; the comment above `_LIKENESS` in select.py says why
 FLAT_PIXEL_STD = 2.0
@@ -226,7 +226,7 @@ def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
 
 
 def check_readable(inputs: DedupInputs, run: StageRun[Any]) -> None:
-    """Raises: ConfigError for a set that may not be matched in part, or of which nothing can be matched."""
+    """Raises: ConfigError for a set without one readable image, or with unreadable ones that it refuses."""
     for each, described in zip(inputs.evaluation, describe_sets(inputs, run), strict=True):
         settings = each.settings
         bad = [

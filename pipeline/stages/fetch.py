@@ -181,10 +181,6 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[Col
     return [Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image))]
 
 
-def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    return run.result("collect")
-
-
 STAGE = Stage(
     name="fetch",
     about="download, decode once, measure, store",
@@ -205,5 +201,4 @@ STAGE = Stage(
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),
     ),
-    conclude=_conclude,
 )

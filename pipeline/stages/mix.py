@@ -20,7 +20,7 @@ from manifests.errors import ConfigError
 from manifests.records import Funnel
 from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
 from pipeline.store.files import Files
 from pipeline.store.sql import facet, view_parquet
 from pipeline.store.writing import ROW_GROUP_ROWS, TableWriter
@@ -258,10 +258,6 @@ def _inputs(context: BuildContext) -> MixInputs:
     )
 
 
-def _plan(inputs: MixInputs, run: StageRun[None]) -> Sequence[Part[MixInputs]]:
-    return [Part(inputs)]
-
-
 def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     """Fewer samples may be held out than asked for, when every group that is left is too large for the rest."""
     funnel, notes = run.result("draw")
@@ -337,7 +333,7 @@ STAGE = Stage(
     name="mix",
     about="set evaluation samples aside, draw each domain's share",
     inputs=_inputs,
-    steps=(Step("draw", _plan, draw, version=3),),
+    steps=(Step("draw", whole, draw, version=3),),
     conclude=_conclude,
     settle=_settle,
 )

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
+from manifests.reader import literals
 from manifests.records import Funnel, PartRecord, fingerprint
-from manifests.sql import literals
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings

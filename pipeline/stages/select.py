@@ -22,7 +22,7 @@ from manifests.takedowns import Entry, judge_takedowns, read_list
 from pipeline.config import BuildConfig
 from pipeline.matching import DistinctPairs, choose_kept, choose_kept_distinct
 from pipeline.quotas.balance import BalanceSettings
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, Step, whole
 from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
 from pipeline.stages.select_caps import judge_caps
 from pipeline.store.files import Files
@@ -30,7 +30,7 @@ from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 
-MORE_DETAIL = 1.02  # so many times the detail of a larger copy shows that the copy was blown up
+MORE_DETAIL = 1.02  # a larger copy was blown up when a smaller picture has this many times its detail
 # What each word of dedup.prefer puts first. Ties go to the next word, and at last to the sample id.
 PREFERENCES = {
     "licence": "known_licence DESC",
@@ -263,7 +263,7 @@ def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
 
 
 def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
-    """`duplicates`: rows that another row replaces. What was taken down comes first, so that no copy replaces it."""
+    """`duplicates`: rows that another row replaces. A row that was taken down wins, so that its copies go with it."""
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
     sql.execute(
         "CREATE VIEW competing AS SELECT *, licence_id NOT IN ('unknown', 'conflicting') AS known_licence, "
@@ -371,18 +371,9 @@ def _inputs(context: BuildContext) -> SelectInputs:
     )
 
 
-def _plan(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[SelectInputs]]:
-    return [Part(inputs)]
-
-
-def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    return run.result("decide")
-
-
 STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
-    steps=(Step("decide", _plan, decide, version=4),),
-    conclude=_conclude,
+    steps=(Step("decide", whole, decide, version=4),),
 )

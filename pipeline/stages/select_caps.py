@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import tables
-from manifests.sql import literals
+from manifests.reader import literals
 from pipeline.quotas.balance import BalanceSettings, CapSettings, judge_cap
 
 NUM_SHOWN = 5

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage
-from manifests.sql import literals
+from manifests.reader import literals
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import PrivateFile, TableWriter
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.commands.plan import parse_amounts, parse_constraints, parse_number, parse_objective
+from pipeline.commands import parse_amounts, parse_number
+from pipeline.commands.plan import parse_constraints, parse_objective
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.files import mixture_to_json
 from pipeline.planning.goals import Constraint, Goal
