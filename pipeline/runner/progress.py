@@ -49,7 +49,9 @@ class Progress:
 
     def report(self, tally: Tally) -> None:
         """Take over what the running parts have counted."""
-        self.has_reported = tally.num_rows > 0
+        if tally.num_rows and not self.has_reported:
+            self.has_reported = True
+            self._history = deque([(time.monotonic(), tally.num_rows)])  # the start of the workers is no rate
         self._num_done = max(self._num_done, min(tally.num_rows, self._total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts
