@@ -70,7 +70,8 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plantmix",
         description="Build mixed image-text datasets for training: URLs in, sealed webdataset releases out.",
-        epilog="first steps: make demo, then plantmix status data/demo and plantmix report data/demo",
+        epilog="first steps: make demo shows a whole run; with pictures of your own: plantmix init, then estimate, "
+        "build and browse. The help of each command has an example.",
     )
     parser.add_argument("--version", action="version", version=f"plantmix {__version__}")
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
