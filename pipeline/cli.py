@@ -42,9 +42,9 @@ _TOGETHER = {"repair": "verify"}  # what one command finds, the other mends: one
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     given = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(given).parse_args(given)
-    set_up_logging(verbose=args.verbose, quiet=args.quiet)
     try:
+        args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
+        set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(args.func(args))
     except PlantMixError as error:
