@@ -97,7 +97,7 @@ class Progress:
 class Watch:
     """Looks at a running step every half second, from a thread of its own: shows and publishes how far it is.
 
-    A log gets a line after two seconds, one when a running part ends its first row, then one an interval.
+    A log gets a line when a running part ends its first row, one after two seconds, then one an interval.
 
     `look` brings the figures up to date. `publish` gets them for status.json. Use it as a context manager.
     """
@@ -146,10 +146,13 @@ class Watch:
                 continue
             if self._live is not None:
                 self._live.update(self._view(), refresh=True)
-            elif time.monotonic() >= next_line or (self._progress.has_reported and not had_reported):
-                had_reported = self._progress.has_reported
+                continue
+            if time.monotonic() >= next_line:
                 next_line = time.monotonic() + self._interval_seconds
-                log.info("%s", self._progress.line())
+            elif had_reported or not self._progress.has_reported:
+                continue
+            had_reported = self._progress.has_reported
+            log.info("%s", self._progress.line())
 
     def _view(self) -> Any:
         from rich.table import Table
