@@ -12,8 +12,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -29,13 +29,13 @@ from manifests.catalog_file import (
     write_snapshot,
 )
 from manifests.errors import DamageError
-from manifests.records import FetchRounds, Funnel, PartFile, PartRecord, StageRecord
+from manifests.records import FetchRounds, Funnel, PartFile, PartRecord, StageRecord, utc_now
 from manifests.takedowns import LIST_FILE
 
 STATUS_FILE = "status.json"
 
 
-class Catalog:
+class Catalog(AbstractContextManager["Catalog"]):
     """The driver's handle, open for writing. Use it as a context manager."""
 
     def __init__(self, connection: Any, workdir: str) -> None:
@@ -54,12 +54,7 @@ class Catalog:
         storage.make_folder(workdir)
         return cls(open_database(workdir), workdir)
 
-    def __enter__(self) -> Catalog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         listed = storage.join(self.workdir, LIST_FILE)
         try:
             try:
@@ -101,7 +96,7 @@ class Catalog:
     def record_config(self, config: str) -> None:
         """Keep the configuration (json) that a build runs with."""
         digest = hashlib.sha256(config.encode()).hexdigest()
-        self._connection.execute("INSERT OR REPLACE INTO configs VALUES (?, ?, ?)", [digest, config, _now()])
+        self._connection.execute("INSERT OR REPLACE INTO configs VALUES (?, ?, ?)", [digest, config, utc_now()])
 
     def last_config(self) -> str | None:
         """The configuration (json) of the last build, or None."""
@@ -135,7 +130,7 @@ class Catalog:
         with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
-                [fingerprint, stage, json.dumps(identity, sort_keys=True), _now()],
+                [fingerprint, stage, json.dumps(identity, sort_keys=True), utc_now()],
             )
             self._connection.execute("INSERT OR REPLACE INTO current_stages VALUES (?, ?)", [stage, fingerprint])
 
@@ -153,7 +148,7 @@ class Catalog:
             self._connection.execute(
                 "UPDATE stages SET sealed_at = ?, num_in = ?, num_kept = ?, notes = ? WHERE fingerprint = ?",
                 [
-                    _now(),
+                    utc_now(),
                     stage.funnel.num_in,
                     stage.funnel.num_kept,
                     json.dumps(dict(stage.notes), sort_keys=True),
@@ -219,15 +214,17 @@ class Catalog:
             "notes": _json(dict(part.notes)),
             "seconds": part.seconds,
             "attempts": part.attempts,
-            "committed_at": _now().isoformat(),
+            "committed_at": utc_now().isoformat(),
         }
-        files = [{"part_key": part.key, "table_name": file.table, **_described(file)} for file in part.files]
+        described = ("path", "num_rows", "num_bytes", "sha256")
+        files = [
+            {"part_key": part.key, "table_name": file.table} | {name: getattr(file, name) for name in described}
+            for file in part.files
+        ]
         link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
         with transaction(self._connection):
-            for table, rows in (("parts", [row]), ("files", files)):
-                for each in rows:
-                    values = ", ".join(f"${name}" for name in each)
-                    self._connection.execute(f"INSERT INTO {table} ({', '.join(each)}) VALUES ({values})", each)
+            self._insert("parts", [row])
+            self._insert("files", files)
             self._connection.execute(
                 "INSERT OR REPLACE INTO stage_parts VALUES ($fingerprint, $step, $position, $part_key)", link
             )
@@ -290,12 +287,7 @@ class Catalog:
         """Store what a mix drew from each domain (columns of the table `mixes`)."""
         with transaction(self._connection):
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
-            for row in rows:
-                self._connection.execute(
-                    "INSERT INTO mixes VALUES ($fingerprint, $domain, $target_share, $realised_share, "
-                    "$num_available, $num_drawn, $num_epochs, $num_heldout)",
-                    {"fingerprint": fingerprint, **row},
-                )
+            self._insert("mixes", [{"fingerprint": fingerprint, **row} for row in rows])
 
     def record_proxy_runs(self, study: str, runs: Sequence[Mapping[str, Any]]) -> None:
         """Store results of proxy runs; a run of the same study and name is replaced.
@@ -316,7 +308,7 @@ class Catalog:
                         _json({domain: figure["value"] for domain, figure in run["losses"].items()}),
                         _json(run["epochs"]),
                         _json(run["validation"]),
-                        _now(),
+                        utc_now(),
                     ],
                 )
 
@@ -328,17 +320,11 @@ class Catalog:
         with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?, ?)",
-                [name, path, fingerprint, num_samples, record_sha256, _now()],
+                [name, path, fingerprint, num_samples, record_sha256, utc_now()],
             )
             self._connection.execute("DELETE FROM shards WHERE release = ?", [name])
-            for row in shards:
-                self._connection.execute(
-                    "INSERT INTO shards VALUES ($release, $split, $shard, $num_samples, $num_bytes, $sha256)",
-                    {
-                        "release": name,
-                        **{k: row[k] for k in ("split", "shard", "num_samples", "num_bytes", "sha256")},
-                    },
-                )
+            columns = ("split", "shard", "num_samples", "num_bytes", "sha256")
+            self._insert("shards", [{"release": name} | {column: row[column] for column in columns} for row in shards])
 
     def find_release(self, fingerprint: str) -> str | None:
         """Path of the release that a pack stage version sealed, relative to the work folder."""
@@ -372,7 +358,7 @@ class Catalog:
         mixes = self._reader.sql(
             "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
         ).to_arrow_table()
-        status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": _now().isoformat() + "Z", **extra}
+        status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": utc_now().isoformat() + "Z", **extra}
         storage.publish_bytes(storage.join(self.workdir, STATUS_FILE), status_bytes(status))
 
     def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -380,6 +366,12 @@ class Catalog:
         return list(self._connection.execute(query, list(values)).fetchall())
 
     # ---- inside
+
+    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Insert rows by the names of their columns."""
+        for row in rows:
+            values = ", ".join(f"${name}" for name in row)
+            self._connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values})", dict(row))
 
     def _find_text(self, sql: str, *values: Any) -> str | None:
         rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
@@ -413,10 +405,6 @@ def status_bytes(status: Mapping[str, Any]) -> bytes:
     return json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True).encode()
 
 
-def _described(file: PartFile) -> dict[str, Any]:
-    return {name: getattr(file, name) for name in ("path", "num_rows", "num_bytes", "sha256")}
-
-
 def _json(values: Any) -> str:
     return json.dumps(values, sort_keys=True)
 
@@ -435,7 +423,3 @@ def _changed_ns(info: Mapping[str, Any]) -> int:
         if value:
             return int(float(value) * 1e9)
     return 0
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)

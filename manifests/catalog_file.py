@@ -268,9 +268,8 @@ def transaction(connection: Any) -> Iterator[None]:
 
 def file_size(path: str) -> int | None:
     """Size of a file; None when there is none."""
-    fs, inner = storage.filesystem(path)
     try:
-        return int(fs.info(inner)["size"])
+        return Path(path).stat().st_size
     except FileNotFoundError:
         return None
 

@@ -7,7 +7,9 @@ the same for statements of a stranger. `read_status` works while a build holds t
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from manifests import storage, tables
 from manifests.catalog import STATUS_FILE
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
 from manifests.errors import ConfigError, IntegrityError
+from manifests.sql import literals, lock_down
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
@@ -63,6 +66,8 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
 }
 """View name -> (stage that writes it, its columns, what it holds)."""
 
+_EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\w+)\s*,?)+\)\s*)?", re.IGNORECASE)
+
 
 @contextmanager
 def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
@@ -74,18 +79,36 @@ def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
     Raises: as `open_reader`.
     """
     with tempfile.TemporaryDirectory(prefix="plantmix-query-") as spill, open_reader(workdir) as connection:
-        connection.execute(f"SET memory_limit = '{max(256, int(memory_gb * 1000))}MB'")
-        connection.execute(f"SET temp_directory = '{_quote(spill)}'")
-        connection.execute("SET python_enable_replacements = false")
-        connection.execute("SET autoinstall_known_extensions = false")
-        connection.execute("SET autoload_known_extensions = false")
         parts = [path for path in Path(workdir, "tables").rglob("*.parquet") if not path.stem.endswith("-secrets")]
         named = [storage.join(workdir, str(path.relative_to(workdir))) for path in parts]  # as the views name them
-        listed = ", ".join(f"'{_quote(path)}'" for path in named)
-        connection.execute(f"SET allowed_paths = [{listed}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+        lock_down(connection, max(256, int(memory_gb * 1000)), spill, "allowed_paths", named)
         yield connection
+
+
+def kinds_of(connection: Any, sql: str) -> list[str]:
+    """What kinds of statements these are. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
+    statements = connection.extract_statements(sql)
+    if [statement.type.name for statement in statements] == ["EXPLAIN"]:
+        statements = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
+    return [statement.type.name for statement in statements]
+
+
+@contextmanager
+def time_limit(connection: Any, seconds: float) -> Iterator[threading.Event]:
+    """Interrupt what the connection runs within this after so long; gives the event that is set then."""
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        connection.interrupt()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def open_reader(workdir: str, per_sample: bool = True) -> Any:
@@ -103,7 +126,7 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
         raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
     connection = duckdb.connect()
     try:
-        connection.execute(f"ATTACH '{_quote(path)}' AS catalog (READ_ONLY)")
+        connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")
         refuse_foreign(connection, workdir)
         found = connection.execute(
             "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
@@ -115,12 +138,12 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
         raise explain_duckdb(workdir, error) from None
     for name, about in found:
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
-        connection.execute(f"COMMENT ON VIEW \"{name}\" IS '{_quote(about)}'")
+        connection.execute(f'COMMENT ON VIEW "{name}" IS {literals([about])}')
     if not per_sample:
         return connection
     for view, (stage, schema, about) in SAMPLE_VIEWS.items():
         create_table_view(connection, view, paths_of_current(connection, workdir, stage, view), schema)
-        connection.execute(f"COMMENT ON VIEW {view} IS '{_quote(about)}'")
+        connection.execute(f"COMMENT ON VIEW {view} IS {literals([about])}")
     connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
     return connection
 
@@ -141,9 +164,8 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
     Raises: IntegrityError that names a part that is not there.
     """
     if paths:
-        listed = ", ".join(f"'{_quote(path)}'" for path in paths)
         try:
-            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet([{listed}])")
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet([{literals(paths)}])")
         except duckdb.IOException as error:
             raise IntegrityError(
                 f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "
@@ -197,7 +219,3 @@ def read_status(workdir: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise IntegrityError(f"{path}: damaged ({error}); the next build or `plantmix repair` writes it anew") from None
-
-
-def _quote(text: str) -> str:
-    return text.replace("'", "''")

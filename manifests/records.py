@@ -115,16 +115,17 @@ class FetchRounds:
         number = unfinished.number if unfinished else max(self.last_closed(recipe), after) + 1
         self._connection.execute(
             "INSERT OR REPLACE INTO fetch_rounds VALUES (?, ?, ?, ?, NULL)",
-            [recipe, number, json.dumps(sorted(outcomes)), _now()],
+            [recipe, number, json.dumps(sorted(outcomes)), utc_now()],
         )
         return FetchRound(number, tuple(sorted(outcomes)))
 
     def close(self, recipe: str, number: int) -> None:
         """Close the round: from now on every build uses what it fetched."""
         self._connection.execute(
-            "UPDATE fetch_rounds SET closed_at = ? WHERE recipe = ? AND round = ?", [_now(), recipe, number]
+            "UPDATE fetch_rounds SET closed_at = ? WHERE recipe = ? AND round = ?", [utc_now(), recipe, number]
         )
 
 
-def _now() -> datetime.datetime:
+def utc_now() -> datetime.datetime:
+    """The time as the catalogue holds it: UTC, without a zone."""
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,23 @@ def publish_bytes(path: str, content: bytes) -> WrittenFile:
         _sync(stream)
     publish(temp, path)
     return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def publish_json(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON that people read, as `publish_bytes` does."""
+    publish_bytes(str(path), (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Publish a small file that a user named, and make its folder where there is none.
+
+    Raises: ConfigError when the place cannot be written.
+    """
+    make_parent(path)
+    try:
+        publish_bytes(path, content)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def publish(temp: str, path: str) -> None:

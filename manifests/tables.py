@@ -95,10 +95,7 @@ CAPTIONS = pa.schema(
         ("num_chars", pa.int32()),  # this and all below: of `text`
         ("num_words", pa.int32()),  # in scripts without spaces two characters count as a word
         ("letter_ratio", pa.float32()),  # letters over non-space characters, 0 to 1
-        ("digit_ratio", pa.float32()),
-        ("symbol_ratio", pa.float32()),
         ("repeated_ratio", pa.float32()),  # share of word n-grams seen before in the same text, 0 to 1
-        ("num_clip_tokens", pa.int32()),  # estimate, start and end tokens included; CLIP reads 77
         ("language", pa.string()),  # ISO 639 code; null when there are no letters or it is not measured
         ("language_confidence", pa.float32()),  # 0 to 1
         ("filename_like", pa.bool_()),

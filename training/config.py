@@ -127,16 +127,11 @@ class WandbSettings(Settings):
     """offline: only into a local folder."""
 
 
-class TrackSettings(Settings):
-    """Where the figures of a run are shown, beside `log.jsonl`."""
+class LogSettings(Settings):
+    """How often the run logs, and to what."""
 
     tensorboard: bool = False  # into RUN/tensorboard
     wandb: WandbSettings | None = None
-
-
-class LogSettings(TrackSettings):
-    """How often the run logs, and to what."""
-
     every_steps: int = Field(default=10, ge=1)  # a line in `log.jsonl`
     line_every_seconds: float = Field(default=30.0, gt=0.0)  # a line of progress where there is no terminal
 

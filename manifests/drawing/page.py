@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from pathlib import Path
 
-from manifests.drawing.panels import Panel, draw_svg
+from manifests import storage
+from manifests.drawing.panels import Panel, draw_png, draw_svg
 from manifests.drawing.theme import theme_css
+from manifests.errors import ConfigError
 
 PAGE_CSS = """\
 * { box-sizing: border-box; }
@@ -20,6 +23,24 @@ h1 { font-size: 24px; margin: 4px 0 8px; overflow-wrap: anywhere; }
 .warn { border-left: 4px solid var(--warn); padding: 2px 0 2px 10px; color: var(--warn); font-weight: 600; }
 @media print { .panels svg { break-inside: avoid; } }
 """
+
+
+def require_drawing_name(option: str, out: str) -> None:
+    """Raises: ConfigError when the name of a file says neither picture nor page."""
+    if Path(out).is_dir() or Path(out).suffix.lower() not in (".png", ".html"):
+        raise ConfigError(f"{option} {out}: the name must end in .png for a picture, or in .html for a page")
+
+
+def write_drawing(out: str, title: str, panels: Sequence[Panel], cautions: Sequence[str] = (), about: str = "") -> None:
+    """Write panels as a picture, or as a page that also has the words `about`: the name of the file says which.
+
+    Raises: ConfigError without matplotlib, or when the place cannot be written.
+    """
+    if out.lower().endswith(".png"):
+        content = draw_png(panels, title, cautions)
+    else:
+        content = draw_page(title, panels, cautions, about).encode()
+    storage.write_file(out, content)
 
 
 def draw_page(

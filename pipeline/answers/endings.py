@@ -6,21 +6,24 @@ drawn any more, so no later stage is worth its work. A RunError says that a sour
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import PASSING
+from manifests.reader import SAMPLE_VIEWS
 from pipeline.captions.settings import RULE_NAMES
 from pipeline.config import BuildConfig
 from pipeline.runner.work import BuildContext
 from pipeline.stages.mix import plan_mixture, read_ratio
-from pipeline.store.sql import open_scratch, view_parquet
+from pipeline.store.files import Files
+from pipeline.store.sql import open_scratch, view_table
 
 SHOWN_REASONS = 6
 SHOWN_HOSTS = 3
 _CHECKED = ("ingest", "fetch", "caption", "score", "select")
-_VERDICTS = (("caption", "caption_verdicts"), ("score", "score_verdicts"))
+_READ = ("rejects", "candidates", "facts", "caption_verdicts", "score_verdicts", "decisions")
 
 # Which setting lies behind a reason, as YAML to change or as words. Caption rules are named by their own key.
 _SETTINGS = {
@@ -56,13 +59,14 @@ def check_ending(config: BuildConfig, context: BuildContext, stage: str, is_new:
     """
     if stage not in _CHECKED or not (is_new or stage == "select"):
         return
-    kept = _kept(context, stage)
-    try:
-        plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
-    except ConfigError as error:
-        lines = describe_reasons(reasons_by_domain(context, stage), config.domains, kept, worst_hosts(context))
-        room = "" if stage == "select" else "; later stages drop more, so leave room"
-        raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
+    with _open_tables(context) as sql:
+        kept = _kept(sql, context, stage)
+        try:
+            plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+        except ConfigError as error:
+            lines = _describe_reasons(_reasons_by_domain(sql, config), config.domains, kept, _worst_hosts(sql))
+            room = "" if stage == "select" else "; later stages drop more, so leave room"
+            raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
 
 
 def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> None:
@@ -73,9 +77,7 @@ def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> Non
     if stage != "fetch" or not any(context.sealed["fetch"].funnel.reasons.get(name) for name in PASSING):
         return
     most = config.run.max_passing_share
-    with open_scratch(context.workdir, config.run.memory_gb) as sql:
-        _view(sql, context, "candidates", "ingest", "candidates")
-        _view(sql, context, "facts", "fetch", "facts")
+    with _open_tables(context) as sql:
         names = ", ".join(f"'{name}'" for name in sorted(PASSING))
         rows = sql.execute(
             "SELECT source, sum(num), sum(num) FILTER (passing), string_agg(num || ' ' || outcome, ', ' ORDER BY num "
@@ -97,79 +99,69 @@ def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> Non
         )
 
 
-def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
+@contextmanager
+def _open_tables(context: BuildContext) -> Iterator[Any]:
+    """Views over the tables of the stages that are sealed so far. Those of the others are empty."""
+    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
+        for name in _READ:
+            stage, schema, _ = SAMPLE_VIEWS[name]
+            view_table(sql, name, context.files(stage, name) if stage in context.sealed else Files(), schema)
+        yield sql
+
+
+def _kept(sql: Any, context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
     """Rows that are left after a stage, domain -> source -> number."""
     if stage == "select":
         found: dict[str, dict[str, int]] = context.sealed["select"].notes["sources"]
         return found
+    fetched = "SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') USING (sample_id)"
+    rows = sql.execute(
+        f"SELECT domain, source, count(*) FROM candidates {'' if stage == 'ingest' else fetched} "
+        "ANTI JOIN (SELECT sample_id FROM caption_verdicts WHERE NOT keep) USING (sample_id) "
+        "ANTI JOIN (SELECT sample_id FROM score_verdicts WHERE NOT keep) USING (sample_id) GROUP BY ALL"
+    ).fetchall()
     kept: dict[str, dict[str, int]] = {}
-    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
-        _view(sql, context, "candidates", "ingest", "candidates")
-        left = "candidates c"
-        if stage != "ingest":
-            _view(sql, context, "facts", "fetch", "facts")
-            left += " SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') f ON f.sample_id = c.sample_id"
-        for name, table in _VERDICTS:
-            if name in context.sealed and _view(sql, context, table, name, table):
-                dropped = f"(SELECT sample_id FROM {table} WHERE NOT keep)"
-                left += f" ANTI JOIN {dropped} {name} ON {name}.sample_id = c.sample_id"
-        rows = sql.execute(f"SELECT c.domain, c.source, count(*) FROM {left} GROUP BY ALL").fetchall()
-        for domain, source, num in rows:
-            kept.setdefault(domain, {})[source] = num
+    for domain, source, num in rows:
+        kept.setdefault(domain, {})[source] = num
     return kept
 
 
-def reasons_by_domain(context: BuildContext, stage: str) -> dict[str, list[tuple[str, str, int]]]:
-    """Domain -> (stage, reason, rows) up to and with `stage`, the largest first."""
-    domain_of = {source.name: source.domain for source in context.config.sources}
-    parts: list[str] = []
-    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
-        found: dict[str, list[tuple[str, str, int]]] = {}
-        if _view(sql, context, "rejects", "ingest", "rejects"):
-            for source, reason, num in sql.execute(
-                "SELECT source, reason, count(*) FROM rejects GROUP BY ALL"
-            ).fetchall():
-                found.setdefault(domain_of.get(source, source), []).append(("ingest", reason, num))
-        _view(sql, context, "candidates", "ingest", "candidates")
-        if "fetch" in context.sealed:
-            _view(sql, context, "facts", "fetch", "facts")
-            parts.append("SELECT sample_id, 'fetch' AS stage, outcome AS reason FROM facts WHERE outcome <> 'ok'")
-        for name, table in _VERDICTS:
-            if name in context.sealed and _view(sql, context, table, name, table):
-                parts.append(f"SELECT sample_id, '{name}' AS stage, reason FROM {table} WHERE NOT keep")
-        if stage == "select":
-            _view(sql, context, "decisions", "select", "decisions")
-            parts.append("SELECT sample_id, stage, reason FROM decisions WHERE NOT keep AND stage = 'select'")
-        if parts:
-            dropped = " UNION ALL ".join(parts)
-            joined = f"({dropped}) JOIN candidates USING (sample_id)"
-            rows = sql.execute(f"SELECT domain, stage, reason, count(*) FROM {joined} GROUP BY ALL").fetchall()
-            for domain, dropped_by, reason, num in rows:
-                found.setdefault(domain, []).append((dropped_by, reason, num))
+def _reasons_by_domain(sql: Any, config: BuildConfig) -> dict[str, list[tuple[str, str, int]]]:
+    """Domain -> (stage, reason, rows) of all that is lost so far, the largest first."""
+    domain_of = {source.name: source.domain for source in config.sources}
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for source, reason, num in sql.execute("SELECT source, reason, count(*) FROM rejects GROUP BY ALL").fetchall():
+        found.setdefault(domain_of.get(source, source), []).append(("ingest", reason, num))
+    rows = sql.execute(
+        "SELECT domain, stage, reason, count(*) FROM ("
+        "SELECT sample_id, 'fetch' AS stage, outcome AS reason FROM facts WHERE outcome <> 'ok' "
+        "UNION ALL SELECT sample_id, 'caption', reason FROM caption_verdicts WHERE NOT keep "
+        "UNION ALL SELECT sample_id, 'score', reason FROM score_verdicts WHERE NOT keep "
+        "UNION ALL SELECT sample_id, stage, reason FROM decisions WHERE NOT keep AND stage = 'select'"
+        ") JOIN candidates USING (sample_id) GROUP BY ALL"
+    ).fetchall()
+    for domain, stage, reason, num in rows:
+        found.setdefault(domain, []).append((stage, reason, num))
     return {domain: sorted(rows, key=lambda row: (-row[2], row)) for domain, rows in found.items()}
 
 
-def worst_hosts(context: BuildContext) -> dict[str, str]:
+def _worst_hosts(sql: Any) -> dict[str, str]:
     """Outcome of fetch -> the hosts that gave most of it, in words."""
-    if "fetch" not in context.sealed:
-        return {}
     found: dict[str, list[str]] = {}
-    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
-        _view(sql, context, "facts", "fetch", "facts")
-        rows = sql.execute(
-            "SELECT outcome, host, count(*) AS num FROM facts WHERE outcome <> 'ok' AND host IS NOT NULL "
-            "GROUP BY ALL ORDER BY num DESC, host"
-        ).fetchall()
+    rows = sql.execute(
+        "SELECT outcome, host, count(*) AS num FROM facts WHERE outcome <> 'ok' AND host IS NOT NULL "
+        "GROUP BY ALL ORDER BY num DESC, host"
+    ).fetchall()
     for outcome, host, num in rows:
         found.setdefault(outcome, []).append(f"{host} ({num:,})")
     return {outcome: ", ".join(hosts[:SHOWN_HOSTS]) for outcome, hosts in found.items()}
 
 
-def describe_reasons(
+def _describe_reasons(
     reasons: dict[str, list[tuple[str, str, int]]],
     domains: Sequence[str],
     kept: dict[str, dict[str, int]],
-    hosts: Mapping[str, str] | None = None,
+    hosts: Mapping[str, str],
 ) -> list[str]:
     """What each domain lost, as lines; the setting behind its largest reason, and the hosts that gave most of it."""
     lines = []
@@ -181,12 +173,12 @@ def describe_reasons(
         lines.append(f"  {domain}: {sum(kept.get(domain, {}).values()):,} left; dropped: {listed or 'none'}{more}")
         if rows:
             _, reason, _ = rows[0]
-            at = f"{hosts[reason]}: " if hosts and reason in hosts else ""
-            lines.append(f"    {reason}: {at}{setting_behind(reason, domain)}")
+            at = f"{hosts[reason]}: " if reason in hosts else ""
+            lines.append(f"    {reason}: {at}{_setting_behind(reason, domain)}")
     return lines
 
 
-def setting_behind(reason: str, domain: str) -> str:
+def _setting_behind(reason: str, domain: str) -> str:
     """Which key decides over a reason, in words with its YAML."""
     if reason in _SETTINGS:
         return _SETTINGS[reason]
@@ -199,11 +191,3 @@ def setting_behind(reason: str, domain: str) -> str:
     if reason.startswith("where_"):
         return "`where` of the source leaves them out"
     return "`plantmix query WORKDIR` and `plantmix explain WORKDIR URL` show the rows"
-
-
-def _view(sql: Any, context: BuildContext, name: str, stage: str, table: str) -> bool:
-    """Make a view over a sealed stage's table; false when the stage has no such table."""
-    files = context.files(stage, table)
-    if files:
-        view_parquet(sql, name, files.paths)
-    return bool(files)

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from manifests.masking import hide_secrets
+from manifests.sql import rows_of
 from pipeline.fetching.urls import BadURL, parse_url
 
 MIN_PREFIX = 6  # hex digits of an id that are enough to look it up
@@ -54,7 +55,7 @@ def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
     """
     what = hide_secrets(unquoted(what))
     lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
-    return lives + [{"reject": row} for row in _rows(connection, _REJECTED, what)]
+    return lives + [{"reject": row} for row in rows_of(connection, _REJECTED, [what])]
 
 
 def unquoted(what: str) -> str:
@@ -74,14 +75,13 @@ def _find_ids(connection: Any, what: str) -> list[str]:
     if "/" in what or "\\" in what:
         lookups.append((_BY_PATH, what.replace("\\", "/")))
     for sql, value in lookups:
-        if found := _rows(connection, sql, value):
+        if found := rows_of(connection, sql, [value]):
             return [row["sample_id"] for row in found]
     shard, _, key = what.rstrip("/").rpartition("/")
-    placed = _rows(
+    placed = rows_of(
         connection,
         "SELECT DISTINCT sample_id FROM placements WHERE key = $1 AND ($2 = '' OR shard = $2 OR shard = $2 || '.tar')",
-        key.partition(".")[0],
-        shard.rpartition("/")[2],
+        [key.partition(".")[0], shard.rpartition("/")[2]],
     )
     return [row["sample_id"] for row in placed]
 
@@ -96,7 +96,7 @@ def _as_stored(what: str) -> str:
 
 def _life(connection: Any, sample_id: str) -> dict[str, Any]:
     life: dict[str, Any] = {name: _row(connection, sql, sample_id) for name, sql in _ONE_ROW.items()}
-    life |= {name: _rows(connection, sql, sample_id) for name, sql in _MORE_ROWS.items()}
+    life |= {name: rows_of(connection, sql, [sample_id]) for name, sql in _MORE_ROWS.items()}
     other = life["decisions"] and life["decisions"]["other_sample_id"]
     life["kept_instead"] = _row(connection, _KEPT_INSTEAD, other) if other else None
     life["release"] = _row(connection, _RELEASE)
@@ -104,8 +104,4 @@ def _life(connection: Any, sample_id: str) -> dict[str, Any]:
 
 
 def _row(connection: Any, sql: str, *values: str) -> dict[str, Any] | None:
-    return next(iter(_rows(connection, sql, *values)), None)
-
-
-def _rows(connection: Any, sql: str, *values: str) -> list[dict[str, Any]]:
-    return [dict(row) for row in connection.sql(sql, params=list(values)).to_arrow_table().to_pylist()]
+    return next(iter(rows_of(connection, sql, values)), None)

@@ -32,7 +32,6 @@ JOINED = {
     "num_same_text": pa.int64(),
     "width_px": pa.int32(),
     "height_px": pa.int32(),
-    "pixel_std": pa.float32(),
 }
 
 
@@ -83,7 +82,7 @@ def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
         rows = connection.sql(
             f"WITH drawn AS MATERIALIZED ({drawn}), same AS (SELECT caption, count(*) AS num FROM candidates "
             "WHERE caption IN (SELECT caption FROM drawn) GROUP BY caption) "
-            "SELECT d.*, same.num AS num_same_text, f.width_px, f.height_px, f.pixel_std "
+            "SELECT d.*, same.num AS num_same_text, f.width_px, f.height_px "
             "FROM drawn d LEFT JOIN facts f USING (sample_id) LEFT JOIN same USING (caption) ORDER BY d.sample_id"
         ).to_arrow_table()
     pictures = " and their fetched pictures" if fetched else ""

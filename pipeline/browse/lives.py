@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from manifests.reader import SAMPLE_VIEWS, paths_of_current
+from manifests.sql import literals
 from pipeline.answers.lives import find_lives
 from pipeline.browse.snapshot import Snapshot
 
@@ -30,7 +31,7 @@ class Lives:
                 sql.execute(
                     f"CREATE TABLE session.rows_of_{table} AS SELECT sample_id::UUID AS sample_id, "
                     "file_index::UINTEGER AS file, file_row_number::UINTEGER AS row "
-                    f"FROM read_parquet({_listed(paths)}) ORDER BY sample_id"
+                    f"FROM read_parquet([{literals(paths)}]) ORDER BY sample_id"
                 )
         views = (files("manifests") / "views.sql").read_text(encoding="utf-8")
         create = "CREATE VIEW samples "
@@ -69,10 +70,6 @@ class Lives:
             places.setdefault(file, []).append(str(row))
         for file, rows in places.items():
             sql.execute(
-                f"INSERT INTO {table} SELECT * FROM read_parquet({_listed([paths[file]])}) "
+                f"INSERT INTO {table} SELECT * FROM read_parquet([{literals([paths[file]])}]) "
                 f"WHERE file_row_number IN ({', '.join(rows)})"
             )
-
-
-def _listed(paths: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"

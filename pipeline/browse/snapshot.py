@@ -23,6 +23,7 @@ from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
 from manifests.reader import SAMPLE_VIEWS, open_reader, paths_of_current
 from manifests.release import RECORD_FILE, Release
+from manifests.sql import lock_down
 from pipeline.releases.opening import open_release, samples_path
 
 COPY_TRIES = 40
@@ -63,7 +64,9 @@ def open_snapshot(given: str, private: Path) -> Iterator[Snapshot]:
     try:
         radius = None if release else _radius(connection)
         connection.execute("ATTACH $1 AS session", [str(private / "session.duckdb")])
-        _lock(connection, (tables.resolve(), private.resolve()))  # DuckDB follows links before it compares
+        connection.execute("SET preserve_insertion_order = false")
+        allowed = [str(tables.resolve()), str(private.resolve())]  # DuckDB follows links before it compares
+        lock_down(connection, MEMORY_MB, str(private.resolve() / "spill"), "allowed_directories", allowed)
         yield Snapshot(connection, folder, release, radius)
     finally:
         connection.close()
@@ -139,17 +142,3 @@ def _radius(connection: Any) -> int | None:
     ).fetchone()
     radius = json.loads(row[0] or "{}").get("radius") if row else None
     return None if radius is None else int(radius)
-
-
-def _lock(connection: Any, folders: tuple[Path, ...]) -> None:
-    allowed = ", ".join("'" + str(folder).replace("'", "''") + "'" for folder in folders)
-    spill = str(folders[-1] / "spill").replace("'", "''")
-    connection.execute(f"SET memory_limit = '{MEMORY_MB}MB'")
-    connection.execute(f"SET temp_directory = '{spill}'")
-    connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET autoinstall_known_extensions = false")
-    connection.execute("SET autoload_known_extensions = false")
-    connection.execute(f"SET allowed_directories = [{allowed}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")

@@ -25,7 +25,6 @@ from pipeline.captions.patterns import (
     NOT_A_GENUS,
     NOT_AN_EPITHET,
     PLACEHOLDER,
-    TOKEN_PIECES,
 )
 from pipeline.captions.settings import NGRAM_WORDS, CaptionSettings
 from pipeline.vocabulary.backbone import apply_names
@@ -44,7 +43,7 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.
     candidates, provenance = _resolved(candidates, names)
     taxa = taxon_columns(candidates)
     text, source = _fall_back(cleaned, taxa["texts"])
-    letters, digits, visible = _count_kinds(text)
+    letters, visible = _count_letters(text)
     words = _count_words(text)
     columns: dict[str, pa.Array] = {
         "sample_id": candidates["sample_id"].combine_chunks(),
@@ -58,11 +57,8 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.
         "given_words": pa.array([len(caption.split()) for caption in given.to_pylist()], pa.int32()),
         "num_chars": pc.utf8_length(text),
         "num_words": words,
-        "letter_ratio": _share(letters, visible),
-        "digit_ratio": _share(digits, visible),
-        "symbol_ratio": _share(visible - letters - digits, visible),
+        "letter_ratio": pa.array((letters / np.maximum(visible, 1)).astype(np.float32)),
         "repeated_ratio": _repeated_ratios(text, words),
-        "num_clip_tokens": _estimate_clip_tokens(text),
         "filename_like": _matches(text, FILENAME),
         "placeholder_like": _matches(pc.utf8_lower(text), PLACEHOLDER),
         **_name_measures(text, taxa["texts"], taxa["taxon_name"]),
@@ -109,14 +105,12 @@ def _fall_back(cleaned: pa.Array, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
     return pa.array(replaced, pa.string()), pa.array(origin, pa.string())
 
 
-def _count_kinds(text: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many letters (with marks), digits, and visible characters of all kinds each text has."""
+def _count_letters(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """How many letters (with marks) and how many visible characters each text has."""
     visible_text = pc.replace_substring_regex(text, r"\s+", "")
     visible = pc.utf8_length(visible_text).to_numpy()
     without_letters = pc.replace_substring_regex(visible_text, r"[\pL\pM]+", "")
-    others = pc.utf8_length(without_letters).to_numpy()
-    digits = pc.count_substring_regex(without_letters, r"\pN").to_numpy()
-    return visible - others, digits, visible
+    return visible - pc.utf8_length(without_letters).to_numpy(), visible
 
 
 def _count_words(text: pa.Array) -> pa.Array:
@@ -124,10 +118,6 @@ def _count_words(text: pa.Array) -> pa.Array:
     spaced = pc.if_else(pc.equal(text, ""), 0, pc.add(pc.count_substring_regex(text, r"\s+"), 1))
     dense = pc.count_substring_regex(text, DENSE_SCRIPT)
     return pc.add(spaced, pc.cast(pc.divide(dense, 2), pa.int32()))
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> pa.Array:
-    return pa.array((part / np.maximum(whole, 1)).astype(np.float32))
 
 
 def _repeated_ratios(text: pa.Array, words: pa.Array) -> pa.Array:
@@ -143,14 +133,6 @@ def _repeated_ratios(text: pa.Array, words: pa.Array) -> pa.Array:
         if total > 1:
             ratios[row] = 1 - len({tuple(split[i : i + n]) for i in range(total)}) / total
     return pa.array(ratios)
-
-
-def _estimate_clip_tokens(text: pa.Array) -> pa.Array:
-    """CLIP's byte-pair tokens of the text, start and end included; an estimate, see TOKEN_PIECES."""
-    total = np.full(len(text), 2.0)
-    for pattern, weight in TOKEN_PIECES:
-        total += weight * pc.count_substring_regex(text, pattern).to_numpy()
-    return pa.array(np.ceil(total).astype(np.int32))
 
 
 def _matches(text: pa.Array, pattern: str) -> pa.Array:

@@ -18,7 +18,7 @@ from pipeline.captions.texts import choose_texts
 
 NUM_EXAMPLES = 3
 NUM_KEPT_EXAMPLES = 5
-_PICTURE_RULES = {"min_side_px", "max_aspect_ratio", "min_pixel_std"}
+_PICTURE_RULES = {"min_side_px", "max_aspect_ratio"}
 
 
 def preview_captions(
@@ -26,7 +26,7 @@ def preview_captions(
 ) -> dict[str, Any]:
     """Counts and examples as plain values.
 
-    `joined` holds, row for row, num_same_text, width_px, height_px and pixel_std. Where nothing is known of one of
+    `joined` holds, row for row, num_same_text, width_px and height_px. Where nothing is known of one of
     them it is a column of nulls, and the rules that read it are listed under `not_judged`. `names` (schema NAMES)
     resolves the taxa, where a backbone is given.
     """

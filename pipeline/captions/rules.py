@@ -1,14 +1,13 @@
 """Verdicts over measured captions: one a row, by the first rule that fails.
 
-Reads captions joined with `domain` and `source`, and with `num_same_text`, `width_px`, `height_px` and `pixel_std`
-where a rule asks for them; writes sample_id, keep, reason, value, threshold. All of it is Arrow over whole columns. A
+Reads captions joined with `domain` and `source`, and with `num_same_text`, `width_px` and `height_px` where a rule asks
+for them; writes sample_id, keep, reason, value, threshold. All of it is Arrow over whole columns. A
 missing value never fails a rule: a picture is not punished for what could not be measured. Raises ConfigError when a
 column is missing or no rule set fits a row.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -57,13 +56,6 @@ def _at_most(column: str) -> Rule:
 
 def _never(column: str, wanted: str) -> Rule:
     return Rule((column, "text"), _column(column), _column("text"), lambda _: wanted)
-
-
-def _blocked_phrase(table: pa.Table, entries: tuple[str, ...]) -> Column:
-    """A phrase of the list that stands whole in each text, in any case; null where none does."""
-    words = "|".join(re.escape(" ".join(entry.split())) for entry in sorted(entries))
-    pattern = rf"(?i)(?:^|[^\pL\pN])(?P<hit>{words})(?:[^\pL\pN]|$)"
-    return pc.struct_field(pc.extract_regex(table["text"], pattern), "hit")
 
 
 def _too_short(table: pa.Table, low: int) -> Column:
@@ -146,12 +138,6 @@ RULES: dict[str, Rule] = {
     "not_spam_like": Rule(
         ("text",), lambda t, _: pc.match_substring_regex(t["text"], SPAM), _column("text"), lambda _: "no advertisement"
     ),
-    "blocklist": Rule(
-        ("text",),
-        lambda t, entries: _blocked_phrase(t, entries).is_valid(),
-        _blocked_phrase,
-        lambda entries: f"none of {len(entries)} blocked phrases",
-    ),
     "min_given_words": _at_least("given_words"),
     "min_given_chars": _at_least("given_chars"),
     "min_chars": Rule(
@@ -184,7 +170,6 @@ RULES: dict[str, Rule] = {
     "max_aspect_ratio": Rule(
         _SIZES, lambda t, high: pc.greater(_aspect(t), high), _aspect, lambda high: f"<= {high:g}"
     ),
-    "min_pixel_std": _at_least("pixel_std"),
 }
 assert tuple(RULES) == RULE_NAMES, "rules.py and settings.py must name the same rules in the same order"
 

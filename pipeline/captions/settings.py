@@ -18,7 +18,7 @@ from pipeline.vocabulary.taxa import TextType
 
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 7  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 8  # raise when cleaning or measuring changes what it writes
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
@@ -67,8 +67,6 @@ class Thresholds(Settings):
     """Drop file names such as IMG_0042."""
     not_spam_like: bool | None = None
     """Drop what a shop says to its visitors, such as "click here to buy"."""
-    blocklist: tuple[str, ...] | None = None
-    """Words or phrases, matched whole, in any case."""
     min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
     min_given_chars: int | None = Field(default=None, ge=0)
     """Of the caption as given."""
@@ -90,7 +88,6 @@ class Thresholds(Settings):
     min_side_px: int | None = Field(default=None, ge=1)  # smallest image side as downloaded
     max_aspect_ratio: float | None = Field(default=None, ge=1)
     """Longer over shorter side, as downloaded."""
-    min_pixel_std: float | None = Field(default=None, ge=0)  # flat or near-blank pictures
 
 
 RULE_NAMES: tuple[str, ...] = tuple(Thresholds.model_fields)

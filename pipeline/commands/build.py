@@ -16,7 +16,7 @@ from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
-from pipeline.runner.runner import FROM_TOO_LATE, Runner
+from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Stage
 
@@ -47,16 +47,10 @@ def _run(args: argparse.Namespace) -> int:
     return build(args.config, args.first, args.last, args.ray_address)
 
 
-def build(
-    config_path: str,
-    first: str | None,
-    last: str | None,
-    ray_address: str | None,
-    too_late: str = FROM_TOO_LATE,
-) -> int:
+def build(config_path: str, first: str | None, last: str | None, ray_address: str | None) -> int:
     """Run a configuration to a sealed release (or up to a stage) and print the result; returns the exit code.
 
-    Raises: ConfigError with `too_late` when a stage before `first` is not done yet, and as the runner does.
+    Raises: as the runner does.
     """
     config = read_config(config_path)
     if ray_address is not None:
@@ -71,12 +65,10 @@ def build(
             if named
         ),
     )
-    return build_config(config, first, last, too_late)
+    return build_config(config, first, last)
 
 
-def build_config(
-    config: BuildConfig, first: str | None = None, last: str | None = None, too_late: str = FROM_TOO_LATE
-) -> int:
+def build_config(config: BuildConfig, first: str | None = None, last: str | None = None) -> int:
     """As `build`, of a configuration that is read already."""
     for warning in check_config(config, last):
         log.warning("warning: %s", warning)
@@ -84,7 +76,7 @@ def build_config(
     with stop.listening(), Catalog.open(config.work_dir) as catalog:
         catalog.record_config(config.model_dump_json())
         after = partial(_check_ending, config, last)
-        report = Runner(config, FLOW, catalog, stop, after).run(first, last, too_late)
+        report = Runner(config, FLOW, catalog, stop, after).run(first, last)
     if report.redone:
         print(f"done in {report.seconds:.1f} s: {', '.join(report.redone)}")
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from manifests.errors import ConfigError
-from pipeline.commands import RELEASE_HELP, Commands, add_command
+from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
 from pipeline.releases.export import TARGETS, describe
 from pipeline.releases.layouts import LAYOUTS, write_layout
 from pipeline.releases.opening import open_release
@@ -36,7 +36,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    ratio = _read_ratio(args.ratio)
+    ratio = parse_amounts("--ratio", [args.ratio]) if args.ratio is not None else None
     if args.target in TARGETS:
         if args.out:
             raise ConfigError(f"--out: {args.target} needs no files; leave it out, or use --for {' or '.join(LAYOUTS)}")
@@ -46,18 +46,3 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--for {args.target} writes files of the whole split train: give --out DIR, and no --ratio")
     print("\n".join(write_layout(open_release(args.release), args.target, args.out)))
     return 0
-
-
-def _read_ratio(text: str | None) -> dict[str, float] | None:
-    if text is None:
-        return None
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        shares = [(domain.strip(), float(share)) for domain, share in pairs]
-    except ValueError:
-        raise ConfigError(f"--ratio {text}: write DOMAIN=SHARE, with commas between, as plant=10,general=3") from None
-    ratio = dict(shares)
-    if len(ratio) < len(shares):
-        twice = [domain for domain in ratio if [name for name, _ in shares].count(domain) > 1]
-        raise ConfigError(f"--ratio {text}: more than one share for {', '.join(twice)}; give each domain one")
-    return ratio

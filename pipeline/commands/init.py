@@ -47,10 +47,6 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: there already; name another file, or remove that one")
     name = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "my"
     text = write_first_config(name, parse_domains(args.domain), args.evaluation)
-    try:
-        storage.make_parent(str(out))
-        storage.publish_bytes(str(out), text.encode())
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+    storage.write_file(str(out), text.encode())
     print_lines([*describe_places(text), f"config: {out}"])
     return 0

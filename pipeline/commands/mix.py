@@ -9,11 +9,6 @@ from manifests.errors import ConfigError
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import BuildConfig, read_config
 
-_TOO_LATE = (
-    "mix: the stage '{stage}' is not done yet with this configuration; run `plantmix build` with it: what is done is "
-    "reused"
-)
-
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add `mix` to the command line."""
@@ -45,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("mix: --json is for --dry-run; a release has its record in release.json")
     from pipeline.commands.build import build
 
-    return build(args.config, "select", None, None, _TOO_LATE)
+    return build(args.config, "select", None, None)
 
 
 def _describe_plan(config: BuildConfig) -> list[str]:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from manifests.drawing.page import draw_page
-from manifests.drawing.panels import draw_png
+from manifests.drawing.page import require_drawing_name, write_drawing
 from manifests.errors import ConfigError, RunError
-from pipeline.commands import Commands, add_command
+from manifests.storage import write_file
+from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import design_notes, design_table, propose_runs
-from pipeline.planning.files import law_to_json, mixture_to_json, read_law, write_bytes, write_json
+from pipeline.planning.files import law_to_json, mixture_to_json, read_law, write_json
 from pipeline.planning.goals import Constraint, Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
@@ -30,8 +28,6 @@ from pipeline.planning.reports import choice_report, fit_report
 from pipeline.planning.runs.checks import outside_hull
 from pipeline.planning.runs.nesting import nest_runs, require_one_setting
 from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_mixtures, read_runs
-
-_SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -165,7 +161,7 @@ def _design(args: argparse.Namespace) -> int:
     proposed = propose_runs(domains, args.budget, share_box(domains, limits, {}), table, objective, args.replicates)
     text, lines = design_table(domains, proposed, limits, proxy_samples, 0 if table is None else table.num_runs)
     lines += design_notes(domains, proposed, args.budget, table)
-    write_bytes(text.encode(), args.out)
+    write_file(args.out, text.encode())
     print("\n".join(lines))
     print(f"design: {args.out}")
     return 0
@@ -225,7 +221,7 @@ def _predict(args: argparse.Namespace) -> int:
     for row in range(len(shares)):
         given = ["" if columns[name][row] is None else columns[name][row] for name in kept]
         writer.writerow([*given, *(repr(float(values[row])) for values in added.values())])
-    write_bytes(text.getvalue().encode(), args.out)
+    write_file(args.out, text.getvalue().encode())
     print(f"{len(shares)} mixture(s) predicted: {args.out}")
     num_outside = int(outside_hull(law.runs.shares, shares).sum())
     if num_outside:
@@ -237,8 +233,8 @@ def _choose(args: argparse.Namespace) -> int:
     """`plantmix plan choose`."""
     law, sha256 = read_law(args.law)
     goal = _goal(args, law.domains)
-    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".html"):
-        raise ConfigError(f"--plot {args.plot}: the name must end in .png or .html")
+    if args.plot:
+        require_drawing_name("--plot", args.plot)
     choice = choose_mixture(law, goal)
     failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
     if failed and not args.accept_untrusted:
@@ -252,21 +248,11 @@ def _choose(args: argparse.Namespace) -> int:
     print(choice_report(law, goal, choice))
     print(f"mixture: {args.out}")
     if args.plot:
-        write_bytes(_plot(mixture, args.plot), args.plot)
+        title = "Chosen: " + ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
+        about = f"Law {mixture['law']['file']}, {mixture['law']['num_runs']} runs"
+        write_drawing(args.plot, title, panels_of(mixture), cautions_of(mixture), about)
         print(f"plot: {args.plot}")
     return 0
-
-
-def _plot(mixture: dict[str, Any], path: str) -> bytes:
-    """The drawing of a mixture, as the name of its file asks: a picture or a page."""
-    panels, cautions = panels_of(mixture), cautions_of(mixture)
-    shares = ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
-    title = f"Chosen: {shares}"
-    if path.lower().endswith(".png"):
-        return draw_png(panels, title, cautions)
-    return draw_page(
-        title, panels, cautions, f"Law {mixture['law']['file']}, {mixture['law']['num_runs']} runs"
-    ).encode()
 
 
 def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
@@ -305,39 +291,6 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
     return parse_amounts("--max-epochs", parts)
 
 
-def parse_amounts(option: str, parts: Iterable[str] | None) -> dict[str, float]:
-    """`name=number` pairs, comma-separated and repeatable; numbers may be 10000000, 1e7, 10M or 10_000_000.
-
-    Raises: ConfigError for anything else, and for a name given twice.
-    """
-    amounts: dict[str, float] = {}
-    for item in _items(parts):
-        name, equals, value = item.rpartition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise ConfigError(f"{option}: '{item}' is not NAME=NUMBER")
-        if name in amounts:
-            raise ConfigError(f"{option}: {name} is given twice")
-        amounts[name] = parse_number(option, value)
-    return amounts
-
-
-def parse_number(option: str, text: str) -> float:
-    """A number; k, M and G (or B) stand for 1e3, 1e6 and 1e9.
-
-    Raises: ConfigError when it is no finite number.
-    """
-    trimmed = text.strip().replace("_", "")
-    scale = _SCALES.get(trimmed[-1:])
-    try:
-        value = float(trimmed) if scale is None else float(trimmed[:-1]) * scale
-    except ValueError:
-        raise ConfigError(f"{option}: '{text}' is not a number") from None
-    if not math.isfinite(value):
-        raise ConfigError(f"{option}: '{text}' is not a finite number")
-    return value
-
-
 def parse_optional(option: str, text: str | None) -> float | None:
     """A number, or None when the option is not given.
 
@@ -351,7 +304,7 @@ def parse_objective(parts: Iterable[str] | None) -> dict[str, float]:
 
     Raises: ConfigError when nothing is given or a part cannot be read.
     """
-    weights = parse_amounts("--objective", [item if "=" in item else f"{item}=1" for item in _items(parts)])
+    weights = parse_amounts("--objective", [item if "=" in item else f"{item}=1" for item in split_items(parts)])
     if not weights:
         raise ConfigError('--objective: name at least one loss, e.g. --objective "plant=1,general=1"')
     return weights
@@ -363,7 +316,7 @@ def parse_constraints(parts: Iterable[str] | None) -> tuple[Constraint, ...]:
     Raises: ConfigError for a part of another shape.
     """
     constraints = []
-    for item in _items(parts):
+    for item in split_items(parts):
         name, sign, limit = (part.strip() for part in item.partition("<="))
         if not sign or not name or not limit:
             raise ConfigError(f"--constraint: '{item}' is not LOSS<=NUMBER or LOSS<=NUMBER%")
@@ -373,7 +326,3 @@ def parse_constraints(parts: Iterable[str] | None) -> tuple[Constraint, ...]:
             raise ConfigError(f"--constraint: '{item}': the limit must not be negative")
         constraints.append(Constraint(name, value / 100.0 if relative else value, relative))
     return tuple(constraints)
-
-
-def _items(parts: Iterable[str] | None) -> list[str]:
-    return [item.strip() for part in parts or () for item in part.split(",") if item.strip()]

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -22,13 +18,12 @@ import pyarrow.csv as pacsv
 
 from manifests.errors import ConfigError
 from manifests.printable import printable, shown
-from manifests.reader import open_sandbox
+from manifests.reader import kinds_of, open_sandbox, time_limit
 from pipeline.answers.tables import aligned
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 
 MAX_CELL_CHARS = 60
 _BATCH_ROWS = 10_000
-_EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\w+)\s*,?)+\)\s*)?", re.IGNORECASE)
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -66,12 +61,15 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
     Raises: ConfigError for SQL that DuckDB refuses, for anything but one statement that only reads, and for one that
     takes more than its time or memory.
     """
-    with open_sandbox(workdir, memory_gb) as connection:
+    with open_sandbox(workdir, memory_gb) as connection, time_limit(connection, seconds) as late:
         try:
             _check_reads(connection, sql)
-            with _time_limit(connection, seconds):
-                table = _read_all(connection, sql, memory_gb)
+            table = _read_all(connection, sql, memory_gb)
         except (duckdb.Error, OSError) as error:  # Arrow's reader turns an error of DuckDB into an OSError
+            if late.is_set():
+                raise ConfigError(
+                    f"query: stopped after {seconds:g} s; ask for less, or give it more with --seconds"
+                ) from None
             raise ConfigError(
                 f'query: {str(error).strip()}\nviews and tables: plantmix query {workdir} "SELECT * FROM views"'
             ) from None
@@ -86,39 +84,11 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
 
 
 def _check_reads(connection: Any, sql: str) -> None:
-    """Refuse what is not one statement that reads. EXPLAIN ANALYZE runs what it explains, so that must read too."""
-    statements = connection.extract_statements(sql)
-    kinds = [statement.type.name for statement in statements]
-    if kinds == ["EXPLAIN"]:
-        explained = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
-        kinds = [statement.type.name for statement in explained]
+    kinds = kinds_of(connection, sql)
     if kinds != ["SELECT"]:
         raise ConfigError(
             f"query: one SELECT statement is needed, given: {', '.join(kinds) or 'none'}; nothing is written here"
         )
-
-
-@contextmanager
-def _time_limit(connection: Any, seconds: float) -> Iterator[None]:
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        connection.interrupt()
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (duckdb.Error, OSError):
-        if late.is_set():
-            raise ConfigError(
-                f"query: stopped after {seconds:g} s; ask for less, or give it more with --seconds"
-            ) from None
-        raise
-    finally:
-        timer.cancel()
 
 
 def _read_all(connection: Any, sql: str, memory_gb: float) -> pa.Table:

@@ -72,7 +72,7 @@ def _verify(args: argparse.Namespace) -> int:
     if is_work_folder(args.dir):
         checked = FolderCheck(args.dir, args.deep).run()
         if args.json:
-            print_json(_as_json(checked, args.deep))
+            print_json({**asdict(checked), "deep": args.deep})
         else:
             print_lines(describe(checked, args.dir, args.deep))
         if checked.findings:
@@ -104,10 +104,6 @@ def _verify_release(path: str, deep: bool) -> int:
     else:
         print(f"not compared with a catalogue: {checked.why_not_compared}")
     return 0
-
-
-def _as_json(checked: FolderChecked, deep: bool) -> dict[str, object]:
-    return {**asdict(checked), "deep": deep}
 
 
 def describe(checked: FolderChecked, workdir: str, deep: bool) -> list[str]:

@@ -40,7 +40,7 @@ from manifests.storage import make_folder, publish_bytes
 from pipeline.demo.debian import fetch_package, package_version
 from pipeline.demo.packages import PACKAGES, Picture, read_package
 from pipeline.demo.plants import find_plant_name
-from pipeline.demo.troubles import NUM_TROUBLES, TROUBLES, plant_troubles
+from pipeline.demo.troubles import TROUBLES, plant_troubles
 
 LOG = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def _write_web(web: Path, pictures: list[Picture], port: int, versions: dict[str
         "port": port,
         "packages": versions,
         "rows": {"plant": len(plants), "general": len(general)},
-        "troubles": {kind: sum(counts) for kind, counts in NUM_TROUBLES.items()},
+        "troubles": {kind: sum(trouble.counts) for kind, trouble in TROUBLES.items()},
     }
     publish_bytes(str(web / "README.txt"), _readme(marker).encode())
     publish_bytes(str(web / MARKER), (json.dumps(marker, indent=2) + "\n").encode())
@@ -159,6 +159,6 @@ def _readme(marker: dict[str, Any]) -> str:
         version = marker["packages"][package.name]
         lines += [f"  {package.folder + '/':12} Debian package {package.name} {version}, {package.licence}"]
     lines += ["", "Planted troubles (everything else is as in the packages):"]
-    lines += [f"  {marker['troubles'][kind]:3}  {kind}: {meaning}" for kind, meaning in TROUBLES.items()]
+    lines += [f"  {marker['troubles'][kind]:3}  {kind}: {trouble.meaning}" for kind, trouble in TROUBLES.items()]
     lines += ["", "Every third of the resized copies of plants is in the general table.", ""]
     return "\n".join(lines)

@@ -8,31 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline.demo.packages import Picture
 
-TROUBLES = {
-    "dead_links": "the URL leads nowhere (404)",
-    "exact_copies": "the same bytes under a second URL, with the name of its category as caption",
-    "resized_copies": "re-encoded as JPEG at three quarters of the size: near-duplicates",
-    "filename_captions": "the caption is a camera's file name",
-    "one_character_captions": "the caption is one character",
-    "html_as_jpg": "an HTML page where a JPEG was promised",
-    "truncated_files": "a JPEG that ends half-way",
-    "tracking_pixels": "a GIF of 1 x 1 pixel",
-}
-# how many of each in (plant, general)
-NUM_TROUBLES = {
-    "dead_links": (5, 7),
-    "exact_copies": (8, 12),
-    "resized_copies": (15, 15),
-    "filename_captions": (3, 7),
-    "one_character_captions": (1, 3),
-    "html_as_jpg": (1, 1),
-    "truncated_files": (1, 1),
-    "tracking_pixels": (0, 2),
-}
 _RESIZED_TO = 0.75
 _MIN_RESIZED_SIDE_PX = 100
 
@@ -43,10 +22,10 @@ def plant_troubles(own: list[Picture]) -> list[Picture]:
     added: list[Picture] = []
     for place, domain in enumerate(("plant", "general")):
         victims = _victims([picture for picture in own if picture.domain == domain and picture.caption])
-        for kind, counts in NUM_TROUBLES.items():
-            for number in range(1, counts[place] + 1):
+        for kind, trouble in TROUBLES.items():
+            for number in range(1, trouble.counts[place] + 1):
                 victim = next(picture for picture in victims if kind != "resized_copies" or _is_large(picture))
-                made = _MAKERS[kind](victim, number)
+                made = trouble.make(victim, number)
                 if made.record_id == victim.record_id:
                     changed[made.record_id] = made
                 else:
@@ -126,13 +105,26 @@ def _tracking_pixel(victim: Picture, number: int) -> Picture:
     return replace(victim, record_id=name, path=f"{name}.gif", content=stream.getvalue())
 
 
-_MAKERS: dict[str, Callable[[Picture, int], Picture]] = {
-    "dead_links": _dead_link,
-    "exact_copies": _exact_copy,
-    "resized_copies": _resized_copy,
-    "filename_captions": _filename_caption,
-    "one_character_captions": _one_character_caption,
-    "html_as_jpg": _html_as_jpg,
-    "truncated_files": _truncated_file,
-    "tracking_pixels": _tracking_pixel,
+@dataclass(frozen=True)
+class Trouble:
+    """What it is, how many of it there are in (plant, general), and how a picture gets it."""
+
+    meaning: str
+    counts: tuple[int, int]
+    make: Callable[[Picture, int], Picture]
+
+
+TROUBLES = {
+    "dead_links": Trouble("the URL leads nowhere (404)", (5, 7), _dead_link),
+    "exact_copies": Trouble(
+        "the same bytes under a second URL, with the name of its category as caption", (8, 12), _exact_copy
+    ),
+    "resized_copies": Trouble(
+        "re-encoded as JPEG at three quarters of the size: near-duplicates", (15, 15), _resized_copy
+    ),
+    "filename_captions": Trouble("the caption is a camera's file name", (3, 7), _filename_caption),
+    "one_character_captions": Trouble("the caption is one character", (1, 3), _one_character_caption),
+    "html_as_jpg": Trouble("an HTML page where a JPEG was promised", (1, 1), _html_as_jpg),
+    "truncated_files": Trouble("a JPEG that ends half-way", (1, 1), _truncated_file),
+    "tracking_pixels": Trouble("a GIF of 1 x 1 pixel", (0, 2), _tracking_pixel),
 }

@@ -148,7 +148,7 @@ class _RobotsCache:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class HttpClient:
+class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
     """Connections, addresses and robots.txt rules that requests share; safe for threads.
 
     One client may serve many parts. Its owner closes it.
@@ -175,9 +175,6 @@ class HttpClient:
             "Accept": "image/*,*/*;q=0.5",
             "Accept-Encoding": "identity",
         }
-
-    def __enter__(self) -> HttpClient:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -7,8 +7,8 @@ RunError when a row got no fact.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import pyarrow as pa
 
@@ -20,7 +20,7 @@ from pipeline.pictures.image import Rejected, StoredImage
 from pipeline.store.pool import PoolWriter
 
 
-class PartWriter:
+class PartWriter(AbstractContextManager["PartWriter"]):
     """Collects pictures and facts of rows; `finish` it or `discard` it.
 
     As a context manager it is discarded on an error.
@@ -32,12 +32,7 @@ class PartWriter:
         self._facts: dict[str, Fact] = {}
         self._finished = False
 
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
 
     @property

@@ -17,18 +17,6 @@ from pipeline.fetching.hosts import Result
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, Target, follow
 
-_RETRIED = frozenset(
-    {
-        Outcome.DNS_FAILURE,
-        Outcome.CONNECT_FAILED,
-        Outcome.CONNECT_TIMEOUT,
-        Outcome.CONNECTION_RESET,
-        Outcome.READ_TIMEOUT,
-        Outcome.BODY_TRUNCATED,
-        Outcome.HTTP_429,
-        Outcome.HTTP_5XX,
-    }
-)
 _UNREACHABLE = frozenset(
     {
         Outcome.DNS_FAILURE,
@@ -39,6 +27,7 @@ _UNREACHABLE = frozenset(
         Outcome.DEADLINE_EXCEEDED,
     }
 )
+_RETRIED = _UNREACHABLE - {Outcome.DEADLINE_EXCEEDED} | {Outcome.BODY_TRUNCATED, Outcome.HTTP_429, Outcome.HTTP_5XX}
 # Failures below HTTP: when a request for robots.txt meets one, every other request to its host would too.
 _WHOLE_HOST = _UNREACHABLE | {Outcome.REFUSED_TARGET, Outcome.TLS_FAILURE}
 

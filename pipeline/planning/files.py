@@ -44,19 +44,7 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
     Raises: ConfigError when the place cannot be written.
     """
     text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_bytes(text.encode(), path)
-
-
-def write_bytes(content: bytes, path: str | Path) -> None:
-    """Publish a small file whole, and make its folder where there is none.
-
-    Raises: ConfigError when the place cannot be written.
-    """
-    storage.make_parent(str(path))
-    try:
-        storage.publish_bytes(str(path), content)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+    storage.write_file(str(path), text.encode())
 
 
 def read_law(path: str | Path) -> tuple[Law, str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from manifests import storage
 from manifests.errors import DamageError
 from pipeline.store.files import Files
 
-Stamp = tuple[Any, ...]
+Stamp = tuple[int, int, int]
 
 
 class ContentChecks:
@@ -70,6 +71,5 @@ def files_within(value: Any) -> Iterator[Files]:
 
 
 def _stamp(path: str) -> Stamp:
-    fs, inner = storage.filesystem(path)
-    info = fs.info(inner)
-    return tuple(info.get(name) for name in ("size", "mtime", "ino", "LastModified", "ETag"))
+    info = Path(path).stat()
+    return info.st_size, info.st_mtime_ns, info.st_ino

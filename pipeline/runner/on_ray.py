@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError, PartError, RetryableError, RunError
-from manifests.services.local_ray import bound_to_loopback
+from manifests.services.local_ray import bound_to_loopback, join_cluster
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
 
 log = logging.getLogger("plantmix.runner")
@@ -20,20 +20,6 @@ _TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether
 _SILENT_SECONDS = 20.0  # a Ray that answers no connection for so long is gone; after 60 s Ray ends the driver itself
 _LOOK_SECONDS = 5.0  # how often the driver looks whether Ray answers, while no part ends
 _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
-
-
-def _check_answers(address: str) -> None:
-    """See that something listens at HOST:PORT. Ray itself would try for eight minutes, and then end the process.
-
-    Raises: ConfigError.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
-    except OSError as error:
-        raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
 
 
 class RayExecutor:
@@ -48,19 +34,14 @@ class RayExecutor:
         self._gone = False
         started = time.monotonic()
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address:
-            _check_answers(address)
-            options["address"] = address
-        else:
-            options |= {"num_cpus": num_workers or os.cpu_count() or 1, "include_dashboard": False}
         log.info("ray: %s", f"joining {address}" if address else "starting")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with bound_to_loopback(address):
             ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
-            try:
-                ray.init(**options)
-            except ConnectionError as error:
-                raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+            if address:
+                join_cluster(ray, "run.ray_address", address, **options)
+            else:
+                ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
         self._ray = ray
         # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
         through_proxy = address is not None and address.startswith("ray://")

@@ -42,12 +42,6 @@ from pipeline.runner.work import BuildContext, Part, Stage, StageRun, Step
 log = logging.getLogger("plantmix.runner")
 
 
-FROM_TOO_LATE = (
-    "--from: the stage '{stage}' before it is not done yet with this configuration; leave --from out and what is done "
-    "will be reused"
-)
-
-
 @dataclass(frozen=True)
 class BuildReport:
     """How a build ended: what each stage was (done or reused) and where the release lies."""
@@ -80,12 +74,11 @@ class Runner:
         self._forgotten: set[str] = set()
         self._status_failed = False
 
-    def run(self, first: str | None = None, last: str | None = None, too_late: str = FROM_TOO_LATE) -> BuildReport:
+    def run(self, first: str | None = None, last: str | None = None) -> BuildReport:
         """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
 
-        `too_late` is what to say when a `{stage}` before `first` is not done yet.
-
-        Raises: PartError when parts failed for good (all others are committed); IntegrityError; ConfigError of a plan.
+        Raises: PartError when parts failed for good (all others are committed); IntegrityError; ConfigError of a plan,
+            or when a stage before `first` is not done yet.
         """
         started = time.monotonic()
         names = [stage.name for stage in self._flow]
@@ -96,7 +89,7 @@ class Runner:
                 stage = self._flow[place]
                 before = first is not None and place < names.index(first)
                 try:
-                    new = self._bring_up_to_date(stage, names[place + 1 :], too_late if before else None)
+                    new = self._bring_up_to_date(stage, names[place + 1 :], must_be_done=before)
                 except DamageError as error:
                     self._forget(error)
                     place = 0
@@ -130,7 +123,7 @@ class Runner:
             before = self._sealed_or_refuse(name, stage.fingerprint(stage.inputs(context)))
             if not change(context, before):
                 return before, before
-            self._bring_up_to_date(stage, names[place + 1 :], None)
+            self._bring_up_to_date(stage, names[place + 1 :])
             return before, context.sealed[name]
 
     def _sealed_or_refuse(self, stage: str, version: str | None) -> StageRecord:
@@ -181,17 +174,20 @@ class Runner:
 
     # ---- one stage
 
-    def _bring_up_to_date(self, stage: Stage[Any], after: Sequence[str], too_late: str | None) -> bool:
+    def _bring_up_to_date(self, stage: Stage[Any], after: Sequence[str], must_be_done: bool = False) -> bool:
         """Seal the current version of a stage; false when it was sealed already.
 
-        Raises: ConfigError with `too_late`, where given, when it was not; else as `run`.
+        Raises: ConfigError when it was not, and `must_be_done`; else as `run`.
         """
         context = self._context
         inputs = stage.inputs(context)
         context.fingerprint = stage.fingerprint(inputs)
         sealed = self._catalog.find_sealed(context.fingerprint)
-        if sealed is None and too_late is not None:
-            raise ConfigError(too_late.format(stage=stage.name))
+        if sealed is None and must_be_done:
+            raise ConfigError(
+                f"the stage '{stage.name}' is not done yet with this configuration; run `plantmix build` with it from "
+                "the start: what is done is reused"
+            )
         was = self._catalog.find_current(stage.name)
         self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
         if sealed is not None:
@@ -377,12 +373,7 @@ def _describe(stage: StageRecord) -> str:
     return text + (f", dropped: {', '.join(dropped)}" if dropped else "")
 
 
-def scratch_folder(workdir: str) -> str:
-    """Where parts keep private temporary files; emptied at the start and the end of a build."""
-    return storage.join(workdir, "scratch")
-
-
 def _clear_scratch(workdir: str) -> None:
     """Remove what a killed build left behind; the open catalogue proves that no other build is running here."""
     storage.sweep(workdir)
-    shutil.rmtree(scratch_folder(workdir), ignore_errors=True)
+    shutil.rmtree(storage.join(workdir, "scratch"), ignore_errors=True)

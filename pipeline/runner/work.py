@@ -13,7 +13,7 @@ How to run (folders, memory, rates, devices) travels in an `Execution`, which no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +26,7 @@ from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
 from pipeline.store.files import Files, files_of
 from pipeline.store.sql import open_scratch
-from pipeline.store.writing import PrivateFile, TableWriter, write_table
+from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, write_table
 
 StageInputs = TypeVar("StageInputs")
 PartInputs = TypeVar("PartInputs")
@@ -63,16 +63,13 @@ class Execution(Generic[How]):
     shared: Any = None  # any object, or a handle on it in another process
     pieces: tuple[str, ...] = ()
 
-    @contextmanager
-    def scratch(self) -> Iterator[Any]:
+    def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB that is gone afterwards."""
-        with open_scratch(self.workdir, self.memory_gb) as sql:
-            yield sql
+        return open_scratch(self.workdir, self.memory_gb)
 
-    def writer(self, table: str, path: str, schema: pa.Schema, row_group_rows: int | None = None) -> TableWriter:
+    def writer(self, table: str, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> TableWriter:
         """Stream a table into a private file that will be published as `path`."""
-        more = {} if row_group_rows is None else {"row_group_rows": row_group_rows}
-        return TableWriter(self.workdir, table, path, schema, **more)
+        return TableWriter(self.workdir, table, path, schema, row_group_rows)
 
     def write(self, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:
         """Write one table to a private file that will be published as `path`."""
@@ -130,11 +127,9 @@ class StageRun(Generic[How]):
         """How a part of this stage runs."""
         return Execution(self.workdir, self.settings.memory_gb, stem, self.how, shared)
 
-    @contextmanager
-    def scratch(self) -> Iterator[Any]:
+    def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB for planning."""
-        with open_scratch(self.workdir, self.settings.memory_gb) as sql:
-            yield sql
+        return open_scratch(self.workdir, self.settings.memory_gb)
 
     def scratch_file(self, name: str) -> str:
         """Path of a private file that lives as long as the build."""

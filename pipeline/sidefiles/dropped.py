@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from manifests.reader import open_reader
+from manifests.sql import rows_of
 from manifests.tables import TAXON_RANKS
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
@@ -59,9 +60,9 @@ def collect_dropped(work_dir: str) -> dict[str, Any] | None:
         if not sql.execute("SELECT 1 FROM decisions LIMIT 1").fetchall():
             return None
         sql.execute(_ENDINGS)
-        reasons = _rows(sql, _REASONS)
+        reasons = rows_of(sql, _REASONS)
         ids = [sample_id for row in reasons for sample_id in row["ids"]]
-        examples = {row["sample_id"]: row for row in _rows(sql, _EXAMPLES, [ids])}
+        examples = {row["sample_id"]: row for row in rows_of(sql, _EXAMPLES, [ids])}
         for row in reasons:
             row["examples"] = [
                 {**examples[sample_id], "jpg": read_thumbnail(sql, pool, sample_id)} for sample_id in row.pop("ids")
@@ -71,13 +72,13 @@ def collect_dropped(work_dir: str) -> dict[str, Any] | None:
                 **row,
                 "examples": [{"sample_id": None, "text": "", "jpg": None, "domain": "", **one} for one in row["rows"]],
             }
-            for row in _rows(sql, _REJECTS)
+            for row in rows_of(sql, _REJECTS)
         ]
         return {
             "reasons": [*rejects, *reasons],
             "taxa": _taxa(sql),
-            "hosts": _rows(sql, _HOSTS),
-            "languages": _rows(sql, _LANGUAGES),
+            "hosts": rows_of(sql, _HOSTS),
+            "languages": rows_of(sql, _LANGUAGES),
         }
 
 
@@ -88,7 +89,7 @@ def _taxa(sql: Any) -> dict[str, Any] | None:
     rank = next((rank for rank in TAXON_RANKS if known[rank] > 1), None)
     if rank is None:
         return None
-    rows = _rows(
+    rows = rows_of(
         sql,
         f"SELECT taxon_{rank} AS name, count(*) AS candidates, count(*) FILTER (outcome = 'ok') AS downloaded, "
         "count(*) FILTER (keep) AS kept, count(w.sample_id) AS drawn FROM candidates c "
@@ -97,7 +98,3 @@ def _taxa(sql: Any) -> dict[str, Any] | None:
         f"WHERE taxon_{rank} IS NOT NULL GROUP BY ALL ORDER BY candidates DESC, name LIMIT {MOST_ROWS}",
     )
     return {"rank": rank, "rows": rows}
-
-
-def _rows(sql: Any, query: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
-    return list(sql.sql(query, params=values or []).to_arrow_table().to_pylist())

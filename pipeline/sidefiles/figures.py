@@ -12,6 +12,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.release import path_of_shard
+from manifests.sql import rows_of
 from manifests.tables import TAXON_RANKS
 from pipeline.store.sql import view_parquet
 
@@ -79,7 +80,7 @@ def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any
         f"CREATE TABLE named AS SELECT {_TAXON} AS name, count(*) FILTER (copy = 0) AS images, "
         f"count(*) FILTER (split = 'train') AS samples FROM samples WHERE {_TAXON} IS NOT NULL GROUP BY 1"
     )
-    counts = {name: _rows(connection, query) for name, query in _COUNTS.items()}
+    counts = {name: rows_of(connection, query) for name, query in _COUNTS.items()}
     most = SHEET_BYTES // max(1, len({row["domain"] for row in counts["domains"]}))
     largest = (record.get("duplicates") or {}).get("largest")
     return {
@@ -89,23 +90,19 @@ def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any
         "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),
         "taxon_sizes": _taxon_sizes(connection),
         "ranks": _ranks(connection),
-        "sheet": [{**row, "jpg": _picture(row, folder)} for row in _rows(connection, _SHEET, most=most)],
+        "sheet": [{**row, "jpg": _picture(row, folder)} for row in rows_of(connection, _SHEET, {"most": most})],
         "heads": [
             {**row, "jpg": _picture(row, folder)}
-            for row in (_rows(connection, _HEADS, largest=largest) if largest else ())
+            for row in (rows_of(connection, _HEADS, {"largest": largest}) if largest else ())
         ],
     }
-
-
-def _rows(connection: Any, query: str, **values: Any) -> list[dict[str, Any]]:
-    return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
 
 
 def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, below: str) -> dict[str, Any]:
     """For each domain the share of its rows in each bin. A bin is named by where it begins, the last one is open."""
     labels = [below, *(str(edge) for edge in edges[:-1]), f"{edges[-1]}+"]
     counts: dict[str, list[int]] = {}
-    for row in _rows(
+    for row in rows_of(
         connection,
         f"SELECT domain, {_bin(edges)} AS bin, count(*) AS num FROM "
         f"(SELECT domain, coalesce({value}, 0) AS value FROM {view}) GROUP BY ALL ORDER BY ALL",
@@ -129,7 +126,7 @@ def _taxon_sizes(connection: Any) -> list[dict[str, Any]]:
         f"{start:,}" if end == start + 1 else f"{start:,} to {end - 1:,}" if end else f"{start:,} or more"
         for start, end in zip(starts, ends, strict=True)
     ]
-    found = _rows(
+    found = rows_of(
         connection,
         f"SELECT {_bin(TAXON_EDGES)} AS bin, count(*) AS taxa, sum(value)::BIGINT AS images "
         "FROM (SELECT images AS value FROM named) GROUP BY ALL ORDER BY ALL",
@@ -157,7 +154,7 @@ def _ranks(connection: Any) -> dict[str, Any] | None:
         return None
     outer = usable[0]
     inner = next((rank for rank in usable if known[rank] > known[outer]), outer)
-    rows = _rows(
+    rows = rows_of(
         connection,
         f"SELECT coalesce(taxon_{outer}, '(not told)') AS outer_name, "
         f"coalesce(taxon_{inner}, '(not told)') AS inner_name, "

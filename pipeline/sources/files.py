@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -211,15 +211,12 @@ def split_locator(locator: str) -> tuple[str, int, int]:
     return found[1], int(found[2]), int(found[3])
 
 
-class LocalReader:
+class LocalReader(AbstractContextManager["LocalReader"]):
     """Reads pictures by locator below one root, a few files open at a time; a context manager."""
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._open: dict[str, Any] = {}
-
-    def __enter__(self) -> LocalReader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for stream in self._open.values():

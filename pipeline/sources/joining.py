@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def staging(scratch: Scratch) -> Iterator[tuple[Any, str]]:
             yield sql, folder
 
 
-class StagedTable:
+class StagedTable(AbstractContextManager["StagedTable"]):
     """A Parquet file that is being written: `n`, the row number, and columns of strings, in few large row groups."""
 
     def __init__(self, folder: str, name: str, columns: Sequence[str]) -> None:
@@ -53,9 +53,6 @@ class StagedTable:
         self.schema = pa.schema([("n", pa.int64()), *((column, pa.string()) for column in columns)])
         self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
         self._waiting: list[pa.Table] = []
-
-    def __enter__(self) -> StagedTable:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._flush()

@@ -32,7 +32,6 @@ _JOINED = {
     "source": "c.source",
     "width_px": "f.width_px",
     "height_px": "f.height_px",
-    "pixel_std": "f.pixel_std",
     "num_same_text": "CASE WHEN t.text_key IS NOT NULL THEN coalesce(r.num, 1) END",
 }
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from manifests import tables
 from manifests.errors import ConfigError
 from manifests.records import PartRecord, fingerprint
+from manifests.sql import literals
 from pipeline.matching.cross import cross_pairs
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
@@ -33,7 +34,7 @@ from pipeline.sources.reading import digest_inputs, read_rows, root_of
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, literals, view_parquet, view_table
+from pipeline.store.sql import copy_sorted, view_parquet, view_table
 
 VERSION = 1
 PART_ROWS = 1000

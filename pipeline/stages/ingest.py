@@ -153,8 +153,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             "sample_id",
             run.writer("secrets", f"{stem}-secrets.parquet", tables.SECRETS),
         )
-        if not storage.is_remote(secrets.temp):
-            Path(secrets.temp).chmod(0o600)
+        Path(secrets.temp).chmod(0o600)
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL GROUP BY 1").fetchall()
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -73,9 +74,8 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     final = storage.join(run.workdir, shard_path)
     storage.make_folder(final.rpartition("/")[0])
     temp = storage.temp_path(final)
-    fs, inner = storage.filesystem(temp)
     keys = record.sample_keys(rows)
-    with PoolReader(run.workdir) as pool, fs.open(inner, "wb") as stream:
+    with PoolReader(run.workdir) as pool, Path(temp).open("wb") as stream:
         archive = ArchiveWriter(stream)
         places = _write_samples(archive, pool, rows, keys, inputs.texts)
         num_bytes, sha256 = archive.finish()

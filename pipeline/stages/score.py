@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.records import Funnel, PartRecord, fingerprint
+from manifests.sql import literals
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import STORED_AT, PoolReader
-from pipeline.store.sql import copy_sorted, cut_rows, facet, literals, view_parquet, view_table
+from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000

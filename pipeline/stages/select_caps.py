@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import tables
+from manifests.sql import literals
 from pipeline.quotas.balance import BalanceSettings, CapSettings, judge_cap
-from pipeline.store.sql import literals
 
 NUM_SHOWN = 5
 

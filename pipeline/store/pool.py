@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from manifests import storage
@@ -22,7 +22,7 @@ STORED_AT = ("pool_file", "offset", "length", "stored_sha256")  # columns of fac
 STORED_COLUMNS = ", ".join(f'"{name}"' for name in STORED_AT)
 
 
-class PoolWriter:
+class PoolWriter(AbstractContextManager["PoolWriter"]):
     """Takes pictures in any order and writes them in order of sample id, so that network timing changes no byte.
 
     Pictures wait in a spool file on disk and are copied into the tar at the end, while they are still in the system's
@@ -36,13 +36,8 @@ class PoolWriter:
         self._spooled: dict[str, tuple[int, int]] = {}
         self._num_bytes = 0
 
-    def __enter__(self) -> PoolWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
             self.discard()
         self._spool.close()
         self._spool_path.unlink(missing_ok=True)
@@ -72,21 +67,15 @@ class PoolWriter:
         return places
 
 
-class PoolReader:
+class PoolReader(AbstractContextManager["PoolReader"]):
     """Reads stored pictures out of the parts of a work folder; a context manager that closes what it opened."""
 
     def __init__(self, workdir: str) -> None:
         self._folder = storage.join(workdir, "pool")
         self._advice = f"`plantmix repair {workdir}` keeps the sound pictures and gets the others again"
-        self._remote = storage.is_remote(workdir)
         self._open: dict[str, Any] = {}
 
-    def __enter__(self) -> PoolReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for stream in self._open.values():
             stream.close()
 
@@ -110,9 +99,8 @@ class PoolReader:
 
     def announce(self, pool_file: str, offset: int, length: int) -> None:
         """Tell the system that a picture will be read soon, so that a disk can fetch several at a time."""
-        if not self._remote:
-            stream = self._open.get(pool_file) or self._open_file(pool_file)
-            os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+        stream = self._open.get(pool_file) or self._open_file(pool_file)
+        os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def _open_file(self, pool_file: str) -> Any:
         if len(self._open) >= MAX_OPEN_FILES:

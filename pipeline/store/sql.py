@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage
+from manifests.sql import literals
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import PrivateFile, TableWriter
-
-
-def literals(texts: Iterable[str]) -> str:
-    """Texts as SQL literals, with commas between them."""
-    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
 
 
 def facet(connection: Any, columns: Sequence[str], table: str) -> str:

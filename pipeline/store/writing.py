@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,10 +43,8 @@ class TableWriter:
         final = storage.join(workdir, path)
         storage.make_folder(final.rpartition("/")[0])
         self._temp = storage.temp_path(final)
-        fs, inner = storage.filesystem(self._temp)
         self.schema = schema
-        self._stream = fs.open(inner, "wb")
-        self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(self._temp, schema, compression="zstd")
         self._num_rows = 0
         self._row_group_rows = row_group_rows
         self._waiting: list[pa.Table] = []
@@ -71,7 +70,6 @@ class TableWriter:
         if self._num_waiting:
             self._write_groups(self._num_waiting)
         self._writer.close()
-        self._stream.close()
         return private_file(self._table, self._path, self._temp, self._num_rows)
 
     def _write_groups(self, num_rows: int) -> None:
@@ -100,7 +98,5 @@ def private_bytes(workdir: str, table: str, path: str, content: bytes, num_rows:
     final = storage.join(workdir, path)
     storage.make_folder(final.rpartition("/")[0])
     temp = storage.temp_path(final)
-    fs, inner = storage.filesystem(temp)
-    with fs.open(inner, "wb") as stream:
-        stream.write(content)
+    Path(temp).write_bytes(content)
     return PrivateFile(table, path, temp, num_rows, len(content), hashlib.sha256(content).hexdigest())

@@ -77,7 +77,7 @@ def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web
     config = write_build_config(web, copy, "build", fetch={"image": {"size_px": 32}})
     done = run_plantmix("mix", config)
     assert done.returncode == 2
-    assert "mix: the stage 'fetch' is not done yet with this configuration; run `plantmix build` with" in done.stderr
+    assert "error: the stage 'fetch' is not done yet with this configuration; run `plantmix build` with" in done.stderr
     assert "--from" not in done.stderr
 
 

@@ -8,7 +8,7 @@ a resume needs one number, the position. There is no shuffle buffer filled by ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,12 +32,6 @@ def mix_seed(*numbers: int) -> int:
     for number in numbers:
         state = splitmix64(state + (number & _MASK))
     return state
-
-
-def allocate(total: int, weights: Sequence[float]) -> list[int]:
-    """Split `total` into whole numbers in the proportion of `weights` (largest remainder, ties to the first)."""
-    scale = total / sum(weights)
-    return largest_remainders([weight * scale for weight in weights], total)
 
 
 def shuffle_within(num_items: int, window: int, rng: np.random.Generator) -> Rows:
@@ -91,7 +85,8 @@ class SampleOrder:
     def __post_init__(self) -> None:
         if self.epoch_size < 1 or not self.strata or any(len(part.rows) == 0 for part in self.strata):
             raise ConfigError("there is no sample to train on; choose another split, domain or release")
-        blocks = allocate(self.epoch_size // self.block, [part.weight for part in self.strata])
+        scale = self.epoch_size // self.block / sum(part.weight for part in self.strata)
+        blocks = largest_remainders([part.weight * scale for part in self.strata], self.epoch_size // self.block)
         if self.block > 1 and 0 in blocks:
             name = self.strata[blocks.index(0)].name
             raise ConfigError(

@@ -8,8 +8,8 @@ RunError on storage that does not answer, and with ConfigError on a split or dom
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.inside import BrokenTarError, tar_members
 from manifests.release import Release
 from manifests.storage import filesystem, is_remote
 from training.data.sampling import Stratum
@@ -255,19 +256,16 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
 def text_members(block: bytes, key: str) -> dict[str, str]:
     """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text."""
     found: dict[str, str] = {}
-    place = 0
-    while place + _BLOCK_BYTES <= len(block):
-        try:
-            member = tarfile.TarInfo.frombuf(block[place : place + _BLOCK_BYTES], "utf-8", "replace")
-        except tarfile.HeaderError:  # the end of the tar, or bytes between
-            break
-        name = member.name.rpartition("/")[2]
-        if not name.startswith(f"{key}.") or member.size < 0:
-            break
-        start = place + _BLOCK_BYTES
-        if name.endswith(".txt"):
-            found[name[len(key) + 1 : -4]] = block[start : start + member.size].decode("utf-8", "replace")
-        place = start + -(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES
+    try:
+        for member in tar_members(io.BytesIO(block)):
+            name = member.name.rpartition("/")[2]
+            if member.fault is not None or not name.startswith(f"{key}."):
+                break
+            if name.endswith(".txt"):
+                content = block[member.offset : member.offset + member.num_bytes]
+                found[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
+    except BrokenTarError:  # the end of the part, or bytes between
+        pass
     return found
 
 

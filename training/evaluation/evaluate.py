@@ -19,7 +19,7 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.release import Release
-from manifests.storage import make_folder, publish_bytes
+from manifests.storage import write_file
 from manifests.tables import TAXON_RANKS
 from training.config import TrainSettings, ZeroShotSettings
 from training.data import loader
@@ -91,9 +91,8 @@ def evaluate_model(
     result["groups"] = group_means(result["sets"])
     result["seconds"] = round(time.monotonic() - started, 2)
     path = Path(out) if out is not None else trained.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
-    make_folder(str(path.parent))
-    publish_bytes(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
-    publish_bytes(str(path.with_suffix(".png")), plot_result(result))
+    write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
+    write_file(str(path.with_suffix(".png")), plot_result(result))
     return result, path
 
 

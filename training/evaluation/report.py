@@ -12,14 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.drawing.page import draw_page
+from manifests.drawing.page import require_drawing_name, write_drawing
 from manifests.drawing.panels import Panel, draw_png
 from manifests.drawing.theme import INK, SERIES, SOFT, WARN
 from manifests.errors import ConfigError
-from manifests.storage import make_folder, publish_bytes
 from training.evaluation.metrics import Figure
 from training.record.checkpoint import EVAL_FOLDER
-from training.record.curves import plot_target
 
 ABOUT = "Dots are figures with their 95 % intervals; the dotted line is what guessing reaches."
 _INTERVALS = "intervals are of 95 %; those of a classification draw classes anew, and pictures within them"
@@ -64,7 +62,7 @@ def plot_results(files: Sequence[str], out: str) -> None:
 
     Raises: ConfigError for a file that is no result.
     """
-    target = plot_target(out)
+    require_drawing_name("--out", out)
     found = []
     for file in files:
         try:
@@ -77,13 +75,7 @@ def plot_results(files: Sequence[str], out: str) -> None:
     results = {run if names.count(run) == 1 else f"{run}/{stem}": result for run, stem, result in found}
     if len(results) < len(found):
         raise ConfigError("a result is given twice; name each once")
-    panels = result_panels(results)
-    title = "Evaluation: " + ", ".join(results)
-    page = (
-        draw_png(panels, title) if target.suffix.lower() == ".png" else draw_page(title, panels, about=ABOUT).encode()
-    )
-    make_folder(str(target.parent))
-    publish_bytes(str(target), page)
+    write_drawing(out, "Evaluation: " + ", ".join(results), result_panels(results), about=ABOUT)
 
 
 def _run_of(file: Path) -> str:

@@ -79,11 +79,6 @@ class DalipModel(nn.Module):
 
         return PreprocessCfg(**self.clip.visual.preprocess_cfg)
 
-    @property
-    def context_length(self) -> int:
-        """Text positions."""
-        return int(self.clip.context_length)
-
     def forward(self, images: Tensor, text_tokens: Tensor) -> dict[str, Tensor]:
         """Features of a batch of pairs, L2-normalised, and the scale (already exp'd).
 
@@ -154,14 +149,6 @@ class DalipModel(nn.Module):
         for norm in self._frozen_norms:
             norm.eval()
         return self
-
-    def lock_text_tower(self, unlocked_layers: int = 0) -> None:
-        """Freeze the text tower except its last layers, as open_clip does; its branch stays free."""
-        self.clip.lock_text_tower(unlocked_layers=unlocked_layers)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the towers' blocks in the backward pass instead of keeping their activations."""
-        self.clip.set_grad_checkpointing(enable)
 
     @torch.no_grad()
     def clamp_logit_scale(self, maximum: float) -> None:

@@ -63,7 +63,7 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
         _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
         storage.make_folder(str(target.parent))
         if own_json is not None:
-            _publish_json(config, own_json)
+            storage.publish_json(own_json, config)
         storage.publish(str(file), str(target))
     listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
     register = f'open_clip.add_model_config("{own_json}"); ' if own_json is not None else ""
@@ -89,8 +89,9 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
         trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
-        _publish_json({"model": settings} | trained, private / SECOND_CONFIG_FILE)
-        _publish_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
+        storage.publish_json(private / SECOND_CONFIG_FILE, {"model": settings} | trained)
+        config = {"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}
+        storage.publish_json(private / CONFIG_FILE, config)
         if not isinstance(model.clip, FrozenCLIP):
             _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
         storage.make_folder(str(target))
@@ -122,7 +123,7 @@ def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], siz
     if image_size_px(other) != size or found != own:
         raise ConfigError(f"{what}: it would prepare pictures as {found}, not {own}; nothing is written")
     images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    tokens = torch.arange(model.context_length)[None] % 50 + 1
+    tokens = torch.arange(model.clip.context_length)[None] % 50 + 1
     was_training = model.training
     model.eval()
     try:
@@ -227,10 +228,6 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
         save_file(dict(state), path, metadata={"format": "pt"})
     else:
         torch.save({"state_dict": dict(state)}, path)
-
-
-def _publish_json(content: Mapping[str, Any], path: Path) -> None:
-    storage.publish_bytes(str(path), (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8"))
 
 
 def _as_lists(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.storage import join, make_folder, publish_bytes
+from manifests.storage import join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
@@ -162,7 +162,7 @@ def _train_and_measure(task: ProxyTask, console: Path) -> dict[str, Any]:
         "decoded_side_px": task.decoded_side_px,
         "seconds": round(summary["seconds"], 1),
     }
-    publish_bytes(str(folder / RESULT_FILE), (json.dumps(result, indent=2, sort_keys=True) + "\n").encode("utf-8"))
+    publish_json(folder / RESULT_FILE, result)
     return result
 
 

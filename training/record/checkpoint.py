@@ -135,8 +135,8 @@ def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any],
         for path in state.damaged:  # so that no reader of the folder takes them for the newest
             path.unlink()
         cut_log(folder / LOG_FILE, step)
-    _write_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
-    _write_json(folder / RUN_FILE, {"identity": identity})
+    storage.publish_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
+    storage.publish_json(folder / RUN_FILE, {"identity": identity})
 
 
 def clear_run(folder: Path) -> None:
@@ -227,7 +227,7 @@ def newest_weights(folder: Path) -> Path:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Publish the summary, which marks a finished run."""
-    _write_json(folder / SUMMARY_FILE, summary)
+    storage.publish_json(folder / SUMMARY_FILE, summary)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -257,10 +257,6 @@ def _save(path: Path, content: dict[str, Any]) -> None:
             f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {free_gb:.1f} GB are free there. Files "
             "written before are whole: make room, then run the same command to go on"
         ) from None
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    storage.publish_bytes(str(path), (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.drawing.page import draw_page
-from manifests.drawing.panels import Panel, draw_png
+from manifests.drawing.page import draw_page, require_drawing_name, write_drawing
+from manifests.drawing.panels import Panel
 from manifests.drawing.theme import SERIES
 from manifests.errors import ConfigError
-from manifests.storage import make_folder, publish_bytes
+from manifests.storage import write_file
 from training.record.checkpoint import SUMMARY_FILE
 from training.record.log import LOG_FILE, read_log
 
@@ -46,17 +46,12 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
 
     Raises: ConfigError.
     """
-    target = _checked(out, metrics)
+    _check(out, metrics)
     runs = dict(zip(_labels(folders), (read_curves(Path(folder)) for folder in folders), strict=True))
     panels = _panels(runs, metrics)
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
-    title = ", ".join(runs)
-    if target.suffix.lower() == ".png":
-        content = draw_png(panels, title)
-    else:
-        content = draw_page(title, panels, about="Over samples seen.").encode()
-    _write(target, content)
+    write_drawing(out, ", ".join(runs), panels, about="Over samples seen.")
 
 
 def follow_runs(
@@ -66,8 +61,8 @@ def follow_runs(
 
     Raises: ConfigError.
     """
-    target = _checked(out, metrics)
-    if target.suffix.lower() != ".html":
+    _check(out, metrics)
+    if not out.lower().endswith(".html"):
         raise ConfigError(f"{out}: --follow writes a page; give --out a file name that ends in .html")
     labels = _labels(folders)
     for folder in folders:
@@ -77,15 +72,15 @@ def follow_runs(
     try:
         while not ended:
             ended = all(_has_ended(Path(folder)) for folder in folders)
-            _write_followed(target, labels, folders, metrics, refresh=not ended)
+            _write_followed(out, labels, folders, metrics, refresh=not ended)
             if not ended:
                 wait(FOLLOW_SECONDS)
     except KeyboardInterrupt:
-        _write_followed(target, labels, folders, metrics, refresh=False)
+        _write_followed(out, labels, folders, metrics, refresh=False)
 
 
 def _write_followed(
-    target: Path, labels: Sequence[str], folders: Sequence[str], metrics: Sequence[str], refresh: bool
+    out: str, labels: Sequence[str], folders: Sequence[str], metrics: Sequence[str], refresh: bool
 ) -> None:
     runs = {
         label: read_curves(Path(folder))
@@ -100,7 +95,7 @@ def _write_followed(
         about=f"{state}{'. '.join(lines)}. Curves are over samples seen.",
         refresh_seconds=FOLLOW_SECONDS if refresh else 0,
     )
-    _write(target, page.encode())
+    write_file(out, page.encode())
 
 
 def _describe(label: str, folder: Path) -> str:
@@ -124,26 +119,10 @@ def _has_ended(folder: Path) -> bool:
     return (folder / SUMMARY_FILE).is_file()
 
 
-def _checked(out: str, metrics: Sequence[str]) -> Path:
+def _check(out: str, metrics: Sequence[str]) -> None:
     if unknown := sorted(set(metrics) - set(METRICS)):
         raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
-    return plot_target(out)
-
-
-def plot_target(out: str) -> Path:
-    """The file that a plot goes to.
-
-    Raises: ConfigError when its name says neither picture nor page.
-    """
-    target = Path(out)
-    if target.is_dir() or target.suffix.lower() not in (".png", ".html"):
-        raise ConfigError(f"{out}: the plot is a PNG or a page; give --out a file name that ends in .png or .html")
-    return target
-
-
-def _write(target: Path, content: bytes) -> None:
-    make_folder(str(target.parent))
-    publish_bytes(str(target), content)
+    require_drawing_name("--out", out)
 
 
 def read_curves(folder: Path) -> Curves:

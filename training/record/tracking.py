@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import ConfigError
-from training.config import TrackSettings, WandbSettings
+from training.config import LogSettings, WandbSettings
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"
@@ -43,14 +43,14 @@ def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def check_packages(settings: TrackSettings) -> None:
+def check_packages(settings: LogSettings) -> None:
     """Raises: ConfigError when a wanted package is missing."""
     for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
         if wanted and importlib.util.find_spec(name) is None:
             raise ConfigError(f"log.{name} needs a package: pip install {name}, or take log.{name} out of the config")
 
 
-def open_trackers(folder: Path, step: int, settings: TrackSettings, config: dict[str, Any]) -> list[Tracker]:
+def open_trackers(folder: Path, step: int, settings: LogSettings, config: dict[str, Any]) -> list[Tracker]:
     """The trackers of a config. The run goes on after `step`; what TensorBoard shows after it is removed.
 
     Raises: ConfigError when wandb refuses.

@@ -9,14 +9,13 @@ command then goes on from the last checkpoint.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.services.local_ray import bound_to_loopback
+from manifests.services.local_ray import bound_to_loopback, join_cluster
 from manifests.settings import parse_settings
 from training.config import TrainSettings, identity_values
 from training.data import loader
@@ -26,7 +25,6 @@ from training.run.stopping import signals_to_file
 
 RAY_FOLDER = "ray"
 STOP_FILE = "stop-asked"  # in the run's folder while its processes are to stop
-_CONNECT_SECONDS = 10.0
 
 T = TypeVar("T")
 
@@ -46,15 +44,7 @@ def train_on_ray(
 
     Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
     """
-    try:
-        with bound_to_loopback(address):
-            import ray
-            from ray.train import RunConfig, ScalingConfig
-            from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise ConfigError(
-            f'--launcher ray needs Ray Train ({error.name or error} is missing): pip install "ray[train]>=2.56"'
-        ) from None
+    ray = _import_ray(address)
     folder = Path(settings.output_dir).absolute()
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
     if resume and checkpoint.inspect_run(folder, identity, allow_changed=allow_changed).kind == "finished":
@@ -63,7 +53,7 @@ def train_on_ray(
         pass
     with _running_ray(ray, address, num_workers):
         try:
-            trainer = TorchTrainer(
+            trainer = ray.train.torch.TorchTrainer(
                 _train_worker,
                 train_loop_config={
                     "settings": settings.model_dump(mode="json"),
@@ -72,8 +62,8 @@ def train_on_ray(
                     "allow_changed": allow_changed,
                     "stop_file": str(folder / STOP_FILE),
                 },
-                scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
-                run_config=RunConfig(name=RAY_FOLDER, storage_path=str(folder)),
+                scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
+                run_config=ray.train.RunConfig(name=RAY_FOLDER, storage_path=str(folder)),
             )
             with signals_to_file(folder / STOP_FILE):
                 trainer.fit()
@@ -95,11 +85,7 @@ def each_result_on_ray(
     """
     if not tasks:
         return
-    try:
-        with bound_to_loopback(address):
-            import ray
-    except ImportError:
-        raise ConfigError('--launcher ray needs Ray: pip install "ray[train]>=2.56"') from None
+    ray = _import_ray(address)
     threads = settings.compute.num_threads or 1
     with _running_ray(ray, address, threads):
         try:
@@ -111,6 +97,21 @@ def each_result_on_ray(
                 yield waiting.pop(ready[0]), _result_of(ray, ready[0])
         except ray.exceptions.RayError as error:
             raise _unwrap(error) from None
+
+
+def _import_ray(address: str | None) -> Any:
+    """Ray with Ray Train, bound to the loopback where it will be started here.
+
+    Raises: ConfigError where one of them is missing.
+    """
+    try:
+        with bound_to_loopback(address):
+            import ray.train.torch
+    except ImportError as error:
+        raise ConfigError(
+            f'--launcher ray needs Ray Train ({error.name or error} is missing): pip install "ray[train]>=2.56"'
+        ) from None
+    return ray
 
 
 def _result_of(ray: Any, reference: Any) -> Any:
@@ -158,26 +159,11 @@ def _running_ray(ray: Any, address: str | None, num_cpus: int) -> Iterator[None]
         with bound_to_loopback(address):
             ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
     else:
-        try:
-            _check_answers(address)
-            ray.init(address=address, logging_level="warning")
-        except OSError as error:
-            raise ConfigError(f"--ray-address {address}: no Ray cluster answers there: {error}") from None
+        join_cluster(ray, "--ray-address", address, logging_level="warning")
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Connect to the port of an address once: Ray itself would try a dead one for many minutes.
-
-    Raises: OSError when nothing listens there.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
-            pass
 
 
 def _on_gpu(ray: Any, settings: TrainSettings) -> bool:

@@ -198,10 +198,10 @@ def _lock(model: DalipModel, settings: TrainSettings) -> None:
         if lock.lock_image:
             model.lock_image_tower(lock.lock_image_unlocked_groups, lock.lock_image_freeze_bn_stats)
         if lock.lock_text:
-            model.lock_text_tower(lock.lock_text_unlocked_layers)
+            model.clip.lock_text_tower(unlocked_layers=lock.lock_text_unlocked_layers)
     except (AssertionError, RuntimeError) as error:
         # Some towers can only be locked as a whole. ResNets assert; timm's towers raise RuntimeError where the
         # installed timm lacks what a partial lock needs.
         raise ConfigError(f"lock: open_clip cannot lock this architecture so: {error}") from error
     if settings.compute.grad_checkpointing:
-        model.set_grad_checkpointing()
+        model.clip.set_grad_checkpointing()

@@ -9,7 +9,7 @@ from pipeline.captions.preview import describe_preview, preview_captions
 from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.captions.settings import CaptionSettings
 
-NULLS = {"width_px": pa.int32(), "height_px": pa.int32(), "pixel_std": pa.float32()}
+NULLS = {"width_px": pa.int32(), "height_px": pa.int32()}
 CONFIG = {
     "measure": {"language": False},
     "rules": [

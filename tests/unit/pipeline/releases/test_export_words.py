@@ -99,8 +99,8 @@ def test_ratios_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--for", "open_clip", "--ratio", "plant"], "write DOMAIN=SHARE"),
-        (["--for", "open_clip", "--ratio", "plant=1, plant=2"], "more than one share for plant; give each domain one"),
+        (["--for", "open_clip", "--ratio", "plant"], "--ratio: 'plant' is not NAME=NUMBER"),
+        (["--for", "open_clip", "--ratio", "plant=1, plant=2"], "--ratio: plant is given twice"),
         (["--for", "open_clip", "--out", "x"], "needs no files"),
         (["--for", "img2dataset"], "give --out DIR"),
     ],

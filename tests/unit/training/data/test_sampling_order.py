@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import ConfigError
-from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, allocate, mix_seed, shuffle_within
+from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed, shuffle_within
 
 
 def _stratum(shard_sizes: list[int], name: str = "all", weight: float = 1.0, first: int = 0) -> Stratum:
@@ -88,11 +88,11 @@ def test_window_shuffle_is_a_permutation_within_reach(num_items: int, window: in
         assert np.abs(order - np.arange(num_items)).max() <= window
 
 
-@given(st.integers(0, 10_000), st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
-def test_allocation_sums_and_stays_within_one(total: int, weights: list[float]) -> None:
-    counts = allocate(total, weights)
-    assert sum(counts) == total
-    for count, weight in zip(counts, weights, strict=True):
+@given(st.integers(1, 10_000), st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
+def test_an_epoch_sums_and_each_share_stays_within_one(total: int, weights: list[float]) -> None:
+    order = SampleOrder(tuple(_stratum([9], str(k), weight) for k, weight in enumerate(weights)), total, 1, 9)
+    assert sum(order.counts) == total
+    for count, weight in zip(order.counts, weights, strict=True):
         assert abs(count - total * weight / sum(weights)) < 1 + 1e-6
 
 

@@ -286,10 +286,10 @@ def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: 
 def test_locked_towers_leave_only_the_branches_and_the_scale(tmp_path: Path) -> None:
     model = build_model(settings(tiny(tmp_path, "lock")))
     model.lock_image_tower()
-    model.lock_text_tower()
+    model.clip.lock_text_tower()
     assert {group.role for group in model.parameter_groups()} == {"second_order", "scale"}
     model.lock_image_tower(unlocked_groups=1)
-    model.lock_text_tower(unlocked_layers=1)
+    model.clip.lock_text_tower(unlocked_layers=1)
     assert {group.role for group in model.parameter_groups()} > {"image_tower", "text_tower"}
 
 
@@ -298,7 +298,7 @@ def test_gradients_with_and_without_checkpointing_agree(tmp_path: Path) -> None:
     images, tokens = batch(model)
     grads = []
     for enable in (False, True):
-        model.set_grad_checkpointing(enable)
+        model.clip.set_grad_checkpointing(enable)
         model.zero_grad()
         output = model(images, tokens)
         (output["image_second_order"][0].sum() + output["text_second_order"][0].sum()).backward()
@@ -353,7 +353,7 @@ def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
     model = build_model(ModelSettings(architecture=DEMO))
     assert open_clip.create_model("vit-tiny-demo").visual.image_size == (64, 64)
     assert sum(parameter.numel() for parameter in model.parameters()) < 20e6
-    assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.context_length)
+    assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.clip.context_length)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -414,7 +414,7 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     assert {name for name, _ in model.text_branch.named_parameters()} <= {
         n.removeprefix("text_branch.") for n in trained
     }
-    model.lock_text_tower()
+    model.clip.lock_text_tower()
     assert not any(p.requires_grad for n, p in model.clip.text.transformer.named_parameters() if "LayerNorm" not in n)
     assert all(p.requires_grad for p in model.text_branch.parameters())
 

@@ -27,7 +27,7 @@ def test_without_ray_the_way_to_get_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray.train", None)
     assert main(["train", _write(tmp_path, config), "--launcher", "ray"]) == 2
-    missing = '--launcher ray needs Ray Train (ray.train is missing): pip install "ray[train]>=2.56"'
+    missing = '--launcher ray needs Ray Train (ray.train.torch is missing): pip install "ray[train]>=2.56"'
     assert missing in capsys.readouterr().err
     assert not Path(config["output_dir"]).exists()
 
