@@ -42,9 +42,9 @@ _TOGETHER = {"repair": "verify"}  # what one command finds, the other mends: one
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     given = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(given).parse_args(given)
-    set_up_logging(verbose=args.verbose, quiet=args.quiet)
     try:
+        args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
+        set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(args.func(args))
     except PlantMixError as error:
@@ -70,7 +70,8 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plantmix",
         description="Build mixed image-text datasets for training: URLs in, sealed webdataset releases out.",
-        epilog="first steps: make demo, then plantmix status data/demo and plantmix report data/demo",
+        epilog="first steps: make demo shows a whole run; with pictures of your own: plantmix init, then estimate, "
+        "build and browse. The help of each command has an example.",
     )
     parser.add_argument("--version", action="version", version=f"plantmix {__version__}")
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")

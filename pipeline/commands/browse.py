@@ -20,7 +20,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="nothing there; an index in a temporary folder, removed at the end",
     )
     parser.add_argument("dir", metavar="DIR", help="work folder of a build, or a release folder")
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (a free one)")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
     parser.set_defaults(func=_run)
 
 

@@ -29,7 +29,11 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     parser.add_argument(
-        "--head", type=int, default=0, metavar="N", help="ask N of the addresses for their size, politely (none)"
+        "--head",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask N of the addresses for their size, politely (default: none)",
     )
     add_json_option(parser, ", with every host")
     parser.set_defaults(func=_run)

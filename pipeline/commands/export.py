@@ -27,7 +27,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
     parser.add_argument("--for", dest="target", required=True, choices=(*TARGETS, *LAYOUTS), help="the tool that reads")
     parser.add_argument(
-        "--ratio", metavar="DOMAIN=SHARE,...", help="of a stratified release: the shares to draw (its own target)"
+        "--ratio",
+        metavar="DOMAIN=SHARE,...",
+        help="of a stratified release: the shares to draw (default: those it names as its target)",
     )
     parser.add_argument("--out", metavar="DIR", help=f"a new folder, for {layouts}")
     parser.set_defaults(func=_run)

@@ -37,7 +37,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="PLACE",
         help="pictures that must not be trained on, such as a test set; may be given again",
     )
-    parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (my.yaml)")
+    parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (default: my.yaml)")
     parser.set_defaults(func=_run)
 
 

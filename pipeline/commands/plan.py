@@ -83,7 +83,7 @@ def _add_fit(steps: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_predict(steps: Commands[argparse.ArgumentParser]) -> None:
-    about = "predict the losses of mixtures, with their 90 %% intervals"
+    about = "predict the losses of mixtures, with their 90 % intervals"
     example = "plantmix plan predict LAW.json MIXTURES.csv --out PRED.csv"
     parser = add_command(steps, "predict", about, example, reads="LAW.json and MIXTURES", writes="PRED.csv")
     parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
@@ -93,7 +93,7 @@ def _add_predict(steps: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = 'plantmix plan choose LAW.json --objective plant --constraint "general<=1%%" --out mixture.json'
+    example = 'plantmix plan choose LAW.json --objective plant --constraint "general<=1%" --out mixture.json'
     parser = add_command(
         steps,
         "choose",
@@ -114,9 +114,11 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
         "for proxy runs that were pool-matched"
     )
     parser.add_argument("--repetition-scale", default="15.4", metavar="R", help=text)
-    text = "a mixture this little worse than the best counts as near-optimal (0.005)"
+    text = "a mixture this little worse than the best counts as near-optimal (default: 0.005)"
     parser.add_argument("--near-optimal", default="0.005", metavar="NATS", help=text)
-    parser.add_argument("--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (120)")
+    parser.add_argument(
+        "--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (default: 120)"
+    )
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: a picture (.png) or a page (.html)")
     text = "write the mixture of a law that fails its own held-out test"

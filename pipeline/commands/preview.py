@@ -23,7 +23,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="nothing",
     )
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-    parser.add_argument("--num", type=int, default=2000, metavar="N", help="rows to look at (2000)")
+    parser.add_argument("--num", type=int, default=2000, metavar="N", help="rows to look at (default: 2000)")
     add_json_option(parser)
     parser.set_defaults(func=_run)
 

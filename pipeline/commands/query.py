@@ -46,8 +46,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         help="how to print (table); csv puts ' before a text that a spreadsheet would run as a formula, json does not",
     )
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
-    parser.add_argument("--memory-gb", type=float, default=4.0, metavar="GB", help="memory it may take (4)")
-    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="time it may take (600)")
+    parser.add_argument("--memory-gb", type=float, default=4.0, metavar="GB", help="memory it may take (default: 4)")
+    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="time it may take (default: 600)")
     parser.set_defaults(func=_run)
 
 

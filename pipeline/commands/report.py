@@ -21,7 +21,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="one file that needs no other",
     )
     parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
-    parser.add_argument("--out", metavar="FILE", help="where to write it (NAME-VERSION.html in the current folder)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="where to write it (default: NAME-VERSION.html in the current folder)"
+    )
     parser.set_defaults(func=_run)
 
 

@@ -45,7 +45,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "--outcome",
         action="append",
         metavar="NAME",
-        help="only rows that ended so; may be given again (all that may pass)",
+        help="only rows that ended so; may be given again (default: all that may pass)",
     )
     parser.set_defaults(func=_run)
 

@@ -58,7 +58,7 @@ def add_repair_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="the damaged files, to the bytes they had; what depends on them where the web gives other pictures now",
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"{CONFIG_HELP} (that of the last build)")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"{CONFIG_HELP} (default: that of the last build)")
     parser.add_argument("--yes", action="store_true", help="ask the web again for what only the web can give")
     parser.set_defaults(func=_repair)
 

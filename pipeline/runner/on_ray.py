@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError, PartError, RetryableError, RunError
-from manifests.local_ray import bound_to_loopback, join_cluster
+from manifests.services.local_ray import bound_to_loopback, join_cluster
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
 
 log = logging.getLogger("plantmix.runner")

@@ -48,7 +48,9 @@ class Progress:
 
     def report(self, tally: Tally) -> None:
         """Take over what the running parts have counted."""
-        self.has_reported = tally.num_rows > 0
+        if tally.num_rows and not self.has_reported:
+            self.has_reported = True
+            self._history = deque([(time.monotonic(), tally.num_rows)])  # the start of the workers is no rate
         self._num_done = max(self._num_done, min(tally.num_rows, self._total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts
@@ -94,7 +96,7 @@ class Progress:
 class Watch:
     """Looks at a running step every half second, from a thread of its own: shows and publishes how far it is.
 
-    A log gets a line after two seconds, one when a running part ends its first row, then one an interval.
+    A log gets a line when a running part ends its first row, one after two seconds, then one an interval.
 
     `look` brings the figures up to date. `publish` gets them for status.json. Use it as a context manager.
     """
@@ -141,10 +143,13 @@ class Watch:
                 continue
             if self._live is not None:
                 self._live.update(self._view(), refresh=True)
-            elif time.monotonic() >= next_line or (self._progress.has_reported and not had_reported):
-                had_reported = self._progress.has_reported
+                continue
+            if time.monotonic() >= next_line:
                 next_line = time.monotonic() + self._interval_seconds
-                log.info("%s", self._progress.line())
+            elif had_reported or not self._progress.has_reported:
+                continue
+            had_reported = self._progress.has_reported
+            log.info("%s", self._progress.line())
 
     def _view(self) -> Any:
         from rich.table import Table

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests import model_hub, storage
+from manifests import storage
 from manifests.errors import ConfigError
+from manifests.services import model_hub
 from pipeline.scoring.settings import CLIP
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,9 +155,21 @@ def test_the_command_line_of_training_is_frozen() -> None:
 
 @pytest.mark.parametrize("parser", [build_parser(), build_training_parser()], ids=["plantmix", "dalip"])
 def test_every_command_shows_help_with_an_example(parser: argparse.ArgumentParser) -> None:
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    for name, command in commands.choices.items():
-        assert "example" in command.format_help(), name
+    for command in _commands(parser):
+        text = command.format_help()
+        assert "example" in text, command.prog
+        assert "%%" not in text, f"{command.prog}: an escape that nobody removes"
+        for action in command._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), f"{command.prog} {action.dest}"
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The commands below a parser, and those below them."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from _commands(command)
 
 
 def test_every_config_loads() -> None:

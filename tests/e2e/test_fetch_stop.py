@@ -25,6 +25,8 @@ from misbehaving.answers import encode, send, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
 
+from pipeline.cli import main
+
 NUM, CONNECTIONS = 240, 6
 EXECUTORS = {
     "inline": {"executor": "inline", "fetch_part_size": 150},
@@ -149,6 +151,19 @@ def test_stopped_again_and_again(web: Web, uninterrupted: dict[str, str], tmp_pa
     assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}, "no picture was asked twice"
     assert hash_tree(release_of(tmp_path / "run/work")) == uninterrupted
     assert not list((tmp_path / "run/work").rglob("*.tmp-*"))
+
+
+def test_a_signal_while_a_command_is_still_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["build", "own.yaml"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "plantmix: stopped; what is committed stays, run the same command to go on"
+    ]
 
 
 def test_a_second_signal_leaves_at_once(web: Web, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ print(json.dumps(listening()))
 executor.close()
 """
 _TRAINING = """
-from manifests.local_ray import bound_to_loopback
+from manifests.services.local_ray import bound_to_loopback
 with bound_to_loopback(None):
     import ray
 from training.run.launcher import _running_ray

@@ -187,12 +187,16 @@ class SampleColumns:
             objects = [json.loads(value) if value else {} for value in self._table["extra"].to_pylist()]
             values = [item.get(key) for item in objects]
             if all(value is None for value in values):
-                known = sorted({name for item in objects for name in item})
-                raise ConfigError(f"no sample has '{key}' in its extra (there are: {', '.join(known) or 'none'})")
+                known = ", ".join(f"extra.{name}" for name in sorted({name for item in objects for name in item}))
+                raise ConfigError(
+                    f"eval.zero_shot: no sample has {field}; write {known or 'a column of samples.parquet'}, or take "
+                    "the task out"
+                )
             return values
         if field not in self._table.column_names:
             raise ConfigError(
-                f"the release has no field '{field}'; it has extra.KEY and {', '.join(self._table.column_names)}"
+                f"eval.zero_shot: the release has no field '{field}'; it has extra.KEY and "
+                f"{', '.join(self._table.column_names)}"
             )
         column: list[Any] = self._table[field].to_pylist()
         return column

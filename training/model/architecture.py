@@ -18,8 +18,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from manifests import model_hub
 from manifests.errors import ConfigError
+from manifests.services import model_hub
 
 
 def architecture_name(architecture: str) -> str:

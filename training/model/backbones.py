@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifests import model_hub
 from manifests.errors import ConfigError
+from manifests.services import model_hub
 from training.model.architecture import create_clip, create_tokenizer
 from training.model.towers import check_towers, image_tower, text_tower
 

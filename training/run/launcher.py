@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.local_ray import bound_to_loopback, join_cluster
+from manifests.services.local_ray import bound_to_loopback, join_cluster
 from manifests.settings import parse_settings
 from training.config import TrainSettings, identity_values
 from training.data import loader

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from manifests.errors import ConfigError
-from manifests.model_hub import PATIENCE_SECONDS, download_weights
+from manifests.services.model_hub import PATIENCE_SECONDS, download_weights
 
 HERE = "model.pretrained: the weights 'tag' of tiny are not on this machine"
 

@@ -281,7 +281,7 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"field": "extra.colour"}, "no sample has 'colour' in its extra (there are: category)"),
+        ({"field": "extra.colour"}, "eval.zero_shot: no sample has extra.colour; write extra.category, or take"),
         ({"field": "rank"}, "the release has no field 'rank'; it has extra.KEY and"),
         ({"field": "taxon_genus"}, "0 classes with at least 1 samples, two are needed"),
         ({"field": "extra.category", "domain": "sea"}, "in domain 'sea': 0 classes"),

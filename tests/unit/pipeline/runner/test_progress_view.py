@@ -81,8 +81,9 @@ def test_a_line_says_only_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     progress = Progress("fetch download", "images", 10)
     progress.report(Tally(Counter({"ok": 2, "http_404": 3}), Counter({"a.org": 3})))
     told = ", dropped: 3 http_404; hosts that fail: a.org (3)"
-    assert progress.line() == f"fetch download: 5 of 10 images{told}", "no rate from its first moment"
     monkeypatch.setattr(pipeline.runner.progress, "_RATE_FROM_SECONDS", 0)
+    assert progress.line() == f"fetch download: 5 of 10 images{told}", "the first rows give no rate"
+    progress.report(Tally(Counter({"ok": 4, "http_404": 3}), Counter({"a.org": 3})))
     assert progress.line().endswith(f" left{told}")
 
 

@@ -7,6 +7,7 @@ once whether the hub answers; if not, the client is told to look in its cache al
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from manifests.errors import ConfigError
 
@@ -49,13 +50,14 @@ def rely_on_cache_without_hub() -> str:
 
 def _why_silent(endpoint: str) -> str:
     """Why the hub does not answer; any answer counts, a refusal too. In a thread: a dead resolver hangs for long."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import utils
 
+    client: Any = utils  # half typed
     said: list[str] = []
 
     def ask() -> None:
         try:
-            get_session().head(endpoint, timeout=PATIENCE_SECONDS)
+            client.get_session().head(endpoint, timeout=PATIENCE_SECONDS)
             said.append("")
         except Exception as error:  # of whichever HTTP library the client uses
             said.append(f"{endpoint} does not answer: {error}")

@@ -1,0 +1,1 @@
+"""What the services of other libraries need here: a Ray of one's own, the hub of model weights."""
