@@ -10,10 +10,10 @@ import pytest
 from browsing import build_work_folder
 from starlette.testclient import TestClient
 
-from pipeline.browse.app import make_app
+from pipeline.browse.app import Pages, make_app
 from pipeline.browse.index import make_index
 from pipeline.browse.looking import Looking
-from pipeline.browse.snapshot import open_snapshot
+from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.commands.explain import describe_life
 
 PORT = 8123
@@ -28,11 +28,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def looking_at(folder: Path, private: Path) -> Iterator[Looking]:
     with open_snapshot(str(folder), private) as snapshot:
-        yield Looking(snapshot, make_index(snapshot))
+        make_index(snapshot)
+        with snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True):
+            yield Looking(snapshot)
 
 
 def make_client(looking: Looking, *, signed_in: bool = True) -> TestClient:
-    app = make_app(looking, token=TOKEN, port=PORT, as_of="today", describe_life=describe_life)
+    pages = Pages(looking.snapshot, "today", describe_life)
+    pages.open(looking)
+    app = make_app(pages, token=TOKEN, port=PORT)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
     if signed_in:
         assert client.get("/", params={"open": TOKEN}).status_code == 303
