@@ -191,22 +191,23 @@ def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) 
 
     Ids are hexadecimal and even, so parts of equal ranges of ids are about equal.
     """
-    taken = _TAKEN.get(table, "")
+    taken = _TAKEN.get(table, "NULL")
+    nothing = f"(SELECT sample_id::UUID AS sample_id, {taken}, 0 AS file, 0 AS row, 0 AS part FROM {table} LIMIT 0)"
     if not paths:
-        return f"(SELECT sample_id::UUID AS sample_id, {taken or 'NULL'}, 0 AS file, 0 AS row, 0 AS part FROM {table})"
-    listed = ", ".join(map(quoted, paths))
+        return nothing
     part = f"('0x' || left(sample_id, 4))::UINTEGER * {num_parts} // 65536" if num_parts > 1 else "0"
     rows = (
-        f"SELECT sample_id::UUID AS sample_id, {taken}{',' if taken else ''} file_index::UINTEGER AS file, "
-        f"file_row_number::UINTEGER AS row, ({part})::USMALLINT AS part FROM read_parquet([{listed}])"
+        f"SELECT sample_id::UUID AS sample_id, {taken}, file_index::UINTEGER AS file, "
+        f"file_row_number::UINTEGER AS row, ({part})::USMALLINT AS part "
+        f"FROM read_parquet([{', '.join(map(quoted, paths))}])"
     )
     if num_parts == 1:
         return f"({rows})"
     folder = snapshot.private / "dealt" / table
     folder.parent.mkdir(exist_ok=True)
     how = "FORMAT parquet, COMPRESSION lz4_raw, PARTITION_BY (part)"
-    snapshot.connection.execute(f"COPY ({rows}) TO {quoted(folder)} ({how})")
-    return f"read_parquet({quoted(folder / '*' / '*.parquet')}, hive_partitioning = true)"
+    ((num_rows,),) = snapshot.connection.execute(f"COPY ({rows}) TO {quoted(folder)} ({how})").fetchall()
+    return f"read_parquet({quoted(folder / '*' / '*.parquet')}, hive_partitioning = true)" if num_rows else nothing
 
 
 def _add_part(sql: Any, query: str, ids: str, start: int, coded: Sequence[_Coded], first: bool) -> int:
