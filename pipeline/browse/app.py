@@ -19,6 +19,7 @@ from manifests.errors import PlantMixError
 from manifests.reader import read_status
 from pipeline.browse import galleries
 from pipeline.browse.asking import MAX_ROWS, ask
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
 from pipeline.browse.guard import Guard
 from pipeline.browse.index import as_id
@@ -40,8 +41,9 @@ Handler = Callable[[Request], Response]
 class Pages:
     """The handlers. `describe_life` turns a life into the lines that `plantmix explain` prints."""
 
-    def __init__(self, snapshot: Snapshot, as_of: str, describe_life: Describe) -> None:
+    def __init__(self, snapshot: Snapshot, as_of: str, describe_life: Describe, evaluation: EvaluationPictures) -> None:
         self._snapshot = snapshot
+        self._evaluation = evaluation
         self._describe_life = describe_life
         self._opened: Looking | None = None
         self.share = 0.0  # of the index that is made
@@ -60,6 +62,7 @@ class Pages:
             "pages": PAGES,
             "is_release": snapshot.release is not None,
             "radius": snapshot.radius,
+            "shown_sets": evaluation.names,
             "find": self._find,
         }
         self._counts = functools.lru_cache(maxsize=64)(self._count)
@@ -85,6 +88,7 @@ class Pages:
             "/": self.images,
             "/image/{id}": self.image,
             "/picture/{id}.jpg": self.picture,
+            "/twin/{id}.jpg": self.twin,
             "/reasons": self.reasons,
             "/duplicates": self.duplicates,
             "/leaks": self.leaks,
@@ -149,10 +153,11 @@ class Pages:
     def picture(self, request: Request) -> Response:
         """The stored JPEG of an image."""
         place = self._looking.place(request.path_params["id"])
-        content = read_picture(self._snapshot, place) if place else None
-        if content is None:
-            return Response("no picture is stored\n", 404, media_type="text/plain")
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+        return _jpeg(read_picture(self._snapshot, place) if place else None)
+
+    def twin(self, request: Request) -> Response:
+        """The picture of an evaluation set that an image leaks, where the user has named the set's place."""
+        return _jpeg(self._evaluation.read(request.path_params["id"], request.query_params.get("set", "")))
 
     def reasons(self, request: Request) -> Response:
         """A gallery for each drop reason."""
@@ -274,6 +279,12 @@ def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
         exception_handlers={404: pages.not_found, PlantMixError: pages.failed, duckdb.Error: pages.failed},
     )
     return Guard(app, token, port)
+
+
+def _jpeg(content: bytes | None) -> Response:
+    if content is None:
+        return Response("no picture is stored\n", 404, media_type="text/plain")
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
 
 def cut(text: object, num_chars: int = MAX_CELL_CHARS) -> str:

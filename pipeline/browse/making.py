@@ -23,36 +23,35 @@ MAX_KEPT = 3  # indexes, the least recently used goes first
 
 
 class Making:
-    """The process that makes an index. A context manager: at its end no process is left."""
+    """The process that makes an index, started by `with`; at its end no process is left."""
 
     def __init__(self, given: str, private: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self._told, tells = context.Pipe(duplex=False)
-        self._process = context.Process(target=_make, args=(given, private, tells), daemon=True)
+        self.process = context.Process(target=_make, args=(given, private, tells), daemon=True)
         self._tells = tells
 
     def __enter__(self) -> Making:
+        self.process.start()
+        self._tells.close()  # the process alone holds that end now, so its death is seen
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._process.pid is not None:
-            self._process.kill()
-            self._process.join()
+        self.process.kill()
+        self.process.join()
 
-    def run(self, tell: Tell) -> None:
-        """Make the index; `tell` is given the share that is done, 0 to 1.
+    def wait(self, tell: Tell) -> None:
+        """Wait for the index; `tell` is given the share that is done, 0 to 1.
 
         Raises: what making it raised; RunError when the process was killed.
         """
-        self._process.start()
-        self._tells.close()  # the process alone holds that end now, so its death is seen
         while True:
             try:
                 told = self._told.recv()
             except EOFError:
-                self._process.join()
+                self.process.join()
                 raise RunError(
-                    f"the process that makes the index was killed (exit code {self._process.exitcode}); it needs "
+                    f"the process that makes the index was killed (exit code {self.process.exitcode}); it needs "
                     f"{2 * MAKING_MB:,} MB of free memory. Close other programs and start browse again"
                 ) from None
             if isinstance(told, Exception):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import uvicorn
 
 from manifests.errors import ConfigError
 from pipeline.browse.app import Describe, Pages, make_app
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.guard import PARAMETER
 from pipeline.browse.index import Tell
 from pipeline.browse.looking import Looking
@@ -27,24 +29,25 @@ LOOPBACK = "127.0.0.1"
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def serve(given: str, port: int, describe_life: Describe) -> int:
+def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[str] = ()) -> int:
     """Print the address with its token, make the index, and answer until Ctrl-C. Port 0 takes a free one.
 
-    Raises: ConfigError when there is nothing to look at or the port is taken; RunError as `open_snapshot`, and when
-        the index could not be made.
+    `evaluation` has SET=PLACE for each evaluation set whose pictures may be shown.
+
+    Raises: ConfigError when there is nothing to look at, a set is not known or the port is taken; RunError as
+        `open_snapshot`, and when the index could not be made.
     """
     cache = cache_folder()
     with (
         tempfile.TemporaryDirectory(prefix="plantmix-browse-") as private,
         _listen(port) as listening,
         open_snapshot(given, Path(private), cache) as snapshot,
-        Making(given, Path(private)) as making,
         ExitStack() as opened,
     ):
         as_of = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
         own_port = listening.getsockname()[1]
         token = secrets.token_hex(24)
-        pages = Pages(snapshot, as_of, describe_life)
+        pages = Pages(snapshot, as_of, describe_life, EvaluationPictures(snapshot, evaluation))
         config = uvicorn.Config(
             make_app(pages, token=token, port=own_port),
             log_level="warning", access_log=False, lifespan="off", server_header=False,
@@ -55,7 +58,8 @@ def serve(given: str, port: int, describe_life: Describe) -> int:
         def open_index() -> None:
             try:
                 if snapshot.index == Path(private) / INDEX_FOLDER:
-                    making.run(_telling(snapshot, pages))
+                    with Making(given, Path(private)) as making:
+                        making.wait(_telling(snapshot, pages))
                 opened.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
                 pages.open(Looking(snapshot))
                 _say(f"{snapshot.name}: ready, {pages.num_images:,} images")

@@ -32,6 +32,7 @@ from manifests.catalog import Catalog
 from manifests.reader import SAMPLE_VIEWS
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 from pipeline.browse.app import Pages, make_app
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
 from pipeline.browse.looking import Looking
 from pipeline.browse.making import Making
@@ -167,13 +168,11 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
     with ExitStack() as stack:
         private = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         snapshot = timed("opening", lambda: stack.enter_context(open_snapshot(str(folder), private)))
-        pages = Pages(snapshot, "", lambda life: ())
+        pages = Pages(snapshot, "", lambda life: (), EvaluationPictures(snapshot, ()))
         client = TestClient(make_app(pages, token="t", port=1), base_url="http://127.0.0.1:1", follow_redirects=False)
         client.get("/?open=t")
         timed("waiting page", lambda: client.get("/"))
-        making = stack.enter_context(Making(str(folder), private))
-        timed("index", lambda: making.run(lambda share: None))
-        making.__exit__()
+        timed("index", lambda: make(str(folder), private))
         child = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds["index"] = seconds["index"][0], child.ru_utime + child.ru_stime
         peak_index = child.ru_maxrss / 1024
@@ -209,6 +208,12 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
         "rows": num_rows, "seconds": seconds, "filters": filters, "counts": counts,
         "peak_index_mib": peak_index, "peak_mib": peak, "index_mb": index_bytes / 1e6, "load": os.getloadavg()[0],
     }  # fmt: skip
+
+
+def make(folder: str, private: Path) -> None:
+    """The index, made as the command makes it."""
+    with Making(folder, private) as making:
+        making.wait(lambda share: None)
 
 
 def report(found: list[dict[str, Any]]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from browsing import build_work_folder
 from starlette.testclient import TestClient
 
 from pipeline.browse.app import Pages, make_app
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.index import make_index
 from pipeline.browse.looking import Looking
 from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
@@ -33,8 +35,8 @@ def looking_at(folder: Path, private: Path) -> Iterator[Looking]:
             yield Looking(snapshot)
 
 
-def make_client(looking: Looking, *, signed_in: bool = True) -> TestClient:
-    pages = Pages(looking.snapshot, "today", describe_life)
+def make_client(looking: Looking, *, signed_in: bool = True, evaluation: Sequence[str] = ()) -> TestClient:
+    pages = Pages(looking.snapshot, "today", describe_life, EvaluationPictures(looking.snapshot, evaluation))
     pages.open(looking)
     app = make_app(pages, token=TOKEN, port=PORT)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
@@ -52,6 +54,11 @@ def looking(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 @pytest.fixture
 def client(looking: Looking) -> TestClient:
     return make_client(looking)
+
+
+@pytest.fixture
+def client_with(looking: Looking) -> Callable[..., TestClient]:
+    return functools.partial(make_client, looking)
 
 
 @pytest.fixture
