@@ -33,6 +33,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates"), ("/leaks", "Leaks"),
          ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
 MAX_CELL_CHARS = 300
+REFRESH_SECONDS = 3  # of the page that waits for the index
 
 Describe = Callable[[dict[str, Any]], Sequence[str]]
 Handler = Callable[[Request], Response]
@@ -62,7 +63,8 @@ class Pages:
             "pages": PAGES,
             "is_release": snapshot.release is not None,
             "radius": snapshot.radius,
-            "shown_sets": evaluation.names,
+            "shown_sets": evaluation.shown,
+            "known_sets": evaluation.known,
             "find": self._find,
         }
         self._counts = functools.lru_cache(maxsize=64)(self._count)
@@ -108,7 +110,9 @@ class Pages:
     def waiting(self) -> Response:
         """How far the index is, and what the catalogue tells already. It asks again by itself."""
         stages = [] if self._snapshot.release else galleries.stages(self._snapshot)
-        return self._page("waiting.html", "", share=self.share, seconds_left=self.seconds_left, stages=stages)
+        page = self._page("waiting.html", "", share=self.share, seconds_left=self.seconds_left, stages=stages)
+        page.headers["Refresh"] = str(REFRESH_SECONDS)
+        return page
 
     def images(self, request: Request) -> Response:
         """The grid, with the filters and their counts."""

@@ -36,14 +36,19 @@ class EvaluationPictures:
         for one in given:
             name, _, place = one.partition("=")
             if name not in self._lists:
-                known = ", ".join(sorted(self._lists)) or "none"
+                known = ", ".join(self.known) or "none"
                 raise ConfigError(f"--evaluation {one}: no evaluation set {name!r} was measured here; known: {known}")
             if not Path(place).exists() or not place:
                 raise ConfigError(f"--evaluation {one}: {place or 'no place'} is not there; give SET=PLACE")
             self._roots[name] = str(Path(place) if Path(place).is_dir() else Path(place).parent)
 
     @property
-    def names(self) -> list[str]:
+    def known(self) -> list[str]:
+        """The sets that the last build looked for."""
+        return sorted(self._lists)
+
+    @property
+    def shown(self) -> list[str]:
         """The sets whose pictures may be shown."""
         return list(self._roots)
 
