@@ -117,7 +117,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     table = {"table": str(folder / "list.jsonl"), "columns": {"url": "url", "caption": "caption"}}
     sources.append({"name": "web", "domain": "food", "defaults": {"licence": "CC0-1.0"}, **table})
-    run(folder, sources=sources, evaluation=[], contact="a@example.org", mix={"ratio": {"food": 1}})
+    run(folder, sources=sources, evaluation=[], mix={"ratio": {"food": 1}})
     out = folder / "report.html"
     command = [sys.executable, "-m", "pipeline.cli", "report", str(folder / "work"), "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
