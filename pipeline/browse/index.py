@@ -247,21 +247,24 @@ class _Coded:
 
     def __init__(self, facet: Facet, num_images: int) -> None:
         self.facet = facet
-        self._codes = np.zeros(num_images, np.uint32)
+        self._codes: npt.NDArray[Any] = np.zeros(num_images, np.uint8)  # wider only once there are more values
         self._numbers: dict[str, int] = {}
 
     def add(self, places: npt.NDArray[Any], values: pa.Array) -> None:
         """Values of the images at these places."""
         found = values.dictionary_encode()
         numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in found.dictionary.to_pylist()]
-        self._codes[places] = np.array(numbers, np.uint32)[found.indices.to_numpy()]
+        kind = np.min_scalar_type(max(numbers, default=0))
+        if kind.itemsize > self._codes.itemsize:
+            self._codes = self._codes.astype(kind)
+        self._codes[places] = np.array(numbers, kind)[found.indices.to_numpy()]
 
     def column(self) -> tuple[pa.Field, pa.Array]:
         """As a column of dictionary type, values in their own order; the field holds label and counts."""
         values = sorted(self._numbers)
         order = np.zeros(len(values), np.min_scalar_type(max(len(values) - 1, 0)))
         order[[self._numbers[value] for value in values]] = np.arange(len(values))
-        codes = order[self._codes]
+        codes = self._codes = order[self._codes]  # the old numbers go
         counts = np.bincount(codes, minlength=len(values)).tolist()
         column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(values, pa.string()))
         about = {"label": self.facet.label, "counts": json.dumps(counts)}
