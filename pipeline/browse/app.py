@@ -19,11 +19,13 @@ from manifests.errors import PlantMixError
 from manifests.reader import read_status
 from pipeline.browse import galleries
 from pipeline.browse.asking import MAX_ROWS, ask
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
 from pipeline.browse.guard import Guard
 from pipeline.browse.index import as_id
 from pipeline.browse.looking import Looking
 from pipeline.browse.pictures import read_picture
+from pipeline.browse.snapshot import Snapshot
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
@@ -31,17 +33,22 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates"), ("/leaks", "Leaks"),
          ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
 MAX_CELL_CHARS = 300
+REFRESH_SECONDS = 3  # of the page that waits for the index
 
 Describe = Callable[[dict[str, Any]], Sequence[str]]
+Handler = Callable[[Request], Response]
 
 
 class Pages:
     """The handlers. `describe_life` turns a life into the lines that `plantmix explain` prints."""
 
-    def __init__(self, looking: Looking, as_of: str, describe_life: Describe) -> None:
-        self._looking = looking
-        self._snapshot = looking.snapshot
+    def __init__(self, snapshot: Snapshot, as_of: str, describe_life: Describe, evaluation: EvaluationPictures) -> None:
+        self._snapshot = snapshot
+        self._evaluation = evaluation
         self._describe_life = describe_life
+        self._opened: Looking | None = None
+        self.share = 0.0  # of the index that is made
+        self.seconds_left: float | None = None
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=True,
@@ -51,31 +58,61 @@ class Pages:
         )
         self._templates.filters |= {"cut": cut, "words": lambda name: str(name).replace("_", " ")}
         self._templates.globals |= {
-            "name": self._snapshot.name,
+            "name": snapshot.name,
             "as_of": as_of,
             "pages": PAGES,
-            "is_release": self._snapshot.release is not None,
-            "radius": self._snapshot.radius,
+            "is_release": snapshot.release is not None,
+            "radius": snapshot.radius,
+            "shown_sets": evaluation.shown,
+            "known_sets": evaluation.known,
             "find": self._find,
         }
         self._counts = functools.lru_cache(maxsize=64)(self._count)
-        self._once = functools.lru_cache(maxsize=16)(lambda question: question(looking))
+        self._once = functools.lru_cache(maxsize=16)(lambda question: question(self._looking))
+
+    def open(self, looking: Looking) -> None:
+        """Answer from this index from now on; until then, every page says how far the index is."""
+        self._opened = looking
+
+    @property
+    def num_images(self) -> int:
+        """How many images can be looked at now."""
+        return self._opened.codes.num_images if self._opened else 0
+
+    @property
+    def _looking(self) -> Looking:
+        assert self._opened is not None
+        return self._opened
 
     def routes(self) -> list[Route]:
         """Every address."""
+        need_index = {
+            "/": self.images,
+            "/image/{id}": self.image,
+            "/picture/{id}.jpg": self.picture,
+            "/twin/{id}.jpg": self.twin,
+            "/reasons": self.reasons,
+            "/duplicates": self.duplicates,
+            "/leaks": self.leaks,
+            "/taxa": self.taxa,
+            "/compare": self.compare,
+            "/sql": self.sql,
+        }
         return [
-            Route("/", self.images),
-            Route("/image/{id}", self.image),
-            Route("/picture/{id}.jpg", self.picture),
-            Route("/reasons", self.reasons),
-            Route("/duplicates", self.duplicates),
-            Route("/leaks", self.leaks),
-            Route("/taxa", self.taxa),
-            Route("/compare", self.compare),
-            Route("/sql", self.sql),
+            *(Route(path, self._when_open(handler)) for path, handler in need_index.items()),
             Route("/style.css", self.style),
             Route("/icon.svg", self.icon),
         ]
+
+    def _when_open(self, handler: Handler) -> Handler:
+        return lambda request: handler(request) if self._opened else self.waiting()
+
+    def waiting(self) -> Response:
+        """How far the index is, and what the catalogue tells already. It asks again by itself."""
+        stages = [] if self._snapshot.release else galleries.stages(self._snapshot)
+        page = self._page("waiting.html", "", share=self.share, seconds_left=self.seconds_left, stages=stages)
+        page.headers["Refresh"] = str(REFRESH_SECONDS)
+        return page
 
     def images(self, request: Request) -> Response:
         """The grid, with the filters and their counts."""
@@ -120,10 +157,11 @@ class Pages:
     def picture(self, request: Request) -> Response:
         """The stored JPEG of an image."""
         place = self._looking.place(request.path_params["id"])
-        content = read_picture(self._snapshot, place) if place else None
-        if content is None:
-            return Response("no picture is stored\n", 404, media_type="text/plain")
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+        return _jpeg(read_picture(self._snapshot, place) if place else None)
+
+    def twin(self, request: Request) -> Response:
+        """The picture of an evaluation set that an image leaks, where the user has named the set's place."""
+        return _jpeg(self._evaluation.read(request.path_params["id"], request.query_params.get("set", "")))
 
     def reasons(self, request: Request) -> Response:
         """A gallery for each drop reason."""
@@ -238,14 +276,19 @@ class Pages:
         return {path.parent.name: path.parent for path in sorted(parent.glob("*/release.json"))}
 
 
-def make_app(looking: Looking, *, token: str, port: int, as_of: str, describe_life: Describe) -> ASGIApp:
+def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
     """The whole application, guarded."""
-    pages = Pages(looking, as_of, describe_life)
     app = Starlette(
         routes=pages.routes(),
         exception_handlers={404: pages.not_found, PlantMixError: pages.failed, duckdb.Error: pages.failed},
     )
     return Guard(app, token, port)
+
+
+def _jpeg(content: bytes | None) -> Response:
+    if content is None:
+        return Response("no picture is stored\n", 404, media_type="text/plain")
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
 
 def cut(text: object, num_chars: int = MAX_CELL_CHARS) -> str:

@@ -1,17 +1,20 @@
 """The facets of all images as small numbers in memory: which images match, and how many of each value.
 
 One array a facet, one number an image, in the order of the pages. At 13 million images they take about 300 MB, and a
-count is a walk over an array. Reads the index once; writes nothing.
+count is a walk over an array. Writes nothing.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.browse.index import Facet
 
@@ -49,26 +52,19 @@ class Column:
 
 
 class Codes:
-    """All facets. `sql` has the table session.images, whose column `place` counts from 0."""
+    """All facets of an index, as `make_index` wrote them. They stay on the disk, mapped into memory."""
 
-    def __init__(self, sql: Any, facets: Sequence[Facet]) -> None:
-        ((self.num_images,),) = sql.execute("SELECT count(*) FROM session.images").fetchall()
-        names = [facet.name for facet in facets]
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as file:
+            batch = pa.ipc.open_file(file).get_batch(0)
+        self.num_images = batch.num_rows
+        self.facets: list[Facet] = []
         self._columns: dict[str, Column] = {}
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        for name in names:
-            values = [
-                row[0] for row in sql.execute(f"SELECT unnest(enum_range(NULL::session.{name}_values))").fetchall()
-            ]
-            kind = np.uint8 if len(values) <= 256 else np.uint16 if len(values) <= 65_536 else np.uint32
-            arrays[name] = np.zeros(self.num_images, kind)
-            self._columns[name] = Column(values, arrays[name])
-        listed = ", ".join(f'enum_code("{name}")::UINTEGER AS "{name}"' for name in names)
-        for batch in sql.sql(f"SELECT place, {listed} FROM session.images").to_arrow_reader(CHUNK):
-            places = batch["place"].to_numpy()
-            for name in names:
-                arrays[name][places] = batch[name].to_numpy()
-        self._all = {name: column.counts(None) for name, column in self._columns.items()}
+        self._all: dict[str, npt.NDArray[np.int64]] = {}
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            self.facets.append(Facet(field.name, field.metadata[b"label"].decode()))
+            self._columns[field.name] = Column(column.dictionary.to_pylist(), column.indices.to_numpy())
+            self._all[field.name] = np.array(json.loads(field.metadata[b"counts"]), np.int64)
 
     def mask(self, chosen: Mapping[str, Sequence[str]], found: Mask | None, but: str = "") -> Mask | None:
         """The images that have the chosen values and are among `found`; None for all images."""

@@ -1,20 +1,30 @@
-"""Make the index of a session: `session.images`, one narrow row an image, sorted by sample id.
+"""Make the index: what the pages ask of millions of images, in a form that answers at once.
 
-Sorted, so that an image and a page are found without a scan; `place` counts the rows in that order. What images are
-filtered and counted by is stored as enumerations, whose numbers codes.py takes into memory. `session.taxa` counts the
-taxa once.
+Reads every table once and deals its rows out by sample id into parts, so that a part is joined in little memory.
+Writes two files into a folder:
+
+- `images.duckdb`: `images`, one narrow row an image; `rows`, where in which file the rows of an image lie; `taxa`.
+  `place` counts the images by sample id. The rows of a part lie together, so a look-up reads one part.
+- `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). Written last: with it, all is there.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.browse.snapshot import Snapshot
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from manifests.reader import SAMPLE_VIEWS, literals, paths_of_current
+from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, INDEX_FOLDER, Snapshot
+from pipeline.releases.opening import samples_path
 
 SHOWN_CHARS = 300  # of a caption in the grid
 SEARCHED_CHARS = 10_000
@@ -57,12 +67,27 @@ FACETS = (
 
 LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not listed on a page
 
-PART_IMAGES = 1_000_000  # are joined at a time, so that the joins of millions of images fit into the memory
+PART_IMAGES = 500_000  # are joined at a time; more take more memory, fewer more time
+ROWS_OF = ("candidates", "facts", "fetched", "captions", "decisions", "extra_captions", "scores", "draws", "placements")
 
-# A work folder: what every stage knows of a candidate. {mixed} tells whether the last build has mixed. $within stands
-# for the ids of one part.
+# What the index takes from each table; of the tables in ROWS_OF that are not here, only where their rows lie.
+_TAKEN = {
+    "candidates": "domain, source, caption, licence, taxon_kingdom, taxon_phylum, taxon_class, taxon_order, "
+    "taxon_family, taxon_genus, taxon_species, taxon_scientific_name, taxon_vernacular_name",
+    "facts": 'outcome, host, width_px, height_px, phash, pool_file, "offset", length',
+    "captions": "text, taxon_name, licence_id, taxon_ranks['class'] AS class, taxon_ranks['family'] AS family, "
+    "language",
+    "decisions": "keep, stage, reason, value, threshold, other_sample_id, distance, evaluation_set",
+    "scores": "scorer, score",
+    "placements": "copy, split, shard, key, jpg_offset, jpg_length",
+    "samples": "copy, domain, source, licence_id, width_px, height_px, language, url, split, text, caption, "
+    "taxon_kingdom, taxon_phylum, taxon_class, taxon_order, taxon_family, taxon_genus, taxon_species, "
+    "taxon_scientific_name, taxon_vernacular_name, phash, shard, key, jpg_offset, jpg_length",
+}
+
+# A work folder: what every stage knows of a candidate. {mixed} tells whether the last build has mixed.
 _FROM_WORK_FOLDER = """
-    SELECT c.sample_id::UUID AS sample_id,
+    SELECT c.sample_id,
         CASE WHEN d.keep IS FALSE THEN d.stage
              WHEN d.keep IS NULL AND f.outcome <> 'ok' THEN 'fetch'
              WHEN p.sample_id IS NOT NULL THEN 'packed'
@@ -73,8 +98,7 @@ _FROM_WORK_FOLDER = """
              WHEN d.keep AND w.sample_id IS NULL AND {mixed} THEN 'left_out_by_ratio'
              ELSE '' END AS reason,
         c.domain, c.source, f.outcome, coalesce(t.licence_id, c.licence) AS licence,
-        coalesce(t.taxon_ranks['class'], c.taxon_class) AS class,
-        coalesce(t.taxon_ranks['family'], c.taxon_family) AS family,
+        coalesce(t.class, c.taxon_class) AS class, coalesce(t.family, c.taxon_family) AS family,
         f.width_px, f.height_px, t.language, f.host, p.split, d.evaluation_set AS evaluation, {scores}
         coalesce(t.text, c.caption, '') AS text, coalesce(c.caption, '') AS given,
         coalesce(t.taxon_name, c.taxon_scientific_name, '') AS taxon,
@@ -83,16 +107,16 @@ _FROM_WORK_FOLDER = """
         d.value, d.threshold, d.other_sample_id::UUID AS other, d.distance, f.phash,
         f.pool_file, f."offset" AS pool_offset, f.length AS pool_length,
         p.shard, p.key, p.jpg_offset, p.jpg_length
-    FROM (SELECT * FROM candidates WHERE $within) c
-    LEFT JOIN (SELECT * FROM facts WHERE $within) f USING (sample_id)
-    LEFT JOIN (SELECT * FROM captions WHERE $within) t USING (sample_id)
-    LEFT JOIN (SELECT * FROM decisions WHERE $within) d USING (sample_id)
-    LEFT JOIN (SELECT DISTINCT sample_id FROM draws WHERE $within) w USING (sample_id)
-    LEFT JOIN (SELECT * FROM placements WHERE copy = 0 AND $within) p USING (sample_id)
+    FROM part_candidates c
+    LEFT JOIN part_facts f USING (sample_id)
+    LEFT JOIN part_captions t USING (sample_id)
+    LEFT JOIN part_decisions d USING (sample_id)
+    LEFT JOIN (SELECT DISTINCT sample_id FROM part_draws) w USING (sample_id)
+    LEFT JOIN (FROM part_placements WHERE copy = 0) p USING (sample_id)
     {joins}
 """
 _FROM_RELEASE = """
-    SELECT sample_id::UUID AS sample_id, 'packed' AS stage, '' AS reason, domain, source, 'ok' AS outcome,
+    SELECT sample_id, 'packed' AS stage, '' AS reason, domain, source, 'ok' AS outcome,
         licence_id AS licence, taxon_class AS class, taxon_family AS family, width_px, height_px,
         language, regexp_extract(url, '^[a-z]+://([^/:?#]+)', 1) AS host, split, '' AS evaluation,
         coalesce(text, caption, '') AS text, coalesce(caption, '') AS given,
@@ -102,15 +126,15 @@ _FROM_RELEASE = """
         NULL::VARCHAR AS value, NULL::VARCHAR AS threshold, NULL::UUID AS other, NULL::UTINYINT AS distance, phash,
         NULL::VARCHAR AS pool_file, NULL::BIGINT AS pool_offset, NULL::BIGINT AS pool_length,
         shard, key, jpg_offset, jpg_length
-    FROM samples WHERE copy = 0 AND $within
+    FROM part_samples WHERE copy = 0
 """
 _IMAGES = f"""
     SELECT place, sample_id, left(text, {SHOWN_CHARS}) AS caption,
         lower(left(CASE WHEN text = given THEN text ELSE text || ' ' || given END, {SEARCHED_CHARS})) AS words,
         taxon, left(value, 200) AS value, left(threshold, 200) AS threshold,
         other, distance, phash, width_px, height_px, pool_file, pool_offset, pool_length, shard, key, jpg_offset,
-        jpg_length, {{facets}}
-    FROM session.staged ORDER BY place
+        jpg_length, stage, reason, outcome, domain, source, split
+    FROM joined
 """
 _TAXA = """
     CREATE TABLE session.taxa AS SELECT taxon, count(*) AS num, count(*) FILTER (stage = 'packed') AS packed,
@@ -118,47 +142,144 @@ _TAXA = """
     FROM session.images WHERE taxon <> '' GROUP BY taxon
 """
 
-
-def make_index(snapshot: Snapshot) -> tuple[Facet, ...]:
-    """Fill `session.images`; returns the facets in the order of the pages."""
-    sql = snapshot.connection
-    scorers = _scorers(snapshot)
-    facets = (*FACETS, *(Facet(f"score_{at}", f"Score: {name}") for at, name in enumerate(scorers)))
-    searched = (*facets, LINEAGE)
-    columns = ", ".join(_expression(facet) + f' AS "{facet.name}"' for facet in searched)
-    kept = "text, given, taxon, value, threshold, other, distance, phash, width_px, height_px"
-    places = "pool_file, pool_offset, pool_length, shard, key, jpg_offset, jpg_length"
-    source = _FROM_RELEASE if snapshot.release else _work_folder_query(sql, scorers)
-    ids = "SELECT sample_id FROM samples WHERE copy = 0" if snapshot.release else "SELECT sample_id FROM candidates"
-    sql.execute(
-        "CREATE TABLE session.places AS SELECT sample_id::UUID AS sample_id, "
-        f"row_number() OVER (ORDER BY sample_id::UUID) - 1 AS place FROM ({ids})"
-    )
-    ((num_images,),) = sql.execute("SELECT count(*) FROM session.places").fetchall()
-    into = "CREATE TABLE session.staged AS"
-    for within in _parts_of_ids(num_images):
-        sql.execute(
-            f"{into} SELECT place, sample_id, {kept}, {places}, {columns} "
-            f"FROM ({source.replace('$within', within)}) JOIN session.places USING (sample_id)"
-        )
-        into = "INSERT INTO session.staged"
-    for facet in searched:
-        values = f'SELECT DISTINCT "{facet.name}" FROM session.staged ORDER BY 1'
-        sql.execute(f"CREATE TYPE session.{facet.name}_values AS ENUM ({values})")
-    numbered = ", ".join(f'"{facet.name}"::session.{facet.name}_values AS "{facet.name}"' for facet in searched)
-    sql.execute(f"CREATE TABLE session.images AS {_IMAGES.format(facets=numbered)}")
-    sql.execute("DROP TABLE session.staged")
-    sql.execute("DROP TABLE session.places")
-    sql.execute(_TAXA)
-    sql.execute("CHECKPOINT session")
-    return facets
+Tell = Callable[[float], None]
 
 
-def _parts_of_ids(num_images: int) -> list[str]:
-    """Conditions on `sample_id` that part all ids, which are even hexadecimal numbers, into parts of equal size."""
+def make_index(snapshot: Snapshot, tell: Tell = lambda share: None) -> None:
+    """Write the index into the private folder of the session. `tell` is given the share that is done, 0 to 1."""
+    sql, first = snapshot.connection, "samples" if snapshot.release else "candidates"
+    copies = " WHERE copy = 0" if snapshot.release else ""
+    ((num_images,),) = sql.execute(f"SELECT count(*) FROM {first}{copies}").fetchall()
     num_parts = max(1, math.ceil(num_images / PART_IMAGES))
-    bounds = ["", *(f"{at * 16**6 // num_parts:06x}" for at in range(1, num_parts)), "g"]
-    return [f"sample_id >= '{low}' AND sample_id < '{high}'" for low, high in itertools.pairwise(bounds)]
+    tables = ("samples",) if snapshot.release else ROWS_OF
+    num_steps, done = len(tables) + num_parts, 0
+    paths = {table: _paths(snapshot, table) for table in tables}
+    scorers = _scorers(snapshot)
+    query = _FROM_RELEASE if snapshot.release else _work_folder_query(sql, scorers)
+    facets = (*FACETS, *(Facet(f"score_{at}", f"Score: {name}") for at, name in enumerate(scorers)), LINEAGE)
+    coded = [_Coded(facet, num_images) for facet in facets]
+    folder = snapshot.private / INDEX_FOLDER
+    folder.mkdir()
+    with snapshot.attached(folder / IMAGES_FILE):
+        dealt = {}
+        for table in tables:
+            dealt[table] = _deal(snapshot, table, paths[table], num_parts)
+            tell((done := done + 1) / num_steps)
+        start = 0
+        for part in range(num_parts):
+            for table, source in dealt.items():
+                sql.execute(f"CREATE OR REPLACE TEMP VIEW part_{table} AS SELECT * FROM {source} WHERE part = {part}")
+            start = _add_part(sql, query, f"SELECT sample_id FROM part_{first}{copies}", start, coded, part == 0)
+            if not snapshot.release:
+                _add_rows(sql, part == 0)
+            tell((done := done + 1) / num_steps)
+        sql.execute("DROP TABLE joined")
+        sql.execute("DROP TABLE places")
+        sql.execute(_TAXA)
+        sql.execute("CHECKPOINT session")
+    _write_facets(coded, folder / FACETS_FILE)
+
+
+def _paths(snapshot: Snapshot, table: str) -> list[str]:
+    if snapshot.release:
+        return [samples_path(snapshot.release)]
+    return paths_of_current(snapshot.connection, str(snapshot.folder.resolve()), SAMPLE_VIEWS[table][0], table)
+
+
+def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) -> str:
+    """What to select the rows of a table from, with the number of their `part`, their `file` and their `row`.
+
+    Ids are hexadecimal and even, so parts of equal ranges of ids are about equal.
+    """
+    taken = _TAKEN.get(table, "NULL")
+    nothing = f"(SELECT sample_id::UUID AS sample_id, {taken}, 0 AS file, 0 AS row, 0 AS part FROM {table} LIMIT 0)"
+    if not paths:
+        return nothing
+    part = f"('0x' || left(sample_id, 4))::UINTEGER * {num_parts} // 65536" if num_parts > 1 else "0"
+    rows = (
+        f"SELECT sample_id::UUID AS sample_id, {taken}, file_index::UINTEGER AS file, "
+        f"file_row_number::UINTEGER AS row, ({part})::USMALLINT AS part "
+        f"FROM read_parquet([{literals(map(str, paths))}])"
+    )
+    if num_parts == 1:
+        return f"({rows})"
+    folder = snapshot.private / "dealt" / table
+    folder.parent.mkdir(exist_ok=True)
+    how = "FORMAT parquet, COMPRESSION lz4_raw, PARTITION_BY (part)"
+    ((num_rows,),) = snapshot.connection.execute(f"COPY ({rows}) TO {literals([str(folder)])} ({how})").fetchall()
+    return (
+        f"read_parquet({literals([str(folder / '*' / '*.parquet')])}, hive_partitioning = true)"
+        if num_rows
+        else nothing
+    )
+
+
+def _add_part(sql: Any, query: str, ids: str, start: int, coded: Sequence[_Coded], first: bool) -> int:
+    """Add the images of a part, numbered from `start`; returns how many there are so far."""
+    sql.execute(
+        "CREATE OR REPLACE TEMP TABLE places AS SELECT sample_id, "
+        f"(row_number() OVER (ORDER BY sample_id) - 1 + {start})::UINTEGER AS place FROM ({ids})"
+    )
+    columns = ", ".join(f'{_expression(one.facet)} AS "{one.facet.name}"' for one in coded)
+    names = ", ".join(f'"{one.facet.name}"' for one in coded)
+    others = "text, given, taxon, value, threshold, other, distance, phash, width_px, height_px"
+    stored = "pool_file, pool_offset, pool_length, shard, key, jpg_offset, jpg_length"
+    sql.execute(
+        f"CREATE OR REPLACE TEMP TABLE joined AS SELECT place, sample_id, {others}, {stored}, {columns} "
+        f"FROM ({query}) JOIN places USING (sample_id)"
+    )
+    sql.execute(f"{'CREATE TABLE session.images AS' if first else 'INSERT INTO session.images'} {_IMAGES}")
+    for batch in sql.sql(f"SELECT place, {names} FROM joined").to_arrow_reader(1 << 17):
+        places = batch["place"].to_numpy()
+        for one in coded:
+            one.add(places, batch[one.facet.name])
+    ((num,),) = sql.execute("SELECT count(*) FROM places").fetchall()
+    return start + int(num)
+
+
+def _add_rows(sql: Any, first: bool) -> None:
+    """Add where the rows of a part lie: place of the image, table, file, row."""
+    every = " UNION ALL ".join(
+        f"SELECT sample_id, {at}::UTINYINT AS of, file, row FROM part_{table}" for at, table in enumerate(ROWS_OF)
+    )
+    into = "CREATE TABLE session.rows AS" if first else "INSERT INTO session.rows"
+    sql.execute(f"{into} SELECT place, of, file, row FROM ({every}) JOIN places USING (sample_id)")
+
+
+class _Coded:
+    """One facet while its images are added: the number of each image's value, and the values by number."""
+
+    def __init__(self, facet: Facet, num_images: int) -> None:
+        self.facet = facet
+        self._codes: npt.NDArray[Any] = np.zeros(num_images, np.uint8)  # wider only once there are more values
+        self._numbers: dict[str, int] = {}
+
+    def add(self, places: npt.NDArray[Any], values: pa.Array) -> None:
+        """Values of the images at these places."""
+        found = values.dictionary_encode()
+        numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in found.dictionary.to_pylist()]
+        kind = np.min_scalar_type(max(numbers, default=0))
+        if kind.itemsize > self._codes.itemsize:
+            self._codes = self._codes.astype(kind)
+        self._codes[places] = np.array(numbers, kind)[found.indices.to_numpy()]
+
+    def column(self) -> tuple[pa.Field, pa.Array]:
+        """As a column of dictionary type, values in their own order; the field holds label and counts."""
+        values = sorted(self._numbers)
+        order = np.zeros(len(values), np.min_scalar_type(max(len(values) - 1, 0)))
+        order[[self._numbers[value] for value in values]] = np.arange(len(values))
+        codes = self._codes = order[self._codes]  # the old numbers go
+        counts = np.bincount(codes, minlength=len(values)).tolist()
+        column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(values, pa.string()))
+        about = {"label": self.facet.label, "counts": json.dumps(counts)}
+        return pa.field(self.facet.name, column.type, metadata=about), column
+
+
+def _write_facets(coded: list[_Coded], path: Path) -> None:
+    fields, columns = zip(*(one.column() for one in coded), strict=True)
+    batch = pa.record_batch(list(columns), schema=pa.schema(fields))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def _expression(facet: Facet) -> str:
@@ -181,7 +302,7 @@ def _work_folder_query(sql: Any, scorers: Sequence[str]) -> str:
         low = f"floor(s{at}.score * 20) / 20"
         scores += f"printf('%.2f to %.2f', {low}, {low} + 0.05) AS score_{at}, "
         named = scorer.replace("'", "''")
-        joins += f" LEFT JOIN (SELECT * FROM scores WHERE scorer = '{named}' AND $within) s{at} USING (sample_id)"
+        joins += f" LEFT JOIN (FROM part_scores WHERE scorer = '{named}') s{at} USING (sample_id)"
     return _FROM_WORK_FOLDER.format(mixed=mixed, scores=scores, joins=joins)
 
 

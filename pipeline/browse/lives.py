@@ -1,7 +1,7 @@
 """The life of one image, without walking through every table: where its rows lie is looked up.
 
-The index holds for each table of a work folder which row of which file has which sample id, sorted by id. A life is
-asked of a few rows that are copied into temporary tables, by the same questions as `plantmix explain` asks.
+The index holds for each table of a work folder which row of which file belongs to which image. A life is asked of a few
+rows that are copied into temporary tables, by the same questions as `plantmix explain` asks.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from manifests.reader import SAMPLE_VIEWS, literals, paths_of_current
 from pipeline.answers.lives import find_lives
+from pipeline.browse.index import ROWS_OF, as_id
 from pipeline.browse.snapshot import Snapshot
 
-TABLES = ("candidates", "facts", "fetched", "captions", "decisions", "extra_captions", "scores", "draws", "placements")
 MAX_STAND_FOR = 200  # images dropped for one, of which a life tells
 
 
@@ -24,14 +24,7 @@ class Lives:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         sql, folder = snapshot.connection, str(snapshot.folder.resolve())
-        self._paths = {table: paths_of_current(sql, folder, SAMPLE_VIEWS[table][0], table) for table in TABLES}
-        for table, paths in self._paths.items():
-            if paths:
-                sql.execute(
-                    f"CREATE TABLE session.rows_of_{table} AS SELECT sample_id::UUID AS sample_id, "
-                    "file_index::UINTEGER AS file, file_row_number::UINTEGER AS row "
-                    f"FROM read_parquet([{literals(paths)}]) ORDER BY sample_id"
-                )
+        self._paths = {table: paths_of_current(sql, folder, SAMPLE_VIEWS[table][0], table) for table in ROWS_OF}
         views = (files("manifests") / "views.sql").read_text(encoding="utf-8")
         create = "CREATE VIEW samples "
         (self._samples,) = (part for part in views.split(";") if part.strip().startswith(create))
@@ -48,7 +41,7 @@ class Lives:
             row = sql.execute("SELECT other_sample_id FROM decisions WHERE sample_id = $1", [sample_id]).fetchone()
             kept = [row[0]] if row and row[0] else []
             self._copy_rows(sql, "candidates", [*ids, *kept])
-            for table in TABLES:
+            for table in ROWS_OF:
                 if table not in ("decisions", "candidates"):
                     self._copy_rows(sql, table, [sample_id, *kept])
             if kept:
@@ -62,12 +55,15 @@ class Lives:
         paths = self._paths[table]
         if not paths:
             return
-        places: dict[int, list[str]] = {}
+        listed = ", ".join(f"'{as_id(one)}'" for one in ids)
+        own = sql.execute(f"SELECT place FROM session.images WHERE sample_id IN ({listed})").fetchall()
+        rows_of: dict[int, list[str]] = {}
         for file, row in sql.execute(
-            f"SELECT file, row FROM session.rows_of_{table} WHERE sample_id IN (SELECT unnest($1::UUID[]))", [list(ids)]
+            f"SELECT file, row FROM session.rows WHERE of = {ROWS_OF.index(table)} "
+            f"AND place IN ({', '.join(str(place) for (place,) in own)})"
         ).fetchall():
-            places.setdefault(file, []).append(str(row))
-        for file, rows in places.items():
+            rows_of.setdefault(file, []).append(str(row))
+        for file, rows in rows_of.items():
             sql.execute(
                 f"INSERT INTO {table} SELECT * FROM read_parquet([{literals([paths[file]])}]) "
                 f"WHERE file_row_number IN ({', '.join(rows)})"

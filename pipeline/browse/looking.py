@@ -16,7 +16,7 @@ from pipeline.browse.codes import Codes, Mask
 from pipeline.browse.filters import Filters
 from pipeline.browse.index import LARGEST, LINEAGE, SIZES, Facet, as_id
 from pipeline.browse.lives import Lives
-from pipeline.browse.snapshot import Snapshot
+from pipeline.browse.snapshot import FACETS_FILE, Snapshot
 
 PAGE_IMAGES = 60
 FACET_VALUES = 12
@@ -34,12 +34,12 @@ _ORDER_OF_SIZES = {name: at for at, name in enumerate([*(name for _, name in SIZ
 
 
 class Looking:
-    """A session's index. Safe for threads: each question has a cursor of its own."""
+    """An index, attached as `session`. Safe for threads: each question has a cursor of its own."""
 
-    def __init__(self, snapshot: Snapshot, facets: Sequence[Facet]) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self.facets = facets
-        self.codes = Codes(snapshot.connection, (*facets, LINEAGE))
+        self.codes = Codes(snapshot.index / FACETS_FILE)
+        self.facets = [facet for facet in self.codes.facets if facet != LINEAGE]
         self.lives = None if snapshot.release else Lives(snapshot)
         self._found = functools.lru_cache(maxsize=KEPT_SEARCHES)(self._search)
 

@@ -8,46 +8,98 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import uvicorn
 
 from manifests.errors import ConfigError
-from pipeline.browse.app import Describe, make_app
+from pipeline.browse.app import Describe, Pages, make_app
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.guard import PARAMETER
-from pipeline.browse.index import make_index
+from pipeline.browse.index import Tell
 from pipeline.browse.looking import Looking
-from pipeline.browse.snapshot import open_snapshot
+from pipeline.browse.making import Making, cache_folder, keep_index
+from pipeline.browse.snapshot import IMAGES_FILE, INDEX_FOLDER, Snapshot, open_snapshot
 
 LOOPBACK = "127.0.0.1"
+SECONDS_BETWEEN_LINES = 5.0
 
 
-def serve(given: str, port: int, describe_life: Describe) -> int:
-    """Index, print the address with its token, and answer until Ctrl-C. Port 0 takes a free one.
+def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[str] = ()) -> int:
+    """Print the address with its token, make the index, and answer until Ctrl-C. Port 0 takes a free one.
 
-    Raises: ConfigError when there is nothing to look at or the port is taken; RunError as `open_snapshot`.
+    `evaluation` has SET=PLACE for each evaluation set whose pictures may be shown.
+
+    Raises: ConfigError when there is nothing to look at, a set is not known or the port is taken; RunError as
+        `open_snapshot`, and when the index could not be made.
     """
+    cache = cache_folder()
     with (
         tempfile.TemporaryDirectory(prefix="plantmix-browse-") as private,
         _listen(port) as listening,
-        open_snapshot(given, Path(private)) as snapshot,
+        open_snapshot(given, Path(private), cache) as snapshot,
+        ExitStack() as opened,
     ):
-        started = time.monotonic()
         as_of = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-        looking = Looking(snapshot, make_index(snapshot))
-        num = looking.rows("SELECT count(*) AS num FROM session.images")[0]["num"]
-        print(f"{snapshot.name}: {num:,} images, indexed in {time.monotonic() - started:.1f} s", file=sys.stderr)
         own_port = listening.getsockname()[1]
         token = secrets.token_hex(24)
-        app = make_app(looking, token=token, port=own_port, as_of=as_of, describe_life=describe_life)
-        print(f"http://{LOOPBACK}:{own_port}/?{PARAMETER}={token}", flush=True)
-        print("open this address in a browser on this machine; Ctrl-C ends it", file=sys.stderr)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
+        pages = Pages(snapshot, as_of, describe_life, EvaluationPictures(snapshot, evaluation))
+        config = uvicorn.Config(
+            make_app(pages, token=token, port=own_port),
+            log_level="warning", access_log=False, lifespan="off", server_header=False,
+        )  # fmt: skip
         server = uvicorn.Server(config)
+        failures: list[Exception] = []
+
+        def open_index() -> None:
+            try:
+                if snapshot.index == Path(private) / INDEX_FOLDER:
+                    with Making(given, Path(private)) as making:
+                        making.wait(_telling(snapshot, pages))
+                opened.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
+                pages.open(Looking(snapshot))
+                _say(f"{snapshot.name}: ready, {pages.num_images:,} images")
+            except Exception as error:
+                failures.append(error)
+                server.should_exit = True
+                return
+            try:
+                _say(f"index kept in {cache} ({keep_index(snapshot, cache) / 1e6:,.0f} MB)")
+            except OSError as error:
+                _say(f"the index cannot be kept for the next time: {error}")
+
+        print(f"http://{LOOPBACK}:{own_port}/?{PARAMETER}={token}", flush=True)
+        _say("open this address in a browser on this machine; Ctrl-C ends it")
+        opening = threading.Thread(target=open_index, daemon=True)
+        opening.start()
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             server.run(sockets=[listening])
+        if failures:
+            raise failures[0]
     return 0
+
+
+def _telling(snapshot: Snapshot, pages: Pages) -> Tell:
+    """Take the share that is done to the waiting page, and to the terminal now and then."""
+    started = last = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        pages.share, pages.seconds_left = share, (now - started) * (1 - share) / share
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            _say(f"{snapshot.name}: index {share:.0%} done, about {pages.seconds_left:,.0f} s to go")
+
+    return tell
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _listen(port: int) -> socket.socket:

@@ -8,6 +8,7 @@ counts only when neither file of the catalogue changed meanwhile; otherwise it i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import time
@@ -21,13 +22,16 @@ import duckdb
 
 from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
-from manifests.reader import SAMPLE_VIEWS, lock_down, open_reader, paths_of_current
+from manifests.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current
 from manifests.release import RECORD_FILE, Release
+from manifests.storage import hash_file
 from pipeline.releases.opening import open_release, samples_path
 
 COPY_TRIES = 40
 SECONDS_BETWEEN_TRIES = 0.25
-MEMORY_MB = 1_100  # the facets of codes.py and Python itself come on top
+MAKING_MB, ASKING_MB = 1_000, 800  # of memory for DuckDB; Python and the facets of codes.py come on top
+INDEX_FOLDER, IMAGES_FILE, FACETS_FILE = "index", "images.duckdb", "facets.arrow"
+INDEX_FORMAT = 1  # raise it when the same tables would give another index
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class Snapshot:
     folder: Path  # the work folder or the release
     release: Release | None  # set when a release alone is looked at
     radius: int | None  # of the last dedup
+    private: Path  # the temporary folder of the session
+    key: str  # of the index: of what it is made
+    index: Path  # the folder where the index lies, or will
+
+    @contextmanager
+    def attached(self, images: Path, read_only: bool = False) -> Iterator[None]:
+        """With the database of an index as `session`."""
+        self.connection.execute(f"ATTACH {literals([str(images)])} AS session{' (READ_ONLY)' if read_only else ''}")
+        try:
+            yield
+        finally:
+            self.connection.execute("DETACH session")
 
     @property
     def name(self) -> str:
@@ -46,10 +62,14 @@ class Snapshot:
 
 
 @contextmanager
-def open_snapshot(given: str, private: Path) -> Iterator[Snapshot]:
+def open_snapshot(
+    given: str, private: Path, kept: Path | None = None, memory_mb: int = ASKING_MB
+) -> Iterator[Snapshot]:
     """Views over a work folder or release as they are now. `private` takes the copy, the index and what spills.
 
-    DuckDB itself is locked: it reaches the tables of `given` and `private`, and no setting can be changed.
+    An index of these tables that lies in `kept` is taken from there. A copy of the catalogue that lies in `private`
+    already is taken too. DuckDB itself is locked: it reaches the tables of `given`, `private` and the index, and no
+    setting can be changed.
 
     Raises: ConfigError when there is neither catalogue nor release; RunError when the catalogue never stood still.
     """
@@ -62,11 +82,15 @@ def open_snapshot(given: str, private: Path) -> Iterator[Snapshot]:
         connection, tables = _open_samples(release), folder
     try:
         radius = None if release else _radius(connection)
-        connection.execute("ATTACH $1 AS session", [str(private / "session.duckdb")])
+        key = _key(connection, release)
+        index = private / INDEX_FOLDER
+        if kept and (kept / key / FACETS_FILE).is_file():
+            index = kept / key
         connection.execute("SET preserve_insertion_order = false")
-        allowed = [str(tables.resolve()), str(private.resolve())]  # DuckDB follows links before it compares
-        lock_down(connection, MEMORY_MB, str(private.resolve() / "spill"), "allowed_directories", allowed)
-        yield Snapshot(connection, folder, release, radius)
+        # DuckDB follows links before it compares
+        allowed = [str(place.resolve()) for place in (tables, index, private)]
+        lock_down(connection, memory_mb, str(private.resolve() / "spill"), "allowed_directories", allowed)
+        yield Snapshot(connection, folder, release, radius, private, key, index)
     finally:
         connection.close()
 
@@ -96,9 +120,10 @@ def _open_samples(release: Release) -> Any:
 def _open_catalogue(folder: Path, private: Path) -> Any:
     """The views of the reader over a copy of the catalogue, whose small tables are taken into memory."""
     work = private / "work"
-    work.mkdir()
-    (work / "tables").symlink_to((folder / "tables").absolute(), target_is_directory=True)
-    _copy_catalogue(folder, work)
+    if not work.exists():
+        work.mkdir()
+        (work / "tables").symlink_to((folder / "tables").absolute(), target_is_directory=True)
+        _copy_catalogue(folder, work)
     connection = open_reader(str(work))
     names = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'").fetchall()
     for (name,) in names:
@@ -141,3 +166,16 @@ def _radius(connection: Any) -> int | None:
     ).fetchone()
     radius = json.loads(row[0] or "{}").get("radius") if row else None
     return None if radius is None else int(radius)
+
+
+def _key(connection: Any, release: Release | None) -> str:
+    """A digest of all that an index is made from."""
+    made_from: list[Any] = [INDEX_FORMAT, duckdb.__version__]
+    if release:
+        made_from.append(hash_file(str(Path(release.path) / RECORD_FILE)).sha256)
+    else:
+        made_from += connection.execute(
+            "SELECT c.stage, c.fingerprint, f.table_name, f.path, f.num_rows, f.sha256 FROM current_stages c "
+            "LEFT JOIN stage_parts USING (fingerprint) LEFT JOIN files f USING (part_key) ORDER BY ALL"
+        ).fetchall()
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()

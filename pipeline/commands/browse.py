@@ -17,9 +17,16 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "look at every image in a web browser on this machine, kept or dropped",
         "plantmix browse data/demo",
         reads="catalogue, tables, pool and releases, also while a build runs",
-        writes="nothing there; an index in a temporary folder, removed at the end",
+        writes="nothing there; an index, kept in ~/.cache/plantmix/browse (XDG_CACHE_HOME)",
     )
     parser.add_argument("dir", metavar="DIR", help="work folder of a build, or a release folder")
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="SET=PLACE",
+        help="also show pictures of this evaluation set, which lies at PLACE (path of its config); may be repeated",
+    )
     parser.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
     parser.set_defaults(func=_run)
 
@@ -29,4 +36,4 @@ def _run(args: argparse.Namespace) -> int:
         from pipeline.browse.serving import serve  # an extra of its own, and slow to import
     except ModuleNotFoundError as error:
         raise ConfigError(f"browse needs {error.name}; install it: pip install 'plantmix[browse]'") from None
-    return serve(args.dir, args.port, describe_life)
+    return serve(args.dir, args.port, describe_life, args.evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from browsing import DESK, PHONE, build_work_folder, complaints, open_chromium, open_page, violations
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from manifests.reader import open_reader
 
@@ -60,7 +62,9 @@ class Browsed:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     work = build_work_folder(tmp_path_factory.mktemp("browsed"))
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+    command += ["--evaluation", f"held={work.parent / 'evaluation'}"]
+    own = {**os.environ, "XDG_CACHE_HOME": str(work.parent / "cache")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as served:
         assert served.stdout is not None
         yield served.stdout.readline().strip(), work
         served.terminate()
@@ -71,6 +75,7 @@ def browsed(address: tuple[str, Path]) -> Iterator[Browsed]:
     url, work = address
     with open_chromium() as driver:
         driver.get(url)
+        WebDriverWait(driver, 240).until_not(lambda page: "Getting ready" in page.title)
         yield Browsed(driver, url.partition("/?")[0], work)
 
 
@@ -128,6 +133,15 @@ def test_every_page_fits_and_everyone_can_use_it(browsed: Browsed, size: tuple[i
     background = browsed.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3
     assert (brightness < 60) == (scheme == "dark")
+
+
+def test_a_leak_stands_beside_the_picture_of_its_set(browsed: Browsed) -> None:
+    browsed.open("/leaks")
+    for picture in browsed.all(".pairs img"):
+        browsed.driver.execute_script("arguments[0].scrollIntoView()", picture)
+    loaded = "return [...document.querySelectorAll('.pairs img')].map(image => image.complete && image.naturalWidth)"
+    WebDriverWait(browsed.driver, 60).until(lambda driver: all(driver.execute_script(loaded)))
+    assert len(browsed.all(".pairs img")) == 2 * len(browsed.all(".pairs > li")) == 4
 
 
 def test_the_filters_of_a_phone_open(browsed: Browsed) -> None:

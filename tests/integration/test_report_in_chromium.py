@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -14,14 +15,19 @@ import pytest
 from browsing import (
     DESK,
     LONG,
+    OWNER,
     PHONE,
+    PHOTOS,
+    RIGHT_TO_LEFT,
     SCRIPT,
     build_work_folder,
     complaints,
     open_chromium,
     open_page,
+    run,
     violations,
 )
+from PIL import Image
 from selenium.webdriver.common.by import By
 
 from manifests.drawing.page import draw_page
@@ -29,6 +35,8 @@ from manifests.reader import open_reader
 from pipeline.planning.plots import panels_of
 
 MOST_BYTES = 10_000_000
+HOSTILE = (SCRIPT, RIGHT_TO_LEFT, LONG, OWNER)
+ADDRESSES = ("http://127.0.0.1/", "javascript:alert(1)//")
 pytestmark = pytest.mark.slow
 
 
@@ -86,6 +94,63 @@ def test_hostile_words_change_nothing_but_themselves(driver: Any, pages: dict[st
     assert "</dd><script>alert('owner')" in text
     for section in driver.find_elements(By.CSS_SELECTOR, "h2, .soft, .tiles"):
         assert section.value_of_css_property("direction") == "ltr"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a work folder in which each caption, file name, owner and address is hostile in another way."""
+    folder, sources = tmp_path_factory.mktemp("hostile"), []
+    for at, text in enumerate(HOSTILE):
+        pictures = folder / f"pictures {at}"
+        pictures.mkdir()
+        name = text.replace("/", "\u2215").encode()[:200].decode(errors="ignore")
+        for stem, photo in ((f"{name} kept", 2 * at), (f"{name} dropped", 2 * at + 1)):
+            size = (200, 200) if stem.endswith("kept") else (9, 9)
+            Image.open(PHOTOS[photo]).convert("RGB").resize(size).save(pictures / f"{stem}.jpg")
+            (pictures / f"{stem}.txt").write_text(text, encoding="utf-8")
+        origin = {"folder": {"path": str(pictures), "captions": "text_file"}}
+        defaults = {"licence": "CC0-1.0", "rights_holder": text, "taxon_family": text[:300]}
+        sources.append({"name": f"photos{at}", "domain": "food", "defaults": defaults, **origin})
+    (folder / "list.jsonl").write_text(
+        "".join(json.dumps({"url": url + text, "caption": text}) + "\n" for text in HOSTILE for url in ADDRESSES),
+        encoding="utf-8",
+    )
+    table = {"table": str(folder / "list.jsonl"), "columns": {"url": "url", "caption": "caption"}}
+    sources.append({"name": "web", "domain": "food", "defaults": {"licence": "CC0-1.0"}, **table})
+    run(folder, sources=sources, evaluation=[], mix={"ratio": {"food": 1}})
+    out = folder / "report.html"
+    command = [sys.executable, "-m", "pipeline.cli", "report", str(folder / "work"), "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "work folder"])
+def test_hostile_captions_owners_file_names_and_addresses_change_nothing_but_themselves(
+    driver: Any, hostile: Path, sealed: bool
+) -> None:
+    (page,) = hostile.parent.glob("work/releases/*/report.html") if sealed else (hostile,)
+    complaints(driver)
+    open_page(driver, page.as_uri(), PHONE)
+    assert complaints(driver) == []
+    assert "taken" not in driver.title
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+    assert driver.find_elements(By.CSS_SELECTOR, "script, iframe, [onerror], [onload], a:not([href^='#'])") == []
+    assert violations(driver) == []
+    where = ["#origins"] if sealed else ["#origins", "#dropped"]
+    for section, text in itertools.product([*where, "#samples"], HOSTILE):
+        shown = driver.find_element(By.CSS_SELECTOR, section).get_attribute("textContent")
+        assert " ".join(text[:40].split()) in " ".join(shown.split()), section
+        assert "x" * 400 not in shown, "cut"
+    if not sealed:
+        dropped = driver.find_element(By.ID, "dropped").get_attribute("textContent")
+        assert all(f"{address}{text[:20]}" in dropped for address in ADDRESSES for text in HOSTILE)
+    around = driver.execute_script(
+        "const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];"
+        "while (walk.nextNode()) if (walk.currentNode.data.includes('\\u202e'))"
+        "  found.push(getComputedStyle(walk.currentNode.parentElement).unicodeBidi);"
+        "return found"
+    )
+    assert set(around) == {"isolate"}, "the text around it keeps its direction"
 
 
 def test_every_reason_has_its_gallery_with_the_count(driver: Any, pages: dict[str, Path], work: Path) -> None:

@@ -54,7 +54,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
 
 def plot_result(result: dict[str, Any]) -> bytes:
     """The result as one PNG: a panel for each task."""
-    return draw_png(result_panels({str(result["model"]): result}), str(result["weights"]))
+    return draw_png(result_panels({str(result["model"]): result}), f"{result['model']}, weights: {result['weights']}")
 
 
 def plot_results(files: Sequence[str], out: str) -> None:
@@ -166,7 +166,7 @@ def _draw(
 
 def _legend_columns(series: Sequence[tuple[str, str]], num_models: int) -> int:
     longest = max(len(_series_name(model, kind, num_models)) for model, kind in series)
-    return max(1, min(3, int(_LEGEND_CHARS / (longest + 5))))
+    return max(1, min(4, int(_LEGEND_CHARS / (longest + 5))))
 
 
 def _legend_rows(series: Sequence[tuple[str, str]], num_models: int) -> int:

@@ -180,6 +180,7 @@ def _draw(runs: dict[str, Curves], name: str, named: bool, axis: Any) -> None:
         _draw_curves(axis, label if len(runs) > 1 else "", SERIES[number % len(SERIES)], name, _curves_in(curves, name))
     axis.set_xlabel("samples seen")
     axis.ticklabel_format(style="sci", scilimits=(-3, 5))
+    axis.yaxis.get_offset_text().set(x=1, horizontalalignment="right")  # or the title makes room for it
     if named:
         axis.legend(loc="best")
 

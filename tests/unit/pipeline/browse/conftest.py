@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from browsing import build_work_folder
 from starlette.testclient import TestClient
 
-from pipeline.browse.app import make_app
+from pipeline.browse.app import Pages, make_app
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.index import make_index
 from pipeline.browse.looking import Looking
-from pipeline.browse.snapshot import open_snapshot
+from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.commands.explain import describe_life
 
 PORT = 8123
@@ -28,11 +30,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def looking_at(folder: Path, private: Path) -> Iterator[Looking]:
     with open_snapshot(str(folder), private) as snapshot:
-        yield Looking(snapshot, make_index(snapshot))
+        make_index(snapshot)
+        with snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True):
+            yield Looking(snapshot)
 
 
-def make_client(looking: Looking, *, signed_in: bool = True) -> TestClient:
-    app = make_app(looking, token=TOKEN, port=PORT, as_of="today", describe_life=describe_life)
+def make_client(looking: Looking, *, signed_in: bool = True, evaluation: Sequence[str] = ()) -> TestClient:
+    pages = Pages(looking.snapshot, "today", describe_life, EvaluationPictures(looking.snapshot, evaluation))
+    pages.open(looking)
+    app = make_app(pages, token=TOKEN, port=PORT)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
     if signed_in:
         assert client.get("/", params={"open": TOKEN}).status_code == 303
@@ -48,6 +54,11 @@ def looking(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 @pytest.fixture
 def client(looking: Looking) -> TestClient:
     return make_client(looking)
+
+
+@pytest.fixture
+def client_with(looking: Looking) -> Callable[..., TestClient]:
+    return functools.partial(make_client, looking)
 
 
 @pytest.fixture

@@ -1,0 +1,94 @@
+"""Make the index in a process of its own, and keep it for the next session.
+
+The memory that the making takes is given back when that process ends, and the pages answer meanwhile. Kept indexes lie
+in the user's cache folder, one folder a content: the same tables need no second making. Nothing is written where one
+looks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from manifests import storage
+from manifests.errors import RunError
+from pipeline.browse.index import Tell, make_index
+from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, MAKING_MB, Snapshot, open_snapshot
+
+MAX_KEPT = 3  # indexes, the least recently used goes first
+
+
+class Making:
+    """The process that makes an index, started by `with`; at its end no process is left."""
+
+    def __init__(self, given: str, private: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._told, tells = context.Pipe(duplex=False)
+        self.process = context.Process(target=_make, args=(given, private, tells), daemon=True)
+        self._tells = tells
+
+    def __enter__(self) -> Making:
+        self.process.start()
+        self._tells.close()  # the process alone holds that end now, so its death is seen
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def wait(self, tell: Tell) -> None:
+        """Wait for the index; `tell` is given the share that is done, 0 to 1.
+
+        Raises: what making it raised; RunError when the process was killed.
+        """
+        while True:
+            try:
+                told = self._told.recv()
+            except EOFError:
+                self.process.join()
+                raise RunError(
+                    f"the process that makes the index was killed (exit code {self.process.exitcode}); it needs "
+                    f"{2 * MAKING_MB:,} MB of free memory. Close other programs and start browse again"
+                ) from None
+            if isinstance(told, Exception):
+                raise told
+            if told is None:
+                return
+            tell(told)
+
+
+def _make(given: str, private: Path, tells: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
+    try:
+        with open_snapshot(given, private, memory_mb=MAKING_MB) as snapshot:
+            make_index(snapshot, tells.send)
+        tells.send(None)
+    except Exception as error:
+        tells.send(error)
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "plantmix" / "browse"
+
+
+def keep_index(snapshot: Snapshot, cache: Path) -> int:
+    """Keep the index of a session, or count it as used; drop the oldest beyond MAX_KEPT. Returns its bytes.
+
+    Raises: OSError where the cache cannot be written.
+    """
+    folder = cache / snapshot.key
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if snapshot.index != folder:
+        for name in (IMAGES_FILE, FACETS_FILE):  # in this order: with the second, all is there
+            storage.link_or_copy(str(snapshot.index / name), str(folder / name))
+    os.utime(folder)
+    kept = sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for old in kept[MAX_KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return sum((folder / name).stat().st_size for name in (IMAGES_FILE, FACETS_FILE))
