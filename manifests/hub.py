@@ -121,8 +121,8 @@ class _Calls:
                 status = _status_of(error)
                 if status in _REFUSALS:
                     raise ConfigError(
-                        f"hf:{self._repository}: could not {what}, {_REFUSALS[status]} ({status}). Set HF_TOKEN, or run "
-                        "`hf auth login`, with a token that may write there"
+                        f"hf:{self._repository}: could not {what}, {_REFUSALS[status]} ({status}). Set HF_TOKEN, or "
+                        "run `hf auth login`, with a token that may write there"
                     ) from None
                 # huggingface_hub raises RuntimeError for a file that did not arrive
                 if status is None and not isinstance(error, RuntimeError) and not storage.is_storage_error(error):
@@ -130,8 +130,8 @@ class _Calls:
                 passing = status is None or status in (408, 409, 429) or status >= 500
                 if wait_seconds is None or not passing:
                     raise RunError(
-                        f"hf:{self._repository}: could not {what}: {_words_of(error)}. What arrived stays there; run the "
-                        "same command again to go on"
+                        f"hf:{self._repository}: could not {what}: {_words_of(error)}. What arrived stays there; "
+                        "run the same command again to go on"
                     ) from error
                 time.sleep(wait_seconds)
         raise AssertionError("the last try returns or raises")

@@ -29,6 +29,7 @@ COMMANDS = (  # in the order in which a run needs them
     "browse",
     "report",
     "export",
+    "publish",
     "mix",
     "plan",
     "verify",

@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._route(path, body)
 
-    do_POST = do_PUT = do_HEAD = do_GET
+    do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815  (names of http.server)
 
     def _is_free(self, path: str) -> bool:
         """LFS blobs go to signed addresses, and Xet has a token of its own."""
