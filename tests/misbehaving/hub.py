@@ -85,7 +85,7 @@ class FakeHub(ThreadingHTTPServer):
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to take this for the Hub."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN}
 
     def fail(self, pattern: str, status: int, times: int = 1, **headers: str) -> None:
         """Answer the next `times` requests that fit with a status, or cut them off."""
@@ -296,11 +296,23 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, file.content, headers)
 
 
+def use_hub(hub: FakeHub, monkeypatch: Any, transfer: str = "lfs") -> None:
+    """Make this process take it for the Hub; `transfer` is lfs or xet."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", transfer == "lfs")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
     """A hub that answers while the context lasts."""
     hub = FakeHub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -17,7 +17,7 @@ from training.evaluation.report import figures_of
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """A release that a model was trained on; shares are by domain. Of one that is gone only the fingerprint is known."""
+    """A release that a model was trained on; shares are by domain. One that is gone has its fingerprint alone."""
 
     fingerprint: str
     name: str | None = None
