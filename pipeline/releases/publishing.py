@@ -71,9 +71,10 @@ class Plan:
 
 
 def plan_publishing(release: Release, target: str, *, public: bool, authors: Sequence[str]) -> Plan:
-    """What publishing would do; sends nothing and asks nobody.
+    """What publishing would do; sends nothing and asks nobody. Checks all of the release but its shards.
 
-    Raises: ConfigError for a target that cannot be, and for `public` where a licence does not allow it.
+    Raises: ConfigError for a target that cannot be, for a release that is not whole, and for `public` where a licence
+        does not allow it.
     """
     on_hub = target.startswith(hub.SCHEME)
     if on_hub:
@@ -84,6 +85,7 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
     else:
         _check_folder(target, public)
         address, owner = target, f"the makers of {release.record['name']}"
+    check_release(release, deep=False)
     licences = count_licences(release)
     schema = _schema_of(release)
     facts: dict[str, Any] = {
@@ -118,12 +120,11 @@ def count_licences(release: Release) -> tuple[LicenceCount, ...]:
 
 
 def publish(plan: Plan) -> list[str]:
-    """Check every byte of the release, then send it; returns lines that say what is there.
+    """Check the shards too, then send the release; returns lines that say what is there.
 
     Raises: ConfigError when the release is not whole, or the target refuses; RunError when the target or the way to it
         fails.
     """
-    check_release(plan.release, deep=False)
     wrong = list(plan.release.wrong_hashes())
     if wrong:
         raise ConfigError(
@@ -175,8 +176,6 @@ def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
 
 def _check_folder(target: str, public: bool) -> None:
     """Raises: ConfigError for a place that no file system serves, and for `public`."""
-    if target.startswith("hf://"):
-        raise ConfigError(f"{target}: write the Hub as hf:OWNER/NAME")
     if public:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
     try:
