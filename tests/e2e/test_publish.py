@@ -241,9 +241,11 @@ import open_clip
 from open_clip_train.data import get_wds_dataset
 shards = sorted(str(path) for path in Path(sys.argv[1], "shards").glob("*.tar"))
 start, end = shards[0][:-10], shards[-1][-10:-4]
-args = Namespace(train_data=start + "{000000.." + end + "}.tar", train_data_upsampling_factors=None,
-                 dataset_resampled=False, train_num_samples=None, val_num_samples=None, seed=0, workers=1, batch_size=1, world_size=1, rank=0,
-                 distributed=False)
+args = Namespace(
+    train_data=start + "{000000.." + end + "}.tar", train_data_upsampling_factors=None, dataset_resampled=False,
+    train_num_samples=None, val_num_samples=None, seed=0, workers=1, batch_size=1, world_size=1, rank=0,
+    distributed=False,
+)
 preprocess = lambda image: __import__("torch").tensor(image.size)
 info = get_wds_dataset(args, preprocess, is_train=True, tokenizer=lambda text: [text])
 told = [[text[0] if isinstance(text, list) else text, sizes[0].tolist()] for sizes, text in info.dataloader]

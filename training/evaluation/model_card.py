@@ -141,8 +141,10 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
         yield from ("", "| measured | features | value | interval | chance | of |", "|---|---|---:|---|---:|---|")
         for label, kind, figure, note in figures_of(result):
             interval = f"{figure['low']:.1%} to {figure['high']:.1%}"
-            cells = (label, kind, f"{figure['value']:.1%}", interval, f"{figure['chance']:.1%}", note)
-            yield f"| {' | '.join(markdown_cell(cell) for cell in cells)} |"
+            yield (
+                f"| {markdown_cell(label)} | {kind} | {figure['value']:.1%} | {interval} | {figure['chance']:.1%} "
+                f"| {markdown_cell(note)} |"
+            )
         yield ""
 
 
