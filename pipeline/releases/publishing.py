@@ -77,6 +77,7 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
         does not allow it.
     """
     on_hub = target.startswith(hub.SCHEME)
+    address: str | None
     if on_hub:
         repository = hub.repository_of(target)
         address, owner = hub.page_of(repository, "dataset"), repository.partition("/")[0]
@@ -84,7 +85,7 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
             raise ConfigError(f"{release.path}: to publish on the Hub, copy the release to a local disk first")
     else:
         _check_folder(target, public)
-        address, owner = target, f"the makers of {release.record['name']}"
+        address, owner = None, f"the makers of {release.record['name']}"
     check_release(release, deep=False)
     licences = count_licences(release)
     schema = _schema_of(release)

@@ -21,8 +21,8 @@ def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def write_citation(record: Mapping[str, Any], address: str, authors: Sequence[str], date: str) -> bytes:
-    """CITATION.cff of a release at `address`; `date` is YYYY-MM-DD."""
+def write_citation(record: Mapping[str, Any], address: str | None, authors: Sequence[str], date: str) -> bytes:
+    """CITATION.cff of a release; `address` is its web page, if it has one, and `date` is YYYY-MM-DD."""
     citations = citations_of(record)
     content: dict[str, Any] = {
         "cff-version": "1.2.0",
@@ -33,8 +33,9 @@ def write_citation(record: Mapping[str, Any], address: str, authors: Sequence[st
         "version": record["version"],
         "date-released": date,
         "authors": [{"name": name} for name in authors],
-        "url": address,
     }
+    if address:
+        content["url"] = address
     if citations:
         content["references"] = [_reference(row) for row in citations]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()

@@ -51,11 +51,14 @@ def write_croissant(
     schema: pa.Schema,
     licences: Sequence[str],
     *,
-    address: str,
+    address: str | None,
     authors: Sequence[str],
     date: str,
 ) -> bytes:
-    """croissant.json of a release whose samples.parquet has `schema`; `date` is YYYY-MM-DD."""
+    """croissant.json of a release whose samples.parquet has `schema`; `address` is its web page, if it has one.
+
+    `date` is YYYY-MM-DD.
+    """
     citations = citations_of(record)
     counts = record["counts"]
     content = {
@@ -66,11 +69,11 @@ def write_croissant(
         "description": f"{counts['samples']:,} training samples of image and text in webdataset shards, with "
         "licence, owner and address of every image. README.md is the dataset card.",
         "version": f"1.0.0+{record['version']}",  # semver asks for numbers, but releases have no order
-        "url": address,
+        **({"url": address} if address else {}),
         "datePublished": date,
         "creator": [{"@type": "sc:Organization", "name": name} for name in authors],
         "license": [licence_address(licence) for licence in licences],
-        "citeAs": f"{', '.join(authors)} ({date[:4]}): {record['name']} {record['version']}. {address}",
+        "citeAs": f"{', '.join(authors)} ({date[:4]}): {record['name']} {record['version']}. {address or ''}".rstrip(),
         "keywords": ["image-text pairs", "webdataset", *counts["domains"]],
         "usageInfo": "ATTRIBUTION.md",
         **_provenance(record, citations),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 import yaml
@@ -30,7 +31,7 @@ RECORD = {
     "splits": {"train": {"num_samples": 1234, "shards": [{"shard": "plants-000000.tar"}]}},
     "files": dict.fromkeys(("samples.parquet", "attribution.parquet", "shards/plants-000000.tar"), FILE),
 }
-FACTS = {"address": "https://example.org/plants", "authors": ["A", "B"], "date": "2026-11-26"}
+FACTS: dict[str, Any] = {"address": "https://example.org/plants", "authors": ["A", "B"], "date": "2026-11-26"}
 
 
 def test_the_citation_file_names_the_download_and_its_doi() -> None:
@@ -45,6 +46,14 @@ def test_a_release_without_citations_has_no_references() -> None:
     record = RECORD | {"recipe": {"sources": [{"name": "own", "cites": {}}]}}
     assert citations_of(record) == []
     assert "references" not in yaml.safe_load(write_citation(record, **FACTS))
+
+
+def test_a_copy_without_a_web_page_names_none() -> None:
+    facts = FACTS | {"address": None}
+    assert "url" not in yaml.safe_load(write_citation(RECORD, **facts))
+    found = json.loads(write_croissant(RECORD, pa.schema([]), [], **facts))
+    assert "url" not in found
+    assert found["citeAs"] == "A, B (2026): plants 0123456789ab."
 
 
 def test_croissant_says_where_the_data_comes_from_and_under_which_licences() -> None:
