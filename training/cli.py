@@ -350,7 +350,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from manifests.hub import repository_of
+    from manifests.publishing.hub import repository_of
     from training.evaluation.publishing import prepare, send
     from training.evaluation.trained_model import open_trained_model
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import hub, storage
+from manifests import storage
 from manifests.errors import ConfigError, RunError
+from manifests.publishing import hub
 from manifests.release import CITATION_FILE, CROISSANT_FILE, RECORD_FILE, Release, read_record
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_sql, samples_path

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from manifests.printable import markdown_cell, plain_markdown
+from manifests.publishing.markdown import markdown_cell, plain_markdown
 
 _UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests.printable import markdown_cell, plain_markdown
+from manifests.publishing.markdown import markdown_cell, plain_markdown
 from training.config import TrainSettings
 from training.evaluation.report import figures_of
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests import hub, storage
+from manifests import storage
 from manifests.errors import ConfigError
+from manifests.publishing import hub
 from manifests.release import Release
 from training.config import TrainSettings
 from training.data import loader
