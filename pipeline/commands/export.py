@@ -1,4 +1,4 @@
-"""`plantmix export`: a release for other tools. `plantmix publish`: on the Hugging Face Hub, or in a folder or store."""
+"""`plantmix export`: a release for other tools. `plantmix publish`: on the Hugging Face Hub or in a store."""
 
 from __future__ import annotations
 
