@@ -81,9 +81,9 @@ def _about(facts: ModelFacts) -> str:
     kind = "CLIP with a second-order branch (DALIP)" if facts.has_second_order else "CLIP"
     weights = {
         "ema": "the average over its training",
-        "raw": "the last of its training",
+        "raw": "those at the end of its training",
         "folder": "those of an imported or exported model",
-        "pretrained": "pretrained ones, without a step of training",
+        "pretrained": "pretrained ones, without a step of training here",
     }[facts.weights]
     about = f"{kind} for pictures and texts, architecture {architecture}, preset {settings.model.preset}"
     return f"{about}. Weights: {weights}."
@@ -103,8 +103,8 @@ def _training(facts: ModelFacts) -> Iterator[str]:
         if release.name is None:
             yield from (f"- A release with fingerprint `{release.fingerprint}`, which was not there any more.", "")
             continue
-        yield f"Release {plain_markdown(release.name)} (fingerprint `{release.fingerprint}`), "
-        yield f"{release.num_samples:,} samples:"
+        named = f"Release {plain_markdown(release.name)} (fingerprint `{release.fingerprint}`)"
+        yield f"{named}, {release.num_samples:,} samples:"
         yield from ("", "| domain | share of the training |", "|---|---:|")
         yield from (f"| {markdown_cell(domain)} | {share:.2%} |" for domain, share in (release.shares or {}).items())
         yield ""
@@ -134,8 +134,8 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
     yield ""
     for name, result in facts.results.items():
         if "split" in result:
-            yield f"Split {plain_markdown(result['split'])} of {plain_markdown(result['release'])}, "
-            yield f"{result['num_samples']:,} samples:"
+            split = f"Split {plain_markdown(result['split'])} of {plain_markdown(result['release'])}"
+            yield f"{split}, {result['num_samples']:,} samples:"
         else:
             yield f"{plain_markdown(name)}:"
         yield from ("", "| measured | features | value | interval | chance | of |", "|---|---|---:|---|---:|---|")
