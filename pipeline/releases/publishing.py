@@ -142,18 +142,19 @@ def publish(plan: Plan) -> list[str]:
 
 
 def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
-    fs, inner = storage.filesystem(folder)
-    if fs.exists(storage.join(inner, RECORD_FILE)):
-        other = read_record(folder)
-        if other["fingerprint"] != release.fingerprint:
-            raise ConfigError(
-                f"{folder}: holds another release, {other['name']}-{other['version']}; give a place of its own"
-            )
     storage.make_folder(folder)
-    storage.sweep(folder)
-    sizes = {name: int(info["size"]) for name, info in fs.find(inner, detail=True).items()}
-    there = {name[len(inner.rstrip("/")) + 1 :]: size for name, size in sizes.items()}
+    fs, inner = storage.filesystem(folder)
+    found = fs.find(inner, detail=True).items()
+    there = {name[len(inner.rstrip("/")) + 1 :]: int(info["size"]) for name, info in found}
     files = release.record["files"]
+    if RECORD_FILE in there and read_record(folder)["fingerprint"] != release.fingerprint:
+        raise ConfigError(f"{folder}: holds another release; give a place of its own")
+    others = [name for name in there if not (name in files or name in (RECORD_FILE, *more) or storage.is_private(name))]
+    if others:
+        raise ConfigError(
+            f"{folder}: holds {len(others):,} files of something else, first: {others[0]}; give a place of its own"
+        )
+    storage.sweep(folder)  # what a killed publish left
     absent = [name for name, entry in files.items() if there.get(name) != entry["num_bytes"]]
     for parent in sorted({name.rpartition("/")[0] for name in absent}):
         storage.make_folder(storage.join(folder, parent) if parent else folder)

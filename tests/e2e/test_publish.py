@@ -309,12 +309,14 @@ def test_an_object_store_gets_a_whole_copy_or_no_record(
     assert not store.exists("/bucket/plants/release.json")
 
 
-def test_a_folder_of_another_release_is_left_alone(
+def test_a_folder_of_something_else_is_left_alone(
     releases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["publish", str(releases["mixed"]), "--to", str(tmp_path / "copy")]) == 0
     assert main(["publish", str(releases["free"]), "--to", str(tmp_path / "copy")]) == 2
-    assert "holds another release, mixed-" in capsys.readouterr().err
+    assert "holds another release" in capsys.readouterr().err
+    assert main(["publish", str(releases["free"]), "--to", str(releases["free"].parents[1])]) == 2
+    assert "files of something else, first: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
