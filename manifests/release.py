@@ -24,6 +24,8 @@ from manifests.errors import ConfigError, IntegrityError
 RECORD_FILE = "release.json"
 LATEST_FILE = "LATEST"
 SAMPLES_FILE = "samples.parquet"
+CROISSANT_FILE, CITATION_FILE = "croissant.json", "CITATION.cff"  # written beside a release where it is published
+_BESIDE = {RECORD_FILE, CROISSANT_FILE, CITATION_FILE, ".gitattributes"}  # the last one is the Hub's own
 FORMAT = "plantmix-release/1"
 _BATCH_ROWS = 50_000
 _NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "files": dict}
@@ -171,11 +173,11 @@ class Release:
                 yield f"{name} has other content than when it was sealed"
 
     def unknown_files(self) -> Iterator[str]:
-        """Files in the folder that the record does not name."""
+        """Files in the folder that neither the record names nor `plantmix publish` puts beside it."""
         fs, inner = storage.filesystem(self.path)
         for name in sorted(fs.find(inner)):
             relative = name[len(inner.rstrip("/")) + 1 :]
-            if relative != RECORD_FILE and relative not in self.record["files"]:
+            if relative not in _BESIDE and relative not in self.record["files"]:
                 yield f"{relative} is not part of the release"
 
     def _known(self, split: str) -> str:

@@ -23,7 +23,9 @@ from manifests.errors import ConfigError, IntegrityError
 
 _CHUNK_BYTES = 4 << 20
 TEMP_MARK = ".tmp-"
-_CLIENT_LIBRARIES = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3"}
+_CLIENT_LIBRARIES = {
+    "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
+}  # fmt: skip
 _TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}(\.spool)?", re.DOTALL)
 
 

@@ -29,6 +29,7 @@ COMMANDS = (  # in the order in which a run needs them
     "browse",
     "report",
     "export",
+    "publish",
     "mix",
     "plan",
     "verify",
@@ -36,7 +37,7 @@ COMMANDS = (  # in the order in which a run needs them
     "diff",
     "takedown",
 )
-_TOGETHER = {"repair": "verify"}  # what one command finds, the other mends: one module
+_TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on from the other: one module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     named = next((word for word in given if not word.startswith("-")), None)
     for name in [named] if named in COMMANDS else COMMANDS:
         module = importlib.import_module(f"pipeline.commands.{_TOGETHER.get(name, name)}")
-        (module.add_repair_parser if name in _TOGETHER else module.add_parser)(commands)
+        getattr(module, f"add_{name}_parser" if name in _TOGETHER else "add_parser")(commands)
     return parser
 
 

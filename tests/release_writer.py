@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def write_release(
             for number, start in enumerate(range(0, len(members), shard_size)):
                 shard, placed = f"{prefix}-{number:06d}.tar", members[start : start + shard_size]
                 rows += _write_shard(folder / place / shard, split, placed, len(shards))
-                shards.append({"shard": shard, "num_samples": len(placed)} | ({"domain": prefix} if stratified else {}))
+                domains = dict(sorted(Counter(sample.domain for sample in placed).items()))
+                shard_entry: dict[str, object] = {"shard": shard, "num_samples": len(placed), "domains": domains}
+                shards.append(shard_entry | ({"domain": prefix} if stratified else {}))
         splits[split] = {"num_samples": len(chosen), "shards": shards}
     pq.write_table(pa.Table.from_pylist(rows), folder / SAMPLES_FILE)
     files = {}

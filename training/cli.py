@@ -1,4 +1,4 @@
-"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export and import.
+"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export, publish and import.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
 for wrong usage or input. A user's mistake is one line, never a traceback.
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,11 @@ _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
   dalip export data/demo/runs/dalip my-model --format huggingface"""
+_PUBLISH_EXAMPLE = """\
+example:
+  dalip publish data/demo/runs/dalip --to hf:my-lab/plants --dry-run
+
+Run it again after any interruption: it goes on. The token of the Hub comes from HF_TOKEN or `hf auth login`."""
 _IMPORT_EXAMPLE = """\
 example:
   dalip import released.pt my-model --architecture ViT-B-16"""
@@ -102,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_proxies(commands)
     _add_tokens(commands)
     _add_export(commands)
+    _add_publish(commands)
     _add_import(commands)
     return parser
 
@@ -206,6 +213,15 @@ def _add_export(commands: Any) -> None:
         default="open_clip",
         help="open_clip: one file of weights; huggingface: a folder with its config (default: open_clip)",
     )
+
+
+def _add_publish(commands: Any) -> None:
+    text = "Put a model on the Hugging Face Hub, with a card."
+    parser = _add_command(commands, "publish", text, _PUBLISH_EXAMPLE, _publish)
+    parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
+    parser.add_argument("--to", required=True, metavar="TARGET", help="hf:OWNER/NAME")
+    parser.add_argument("--public", action="store_true", help="let everyone read it (default: private)")
+    parser.add_argument("--dry-run", action="store_true", help="only print the files and the card")
 
 
 def _add_import(commands: Any) -> None:
@@ -348,6 +364,26 @@ def _export(options: argparse.Namespace) -> int:
     print(f"written: {options.target}; {code}")
     if options.format == "huggingface" and trained.model.second_order is not None:
         print(f'f and z as one vector: training.evaluation.encoder.Encoder.open("{options.target}")')
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from manifests.publishing.hub import repository_of
+    from training.evaluation.publishing import prepare, send
+    from training.evaluation.trained_model import open_trained_model
+
+    repository = repository_of(options.to)
+    trained = open_trained_model(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(trained, repository, Path(folder) / repository.rpartition("/")[2])
+        files = sorted(prepared.folder.iterdir())
+        print(f"to: {options.to}, {'public' if options.public else 'private: --public was not given'}")
+        print("\n".join(f"  {file.name}: {file.stat().st_size:,} bytes" for file in files))
+        print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {n}" for n in prepared.notes)]))
+        if options.dry_run:
+            print(f"\n{prepared.card}\nnothing was sent (--dry-run)")
+        else:
+            print("\n".join(send(prepared, repository, public=options.public)))
     return 0
 
 

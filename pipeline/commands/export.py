@@ -1,14 +1,16 @@
-"""`plantmix export`: a release for other tools: arguments and code to paste, or the files they expect."""
+"""`plantmix export`: a release for other tools. `plantmix publish`: on the Hugging Face Hub or in a store."""
 
 from __future__ import annotations
 
 import argparse
 
 from manifests.errors import ConfigError
+from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
 from pipeline.releases.export import TARGETS, describe
 from pipeline.releases.layouts import LAYOUTS, write_layout
 from pipeline.releases.opening import open_release
+from pipeline.releases.publishing import Plan, plan_publishing, publish
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -46,3 +48,65 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--for {args.target} writes files of the whole split train: give --out DIR, and no --ratio")
     print("\n".join(write_layout(open_release(args.release), args.target, args.out)))
     return 0
+
+
+# ---- publish
+
+
+def add_publish_parser(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add `publish` to the command line."""
+    parser = add_command(
+        commands,
+        "publish",
+        "put a release on the Hugging Face Hub, or into a folder or object store",
+        "plantmix publish data/demo --to hf:my-lab/plants --dry-run\n"
+        "         plantmix publish data/demo --to s3://bucket/plants\n\n"
+        "Run it again after any interruption: it goes on. The token of the Hub comes from HF_TOKEN or `hf auth login`.",
+        reads="every byte of the release",
+        writes="the release at the target, and croissant.json and CITATION.cff beside it; nothing with --dry-run",
+    )
+    parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
+    parser.add_argument(
+        "--to", required=True, metavar="TARGET", help="hf:OWNER/NAME, a folder, or an address that fsspec knows"
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="let everyone read it, where every licence allows that (default: private)"
+    )
+    parser.add_argument(
+        "--author", action="append", default=[], metavar="NAME", help="who made it, for the citation; may be repeated"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be sent, and who could see it")
+    parser.set_defaults(func=_publish)
+
+
+def _publish(args: argparse.Namespace) -> int:
+    plan = plan_publishing(open_release(args.release), args.to, public=args.public, authors=args.author)
+    print_lines(_describe(plan))
+    if args.dry_run:
+        print("nothing was sent (--dry-run)")
+        return 0
+    print_lines(publish(plan))
+    return 0
+
+
+def _describe(plan: Plan) -> list[str]:
+    """The plan as lines that a person reads."""
+    if plan.public:
+        who = "public: every licence lets everyone pass the images on"
+    elif not plan.on_hub:
+        who = "who can read it: whoever may read that place"
+    elif plan.not_public:
+        who = "private, and --public is not possible: not everyone may pass on all images"
+    else:
+        who = "private: --public was not given, though every licence would allow it"
+    rows = [
+        (row.licence, row.source, row.num_images, "by everyone" if row.may_be_public else "not by everyone")
+        for row in plan.licences
+    ]
+    return [
+        f"release: {plan.release.name}",
+        f"to: {plan.target}",
+        f"{plan.num_files:,} files, {plan.num_bytes / 1e6:,.1f} MB; beside the release: {', '.join(plan.more)}",
+        who,
+        *(f"  {line}" for line in aligned(("licence", "source", ">images", "may be passed on"), rows)),
+    ]

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 
-from manifests.printable import printable
+from manifests.publishing.markdown import markdown_cell, plain_markdown
 
 _UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
@@ -34,12 +33,12 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "cell": _cell,
+        "cell": markdown_cell,
         "data_url": _data_url,
         "most_first": most_first,
         "number": _number,
         "pick": _pick,
-        "plain": plain,
+        "plain": plain_markdown,
         "size": _size,
         "words": _words,
     }
@@ -69,21 +68,6 @@ def _words(name: str) -> str:
 
 def _pick(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
     return tuple(row[name] for name in names)
-
-
-def _cell(text: object) -> str:
-    """A text as a cell of a Markdown table."""
-    return plain(text).replace("|", "\\|")
-
-
-def plain(text: object) -> str:
-    """A text that Markdown shows as it is: on one line, and with nothing that starts a heading, a list, a link or HTML.
-
-    Source: CommonMark 0.31, sections 2.4, 4 and 6.
-    """
-    line = printable(" ".join(str(text).split()))
-    line = re.sub(r"([\\`*\[\]<])", r"\\\1", line)
-    return re.sub(r"\A(\d*)(?=[#>+~=.)-])", r"\1\\", line)
 
 
 def _data_url(jpg: bytes) -> str:

@@ -312,3 +312,31 @@ def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:
     keep = pa.array([settings.allows(licence) for licence in ids.to_pylist()], pa.bool_())
     policy = f"allow {', '.join(settings.allow) or 'every known one'}; deny {', '.join(settings.deny) or 'none'}"
     return make_verdicts(table["sample_id"], keep, "licence", ids, policy)
+
+
+REDISTRIBUTABLE = LicenceSettings(
+    allow=(
+        "CC0-1.0", "PDM-1.0", PUBLIC_DOMAIN, "CC-BY", "CC-BY-SA", "CC-BY-NC", "CC-BY-NC-SA",
+        "MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unlicense", "WTFPL", "Artistic-2.0", "MPL-2.0",
+        "GPL", "LGPL", "AGPL", "GFDL", "FAL-1.3", "OFL-1.1", "OGL-UK", "OGL-UK-3.0", "ODbL-1.0", "ODC-By-1.0",
+        "PDDL-1.0",
+    ),
+)  # fmt: skip
+"""Licences under which anyone may pass on a picture that was scaled and encoded anew.
+
+Left out: ND, which forbids sharing a changed picture; Unsplash and Pixabay, which forbid offering their pictures as a
+collection; "no known copyright", which grants nothing; what is unknown or contradicts itself.
+Source: section 2a of the legal codes of Creative Commons 4.0; unsplash.com/license; pixabay.com/service/terms.
+"""
+
+
+def licence_address(licence_id: str) -> str:
+    """Where a licence can be read: its address at Creative Commons or SPDX, or the id where there is none."""
+    creative = re.fullmatch(r"CC-((?:BY|NC|ND|SA)(?:-(?:NC|ND|SA))*)-(\d\.\d)", licence_id)
+    if creative:
+        return f"https://creativecommons.org/licenses/{creative[1].lower()}/{creative[2]}/"
+    if licence_id in {"CC0-1.0", "PDM-1.0"}:
+        return f"https://creativecommons.org/publicdomain/{'zero' if licence_id == 'CC0-1.0' else 'mark'}/1.0/"
+    if re.fullmatch(r"(?!LicenseRef)[\w-]+-\d\.\d(-or-later)?|MIT|ISC|BSD-[23]-Clause|Unlicense|WTFPL", licence_id):
+        return f"https://spdx.org/licenses/{licence_id}.html"
+    return licence_id

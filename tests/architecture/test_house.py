@@ -133,6 +133,7 @@ def test_the_command_line_is_frozen() -> None:
         "mix": ["--dry-run", "--json", "config"],
         "export": ["--for", "--out", "--ratio", "release"],
         "diff": ["--json", "after", "before"],
+        "publish": ["--author", "--dry-run", "--public", "--to", "release"],
         "report": ["--out", "release"],
         "takedown": ["--id", "--owner", "--reason", "--url", "release"],
     }
@@ -149,6 +150,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
         "tokens": ["config"],
         "export": ["--format", "model", "target"],
+        "publish": ["--dry-run", "--public", "--to", "model"],
         "import": ["--architecture", "checkpoint", "target"],
     }  # fmt: skip
 

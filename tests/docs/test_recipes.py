@@ -1,7 +1,7 @@
 """Every recipe under configs/recipes runs as its page says, over a small web on the loopback that the test makes.
 
 The pages' blocks run as they stand. Of the configs only this is changed: hosts on this machine may be asked, without
-politeness, and parts run in one process.
+politeness, and parts run in one process. What they publish goes to a hub on the loopback.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
+from misbehaving.hub import FakeHub, fake_hub
 from PIL import Image
 from shell_blocks import blocks_of, copy_configs, run_block, write_yaml
 
@@ -74,9 +75,8 @@ def own_pictures(data: Path, address: str) -> None:
     put(data / "own/test/a.jpg", next(pictures())[2])
 
 
-def gbif(data: Path, address: str) -> None:
+def gbif(data: Path, address: str, folder: str = "gbif", licences: tuple[str, ...] = ("by/4.0",)) -> None:
     families = ("Rosaceae", "Fagaceae", "Pinaceae")
-    licence = "http://creativecommons.org/licenses/by/4.0/legalcode"
     occurrences, media = [], []
     for number, (url, _) in enumerate(serve_all(data, address)):
         family = families[number % 3]
@@ -91,9 +91,16 @@ def gbif(data: Path, address: str) -> None:
                 "basisOfRecord": "HUMAN_OBSERVATION",
             }
         )
+        licence = f"http://creativecommons.org/licenses/{licences[number % len(licences)]}/legalcode"
         media.append({"gbifID": str(number), "type": "StillImage", "identifier": url, "license": licence})
-    (data / "gbif").mkdir(parents=True)
-    write_zip(data / "gbif/archive.zip", gbif_files(occurrences, media))
+    (data / folder).mkdir(parents=True)
+    write_zip(data / folder / "archive.zip", gbif_files(occurrences, media))
+
+
+def lab(data: Path, address: str) -> None:
+    """An archive with a host that refuses a quarter of the pictures, and with a licence that forbids to change them."""
+    gbif(data, address, "lab", ("by/4.0", "by/4.0", "by-nc/4.0", "by-nd/4.0"))
+    put(data / "robots.txt", b"User-agent: *\nDisallow: /web/3/\n")
 
 
 def plus(data: Path, address: str) -> None:
@@ -139,15 +146,37 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "plants-plus-what-you-have": plus,
     "planning-a-ratio": plan,
     "two-week-download": weeks,
+    "archive-to-hub": lab,
 }
 
 
-def allow_loopback(path: Path) -> None:
+def check_hub(folder: Path, hub: FakeHub) -> None:
+    """Consent and licences are honoured, and both repositories are private, whole and say what they are."""
+    release = Release.open(str(folder / "data/lab/build"))
+    rows = release.samples().to_pylist()
+    assert rows
+    assert not any("/web/3/" in row["url"] for row in rows)
+    assert {row["licence_id"] for row in rows} == {"CC-BY-4.0", "CC-BY-NC-4.0"}
+    dataset, model = (hub.repositories[name] for name in ("datasets/my-lab/plants", "models/my-lab/plants-dalip"))
+    assert dataset.private
+    assert model.private
+    assert set(dataset.files) == {*release.record["files"], "release.json", "croissant.json", "CITATION.cff"}
+    assert b"My lab" in (dataset.files["CITATION.cff"].content or b"")
+    card = (model.files["README.md"].content or b"").decode()
+    assert release.name in card
+    assert "zero-shot top1" in card
+    assert {"open_clip_config.json", "open_clip_model.safetensors"} <= model.files.keys()
+
+
+CHECKS: dict[str, Callable[[Path, FakeHub], None]] = {"archive-to-hub": check_hub}
+
+
+def allow_loopback(path: Path, robots_txt: bool) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["run"] = values.get("run", {}) | {"executor": "inline"}
     limits = {"requests_per_second": None, "connections": 8}
     network = values.setdefault("fetch", {}).setdefault("network", {})
-    network |= {"allow_private_addresses": True, "robots_txt": False, "limits": limits}
+    network |= {"allow_private_addresses": True, "robots_txt": robots_txt, "limits": limits}
     write_yaml(path, values)
 
 
@@ -156,17 +185,20 @@ def allow_loopback(path: Path) -> None:
 def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
     copy_configs(tmp_path)
     page = f"configs/recipes/{name}/README.md"
-    with serving(tmp_path / "data") as server:
+    with serving(tmp_path / "data") as server, fake_hub() as hub:
         DATA[name](tmp_path / "data", f"http://127.0.0.1:{server.port}")
-        allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml")
+        robots_txt = (tmp_path / "data/robots.txt").is_file()
+        allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt)
         for block in blocks_of(page):
-            more = {}
+            more = hub.environment
             if "$URL" in block.commands:
                 more["URL"] = (
                     Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()
                 )
             done = run_block(block, tmp_path, more)
             assert done.returncode == 0, done.stdout[-3000:]
+        if name in CHECKS:
+            CHECKS[name](tmp_path, hub)
 
 
 @pytest.mark.parametrize("name", RECIPES)

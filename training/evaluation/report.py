@@ -52,6 +52,15 @@ def report_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def figures_of(result: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
+    """Every share of a result: what was measured, with which features, the figure, and a note."""
+    if "split" in result:
+        yield from _held_out(result)
+    for item in result["sets"]:
+        for label, kind, figure, note in _of_set(item):
+            yield f"{item['name']}: {label}", kind, figure, note
+
+
 def plot_result(result: dict[str, Any]) -> bytes:
     """The result as one PNG: a panel for each task."""
     return draw_png(result_panels({str(result["model"]): result}), f"{result['model']}, weights: {result['weights']}")

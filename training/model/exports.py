@@ -82,7 +82,10 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the Hugging Face layout")
     second = {name: tensor for name, tensor in _state(model).items() if not name.startswith("clip.")}
-    settings = model.settings.model_dump(mode="json") | {"pretrained": None}
+    architecture = model.settings.architecture
+    if not is_built_in(architecture):  # the folder holds it; where its file lies here is nobody's business
+        architecture = Path(architecture).name
+    settings = model.settings.model_dump(mode="json") | {"pretrained": None, "architecture": architecture}
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
     with _private_folder(target) as private:
         _write_weights(_clip_state(model), private / WEIGHTS_FILE)

@@ -4,7 +4,14 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from pipeline.vocabulary.licences import LicenceSettings, judge_licences, normalise_licence, normalise_licences
+from pipeline.vocabulary.licences import (
+    REDISTRIBUTABLE,
+    LicenceSettings,
+    judge_licences,
+    licence_address,
+    normalise_licence,
+    normalise_licences,
+)
 
 SPELLINGS = {
     "CC-BY-4.0": ["CC BY 4.0", "cc-by-4.0", "CC_BY_4_0", "CC-BY-4.0 (Twemoji)", "Creative Commons Attribution 4.0",
@@ -112,3 +119,42 @@ def test_verdicts_carry_the_licence_and_the_policy() -> None:
     assert verdicts["keep"].to_pylist() == [True, False, False]
     assert verdicts["value"].to_pylist() == [None, "unknown", "CC-BY-NC"]
     assert verdicts["threshold"].to_pylist()[1] == "allow every known one; deny CC-BY-NC"
+
+
+@pytest.mark.parametrize(
+    ("licence_id", "may"),
+    [
+        ("CC0-1.0", True),
+        ("CC-BY-2.0", True),
+        ("CC-BY-NC-SA-4.0", True),
+        ("GFDL-1.3", True),
+        ("MIT OR unknown", True),
+        ("CC-BY-ND-4.0", False),
+        ("CC-BY-NC-ND", False),
+        ("CC-BY-4.0 AND unknown", False),
+        ("LicenseRef-Unsplash", False),
+        ("no-known-copyright", False),
+        ("all-rights-reserved", False),
+        ("unknown", False),
+        ("conflicting", False),
+    ],
+)
+def test_what_everyone_may_pass_on(licence_id: str, may: bool) -> None:
+    assert REDISTRIBUTABLE.allows(licence_id) is may
+
+
+@pytest.mark.parametrize(
+    ("licence_id", "address"),
+    [
+        ("CC-BY-NC-SA-4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/"),
+        ("CC0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/"),
+        ("MIT", "https://spdx.org/licenses/MIT.html"),
+        ("GPL-3.0-or-later", "https://spdx.org/licenses/GPL-3.0-or-later.html"),
+        ("CC-BY", "CC-BY"),
+        ("CC-BY-4.0 OR GFDL-1.3", "CC-BY-4.0 OR GFDL-1.3"),
+        ("unknown", "unknown"),
+        ("LicenseRef-Pixabay", "LicenseRef-Pixabay"),
+    ],
+)
+def test_where_a_licence_can_be_read(licence_id: str, address: str) -> None:
+    assert licence_address(licence_id) == address

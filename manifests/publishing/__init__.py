@@ -1,0 +1,1 @@
+"""What publishing a release and publishing a model share: the upload to the Hub, and harmless Markdown."""

@@ -1,0 +1,155 @@
+"""Upload a folder to a repository of the Hugging Face Hub, so that a stopped upload goes on where it was.
+
+huggingface_hub does the work: it sends what the Hub does not hold yet, and commits many files in batches. One file of
+the folder is its marker, which is sent last: a repository without it is not whole. The token comes from the environment
+(HF_TOKEN) or from the store of `hf auth login`, never from an option. Gives up with ConfigError on what the Hub refuses
+for good, and with RunError on what may pass when the same command runs again.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from manifests import storage
+from manifests.errors import ConfigError, RunError
+
+SCHEME = "hf:"
+Kind = Literal["dataset", "model"]
+_OWN_FILES = {".gitattributes"}  # the Hub puts it into every repository
+_WAITS_SECONDS = (2.0, 8.0)  # between our tries; huggingface_hub repeats single requests for half a minute by itself
+_REFUSALS = {401: "the token is missing or not valid", 403: "the token may not write there"}
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_Result = TypeVar("_Result")
+
+
+def repository_of(target: str) -> str:
+    """OWNER/NAME of a target written hf:OWNER/NAME.
+
+    Raises: ConfigError.
+    """
+    repository = target.removeprefix(SCHEME)
+    if repository == target or not _REPOSITORY.fullmatch(repository):
+        raise ConfigError(f"{target}: write hf:OWNER/NAME, as hf:my-lab/plants")
+    return repository
+
+
+def page_of(repository: str, kind: Kind) -> str:
+    """Address of the page of a repository.
+
+    Raises: ConfigError when huggingface_hub is not installed.
+    """
+    return f"{_api().endpoint}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+
+
+def upload_folder(
+    folder: str, repository: str, kind: Kind, *, public: bool, marker: str, more: Mapping[str, bytes] | None = None
+) -> list[str]:
+    """Make the repository hold the files of `folder` and `more` and nothing else; returns lines that say what is there.
+
+    A new repository is private unless `public`. `marker` is the file of the folder that makes it whole; `more` goes
+    with it.
+
+    Raises: ConfigError when the token may not write, when the repository is public and `public` is not said, and when
+        it holds files that no such upload put there; RunError when the Hub or the way to it fails.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    api, beside = _api(), dict(more or {})
+    call = _Calls(repository)
+    call("create the repository", api.create_repo, repository, repo_type=kind, private=not public, exist_ok=True)
+    found = call("look at the repository", api.repo_info, repository, repo_type=kind)
+    if not found.private and not public:
+        raise ConfigError(
+            f"hf:{repository}: is there already and public, and this upload is to be private; make it private on its "
+            "page, choose another name, or say --public"
+        )
+    own = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+    there = {file.rfilename for file in found.siblings or ()} - _OWN_FILES
+    old = sorted(there - own - beside.keys())
+    if old and marker not in there:
+        raise ConfigError(
+            f"hf:{repository}: holds {len(old):,} files that are not of this upload, first: {old[0]}; they would be "
+            "removed. Choose another name, or remove them yourself"
+        )
+    call(
+        "send the files",
+        api.upload_folder,
+        repo_id=repository,
+        repo_type=kind,
+        folder_path=folder,
+        ignore_patterns=[marker],
+        delete_patterns=[glob.escape(name) for name in old] or None,
+        commit_message=f"Upload {Path(folder).name}",
+    )
+
+    def finish() -> Any:
+        last = [CommitOperationAdd(name, content) for name, content in sorted(beside.items())]
+        last.append(CommitOperationAdd(marker, str(Path(folder, marker))))
+        return api.create_commit(repository, last, repo_type=kind, commit_message=f"Finish {Path(folder).name}")
+
+    done = call("finish the upload", finish)
+    lines = [f"published: {page_of(repository, kind)} ({'private' if found.private else 'public'}), commit {done.oid}"]
+    if found.private and public:
+        lines.append("note: the repository was there already and is private; make it public on its page")
+    return lines
+
+
+def _api() -> Any:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise ConfigError('hf: needs huggingface_hub: pip install "plantmix[publish]"') from None
+    return HfApi(library_name="plantmix")
+
+
+class _Calls:
+    """Calls of huggingface_hub, repeated after a passing fault, with its errors as ours."""
+
+    def __init__(self, repository: str) -> None:
+        self._repository = repository
+
+    def __call__(self, what: str, function: Callable[..., _Result], *args: Any, **options: Any) -> _Result:
+        for wait_seconds in (*_WAITS_SECONDS, None):
+            try:
+                return function(*args, **options)
+            except Exception as error:
+                status = _status_of(error)
+                if status in _REFUSALS:
+                    raise ConfigError(
+                        f"hf:{self._repository}: could not {what}, {_REFUSALS[status]} ({status}). Set HF_TOKEN, or "
+                        "run `hf auth login`, with a token that may write there"
+                    ) from None
+                # huggingface_hub raises RuntimeError for a file that did not arrive
+                if status is None and not isinstance(error, RuntimeError) and not storage.is_storage_error(error):
+                    raise
+                passing = status is None or status in (408, 409, 429) or status >= 500
+                if wait_seconds is None or not passing:
+                    raise RunError(
+                        f"hf:{self._repository}: could not {what}: {_words_of(error)}. What arrived stays there; "
+                        "run the same command again to go on"
+                    ) from error
+                time.sleep(wait_seconds)
+        raise AssertionError("the last try returns or raises")
+
+
+def _status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error or its cause stands for."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
+
+
+def _words_of(error: BaseException) -> str:
+    """One line that names the first cause too."""
+    texts = [" ".join(str(error).split())[:200] or type(error).__name__]
+    if error.__cause__ is not None:
+        texts.append(" ".join(str(error.__cause__).split())[:200] or type(error.__cause__).__name__)
+    return "; ".join(texts).rstrip(".")

@@ -1,0 +1,22 @@
+"""Text from outside as Markdown that shows it as it is."""
+
+from __future__ import annotations
+
+import re
+
+from manifests.printable import printable
+
+
+def plain_markdown(text: object) -> str:
+    """A text that Markdown shows as it is: on one line, and with nothing that starts a heading, a list, a link or HTML.
+
+    Source: CommonMark 0.31, sections 2.4, 4 and 6.
+    """
+    line = printable(" ".join(str(text).split()))
+    line = re.sub(r"([\\`*\[\]<])", r"\\\1", line)
+    return re.sub(r"\A(\d*)(?=[#>+~=.)-])", r"\1\\", line)
+
+
+def markdown_cell(text: object) -> str:
+    """A text as a cell of a Markdown table."""
+    return plain_markdown(text).replace("|", "\\|")

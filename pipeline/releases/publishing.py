@@ -1,0 +1,192 @@
+"""Publish a release: to the Hugging Face Hub (hf:OWNER/NAME), or to any folder or object store that fsspec knows.
+
+Every byte of the release is checked first. The release itself stays as it is; croissant.json and CITATION.cff are
+written beside it, at the target alone. A stopped publish goes on where it was: what is there with its recorded size or
+hash is not sent again. release.json goes last, so a target without it is not whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError, RunError
+from manifests.publishing import hub
+from manifests.release import CITATION_FILE, CROISSANT_FILE, RECORD_FILE, Release, read_record
+from pipeline.releases.checks import check_release
+from pipeline.releases.opening import open_sql, samples_path
+from pipeline.sidefiles.citation import write_citation
+from pipeline.sidefiles.croissant import write_croissant
+from pipeline.store.sql import view_parquet
+from pipeline.vocabulary.licences import REDISTRIBUTABLE, UNKNOWN
+
+_NUM_COPIES = 8  # files that are copied at the same time
+
+
+@dataclass(frozen=True)
+class LicenceCount:
+    """Images of one licence from one source, and whether anyone may pass them on."""
+
+    licence: str
+    source: str
+    num_images: int
+    may_be_public: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be published, where, and who could see it."""
+
+    release: Release
+    target: str
+    public: bool
+    licences: tuple[LicenceCount, ...]
+    more: dict[str, bytes]  # files beside the release, by name
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the target is the Hugging Face Hub."""
+        return self.target.startswith(hub.SCHEME)
+
+    @property
+    def num_files(self) -> int:
+        """Files at the target, release.json among them."""
+        return len(self.release.record["files"]) + 1 + len(self.more)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the release's files and of those beside it, without release.json."""
+        own = sum(int(entry["num_bytes"]) for entry in self.release.record["files"].values())
+        return own + sum(len(content) for content in self.more.values())
+
+    @property
+    def not_public(self) -> tuple[LicenceCount, ...]:
+        """What keeps the release private."""
+        return tuple(row for row in self.licences if not row.may_be_public)
+
+
+def plan_publishing(release: Release, target: str, *, public: bool, authors: Sequence[str]) -> Plan:
+    """What publishing would do; sends nothing and asks nobody. Checks all of the release but its shards.
+
+    Raises: ConfigError for a target that cannot be, for a release that is not whole, and for `public` where a licence
+        does not allow it.
+    """
+    on_hub = target.startswith(hub.SCHEME)
+    address: str | None
+    if on_hub:
+        repository = hub.repository_of(target)
+        address, owner = hub.page_of(repository, "dataset"), repository.partition("/")[0]
+        if storage.is_remote(release.path):
+            raise ConfigError(f"{release.path}: to publish on the Hub, copy the release to a local disk first")
+    else:
+        _check_folder(target, public)
+        address, owner = None, f"the makers of {release.record['name']}"
+    check_release(release, deep=False)
+    licences = count_licences(release)
+    schema = _schema_of(release)
+    facts: dict[str, Any] = {
+        "address": address,
+        "authors": authors or [owner],
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    names = list(dict.fromkeys(row.licence for row in licences))
+    more = {
+        CROISSANT_FILE: write_croissant(release.record, schema, names, **facts),
+        CITATION_FILE: write_citation(release.record, **facts),
+    }
+    plan = Plan(release, target, public, licences, more)
+    if public and plan.not_public:
+        listed = "\n".join(f"  {row.num_images:,} images: {row.licence}, from {row.source}" for row in plan.not_public)
+        raise ConfigError(
+            f"{release.name}: may not be public, because not everyone may pass on\n{listed}\nPublish it without "
+            "--public, or build it without them: select.licences in the build config"
+        )
+    return plan
+
+
+def count_licences(release: Release) -> tuple[LicenceCount, ...]:
+    """Images of a release by licence and source, most images first."""
+    with open_sql() as sql:
+        view_parquet(sql, "attribution", [storage.join(release.path, "attribution.parquet")])
+        rows = sql.sql(
+            f"SELECT coalesce(licence_id, '{UNKNOWN}') AS licence, source, count(*) AS num FROM attribution "
+            "GROUP BY ALL ORDER BY num DESC, licence, source"
+        ).fetchall()
+    return tuple(LicenceCount(licence, source, num, REDISTRIBUTABLE.allows(licence)) for licence, source, num in rows)
+
+
+def publish(plan: Plan) -> list[str]:
+    """Check the shards too, then send the release; returns lines that say what is there.
+
+    Raises: ConfigError when the release is not whole, or the target refuses; RunError when the target or the way to it
+        fails.
+    """
+    wrong = list(plan.release.wrong_hashes())
+    if wrong:
+        raise ConfigError(
+            f"{plan.release.path}: {len(wrong):,} files are not as they were sealed, first: {wrong[0]}. Nothing was "
+            "sent. Build it again, or take a whole copy"
+        )
+    if plan.on_hub:
+        repository = hub.repository_of(plan.target)
+        return hub.upload_folder(
+            plan.release.path, repository, "dataset", public=plan.public, marker=RECORD_FILE, more=plan.more
+        )
+    return _copy(plan.release, plan.target, plan.more)
+
+
+def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
+    storage.make_folder(folder)
+    fs, inner = storage.filesystem(folder)
+    found = fs.find(inner, detail=True).items()
+    there = {name[len(inner.rstrip("/")) + 1 :]: int(info["size"]) for name, info in found}
+    files = release.record["files"]
+    if RECORD_FILE in there and read_record(folder)["fingerprint"] != release.fingerprint:
+        raise ConfigError(f"{folder}: holds another release; give a place of its own")
+    others = [name for name in there if not (name in files or name in (RECORD_FILE, *more) or storage.is_private(name))]
+    if others:
+        raise ConfigError(
+            f"{folder}: holds {len(others):,} files of something else, first: {others[0]}; give a place of its own"
+        )
+    storage.sweep(folder)  # what a killed publish left
+    absent = [name for name, entry in files.items() if there.get(name) != entry["num_bytes"]]
+    for parent in sorted({name.rpartition("/")[0] for name in absent}):
+        storage.make_folder(storage.join(folder, parent) if parent else folder)
+
+    def copy(name: str) -> None:
+        storage.link_or_copy(storage.join(release.path, name), storage.join(folder, name))
+
+    with ThreadPoolExecutor(_NUM_COPIES) as pool:
+        list(pool.map(copy, absent))
+    for name, content in more.items():
+        storage.publish_bytes(storage.join(folder, name), content)
+    wrong = list(Release(folder, release.record).wrong_hashes())
+    if wrong:
+        raise RunError(
+            f"{folder}: {len(wrong):,} files are not what was sent, first: {wrong[0]}. Remove them and run the same "
+            "command again"
+        )
+    if RECORD_FILE not in there:
+        copy(RECORD_FILE)
+    return [f"published: {folder}, {len(absent):,} files copied, {len(files) - len(absent):,} were there; all checked"]
+
+
+def _check_folder(target: str, public: bool) -> None:
+    """Raises: ConfigError for a place that no file system serves, and for `public`."""
+    if public:
+        raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
+    try:
+        storage.filesystem(target)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{target}: no file system for this address: {error}") from None
+
+
+def _schema_of(release: Release) -> Any:
+    fs, inner = storage.filesystem(samples_path(release))
+    return pq.read_schema(inner, filesystem=fs)

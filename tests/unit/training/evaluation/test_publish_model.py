@@ -1,0 +1,145 @@
+"""A trained model on a hub on the loopback: its card, its files, and that open_clip and PlantMix load it from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from misbehaving.hub import FakeHub, fake_hub, use_hub
+from training_runs import run_once
+
+from training.cli import main
+from training.evaluation.encoder import Encoder
+from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
+from training.evaluation.trained_model import open_trained_model
+from training.model.weights import CONFIG_FILE, WEIGHTS_FILE
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+REPOSITORY = "models/lab/model"
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub() as hub:
+        use_hub(hub, monkeypatch)
+        yield hub
+
+
+def card_of(hub: FakeHub) -> str:
+    return (hub.repositories[REPOSITORY].files["README.md"].content or b"").decode()
+
+
+def test_a_run_is_published_with_its_card_and_loads_from_there(
+    config: dict[str, Any], hub: FakeHub, tmp_path: Path, capsys: Output
+) -> None:
+    run_once(config, data={"mixture": {"plant": 0.75, "general": 0.25}})
+    assert main(["eval", config["output_dir"]]) == 0
+    figures = json.loads((tmp_path / "run/eval/heldout-toy-0001.json").read_text())
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert not hub.log
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model"]) == 0
+    found = hub.repositories[REPOSITORY]
+    assert found.private
+    assert CONFIG_FILE in found.commits[-1]
+    card = card_of(hub)
+    assert card in dry
+
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "open_clip"
+    assert "Release toy-0001" in card
+    assert "| plant | 75.00% |" in card
+    assert "no mixing law was fitted" in card
+    top1 = figures["zero_shot"][0]["figures"]["both"]["top1"]
+    row = next(line for line in card.splitlines() if line.startswith("| zero-shot top1 | both |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[3:6] == [f"{top1['value']:.1%}", f"{top1['low']:.1%} to {top1['high']:.1%}", f"{top1['chance']:.1%}"]
+    assert 'create_model_and_transforms("hf-hub:lab/model")' in card
+    everything = b"".join(file.content or b"" for file in found.files.values())
+    assert str(tmp_path).encode() not in everything
+    assert str(Path(config["model"]["architecture"]).parent).encode() not in everything
+
+    model = open_trained_model(config["output_dir"]).model
+    loaded, _, _ = open_clip.create_model_and_transforms("hf-hub:lab/model", cache_dir=str(tmp_path / "cache"))
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    text = open_clip.get_tokenizer("hf-hub:lab/model", cache_dir=str(tmp_path / "cache"))(["a red circle"])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval().encode_image(image), model.clip.encode_image(image))
+        torch.testing.assert_close(loaded.encode_text(text), model.clip.encode_text(text))
+    folder = snapshot_download("lab/model", cache_dir=str(tmp_path / "cache"))
+    words = ["a red circle", "a blue square"]
+    torch.testing.assert_close(
+        Encoder.open(folder).encode_texts(words), Encoder.open(config["output_dir"]).encode_texts(words)
+    )
+
+
+def test_weights_that_are_there_are_not_sent_again(config: dict[str, Any], hub: FakeHub) -> None:
+    run_once(config)
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--public"]) == 0
+    assert not hub.repositories[REPOSITORY].private
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--public"]) == 0
+    assert set(hub.arrived.values()) == {1}
+    assert hub.repositories[REPOSITORY].files[WEIGHTS_FILE].content
+
+
+def test_figures_of_other_weights_stay_out_of_the_card(config: dict[str, Any], hub: FakeHub, capsys: Output) -> None:
+    run_once(config)
+    assert main(["eval", config["output_dir"]]) == 0
+    result = next(Path(config["output_dir"], "eval").glob("*.json"))
+    os.utime(result, (0, 0))
+    result.with_name("other.json").write_text("{}")
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model"]) == 0
+    out = capsys.readouterr().out
+    assert "older than the weights, left out of the card" in out
+    assert "other.json: not a result of `dalip eval`" in out
+    assert "It was not evaluated." in card_of(hub)
+
+
+def test_a_release_that_is_gone_is_named_by_its_fingerprint(
+    config: dict[str, Any], hub: FakeHub, tmp_path: Path, capsys: Output
+) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(config["release"])
+    run_once(config | {"release": str(moved)})
+    moved.unlink()
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model"]) == 0
+    assert "that it was trained on is not at its place" in capsys.readouterr().out
+    assert "which was not there any more" in card_of(hub)
+
+
+def test_a_model_folder_says_that_nothing_is_known_of_its_training(
+    config: dict[str, Any], hub: FakeHub, tmp_path: Path
+) -> None:
+    run_once(config)
+    folder = str(tmp_path / "exported")
+    assert main(["export", config["output_dir"], folder, "--format", "huggingface"]) == 0
+    assert main(["publish", folder, "--to", "hf:lab/model"]) == 0
+    assert "what they were trained on is not known here" in card_of(hub)
+
+
+def test_a_card_shows_the_law_that_chose_the_shares(config: dict[str, Any]) -> None:
+    run_once(config)
+    settings = open_trained_model(config["output_dir"]).settings
+    law = {"ratio": {"plant": 0.7, "general": 0.3}, "interval": {"plant": [0.6, 0.8]}}
+    release = TrainedOn("ab" * 32, "toy-0001", 107, law["ratio"], law)
+    facts = ModelFacts(settings, "raw", [release], {}, {}, has_second_order=True, in_open_clip=False)
+    lines = write_card(facts, "lab/model").splitlines()
+    assert "| plant | 0.7000 | 0.6000 to 0.8000 |" in lines
+    assert "| general | 0.3000 | not known |" in lines
+    assert not any("hf-hub:" in line for line in lines)
+    assert "The run was not finished when this was published." in lines
+
+
+def test_a_target_that_is_no_repository_is_refused(config: dict[str, Any], capsys: Output) -> None:
+    assert main(["publish", config["output_dir"], "--to", "s3://bucket/model"]) == 2
+    assert "write hf:OWNER/NAME" in capsys.readouterr().err

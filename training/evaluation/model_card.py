@@ -1,0 +1,161 @@
+"""README.md of a published model: what it is, what it learnt from, how good it is, what it cannot, how to load it.
+
+Pure: what a run left goes in, Markdown comes out. Every text from outside is made harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.publishing.markdown import markdown_cell, plain_markdown
+from training.config import TrainSettings
+from training.evaluation.report import figures_of
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """A release that a model was trained on; shares are by domain. One that is gone has its fingerprint alone."""
+
+    fingerprint: str
+    name: str | None = None
+    num_samples: int = 0
+    shares: Mapping[str, float] | None = None
+    law: Mapping[str, Any] | None = None  # of mixture.json, where a fitted law chose the shares
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a card says of a model. `summary` is that of its run, empty without one; `results` are of `dalip eval`."""
+
+    settings: TrainSettings
+    weights: str
+    releases: Sequence[TrainedOn]
+    summary: Mapping[str, Any]
+    results: Mapping[str, dict[str, Any]]
+    has_second_order: bool
+    in_open_clip: bool
+
+
+def write_card(facts: ModelFacts, repository: str) -> str:
+    """The card of a model that is published as OWNER/NAME."""
+    lines = [
+        "---",
+        "library_name: open_clip",
+        "pipeline_tag: zero-shot-image-classification",
+        "tags:",
+        "- clip",
+        *(["- dalip"] if facts.has_second_order else []),
+        "---",
+        "",
+        f"# {repository.rpartition('/')[2]}",
+        "",
+        _about(facts),
+        "",
+        "## What it learnt from",
+        "",
+        *_training(facts),
+        "## How good it is",
+        "",
+        *_evaluation(facts),
+        "## How to load it",
+        "",
+        *_loading(facts, repository),
+        "## Limits",
+        "",
+        "- Figures on a held-out split are of pictures from the same sources as the training; others may be harder.",
+        "- It ranks the names it is given, and always finds one likely. It was not taught to say that none fits.",
+        "- Nobody measured it for biases, or on pictures of people.",
+        "- Licences of the training images are in the dataset card of the release.",
+    ]
+    if facts.has_second_order and facts.in_open_clip:
+        lines.append("- open_clip loads the first-order feature alone, which can be weaker than both together.")
+    return "\n".join([*lines, ""])
+
+
+def _about(facts: ModelFacts) -> str:
+    settings = facts.settings
+    architecture = plain_markdown(Path(settings.model.architecture).stem)
+    kind = "CLIP with a second-order branch (DALIP)" if facts.has_second_order else "CLIP"
+    weights = {
+        "ema": "the average over its training",
+        "raw": "those at the end of its training",
+        "folder": "those of an imported or exported model",
+        "pretrained": "pretrained ones, without a step of training here",
+    }[facts.weights]
+    about = f"{kind} for pictures and texts, architecture {architecture}, preset {settings.model.preset}"
+    return f"{about}. Weights: {weights}."
+
+
+def _training(facts: ModelFacts) -> Iterator[str]:
+    if not facts.releases:
+        yield from ("No run is recorded beside these weights, so what they were trained on is not known here.", "")
+        return
+    summary = facts.summary
+    if summary:
+        yield f"{summary['steps']:,} steps, {summary['samples_seen']:,} samples seen ({summary['epochs']:.1f} epochs)."
+    else:
+        yield "The run was not finished when this was published."
+    yield ""
+    for release in facts.releases:
+        if release.name is None:
+            yield from (f"- A release with fingerprint `{release.fingerprint}`, which was not there any more.", "")
+            continue
+        named = f"Release {plain_markdown(release.name)} (fingerprint `{release.fingerprint}`)"
+        yield f"{named}, {release.num_samples:,} samples:"
+        yield from ("", "| domain | share of the training |", "|---|---:|")
+        yield from (f"| {markdown_cell(domain)} | {share:.2%} |" for domain, share in (release.shares or {}).items())
+        yield ""
+        yield from _law(release.law)
+
+
+def _law(law: Mapping[str, Any] | None) -> Iterator[str]:
+    if law is None:
+        yield from ("The configuration gave the shares; no mixing law was fitted for them.", "")
+        return
+    intervals = law.get("interval") or {}
+    yield from ("A mixing law fitted on proxy runs chose the shares:", "")
+    yield from ("| domain | chosen share | 90 % interval of the optimum |", "|---|---:|---|")
+    for domain, share in law["ratio"].items():
+        low, high = intervals.get(domain, (None, None))
+        interval = "not known" if low is None else f"{low:.4f} to {high:.4f}"
+        yield f"| {markdown_cell(domain)} | {share:.4f} | {interval} |"
+    yield ""
+
+
+def _evaluation(facts: ModelFacts) -> Iterator[str]:
+    if not facts.results:
+        yield from ("It was not evaluated.", "")
+        return
+    yield "Intervals are of 95 %; those of a classification draw classes anew, and pictures within them. Chance is what"
+    yield "guessing reaches. Features: f is what open_clip loads, z the second order."
+    yield ""
+    for name, result in facts.results.items():
+        if "split" in result:
+            split = f"Split {plain_markdown(result['split'])} of {plain_markdown(result['release'])}"
+            yield f"{split}, {result['num_samples']:,} samples:"
+        else:
+            yield f"{plain_markdown(name)}:"
+        yield from ("", "| measured | features | value | interval | chance | of |", "|---|---|---:|---|---:|---|")
+        for label, kind, figure, note in figures_of(result):
+            interval = f"{figure['low']:.1%} to {figure['high']:.1%}"
+            yield (
+                f"| {markdown_cell(label)} | {kind} | {figure['value']:.1%} | {interval} | {figure['chance']:.1%} "
+                f"| {markdown_cell(note)} |"
+            )
+        yield ""
+
+
+def _loading(facts: ModelFacts, repository: str) -> Iterator[str]:
+    if facts.in_open_clip:
+        yield from ("With open_clip:", "", "```python", "import open_clip", "")
+        yield f'model, _, preprocess = open_clip.create_model_and_transforms("hf-hub:{repository}")'
+        yield from (f'tokenizer = open_clip.get_tokenizer("hf-hub:{repository}")', "```", "")
+    what = "all of it, f and z as one vector" if facts.has_second_order else "one vector a picture or text"
+    yield from (f"With PlantMix, {what}:", "", "```python", "from huggingface_hub import snapshot_download")
+    yield from ("from training.evaluation.encoder import Encoder", "")
+    yield f'encoder = Encoder.open(snapshot_download("{repository}"))'
+    yield 'scores = encoder.encode_pictures(["rose.jpg", "oak.jpg"]) @ encoder.encode_texts(["a photo of a rose."]).T'
+    yield from ("```", "")

@@ -1,0 +1,137 @@
+"""`dalip publish`: a model on the Hugging Face Hub, in the layout that open_clip loads, with a card.
+
+Reads the run's folder, its evaluations and its release; writes the export into a temporary folder and uploads that.
+A stopped publish goes on where it was: the same weights have the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.publishing import hub
+from manifests.release import Release
+from training.config import TrainSettings
+from training.data import loader
+from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
+from training.evaluation.report import figures_of
+from training.evaluation.trained_model import TrainedModel
+from training.model.exports import export_hugging_face
+from training.model.frozen import FrozenCLIP
+from training.model.weights import CONFIG_FILE, WEIGHTS_FILE
+from training.record import checkpoint
+
+_MIXTURE_FILE = "mixture.json"
+_SAME_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model's folder that is ready to be sent, and what its owner should know first."""
+
+    folder: Path
+    card: str
+    notes: tuple[str, ...]
+
+
+def prepare(trained: TrainedModel, repository: str, folder: Path) -> Prepared:
+    """Write export and card into `folder`.
+
+    Raises: ConfigError for a model that open_clip cannot load.
+    """
+    results, notes = _results_of(trained)
+    releases, more = _releases_of(trained)
+    if not results:
+        notes.append("no evaluation of these weights is here; `dalip eval` first, so that the card has figures")
+    facts = ModelFacts(
+        trained.settings,
+        trained.weights,
+        releases,
+        _read(trained.folder / checkpoint.SUMMARY_FILE),
+        results,
+        has_second_order=trained.model.second_order is not None,
+        in_open_clip=not isinstance(trained.model.clip, FrozenCLIP),
+    )
+    export_hugging_face(trained.model, folder, trained.settings.loss)
+    card = write_card(facts, repository)
+    storage.publish_bytes(str(folder / "README.md"), card.encode())
+    return Prepared(folder, card, (*trained.notes, *notes, *more))
+
+
+def send(prepared: Prepared, repository: str, *, public: bool) -> list[str]:
+    """Upload the folder; returns lines that say what is there.
+
+    Raises: ConfigError, RunError.
+    """
+    return hub.upload_folder(str(prepared.folder), repository, "model", public=public, marker=CONFIG_FILE)
+
+
+def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The evaluations beside the model that are of these weights, and notes on the others."""
+    weights = trained.folder / WEIGHTS_FILE if trained.weights == "folder" else Path(trained.source)
+    results: dict[str, dict[str, Any]] = {}
+    notes = []
+    for path in sorted((trained.folder / checkpoint.EVAL_FOLDER).glob("*.json")):
+        result = _read(path)
+        try:
+            list(figures_of(result))
+        except (KeyError, TypeError):
+            notes.append(f"{path.name}: not a result of `dalip eval`, left out of the card")
+            continue
+        if weights.is_file() and path.stat().st_mtime < weights.stat().st_mtime:
+            notes.append(f"{path.name}: older than the weights, left out of the card; run `dalip eval` again")
+        else:
+            results[path.stem] = result
+    return results, notes
+
+
+def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
+    """What the run was trained on, by the fingerprints that it recorded."""
+    identity = _read(trained.folder / checkpoint.RUN_FILE).get("identity", {})
+    fingerprints: list[str] = (identity.get("releases") or {}).get("fingerprints", [])
+    try:
+        there = {release.fingerprint: release for release in loader.open_releases(trained.settings.release)}
+    except ConfigError:
+        there = {}
+    found = [
+        _described(there[key], trained.settings) if key in there else TrainedOn(fingerprint=key) for key in fingerprints
+    ]
+    notes = [
+        f"the release {release.fingerprint[:12]} that it was trained on is not at its place; the card has no name and "
+        "no shares of it"
+        for release in found
+        if release.name is None
+    ]
+    return found, notes
+
+
+def _described(release: Release, settings: TrainSettings) -> TrainedOn:
+    split = settings.data.split
+    counts = release.num_by_domain(split)
+    weights: dict[str, float] = dict(settings.data.mixture or counts)
+    shares = {domain: weights[domain] / sum(weights.values()) for domain in weights}
+    law = None
+    if _MIXTURE_FILE in release.record["files"]:
+        law = _read(Path(release.path) / _MIXTURE_FILE).get("law")
+    if law and any(abs(shares.get(domain, 0.0) - share) > _SAME_SHARE for domain, share in law["ratio"].items()):
+        law = None  # other shares were drawn than the law chose
+    return TrainedOn(release.fingerprint, release.name, release.num_samples(split), shares, law)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file, empty where there is none.
+
+    Raises: ConfigError for one that cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    return found
