@@ -27,6 +27,7 @@ from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.config import BuildConfig
 from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
+from pipeline.pictures.consent import require_library
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.gbif.obtaining import missing_account
@@ -109,6 +110,7 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
         partial(read_ratio, config.mix, config.domains),
         partial(check_backbone, config.caption.backbone),
         partial(check_scorers, config.score),
+        partial(require_library, config.fetch.network.consent_signals),
     ]
     if config.dedup.semantic is not None:
         checks.append(partial(check_semantic, config.dedup.semantic))

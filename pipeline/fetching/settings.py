@@ -39,6 +39,10 @@ DECIDED_BY = {
 DEFAULT_X_ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
 
 
+ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining", "c2pa_training"]
+DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = ("content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining")
+
+
 class HostLimits(Settings):
     """How hard one host may be asked, by all workers of the cluster together."""
 
@@ -102,8 +106,8 @@ class NetworkSettings(Settings):
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 
-    consent_signals: tuple[Literal["content_usage", "tdm_reservation"], ...] = ("content_usage", "tdm_reservation")
-    """Further signals that opt a picture out: Content-Usage (AIPREF) in headers and robots.txt, TDMRep's header."""
+    consent_signals: tuple[ConsentSignal, ...] = DEFAULT_SIGNALS
+    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, IPTC's field; C2PA needs an extra."""
 
     @field_validator("x_robots_directives")
     @classmethod
