@@ -221,8 +221,6 @@ class Scheduler:
             for other in [*waiting, *of_origin]:
                 self._finish(other.row, other.end(*verdict))
             return
-        if verdict.crawl_delay_seconds:
-            self._reports.append(HostReport(host.name, 0, "unused", min_gap_seconds=verdict.crawl_delay_seconds))
         if "tdmrep_file" not in self._settings.consent_signals:
             self._keep_rules(host, origin, verdict)
             return
@@ -231,7 +229,12 @@ class Scheduler:
         self._enqueue(Visit(None, target, target), first=True)
 
     def _keep_rules(self, host: _Host, origin: str, rules: RobotsRules) -> None:
-        """Remember the rules of an origin, and queue the rows that waited for them."""
+        """Remember the rules of an origin, and queue the rows that waited for them.
+
+        A Crawl-delay holds from here on: were it longer than the patience, tdmrep.json would be all that is asked for.
+        """
+        if rules.crawl_delay_seconds:
+            self._reports.append(HostReport(host.name, 0, "unused", min_gap_seconds=rules.crawl_delay_seconds))
         self._client.keep_robots_rules(origin, rules)
         for other in reversed(host.awaiting_robots.pop(origin, [])):
             self._enqueue(other, first=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from misbehaving.answers import send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
 from pipeline.fetching.engine import fetch_rows
@@ -97,7 +97,7 @@ def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
     gate = HostGate(settings)
 
     def busy_first(sock, request):
-        if len([r for r in server.log if r.path != "/robots.txt"]) == 1:
+        if len([r for r in server.log if r.path not in SITE_FILES]) == 1:
             send(sock, "429 Too Many Requests", {"Retry-After": "3"})
         else:
             send_picture(sock)
@@ -113,7 +113,7 @@ def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
         time.sleep(0.1)
         facts = fetch([server.url("photo", "busy.test") + f"/{n}" for n in range(1, 8)], settings, tmp_path / "1", gate)
         first.join()
-        asked = sorted(r.seconds for r in server.log if r.path != "/robots.txt")
+        asked = sorted(r.seconds for r in server.log if r.path not in SITE_FILES)
     assert {fact["outcome"] for fact in facts} == {"ok"}
     assert asked[1] - asked[0] >= 3.0 - 0.02
     assert len(asked) == 9
@@ -199,7 +199,7 @@ def test_crawl_delay_longer_than_the_patience_stalls_nothing(tmp_path):
         started = time.monotonic()
         urls = [server.url("photo", host) + f"/{n}" for host in ("slow.test", "good.test") for n in range(4)]
         facts = fetch(urls, settings, tmp_path / "p")
-        pictures = [r for r in server.asked("slow.test") if r.path != "/robots.txt"]
+        pictures = [r for r in server.asked("slow.test") if r.path not in SITE_FILES]
     assert time.monotonic() - started < 5
     assert len(pictures) == 1
     assert [fact["outcome"] for fact in facts[4:]] == ["ok"] * 4
