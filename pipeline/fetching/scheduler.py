@@ -193,7 +193,9 @@ class Scheduler:
         result = host_result(answer)
         if result == "answered":
             host.closed_since = None
-        self._reports.append(HostReport(job.host, job.lease, result, answer.retry_after_seconds))
+        self._reports.append(
+            HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
+        )
         visit = job.visit
         step = next_step(visit, answer, self._settings)
         if isinstance(step, AskAgain):

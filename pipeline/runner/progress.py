@@ -34,6 +34,7 @@ class Progress:
         self._num_done = 0
         self._reasons: Mapping[str, int] = {}
         self._worst_hosts: Mapping[str, int] = {}
+        self._given: Mapping[str, str] = {}
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def advance(self, num_rows: int, funnel: Funnel | None) -> None:
@@ -47,6 +48,7 @@ class Progress:
         self._num_done = max(self._num_done, min(tally.num_rows, self._total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts
+        self._given = tally.given
 
     def snapshot(self) -> dict[str, Any]:
         """The figures for `plantmix status`."""
@@ -60,6 +62,7 @@ class Progress:
             "seconds_left": round((self._total - self._num_done) / rate) if rate else None,
             "reasons": dict(self._reasons),
             "worst_hosts": dict(self._worst_hosts),
+            "given": dict(self._given),
         }
 
     def line(self) -> str:
