@@ -284,7 +284,6 @@ def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
         ),
         (not network.hosts, "no hosts (it knows no limits of single hosts)"),
         (not network.profiles, "profiles: [] (it knows no limits of single hosts)"),
-        (not network.limits.adaptive, "limits.adaptive: false (it keeps no rate)"),
     ]
     return [change for fits, change in wanted if not fits]
 
