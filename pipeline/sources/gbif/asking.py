@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests import storage
+from manifests.errors import ConfigError
 from manifests.records import fingerprint
 from pipeline.sources.settings import REQUEST_FIELDS, DwcaSettings, GbifSettings, Origin, given
 
@@ -73,11 +74,19 @@ def request_path(settings: GbifSettings) -> Path:
 
 
 def read_request(settings: GbifSettings) -> Request | None:
-    """What is known of the request; None when GBIF was not asked yet."""
+    """What is known of the request; None when GBIF was not asked yet.
+
+    Raises: ConfigError for a file that somebody else has written.
+    """
     if settings.download:
         return Request("", settings.download)
     path = request_path(settings)
-    return Request(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Request(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: not what was written there; remove it, and build asks GBIF anew") from None
 
 
 def write_request(settings: GbifSettings, request: Request) -> None:

@@ -294,6 +294,16 @@ def test_more_bytes_than_stated_are_not_kept(gbif: GbifServer, tmp_path: Path) -
     assert not list((tmp_path / "work").rglob("*.zip*"))
 
 
+def test_a_request_file_that_was_changed_is_named(gbif: GbifServer, tmp_path: Path) -> None:
+    given = source(gbif, tmp_path)
+    bring(given)
+    (asked,) = (tmp_path / "work/gbif/oaks").glob("asked-*.json")
+    for content in ("", "[]", '{"key": 1, "other": 2}'):
+        asked.write_text(content)
+        with pytest.raises(ConfigError, match="remove it, and build asks GBIF anew"):
+            check_source(given)
+
+
 # ---- settings
 
 
