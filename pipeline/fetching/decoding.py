@@ -83,7 +83,7 @@ class Decoders:
             return row, download, None
         signals = self._network.consent_signals
         result = measure_image(download.body, self._image, with_c2pa="c2pa_training" in signals)
-        if isinstance(result, StoredImage) and (said := result.original.refusal) and counting(said, signals):
-            result = Rejected(Outcome.OPTED_OUT, said, result.original)
+        if isinstance(result, StoredImage) and result.detail and counting(result.detail, signals):
+            result = Rejected(Outcome.OPTED_OUT, result.detail, result.original)
         self._downloads.release(download)
         return row, replace(download, body=b""), result

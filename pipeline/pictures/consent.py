@@ -57,9 +57,9 @@ def require_library(signals: Collection[str]) -> None:
         )
 
 
-def counting(detail: str | None, signals: Collection[str]) -> bool:
+def counting(detail: str, signals: Collection[str]) -> bool:
     """True when the words about a picture hold a signal that counts."""
-    return detail is not None and any(f"{MARKS[name]}:" in detail for name in signals if name in MARKS)
+    return any(f"{MARKS[name]}:" in detail for name in signals if name in MARKS)
 
 
 def data_mining(packet: bytes) -> str | None:

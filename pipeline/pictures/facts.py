@@ -33,7 +33,7 @@ def _original_fact(original: Original | None) -> Fact:
 def _stored_fact(image: StoredImage) -> Fact:
     return {
         **_original_fact(image.original),
-        "detail": image.original.refusal,
+        "detail": image.detail,
         "stored_sha256": image.stored_sha256,
         "pixels_sha256": image.pixels_sha256,
         "phash": image.phash,

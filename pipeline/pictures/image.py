@@ -64,8 +64,6 @@ class Original:
     format: str | None = None
     mode: str | None = None
     exif_orientation: int | None = None
-    refusal: str | None = None
-    """What the picture says against training (consent.py); known of stored ones alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,8 @@ class StoredImage:
     pixel_std: float
     stored_width_px: int
     stored_height_px: int
+    detail: str | None = None
+    """What the picture says against training (consent.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def _measure_open(
         image.draft(None, (int(target[0] * _REDUCING_GAP), int(target[1] * _REDUCING_GAP)))
         image.load()
         simple = simplify(image)
-        original = replace(original, refusal=refusal_of(image, body, with_c2pa=with_c2pa))
+        said = refusal_of(image, body, with_c2pa=with_c2pa)
     except UnsupportedMode as error:
         return Rejected(Outcome.UNSUPPORTED_IMAGE, str(error), original)
     except Image.DecompressionBombError as error:
@@ -204,7 +204,7 @@ def _measure_open(
     if untouched and (not icc_profile or is_srgb(icc_profile)):
         kept = body if settings.keep_metadata else without_metadata(body)
         if kept is not None:
-            return _store(kept, simple, original)
+            return _store(kept, simple, original, said)
     if not fits:
         simple = simple.resize(target, _FILTER, reducing_gap=_REDUCING_GAP)
     final = to_srgb(simple, icc_profile, settings.background)
@@ -215,7 +215,7 @@ def _measure_open(
     stored = stream.getvalue()
     with Image.open(io.BytesIO(stored), formats=("JPEG",)) as again:
         again.load()
-        return _store(stored, again, original)
+        return _store(stored, again, original, said)
 
 
 def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:
@@ -224,7 +224,7 @@ def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:
     return max(known, _BYTES_WITH_TRANSPARENCY) if "transparency" in image.info else known
 
 
-def _store(body: bytes, pixels: Image.Image, original: Original) -> StoredImage:
+def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | None) -> StoredImage:
     measures = measure_pixels(pixels)
     return StoredImage(
         original=original,
@@ -235,6 +235,7 @@ def _store(body: bytes, pixels: Image.Image, original: Original) -> StoredImage:
         pixel_std=measures.pixel_std,
         stored_width_px=pixels.width,
         stored_height_px=pixels.height,
+        detail=detail,
     )
 
 
