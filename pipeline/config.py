@@ -26,6 +26,7 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -36,6 +37,7 @@ from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.scoring.settings import ScoreSettings
+from pipeline.sources.gbif.asking import AnyOrigin, with_folder
 from pipeline.sources.settings import Name, Origin, SourceSettings
 from pipeline.vocabulary.licences import LicenceSettings
 
@@ -287,6 +289,11 @@ class BuildConfig(Settings):
     @classmethod
     def _at_home(cls, work_dir: str) -> str:
         return str(Path(work_dir).expanduser()) if work_dir.startswith("~") else work_dir
+
+    @field_validator("sources", "evaluation")
+    @classmethod
+    def _with_folders(cls, origins: list[AnyOrigin], info: ValidationInfo) -> list[AnyOrigin]:
+        return [with_folder(origin, info.data.get("work_dir", "")) for origin in origins]
 
     @model_validator(mode="after")
     def _sections_fit(self) -> BuildConfig:

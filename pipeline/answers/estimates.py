@@ -21,6 +21,7 @@ from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
+from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.ingest import map_rows
@@ -43,7 +44,8 @@ _COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "u
 def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
     """All figures as plain values: sources, hosts, bytes, hours, disk, assumptions."""
     for source in config.sources:
-        check_source(source)
+        if not is_waiting(source):
+            check_source(source)
     with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
         scratch = partial(open_scratch, folder, config.run.memory_gb)
         paths = [_read_source(source, folder, scratch) for source in config.sources]
@@ -91,9 +93,12 @@ def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
 
 
 def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]) -> str:
-    """Every row of a source, judged as ingest does, as a Parquet file; gives its path."""
+    """Every row of a source, judged as ingest does, as a Parquet file; gives its path.
+
+    A download that GBIF has not made yet has no rows.
+    """
     writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
-    for batch in read_rows(source, scratch):
+    for batch in () if is_waiting(source) else read_rows(source, scratch):
         writer.write(map_rows(batch, source))
     return writer.close().temp
 

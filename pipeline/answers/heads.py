@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from pipeline.sources import dwca, eol, inaturalist, table
 from pipeline.sources.files import walk_files
+from pipeline.sources.gbif import reader as gbif
+from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.reading import read_rows
 from pipeline.sources.rows import make_batch
 from pipeline.sources.settings import Origin, SourceSettings
@@ -23,7 +25,12 @@ from pipeline.store.sql import open_scratch
 HEAD_ROWS = 1000
 MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to count their lines
 _SIDE_FILES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml", ".md", ".html", ".log", ".yaml", ".yml"}
-_JOINED = {"dwca": dwca.first_media, "eol": eol.first_media, "inaturalist": inaturalist.first_photos}
+_JOINED = {
+    "dwca": dwca.first_media,
+    "gbif": gbif.first_media,
+    "eol": eol.first_media,
+    "inaturalist": inaturalist.first_photos,
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,12 @@ class Head:
 
 
 def read_head(source: SourceSettings, memory_gb: float) -> Head:
-    """The first rows of a source. Of sources that are joined, addresses and licences alone."""
+    """The first rows of a source. Of sources that are joined, addresses and licences alone.
+
+    A download that GBIF has not made yet has none.
+    """
+    if is_waiting(source):
+        return _judged(map_rows(make_batch({}, []), source), whole=False, has_captions=False)
     if source.kind in _JOINED:
         found = _JOINED[source.kind](source)
         columns = {name: pa.array(values[:HEAD_ROWS], pa.string()) for name, values in found.items() if values}

@@ -27,7 +27,10 @@ from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.config import BuildConfig
 from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
+from pipeline.pictures.consent import require_library
 from pipeline.scoring.scorers import check_scorers
+from pipeline.sources.gbif.asking import is_waiting
+from pipeline.sources.gbif.obtaining import missing_account
 from pipeline.sources.reading import check_source
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
@@ -83,6 +86,7 @@ def examine(config: BuildConfig) -> list[Finding]:
     """Every finding about a configuration, errors first. Contents are looked at only where the settings hold."""
     findings = list(_broken_settings(config))
     if not findings:
+        findings += _about_gbif(config)
         heads = {source.name: read_head(source, config.run.memory_gb) for source in config.sources}
         findings += _about_empty_sources(config, heads)
         findings += _about_web(config, heads)
@@ -100,11 +104,13 @@ def examine(config: BuildConfig) -> list[Finding]:
 
 def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
     checks: list[Callable[[], object]] = [partial(check_writable, config.work_dir)]
-    checks += [partial(check_source, origin) for origin in (*config.sources, *config.evaluation)]
+    origins = (*config.sources, *config.evaluation)
+    checks += [partial(check_source, origin) for origin in origins if not is_waiting(origin)]
     checks += [
         partial(read_ratio, config.mix, config.domains),
         partial(check_backbone, config.caption.backbone),
         partial(check_scorers, config.score),
+        partial(require_library, config.fetch.network.consent_signals),
     ]
     if config.dedup.semantic is not None:
         checks.append(partial(check_semantic, config.dedup.semantic))
@@ -133,6 +139,18 @@ def nearest_folder(work_dir: str) -> Path:
     """The work folder where it exists, else the nearest place above it that does."""
     place = Path(work_dir).absolute()
     return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
+def _about_gbif(config: BuildConfig) -> Iterator[Finding]:
+    """Downloads that GBIF has still to make, and accounts that are missing for them."""
+    for origin in (*config.sources, *config.evaluation):
+        if not is_waiting(origin):
+            continue
+        if missing := missing_account(origin, os.environ):
+            yield Finding(True, missing)
+        else:
+            text = f"{origin.where}: its download from GBIF is not there yet, so its rows are not counted; `build` asks"
+            yield Finding(False, text)
 
 
 # ---- what the first rows show

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Stage
+from pipeline.sources.gbif.obtaining import obtain
 
 log = logging.getLogger("plantmix.build")
 
@@ -74,6 +76,10 @@ def build_config(config: BuildConfig, first: str | None = None, last: str | None
         log.warning("warning: %s", warning)
     stop = StopRequests()
     with stop.listening(), Catalog.open(config.work_dir) as catalog:
+        origins = [*config.sources, *config.evaluation]
+        if obtain(origins, config.fetch.network.user_agent_header, os.environ):
+            for warning in check_config(config, last):  # now of the archives too
+                log.warning("warning: %s", warning)
         catalog.record_config(config.model_dump_json())
         after = partial(_check_ending, config, last)
         report = Runner(config, FLOW, catalog, stop, after).run(first, last)

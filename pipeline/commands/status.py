@@ -137,6 +137,7 @@ def _running_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  dropped so far: {joined_counts(counts.items())}")
     if hosts := running.get("worst_hosts"):
         lines.append(f"  hosts that fail most: {', '.join(f'{host} ({num:,})' for host, num in hosts.items())}")
+    lines += [f"  {host}: {words}" for host, words in running.get("given", {}).items()]
     return lines
 
 

@@ -1,15 +1,19 @@
-"""May this picture be used? May this path be requested? What headers and robots.txt say.
+"""May this picture be used? May this path be requested? What headers, robots.txt and tdmrep.json say.
 
 Headers and text in, yes or no out. Pure. What cannot be understood forbids nothing.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from protego import Protego
+
+from manifests.outcomes import Outcome
 
 # Directives that carry a value after a colon, so that their name is not taken for an agent's.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -19,7 +23,11 @@ _USER_AGENT_LINE = re.compile(r"\s*user[- ]?agent\b[\s:]*([^#]*)", re.IGNORECASE
 _PREFERENCE = re.compile(r"(?:^|,)\s*([a-z*][a-z0-9_\-.*]*)\s*=\s*([^\s,;]+)")
 _USAGE_LINE = re.compile(r"\s*content-usage\s*:\s*(/\S*)?\s*([^#]*)", re.IGNORECASE)
 
+ROBOTS_PATH, TDMREP_PATH = "/robots.txt", "/.well-known/tdmrep.json"
 ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
+_MAX_TDM_RULES = 10_000
+_PERCENT = re.compile("%[0-9A-Fa-f]{2}")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
 def opted_out(headers: Iterable[str], agent_token: str, directives: Sequence[str]) -> str | None:
@@ -71,6 +79,23 @@ class RobotsRules:
     agent_token: str
     usage: Protego
     """Its Content-Usage lines, as rules: what must not train a model is disallowed."""
+    tdm: tuple[tuple[str, bool], ...] = ()
+    """Rules of its tdmrep.json: a pattern of paths, and whether their rights are reserved."""
+
+    def refusal(self, path: str, signals: Collection[str]) -> tuple[Outcome, str] | None:
+        """How a row ends whose `path` may not be requested, or not for training; None when it may."""
+        if not self.allows(path):
+            return Outcome.ROBOTS_DISALLOWED, "robots.txt"
+        if "content_usage" in signals and not self.allows_training(path):
+            return Outcome.OPTED_OUT, "robots.txt: Content-Usage"
+        if "tdmrep_file" in signals and self.reserves(path):
+            return Outcome.OPTED_OUT, "tdmrep.json: tdm-reservation"
+        return None
+
+    def reserves(self, path: str) -> bool:
+        """True when the first rule of tdmrep.json that fits `path` reserves its rights."""
+        plain = _unescaped(path).replace("$", "%24").replace("*", "%2A")  # as patterns write them
+        return next((is_reserved for pattern, is_reserved in self.tdm if _fits(pattern, plain)), False)
 
     def allows(self, path: str) -> bool:
         """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
@@ -99,6 +124,54 @@ def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
 
 
 ALLOW_ALL = parse_robots(b"", "*")
+
+
+def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
+    """The rules of a tdmrep.json in their order. What is no rule is left out, and so is a file that is none.
+
+    Source: W3C Community Group, "TDM Reservation Protocol (TDMRep)", final report of 10 May 2024, "TDM File on the
+    Origin Server": the first rule that fits counts; patterns are those of robots.txt.
+    """
+    try:
+        rows = json.loads(body)
+    except (ValueError, RecursionError):
+        return ()
+    found = []
+    for row in rows[:_MAX_TDM_RULES] if isinstance(rows, list) else ():
+        location, value = (row.get("location"), row.get("tdm-reservation")) if isinstance(row, dict) else (None, None)
+        if isinstance(location, str) and str(value) in ("0", "1"):
+            found.append((_unescaped(location), str(value) == "1"))
+    return tuple(found)
+
+
+def _unescaped(path: str) -> str:
+    """A path in which only those characters are percent-encoded that must be."""
+    return _PERCENT.sub(lambda found: _plain_or_upper(found[0]), path)
+
+
+def _plain_or_upper(escaped: str) -> str:
+    plain = unquote(escaped, errors="replace")
+    return plain if plain in _UNRESERVED else escaped.upper()
+
+
+def _fits(pattern: str, path: str) -> bool:
+    """True when a path begins as the pattern says; `*` is any text, `$` at the end is the end of the path.
+
+    Each piece is looked for once, so that a pattern of many stars takes no longer than the path is long.
+    """
+    is_whole = pattern.endswith("$")
+    first, *pieces = pattern.removesuffix("$").split("*")
+    if not path.startswith(first):
+        return False
+    if not pieces:
+        return not is_whole or path == first
+    place = len(first)
+    for piece in pieces[:-1] if is_whole else pieces:
+        found = path.find(piece, place)
+        if found < 0:
+            return False
+        place = found + len(piece)
+    return not is_whole or (path.endswith(pieces[-1]) and len(path) - len(pieces[-1]) >= place)
 
 
 def _with_plain_name(line: str, agent_token: str) -> str:

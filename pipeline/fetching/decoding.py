@@ -15,6 +15,7 @@ from manifests.outcomes import Outcome
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
+from pipeline.pictures.consent import counting
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
 
 _TICK_SECONDS = 0.25
@@ -31,7 +32,7 @@ class Decoders:
     def __init__(self, downloads: Scheduler, settings: FetchSettings) -> None:
         self._downloads = downloads
         self._image = settings.image
-        self._num_threads = settings.network.decode_threads
+        self._network = settings.network
         self._measured: queue.Queue[Measured | BaseException] = queue.Queue(_MAX_MEASURED)
         self._num_left = 0
         self._lock = threading.Lock()
@@ -43,7 +44,9 @@ class Decoders:
         Raises: whatever a thread raised.
         """
         self._num_left = num
-        threads = [threading.Thread(target=self._run, daemon=True, name="decode") for _ in range(self._num_threads)]
+        threads = [
+            threading.Thread(target=self._run, daemon=True, name="decode") for _ in range(self._network.decode_threads)
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -78,6 +81,9 @@ class Decoders:
         row, download = self._downloads.take()
         if download is None or download.outcome is not Outcome.OK:
             return row, download, None
-        result = measure_image(download.body, self._image)
+        signals = self._network.consent_signals
+        result = measure_image(download.body, self._image, with_c2pa="c2pa_training" in signals)
+        if isinstance(result, StoredImage) and result.detail and counting(result.detail, signals):
+            result = Rejected(Outcome.OPTED_OUT, result.detail, result.original)
         self._downloads.release(download)
         return row, replace(download, body=b""), result

@@ -23,6 +23,7 @@ from pipeline.fetching.part import PartWriter, fact_of_download, require_facts
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.tally import Tally
+from pipeline.pictures.consent import require_library
 from pipeline.pictures.facts import Fact
 from pipeline.pictures.image import Rejected, StoredImage
 
@@ -77,9 +78,11 @@ def fetch_in_pieces(
     Connections, addresses and robots.txt rules are kept for the next part in this process; a caller who wants them
     apart gives a `client`.
 
-    Raises: ConfigError when a contact is needed or the engine is not installed; RunError when a row got no fact.
+    Raises: ConfigError when a contact is needed, or the engine or C2PA's library is not installed; RunError when a row
+    got no fact.
     """
     settings.network.require_contact(url for _, url in rows)
+    require_library(settings.network.consent_signals)
     rows = sorted(rows)
     if settings.engine == "img2dataset":
         from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it

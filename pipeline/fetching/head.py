@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manifests.outcomes import Outcome
+from pipeline.fetching.consent import ROBOTS_PATH, TDMREP_PATH
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.scheduler import Scheduler
@@ -59,7 +60,7 @@ class HeadClient(HttpClient):
         self._here = threading.local()
 
     def _open(self, target: Target, method: str = "HEAD") -> Any:
-        self._here.head = target.path != "/robots.txt"
+        self._here.head = target.path not in (ROBOTS_PATH, TDMREP_PATH)
         return super()._open(target, method if self._here.head else "GET")
 
     def _read_body(self, response: Any, max_body_bytes: int, budget: Any) -> bytes | None:

@@ -9,7 +9,9 @@ two machines need the same clock. Reads and writes nothing. A host that fails is
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,14 @@ not be reached, or the permission came back unused."""
 _MAX_BUSY_PAUSE_SECONDS = 300.0
 _AHEAD_SECONDS = 0.1  # a permission is given at most this long before its time
 _LEASE_MARGIN_SECONDS = 30.0
+_WINDOW_SECONDS = 10.0  # of an adaptive host, between two decisions
+_MIN_ANSWERS = 5  # in a window
+_STEP_SHARE = 0.2  # of the first rate, that a calm window adds
+_MOST_TIMES = 8  # as fast as the limits say, at most; and an eighth as fast at least
+_SLOWER_TIMES = 2.0
+_USED_SHARE = 0.7  # of its rate that a host must have been asked at before it is asked faster
+_REFUSALS_TOGETHER_SECONDS = 2.0
+_SHOWN_HOSTS = 5
 _FULL_HOST_SECONDS = 0.02  # after this a worker asks again for a host whose connections are all in use
 
 
@@ -38,6 +48,8 @@ class HostReport(NamedTuple):
     retry_after_seconds: float | None = None
     min_gap_seconds: float | None = None
     """Crawl-delay: the pause between requests that the host asks for. An override in the config counts more."""
+    seconds: float | None = None
+    """How long an answer took, for adaptive hosts."""
 
 
 class Permission(NamedTuple):
@@ -72,16 +84,93 @@ class Gate(Protocol):
 
 
 @dataclass(slots=True)
+class _Pace:
+    """How fast an adaptive host is asked: a little faster after each calm window, much slower when it has enough.
+
+    A host has enough when it answers 429 or 503: then the rate halves. Or when its median answer takes twice as long as
+    in its best window: then the rate loses a quarter, but not below the first rate. After either it stays below nine
+    tenths of what was too much. Additive increase and multiplicative decrease keep several clients fair to each other.
+    Source: Chiu and Jain 1989, "Analysis of the increase and decrease algorithms for congestion avoidance".
+    """
+
+    start: float  # requests a second
+    start_connections: int
+    rate: float
+    connections: int
+    most: float  # never faster
+    most_connections: int
+    fastest: float = 0.0  # rate of the fastest calm window
+    best_seconds: float = math.inf
+    slowed_at: float = -math.inf
+    window_started: float | None = None
+    window_seconds: list[float] = field(default_factory=list)  # that answers of this window took
+    was_full: bool = False  # all connections were in use in this window
+
+    @classmethod
+    def of(cls, limits: HostLimits) -> _Pace | None:
+        """The pace that a host starts with; None where the limits are fixed."""
+        rate, connections = limits.requests_per_second, limits.connections
+        if not limits.adaptive or rate is None:
+            return None
+        return cls(rate, connections, rate, connections, rate * _MOST_TIMES, connections * _MOST_TIMES)
+
+    def answered(self, seconds: float, now: float) -> None:
+        """Note an answer; at the end of a window, decide whether to go faster."""
+        if self.window_started is None:
+            self.window_started = now
+        self.window_seconds.append(seconds)
+        window = now - self.window_started
+        if window < _WINDOW_SECONDS or len(self.window_seconds) < _MIN_ANSWERS:
+            return
+        given, took = len(self.window_seconds) / window, statistics.median(self.window_seconds)
+        if took > _SLOWER_TIMES * self.best_seconds:
+            if self.rate > self.start:
+                self._slow_down(max(self.start, 0.75 * self.rate), now)
+        else:
+            self.fastest = max(self.fastest, min(given, self.rate))
+            self.best_seconds = min(self.best_seconds, took)
+            if given >= _USED_SHARE * self.rate:
+                self.rate = min(self.rate + _STEP_SHARE * self.start, self.most)
+            elif self.was_full:  # the connections bound it, and not the rate
+                self.connections = min(self.connections + 1, self.most_connections)
+        self.window_started, self.window_seconds, self.was_full = now, [], False
+
+    def refused(self, now: float) -> None:
+        """Note a 429 or 503. Of those that come together only the first counts."""
+        if now - self.slowed_at >= _REFUSALS_TOGETHER_SECONDS:
+            self._slow_down(max(self.start / _MOST_TIMES, 0.5 * self.rate), now)
+            self.window_started, self.window_seconds, self.was_full = None, [], False
+
+    def _slow_down(self, rate: float, now: float) -> None:
+        self.most = max(rate, min(self.most, 0.9 * self.rate))
+        self.connections = self.most_connections = max(self.start_connections, self.connections - 1)
+        self.rate, self.slowed_at = rate, now
+
+
+@dataclass(slots=True)
 class _HostState:
     limits: HostLimits
+    pace: _Pace | None = None
     gap_seconds: float = 0.0  # between the starts of two requests
     crawl_delay_seconds: float = 0.0  # the host's own wish for that gap; 0 where the config counts more
     next_start: float = 0.0
     not_before: float = 0.0
     leases: dict[int, float] = field(default_factory=dict)  # lease: when it ends by itself, if its worker is lost
+    num_answers: int = 0
+    num_refusals: int = 0
+    paused_seconds: float = 0.0  # in all, for its refusals
     busy_in_a_row: int = 0
     unreachable_in_a_row: int = 0
     dead: bool = False
+
+    def given(self) -> str:
+        """What the host gave, in words."""
+        words = f"{self.num_answers:,} answers"
+        if self.num_refusals:
+            words += f", {self.num_refusals:,} refusals (paused {self.paused_seconds:,.0f} s)"
+        if self.pace:
+            words += f", {self.pace.rate:.2g} requests/s now, {self.pace.fastest:.2g} at most"
+        return words
 
 
 class HostGate(Board):
@@ -128,12 +217,20 @@ class HostGate(Board):
                 self._note(report, now)
             return {host: self._permit(host, num, now) for host, num in wanted.items()}
 
+    def progress(self) -> Tally:
+        """What all parts have done so far, and what the hosts that answered most gave."""
+        tally = super().progress()
+        with self._lock:
+            most = sorted(self._hosts.items(), key=lambda item: (-item[1].num_answers, item[0]))[:_SHOWN_HOSTS]
+            tally.given = {name: state.given() for name, state in most if state.num_answers or state.num_refusals}
+        return tally
+
     def _state(self, host: str) -> _HostState:
         name, limits = self._settings.limits_of(host)
         state = self._hosts.get(name)
         if state is None:
             rate = limits.requests_per_second
-            state = self._hosts[name] = _HostState(limits, 1 / rate if rate else 0.0)
+            state = self._hosts[name] = _HostState(limits, _Pace.of(limits), 1 / rate if rate else 0.0)
             state.not_before = self._all_closed_until
         return state
 
@@ -146,15 +243,25 @@ class HostGate(Board):
         if report.result == "answered":
             state.busy_in_a_row = state.unreachable_in_a_row = 0
             state.dead = False
+            state.num_answers += 1
+            if state.pace and report.seconds is not None:
+                state.pace.answered(report.seconds, now)
         elif report.result == "busy":
             state.busy_in_a_row += 1
             state.unreachable_in_a_row = 0
-            state.not_before = max(state.not_before, now + self._busy_pause(state, report.retry_after_seconds))
+            until = max(state.not_before, now + self._busy_pause(state, report.retry_after_seconds))
+            state.num_refusals += 1
+            state.paused_seconds += until - max(state.not_before, now)
+            state.not_before = until
+            if state.pace:
+                state.pace.refused(now)
         elif report.result == "unreachable":
             state.unreachable_in_a_row += 1
             if state.unreachable_in_a_row >= self._settings.breaker_failures:
                 state.dead = True
                 state.not_before = max(state.not_before, now + self._settings.breaker_seconds)
+        if state.pace:
+            state.gap_seconds = max(1 / state.pace.rate, state.crawl_delay_seconds)
 
     def _busy_pause(self, state: _HostState, retry_after_seconds: float | None) -> float:
         if retry_after_seconds is not None:
@@ -170,7 +277,8 @@ class HostGate(Board):
         for lease in [lease for lease, ends in state.leases.items() if ends <= now]:
             del state.leases[lease]
         # a host that was dead gets one request first
-        num_free = (1 if state.dead else state.limits.connections) - len(state.leases)
+        connections = state.pace.connections if state.pace else state.limits.connections
+        num_free = (1 if state.dead else connections) - len(state.leases)
         lease_seconds = self._settings.total_timeout_seconds + _LEASE_MARGIN_SECONDS
         given: list[Permission] = []
         while len(given) < min(num_wanted, num_free):
@@ -185,5 +293,7 @@ class HostGate(Board):
         if not given and until_next > 0 and state.crawl_delay_seconds > self._settings.host_patience_seconds:
             why = f"host wants {state.crawl_delay_seconds:g} s between requests (Crawl-delay), the patience is "
             return Verdict((), state.crawl_delay_seconds, f"{why}{self._settings.host_patience_seconds:g} s")
+        if state.pace and num_wanted > num_free:
+            state.pace.was_full = True
         full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests
         return Verdict(tuple(given), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))

@@ -21,22 +21,30 @@ from pipeline.sources.files import BytesUnreadable, LocalReader
 
 
 def read_local(
-    rows: Sequence[tuple[str, str, str]], roots: Mapping[str, str], settings: ImageSettings, pool_path: str | Path
+    rows: Sequence[tuple[str, str, str]],
+    roots: Mapping[str, str],
+    settings: ImageSettings,
+    pool_path: str | Path,
+    *,
+    with_c2pa: bool = False,
 ) -> pa.Table:
     """Read, measure and store pictures; `rows` are (sample_id, source, locator), `roots` the folder of each source.
 
+    A picture that says that it must not train a model is stored with that as its detail: `collect` decides.
     The table is as of `fetch_rows`: schema FACTS, sorted by sample_id, `pool_file` null.
     """
     with PartWriter(pool_path) as part, ExitStack() as stack:
         readers = {name: stack.enter_context(LocalReader(root)) for name, root in roots.items()}
         for sample_id, source, locator in rows:
-            part.add(sample_id, *_read(readers[source], locator, settings))
+            part.add(sample_id, *_read(readers[source], locator, settings, with_c2pa))
         return part.finish()
 
 
-def _read(reader: LocalReader, locator: str, settings: ImageSettings) -> tuple[Fact, StoredImage | Rejected | None]:
+def _read(
+    reader: LocalReader, locator: str, settings: ImageSettings, with_c2pa: bool
+) -> tuple[Fact, StoredImage | Rejected | None]:
     try:
         body = reader.read(locator, settings.max_body_bytes)
     except BytesUnreadable as error:
         return {"outcome": error.outcome.value, "detail": error.detail, "attempts": 1}, None
-    return {"outcome": Outcome.OK.value, "attempts": 1}, measure_image(body, settings)
+    return {"outcome": Outcome.OK.value, "attempts": 1}, measure_image(body, settings, with_c2pa=with_c2pa)

@@ -16,11 +16,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import ROBOTS_MAX_BYTES
+from pipeline.fetching.consent import (
+    ALLOW_ALL,
+    ROBOTS_MAX_BYTES,
+    ROBOTS_PATH,
+    TDMREP_PATH,
+    RobotsRules,
+    parse_tdmrep,
+)
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
@@ -36,7 +43,9 @@ class _Host:
     ask_at: float = 0.0
     closed_since: float | None = None
     in_turns: bool = False  # its name is in the scheduler's `_turns`
-    awaiting_robots: dict[str, list[Visit]] = field(default_factory=dict)  # by origin: rows that wait for robots.txt
+    # by origin: rows that wait for robots.txt or tdmrep.json, and what robots.txt said while tdmrep.json is asked for
+    awaiting_robots: dict[str, list[Visit]] = field(default_factory=dict)
+    from_robots: dict[str, RobotsRules] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +193,9 @@ class Scheduler:
         result = host_result(answer)
         if result == "answered":
             host.closed_since = None
-        self._reports.append(HostReport(job.host, job.lease, result, answer.retry_after_seconds))
+        self._reports.append(
+            HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
+        )
         visit = job.visit
         step = next_step(visit, answer, self._settings)
         if isinstance(step, AskAgain):
@@ -198,21 +209,36 @@ class Scheduler:
             self._finish(visit.row, step)
 
     def _end_robots(self, visit: Visit, download: Download) -> None:
-        """A robots.txt is finished: queue the rows that waited for it, or end them."""
-        host = self._hosts[visit.start.host]
-        waiting = host.awaiting_robots.pop(visit.start.origin, [])
+        """A robots.txt or tdmrep.json is finished: ask for the next file, queue the rows that waited, or end them."""
+        host, origin = self._hosts[visit.start.host], visit.start.origin
+        if visit.start.path == TDMREP_PATH:  # without one a host does not take part, whatever the reason
+            tdm = parse_tdmrep(download.body) if download.outcome is Outcome.OK else ()
+            self._keep_rules(host, origin, replace(host.from_robots.pop(origin, ALLOW_ALL), tdm=tdm))
+            return
         verdict = robots_verdict(visit, download, self._settings.agent_token)
         if isinstance(verdict, tuple):
-            origin = visit.start.origin
+            waiting = host.awaiting_robots.pop(origin, [])
             of_origin = [v for v in host.queue if v.target.origin == origin and not v.is_robots]
             host.queue = deque(v for v in host.queue if v.target.origin != origin or v.is_robots)
             for other in [*waiting, *of_origin]:
                 self._finish(other.row, other.end(*verdict))
             return
-        self._client.keep_robots_rules(visit.start.origin, verdict)
-        if verdict.crawl_delay_seconds:
-            self._reports.append(HostReport(host.name, 0, "unused", min_gap_seconds=verdict.crawl_delay_seconds))
-        for other in reversed(waiting):
+        if "tdmrep_file" not in self._settings.consent_signals:
+            self._keep_rules(host, origin, verdict)
+            return
+        host.from_robots[origin] = verdict
+        target = replace(visit.start, path=TDMREP_PATH)
+        self._enqueue(Visit(None, target, target), first=True)
+
+    def _keep_rules(self, host: _Host, origin: str, rules: RobotsRules) -> None:
+        """Remember the rules of an origin, and queue the rows that waited for them.
+
+        A Crawl-delay holds from here on: were it longer than the patience, tdmrep.json would be all that is asked for.
+        """
+        if rules.crawl_delay_seconds:
+            self._reports.append(HostReport(host.name, 0, "unused", min_gap_seconds=rules.crawl_delay_seconds))
+        self._client.keep_robots_rules(origin, rules)
+        for other in reversed(host.awaiting_robots.pop(origin, [])):
             self._enqueue(other, first=True)
 
     def _enqueue(self, visit: Visit, *, first: bool = False) -> None:
@@ -221,7 +247,8 @@ class Scheduler:
         host = self._hosts.get(target.host)
         if host is None:
             host = self._hosts[target.host] = _Host(target.host)
-        if self._settings.robots_txt and not visit.is_robots:
+        signals = self._settings.consent_signals
+        if (self._settings.robots_txt or "tdmrep_file" in signals) and not visit.is_robots:
             rules = self._client.robots_rules(target.origin)
             if rules is None:
                 waiting = host.awaiting_robots.get(target.origin)
@@ -229,14 +256,12 @@ class Scheduler:
                     waiting.append(visit)
                     return
                 host.awaiting_robots[target.origin] = [visit]
-                robots = Target(target.scheme, target.hostname, target.port, "/robots.txt")
+                path = ROBOTS_PATH if self._settings.robots_txt else TDMREP_PATH
+                robots = Target(target.scheme, target.hostname, target.port, path)
                 visit = Visit(None, robots, robots)
                 first = True
-            elif not rules.allows(target.path):
-                self._finish(visit.row, visit.end(Outcome.ROBOTS_DISALLOWED, "robots.txt"))
-                return
-            elif "content_usage" in self._settings.consent_signals and not rules.allows_training(target.path):
-                self._finish(visit.row, visit.end(Outcome.OPTED_OUT, "robots.txt: Content-Usage"))
+            elif refusal := rules.refusal(target.path, signals):
+                self._finish(visit.row, visit.end(*refusal))
                 return
         if not host.in_turns:
             host.in_turns = True

@@ -39,6 +39,10 @@ DECIDED_BY = {
 DEFAULT_X_ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
 
 
+ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining", "c2pa_training"]
+DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = ("content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining")
+
+
 class HostLimits(Settings):
     """How hard one host may be asked, by all workers of the cluster together."""
 
@@ -46,6 +50,14 @@ class HostLimits(Settings):
     """null: only `connections` limits the host."""
     connections: Annotated[int, Field(ge=1, le=1000)] = 2
     """Most requests to the host at a time."""
+    adaptive: bool = False
+    """Go faster, up to eight times as fast, until the host slows down or answers 429 or 503; then stay below that."""
+
+    @model_validator(mode="after")
+    def _adaptive_has_a_start(self) -> Self:
+        if self.adaptive and self.requests_per_second is None:
+            raise ValueError("adaptive needs requests_per_second, the rate to start with")
+        return self
 
 
 class HostOverride(HostLimits):
@@ -60,6 +72,57 @@ class HostOverride(HostLimits):
     @classmethod
     def _lower(cls, value: str) -> str:
         return value.lower()
+
+
+class HostProfile(HostLimits):
+    """What the operator of well-known hosts asks of programs, and where that stands.
+
+    Where an operator states nothing, the limits are careful guesses of ours. Unlike an entry of `hosts`, a profile does
+    not put a Crawl-delay aside.
+    """
+
+    patterns: tuple[str, ...]
+    stated: str
+    source: str
+    read_on: str
+
+
+ProfileName = Literal["inaturalist", "gbif", "eol", "wikimedia"]
+PROFILES: dict[ProfileName, HostProfile] = {
+    "inaturalist": HostProfile(
+        patterns=("inaturalist-open-data.s3.amazonaws.com", "inaturalist-open-data.s3.*.amazonaws.com"),
+        stated="nothing of this bucket; users were refused at some rate that they do not tell",
+        source="https://github.com/inaturalist/inaturalist-open-data/issues/5",
+        read_on="2026-11-26",
+        requests_per_second=5.0,
+        connections=2,
+    ),
+    "gbif": HostProfile(
+        patterns=("api.gbif.org",),
+        stated="of the image cache: scripts use a single HTTP connection",
+        source="https://techdocs.gbif.org/en/openapi/images",
+        read_on="2026-11-26",
+        requests_per_second=5.0,
+        connections=1,
+    ),
+    "eol": HostProfile(
+        patterns=("eol.org", "*.eol.org"),
+        stated="one request a second (a member of its staff, of eol.org); nothing of its pictures",
+        source="https://discuss.eol.org/t/eol-data-services/236/77",
+        read_on="2026-11-26",
+        requests_per_second=1.0,
+        connections=1,
+    ),
+    # one request a second keeps 25 Mbit/s for pictures of 3 MB, which originals have on average
+    "wikimedia": HostProfile(
+        patterns=("upload.wikimedia.org",),
+        stated="two requests at a time, 25 Mbit/s over 10 s; a User-Agent with a contact",
+        source="https://wikitech.wikimedia.org/wiki/Robot_policy, quoted 2025-04-10 on the list wikitech-l",
+        read_on="2026-11-26",
+        requests_per_second=1.0,
+        connections=2,
+    ),
+}
 
 
 class NetworkSettings(Settings):
@@ -89,6 +152,8 @@ class NetworkSettings(Settings):
     """How long a dead host is left alone."""
     limits: HostLimits = HostLimits()
     hosts: tuple[HostOverride, ...] = ()
+    profiles: tuple[ProfileName, ...] = tuple(PROFILES)
+    """Operators whose own rules are kept, where no entry of `hosts` fits. Empty: none."""
     user_agent: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]*(/[A-Za-z0-9._\-]+)?$")] = (
         f"PlantMix/{__version__}"
     )
@@ -102,8 +167,8 @@ class NetworkSettings(Settings):
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 
-    consent_signals: tuple[Literal["content_usage", "tdm_reservation"], ...] = ("content_usage", "tdm_reservation")
-    """Further signals that opt a picture out: Content-Usage (AIPREF) in headers and robots.txt, TDMRep's header."""
+    consent_signals: tuple[ConsentSignal, ...] = DEFAULT_SIGNALS
+    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, IPTC's field; C2PA needs an extra."""
 
     @field_validator("x_robots_directives")
     @classmethod
@@ -142,6 +207,9 @@ class NetworkSettings(Settings):
         for override in self.hosts:
             if fnmatch.fnmatchcase(host, override.pattern) or fnmatch.fnmatchcase(name, override.pattern):
                 return (override.pattern if override.shared else host), override
+        for profile in map(PROFILES.__getitem__, self.profiles):
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in profile.patterns):
+                return host, profile
         return host, self.limits
 
     def require_contact(self, urls: Iterable[str]) -> None:
@@ -215,6 +283,7 @@ def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
             f"limits.connections: {network.threads} or more (each worker opens as many as it has threads)",
         ),
         (not network.hosts, "no hosts (it knows no limits of single hosts)"),
+        (not network.profiles, "profiles: [] (it knows no limits of single hosts)"),
     ]
     return [change for fits, change in wanted if not fits]
 

@@ -24,6 +24,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Rows by host that brought no sound picture."""
+    given: dict[str, str] = field(default_factory=dict)
+    """What the hosts that answered most gave, in words; only the gate fills it in."""
 
     def add(self, outcome: str, host: str | None) -> None:
         """Count one row."""

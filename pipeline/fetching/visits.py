@@ -49,9 +49,9 @@ class Download:
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """The way of one row, or of one robots.txt, from its first request to its end."""
+    """The way of one row, or of a robots.txt or tdmrep.json, from its first request to its end."""
 
-    row: int | None  # its number; None for a robots.txt
+    row: int | None  # its number; None for a robots.txt or tdmrep.json
     start: Target
     target: Target  # of the next request
     attempts: int = 0  # begun so far
@@ -62,7 +62,7 @@ class Visit:
 
     @property
     def is_robots(self) -> bool:
-        """True for a request for robots.txt itself."""
+        """True for a request for robots.txt itself, or for tdmrep.json."""
         return self.row is None
 
     def end(self, outcome: Outcome, detail: str, body: bytes = b"") -> Download:

@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from manifests.outcomes import Outcome
 from pipeline.pictures import sniff
 from pipeline.pictures.colour import UnsupportedMode, is_srgb, simplify, to_srgb
+from pipeline.pictures.consent import refusal_of
 from pipeline.pictures.jpeg import jpeg_obstacle, without_metadata
 from pipeline.pictures.settings import ImageSettings
 
@@ -77,6 +78,8 @@ class StoredImage:
     pixel_std: float
     stored_width_px: int
     stored_height_px: int
+    detail: str | None = None
+    """What the picture says against training (consent.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,8 @@ class _WithoutPillowWarnings:
 _without_pillow_warnings = _WithoutPillowWarnings()
 
 
-def measure_image(body: bytes, settings: ImageSettings) -> StoredImage | Rejected:
-    """Turn the bytes of a download into a stored picture, or say why not."""
+def measure_image(body: bytes, settings: ImageSettings, *, with_c2pa: bool = False) -> StoredImage | Rejected:
+    """Turn the bytes of a download into a stored picture, or say why not; `with_c2pa` reads C2PA's assertion too."""
     if not body:
         return Rejected(Outcome.EMPTY_BODY, "no bytes")
     original = Original(len(body), hashlib.sha256(body).hexdigest())
@@ -145,7 +148,7 @@ def measure_image(body: bytes, settings: ImageSettings) -> StoredImage | Rejecte
         except Exception as error:  # on hostile bytes a parser raises anything: struct.error, KeyError, zlib.error ...
             return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), original)
         with image:
-            return _measure_open(image, body, original, settings)
+            return _measure_open(image, body, original, settings, with_c2pa)
 
 
 def measure_pixels(image: Image.Image) -> PixelMeasures:
@@ -165,7 +168,7 @@ def measure_pixels(image: Image.Image) -> PixelMeasures:
 
 
 def _measure_open(
-    image: ImageFile.ImageFile, body: bytes, original: Original, settings: ImageSettings
+    image: ImageFile.ImageFile, body: bytes, original: Original, settings: ImageSettings, with_c2pa: bool
 ) -> StoredImage | Rejected:
     raw_size = image.size
     if raw_size[0] * raw_size[1] > settings.max_pixels:
@@ -189,6 +192,7 @@ def _measure_open(
         image.draft(None, (int(target[0] * _REDUCING_GAP), int(target[1] * _REDUCING_GAP)))
         image.load()
         simple = simplify(image)
+        said = refusal_of(image, body, with_c2pa=with_c2pa)
     except UnsupportedMode as error:
         return Rejected(Outcome.UNSUPPORTED_IMAGE, str(error), original)
     except Image.DecompressionBombError as error:
@@ -200,7 +204,7 @@ def _measure_open(
     if untouched and (not icc_profile or is_srgb(icc_profile)):
         kept = body if settings.keep_metadata else without_metadata(body)
         if kept is not None:
-            return _store(kept, simple, original)
+            return _store(kept, simple, original, said)
     if not fits:
         simple = simple.resize(target, _FILTER, reducing_gap=_REDUCING_GAP)
     final = to_srgb(simple, icc_profile, settings.background)
@@ -211,7 +215,7 @@ def _measure_open(
     stored = stream.getvalue()
     with Image.open(io.BytesIO(stored), formats=("JPEG",)) as again:
         again.load()
-        return _store(stored, again, original)
+        return _store(stored, again, original, said)
 
 
 def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:
@@ -220,7 +224,7 @@ def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:
     return max(known, _BYTES_WITH_TRANSPARENCY) if "transparency" in image.info else known
 
 
-def _store(body: bytes, pixels: Image.Image, original: Original) -> StoredImage:
+def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | None) -> StoredImage:
     measures = measure_pixels(pixels)
     return StoredImage(
         original=original,
@@ -231,6 +235,7 @@ def _store(body: bytes, pixels: Image.Image, original: Original) -> StoredImage:
         pixel_std=measures.pixel_std,
         stored_width_px=pixels.width,
         stored_height_px=pixels.height,
+        detail=detail,
     )
 
 

@@ -38,6 +38,7 @@ class Progress:
         """A running part has ended its first row."""
         self._reasons: Mapping[str, int] = {}
         self._worst_hosts: Mapping[str, int] = {}
+        self._given: Mapping[str, str] = {}
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def advance(self, num_rows: int, funnel: Funnel | None) -> None:
@@ -54,6 +55,7 @@ class Progress:
         self._num_done = max(self._num_done, min(tally.num_rows, self._total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts
+        self._given = tally.given
 
     def snapshot(self) -> dict[str, Any]:
         """The figures for `plantmix status`."""
@@ -67,6 +69,7 @@ class Progress:
             "seconds_left": round((self._total - self._num_done) / rate) if rate else None,
             "reasons": dict(self._reasons),
             "worst_hosts": dict(self._worst_hosts),
+            "given": dict(self._given),
         }
 
     def line(self) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pipeline.sources import dwca, eol, folder, inaturalist, table, webdataset
+from pipeline.sources.gbif import reader as gbif
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
 
 _READERS = {
     "table": table,
     "dwca": dwca,
+    "gbif": gbif,
     "eol": eol,
     "inaturalist": inaturalist,
     "webdataset": webdataset,

@@ -185,6 +185,44 @@ class DwcaSettings(Settings):
     extra: list[str] = Field(default_factory=list, description="terms kept as json beside the sample")
 
 
+class GbifSettings(DwcaSettings):
+    """A download that GBIF makes for us: by what the records must be, or by the key of one that is there already.
+
+    The archive is read as `dwca` reads it. GBIF_USER, GBIF_PWD and GBIF_EMAIL of the environment say who asks.
+    """
+
+    path: str = Field("", description="folder that keeps the archive; empty: gbif/NAME of the work folder")
+    taxon: list[str | int] = Field(default_factory=list, description="names, or keys of GBIF's backbone; any of them")
+    country: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] = Field(
+        default_factory=list, description="ISO codes of two letters"
+    )
+    licence: list[Literal["CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0"]] = Field(
+        default_factory=list, description="of the records; that of a picture goes under `where`"
+    )
+    basis_of_record: list[Annotated[str, Field(pattern=r"^[A-Z_]+$")]] = Field(
+        default_factory=list, description="such as HUMAN_OBSERVATION, PRESERVED_SPECIMEN"
+    )
+    years: tuple[int, int] | None = Field(None, description="first and last year, both included")
+    refresh: str | int = Field("", description="any text, such as a date; another text asks GBIF anew")
+    download: Annotated[str, Field(pattern=r"^[0-9]{7}-[0-9]{6,15}$")] | None = Field(
+        None, description="key of a download that GBIF made already; the filters above do not go with it"
+    )
+    api: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$")] = Field(
+        "https://api.gbif.org/v1", description="where GBIF answers"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GbifSettings:
+        filters = [name for name in ("taxon", "country", "licence", "basis_of_record", "years") if getattr(self, name)]
+        if self.download and (filters or self.refresh):
+            raise ValueError(f"{(filters or ['refresh'])[0]} and download: give what the records must be, or a key")
+        if not self.download and not filters:
+            raise ValueError("without a filter this asks for all of GBIF; give taxon, country, years, ... or download")
+        if self.years and self.years[0] > self.years[1]:
+            raise ValueError(f"years: {self.years[0]} is after {self.years[1]}")
+        return self
+
+
 class EolSettings(Settings):
     """The media manifest of the Encyclopedia of Life."""
 
@@ -232,6 +270,7 @@ class Origin(Settings):
     """Of the table; auto: by its ending."""
     columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
     dwca: DwcaSettings | None = None
+    gbif: GbifSettings | None = None
     eol: EolSettings | None = None
     inaturalist: InaturalistSettings | None = None
     webdataset: WebdatasetSettings | None = None
@@ -264,7 +303,7 @@ class Origin(Settings):
         """Keys of the json in the column `extra` of its rows."""
         if self.folder is not None:
             return self.folder.columns.extra if self.folder.columns else ["folder"]
-        joined = self.dwca or self.inaturalist
+        joined = self.dwca or self.gbif or self.inaturalist
         if joined is not None:
             return joined.extra
         if self.eol is not None:
@@ -284,7 +323,10 @@ class Origin(Settings):
                 "format": self.format,
                 "columns": self.columns and self.columns.model_dump(mode="json", exclude_none=True),
             }
-        return values | {self.kind: _without_paths(values[self.kind], keep_file_name=False)}
+        settings = values[self.kind]
+        if self.kind == "gbif":
+            settings = {name: value for name, value in settings.items() if name not in REQUEST_FIELDS}
+        return values | {self.kind: _without_paths(settings, keep_file_name=False)}
 
     def recipe(self) -> dict[str, Any]:
         """The identity as a release records it: with the names of files, without their folders."""
@@ -328,9 +370,11 @@ class SourceSettings(Origin):
         return super().recipe() | {"priority": self.priority}
 
 
-ORIGINS = ("table", "dwca", "eol", "inaturalist", "webdataset", "folder")
+ORIGINS = ("table", "dwca", "gbif", "eol", "inaturalist", "webdataset", "folder")
 
 PATH_FIELDS = ("path", "table", "taxa")
+# What GBIF is asked for decides which archive comes; the rows depend on its bytes alone.
+REQUEST_FIELDS = ("taxon", "country", "licence", "basis_of_record", "years", "refresh", "download", "api")
 
 
 def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from manifests.records import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
+from pipeline.pictures.consent import MARKS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import fetch_local
@@ -63,6 +64,7 @@ class CollectInputs:
     secrets: Files
     fetched: tuple[FetchedFiles, ...]
     image: ImageSettings
+    signals: tuple[str, ...]
 
 
 def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
@@ -95,7 +97,7 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     """One fact a candidate out of all fetched parts: a picture where any round got one, else the newest failure.
 
-    A picture that was fetched under other limits is judged again, by what was measured of it.
+    A picture that was fetched under other limits, or when other signals counted, is judged by what is known of it.
     """
     with run.scratch() as sql:
         _view_candidates(sql, inputs.candidates, inputs.secrets)
@@ -106,7 +108,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         )
         facts = copy_sorted(
             sql,
-            within_limits(counting, inputs.image),
+            within_limits(counting, inputs.image, inputs.signals),
             "sample_id",
             run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
         )
@@ -128,6 +130,7 @@ def _inputs(context: BuildContext) -> FetchInputs:
         secrets.digested(*addresses),
         fetch.image,
         fetch.deciding(),
+        tuple(sorted(set(fetch.network.consent_signals) & set(MARKS))),
         last_round(context),
     )
 
@@ -178,7 +181,7 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[Col
     fetched = by_settings(run, run.parts("download"), inputs)
     by_key = sorted(run.parts("local"), key=lambda part: part.key)
     local = FetchedFiles(run.files_of(by_key, "fetched"), ())
-    return [Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image))]
+    return [Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image, inputs.signals))]
 
 
 STAGE = Stage(

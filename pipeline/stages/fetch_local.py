@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
+from manifests.outcomes import Outcome
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.fetching.local import read_local
-from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.reading import root_of
 from pipeline.stages.fetch_rounds import (
@@ -30,7 +30,7 @@ from pipeline.stages.fetch_rounds import (
 from pipeline.store.sql import cut_rows, view_parquet
 from pipeline.store.writing import private_file
 
-VERSION = 3
+VERSION = 4
 
 
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
@@ -38,7 +38,7 @@ def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator")), strict=True))
     temp = new_pool_file(run)
-    facts = read_local(rows, run.how, inputs.image, temp)
+    facts = read_local(rows, run.how, inputs.image, temp, with_c2pa=bool(inputs.deciding))
     locators = {sample_id: locator for sample_id, _, locator in rows}
     return finish(facts, locators, {"round": inputs.round}, temp, run.stem, run)
 
@@ -89,16 +89,24 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
             run.scratch_file("local-todo.parquet"),
             run.settings.fetch_part_size,
         )
-    recipe = _recipe(inputs.image)
-    return [Part(PicturesInputs(rows, inputs.image, (), inputs.round), recipe, num_rows) for rows, num_rows in groups]
+    recipe, deciding = _recipe(inputs), _deciding(inputs)
+    return [
+        Part(PicturesInputs(rows, inputs.image, deciding, inputs.round), recipe, num_rows) for rows, num_rows in groups
+    ]
 
 
-def _recipe(image: ImageSettings) -> str:
-    return fingerprint({"local": VERSION, "image": image.model_dump(mode="json")})
+def _deciding(inputs: FetchInputs) -> tuple[tuple[str, str], ...]:
+    """C2PA's assertion is read only where it counts; what else a picture says of itself always is."""
+    return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in inputs.signals else ()
+
+
+def _recipe(inputs: FetchInputs) -> str:
+    values = {"local": VERSION, "image": inputs.image.model_dump(mode="json")}
+    return fingerprint(values | {"deciding": deciding} if (deciding := _deciding(inputs)) else values)
 
 
 def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return parts_up_to(run, "local", _recipe(inputs.image), inputs.round)
+    return parts_up_to(run, "local", _recipe(inputs), inputs.round)
 
 
 def _roots(context: BuildContext) -> dict[str, str]:

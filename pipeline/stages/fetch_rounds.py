@@ -15,6 +15,7 @@ from manifests.outcomes import Outcome
 from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
 from pipeline.fetching.settings import FetchSettings
+from pipeline.pictures.consent import MARKS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, StageRun
 from pipeline.store.files import Files, RowGroup
@@ -45,6 +46,8 @@ class FetchInputs:
     image: ImageSettings
     deciding: tuple[tuple[str, str], ...]
     """Outcomes that settings decide, each with the values of those settings."""
+    signals: tuple[str, ...]
+    """What a picture may say of itself that counts (pipeline/pictures/consent.py)."""
     round: int
 
 
@@ -140,13 +143,15 @@ def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, wh
     )
 
 
-def within_limits(facts: str, image: ImageSettings) -> str:
+def within_limits(facts: str, image: ImageSettings, signals: Sequence[str]) -> str:
     """A query that judges the pictures of the query `facts` by the limits of `image`, in the order of a download.
 
-    A picture above a limit gets the outcome and the detail of a download that is refused for it, and is not stored.
+    Last comes what a picture says of itself. One above a limit gets the outcome and the detail of a download that is
+    refused for it, and is not stored.
     """
     size = "width_px || ' x ' || height_px || ' px, '"
     ratio = "greatest(width_px, height_px) / least(width_px, height_px)"
+    said = " OR ".join(f"contains(detail, '{MARKS[name]}:')" for name in signals) or "false"
     refusal = f"""CASE WHEN outcome <> 'ok' THEN NULL
         WHEN num_bytes > {image.max_body_bytes}
         THEN ['{Outcome.BODY_TOO_LARGE}', num_bytes || ' bytes, allowed {image.max_body_bytes}']
@@ -155,7 +160,8 @@ def within_limits(facts: str, image: ImageSettings) -> str:
         WHEN least(width_px, height_px) < {image.min_side_px}
         THEN ['{Outcome.IMAGE_TOO_SMALL}', {size} || 'shortest side allowed {image.min_side_px}']
         WHEN {ratio} > {image.max_aspect_ratio}
-        THEN ['{Outcome.ASPECT_TOO_EXTREME}', {size} || 'ratio allowed {image.max_aspect_ratio:g}'] END"""
+        THEN ['{Outcome.ASPECT_TOO_EXTREME}', {size} || 'ratio allowed {image.max_aspect_ratio:g}']
+        WHEN {said} THEN ['{Outcome.OPTED_OUT}', detail] END"""
     kept = ", ".join(f'if(refusal IS NULL, "{name}", NULL) AS "{name}"' for name in _OF_STORED)
     # too many pixels: a download is refused before it is known how they are kept and turned
     kept += "".join(

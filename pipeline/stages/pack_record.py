@@ -22,6 +22,7 @@ from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import json_bytes, side_files, write_attribution
+from pipeline.sources.gbif.asking import cited
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import view_parquet
 from pipeline.store.writing import PrivateFile, private_bytes
@@ -128,7 +129,9 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     }
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = config.caption.backbone.path.rstrip("/").rpartition("/")[2]
-    recipe["sources"] = [source.recipe() for source in config.sources]
+    recipe["sources"] = [
+        source.recipe() | ({"cites": cited(source)} if source.gbif else {}) for source in config.sources
+    ]
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):
             semantic[name] = str(semantic[name]).rpartition("/")[2]

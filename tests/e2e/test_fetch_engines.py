@@ -19,6 +19,7 @@ FETCH: dict[str, Any] = {
         "retries": 1,
         "robots_txt": False,
         "consent_signals": [],
+        "profiles": [],
         "allow_private_addresses": True,
         "limits": {"requests_per_second": None, "connections": 8},
     }

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from building import run_plantmix
 from misbehaving.answers import send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.reader import open_reader
 
@@ -92,7 +92,7 @@ def most_in_window(times: list[float], seconds: float) -> int:
 
 
 def pictures(server: MisbehavingServer) -> list[Any]:
-    return [request for request in server.log if request.path != "/robots.txt"]
+    return [request for request in server.log if request.path not in SITE_FILES]
 
 
 def outcomes(work: Path) -> dict[str, collections.Counter[str]]:

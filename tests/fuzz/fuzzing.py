@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from fuzz.seeds import (
     make_tar,
     make_zip,
 )
+from misbehaving.owners import mining, signed
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.inside import BrokenTarError, tar_members
@@ -52,8 +53,9 @@ from manifests.masking import hide_secrets
 from manifests.release import read_record
 from pipeline.captions.clean import clean_captions
 from pipeline.fetching.answers import parse_retry_after
-from pipeline.fetching.consent import no_training, opted_out, parse_robots, reserved
+from pipeline.fetching.consent import ALLOW_ALL, no_training, opted_out, parse_robots, parse_tdmrep, reserved
 from pipeline.fetching.urls import BadURL, follow, parse_url
+from pipeline.pictures.consent import c2pa_training, data_mining
 from pipeline.pictures.image import measure_image
 from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.archive import parse_meta, read_archive
@@ -191,6 +193,12 @@ def _robots(content: bytes) -> None:
     assert rules.crawl_delay_seconds is None or rules.crawl_delay_seconds >= 0
 
 
+def _tdmrep(content: bytes) -> None:
+    rules = replace(ALLOW_ALL, tdm=parse_tdmrep(content))
+    for path in ("/", "/a/b", "/a*b/*"):
+        rules.reserves(path)
+
+
 def _texts(content: bytes) -> None:
     text = content.decode("utf-8", "replace")
     clean_captions(pa.array([text]))
@@ -276,6 +284,14 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "json": Parser(parse_json, (LINES.splitlines()[0], ARRAY), (ValueError,), JSON),
         "urls": Parser(_url, URLS, (BadURL,), (b"@", b":", b"/", b"%", b"[", b"xn--", b"?token=", b"\xc3\x9f")),
         "robots.txt": Parser(_robots, (ROBOTS,), (), (b"*", b"$", b"Crawl-delay: ", b"User-agent: ", b"Disallow: /%")),
+        "tdmrep.json": Parser(
+            _tdmrep, (b'[{"location": "/a*b/%2A$", "tdm-reservation": 1}, {"location": "/", "tdm-reservation": 0}]',),
+            (), (*JSON, b"*", b"$", b"%2"),
+        ),
+        "xmp": Parser(data_mining, (mining("DMI-PROHIBITED"),), (), (b"<!DOCTYPE x [", b"&a;", b"<plus:DataMining>")),
+        "c2pa": Parser(
+            c2pa_training, (signed({"cawg.ai_training": {"use": "notAllowed"}}),), (), (b"jumb", b"c2pa", b"\xff\xeb")
+        ),
         "headers": Parser(
             _headers,
             (b"120", b"Wed, 21 Oct 2026 07:28:00 GMT", b"other: noindex, noai, plantmix: none", b"train-ai=n, bots=y"),

@@ -34,6 +34,7 @@ NETWORK = NetworkSettings.model_validate(
     {
         "threads": 4,
         "robots_txt": False,
+        "consent_signals": (),
         "retries": 0,
         "allow_private_addresses": True,
         "limits": {"requests_per_second": 40, "connections": 4},

@@ -51,6 +51,7 @@ def settings(engine: str) -> FetchSettings:
             "retries": 0,
             "robots_txt": False,
             "consent_signals": [],
+            "profiles": [],
             "allow_private_addresses": True,
             "limits": {"requests_per_second": None, "connections": 8},
         },

@@ -8,6 +8,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import imagehash
 import pytest
@@ -23,7 +24,7 @@ from pipeline.fetching.addresses import system_lookup
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
-from pipeline.fetching.settings import FetchSettings, HostLimits, NetworkSettings
+from pipeline.fetching.settings import ConsentSignal, FetchSettings, HostLimits, NetworkSettings
 from pipeline.pictures.settings import ImageSettings
 
 README = Path(__file__).parents[2] / "pipeline" / "fetching" / "README.md"
@@ -51,6 +52,7 @@ def impatient(**changes) -> NetworkSettings:
         "limits": HostLimits(requests_per_second=None, connections=4),
         "contact": "tests@example.org",
         "allow_private_addresses": ("127.0.0.0/8",),
+        "consent_signals": get_args(ConsentSignal),
         **changes,
     }
     return NetworkSettings(**values)

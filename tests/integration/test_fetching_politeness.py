@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from misbehaving.answers import send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
+from pipeline.fetching import hosts
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
@@ -97,7 +98,7 @@ def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
     gate = HostGate(settings)
 
     def busy_first(sock, request):
-        if len([r for r in server.log if r.path != "/robots.txt"]) == 1:
+        if len([r for r in server.log if r.path not in SITE_FILES]) == 1:
             send(sock, "429 Too Many Requests", {"Retry-After": "3"})
         else:
             send_picture(sock)
@@ -113,7 +114,7 @@ def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
         time.sleep(0.1)
         facts = fetch([server.url("photo", "busy.test") + f"/{n}" for n in range(1, 8)], settings, tmp_path / "1", gate)
         first.join()
-        asked = sorted(r.seconds for r in server.log if r.path != "/robots.txt")
+        asked = sorted(r.seconds for r in server.log if r.path not in SITE_FILES)
     assert {fact["outcome"] for fact in facts} == {"ok"}
     assert asked[1] - asked[0] >= 3.0 - 0.02
     assert len(asked) == 9
@@ -199,7 +200,7 @@ def test_crawl_delay_longer_than_the_patience_stalls_nothing(tmp_path):
         started = time.monotonic()
         urls = [server.url("photo", host) + f"/{n}" for host in ("slow.test", "good.test") for n in range(4)]
         facts = fetch(urls, settings, tmp_path / "p")
-        pictures = [r for r in server.asked("slow.test") if r.path != "/robots.txt"]
+        pictures = [r for r in server.asked("slow.test") if r.path not in SITE_FILES]
     assert time.monotonic() - started < 5
     assert len(pictures) == 1
     assert [fact["outcome"] for fact in facts[4:]] == ["ok"] * 4
@@ -286,3 +287,30 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     with pytest.raises(ConnectionError, match="the gate is gone"):
         fetch(["http://a.test/1"], settings, tmp_path / "p", LostGate())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_adaptive_host_is_asked_faster_until_it_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "_WINDOW_SECONDS", 1.0)
+    limits = {"requests_per_second": 10, "connections": 8, "adaptive": True}
+    settings = network(limits=limits, retries=5, backoff_seconds=0.2, host_patience_seconds=60.0)
+    refused = []
+
+    def limited(sock, request):
+        lately = [r for r in server.asked("a.test") if request.seconds - r.seconds <= 1.0]
+        if len(lately) > 20:
+            refused.append(request.seconds)
+            send(sock, "429 Too Many Requests")
+        else:
+            send_picture(sock)
+
+    with MisbehavingServer(extra={"photo": limited}) as server:
+        gate = HostGate(settings)
+        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(350)], settings, tmp_path / "p", gate)
+        times = [r.seconds for r in server.asked("a.test")]
+    assert {fact["outcome"] for fact in facts} == {"ok"}
+    assert refused, "it went up to what the host allows"
+    last = [t for t in times if t > max(refused) + 1]
+    assert len(last) > 50, "and was asked for long below that"
+    assert len(last) / (last[-1] - last[0]) > 10, "faster than at first"
+    assert "refusals" in gate.progress().given[f"a.test:{server.port}"]

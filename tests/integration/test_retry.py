@@ -290,10 +290,10 @@ def test_a_file_that_was_away_is_read_again(
     }
     (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
 
-    def disk_away(*arguments: Any) -> Any:
+    def disk_away(*arguments: Any, **options: Any) -> Any:
         (pictures / "rose 1.jpg").replace(tmp_path / "away")
         try:
-            return read_local(*arguments)
+            return read_local(*arguments, **options)
         finally:
             (tmp_path / "away").replace(pictures / "rose 1.jpg")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 from misbehaving.answers import send, send_picture
+from misbehaving.owners import mining, signed, with_xmp, xmp
 from misbehaving.registry import BEHAVIOURS, Behaviour, behaviour
 
 # ---- X-Robots-Tag
@@ -163,3 +165,90 @@ _register_robots()
 def robots_txt_elsewhere(sock, request):
     """a robots.txt in the place of a picture"""
     send(sock, body=b"User-agent: *\nDisallow: /\n")
+
+
+# ---- in the picture itself
+
+
+@cache
+def owners() -> dict[str, bytes]:
+    """Pictures that say themselves what they may be used for."""
+    return {
+        "xmp": with_xmp(mining("DMI-PROHIBITED-AIMLTRAINING")),
+        "xmp_png": with_xmp(mining("DMI-PROHIBITED"), "PNG"),
+        "xmp_allows": with_xmp(mining("DMI-ALLOWED")),
+        "xmp_entities": with_xmp(xmp("&a;", before='<!DOCTYPE x [<!ENTITY a "DataMining">]>')),
+        "c2pa": signed({"cawg.ai_training": {"use": "notAllowed"}}),
+        "c2pa_allows": signed({"cawg.ai_training": {"use": "allowed"}}),
+    }
+
+
+def _register_owners() -> None:
+    said = {
+        "xmp": ("a JPEG whose XMP says `plus:DataMining` `DMI-PROHIBITED-AIMLTRAINING`", "opted_out"),
+        "xmp_png": ("a PNG whose packed XMP says `DMI-PROHIBITED`", "opted_out"),
+        "xmp_allows": ("a JPEG whose XMP says `DMI-ALLOWED`", "ok"),
+        "xmp_entities": ("a JPEG whose XMP declares an entity", "ok"),
+        "c2pa": ("a JPEG whose signed C2PA manifest says `cawg.ai_training: notAllowed`", "opted_out"),
+        "c2pa_allows": ("a JPEG whose signed C2PA manifest says `cawg.ai_training: allowed`", "ok"),
+    }
+    for form, (does, outcome) in said.items():
+
+        def act(sock, request, form=form):
+            send_picture(sock, owners()[form])
+
+        BEHAVIOURS[f"owner_{form}"] = Behaviour(f"owner_{form}", does, outcome, act)
+
+
+_register_owners()
+
+
+# ---- tdmrep.json
+
+
+def _register_tdmrep() -> None:
+    everywhere = '[{"location": "/", "tdm-reservation": 1, "tdm-policy": "https://example.org/policy.json"}]'
+    forms = {
+        "all": ("`location: /`, `tdm-reservation: 1`", "opted_out", robots_answer(everywhere)),
+        "pattern": (
+            "`location: /*_pattern$`, reserved",
+            "opted_out",
+            robots_answer('[{"location": "/*_pattern$", "tdm-reservation": 1}]'),
+        ),
+        "elsewhere": (
+            "another path is reserved",
+            "ok",
+            robots_answer('[{"location": "/other/", "tdm-reservation": 1}]'),
+        ),
+        "first_rule": (
+            "this path is free, then all are reserved: the first rule that fits counts",
+            "ok",
+            robots_answer(f'[{{"location": "/tdmrep", "tdm-reservation": 0}}, {everywhere[1:]}'),
+        ),
+        "redirected": (
+            "tdmrep.json lies elsewhere, and reserves",
+            "opted_out",
+            lambda sock, request: send(sock, "302 Found", {"Location": "/tdmrep_moved"}),
+        ),
+        "broken": (
+            "tdmrep.json answers 503: the host does not take part",
+            "ok",
+            robots_answer("", status="503 Service Unavailable"),
+        ),
+        "silent": ("tdmrep.json never answers", "ok", lambda sock, request: time.sleep(5)),
+        "html": ("tdmrep.json is a web page", "ok", robots_answer("<!DOCTYPE html><html></html>")),
+        "endless": ("tdmrep.json without end", "ok", _endless_robots),
+        "deep": ("tdmrep.json of 500,000 brackets", "ok", robots_answer("[" * 500_000)),
+    }
+    for form, (does, outcome, tdmrep) in forms.items():
+        name = f"tdmrep_{form}"
+        BEHAVIOURS[name] = Behaviour(name, does, outcome, lambda sock, request: send_picture(sock), tdmrep=tdmrep)
+
+
+_register_tdmrep()
+
+
+@behaviour("not_an_image")
+def tdmrep_moved(sock, request):
+    """a tdmrep.json in the place of a picture"""
+    send(sock, body=b'[{"location": "/", "tdm-reservation": 1}]')

@@ -32,6 +32,8 @@ class Behaviour(NamedTuple):
     url: str = "http://{host}:{port}/{name}"
     robots: Act | None = None
     """What its host answers for robots.txt, where not as every other."""
+    tdmrep: Act | None = None
+    """What its host answers for tdmrep.json; 404 where absent."""
 
 
 BEHAVIOURS: dict[str, Behaviour] = {}

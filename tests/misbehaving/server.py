@@ -23,6 +23,7 @@ from misbehaving.answers import send
 from misbehaving.registry import BEHAVIOURS, Act, Request, host_of
 
 CERTIFICATE = Path(__file__).parents[1] / "self_signed.pem"
+SITE_FILES = ("/robots.txt", "/.well-known/tdmrep.json")
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 
 
@@ -44,6 +45,7 @@ class MisbehavingServer:
             bodies.deflate_bomb_body(),
             pictures.png_bomb_body(),
             pictures.png_text_bomb_body(),
+            consent.owners(),
         )  # made before anyone waits for them
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -82,8 +84,8 @@ class MisbehavingServer:
         )
 
     def asked(self, host: str) -> list[Request]:
-        """The log of one host name (without port), robots.txt left out."""
-        return [r for r in self.log if r.host.partition(":")[0] == host and r.path != "/robots.txt"]
+        """The log of one host name (without port), robots.txt and tdmrep.json left out."""
+        return [r for r in self.log if r.host.partition(":")[0] == host and r.path not in SITE_FILES]
 
     def _bound(self) -> socket.socket:
         sock = socket.socket()
@@ -150,6 +152,8 @@ class MisbehavingServer:
             name = request.path.partition("?")[0].strip("/").split("/")[0]
             if request.path == "/robots.txt":
                 self._answer_robots(sock, request)
+            elif request.path == SITE_FILES[1] and (tdmrep := TDMREP_OF.get(request.host.partition(":")[0])):
+                tdmrep(sock, request)
             elif name in self.extra:
                 self.extra[name](sock, request)
             elif name in BEHAVIOURS:
@@ -168,4 +172,5 @@ class MisbehavingServer:
             send(sock, headers={"Content-Type": "text/plain"}, body=ROBOTS)
 
 
+TDMREP_OF = {host_of(known.name): known.tdmrep for known in BEHAVIOURS.values() if known.tdmrep}
 ROBOTS_OF = {host_of(known.name): known.robots for known in BEHAVIOURS.values() if known.robots}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import replace
+
 import pytest
 
-from pipeline.fetching.consent import ALLOW_ALL, no_training, opted_out, parse_robots, reserved
+from pipeline.fetching.consent import ALLOW_ALL, no_training, opted_out, parse_robots, parse_tdmrep, reserved
 from pipeline.fetching.settings import DEFAULT_X_ROBOTS
 
 
@@ -155,3 +159,82 @@ def test_path_that_begins_with_two_slashes_is_a_path():
 def test_many_stars_stay_fast():
     rules = parse_robots(b"User-agent: *\nDisallow: /" + b"*a" * 2000 + b"b$", "plantmix")
     assert rules.allows("/" + "a" * 50_000)
+
+
+# ---- tdmrep.json
+
+
+def reserves(rules, path):
+    return replace(ALLOW_ALL, tdm=parse_tdmrep(json.dumps(rules).encode())).reserves(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("/", "/a.jpg", True),
+        ("/a", "/abc/d.jpg", True),
+        ("/a", "/b/a", False),
+        ("/A", "/a", False),
+        ("/a.jpg$", "/a.jpg", True),
+        ("/a.jpg$", "/a.jpg?b=1", False),
+        ("/*.jpg", "/x/y.jpg?size=1", True),
+        ("/*.jpg$", "/x/y.jpg", True),
+        ("/*.jpg$", "/x/y.png", False),
+        ("/a*b*c$", "/a-b-b-c", True),
+        ("/a*bc*c$", "/abc", False),  # the last piece may not begin within the piece before
+        ("/a*", "/a", True),
+        ("*", "/anything", True),
+        ("/b%61r", "/bar", True),
+        ("/bar", "/b%61r", True),
+        ("/a%2fb", "/a%2Fb", True),
+        ("/a/b", "/a%2Fb", False),  # reserved characters stay as they are
+        ("/p-%24", "/p-$", True),
+        ("/p-%2A", "/p-*", True),
+        ("/p-%24$", "/p-$x", False),
+        ("", "/a", True),
+    ],
+)
+def test_patterns_of_tdmrep(pattern, path, fits):
+    assert reserves([{"location": pattern, "tdm-reservation": 1}], path) is fits
+
+
+def test_the_first_rule_of_tdmrep_that_fits_counts():
+    # the example of the specification, with the last two rules the other way round
+    rules = [
+        {"location": "/directory-a/", "tdm-reservation": 1},
+        {"location": "/directory-b/images/*.jpg", "tdm-reservation": 0},
+        {
+            "location": "/directory-b/",
+            "tdm-reservation": "1",
+            "tdm-policy": "https://provider.com/policies/policy.json",
+        },
+    ]
+    found = [reserves(rules, path) for path in ("/directory-a/x", "/directory-b/images/x.jpg", "/directory-b/x", "/c")]
+    assert found == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"null", b'"x"', b"[1, null, []]", b"[" * 200_000, b"\xff\xfe", b'[{"location": "/"}]',
+     b'[{"location": 1, "tdm-reservation": 1}]', b'[{"location": "/", "tdm-reservation": 2}]',
+     b'[{"location": "/", "tdm-reservation": true}]'],
+)  # fmt: skip
+def test_what_is_no_rule_of_tdmrep_reserves_nothing(body):
+    assert parse_tdmrep(body) == ()
+
+
+def test_a_pattern_of_many_stars_takes_no_time():
+    began = time.process_time()
+    assert not reserves([{"location": "/" + "*a" * 5_000 + "$", "tdm-reservation": 1}], "/" + "a" * 4_000 + "b")
+    assert time.process_time() - began < 1
+
+
+def test_a_refusal_names_its_signal():
+    rules = replace(parse_robots(b"User-agent: *\nDisallow: /private/\nContent-Usage: /art train-ai=n", "plantmix"),
+                    tdm=(("/tdm", True),))  # fmt: skip
+    signals = ("content_usage", "tdmrep_file")
+    assert rules.refusal("/private/a", signals)[0] == "robots_disallowed"
+    assert rules.refusal("/art/a", signals) == ("opted_out", "robots.txt: Content-Usage")
+    assert rules.refusal("/tdm/a", signals) == ("opted_out", "tdmrep.json: tdm-reservation")
+    assert rules.refusal("/tdm/a", ("content_usage",)) is None
+    assert rules.refusal("/free", signals) is None

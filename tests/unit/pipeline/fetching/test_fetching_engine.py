@@ -80,7 +80,7 @@ def test_defect_in_measuring_ends_the_part_instead_of_losing_a_row(tmp_path, mon
         def take(self):
             return 0, picture
 
-    def broken(body, settings):
+    def broken(body, settings, **options):
         raise ZeroDivisionError("a defect of ours")
 
     monkeypatch.setattr(engine, "Scheduler", Finished)

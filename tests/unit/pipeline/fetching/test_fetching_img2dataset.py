@@ -17,6 +17,7 @@ from pipeline.fetching.settings import FetchSettings
 FREE = {
     "robots_txt": False,
     "consent_signals": [],
+    "profiles": [],
     "allow_private_addresses": True,
     "limits": {"requests_per_second": None, "connections": 32},
 }
@@ -36,6 +37,7 @@ def fetch(rows, pool, settings=None):
     [
         ({"robots_txt": True}, "robots_txt: false (it reads no robots.txt)"),
         ({"consent_signals": ["content_usage"]}, "consent_signals: [] (it reads none of them)"),
+        ({"profiles": ["gbif"]}, "profiles: [] (it knows no limits of single hosts)"),
         ({"allow_private_addresses": False}, "allow_private_addresses: true (it checks no address)"),
         ({"allow_private_addresses": ["10.0.0.0/8"]}, "allow_private_addresses: true (it checks no address)"),
         ({"limits": {"connections": 32}}, "limits.requests_per_second: null (it keeps no rate)"),

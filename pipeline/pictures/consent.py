@@ -1,0 +1,126 @@
+"""What a picture says of itself: may it train a model? Read from its bytes, before metadata is removed.
+
+IPTC's field in XMP is always read. C2PA's assertion is read where it counts, because its library is an extra.
+Bytes in, words out; no file, no network. What cannot be understood forbids nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Collection
+from typing import Any
+from xml.parsers import expat
+
+from PIL import Image
+
+from manifests.errors import ConfigError
+
+IPTC = "XMP plus:DataMining"
+C2PA = "C2PA training-mining"
+MARKS = {"iptc_data_mining": IPTC, "c2pa_training": C2PA}
+"""How the words about a picture begin, by the setting's name of the signal."""
+
+_MAX_XMP_BYTES = 1 << 20
+_PROPERTY = "http://ns.useplus.org/ldf/xmp/1.0/ DataMining"
+_RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
+# Source: PLUS, "Data Mining" of the License Data Format vocabulary, as in the IPTC Photo Metadata Standard 2023.1.
+_PROHIBITED = "DMI-PROHIBITED"
+# Source: CAWG, "Training and Data Mining Assertion" 1.1 (2025-05-06); C2PA 1.4 for the labels that begin with c2pa.
+_ASSERTIONS = ("cawg.training-mining", "c2pa.training-mining")
+_USES = ("ai_training", "ai_generative_training", "data_mining")
+_NOT_ALLOWED = ("notAllowed", "constrained")
+_NO_NETWORK = {
+    "verify": {"verify_trust": False, "ocsp_fetch": False, "remote_manifest_fetch": False},
+    "core": {"decode_identity_assertions": False},
+}
+
+
+def refusal_of(image: Image.Image, body: bytes, *, with_c2pa: bool) -> str | None:
+    """What an open picture says against training, such as `XMP plus:DataMining: DMI-PROHIBITED`; None when nothing."""
+    found = []
+    xmp = image.info.get("xmp")
+    if xmp and (value := data_mining(xmp.encode() if isinstance(xmp, str) else bytes(xmp))):
+        found.append(f"{IPTC}: {value}")
+    if with_c2pa and b"jumb" in body and b"c2pa" in body and (use := c2pa_training(body)):
+        found.append(f"{C2PA}: {use}")
+    return "; ".join(found) or None
+
+
+def require_library(signals: Collection[str]) -> None:
+    """Raises: ConfigError when C2PA's assertion is to be read, and its library is not installed."""
+    if "c2pa_training" in signals and importlib.util.find_spec("c2pa") is None:
+        raise ConfigError(
+            "fetch.network.consent_signals: c2pa_training needs c2pa-python; "
+            "`pip install 'plantmix[c2pa]'`, or leave c2pa_training out"
+        )
+
+
+def counting(detail: str, signals: Collection[str]) -> bool:
+    """True when the words about a picture hold a signal that counts."""
+    return any(f"{MARKS[name]}:" in detail for name in signals if name in MARKS)
+
+
+def data_mining(packet: bytes) -> str | None:
+    """The value of PLUS DataMining in an XMP packet that forbids training; None when none does.
+
+    Every value that begins with DMI-PROHIBITED forbids it: also the one for generative models alone, because a release
+    may train any model, and those that refer to conditions that no machine can read.
+    """
+    if b"DataMining" not in packet or len(packet) > _MAX_XMP_BYTES:
+        return None
+    values: list[str] = []
+    inside: list[str] = []
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        values.extend(value for key, value in attributes.items() if key == _PROPERTY)
+        if name == _PROPERTY:
+            inside.append("")
+            values.append(attributes.get(_RESOURCE, ""))
+
+    def end(name: str) -> None:
+        if name == _PROPERTY:
+            values.append(inside.pop())
+
+    def text(content: str) -> None:
+        if inside:
+            inside[-1] += content
+
+    def refuse(*_: object) -> None:
+        raise ValueError("a packet of XMP declares no entities")
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(packet.strip(b"\0 \r\n\t"), True)
+    except (expat.ExpatError, ValueError):
+        return None
+    ends = (value.strip().rpartition("/")[2] for value in values)
+    return next((value for value in ends if value.startswith(_PROHIBITED)), None)
+
+
+def c2pa_training(body: bytes) -> str | None:
+    """The use that a manifest within the bytes does not allow, such as `ai_training=notAllowed`; None when none.
+
+    All manifests count, those of the pictures that it was made from too. Whether a signature holds is not asked: nobody
+    forges a refusal. Nothing is fetched.
+    """
+    import c2pa
+
+    context = c2pa.Context(c2pa.Settings.from_dict(_NO_NETWORK))
+    try:
+        with c2pa.Reader(None, io.BytesIO(body), context=context) as reader:
+            manifests: dict[str, Any] = json.loads(reader.json()).get("manifests", {})
+    except (c2pa.C2paError, ValueError):
+        return None
+    for manifest in manifests.values():
+        for assertion in manifest.get("assertions", ()):
+            if str(assertion.get("label", "")).split("__")[0] in _ASSERTIONS:
+                entries = (assertion.get("data") or {}).get("entries") or {}
+                for label, entry in entries.items():
+                    name, use = str(label).rpartition(".")[2], entry.get("use") if isinstance(entry, dict) else entry
+                    if name in _USES and use in _NOT_ALLOWED:
+                        return f"{name}={use}"
+    return None

@@ -1,0 +1,1 @@
+"""GBIF's downloads: ask for one, wait for it, fetch it, read it."""

@@ -1,0 +1,121 @@
+"""A build that asks GBIF: estimate asks nothing, a killed wait asks no second time, the release says what to cite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import PLANTMIX, ROOT, release_of
+from darwin_core import gbif_files, write_zip
+from gbif_server import ACCOUNT, PASSWORD, GbifServer
+
+from pipeline.demo.server import serving
+
+LICENCE = "http://creativecommons.org/licenses/by/4.0/legalcode"
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PLANTMIX, *map(str, arguments)],
+        env=os.environ | ACCOUNT | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def make_archive(folder: Path, address: str) -> bytes:
+    """All photos of the tests, an observation each."""
+    occurrences, media = [], []
+    for number, photo in enumerate(sorted((ROOT / "tests/photos").glob("*.jpg"))):
+        shutil.copy(photo, folder / f"{number}.jpg")
+        record = {"gbifID": str(number), "kingdom": "Plantae", "scientificName": f"Rosa number{number}"}
+        occurrences.append(record | {"basisOfRecord": "HUMAN_OBSERVATION"})
+        media.append(
+            {"gbifID": str(number), "type": "StillImage", "identifier": f"{address}/{number}.jpg", "license": LICENCE}
+        )
+    return write_zip(folder / "made.zip", gbif_files(occurrences, media)).read_bytes()
+
+
+def write_config(folder: Path, api: str, **settings: Any) -> Path:
+    config = {
+        "name": "asked",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "oaks", "domain": "plant", "gbif": {"api": api, "taxon": ["Fagus"], **settings}}],
+        "fetch": {"network": {"allow_private_addresses": True, "limits": {"requests_per_second": None}}},
+        "caption": {"rules": [{"preset": "plant"}]},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline"},
+    }
+    path = folder / "build.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def test_a_killed_wait_goes_on_and_the_release_says_what_to_cite(tmp_path: Path) -> None:
+    web = tmp_path / "web"
+    web.mkdir()
+    with serving(web) as pictures, GbifServer(make_archive(web, f"http://127.0.0.1:{pictures.port}")) as gbif:
+        gbif.statuses = ["RUNNING"]
+        config = write_config(tmp_path, gbif.api)
+
+        estimated = run("estimate", config)
+        assert estimated.returncode == 0, estimated.stderr
+        assert "not there yet" in estimated.stderr
+        refused = run("estimate", config, GBIF_USER="")
+        assert refused.returncode == 2
+        assert "set GBIF_USER in the environment" in refused.stderr
+        assert gbif.log == [], "estimate asks nothing"
+
+        process = subprocess.Popen([*PLANTMIX, "build", str(config)], env=os.environ | ACCOUNT)
+        deadline = time.monotonic() + 60
+        while gbif.asked("GET", "/occurrence/download/0012345-261126031328000") < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert gbif.asked("POST") == 1
+
+        gbif.statuses = ["SUCCEEDED"]
+        done = run("build", config)
+        assert done.returncode == 0, done.stderr
+        again = run("build", config, GBIF_USER="", GBIF_PWD="")
+        assert "nothing to do" in again.stdout, "what is there needs no account"
+        assert gbif.asked("POST") == 1
+
+    release = release_of(tmp_path / "work")
+    card = (release / "README.md").read_text(encoding="utf-8")
+    assert "GBIF Occurrence Download https://doi.org/10.15468/dl.abc123" in card
+    assert "| Data set 3 \\| of plants | 10\\.15468/d3 | 30 |" in card
+    (source,) = json.loads((release / "release.json").read_text(encoding="utf-8"))["recipe"]["sources"]
+    assert source["cites"]["key"] == "0012345-261126031328000"
+    for path in (tmp_path / "work").rglob("*"):
+        assert not path.is_file() or PASSWORD.encode() not in path.read_bytes(), path
+
+
+def test_a_wrong_config_stops_before_gbif_is_asked(tmp_path: Path) -> None:
+    with GbifServer(b"") as gbif:
+        path = write_config(tmp_path, gbif.api)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values["mix"]["heldout"] = {"num_samples": {"plant": -1}}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        done = run("build", path)
+        assert done.returncode == 2
+        assert gbif.log == []
+
+
+@pytest.mark.parametrize("command", ["preview", "estimate"])
+def test_commands_that_only_look_ask_nothing(tmp_path: Path, command: str) -> None:
+    with GbifServer(b"") as gbif:
+        done = run(command, write_config(tmp_path, gbif.api))
+        assert "not there yet" in done.stderr, done.stdout
+        assert "Traceback" not in done.stderr
+        assert gbif.log == []
