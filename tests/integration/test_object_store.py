@@ -1,0 +1,93 @@
+"""A folder of pictures in a real S3 server whose answers fail: nothing is lost, and nothing is sealed short."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+from misbehaving.object_store import BUCKET, Store, serving
+from release_writer import draw_picture
+
+from pipeline.cli import main
+
+NUM = 12
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with serving() as found:
+        fs = fsspec.filesystem("s3", **found.options)
+        for number in range(NUM):
+            fs.pipe_file(f"{BUCKET}/pictures/{number:03}.jpg", draw_picture("red", "circle", number))
+            fs.pipe_file(f"{BUCKET}/pictures/{number:03}.txt", f"plant number {number} in the field".encode())
+        yield found
+
+
+@pytest.fixture
+def config(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build of the bucket, which finds the store in its environment as users set it."""
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    source = {"name": "bucket", "domain": "plant", "folder": {"path": f"s3://{BUCKET}/pictures"}}
+    values = {
+        "name": "stored",
+        "work_dir": str(tmp_path / "work"),
+        "sources": [source | {"defaults": {"licence": "CC0"}}],
+        "dedup": {"radius": 0},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": 4, "max_attempts": 4, "retry_wait_seconds": 0.01},
+    }
+    values["sources"][0]["folder"]["captions"] = "text_file"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def fail_in_fetch(store: Store, fault: str, times: int) -> None:
+    """From the sixth picture on, answer `times` requests for pictures with the fault."""
+    seen, left, lock = set(), [times], threading.Lock()
+
+    def choose(method: str, path: str) -> str | None:
+        if method != "GET" or not path.partition("?")[0].endswith(".jpg"):
+            return None
+        with lock:
+            seen.add(path.partition("?")[0])
+            if len(seen) < 6 or not left[0]:
+                return None
+            left[0] -= 1
+        return fault
+
+    store.choose, store.injected = choose, 0
+
+
+@pytest.mark.parametrize("fault", ["expired", "expired_403", "slow_down", "reset", "truncated", "slow"])
+def test_a_store_that_comes_back_costs_no_picture(
+    store: Store, config: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_in_fetch(store, fault, times=5)
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    assert store.injected == 5
+    assert f"fetch: done, {NUM} of {NUM} kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["expired_403", "reset", "truncated"])
+def test_a_store_that_stays_away_fails_its_parts_and_seals_nothing(
+    store: Store, config: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_in_fetch(store, fault, times=10**9)
+    assert main(["build", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert "fetch: 2 of 3 parts failed, the others are kept" in said
+    assert f"s3://{BUCKET}/pictures: 00" in said
+    assert "cannot be read now" in said
+    assert not (config.parent / "work" / "releases").exists()
+    store.choose = lambda method, path: None
+    assert main(["build", str(config), "--to", "fetch"]) == 0, "the same command goes on"
+    assert f"fetch: done, {NUM} of {NUM} kept" in capsys.readouterr().err
