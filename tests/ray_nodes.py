@@ -9,10 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-_START_SECONDS = 90
+_START_SECONDS = 200  # 25 to 50 s a node on a 2-core machine with load 25
+_SMALL = ("--node-ip-address=127.0.0.1", "--object-store-memory=80000000")
+# The loopback only; no token unless a test sets one; nobody is told.
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 # A node joins others only where Ray believes in clusters, and binds to the loopback only where it does not.
 _START = """
 import sys
@@ -39,9 +48,20 @@ class Cluster:
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, num_cpus: int = 1, before: str = "", env: dict[str, str] | None = None, cwd: Path | None = None
+        self,
+        num_cpus: int = 1,
+        before: str = "",
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        hidden: Sequence[Path] = (),
     ) -> subprocess.Popen[bytes]:
-        """One more node; the first is the head. It is up when this returns."""
+        """One more node; the first is the head. It is up when this returns.
+
+        In the place of the `hidden` folders it sees empty ones of its own, as where a shared disk is not mounted.
+        """
+        own_mounts = ["unshare", "--mount", "sh", "-c"] + [
+            "".join(f"mount -t tmpfs none '{path}' && " for path in hidden) + 'exec "$0" "$@"'
+        ]
         where = (
             ["--head", "--port", self.address.rpartition(":")[2], "--include-dashboard=false"]
             if not self.nodes
@@ -52,20 +72,22 @@ class Cluster:
         log = Path(self._folder.name, f"node-{len(self.nodes)}.txt")
         with log.open("wb") as out:
             node = subprocess.Popen(
-                [sys.executable, "-c", before + _START, "start", "--block", f"--num-cpus={num_cpus}", *where]
-                + ["--node-ip-address=127.0.0.1", "--object-store-memory=80000000"],
+                [
+                    *(own_mounts if hidden else []),
+                    sys.executable,
+                    "-c",
+                    before + _START,
+                    "start",
+                    "--block",
+                    f"--num-cpus={num_cpus}",
+                    *where,
+                    *_SMALL,
+                ],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
                 start_new_session=True,
-                env=os.environ
-                | {
-                    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on the loopback only
-                    "RAY_AUTH_MODE": "disabled",
-                    "RAY_USAGE_STATS_ENABLED": "0",
-                    "OMP_NUM_THREADS": "1",
-                }
-                | (env or {}),
+                env=os.environ | ENVIRONMENT | (env or {}),
             )
         self.nodes.append(node)
         until = time.monotonic() + _START_SECONDS

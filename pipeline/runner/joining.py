@@ -1,0 +1,110 @@
+"""Join a running Ray cluster, or start a Ray of this machine. Every way in which that fails becomes one line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ConfigError
+from manifests.local_ray import bound_to_loopback
+from pipeline.config import RaySettings
+
+_ANSWER_SECONDS = 5.0  # for a connection, and for the first answer
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
+"""What a client of HTTP/2 says first, with empty settings (RFC 9113, 3.4); Ray's server answers with its own."""
+# While a cluster is joined: few tries, and no log lines of Ray's C++ side. Both are read when ray is imported.
+_WHILE_JOINING = {
+    "RAY_NUM_REDIS_GET_RETRIES": "2",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_py_gcs_connect_timeout_s": "5",
+}
+_TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def join(address: str, settings: RaySettings) -> Any:
+    """Join a running cluster. Returns the module ray.
+
+    Raises: ConfigError when none answers, or it does not let this machine in.
+    """
+    named = f"run.ray.address {address}" if settings.address else f"RAY_ADDRESS {address}"
+    is_server = _answers(address, named)
+    if any(map(os.environ.get, _TOKEN_NAMES)) or Path("~/.ray/auth_token").expanduser().is_file():
+        # by itself Ray 2.60 uses the account's token only for clusters that it starts or finds, not for an address
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    before = {name: os.environ.get(name) for name in _WHILE_JOINING}
+    os.environ.update({name: value for name, value in _WHILE_JOINING.items() if before[name] is None})
+    try:
+        ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
+        ray.init(
+            address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=settings.runtime_env or None
+        )
+    except (OSError, ValueError) as error:
+        if not is_server:
+            raise ConfigError(f"{named}: no Ray cluster answers there: {error}") from None
+        raise ConfigError(
+            f"{named}: a server answers there and does not let this machine in. A Ray with tokens wants its own: copy "
+            "~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN_PATH, for driver and nodes"
+        ) from None
+    except RuntimeError as error:
+        found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+        if len(found) != 2:
+            raise ConfigError(f"{named}: Ray does not start: {' '.join(str(error).split()):.300}") from None
+        (ray_there, python_there), (ray_here, python_here) = found
+        raise ConfigError(
+            f"{named}: the cluster runs Ray {ray_there} on Python {python_there}, this machine Ray {ray_here} on "
+            f"Python {python_here}; install the same versions on every node"
+        ) from None
+    except Exception as error:
+        if type(error).__name__ != "AuthenticationError":
+            raise
+        raise ConfigError(f"{named}: RAY_AUTH_MODE is token and no token is here; set RAY_AUTH_TOKEN_PATH") from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+    return ray
+
+
+def start(num_cpus: int, settings: RaySettings) -> Any:
+    """Start a Ray of this machine, on the loopback alone. Returns the module ray."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with bound_to_loopback(None):
+        ray: Any = importlib.import_module("ray")
+        ray.init(
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=settings.runtime_env or None,
+        )
+    return ray
+
+
+def _answers(address: str, named: str) -> bool:
+    """See that HTTP/2 is spoken at HOST:PORT; false for another form of address. Ray itself would try for minutes.
+
+    Raises: ConfigError.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return False
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            if os.environ.get("RAY_USE_TLS", "0") == "1":
+                return True
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
+    except OSError as error:
+        raise ConfigError(f"{named}: no Ray cluster answers there: {error}") from None
+    if answer[3:4] != b"\x04":  # a frame of settings
+        raise ConfigError(
+            f"{named}: something else than Ray answers there; the port of a cluster is 6379 unless its head was "
+            "started with another --port (ray://: 10001)"
+        )
+    return True
