@@ -59,9 +59,9 @@ class Cluster:
 
         In the place of the `hidden` folders it sees empty ones of its own, as where a shared disk is not mounted.
         """
-        own_mounts = ["unshare", "--mount", "sh", "-c"] + [
-            "".join(f"mount -t tmpfs none '{path}' && " for path in hidden) + 'exec "$0" "$@"'
-        ]
+        mounts = "".join(f"mount -t tmpfs none '{path}' && " for path in hidden)
+        python = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$0" "$@"'] if hidden else []
+        python += [sys.executable, "-c", before + "\n" + _START]
         where = (
             ["--head", "--port", self.address.rpartition(":")[2], "--include-dashboard=false"]
             if not self.nodes
@@ -72,17 +72,7 @@ class Cluster:
         log = Path(self._folder.name, f"node-{len(self.nodes)}.txt")
         with log.open("wb") as out:
             node = subprocess.Popen(
-                [
-                    *(own_mounts if hidden else []),
-                    sys.executable,
-                    "-c",
-                    before + _START,
-                    "start",
-                    "--block",
-                    f"--num-cpus={num_cpus}",
-                    *where,
-                    *_SMALL,
-                ],
+                [*python, "start", "--block", f"--num-cpus={num_cpus}", *where, *_SMALL],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,7 @@ import fsspec
 import pytest
 import yaml
 from misbehaving.object_store import BUCKET, Store, serving
-from release_writer import draw_picture
+from release_writer import draw_picture, drawn_samples, write_release
 
 from pipeline.cli import main
 
@@ -91,3 +94,31 @@ def test_a_store_that_stays_away_fails_its_parts_and_seals_nothing(
     store.choose = lambda method, path: None
     assert main(["build", str(config), "--to", "fetch"]) == 0, "the same command goes on"
     assert f"fetch: done, {NUM} of {NUM} kept" in capsys.readouterr().err
+
+
+RAY_START = "import ray\nray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+KEYS = {
+    "webdataset": "for row in dataset: print('READ:' + row['__key__'])\n",
+    "ray": "for row in dataset.iter_rows(): print('READ:' + row['__key__'])\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", KEYS)
+def test_what_export_prints_of_a_release_in_a_store_runs(store: Store, tmp_path: Path, target: str) -> None:
+    path = write_release(tmp_path / "toy", drawn_samples(30, 5))
+    fsspec.filesystem("s3", **store.options).put(str(path), f"{BUCKET}/{target}/toy", recursive=True)
+    env = os.environ | store.environment() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+    def run(code: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, env=env, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    plantmix = "import sys; from pipeline.cli import main; sys.exit(main())"
+    code = run(plantmix, "export", f"s3://{BUCKET}/{target}/toy", "--for", target)
+    told = run((RAY_START if target == "ray" else "") + code + "\n" + KEYS[target])
+    read = [line for line in told.splitlines() if line.startswith("READ:")]
+    assert len(set(read)) == len(read) == 30
