@@ -7,6 +7,10 @@ import logging
 import os
 import re
 import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,8 @@ from pipeline.config import RaySettings
 _ANSWER_SECONDS = 5.0  # for a connection, and for the first answer
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 """What a client of HTTP/2 says first, with empty settings (RFC 9113, 3.4); Ray's server answers with its own."""
-# While a cluster is joined: few tries, and no log lines of Ray's C++ side. Both are read when ray is imported.
-_WHILE_JOINING = {
-    "RAY_NUM_REDIS_GET_RETRIES": "2",
-    "RAY_BACKEND_LOG_LEVEL": "error",
-    "RAY_py_gcs_connect_timeout_s": "5",
-}
+_WHILE_JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_py_gcs_connect_timeout_s": "5"}
+"""Few and short tries; read when ray is imported."""
 _TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -32,23 +32,28 @@ def join(address: str, settings: RaySettings) -> Any:
     Raises: ConfigError when none answers, or it does not let this machine in.
     """
     named = f"run.ray.address {address}" if settings.address else f"RAY_ADDRESS {address}"
-    is_server = _answers(address, named)
+    _check_answers(address, named)
     if any(map(os.environ.get, _TOKEN_NAMES)) or Path("~/.ray/auth_token").expanduser().is_file():
         # by itself Ray 2.60 uses the account's token only for clusters that it starts or finds, not for an address
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     before = {name: os.environ.get(name) for name in _WHILE_JOINING}
     os.environ.update({name: value for name, value in _WHILE_JOINING.items() if before[name] is None})
+    noise: list[str] = []
     try:
-        ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
-        ray.init(
-            address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=settings.runtime_env or None
-        )
+        with _catching_stderr(noise):
+            ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env=settings.runtime_env or None,
+            )
     except (OSError, ValueError) as error:
-        if not is_server:
+        if "InvalidAuthToken" not in noise[0]:
             raise ConfigError(f"{named}: no Ray cluster answers there: {error}") from None
         raise ConfigError(
-            f"{named}: a server answers there and does not let this machine in. A Ray with tokens wants its own: copy "
-            "~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN_PATH, for driver and nodes"
+            f"{named}: the cluster wants its token, and this machine has none or another; copy ~/.ray/auth_token from "
+            "its head, or set RAY_AUTH_TOKEN_PATH, here and on every node"
         ) from None
     except RuntimeError as error:
         found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
@@ -85,19 +90,35 @@ def start(num_cpus: int, settings: RaySettings) -> Any:
     return ray
 
 
-def _answers(address: str, named: str) -> bool:
-    """See that HTTP/2 is spoken at HOST:PORT; false for another form of address. Ray itself would try for minutes.
+@contextmanager
+def _catching_stderr(caught: list[str]) -> Iterator[None]:
+    """Append what is written to stderr meanwhile: Ray's C++ side repeats there why it cannot connect."""
+    with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            caught.append(file.read().decode(errors="replace"))
+
+
+def _check_answers(address: str, named: str) -> None:
+    """See that HTTP/2 is spoken at HOST:PORT, where the address has this form. Ray itself would try for minutes.
 
     Raises: ConfigError.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return False
+        return
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS) as connection:
             connection.settimeout(_ANSWER_SECONDS)
             if os.environ.get("RAY_USE_TLS", "0") == "1":
-                return True
+                return
             connection.sendall(_HELLO)
             answer = connection.recv(9)
     except OSError as error:
@@ -107,4 +128,3 @@ def _answers(address: str, named: str) -> bool:
             f"{named}: something else than Ray answers there; the port of a cluster is 6379 unless its head was "
             "started with another --port (ray://: 10001)"
         )
-    return True
