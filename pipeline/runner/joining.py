@@ -26,6 +26,27 @@ _WHILE_JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_py_gcs_connect_timeout_
 _TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
+def address_of(settings: RaySettings) -> str | None:
+    """The cluster to join: the setting, or RAY_ADDRESS as `ray job submit` sets it; None for a Ray of this machine."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address  # Ray's own word
+
+
+def count_cpus(settings: RaySettings) -> int:
+    """CPUs of the cluster that a build would join; of this machine where it would join none.
+
+    Raises: ConfigError as `join` does.
+    """
+    address = address_of(settings)
+    if not address:
+        return os.cpu_count() or 1
+    ray = join(address, settings)
+    try:
+        return int(ray.cluster_resources().get("CPU", 0)) or 1
+    finally:
+        ray.shutdown()
+
+
 def join(address: str, settings: RaySettings) -> Any:
     """Join a running cluster. Returns the module ray.
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from manifests import storage
 from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixError, RetryableError, RunError
+from manifests.masking import hide_secrets
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
-from pipeline.runner.joining import join, start
+from pipeline.runner.joining import address_of, join, start
 
 log = logging.getLogger("plantmix.runner")
 
@@ -57,10 +58,11 @@ class RayExecutor:
         """
         self._gone = False
         started = time.monotonic()
-        address = settings.address or os.environ.get("RAY_ADDRESS")
-        address = None if address == "local" else address  # Ray's own word for a Ray of this machine
-        self._num_asked, self._cpus = num_workers, settings.cpus_per_part
-        self._memory = settings.part_memory_gb and settings.part_memory_gb * 1e9
+        address = address_of(settings)
+        self._num_asked = num_workers
+        self._needs = {"CPU": settings.cpus_per_part}  # of one part, by Ray's names; memory in bytes
+        if settings.part_memory_gb:
+            self._needs["memory"] = settings.part_memory_gb * 1e9
         log.info("ray: %s", f"joining {address}" if address else "starting")
         self._ray = join(address, settings) if address else start(num_workers or os.cpu_count() or 1, settings)
         ray = self._ray
@@ -69,6 +71,7 @@ class RayExecutor:
         self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
         self._home = "" if through_proxy else str(ray.get_runtime_context().get_node_id())
         self._looked = self._answered = time.monotonic()
+        self._silence = ""
         self._address, self._work_dir, self._places = address, work_dir, places or {}
         self._nodes: dict[str, bool] = {}  # every node that was seen: is it alive?
         self._followed, self._node_lost = -math.inf, -math.inf
@@ -81,7 +84,7 @@ class RayExecutor:
         self._remote = ray.remote(max_retries=0, num_returns="streaming", **self._resources())(_do_in_folder)
 
     def _resources(self) -> dict[str, Any]:
-        return {"num_cpus": self._cpus} | ({"memory": self._memory} if self._memory else {})
+        return {{"CPU": "num_cpus"}.get(name, name): need for name, need in self._needs.items()}
 
     def _follow_cluster(self) -> None:
         """Count the CPUs now and then; check nodes that are new, and note when one was lost.
@@ -91,24 +94,23 @@ class RayExecutor:
         if time.monotonic() < self._followed + _LOOK_SECONDS:
             return
         self._followed = time.monotonic()
+        if self._nodes and not (self._address and self._answers()):  # a local Ray stays as it was started
+            return
         nodes = self._ray.nodes()
         alive = [node for node in nodes if node["Alive"]]
         gone = [node["NodeID"] for node in nodes if not node["Alive"] and self._nodes.get(node["NodeID"])]
         if gone:
             self._node_lost = time.monotonic()
             log.warning("ray: %d nodes were lost, %d are left", len(gone), len(alive))
-        new = [node for node in alive if node["NodeID"] not in self._nodes]
+        new = [node for node in alive if node["NodeID"] not in self._nodes and node["Resources"].get("CPU")]
         fitting = [
-            int(
-                min(have.get("CPU", 0) / self._cpus, have.get("memory", 0) / self._memory if self._memory else math.inf)
-            )
-            for have in (node["Resources"] for node in alive)
+            min(int(node["Resources"].get(name, 0) / need) for name, need in self._needs.items()) for node in alive
         ]
         if not self._nodes and not any(fitting):
-            memory = f" and {self._memory / 1e9:g} GB" if self._memory else ""
+            needs = " and ".join(f"{need:g} {name}" for name, need in self._needs.items())
             raise ConfigError(
-                f"Ray at {self._address or 'this machine'}: none of its {len(alive)} nodes has the {self._cpus:g} CPUs"
-                f"{memory} of one part; start a worker (`ray start --address HOST:PORT --num-cpus N`), or lower "
+                f"Ray at {self._address or 'this machine'}: none of its {len(alive)} nodes has what one part needs "
+                f"({needs}); start a worker (`ray start --address HOST:PORT --num-cpus N`), or lower "
                 "run.ray.cpus_per_part or run.ray.part_memory_gb"
             )
         if self._address and self._work_dir and new:
@@ -121,7 +123,7 @@ class RayExecutor:
     def _check_nodes(self, nodes: Sequence[Any]) -> None:
         """See that nodes have the driver's versions, its work folder and its sources.
 
-        Raises: ConfigError with a line for each fault.
+        Raises: ConfigError with a line for each fault; RunError when the nodes joined a running build.
         """
         assert self._work_dir is not None
         marker = storage.join(self._work_dir, f".node-check-{uuid.uuid4().hex}")
@@ -149,6 +151,8 @@ class RayExecutor:
                         found = ["what it writes into the work folder is not seen here; mount one shared disk there"]
                 except self._ray.exceptions.GetTimeoutError:
                     found = [f"no worker started within {_NODE_SECONDS:g} s; see Ray's log on that node"]
+                except (self._ray.exceptions.NodeDiedError, self._ray.exceptions.TaskUnschedulableError):
+                    found = []  # it is gone already, and gets no part
                 except self._ray.exceptions.RayError as error:
                     cause = str(getattr(error, "cause", None) or error).strip().splitlines()
                     found = [f"no worker starts there: {(cause or [type(error).__name__])[-1]}"]
@@ -158,7 +162,8 @@ class RayExecutor:
             for path in Path(self._work_dir).glob(f"{Path(marker).name}*"):
                 path.unlink(missing_ok=True)
         if faults:
-            raise ConfigError("nodes of the Ray cluster that cannot do this build:\n" + "\n".join(faults))
+            text = hide_secrets("nodes of the Ray cluster that cannot do this build:\n" + "\n".join(faults))
+            raise RunError(f"{text}\nWhat is committed stays") if self._nodes else ConfigError(text)
 
     def _only_on(self, node_id: str) -> Any:
         scheduling: Any = importlib.import_module("ray.util.scheduling_strategies")
@@ -253,18 +258,25 @@ class RayExecutor:
         if not self._gcs or time.monotonic() < self._looked + min(patience, _LOOK_SECONDS):
             return
         self._looked = time.monotonic()
+        if self._answers() or time.monotonic() < self._answered + patience:
+            return
+        self._gone = True
+        raise RunError(
+            f"Ray at {self._gcs} is gone ({self._silence}); what is committed stays, run the same command again to go "
+            "on"
+        )
+
+    def _answers(self) -> bool:
+        """Whether Ray takes a connection now. A call to a Ray that is gone would hang, and then end this process."""
         host, _, port = self._gcs.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            self._answered = time.monotonic()
+            if host:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
-            if time.monotonic() < self._answered + patience:
-                return
-            self._gone = True
-            raise RunError(
-                f"Ray at {self._gcs} is gone ({error.strerror or error}); what is committed stays, run the same "
-                "command again to go on"
-            ) from None
+            self._silence = error.strerror or str(error)
+            return False
+        self._answered = time.monotonic()
+        return True
 
     def share(self, make: Callable[[], Any]) -> Any:
         """Make the object inside an actor and give a proxy for the methods that workers and driver call.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,18 @@ _PLANTMIX = "import sys; from pipeline.cli import main; sys.exit(main())"
 
 
 def build(
-    folder: Path, address: str, env: dict[str, str] | None = None, **run: Any
+    folder: Path, address: str, env: Mapping[str, str | None] | None = None, **run: Any
 ) -> subprocess.CompletedProcess[str]:
     """The real command, over pictures in `folder`, from `folder` and with relative paths."""
     write_config(folder, address, **run)
+    return plantmix(folder, "build", env=env)
+
+
+def plantmix(
+    folder: Path, *command: str, env: Mapping[str, str | None] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", _PLANTMIX, "build", "config.yaml"],
+        [sys.executable, "-c", _PLANTMIX, *command, "config.yaml"],
         cwd=folder,
         env=environment(env),
         capture_output=True,
@@ -44,9 +51,10 @@ def build(
     )
 
 
-def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+def environment(more: Mapping[str, str | None] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | (more or {})
+    given = kept | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | dict(more or {})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def write_config(folder: Path, address: str | None, **run: Any) -> None:
@@ -137,16 +145,9 @@ def test_a_cluster_that_wants_a_token_is_named_in_one_line(guarded: Cluster, tmp
 def test_the_token_of_the_account_opens_it_and_another_version_is_one_line(guarded: Cluster, tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("of-this-test-" + "a" * 32)
-    env = environment({"HOME": str(tmp_path), "RAY_ADDRESS": guarded.address})
-    del env["RAY_AUTH_MODE"]
-    write_config(tmp_path, guarded.address)
-    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    del config["run"]["ray"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    done = subprocess.run(
-        [sys.executable, "-c", _PLANTMIX, "build", "config.yaml"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    write_config(tmp_path, None, executor="ray")
+    env = {"HOME": str(tmp_path), "RAY_ADDRESS": guarded.address, "RAY_AUTH_MODE": None}
+    done = plantmix(tmp_path, "build", env=env)
     assert done.returncode == 2, said(done)
     assert f"RAY_ADDRESS {guarded.address}: the cluster runs Ray 2.59.0 on Python" in done.stderr
     assert "Traceback" not in done.stderr
@@ -167,7 +168,9 @@ def cluster() -> Iterator[Cluster]:
 def test_a_cluster_without_cpus_is_named(cluster: Cluster, tmp_path: Path) -> None:
     done = build(tmp_path, cluster.address)
     assert done.returncode == 2, said(done)
-    assert f"Ray at {cluster.address}: none of its 1 nodes has the 1 CPUs of one part" in done.stderr
+    assert (
+        f"Ray at {cluster.address}: none of its 1 nodes has what one part needs (1 CPU); start a worker" in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -225,9 +228,10 @@ def test_a_build_with_relative_paths_on_a_node_in_another_folder_equals_inline(
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    node = cluster.start(cwd=elsewhere)
+    node = cluster.start(num_cpus=3, cwd=elsewhere)
     done = build(tmp_path / "ray", cluster.address)
     assert done.returncode == 0, said(done)
+    assert json.loads(plantmix(tmp_path / "ray", "estimate", "--json").stdout)["assumed"]["num_cores"] == 3
     cluster.kill(node)
     write_config(tmp_path / "inline", None)
     inline = build(tmp_path / "inline", "")
