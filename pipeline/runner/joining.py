@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 from manifests.local_ray import bound_to_loopback
 from pipeline.config import RaySettings
 
@@ -97,17 +97,28 @@ def join(address: str, settings: RaySettings) -> Any:
 
 
 def start(num_cpus: int, settings: RaySettings) -> Any:
-    """Start a Ray of this machine, on the loopback alone. Returns the module ray."""
+    """Start a Ray of this machine, on the loopback alone. Returns the module ray.
+
+    Raises: RunError when this machine is too busy for it.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with bound_to_loopback(None):
         ray: Any = importlib.import_module("ray")
-        ray.init(
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env=settings.runtime_env or None,
-        )
+        try:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env=settings.runtime_env or None,
+            )
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            raise RunError(
+                "Ray did not start within its 30 seconds: this machine is too busy; run the same command again when it "
+                "is less so, or with `run: {executor: inline}`"
+            ) from None
     return ray
 
 
