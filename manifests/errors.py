@@ -3,6 +3,7 @@
     PlantMixError
     ├── ConfigError       stop before any work, write nothing, exit code 2
     ├── RetryableError    run this part again, a bounded number of times
+    │   └── LostNodeError     run this part again, and do not count the try
     ├── PartError         fail this part, finish the others, exit code 1
     ├── RunError          the run cannot go on, what is committed stays, exit code 1
     └── IntegrityError    stop at once and touch nothing more, exit code 1
@@ -29,6 +30,10 @@ class ConfigError(PlantMixError):
 
 class RetryableError(PlantMixError):
     """A passing fault of one part (a lost worker, a full network buffer): run the part again."""
+
+
+class LostNodeError(RetryableError):
+    """The machine that ran a part went away: nothing is known against the part."""
 
 
 class PartError(PlantMixError):

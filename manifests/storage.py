@@ -19,7 +19,7 @@ from typing import Any
 
 import fsspec
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, RetryableError
 
 _CHUNK_BYTES = 4 << 20
 TEMP_MARK = ".tmp-"
@@ -50,6 +50,16 @@ def is_storage_error(error: Exception) -> bool:
     """
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return isinstance(error, OSError) or not _CLIENT_LIBRARIES.isdisjoint(libraries)
+
+
+def check_passing(path: str, error: Exception) -> None:
+    """Tell a fault of an object store from a file that is not there; call it where reading `path` raised `error`.
+
+    Raises: RetryableError when the store does not give what it has: that says nothing about the file.
+    """
+    if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
+        text = " ".join(str(error).split())
+        raise RetryableError(f"{path} cannot be read now ({type(error).__name__}: {text:.300})") from None
 
 
 def join(folder: str, *names: str) -> str:

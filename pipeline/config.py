@@ -236,13 +236,27 @@ class PackSettings(Settings):
         return 1000 if self.samples_per_shard is None and self.shard_bytes is None else self.samples_per_shard
 
 
+class RaySettings(Settings):
+    """The cluster that parts run on, and what Ray sets aside for each of them."""
+
+    address: str | None = Field(
+        None,
+        description="a running cluster: HOST:PORT, `auto` or ray://HOST:PORT; when absent RAY_ADDRESS, or a local Ray",
+    )
+    cpus_per_part: float = Field(1.0, gt=0, description="CPUs of one part")
+    part_memory_gb: float | None = Field(None, gt=0, description="memory of one part, by which Ray spreads parts")
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict, description="Ray's runtime_env for workers, such as env_vars; no secrets, it is recorded"
+    )
+
+
 class RunSettings(Settings):
     """Execution only: nothing here changes a byte of a release."""
 
     executor: Literal["ray", "inline"] = "ray"
     """ray: parts run side by side; inline: one after the other in this process."""
     num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
-    ray_address: str | None = Field(None, description="address of a running Ray cluster; a local one when absent")
+    ray: RaySettings = RaySettings()
     fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")
     fetch_part_seconds: float = Field(60.0, gt=0, description="how often a fetch part commits what it has")
     memory_gb: float = Field(4.0, gt=0, description="memory of one metadata step")
@@ -260,6 +274,15 @@ class RunSettings(Settings):
         description="a build stops after fetch when more of a source's pictures failed for a reason that may pass",
     )
     progress_seconds: float = Field(10.0, gt=0, description="interval of progress lines in a log")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_address(cls, values: Any) -> Any:
+        """`ray_address` was the key before `ray: {address: ...}`."""
+        if not isinstance(values, dict) or "ray_address" not in values or not isinstance(values.get("ray", {}), dict):
+            return values
+        rest = {name: value for name, value in values.items() if name != "ray_address"}
+        return rest | {"ray": {"address": values["ray_address"]} | values.get("ray", {})}
 
 
 class BuildConfig(Settings):

@@ -21,6 +21,7 @@ from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
+from pipeline.runner.joining import count_cpus
 from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
@@ -174,7 +175,8 @@ def _figures(
     local_mean = local["num_bytes"] / local["num_pictures"] if local["num_pictures"] else 0.0
     image = config.fetch.image
     pool_bytes = num_urls * stored_bytes(image, mean_bytes) + local["num_pictures"] * stored_bytes(image, local_mean)
-    num_cores = config.run.num_workers or os.cpu_count() or 1
+    on_ray = config.run.executor == "ray"
+    num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else os.cpu_count()) or 1
     work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600
     slowest = hosts[0]["hours"] if hosts else 0.0
     return {

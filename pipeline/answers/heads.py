@@ -114,5 +114,4 @@ def most_rows(source: SourceSettings) -> int | None:
 
 def place_of(source: Origin) -> str:
     """The path that a source names."""
-    settings = getattr(source, source.kind)
-    return settings if isinstance(settings, str) else str(settings.path)
+    return source.path

@@ -41,7 +41,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "--from", dest="first", metavar="STAGE", help=f"begin at this stage, when those before it are done: {stages}"
     )
     parser.add_argument("--to", dest="last", metavar="STAGE", help="stop after this stage")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster, in place of run.ray_address")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster, in place of run.ray.address")
     parser.set_defaults(func=_run)
 
 
@@ -56,7 +56,8 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
     """
     config = read_config(config_path)
     if ray_address is not None:
-        config = config.model_copy(update={"run": config.run.model_copy(update={"ray_address": ray_address})})
+        ray = config.run.ray.model_copy(update={"address": ray_address})
+        config = config.model_copy(update={"run": config.run.model_copy(update={"ray": ray})})
     check_span(FLOW, first, last)
     log.info(
         "%s: checking %s before any host is asked",

@@ -139,7 +139,12 @@ def _open_clip(release: Release, folder: str, groups: Sequence[Group]) -> str:
 
 
 def _webdataset(release: Release, folder: str, groups: Sequence[Group]) -> str:
-    lines = ["import webdataset as wds", "", f"epoch_samples = {epoch_samples(release, groups):_}"]
+    lines = [
+        "import webdataset as wds",
+        *_opened_by_fsspec(folder),
+        "",
+        f"epoch_samples = {epoch_samples(release, groups):_}",
+    ]
     lines += ["sources = [", *(f"    {pattern!r}," for pattern in _patterns(folder, groups)), "]"]
     if release.kind == "mixed":
         lines.append("dataset = wds.WebDataset(sources[0], shardshuffle=100).shuffle(5000)")
@@ -151,6 +156,15 @@ def _webdataset(release: Release, folder: str, groups: Sequence[Group]) -> str:
             ")  # endless: take epoch_samples of it for an epoch",
         ]
     return "\n".join([*lines, "# each sample: jpg (bytes), txt, json, __key__; .decode('pil') gives pictures"])
+
+
+def _opened_by_fsspec(folder: str) -> list[str]:
+    """Lines that teach webdataset the scheme of an object store: it opens s3:// with nothing of its own (0.2.86)."""
+    if not storage.is_remote(folder):
+        return []
+    scheme = folder.partition("://")[0]
+    opened = "lambda url, mode='rb', bufsize=8192, **_: fsspec.open(url, mode).open()"
+    return ["import fsspec", "", f"wds.gopen_schemes[{scheme!r}] = {opened}"]
 
 
 def _wids(release: Release, folder: str, groups: Sequence[Group]) -> str:
@@ -185,11 +199,14 @@ def _hf_datasets(release: Release, folder: str, groups: Sequence[Group]) -> str:
 
 
 def _ray(release: Release, folder: str, groups: Sequence[Group]) -> str:
-    lines = ["from glob import glob", "", "import ray", ""]
+    lines, found, how = ["from glob import glob", "", "import ray", ""], "glob", ""
+    if storage.is_remote(folder):
+        lines = ["import fsspec", "import ray", "", f"store = fsspec.filesystem({folder.partition('://')[0]!r})"]
+        found, how = "store.glob", ", filesystem=store"
     for group, pattern in zip(groups, _globs(folder, groups), strict=True):
         name = f"dataset_{_identifier(group.domain)}" if group.domain else "dataset"
         share = f"  # share {group.share:.6g}" if group.domain else ""
-        lines.append(f"{name} = ray.data.read_webdataset(sorted(glob({pattern!r}))){share}")
+        lines.append(f"{name} = ray.data.read_webdataset(sorted({found}({pattern!r})){how}){share}")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from manifests.errors import (
     ConfigError,
     DamageError,
     IntegrityError,
+    LostNodeError,
     PartError,
     RetryableError,
     RunError,
@@ -40,6 +41,8 @@ from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Part, Stage, StageRun, Step
 
 log = logging.getLogger("plantmix.runner")
+
+_MOST_LOST_NODES = 20  # a part that took so many machines with it is taken for the reason
 
 
 @dataclass(frozen=True)
@@ -280,6 +283,7 @@ class Runner:
         failures: list[str] = []
         gpus = step.gpus(self._context) if step.gpus else None
         attempts = {job.key: 1 for job in jobs}
+        losses = {job.key: 0 for job in jobs}
         pieces: dict[str, list[str]] = {job.key: [] for job in jobs}
         todo = list(jobs)
         while todo and not self._stop.asked():
@@ -293,15 +297,20 @@ class Runner:
                     if not step.reports:
                         progress.advance(job.num_rows, result.funnel)
                     self._publish_status(progress.snapshot())
-                elif self._goes_again(done, attempts[job.key]):
-                    attempts[job.key] += 1
+                elif (
+                    lost := isinstance(done.error, LostNodeError) and losses[job.key] < _MOST_LOST_NODES
+                ) or self._goes_again(done, attempts[job.key]):
+                    (losses if lost else attempts)[job.key] += 1
+                    if lost:
+                        log.warning("%s; its part is done again", done.error)
                     again.append(replace(job, execution=replace(job.execution, pieces=tuple(pieces[job.key]))))
                 else:
                     failures.append(f"{done.error}")
             todo = again
             if todo:
                 tries = max(attempts[job.key] for job in todo)
-                self._stop.wait(self._config.run.retry_wait_seconds * 3 ** (tries - 2))
+                if tries > 1:
+                    self._stop.wait(self._config.run.retry_wait_seconds * 3 ** (tries - 2))
         return failures
 
     def _goes_again(self, done: Done, attempts: int) -> bool:
@@ -350,8 +359,11 @@ class Runner:
         """Start the executor only when there is work: a build with nothing to do never starts Ray."""
         if self._executor is None:
             run = self._config.run
+            places = {origin.path: origin.where for origin in (*self._config.sources, *self._config.evaluation)}
             self._executor = (
-                InlineExecutor() if run.executor == "inline" else RayExecutor(run.num_workers, run.ray_address)
+                InlineExecutor()
+                if run.executor == "inline"
+                else RayExecutor(run.num_workers, run.ray, self._catalog.workdir, places)
             )
             self._stop.take_back_signals()
         return self._executor

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import storage
-from manifests.errors import ConfigError, RetryableError
+from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from pipeline.sources.limits import MAX_OPEN_FILES
 from pipeline.sources.settings import IMAGE_SUFFIXES
@@ -239,10 +239,10 @@ class LocalReader(AbstractContextManager["LocalReader"]):
         except FileNotFoundError:
             raise BytesUnreadable(Outcome.FILE_MISSING, f"{name} is not there") from None
         except OSError as error:
-            self._check_storage(name, error)
+            self._forget(name, error)
             raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: {error.strerror or error}") from None
         except Exception as error:  # the client libraries of object stores have errors of their own
-            self._check_storage(name, error)
+            self._forget(name, error)
             raise
         if len(body) != length:
             seen = "longer" if len(body) > length else f"only {len(body)} bytes there"
@@ -251,11 +251,10 @@ class LocalReader(AbstractContextManager["LocalReader"]):
             )
         return body
 
-    def _check_storage(self, name: str, error: Exception) -> None:
-        if storage.is_remote(self._root) and storage.is_storage_error(error):
-            self._open.pop(name, None)
-            text = " ".join(str(error).split())
-            raise RetryableError(f"{self._root}: {name} cannot be read now ({type(error).__name__}: {text:.300})")
+    def _forget(self, name: str, error: Exception) -> None:
+        """A store that fails now is opened anew by the next try. Raises: RetryableError for a fault of a store."""
+        self._open.pop(name, None)
+        storage.check_passing(storage.join(self._root, name), error)
 
     def _stream(self, name: str) -> Any:
         stream = self._open.get(name)

@@ -138,11 +138,13 @@ def _beside(settings: FolderSettings, name: str) -> bytes | None:
     if not storage.is_remote(path) and os.path.lexists(inner) and why_not_inside(settings.path, _text_file(name)):
         return None
     try:
-        with fs.open(inner, "rb") as stream:
-            content: bytes = stream.read(MAX_TEXT_BYTES)
-            return content
-    except OSError:
-        return b""
+        content: bytes = fs.cat_file(inner, end=MAX_TEXT_BYTES)  # one request; opening it would ask for its size too
+        return content
+    except Exception as error:  # the client libraries of object stores have errors of their own
+        storage.check_passing(path, error)
+        if isinstance(error, OSError):
+            return b""
+        raise
 
 
 def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Iterator[tuple[str, int]]:
@@ -204,7 +206,8 @@ def _below(file: str | None, root: str) -> str | None:
 def _size_of(fs: Any, root: str, name: str) -> int | None:
     try:
         info = fs.info(f"{root.rstrip('/')}/{name}")
-    except (OSError, ValueError):  # not there, or no name that a file can have
+    except (OSError, ValueError) as error:  # not there, or no name that a file can have
+        storage.check_passing(str(fs.unstrip_protocol(f"{root}/{name}")), error)
         return None
     return int(info["size"]) if info["type"] == "file" else None
 

@@ -299,6 +299,12 @@ class Origin(Settings):
         """How messages name it."""
         return f"{self.place}.{self.name}"
 
+    @property
+    def path(self) -> str:
+        """The path that it names: a file, a folder, or a pattern; local or an fsspec address."""
+        settings = getattr(self, self.kind)
+        return settings if isinstance(settings, str) else str(settings.path)
+
     def extra_names(self) -> list[str]:
         """Keys of the json in the column `extra` of its rows."""
         if self.folder is not None:

@@ -11,8 +11,10 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +22,7 @@ import pytest
 import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
+from misbehaving import object_store
 from misbehaving.hub import FakeHub, fake_hub
 from PIL import Image
 from shell_blocks import blocks_of, copy_configs, run_block, write_yaml
@@ -140,6 +143,23 @@ def weeks(data: Path, address: str) -> None:
     write_list(data / "weeks/list.csv", ["url", "caption", "licence"], rows)
 
 
+def cluster(data: Path, address: str) -> None:
+    rows = [[*row, "CC-BY-4.0"] for row in serve_all(data, address)]
+    write_list(data / "cluster/list.csv", ["url", "caption", "licence"], rows[:30])
+
+
+@contextmanager
+def bucket() -> Iterator[dict[str, str]]:
+    """An object store with pictures in s3://bucket/plants; gives the environment in which clients find it."""
+    with object_store.serving() as store:
+        fs = fsspec.filesystem("s3", **store.options)
+        for photo, turn, body in list(pictures())[30:]:
+            fs.pipe_file(f"{object_store.BUCKET}/plants/{turn}-{photo.stem}.jpg", body)
+            words = f"{words_of(photo)}, turned {turn} times"
+            fs.pipe_file(f"{object_store.BUCKET}/plants/{turn}-{photo.stem}.txt", words.encode())
+        yield store.environment()
+
+
 DATA: dict[str, Callable[[Path, str], None]] = {
     "your-own-pictures": own_pictures,
     "gbif-to-model": gbif,
@@ -147,6 +167,7 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "planning-a-ratio": plan,
     "two-week-download": weeks,
     "archive-to-hub": lab,
+    "cluster": cluster,
 }
 
 
@@ -185,12 +206,16 @@ def allow_loopback(path: Path, robots_txt: bool) -> None:
 def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
     copy_configs(tmp_path)
     page = f"configs/recipes/{name}/README.md"
-    with serving(tmp_path / "data") as server, fake_hub() as hub:
+    with (
+        serving(tmp_path / "data") as server,
+        fake_hub() as hub,
+        bucket() if name == "cluster" else nullcontext({}) as store,
+    ):
         DATA[name](tmp_path / "data", f"http://127.0.0.1:{server.port}")
         robots_txt = (tmp_path / "data/robots.txt").is_file()
         allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt)
         for block in blocks_of(page):
-            more = hub.environment
+            more = hub.environment | store
             if "$URL" in block.commands:
                 more["URL"] = (
                     Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()

@@ -358,7 +358,7 @@ def test_a_ray_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, capsys
     values = config_of(tmp_path)
     values["run"] = {"ray_address": "127.0.0.1:9"}
     assert build(values, tmp_path) == 2
-    assert "run.ray_address 127.0.0.1:9: no Ray cluster answers there" in capsys.readouterr().err
+    assert "run.ray.address 127.0.0.1:9: no Ray cluster answers there" in capsys.readouterr().err
 
 
 TRAINING: dict[str, tuple[Values, str]] = {

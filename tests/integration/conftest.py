@@ -15,7 +15,7 @@ from pipeline.runner.on_ray import RayExecutor
 
 @pytest.fixture(scope="module")
 def ray_executor() -> Iterator[RayExecutor]:
-    executor = RayExecutor(NUM_WORKERS, None)
+    executor = RayExecutor(NUM_WORKERS)
     yield executor
     executor.close()
 

@@ -40,7 +40,7 @@ def listening():
 """
 _PIPELINE = """
 from pipeline.runner.on_ray import RayExecutor
-executor = RayExecutor(2, None)
+executor = RayExecutor(2)
 ray = executor._ray
 ray.get([ray.remote(num_cpus=1)(below).remote(1) for _ in range(4)])
 print(json.dumps(listening()))

@@ -87,9 +87,9 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
         def __init__(self, remote: Any) -> None:
             self._remote = remote
 
-        def remote(self, work: Any, job: Job) -> Any:
+        def remote(self, work: Any, job: Job, folder: str) -> Any:
             sent.append(job.key)
-            return self._remote.remote(work, job)
+            return self._remote.remote(work, job, folder)
 
     def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
         return PartResult((), None, {"place": inputs})
@@ -111,6 +111,7 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
 
 ONE_WORKER_OF_A_CLUSTER = """
 import sys, time
+from pipeline.config import RaySettings
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.executing import Job
 from pipeline.runner.work import Execution, Part, PartResult
@@ -121,7 +122,7 @@ def work(inputs, run):
     return PartResult((), None, {"span": (started, time.time())})
 
 jobs = [Job(str(n), Part({}), Execution("", 1.0, str(n), None)) for n in range(6)]
-executor = RayExecutor(1, sys.argv[1])
+executor = RayExecutor(1, RaySettings(address=sys.argv[1]))
 spans = [done.result.notes["span"] for done in executor.run(work, jobs)]
 executor.close()
 print(spans)

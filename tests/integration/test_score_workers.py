@@ -30,7 +30,7 @@ def _note_load(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
 def test_a_model_is_loaded_once_a_worker_and_a_lost_worker_comes_back(tmp_path: Path) -> None:
     from running import jobs_of  # not at the top: Ray's workers import this file, and cannot import that one
 
-    executor = RayExecutor(2, None)
+    executor = RayExecutor(2)
     try:
         jobs = jobs_of([{"log": str(tmp_path / "loads")}] * 12)
         done = list(executor.run(_note_load, jobs, gpus=0.0))

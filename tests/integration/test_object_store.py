@@ -1,0 +1,144 @@
+"""A folder of pictures in a real S3 server whose answers fail: nothing is lost, and nothing is sealed short."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+from building import build_own_pictures, release_of
+from misbehaving.object_store import BUCKET, Store, serving
+from release_writer import draw_picture, drawn_samples
+
+from manifests.release import Release
+from pipeline.cli import main
+
+NUM = 12
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with serving() as found:
+        fs = fsspec.filesystem("s3", **found.options)
+        for number in range(NUM):
+            fs.pipe_file(f"{BUCKET}/pictures/{number:03}.jpg", draw_picture("red", "circle", number))
+            fs.pipe_file(f"{BUCKET}/pictures/{number:03}.txt", f"plant number {number} in the field".encode())
+        yield found
+
+
+@pytest.fixture
+def config(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build of the bucket, which finds the store in its environment as users set it."""
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    source = {"name": "bucket", "domain": "plant", "folder": {"path": f"s3://{BUCKET}/pictures"}}
+    values = {
+        "name": "stored",
+        "work_dir": str(tmp_path / "work"),
+        "sources": [source | {"defaults": {"licence": "CC0"}}],
+        "dedup": {"radius": 0},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": 4, "max_attempts": 4, "retry_wait_seconds": 0.01},
+    }
+    values["sources"][0]["folder"]["captions"] = "text_file"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def fail_from_the_sixth(store: Store, fault: str, times: int, ending: str = ".jpg") -> None:
+    """From the sixth file with this ending on, answer `times` requests for such files with the fault."""
+    seen, left, lock = set(), [times], threading.Lock()
+
+    def choose(method: str, path: str) -> str | None:
+        if method != "GET" or not path.partition("?")[0].endswith(ending):
+            return None
+        with lock:
+            seen.add(path.partition("?")[0])
+            if len(seen) < 6 or not left[0]:
+                return None
+            left[0] -= 1
+        return fault
+
+    store.choose, store.injected = choose, 0
+
+
+@pytest.mark.parametrize("fault", ["expired", "expired_403", "slow_down", "reset", "truncated", "slow"])
+def test_a_store_that_comes_back_costs_no_picture(
+    store: Store, config: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_from_the_sixth(store, fault, times=5)
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    assert store.injected == 5
+    assert f"fetch: done, {NUM} of {NUM} kept" in capsys.readouterr().err
+
+
+def test_captions_that_cannot_be_read_now_are_not_taken_for_missing(
+    store: Store, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was found: a picture whose text file was refused for a moment had no caption, and was dropped for it."""
+    fail_from_the_sixth(store, "expired_403", times=10**9, ending=".txt")
+    assert main(["build", str(config)]) == 1
+    assert f"s3://{BUCKET}/pictures/005.txt cannot be read now (PermissionError" in capsys.readouterr().err
+    store.choose, store.requests = lambda method, path: None, []
+    assert main(["build", str(config), "--to", "ingest"]) == 0
+    assert f"ingest: done, {NUM} of {NUM} kept" in capsys.readouterr().err
+    texts = [path for method, path in store.requests if path.endswith(".txt")]
+    assert len(texts) == 3 * NUM, "one request for each: in the look at the first rows, in the digest, and in the part"
+
+
+@pytest.mark.parametrize("fault", ["expired_403", "reset", "truncated"])
+def test_a_store_that_stays_away_fails_its_parts_and_seals_nothing(
+    store: Store, config: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_from_the_sixth(store, fault, times=10**9)
+    assert main(["build", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert "fetch: 2 of 3 parts failed, the others are kept" in said
+    assert f"s3://{BUCKET}/pictures/00" in said
+    assert "cannot be read now" in said
+    assert not (config.parent / "work" / "releases").exists()
+    store.choose = lambda method, path: None
+    assert main(["build", str(config), "--to", "fetch"]) == 0, "the same command goes on"
+    assert f"fetch: done, {NUM} of {NUM} kept" in capsys.readouterr().err
+
+
+RAY_START = "import ray\nray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+KEYS = {
+    "webdataset": "for row in dataset: print('READ:' + row['__key__'])\n",
+    "ray": "for row in dataset.iter_rows(): print('READ:' + row['__key__'])\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", KEYS)
+def test_what_export_prints_of_a_release_in_a_store_runs(store: Store, tmp_path: Path, target: str) -> None:
+    (tmp_path / "pics/garden").mkdir(parents=True)
+    for sample in drawn_samples(20, 0):
+        (tmp_path / f"pics/garden/{sample.record_key}.jpg").write_bytes(sample.jpg)
+    build_own_pictures(tmp_path)
+    path = release_of(tmp_path / "work")
+    fsspec.filesystem("s3", **store.options).put(str(path), f"{BUCKET}/{target}/toy", recursive=True)
+    env = os.environ | store.environment() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+    def run(code: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, env=env, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    plantmix = "import sys; from pipeline.cli import main; sys.exit(main())"
+    code = run(plantmix, "export", f"s3://{BUCKET}/{target}/toy", "--for", target)
+    told = run((RAY_START if target == "ray" else "") + code + "\n" + KEYS[target])
+    read = [line for line in told.splitlines() if line.startswith("READ:")]
+    assert len(set(read)) == len(read) == Release.open(str(path)).num_samples("train") > 0

@@ -1,0 +1,130 @@
+"""A real S3 server (moto) on the loopback, and a proxy before it that counts requests and injects faults."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+BUCKET = "bucket"
+_SLOW_SECONDS = 0.3
+_ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+_ERRORS = {
+    "expired": (400, "ExpiredToken", "The provided token has expired."),  # S3 answers 400, some stores 403
+    "expired_403": (403, "ExpiredToken", "The provided token has expired."),
+    "slow_down": (503, "SlowDown", "Please reduce your request rate."),
+}
+FAULTS = (*_ERRORS, "reset", "truncated", "slow")
+
+
+@dataclass
+class Store:
+    """Address of the store as clients see it, what was asked of it, and the fault that now answers."""
+
+    endpoint: str
+    requests: list[tuple[str, str]] = field(default_factory=list)  # (method, path)
+    injected: int = 0
+    choose: Callable[[str, str], str | None] = lambda method, path: None
+    """The fault that answers a request, or None."""
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What fsspec needs to talk to it."""
+        return {"key": "testing", "secret": "testing", "client_kwargs": {"endpoint_url": self.endpoint}}
+
+    def environment(self) -> dict[str, str]:
+        """The same for any client, as users set it: on every node."""
+        return {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def serving() -> Iterator[Store]:
+    """Run server and proxy; the bucket `bucket` is there and empty."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    proxy.daemon_threads = True
+    store = Store(f"http://127.0.0.1:{proxy.server_address[1]}")
+    proxy.store, proxy.behind = store, (host, port)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+    thread.start()
+    try:
+        connection = http.client.HTTPConnection(host, port, timeout=30)
+        connection.request("PUT", f"/{BUCKET}")
+        assert connection.getresponse().status == 200
+        connection.close()
+        yield store
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+        server.stop()
+
+
+class _Proxy(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self) -> None:
+        store: Store = self.server.store  # type: ignore[attr-defined]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        store.requests.append((self.command, self.path))
+        fault = store.choose(self.command, self.path)
+        store.injected += fault is not None
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            return
+        if fault in _ERRORS:
+            status, code, message = _ERRORS[fault]
+            content = b"" if self.command == "HEAD" else _ERROR.format(code=code, message=message).encode()
+            self._send(status, [("Content-Type", "application/xml")], content)
+            return
+        connection = http.client.HTTPConnection(*self.server.behind, timeout=60)  # type: ignore[attr-defined]
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+        connection.request(self.command, self.path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        dropped = {"connection", "transfer-encoding", "content-length", "server", "date"}
+        kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in dropped]
+        if self.command == "HEAD" and answer.getheader("Content-Length"):
+            kept.append(("Content-Length", answer.headers["Content-Length"]))
+        self._send(answer.status, kept, content, fault)
+
+    def _send(self, status: int, headers: list[tuple[str, str]], content: bytes, fault: str | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if self.command != "HEAD" and status != 204:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if fault == "slow":
+            for start in range(0, len(content), max(1, len(content) // 4)):
+                self.wfile.write(content[start : start + max(1, len(content) // 4)])
+                time.sleep(_SLOW_SECONDS / 4)
+        elif fault == "truncated":
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+        elif content:
+            self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer  # noqa: N815
