@@ -1,4 +1,4 @@
-"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export and import.
+"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export and import; `training.using` adds its own.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
 for wrong usage or input. A user's mistake is one line, never a traceback.
@@ -13,12 +13,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
+from training.using.commands import add_commands
 
 _TRAIN_EXAMPLE = """\
 example:
@@ -96,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tokens(commands)
     _add_export(commands)
     _add_import(commands)
+    add_commands(partial(_add_command, commands))
     return parser
 
 
