@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from manifests.errors import RunError
-from training.data.images import CorruptSample
-from training.evaluation.encoder import Encoder
+from training.evaluation.encoder import Encoder, Picture
 from training.using.labels import Labels
 from training.using.predict import Classifier, PredictOptions
 
-Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
 Features = Literal["f", "z", "both"]
 
 
@@ -51,8 +47,8 @@ def encode_images(
 
     Raises: RunError for a picture that cannot be read; ConfigError for features that the model has not.
     """
-    parts = [model.encode_views(views, features).numpy() for views in _views(model, pictures, batch_size)]
-    return np.concatenate(parts) if parts else np.zeros((0, model.width(features)), np.float32)
+    vectors: NDArray[np.float32] = model.encode_pictures(pictures, features, batch_size=batch_size).numpy()
+    return vectors
 
 
 def encode_texts(model: Encoder, texts: Sequence[str], *, features: Features | None = None) -> NDArray[np.float32]:
@@ -86,22 +82,9 @@ def predict(
     options = PredictOptions(templates=tuple(templates), top=top)
     classifier = Classifier(model, Labels(tuple(labels), (None,) * len(labels)), options)
     found = []
-    for views in _views(model, pictures, batch_size):
+    for views in model.views(pictures, batch_size):
         similarity_NK = classifier.similarity(views)
         best, number = (similarity_NK * (scale or model.logit_scale)).softmax(1).topk(min(top, len(labels)))
         for values, numbers in zip(best.tolist(), number.tolist(), strict=True):
             found.append([Prediction(labels[i], value) for i, value in zip(numbers, values, strict=True)])
     return found
-
-
-def _views(model: Encoder, pictures: Sequence[Picture], batch_size: int) -> Any:
-    view = model.view()
-    for start in range(0, len(pictures), batch_size):
-        views = []
-        for place, picture in enumerate(pictures[start : start + batch_size], start):
-            try:
-                views.append(view(Path(picture).read_bytes() if isinstance(picture, (str, Path)) else picture))
-            except (CorruptSample, OSError) as error:
-                name = picture if isinstance(picture, (str, Path)) else type(picture).__name__
-                raise RunError(f"picture {place} ({name}) cannot be read: {error}") from None
-        yield torch.stack(views)

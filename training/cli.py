@@ -57,7 +57,8 @@ Run it again after any interruption: it goes on."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
-  dalip export data/demo/runs/dalip my-model --format huggingface"""
+  dalip export data/demo/runs/dalip my-model --format huggingface
+  dalip export data/demo/runs/dalip my-onnx --format onnx        # for onnxruntime, without torch"""
 _IMPORT_EXAMPLE = """\
 example:
   dalip import released.pt my-model --architecture ViT-B-16"""
@@ -193,10 +194,12 @@ def _add_tokens(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    parser = _add_command(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
+    parser = _add_command(
+        commands, "export", "Write a model for open_clip, Hugging Face or ONNX.", _EXPORT_EXAMPLE, _export
+    )
     parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
-    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
-    parser.add_argument("--format", choices=("open_clip", "huggingface"), default="open_clip")
+    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface, onnx) to write")
+    parser.add_argument("--format", choices=("open_clip", "huggingface", "onnx"), default="open_clip")
 
 
 def _add_import(commands: Any) -> None:
@@ -323,10 +326,13 @@ def _tokens(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
+    from training.model.exports_onnx import export_onnx
 
     trained = open_trained_model(options.model)
     if options.format == "huggingface":
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
+    elif options.format == "onnx":
+        code = export_onnx(trained.model, options.target, trained.settings.loss.first_order_weight)
     else:
         code = export_open_clip(trained.model, options.target)
     print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ View = Callable[[bytes], Tensor]
 
 # What Pillow raises for bytes that are not a whole picture.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_ADDRESS = re.compile(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>")  # Pillow names it; it is another one in each process
 _TURNS: dict[Any, Any] = {  # by EXIF orientation, what makes a picture stand upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -178,4 +180,5 @@ def model_input(batch: Tensor, preprocess: Any) -> Tensor:
 
 
 def _corrupt(error: BaseException) -> CorruptSample:
-    return CorruptSample(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+    words = _ADDRESS.sub("", " ".join(str(error).split()))
+    return CorruptSample(f"{type(error).__name__}: {words}"[:200])

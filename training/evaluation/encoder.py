@@ -16,27 +16,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifests.errors import ConfigError
-from training.data.images import EvalView
+from manifests.errors import ConfigError, RunError
+from training.data.images import CorruptSample, EvalView
 from training.evaluation.encoding import (
     Encoded,
     FeatureKind,
     encode_captions,
     encode_classes,
-    encode_pictures,
     encode_views,
     evaluation_device,
     feature_kinds,
 )
-from training.evaluation.set_layouts import Item
 from training.evaluation.trained_model import TrainedModel, open_trained_model
 from training.model.architecture import architecture_config, forward_settings
+
+Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
 
 
 class Encoder:
@@ -47,7 +48,7 @@ class Encoder:
 
     def __init__(self, trained: TrainedModel, device: str = "cpu") -> None:
         self.model, self.settings, self.source = trained.model, trained.settings, trained.source
-        self.notes, self.kinds = trained.notes, feature_kinds(trained.model)
+        self.folder, self.kinds = trained.folder, feature_kinds(trained.model)
         self.model.to(_device(device, trained))
 
     @classmethod
@@ -95,13 +96,32 @@ class Encoder:
         """How a picture is prepared: as in an evaluation, and turned as its EXIF says."""
         return EvalView(self.model.preprocess_settings, upright=True)
 
-    def encode_pictures(self, paths: Sequence[str | Path], kind: FeatureKind | None = None) -> Tensor:
-        """Vectors of picture files, (N, 2C).
+    def encode_pictures(
+        self, pictures: Sequence[Picture], kind: FeatureKind | None = None, *, batch_size: int = 64
+    ) -> Tensor:
+        """Vectors of pictures, (N, 2C).
 
-        Raises: RunError for a file that is no picture, or features that are not finite.
+        Raises: RunError for a picture that cannot be read, or features that are not finite.
         """
-        items = [Item(Path(path).name, str(path)) for path in paths]
-        return self.vectors(encode_pictures(self.model, items, self.settings, "pictures"), kind)
+        parts = [self.encode_views(views, kind) for views in self.views(pictures, batch_size)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.width(kind))
+
+    def views(self, pictures: Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
+        """Batches of pictures as `view` prepares them, uint8 (B, 3, H, W).
+
+        Raises: RunError for a picture that cannot be read.
+        """
+        view = self.view()
+        for start in range(0, len(pictures), batch_size):
+            found = []
+            for place, picture in enumerate(pictures[start : start + batch_size], start):
+                is_file = isinstance(picture, (str, Path))
+                try:
+                    found.append(view(Path(picture).read_bytes() if is_file else picture))
+                except (CorruptSample, OSError) as error:
+                    name = picture if is_file else type(picture).__name__
+                    raise RunError(f"picture {place} ({name}) cannot be read: {error}") from None
+            yield torch.stack(found)
 
     def encode_views(self, pixels: Tensor, kind: FeatureKind | None = None) -> Tensor:
         """Vectors of a batch that `view` prepared, uint8 (B, 3, H, W).

@@ -36,7 +36,7 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
 
     Raises: ConfigError for a target that is a folder or cannot be written, and for what open_clip cannot load.
     """
-    target = _local(path)
+    target = local_place(path)
     if isinstance(model.clip, FrozenCLIP):
         raise ConfigError(
             f"{model.settings.architecture}: open_clip cannot load a model on frozen towers; use --format huggingface"
@@ -57,13 +57,13 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
         _check_own_json(own_json, config)
         name, reader_name = register_architecture(config), own_json.stem
     arguments |= _preprocessing_arguments(model)
-    with _private_folder(target) as private:
+    with private_folder(target) as private:
         file = private / target.name
         _write_weights(_clip_state(model), file)
         _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
         storage.make_folder(str(target.parent))
         if own_json is not None:
-            _publish_json(config, own_json)
+            write_json(config, own_json)
         storage.publish(str(file), str(target))
     listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
     register = f'open_clip.add_model_config("{own_json}"); ' if own_json is not None else ""
@@ -78,19 +78,19 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
 
     Raises: ConfigError for a target that is a file or cannot be written, and for what open_clip cannot load.
     """
-    target = _local(folder)
+    target = local_place(folder)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the Hugging Face layout")
     second = {name: tensor for name, tensor in _state(model).items() if not name.startswith("clip.")}
     settings = model.settings.model_dump(mode="json") | {"pretrained": None}
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
-    with _private_folder(target) as private:
+    with private_folder(target) as private:
         _write_weights(_clip_state(model), private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
         trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
-        _publish_json({"model": settings} | trained, private / SECOND_CONFIG_FILE)
-        _publish_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
+        write_json({"model": settings} | trained, private / SECOND_CONFIG_FILE)
+        write_json({"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}, private / CONFIG_FILE)
         if not isinstance(model.clip, FrozenCLIP):
             _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
         storage.make_folder(str(target))
@@ -186,7 +186,7 @@ def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
 
 
 @contextmanager
-def _private_folder(target: Path) -> Iterator[Path]:
+def private_folder(target: Path) -> Iterator[Path]:
     """A folder beside the target for what is not checked yet; it is removed afterwards.
 
     When the export fails, folders that were made for it are removed too.
@@ -205,7 +205,11 @@ def _private_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def _local(path: str | Path) -> Path:
+def local_place(path: str | Path) -> Path:
+    """The path to export to.
+
+    Raises: ConfigError for an object store.
+    """
     if storage.is_remote(str(path)):
         raise ConfigError(f"{path}: a model is exported to a local place; copy it to an object store afterwards")
     return Path(path)
@@ -229,7 +233,8 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
         torch.save({"state_dict": dict(state)}, path)
 
 
-def _publish_json(content: Mapping[str, Any], path: Path) -> None:
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Publish a JSON file with sorted keys."""
     storage.publish_bytes(str(path), (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8"))
 
 

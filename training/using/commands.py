@@ -6,6 +6,8 @@ Heavy imports wait until a command runs.
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,11 +32,22 @@ example:
 
 Run it again after any interruption: it goes on, and the table is the same to the byte."""
 
+_INDEX_EXAMPLE = """\
+example:
+  dalip index vectors.parquet --out my-index"""
+_SEARCH_EXAMPLE = """\
+example:
+  dalip search my-index --text "a red flower with five petals"
+  dalip search my-index --image leaf.jpg --top 20 --json
+  dalip search my-index --serve      # a line of JSON in, {"text": ...} or {"image": ...}; a line of JSON out"""
+
 
 def add_commands(add: AddCommand) -> None:
     """Add the parsers."""
     _add_predict(add)
     _add_embed(add)
+    _add_index(add)
+    _add_search(add)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +164,53 @@ def _embed(options: argparse.Namespace) -> int:
             encoder, listing, options.out, options.features, options.batch_size, options.num_workers
         )
     _print_end(options.out, record, reused, f"{record['width']} numbers each, features {record['features']}")
+    return 0
+
+
+def _add_index(add: AddCommand) -> None:
+    parser = add("index", "Make an index over the vectors of `dalip embed`.", _INDEX_EXAMPLE, _index)
+    parser.add_argument("tables", metavar="VECTORS.parquet", nargs="+", help="tables of `dalip embed`, of one model")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder to write")
+
+
+def _index(options: argparse.Namespace) -> int:
+    from training.using.index import build_index
+
+    record = build_index(options.tables, options.out)
+    print(
+        f"written: {options.out}, {record['num_rows']:,} vectors; a search looks into {record['probes']} of "
+        f"{record['lists']} lists and finds {record['recall']:.1%} of the ten nearest of vectors within"
+    )
+    return 0
+
+
+def _add_search(add: AddCommand) -> None:
+    parser = add("search", "Find what is most like a text or a picture.", _SEARCH_EXAMPLE, _search)
+    parser.add_argument("index", metavar="INDEX", help="folder of `dalip index`")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="a text in words, as a caption would have it")
+    what.add_argument("--image", metavar="FILE", help="a picture")
+    what.add_argument("--serve", action="store_true", help="answer queries from standard input until it ends")
+    parser.add_argument("--model", metavar="RUN|FOLDER", help="default: where the model was when the vectors were made")
+    _add_device(parser)
+    parser.add_argument("--top", type=_from_one, default=10, metavar="K", help="hits (default: 10)")
+    parser.add_argument("--exact", action="store_true", help="look into every list: slower, and misses nothing")
+    parser.add_argument("--json", action="store_true", help="a line of JSON instead of a table")
+
+
+def _search(options: argparse.Namespace) -> int:
+    from training.using.index import SearchIndex
+    from training.using.search import Searcher
+
+    searcher = Searcher.open(SearchIndex.open(options.index), options.model, options.device)
+    if options.serve:
+        searcher.serve(sys.stdin, lambda line: print(line, flush=True), options.top, exact=options.exact)
+        return 0
+    hits = searcher.find(text=options.text, image=options.image, top=options.top, exact=options.exact)
+    if options.json:
+        print(json.dumps([hit._asdict() for hit in hits], ensure_ascii=False))
+    else:
+        print("\n".join(f"{place:4d}  {hit.score:.4f}  {hit.name}" for place, hit in enumerate(hits, start=1)))
     return 0
 
 

@@ -93,7 +93,7 @@ def _open(
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
     known = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
-    metadata = {METADATA_KEY: json.dumps(known | {"source": encoder.source}).encode("utf-8")}
+    metadata = {METADATA_KEY: json.dumps(known | {"source": str(encoder.folder.resolve())}).encode("utf-8")}
     schema = pa.schema(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
     )

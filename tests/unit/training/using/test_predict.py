@@ -61,9 +61,7 @@ def test_a_trained_model_answers_better_than_chance_and_bad_pictures_are_rows(
     assert all(row["probability_1"] >= row["probability_2"] >= row["probability_5"] for row in good)
 
 
-def test_every_form_of_output_holds_the_same(
-    run_folder: Path, pictures: Path, labels: Path, tmp_path: Path
-) -> None:
+def test_every_form_of_output_holds_the_same(run_folder: Path, pictures: Path, labels: Path, tmp_path: Path) -> None:
     given = (pictures, "--model", run_folder, "--labels", labels, "--top", 2)
     rows = _predict(tmp_path / "a.parquet", *given)
     for name in ("a.csv", "a.json"):
@@ -253,9 +251,7 @@ def test_wrong_input_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
 
 
-def test_labels_of_a_csv_bring_their_ranks(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_labels_of_a_csv_bring_their_ranks(run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
     table = tmp_path / "labels.csv"
     lines = [f"{label},{label.split()[1]},common {label}" for label in LABELS]
     table.write_text("species,genus,common_name\n" + "\n".join(lines) + "\n")
