@@ -149,6 +149,12 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "tokens": ["config"],
         "export": ["--format", "model", "target"],
         "import": ["--architecture", "checkpoint", "target"],
+        "predict": ["--batch-size", "--calibrate", "--device", "--features", "--field", "--labels", "--model",
+                    "--num-workers", "--out", "--rank", "--taxa", "--template", "--text", "--threshold", "--top",
+                    "images"],
+        "embed": ["--batch-size", "--device", "--features", "--model", "--num-workers", "--out", "--texts", "images"],
+        "index": ["--out", "tables"],
+        "search": ["--device", "--exact", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
     }  # fmt: skip
 
 

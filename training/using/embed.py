@@ -37,7 +37,7 @@ def embed_pictures(
 
     Raises: ConfigError, IntegrityError.
     """
-    table, schema = _open(encoder, out, kind, len(listing), {"pictures": listing.fingerprint, "batch_size": batch_size})
+    table, schema = _open(encoder, out, kind, len(listing), {"pictures": listing.fingerprint, "batch": batch_size})
 
     def encode(pixels: Tensor) -> Tensor:
         return encoder.encode_views(pixels, kind)
@@ -97,7 +97,8 @@ def _open(
     schema = pa.schema(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
     )
-    return PiecedTable(out, known | identity, num_rows, schema), schema
+    identity = known | identity | {"device": encoder.model.device.type}
+    return PiecedTable(out, identity, num_rows, schema), schema
 
 
 def _as_lists(vectors: Tensor) -> pa.Array:

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from manifests import storage
 from manifests.errors import ConfigError
-from manifests.release import Release
+from manifests.release import SAMPLES_FILE, Release
 from manifests.tables import TAXON_RANKS
 from training.config import ClassText, has_one_slot
 from training.evaluation.class_names import Taxon, class_text, taxon_of
@@ -92,10 +95,10 @@ def labels_of_release(release: Release, rank: str) -> Labels:
     """
     votes: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in (*TAXON_RANKS, "common")])
     columns = [*_TAXON_COLUMNS, _COMMON_COLUMN]
-    table = release.samples()
-    there = [name for name in columns if name in table.column_names]
+    fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
+    there = [name for name in columns if name in pq.read_schema(inner, filesystem=fs).names]
     if f"taxon_{rank}" in there:
-        groups = table.group_by(there).aggregate([([], "count_all")])
+        groups = release.samples(columns=there).group_by(there).aggregate([([], "count_all")])
         for row in groups.to_pylist():
             if name := (row[f"taxon_{rank}"] or "").strip():
                 for counter, column in zip(votes[name], columns, strict=True):

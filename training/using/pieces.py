@@ -28,7 +28,7 @@ from manifests.settings import differences
 from training.record.checkpoint import lock_folder
 from training.using.progress import Progress
 
-PIECE_ROWS = 1024
+PIECE_ROWS = 256
 ENDINGS = (".csv", ".json", ".parquet")
 _MADE = "made.json"
 
@@ -90,9 +90,10 @@ class PiecedTable:
             return dict(_read_json(self.record)["notes"][name])
         path = self.folder / f"{name}.json"
         if not path.is_file():
+            found = make()
             storage.make_folder(str(self.folder))
             _publish_json(self.folder / _MADE, self.identity)
-            _publish_json(path, make())
+            _publish_json(path, found)
         return _read_json(path)
 
     def _file(self, rows: range) -> Path:

@@ -156,6 +156,7 @@ def predict_table(
         "model": encoder.fingerprint,
         "pictures": listing.fingerprint,
         "labels": labels.fingerprint,
+        "device": encoder.model.device.type,
         "calibrated_on": None if calibration_on is None else [calibration_on[0].fingerprint, calibration_on[1]],
         "options": {key: value for key, value in asdict(options).items() if key != "num_workers"},
     }
