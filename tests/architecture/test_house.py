@@ -154,7 +154,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
                     "images"],
         "embed": ["--batch-size", "--device", "--features", "--model", "--num-workers", "--out", "--texts", "images"],
         "index": ["--out", "tables"],
-        "search": ["--device", "--exact", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
+        "search": ["--device", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
     }  # fmt: skip
 
 

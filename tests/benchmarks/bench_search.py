@@ -126,6 +126,7 @@ ENGINES: dict[str, Callable[..., tuple[Search, dict[str, Any]]]] = {
     "numpy": numpy_scan,
     "faiss Flat": faiss_index("Flat"),
     "faiss SQ8": faiss_index("SQ8"),
+    "faiss SQfp16": faiss_index("SQfp16"),
     "faiss IVF1024,Flat": faiss_index("IVF1024,Flat", nprobe=32),
     "faiss IVF1024,SQ8": faiss_index("IVF1024,SQ8", nprobe=32),
     "faiss IVF1024,SQfp16": faiss_index("IVF1024,SQfp16", nprobe=32),

@@ -177,10 +177,7 @@ def _index(options: argparse.Namespace) -> int:
     from training.using.index import build_index
 
     record = build_index(options.tables, options.out)
-    print(
-        f"written: {options.out}, {record['num_rows']:,} vectors; a search looks into {record['probes']} of "
-        f"{record['lists']} lists and finds {record['recall']:.1%} of the ten nearest of vectors within"
-    )
+    print(f"written: {options.out}, {record['num_rows']:,} vectors of {record['width']} numbers")
     return 0
 
 
@@ -194,7 +191,6 @@ def _add_search(add: AddCommand) -> None:
     parser.add_argument("--model", metavar="RUN|FOLDER", help="default: where the model was when the vectors were made")
     _add_device(parser)
     parser.add_argument("--top", type=_from_one, default=10, metavar="K", help="hits (default: 10)")
-    parser.add_argument("--exact", action="store_true", help="look into every list: slower, and misses nothing")
     parser.add_argument("--json", action="store_true", help="a line of JSON instead of a table")
 
 
@@ -204,9 +200,9 @@ def _search(options: argparse.Namespace) -> int:
 
     searcher = Searcher.open(SearchIndex.open(options.index), options.model, options.device)
     if options.serve:
-        searcher.serve(sys.stdin, lambda line: print(line, flush=True), options.top, exact=options.exact)
+        searcher.serve(sys.stdin, lambda line: print(line, flush=True), options.top)
         return 0
-    hits = searcher.find(text=options.text, image=options.image, top=options.top, exact=options.exact)
+    hits = searcher.find(text=options.text, image=options.image, top=options.top)
     if options.json:
         print(json.dumps([hit._asdict() for hit in hits], ensure_ascii=False))
     else:

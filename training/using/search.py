@@ -32,7 +32,7 @@ class Searcher:
         index.require_model(encoder)
         return cls(index, encoder)
 
-    def find(self, *, text: str | None = None, image: str | None = None, top: int, exact: bool = False) -> list[Hit]:
+    def find(self, *, text: str | None = None, image: str | None = None, top: int) -> list[Hit]:
         """The vectors nearest to a text or to a picture file.
 
         Raises: RunError for a picture that cannot be read.
@@ -42,16 +42,16 @@ class Searcher:
             query = self.encoder.encode_pictures([image], kind)
         else:
             query = self.encoder.encode_texts([text or ""], kind)
-        return self.index.search(query[0].numpy(), top, exact=exact)
+        return self.index.search(query[0].numpy(), top)
 
-    def serve(self, lines: Iterable[str], say: Callable[[str], None], top: int, *, exact: bool = False) -> None:
+    def serve(self, lines: Iterable[str], say: Callable[[str], None], top: int) -> None:
         """Answer each line, {"text": ...} or {"image": FILE}, with a line: {"hits": [...]} or {"error": ...}."""
         for line in lines:
             try:
                 asked = json.loads(line)
                 if not isinstance(asked, dict) or len(asked) != 1 or not set(asked) <= {"text", "image"}:
                     raise RunError('a query is {"text": ...} or {"image": FILE}')
-                hits = self.find(**asked, top=top, exact=exact)
+                hits = self.find(**asked, top=top)
                 say(json.dumps({"hits": [hit._asdict() for hit in hits]}))
             except (PlantMixError, ValueError) as error:
                 say(json.dumps({"error": str(error)}))
