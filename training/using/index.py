@@ -4,10 +4,9 @@
     INDEX/names.parquet   the name of each vector, in the order of its number
     INDEX/index.json      the model's fingerprint, the features, the number of vectors; written last
 
-A search compares the query with every vector, so a text finds as surely as a picture, whatever lies far from its own
-kind. Time and memory grow with the number of vectors; tests/benchmarks/results/search.md has both, and what others take.
-Gives up with ConfigError on tables that are not of one model, on a folder that is no index, and on a query by another
-model.
+A search compares the query with every vector, so it misses nothing. Time and memory grow with the number of vectors:
+tests/benchmarks/results/search.md has both, and what other engines take. Gives up with ConfigError on tables that are
+not of one model, on a folder that is no index, and on a query by another model.
 """
 
 from __future__ import annotations
