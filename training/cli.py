@@ -1,4 +1,4 @@
-"""The `dalip` command: train, evaluate, plot, proxy runs, tokens, export, publish and import.
+"""The `dalip` command: train, evaluate, plot, proxies, tokens, export, publish, import; `training.using` adds its own.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
 for wrong usage or input. A user's mistake is one line, never a traceback.
@@ -14,12 +14,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
+from training.using.commands import add_commands
 
 _FIRST_STEPS = """\
 first steps:
@@ -63,7 +65,8 @@ Run it again after any interruption: it goes on."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
-  dalip export data/demo/runs/dalip my-model --format huggingface"""
+  dalip export data/demo/runs/dalip my-model --format huggingface
+  dalip export data/demo/runs/dalip my-onnx --format onnx        # for onnxruntime, without torch"""
 _PUBLISH_EXAMPLE = """\
 example:
   dalip publish data/demo/runs/dalip --to hf:my-lab/plants --dry-run
@@ -110,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_publish(commands)
     _add_import(commands)
+    add_commands(partial(_add_command, commands))
     return parser
 
 
@@ -204,14 +208,16 @@ def _add_tokens(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    parser = _add_command(commands, "export", "Write a model for open_clip or Hugging Face.", _EXPORT_EXAMPLE, _export)
+    parser = _add_command(
+        commands, "export", "Write a model for open_clip, Hugging Face or ONNX.", _EXPORT_EXAMPLE, _export
+    )
     parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
-    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
+    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface, onnx) to write")
     parser.add_argument(
         "--format",
-        choices=("open_clip", "huggingface"),
+        choices=("open_clip", "huggingface", "onnx"),
         default="open_clip",
-        help="open_clip: one file of weights; huggingface: a folder with its config (default: open_clip)",
+        help="open_clip: one file of weights; huggingface, onnx: a folder with its config (default: open_clip)",
     )
 
 
@@ -354,10 +360,13 @@ def _tokens(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
+    from training.model.exports_onnx import export_onnx
 
     trained = open_trained_model(options.model)
     if options.format == "huggingface":
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
+    elif options.format == "onnx":
+        code = export_onnx(trained.model, options.target, trained.settings.loss.first_order_weight)
     else:
         code = export_open_clip(trained.model, options.target)
     print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))

@@ -153,6 +153,12 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "export": ["--format", "model", "target"],
         "publish": ["--dry-run", "--public", "--to", "model"],
         "import": ["--architecture", "checkpoint", "target"],
+        "predict": ["--batch-size", "--calibrate", "--device", "--features", "--field", "--labels", "--model",
+                    "--num-workers", "--out", "--rank", "--taxa", "--template", "--text", "--threshold", "--top",
+                    "images"],
+        "embed": ["--batch-size", "--device", "--features", "--model", "--num-workers", "--out", "--texts", "images"],
+        "index": ["--out", "tables"],
+        "search": ["--device", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
     }  # fmt: skip
 
 

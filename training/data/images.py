@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -26,6 +27,12 @@ View = Callable[[bytes], Tensor]
 
 # What Pillow raises for bytes that are not a whole picture.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_ADDRESS = re.compile(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>")  # Pillow names it; it is another one in each process
+_TURNS: dict[Any, Any] = {  # by EXIF orientation, what makes a picture stand upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an error of the run
@@ -108,27 +115,50 @@ class TrainView:
 
 
 class EvalView:
-    """open_clip's evaluation transform up to the tensor: bytes -> uint8 (3, H, W)."""
+    """open_clip's evaluation transform up to the tensor: bytes -> uint8 (3, H, W).
 
-    def __init__(self, preprocess: Any) -> None:
+    `upright` turns a picture as its EXIF says, which open_clip does not. Pictures of a release stand upright already;
+    those that come straight from a camera may not.
+    """
+
+    def __init__(self, preprocess: Any, *, upright: bool = False) -> None:
         from open_clip.transform import image_transform_v2
 
         steps = image_transform_v2(preprocess, is_train=False).transforms
         self._steps = steps[:-2]  # the last two are ToTensor and Normalize, see `normalise`
+        self._upright = upright
 
-    def __call__(self, content: bytes) -> Tensor:
-        """The one view.
+    def __call__(self, content: bytes | Picture) -> Tensor:
+        """The one view of the bytes of a picture, or of a picture of Pillow's.
 
         Raises: CorruptSample.
         """
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                view: Picture = picture.convert("RGB")
+            if not isinstance(content, bytes):
+                view = self._rgb(content)
+            else:
+                with Image.open(io.BytesIO(content)) as picture:
+                    view = self._rgb(picture)
         except DECODE_ERRORS as error:
             raise _corrupt(error) from None
         for step in self._steps:
             view = step(view)
         return to_tensor(view)
+
+    def _rgb(self, picture: Picture) -> Picture:
+        view = picture.convert("RGB")
+        if self._upright and (picture.format != "JPEG" or "exif" in picture.info):
+            turn = _TURNS.get(_orientation(picture))
+            view = view if turn is None else view.transpose(turn)
+        return view
+
+
+def _orientation(picture: Picture) -> Any:
+    """The EXIF orientation, 1 to 8; 1 where the EXIF is broken, which says nothing about the pixels."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*DECODE_ERRORS, KeyError, TypeError):
+        return 1
 
 
 def to_tensor(view: Picture) -> Tensor:
@@ -150,4 +180,5 @@ def model_input(batch: Tensor, preprocess: Any) -> Tensor:
 
 
 def _corrupt(error: BaseException) -> CorruptSample:
-    return CorruptSample(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+    words = _ADDRESS.sub("", " ".join(str(error).split()))
+    return CorruptSample(f"{type(error).__name__}: {words}"[:200])

@@ -7,49 +7,162 @@ branch gives f.
 
     encoder = Encoder.open("my-model")  # folder of a run, of `dalip export --format huggingface`, or of `dalip import`
     scores = encoder.encode_pictures(["rose.jpg"]) @ encoder.encode_texts(["a photo of a rose."]).T
+
+Reads a model and pictures; writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from training.evaluation.encoding import Encoded, encode_captions, encode_pictures, feature_kinds
-from training.evaluation.set_layouts import Item
+from manifests.errors import ConfigError, RunError
+from training.data.images import CorruptSample, EvalView
+from training.evaluation.encoding import (
+    Encoded,
+    FeatureKind,
+    encode_captions,
+    encode_classes,
+    encode_views,
+    evaluation_device,
+    feature_kinds,
+)
 from training.evaluation.trained_model import TrainedModel, open_trained_model
+from training.model.architecture import architecture_config, forward_settings
+
+Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
 
 
 class Encoder:
-    """A trained model as a function from pictures and texts to vectors, float32 on the CPU, of length 1."""
+    """A trained model as a function from pictures and texts to vectors, float32 on the CPU, of length 1.
 
-    def __init__(self, trained: TrainedModel) -> None:
-        self._model, self._settings = trained.model, trained.settings
-        self._kind = feature_kinds(trained.model)[-1]
+    Every method that gives vectors takes the kind of features: f, z or both. None means all that the model has.
+    """
+
+    def __init__(self, trained: TrainedModel, device: str = "cpu") -> None:
+        self.model, self.settings, self.source = trained.model, trained.settings, trained.source
+        self.folder, self.kinds = trained.folder, feature_kinds(trained.model)
+        self.model.to(_device(device, trained))
 
     @classmethod
-    def open(cls, path: str) -> Encoder:
+    def open(cls, path: str, device: str = "cpu") -> Encoder:
         """The model of a folder: of a run, or of what `dalip export --format huggingface` and `dalip import` wrote.
+
+        `device` is cpu, cuda, or auto: the GPU where there is one.
 
         Raises: ConfigError.
         """
-        return cls(open_trained_model(path))
+        return cls(open_trained_model(path), device)
 
-    def encode_pictures(self, paths: Sequence[str | Path]) -> Tensor:
-        """Vectors of picture files, (N, 2C).
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of all that a vector depends on beside its picture or text: 64 hex digits.
 
-        Raises: RunError for a file that is no picture, or features that are not finite.
+        A run and its export have the same. It covers weights, architecture, preparation of pictures, and the weight of
+        f and z.
         """
-        items = [Item(Path(path).name, str(path)) for path in paths]
-        return self._vectors(encode_pictures(self._model, items, self._settings, "pictures"))
+        settings, digest = self.model.settings, hashlib.sha256()
+        prepared = {key: value for key, value in self.model.clip.visual.preprocess_cfg.items() if key != "size"}
+        head = {
+            "architecture": forward_settings(architecture_config(settings.architecture)),
+            "preprocess": prepared,
+            "second_order": None if self.model.second_order is None else vars(self.model.second_order),
+            "first_order_weight": self._weight if len(self.kinds) > 1 else None,
+            "precision": self.settings.compute.precision,
+        }
+        digest.update(json.dumps(head, sort_keys=True).encode("utf-8"))
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+    @property
+    def logit_scale(self) -> float:
+        """What the training multiplied similarities by before its softmax."""
+        return float(self.model.clip.logit_scale.detach().exp())
+
+    def width(self, kind: FeatureKind | None = None) -> int:
+        """Numbers of a vector."""
+        return int(self.encode_texts([""], kind).shape[1])
+
+    def view(self) -> EvalView:
+        """How a picture is prepared: as in an evaluation, and turned as its EXIF says."""
+        return EvalView(self.model.preprocess_settings, upright=True)
+
+    def encode_pictures(
+        self, pictures: Sequence[Picture], kind: FeatureKind | None = None, *, batch_size: int = 64
+    ) -> Tensor:
+        """Vectors of pictures, (N, 2C).
+
+        Raises: RunError for a picture that cannot be read, or features that are not finite.
+        """
+        parts = [self.encode_views(views, kind) for views in self.views(pictures, batch_size)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.width(kind))
+
+    def views(self, pictures: Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
+        """Batches of pictures as `view` prepares them, uint8 (B, 3, H, W).
+
+        Raises: RunError for a picture that cannot be read.
+        """
+        view = self.view()
+        for start in range(0, len(pictures), batch_size):
+            found = []
+            for place, picture in enumerate(pictures[start : start + batch_size], start):
+                is_file = isinstance(picture, (str, Path))
+                try:
+                    found.append(view(Path(picture).read_bytes() if is_file else picture))
+                except (CorruptSample, OSError) as error:
+                    name = picture if is_file else type(picture).__name__
+                    raise RunError(f"picture {place} ({name}) cannot be read: {error}") from None
+            yield torch.stack(found)
+
+    def encode_views(self, pixels: Tensor, kind: FeatureKind | None = None) -> Tensor:
+        """Vectors of a batch that `view` prepared, uint8 (B, 3, H, W).
+
+        Raises: RunError for features that are not finite.
+        """
+        encoded = encode_views(self.model, pixels, self.settings.compute.precision)
+        return self.vectors(encoded.require_finite("picture features"), kind)
+
+    def encode_texts(self, texts: Sequence[str], kind: FeatureKind | None = None) -> Tensor:
         """Vectors of texts, (N, 2C).
 
         Raises: RunError for features that are not finite.
         """
-        return self._vectors(encode_captions(self._model, texts, self._settings.eval.batch_size, "texts"))
+        return self.vectors(encode_captions(self.model, texts, self.settings.eval.batch_size, "texts"), kind)
 
-    def _vectors(self, encoded: Encoded) -> Tensor:
-        return encoded.vectors(self._kind, self._settings.loss.first_order_weight)
+    def encode_classes(
+        self, names: Sequence[str], templates: Sequence[Callable[[str], str]], kind: FeatureKind | None = None
+    ) -> Tensor:
+        """One vector a class, (K, 2C): the mean over the templates of f and of z, each normalised again.
+
+        Raises: RunError for features that are not finite.
+        """
+        return self.vectors(encode_classes(self.model, names, templates, "labels"), kind)
+
+    def vectors(self, encoded: Encoded, kind: FeatureKind | None = None) -> Tensor:
+        """One vector a thing of features that this model gave.
+
+        Raises: ConfigError for a kind that the model has not.
+        """
+        if kind is not None and kind not in self.kinds:
+            raise ConfigError(f"{self.source}: has no features '{kind}'; it has {', '.join(self.kinds)}")
+        return encoded.vectors(kind or self.kinds[-1], self._weight)
+
+    @property
+    def _weight(self) -> float:
+        return self.settings.loss.first_order_weight
+
+
+def _device(wanted: str, trained: TrainedModel) -> torch.device:
+    """Raises: ConfigError for a GPU that is not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch finds no GPU here; use cpu or auto")
+    return evaluation_device(trained.settings) if wanted == "auto" else torch.device(wanted)

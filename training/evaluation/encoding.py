@@ -89,16 +89,20 @@ def encode_pairs(
 @torch.no_grad()
 def encode_pictures(model: DalipModel, items: Sequence[Item], settings: TrainSettings, where: str) -> Encoded:
     """Features of the pictures of an evaluation set, in their order; `where` names the set in messages."""
-    preprocess = model.preprocess_settings
-    batches = []
-    for pixels in load_pictures(items, EvalView(preprocess), settings.eval.batch_size, settings.data.num_workers):
-        images = model_input(pixels.to(model.device), preprocess)
-        with autocast(settings.compute.precision, model.device):
-            if model.second_order is None:
-                batches.append(_encoded(model.encode_image(images), None))
-            else:
-                batches.append(_encoded(*model.encode_image_both(images)))
+    view = EvalView(model.preprocess_settings)
+    pictures = load_pictures(items, view, settings.eval.batch_size, settings.data.num_workers)
+    batches = [encode_views(model, pixels, settings.compute.precision) for pixels in pictures]
     return _joined(batches).require_finite(f"{where}, picture features")
+
+
+@torch.inference_mode()
+def encode_views(model: DalipModel, pixels: Tensor, precision: str) -> Encoded:
+    """Features of a batch of views, uint8 (B, 3, H, W), under `compute.precision`."""
+    images = model_input(pixels.to(model.device), model.preprocess_settings)
+    with autocast(precision, model.device):
+        if model.second_order is None:
+            return _encoded(model.encode_image(images), None)
+        return _encoded(*model.encode_image_both(images))
 
 
 def encode_captions(model: DalipModel, captions: Sequence[str], batch_size: int, where: str) -> Encoded:

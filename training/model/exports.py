@@ -36,7 +36,7 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
 
     Raises: ConfigError for a target that is a folder or cannot be written, and for what open_clip cannot load.
     """
-    target = _local(path)
+    target = local_place(path)
     if isinstance(model.clip, FrozenCLIP):
         raise ConfigError(
             f"{model.settings.architecture}: open_clip cannot load a model on frozen towers; use --format huggingface"
@@ -57,7 +57,7 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
         _check_own_json(own_json, config)
         name, reader_name = register_architecture(config), own_json.stem
     arguments |= _preprocessing_arguments(model)
-    with _private_folder(target) as private:
+    with private_folder(target) as private:
         file = private / target.name
         _write_weights(_clip_state(model), file)
         _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
@@ -78,7 +78,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
 
     Raises: ConfigError for a target that is a file or cannot be written, and for what open_clip cannot load.
     """
-    target = _local(folder)
+    target = local_place(folder)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the Hugging Face layout")
     second = {name: tensor for name, tensor in _state(model).items() if not name.startswith("clip.")}
@@ -87,7 +87,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         architecture = Path(architecture).name
     settings = model.settings.model_dump(mode="json") | {"pretrained": None, "architecture": architecture}
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
-    with _private_folder(target) as private:
+    with private_folder(target) as private:
         _write_weights(_clip_state(model), private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
@@ -190,7 +190,7 @@ def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
 
 
 @contextmanager
-def _private_folder(target: Path) -> Iterator[Path]:
+def private_folder(target: Path) -> Iterator[Path]:
     """A folder beside the target for what is not checked yet; it is removed afterwards.
 
     When the export fails, folders that were made for it are removed too.
@@ -209,7 +209,11 @@ def _private_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def _local(path: str | Path) -> Path:
+def local_place(path: str | Path) -> Path:
+    """The path to export to.
+
+    Raises: ConfigError for an object store.
+    """
     if storage.is_remote(str(path)):
         raise ConfigError(f"{path}: a model is exported to a local place; copy it to an object store afterwards")
     return Path(path)

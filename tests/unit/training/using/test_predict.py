@@ -1,0 +1,265 @@
+"""`dalip predict` on a trained model: answers, probabilities up the ranks, bad pictures, every form in and out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import release_writer
+
+from training.cli import main
+
+LABELS = [f"{colour} {shape}" for colour in release_writer.COLOURS for shape in release_writer.SHAPES]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(LABELS) + "\n")
+    return path
+
+
+def _predict(out: Path, *arguments: Any) -> list[dict[str, Any]]:
+    assert main(["predict", *map(str, arguments), "--out", str(out), "--device", "cpu"]) == 0
+    return list(pq.read_table(out).to_pylist())
+
+
+def _calibrated(release_folder: Path) -> list[str]:
+    return ["--calibrate", str(release_folder), "--field", "extra.category", "--template", "a {}"]
+
+
+def test_a_trained_model_answers_better_than_chance_and_bad_pictures_are_rows(
+    run_folder: Path, pictures: Path, labels: Path, release_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    rows = _predict(
+        tmp_path / "a.parquet", pictures, "--model", run_folder, "--labels", labels, *_calibrated(release_folder)
+    )
+    printed = capsys.readouterr().out
+    assert "calibrated on 36 held-out pictures" in printed
+    assert "written:" in printed
+    assert "16 rows, 4 of them with an error; 12 labels" in printed
+    bad = {row["picture"]: row["error"] for row in rows if row["error"]}
+    assert set(bad) == {"cut.jpg", "empty.png", "gone.jpg", "page.jpg"}
+    assert "is not there" in bad["gone.jpg"]
+    assert "UnidentifiedImageError" in bad["page.jpg"]
+    assert all(row["answer"] is None and row["probability_1"] is None for row in rows if row["error"])
+    good = [row for row in rows if not row["error"]]
+    right = [row["answer"] == row["picture"].removesuffix(".jpg").replace("/", " ") for row in good]
+    assert sum(right) >= 4, "chance is 1 of 12"
+    assert all(row["probability_1"] >= row["probability_2"] >= row["probability_5"] for row in good)
+
+
+def test_every_form_of_output_holds_the_same(run_folder: Path, pictures: Path, labels: Path, tmp_path: Path) -> None:
+    given = (pictures, "--model", run_folder, "--labels", labels, "--top", 2)
+    rows = _predict(tmp_path / "a.parquet", *given)
+    for name in ("a.csv", "a.json"):
+        assert main(["predict", *map(str, given), "--out", str(tmp_path / name)]) == 0
+    from_json = json.loads((tmp_path / "a.json").read_text())
+    assert [row["picture"] for row in from_json] == [row["picture"] for row in rows]
+    assert [row["label_1"] for row in from_json] == [row["label_1"] for row in rows]
+    with (tmp_path / "a.csv").open() as stream:
+        from_csv = list(csv.DictReader(stream))
+    assert [row["answer"] or None for row in from_csv] == [row["answer"] for row in rows]
+    for one, other in zip(from_csv, rows, strict=True):
+        assert (float(one["probability_2"]) if one["probability_2"] else None) == pytest.approx(other["probability_2"])
+
+
+def test_tables_shards_and_releases_are_read(
+    run_folder: Path, pictures: Path, labels: Path, release_folder: Path, tmp_path: Path
+) -> None:
+    """The same pictures by every way in get the same answers."""
+    model = ("--model", run_folder, "--labels", labels)
+    by_folder = _predict(tmp_path / "folder.parquet", pictures / "red", *model)
+    table = tmp_path / "list.csv"
+    paths = [str(pictures / "red" / row["picture"]) for row in by_folder]
+    table.write_text("filepath,note\n" + "".join(f"{path},x\n" for path in [*paths, str(tmp_path / "no.jpg")]))
+    by_table = _predict(tmp_path / "table.parquet", table, *model)
+    assert [row["answer"] for row in by_table] == [*(row["answer"] for row in by_folder), None]
+    assert by_table[-1]["error"] == "is not there"
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, Path(path).name)
+    by_shard = _predict(tmp_path / "shard.parquet", tmp_path / "s.tar", *model)
+    assert [row["picture"] for row in by_shard] == [f"s.tar/{row['picture']}" for row in by_folder]
+    assert [row["probability_1"] for row in by_shard] == [row["probability_1"] for row in by_folder]
+    damaged = tmp_path / "d.tar"
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        third = tar.getmembers()[2].offset_data
+    damaged.write_bytes((tmp_path / "s.tar").read_bytes()[: third + 100])
+    by_damaged = _predict(tmp_path / "damaged.parquet", damaged, *model)
+    assert "the shard is damaged" in by_damaged[-1]["error"]
+    assert by_damaged[0]["answer"] == by_folder[0]["answer"]
+    by_release = _predict(tmp_path / "release.parquet", release_folder / "releases" / "toy-0001", *model)
+    samples = pq.read_table(release_folder / "releases" / "toy-0001" / "samples.parquet")
+    assert sorted(row["picture"] for row in by_release) == sorted(samples["sample_id"].to_pylist())
+
+
+def _taxa_release(tmp_path: Path) -> Path:
+    """The shapes as a taxonomy: a species a colour and shape, a genus a shape; crosses have no genus."""
+    folder = release_writer.write_release(tmp_path / "taxa", release_writer.drawn_samples(107, 36))
+    path = folder / "samples.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        colour, shape = json.loads(row["extra"])["category"].split()
+        row |= {"taxon_species": f"{colour} {shape}", "taxon_genus": "" if shape == "cross" else shape,
+                "taxon_kingdom": "Plantae"}  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    record = json.loads((folder / "release.json").read_text())
+    record["files"]["samples.parquet"]["num_bytes"] = path.stat().st_size
+    (folder / "release.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_probabilities_add_up_the_ranks_and_an_answer_climbs_until_it_is_sure(
+    run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    taxa = _taxa_release(tmp_path)
+    given = (pictures / "red", pictures / "blue", "--model", run_folder, "--taxa", taxa, "--template", "a {}")
+    rows = _predict(tmp_path / "all.parquet", *given, "--top", 12)
+    assert "calibrated on 36 held-out pictures" in capsys.readouterr().out
+    for row in rows:
+        shares = {row[f"label_{i}"]: row[f"probability_{i}"] for i in range(1, 13)}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        sums = {shape: sum(value for name, value in shares.items() if name.endswith(shape)) for shape in
+                ("circle", "square")}  # fmt: skip
+        assert row["genus_probability"] == pytest.approx(max(sums.values()), abs=1e-5)
+        assert row["genus"] == max(sums, key=lambda name: sums[name])
+        assert (row["kingdom"], row["kingdom_probability"]) == ("Plantae", pytest.approx(1, abs=1e-5))
+        assert (row["answer"], row["answer_rank"]) == (row["label_1"], "species")
+    for threshold in (0.5, 0.9):
+        for row in _predict(tmp_path / f"{threshold}.parquet", *given, "--threshold", threshold):
+            if row["probability_1"] >= threshold:
+                assert row["answer_rank"] == "species"
+            elif row["genus_probability"] >= threshold:
+                assert (row["answer"], row["answer_rank"]) == (row["genus"], "genus")
+            else:
+                assert (row["answer"], row["answer_rank"]) == ("Plantae", "kingdom")
+    genera = _predict(tmp_path / "genus.parquet", *given, "--rank", "genus")
+    assert {row["label_1"] for row in genera} | {row["label_2"] for row in genera} == {"circle", "square"}
+
+
+def test_below_the_threshold_it_is_not_sure(run_folder: Path, pictures: Path, labels: Path, tmp_path: Path) -> None:
+    rows = _predict(
+        tmp_path / "a.parquet", pictures / "red", "--model", run_folder, "--labels", labels, "--threshold", 1.0
+    )
+    assert {(row["answer"], row["answer_rank"]) for row in rows} == {("not sure", None)}
+
+
+def test_a_photo_that_lies_on_its_side_is_turned_as_its_exif_says(
+    run_folder: Path, labels: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from training.using.pictures import list_pictures
+
+    folder = tmp_path / "sides"
+    folder.mkdir()
+    picture = Image.radial_gradient("L").crop((0, 0, 120, 200)).convert("RGB")
+    picture.save(folder / "a-upright.png")
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was turned: rotate clockwise to view
+    picture.transpose(Image.Transpose.ROTATE_90).save(folder / "b-turned.png", exif=exif)
+    picture.transpose(Image.Transpose.ROTATE_90).save(folder / "c-lying.png")
+    rows = _predict(tmp_path / "a.parquet", folder, "--model", run_folder, "--labels", labels, "--top", 12)
+    values = [[row[f"probability_{i}"] for i in range(1, 13)] for row in rows]
+    assert values[0] == values[1]
+    assert not np.allclose(values[0], values[2], atol=1e-5)
+    assert len(list_pictures([str(folder)])) == 3
+
+
+def test_a_killed_predict_goes_on_and_ends_the_same_to_the_byte(
+    run_folder: Path, pictures: Path, labels: Path, tmp_path: Path
+) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(700):
+        source = pictures / "red" / f"{release_writer.SHAPES[number % 3]}.jpg"
+        shutil.copy(source if number % 100 else pictures / "page.jpg", many / f"{number:05d}.jpg")
+    given = ["predict", str(many), "--model", str(run_folder), "--labels", str(labels)]
+    assert main([*given, "--out", str(tmp_path / "whole.csv")]) == 0
+    out = tmp_path / "killed.csv"
+    process = subprocess.Popen([sys.executable, "-m", "training.cli", *given, "--out", str(out)])
+    try:
+        deadline = time.monotonic() + 500
+        while not list(out.with_name("killed.csv.pieces").glob("piece-*.parquet")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not out.exists(), "it was killed before its end"
+    done_before = {path.name: path.stat().st_mtime_ns for path in out.with_name("killed.csv.pieces").glob("piece-*")}
+    done = subprocess.run(
+        [sys.executable, "-m", "training.cli", *given, "--out", str(out)], capture_output=True, text=True, check=True
+    )
+    assert f"{256 * len(done_before):,} of 700 were done before" in done.stderr
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("killed*")) == ["killed.csv", "killed.csv.made.json"]
+
+
+def test_what_is_there_is_reused_or_refused(
+    run_folder: Path, pictures: Path, labels: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "a.csv"
+    given = ["predict", str(pictures), "--model", str(run_folder), "--labels", str(labels), "--out", str(out)]
+    assert main(given) == 0
+    before = out.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(given) == 0
+    assert "finished before, reused" in capsys.readouterr().out
+    assert out.stat().st_mtime_ns == before
+    assert main([*given, "--threshold", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "was made or begun from something else (options.threshold: 0.0 -> 0.5)" in error
+    own = tmp_path / "own.csv"
+    own.write_text("mine")
+    assert main([*given[:-1], str(own)]) == 2
+    assert "is there, and was not made by this command" in capsys.readouterr().err
+    assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--out", "a.txt"], "--out must end in one of .csv, .json, .parquet"),
+        (["--labels", "none.txt"], "no such file of labels"),
+        (["--template", "a photo"], "template 'a photo': needs one {}"),
+        (["--field", "extra.category"], "give --calibrate RELEASE too"),
+        (["--model", "nowhere"], "no such config file"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    change: list[str], words: str, run_folder: Path, pictures: Path, labels: Path, tmp_path: Path, capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = ["predict", str(pictures), "--model", str(run_folder), "--labels", str(labels), "--out", "a.csv"]
+    assert main([*given, *change]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
+
+
+def test_labels_of_a_csv_bring_their_ranks(run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    table = tmp_path / "labels.csv"
+    lines = [f"{label},{label.split()[1]},common {label}" for label in LABELS]
+    table.write_text("species,genus,common_name\n" + "\n".join(lines) + "\n")
+    given = (pictures / "red", "--model", run_folder, "--labels", table, "--text", "common")
+    rows = _predict(tmp_path / "a.parquet", *given)
+    assert {row["genus"] for row in rows} <= set(release_writer.SHAPES)
+    table.write_text("species\nred circle\nred circle\n")
+    assert main(["predict", *map(str, given), "--out", str(tmp_path / "b.csv")]) == 2
+    assert "1 labels are given twice; first: 'red circle'" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""Models out as ONNX: a folder that runs with onnxruntime, without torch and without this package.
+
+    image.onnx                 pixels (B, 3, H, W) float32, normalised -> f, and with a second branch z and both
+    text.onnx                  tokens (B, L) int64 -> the same
+    preprocessor_config.json   how pictures are prepared, as transformers writes it for CLIP
+    tokenizer.json             texts to tokens, as the `tokenizers` library reads it
+    dalip_onnx.json            sizes, names, the scale of similarities
+
+B is free. `both` is the one vector [sqrt(a) f ; sqrt(1 - a) z]. Each file is first written to a private place, run by
+onnxruntime on batches of several sizes and compared with the model. Gives up with ConfigError, and publishes nothing,
+when they differ by more than 1e-4, on frozen towers, and where the extra `onnx` is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifests import storage
+from manifests.errors import ConfigError
+from training.model.architecture import architecture_config
+from training.model.dalip import DalipModel
+from training.model.exports import local_place, private_folder
+from training.model.frozen import FrozenCLIP
+from training.model.towers import image_size_px
+
+CONFIG_FILE = "dalip_onnx.json"
+TOLERANCE = 1e-4  # of every number of a feature, whose length is 1
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_CHECKED_BATCHES = (1, 2, 17)  # the branch multiplies in another layout from 16 on
+# As open_clip's SimpleTokenizer splits a text after its cleaning.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class _Features(nn.Module):
+    """One side of a model: f, and with a second branch z and both."""
+
+    def __init__(self, model: DalipModel, side: str, first_order_weight: float) -> None:
+        super().__init__()
+        self.model, self.side, self.weight = model, side, first_order_weight
+
+    @property
+    def names(self) -> list[str]:
+        return ["f"] if self.model.second_order is None else ["f", "z", "both"]
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        is_image = self.side == "image"
+        if self.model.second_order is None:
+            return (self.model.encode_image(inputs) if is_image else self.model.encode_text(inputs),)
+        f_BC, z_BC = self.model.encode_image_both(inputs) if is_image else self.model.encode_text_both(inputs)
+        both = torch.cat([self.weight**0.5 * f_BC, (1 - self.weight) ** 0.5 * z_BC], dim=1)
+        return f_BC, z_BC, both
+
+
+def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float) -> str:
+    """Write the folder; returns the Python line that opens its image encoder.
+
+    `first_order_weight` is a of the vector `both`, as in the loss.
+
+    Raises: ConfigError for a target that is a file, for what ONNX cannot hold, and for features that differ.
+    """
+    target = local_place(folder)
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f'{", ".join(missing)} not installed, which an ONNX export needs: pip install "plantmix[onnx]"'
+        )
+    if isinstance(model.clip, FrozenCLIP):
+        raise ConfigError(
+            f"{model.settings.architecture}: its towers are outside the model, so ONNX cannot hold it; "
+            "use --format huggingface"
+        )
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file; name a folder for the ONNX layout")
+    height, width = image_size_px(model.clip)
+    examples = {
+        "image": torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0)),
+        "text": torch.arange(3 * model.context_length).view(3, -1) % 300 + 1,
+    }
+    with private_folder(target) as private:
+        names = []
+        for side, example in examples.items():
+            module = _Features(model, side, first_order_weight).eval()
+            names = module.names
+            _write_side(module, example, private / f"{side}.onnx")
+            _check_side(module, example, private / f"{side}.onnx")
+        _write_tokenizer(model, private)
+        storage.publish_json(private / "preprocessor_config.json", _preprocessor(model))
+        config = {
+            "image": {"file": "image.onnx", "input": "pixels", "size_px": [height, width]},
+            "text": {"file": "text.onnx", "input": "tokens", "context_length": model.context_length},
+            "outputs": names,
+            "first_order_weight": first_order_weight,
+            "logit_scale": float(model.clip.logit_scale.detach().exp()),
+        }
+        storage.publish_json(private / CONFIG_FILE, config)
+        storage.make_folder(str(target))
+        for file in sorted(private.iterdir()):
+            storage.publish(str(file), str(target / file.name))
+    return f'onnxruntime.InferenceSession("{target}/image.onnx")'
+
+
+def _write_side(module: _Features, example: Tensor, path: Path) -> None:
+    name = "pixels" if module.side == "image" else "tokens"
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    try:
+        with _plain_attention(), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of deprecations within the exporter
+            program = torch.onnx.export(
+                module, (example,), dynamo=True, verbose=False, input_names=[name], output_names=module.names,
+                dynamic_shapes=({0: batch},),
+            )  # fmt: skip
+            if program is not None:
+                program.save(str(path))
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{path.name}: torch cannot write this model as ONNX: {words}; nothing is written") from None
+
+
+@torch.no_grad()
+def _check_side(module: _Features, example: Tensor, path: Path) -> None:
+    """Raises: ConfigError when onnxruntime gives other features."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for size in _CHECKED_BATCHES:
+        inputs = example.repeat(-(-size // len(example)), *[1] * (example.ndim - 1))[:size]
+        wanted = module(inputs)
+        found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        for name, ours, theirs in zip(module.names, wanted, found, strict=True):
+            gap = float((ours - torch.from_numpy(theirs)).abs().max())
+            if not gap <= TOLERANCE:
+                raise ConfigError(
+                    f"{path.name}: {name} of {size} differs from the model's by {gap:.1e}, more than {TOLERANCE:.0e}; "
+                    "nothing is written"
+                )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without torch's fused attention, which has no form in ONNX."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _preprocessor(model: DalipModel) -> dict[str, Any]:
+    """As transformers' CLIPImageProcessor reads it. Source: its documentation of that class."""
+    settings, (height, width) = model.preprocess_settings, image_size_px(model.clip)
+    if settings.resize_mode == "shortest" and height == width:
+        size: dict[str, int] = {"shortest_edge": height}
+    else:
+        size = {"height": height, "width": width}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": size,
+        "resample": {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[settings.interpolation],
+        "do_center_crop": settings.resize_mode == "shortest",
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(settings.mean),
+        "image_std": list(settings.std),
+    }
+
+
+def _write_tokenizer(model: DalipModel, folder: Path) -> None:
+    """Raises: ConfigError for a tokenizer that has no such file."""
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    tokenizer = model.tokenizer
+    if isinstance(tokenizer, HFTokenizer):
+        tokenizer.tokenizer.save_pretrained(str(folder))
+        return
+    if type(tokenizer) is not SimpleTokenizer or architecture_config(model.settings.architecture)["text_cfg"].get(
+        "tokenizer_kwargs"
+    ):
+        raise ConfigError(f"{model.settings.architecture}: its tokenizer has no file of its own; nothing is written")
+    content = json.dumps(_byte_pairs(tokenizer, model.context_length), ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _byte_pairs(tokenizer: Any, context_length: int) -> dict[str, Any]:
+    """open_clip's own tokenizer in the format of the `tokenizers` library, padded with 0 as open_clip pads.
+
+    What is not in it: open_clip first repairs broken encodings (ftfy) and unescapes HTML.
+
+    Source: the format's documentation, and transformers' conversion of the CLIP tokenizer for which parts are needed.
+    """
+    start, end = "<start_of_text>", "<end_of_text>"
+    numbers = {start: tokenizer.sot_token_id, end: tokenizer.eot_token_id}
+    pairs = sorted(tokenizer.bpe_ranks, key=lambda pair: tokenizer.bpe_ranks[pair])
+    marks = [{"SpecialToken": {"id": name, "type_id": 0}} for name in (start, end)]
+    return {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": context_length, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": context_length}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "!",
+        },
+        "added_tokens": [
+            {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}
+            for name, number in numbers.items()
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFC"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": _WORDS}, "behavior": "Removed", "invert": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [marks[0], {"Sequence": {"id": "A", "type_id": 0}}, marks[1]],
+            "pair": [marks[0], *({"Sequence": {"id": name, "type_id": 0}} for name in "AB"), marks[1]],
+            "special_tokens": {
+                name: {"id": name, "ids": [number], "tokens": [name]} for name, number in numbers.items()
+            },
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": False, "byte_fallback": False,
+            "vocab": tokenizer.encoder, "merges": [f"{left} {right}" for left, right in pairs],
+        },
+    }  # fmt: skip

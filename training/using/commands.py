@@ -1,0 +1,232 @@
+"""The commands that use a trained model: predict, embed, index, search. Each has a parser and a function.
+
+Heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from manifests.errors import ConfigError
+
+AddCommand = Callable[[str, str, str, Any], argparse.ArgumentParser]
+
+_RANKS = ("species", "genus", "family", "order", "class", "phylum", "kingdom")
+_TEXTS = ("asis", "common", "scientific", "taxonomic", "scientific_common", "taxonomic_common")
+_PREDICT_EXAMPLE = """\
+example:
+  dalip predict pictures/ --model runs/dalip --taxa releases/plantmix-0001 --out answers.csv
+  dalip predict photos.csv --model my-model --taxa releases/plantmix-0001 --threshold 0.8 --out answers.parquet
+  dalip predict shards/*.tar --model my-model --labels labels.txt --out answers.json
+
+Run it again after any interruption: it goes on, and the table is the same to the byte."""
+_EMBED_EXAMPLE = """\
+example:
+  dalip embed pictures/ --model runs/dalip --out vectors.parquet
+  dalip embed releases/plantmix-0001 --model runs/dalip --features f --out vectors.parquet
+  dalip embed --texts names.txt --model runs/dalip --out names.parquet
+
+Run it again after any interruption: it goes on, and the table is the same to the byte."""
+
+_INDEX_EXAMPLE = """\
+example:
+  dalip index vectors.parquet --out my-index"""
+_SEARCH_EXAMPLE = """\
+example:
+  dalip search my-index --text "a red flower with five petals"
+  dalip search my-index --image leaf.jpg --top 20 --json
+  dalip search my-index --serve      # a line of JSON in, {"text": ...} or {"image": ...}; a line of JSON out"""
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the parsers."""
+    _add_predict(add)
+    _add_embed(add)
+    _add_index(add)
+    _add_search(add)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="RUN|FOLDER", required=True, help="folder of a run, or of a model as for `dalip eval`"
+    )
+    _add_device(parser)
+    parser.add_argument("--features", choices=("f", "z", "both"), help="default: all that the model has")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one"
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_from_one, default=64, metavar="N", help="pictures at a time (64)")
+    parser.add_argument(
+        "--num-workers", type=int, default=0, metavar="N",
+        help="processes that read and decode pictures (default: 0, this one)",
+    )  # fmt: skip
+
+
+def _add_predict(add: AddCommand) -> None:
+    parser = add("predict", "Tell what pictures show, and how sure that is.", _PREDICT_EXAMPLE, _predict)
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+",
+        help="pictures, folders, tables with a column of paths (csv, tsv, Parquet), webdataset shards (.tar), releases",
+    )  # fmt: skip
+    _add_model(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--labels", metavar="FILE", help="a label a line, or a csv: label, and its ranks where known")
+    what.add_argument("--taxa", metavar="RELEASE", help="the taxa of a release, and its held-out split to calibrate on")
+    parser.add_argument("--rank", choices=_RANKS, default="species", help="of the labels (default: species)")
+    parser.add_argument("--calibrate", metavar="RELEASE", help="with --labels: release to calibrate on")
+    parser.add_argument("--field", metavar="NAME", help="column of its samples, or extra.KEY, that holds the labels")
+    parser.add_argument("--out", metavar="FILE", required=True, help="table to write: .csv, .json or .parquet")
+    parser.add_argument("--top", type=_from_one, default=5, metavar="K", help="labels of a picture (default: 5)")
+    parser.add_argument(
+        "--threshold", type=_share, default=0.0, metavar="P",
+        help="the answer is a label, else a taxon above it, that is at least so likely, else 'not sure' (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--template", action="append", metavar="TEXT", help="prompt with one {}; repeat it for several, or: openai"
+    )
+    parser.add_argument("--text", choices=_TEXTS, default="asis", help="what a taxon is called in the prompt")
+    _add_reading(parser)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from manifests.release import Release
+    from training.evaluation.encoder import Encoder
+    from training.using.labels import labels_of_release, read_labels
+    from training.using.pictures import list_pictures
+    from training.using.predict import Classifier, PredictOptions, predict_table
+
+    if options.field and not (options.calibrate or options.taxa):
+        raise ConfigError("--field names the labels of the release to calibrate on: give --calibrate RELEASE too")
+    if options.calibrate and options.taxa:
+        raise ConfigError("--taxa calibrates on its own release: leave --calibrate out")
+    path = options.taxa or options.calibrate
+    release = Release.open(path) if path else None
+    labels = (
+        labels_of_release(release, options.rank)
+        if options.taxa and release is not None
+        else read_labels(options.labels, options.rank)
+    )
+    listing = list_pictures(options.images)
+    encoder = Encoder.open(options.model, options.device)
+    wanted = PredictOptions(
+        tuple(options.template or PredictOptions.templates), options.text, options.features, options.top,
+        options.threshold, options.batch_size, options.num_workers,
+    )  # fmt: skip
+    on = None if release is None else (release, options.field or f"taxon_{options.rank}")
+    record, reused = predict_table(Classifier(encoder, labels, wanted), listing, options.out, on)
+    found = record["notes"]["calibration"]
+    if "error_after" in found:
+        print(
+            f"calibrated on {found['num_pictures']:,} held-out pictures (right: {found['accuracy']:.1%}): expected "
+            f"calibration error {found['error_before']:.3f} before, {found['error_after']:.3f} after; "
+            f"scale {encoder.logit_scale:.4g} -> {found['scale']:.4g}"
+        )
+    else:
+        print(f"not calibrated: scale {found['scale']:.4g} is that of the training (--calibrate RELEASE --field NAME)")
+    _print_end(options.out, record, reused, f"{len(labels.names):,} labels")
+    return 0
+
+
+def _add_embed(add: AddCommand) -> None:
+    parser = add("embed", "Write one vector a picture or a text.", _EMBED_EXAMPLE, _embed)
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="as for `dalip predict`")
+    parser.add_argument("--texts", metavar="FILE", help="instead: a text a line, or a table with a column 'text'")
+    _add_model(parser)
+    parser.add_argument("--out", metavar="FILE.parquet", required=True, help="table to write")
+    _add_reading(parser)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from training.evaluation.encoder import Encoder
+    from training.using.embed import embed_pictures, embed_texts, read_texts
+    from training.using.pictures import list_pictures
+
+    if bool(options.images) == bool(options.texts):
+        raise ConfigError("give either IMAGES or --texts FILE")
+    if options.texts:
+        texts = read_texts(options.texts)
+        encoder = Encoder.open(options.model, options.device)
+        record, reused = embed_texts(encoder, texts, options.out, options.features)
+    else:
+        listing = list_pictures(options.images)
+        encoder = Encoder.open(options.model, options.device)
+        record, reused = embed_pictures(
+            encoder, listing, options.out, options.features, options.batch_size, options.num_workers
+        )
+    _print_end(options.out, record, reused, f"{record['width']} numbers each, features {record['features']}")
+    return 0
+
+
+def _add_index(add: AddCommand) -> None:
+    parser = add("index", "Make an index over the vectors of `dalip embed`.", _INDEX_EXAMPLE, _index)
+    parser.add_argument("tables", metavar="VECTORS.parquet", nargs="+", help="tables of `dalip embed`, of one model")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder to write")
+
+
+def _index(options: argparse.Namespace) -> int:
+    from training.using.index import build_index
+
+    record = build_index(options.tables, options.out)
+    print(f"written: {options.out}, {record['num_rows']:,} vectors of {record['width']} numbers")
+    return 0
+
+
+def _add_search(add: AddCommand) -> None:
+    parser = add("search", "Find what is most like a text or a picture.", _SEARCH_EXAMPLE, _search)
+    parser.add_argument("index", metavar="INDEX", help="folder of `dalip index`")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="a text in words, as a caption would have it")
+    what.add_argument("--image", metavar="FILE", help="a picture")
+    what.add_argument("--serve", action="store_true", help="answer queries from standard input until it ends")
+    parser.add_argument("--model", metavar="RUN|FOLDER", help="default: where the model was when the vectors were made")
+    _add_device(parser)
+    parser.add_argument("--top", type=_from_one, default=10, metavar="K", help="hits (default: 10)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON instead of a table")
+
+
+def _search(options: argparse.Namespace) -> int:
+    from training.using.index import SearchIndex
+    from training.using.search import Searcher
+
+    searcher = Searcher.open(SearchIndex.open(options.index), options.model, options.device)
+    if options.serve:
+        searcher.serve(sys.stdin, lambda line: print(line, flush=True), options.top)
+        return 0
+    hits = searcher.find(text=options.text, image=options.image, top=options.top)
+    if options.json:
+        print(json.dumps([hit._asdict() for hit in hits], ensure_ascii=False))
+    else:
+        print("\n".join(f"{place:4d}  {hit.score:.4f}  {hit.name}" for place, hit in enumerate(hits, start=1)))
+    return 0
+
+
+def _print_end(out: str, record: dict[str, Any], reused: bool, what: str) -> None:
+    faults = record["num_faults"]
+    print(
+        f"{'finished before, reused' if reused else 'written'}: {out}, {record['num_rows']:,} rows, "
+        f"{faults:,} of them with an error; {what}"
+    )
+
+
+def _from_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, given {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, given {text}")
+    return value

@@ -1,0 +1,143 @@
+"""What pictures are told apart by: a file of labels, or the taxa of a release at one rank.
+
+Reads a text file with a label a line, a csv, or the samples of a release. Writes nothing. Gives up with ConfigError on
+a file that cannot be read, a label that is given twice, and a release without taxa.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.release import SAMPLES_FILE, Release
+from manifests.tables import TAXON_RANKS
+from training.config import ClassText, has_one_slot
+from training.evaluation.class_names import Taxon, class_text, taxon_of
+from training.evaluation.encoding import prompt_templates
+from training.evaluation.set_layouts import read_text
+
+_LABEL_COLUMNS = ("label", "class", "class_name", "name")
+_TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
+_COMMON_COLUMN = "taxon_vernacular_name"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """K labels as they stand in the output; a taxon for each where it is known, and the rank they are of."""
+
+    names: tuple[str, ...]
+    taxa: tuple[Taxon | None, ...]
+    rank: str | None = None
+
+    def texts(self, kind: ClassText) -> list[str]:
+        """What each label is called in a prompt."""
+        return [class_text(name, taxon, kind) for name, taxon in zip(self.names, self.taxa, strict=True)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of names, taxa and rank."""
+        taxa = [None if taxon is None else [taxon.ranks, taxon.common] for taxon in self.taxa]
+        return hashlib.sha256(json.dumps([self.names, taxa, self.rank]).encode("utf-8")).hexdigest()
+
+    @property
+    def ranks_above(self) -> tuple[str, ...]:
+        """The ranks above that of the labels for which at least one label has a value, the nearest first."""
+        if self.rank is None:
+            return ()
+        known = enumerate(TAXON_RANKS[: TAXON_RANKS.index(self.rank)])
+        ranks = [rank for place, rank in known if any(taxon and taxon.ranks[place] for taxon in self.taxa)]
+        return tuple(reversed(ranks))
+
+
+def read_labels(path: str, rank: str) -> Labels:
+    """Labels of a file: a text with one a line, or a csv with a column `label`, with ranks beside it where known.
+
+    A csv without a column of labels takes the column of the rank. With ranks, labels are of `rank`.
+
+    Raises: ConfigError.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{path}: no such file of labels; a label a line, or a csv with a column 'label'")
+    text = read_text(file)
+    if file.suffix.lower() != ".csv":
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        return _checked(path, names, [None] * len(names), None)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows = list(reader)
+    columns = reader.fieldnames or ()
+    column = next((name for name in (*_LABEL_COLUMNS, rank) if name in columns), None)
+    if column is None:
+        raise ConfigError(f"{path}: needs a column 'label' or '{rank}'; it has {', '.join(columns) or 'none'}")
+    names = [(row[column] or "").strip() for row in rows]
+    if "" in names:
+        raise ConfigError(f"{path}: row {names.index('') + 1} has no {column}: fill the cell or remove the row")
+    taxa = [_up_to(taxon_of(row), rank) for row in rows]
+    has_ranks = any(taxon is not None and any(taxon.ranks) for taxon in taxa)
+    return _checked(path, names, taxa, rank if has_ranks else None)
+
+
+def labels_of_release(release: Release, rank: str) -> Labels:
+    """The taxa of a release at a rank, sorted by name; of each other rank and the common name, what most samples say.
+
+    Raises: ConfigError when no sample has a value at that rank.
+    """
+    votes: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in (*TAXON_RANKS, "common")])
+    columns = [*_TAXON_COLUMNS, _COMMON_COLUMN]
+    fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
+    there = [name for name in columns if name in pq.read_schema(inner, filesystem=fs).names]
+    if f"taxon_{rank}" in there:
+        groups = release.samples(columns=there).group_by(there).aggregate([([], "count_all")])
+        for row in groups.to_pylist():
+            if name := (row[f"taxon_{rank}"] or "").strip():
+                for counter, column in zip(votes[name], columns, strict=True):
+                    if value := (row.get(column) or "").strip():
+                        counter[value] += row["count_all"]
+    if not votes:
+        raise ConfigError(f"{release.path}: no sample has a {rank}; choose another --rank, or give --labels FILE")
+    names = sorted(votes)
+    taxa = []
+    for name in names:
+        # Most samples first, then the alphabet, so that the order of rows decides nothing.
+        best = [min(votes, key=lambda value: (-votes[value], value)) if votes else "" for votes in votes[name]]
+        taxa.append(_up_to(Taxon(tuple(best[:-1]), best[-1] if rank == "species" else ""), rank))
+    return _checked(release.path, names, taxa, rank)
+
+
+def label_templates(given: Sequence[str]) -> list[Callable[[str], str]]:
+    """The templates of a prompt: texts with one {}, or the name of one of open_clip's lists.
+
+    Raises: ConfigError.
+    """
+    if len(given) == 1 and given[0] in ("openai", "simple"):
+        return prompt_templates(given[0])
+    if wrong := [template for template in given if not has_one_slot(template)]:
+        raise ConfigError(f"template '{wrong[0]}': needs one {{}} for the label, and no other field in braces")
+    return prompt_templates(tuple(given))
+
+
+def _up_to(taxon: Taxon | None, rank: str) -> Taxon | None:
+    """A taxon without the ranks below one."""
+    if taxon is None:
+        return None
+    kept = TAXON_RANKS.index(rank) + 1
+    return Taxon(taxon.ranks[:kept] + ("",) * (len(TAXON_RANKS) - kept), taxon.common)
+
+
+def _checked(where: Any, names: Sequence[str], taxa: Sequence[Taxon | None], rank: str | None) -> Labels:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"{where}: {len(twice):,} labels are given twice; first: '{twice[0]}'")
+    if len(names) < 2:
+        raise ConfigError(f"{where}: has {len(names)} labels; two or more are needed to tell pictures apart")
+    return Labels(tuple(names), tuple(taxa), rank)

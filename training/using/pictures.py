@@ -1,0 +1,238 @@
+"""Pictures to work on, a row each: of files, folders, tables of paths, webdataset shards, and releases.
+
+Reads names and places first, bytes later, a batch at a time. Writes nothing. A picture that cannot be read is a row
+with a fault, never an error. Gives up with ConfigError on a place that is not there or holds no picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from manifests.errors import ConfigError, PlantMixError
+from manifests.inside import BrokenTarError, tar_members
+from manifests.release import RECORD_FILE, Release
+from training.data import loader
+from training.data.images import CorruptSample, View
+from training.data.shards import SamplePool
+from training.evaluation.set_layouts import Item
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PATH_COLUMNS = ("filepath", "path", "file", "image", "picture", "filename")
+_TABLES = (".csv", ".tsv", ".parquet")
+_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),  # as the output names it
+        ("path", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),  # null: the whole file
+        ("fault", pa.string()),  # why there are no bytes to read; null: there are
+    ]
+)
+_Row = tuple[str, str | None, int, int | None, str | None]
+_BLOCK_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Pictures in the order in which they are given, and where their bytes are."""
+
+    table: pa.Table
+    fingerprint: str  # of names and places, and of the size and time of every file
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def names(self, rows: range) -> pa.Array:
+        """Names of some rows."""
+        return self.table["name"].slice(rows.start, len(rows)).combine_chunks()
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a picture.
+
+        Raises: CorruptSample where there are none.
+        """
+        name, path, offset, length, fault = (self.table[column][row].as_py() for column in _SCHEMA.names)
+        if fault is not None:
+            raise CorruptSample(fault)
+        try:
+            content = Item(name, path, offset, length).read()
+        except OSError as error:
+            raise CorruptSample(f"cannot be read: {error.strerror or error}") from None
+        if length is not None and len(content) < length:
+            raise CorruptSample(f"cut short: {len(content):,} of {length:,} bytes are there")
+        return content
+
+
+def list_pictures(places: Sequence[str]) -> Listing:
+    """All pictures of some places, one place after the other.
+
+    Raises: ConfigError for a place that is not there, or in which no picture is.
+    """
+    digest, batches, waiting = hashlib.sha256(), [], []
+    stamps: dict[str, str] = {}
+    for place in places:
+        num_before = len(waiting) + sum(map(len, batches))
+        for row in _rows_of(Path(place)):
+            digest.update(f"{row}{stamps.setdefault(row[1], _stamp(row[1])) if row[1] else ''}\n".encode())
+            waiting.append(row)
+            if len(waiting) == _BLOCK_ROWS:
+                batches.append(_batch(waiting))
+                waiting = []
+        if len(waiting) + sum(map(len, batches)) == num_before:
+            raise ConfigError(f"{place}: no picture here ({', '.join(ENDINGS)}, or shards: .tar)")
+    table = pa.Table.from_batches([*batches, _batch(waiting)], _SCHEMA).combine_chunks()
+    return Listing(table, digest.hexdigest())
+
+
+def listing_of_pool(pool: SamplePool, rows: Sequence[int]) -> Listing:
+    """Some samples of a release."""
+    offsets, lengths = (pool.offsets[name][rows] for name in ("jpg_offset", "jpg_length"))
+    paths = [pool.shard_paths[number] for number in pool.shards[rows].tolist()]
+    columns = [pool.names(rows), paths, offsets, lengths, pa.nulls(len(rows), pa.string())]
+    return Listing(pa.table(columns, schema=_SCHEMA), "".join(pool.fingerprints))
+
+
+def encode_pieces(
+    listing: Listing,
+    pieces: Sequence[range],
+    view: View,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[tuple[range, Tensor, list[str | None]]]:
+    """What `encode` makes of the views of each range of rows, in batches that never cross two ranges.
+
+    `encode` gets uint8 (B, 3, H, W) and gives (B, ...). Yields the range, a row for each of its good pictures, and what
+    is wrong with each of its pictures: None where nothing is.
+    """
+    batches = [
+        range(start, min(start + batch_size, piece.stop)) for piece in pieces for start in piece[::batch_size]
+    ]  # fmt: skip
+    pictures: DataLoader[Any] = DataLoader(
+        _Pictures(listing, view),
+        batch_sampler=[[rows] for rows in batches],
+        num_workers=min(num_workers, len(batches)),
+        collate_fn=loader.unchanged,
+    )
+    ends = {piece.stop: piece for piece in pieces}
+    found, faults = list[Tensor](), list[str | None]()
+    for rows, (views, of_batch) in zip(batches, loader.iterate(pictures), strict=True):
+        if views is not None:
+            found.append(encode(views))
+        faults += of_batch
+        if rows.stop in ends:
+            yield ends[rows.stop], torch.cat(found) if found else torch.empty(0), faults
+            found, faults = [], []
+
+
+class _Pictures(Dataset[Any]):
+    def __init__(self, listing: Listing, view: View) -> None:
+        self.listing, self.view = listing, view
+
+    def __getitems__(self, batch: list[range]) -> tuple[Tensor | None, list[str | None]] | PlantMixError:
+        views, faults = [], list[str | None]()
+        for row in batch[0]:
+            try:
+                views.append(self.view(self.listing.read(row)))
+                faults.append(None)
+            except CorruptSample as error:
+                faults.append(str(error))
+        return (torch.stack(views) if views else None), faults
+
+
+def _rows_of(place: Path) -> Iterator[_Row]:
+    if place.is_dir():
+        yield from _rows_of_release(place) if (place / RECORD_FILE).is_file() else _rows_of_folder(place)
+    elif not place.exists():
+        raise ConfigError(f"{place}: no such file or folder of pictures")
+    elif place.suffix.lower() in _TABLES:
+        yield from _rows_of_table(place)
+    elif place.suffix.lower() == ".tar":
+        yield from _rows_of_shard(place, place.name)
+    else:
+        yield (str(place), *_place_of(place))
+
+
+def _rows_of_folder(folder: Path) -> Iterator[_Row]:
+    """Pictures and shards at any depth, in the order of their names; links to folders are not followed."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(root) / name
+            inner = str(path.relative_to(folder))
+            if path.suffix.lower() == ".tar":
+                yield from _rows_of_shard(path, inner)
+            elif path.suffix.lower() in ENDINGS:
+                yield (inner, *_place_of(path))
+
+
+def _rows_of_table(path: Path) -> Iterator[_Row]:
+    """Paths in a column of a table, relative to the table's folder."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+        else:
+            options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            table = pyarrow.csv.read_csv(path, parse_options=options)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{path}: cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
+    column = next((name for name in PATH_COLUMNS if name in table.column_names), None)
+    if column is None:
+        raise ConfigError(
+            f"{path}: needs a column of paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(table.column_names)}"
+        )
+    for number, value in enumerate(table[column].cast(pa.string()).to_pylist(), start=1):
+        yield (value, *_place_of(path.parent / value)) if value else (f"row {number}", None, 0, None, "no path")
+
+
+def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
+    """The pictures of a tar; of a damaged one those before the damage, then a row that says so."""
+    try:
+        with path.open("rb") as stream:
+            for member in tar_members(stream):
+                if Path(member.name).suffix.lower() in ENDINGS:
+                    yield f"{name}/{member.name}", str(path), member.offset, member.num_bytes, member.fault
+    except (BrokenTarError, OSError) as error:
+        yield name, str(path), 0, None, f"the shard is damaged or cut short: {error}"
+
+
+def _rows_of_release(folder: Path) -> Iterator[_Row]:
+    """Every picture of a release once, by its sample_id, in the order of splits and shards."""
+    release = Release.open(str(folder))
+    for split, shard, rows in release.iter_shards(("sample_id", "copy", "jpg_offset", "jpg_length")):
+        path = release.shard_path(split, shard)
+        for row in rows.filter(pc.equal(rows["copy"], 0)).to_pylist():
+            yield row["sample_id"], path, row["jpg_offset"], row["jpg_length"], None
+
+
+def _place_of(path: Path) -> tuple[str, int, None, str | None]:
+    """A pipe or a device would be waited for, so only regular files are read; links to them are followed."""
+    fault = None if path.is_file() else "is not there" if not path.exists() else "is no regular file"
+    return str(path), 0, None, fault
+
+
+def _stamp(path: str) -> str:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _batch(rows: list[_Row]) -> pa.RecordBatch:
+    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in _SCHEMA]
+    return pa.record_batch([pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)],
+                           schema=_SCHEMA)  # fmt: skip

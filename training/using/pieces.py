@@ -1,0 +1,165 @@
+"""A long table made in pieces: what an interruption costs is one piece, and the end is the same to the byte.
+
+    OUT.pieces/made.json          all that the table depends on
+    OUT.pieces/piece-00000000.parquet
+    OUT                           csv, json or Parquet by its ending; the pieces one after the other
+    OUT.made.json                 made.json with what was found; written last, then the pieces are removed
+
+Every file is published whole or not at all. The same command goes on after any interruption, also after kill -9, and
+says so when nothing is left to do. Gives up with ConfigError on a place that holds something else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+from manifests.settings import differences
+from training.record.checkpoint import lock_folder
+from training.using.progress import Progress
+
+PIECE_ROWS = 256
+ENDINGS = (".csv", ".json", ".parquet")
+_MADE = "made.json"
+
+
+class PiecedTable:
+    """The table `out`, which holds `num_rows` rows and depends on what `identity` says, and nothing else."""
+
+    def __init__(self, out: str, identity: dict[str, Any], num_rows: int, schema: pa.Schema) -> None:
+        """Looks at what is there.
+
+        Raises: ConfigError for an ending that is none of ENDINGS, and for a place that holds something else.
+        """
+        if storage.is_remote(out):
+            raise ConfigError(f"{out}: the table is written to a local place; copy it to an object store afterwards")
+        self.out, self.num_rows, self.schema = Path(out), num_rows, schema
+        if self.out.suffix.lower() not in ENDINGS:
+            raise ConfigError(f"{out}: --out must end in one of {', '.join(ENDINGS)}")
+        self.folder = self.out.with_name(f"{self.out.name}.pieces")
+        self.record = self.out.with_name(f"{self.out.name}.{_MADE}")
+        self.identity = json.loads(json.dumps(identity | {"num_rows": num_rows, "piece_rows": PIECE_ROWS}))
+        self.is_finished = self.out.is_file() and self._holds_the_same(self.record)
+        begun = self._holds_the_same(self.folder / _MADE)
+        if self.out.exists() and not self.is_finished and not begun:
+            raise ConfigError(f"{out}: is there, and was not made by this command; choose another --out or remove it")
+
+    def fill(
+        self, compute: Callable[[list[range]], Iterator[tuple[range, pa.Table]]], notes: dict[str, Any], what: str
+    ) -> dict[str, Any]:
+        """Compute the pieces that are missing, and publish the table; returns what its record says.
+
+        `compute` gives the rows of each range that it is asked for, in order. `notes` go into the record.
+
+        Raises: ConfigError when another process is at it.
+        """
+        if self.is_finished:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return _read_json(self.record)
+        storage.make_folder(str(self.folder))
+        with lock_folder(self.folder):
+            storage.sweep(str(self.folder))
+            _publish_json(self.folder / _MADE, self.identity)
+            pieces = [range(i, min(i + PIECE_ROWS, self.num_rows)) for i in range(0, self.num_rows, PIECE_ROWS)]
+            missing = [rows for rows in pieces if not self._file(rows).is_file()]
+            progress = Progress(what, self.num_rows, self.num_rows - sum(map(len, missing)))
+            for rows, table in compute(missing) if missing else ():
+                stream = io.BytesIO()
+                pq.write_table(table.cast(self.schema), stream, compression="zstd")
+                storage.publish_bytes(str(self._file(rows)), stream.getvalue())
+                progress.add(len(rows))
+            progress.close()
+            num_faults = self._merge(pieces)
+            _publish_json(self.record, self.identity | {"notes": notes, "num_faults": num_faults})
+        shutil.rmtree(self.folder)
+        return _read_json(self.record)
+
+    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A small result that is computed once: kept beside the pieces, then in the notes of the record."""
+        if self.is_finished:
+            return dict(_read_json(self.record)["notes"][name])
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            found = make()
+            storage.make_folder(str(self.folder))
+            _publish_json(self.folder / _MADE, self.identity)
+            _publish_json(path, found)
+        return _read_json(path)
+
+    def _file(self, rows: range) -> Path:
+        return self.folder / f"piece-{rows.start // PIECE_ROWS:08d}.parquet"
+
+    def _holds_the_same(self, path: Path) -> bool:
+        """Whether the record at a path is of this table; false where there is none.
+
+        Raises: ConfigError for the record of another one.
+        """
+        if not path.is_file():
+            return False
+        stored = _read_json(path)
+        found = differences({key: stored.get(key) for key in self.identity}, self.identity)
+        if found:
+            raise ConfigError(
+                f"{self.out}: was made or begun from something else ({'; '.join(found[:3])}); choose another --out, "
+                f"or remove {self.folder.name if path.parent == self.folder else self.out.name} and {path.name}"
+            )
+        return True
+
+    def _merge(self, pieces: list[range]) -> int:
+        """Publish all pieces as one file; returns the rows with an error."""
+        temp, num_faults = storage.temp_path(str(self.folder / self.out.name)), 0
+        write, close = _writer(temp, self.out.suffix.lower(), self.schema)
+        for rows in pieces:
+            try:
+                table = pq.read_table(self._file(rows))
+            except (OSError, pa.ArrowInvalid) as error:
+                raise IntegrityError(f"{self._file(rows)}: cannot be read ({error}); remove it, run again") from None
+            num_faults += table.num_rows - table["error"].null_count
+            write(table)
+        close()
+        storage.publish(temp, str(self.out))
+        return num_faults
+
+
+def _writer(path: str, ending: str, schema: pa.Schema) -> tuple[Callable[[pa.Table], Any], Callable[[], Any]]:
+    if ending == ".parquet":
+        parquet = pq.ParquetWriter(path, schema, compression="zstd")
+        return parquet.write_table, parquet.close
+    if ending == ".csv":
+        lines = pyarrow.csv.CSVWriter(path, schema)
+        return lines.write_table, lines.close
+    stream = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed below
+    begun = False
+
+    def write(table: pa.Table) -> None:
+        nonlocal begun
+        for row in table.to_pylist():
+            stream.write(("[\n" if not begun else ",\n") + json.dumps(row, ensure_ascii=False))
+            begun = True
+
+    def close() -> None:
+        stream.write("\n]\n" if begun else "[]\n")
+        stream.close()
+
+    return write, close
+
+
+def _publish_json(path: Path, content: dict[str, Any]) -> None:
+    storage.publish_bytes(str(path), (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read ({error}); remove it, and run the command again") from None

@@ -1,0 +1,190 @@
+"""`dalip predict`: which of some labels each picture shows, how sure that is, and when it is not sure.
+
+Reads a model, pictures, and labels or the taxa of a release. Writes a table with a row a picture: the best labels with
+their probabilities, the best taxon of each rank above them with the sum of its labels, and an answer. The answer is
+the best label or, where its probability is below the threshold, the taxon of the lowest rank that reaches it, or "not
+sure". A picture that cannot be read has an error and no answer. Gives up with ConfigError before the first picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from manifests.release import Release
+from training.config import ClassText
+from training.data.shards import open_pool
+from training.evaluation.encoder import Encoder
+from training.evaluation.encoding import FeatureKind
+from training.evaluation.evaluate import SampleColumns
+from training.using.classifier import Calibration, RankSums, calibrate, rank_sums
+from training.using.labels import Labels, label_templates
+from training.using.pictures import Listing, encode_pieces, listing_of_pool
+from training.using.pieces import PiecedTable
+
+NOT_SURE = "not sure"
+SPLIT = "heldout"  # of the release on which probabilities are calibrated
+_MOST_CALIBRATED = 5000  # pictures: their error is then known to about 0.01
+_LEAST_CALIBRATED = 10
+_MOST_SIMILARITIES = 50_000_000  # of the calibration, held in memory as float64
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How labels are asked for, and how pictures are read; only the last two change nothing but the speed."""
+
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    text: ClassText = "asis"
+    kind: FeatureKind | None = None
+    top: int = 5
+    threshold: float = 0.0
+    batch_size: int = 64
+    num_workers: int = 0
+
+
+class Classifier:
+    """A model and K labels: pictures to probabilities."""
+
+    def __init__(self, encoder: Encoder, labels: Labels, options: PredictOptions) -> None:
+        """Encodes the labels.
+
+        Raises: ConfigError for a template without a slot.
+        """
+        self.encoder, self.labels, self.options = encoder, labels, options
+        self.sums: tuple[RankSums, ...] = rank_sums(labels)
+        texts = labels.texts(options.text)
+        # Labels of one text share their vector, so that rounding cannot tell them apart.
+        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        vectors = encoder.encode_classes(list(number), label_templates(options.templates), options.kind)
+        self.vectors_KC = vectors[[number[text] for text in texts]]
+
+    def similarity(self, pixels: Tensor) -> Tensor:
+        """Of views, uint8 (B, 3, H, W), to the labels, (B, K)."""
+        return self.encoder.encode_views(pixels, self.options.kind) @ self.vectors_KC.t()
+
+    def calibrate(self, release: Release, field: str) -> Calibration:
+        """Fit the scale on held-out pictures of a release, whose labels are the values of a field of its samples.
+
+        Of many pictures 5,000 are drawn. Pictures with other values, and those that cannot be read, are left out.
+
+        Raises: ConfigError for a release without such pictures.
+        """
+        pool = open_pool([release], SPLIT)
+        number = {name: i for i, name in enumerate(self.labels.names)}
+        values = SampleColumns(release, SPLIT).values(field)
+        wanted = torch.tensor([number.get(str(value).strip(), -1) for value in values])
+        rows = (wanted >= 0).nonzero()[:, 0]
+        if len(rows) < _LEAST_CALIBRATED:
+            raise ConfigError(
+                f"{release.path}: {len(rows)} held-out samples have one of the {len(number):,} labels in '{field}'; "
+                f"{_LEAST_CALIBRATED} are needed to calibrate: name another --field, or leave --calibrate out"
+            )
+        most = max(_LEAST_CALIBRATED, min(_MOST_CALIBRATED, _MOST_SIMILARITIES // len(number)))
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
+        rows = rows[drawn.sort().values]
+        listing = listing_of_pool(pool, rows.tolist())
+        ((_, similarity_NK, faults),) = self.similarities(listing, [range(len(listing))])
+        good = torch.tensor([fault is None for fault in faults])
+        if not good.any():
+            raise ConfigError(f"{release.path}: none of {len(rows):,} held-out pictures can be read: {faults[0]}")
+        return calibrate(similarity_NK, wanted[rows[good]], self.encoder.logit_scale)
+
+    def similarities(
+        self, listing: Listing, pieces: Sequence[range]
+    ) -> Iterator[tuple[range, Tensor, list[str | None]]]:
+        """As `encode_pieces`: of each range of pictures the similarities to the labels, and faults."""
+        options = self.options
+        return encode_pieces(
+            listing, pieces, self.encoder.view(), self.similarity, options.batch_size, options.num_workers
+        )
+
+    def rows(self, similarity_NK: Tensor, scale: float) -> dict[str, Sequence[Any]]:
+        """The columns of N pictures, in the order of `schema`."""
+        probability_NK = (similarity_NK * scale).softmax(1)
+        best, number = probability_NK.topk(min(self.options.top, len(self.labels.names)))
+        columns: dict[str, Sequence[Any]] = {}
+        sure = best[:, 0] >= self.options.threshold
+        names = [self.labels.names[i] for i in number[:, 0].tolist()]
+        answers = [name if ok else NOT_SURE for name, ok in zip(names, sure.tolist(), strict=True)]
+        ranks = [self.labels.rank if ok else None for ok in sure.tolist()]
+        for place in range(best.shape[1]):
+            columns[f"label_{place + 1}"] = [self.labels.names[i] for i in number[:, place].tolist()]
+            columns[f"probability_{place + 1}"] = best[:, place].numpy()
+        for sums in self.sums:
+            taxon, probability = sums.best(probability_NK)
+            columns[sums.rank] = [sums.names[i] for i in taxon.tolist()]
+            columns[f"{sums.rank}_probability"] = probability.numpy()
+            for row in (~sure & (probability >= self.options.threshold)).nonzero()[:, 0].tolist():
+                answers[row], ranks[row], sure[row] = columns[sums.rank][row], sums.rank, True
+        return {"answer": answers, "answer_rank": ranks, **columns}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table."""
+        fields = [
+            ("picture", pa.string()),
+            ("error", pa.string()),
+            ("answer", pa.string()),
+            ("answer_rank", pa.string()),
+        ]
+        for place in range(1, min(self.options.top, len(self.labels.names)) + 1):
+            fields += [(f"label_{place}", pa.string()), (f"probability_{place}", pa.float32())]
+        for sums in self.sums:
+            fields += [(sums.rank, pa.string()), (f"{sums.rank}_probability", pa.float32())]
+        return pa.schema(fields)
+
+
+def predict_table(
+    classifier: Classifier, listing: Listing, out: str, calibration_on: tuple[Release, str] | None
+) -> tuple[dict[str, Any], bool]:
+    """Write the table of predictions; returns its record, and whether it was there before.
+
+    `calibration_on` is a release and the field of its samples that holds the labels; without it the scale is the one
+    that the model was trained with.
+
+    Raises: ConfigError, IntegrityError.
+    """
+    encoder, labels, options = classifier.encoder, classifier.labels, classifier.options
+    identity = {
+        "model": encoder.fingerprint,
+        "pictures": listing.fingerprint,
+        "labels": labels.fingerprint,
+        "device": encoder.model.device.type,
+        "calibrated_on": None if calibration_on is None else [calibration_on[0].fingerprint, calibration_on[1]],
+        "options": {key: value for key, value in asdict(options).items() if key != "num_workers"},
+    }
+    table = PiecedTable(out, identity, len(listing), classifier.schema)
+
+    def fit() -> dict[str, Any]:
+        if calibration_on is None:
+            return {"scale": encoder.logit_scale}
+        return asdict(classifier.calibrate(*calibration_on))
+
+    calibration = table.kept("calibration", fit)
+
+    def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
+        for piece, similarity_NK, faults in classifier.similarities(listing, pieces):
+            columns = classifier.rows(similarity_NK, calibration["scale"]) if len(similarity_NK) else {}
+            yield piece, spread(listing.names(piece), faults, columns, classifier.schema)
+
+    record = table.fill(compute, {"calibration": calibration, "model": encoder.source}, "predict")
+    return record, table.is_finished
+
+
+def spread(names: pa.Array, faults: list[str | None], columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """A row a picture: name, fault, and the columns of those without a fault; nulls for the others."""
+    error = pa.array(faults, pa.string())
+    index = pc.if_else(error.is_null(), pc.subtract(pc.cumulative_sum(error.is_null().cast(pa.int32())), 1), None)
+    arrays = [names, error]
+    for field in list(schema)[2:]:
+        values = columns.get(field.name, [])
+        array = values if isinstance(values, pa.Array) else pa.array(values, field.type)
+        arrays.append(array.take(index))
+    return pa.table(arrays, schema=schema)
