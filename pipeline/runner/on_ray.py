@@ -61,6 +61,11 @@ class RayExecutor:
                 ray.init(**options)
             except ConnectionError as error:
                 raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
+            except Exception as error:  # Ray raises a bare one when its processes are not up after a minute
+                raise RunError(
+                    f"Ray did not start: {' '.join(str(error).split()):.300} A busy machine may be too slow for it: "
+                    "run the same command again, or set `run: {executor: inline}`, which needs no Ray"
+                ) from None
         self._ray = ray
         # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
         through_proxy = address is not None and address.startswith("ray://")

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_soak.py --kills 200 --seed 1 --minutes 60
 
 A life is: build (4 of 90 addresses fail), retry, build, takedown, build with another ratio, build as before. Its
-commands are killed up to four times each and then run again, some in this process, some on Ray. See tests/soaking.py
+commands are killed up to five times each and then run again, some in this process, some on Ray. See tests/soaking.py
 for what is killed. Ends after so many kills or minutes, when the life that runs is over, and prints a table. A life
 that ends otherwise than the undisturbed one ends the program, and its work folder is kept.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from soaking import STEPS, Divergence, Harm, Life, Soil  # noqa: E402
+from soaking import STEPS, DivergenceError, Harm, Launcher, Life, Soil  # noqa: E402
 
 
 def main() -> int:
@@ -36,22 +36,22 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="plantmix-soak-"))
     harms: list[Harm] = []
     num_lives = num_again = 0
-    with Soil(folder).growing() as soil:
+    with Soil(folder).growing() as soil, Launcher() as launcher:
         durations: dict[tuple[str, str], float] = {}
-        undisturbed = Life(soil, folder / "undisturbed", random.Random(0), durations)
+        undisturbed = Life(soil, launcher, folder / "undisturbed", random.Random(0), durations)
         expected = undisturbed.live(lambda: 0, 0.0)
         print(f"undisturbed: {len(expected)} files in releases, {sum(undisturbed.asked.values())} requests", flush=True)
         while len(harms) < args.kills and time.monotonic() - began < 60 * args.minutes:
             rng = random.Random(f"{args.seed} {num_lives}")
-            life = Life(soil, folder / f"life-{num_lives}", rng, durations)
+            life = Life(soil, launcher, folder / f"life-{num_lives}", rng, durations)
             started = time.monotonic()
             try:
-                found = life.live(lambda rng=rng: rng.randrange(1, 5), args.ray_share)
+                found = life.live(lambda rng=rng: rng.randrange(1, 6), args.ray_share)
                 if found != expected:
                     differ = {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
-                    raise Divergence(f"other releases: {sorted(differ)[:10]}")
+                    raise DivergenceError(f"other releases: {sorted(differ)[:10]}")
                 life.check_whole()
-            except Divergence as error:
+            except DivergenceError as error:
                 print(f"life {num_lives}, seed {args.seed}: {error}\nkills: {life.harms}\nkept: {life.work}")
                 return 1
             harms += life.harms
@@ -65,8 +65,8 @@ def main() -> int:
             shutil.rmtree(life.work)
     print(table_of(harms))
     print(
-        f"\n{num_lives} lives, {len(harms)} kills, 0 other releases; {num_again} requests were made again, all of parts "
-        f"in flight; {time.monotonic() - began:,.0f} s"
+        f"\n{num_lives} lives, {len(harms)} kills, 0 other releases; {num_again} requests were made again, "
+        f"all of parts in flight; {time.monotonic() - began:,.0f} s"
     )
     shutil.rmtree(folder)
     return 0
