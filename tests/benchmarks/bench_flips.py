@@ -43,8 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=30, help="flips of each kind")
     parser.add_argument("--repairs", type=int, default=1, help="repairs of each kind")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    began, rng = time.monotonic(), random.Random(0)
+    began, rng = time.monotonic(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         make_pictures(folder / "web")
@@ -54,17 +55,19 @@ def main() -> None:
             flipped, found = find_flips(work, args.flips, rng)
             took = f"{time.monotonic() - began:,.0f} s"
             requests.clear()
-            repaired: dict[str, Counter[str]] = {}
-            for kind in kinds_of(work):
-                repaired[kind] = Counter(repair(work, folder / "copy", kind, rng) for _ in range(args.repairs))
-                print(f"{kind}: {dict(repaired[kind])}", file=sys.stderr, flush=True)
+            repaired: dict[str, Counter[str]] = {kind: Counter() for kind in kinds_of(work)}
+            for number in range(args.repairs):
+                for kind, ends in repaired.items():
+                    ends[repair(work, folder / "copy", kind, rng)] += 1
+                print(f"{number + 1} repairs of each kind: {dict(sum(repaired.values(), Counter()))}", file=sys.stderr)
     print("| kind | flips | named | repairs | cured | named as lost |\n|---|---:|---:|---:|---:|---:|")
     for kind, ends in sorted(repaired.items()):
         print(f"| {kind} | {flipped[kind]:,} | {found[kind]:,} | {ends.total()} | {ends['cured']} | {ends['lost']} |")
     totals = sum(repaired.values(), Counter())
-    ends = f"{totals.total()} | {totals['cured']} | {totals['lost']}"
+    counts = f"{totals.total()} | {totals['cured']} | {totals['lost']}"
     print(
-        f"| all | {flipped.total():,} | {found.total():,} | {ends} |\n\nflips {took}, all {time.monotonic() - began:,.0f} s, {time.process_time():,.0f} s of processor, load "
+        f"| all | {flipped.total():,} | {found.total():,} | {counts} |\n\nflips {took}"
+        f", all {time.monotonic() - began:,.0f} s, {time.process_time():,.0f} s of processor, load "
         f"{os.getloadavg()[0]:.1f}; the repairs asked the web for {len(requests)} pictures"
     )
 
