@@ -63,7 +63,7 @@ class RayExecutor:
                 raise ConfigError(f"run.ray_address {address}: no Ray cluster answers there: {error}") from None
             except Exception as error:  # Ray raises a bare one when its processes are not up after a minute
                 raise RunError(
-                    f"Ray did not start: {' '.join(str(error).split()):.300} A busy machine may be too slow for it: "
+                    f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for it: "
                     "run the same command again, or set `run: {executor: inline}`, which needs no Ray"
                 ) from None
         self._ray = ray
