@@ -22,6 +22,7 @@ MAX_CHUNK_BYTES = 256 << 20
 MAX_PACKING = 100  # texts of real lists are packed 3 to 20 times
 MAX_LIST_VALUES = 16_000_000  # within the lists of a column, in one row group
 _SHORT_BYTES = 24  # a number as text
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def _longest(array: pa.Array) -> int:
 
 def _lengths(array: pa.Array) -> np.ndarray:
     """How many bytes each value has as text, or a little more."""
+    return np.asarray(_sizes(array), np.int64)
+
+
+def _sizes(array: pa.Array) -> Any:
     kind = array.type
     if pa.types.is_dictionary(kind):
         known = np.append(_lengths(array.dictionary), 0)  # the last is for null
@@ -110,9 +115,11 @@ def _lengths(array: pa.Array) -> np.ndarray:
     if children:  # a list or a map
         ends = np.append(0, np.cumsum(sum(_lengths(child) + 4 for child in children)))[array.offsets.to_numpy()]
         return ends[1:] - ends[:-1]
-    if pa.types.is_null(kind) or not _is_text(kind):
-        return np.full(len(array), _SHORT_BYTES, np.int64)
-    return pc.fill_null(pc.binary_length(array), 0).to_numpy().astype(np.int64)
+    if any(is_view(kind) for is_view in (pa.types.is_string_view, pa.types.is_binary_view)):
+        array = array.cast(pa.large_binary())
+    elif not any(is_text(kind) for is_text in _TEXTS):
+        return np.full(len(array), _SHORT_BYTES)
+    return pc.fill_null(pc.binary_length(array), 0).to_numpy()
 
 
 def _children(array: pa.Array) -> list[pa.Array]:
@@ -124,10 +131,3 @@ def _children(array: pa.Array) -> list[pa.Array]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return [array.values]
     return []
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    )

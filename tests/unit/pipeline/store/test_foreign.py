@@ -117,6 +117,7 @@ def test_every_row_comes_back_in_order(
     columns = {
         "text": pa.array(texts, pa.string()),
         "large": pa.array(texts, pa.large_string()),
+        "view": pa.array(texts, pa.string_view()),
         "coded": pa.array(texts, pa.string()).dictionary_encode(),
         "list": pa.array([None if text is None else [text, None, "z"] for text in texts], pa.list_(pa.string())),
         "map": pa.array([[] if text is None else [("k", text)] for text in texts], pa.map_(pa.string(), pa.string())),
