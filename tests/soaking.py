@@ -261,6 +261,7 @@ class Life:
         began, harmed = time.monotonic(), None
         driver = self.launcher.start(self._command(step), log)
         at = began + usual * self.rng.uniform(0.1, 1.0) if target else float("inf")
+        most_asked = self.rng.randrange(1, 2 * NUM_URLS) if step == "build" else 2 * NUM_URLS  # half of them amid fetch
         while (code := self.launcher.ended(0.1 if executor == RAY else 0.02)) is None:
             now = time.monotonic()
             if now > began + LONGEST_SECONDS:
@@ -268,9 +269,10 @@ class Life:
                 raise DivergenceError(f"{step}: hangs after {harmed or 'no kill'}: {log.read_text()[-2000:]}")
             if executor == RAY:
                 started |= below(driver)
-            if now >= at and target and (pids := self._pids_of(target, driver, started)):
+            is_time = now >= at or len(self.soil.server.log) >= most_asked
+            if is_time and target and harmed is None and (pids := self._pids_of(target, driver, started)):
                 kill(pids)
-                harmed, at = Harm(step, target, now - began, 0), float("inf")
+                harmed = Harm(step, target, now - began, 0)
         self._wait_for_end(started)
         said = log.read_text(encoding="utf-8")
         if harmed is not None:
