@@ -1,9 +1,9 @@
 """The files of a catalogue: its database, and the snapshot and journal that it can be rebuilt from.
 
-`catalog.snapshot` holds every row as JSON. It is written when the catalogue is opened, when a stage is sealed and when
-the catalogue is closed. `catalog.journal` holds each part that was committed since then. A part is in the journal
-before it is in the database, so the two files together never know less than the database does. When the database is
-closed, its sha256 is the last line of the journal.
+`catalog.snapshot` holds every row as JSON, a line each with a hash of its own. It is written when the catalogue is
+opened, when a stage is sealed and when the catalogue is closed. `catalog.journal` holds each part that was committed
+since then. A part is in the journal before it is in the database, so the two files together never know less than the
+database does. When the database is closed, its sha256 is the last line of the journal.
 """
 
 from __future__ import annotations
@@ -90,7 +90,12 @@ def _advice(workdir: str) -> str:
     try:
         read_snapshot(workdir)
     except IntegrityError as error:
-        return f"it cannot be rebuilt ({error}); take it from a backup, or give the build an empty work folder"
+        if read_sound_lines(workdir).tables.get("parts"):
+            return f"`plantmix repair {workdir}` takes what it can from its snapshot ({error})"
+        return (
+            f"it cannot be rebuilt ({error}); take it from a backup, or give the build an empty work folder. Shards "
+            "of a release can be a `webdataset` source there, and the web is not asked for their pictures"
+        )
     return f"`plantmix repair {workdir}` rebuilds it from its snapshot, and asks the web for nothing"
 
 
@@ -131,8 +136,8 @@ def write_snapshot(connection: Any, workdir: str) -> None:
     for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall():
         if table not in _NOT_KEPT:
             rows = connection.execute(f'SELECT to_json(t) FROM "{table}" t').fetchall()
-            lines += [f'["{table}", {row[0]}]\n' for row in rows]
-    body = "".join(lines).encode()
+            lines += [_hashed(f'["{table}", {row[0]}]'.encode()) for row in rows]
+    body = b"".join(lines)
     head = {"format": FORMAT, "catalog": catalog_id, "number": number, "sha256": hashlib.sha256(body).hexdigest()}
     storage.publish_bytes(storage.join(workdir, SNAPSHOT_FILE), _line(head) + body)
     Path(storage.join(workdir, JOURNAL_FILE)).unlink(missing_ok=True)
@@ -169,7 +174,7 @@ def read_snapshot(workdir: str) -> Snapshot:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {head['format']})")
     found = Snapshot(head["catalog"], head["number"])
     for line in body.splitlines():
-        table, row = json.loads(line)
+        table, row = _parsed(line) or json.loads(line)  # lines of earlier snapshots have no hash of their own
         found.tables.setdefault(table, []).append(row)
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else [b""]
     for line in lines[:-1]:
@@ -182,15 +187,36 @@ def read_snapshot(workdir: str) -> Snapshot:
     return found
 
 
+def read_sound_lines(workdir: str) -> Snapshot:
+    """What the lines of snapshot and journal say that are as they were written, when others are not."""
+    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
+    first, *rows = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    head = _parsed(first) or {"catalog": uuid.uuid4().hex, "number": 0}
+    found = Snapshot(head["catalog"], head["number"])
+    for line in rows:
+        if (parsed := _parsed(line)) is not None:
+            found.tables.setdefault(parsed[0], []).append(parsed[1])
+    for line in journal.read_bytes().split(b"\n") if journal.is_file() else []:
+        entry = _parsed(line) or {}
+        entry.pop("closed", None)
+        for table, rows_of_part in entry.items():
+            found.tables.setdefault(table, []).extend(rows_of_part)
+    return found
+
+
 def _line(entry: Mapping[str, Any]) -> bytes:
-    text = json.dumps(entry, sort_keys=True).encode()
+    return _hashed(json.dumps(entry, sort_keys=True).encode())
+
+
+def _hashed(text: bytes) -> bytes:
+    """A line that says itself whether a byte of it has changed."""
     return hashlib.sha256(text).hexdigest()[:16].encode() + b" " + text + b"\n"
 
 
-def _parsed(line: bytes) -> Row | None:
-    """The entry of a line; None when a byte of it has changed."""
+def _parsed(line: bytes) -> Any:
+    """What a line holds; None when a byte of it has changed."""
     digest, _, text = line.partition(b" ")
-    return dict(json.loads(text)) if hashlib.sha256(text).hexdigest()[:16].encode() == digest else None
+    return json.loads(text) if hashlib.sha256(text).hexdigest()[:16].encode() == digest else None
 
 
 def find_snapshot(workdir: str) -> Snapshot | None:
@@ -217,12 +243,14 @@ def _insert(connection: Any, tables: Mapping[str, list[Row]]) -> None:
             connection.unregister("new_rows")
 
 
-def rebuild(workdir: str) -> Snapshot:
-    """Make the database anew from snapshot and journal. What lies there is kept as `catalog.duckdb.damaged`.
+def rebuild(workdir: str, known: Snapshot | None = None) -> Snapshot:
+    """Make the database anew from snapshot and journal, or from what else is `known`.
+
+    What lies there is kept as `catalog.duckdb.damaged`.
 
     Raises: IntegrityError as `read_snapshot`; RunError when another process holds the database.
     """
-    found = read_snapshot(workdir)
+    found = known or read_snapshot(workdir)
     path = storage.join(workdir, CATALOG_FILE)
     try:
         duckdb.connect(path, read_only=True).close()

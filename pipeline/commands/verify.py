@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from manifests import storage
 from manifests.catalog import STATUS_FILE, Catalog
-from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
+from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, find_snapshot, rebuild
 from manifests.errors import ConfigError
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
@@ -18,7 +19,7 @@ from pipeline.commands.retry import last_config
 from pipeline.config import BuildConfig, read_config
 from pipeline.releases.checks import check_release
 from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
-from pipeline.releases.mending import Plan, mend, plan_mending, still_lost
+from pipeline.releases.mending import Plan, downloads_in, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
 
@@ -138,19 +139,28 @@ def _repair(args: argparse.Namespace) -> int:
         return 0
     print()
     findings = checked.findings
+    is_partial = False
     if any(finding.kind == "catalogue" for finding in findings):
-        found = rebuild(args.dir)
-        print(f"{CATALOG_FILE}: rebuilt from snapshot {found.number} ({len(found.tables.get('parts', ())):,} parts)")
+        found = find_snapshot(args.dir)
+        is_partial = found is None
+        if found is None:
+            found, num_to_ask = downloads_in(args.dir)
+            if num_to_ask and not args.yes:
+                print_lines(_ask_first(num_to_ask, [], args.dir, args.config))
+                return 1
+        rebuild(args.dir, found)
+        source = f"snapshot {found.number}" if not is_partial else "what its damaged snapshot still says of downloads"
+        print(f"{CATALOG_FILE}: rebuilt from {source} ({len(found.tables.get('parts', ())):,} parts)")
         findings = FolderCheck(args.dir, deep=True).run().findings
     with Catalog.open(args.dir) as catalog:
         plan = plan_mending(catalog, findings)
         config = config or _config_of(catalog, args.dir)
         if plan.num_to_ask and not args.yes:
-            print_lines(_ask_first(plan, args.dir, args.config))
+            print_lines(_ask_first(plan.num_to_ask, plan.missing, args.dir, args.config))
             return 1
         print_lines(_mend(catalog, plan, findings, config))
     lost: list[str] = []
-    if plan.forgotten or plan.num_to_ask:
+    if plan.forgotten or plan.num_to_ask or is_partial:
         build_config(config)
         findings = FolderCheck(args.dir, deep=True).run().findings
         with Catalog.open(args.dir) as catalog:
@@ -172,11 +182,11 @@ def _config_of(catalog: Catalog, workdir: str) -> BuildConfig:
         ) from None
 
 
-def _ask_first(plan: Plan, workdir: str, config: str | None) -> Iterable[str]:
-    hosts = sorted({row["host"] for row in plan.missing if row["host"]})
+def _ask_first(num: int, missing: Sequence[Mapping[str, Any]], workdir: str, config: str | None) -> Iterable[str]:
+    hosts = sorted({row["host"] for row in missing if row["host"]})
     named = f" of {', '.join(hosts[:5])}{' and others' if len(hosts) > 5 else ''}" if hosts else ""
     yield (
-        f"{plan.num_to_ask:,} rows must be asked for again{named}: their pictures are in no sound file here. The web "
+        f"{num:,} rows must be asked for again{named}: no sound file here gives their pictures. The web "
         "may have lost them, or have other pictures by now; then the next release differs. Nothing is changed yet."
     )
     yield f"to go on: plantmix repair {workdir}{f' {config}' if config else ''} --yes"

@@ -92,7 +92,7 @@ class FolderCheck:
                 }
         except IntegrityError as error:
             if snapshot is None:
-                cost = "everything is done again, downloads too: the snapshot is no better"
+                cost = "all is done again but the downloads that a sound line of the snapshot names; it is damaged too"
             findings.append(self._finding("catalogue", CATALOG_FILE, str(error).partition(": ")[2], cost))
             if snapshot is not None:
                 rows = {name: list(snapshot.tables.get(name, ())) for name in _TABLES}

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.catalog import Catalog
+from manifests.catalog_file import Snapshot, read_snapshot, read_sound_lines
 from manifests.errors import IntegrityError
 from manifests.records import Funnel, PartFile, PartRecord, fingerprint
 from manifests.release import SAMPLES_FILE, path_of_shard
@@ -30,6 +31,7 @@ from pipeline.store.pool import PoolWriter
 from pipeline.store.sql import view_parquet
 from pipeline.store.writing import private_file, write_table
 
+_OF_PICTURES = {"pool", "fetched"}  # tables of each part of fetch that holds pictures
 Place = tuple[str, int, int]  # path of a file, offset and length of a picture in it
 
 
@@ -128,6 +130,38 @@ def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]
             "WHERE f.stored_sha256 IS DISTINCT FROM w.stored_sha256 ORDER BY ALL"
         ).fetchall()
     return [f"{url}: {'another picture' if outcome == 'ok' else outcome}" for url, outcome in found]
+
+
+# ---- what is left when database and snapshot are both damaged
+
+
+def downloads_in(workdir: str) -> tuple[Snapshot, int]:
+    """The parts of pictures that sound lines of a damaged snapshot name, and nothing else, to rebuild a catalogue from.
+
+    Also how many rows the tables of other downloads hold: those will be asked for again.
+
+    Raises: IntegrityError when there is no such part.
+    """
+    sound = read_sound_lines(workdir)
+    files: dict[str, list[Any]] = {}
+    for row in sound.tables.get("files", ()):
+        files.setdefault(row["part_key"], []).append(row)
+    parts = [
+        row
+        for row in sound.tables.get("parts", ())
+        if row["stage"] == "fetch" and {file["table_name"] for file in files.get(row["part_key"], ())} == _OF_PICTURES
+    ]
+    if not parts:
+        read_snapshot(workdir)  # raises what is wrong with it
+    known = {name: sound.tables.get(name, []) for name in ("configs", "fetch_rounds")}
+    known |= {"parts": parts, "files": [file for row in parts for file in files[row["part_key"]]]}
+    named = {file["path"].rpartition("/")[2] for file in known["files"]}
+    num_rows = 0
+    for path in Path(storage.join(workdir, "tables/fetch")).glob("*.parquet"):
+        if path.name not in named and not path.name.startswith("facts-"):
+            with contextlib.suppress(OSError, pa.ArrowException):  # it is damaged as well
+                num_rows += pq.read_metadata(path).num_rows
+    return Snapshot(sound.catalog_id, sound.number, known), num_rows
 
 
 # ---- what is left of a part

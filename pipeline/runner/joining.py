@@ -112,12 +112,10 @@ def start(num_cpus: int, settings: RaySettings) -> Any:
                 log_to_driver=False,
                 runtime_env=settings.runtime_env or None,
             )
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
+        except Exception as error:  # Ray raises a bare one when its processes are not up after half a minute
             raise RunError(
-                "Ray did not start within its 30 seconds: this machine is too busy; run the same command again when it "
-                "is less so, or with `run: {executor: inline}`"
+                f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for it: run the "
+                "same command again, or set `run: {executor: inline}`, which needs no Ray"
             ) from None
     return ray
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ def judged_rows(
         rows = pa.Table.from_batches([batch])
         good = rows.filter(pc.is_null(rows["reason"]))
         lost = rows.filter(pc.is_valid(rows["reason"]))
-        kept = good.select(ROWS.names).cast(ROWS)
-        yield Batch(kept, good["row_number"].to_numpy(), lost.select(LOST.names).cast(LOST))
+        kept = make_batch({name: good[name] for name in ROWS.names}, good["row_number"].to_numpy())
+        yield replace(kept, lost=pa.concat_tables([lost.select(LOST.names).cast(LOST), kept.lost]))
 
 
 def lost_rows(sql: Any, query: str) -> Iterator[Batch]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 MAX_RECORD_BYTES = 4 << 20
 """Of one row of a table: a csv record, a line or an item of json, the mapped values of a Parquet row."""
+MAX_ROW_BYTES = 256 << 10
+"""Of all mapped texts of a row together. DuckDB holds 2,048 rows at once whatever their length, several times."""
 MAX_COLUMNS = 4096
 """Of a table, and of the rows of a Darwin Core Archive."""
 MAX_TEXT_BYTES = 1 << 20
 """Of one text member of a tar, and of a text file beside a picture; also of the description of an archive."""
 MAX_SIDE_ROWS = 250_000
 """Of the Parquet file beside a shard, which is held in memory; img2dataset writes 10,000."""
+MAX_SIDE_BYTES = 256 << 20
+"""Of all texts of that file that are asked for."""
 MAX_DEPTH = 64
 """Of lists and objects within one another in json."""
 MAX_BATCH_BYTES = 64 << 20

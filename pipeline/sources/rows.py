@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
-from pipeline.sources.limits import MAX_DEPTH
+from pipeline.sources.limits import MAX_DEPTH, MAX_ROW_BYTES
 from pipeline.sources.settings import CONTRACT_COLUMNS, PLAIN_COLUMNS, RowColumns
+from pipeline.store.writing import text_bytes
 
 BATCH_ROWS = 20_000
 MAX_VALUE_CHARS = 200
@@ -69,14 +70,24 @@ class Lost:
 
 
 def make_batch(columns: Mapping[str, Any], numbers: Sequence[int] | np.ndarray, lost: Sequence[Lost] = ()) -> Batch:
-    """A batch with the columns that are given, the others null; values of lost rows are cut to 200 characters."""
+    """A batch with the columns that are given, the others null; values of lost rows are cut to 200 characters.
+
+    A row whose texts are too long together is lost as malformed.
+    """
     num_rows = len(numbers)
     rows = pa.table(
         [columns[name] if name in columns else pa.nulls(num_rows, pa.string()) for name in ROWS.names], ROWS.names
     ).cast(ROWS)
+    numbers = np.asarray(numbers, np.int64)
+    if rows.nbytes > MAX_ROW_BYTES:
+        lengths = text_bytes(rows)
+        short = lengths <= MAX_ROW_BYTES
+        too_long = zip(numbers[~short].tolist(), lengths[~short].tolist(), strict=True)
+        lost = [*lost, *malformed_rows((number, f"a row of {num_bytes:,} bytes") for number, num_bytes in too_long)]
+        rows, numbers = rows.filter(pa.array(short)), numbers[short]
     ended = {name: [getattr(row, name) for row in lost] for name in LOST.names}
     ended["value"] = [value and value[:MAX_VALUE_CHARS] for value in ended["value"]]
-    return Batch(rows, np.asarray(numbers, np.int64), pa.table(ended, schema=LOST))
+    return Batch(rows, numbers, pa.table(ended, schema=LOST))
 
 
 def malformed_rows(malformed: Iterable[tuple[int, str]], file: str = "") -> list[Lost]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage
@@ -49,6 +48,7 @@ from pipeline.sources.rows import (
     parse_json,
 )
 from pipeline.sources.settings import ColumnMap, Origin, given
+from pipeline.store.foreign import read_rows as read_foreign
 
 JSON_HEAD_ROWS = 10_000  # objects whose keys are looked at: a key may be missing from most of them
 _SUFFIXES = {
@@ -188,23 +188,11 @@ def read_batches(source: Origin) -> Iterator[RawBatch]:
 
 
 def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    first_row = 0
     with _open(file, compressed=False) as stream:
-        for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
-            rows = pa.table({name: _as_strings(batch.column(name)) for name in columns})
-            yield _short_rows(rows, np.arange(first_row, first_row + rows.num_rows))
-            first_row += rows.num_rows
-
-
-def _short_rows(rows: pa.Table, numbers: np.ndarray) -> RawBatch:
-    """The rows of Parquet; one that is too long is malformed."""
-    if rows.nbytes <= MAX_BATCH_BYTES:
-        return RawBatch(rows, numbers)
-    lengths = sum(pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64) for column in rows.columns)
-    short = lengths <= MAX_RECORD_BYTES
-    malformed = [(number, f"a row of {length:,} bytes") for number, length in zip(
-        numbers[~short].tolist(), lengths[~short].tolist(), strict=True)]  # fmt: skip
-    return RawBatch(rows.filter(pa.array(short)), numbers[short], malformed)
+        for some in read_foreign(stream, columns, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
+            rows = pa.table({name: _as_strings(some.rows.column(name)) for name in columns})
+            too_long = [(number, f"a row of {num_bytes:,} bytes") for number, num_bytes in some.too_long]
+            yield RawBatch(rows, some.numbers, too_long)
 
 
 def _as_strings(column: pa.Array) -> pa.Array:

@@ -20,7 +20,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import BrokenTarError, Member, tar_members
 from pipeline.sources.files import UNREADABLE, Found, find_files, is_file_of, make_locator
-from pipeline.sources.limits import MAX_SIDE_ROWS, MAX_TEXT_BYTES
+from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS, MAX_TEXT_BYTES
 from pipeline.sources.rows import (
     BATCH_ROWS,
     Batch,
@@ -34,6 +34,7 @@ from pipeline.sources.rows import (
     parse_json,
 )
 from pipeline.sources.settings import PLAIN_COLUMNS, Origin, ShardFields, given
+from pipeline.store.foreign import read_rows as read_foreign
 
 _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # the first caption that is there
 _PARQUET_ALWAYS = ("key", "url", "status", "error_message")  # img2dataset's own columns
@@ -275,8 +276,17 @@ def _parquet_rows(found: Found, shard: str, columns: list[str]) -> dict[str, dic
         names = table.schema_arrow.names
         if "key" not in names:
             return {}
-        rows = table.read([name for name in dict.fromkeys([*_PARQUET_ALWAYS, *columns]) if name in names]).to_pylist()
-    return {str(row["key"]): row for row in rows}
+        named = [name for name in dict.fromkeys([*_PARQUET_ALWAYS, *columns]) if name in names]
+        rows: dict[str, dict[str, Any]] = {}
+        num_bytes = 0
+        for some in read_foreign(stream, named, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
+            num_bytes += some.num_bytes
+            if some.too_long:
+                raise ValueError("its row {} has {:,} bytes".format(*some.too_long[0]))
+            if num_bytes > MAX_SIDE_BYTES:
+                raise ValueError(f"its rows have more than {MAX_SIDE_BYTES:,} bytes")
+            rows |= {str(row["key"]): row for row in some.rows.to_pylist()}
+    return rows
 
 
 def _first_columns(found: Found) -> list[str] | None:

@@ -9,12 +9,16 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage
 
 ROW_GROUP_ROWS = 100_000
+ROW_GROUP_BYTES = 256 << 20
+"""Of the texts of a row group. Rows of up to 2.6 kB never get there; rows of 4 MiB would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,19 @@ class PrivateFile:
 class TableWriter:
     """Stream Arrow tables of one schema into a private Parquet file (zstd).
 
-    Row groups hold exactly `row_group_rows` rows, however the rows come: DuckDB cuts its batches at its own
-    122,880 rows when it sorts on more than one thread, and a file may not depend on the number of cores.
+    A row group ends after `row_group_rows` rows, or with the row that brings its texts above `row_group_bytes`, however
+    the rows come: DuckDB cuts its batches at its own 122,880 rows when it sorts on more than one thread, and a file may
+    not depend on the number of cores.
     """
 
     def __init__(
-        self, workdir: str, table: str, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS
+        self,
+        workdir: str,
+        table: str,
+        path: str,
+        schema: pa.Schema,
+        row_group_rows: int = ROW_GROUP_ROWS,
+        row_group_bytes: int = ROW_GROUP_BYTES,
     ) -> None:
         self._table, self._path = table, path
         final = storage.join(workdir, path)
@@ -46,9 +57,9 @@ class TableWriter:
         self.schema = schema
         self._writer = pq.ParquetWriter(self._temp, schema, compression="zstd")
         self._num_rows = 0
-        self._row_group_rows = row_group_rows
+        self._row_group_rows, self._row_group_bytes = row_group_rows, row_group_bytes
         self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
+        self._num_waiting = self._num_bytes = 0
 
     def write(self, rows: pa.Table) -> None:
         """Append rows; columns are put in the order of the schema and cast to it."""
@@ -56,8 +67,9 @@ class TableWriter:
         self._waiting.append(rows)
         self._num_waiting += rows.num_rows
         self._num_rows += rows.num_rows
-        if self._num_waiting >= self._row_group_rows:
-            self._write_groups(self._num_waiting - self._num_waiting % self._row_group_rows)
+        self._num_bytes += rows.nbytes
+        if self._num_waiting >= self._row_group_rows or self._num_bytes > self._row_group_bytes:
+            self._write_groups()
 
     def write_group(self, rows: pa.Table) -> None:
         """Write rows as one row group of their own; not to be mixed with `write`."""
@@ -67,17 +79,39 @@ class TableWriter:
 
     def close(self) -> PrivateFile:
         """Finish the file and say what it is."""
-        if self._num_waiting:
-            self._write_groups(self._num_waiting)
+        self._write_groups()
+        for rest in self._waiting:
+            self._writer.write_table(rest.combine_chunks(), row_group_size=self._row_group_rows)
         self._writer.close()
         return private_file(self._table, self._path, self._temp, self._num_rows)
 
-    def _write_groups(self, num_rows: int) -> None:
+    def _write_groups(self) -> None:
+        """Write the row groups that are full; one table at most keeps waiting."""
+        if not self._waiting:
+            return
         rows = pa.concat_tables(self._waiting)
-        # one chunk a column, because Parquet ends a page where a chunk ends
-        self._writer.write_table(rows.slice(0, num_rows).combine_chunks(), row_group_size=self._row_group_rows)
-        rest = rows.slice(num_rows)
-        self._waiting, self._num_waiting = [rest], rest.num_rows
+        texts = text_bytes(rows) if self._num_bytes > self._row_group_bytes else np.zeros(rows.num_rows, np.int64)
+        start = 0
+        while True:
+            ends = np.cumsum(texts[start : start + self._row_group_rows]) > self._row_group_bytes
+            num = int(ends.argmax()) + 1 if ends.any() else self._row_group_rows
+            if start + num > rows.num_rows:
+                break
+            # one chunk a column, because Parquet ends a page where a chunk ends
+            self._writer.write_table(rows.slice(start, num).combine_chunks(), row_group_size=num)
+            start += num
+        rest = rows.slice(start)
+        self._waiting = [rest] if rest.num_rows else []
+        self._num_waiting, self._num_bytes = rest.num_rows, rest.nbytes
+
+
+def text_bytes(rows: pa.Table) -> np.ndarray:
+    """How many bytes of text each row has, int64 (rows,); never more than Arrow holds for it."""
+    total = np.zeros(rows.num_rows, np.int64)
+    for column in rows.columns:
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            total += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+    return total
 
 
 def write_table(workdir: str, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:

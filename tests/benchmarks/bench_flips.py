@@ -1,13 +1,16 @@
 """Flip bits in every kind of file of a work folder: how many does `plantmix verify` name, how many does `repair` cure?
 
     python tests/benchmarks/bench_flips.py --flips 1000 --repairs 20
+    python tests/benchmarks/bench_flips.py --flips 0 --repairs 25    # the repairs alone
 
 Builds a small work folder over a loopback web (24 pictures, three releases, one of them of a takedown). A trial flips
 one random bit in one random file of each kind, all at once, as a bad disk does (the times of files stay), and looks for
 each of those files among the findings of a deep check. The three files of the catalogue stand in for each other, so
-each of them has trials of its own, in which DuckDB is not asked (it finds damage in the blocks that it uses). Then some
-trials are repaired, and the releases compared byte for byte. The damaged record of a takedown's version and the
-takedown list are not repaired: `verify` names their cost. Prints a table.
+each of them has trials of its own, in which DuckDB is not asked (it finds damage in the blocks that it uses).
+
+A repair flips one bit in one file of one kind and runs the command. The flip is cured when the command says that all is
+whole and every release has its bytes again. It is lost when the command says so and still names the file. Requests to
+the web are counted. Prints a table.
 """
 
 from __future__ import annotations
@@ -34,29 +37,39 @@ from pipeline.cli import main as plantmix  # noqa: E402
 from pipeline.releases.folder_checks import Finding, FolderCheck  # noqa: E402
 
 VOUCHING = ("catalog.duckdb", "catalog.snapshot", "catalog.journal")
-NOT_REPAIRED = ("takedown release.json", "takedowns.jsonl")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=30, help="flips of each kind")
-    parser.add_argument("--repairs", type=int, default=2, help="trials that are repaired")
+    parser.add_argument("--repairs", type=int, default=1, help="repairs of each kind")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    began, rng = time.monotonic(), random.Random(0)
+    began, rng = time.monotonic(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         make_pictures(folder / "web")
-        with counting_web(folder / "web") as (root, _):
+        with counting_web(folder / "web") as (root, requests):
             with contextlib.redirect_stdout(io.StringIO()):
                 work = build_small(folder, root)
             flipped, found = find_flips(work, args.flips, rng)
-            print("| kind | flips | named |\n|---|---|---|")
-            for kind, num in sorted(flipped.items()):
-                print(f"| {kind} | {num:,} | {found[kind]:,} |")
-            print(f"\n{time.monotonic() - began:,.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
-            with contextlib.redirect_stdout(io.StringIO()):
-                cured = sum(repair(work, folder / "copy", number, rng) for number in range(args.repairs))
-    print(f"{cured} of {args.repairs} repairs gave the same releases, byte for byte")
+            took = f"{time.monotonic() - began:,.0f} s"
+            requests.clear()
+            repaired: dict[str, Counter[str]] = {kind: Counter() for kind in kinds_of(work)}
+            for number in range(args.repairs):
+                for kind, ends in repaired.items():
+                    ends[repair(work, folder / "copy", kind, rng)] += 1
+                print(f"{number + 1} repairs of each kind: {dict(sum(repaired.values(), Counter()))}", file=sys.stderr)
+    print("| kind | flips | named | repairs | cured | named as lost |\n|---|---:|---:|---:|---:|---:|")
+    for kind, ends in sorted(repaired.items()):
+        print(f"| {kind} | {flipped[kind]:,} | {found[kind]:,} | {ends.total()} | {ends['cured']} | {ends['lost']} |")
+    totals = sum(repaired.values(), Counter())
+    counts = f"{totals.total()} | {totals['cured']} | {totals['lost']}"
+    print(
+        f"| all | {flipped.total():,} | {found.total():,} | {counts} |\n\nflips {took}"
+        f", all {time.monotonic() - began:,.0f} s, {time.process_time():,.0f} s of processor, load "
+        f"{os.getloadavg()[0]:.1f}; the repairs asked the web for {len(requests)} pictures"
+    )
 
 
 def find_flips(work: Path, num: int, rng: random.Random) -> tuple[Counter[str], Counter[str]]:
@@ -93,18 +106,23 @@ def find_flips(work: Path, num: int, rng: random.Random) -> tuple[Counter[str], 
     return flipped, found
 
 
-def repair(work: Path, copy: Path, number: int, rng: random.Random) -> bool:
+def repair(work: Path, copy: Path, kind: str, rng: random.Random) -> str:
+    """Flip a bit in a file of a kind, in a copy of the work folder, and repair it: cured, lost or neither."""
     shutil.copytree(work, copy, copy_function=shutil.copy2)
-    for kind, paths in kinds_of(copy).items():
-        if kind in NOT_REPAIRED or (kind in VOUCHING and kind != VOUCHING[number % len(VOUCHING)]):
-            continue
-        if kind.startswith("table"):  # older versions are made again when a build goes back to them
-            paths = [max(paths, key=lambda path: path.stat().st_mtime_ns)]
-        flip_bit(rng.choice(paths), rng)
-    code = plantmix(["--quiet", "repair", str(copy), "--yes"])
-    same = code == 0 and contents(copy / "releases") == contents(work / "releases")
+    path = rng.choice(kinds_of(copy)[kind])
+    flip_bit(path, rng)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = plantmix(["--quiet", "repair", str(copy), "--yes"])
+    if code == 0 and contents(copy / "releases") == contents(work / "releases"):
+        end = "cured"
+    else:
+        named = {finding.file for finding in FolderCheck(str(copy), deep=True).run().findings}
+        end = "lost" if code == 1 and named == {str(path.relative_to(copy))} else "neither"
+    if end == "neither":
+        print(f"{path.relative_to(copy)}: {said.getvalue()}", file=sys.stderr)
     shutil.rmtree(copy)
-    return same
+    return end
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,11 @@ def test_what_a_killed_build_left_is_cleared_before_work(tmp_path: Path) -> None
     (tmp_path / "tables" / ".square-000.parquet.tmp-0123456789ab").write_text("half")
     run(tmp_path, InlineExecutor(), stage_of(square_work()))
     assert leftovers(tmp_path) == []
+
+
+def test_a_ray_that_does_not_start_is_told() -> None:
+    code = "from pipeline.runner.on_ray import RayExecutor; RayExecutor(1)"
+    environment = os.environ | {"RAY_TMPDIR": "/proc/nothing"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "RunError: Ray did not start: " in done.stderr
+    assert "run the same command again, or set `run: {executor: inline}`" in done.stderr

@@ -280,11 +280,42 @@ def test_a_header_has_bounds(content: bytes, message: str, tmp_path: Path) -> No
         check_source(table(tmp_path / "a.csv"))
 
 
-def test_a_row_of_parquet_has_a_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.table.MAX_BATCH_BYTES", 1000)
+def test_a_row_of_parquet_has_a_length(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"url": ["http://a/1", "http://a/2"], "caption": ["c", "x" * 5_000_000]}), path)
     assert read(table(path)) == (["http://a/1"], [("malformed_row", "a row of 5,000,010 bytes")])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "0.tar"])
+def test_the_texts_of_a_row_have_a_length(tmp_path: Path, name: str) -> None:
+    rows = [{"url": "http://a/1", "caption": "c"}, {"url": "http://a/2", "caption": "x" * 300_000}]
+    if name == "0.tar":
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for number, row in enumerate(rows):
+                for extension, content in (("jpg", b"p"), ("txt", row["caption"].encode())):
+                    info = tarfile.TarInfo(f"{number}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    elif name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    elif name == "a.csv":
+        (tmp_path / name).write_text("url,caption\n" + "".join(f"{row['url']},{row['caption']}\n" for row in rows))
+    else:
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    keys, lost = read(shards(tmp_path) if name == "0.tar" else table(tmp_path / name))
+    assert len(keys) == 1
+    ((reason, value),) = lost
+    assert reason == "malformed_row"
+    assert value.startswith("a row of 300,0")
+
+
+def test_a_long_value_in_the_parquet_beside_a_shard_breaks_the_shard(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0.jpg"))
+    rows = {"key": ["0"] * 300, "caption": pa.array(["x" * 2_000_000] * 300).dictionary_encode()}
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet", dictionary_pagesize_limit=64 << 20)
+    _, lost = read(shards(tmp_path, fields={"caption": "parquet.caption"}))
+    assert ("broken_shard", "0.parquet cannot be read: its rows have more than 268,435,456 bytes") in lost
 
 
 def test_a_pipe_is_no_table(tmp_path: Path) -> None:

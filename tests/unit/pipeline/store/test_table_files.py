@@ -49,6 +49,20 @@ def test_a_table_is_the_same_however_its_rows_come(tmp_path: Path, cuts: list[in
     assert not (tmp_path / "pieces.parquet").exists()
 
 
+@pytest.mark.parametrize("cuts", [[250], [1] * 250, [99, 1, 0, 149, 1]])
+def test_a_row_group_of_long_texts_ends_earlier(tmp_path: Path, cuts: list[int]) -> None:
+    ids = [f"{n:03d}" + "x" * (397 if n < 100 else 7) for n in range(250)]
+    rows = pa.table({"id": ids, "number": range(250), "list": [[]] * 250}, schema=SCHEMA)
+    writer = TableWriter(str(tmp_path), "t", "t.parquet", SCHEMA, 100, row_group_bytes=20_000)
+    start = 0
+    for cut in cuts:
+        writer.write(rows.slice(start, cut))
+        start += cut
+    file = writer.close()
+    assert groups(file.temp) == [51, 90, 100, 9]  # 50 rows of 400 bytes are not above 20,000; 49 and 41 of 10 are
+    assert pq.read_table(file.temp).equals(rows)
+
+
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     file = write_table(str(tmp_path), "t", "deep/er/empty.parquet", SCHEMA.empty_table(), SCHEMA)
     assert file.num_rows == 0

@@ -1,0 +1,133 @@
+"""Read Parquet files that others wrote, in pieces of bounded size.
+
+Parquet says a repeated value once, in a dictionary, and a list of a million zeros in a few bytes. So a small file can
+hold more than any memory. Columns whose values may be long are read with their dictionary, and each row is measured
+before it is written out. What the footer says of pages is believed. Writes nothing; gives up with ValueError, which
+names the row group and the column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+MAX_CHUNK_BYTES = 256 << 20
+"""Of a column in one row group, unpacked, where it is packed more than MAX_PACKING times."""
+MAX_PACKING = 100  # texts of real lists are packed 3 to 20 times
+MAX_LIST_VALUES = 16_000_000  # within the lists of a column, in one row group
+_SHORT_BYTES = 24  # a number as text
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a file, and those that are too long: their number and how many bytes they have."""
+
+    rows: pa.RecordBatch
+    numbers: np.ndarray
+    too_long: list[tuple[int, int]]
+    num_bytes: int
+    """Of the texts in `rows`, written out. A column of texts may still have its dictionary."""
+
+
+def read_rows(stream: Any, columns: Sequence[str], batch_rows: int, batch_bytes: int, row_bytes: int) -> Iterator[Rows]:
+    """Every row, in order; a row of more than `row_bytes` is only counted.
+
+    A batch has at most `batch_rows` rows, and `batch_bytes` bytes or little more.
+
+    Raises: ValueError for a file that unpacks to too much; pyarrow's own errors for a damaged one.
+    """
+    file = pa.PythonFile(stream, mode="r")  # one, so that two readers share its place
+    plain = pq.ParquetFile(file)
+    metadata = plain.metadata
+    leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    wanted = [n for n, leaf in enumerate(leaves) if any(f"{leaf.path}.".startswith(f"{name}.") for name in columns)]
+    texts = [leaves[number].path for number in wanted if leaves[number].physical_type == "BYTE_ARRAY"]
+    coded = pq.ParquetFile(file, metadata=metadata, read_dictionary=texts)
+    for number in wanted:
+        if leaves[number].physical_type == "FIXED_LEN_BYTE_ARRAY" and leaves[number].length * batch_rows > batch_bytes:
+            raise ValueError(f"each value of '{leaves[number].path}' has {leaves[number].length:,} bytes")
+    first = 0
+    for group in range(metadata.num_row_groups):
+        _check_group(metadata.row_group(group), group, wanted)
+        head = next(coded.iter_batches(1, row_groups=[group], columns=columns), None)
+        longest = max((_longest(column) for column in head.columns), default=0) if head is not None else 0
+        reader = coded if longest * batch_rows > batch_bytes else plain
+        for batch in reader.iter_batches(batch_rows, row_groups=[group], columns=columns):
+            yield from _measured(batch, first, batch_bytes, row_bytes)
+            first += batch.num_rows
+
+
+def _check_group(group: Any, number: int, wanted: Sequence[int]) -> None:
+    for leaf in wanted:
+        chunk = group.column(leaf)
+        packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+        if unpacked > MAX_CHUNK_BYTES and unpacked > MAX_PACKING * packed:
+            raise ValueError(
+                f"row group {number}: '{chunk.path_in_schema}' unpacks {packed:,} bytes to {unpacked:,}; "
+                "write the file again in smaller row groups"
+            )
+        if chunk.num_values > max(group.num_rows, MAX_LIST_VALUES):
+            raise ValueError(f"row group {number}: '{chunk.path_in_schema}' has {chunk.num_values:,} values")
+
+
+def _measured(batch: pa.RecordBatch, first: int, batch_bytes: int, row_bytes: int) -> Iterator[Rows]:
+    """The rows of a batch in pieces; the rows that are too long come with the first of them."""
+    lengths = sum((_lengths(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
+    numbers = np.arange(first, first + batch.num_rows)
+    short = lengths <= row_bytes
+    too_long = list(zip(numbers[~short].tolist(), lengths[~short].tolist(), strict=True))
+    if too_long:
+        batch, numbers, lengths = batch.filter(pa.array(short)), numbers[short], lengths[short]
+    _, starts = np.unique(np.cumsum(lengths) // batch_bytes, return_index=True)
+    ends = [*starts[1:].tolist(), batch.num_rows]
+    for start, end in zip(starts.tolist() or [0], ends, strict=True):
+        yield Rows(batch.slice(start, end - start), numbers[start:end], too_long, int(lengths[start:end].sum()))
+        too_long = []
+
+
+def _longest(array: pa.Array) -> int:
+    """Length of the longest value that the dictionaries of an array hold, in use or not."""
+    if pa.types.is_dictionary(array.type):
+        return int(_lengths(array.dictionary).max(initial=0))
+    return max((_longest(child) for child in _children(array)), default=0)
+
+
+def _lengths(array: pa.Array) -> np.ndarray:
+    """How many bytes each value has as text, or a little more."""
+    return np.asarray(_sizes(array), np.int64)
+
+
+def _sizes(array: pa.Array) -> Any:
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        known = np.append(_lengths(array.dictionary), 0)  # the last is for null
+        return known[pc.fill_null(array.indices, len(known) - 1).to_numpy()]
+    children = _children(array)
+    if pa.types.is_struct(kind):
+        return sum((_lengths(child) + 4 for child in children), np.zeros(len(array), np.int64))
+    if children:  # a list or a map
+        ends = np.append(0, np.cumsum(sum(_lengths(child) + 4 for child in children)))[array.offsets.to_numpy()]
+        return ends[1:] - ends[:-1]
+    if any(is_view(kind) for is_view in (pa.types.is_string_view, pa.types.is_binary_view)):
+        array = array.cast(pa.large_binary())
+    elif not any(is_text(kind) for is_text in _TEXTS):
+        return np.full(len(array), _SHORT_BYTES)
+    return pc.fill_null(pc.binary_length(array), 0).to_numpy()
+
+
+def _children(array: pa.Array) -> list[pa.Array]:
+    kind = array.type
+    if pa.types.is_struct(kind):
+        return [array.field(number) for number in range(kind.num_fields)]
+    if pa.types.is_map(kind):
+        return [array.keys, array.items]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [array.values]
+    return []
