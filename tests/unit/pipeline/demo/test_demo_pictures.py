@@ -161,8 +161,8 @@ def test_written_twice_it_has_the_same_bytes_and_reads_back(own: list[Picture], 
     assert dead == marker["troubles"]["dead_links"]
     assert marker["rows"] == {"plant": len(plants), "general": len(general)}
     readme = (web / "README.txt").read_text(encoding="utf-8")
-    for kind, meaning in TROUBLES.items():
-        assert f"{marker['troubles'][kind]:3}  {kind}: {meaning}" in readme
+    for kind, trouble in TROUBLES.items():
+        assert f"{marker['troubles'][kind]:3}  {kind}: {trouble.meaning}" in readme
 
 
 def test_a_finished_set_up_is_reused_and_an_unfinished_one_is_not(own: list[Picture], tmp_path: Path) -> None:
