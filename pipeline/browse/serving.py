@@ -58,8 +58,8 @@ def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[s
         def open_index() -> None:
             try:
                 if snapshot.index == Path(private) / INDEX_FOLDER:
-                    with Making(given, Path(private)) as making:
-                        making.wait(_telling(snapshot, pages))
+                    making = opened.enter_context(Making(given, Path(private)))  # Ctrl-C ends it before its folder
+                    making.wait(_telling(snapshot, pages))
                 opened.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
                 pages.open(Looking(snapshot))
                 _say(f"{snapshot.name}: ready, {pages.num_images:,} images")
@@ -107,6 +107,7 @@ def _listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
+        listening.listen()  # so that whoever has the address can ask before the server runs
     except OSError as error:
         listening.close()
         raise ConfigError(
