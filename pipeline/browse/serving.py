@@ -85,12 +85,17 @@ def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[s
 
 def _telling(snapshot: Snapshot, pages: Pages) -> Tell:
     """Take the share that is done to the waiting page, and to the terminal now and then."""
-    started = last = time.monotonic()
+    first: list[tuple[float, float]] = []  # when the first share was told: before it, the process started
+    last = time.monotonic()
 
     def tell(share: float) -> None:
         nonlocal last
         now = time.monotonic()
-        pages.share, pages.seconds_left = share, (now - started) * (1 - share) / share
+        pages.share = share
+        if not first:
+            first.append((now, share))
+            return
+        pages.seconds_left = (now - first[0][0]) * (1 - share) / (share - first[0][1])
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             _say(f"{snapshot.name}: index {share:.0%} done, about {pages.seconds_left:,.0f} s to go")
