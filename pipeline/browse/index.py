@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ FACETS = (
 LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not listed on a page
 
 PART_IMAGES = 500_000  # are joined at a time; more take more memory, fewer more time
+DEALT_FOLDER = "dealt"
 ROWS_OF = ("candidates", "facts", "fetched", "captions", "decisions", "extra_captions", "scores", "draws", "placements")
 
 # What the index takes from each table; of the tables in ROWS_OF that are not here, only where their rows lie.
@@ -178,6 +180,7 @@ def make_index(snapshot: Snapshot, tell: Tell = lambda share: None) -> None:
         sql.execute(_TAXA)
         sql.execute("CHECKPOINT session")
     _write_facets(coded, folder / FACETS_FILE)
+    shutil.rmtree(snapshot.private / DEALT_FOLDER, ignore_errors=True)
 
 
 def _paths(snapshot: Snapshot, table: str) -> list[str]:
@@ -203,7 +206,7 @@ def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) 
     )
     if num_parts == 1:
         return f"({rows})"
-    folder = snapshot.private / "dealt" / table
+    folder = snapshot.private / DEALT_FOLDER / table
     folder.parent.mkdir(exist_ok=True)
     how = "FORMAT parquet, COMPRESSION lz4_raw, PARTITION_BY (part)"
     ((num_rows,),) = snapshot.connection.execute(f"COPY ({rows}) TO {literals([str(folder)])} ({how})").fetchall()

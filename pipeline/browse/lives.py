@@ -57,6 +57,8 @@ class Lives:
             return
         listed = ", ".join(f"'{as_id(one)}'" for one in ids)
         own = sql.execute(f"SELECT place FROM session.images WHERE sample_id IN ({listed})").fetchall()
+        if not own:
+            return
         rows_of: dict[int, list[str]] = {}
         for file, row in sql.execute(
             f"SELECT file, row FROM session.rows WHERE of = {ROWS_OF.index(table)} "

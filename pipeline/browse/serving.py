@@ -58,8 +58,8 @@ def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[s
         def open_index() -> None:
             try:
                 if snapshot.index == Path(private) / INDEX_FOLDER:
-                    with Making(given, Path(private)) as making:
-                        making.wait(_telling(snapshot, pages))
+                    making = opened.enter_context(Making(given, Path(private)))  # Ctrl-C ends it before its folder
+                    making.wait(_telling(snapshot, pages))
                 opened.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
                 pages.open(Looking(snapshot))
                 _say(f"{snapshot.name}: ready, {pages.num_images:,} images")
@@ -85,12 +85,17 @@ def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[s
 
 def _telling(snapshot: Snapshot, pages: Pages) -> Tell:
     """Take the share that is done to the waiting page, and to the terminal now and then."""
-    started = last = time.monotonic()
+    first: list[tuple[float, float]] = []  # when the first share was told: before it, the process started
+    last = time.monotonic()
 
     def tell(share: float) -> None:
         nonlocal last
         now = time.monotonic()
-        pages.share, pages.seconds_left = share, (now - started) * (1 - share) / share
+        pages.share = share
+        if not first:
+            first.append((now, share))
+            return
+        pages.seconds_left = (now - first[0][0]) * (1 - share) / (share - first[0][1])
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             _say(f"{snapshot.name}: index {share:.0%} done, about {pages.seconds_left:,.0f} s to go")
@@ -107,6 +112,7 @@ def _listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
+        listening.listen()  # so that whoever has the address can ask before the server runs
     except OSError as error:
         listening.close()
         raise ConfigError(
