@@ -81,12 +81,14 @@ def list_pictures(places: Sequence[str]) -> Listing:
 
     Raises: ConfigError for a place that is not there, or in which no picture is.
     """
-    digest, stamps = hashlib.sha256(), dict[str, str]()
+    digest, read_from, stamp = hashlib.sha256(), None, ""
     batches, waiting, num = list[pa.RecordBatch](), list[_Row](), 0
     for place in places:
         num_before = num
-        for num, row in enumerate(_rows_of(Path(place)), start=num_before + 1):
-            stamp = stamps.setdefault(row[1], _stamp(row[1])) if row[1] else ""
+        for row in _rows_of(Path(place)):
+            num += 1
+            if row[1] != read_from:
+                read_from, stamp = row[1], _stamp(row[1])
             digest.update(f"{row}{stamp}\n".encode())
             waiting.append(row)
             if len(waiting) == _BLOCK_ROWS:
@@ -225,9 +227,9 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
     return str(path), 0, None, fault
 
 
-def _stamp(path: str) -> str:
+def _stamp(path: str | None) -> str:
     try:
-        found = Path(path).stat()
+        found = Path(path or "").stat()
     except OSError:
         return ""
     return f"{found.st_size} {found.st_mtime_ns}"
