@@ -104,11 +104,11 @@ class Classifier:
             listing, pieces, self.encoder.view(), self.similarity, options.batch_size, options.num_workers
         )
 
-    def rows(self, similarity_NK: Tensor, scale: float) -> dict[str, Sequence[Any]]:
+    def rows(self, similarity_NK: Tensor, scale: float) -> dict[str, Any]:
         """The columns of N pictures, in the order of `schema`."""
         probability_NK = (similarity_NK * scale).softmax(1)
         best, number = probability_NK.topk(min(self.options.top, len(self.labels.names)))
-        columns: dict[str, Sequence[Any]] = {}
+        columns: dict[str, Any] = {}
         sure = best[:, 0] >= self.options.threshold
         names = [self.labels.names[i] for i in number[:, 0].tolist()]
         answers = [name if ok else NOT_SURE for name, ok in zip(names, sure.tolist(), strict=True)]
@@ -127,12 +127,7 @@ class Classifier:
     @property
     def schema(self) -> pa.Schema:
         """Of the table."""
-        fields = [
-            ("picture", pa.string()),
-            ("error", pa.string()),
-            ("answer", pa.string()),
-            ("answer_rank", pa.string()),
-        ]
+        fields = [(name, pa.string()) for name in ("picture", "error", "answer", "answer_rank")]
         for place in range(1, min(self.options.top, len(self.labels.names)) + 1):
             fields += [(f"label_{place}", pa.string()), (f"probability_{place}", pa.float32())]
         for sums in self.sums:
