@@ -115,12 +115,12 @@ class Encoder:
         for start in range(0, len(pictures), batch_size):
             found = []
             for place, picture in enumerate(pictures[start : start + batch_size], start):
-                is_file = isinstance(picture, (str, Path))
+                file = Path(picture) if isinstance(picture, (str, Path)) else None
                 try:
-                    found.append(view(Path(picture).read_bytes() if is_file else picture))
+                    found.append(view(picture if file is None else file.read_bytes()))
                 except (CorruptSample, OSError) as error:
-                    name = picture if is_file else type(picture).__name__
-                    raise RunError(f"picture {place} ({name}) cannot be read: {error}") from None
+                    what = f"picture {place} ({file or type(picture).__name__})"
+                    raise RunError(f"{what} cannot be read: {error}") from None
             yield torch.stack(found)
 
     def encode_views(self, pixels: Tensor, kind: FeatureKind | None = None) -> Tensor:

@@ -132,7 +132,7 @@ def _predict(options: argparse.Namespace) -> int:
             f"scale {encoder.logit_scale:.4g} -> {found['scale']:.4g}"
         )
     else:
-        print(f"not calibrated: scale {found['scale']:.4g} is that of the training (--calibrate RELEASE --field NAME)")
+        print(f"not calibrated, the scale {found['scale']:.4g} is that of the training: {found['why_not']}")
     _print_end(options.out, record, reused, f"{len(labels.names):,} labels")
     return 0
 

@@ -81,17 +81,20 @@ def list_pictures(places: Sequence[str]) -> Listing:
 
     Raises: ConfigError for a place that is not there, or in which no picture is.
     """
-    digest, batches, waiting = hashlib.sha256(), [], []
-    stamps: dict[str, str] = {}
+    digest, read_from, stamp = hashlib.sha256(), None, ""
+    batches, waiting, num = list[pa.RecordBatch](), list[_Row](), 0
     for place in places:
-        num_before = len(waiting) + sum(map(len, batches))
+        num_before = num
         for row in _rows_of(Path(place)):
-            digest.update(f"{row}{stamps.setdefault(row[1], _stamp(row[1])) if row[1] else ''}\n".encode())
+            num += 1
+            if row[1] != read_from:
+                read_from, stamp = row[1], _stamp(row[1])
+            digest.update(f"{row}{stamp}\n".encode())
             waiting.append(row)
             if len(waiting) == _BLOCK_ROWS:
                 batches.append(_batch(waiting))
                 waiting = []
-        if len(waiting) + sum(map(len, batches)) == num_before:
+        if num == num_before:
             raise ConfigError(f"{place}: no picture here ({', '.join(ENDINGS)}, or shards: .tar)")
     table = pa.Table.from_batches([*batches, _batch(waiting)], _SCHEMA).combine_chunks()
     return Listing(table, digest.hexdigest())
@@ -224,15 +227,15 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
     return str(path), 0, None, fault
 
 
-def _stamp(path: str) -> str:
+def _stamp(path: str | None) -> str:
     try:
-        found = Path(path).stat()
+        found = Path(path or "").stat()
     except OSError:
         return ""
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _batch(rows: list[_Row]) -> pa.RecordBatch:
-    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in _SCHEMA]
-    return pa.record_batch([pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)],
-                           schema=_SCHEMA)  # fmt: skip
+    columns: list[Any] = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=_SCHEMA)

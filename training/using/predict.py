@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from manifests.errors import ConfigError
 from manifests.release import Release
 from training.config import ClassText
 from training.data.shards import open_pool
@@ -69,32 +68,32 @@ class Classifier:
         """Of views, uint8 (B, 3, H, W), to the labels, (B, K)."""
         return self.encoder.encode_views(pixels, self.options.kind) @ self.vectors_KC.t()
 
-    def calibrate(self, release: Release, field: str) -> Calibration:
+    def calibrate(self, release: Release, field: str) -> Calibration | str:
         """Fit the scale on held-out pictures of a release, whose labels are the values of a field of its samples.
 
-        Of many pictures 5,000 are drawn. Pictures with other values, and those that cannot be read, are left out.
+        Of many pictures 5,000 are drawn. Pictures with other values, and those that cannot be read, are left out. Where
+        too few are left, the reason comes back instead.
 
-        Raises: ConfigError for a release without such pictures.
+        Raises: ConfigError for a field that the release has not.
         """
-        pool = open_pool([release], SPLIT)
-        number = {name: i for i, name in enumerate(self.labels.names)}
+        if SPLIT not in release.splits:
+            return f"{release.path} has no held-out split"
+        pool, number = open_pool([release], SPLIT), {name: i for i, name in enumerate(self.labels.names)}
         values = SampleColumns(release, SPLIT).values(field)
         wanted = torch.tensor([number.get(str(value).strip(), -1) for value in values])
         rows = (wanted >= 0).nonzero()[:, 0]
-        if len(rows) < _LEAST_CALIBRATED:
-            raise ConfigError(
-                f"{release.path}: {len(rows)} held-out samples have one of the {len(number):,} labels in '{field}'; "
-                f"{_LEAST_CALIBRATED} are needed to calibrate: name another --field, or leave --calibrate out"
-            )
         most = max(_LEAST_CALIBRATED, min(_MOST_CALIBRATED, _MOST_SIMILARITIES // len(number)))
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
         rows = rows[drawn.sort().values]
         listing = listing_of_pool(pool, rows.tolist())
-        ((_, similarity_NK, faults),) = self.similarities(listing, [range(len(listing))])
-        good = torch.tensor([fault is None for fault in faults])
-        if not good.any():
-            raise ConfigError(f"{release.path}: none of {len(rows):,} held-out pictures can be read: {faults[0]}")
-        return calibrate(similarity_NK, wanted[rows[good]], self.encoder.logit_scale)
+        found = [part for part in self.similarities(listing, [range(len(listing))]) if len(listing)]
+        good = torch.tensor([fault is None for _, _, faults in found for fault in faults], dtype=torch.bool)
+        if int(good.sum()) < _LEAST_CALIBRATED:
+            return (
+                f"{int(good.sum())} held-out pictures of {release.path} can be read and have a label in '{field}', "
+                f"{_LEAST_CALIBRATED} are needed"
+            )
+        return calibrate(found[0][1], wanted[rows[good]], self.encoder.logit_scale)
 
     def similarities(
         self, listing: Listing, pieces: Sequence[range]
@@ -105,11 +104,11 @@ class Classifier:
             listing, pieces, self.encoder.view(), self.similarity, options.batch_size, options.num_workers
         )
 
-    def rows(self, similarity_NK: Tensor, scale: float) -> dict[str, Sequence[Any]]:
+    def rows(self, similarity_NK: Tensor, scale: float) -> dict[str, Any]:
         """The columns of N pictures, in the order of `schema`."""
         probability_NK = (similarity_NK * scale).softmax(1)
         best, number = probability_NK.topk(min(self.options.top, len(self.labels.names)))
-        columns: dict[str, Sequence[Any]] = {}
+        columns: dict[str, Any] = {}
         sure = best[:, 0] >= self.options.threshold
         names = [self.labels.names[i] for i in number[:, 0].tolist()]
         answers = [name if ok else NOT_SURE for name, ok in zip(names, sure.tolist(), strict=True)]
@@ -128,12 +127,7 @@ class Classifier:
     @property
     def schema(self) -> pa.Schema:
         """Of the table."""
-        fields = [
-            ("picture", pa.string()),
-            ("error", pa.string()),
-            ("answer", pa.string()),
-            ("answer_rank", pa.string()),
-        ]
+        fields = [(name, pa.string()) for name in ("picture", "error", "answer", "answer_rank")]
         for place in range(1, min(self.options.top, len(self.labels.names)) + 1):
             fields += [(f"label_{place}", pa.string()), (f"probability_{place}", pa.float32())]
         for sums in self.sums:
@@ -163,9 +157,10 @@ def predict_table(
     table = PiecedTable(out, identity, len(listing), classifier.schema)
 
     def fit() -> dict[str, Any]:
-        if calibration_on is None:
-            return {"scale": encoder.logit_scale}
-        return asdict(classifier.calibrate(*calibration_on))
+        found = (
+            "no release is named with --calibrate" if calibration_on is None else classifier.calibrate(*calibration_on)
+        )
+        return {"scale": encoder.logit_scale, "why_not": found} if isinstance(found, str) else asdict(found)
 
     calibration = table.kept("calibration", fit)
 

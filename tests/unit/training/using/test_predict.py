@@ -150,6 +150,26 @@ def test_probabilities_add_up_the_ranks_and_an_answer_climbs_until_it_is_sure(
     assert {row["label_1"] for row in genera} | {row["label_2"] for row in genera} == {"circle", "square"}
 
 
+def test_without_enough_held_out_pictures_it_says_that_nothing_is_calibrated(
+    run_folder: Path, pictures: Path, labels: Path, tmp_path: Path, capsys: Any
+) -> None:
+    given = (pictures / "red", "--model", run_folder, "--labels", labels)
+    for num_heldout, words in (
+        (0, "has no held-out split"),
+        (4, "4 held-out pictures of"),
+        (None, "no release is named"),
+    ):
+        more: list[Any] = []
+        if num_heldout is not None:
+            folder = tmp_path / f"held-{num_heldout}"
+            release_writer.write_release(folder, release_writer.drawn_samples(20, num_heldout))
+            more = ["--calibrate", folder, "--field", "extra.category"]
+        _predict(tmp_path / f"{num_heldout}.parquet", *given, *more)
+        printed = capsys.readouterr().out
+        assert "not calibrated, the scale" in printed
+        assert words in printed
+
+
 def test_below_the_threshold_it_is_not_sure(run_folder: Path, pictures: Path, labels: Path, tmp_path: Path) -> None:
     rows = _predict(
         tmp_path / "a.parquet", pictures / "red", "--model", run_folder, "--labels", labels, "--threshold", 1.0
