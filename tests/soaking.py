@@ -143,9 +143,8 @@ class Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._forks.stdin is not None
-        self._forks.stdin.close()
-        self._forks.wait()
+        with self._forks:  # closes its pipes, which ends it
+            pass
 
     def start(self, command: Sequence[str], log: Path) -> int:
         """Start a command that writes to `log`; gives its process id."""

@@ -12,6 +12,8 @@ import unicodedata
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+MAX_NAME_CHARS = 500
+"""A longer text is no name. Formulas are read again from each of their signs, which takes the cube of their length."""
 _HYBRID_SIGNS = frozenset("×✕✖☓")
 _SPECIES_SIGNS = frozenset({"×", "x", "nothosp", "nothospecies"})  # in front of the epithet of a hybrid species
 _MARKS = {
@@ -109,6 +111,8 @@ EMPTY_NAME = Name()
 @lru_cache(maxsize=262144)
 def parse_name(given: str | None) -> Name:
     """Read one scientific name; a text that is no name (a BOLD number, "unidentified") gives an empty one."""
+    if len(given or "") > MAX_NAME_CHARS:
+        return EMPTY_NAME
     text = tidy_name(given or "")
     if not text or is_no_name(text):
         return EMPTY_NAME
