@@ -61,9 +61,10 @@ check: $(STAMP)
 reference: $(STAMP)
 	@$(BIN)/python .ci/reference.py
 
+# a script that needs pictures or tables of yours prints how it is called, and ends with 2
 bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do \
-	  echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	  echo "$$script"; $(BIN)/python "$$script" || [ $$? -eq 2 ] || exit 1; done
 
 # pins of what is installed now: run it in a fresh .venv after changing a range in pyproject.toml
 constraints: $(STAMP)
