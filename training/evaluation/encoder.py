@@ -36,6 +36,7 @@ from training.evaluation.encoding import (
 )
 from training.evaluation.trained_model import TrainedModel, open_trained_model
 from training.model.architecture import architecture_config, forward_settings
+from training.model.linear_fast import fast_linear
 
 Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
 
@@ -128,7 +129,8 @@ class Encoder:
 
         Raises: RunError for features that are not finite.
         """
-        encoded = encode_views(self.model, pixels, self.settings.compute.precision)
+        with fast_linear(self.model.device):
+            encoded = encode_views(self.model, pixels, self.settings.compute.precision)
         return self.vectors(encoded.require_finite("picture features"), kind)
 
     def encode_texts(self, texts: Sequence[str], kind: FeatureKind | None = None) -> Tensor:
