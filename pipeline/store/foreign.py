@@ -8,10 +8,12 @@ names the row group and the column.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +23,10 @@ MAX_CHUNK_BYTES = 256 << 20
 """Of a column in one row group, unpacked, where it is packed more than MAX_PACKING times."""
 MAX_PACKING = 100  # texts of real lists are packed 3 to 20 times
 MAX_LIST_VALUES = 16_000_000  # within the lists of a column, in one row group
+_SIZES = (
+    "SELECT row_group_id, row_group_num_rows, path_in_schema, num_values, total_compressed_size, "
+    "total_uncompressed_size FROM parquet_metadata(?)"
+)
 _SHORT_BYTES = 24  # a number as text
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
@@ -53,9 +59,9 @@ def read_rows(stream: Any, columns: Sequence[str], batch_rows: int, batch_bytes:
     for number in wanted:
         if leaves[number].physical_type == "FIXED_LEN_BYTE_ARRAY" and leaves[number].length * batch_rows > batch_bytes:
             raise ValueError(f"each value of '{leaves[number].path}' has {leaves[number].length:,} bytes")
+    _check_sizes(file, columns)
     first = 0
     for group in range(metadata.num_row_groups):
-        _check_group(metadata.row_group(group), group, wanted)
         head = next(coded.iter_batches(1, row_groups=[group], columns=columns), None)
         longest = max((_longest(column) for column in head.columns), default=0) if head is not None else 0
         reader = coded if longest * batch_rows > batch_bytes else plain
@@ -64,17 +70,33 @@ def read_rows(stream: Any, columns: Sequence[str], batch_rows: int, batch_bytes:
             first += batch.num_rows
 
 
-def _check_group(group: Any, number: int, wanted: Sequence[int]) -> None:
-    for leaf in wanted:
-        chunk = group.column(leaf)
-        packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+def _check_sizes(file: Any, columns: Sequence[str]) -> None:
+    """Compare what columns unpack to with the limits, by the footer alone.
+
+    DuckDB reads it: pyarrow 26 ends the process at the column of a footer whose parts contradict each other.
+    """
+    place = file.seek(max(0, file.size() - 8))
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(4, place - length))
+    descriptor = os.memfd_create("footer")
+    try:
+        os.write(descriptor, b"PAR1" + file.read())
+        with duckdb.connect() as sql:
+            rows = sql.execute(_SIZES, [f"/proc/self/fd/{descriptor}"]).fetchall()
+    except duckdb.Error as error:
+        raise ValueError(f"its footer cannot be read: {str(error).splitlines()[0]}") from None
+    finally:
+        os.close(descriptor)
+    for group, num_rows, path, num_values, packed, unpacked in rows:
+        if not any(f"{path}, ".startswith(f"{name}, ") for name in columns):
+            continue
         if unpacked > MAX_CHUNK_BYTES and unpacked > MAX_PACKING * packed:
             raise ValueError(
-                f"row group {number}: '{chunk.path_in_schema}' unpacks {packed:,} bytes to {unpacked:,}; "
+                f"row group {group}: '{path}' unpacks {packed:,} bytes to {unpacked:,}; "
                 "write the file again in smaller row groups"
             )
-        if chunk.num_values > max(group.num_rows, MAX_LIST_VALUES):
-            raise ValueError(f"row group {number}: '{chunk.path_in_schema}' has {chunk.num_values:,} values")
+        if num_values > max(num_rows, MAX_LIST_VALUES):
+            raise ValueError(f"row group {group}: '{path}' has {num_values:,} values")
 
 
 def _measured(batch: pa.RecordBatch, first: int, batch_bytes: int, row_bytes: int) -> Iterator[Rows]:

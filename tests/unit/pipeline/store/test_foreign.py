@@ -78,7 +78,7 @@ def test_values_within_lists_are_measured(tmp_path: Path) -> None:
     ("column", "message"),
     [
         (["x" * (3 * MB)], "row group 0: 'c' unpacks .* bytes to .*; write the file again in smaller row groups"),
-        ([[0] * 5000], r"row group 0: 'c\.list\.element' has 5,000 values"),
+        ([[0] * 5000], "row group 0: 'c, list, element' has 5,000 values"),
         (pa.array([b"x" * 5000], pa.binary(5000)), "each value of 'c' has 5,000 bytes"),
     ],
 )
@@ -92,6 +92,12 @@ def test_what_unpacks_to_too_much_is_refused(
     with pytest.raises(ValueError, match=message):
         read(path, ["c"])
     assert [found.rows.num_rows for found in read(path, ["other"])] == [1], "a column that is not mapped costs nothing"
+
+
+def test_a_footer_that_contradicts_itself_is_named() -> None:
+    """As the fuzzer found it: pyarrow 26 ends the process when it is asked for a column of this footer."""
+    with pytest.raises(ValueError, match="its footer cannot be read"):
+        read(Path(__file__).with_name("contradicting_footer.parquet"), ["url", "caption"])
 
 
 TEXTS = st.one_of(st.none(), st.text(max_size=4), st.sampled_from(["a" * 300, "b" * 301]))
