@@ -80,9 +80,10 @@ def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the ONNX layout")
     height, width = image_size_px(model.clip)
+    context = int(model.clip.context_length)
     examples = {
         "image": torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0)),
-        "text": torch.arange(3 * model.context_length).view(3, -1) % 300 + 1,
+        "text": torch.arange(3 * context).view(3, -1) % 300 + 1,
     }
     with private_folder(target) as private:
         names = []
@@ -95,7 +96,7 @@ def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float
         storage.publish_json(private / "preprocessor_config.json", _preprocessor(model))
         config = {
             "image": {"file": "image.onnx", "input": "pixels", "size_px": [height, width]},
-            "text": {"file": "text.onnx", "input": "tokens", "context_length": model.context_length},
+            "text": {"file": "text.onnx", "input": "tokens", "context_length": context},
             "outputs": names,
             "first_order_weight": first_order_weight,
             "logit_scale": float(model.clip.logit_scale.detach().exp()),
@@ -189,7 +190,7 @@ def _write_tokenizer(model: DalipModel, folder: Path) -> None:
         "tokenizer_kwargs"
     ):
         raise ConfigError(f"{model.settings.architecture}: its tokenizer has no file of its own; nothing is written")
-    content = json.dumps(_byte_pairs(tokenizer, model.context_length), ensure_ascii=False)
+    content = json.dumps(_byte_pairs(tokenizer, int(model.clip.context_length)), ensure_ascii=False)
     (folder / "tokenizer.json").write_text(content + "\n", encoding="utf-8")
 
 
