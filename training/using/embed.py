@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from manifests.errors import ConfigError
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
 from training.evaluation.set_layouts import read_text
-from training.using.pictures import Listing, encode_pieces
+from training.using.pictures import TABLES, Listing, encode_pieces, read_column
 from training.using.pieces import PiecedTable
 from training.using.predict import spread
 
@@ -69,21 +67,16 @@ def embed_texts(encoder: Encoder, texts: list[str], out: str, kind: FeatureKind 
 
 
 def read_texts(path: str) -> list[str]:
-    """Texts of a file: a text a line, or the column `text` or `caption` of a csv or Parquet table.
+    """Texts of a file: a text a line, or the column `text` or `caption` of a table (csv, tsv, Parquet).
 
     Raises: ConfigError.
     """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"{path}: no such file of texts")
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        return [line for line in read_text(file).splitlines() if line.strip()]
-    table = pq.read_table(file) if file.suffix.lower() == ".parquet" else pyarrow.csv.read_csv(file)
-    column = next((name for name in _TEXT_COLUMNS if name in table.column_names), None)
-    if column is None:
-        raise ConfigError(f"{path}: needs a column 'text' or 'caption'; it has {', '.join(table.column_names)}")
-    texts: list[Any] = table[column].cast(pa.string()).to_pylist()
-    return [text or "" for text in texts]
+    if file.suffix.lower() in TABLES:
+        return read_column(file, _TEXT_COLUMNS)
+    return [line for line in read_text(file).splitlines() if line.strip()]
 
 
 def _open(

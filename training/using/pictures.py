@@ -31,7 +31,7 @@ from training.evaluation.set_layouts import Item
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PATH_COLUMNS = ("filepath", "path", "file", "image", "picture", "filename")
-_TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet")
 _SCHEMA = pa.schema(
     [
         ("name", pa.string()),  # as the output names it
@@ -161,7 +161,7 @@ def _rows_of(place: Path) -> Iterator[_Row]:
         yield from _rows_of_release(place) if (place / RECORD_FILE).is_file() else _rows_of_folder(place)
     elif not place.exists():
         raise ConfigError(f"{place}: no such file or folder of pictures")
-    elif place.suffix.lower() in _TABLES:
+    elif place.suffix.lower() in TABLES:
         yield from _rows_of_table(place)
     elif place.suffix.lower() == ".tar":
         yield from _rows_of_shard(place, place.name)
@@ -182,8 +182,11 @@ def _rows_of_folder(folder: Path) -> Iterator[_Row]:
                 yield (inner, *_place_of(path))
 
 
-def _rows_of_table(path: Path) -> Iterator[_Row]:
-    """Paths in a column of a table, relative to the table's folder."""
+def read_column(path: Path, names: Sequence[str]) -> list[str]:
+    """The first column of these names in a table: csv, tsv or Parquet. An empty cell gives "".
+
+    Raises: ConfigError for a table that cannot be read, or without such a column.
+    """
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path)
@@ -192,12 +195,15 @@ def _rows_of_table(path: Path) -> Iterator[_Row]:
             table = pyarrow.csv.read_csv(path, parse_options=options)
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
-    column = next((name for name in PATH_COLUMNS if name in table.column_names), None)
+    column = next((name for name in names if name in table.column_names), None)
     if column is None:
-        raise ConfigError(
-            f"{path}: needs a column of paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(table.column_names)}"
-        )
-    for number, value in enumerate(table[column].cast(pa.string()).to_pylist(), start=1):
+        raise ConfigError(f"{path}: needs a column {' or '.join(names)}; it has {', '.join(table.column_names)}")
+    return [value or "" for value in table[column].cast(pa.string()).to_pylist()]
+
+
+def _rows_of_table(path: Path) -> Iterator[_Row]:
+    """Paths in a column of a table, relative to the table's folder."""
+    for number, value in enumerate(read_column(path, PATH_COLUMNS), start=1):
         yield (value, *_place_of(path.parent / value)) if value else (f"row {number}", None, 0, None, "no path")
 
 

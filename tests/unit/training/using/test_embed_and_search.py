@@ -47,6 +47,17 @@ def test_vectors_of_pictures_and_texts_are_those_of_the_api(
                  "--out", str(tmp_path / "t.parquet")]) == 0  # fmt: skip
     wanted = api.encode_texts(model, ["a red circle", "a blue square"], features="f")
     np.testing.assert_allclose(_vectors(tmp_path / "t.parquet"), wanted, atol=1e-6)
+    listed = tmp_path / "texts.csv"
+    listed.write_text("caption,id\na red circle,1\na blue square,2\n")
+    assert main(["embed", "--texts", str(listed), "--model", str(run_folder), "--features", "f",
+                 "--out", str(tmp_path / "c.parquet")]) == 0  # fmt: skip
+    np.testing.assert_array_equal(_vectors(tmp_path / "c.parquet"), _vectors(tmp_path / "t.parquet"))
+    listed.write_text("a,b\n1\n")
+    capsys.readouterr()
+    assert (
+        main(["embed", "--texts", str(listed), "--model", str(run_folder), "--out", str(tmp_path / "d.parquet")]) == 2
+    )
+    assert "texts.csv: cannot be read as a table" in capsys.readouterr().err
     assert main(["embed", "--model", str(run_folder), "--out", str(out)]) == 2
     assert "give either IMAGES or --texts FILE" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.model import linear_fast
+from training.evaluation import linear_fast
 from training.model.build import build_model
 from training.model.presets import ModelSettings
 
