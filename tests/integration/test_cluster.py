@@ -222,7 +222,7 @@ def test_a_build_with_relative_paths_on_a_node_in_another_folder_equals_inline(
 @pytest.mark.slow
 def test_nodes_that_join_are_used_and_lost_ones_cost_no_try(cluster: Cluster, tmp_path: Path) -> None:
     """One try a part is allowed. A node joins in the middle, and the first one is killed with parts on it."""
-    (first,) = (node for node in cluster.nodes[1:] if node.poll() is None)
+    first = next((node for node in cluster.nodes[1:] if node.poll() is None), None) or cluster.start()
     write_config(tmp_path, cluster.address)
     (tmp_path / "job.py").write_text(_WAITING_STAGE)
     driver = subprocess.Popen(
