@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+
+from process_tree import below, kill
 
 _START_SECONDS = 200  # 25 to 50 s a node on a 2-core machine with load 25
 _SMALL = ("--node-ip-address=127.0.0.1", "--object-store-memory=80000000")
@@ -97,7 +98,7 @@ class Cluster:
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """As when the power fails: no process of the node says goodbye."""
-        os.killpg(node.pid, signal.SIGKILL)
+        kill([node.pid, *below(node.pid)])
         node.wait(30)
 
     def __enter__(self) -> Cluster:

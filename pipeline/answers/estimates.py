@@ -21,7 +21,7 @@ from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
-from pipeline.runner.joining import count_cpus
+from pipeline.runner.on_ray import count_cpus
 from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings

@@ -1,4 +1,4 @@
-"""Parts as Ray tasks, or in Ray actors where a step holds a model. It and joining.py alone import ray."""
+"""Parts as Ray tasks, or in Ray actors where a step holds a model. The only module of the pipeline that imports ray."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixError, RetryableError, RunError
 from manifests.masking import hide_secrets
+from manifests.services.local_ray import join_cluster, ray_environment
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
-from pipeline.runner.joining import address_of, join, start
 
 log = logging.getLogger("plantmix.runner")
 
@@ -32,6 +32,50 @@ _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was k
 
 
 _LOCAL = RaySettings()
+
+
+def address_of(settings: RaySettings) -> str | None:
+    """The cluster to join: the setting, or RAY_ADDRESS as `ray job submit` sets it; None for a Ray of this machine."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address  # Ray's own word
+
+
+def _connect(settings: RaySettings, num_workers: int | None) -> Any:
+    """Join the cluster that is named, or start a Ray of this machine. Returns the module ray.
+
+    Raises: ConfigError when the cluster lets nobody in; RunError when this machine is too busy for a Ray of its own.
+    """
+    address = address_of(settings)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options["runtime_env"] = settings.runtime_env or None
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with ray_environment(address):
+        ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
+        if address:
+            join_cluster(ray, "run.ray.address" if settings.address else "RAY_ADDRESS", address, **options)
+            return ray
+        try:
+            ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
+        except Exception as error:  # Ray raises a bare one when its processes are not up after half a minute
+            raise RunError(
+                f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for it: "
+                "run the same command again, or set `run: {executor: inline}`, which needs no Ray"
+            ) from None
+    return ray
+
+
+def count_cpus(settings: RaySettings) -> int:
+    """CPUs of the cluster that a build would join; of this machine where it would join none.
+
+    Raises: ConfigError when the cluster lets nobody in.
+    """
+    if not address_of(settings):
+        return os.cpu_count() or 1
+    ray = _connect(settings, None)
+    try:
+        return int(ray.cluster_resources().get("CPU", 0)) or 1
+    finally:
+        ray.shutdown()
 
 
 class RayExecutor:
@@ -64,8 +108,7 @@ class RayExecutor:
         if settings.part_memory_gb:
             self._needs["memory"] = settings.part_memory_gb * 1e9
         log.info("ray: %s", f"joining {address}" if address else "starting")
-        self._ray = join(address, settings) if address else start(num_workers or os.cpu_count() or 1, settings)
-        ray = self._ray
+        ray = self._ray = _connect(settings, num_workers)
         # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
         through_proxy = address is not None and address.startswith("ray://")
         self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)

@@ -21,8 +21,8 @@ from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import draw_picture
 
 from manifests.errors import ConfigError
+from manifests.services.local_ray import join_cluster
 from pipeline.config import RaySettings, RunSettings
-from pipeline.runner.joining import join
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM = 8
@@ -105,7 +105,7 @@ def test_a_port_that_is_no_ray_is_named_at_once(kind: str) -> None:
         started = time.monotonic()
         try:
             with pytest.raises(ConfigError, match=rf"^run.ray.address 127.0.0.1:{port}: {expected}"):
-                join(f"127.0.0.1:{port}", RaySettings(address=f"127.0.0.1:{port}"))
+                join_cluster(None, "run.ray.address", f"127.0.0.1:{port}")
         finally:
             web.shutdown()
             web.server_close()
@@ -222,7 +222,7 @@ def test_a_build_with_relative_paths_on_a_node_in_another_folder_equals_inline(
 @pytest.mark.slow
 def test_nodes_that_join_are_used_and_lost_ones_cost_no_try(cluster: Cluster, tmp_path: Path) -> None:
     """One try a part is allowed. A node joins in the middle, and the first one is killed with parts on it."""
-    (first,) = (node for node in cluster.nodes[1:] if node.poll() is None)
+    first = next((node for node in cluster.nodes[1:] if node.poll() is None), None) or cluster.start()
     write_config(tmp_path, cluster.address)
     (tmp_path / "job.py").write_text(_WAITING_STAGE)
     driver = subprocess.Popen(

@@ -47,8 +47,8 @@ print(json.dumps(listening()))
 executor.close()
 """
 _TRAINING = """
-from manifests.services.local_ray import bound_to_loopback
-with bound_to_loopback(None):
+from manifests.services.local_ray import ray_environment
+with ray_environment(None):
     import ray
 from training.run.launcher import _running_ray
 with _running_ray(ray, None, 2):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.services.local_ray import bound_to_loopback, join_cluster
+from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
 from training.config import TrainSettings, identity_values
 from training.data import loader
@@ -105,7 +105,7 @@ def _import_ray(address: str | None) -> Any:
     Raises: ConfigError where one of them is missing.
     """
     try:
-        with bound_to_loopback(address):
+        with ray_environment(address):
             import ray.train.torch
     except ImportError as error:
         raise ConfigError(
@@ -156,7 +156,7 @@ def _running_ray(ray: Any, address: str | None, num_cpus: int) -> Iterator[None]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         num_cpus = max(os.cpu_count() or 1, num_cpus)
-        with bound_to_loopback(address):
+        with ray_environment(address):
             ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
     else:
         join_cluster(ray, "--ray-address", address, logging_level="warning")
