@@ -22,6 +22,8 @@ DATASETS = [
     for number in range(1, 4)
 ]  # fmt: skip
 TAXA = {
+    **{name: {"usageKey": key, "matchType": "EXACT", "scientificName": name}
+       for key, name in enumerate(("Rosaceae", "Fagaceae", "Pinaceae"), 10)},
     "Fagus": {"usageKey": 2874569, "matchType": "EXACT", "scientificName": "Fagus L."},
     "Rosa altissima": {"usageKey": 1, "acceptedUsageKey": 8395064, "synonym": True, "matchType": "EXACT",
                        "scientificName": "Rosa altissima"},

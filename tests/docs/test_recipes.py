@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import fsspec
@@ -22,6 +22,7 @@ import pytest
 import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
+from gbif_server import ACCOUNT, GbifServer
 from misbehaving import object_store
 from misbehaving.hub import FakeHub, fake_hub
 from PIL import Image
@@ -182,18 +183,25 @@ def check_hub(folder: Path, hub: FakeHub) -> None:
     assert dataset.private
     assert model.private
     assert set(dataset.files) == {*release.record["files"], "release.json", "croissant.json", "CITATION.cff"}
-    assert b"My lab" in (dataset.files["CITATION.cff"].content or b"")
+    citation = dataset.files["CITATION.cff"].content or b""
+    assert b"My lab" in citation
+    assert b"10.15468/dl.abc123" in citation, "the DOI of the download"
     card = (model.files["README.md"].content or b"").decode()
     assert release.name in card
     assert "zero-shot top1" in card
     assert {"open_clip_config.json", "open_clip_model.safetensors"} <= model.files.keys()
+    with (folder / "heldout.csv").open(newline="") as stream:
+        answers = list(csv.DictReader(stream))
+    assert len(answers) == release.record["splits"]["heldout"]["num_samples"]
 
 
 CHECKS: dict[str, Callable[[Path, FakeHub], None]] = {"archive-to-hub": check_hub}
 
 
-def allow_loopback(path: Path, robots_txt: bool) -> None:
+def allow_loopback(path: Path, robots_txt: bool, gbif_api: str | None) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if gbif_api:
+        values["sources"][0]["gbif"]["api"] = gbif_api
     values["run"] = values.get("run", {}) | {"executor": "inline"}
     limits = {"requests_per_second": None, "connections": 8}
     network = values.setdefault("fetch", {}).setdefault("network", {})
@@ -210,12 +218,15 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
         serving(tmp_path / "data") as server,
         fake_hub() as hub,
         bucket() if name == "cluster" else nullcontext({}) as store,
+        ExitStack() as stack,
     ):
         DATA[name](tmp_path / "data", f"http://127.0.0.1:{server.port}")
         robots_txt = (tmp_path / "data/robots.txt").is_file()
-        allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt)
+        archive = tmp_path / "data/lab/archive.zip"
+        gbif_api = stack.enter_context(GbifServer(archive.read_bytes())).api if name == "archive-to-hub" else None
+        allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt, gbif_api)
         for block in blocks_of(page):
-            more = hub.environment | store
+            more = hub.environment | store | ACCOUNT
             if "$URL" in block.commands:
                 more["URL"] = (
                     Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()
