@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 BUCKET = "bucket"
 _SLOW_SECONDS = 0.3
@@ -58,10 +59,10 @@ def serving() -> Iterator[Store]:
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    handler: Any = type("Bound", (_Proxy,), {"behind": (host, port)})
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     proxy.daemon_threads = True
-    store = Store(f"http://127.0.0.1:{proxy.server_address[1]}")
-    proxy.store, proxy.behind = store, (host, port)  # type: ignore[attr-defined]
+    handler.store = store = Store(f"http://127.0.0.1:{proxy.server_address[1]}")
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:
@@ -78,12 +79,14 @@ def serving() -> Iterator[Store]:
 
 class _Proxy(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    store: Store
+    behind: tuple[str, int]
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
     def _answer(self) -> None:
-        store: Store = self.server.store  # type: ignore[attr-defined]
+        store = self.store
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         store.requests.append((self.command, self.path))
         fault = store.choose(self.command, self.path)
@@ -98,7 +101,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             content = b"" if self.command == "HEAD" else _ERROR.format(code=code, message=message).encode()
             self._send(status, [("Content-Type", "application/xml")], content)
             return
-        connection = http.client.HTTPConnection(*self.server.behind, timeout=60)  # type: ignore[attr-defined]
+        connection = http.client.HTTPConnection(*self.behind, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
