@@ -32,15 +32,15 @@ def ray_environment(address: str | None) -> Iterator[None]:
     A Ray of one's own is bound to the loopback. The cluster at `address` is tried a few times, with the token of this
     account where it has one: by itself Ray 2.60 uses that only for clusters that it starts or finds.
     """
-    changed = {_NO_CLUSTER: "0"} if address is None else _SHORT_TRIES
-    before = {name: os.environ.get(name) for name in changed}
     if address is None:
-        os.environ.update(changed)
+        changed = {_NO_CLUSTER: "0"}
     else:
-        os.environ.update({name: value for name, value in changed.items() if before[name] is None})
         tokens = map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-        if any(tokens) or Path("~/.ray/auth_token").expanduser().is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        has_token = any(tokens) or Path("~/.ray/auth_token").expanduser().is_file()
+        wanted = _SHORT_TRIES | ({"RAY_AUTH_MODE": "token"} if has_token else {})
+        changed = {name: value for name, value in wanted.items() if name not in os.environ}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:

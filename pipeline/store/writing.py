@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +54,9 @@ class TableWriter:
         storage.make_folder(final.rpartition("/")[0])
         self._temp = storage.temp_path(final)
         self.schema = schema
-        self._writer = pq.ParquetWriter(self._temp, schema, compression="zstd")
+        fs, inner = storage.filesystem(self._temp)  # the tables of a release may lie in an object store
+        self._stream = fs.open(inner, "wb")
+        self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd")
         self._num_rows = 0
         self._row_group_rows, self._row_group_bytes = row_group_rows, row_group_bytes
         self._waiting: list[pa.Table] = []
@@ -83,6 +84,7 @@ class TableWriter:
         for rest in self._waiting:
             self._writer.write_table(rest.combine_chunks(), row_group_size=self._row_group_rows)
         self._writer.close()
+        self._stream.close()
         return private_file(self._table, self._path, self._temp, self._num_rows)
 
     def _write_groups(self) -> None:
@@ -132,5 +134,7 @@ def private_bytes(workdir: str, table: str, path: str, content: bytes, num_rows:
     final = storage.join(workdir, path)
     storage.make_folder(final.rpartition("/")[0])
     temp = storage.temp_path(final)
-    Path(temp).write_bytes(content)
+    fs, inner = storage.filesystem(temp)
+    with fs.open(inner, "wb") as stream:
+        stream.write(content)
     return PrivateFile(table, path, temp, num_rows, len(content), hashlib.sha256(content).hexdigest())

@@ -106,7 +106,7 @@ def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def kill_a_worker(driver: int) -> None:
-    kill([pid for pid, command in below(driver).items() if command.startswith("ray::do_job")][:1])
+    kill([pid for pid, command in below(driver).items() if command.startswith("ray::_do_in_folder")][:1])
 
 
 def kill_the_driver(driver: int) -> None:
@@ -126,7 +126,7 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
             assert build.poll() is None, build.stdout and build.stdout.read()
             time.sleep(0.02)
         started = below(build.pid)
-        assert any(command.startswith("ray::do_job") for command in started.values())
+        assert any(command.startswith("ray::_do_in_folder") for command in started.values())
         way(build.pid)
         said, _ = build.communicate(timeout=300)
     deadline = time.monotonic() + 20  # Ray's processes leave with their driver

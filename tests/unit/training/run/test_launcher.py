@@ -25,7 +25,8 @@ def _write(tmp_path: Path, values: dict[str, Any]) -> str:
 def test_without_ray_the_way_to_get_it_is_named(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ray.train", None)
+    for name in ("ray.train", "ray.train.torch"):  # each counts as missing, also where a test before has loaded it
+        monkeypatch.setitem(sys.modules, name, None)
     assert main(["train", _write(tmp_path, config), "--launcher", "ray"]) == 2
     missing = '--launcher ray needs Ray Train (ray.train.torch is missing): pip install "ray[train]>=2.56"'
     assert missing in capsys.readouterr().err
