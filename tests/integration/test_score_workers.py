@@ -46,8 +46,10 @@ def test_a_model_is_loaded_once_a_worker_and_a_lost_worker_comes_back(tmp_path: 
             ]
         )
         done = list(executor.run(_note_load, jobs, gpus=0.0))
-        assert len(done) == 6
+        # a worker that dies between a result and the end of its stream has given both a result and an error
+        assert {one.job.key for one in done} == set(map(str, range(6)))
         failed = [one.job.key for one in done if one.error is not None]
+        assert len(failed) == len(set(failed))
         assert "3" in failed, "the part that killed its worker is told, for another try"
         again = list(executor.run(_note_load, [job for job in jobs if job.key in failed], gpus=0.0))
         assert all(one.error is None for one in again)
