@@ -1,4 +1,4 @@
-"""Samples per second of the whole trainer beside open_clip's own: same shards, model, batch and number of loader processes.
+"""Samples per second of the whole trainer beside that of open_clip: same shards, model, batch and loader processes.
 
     python tests/benchmarks/bench_trainer.py RELEASE [--model configs/models/vit-tiny-demo.json] [--batch 64]
         [--steps 60] [--rounds 3] [--threads 2]
