@@ -45,7 +45,7 @@ LONGEST_SECONDS = 900  # no command may take longer, whatever was killed; a busy
 TARGETS = {
     "driver": "",
     "worker": "ray::_do_in_folder",
-    "gate": "ray::_Keeper",
+    "gate": "ray::Keeper",
     "raylet": "/raylet/raylet",
     "gcs": "gcs_server",
 }

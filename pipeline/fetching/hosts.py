@@ -297,3 +297,18 @@ class HostGate(Board):
             state.pace.was_full = True
         full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests
         return Verdict(tuple(given), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))
+
+
+@dataclass(frozen=True, slots=True)
+class HostGateMaker:
+    """Makes the gate of a fetch where it shall stand; for a large cluster several, each for its own hosts."""
+
+    settings: NetworkSettings
+
+    def __call__(self) -> HostGate:
+        """A new gate, that knows nothing of any host."""
+        return HostGate(self.settings)
+
+    def name_of(self, host: str) -> str:
+        """The name under which a host is counted: hosts that share their limits share a gate."""
+        return self.settings.limits_of(host)[0]

@@ -20,6 +20,7 @@ from manifests.services.local_ray import join_cluster, ray_environment
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
+from pipeline.runner.ray_gates import ActorGate, Keeper, SplitByHost
 
 log = logging.getLogger("plantmix.runner")
 
@@ -28,7 +29,8 @@ _SILENT_SECONDS = 20.0  # a Ray that answers no connection for so long is gone; 
 _LOOK_SECONDS = 5.0  # how often the driver looks whether Ray answers, while no part ends
 _NODE_SECONDS = 90.0  # how long a node may take to start a worker and look; 5 s on a 2-core machine with load 25
 _NODE_LOSS_SECONDS = 10.0  # a killed raylet was known to be dead 2 to 4 s after its actors
-_GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was killed, on a busy 2-core machine
+_WORKERS_A_GATE = 50  # an actor serves about 1,000 exchanges a second, and a worker asks 50 times a second at most
+_MOST_GATES = 16
 
 
 _LOCAL = RaySettings()
@@ -324,12 +326,14 @@ class RayExecutor:
     def share(self, make: Callable[[], Any]) -> Any:
         """Make the object inside an actor and give a proxy for the methods that workers and driver call.
 
-        The actor stands on the driver's node: the loss of another node does not touch it.
+        The actor stands on the driver's node: the loss of another node does not touch it. A large cluster gets several
+        where the object can be split (it says under which name a host is counted); each then serves its own hosts.
         """
         pinned = {"scheduling_strategy": self._only_on(self._home)} if self._home else {}
-        keeper = self._ray.remote(_Keeper).options(num_cpus=0, max_concurrency=16, max_restarts=-1, **pinned)
-        actor = keeper.remote(make)
-        return ActorGate(actor)
+        keeper = self._ray.remote(Keeper).options(num_cpus=0, max_concurrency=16, max_restarts=-1, **pinned)
+        name_of = make.name_of if isinstance(make, SplitByHost) else None
+        num = min(_MOST_GATES, math.ceil(self._num_workers / _WORKERS_A_GATE)) if name_of else 1
+        return ActorGate([keeper.remote(make) for _ in range(num)], name_of)
 
     def close(self) -> None:
         """Shut the driver's connection (and a local Ray) down."""
@@ -349,57 +353,3 @@ class _Worker:
 
     def do(self, work: Work, job: Job, folder: str) -> Iterator[Done]:
         yield from _do_in_folder(work, job, folder)
-
-
-class _Keeper:
-    """Holds the shared object inside an actor. An actor that replaces a lost one says so to the object."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        ray: Any = importlib.import_module("ray")
-        self._thing = make()
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            self._thing.start_over()
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._thing, method)(*arguments)
-
-
-class ActorGate:
-    """A handle on the one host gate of the cluster (pipeline.fetching.hosts.HostGate).
-
-    Every method waits while Ray replaces a lost actor.
-
-    Raises: RetryableError when no actor takes its place; the part is then tried again.
-    """
-
-    exchange_interval_seconds = 0.02  # one round trip to an actor took 1.2 ms on a 2-core machine
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def exchange(self, reports: Any, wanted: Any) -> Any:
-        """Send reports and ask for permissions in one round trip."""
-        return self._call("exchange", reports, wanted)
-
-    def check_in(self, part: str, tally: Any, ended: bool = False) -> bool:
-        """Say how far a part is; True when it should store what it has and end."""
-        return bool(self._call("check_in", part, tally, ended))
-
-    def progress(self) -> Any:
-        """What all parts have done so far."""
-        return self._call("progress")
-
-    def request_stop(self) -> None:
-        """Ask all parts to store what they have and end."""
-        self._call("request_stop")
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        ray: Any = importlib.import_module("ray")
-        until = time.monotonic() + _GATE_WAIT_SECONDS
-        while True:
-            try:
-                return ray.get(self._actor.call.remote(method, *arguments))
-            except ray.exceptions.RayActorError as error:
-                if time.monotonic() > until:
-                    raise RetryableError(f"the host gate is gone ({type(error).__name__})") from None
-                time.sleep(0.2)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.records import Funnel, PartRecord
 from pipeline.fetching.engine import fetch_in_pieces
-from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.hosts import HostGateMaker
 from pipeline.fetching.settings import FetchSettings
 from pipeline.pictures.consent import MARKS
 from pipeline.pictures.settings import ImageSettings
@@ -197,7 +196,7 @@ STAGE = Stage(
             how=lambda context: DownloadHow(context.config.fetch, context.config.run.fetch_part_seconds),
             unit="images",
             committed=_fetched,
-            shared=lambda context: partial(HostGate, context.config.fetch.network),
+            shared=lambda context: HostGateMaker(context.config.fetch.network),
             reports=True,
             from_outside=True,
         ),
