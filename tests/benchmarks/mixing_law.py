@@ -269,6 +269,34 @@ def rank_correlation(records: list[dict[str, Any]], one: str, other: str) -> flo
     return float(np.mean([spearmanr(first[:, c], second[:, c]).statistic for c in range(len(DOMAINS))]))
 
 
+def repetition(records: list[dict[str, Any]]) -> Iterator[str]:
+    """How much cut pools raise the losses of the same mixture and seed, and what the planner's formula says of it."""
+    from pipeline.planning.forms.catalogue import FORMS, SHARED_EXPONENT
+    from pipeline.planning.laws import fit_law
+    from pipeline.planning.limits import TEXT_HALF_LIFE_EPOCHS, Limits, effective_shares
+
+    main_block = [record for record in records if record["block"] == "w128"]
+    cut = [record for record in records if record["block"] == "cut-pools"]
+    twins = {(record["mixture"], record["seed"]): record for record in main_block}
+    rise = last_losses(cut) - last_losses([twins[record["mixture"], record["seed"]] for record in cut])
+    law = fit_law(runs_table([record for record in main_block if record["mixture"].startswith("d")]))
+    shares = np.array([[record["shares"][name] for name in DOMAINS] for record in cut])
+    yield "| R* in epochs | rise of " + " | ".join(DOMAINS) + " | mean absolute error |\n|---|---|---|---|---|"
+    yield f"| measured | {' | '.join(f'{value:.2f}' for value in rise.mean(axis=0))} | |"
+    for scale in (TEXT_HALF_LIFE_EPOCHS, 5.0, 3.0, 2.0, 1.0):
+
+        def foretold(pool: int, scale: float = scale) -> np.ndarray:
+            limits = Limits(dict.fromkeys(DOMAINS, float(pool)), STEPS * BATCH, repetition_scale_epochs=scale)
+            worth = effective_shares(DOMAINS, shares, limits)
+            return np.stack(
+                [FORMS[SHARED_EXPONENT].predict(c.whole[SHARED_EXPONENT], worth)[0] for c in law.columns], 1
+            )
+
+        cost = foretold(CUT_POOL) - foretold(POOL)
+        each = " | ".join(f"{value:.2f}" for value in cost.mean(axis=0))
+        yield f"| {scale:g} | {each} | {np.abs(rise - cost).mean():.2f} |"
+
+
 def verdict(ends: dict[str, Any], correlation: float) -> str:
     """The rule of the protocol for the main block."""
     noise, ridge, coverage = (ends[name][0] for name in ("error_over_noise", "error_over_ridge", "coverage"))
@@ -302,6 +330,8 @@ def report(results: Path, *, judge: bool) -> Iterator[str]:
         places = {(run.mixture, run.seed) for run in runs if run.block == "one-domain"}
         yield "\n## w128, the runs that one-domain has too\n"
         yield json.dumps(judge_block([r for r in main_block if (r["mixture"], r["seed"]) in places]), indent=1)
+        yield "\n## Cut pools against whole ones\n"
+        yield from repetition(records)
         correlation = rank_correlation(records, "w64", "w192")
         yield f"\nrank correlation from width 64 to 192: {correlation:.2f}"
         yield f"\n**The law: {verdict(judge_block(main_block), correlation)}.**"
