@@ -17,7 +17,7 @@ A batch must not cure what a flip alone would leave, so files whose repair gives
 - Tables of downloads are tried one by one. They are mended from other tables, and only some of them need a build.
 - A takedown's version is cut anew as a whole, which moves the pointers: LATEST is not in its batch. Its record is not
   either: without it no other file of that version can be checked.
-- Database, snapshot and journal stand in for each other: each is in a batch of its own.
+- Database, snapshot and journal stand in for each other: no two of them share a batch.
 - Files that one piece of work makes are made again when any of them is named, so each of them must be named.
 - A batch that asks the web is taken apart, for pictures of the web would make up for those of pool and shards.
 
