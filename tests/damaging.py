@@ -86,7 +86,8 @@ def kinds_of(work: Path) -> dict[str, list[Path]]:
             kind = f"{takedown}{'shard' if path.suffix == '.tar' else path.name}"
         elif parts[0] == "tables":
             is_fetched = parts[1] == "fetch" and not path.name.startswith("facts")
-            kind = "table fetched" if is_fetched else f"table {parts[1]}"
+            is_arranged = parts[1] == "pack" and "-" in path.name  # the others say where each sample lies in a shard
+            kind = "table fetched" if is_fetched else "table arranged" if is_arranged else f"table {parts[1]}"
         else:
             kind = "pool" if parts[0] == "pool" else path.name.rpartition("LATEST")[1] or path.name
         kinds.setdefault(kind, []).append(path)

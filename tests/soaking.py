@@ -191,7 +191,10 @@ class Harm:
 
 @dataclass
 class Life:
-    """One work folder from its first build to its last; `durations` says how long each command takes undisturbed."""
+    """One work folder from its first build to its last.
+
+    `durations` says how long each command takes undisturbed; on Ray, how long from when a worker is up.
+    """
 
     soil: Soil
     launcher: Launcher
@@ -254,12 +257,13 @@ class Life:
         Raises: DivergenceError.
         """
         executor = self.executor if step.startswith(("build", "retry")) else INLINE
-        usual = self.durations.get((step, executor), 12.0)
+        usual = self.durations.get((step, executor), 4.0)
         log = self.work.with_name(f"{self.work.name}.log")
         started: dict[int, str] = {}
         began, harmed = time.monotonic(), None
         driver = self.launcher.start(self._command(step), log)
-        at = began + usual * self.rng.uniform(0.1, 1.0) if target else float("inf")
+        up = began if executor == INLINE else float("inf")  # Ray takes most of a build to start: kills come after that
+        share = self.rng.uniform(0.1, 1.0) if executor == INLINE else self.rng.uniform(0.0, 0.9)
         most_asked = self.rng.randrange(1, 2 * NUM_URLS) if step == "build" else 2 * NUM_URLS  # half of them amid fetch
         while (code := self.launcher.ended(0.1 if executor == RAY else 0.02)) is None:
             now = time.monotonic()
@@ -268,7 +272,9 @@ class Life:
                 raise DivergenceError(f"{step}: hangs after {harmed or 'no kill'}: {log.read_text()[-2000:]}")
             if executor == RAY:
                 started |= below(driver)
-            is_time = now >= at or len(self.soil.server.log) >= most_asked
+                if TARGETS["worker"] in "".join(started.values()):
+                    up = min(up, now)
+            is_time = now >= up + usual * share or len(self.soil.server.log) >= most_asked
             if is_time and target and harmed is None and (pids := self._pids_of(target, driver, started)):
                 kill(pids)
                 harmed = Harm(step, target, now - began, 0)
@@ -278,7 +284,8 @@ class Life:
             harmed.code = code
             self.harms.append(harmed)
         elif code == 0:
-            self.durations[step, executor] = time.monotonic() - began
+            if up < float("inf"):  # a build with nothing to do starts no Ray
+                self.durations[step, executor] = time.monotonic() - up
         elif "Ray did not start" not in said:  # so it says on a machine that is too busy
             raise DivergenceError(f"{step}: exit code {code} though nothing was killed: {said[-2000:]}")
         if "Traceback" in said:

@@ -37,7 +37,8 @@ _JOINED = {
 class Head:
     """Rows of one source: `rows` those that are candidates, `reasons` why others are none.
 
-    `whole` says that the source has no more rows. `has_captions` is false where a join would give them.
+    `whole` says that the source has no more rows. `has_captions` is false where a join would give them, or a request
+    for each text in an object store.
     """
 
     rows: pa.Table
@@ -47,7 +48,7 @@ class Head:
 
 
 def read_head(source: SourceSettings, memory_gb: float) -> Head:
-    """The first rows of a source. Of sources that are joined, addresses and licences alone.
+    """The first rows of a source. Of sources that are joined or read texts of an object store, all but the captions.
 
     A download that GBIF has not made yet has none.
     """
@@ -59,12 +60,17 @@ def read_head(source: SourceSettings, memory_gb: float) -> Head:
         num = len(next(iter(columns.values()), []))
         batch = make_batch(columns | {"record_key": columns.get("url", pa.nulls(num, pa.string()))}, range(num))
         return _judged(map_rows(batch, source), whole=False, has_captions=False)
-    with tempfile.TemporaryDirectory(prefix="plantmix-head-") as folder:
-        batches = read_rows(source, partial(open_scratch, folder, memory_gb))
+    folder = source.folder
+    costs_requests = folder is not None and folder.captions == "text_file" and storage.is_remote(folder.path)
+    if folder is not None and costs_requests:
+        source = source.model_copy(update={"folder": folder.model_copy(update={"captions": "none"})})
+    with tempfile.TemporaryDirectory(prefix="plantmix-head-") as temp:
+        batches = read_rows(source, partial(open_scratch, temp, memory_gb))
         mapped = [map_rows(batch, source) for batch in islice(batches, 1)]
         rows = mapped[0] if mapped else map_rows(make_batch({}, []), source)
         whole = next(batches, None) is None
-    return _judged(rows.slice(0, HEAD_ROWS), whole=whole and rows.num_rows <= HEAD_ROWS, has_captions=True)
+    whole = whole and rows.num_rows <= HEAD_ROWS
+    return _judged(rows.slice(0, HEAD_ROWS), whole=whole, has_captions=not costs_requests)
 
 
 def _judged(rows: pa.Table, whole: bool, has_captions: bool) -> Head:

@@ -170,12 +170,20 @@ def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
 
     Raises: ConfigError for a folder that may not be read.
     """
+    return ((name, size) for name, size, _ in walk_versions(root))
+
+
+def walk_versions(root: str) -> Iterator[tuple[str, int | None, str | None]]:
+    """As `walk_files`, with the version (ETag) that the listing of an object store names; None on a disk.
+
+    A version changes with the content, and is seen without a request for the file.
+    """
     fs, inner = storage.filesystem(root)
     inner = inner.rstrip("/") or "/"
     yield from _walk(fs, inner, len(inner.rstrip("/")) + 1)
 
 
-def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None]]:
+def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None, str | None]]:
     try:
         entries = sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"]))
     except PermissionError:
@@ -188,11 +196,12 @@ def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None]]
         if name.rpartition("/")[2].startswith("."):
             continue
         if entry.get("islink"):
-            yield name[prefix:] + ("/" if fs.isdir(name) else ""), None
+            yield name[prefix:] + ("/" if fs.isdir(name) else ""), None, None
         elif entry["type"] == "directory":
             yield from _walk(fs, name, prefix)
         else:
-            yield name[prefix:], int(entry["size"]) if entry["type"] == "file" else None
+            size = int(entry["size"]) if entry["type"] == "file" else None
+            yield name[prefix:], size, entry.get("ETag") or entry.get("etag")  # by S3's and by Google's name
 
 
 def make_locator(name: str, offset: int, length: int) -> str:

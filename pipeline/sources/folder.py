@@ -22,11 +22,12 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
 from pipeline.sources import table
-from pipeline.sources.files import kind_of_place, make_locator, walk_files, where_it_looked
+from pipeline.sources.files import kind_of_place, make_locator, walk_files, walk_versions, where_it_looked
 from pipeline.sources.limits import MAX_TEXT_BYTES
 from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, in_batches, make_batch, malformed_rows, map_columns
 from pipeline.sources.settings import FolderSettings, NestedTable, Origin, given
 
+_TEXT_ENDING = ".txt"
 _COLUMN_OF_WORDS = {
     "caption": "caption",
     "scientific_name": "taxon_scientific_name",
@@ -53,13 +54,20 @@ def check_source(source: Origin) -> None:
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """What the rows depend on: names and sizes of the pictures, and the content of every text that is read."""
+    """What the rows depend on: names and sizes of the pictures, and the content of every text that is read.
+
+    Of texts in an object store the version that its listing names: reading them is left to `read_rows`.
+    """
     settings = given(source.folder)
     digest = hashlib.sha256()
-    for name, size in _entries(settings):
-        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        if settings.captions == "text_file" and size is not None:
-            digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
+    reads_texts = settings.captions == "text_file"
+    for name, size, version in walk_versions(settings.path):
+        if name.lower().endswith(_endings(settings)):
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            if reads_texts and size is not None and version is None:
+                digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
+        elif reads_texts and version is not None and name.endswith(_TEXT_ENDING):
+            digest.update(f"{name}\0{version}\n".encode("utf-8", "surrogateescape"))
     tables = table.digest_inputs(_inner_table(source), hash_file) if settings.table is not None else []
     return [digest.hexdigest(), *tables]
 
@@ -128,7 +136,7 @@ def _words(settings: FolderSettings, name: str) -> str | None:
 
 
 def _text_file(name: str) -> str:
-    return name.rpartition(".")[0] + ".txt"
+    return name.rpartition(".")[0] + _TEXT_ENDING
 
 
 def _beside(settings: FolderSettings, name: str) -> bytes | None:
@@ -158,8 +166,12 @@ def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Ite
 
 def _entries(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
     """Everything that is named like a picture, and linked folders, which may hold some; no size: no regular file."""
-    endings = ("/", *(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes))
+    endings = _endings(settings)
     return ((name, size) for name, size in walk_files(settings.path) if name.lower().endswith(endings))
+
+
+def _endings(settings: FolderSettings) -> tuple[str, ...]:
+    return "/", *(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes)
 
 
 # ---- pictures with a table

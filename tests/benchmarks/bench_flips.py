@@ -1,16 +1,27 @@
-"""Flip bits in every kind of file of a work folder: how many does `plantmix verify` name, how many does `repair` cure?
+"""Flip bits in every kind of file of a work folder: does `plantmix repair` name each, and does it cure it?
 
-    python tests/benchmarks/bench_flips.py --flips 1000 --repairs 20
-    python tests/benchmarks/bench_flips.py --flips 0 --repairs 25    # the repairs alone
+    python tests/benchmarks/bench_flips.py --flips 1000
+    python tests/benchmarks/bench_flips.py --flips 10 --alone    # one flip a repair
 
-Builds a small work folder over a loopback web (24 pictures, three releases, one of them of a takedown). A trial flips
-one random bit in one random file of each kind, all at once, as a bad disk does (the times of files stay), and looks for
-each of those files among the findings of a deep check. The three files of the catalogue stand in for each other, so
-each of them has trials of its own, in which DuckDB is not asked (it finds damage in the blocks that it uses).
+Builds a small work folder over a loopback web (24 pictures, three releases, one of them of a takedown). A batch flips
+one random bit in each of several files, as a bad disk does (the times of files stay), and runs the command once. It
+counts when the deep check that the command begins with names every file, when all is whole afterwards, and when every
+release has its bytes again. Flips in the takedown list and in a takedown's record may be lost: then the command must
+say so and still name that file, and every other file must be cured. Any other batch is taken apart, and each of its
+flips is tried alone, in a fresh copy of the folder, and counted by that.
 
-A repair flips one bit in one file of one kind and runs the command. The flip is cured when the command says that all is
-whole and every release has its bytes again. It is lost when the command says so and still names the file. Requests to
-the web are counted. Prints a table.
+A batch must not cure what a flip alone would leave, so files whose repair gives others a second chance are apart:
+
+- Damaged tables make the command run a build and try the releases again: those tables share a batch with each other
+  alone. Each is forgotten by its name before the build, and a sealed stage is made again for its own loss alone.
+- Tables of downloads are tried one by one. They are mended from other tables, and only some of them need a build.
+- A takedown's version is cut anew as a whole, which moves the pointers: LATEST is not in its batch. Its record is not
+  either: without it no other file of that version can be checked.
+- Database, snapshot and journal stand in for each other: no two of them share a batch.
+- Files that one piece of work makes are made again when any of them is named, so each of them must be named.
+- A batch that asks the web is taken apart, for pictures of the web would make up for those of pool and shards.
+
+Prints a table.
 """
 
 from __future__ import annotations
@@ -25,104 +36,149 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from damaging import build_small, contents, counting_web, flip_bit, kinds_of, make_pictures  # noqa: E402
 
 from pipeline.cli import main as plantmix  # noqa: E402
-from pipeline.releases.folder_checks import Finding, FolderCheck  # noqa: E402
+from pipeline.commands.verify import MAX_SHOWN  # noqa: E402
+from pipeline.releases.folder_checks import FolderCheck  # noqa: E402
 
-VOUCHING = ("catalog.duckdb", "catalog.snapshot", "catalog.journal")
+MAY_BE_LOST = {"takedowns.jsonl", "takedown release.json"}
+TOGETHER = {  # kind: batch, where the name does not say it
+    "catalog.snapshot": "takedown",
+    "catalog.journal": "pool and pointers",
+    "table fetched": "downloads",
+    "table pack": "takedown",
+    "takedown release.json": "records",
+} | dict.fromkeys(("shard", "pool", "LATEST", "status.json", "takedowns.jsonl"), "pool and pointers")
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One bit of one file; the seed says which."""
+
+    kind: str
+    file: str
+    seed: int
+
+
+class Trials:
+    """Damage to copies of one work folder, and how it ended."""
+
+    def __init__(self, work: Path, requests: list[str], rng: random.Random) -> None:
+        self._work, self._requests, self._rng = work, requests, rng
+        self._kinds = kinds_of(work)
+        self._releases = contents(work / "releases")
+        self.ends: dict[str, Counter[str]] = {kind: Counter() for kind in self._kinds}
+        self.num_repairs = self.num_apart = self.num_asked = 0
+
+    def batches(self, most: int, alone: bool) -> Iterator[list[Flip]]:
+        """One round: batches in which each kind that still lacks flips has one, or two in different files."""
+        kinds: dict[str, list[str]] = {}
+        for kind in self._kinds:
+            if self.ends[kind].total() < most:
+                kinds.setdefault(kind if alone else batch_of(kind), []).append(kind)
+        for name, members in kinds.items():
+            num = 1 if alone or name == "downloads" else 2
+            batch = [flip for kind in members for flip in self._draw(kind, min(num, most - self.ends[kind].total()))]
+            assert len(batch) <= MAX_SHOWN, f"{name}: the command names {MAX_SHOWN} files, {len(batch)} are damaged"
+            yield batch
+
+    def _draw(self, kind: str, num: int) -> list[Flip]:
+        files = self._kinds[kind]
+        if kind in ("shard", "pool"):  # a picture that is damaged in both is asked of the web
+            num = 1
+        chosen = self._rng.sample(files, min(num, len(files)))
+        return [Flip(kind, str(path.relative_to(self._work)), self._rng.getrandbits(32)) for path in chosen]
+
+    def count(self, batch: Sequence[Flip]) -> None:
+        """Try flips together; one by one where they are not all cured, or lost by nature and named."""
+        ends, said = self._try(batch)
+        if len(batch) > 1 and ends is None:
+            self.num_apart += 1
+            for flip in batch:
+                self.count([flip])
+        elif ends is None:
+            (flip,) = batch
+            self.ends[flip.kind]["neither"] += 1
+            print(f"{flip}: {said}", file=sys.stderr, flush=True)
+        else:
+            for flip, end in zip(batch, ends, strict=True):
+                self.ends[flip.kind][end] += 1
+
+    def _try(self, batch: Sequence[Flip]) -> tuple[list[str] | None, str]:
+        """How each flip ended, "cured" or "lost", None where one did otherwise; and what the command said."""
+        self.num_repairs += 1
+        copy = self._work.with_name("copy")
+        shutil.copytree(self._work, copy, copy_function=shutil.copy2)
+        for flip in batch:
+            flip_bit(copy / flip.file, random.Random(flip.seed))
+        self._requests.clear()
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = plantmix(["--quiet", "repair", str(copy), "--yes"])
+        said = output.getvalue()
+        left = {finding.file for finding in FolderCheck(str(copy), deep=True).run().findings} if code else set()
+        releases = contents(copy / "releases")
+        shutil.rmtree(copy)
+        findings = "".join(said.split("\n\n")[1:2])  # between the first line and what mends them
+        is_named = all(f"\n{flip.file}: " in f"\n{findings}" for flip in batch)
+        ends = ["lost" if flip.file in left and flip.kind in MAY_BE_LOST else "cured" for flip in batch]
+        lost = {flip.file for flip, end in zip(batch, ends, strict=True) if end == "lost"}
+        differ = {f"releases/{name}" for name, content in self._releases.items() if releases.pop(name, None) != content}
+        is_alone = {batch_of(flip.kind) for flip in batch} == {"downloads"}
+        self.num_asked += len(self._requests)
+        is_well = is_named and code == bool(lost) and left == lost and differ <= lost and not releases
+        return (ends if is_well and (is_alone or not self._requests) else None), said
+
+
+def batch_of(kind: str) -> str:
+    """Which kinds are damaged together."""
+    if kind in TOGETHER:
+        return TOGETHER[kind]
+    return next((name for name in ("takedown", "table") if kind.startswith(name)), "records")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=30, help="flips of each kind")
-    parser.add_argument("--repairs", type=int, default=1, help="repairs of each kind")
+    parser.add_argument("--flips", type=int, default=2, help="flips of each kind")
+    parser.add_argument("--alone", action="store_true", help="one flip a repair")
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no round later than this")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    began, rng = time.monotonic(), random.Random(args.seed)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         make_pictures(folder / "web")
         with counting_web(folder / "web") as (root, requests):
             with contextlib.redirect_stdout(io.StringIO()):
                 work = build_small(folder, root)
-            flipped, found = find_flips(work, args.flips, rng)
-            took = f"{time.monotonic() - began:,.0f} s"
-            requests.clear()
-            repaired: dict[str, Counter[str]] = {kind: Counter() for kind in kinds_of(work)}
-            for number in range(args.repairs):
-                for kind, ends in repaired.items():
-                    ends[repair(work, folder / "copy", kind, rng)] += 1
-                print(f"{number + 1} repairs of each kind: {dict(sum(repaired.values(), Counter()))}", file=sys.stderr)
-    print("| kind | flips | named | repairs | cured | named as lost |\n|---|---:|---:|---:|---:|---:|")
-    for kind, ends in sorted(repaired.items()):
-        print(f"| {kind} | {flipped[kind]:,} | {found[kind]:,} | {ends.total()} | {ends['cured']} | {ends['lost']} |")
-    totals = sum(repaired.values(), Counter())
-    counts = f"{totals.total()} | {totals['cured']} | {totals['lost']}"
+            trials = Trials(work, requests, random.Random(args.seed))
+            while time.monotonic() - began < 60 * args.minutes:
+                round_ = list(trials.batches(args.flips, args.alone))
+                if not round_:
+                    break
+                for batch in round_:
+                    trials.count(batch)
+                if trials.num_repairs % 100 < len(round_):
+                    print(f"{trials.num_repairs} repairs: {total_of(trials)}", file=sys.stderr, flush=True)
+    print("| kind | flips | cured | named as lost | neither |\n|---|---:|---:|---:|---:|")
+    for kind, ends in [*sorted(trials.ends.items()), ("all", total_of(trials))]:
+        print(f"| {kind} | {ends.total():,} | {ends['cured']:,} | {ends['lost']:,} | {ends['neither']:,} |")
     print(
-        f"| all | {flipped.total():,} | {found.total():,} | {counts} |\n\nflips {took}"
-        f", all {time.monotonic() - began:,.0f} s, {time.process_time():,.0f} s of processor, load "
-        f"{os.getloadavg()[0]:.1f}; the repairs asked the web for {len(requests)} pictures"
+        f"\n{trials.num_repairs:,} repairs, {trials.num_apart:,} batches taken apart, {trials.num_asked:,} requests; "
+        f"{time.monotonic() - began:,.0f} s, {time.process_time():,.0f} s of processor, load {os.getloadavg()[0]:.1f}"
     )
 
 
-def find_flips(work: Path, num: int, rng: random.Random) -> tuple[Counter[str], Counter[str]]:
-    """How many bits were flipped, and how many of those files were named, by kind."""
-    check = FolderCheck(str(work), deep=True)
-    _, rows = check._check_catalogue()
-    assert rows is not None
-    flipped: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-
-    def try_flips(kinds: dict[str, list[Path]], look: Callable[[], Iterable[Finding]]) -> None:
-        """Flip a bit in one file of each kind, look, and put the sound files back."""
-        paths = {kind: rng.choice(paths) for kind, paths in kinds.items()}
-        sound = {path: (path.read_bytes(), path.stat()) for path in paths.values()}
-        for path in paths.values():
-            flip_bit(path, rng)
-        named = {finding.file for finding in look()}
-        flipped.update(paths.keys())
-        found.update(kind for kind, path in paths.items() if str(path.relative_to(work)) in named)
-        for path, (content, times) in sound.items():
-            path.write_bytes(content)
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-    kinds, database = kinds_of(work), work / VOUCHING[0]
-    for _ in range(num):
-        for name in VOUCHING:
-            try_flips({name: kinds[name]}, lambda: check._compare_with_snapshot(database, rows["snapshots"]))
-    with mock.patch.object(check, "_check_catalogue", side_effect=lambda: ([], rows)):
-        record = "takedown release.json"  # without it the other files of that release cannot be checked
-        others = {kind: paths for kind, paths in kinds.items() if kind not in (*VOUCHING, record)}
-        for _ in range(num):
-            try_flips(others, lambda: check.run().findings)
-            try_flips({record: kinds[record]}, lambda: check._check_release(kinds[record][0].parent.name, rows))
-    return flipped, found
-
-
-def repair(work: Path, copy: Path, kind: str, rng: random.Random) -> str:
-    """Flip a bit in a file of a kind, in a copy of the work folder, and repair it: cured, lost or neither."""
-    shutil.copytree(work, copy, copy_function=shutil.copy2)
-    path = rng.choice(kinds_of(copy)[kind])
-    flip_bit(path, rng)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = plantmix(["--quiet", "repair", str(copy), "--yes"])
-    if code == 0 and contents(copy / "releases") == contents(work / "releases"):
-        end = "cured"
-    else:
-        named = {finding.file for finding in FolderCheck(str(copy), deep=True).run().findings}
-        end = "lost" if code == 1 and named == {str(path.relative_to(copy))} else "neither"
-    if end == "neither":
-        print(f"{path.relative_to(copy)}: {said.getvalue()}", file=sys.stderr)
-    shutil.rmtree(copy)
-    return end
+def total_of(trials: Trials) -> Counter[str]:
+    """Ends of all kinds."""
+    return sum(trials.ends.values(), Counter())
 
 
 if __name__ == "__main__":

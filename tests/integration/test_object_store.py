@@ -92,8 +92,29 @@ def test_captions_that_cannot_be_read_now_are_not_taken_for_missing(
     store.choose, store.requests = lambda method, path: None, []
     assert main(["build", str(config), "--to", "ingest"]) == 0
     assert f"ingest: done, {NUM} of {NUM} kept" in capsys.readouterr().err
-    texts = [path for method, path in store.requests if path.endswith(".txt")]
-    assert len(texts) == 3 * NUM, "one request for each: in the look at the first rows, in the digest, and in the part"
+
+
+def test_each_caption_is_asked_for_once(store: Store, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it was found: the look at the first rows and the digest asked for every text, and then the part did."""
+    store.choose, store.requests = lambda method, path: None, []
+    assert main(["build", str(config), "--to", "ingest"]) == 0
+    texts = [(method, path.partition("?")[0]) for method, path in store.requests if ".txt" in path]
+    assert sorted(texts) == [("GET", f"/{BUCKET}/pictures/{number:03}.txt") for number in range(NUM)]
+    store.requests = []
+    assert main(["build", str(config), "--to", "ingest"]) == 0
+    assert "ingest: reused" in capsys.readouterr().err
+    assert not [path for _, path in store.requests if ".txt" in path], "the listing says that no text has changed"
+    fs = fsspec.filesystem("s3", **store.options)
+    before = fs.cat_file(f"{BUCKET}/pictures/005.txt")
+    fs.pipe_file(f"{BUCKET}/pictures/005.txt", before.replace(b"5", b"6"))  # as long as it was
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # a build is a process of its own, and lists anew
+    store.requests = []
+    try:
+        assert main(["build", str(config), "--to", "ingest"]) == 0
+        assert f"ingest: done, {NUM} of {NUM} kept" in capsys.readouterr().err
+        assert len([path for _, path in store.requests if ".txt" in path]) == NUM
+    finally:
+        fs.pipe_file(f"{BUCKET}/pictures/005.txt", before)
 
 
 @pytest.mark.parametrize("fault", ["expired_403", "reset", "truncated"])
