@@ -83,6 +83,13 @@ def test_the_same_request_gives_the_same_bytes(
     assert hash_tree(Path(again.path)) == hash_tree(Path(new.path))
 
 
+def test_explain_tells_of_it_before_any_build(new: Release, gone: dict[str, Any]) -> None:
+    work = Path(new.path).parents[1]
+    for what in (gone["url"], gone["sample_id"]):
+        told = run_plantmix("explain", work, what).stdout
+        assert "TAKEN DOWN since this build; reason: asked by the owner" in told, told
+
+
 def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone: dict[str, Any]) -> None:
     work = Path(new.path).parents[1]
     done = run_plantmix("build", write_build_config(web, work.parent, "later", work))

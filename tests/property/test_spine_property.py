@@ -310,6 +310,14 @@ def run_draw(
         assert result.funnel.num_in == sum(pools.values())
         assert result.funnel.num_kept == len({row["sample_id"] for row in drawn})
         assert result.notes["splits"] == dict(Counter(row["split"] for row in drawn))
+    group_of = {row["sample_id"]: (row["source"], row["group_id"]) for row in rows if row["group_id"]}
+    in_group = {
+        (row["domain"], row["split"], group_of[row["sample_id"]]) for row in drawn if row["sample_id"] in group_of
+    }
+    counted: dict[str, dict[str, int]] = {}
+    for domain, split, _ in in_group:
+        counted.setdefault(domain, Counter())[split] += 1
+    assert result.notes["groups"] == counted
     return drawn
 
 
