@@ -7,6 +7,7 @@ Pictures that a user gives are decoded under the limits of a download, and writt
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -56,9 +57,7 @@ class ModelSearch:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._end()
 
     def by_picture(self, content: bytes) -> Hits:
         """The names nearest to a picture, with their scores, the nearest first.
@@ -100,6 +99,8 @@ class ModelSearch:
         with self._asking:
             process = self._process
             if process is None or process.poll() is not None:
+                if process is not None:
+                    self._end()
                 process = self._process = self._start()
             assert process.stdin is not None
             try:
@@ -107,16 +108,27 @@ class ModelSearch:
                 process.stdin.flush()
                 line = self._answers.get(timeout=SECONDS)
             except queue.Empty:
-                process.kill()
+                self._end()
                 raise RunError(f"the search gave no answer in {SECONDS:g} s and was ended; search again") from None
             except OSError:
                 line = ""
             if not line:
-                raise RunError(self._why_ended(process.wait()))
+                process.wait()
+                raise RunError(self._why_ended(self._end()))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RunError(f"the search refused this: {answer['error']}")
         return [(hit["name"], hit["score"]) for hit in answer["hits"]]
+
+    def _end(self) -> int:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        process.kill()
+        with contextlib.suppress(OSError):  # what was not read yet cannot be written any more
+            process.stdin.close()
+        self._reader.join()
+        return process.wait()
 
     def _start(self) -> subprocess.Popen[str]:
         answers = self._answers = queue.SimpleQueue()
@@ -128,11 +140,13 @@ class ModelSearch:
 
         def read() -> None:
             assert process.stdout is not None
-            for line in process.stdout:
-                answers.put(line)
+            with process.stdout as lines:
+                for line in lines:
+                    answers.put(line)
             answers.put("")
 
-        threading.Thread(target=read, daemon=True).start()
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
         return process
 
     @property
