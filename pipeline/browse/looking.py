@@ -87,7 +87,8 @@ class Looking:
 
         Also how many hits are images of this folder, and the images that they are.
         """
-        scores = {uuid_: score for name, score in reversed(hits) if (uuid_ := as_id(name))}  # the first of a name wins
+        named = [(as_id(name), score) for name, score in reversed(hits)]  # reversed, so that the first of a name wins
+        scores = {sample_id: score for sample_id, score in named if sample_id}
         listed = ", ".join(f"'{one}'" for one in scores) or "NULL"
         own = self.rows(f"SELECT place, sample_id::VARCHAR AS id FROM {FROM} WHERE i.sample_id IN ({listed})")
         score_at = {row["place"]: scores[uuid.UUID(row["id"])] for row in own}

@@ -26,7 +26,7 @@ from pipeline.pictures.settings import ImageSettings
 NEAREST = 1000  # of the index; filters choose among them
 SECONDS = 120.0  # for one answer; the first one waits for the model to load
 MAX_UPLOAD_BYTES = 20_000_000
-MAX_UPLOADS = 20  # kept for a session, the oldest goes first
+MAX_PICTURES = 100  # that were asked for, kept for a session, the oldest goes first
 KEPT_ANSWERS = 32
 SHOWN_CHARS = 600  # of what the process said last
 _SETTINGS = ImageSettings(size_px=512, min_side_px=1, max_aspect_ratio=float("inf"), max_body_bytes=MAX_UPLOAD_BYTES)
@@ -87,7 +87,7 @@ class ModelSearch:
     def _keep(self, content: bytes) -> str:
         name = hashlib.sha256(content).hexdigest()
         self._upload(name).write_bytes(content)
-        for old in sorted(self._folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime_ns)[:-MAX_UPLOADS]:
+        for old in sorted(self._folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime_ns)[:-MAX_PICTURES]:
             old.unlink(missing_ok=True)
         return name
 
@@ -112,7 +112,7 @@ class ModelSearch:
                 raise RunError(f"the search gave no answer in {SECONDS:g} s and was ended; search again") from None
             except OSError:
                 line = ""
-            if not line:
+            if not line.endswith("\n"):  # nothing, or a line that was cut short
                 process.wait()
                 raise RunError(self._why_ended(self._end()))
         answer: dict[str, Any] = json.loads(line)

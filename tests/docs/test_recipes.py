@@ -104,7 +104,7 @@ def gbif(data: Path, address: str, folder: str = "gbif", licences: tuple[str, ..
 
 
 def lab(data: Path, address: str) -> None:
-    """A host that refuses a quarter of the pictures, an owner who refuses one, and a licence that forbids to change it."""
+    """A host that refuses a quarter of the pictures, an owner who refuses one, a licence that forbids changes."""
     gbif(data, address, "lab", ("by/4.0", "by/4.0", "by-nc/4.0", "by-nd/4.0"))
     put(data / "web/0" / PHOTOS[0].name, with_xmp(mining("DMI-PROHIBITED"), image=Image.open(PHOTOS[0])))
     put(data / "robots.txt", b"User-agent: *\nDisallow: /web/3/\n")

@@ -155,7 +155,7 @@ def test_an_index_of_another_release_is_said(open_pages: Open, index: Path, work
     assert main(["embed", str(work.parent / "pictures"), "--model", model, "--out", str(vectors)]) == 0
     assert main(["index", str(vectors), "--out", str(other)]) == 0
     page = open_pages(other).get("/", params={"shows": "a tomato"})
-    assert "None of the 20 nearest pictures of" in page.text
+    assert "None of the 21 nearest pictures of" in page.text
     assert "made of another release" in page.text
     gone = open_pages(index, str(tmp_path / "<nowhere>")).get("/", params={"shows": "a tomato"})
     assert gone.status_code == 503
@@ -197,25 +197,27 @@ def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Pat
 def test_a_killed_browse_leaves_no_search_behind(work: Path, index: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work), "--search", str(index)]
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    others = _searches(index)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as browse:
         assert browse.stdout is not None
-        assert "open=" in browse.stdout.readline()
-        (child,) = _searches(index)
+        browse.stdout.readline()
+        started = _searches(index) - others
         browse.kill()
+    assert len(started) == 1
     deadline = time.monotonic() + 120
-    while _searches(index):
-        assert time.monotonic() < deadline, f"process {child} is left"
+    while started & _searches(index):
+        assert time.monotonic() < deadline, f"process {started} is left"
         time.sleep(0.2)
 
 
-def _searches(index: Path) -> list[int]:
+def _searches(index: Path) -> set[int]:
     """Processes that serve this index."""
     wanted = b"\0".join([b"search", os.fsencode(index), b"--serve"])
-    found = []
+    found = set()
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if wanted in place.read_bytes():
-                found.append(int(place.parent.name))
+                found.add(int(place.parent.name))
         except OSError:
             continue
     return found
