@@ -181,6 +181,7 @@ def test_a_picture_is_searched_from_a_tile_and_from_a_form(
     picture = browsed.work.parent / "pictures" / locator.rpartition("@")[0]
     browsed.driver.find_element(By.NAME, "picture").send_keys(str(picture))
     browsed.all(".upload button")[0].click()
+    WebDriverWait(browsed.driver, 120).until(lambda page: "like=" in page.current_url)
     assert re.fullmatch(re.escape(browsed.base) + r"/\?like=[0-9a-f]{64}&stage=packed", browsed.driver.current_url)
     assert browsed.text("section .grid .line").startswith("packed")
     assert browsed.all("section .grid a")[0].get_attribute("href") == f"{browsed.base}/image/{sample_id}"

@@ -101,9 +101,10 @@ def test_tables_shards_and_releases_are_read(
     by_damaged = _predict(tmp_path / "damaged.parquet", damaged, *model)
     assert "the shard is damaged" in by_damaged[-1]["error"]
     assert by_damaged[0]["answer"] == by_folder[0]["answer"]
-    by_release = _predict(tmp_path / "release.parquet", release_folder / "releases" / "toy-0001", *model)
     samples = pq.read_table(release_folder / "releases" / "toy-0001" / "samples.parquet")
-    assert sorted(row["picture"] for row in by_release) == sorted(samples["sample_id"].to_pylist())
+    for name, place in (("release", release_folder / "releases" / "toy-0001"), ("work", release_folder)):
+        by_release = _predict(tmp_path / f"{name}.parquet", place, *model)
+        assert sorted(row["picture"] for row in by_release) == sorted(samples["sample_id"].to_pylist()), name
 
 
 def _taxa_release(tmp_path: Path) -> Path:
