@@ -5,6 +5,7 @@ Also a real Chromium to look at pages with, and axe-core to check them.
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -14,12 +15,16 @@ from typing import Any
 
 import axe_core_python
 from PIL import Image
+from release_writer import TINY_ARCHITECTURE
 from selenium import webdriver
+from training_runs import make_settings
 
 from manifests.catalog import Catalog
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
+from training.cli import main
+from training.run.loop import train
 
 PHOTOS = sorted((Path(__file__).parent / "photos").glob("*.jpg"))
 SCRIPT = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
@@ -99,6 +104,29 @@ def build_work_folder(folder: Path) -> Path:
     for seed, num in ((0, 4), (1, 3)):
         run(folder, mix={"ratio": {"food": 1}, "num_samples": num, "seed": seed})
     return folder / "work"
+
+
+def newest_release(work: Path) -> Path:
+    return work / "releases" / (work / "releases/LATEST").read_text(encoding="utf-8").strip()
+
+
+def index_release(release: Path, folder: Path) -> Path:
+    """Train a tiny model on a release into `folder`/run, and index the release's vectors."""
+    architecture = folder / "tiny-for-browse.json"
+    architecture.write_text(json.dumps(TINY_ARCHITECTURE), encoding="utf-8")
+    values = {
+        "release": str(release),
+        "output_dir": str(folder / "run"),
+        "model": {"architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}},
+        "data": {"batch_size": 2, "num_workers": 0, "shuffle_window": 16},
+        "schedule": {"steps": 3},
+        "compute": {"device": "cpu", "num_threads": 1},
+    }
+    train(make_settings(values))
+    vectors, index = folder / "vectors.parquet", folder / "index"
+    assert main(["embed", str(release), "--model", str(folder / "run"), "--out", str(vectors)]) == 0
+    assert main(["index", str(vectors), "--out", str(index)]) == 0
+    return index
 
 
 def run(folder: Path, **changes: Any) -> None:

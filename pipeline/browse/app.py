@@ -10,21 +10,25 @@ from typing import Any
 import duckdb
 import jinja2
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from manifests.errors import PlantMixError
+from manifests.errors import PlantMixError, RunError
 from manifests.reader import read_status
 from pipeline.browse import galleries
 from pipeline.browse.asking import MAX_ROWS, ask
+from pipeline.browse.codes import Mask
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
-from pipeline.browse.guard import Guard
+from pipeline.browse.guard import UPLOAD, Guard
 from pipeline.browse.index import as_id
 from pipeline.browse.looking import Looking
 from pipeline.browse.pictures import read_picture
+from pipeline.browse.searching import MAX_UPLOAD_BYTES, Hits, ModelSearch
 from pipeline.browse.snapshot import Snapshot
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
@@ -34,6 +38,7 @@ PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates")
          ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
 MAX_CELL_CHARS = 300
 REFRESH_SECONDS = 3  # of the page that waits for the index
+NO_MODEL = "no model is here to search with; start browse with --search INDEX, a folder of `dalip index`"
 
 Describe = Callable[[dict[str, Any]], Sequence[str]]
 Handler = Callable[[Request], Response]
@@ -42,9 +47,17 @@ Handler = Callable[[Request], Response]
 class Pages:
     """The handlers. `describe_life` turns a life into the lines that `plantmix explain` prints."""
 
-    def __init__(self, snapshot: Snapshot, as_of: str, describe_life: Describe, evaluation: EvaluationPictures) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        as_of: str,
+        describe_life: Describe,
+        evaluation: EvaluationPictures,
+        searching: ModelSearch | None = None,
+    ) -> None:
         self._snapshot = snapshot
         self._evaluation = evaluation
+        self._searching = searching
         self._describe_life = describe_life
         self._opened: Looking | None = None
         self.share = 0.0  # of the index that is made
@@ -66,6 +79,8 @@ class Pages:
             "shown_sets": evaluation.shown,
             "known_sets": evaluation.known,
             "find": self._find,
+            "searchable": searching is not None,
+            "upload": UPLOAD,
         }
         self._counts = functools.lru_cache(maxsize=64)(self._count)
         self._once = functools.lru_cache(maxsize=16)(lambda question: question(self._looking))
@@ -97,11 +112,13 @@ class Pages:
             "/taxa": self.taxa,
             "/compare": self.compare,
             "/sql": self.sql,
+            "/uploaded/{name}.jpg": self.uploaded,
         }
         return [
             *(Route(path, self._when_open(handler)) for path, handler in need_index.items()),
             Route("/style.css", self.style),
             Route("/icon.svg", self.icon),
+            Route(UPLOAD, self.take_picture, methods=["POST"]),
         ]
 
     def _when_open(self, handler: Handler) -> Handler:
@@ -117,6 +134,8 @@ class Pages:
     def images(self, request: Request) -> Response:
         """The grid, with the filters and their counts."""
         filters = Filters.read(request.query_params, self._looking.facets)
+        if filters.ranked:
+            return self._nearest(filters)
         images, more = self._looking.page(filters)
         total, facets = self._counts(filters.link())
         backwards = bool(filters.before)
@@ -131,7 +150,70 @@ class Pages:
             earlier=filters.link(before=first) if (more if backwards else filters.after) and images else None,
             later=filters.link(after=last) if (more or backwards) and images else None,
             building=self._building(),
+            message="",
         )
+
+    def _nearest(self, filters: Filters) -> Response:
+        """What a trained model finds most like the words or the picture."""
+        status, message, known, among = 200, "", 0, None
+        images: list[dict[str, Any]] = []
+        try:
+            hits = self._ask_model(filters)
+            images, known, among = self._looking.nearest(filters, hits)
+            if not known:
+                message = (
+                    f"None of the {len(hits):,} nearest pictures of {self._index} is in this folder. The index was "
+                    "made of another release: run `dalip embed` and `dalip index` on one of this folder"
+                )
+        except RunError as error:
+            status, message = 503, str(error)
+        total, facets = (0, []) if message else self._facets(filters, among)
+        return self._page(
+            "images.html", "/", status=status, filters=filters, images=images, total=total, facets=facets,
+            earlier=None, later=None, building=self._building(), message=message, known=known,
+        )  # fmt: skip
+
+    @property
+    def _index(self) -> str:
+        return self._searching.index if self._searching else ""
+
+    def _ask_model(self, filters: Filters) -> Hits:
+        """Raises: RunError when there is no search, no such picture, or the search fails."""
+        if self._searching is None:
+            raise RunError(NO_MODEL)
+        if filters.shows:
+            return self._searching.by_words(filters.shows)
+        if len(filters.like) == 64:
+            if self._searching.uploaded(filters.like) is None:
+                raise RunError("that picture was uploaded in another session, or many others since; upload it again")
+            return self._searching.by_upload(filters.like)
+        place = self._looking.place(filters.like)
+        content = read_picture(self._snapshot, place) if place else None
+        if content is None:
+            raise RunError("no picture of that image is stored, so nothing can be compared with it")
+        return self._searching.by_picture(content)
+
+    async def take_picture(self, request: Request) -> Response:
+        """Keep an uploaded picture, and show what is like it under the filters of the address."""
+        try:
+            if self._opened is None or self._searching is None:
+                raise RunError(NO_MODEL)
+            length = request.headers.get("content-length", "")
+            if not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES:
+                raise RunError(f"this file is too large: a picture may have {MAX_UPLOAD_BYTES / 1e6:,.0f} MB")
+            async with request.form(max_files=1, max_fields=1) as form:
+                given = form.get("picture")
+                body = await given.read() if isinstance(given, UploadFile) else b""
+            name = await run_in_threadpool(self._searching.take, body)
+        except RunError as error:
+            return self._page("wrong.html", "/", status=400, message=str(error))
+        filters = Filters.read(request.query_params, self._opened.facets)
+        return RedirectResponse(filters.link(shows="", like=name), 303)
+
+    def uploaded(self, request: Request) -> Response:
+        """A picture that was uploaded."""
+        filters = Filters.read({"like": request.path_params["name"]}, ())
+        return _jpeg(self._searching.uploaded(filters.like) if self._searching and filters.like else None)
 
     def image(self, request: Request) -> Response:
         """One image: its life, its duplicates, its near misses, its twin in an evaluation set."""
@@ -230,8 +312,10 @@ class Pages:
 
     def _count(self, link: str) -> tuple[int, list[dict[str, Any]]]:
         query = Request({"type": "http", "query_string": link.partition("?")[2].encode(), "headers": []}).query_params
-        filters = Filters.read(query, self._looking.facets)
-        total, facets = self._looking.counts(filters)
+        return self._facets(Filters.read(query, self._looking.facets))
+
+    def _facets(self, filters: Filters, among: Mask | None = None) -> tuple[int, list[dict[str, Any]]]:
+        total, facets = self._looking.counts(filters, among)
         for facet in facets:
             for row in facet["values"]:
                 row["link"] = filters.toggled(facet["name"], row["value"])

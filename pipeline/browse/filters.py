@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from pipeline.browse.index import Facet, as_id
 MAX_CHARS = 500  # of the words asked for
 MAX_WORDS = 12
 MAX_VALUES = 20  # chosen of one facet
+_PICTURE = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Filters:
 
     words: str = ""
     taxon: str = ""
+    shows: str = ""  # what a picture shows, in words for a trained model
+    like: str = ""  # or a picture to compare with: a sample id, or the name of one that was uploaded
     chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: str = ""  # show what follows this sample id
     before: str = ""  # or what comes before it
@@ -32,10 +36,13 @@ class Filters:
             for facet in facets
             if facet.name in query
         }
+        shows, like = query.get("shows", "").strip()[:MAX_CHARS], query.get("like", "")
         places = {name: query.get(name, "") for name in ("after", "before")}
         return cls(
             query.get("q", "").strip()[:MAX_CHARS],
             query.get("taxon", "").strip()[:MAX_CHARS],
+            shows,
+            "" if shows or not _PICTURE.fullmatch(like) else like,
             chosen,
             **{name: value for name, value in places.items() if as_id(value)},
         )
@@ -43,12 +50,18 @@ class Filters:
     @property
     def any(self) -> bool:
         """Whether anything is asked for at all."""
-        return bool(self.words or self.taxon or self.chosen)
+        return bool(self.words or self.taxon or self.chosen or self.ranked)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether images are sought with a trained model, the most alike first."""
+        return bool(self.shows or self.like)
 
     def link(self, **changes: Any) -> str:
         """Address of the grid with these filters, some changed: the first page, unless `changes` name another."""
         own = replace(self, **{"after": "", "before": "", **changes})
-        pairs = [("q", own.words), ("taxon", own.taxon), ("after", own.after), ("before", own.before)]
+        pairs = [("q", own.words), ("taxon", own.taxon), ("shows", own.shows), ("like", own.like)]
+        pairs += [("after", own.after), ("before", own.before)]
         pairs = [(name, value) for name, value in pairs if value]
         pairs += [(name, value) for name, values in sorted(own.chosen.items()) for value in values]
         return "/?" + urlencode(pairs) if pairs else "/"

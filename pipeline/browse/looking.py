@@ -16,6 +16,7 @@ from pipeline.browse.codes import Codes, Mask
 from pipeline.browse.filters import Filters
 from pipeline.browse.index import LARGEST, LINEAGE, SIZES, Facet, as_id
 from pipeline.browse.lives import Lives
+from pipeline.browse.searching import Hits
 from pipeline.browse.snapshot import FACETS_FILE, Snapshot
 
 PAGE_IMAGES = 60
@@ -81,9 +82,30 @@ class Looking:
         listed = ", ".join(f"'{as_id(one.replace('-', ''))}'" for one in ids)
         return self.rows(f"SELECT {ROW} FROM {FROM} WHERE i.sample_id IN ({listed}) ORDER BY i.sample_id")
 
-    def counts(self, filters: Filters) -> tuple[int, list[dict[str, Any]]]:
+    def nearest(self, filters: Filters, hits: Hits) -> tuple[list[dict[str, Any]], int, Mask]:
+        """Those of a search's hits that match, the nearest first, with their scores.
+
+        Also how many hits are images of this folder, and the images that they are.
+        """
+        named = [(as_id(name), score) for name, score in reversed(hits)]  # reversed, so that the first of a name wins
+        scores = {sample_id: score for sample_id, score in named if sample_id}
+        listed = ", ".join(f"'{one}'" for one in scores) or "NULL"
+        own = self.rows(f"SELECT place, sample_id::VARCHAR AS id FROM {FROM} WHERE i.sample_id IN ({listed})")
+        score_at = {row["place"]: scores[uuid.UUID(row["id"])] for row in own}
+        among = np.zeros(self.codes.num_images, np.bool_)
+        among[list(score_at)] = True
+        found = self._found(filters.searched_words, filters.taxon.lower())
+        matching = self.codes.mask(filters.chosen, among if found is None else among & found)
+        places = [place for place in score_at if matching is None or matching[place]]
+        places = sorted(places, key=lambda place: (-score_at[place], place))[:PAGE_IMAGES]
+        images = dict(zip(sorted(places), self.at(places), strict=True))
+        return [images[place] | {"score": score_at[place]} for place in places], len(own), among
+
+    def counts(self, filters: Filters, among: Mask | None = None) -> tuple[int, list[dict[str, Any]]]:
         """How many images match; and for each facet its most frequent values, counted under all other filters."""
         found = self._found(filters.searched_words, filters.taxon.lower())
+        if among is not None:
+            found = among if found is None else among & found
         matching = self.codes.mask(filters.chosen, found)
         return self.codes.num(matching), [self._facet(facet, filters, found, matching) for facet in self.facets]
 

@@ -23,19 +23,28 @@ from pipeline.browse.guard import PARAMETER
 from pipeline.browse.index import Tell
 from pipeline.browse.looking import Looking
 from pipeline.browse.making import Making, cache_folder, keep_index
+from pipeline.browse.searching import ModelSearch
 from pipeline.browse.snapshot import IMAGES_FILE, INDEX_FOLDER, Snapshot, open_snapshot
 
 LOOPBACK = "127.0.0.1"
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[str] = ()) -> int:
+def serve(
+    given: str,
+    port: int,
+    describe_life: Describe,
+    evaluation: Sequence[str] = (),
+    search: str | None = None,
+    model: str | None = None,
+) -> int:
     """Print the address with its token, make the index, and answer until Ctrl-C. Port 0 takes a free one.
 
-    `evaluation` has SET=PLACE for each evaluation set whose pictures may be shown.
+    `evaluation` has SET=PLACE for each evaluation set whose pictures may be shown. `search` is an index of `dalip
+    index`, `model` its model where that moved.
 
-    Raises: ConfigError when there is nothing to look at, a set is not known or the port is taken; RunError as
-        `open_snapshot`, and when the index could not be made.
+    Raises: ConfigError when there is nothing to look at, a set or an index is not there or the port is taken; RunError
+        as `open_snapshot`, and when the index could not be made.
     """
     cache = cache_folder()
     with (
@@ -47,7 +56,8 @@ def serve(given: str, port: int, describe_life: Describe, evaluation: Sequence[s
         as_of = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
         own_port = listening.getsockname()[1]
         token = secrets.token_hex(24)
-        pages = Pages(snapshot, as_of, describe_life, EvaluationPictures(snapshot, evaluation))
+        searching = opened.enter_context(ModelSearch(search, model, Path(private))) if search else None
+        pages = Pages(snapshot, as_of, describe_life, EvaluationPictures(snapshot, evaluation), searching)
         config = uvicorn.Config(
             make_app(pages, token=token, port=own_port),
             log_level="warning", access_log=False, lifespan="off", server_header=False,

@@ -27,6 +27,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="SET=PLACE",
         help="also show pictures of this evaluation set, which lies at PLACE (path of its config); may be repeated",
     )
+    parser.add_argument(
+        "--search",
+        metavar="INDEX",
+        help="also search by words and by picture with a trained model: folder of `dalip index` over a release of DIR",
+    )
+    parser.add_argument(
+        "--model", metavar="RUN|FOLDER", help="of --search; default: where the model was when the vectors were made"
+    )
     parser.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
     parser.set_defaults(func=_run)
 
@@ -36,4 +44,6 @@ def _run(args: argparse.Namespace) -> int:
         from pipeline.browse.serving import serve  # an extra of its own, and slow to import
     except ModuleNotFoundError as error:
         raise ConfigError(f"browse needs {error.name}; install it: pip install 'plantmix[browse]'") from None
-    return serve(args.dir, args.port, describe_life, args.evaluation)
+    if args.model and not args.search:
+        raise ConfigError("--model is for --search INDEX; give both")
+    return serve(args.dir, args.port, describe_life, args.evaluation, args.search, args.model)

@@ -10,8 +10,11 @@ from typing import Any
 from manifests.reader import read_status
 from pipeline.answers.tables import aligned, joined_counts, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json
+from pipeline.fetching.tally import describe_given
 from pipeline.flow import FLOW
 from pipeline.runner.progress import pace
+
+MOST_HOSTS = 5
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -137,7 +140,8 @@ def _running_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  dropped so far: {joined_counts(counts.items())}")
     if hosts := running.get("worst_hosts"):
         lines.append(f"  hosts that fail most: {', '.join(f'{host} ({num:,})' for host, num in hosts.items())}")
-    lines += [f"  {host}: {words}" for host, words in running.get("given", {}).items()]
+    given = list(running.get("given", {}).items())[:MOST_HOSTS]
+    lines += [f"  {host}: {describe_given(values)}" for host, values in given]
     return lines
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
 import statistics
 import threading
 import time
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
-from pipeline.fetching.tally import Board, Tally
+from pipeline.fetching.tally import AdaptiveGiven, Board, Given, Tally
 
 Result = Literal["answered", "busy", "unreachable", "unused"]
 """How a request ended for its host: it answered (whatever the answer), it asked to be left alone (429, 503), it could
@@ -35,7 +36,7 @@ _MOST_TIMES = 8  # as fast as the limits say, at most; and an eighth as fast at 
 _SLOWER_TIMES = 2.0
 _USED_SHARE = 0.7  # of its rate that a host must have been asked at before it is asked faster
 _REFUSALS_TOGETHER_SECONDS = 2.0
-_SHOWN_HOSTS = 5
+_SHOWN_HOSTS = 15
 _FULL_HOST_SECONDS = 0.02  # after this a worker asks again for a host whose connections are all in use
 
 
@@ -100,6 +101,7 @@ class _Pace:
     most: float  # never faster
     most_connections: int
     fastest: float = 0.0  # rate of the fastest calm window
+    num_slow_downs: int = 0
     best_seconds: float = math.inf
     slowed_at: float = -math.inf
     window_started: float | None = None
@@ -141,7 +143,12 @@ class _Pace:
             self._slow_down(max(self.start / _MOST_TIMES, 0.5 * self.rate), now)
             self.window_started, self.window_seconds, self.was_full = None, [], False
 
+    def given(self) -> AdaptiveGiven:
+        """What it came to."""
+        return {"rate": self.rate, "fastest": self.fastest, "slow_downs": self.num_slow_downs}
+
     def _slow_down(self, rate: float, now: float) -> None:
+        self.num_slow_downs += 1
         self.most = max(rate, min(self.most, 0.9 * self.rate))
         self.connections = self.most_connections = max(self.start_connections, self.connections - 1)
         self.rate, self.slowed_at = rate, now
@@ -157,20 +164,26 @@ class _HostState:
     not_before: float = 0.0
     leases: dict[int, float] = field(default_factory=dict)  # lease: when it ends by itself, if its worker is lost
     num_answers: int = 0
+    answered_from: float | None = None  # the clock at the first answer, and at the last
+    answered_to: float = 0.0
     num_refusals: int = 0
     paused_seconds: float = 0.0  # in all, for its refusals
     busy_in_a_row: int = 0
     unreachable_in_a_row: int = 0
     dead: bool = False
 
-    def given(self) -> str:
-        """What the host gave, in words."""
-        words = f"{self.num_answers:,} answers"
-        if self.num_refusals:
-            words += f", {self.num_refusals:,} refusals (paused {self.paused_seconds:,.0f} s)"
-        if self.pace:
-            words += f", {self.pace.rate:.2g} requests/s now, {self.pace.fastest:.2g} at most"
-        return words
+    def given(self, session: str) -> Given:
+        """What the host gave."""
+        seconds = self.answered_to - (self.answered_from or 0.0)
+        pace = self.pace
+        return {
+            "session": session,
+            "answers": self.num_answers,
+            "refusals": self.num_refusals,
+            "paused_seconds": self.paused_seconds,
+            "per_second": (self.num_answers - 1) / seconds if seconds > 0 else 0.0,
+            "adaptive": pace.given() if pace else None,
+        }
 
 
 class HostGate(Board):
@@ -194,6 +207,7 @@ class HostGate(Board):
         self._hosts: dict[str, _HostState] = {}
         self._lock = threading.Lock()
         self._last_lease = 0
+        self._session = secrets.token_hex(4)
         self._all_closed_until = 0.0
 
     def start_over(self) -> None:
@@ -222,7 +236,9 @@ class HostGate(Board):
         tally = super().progress()
         with self._lock:
             most = sorted(self._hosts.items(), key=lambda item: (-item[1].num_answers, item[0]))[:_SHOWN_HOSTS]
-            tally.given = {name: state.given() for name, state in most if state.num_answers or state.num_refusals}
+            tally.given = {
+                name: state.given(self._session) for name, state in most if state.num_answers or state.num_refusals
+            }
         return tally
 
     def _state(self, host: str) -> _HostState:
@@ -244,6 +260,9 @@ class HostGate(Board):
             state.busy_in_a_row = state.unreachable_in_a_row = 0
             state.dead = False
             state.num_answers += 1
+            state.answered_to = now
+            if state.answered_from is None:
+                state.answered_from = now
             if state.pace and report.seconds is not None:
                 state.pace.answered(report.seconds, now)
         elif report.result == "busy":

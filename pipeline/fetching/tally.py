@@ -9,12 +9,44 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from manifests.outcomes import Outcome
 
 _NUM_WORST = 5
 # a host that sent a sound picture has not failed
 _SOUND = frozenset({Outcome.OK, Outcome.TOO_MANY_PIXELS, Outcome.IMAGE_TOO_SMALL, Outcome.ASPECT_TOO_EXTREME})
+
+
+class Given(TypedDict):
+    """What a host gave while one gate watched it."""
+
+    session: str  # of the gate: figures of one session replace each other, those of two add up
+    answers: int
+    refusals: int  # answers 429 and 503
+    paused_seconds: float  # in all, for its refusals
+    per_second: float  # answers, from the first to the last
+    adaptive: AdaptiveGiven | None
+
+
+class AdaptiveGiven(TypedDict):
+    """How fast an adaptive host was asked."""
+
+    rate: float  # requests a second now
+    fastest: float  # of the fastest calm window
+    slow_downs: int
+
+
+def describe_given(given: Given) -> str:
+    """The words of `plantmix status`."""
+    words = f"{given['answers']:,} answers"
+    if given["refusals"]:
+        words += f", {given['refusals']:,} refusals (paused {given['paused_seconds']:,.0f} s)"
+    if pace := given["adaptive"]:
+        words += (
+            f", {pace['rate']:.2g} requests/s now, {pace['fastest']:.2g} at most, {pace['slow_downs']:,} slow-downs"
+        )
+    return words
 
 
 @dataclass
@@ -24,8 +56,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Rows by host that brought no sound picture."""
-    given: dict[str, str] = field(default_factory=dict)
-    """What the hosts that answered most gave, in words; only the gate fills it in."""
+    given: dict[str, Given] = field(default_factory=dict)
+    """What the hosts that answered most gave; only the gate fills it in."""
 
     def add(self, outcome: str, host: str | None) -> None:
         """Count one row."""

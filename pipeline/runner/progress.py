@@ -38,7 +38,7 @@ class Progress:
         """A running part has ended its first row."""
         self._reasons: Mapping[str, int] = {}
         self._worst_hosts: Mapping[str, int] = {}
-        self._given: Mapping[str, str] = {}
+        self._given: Mapping[str, Any] = {}
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def advance(self, num_rows: int, funnel: Funnel | None) -> None:

@@ -6,10 +6,12 @@ holds none of these pictures: its rules refused them.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from manifests.reader import open_reader, rows_of
 from manifests.tables import TAXON_RANKS
+from pipeline.fetching.tally import Given
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
 
@@ -77,8 +79,32 @@ def collect_dropped(work_dir: str) -> dict[str, Any] | None:
             "reasons": [*rejects, *reasons],
             "taxa": _taxa(sql),
             "hosts": rows_of(sql, _HOSTS),
+            "given": _given(sql),
             "languages": rows_of(sql, _LANGUAGES),
         }
+
+
+def _given(sql: Any) -> list[dict[str, Any]]:
+    """What each host gave in all sessions that downloaded into this folder, the most answers first."""
+    sessions: dict[tuple[str, str], Given] = {}
+    for (notes,) in sql.execute("SELECT notes FROM parts WHERE stage = 'fetch' AND step = 'download'").fetchall():
+        for host, given in json.loads(notes).get("hosts", {}).items():
+            known = sessions.setdefault((host, given["session"]), given)
+            if given["answers"] + given["refusals"] > known["answers"] + known["refusals"]:
+                sessions[host, given["session"]] = given
+    rows: dict[str, dict[str, Any]] = {}
+    for (host, _), given in sorted(sessions.items()):
+        pace = given["adaptive"] or {"fastest": 0.0, "slow_downs": 0}
+        row = rows.setdefault(host, {"host": host, "answers": 0, "refusals": 0, "paused": 0.0, "per_second": 0.0,
+                                     "fastest": 0.0, "slow_downs": 0, "adaptive": False})  # fmt: skip
+        row["answers"] += given["answers"]
+        row["refusals"] += given["refusals"]
+        row["paused"] += given["paused_seconds"]
+        row["slow_downs"] += pace["slow_downs"]
+        row["per_second"] = max(row["per_second"], given["per_second"])
+        row["fastest"] = max(row["fastest"], pace["fastest"])
+        row["adaptive"] = row["adaptive"] or given["adaptive"] is not None
+    return sorted(rows.values(), key=lambda row: (-row["answers"], row["host"]))[:MOST_ROWS]
 
 
 def _taxa(sql: Any) -> dict[str, Any] | None:

@@ -90,7 +90,8 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
     for number, piece in enumerate(pieces, len(before)):
         is_piece = bool(before) or not piece.is_whole
         name = f"{run.stem}-{number}" if is_piece else run.stem
-        yield fetch_local.finish(piece.facts, addresses, notes, piece.pool_path, name, run, is_piece)
+        of_hosts = {"hosts": run.shared.progress().given}  # for the report of a work folder
+        yield fetch_local.finish(piece.facts, addresses, notes | of_hosts, piece.pool_path, name, run, is_piece)
 
 
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:

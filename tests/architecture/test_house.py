@@ -126,7 +126,7 @@ def test_the_command_line_is_frozen() -> None:
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "--json", "--memory-gb", "--seconds", "dir", "sql"],
-        "browse": ["--evaluation", "--port", "dir"],
+        "browse": ["--evaluation", "--model", "--port", "--search", "dir"],
         "retry": ["--outcome", "dir"],
         "verify": ["--deep", "--json", "dir"],
         "repair": ["--yes", "config", "dir"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,6 +26,7 @@ from darwin_core import gbif_files, write_zip
 from gbif_server import ACCOUNT, GbifServer
 from misbehaving import object_store
 from misbehaving.hub import FakeHub, fake_hub
+from misbehaving.owners import mining, with_xmp
 from PIL import Image
 from shell_blocks import blocks_of, copy_configs, run_block, write_yaml
 
@@ -102,8 +104,9 @@ def gbif(data: Path, address: str, folder: str = "gbif", licences: tuple[str, ..
 
 
 def lab(data: Path, address: str) -> None:
-    """An archive with a host that refuses a quarter of the pictures, and with a licence that forbids to change them."""
+    """A host that refuses a quarter of the pictures, an owner who refuses one, a licence that forbids changes."""
     gbif(data, address, "lab", ("by/4.0", "by/4.0", "by-nc/4.0", "by-nd/4.0"))
+    put(data / "web/0" / PHOTOS[0].name, with_xmp(mining("DMI-PROHIBITED"), image=Image.open(PHOTOS[0])))
     put(data / "robots.txt", b"User-agent: *\nDisallow: /web/3/\n")
 
 
@@ -172,12 +175,14 @@ DATA: dict[str, Callable[[Path, str], None]] = {
 }
 
 
-def check_hub(folder: Path, hub: FakeHub) -> None:
+def check_hub(folder: Path, hub: FakeHub, printed: str) -> None:
     """Consent and licences are honoured, and both repositories are private, whole and say what they are."""
     release = Release.open(str(folder / "data/lab/build"))
     rows = release.samples().to_pylist()
     assert rows
-    assert not any("/web/3/" in row["url"] for row in rows)
+    assert not any("/web/3/" in row["url"] or row["url"].endswith(f"/web/0/{PHOTOS[0].name}") for row in rows)
+    assert re.search(r"fetch .* 1[0-9] robots_disallowed", printed)
+    assert re.search(r"fetch .* 1 opted_out", printed)
     assert {row["licence_id"] for row in rows} == {"CC-BY-4.0", "CC-BY-NC-4.0"}
     dataset, model = (hub.repositories[name] for name in ("datasets/my-lab/plants", "models/my-lab/plants-dalip"))
     assert dataset.private
@@ -193,9 +198,15 @@ def check_hub(folder: Path, hub: FakeHub) -> None:
     with (folder / "heldout.csv").open(newline="") as stream:
         answers = list(csv.DictReader(stream))
     assert len(answers) == release.record["splits"]["heldout"]["num_samples"]
+    assert {row["answer_rank"] for row in answers} <= {"species", "genus", "family", "order", "class", "kingdom", ""}
+    assert "calibrat" in printed
+    assert f"vectors.parquet, {len({row['sample_id'] for row in rows})} rows, 0 of them with an error" in printed
+    found = re.findall(r"^ +\d+  -?\d\.\d{4}  ([0-9a-f]{32})$", printed, re.MULTILINE)
+    assert len(found) == 3
+    assert set(found) <= {row["sample_id"] for row in rows}
 
 
-CHECKS: dict[str, Callable[[Path, FakeHub], None]] = {"archive-to-hub": check_hub}
+CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {"archive-to-hub": check_hub}
 
 
 def allow_loopback(path: Path, robots_txt: bool, gbif_api: str | None) -> None:
@@ -225,6 +236,7 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
         archive = tmp_path / "data/lab/archive.zip"
         gbif_api = stack.enter_context(GbifServer(archive.read_bytes())).api if name == "archive-to-hub" else None
         allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt, gbif_api)
+        printed = ""
         for block in blocks_of(page):
             more = hub.environment | store | ACCOUNT
             if "$URL" in block.commands:
@@ -233,8 +245,9 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
                 )
             done = run_block(block, tmp_path, more)
             assert done.returncode == 0, done.stdout[-3000:]
+            printed += done.stdout
         if name in CHECKS:
-            CHECKS[name](tmp_path, hub)
+            CHECKS[name](tmp_path, hub, printed)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from building import release_of, run_plantmix
 
+from manifests.reader import open_reader
 from manifests.release import Release
 from pipeline.sidefiles.contact_sheets import Picture, Sheet
 from pipeline.sidefiles.pages import write_card, write_report
@@ -88,9 +89,17 @@ def test_the_command_adds_what_the_work_folder_knows(release: Release, built: Pa
     assert all(each.startswith(("data:image/", "#")) for each in reader.loads)
     assert "Duplicates, side by side" in reader.text
     assert "What was dropped, and why" in reader.text
+    with open_reader(str(built / "build")) as sql:
+        ((num_came,),) = sql.execute("SELECT count(*) FROM facts WHERE outcome = 'ok'").fetchall()
+        notes = sql.execute("SELECT notes FROM parts WHERE step = 'download'").fetchall()
+    given = [item for row in notes for item in json.loads(row[0])["hosts"].items()]
+    host, most = max(given, key=lambda item: item[1]["answers"])
+    (answers,) = re.findall(rf"What each host gave.*?{re.escape(host)} +([0-9,]+) ", reader.text, re.DOTALL)
+    assert int(answers.replace(",", "")) == most["answers"] >= num_came > 0
     inside = read(Path(release.path, "report.html").read_text(encoding="utf-8"))
     assert set(inside.loads) <= set(reader.loads), "the release's own pictures, and more"
     assert "side by side" not in inside.text
+    assert "What each host gave" not in inside.text, "it is measured in time, which no release holds"
 
 
 LAW = {

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import DESK, PHONE, build_work_folder, complaints, open_chromium, open_page, violations
+from browsing import (
+    DESK,
+    PHONE,
+    build_work_folder,
+    complaints,
+    index_release,
+    newest_release,
+    open_chromium,
+    open_page,
+    violations,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -23,6 +33,7 @@ from manifests.reader import open_reader
 PAGES = (
     "/",
     "/?q=shelf&stage=select",
+    "/?shows=a+ripe+tomato&stage=packed",
     "/reasons",
     "/duplicates",
     "/leaks",
@@ -63,6 +74,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     work = build_work_folder(tmp_path_factory.mktemp("browsed"))
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
     command += ["--evaluation", f"held={work.parent / 'evaluation'}"]
+    command += ["--search", str(index_release(newest_release(work), work.parent))]
     own = {**os.environ, "XDG_CACHE_HOME": str(work.parent / "cache")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as served:
         assert served.stdout is not None
@@ -149,6 +161,37 @@ def test_the_filters_of_a_phone_open(browsed: Browsed) -> None:
     assert not browsed.all(".facets")[0].is_displayed()
     browsed.all("details.all summary")[0].click()
     assert browsed.all(".facets")[0].is_displayed()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "dark"), (PHONE, "light")], ids=["desk-dark", "phone-light"])
+def test_a_picture_is_searched_from_a_tile_and_from_a_form(
+    browsed: Browsed, size: tuple[int, int], scheme: str
+) -> None:
+    browsed.complaints()
+    browsed.open("/?stage=packed", size, scheme)
+    first = browsed.all("section .grid > li")[0]
+    sample_id = first.find_element(By.CSS_SELECTOR, "a").get_attribute("href").rpartition("/")[2]
+    first.find_element(By.CSS_SELECTOR, "a.like").click()
+    assert browsed.text("section .grid .line").split() == ["packed", "score", "1.000"]
+    assert browsed.driver.current_url == f"{browsed.base}/?like={sample_id}"
+
+    ((locator,),) = browsed.ask(f"SELECT locator FROM candidates WHERE sample_id = '{sample_id}'")
+    browsed.open("/?stage=packed", size, scheme)
+    browsed.all(".upload summary")[0].click()
+    picture = browsed.work.parent / "pictures" / locator.rpartition("@")[0]
+    browsed.driver.find_element(By.NAME, "picture").send_keys(str(picture))
+    browsed.all(".upload button")[0].click()
+    WebDriverWait(browsed.driver, 120).until(lambda page: "like=" in page.current_url)
+    assert re.fullmatch(re.escape(browsed.base) + r"/\?like=[0-9a-f]{64}&stage=packed", browsed.driver.current_url)
+    assert browsed.text("section .grid .line").startswith("packed")
+    assert browsed.all("section .grid a")[0].get_attribute("href") == f"{browsed.base}/image/{sample_id}"
+    given = browsed.all(".asked img")[0]
+    assert browsed.driver.execute_script("return arguments[0].naturalWidth", given) > 100
+    assert browsed.complaints() == []
+    assert browsed.driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    assert not violations(browsed.driver)
+    browsed.all(".asked .chip")[0].click()
+    assert browsed.driver.current_url == f"{browsed.base}/?stage=packed"
 
 
 def test_hostile_captions_run_nothing(browsed: Browsed) -> None:

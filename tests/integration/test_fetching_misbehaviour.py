@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 import threading
 import time
@@ -104,6 +105,17 @@ def test_server_misbehaves_in_enough_ways_and_covers_every_outcome():
 def test_readme_lists_every_behaviour():
     table = README.read_text(encoding="utf-8").partition("<!-- behaviours -->")[2].partition("<!-- end -->")[0]
     assert table.strip() == documented_table(), "paste what misbehaving.registry.documented_table() says"
+
+
+def test_every_signal_of_consent_names_behaviours_that_try_it():
+    page = README.read_text(encoding="utf-8")
+    section = page.partition("## Signals of consent")[2].partition("\nAll of them")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "]
+    assert {row[3].strip("`") for row in rows[1:]} == {"x_robots_directives", "robots_txt", *get_args(ConsentSignal)}
+    for row in rows[1:]:
+        names = set(re.findall(r"\w+", row[4])) - {"and", "others"}
+        assert names
+        assert {BEHAVIOURS[name].outcome for name in names} <= {"opted_out", "robots_disallowed"}, row
 
 
 def test_nothing_hangs_and_nothing_leaks(fetched):

@@ -313,4 +313,10 @@ def test_an_adaptive_host_is_asked_faster_until_it_refuses(tmp_path, monkeypatch
     last = [t for t in times if t > max(refused) + 1]
     assert len(last) > 50, "and was asked for long below that"
     assert len(last) / (last[-1] - last[0]) > 10, "faster than at first"
-    assert "refusals" in gate.progress().given[f"a.test:{server.port}"]
+    given = gate.progress().given[f"a.test:{server.port}"]
+    assert given["answers"] == 350 + 2, "the pictures, robots.txt and tdmrep.json"
+    assert given["refusals"] == len(refused)
+    assert given["per_second"] == pytest.approx(350 / (times[-1] - times[0]), rel=0.2)
+    assert given["adaptive"]
+    assert 1 <= given["adaptive"]["slow_downs"] <= len(refused)
+    assert given["adaptive"]["fastest"] > 10

@@ -1,4 +1,4 @@
-"""Pictures to work on, a row each: of files, folders, tables of paths, webdataset shards, and releases.
+"""Pictures to work on, a row each: of files, folders, tables of paths, webdataset shards, releases, work folders.
 
 Reads names and places first, bytes later, a batch at a time. Writes nothing. A picture that cannot be read is a row
 with a fault, never an error. Gives up with ConfigError on a place that is not there or holds no picture.
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, PlantMixError
 from manifests.inside import BrokenTarError, tar_members
-from manifests.release import RECORD_FILE, Release
+from manifests.release import LATEST_FILE, RECORD_FILE, Release
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.data.shards import SamplePool
@@ -158,7 +158,8 @@ class _Pictures(Dataset[Any]):
 
 def _rows_of(place: Path) -> Iterator[_Row]:
     if place.is_dir():
-        yield from _rows_of_release(place) if (place / RECORD_FILE).is_file() else _rows_of_folder(place)
+        sealed = (place / RECORD_FILE).is_file() or (place / "releases" / LATEST_FILE).is_file()
+        yield from _rows_of_release(place) if sealed else _rows_of_folder(place)
     elif not place.exists():
         raise ConfigError(f"{place}: no such file or folder of pictures")
     elif place.suffix.lower() in TABLES:
@@ -219,7 +220,7 @@ def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
 
 
 def _rows_of_release(folder: Path) -> Iterator[_Row]:
-    """Every picture of a release once, by its sample_id, in the order of splits and shards."""
+    """Every picture of a release, or of the newest of a work folder: once, by its sample_id, by splits and shards."""
     release = Release.open(str(folder))
     for split, shard, rows in release.iter_shards(("sample_id", "copy", "jpg_offset", "jpg_length")):
         path = release.shard_path(split, shard)

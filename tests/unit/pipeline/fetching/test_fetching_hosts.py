@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.fetching.hosts import HostGate, HostReport
 from pipeline.fetching.settings import PROFILES, NetworkSettings
+from pipeline.fetching.tally import describe_given
 
 
 class Clock:
@@ -337,4 +338,7 @@ def test_the_gate_says_what_each_host_gave():
         g.exchange([HostReport("a", permission.lease, result, retry_after, seconds=0.1)], {})
         clock.now += 60
     ask(g, "b")
-    assert g.progress().given == {"a": "1 answers, 2 refusals (paused 34 s), 1.2 requests/s now, 0 at most"}
+    given = g.progress().given
+    assert {name: describe_given(one) for name, one in given.items()} == {
+        "a": "1 answers, 2 refusals (paused 34 s), 1.2 requests/s now, 0 at most, 2 slow-downs"
+    }

@@ -101,9 +101,10 @@ def test_tables_shards_and_releases_are_read(
     by_damaged = _predict(tmp_path / "damaged.parquet", damaged, *model)
     assert "the shard is damaged" in by_damaged[-1]["error"]
     assert by_damaged[0]["answer"] == by_folder[0]["answer"]
-    by_release = _predict(tmp_path / "release.parquet", release_folder / "releases" / "toy-0001", *model)
     samples = pq.read_table(release_folder / "releases" / "toy-0001" / "samples.parquet")
-    assert sorted(row["picture"] for row in by_release) == sorted(samples["sample_id"].to_pylist())
+    for name, place in (("release", release_folder / "releases" / "toy-0001"), ("work", release_folder)):
+        by_release = _predict(tmp_path / f"{name}.parquet", place, *model)
+        assert sorted(row["picture"] for row in by_release) == sorted(samples["sample_id"].to_pylist()), name
 
 
 def _taxa_release(tmp_path: Path) -> Path:
@@ -199,34 +200,40 @@ def test_a_photo_that_lies_on_its_side_is_turned_as_its_exif_says(
     assert len(list_pictures([str(folder)])) == 3
 
 
-def test_a_killed_predict_goes_on_and_ends_the_same_to_the_byte(
-    run_folder: Path, pictures: Path, labels: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("command", "name"), [("predict", "killed.csv"), ("embed", "killed.parquet")], ids=["predict", "embed"]
+)
+def test_a_killed_predict_or_embed_asks_only_for_what_is_missing_and_ends_the_same_to_the_byte(
+    command: str, name: str, run_folder: Path, pictures: Path, labels: Path, tmp_path: Path
 ) -> None:
     many = tmp_path / "many"
     many.mkdir()
     for number in range(700):
         source = pictures / "red" / f"{release_writer.SHAPES[number % 3]}.jpg"
         shutil.copy(source if number % 100 else pictures / "page.jpg", many / f"{number:05d}.jpg")
-    given = ["predict", str(many), "--model", str(run_folder), "--labels", str(labels)]
-    assert main([*given, "--out", str(tmp_path / "whole.csv")]) == 0
-    out = tmp_path / "killed.csv"
+    given = [command, str(many), "--model", str(run_folder)]
+    given += ["--labels", str(labels)] if command == "predict" else []
+    whole, out = tmp_path / f"whole{Path(name).suffix}", tmp_path / name
+    assert main([*given, "--out", str(whole)]) == 0
     process = subprocess.Popen([sys.executable, "-m", "training.cli", *given, "--out", str(out)])
+    pieces = out.with_name(f"{name}.pieces")
     try:
         deadline = time.monotonic() + 500
-        while not list(out.with_name("killed.csv.pieces").glob("piece-*.parquet")) and process.poll() is None:
+        while not list(pieces.glob("piece-*.parquet")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not out.exists(), "it was killed before its end"
-    done_before = {path.name: path.stat().st_mtime_ns for path in out.with_name("killed.csv.pieces").glob("piece-*")}
+    num_done = len(list(pieces.glob("piece-*")))
+    assert num_done < 3
     done = subprocess.run(
         [sys.executable, "-m", "training.cli", *given, "--out", str(out)], capture_output=True, text=True, check=True
     )
-    assert f"{256 * len(done_before):,} of 700 were done before" in done.stderr
-    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert sorted(path.name for path in tmp_path.glob("killed*")) == ["killed.csv", "killed.csv.made.json"]
+    assert f"{256 * num_done:,} of 700 were done before" in done.stderr
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("killed*")) == [name, f"{name}.made.json"]
 
 
 def test_what_is_there_is_reused_or_refused(

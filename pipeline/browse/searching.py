@@ -1,0 +1,160 @@
+"""Search by words and by picture with a trained model: `dalip search INDEX --serve` in a process of its own.
+
+A question is a line to that process, its answer a line back, so no model and no torch is loaded here. The process ends
+when its input is closed, as it is when browse ends in any way. One that died is started again by the next question.
+Pictures that a user gives are decoded under the limits of a download, and written into the session's private folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ConfigError, RunError
+from pipeline.pictures.image import StoredImage, measure_image
+from pipeline.pictures.settings import ImageSettings
+
+NEAREST = 1000  # of the index; filters choose among them
+SECONDS = 120.0  # for one answer; the first one waits for the model to load
+MAX_UPLOAD_BYTES = 20_000_000
+MAX_PICTURES = 100  # that were asked for, kept for a session, the oldest goes first
+KEPT_ANSWERS = 32
+SHOWN_CHARS = 600  # of what the process said last
+_SETTINGS = ImageSettings(size_px=512, min_side_px=1, max_aspect_ratio=float("inf"), max_body_bytes=MAX_UPLOAD_BYTES)
+
+Hits = Sequence[tuple[str, float]]
+
+
+class ModelSearch:
+    """An index of `dalip index`, asked through a process; `with` ends it. Safe for threads: one question at a time."""
+
+    def __init__(self, index: str, model: str | None, private: Path) -> None:
+        """Raises: ConfigError where no index lies."""
+        if not (Path(index) / "index.json").is_file():
+            raise ConfigError(f"--search {index}: no index is there; make one with `dalip embed` and `dalip index`")
+        self.index = index
+        self._command = [sys.executable, "-P", "-m", "training.cli", "search", index, "--serve", "--top", str(NEAREST)]
+        self._command += ["--model", model] if model else []
+        self._folder = private / "search"
+        self._folder.mkdir()
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._asking = threading.Lock()
+        self.by_words = functools.lru_cache(KEPT_ANSWERS)(lambda words: self._ask(text=words))
+        self.by_upload = functools.lru_cache(KEPT_ANSWERS)(lambda name: self._ask(image=str(self._upload(name))))
+
+    def __enter__(self) -> ModelSearch:
+        self._process = self._start()  # it loads the model while the index of the images is made
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def by_picture(self, content: bytes) -> Hits:
+        """The names nearest to a picture, with their scores, the nearest first.
+
+        Raises: RunError as `by_words`.
+        """
+        return self.by_upload(self._keep(content))
+
+    def take(self, body: bytes) -> str:
+        """Keep a picture that the user gives; returns its name, 64 hex digits.
+
+        Raises: RunError for what is no picture, or exceeds the limits of a download.
+        """
+        found = measure_image(body, _SETTINGS)
+        if not isinstance(found, StoredImage):
+            reason = found.outcome.value.replace("_", " ")
+            raise RunError(f"this file cannot be used: {reason} ({found.detail}). Give a JPEG, PNG or WebP")
+        return self._keep(found.body)
+
+    def uploaded(self, name: str) -> bytes | None:
+        """A picture that was taken, as a JPEG; None when it is gone."""
+        try:
+            return self._upload(name).read_bytes()
+        except OSError:
+            return None
+
+    def _keep(self, content: bytes) -> str:
+        name = hashlib.sha256(content).hexdigest()
+        self._upload(name).write_bytes(content)
+        for old in sorted(self._folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime_ns)[:-MAX_PICTURES]:
+            old.unlink(missing_ok=True)
+        return name
+
+    def _upload(self, name: str) -> Path:
+        return self._folder / f"{name}.jpg"
+
+    def _ask(self, **question: str) -> Hits:
+        """Raises: RunError when the process cannot start, ends, is silent for SECONDS, or refuses the question."""
+        with self._asking:
+            process = self._process
+            if process is None or process.poll() is not None:
+                if process is not None:
+                    self._end()
+                process = self._process = self._start()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(question) + "\n")
+                process.stdin.flush()
+                line = self._answers.get(timeout=SECONDS)
+            except queue.Empty:
+                self._end()
+                raise RunError(f"the search gave no answer in {SECONDS:g} s and was ended; search again") from None
+            except OSError:
+                line = ""
+            if not line.endswith("\n"):  # nothing, or a line that was cut short
+                process.wait()
+                raise RunError(self._why_ended(self._end()))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RunError(f"the search refused this: {answer['error']}")
+        return [(hit["name"], hit["score"]) for hit in answer["hits"]]
+
+    def _end(self) -> int:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        process.kill()
+        with contextlib.suppress(OSError):  # what was not read yet cannot be written any more
+            process.stdin.close()
+        self._reader.join()
+        return process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        answers = self._answers = queue.SimpleQueue()
+        with self._said.open("wb") as said:
+            process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                text=True, encoding="utf-8", start_new_session=True,
+            )  # fmt: skip
+
+        def read() -> None:
+            assert process.stdout is not None
+            with process.stdout as lines:
+                for line in lines:
+                    answers.put(line)
+            answers.put("")
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+        return process
+
+    @property
+    def _said(self) -> Path:
+        return self._folder / "said.txt"
+
+    def _why_ended(self, code: int) -> str:
+        if code < 0:
+            return f"the search process was killed (signal {-code}); the next search starts it again"
+        said = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        return f"the search process ended (exit code {code}): {said[-1][:SHOWN_CHARS]}"

@@ -1,0 +1,223 @@
+"""`plantmix browse --search`: a real index of a small trained model, asked through the process that browse starts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from browsing import PHOTOS, build_work_folder, index_release, newest_release
+from PIL import Image
+from starlette.testclient import TestClient
+
+from manifests.errors import ConfigError, RunError
+from manifests.reader import open_reader
+from pipeline.browse.app import Pages, make_app
+from pipeline.browse.evaluation import EvaluationPictures
+from pipeline.browse.index import make_index
+from pipeline.browse.looking import Looking
+from pipeline.browse.searching import ModelSearch
+from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
+from pipeline.commands.explain import describe_life
+from pipeline.sources.files import split_locator
+from training.cli import main
+
+pytestmark = pytest.mark.slow
+HERE = {"Origin": "http://127.0.0.1:8123"}
+Open = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_work_folder(tmp_path_factory.mktemp("searched"))
+
+
+@pytest.fixture(scope="module")
+def index(work: Path) -> Path:
+    return index_release(newest_release(work), work.parent)
+
+
+@pytest.fixture(scope="module")
+def open_pages(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    """A client of the pages, with a search or without."""
+    with ExitStack() as stack:
+        private = tmp_path_factory.mktemp("private")
+        snapshot = stack.enter_context(open_snapshot(str(work), private))
+        make_index(snapshot)
+        stack.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
+
+        def make(index: Path | None = None, model: str | None = None) -> TestClient:
+            own = tmp_path_factory.mktemp("search")
+            searching = stack.enter_context(ModelSearch(str(index), model, own)) if index else None
+            pages = Pages(snapshot, "today", describe_life, EvaluationPictures(snapshot, ()), searching)
+            pages.open(Looking(snapshot))
+            app = make_app(pages, token="t", port=8123)
+            client = TestClient(app, base_url="http://127.0.0.1:8123", follow_redirects=False)
+            client.get("/", params={"open": "t"})
+            return client
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def client(open_pages: Open, index: Path) -> TestClient:
+    return open_pages(index)
+
+
+def shown(page: str) -> list[tuple[str, str]]:
+    """Image and score of each tile."""
+    return re.findall(r'href="/image/([0-9a-f]{32})">(?:(?!</li>).)*?score (-?[0-9.]+)', page, re.DOTALL)
+
+
+def packed(work: Path) -> list[str]:
+    with open_reader(str(work)) as sql:
+        return [row[0] for row in sql.execute("SELECT sample_id FROM placements ORDER BY 1").fetchall()]
+
+
+def test_words_find_what_the_command_finds(
+    client: TestClient, index: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = client.get("/", params={"shows": "a ripe tomato"})
+    assert page.status_code == 200
+    assert main(["search", str(index), "--text", "a ripe tomato", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown(page.text) == [(hit["name"], f"{hit['score']:.3f}") for hit in hits]
+    assert sorted(one for one, _ in shown(page.text)) == packed(work)
+
+
+def test_a_picture_finds_itself_and_filters_stay(client: TestClient, work: Path) -> None:
+    for sample_id in packed(work):
+        tiles = shown(client.get("/", params={"like": sample_id}).text)
+        assert tiles[0] == (sample_id, "1.000")
+        assert len(tiles) == len(packed(work))
+    page = client.get("/", params={"like": sample_id, "stage": "packed", "q": "nowhere"}).text
+    assert "Nothing matches" in page
+    assert f"/?q=nowhere&amp;like={sample_id}" in page, "the filter can be taken away, and the search stays"
+    assert f'href="/?like={sample_id}"' in client.get(f"/image/{sample_id}").text
+    assert f'href="/?like={sample_id}"' in client.get("/?stage=packed").text
+    with open_reader(str(work)) as sql:
+        (dropped,) = sql.execute("SELECT sample_id FROM facts WHERE outcome <> 'ok' LIMIT 1").fetchone() or ("",)
+    answer = client.get("/", params={"like": dropped})
+    assert (answer.status_code, "no picture of that image is stored" in answer.text) == (503, True)
+
+
+def test_a_picture_is_given_in_a_form(client: TestClient, work: Path) -> None:
+    with open_reader(str(work)) as sql:
+        rows = sql.execute(
+            "SELECT p.sample_id, c.locator FROM placements p JOIN candidates c USING (sample_id) ORDER BY 1"
+        ).fetchall()
+    for sample_id, locator in rows:
+        body = (work.parent / "pictures" / split_locator(locator)[0]).read_bytes()
+        answer = client.post("/like?stage=packed", files={"picture": ("<b>.jpg", body)}, headers=HERE)
+        assert answer.status_code == 303
+        assert re.fullmatch(r"/\?like=[0-9a-f]{64}&stage=packed", answer.headers["location"])
+        tiles = shown(client.get(answer.headers["location"]).text)
+        assert tiles[0][0] == sample_id
+        assert float(tiles[0][1]) > 0.99
+    name = answer.headers["location"][7:71]
+    with Image.open(io.BytesIO(client.get(f"/uploaded/{name}.jpg").content)) as picture:
+        assert min(picture.size) <= 512
+    gone = client.get("/", params={"like": "0" * 64})
+    assert (gone.status_code, "upload it again" in gone.text) == (503, True)
+    assert client.get(f"/uploaded/{'0' * 64}.jpg").status_code == 404
+    assert client.get("/uploaded/..%2f..%2fsaid.jpg").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<html>", "this file cannot be used: not an image"),
+        (b"", "this file cannot be used: empty body"),
+        (PHOTOS[0].read_bytes()[:2000], "this file cannot be used: corrupt image"),
+        (b"\xff\xd8" + b"x" * 20_000_001, "this file is too large: a picture may have 20 MB"),
+    ],
+    ids=["page", "nothing", "cut", "large"],
+)
+def test_what_is_no_picture_is_said(client: TestClient, body: bytes, words: str) -> None:
+    answer = client.post("/like", files={"picture": ("a.jpg", body)}, headers=HERE)
+    assert answer.status_code == 400
+    assert words in answer.text
+    odd = client.post("/like", data={"picture": "text"}, headers=HERE)
+    assert (odd.status_code, "empty body" in odd.text) == (400, True)
+
+
+def test_an_index_of_another_release_is_said(open_pages: Open, index: Path, work: Path, tmp_path: Path) -> None:
+    vectors, other = tmp_path / "v.parquet", tmp_path / "other"
+    model = str(work.parent / "run")
+    assert main(["embed", str(work.parent / "pictures"), "--model", model, "--out", str(vectors)]) == 0
+    assert main(["index", str(vectors), "--out", str(other)]) == 0
+    page = open_pages(other).get("/", params={"shows": "a tomato"})
+    assert "None of the 21 nearest pictures of" in page.text
+    assert "made of another release" in page.text
+    gone = open_pages(index, str(tmp_path / "<nowhere>")).get("/", params={"shows": "a tomato"})
+    assert gone.status_code == 503
+    assert "the search process ended (exit code 2): dalip: error:" in gone.text
+    assert "&lt;nowhere&gt;" in gone.text
+    with pytest.raises(ConfigError, match="no index is there; make one with `dalip embed` and `dalip index`"):
+        ModelSearch(str(tmp_path), None, tmp_path)
+
+
+def test_without_a_model_there_is_no_box(open_pages: Open) -> None:
+    client = open_pages()
+    assert "What it shows" not in client.get("/").text
+    page = client.get("/", params={"shows": "a tomato"})
+    assert (page.status_code, "start browse with --search INDEX" in page.text) == (503, True)
+
+
+def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Path) -> None:
+    with ModelSearch(str(index), None, tmp_path) as searching:
+        assert searching.by_words("a tomato")
+        process = searching._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert searching.by_words("a tomato"), "kept"
+        assert searching.by_words("an apple"), "asked of a new process"
+        process = searching._process
+        assert process is not None
+        os.kill(process.pid, 19)  # stopped: it reads nothing until it is killed
+        killing = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({process.pid}, 9)"])
+        with pytest.raises(RunError, match=r"was killed \(signal 9\); the next search starts it again"):
+            searching.by_words("a pear")
+        killing.wait()
+        assert searching.by_words("a pear")
+        process = searching._process
+    assert process is not None
+    assert process.poll() is not None, "it ends with browse"
+
+
+def test_a_killed_browse_leaves_no_search_behind(work: Path, index: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "browse", str(work), "--search", str(index)]
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    others = _searches(index)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as browse:
+        assert browse.stdout is not None
+        browse.stdout.readline()
+        started = _searches(index) - others
+        browse.kill()
+    assert len(started) == 1
+    deadline = time.monotonic() + 120
+    while started & _searches(index):
+        assert time.monotonic() < deadline, f"process {started} is left"
+        time.sleep(0.2)
+
+
+def _searches(index: Path) -> set[int]:
+    """Processes that serve this index."""
+    wanted = b"\0".join([b"search", os.fsencode(index), b"--serve"])
+    found = set()
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if wanted in place.read_bytes():
+                found.add(int(place.parent.name))
+        except OSError:
+            continue
+    return found
