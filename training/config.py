@@ -75,6 +75,8 @@ class ComputeSettings(Settings):
     parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp shards the weights among them
     compile: bool = False  # torch.compile: slower to start, faster steps on a GPU
     num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
+    max_failures: int = Field(default=3, ge=0)
+    """So often `--launcher ray` starts again after lost workers, from the last checkpoint; 0: never."""
 
 
 class LockSettings(Settings):
@@ -270,7 +272,7 @@ class TrainSettings(Settings):
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
 _EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens")
-_EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
+_EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
 
 
 def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:

@@ -2,19 +2,20 @@
 
 Reads a config. Writes the run's folder, and in it `ray/`, by which Ray Train checks that every machine sees the folder.
 This is the only module of the package that imports ray, which the training extra does not bring. Gives up with
-ConfigError where ray is missing or the run cannot begin, and with the run's own error when a process fails. The same
-command then goes on from the last checkpoint.
+ConfigError where ray is missing or the run cannot begin, and with the run's own error when it cannot go on. When a
+process is lost, all are started again and go on from the last checkpoint, `compute.max_failures` times.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError
 from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
 from training.config import TrainSettings, identity_values
@@ -40,9 +41,11 @@ def train_on_ray(
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, each with a GPU if the device is one.
 
     Without `address` a Ray of this machine is started for the run, on the loopback only. Every machine must see the
-    releases and `output_dir`. On SIGTERM to this process the others save a checkpoint and leave.
+    releases and `output_dir`. On SIGTERM to this process the others save a checkpoint and leave. When processes are
+    lost (killed, out of memory, with their machine) or meet a passing fault, all begin again from the last checkpoint.
 
-    Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
+    Raises: ConfigError before any process is started; RunError, IntegrityError when the run cannot go on, was stopped,
+        or lost processes more than `compute.max_failures` times.
     """
     ray = _import_ray(address)
     folder = Path(settings.output_dir).absolute()
@@ -63,7 +66,12 @@ def train_on_ray(
                     "stop_file": str(folder / STOP_FILE),
                 },
                 scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
-                run_config=ray.train.RunConfig(name=RAY_FOLDER, storage_path=str(folder)),
+                run_config=ray.train.RunConfig(
+                    name=RAY_FOLDER,
+                    storage_path=str(folder),
+                    failure_config=ray.train.FailureConfig(max_failures=settings.compute.max_failures),
+                    callbacks=[_restarts(ray, folder, settings.compute.max_failures)],
+                ),
             )
             with signals_to_file(folder / STOP_FILE):
                 trainer.fit()
@@ -120,6 +128,53 @@ def _result_of(ray: Any, reference: Any) -> Any:
         return ray.get(reference)
     except (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         return _unwrap(error)
+
+
+def _restarts(ray: Any, folder: Path, max_failures: int) -> Any:
+    """What Ray Train's controller calls when processes fail: it says what follows, and ends a run that cannot go on.
+
+    Ray Train itself would start a run again after any error. An error in this callback ends the run (Ray 2.60).
+    """
+
+    class Restarts(ray.train.UserCallback):  # type: ignore[misc]  # Ray is imported late
+        failures = 0
+
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                own = next((inner for inner in _errors_inside(error) if isinstance(inner, PlantMixError)), None)
+                if own is not None and not isinstance(own, RetryableError):
+                    raise own
+            self.failures += 1
+            what = _what_failed(ray, worker_exceptions)
+            found = checkpoint.list_checkpoints(folder)
+            step = checkpoint.step_of(found[-1]) if found else 0
+            if self.failures > max_failures:
+                raise RunError(
+                    f"{what}; compute.max_failures = {max_failures} restarts are used up. See why processes end "
+                    "(memory: lower data.num_workers or raise compute.accumulate); run the same command to go on "
+                    f"from step {step}"
+                )
+            print(
+                f"dalip: {what}; all processes start again and go on from step {step} "
+                f"(restart {self.failures} of {max_failures}, compute.max_failures)",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    return Restarts()
+
+
+def _what_failed(ray: Any, errors: Mapping[int, Exception]) -> str:
+    """Which processes were lost; where all answer, the first error of one. Those left behind fail too, as a result."""
+    lost = [
+        str(rank)
+        for rank, error in sorted(errors.items())
+        if any(isinstance(inner, ray.exceptions.RayActorError) for inner in _errors_inside(error))
+    ]
+    if lost:
+        return f"a worker was lost (rank {', '.join(lost)})"
+    rank, error = min(errors.items())
+    *_, first = _errors_inside(error)
+    return f"a worker failed (rank {rank}, {type(first).__name__}: {' '.join(str(first).split()):.300})"
 
 
 def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:
@@ -186,6 +241,6 @@ def _errors_inside(error: BaseException | None) -> Iterator[BaseException]:
     yield error
     for failure in getattr(error, "worker_failures", {}).values():
         yield from _errors_inside(failure)
-    for inner in (getattr(error, "cause", None), error.__cause__):
-        if isinstance(inner, BaseException):
+    for name in ("cause", "__cause__", "controller_failure", "health_check_failure"):
+        if isinstance(inner := getattr(error, name, None), BaseException):
             yield from _errors_inside(inner)

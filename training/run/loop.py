@@ -8,6 +8,7 @@ a checkpoint. A loss or gradient that is not finite stops it without a checkpoin
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import traceback
@@ -37,6 +38,7 @@ from training.run.optimiser import lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
 from training.run.stopping import StoppedError, stop_event
 
+_LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
 
 
@@ -109,7 +111,9 @@ def _train_on(
     trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
-        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder)) if ranks.is_main else None)
+        restarts = stop_file is not None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # Ray, torchrun
+        wait_seconds = _LOST_LOCK_SECONDS if restarts else 0.0
+        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder, wait_seconds)))
         state = on_main(ranks, lambda: checkpoint.skip_damaged(inspect()))
         if state.kind == "finished":  # by another process in the meantime
             return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
