@@ -271,7 +271,8 @@ class TrainSettings(Settings):
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
-_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens")
+_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
+                   "cache_gb")  # fmt: skip
 _EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
 
 

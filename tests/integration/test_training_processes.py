@@ -73,7 +73,7 @@ def _start(values: dict[str, Any], place: Path, num_ranks: int = 1, *options: st
 
 
 def _finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     return out
 
@@ -90,7 +90,7 @@ def _lines(place: Path) -> list[dict[str, Any]]:
 
 def _kill_after(process: subprocess.Popen[str], place: Path, step: int, number: int) -> None:
     """Signal the process, its group and its children once the log holds `step`."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while (not _lines(place) or _lines(place)[-1]["step"] < step) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.002)
@@ -138,7 +138,7 @@ def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tm
     """As a scheduler does it: the loader's workers get the signal too and must not take the trainer down."""
     (place,) = _places(tmp_path, "place")
     process = _start(values | {"checkpoint": {"every_steps": 1000}, "schedule": {"steps": 5000}}, place)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not _lines(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
@@ -217,7 +217,7 @@ def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None
     """SIGTERM to torchrun: both ranks agree on the step, save once and leave; the run goes on from there."""
     (place,) = _places(tmp_path, "place")
     process = _start(values | {"schedule": {"steps": 5000}}, place, num_ranks=2)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not _lines(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -267,7 +267,7 @@ def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], tmp
     _finish(_start(values, whole, num_ranks=2))
     process = _start(values, killed, 2, "--max-restarts=2")
     _kill_rank(process, killed, rank=1, step=7)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     assert out.startswith("finished: 24 steps")
     assert "going on after step 6 from" in err
@@ -276,7 +276,7 @@ def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], tmp
 
 def _kill_rank(process: subprocess.Popen[str], place: Path, rank: int, step: int) -> None:
     """SIGKILL to the process of rank 0 or 1 of two, once the log holds `step`; rank 0 is the one that writes it."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (_lines(place) and _lines(place)[-1]["step"] >= step):
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
@@ -310,7 +310,7 @@ def _start_on_ray(values: dict[str, Any], place: Path, *options: str) -> subproc
 
 def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.CompletedProcess[str]:
     process = _start_on_ray(values, place, *options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -322,7 +322,7 @@ def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
     values = values | {"schedule": {"steps": 100_000}, "checkpoint": {"every_steps": 100_000}}
     process = _start_on_ray(values, place, "--num-workers", "2")
     log = place / "run" / "log.jsonl"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (log.exists() and read_log(log, "step")):
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
@@ -362,7 +362,7 @@ def test_ray_starts_again_after_killed_workers(values: dict[str, Any], tmp_path:
     process = _start_on_ray(values, killed, "--num-workers", "2")
     for rank, step in ((1, 7), (0, 16)):
         _kill_rank(process, killed, rank, step)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     assert out.startswith("finished: 24 steps")
     told = re.findall(r"dalip: a worker was lost \(rank (.)\); all processes start again and go on from step (\d+) "
@@ -378,7 +378,7 @@ def test_ray_gives_up_after_max_failures_and_the_same_command_goes_on(values: di
     values = values | {"schedule": {"steps": 60}, "compute": values["compute"] | {"max_failures": 0}}
     process = _start_on_ray(values, place, "--num-workers", "2")
     _kill_rank(process, place, rank=1, step=7)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 1
     (line,) = [line for line in err.splitlines() if line.startswith("dalip: error:")]
     assert "a worker was lost (rank 1); compute.max_failures = 0 restarts are used up" in line
