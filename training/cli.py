@@ -300,6 +300,8 @@ def _eval(options: argparse.Namespace) -> int:
         trained = replace(trained, settings=trained.settings.model_copy(update={"eval": wanted}))
     result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
+    if trained.address is not None and options.out is None:
+        print(f"in the store: {trained.address}/eval/")
     print(f"plot: {path.with_suffix('.png')}")
     print(f"figures: {path}")
     return 0
@@ -307,11 +309,13 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _plot(options: argparse.Namespace) -> int:
     from training.record.curves import FOLLOWED_FILE, follow_runs, plot_runs
+    from training.record.remote import fetch_run
 
+    runs = [run if run.endswith(".json") else str(fetch_run(run)) for run in options.runs]
     if options.follow:
-        out = options.out or str(Path(options.runs[0]) / FOLLOWED_FILE)
+        out = options.out or str(Path(runs[0]) / FOLLOWED_FILE)
         print(f"page: {out}; open it in a browser, it reads itself anew. Ctrl-C ends this", flush=True)
-        follow_runs(options.runs, out, options.metric)
+        follow_runs(runs, out, options.metric)
         return 0
     if not options.out:
         raise ConfigError("--out is needed: the picture (.png) or page (.html) to write; only --follow has a default")
@@ -320,7 +324,7 @@ def _plot(options: argparse.Namespace) -> int:
 
         plot_results(options.runs, options.out)
     else:
-        plot_runs(options.runs, options.out, options.metric)
+        plot_runs(runs, options.out, options.metric)
     print(f"plot: {options.out}")
     return 0
 

@@ -221,7 +221,7 @@ class TrainSettings(Settings):
     release: str | tuple[ReleaseShare, ...]
     """A release, a work folder (its newest release), or a list of `{release, weight}`."""
     output_dir: str = Field(min_length=1)
-    """Folder of the run."""
+    """Folder of the run, also of an object store (s3://, gs://): then it works in `data.cache_dir` and uploads."""
     seed: int = Field(default=0, ge=0)
     """Of weights, order, augmentation and dropout."""
     model: ModelSettings = ModelSettings()
@@ -242,11 +242,6 @@ class TrainSettings(Settings):
         if not isinstance(release, str) and not release:
             raise ValueError("the list is empty; name a release, a work folder, or a list of {release, weight}")
         return release
-
-    @field_validator("output_dir")
-    @classmethod
-    def _is_local(cls, folder: str) -> str:
-        return _local_folder(folder)
 
     @field_validator("loss")
     @classmethod
@@ -292,10 +287,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     if release is not None:
         changes["release"] = release
     if output_dir is not None:
-        try:
-            changes["output_dir"] = _local_folder(output_dir)
-        except ValueError as error:
-            raise ConfigError(f"--output: {error}") from None
+        changes["output_dir"] = output_dir
     return settings.model_copy(update=changes)
 
 
@@ -331,10 +323,3 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}
     return values
-
-
-def _local_folder(folder: str) -> str:
-    """Raises: ValueError for a remote path; 's3://b/x' would become a folder named 's3:' here."""
-    if "://" in folder:
-        raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
-    return folder

@@ -69,7 +69,7 @@ class ShardCache:
             try:
                 descriptor = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
-                with _locked(self.folder / f"lock-{shard.sha256[:2]}"):
+                with locked(self.folder / f"lock-{shard.sha256[:2]}"):
                     if not path.exists():
                         self._fetch(shard, path)
                 continue
@@ -118,7 +118,7 @@ class ShardCache:
                 f"{shard.path} has {shard.num_bytes / 2**30:.2f} GiB, more than data.cache_gb = "
                 f"{self.max_bytes / 2**30:g}; raise it to hold at least the shards that data.shuffle_window spans"
             )
-        with _locked(self.folder / "lock"):
+        with locked(self.folder / "lock"):
             files = [(file, stat) for file in self.folder.iterdir() if (stat := _stat(file)) is not None]
             now, total = time.time(), shard.num_bytes
             whole = []
@@ -223,7 +223,8 @@ class _Queue:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process of this machine at a time."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         try:

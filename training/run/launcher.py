@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError
 from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
+from manifests.storage import filesystem, is_remote, join
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.record import checkpoint
+from training.record.remote import fetch_run, newest_step
 from training.run.loop import train
 from training.run.stopping import signals_to_file
 
@@ -48,10 +50,15 @@ def train_on_ray(
         or lost processes more than `compute.max_failures` times.
     """
     ray = _import_ray(address)
-    folder = Path(settings.output_dir).absolute()
+    output_dir = settings.output_dir
+    if not is_remote(output_dir):
+        output_dir = str(Path(output_dir).absolute())
+    folder = fetch_run(output_dir, settings.data.cache_dir, may_be_new=True)
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
     if resume and checkpoint.inspect_run(folder, identity, allow_changed=allow_changed).kind == "finished":
         return checkpoint.read_summary(folder), True
+    stop_file = join(output_dir, STOP_FILE)
+    storage_filesystem, storage_path = _storage_of(output_dir)
     with checkpoint.lock_folder(folder):  # a folder in use is refused here, not by a process of another machine
         pass
     with _running_ray(ray, address, num_workers):
@@ -63,21 +70,22 @@ def train_on_ray(
                     "folder": str(Path.cwd()),
                     "resume": resume,
                     "allow_changed": allow_changed,
-                    "stop_file": str(folder / STOP_FILE),
+                    "stop_file": stop_file,
                 },
                 scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
                 run_config=ray.train.RunConfig(
                     name=RAY_FOLDER,
-                    storage_path=str(folder),
+                    storage_path=storage_path,
+                    storage_filesystem=storage_filesystem,
                     failure_config=ray.train.FailureConfig(max_failures=settings.compute.max_failures),
-                    callbacks=[_restarts(ray, folder, settings.compute.max_failures)],
+                    callbacks=[_restarts(ray, settings)],
                 ),
             )
-            with signals_to_file(folder / STOP_FILE):
+            with signals_to_file(stop_file):
                 trainer.fit()
         except Exception as error:  # Ray wraps what a process raised in classes of its own
             raise _unwrap(error) from None
-    return checkpoint.read_summary(folder), False
+    return checkpoint.read_summary(fetch_run(output_dir, settings.data.cache_dir)), False
 
 
 def each_result_on_ray(
@@ -130,11 +138,23 @@ def _result_of(ray: Any, reference: Any) -> Any:
         return _unwrap(error)
 
 
-def _restarts(ray: Any, folder: Path, max_failures: int) -> Any:
+def _storage_of(output_dir: str) -> tuple[Any, str]:
+    """How Ray Train reaches the run's folder: the file system (None: the disk's) and the path in it."""
+    if not is_remote(output_dir):
+        return None, output_dir
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, inner = filesystem(output_dir)
+    return PyFileSystem(FSSpecHandler(fs)), inner
+
+
+def _restarts(ray: Any, settings: TrainSettings) -> Any:
     """What Ray Train's controller calls when processes fail: it says what follows, and ends a run that cannot go on.
 
     Ray Train itself would start a run again after any error. An error in this callback ends the run (Ray 2.60).
     """
+
+    max_failures = settings.compute.max_failures
 
     class Restarts(ray.train.UserCallback):  # type: ignore[misc]  # Ray is imported late
         failures = 0
@@ -146,8 +166,7 @@ def _restarts(ray: Any, folder: Path, max_failures: int) -> Any:
                     raise own
             self.failures += 1
             what = _what_failed(ray, worker_exceptions)
-            found = checkpoint.list_checkpoints(folder)
-            step = checkpoint.step_of(found[-1]) if found else 0
+            step = newest_step(settings.output_dir, settings.data.cache_dir)
             if self.failures > max_failures:
                 raise RunError(
                     f"{what}; compute.max_failures = {max_failures} restarts are used up. See why processes end "
@@ -189,7 +208,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         parse_settings(config["settings"], TrainSettings, where="the config"),
         resume=config["resume"],
         allow_changed=config["allow_changed"],
-        stop_file=Path(config["stop_file"]),
+        stop_file=config["stop_file"],
     )
 
 
