@@ -305,13 +305,28 @@ class RemoteRun:
         return checkpoint.step_of(found[-1]) if found else -1
 
 
-def newest_step(output_dir: str, cache_dir: str | None) -> int:
-    """The step that a run would go on from; 0 where it has no checkpoint."""
+def newest_step(output_dir: str) -> int:
+    """The step that a run would go on from; 0 where it has no checkpoint.
+
+    Raises: RetryableError when a store does not answer.
+    """
     if storage.is_remote(output_dir):
-        there = RemoteRun(output_dir, cache_dir)._read_pointer()
+        there = RemoteRun(output_dir)._read_pointer()
         return _step(there) if there else 0
     found = checkpoint.list_checkpoints(Path(output_dir))
     return checkpoint.step_of(found[-1]) if found else 0
+
+
+def begun_at(output_dir: str) -> str | int | None:
+    """Something that changes when a training begins or goes on in a run's place; None where there is no run.
+
+    Raises: RetryableError when a store does not answer.
+    """
+    if storage.is_remote(output_dir):
+        there = RemoteRun(output_dir)._read_pointer()
+        return there["run"] if there else None
+    path = Path(output_dir) / checkpoint.RUN_FILE
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _step(pointer: dict[str, Any]) -> int:

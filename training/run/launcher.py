@@ -22,7 +22,7 @@ from manifests.storage import filesystem, is_remote, join
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.record import checkpoint
-from training.record.remote import fetch_run, newest_step
+from training.record.remote import begun_at, fetch_run, newest_step
 from training.run.loop import train
 from training.run.stopping import signals_to_file
 
@@ -69,6 +69,7 @@ def train_on_ray(
                     "settings": settings.model_dump(mode="json"),
                     "folder": str(Path.cwd()),
                     "resume": resume,
+                    "begun": begun_at(output_dir),
                     "allow_changed": allow_changed,
                     "stop_file": stop_file,
                 },
@@ -153,28 +154,26 @@ def _restarts(ray: Any, settings: TrainSettings) -> Any:
 
     Ray Train itself would start a run again after any error. An error in this callback ends the run (Ray 2.60).
     """
-
     max_failures = settings.compute.max_failures
 
     class Restarts(ray.train.UserCallback):  # type: ignore[misc]  # Ray is imported late
         failures = 0
 
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-            for error in worker_exceptions.values():
-                own = next((inner for inner in _errors_inside(error) if isinstance(inner, PlantMixError)), None)
-                if own is not None and not isinstance(own, RetryableError):
-                    raise own
-            self.failures += 1
             what = _what_failed(ray, worker_exceptions)
-            step = newest_step(settings.output_dir, settings.data.cache_dir)
+            self.failures += 1
+            try:
+                step = f"step {newest_step(settings.output_dir)}"
+            except RetryableError:  # a store that does not answer
+                step = "the last checkpoint"
             if self.failures > max_failures:
                 raise RunError(
                     f"{what}; compute.max_failures = {max_failures} restarts are used up. See why processes end "
                     "(memory: lower data.num_workers or raise compute.accumulate); run the same command to go on "
-                    f"from step {step}"
+                    f"from {step}"
                 )
             print(
-                f"dalip: {what}; all processes start again and go on from step {step} "
+                f"dalip: {what}; all processes start again and go on from {step} "
                 f"(restart {self.failures} of {max_failures}, compute.max_failures)",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
@@ -183,17 +182,22 @@ def _restarts(ray: Any, settings: TrainSettings) -> Any:
 
 
 def _what_failed(ray: Any, errors: Mapping[int, Exception]) -> str:
-    """Which processes were lost; where all answer, the first error of one. Those left behind fail too, as a result."""
+    """Which processes were lost, or the first fault that may pass. Those left behind fail too, as a result.
+
+    Raises: PlantMixError where one of them cannot go on, because it would happen again.
+    """
+    inside = {rank: list(_errors_inside(error)) for rank, error in sorted(errors.items())}
+    own = [(rank, inner) for rank, found in inside.items() for inner in found if isinstance(inner, PlantMixError)]
+    for _, error in own:
+        if not isinstance(error, RetryableError):
+            raise error
     lost = [
-        str(rank)
-        for rank, error in sorted(errors.items())
-        if any(isinstance(inner, ray.exceptions.RayActorError) for inner in _errors_inside(error))
+        str(rank) for rank, found in inside.items() if any(isinstance(e, ray.exceptions.RayActorError) for e in found)
     ]
     if lost:
         return f"a worker was lost (rank {', '.join(lost)})"
-    rank, error = min(errors.items())
-    *_, first = _errors_inside(error)
-    return f"a worker failed (rank {rank}, {type(first).__name__}: {' '.join(str(first).split()):.300})"
+    rank, failure = own[0] if own else next((rank, found[-1]) for rank, found in inside.items())
+    return f"a worker failed (rank {rank}, {type(failure).__name__}: {' '.join(str(failure).split()):.300})"
 
 
 def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:
@@ -204,9 +208,11 @@ def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:
 def _train_worker(config: dict[str, Any]) -> None:
     """What every process runs; Ray Train has set RANK, WORLD_SIZE, LOCAL_RANK and joined them to a group."""
     _enter(config["folder"])
+    settings = parse_settings(config["settings"], TrainSettings, where="the config")
     train(
-        parse_settings(config["settings"], TrainSettings, where="the config"),
-        resume=config["resume"],
+        settings,
+        # --no-resume removes the run of before once, not what this command did before a worker was lost.
+        resume=config["resume"] or begun_at(settings.output_dir) != config["begun"],
         allow_changed=config["allow_changed"],
         stop_file=config["stop_file"],
     )

@@ -61,6 +61,8 @@ def train(
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
     # -- check everything before anything is written
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun lost a process and began again
+    resume = resume or restarted
     tracking.check_packages(settings.log)
     releases = loader.open_releases(settings.release)
     identity = identity_values(settings, [release.fingerprint for release in releases])
@@ -85,10 +87,11 @@ def train(
         open_pool(releases, str(settings.eval.split))
 
     # -- join the other processes, train, leave them
+    lock_seconds = _LOST_LOCK_SECONDS if restarted or stop_file is not None else 0.0  # Ray may have begun again too
     ranks = start_ranks(settings.compute.device)
     try:
         on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
-        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file, remote)
+        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file, lock_seconds, remote)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
         if (explained := failures.explain(error, folder)) is not None:
@@ -106,6 +109,7 @@ def _train_on(
     seen: checkpoint.RunState,
     inspect: Callable[[], checkpoint.RunState],
     stop_file: str | None,
+    lock_seconds: float,
     remote: RemoteRun | None,
 ) -> tuple[dict[str, Any], bool]:
     """The run within its process group; nothing refers to the group when this returns.
@@ -119,9 +123,7 @@ def _train_on(
     trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
-        restarts = stop_file is not None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # Ray, torchrun
-        wait_seconds = _LOST_LOCK_SECONDS if restarts else 0.0
-        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder, wait_seconds)))
+        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder, lock_seconds)))
         state = on_main(ranks, lambda: checkpoint.skip_damaged(inspect()))
         if state.kind == "finished":  # by another process in the meantime
             return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
