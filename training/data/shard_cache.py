@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by its
 _STALE_SECONDS = 600.0  # a private file that nobody has written to for so long belongs to a process that was killed
 _NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
 _BATCHES_AHEAD = 256
+_LOOK_SECONDS = 0.05
 _SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
 
 
@@ -52,7 +54,7 @@ class ShardCache:
     def __init__(self, cache_dir: str | None = None, max_gb: float = DEFAULT_GB) -> None:
         self._cache_dir, self.max_bytes = cache_dir, int(max_gb * 2**30)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where the shards lie; made when it is first used."""
         folder = local_folder(self._cache_dir) / "shards"
@@ -160,7 +162,7 @@ class ReadAhead:
             queue.close()
 
     def _wanted(self) -> Iterator[tuple[int, WrittenFile]]:
-        """The shards that are not here, each with the number of the batch that needs it first."""
+        """The shards that batches need, in their order, each with the number of its batch."""
         for number, batch in enumerate(self._batches):
             for shard in self._shards_of(batch):
                 yield number, shard
@@ -181,45 +183,46 @@ class _Queue:
     def __init__(self, wanted: Iterable[tuple[int, WrittenFile]], max_bytes: int) -> None:
         self._wanted, self._max_bytes = iter(wanted), max_bytes
         self._next: tuple[int, WrittenFile] | None = None
-        self._position, self._closed = 0, False
+        self._position, self._closed = 0, False  # set without the lock, so that training never waits for it
         self._ahead: deque[tuple[int, int]] = deque()  # number of the batch, bytes
         self._fetching: set[str] = set()
-        self._moved = threading.Condition()
+        self._lock = threading.Lock()
 
     def advance(self, number: int) -> None:
-        with self._moved:
-            self._position = number
-            self._moved.notify_all()
+        self._position = number
 
     def close(self) -> None:
-        with self._moved:
-            self._closed = True
-            self._moved.notify_all()
+        self._closed = True
 
     def done(self, shard: WrittenFile) -> None:
-        with self._moved:
+        with self._lock:
             self._fetching.discard(shard.sha256)
 
     def take(self, cache: ShardCache) -> WrittenFile | None:
         """The next shard that is not here, when its time has come; None at the end."""
-        with self._moved:
-            while not self._closed:
-                self._next = self._next or next(self._wanted, None)
-                if self._next is None:
-                    return None
-                number, shard = self._next
-                while self._ahead and self._ahead[0][0] <= self._position:
-                    self._ahead.popleft()
-                room = self._max_bytes - sum(num_bytes for _, num_bytes in self._ahead)
-                if number > self._position + _BATCHES_AHEAD or (self._ahead and shard.num_bytes > room):
-                    self._moved.wait()
-                    continue
-                self._next = None
-                if shard.sha256 not in self._fetching and not cache.has(shard):
-                    self._ahead.append((number, shard.num_bytes))
-                    self._fetching.add(shard.sha256)
-                    return shard
+        while not self._closed:
+            with self._lock:
+                while self._is_due():
+                    if self._next is None:
+                        return None
+                    (number, shard), self._next = self._next, None
+                    if shard.sha256 not in self._fetching and not cache.has(shard):
+                        self._ahead.append((number, shard.num_bytes))
+                        self._fetching.add(shard.sha256)
+                        return shard
+            time.sleep(_LOOK_SECONDS)
         return None
+
+    def _is_due(self) -> bool:
+        """Whether the next shard may be looked at now, or none is left."""
+        self._next = self._next or next(self._wanted, None)
+        if self._next is None:
+            return True
+        number, shard = self._next
+        while self._ahead and self._ahead[0][0] <= self._position:
+            self._ahead.popleft()
+        room = self._max_bytes - sum(num_bytes for _, num_bytes in self._ahead)
+        return number <= self._position + _BATCHES_AHEAD and (not self._ahead or shard.num_bytes <= room)
 
 
 @contextmanager
