@@ -147,7 +147,9 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
     parser.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
     )
 
 
@@ -197,7 +199,9 @@ def _add_proxies(commands: Any) -> None:
     parser.add_argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where the runs are done")
     parser.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
     )
 
 

@@ -42,9 +42,10 @@ def train_on_ray(
 ) -> tuple[dict[str, Any], bool]:
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, each with a GPU if the device is one.
 
-    Without `address` or RAY_ADDRESS (which `ray job submit` sets) a Ray of this machine is started for the run, on the loopback only. Every machine must see the
-    releases and `output_dir`. On SIGTERM to this process the others save a checkpoint and leave. When processes are
-    lost (killed, out of memory, with their machine) or meet a passing fault, all begin again from the last checkpoint.
+    Without `address` or RAY_ADDRESS (which `ray job submit` sets) a Ray of this machine is started for the run, on the
+    loopback only. Every machine must see the releases and `output_dir`. On SIGTERM to this process the others save a
+    checkpoint and leave. When processes are lost (killed, out of memory, with their machine) or meet a passing fault,
+    all begin again from the last checkpoint.
 
     Raises: ConfigError before any process is started; RunError, IntegrityError when the run cannot go on, was stopped,
         or lost processes more than `compute.max_failures` times.
@@ -95,9 +96,9 @@ def each_result_on_ray(
 ) -> Iterator[tuple[int, Any]]:
     """(number of the task, its result) in the order of completion, each task in a Ray process of its own.
 
-    Without `address` RAY_ADDRESS counts. A task takes `compute.num_threads` cores (1 where it is null), and a GPU if the device is one. Every machine must
-    see the paths. Ray begins a task again when its process is lost. When Ray gives up on a task, its result is a
-    RunError, and the others go on.
+    Without `address` RAY_ADDRESS counts. A task takes `compute.num_threads` cores (1 where it is null), and a GPU if the
+    device is one. Every machine must see the paths. Ray begins a task again when its process is lost. When Ray gives up
+    on a task, its result is a RunError, and the others go on.
 
     Raises: ConfigError where Ray is missing or does not answer; RunError when the cluster is lost.
     """
