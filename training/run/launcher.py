@@ -97,8 +97,8 @@ def each_result_on_ray(
     """(number of the task, its result) in the order of completion, each task in a Ray process of its own.
 
     Without `address` RAY_ADDRESS counts. A task takes `compute.num_threads` cores (1 where it is null), and a GPU if
-    the device is one. Every machine must see the paths. Ray begins a task again when its process is lost. When Ray gives up
-    on a task, its result is a RunError, and the others go on.
+    the device is one. Every machine must see the paths. Ray begins a task again when its process is lost. When Ray
+    gives up on a task, its result is a RunError, and the others go on.
 
     Raises: ConfigError where Ray is missing or does not answer; RunError when the cluster is lost.
     """
