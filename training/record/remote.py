@@ -35,24 +35,26 @@ _RETRY_SECONDS = (2.0, 8.0)  # beside what the client library tries by itself
 _SMALL = (SETTINGS_FILE, checkpoint.RUN_FILE, LOG_FILE)
 
 
-def run_folder(output_dir: str, cache_dir: str | None = None) -> Path:
-    """The folder on this machine in which a run works: its own, or that of its copy."""
+def run_folder(output_dir: str, cache_dir: str | None = None, *, reading: bool = False) -> Path:
+    """The folder on this machine in which a run works: its own, or that of its copy. Readers have another copy."""
     if not storage.is_remote(output_dir):
         return Path(output_dir)
     address = output_dir.rstrip("/")
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-    return local_folder(cache_dir) / "runs" / digest / address.rpartition("/")[2]
+    return local_folder(cache_dir) / ("read" if reading else "runs") / digest / address.rpartition("/")[2]
 
 
 def fetch_run(run: str, cache_dir: str | None = None, *, may_be_new: bool = False) -> Path:
     """The folder of a run for who only reads it: itself, or a copy on this machine that is brought up to date.
 
+    With `may_be_new` it is the copy that a training on this machine goes on in.
+
     Raises: ConfigError where there is no run, unless it `may_be_new`; RetryableError when the store does not answer.
     """
     if not storage.is_remote(run):
         return Path(run)
-    copy = RemoteRun(run, cache_dir)
-    copy.take_up(reading=not may_be_new)
+    copy = RemoteRun(run, cache_dir, reading=not may_be_new)
+    copy.take_up()
     if not may_be_new and not (copy.folder / SETTINGS_FILE).is_file():
         raise ConfigError(f"{run}: no run here (no {SETTINGS_FILE}); `dalip train` with this output_dir makes one")
     return copy.folder
@@ -61,20 +63,20 @@ def fetch_run(run: str, cache_dir: str | None = None, *, may_be_new: bool = Fals
 class RemoteRun:
     """The copy of a run on this machine, and what is known of the run in the store."""
 
-    def __init__(self, address: str, cache_dir: str | None = None) -> None:
-        self.address = address.rstrip("/")
+    def __init__(self, address: str, cache_dir: str | None = None, *, reading: bool = False) -> None:
+        self.address, self._reading = address.rstrip("/"), reading
         try:
             storage.filesystem(self.address)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"output_dir {address}: {error}") from None
-        self.folder = run_folder(address, cache_dir)
+        self.folder = run_folder(address, cache_dir, reading=reading)
         self._failed = 0
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "upload")
 
     # -- from the store
 
-    def take_up(self, *, reading: bool = False) -> None:
+    def take_up(self) -> None:
         """Bring this machine's copy up to the store's; a newer checkpoint of the same run that is only here stays.
 
         Raises: RetryableError when the store does not answer; IntegrityError when no checkpoint there is whole.
@@ -92,8 +94,8 @@ class RemoteRun:
                 self._take_newest(there)
             elif here != there:
                 self._write_own(there)
-            if reading or self._has(checkpoint.SUMMARY_FILE):
-                self._take_rest(weights=reading)
+            if self._reading or self._has(checkpoint.SUMMARY_FILE):
+                self._take_rest()
 
     def take_checkpoint(self, path: Path) -> Path:
         """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
@@ -118,14 +120,14 @@ class RemoteRun:
             f"{self.address}: none of its {len(there['checkpoints'])} checkpoints is whole; --no-resume trains anew"
         )
 
-    def _take_rest(self, *, weights: bool) -> None:
-        """What a finished run has more, and the figures of its evaluations."""
+    def _take_rest(self) -> None:
+        """What a finished run has more, for a reader also its weights, and the figures of its evaluations."""
         fs, inner = storage.filesystem(self.address)
         fs.invalidate_cache()
         for path in fs.find(inner):
             name = path[len(inner) + 1 :]
             wanted = name.startswith(f"{checkpoint.EVAL_FOLDER}/") or name in (*_SMALL, checkpoint.SUMMARY_FILE)
-            if wanted or (weights and name == checkpoint.MODEL_FILE and not (self.folder / name).exists()):
+            if wanted or (self._reading and name == checkpoint.MODEL_FILE and not (self.folder / name).exists()):
                 self._get(name)
 
     def _get(self, name: str) -> Path:

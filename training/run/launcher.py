@@ -88,7 +88,7 @@ def train_on_ray(
                 trainer.fit()
         except Exception as error:  # Ray wraps what a process raised in classes of its own
             raise _unwrap(error) from None
-    return checkpoint.read_summary(fetch_run(output_dir, settings.data.cache_dir)), False
+    return checkpoint.read_summary(fetch_run(output_dir, settings.data.cache_dir, may_be_new=True)), False
 
 
 def each_result_on_ray(
