@@ -83,9 +83,8 @@ class DataSettings(Settings):
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
     check_shards: bool = True  # read local shards once before the first step, and compare their sha256
     tokens: str | None = None  # folder of `dalip tokens`: train on frozen towers
-    cache_dir: str | None = (
-        None  # of this machine, for shards and runs of an object store; null: in the temporary folder
-    )
+    cache_dir: str | None = None
+    """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
     cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
     """GiB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
 

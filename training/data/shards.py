@@ -77,7 +77,7 @@ class SamplePool:
 def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
     """The samples of `split` of verified releases.
 
-    Raises: ConfigError when a release has no such split or no sample in it.
+    Raises: ConfigError when a release has no such split or no sample in it; IntegrityError for a shard without a record.
     """
     tables: list[pa.Table] = []
     files: list[WrittenFile] = []
@@ -88,8 +88,11 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
         shards.append(codes.astype(np.int32) + len(files))
         numbers.append(np.full(len(table), number, np.int16))
         for name in names:
-            record = release.record["files"][f"{SPLIT_FOLDERS[split]}/{name}"]
-            files.append(WrittenFile(release.shard_path(split, name), record["num_bytes"], record["sha256"]))
+            path = release.shard_path(split, name)
+            record = release.record["files"].get(f"{SPLIT_FOLDERS[split]}/{name}")
+            if record is None:
+                raise IntegrityError(f"{path}: the record of the release does not name this shard; take a whole copy")
+            files.append(WrittenFile(path, record["num_bytes"], record["sha256"]))
         tables.append(table)
     table = pa.concat_tables(tables)
     offsets = {name: table[name].to_numpy().astype(np.int64) for name in OFFSETS}

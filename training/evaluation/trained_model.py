@@ -69,7 +69,7 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
     config = read_train_settings(path, output_dir=None if given.is_dir() else output_dir)
     stored = not given.is_dir() and is_remote(config.output_dir)
     if stored:
-        folder = fetch_run(config.output_dir, config.data.cache_dir, may_be_new=config.model.pretrained is not None)
+        folder = fetch_run(config.output_dir, config.data.cache_dir, must_exist=config.model.pretrained is None)
     else:
         folder = given if given.is_dir() else Path(config.output_dir)
     if not given.is_dir() and config.model.pretrained is not None and not checkpoint.has_weights(folder):

@@ -44,18 +44,26 @@ def run_folder(output_dir: str, cache_dir: str | None = None, *, reading: bool =
     return local_folder(cache_dir) / ("read" if reading else "runs") / digest / address.rpartition("/")[2]
 
 
-def fetch_run(run: str, cache_dir: str | None = None, *, may_be_new: bool = False) -> Path:
+def take_up_run(output_dir: str, cache_dir: str | None) -> Path:
+    """The folder of a run for a training on this machine, brought up to date.
+
+    Raises: RetryableError when the store does not answer.
+    """
+    if storage.is_remote(output_dir):
+        RemoteRun(output_dir, cache_dir).take_up()
+    return run_folder(output_dir, cache_dir)
+
+
+def fetch_run(run: str, cache_dir: str | None = None, *, must_exist: bool = True) -> Path:
     """The folder of a run for who only reads it: itself, or a copy on this machine that is brought up to date.
 
-    With `may_be_new` it is the copy that a training on this machine goes on in.
-
-    Raises: ConfigError where there is no run, unless it `may_be_new`; RetryableError when the store does not answer.
+    Raises: ConfigError where there is no run and there has to be; RetryableError when the store does not answer.
     """
     if not storage.is_remote(run):
         return Path(run)
-    copy = RemoteRun(run, cache_dir, reading=not may_be_new)
+    copy = RemoteRun(run, cache_dir, reading=True)
     copy.take_up()
-    if not may_be_new and not (copy.folder / SETTINGS_FILE).is_file():
+    if must_exist and not (copy.folder / SETTINGS_FILE).is_file():
         raise ConfigError(f"{run}: no run here (no {SETTINGS_FILE}); `dalip train` with this output_dir makes one")
     return copy.folder
 

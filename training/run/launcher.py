@@ -22,7 +22,7 @@ from manifests.storage import filesystem, is_remote, join
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.record import checkpoint
-from training.record.remote import begun_at, fetch_run, newest_step
+from training.record.remote import begun_at, newest_step, take_up_run
 from training.run.loop import train
 from training.run.stopping import signals_to_file
 
@@ -55,7 +55,7 @@ def train_on_ray(
     output_dir = settings.output_dir
     if not is_remote(output_dir):
         output_dir = str(Path(output_dir).absolute())
-    folder = fetch_run(output_dir, settings.data.cache_dir, may_be_new=True)
+    folder = take_up_run(output_dir, settings.data.cache_dir)
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
     if resume and checkpoint.inspect_run(folder, identity, allow_changed=allow_changed).kind == "finished":
         return checkpoint.read_summary(folder), True
@@ -88,7 +88,7 @@ def train_on_ray(
                 trainer.fit()
         except Exception as error:  # Ray wraps what a process raised in classes of its own
             raise _unwrap(error) from None
-    return checkpoint.read_summary(fetch_run(output_dir, settings.data.cache_dir, may_be_new=True)), False
+    return checkpoint.read_summary(take_up_run(output_dir, settings.data.cache_dir)), False
 
 
 def each_result_on_ray(
