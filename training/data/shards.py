@@ -77,7 +77,7 @@ class SamplePool:
 def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
     """The samples of `split` of verified releases.
 
-    Raises: ConfigError when a release has no such split or no sample in it; IntegrityError for a shard without a record.
+    Raises: ConfigError when a release has no such split or no sample in it; IntegrityError for an unrecorded shard.
     """
     tables: list[pa.Table] = []
     files: list[WrittenFile] = []
