@@ -147,7 +147,9 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
     parser.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
     )
 
 
@@ -197,7 +199,9 @@ def _add_proxies(commands: Any) -> None:
     parser.add_argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where the runs are done")
     parser.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of a running cluster; default: start Ray on this machine"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
     )
 
 
@@ -300,6 +304,8 @@ def _eval(options: argparse.Namespace) -> int:
         trained = replace(trained, settings=trained.settings.model_copy(update={"eval": wanted}))
     result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
+    if trained.address is not None and options.out is None:
+        print(f"in the store: {trained.address}/eval/")
     print(f"plot: {path.with_suffix('.png')}")
     print(f"figures: {path}")
     return 0
@@ -307,11 +313,13 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _plot(options: argparse.Namespace) -> int:
     from training.record.curves import FOLLOWED_FILE, follow_runs, plot_runs
+    from training.record.remote import fetch_run
 
+    runs = [run if run.endswith(".json") else str(fetch_run(run)) for run in options.runs]
     if options.follow:
-        out = options.out or str(Path(options.runs[0]) / FOLLOWED_FILE)
+        out = options.out or str(Path(runs[0]) / FOLLOWED_FILE)
         print(f"page: {out}; open it in a browser, it reads itself anew. Ctrl-C ends this", flush=True)
-        follow_runs(options.runs, out, options.metric)
+        follow_runs(runs, out, options.metric)
         return 0
     if not options.out:
         raise ConfigError("--out is needed: the picture (.png) or page (.html) to write; only --follow has a default")
@@ -320,7 +328,7 @@ def _plot(options: argparse.Namespace) -> int:
 
         plot_results(options.runs, options.out)
     else:
-        plot_runs(options.runs, options.out, options.metric)
+        plot_runs(runs, options.out, options.metric)
     print(f"plot: {options.out}")
     return 0
 

@@ -75,6 +75,8 @@ class ComputeSettings(Settings):
     parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp shards the weights among them
     compile: bool = False  # torch.compile: slower to start, faster steps on a GPU
     num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
+    max_failures: int = Field(default=3, ge=0)
+    """So often `--launcher ray` starts again after lost workers, from the last checkpoint; 0: never."""
 
 
 class LockSettings(Settings):
@@ -219,7 +221,7 @@ class TrainSettings(Settings):
     release: str | tuple[ReleaseShare, ...]
     """A release, a work folder (its newest release), or a list of `{release, weight}`."""
     output_dir: str = Field(min_length=1)
-    """Folder of the run."""
+    """Folder of the run, also of an object store (s3://, gs://): then it works in `data.cache_dir` and uploads."""
     seed: int = Field(default=0, ge=0)
     """Of weights, order, augmentation and dropout."""
     model: ModelSettings = ModelSettings()
@@ -240,11 +242,6 @@ class TrainSettings(Settings):
         if not isinstance(release, str) and not release:
             raise ValueError("the list is empty; name a release, a work folder, or a list of {release, weight}")
         return release
-
-    @field_validator("output_dir")
-    @classmethod
-    def _is_local(cls, folder: str) -> str:
-        return _local_folder(folder)
 
     @field_validator("loss")
     @classmethod
@@ -269,8 +266,9 @@ class TrainSettings(Settings):
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
-_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens")
-_EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
+_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
+                   "cache_gb")  # fmt: skip
+_EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
 
 
 def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:
@@ -289,10 +287,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     if release is not None:
         changes["release"] = release
     if output_dir is not None:
-        try:
-            changes["output_dir"] = _local_folder(output_dir)
-        except ValueError as error:
-            raise ConfigError(f"--output: {error}") from None
+        changes["output_dir"] = output_dir
     return settings.model_copy(update=changes)
 
 
@@ -328,10 +323,3 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}
     return values
-
-
-def _local_folder(folder: str) -> str:
-    """Raises: ValueError for a remote path; 's3://b/x' would become a folder named 's3:' here."""
-    if "://" in folder:
-        raise ValueError(f"{folder}: a run is written to a local folder; copy it to an object store afterwards")
-    return folder

@@ -47,7 +47,7 @@ def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
         "| `read_timeout_seconds` | number above 0 | `20.0` | seconds | Longest silence within an answer. |",
         "| `rules` | list of keys below | `[{preset: general}]` |  |",
         "| `clip_norm` | number or null above 0 | `1.0` |  | of the gradient; null: no clipping |",
-        "| `output_dir` | text | required |  | Folder of the run. |",
+        "| `output_dir` | text | required |  | Folder of the run, also of an object store",
         "### `fetch.network.hosts[]`",
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import pytest
 import release_writer as writer
 import torch
 import yaml
+from process_tree import below, kill
 
 from training.record.log import read_log
 
@@ -50,7 +52,7 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def _start(values: dict[str, Any], place: Path, num_ranks: int = 1) -> subprocess.Popen[str]:
+def _start(values: dict[str, Any], place: Path, num_ranks: int = 1, *options: str) -> subprocess.Popen[str]:
     config = place / "run.yaml"
     config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
     command = [sys.executable, "-m", "training.cli", "train", str(config)]
@@ -58,7 +60,7 @@ def _start(values: dict[str, Any], place: Path, num_ranks: int = 1) -> subproces
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--master-addr=127.0.0.1"]
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--master-addr=127.0.0.1", *options]
         command = [sys.executable, *launcher, f"--master-port={port}", "-m", *command[2:]]
     return subprocess.Popen(
         command,
@@ -71,7 +73,7 @@ def _start(values: dict[str, Any], place: Path, num_ranks: int = 1) -> subproces
 
 
 def _finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     return out
 
@@ -88,7 +90,7 @@ def _lines(place: Path) -> list[dict[str, Any]]:
 
 def _kill_after(process: subprocess.Popen[str], place: Path, step: int, number: int) -> None:
     """Signal the process, its group and its children once the log holds `step`."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while (not _lines(place) or _lines(place)[-1]["step"] < step) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.002)
@@ -136,7 +138,7 @@ def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tm
     """As a scheduler does it: the loader's workers get the signal too and must not take the trainer down."""
     (place,) = _places(tmp_path, "place")
     process = _start(values | {"checkpoint": {"every_steps": 1000}, "schedule": {"steps": 5000}}, place)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not _lines(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
@@ -215,7 +217,7 @@ def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None
     """SIGTERM to torchrun: both ranks agree on the step, save once and leave; the run goes on from there."""
     (place,) = _places(tmp_path, "place")
     process = _start(values | {"schedule": {"steps": 5000}}, place, num_ranks=2)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not _lines(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -258,17 +260,58 @@ def test_a_users_mistake_under_torchrun_writes_nothing(values: dict[str, Any], t
     assert not (place / "run").exists()
 
 
-def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], tmp_path: Path) -> None:
+    """With --max-restarts: one rank is killed, and the run ends with the bits of an undisturbed one."""
+    whole, killed = _places(tmp_path, "whole", "killed")
+    _finish(_start(values, whole, num_ranks=2))
+    process = _start(values, killed, 2, "--max-restarts=2")
+    _kill_rank(process, killed, rank=1, step=7)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err[-3000:]
+    assert out.startswith("finished: 24 steps")
+    assert "going on after step 6 from" in err
+    _assert_same(whole, killed)
+
+
+def _kill_rank(process: subprocess.Popen[str], place: Path, rank: int, step: int) -> None:
+    """SIGKILL to the process of rank 0 or 1 of two, once the log holds `step`; rank 0 is the one that writes it."""
+    deadline = time.monotonic() + 600
+    while not (_lines(place) and _lines(place)[-1]["step"] >= step):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    found = {pid: command for pid, command in below(process.pid).items() if _trains(pid, command)}
+    trainers = [pid for pid in found if not any(pid in below(other) for other in found)]  # not their loader processes
+    wanted = [pid for pid in trainers if _writes(pid, place / "run" / "log.jsonl") == (rank == 0)]
+    assert (len(trainers), len(wanted)) == (2, 1), found
+    kill(wanted)
+
+
+def _trains(pid: int, command: str) -> bool:
+    return "TrainWorker" in command or b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def _writes(pid: int, path: Path) -> bool:
+    return any(Path(file).resolve() == path for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _start_on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.Popen[str]:
     config = place / "run.yaml"
     config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", *options],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"},
     )
+
+
+def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    process = _start_on_ray(values, place, *options)
+    out, err = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.slow
@@ -276,18 +319,10 @@ def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     (place,) = _places(tmp_path, "place")
-    config = place / "run.yaml"
     values = values | {"schedule": {"steps": 100_000}, "checkpoint": {"every_steps": 100_000}}
-    config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", "--num-workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-    )
+    process = _start_on_ray(values, place, "--num-workers", "2")
     log = place / "run" / "log.jsonl"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (log.exists() and read_log(log, "step")):
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
@@ -317,3 +352,36 @@ def test_ray_starts_the_same_run(values: dict[str, Any], tmp_path: Path) -> None
     for alone, apart in zip(_lines(one), _lines(two), strict=True):
         assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
     assert _on_ray(values, two, "--num-workers", "2").stdout.startswith("finished before, reused")
+
+
+@pytest.mark.slow
+def test_ray_starts_again_after_killed_workers(values: dict[str, Any], tmp_path: Path) -> None:
+    """Each rank is killed once amid the run: it goes on from the last checkpoint, to the bits of an undisturbed run."""
+    whole, killed = _places(tmp_path, "whole", "killed")
+    _finish(_start(values, whole, num_ranks=2))
+    process = _start_on_ray(values, killed, "--num-workers", "2")
+    for rank, step in ((1, 7), (0, 16)):
+        _kill_rank(process, killed, rank, step)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err[-3000:]
+    assert "\nfinished: 24 steps" in "\n" + out  # Ray says on stdout too that a worker died
+    told = re.findall(r"dalip: a worker was lost \(rank (.)\); all processes start again and go on from step (\d+) "
+                      r"\(restart (.) of 3, compute.max_failures\)", err)  # fmt: skip
+    assert [(rank, number) for rank, _, number in told] == [("1", "1"), ("0", "2")]
+    assert all(int(step) % 3 == 0 for _, step, _ in told)
+    _assert_same(whole, killed)
+
+
+@pytest.mark.slow
+def test_ray_gives_up_after_max_failures_and_the_same_command_goes_on(values: dict[str, Any], tmp_path: Path) -> None:
+    (place,) = _places(tmp_path, "place")
+    values = values | {"schedule": {"steps": 60}, "compute": values["compute"] | {"max_failures": 0}}
+    process = _start_on_ray(values, place, "--num-workers", "2")
+    _kill_rank(process, place, rank=1, step=7)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("dalip: error:")]
+    assert "a worker was lost (rank 1); compute.max_failures = 0 restarts are used up" in line
+    saved = sorted((place / "run").rglob("step-*.pt"))[-1]
+    assert line.endswith(f"run the same command to go on from step {int(saved.stem.removeprefix('step-'))}")
+    assert f"going on after step {int(saved.stem.removeprefix('step-'))} from" in _on_ray(values, place).stderr

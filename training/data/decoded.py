@@ -21,6 +21,7 @@ from PIL import Image
 
 from manifests import storage
 from training.data.images import DECODE_ERRORS
+from training.data.shard_cache import ShardCache
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 
 _FORMAT = "dalip-decoded/1"
@@ -41,7 +42,7 @@ def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
             old.unlink(missing_ok=True)
         storage.publish_bytes(str(path), json.dumps(mark).encode("utf-8"))
     storage.sweep(str(folder))
-    return [shard for shard in range(len(pool.shard_paths)) if not _offsets_file(folder, shard).is_file()]
+    return [shard for shard in range(len(pool.files)) if not _offsets_file(folder, shard).is_file()]
 
 
 def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> None:
@@ -50,7 +51,7 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> No
     Raises: IntegrityError for a shard that is shorter than its table says.
     """
     rows = np.flatnonzero(pool.shards == shard).tolist()
-    reader, keys = ShardReader(pool), pool.table["key"].to_pylist()
+    reader, keys = ShardReader(pool, ShardCache()), pool.table["key"].to_pylist()
     target = _tar_file(folder, shard)
     temp = storage.temp_path(str(target))
     placed: dict[str, list[int]] = {name: [] for name in OFFSETS}
@@ -80,12 +81,12 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> No
 def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
     """The same pool, read from the decoded shards in `folder`; all of them must be there."""
     offsets: dict[str, NDArray[np.int64]] = {name: np.zeros(len(pool), np.int64) for name in OFFSETS}
-    for shard in range(len(pool.shard_paths)):
+    for shard in range(len(pool.files)):
         rows = np.flatnonzero(pool.shards == shard)
         for name, values in zip(OFFSETS, np.load(_offsets_file(folder, shard)), strict=True):
             offsets[name][rows] = values
-    paths = tuple(str(_tar_file(folder, shard)) for shard in range(len(pool.shard_paths)))
-    return replace(pool, shard_paths=paths, offsets=offsets)
+    files = tuple(replace(file, path=str(_tar_file(folder, shard))) for shard, file in enumerate(pool.files))
+    return replace(pool, files=files, offsets=offsets)
 
 
 def shrink(content: bytes, side_px: int) -> bytes:

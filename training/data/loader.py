@@ -28,6 +28,7 @@ from manifests.settings import Settings
 from manifests.storage import hash_file, is_remote, join
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
+from training.data.shard_cache import DEFAULT_GB, ReadAhead, ShardCache
 from training.data.shards import SamplePool, ShardReader, strata_of
 from training.data.tokens import TokenStore, open_stores
 
@@ -82,6 +83,10 @@ class DataSettings(Settings):
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
     check_shards: bool = True  # read local shards once before the first step, and compare their sha256
     tokens: str | None = None  # folder of `dalip tokens`: train on frozen towers
+    cache_dir: str | None = None
+    """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
+    cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
+    """GiB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
 
     @model_validator(mode="after")
     def _some_share_is_positive(self) -> DataSettings:
@@ -89,6 +94,11 @@ class DataSettings(Settings):
         if min(shares, default=0.0) < 0 or sum(shares) <= 0:
             raise ValueError("mixture shares must not be negative, and some share must be above 0")
         return self
+
+    @property
+    def cache(self) -> ShardCache:
+        """Where shards of remote releases are kept."""
+        return ShardCache(self.cache_dir, self.cache_gb)
 
 
 class Corrupt(NamedTuple):
@@ -118,8 +128,10 @@ class SampleDataset(Dataset[Any]):
         text: TextSettings,
         seed: int,
         strata: Sequence[Stratum] = (),
+        cache: ShardCache | None = None,
     ) -> None:
-        self.reader, self.view, self.tokenizer, self.text, self.seed = ShardReader(pool), view, tokenizer, text, seed
+        self.reader = ShardReader(pool, cache)
+        self.view, self.tokenizer, self.text, self.seed = view, tokenizer, text, seed
         self.strata = strata
         self._with_members = text.members != ("txt",)
 
@@ -224,7 +236,7 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
 def check_shards(releases: Sequence[Release], split: str) -> None:
     """Compare the samples table and the shards of a split with the record of their release, byte for byte.
 
-    Only local files are read: of a remote release every byte would have to be fetched twice.
+    Only local files are read: a shard of a remote release is checked when it is fetched.
 
     Raises: IntegrityError that names the first file with other content than when the release was sealed.
     """
@@ -268,8 +280,8 @@ def train_loader(
         return _loader(TokenDataset(*stores, order.seed), sampler, data, pin)
     size = model.preprocess_settings.size
     view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment, data.reduced_decode)
-    dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata)
-    return _loader(dataset, sampler, data, pin)
+    dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata, data.cache)
+    return _loader(dataset, _read_ahead(pool, sampler, data), data, pin)
 
 
 def eval_batches(
@@ -285,7 +297,9 @@ def eval_batches(
     dataset: Dataset[Any] = (
         TokenDataset(*stores, 0)
         if stores is not None
-        else SampleDataset(pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0)
+        else SampleDataset(
+            pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0, cache=data.cache
+        )
     )
     batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
     for batch in iterate(_loader(dataset, batches, data, pin=False)):
@@ -293,6 +307,13 @@ def eval_batches(
             first = batch.corrupt[0]
             raise RunError(f"{pool.names([first.row])[0]}: broken sample in the evaluation split: {first.reason}")
         yield batch
+
+
+def _read_ahead(pool: SamplePool, batches: Any, data: DataSettings) -> Any:
+    """The batches; of remote releases, with the shards of those to come fetched meanwhile."""
+    if not any(is_remote(file.path) for file in pool.files):
+        return batches
+    return ReadAhead(batches, lambda places: pool.remote_shards([row for _, row in places]), data.cache)
 
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -338,7 +359,8 @@ def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], lis
     wanted = set(text.members) - {"txt"}
     if not wanted:
         return [], []
-    rows = np.unique(np.linspace(0, len(pool) - 1, _NUM_INSPECTED).astype(int)).tolist()
+    num = _NUM_INSPECTED if not pool.remote_shards([0]) else _NUM_INSPECTED // 16  # a request each
+    rows = np.unique(np.linspace(0, len(pool) - 1, num).astype(int)).tolist()
     there = {name for _, _, members in ShardReader(pool).read(rows, with_texts=True) for name in members}
     return sorted(wanted - there), sorted(there)
 

@@ -98,11 +98,11 @@ class SampleOrder:
 
     def epoch(self, number: int) -> Rows:
         """The row numbers of one epoch in order, (epoch_size,); the last two epochs are kept."""
-        if number not in self._cache:
-            while len(self._cache) > 1:
-                del self._cache[min(self._cache)]
-            self._cache[number] = self._compute(number)
-        return self._cache[number]
+        cache = self._cache  # replaced, never changed: a thread that reads ahead asks too
+        if number not in cache:
+            kept = dict(sorted(cache.items())[-1:])
+            cache = self._cache = kept | {number: self._compute(number)}
+        return cache[number]
 
     def rows(self, start: int, stop: int) -> Rows:
         """The row numbers at positions start..stop-1."""

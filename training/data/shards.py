@@ -1,8 +1,9 @@
 """Samples of sealed releases: which rows there are, how they are divided, and their bytes out of the shards.
 
-Reads the sample tables and shards of one or several releases: local ones by offset, others by fsspec in ranges, a batch
-at a time. Writes nothing. Gives up with IntegrityError on a shard that is gone or shorter than its table says, with
-RunError on storage that does not answer, and with ConfigError on a split or domain that is not there.
+Reads the sample tables and shards of one or several releases: local ones by offset, others out of a cache of whole
+shards (`training.data.shard_cache`) or, for a few samples, by fsspec in ranges. Writes nothing else. Gives up with
+IntegrityError on a shard that is gone or shorter than its table says, with RunError or RetryableError on storage that
+does not answer, and with ConfigError on a split or domain that is not there.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.inside import BrokenTarError, tar_members
-from manifests.release import Release
-from manifests.storage import filesystem, is_remote
+from manifests.release import SPLIT_FOLDERS, Release
+from manifests.storage import WrittenFile, filesystem, is_remote
 from training.data.sampling import Stratum
+from training.data.shard_cache import ShardCache
 
 _BLOCK_BYTES = 512  # of the tar format
 _TEXT_TAIL_BYTES = 64 << 10  # read after the `txt` of the last sample of a shard, for its further text members
@@ -37,8 +39,8 @@ class SamplePool:
     """All samples of a split of one or several releases, a row each, in the order of shard and position."""
 
     table: pa.Table  # sample_id, domain, key
-    shard_paths: tuple[str, ...]
-    shards: NDArray[np.int32]  # (N,) index into shard_paths
+    files: tuple[WrittenFile, ...]  # the shards, as the records of their releases name them
+    shards: NDArray[np.int32]  # (N,) index into files
     releases: NDArray[np.int16]  # (N,) number of the release
     offsets: dict[str, NDArray[np.int64]]  # jpg_offset, jpg_length, txt_offset, txt_length; (N,) bytes
     fingerprints: tuple[str, ...]  # of the releases
@@ -49,6 +51,11 @@ class SamplePool:
         return len(self.shards)
 
     @property
+    def shard_paths(self) -> tuple[str, ...]:
+        """Where the shards lie."""
+        return tuple(file.path for file in self.files)
+
+    @property
     def domains(self) -> list[str]:
         """Names of the domains that have samples, sorted."""
         return sorted(value for value in pc.unique(self.table["domain"]).to_pylist() if value is not None)
@@ -57,31 +64,41 @@ class SamplePool:
         """`sample_id (SHARD/KEY)` of some rows, for messages."""
         chosen = self.table.take(pa.array(rows, pa.int64()))
         return [
-            f"{sample} ({self.shard_paths[self.shards[row]].rpartition('/')[2]}/{key})"
+            f"{sample} ({self.files[self.shards[row]].path.rpartition('/')[2]}/{key})"
             for row, sample, key in zip(rows, chosen["sample_id"].to_pylist(), chosen["key"].to_pylist(), strict=True)
         ]
+
+    def remote_shards(self, rows: Sequence[int]) -> list[WrittenFile]:
+        """The shards of some rows that do not lie on this machine, in the order of their first row."""
+        numbers = dict.fromkeys(self.shards[np.asarray(rows, np.int64)].tolist())
+        return [self.files[number] for number in numbers if is_remote(self.files[number].path)]
 
 
 def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
     """The samples of `split` of verified releases.
 
-    Raises: ConfigError when a release has no such split or no sample in it.
+    Raises: ConfigError when a release has no such split or no sample in it; IntegrityError for an unrecorded shard.
     """
     tables: list[pa.Table] = []
-    paths: list[str] = []
+    files: list[WrittenFile] = []
     shards, numbers = [], []
     for number, release in enumerate(releases):
         table = _split_table(release, split)
         names, codes = _codes(table["shard"])
-        shards.append(codes.astype(np.int32) + len(paths))
+        shards.append(codes.astype(np.int32) + len(files))
         numbers.append(np.full(len(table), number, np.int16))
-        paths.extend(release.shard_path(split, name) for name in names)
+        for name in names:
+            path = release.shard_path(split, name)
+            record = release.record["files"].get(f"{SPLIT_FOLDERS[split]}/{name}")
+            if record is None:
+                raise IntegrityError(f"{path}: the record of the release does not name this shard; take a whole copy")
+            files.append(WrittenFile(path, record["num_bytes"], record["sha256"]))
         tables.append(table)
     table = pa.concat_tables(tables)
     offsets = {name: table[name].to_numpy().astype(np.int64) for name in OFFSETS}
     return SamplePool(
         table.select(["sample_id", "domain", "key"]).combine_chunks(),
-        tuple(paths),
+        tuple(files),
         np.concatenate(shards),
         np.concatenate(numbers),
         offsets,
@@ -153,10 +170,13 @@ def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.in
 
 
 class ShardReader:
-    """Reads members by row. Shards stay open, and each process opens its own."""
+    """Reads members by row. Shards stay open, and each process opens its own.
 
-    def __init__(self, pool: SamplePool) -> None:
-        self.pool = pool
+    Those of remote releases come out of the cache; without one they are read in ranges, one request a sample.
+    """
+
+    def __init__(self, pool: SamplePool, cache: ShardCache | None = None) -> None:
+        self.pool, self._cache = pool, cache
         self._descriptors: dict[int, int] = {}
         self._owner = os.getpid()
 
@@ -183,11 +203,12 @@ class ShardReader:
 
     def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
         """The bytes of each span; one request for each remote file system, since releases may be mixed."""
+        self._close_removed(rows)
         pieces: list[bytes] = [b""] * len(rows)
         remote: dict[Any, list[tuple[int, str]]] = {}
         for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
-            path = self.pool.shard_paths[self.pool.shards[row]]
-            if is_remote(path):
+            path = self.pool.files[self.pool.shards[row]].path
+            if is_remote(path) and self._cache is None:
                 fs, inner = filesystem(path)
                 remote.setdefault(fs, []).append((place, inner))
             else:
@@ -203,7 +224,7 @@ class ShardReader:
         try:
             return os.pread(self._descriptor(shard), stop - start, start)
         except OSError as error:
-            path = self.pool.shard_paths[shard]
+            path = self.pool.files[shard].path
             raise RunError(f"{path}: cannot be read ({error.strerror}); run the same command to go on") from None
 
     def _descriptor(self, shard: int) -> int:
@@ -212,12 +233,24 @@ class ShardReader:
         if shard not in self._descriptors:
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            path = self.pool.shard_paths[shard]
+            file = self.pool.files[shard]
+            if self._cache is not None and is_remote(file.path):
+                self._descriptors[shard] = self._cache.open(file)
+                return self._descriptors[shard]
             try:
-                self._descriptors[shard] = os.open(path, os.O_RDONLY)
+                self._descriptors[shard] = os.open(file.path, os.O_RDONLY)
             except OSError as error:
-                raise IntegrityError(f"{path}: the shard cannot be read: {error.strerror}") from None
+                raise IntegrityError(f"{file.path}: the shard cannot be read: {error.strerror}") from None
         return self._descriptors[shard]
+
+    def _close_removed(self, rows: Sequence[int]) -> None:
+        """Tell the cache which shards are in use, and close those that it has removed: their bytes are still taken."""
+        if self._cache is None or self._owner != os.getpid():
+            return
+        for shard in self.pool.remote_shards(rows):
+            self._cache.has(shard)
+        for number in [number for number, at in self._descriptors.items() if not os.fstat(at).st_nlink]:
+            os.close(self._descriptors.pop(number))
 
     def _cut(self, row: int, start: int, piece: bytes, with_texts: bool) -> tuple[bytes, bytes, dict[str, str]]:
         at = {name: int(values[row]) for name, values in self.pool.offsets.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.release import Release
-from manifests.storage import write_file
+from manifests.storage import join, write_file
 from manifests.tables import TAXON_RANKS
 from training.config import TrainSettings, ZeroShotSettings
 from training.data import loader
@@ -93,6 +93,9 @@ def evaluate_model(
     path = Path(out) if out is not None else trained.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     write_file(str(path.with_suffix(".png")), plot_result(result))
+    if out is None and trained.address is not None:
+        for file in (path, path.with_suffix(".png")):
+            write_file(join(trained.address, checkpoint.EVAL_FOLDER, file.name), file.read_bytes())
     return result, path
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.settings import differences, parse_settings
+from manifests.storage import is_remote
 from training.config import SETTINGS_FILE, TrainSettings, read_train_settings
 from training.model import weights
 from training.model.architecture import architecture_config, register_architecture
@@ -25,6 +26,7 @@ from training.model.build import build_model, load_hugging_face
 from training.model.dalip import DalipModel
 from training.model.presets import ModelSettings
 from training.record import checkpoint
+from training.record.remote import fetch_run
 
 Weights = Literal["ema", "raw", "folder", "pretrained"]
 
@@ -44,13 +46,18 @@ class TrainedModel:
     source: str
     notes: tuple[str, ...] = ()
     has_release: bool = True
+    address: str | None = None  # of the run in an object store; `folder` is its copy
 
 
 def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedModel:
     """The model of a run's folder, of a model's own folder, or of the run that a config names.
 
+    A run in an object store is copied to this machine first.
+
     Raises: ConfigError.
     """
+    if is_remote(path):
+        return replace(open_trained_model(str(fetch_run(path))), address=path.rstrip("/"))
     given = Path(path)
     if (given / weights.CONFIG_FILE).is_file():
         return _from_model_folder(given)
@@ -60,12 +67,18 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
             f"(no {weights.CONFIG_FILE})"
         )
     config = read_train_settings(path, output_dir=None if given.is_dir() else output_dir)
-    folder = given if given.is_dir() else Path(config.output_dir)
+    stored = not given.is_dir() and is_remote(config.output_dir)
+    if stored:
+        folder = fetch_run(config.output_dir, config.data.cache_dir, must_exist=config.model.pretrained is None)
+    else:
+        folder = given if given.is_dir() else Path(config.output_dir)
     if not given.is_dir() and config.model.pretrained is not None and not checkpoint.has_weights(folder):
         return _from_pretrained(config, folder)
     settings, notes = _settings_of_run(folder, config, path)
     found = load_run_model(settings, folder)
-    return TrainedModel(found.model, settings, folder, found.weights, found.source, (*notes, *found.notes))
+    address = config.output_dir.rstrip("/") if stored else None
+    all_notes = (*notes, *found.notes)
+    return TrainedModel(found.model, settings, folder, found.weights, found.source, all_notes, address=address)
 
 
 def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
 from manifests.settings import Settings, parse_settings, read_settings
+from manifests.storage import is_remote
 from training.config import TrainSettings
 from training.data.shards import SamplePool, cut_pools
 from training.evaluation.set_layouts import read_text
@@ -54,6 +55,13 @@ class ProxySettings(TrainSettings):
     model_size: str | None = None  # label in the table; null: name of the architecture
     num_processes: int = Field(default=1, ge=1)  # runs at the same time on this machine
     decode_once: bool = True  # decode and shrink the pictures once, for all runs
+
+    @field_validator("output_dir")
+    @classmethod
+    def _is_local(cls, folder: str) -> str:
+        if is_remote(folder):
+            raise ValueError(f"{folder}: proxy runs are written to a local folder; copy it afterwards")
+        return folder
 
     @model_validator(mode="after")
     def _mixture_is_in_the_list(self) -> ProxySettings:

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -153,25 +154,39 @@ def clear_run(folder: Path) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keep other trainers out of a run's folder, which is created if it is not there.
 
-    Raises: ConfigError when another one writes there or the place is not writable.
+    A process that was lost may hold its lock for a while: killed, until it is gone; on a disk of the network, until the
+    server gives up on its machine.
+
+    Raises: ConfigError when another one writes there after `wait_seconds`, or the place is not writable.
     """
     storage.make_folder(str(folder))
+    until = time.monotonic() + wait_seconds
     with (folder / LOCK_FILE).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{folder}: another training is writing here; wait for it or choose another --output"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() < until:
+                    time.sleep(0.5)
+                    continue
+                raise ConfigError(
+                    f"{folder}: another training is writing here; wait for it or choose another --output"
+                ) from None
         yield
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted((folder / CHECKPOINT_FOLDER).glob("step-*.pt"))
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:

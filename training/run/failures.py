@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from manifests.errors import RunError
+from manifests.errors import PlantMixError, RetryableError, RunError
 from manifests.storage import publish_bytes
 from training.data import loader
 from training.record.log import RunLog
@@ -60,12 +60,12 @@ def gradient_ends_run(trainer: Trainer, progress: Progress, finite: bool) -> boo
     return progress.skipped >= MAX_SKIPPED_STEPS or (not finite and trainer.scaler.get_scale() < MIN_LOSS_SCALE)
 
 
-def explain(error: BaseException, folder: Path) -> RunError | None:
+def explain(error: BaseException, folder: Path) -> PlantMixError | None:
     """What to do about a lost loader process or a full disk; None for any other error of torch or the system."""
     text = " ".join(str(error).split())
     # torch raises it wherever the trainer happens to be when it hears that the process ended.
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
-        return RunError(
+        return RetryableError(
             f"a loader process is gone: {text} If memory ran out, lower data.num_workers or data.prefetch_batches; "
             "run the same command to go on from the last checkpoint"
         )

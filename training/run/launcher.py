@@ -2,24 +2,27 @@
 
 Reads a config. Writes the run's folder, and in it `ray/`, by which Ray Train checks that every machine sees the folder.
 This is the only module of the package that imports ray, which the training extra does not bring. Gives up with
-ConfigError where ray is missing or the run cannot begin, and with the run's own error when a process fails. The same
-command then goes on from the last checkpoint.
+ConfigError where ray is missing or the run cannot begin, and with the run's own error when it cannot go on. When a
+process is lost, all are started again and go on from the last checkpoint, `compute.max_failures` times.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError
 from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
+from manifests.storage import filesystem, is_remote, join
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.record import checkpoint
+from training.record.remote import begun_at, newest_step, take_up_run
 from training.run.loop import train
 from training.run.stopping import signals_to_file
 
@@ -39,16 +42,25 @@ def train_on_ray(
 ) -> tuple[dict[str, Any], bool]:
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, each with a GPU if the device is one.
 
-    Without `address` a Ray of this machine is started for the run, on the loopback only. Every machine must see the
-    releases and `output_dir`. On SIGTERM to this process the others save a checkpoint and leave.
+    Without `address` or RAY_ADDRESS (which `ray job submit` sets) a Ray of this machine is started for the run, on the
+    loopback only. Every machine must see the releases and `output_dir`. On SIGTERM to this process the others save a
+    checkpoint and leave. When processes are lost (killed, out of memory, with their machine) or meet a passing fault,
+    all begin again from the last checkpoint.
 
-    Raises: ConfigError before any process is started; RunError, IntegrityError when one fails or all were stopped.
+    Raises: ConfigError before any process is started; RunError, IntegrityError when the run cannot go on, was stopped,
+        or lost processes more than `compute.max_failures` times.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
     ray = _import_ray(address)
-    folder = Path(settings.output_dir).absolute()
+    output_dir = settings.output_dir
+    if not is_remote(output_dir):
+        output_dir = str(Path(output_dir).absolute())
+    folder = take_up_run(output_dir, settings.data.cache_dir)
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
     if resume and checkpoint.inspect_run(folder, identity, allow_changed=allow_changed).kind == "finished":
         return checkpoint.read_summary(folder), True
+    stop_file = join(output_dir, STOP_FILE)
+    storage_filesystem, storage_path = _storage_of(output_dir)
     with checkpoint.lock_folder(folder):  # a folder in use is refused here, not by a process of another machine
         pass
     with _running_ray(ray, address, num_workers):
@@ -59,17 +71,24 @@ def train_on_ray(
                     "settings": settings.model_dump(mode="json"),
                     "folder": str(Path.cwd()),
                     "resume": resume,
+                    "begun": begun_at(output_dir),
                     "allow_changed": allow_changed,
-                    "stop_file": str(folder / STOP_FILE),
+                    "stop_file": stop_file,
                 },
                 scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
-                run_config=ray.train.RunConfig(name=RAY_FOLDER, storage_path=str(folder)),
+                run_config=ray.train.RunConfig(
+                    name=RAY_FOLDER,
+                    storage_path=storage_path,
+                    storage_filesystem=storage_filesystem,
+                    failure_config=ray.train.FailureConfig(max_failures=settings.compute.max_failures),
+                    callbacks=[_restarts(ray, settings)],
+                ),
             )
-            with signals_to_file(folder / STOP_FILE):
+            with signals_to_file(stop_file):
                 trainer.fit()
         except Exception as error:  # Ray wraps what a process raised in classes of its own
             raise _unwrap(error) from None
-    return checkpoint.read_summary(folder), False
+    return checkpoint.read_summary(take_up_run(output_dir, settings.data.cache_dir)), False
 
 
 def each_result_on_ray(
@@ -77,14 +96,15 @@ def each_result_on_ray(
 ) -> Iterator[tuple[int, Any]]:
     """(number of the task, its result) in the order of completion, each task in a Ray process of its own.
 
-    A task takes `compute.num_threads` cores (1 where it is null), and a GPU if the device is one. Every machine must
-    see the paths. Ray begins a task again when its process is lost. When Ray gives up on a task, its result is a
-    RunError, and the others go on.
+    Without `address` RAY_ADDRESS counts. A task takes `compute.num_threads` cores (1 where it is null), and a GPU if
+    the device is one. Every machine must see the paths. Ray begins a task again when its process is lost. When Ray
+    gives up on a task, its result is a RunError, and the others go on.
 
     Raises: ConfigError where Ray is missing or does not answer; RunError when the cluster is lost.
     """
     if not tasks:
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     ray = _import_ray(address)
     threads = settings.compute.num_threads or 1
     with _running_ray(ray, address, threads):
@@ -122,6 +142,67 @@ def _result_of(ray: Any, reference: Any) -> Any:
         return _unwrap(error)
 
 
+def _storage_of(output_dir: str) -> tuple[Any, str]:
+    """How Ray Train reaches the run's folder: the file system (None: the disk's) and the path in it."""
+    if not is_remote(output_dir):
+        return None, output_dir
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, inner = filesystem(output_dir)
+    return PyFileSystem(FSSpecHandler(fs)), inner
+
+
+def _restarts(ray: Any, settings: TrainSettings) -> Any:
+    """What Ray Train's controller calls when processes fail: it says what follows, and ends a run that cannot go on.
+
+    Ray Train itself would start a run again after any error. An error in this callback ends the run (Ray 2.60).
+    """
+    max_failures = settings.compute.max_failures
+
+    class Restarts(ray.train.UserCallback):  # type: ignore[misc]  # Ray is imported late
+        failures = 0
+
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            what = _what_failed(ray, worker_exceptions)
+            self.failures += 1
+            try:
+                step = f"step {newest_step(settings.output_dir)}"
+            except RetryableError:  # a store that does not answer
+                step = "the last checkpoint"
+            if self.failures > max_failures:
+                raise RunError(
+                    f"{what}; compute.max_failures = {max_failures} restarts are used up. See why processes end "
+                    "(memory: lower data.num_workers or raise compute.accumulate); run the same command to go on "
+                    f"from {step}"
+                )
+            print(
+                f"dalip: {what}; all processes start again and go on from {step} "
+                f"(restart {self.failures} of {max_failures}, compute.max_failures)",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    return Restarts()
+
+
+def _what_failed(ray: Any, errors: Mapping[int, Exception]) -> str:
+    """Which processes were lost, or the first fault that may pass. Those left behind fail too, as a result.
+
+    Raises: PlantMixError where one of them cannot go on, because it would happen again.
+    """
+    inside = {rank: list(_errors_inside(error)) for rank, error in sorted(errors.items())}
+    own = [(rank, inner) for rank, found in inside.items() for inner in found if isinstance(inner, PlantMixError)]
+    for _, error in own:
+        if not isinstance(error, RetryableError):
+            raise error
+    lost = [
+        str(rank) for rank, found in inside.items() if any(isinstance(e, ray.exceptions.RayActorError) for e in found)
+    ]
+    if lost:
+        return f"a worker was lost (rank {', '.join(lost)})"
+    rank, failure = own[0] if own else next((rank, found[-1]) for rank, found in inside.items())
+    return f"a worker failed (rank {rank}, {type(failure).__name__}: {' '.join(str(failure).split()):.300})"
+
+
 def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:
     _enter(folder)
     return work(task)
@@ -130,11 +211,13 @@ def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:
 def _train_worker(config: dict[str, Any]) -> None:
     """What every process runs; Ray Train has set RANK, WORLD_SIZE, LOCAL_RANK and joined them to a group."""
     _enter(config["folder"])
+    settings = parse_settings(config["settings"], TrainSettings, where="the config")
     train(
-        parse_settings(config["settings"], TrainSettings, where="the config"),
-        resume=config["resume"],
+        settings,
+        # --no-resume removes the run of before once, not what this command did before a worker was lost.
+        resume=config["resume"] or begun_at(settings.output_dir) != config["begun"],
         allow_changed=config["allow_changed"],
-        stop_file=Path(config["stop_file"]),
+        stop_file=config["stop_file"],
     )
 
 
@@ -186,6 +269,6 @@ def _errors_inside(error: BaseException | None) -> Iterator[BaseException]:
     yield error
     for failure in getattr(error, "worker_failures", {}).values():
         yield from _errors_inside(failure)
-    for inner in (getattr(error, "cause", None), error.__cause__):
-        if isinstance(inner, BaseException):
+    for name in ("cause", "__cause__", "controller_failure", "health_check_failure"):
+        if isinstance(inner := getattr(error, name, None), BaseException):
             yield from _errors_inside(inner)

@@ -8,6 +8,7 @@ a checkpoint. A loss or gradient that is not finite stops it without a checkpoin
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import traceback
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from manifests.errors import RunError
+from manifests.storage import is_remote
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.images import model_input
@@ -31,12 +33,14 @@ from training.model.loss import accumulate_backward, contrastive_loss
 from training.model.precision import autocast
 from training.record import checkpoint, tracking
 from training.record.log import LOG_FILE, RunLog, read_log
+from training.record.remote import RemoteRun, run_folder
 from training.run import failures, sharding
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.run.optimiser import lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
 from training.run.stopping import StoppedError, stop_event
 
+_LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
 _LOSSES = ("loss", "first_order_loss", "second_order_loss")
 
 
@@ -46,7 +50,7 @@ def train(
     resume: bool = True,
     allow_changed: bool = False,
     pool: SamplePool | None = None,
-    stop_file: Path | None = None,
+    stop_file: str | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
@@ -57,10 +61,15 @@ def train(
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
     # -- check everything before anything is written
-    folder = Path(settings.output_dir)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun lost a process and began again
+    resume = resume or restarted
     tracking.check_packages(settings.log)
     releases = loader.open_releases(settings.release)
     identity = identity_values(settings, [release.fingerprint for release in releases])
+    folder = run_folder(settings.output_dir, settings.data.cache_dir)
+    remote = RemoteRun(settings.output_dir, settings.data.cache_dir) if is_remote(settings.output_dir) else None
+    if remote is not None and resume:
+        remote.take_up()
 
     def inspect() -> checkpoint.RunState:
         if not resume:
@@ -69,6 +78,8 @@ def train(
 
     state = inspect()
     if state.kind == "finished":
+        if remote is not None:
+            remote.finish(settings.checkpoint.keep)
         return checkpoint.read_summary(folder), True
     to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
@@ -76,10 +87,11 @@ def train(
         open_pool(releases, str(settings.eval.split))
 
     # -- join the other processes, train, leave them
+    lock_seconds = _LOST_LOCK_SECONDS if restarted or stop_file is not None else 0.0  # Ray may have begun again too
     ranks = start_ranks(settings.compute.device)
     try:
         on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
-        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file)
+        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file, lock_seconds, remote)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
         if (explained := failures.explain(error, folder)) is not None:
@@ -96,20 +108,22 @@ def _train_on(
     identity: dict[str, Any],
     seen: checkpoint.RunState,
     inspect: Callable[[], checkpoint.RunState],
-    stop_file: Path | None,
+    stop_file: str | None,
+    lock_seconds: float,
+    remote: RemoteRun | None,
 ) -> tuple[dict[str, Any], bool]:
     """The run within its process group; nothing refers to the group when this returns.
 
     `seen` is the state of the folder, which decides how the model is made; `inspect` reads the state again once the
     folder is locked.
     """
-    folder = Path(settings.output_dir)
+    folder = run_folder(settings.output_dir, settings.data.cache_dir)
     if settings.compute.num_threads is not None:
         torch.set_num_threads(settings.compute.num_threads)
     trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
-        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder)) if ranks.is_main else None)
+        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder, lock_seconds)))
         state = on_main(ranks, lambda: checkpoint.skip_damaged(inspect()))
         if state.kind == "finished":  # by another process in the meantime
             return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
@@ -117,26 +131,43 @@ def _train_on(
             raise RunError(f"{folder}: its checkpoints were removed while this run began; run the same command again")
         progress = Progress()
         if state.checkpoint is not None:
-            progress = restore(trainer, checkpoint.load_checkpoint(state.checkpoint), state.changed)
+            path = state.checkpoint
+            if remote is not None:
+                if ranks.world_size > 1:  # the other machines need what rank 0 has chosen
+                    on_main(ranks, lambda: remote.push(settings.checkpoint.keep))
+                path = remote.take_checkpoint(path)
+            progress = restore(trainer, checkpoint.load_checkpoint(path), state.changed)
         on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
+        if remote is not None and ranks.is_main:  # left after the log is closed
+            stack.callback(remote.close, settings.checkpoint.keep)
         trackers: list[tracking.Tracker] = []
         on_main(ranks, lambda: trackers.extend(tracking.open_trackers(folder, progress.step, settings.log, identity)))
         log = RunLog(
             folder / LOG_FILE if ranks.is_main else None, settings.log.line_every_seconds, trackers=tuple(trackers)
         )
         stack.callback(log.close)
+        if remote is not None:
+            begin_anew = state.kind == "new"
+            on_main(ranks, lambda: remote.begin(anew=begin_anew))
         _announce(trainer, state, progress, log)
 
         # -- the steps
         stop = stack.enter_context(stop_event(stop_file))
-        run_steps(trainer, progress, stop, log, folder)
+        run_steps(trainer, progress, stop, log, folder, remote)
 
         # -- the end: final weights, then the summary, which marks a finished run
         weights = final_weights(trainer)
-        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder)), False
+        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder, remote)), False
 
 
-def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, folder: Path) -> None:
+def run_steps(
+    trainer: Trainer,
+    progress: Progress,
+    stop: threading.Event,
+    log: RunLog,
+    folder: Path,
+    remote: RemoteRun | None = None,
+) -> None:
     """Every step from `progress` to the last, with log, validation and checkpoints between them.
 
     Raises: StoppedError on a signal; RunError on a loss or gradient that is not finite, or too many broken samples.
@@ -185,7 +216,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
 
         # -- checkpoint
         if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
-            save(trainer, progress, folder)
+            save(trainer, progress, folder, remote)
         if stopping > 0 and not last:
             raise StoppedError(
                 f"stopped by a signal after step {progress.step} of {num_steps}, a checkpoint is saved; "
@@ -360,7 +391,12 @@ def setting_notes(trainer: Trainer) -> list[str]:
 
 
 def _finish(
-    trainer: Trainer, progress: Progress, weights: dict[str, Any], identity: dict[str, Any], folder: Path
+    trainer: Trainer,
+    progress: Progress,
+    weights: dict[str, Any],
+    identity: dict[str, Any],
+    folder: Path,
+    remote: RemoteRun | None,
 ) -> dict[str, Any]:
     """Write the final weights and the summary; its final loss is the mean over the last tenth of the logged steps."""
     path = checkpoint.save_model(folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
@@ -380,8 +416,10 @@ def _finish(
         "samples_per_second": seen / seconds,
         "data_wait_share": progress.wait_seconds / seconds,
         "corrupt_samples": len(progress.corrupt),
-        "model": str(path),
+        "model": str(path) if remote is None else f"{remote.address}/{checkpoint.MODEL_FILE}",
         "releases": identity["releases"]["fingerprints"],
     }
     checkpoint.write_summary(folder, summary)
+    if remote is not None:
+        remote.finish(trainer.settings.checkpoint.keep)
     return summary

@@ -1,7 +1,8 @@
 """Being asked to stop: SIGTERM of a scheduler or Ctrl-C becomes an event that the loop looks at between steps.
 
 Processes that Ray starts get no signal of their own. They look for a stop file, which the command that got the signal
-writes into the run's folder. The signal handlers of before are put back. Writes that file only.
+writes into the run's folder, on a disk or in an object store. The signal handlers of before are put back. Writes that
+file only.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from manifests.errors import RunError
+from manifests.storage import filesystem, is_remote, is_storage_error, make_parent
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS, _LOOK_REMOTE_SECONDS = 1.0, 5.0
 
 
 class StoppedError(RunError):
@@ -23,7 +24,7 @@ class StoppedError(RunError):
 
 
 @contextmanager
-def stop_event(stop_file: Path | None = None) -> Iterator[threading.Event]:
+def stop_event(stop_file: str | None = None) -> Iterator[threading.Event]:
     """An event that is set by SIGTERM or Ctrl-C or, if one is given, by the stop file instead."""
     stop = threading.Event()
     if stop_file is None:
@@ -41,19 +42,20 @@ def stop_event(stop_file: Path | None = None) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def signals_to_file(stop_file: Path) -> Iterator[None]:
+def signals_to_file(stop_file: str) -> Iterator[None]:
     """Within it SIGTERM or Ctrl-C writes the stop file, for processes elsewhere."""
 
     def ask() -> None:
-        stop_file.parent.mkdir(parents=True, exist_ok=True)
-        stop_file.touch()
+        make_parent(stop_file)
+        fs, inner = filesystem(stop_file)
+        fs.pipe_file(inner, b"")
 
-    stop_file.unlink(missing_ok=True)
-    with _on_signals(ask, stop_file.exists):
+    _remove(stop_file)
+    with _on_signals(ask, lambda: _is_there(stop_file)):
         try:
             yield
         finally:
-            stop_file.unlink(missing_ok=True)
+            _remove(stop_file)
 
 
 @contextmanager
@@ -76,8 +78,26 @@ def _on_signals(ask: Callable[[], None], is_asked: Callable[[], bool]) -> Iterat
             signal.signal(number, handler)
 
 
-def _watch(stop_file: Path, stop: threading.Event, over: threading.Event) -> None:
-    while not over.wait(_LOOK_SECONDS):
-        if stop_file.exists():
+def _watch(stop_file: str, stop: threading.Event, over: threading.Event) -> None:
+    while not over.wait(_LOOK_REMOTE_SECONDS if is_remote(stop_file) else _LOOK_SECONDS):
+        if _is_there(stop_file):
             stop.set()
             return
+
+
+def _is_there(path: str) -> bool:
+    """False also where a store does not answer; it is asked again."""
+    fs, inner = filesystem(path)
+    try:
+        fs.cat_file(inner)
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        return False
+    return True
+
+
+def _remove(path: str) -> None:
+    fs, inner = filesystem(path)
+    with suppress(FileNotFoundError):
+        fs.rm_file(inner)

@@ -25,6 +25,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.settings import Settings
 from training.data.images import CorruptSample, EvalView, normalise
 from training.data.loader import check_shards, open_releases
+from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader, open_pool
 from training.data.tokens import ARCHITECTURE_FILE, fill_store, pool_identity, principal_components, store_folder
 from training.model.backbones import Backbone, load_backbone
@@ -115,7 +116,7 @@ class _Source:
     def __init__(self, pool: SamplePool, image: Backbone, device: torch.device) -> None:
         from open_clip.transform import PreprocessCfg
 
-        self.pool, self._reader, self._device = pool, ShardReader(pool), device
+        self.pool, self._reader, self._device = pool, ShardReader(pool, ShardCache()), device
         self._preprocess = PreprocessCfg(**image.preprocess)
         self._view = EvalView(self._preprocess)
 

@@ -103,7 +103,7 @@ def list_pictures(places: Sequence[str]) -> Listing:
 def listing_of_pool(pool: SamplePool, rows: Sequence[int]) -> Listing:
     """Some samples of a release."""
     offsets, lengths = (pool.offsets[name][rows] for name in ("jpg_offset", "jpg_length"))
-    paths = [pool.shard_paths[number] for number in pool.shards[rows].tolist()]
+    paths = [pool.files[number].path for number in pool.shards[rows].tolist()]
     columns = [pool.names(rows), paths, offsets, lengths, pa.nulls(len(rows), pa.string())]
     return Listing(pa.table(columns, schema=_SCHEMA), "".join(pool.fingerprints))
 

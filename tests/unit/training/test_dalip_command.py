@@ -89,10 +89,6 @@ def _recall_at_nothing(values: dict[str, Any]) -> None:
     values["eval"]["recall_at"] = [0]
 
 
-def _object_store(values: dict[str, Any]) -> None:
-    values["output_dir"] = "s3://bucket/x"
-
-
 def _no_field(values: dict[str, Any]) -> None:
     values["eval"]["zero_shot"] = [{"field": "taxon_famly"}]
 
@@ -115,7 +111,6 @@ def _two_lengths(values: dict[str, Any]) -> None:
         (_empty_list, "'release': the list is empty; name a release"),
         (_negative_size, "'model.image_size_px': must be 1 or more, given -4"),
         (_recall_at_nothing, "'eval.recall_at': needs numbers from 1 up, given [0]"),
-        (_object_store, "'output_dir': s3://bucket/x: a run is written to a local folder"),
         (_no_field, "the release has no field 'taxon_famly'; it has extra.KEY and sample_id"),
         (_two_lengths, "'schedule': give the length either as epochs or as steps"),
     ],
@@ -132,16 +127,6 @@ def test_wrong_input_is_one_line_and_nothing_written(
     assert words in error
     assert len(error.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_an_object_store_as_output_is_refused(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As a path it would be a folder named s3: here."""
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", _write(tmp_path, config), "--output", "s3://bucket/x"]) == 2
-    assert "--output: s3://bucket/x: a run is written to a local folder" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
 def test_a_release_that_does_not_verify_stops_before_work(

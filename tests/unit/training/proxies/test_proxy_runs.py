@@ -356,6 +356,11 @@ def _set(values: dict[str, Any], design: str) -> None:
     Path(values["runs"]).write_text(design)
 
 
+def test_an_object_store_as_output_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="s3://bucket/x: proxy runs are written to a local folder"):
+        ProxySettings.model_validate(values | {"output_dir": "s3://bucket/x"})
+
+
 @pytest.mark.parametrize(
     ("design", "words"),
     [

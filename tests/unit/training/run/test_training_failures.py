@@ -19,7 +19,7 @@ import pytest
 import torch
 from training_runs import assert_same_run, make_settings, run_once
 
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
 from training.config import read_train_settings
 from training.record import checkpoint
 from training.record.log import RunLog, cut_log, read_log
@@ -255,5 +255,5 @@ def test_a_killed_loader_process_is_said(config: dict[str, Any], monkeypatch: py
         return gradients(trainer, chunk)
 
     monkeypatch.setattr(loop, "compute_gradients", kill_loader)
-    with pytest.raises(RunError, match=r"a loader process is gone: DataLoader worker \(pid.*data\.num_workers"):
+    with pytest.raises(RetryableError, match=r"a loader process is gone: DataLoader worker \(pid.*data\.num_workers"):
         run_once(config, data={"num_workers": 1, "prefetch_batches": 1}, schedule={"steps": 50})

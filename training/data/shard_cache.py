@@ -1,0 +1,260 @@
+"""Shards of remote releases as whole files on this machine, read ahead of their use.
+
+A shard is one request: streamed to a private file, compared with the sha256 that the release's record names, then
+published under that sha256. Processes of a machine share the folder; one of them fetches a shard while the others wait
+for it. The shards that were not used for longest are removed when the folder holds more than its bound. Gives up with
+IntegrityError on a shard that is gone or has other content, with RetryableError on a store that does not answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError
+from manifests.storage import WrittenFile
+
+DEFAULT_GB = 50.0
+_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
+_STALE_SECONDS = 600.0  # a private file that nobody has written to for so long belongs to a process that was killed
+_NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
+_BATCHES_AHEAD = 256
+_LOOK_SECONDS = 0.05
+_SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
+
+
+def local_folder(cache_dir: str | None) -> Path:
+    """The folder of this machine for copies of remote files: `data.cache_dir`, else one in the temporary folder.
+
+    Raises: ConfigError when it cannot be written, or belongs to someone else.
+    """
+    folder = Path(cache_dir or Path(tempfile.gettempdir(), f"plantmix-{os.getuid()}"))
+    storage.make_folder(str(folder))
+    if cache_dir is None:
+        if folder.stat().st_uid != os.getuid():
+            raise ConfigError(f"{folder}: belongs to another user; set data.cache_dir to a folder of your own")
+        folder.chmod(0o700)
+    return folder
+
+
+class ShardCache:
+    """Whole shards in a folder of at most `max_bytes`."""
+
+    def __init__(self, cache_dir: str | None = None, max_gb: float = DEFAULT_GB) -> None:
+        self._cache_dir, self.max_bytes = cache_dir, int(max_gb * 2**30)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the shards lie; made when it is first used."""
+        folder = local_folder(self._cache_dir) / "shards"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def open(self, shard: WrittenFile) -> int:
+        """A descriptor of the whole shard, which is fetched where it is not here. It counts as used now.
+
+        Raises: IntegrityError, RetryableError, RunError, ConfigError.
+        """
+        path = self.folder / f"{shard.sha256}.tar"
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                with locked(self.folder / f"lock-{shard.sha256[:2]}"):
+                    if not path.exists():
+                        self._fetch(shard, path)
+                continue
+            os.utime(descriptor)
+            return descriptor
+
+    def has(self, shard: WrittenFile) -> bool:
+        """Whether the shard is here; if so, it counts as used now."""
+        try:
+            os.utime(self.folder / f"{shard.sha256}.tar")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _fetch(self, shard: WrittenFile, path: Path) -> None:
+        """Read the shard in one request, check it, publish it."""
+        self._make_room(shard)
+        temp = storage.temp_path(str(path))
+        for wait_seconds in (*_RETRY_SECONDS, None):
+            try:
+                fs, inner = storage.filesystem(shard.path)
+                fs.get_file(inner, temp, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
+                if storage.hash_file(temp).sha256 == shard.sha256:
+                    storage.publish(temp, str(path))
+                    return
+                problem: PlantMixError = IntegrityError(
+                    f"{shard.path} has other content than when the release was sealed; take a whole copy, or see what "
+                    "differs with `plantmix verify --deep`"
+                )
+            except FileNotFoundError:
+                raise IntegrityError(
+                    f"{shard.path}: the shard is not there any more; copy or build the release anew"
+                ) from None
+            except Exception as error:
+                problem = _explained(error, shard, path.parent)
+            finally:
+                Path(temp).unlink(missing_ok=True)
+            if wait_seconds is None:
+                raise problem
+            time.sleep(wait_seconds)
+
+    def _make_room(self, shard: WrittenFile) -> None:
+        """Remove the shards that were not used for longest, until this one fits."""
+        if shard.num_bytes > self.max_bytes:
+            raise ConfigError(
+                f"{shard.path} has {shard.num_bytes / 2**30:.2f} GiB, more than data.cache_gb = "
+                f"{self.max_bytes / 2**30:g}; raise it to hold at least the shards that data.shuffle_window spans"
+            )
+        with locked(self.folder / "lock"):
+            files = [(file, stat) for file in self.folder.iterdir() if (stat := _stat(file)) is not None]
+            now, total = time.time(), shard.num_bytes
+            whole = []
+            for file, stat in files:
+                if file.suffix == ".tar" and not storage.is_private(file.name):
+                    whole.append((stat.st_mtime, stat.st_size, file))
+                    total += stat.st_size
+                elif storage.is_private(file.name) and now - stat.st_mtime > _STALE_SECONDS:
+                    file.unlink(missing_ok=True)
+                elif storage.is_private(file.name):
+                    total += max(stat.st_size, shard.num_bytes)  # another process fetches one; shards are of a size
+            for _, num_bytes, file in sorted(whole):
+                if total <= self.max_bytes:
+                    break
+                file.unlink(missing_ok=True)
+                total -= num_bytes
+
+
+class ReadAhead:
+    """The batches of a sampler; while they are used, threads fetch the shards of those to come, in their order."""
+
+    def __init__(self, batches: Any, shards_of: Any, cache: ShardCache) -> None:
+        """`batches` can be iterated several times; `shards_of` gives the shards of one batch."""
+        self._batches, self._shards_of, self._cache = batches, shards_of, cache
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        queue = _Queue(self._wanted(), self._cache.max_bytes // _SHARE_AHEAD)
+        # Begun with the first batch: the loader has forked its workers by then.
+        for _ in range(_NUM_THREADS):
+            threading.Thread(target=self._run, args=(queue,), daemon=True).start()
+        try:
+            for number, batch in enumerate(self._batches):
+                queue.advance(number)
+                yield batch
+        finally:
+            queue.close()
+
+    def _wanted(self) -> Iterator[tuple[int, WrittenFile]]:
+        """The shards that batches need, in their order, each with the number of its batch."""
+        for number, batch in enumerate(self._batches):
+            for shard in self._shards_of(batch):
+                yield number, shard
+
+    def _run(self, queue: _Queue) -> None:
+        while (shard := queue.take(self._cache)) is not None:
+            try:
+                os.close(self._cache.open(shard))
+            except (PlantMixError, OSError):  # who reads the shard meets it again, and says so
+                continue
+            finally:
+                queue.done(shard)
+
+
+class _Queue:
+    """Which shard is fetched next: those of the batches ahead, up to a number of bytes that no batch has used yet."""
+
+    def __init__(self, wanted: Iterable[tuple[int, WrittenFile]], max_bytes: int) -> None:
+        self._wanted, self._max_bytes = iter(wanted), max_bytes
+        self._next: tuple[int, WrittenFile] | None = None
+        self._position, self._closed = 0, False  # set without the lock, so that training never waits for it
+        self._ahead: deque[tuple[int, int]] = deque()  # number of the batch, bytes
+        self._fetching: set[str] = set()
+        self._lock = threading.Lock()
+
+    def advance(self, number: int) -> None:
+        self._position = number
+
+    def close(self) -> None:
+        self._closed = True
+
+    def done(self, shard: WrittenFile) -> None:
+        with self._lock:
+            self._fetching.discard(shard.sha256)
+
+    def take(self, cache: ShardCache) -> WrittenFile | None:
+        """The next shard that is not here, when its time has come; None at the end."""
+        while not self._closed:
+            with self._lock:
+                while self._is_due():
+                    if self._next is None:
+                        return None
+                    (number, shard), self._next = self._next, None
+                    if shard.sha256 not in self._fetching and not cache.has(shard):
+                        self._ahead.append((number, shard.num_bytes))
+                        self._fetching.add(shard.sha256)
+                        return shard
+            time.sleep(_LOOK_SECONDS)
+        return None
+
+    def _is_due(self) -> bool:
+        """Whether the next shard may be looked at now, or none is left."""
+        self._next = self._next or next(self._wanted, None)
+        if self._next is None:
+            return True
+        number, shard = self._next
+        while self._ahead and self._ahead[0][0] <= self._position:
+            self._ahead.popleft()
+        room = self._max_bytes - sum(num_bytes for _, num_bytes in self._ahead)
+        return number <= self._position + _BATCHES_AHEAD and (not self._ahead or shard.num_bytes <= room)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process of this machine at a time."""
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)  # a process that was forked meanwhile keeps the file open
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _explained(error: Exception, shard: WrittenFile, folder: Path) -> PlantMixError:
+    """A passing fault of the store. Any other error is raised.
+
+    Raises: RunError when the disk is full.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise RunError(
+            f"{folder}: no room for {shard.path}; lower data.cache_gb, or set data.cache_dir to a larger disk"
+        ) from None
+    if not storage.is_storage_error(error):
+        raise error
+    text = " ".join(str(error).split())
+    return RetryableError(
+        f"{shard.path} cannot be read ({type(error).__name__}: {text:.300}); run the same command to go on"
+    )
