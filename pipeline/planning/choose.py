@@ -186,7 +186,7 @@ def _warnings(law: Law, goal: Goal, best: Array) -> tuple[str, ...]:
     for domain, epochs in zip(law.domains, epochs_of(law.domains, best[None], goal.limits)[0], strict=True):
         if np.isfinite(epochs) and epochs > _MANY_EPOCHS:
             warnings.append(
-                f"{domain} would be seen {epochs:.1f} times: beyond about 4 epochs repeated data loses value, and small "
-                "image-text models lost far more than this law says"
+                f"{domain} would be seen {epochs:.1f} times: beyond about 4 epochs repeated data loses value, and "
+                "small image-text models lost far more than this law says"
             )
     return tuple(warnings)
