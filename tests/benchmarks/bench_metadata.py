@@ -157,7 +157,8 @@ def write_sources(folder: Path, num: int) -> None:
             f"COPY (SELECT 'record-' || n AS record_key, 'https://h' || n % 600 || '.example/pictures/' || n || '.jpg' "
             f"AS url, 'a leaf of number ' || n % 3000000 || ' beside the road, seen in ' || n % 97 AS caption, {more}"
             "['CC-BY 4.0', 'CC0', 'all rights reserved', NULL][1 + n % 4] AS licence, "
-            f"'creator ' || n % 90000 AS creator FROM range({num}) t(n) WHERE {where}) TO '{folder}/{name}.parquet' (COMPRESSION zstd)"
+            f"'creator ' || n % 90000 AS creator FROM range({num}) t(n) WHERE {where}) "
+            f"TO '{folder}/{name}.parquet' (COMPRESSION zstd)"
         )
     sql.close()
 
