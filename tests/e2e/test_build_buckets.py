@@ -101,12 +101,11 @@ def test_any_number_of_buckets_gives_the_same_release(
     assert of_draws >= num // 2
 
 
+@pytest.mark.parametrize("whole", ["count"], indirect=True)
 def test_buckets_on_ray_give_the_same_release(
     pictures: Path, whole: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_into(3, monkeypatch)
     pack, files = whole
-    if pack != "count":
-        pytest.skip("one form is enough, Ray takes long to start")
     assert build(pictures, tmp_path / "cut", pack, {"executor": "ray", "num_workers": 2}) == files
     assert num_parts(tmp_path / "cut")[0] == 3
