@@ -25,7 +25,7 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
     """
     if not all(choice.any_of == ("caption",) for choice in settings.choices):
         return _choose_by_row(captions, settings)
-    # nearly all rows: who has a caption gets it. 15 us less a row (2026-11-26)
+    # nearly all rows have a caption; the loop over rows took half the CPU of gathering samples (profile, 2026-11-26)
     text = captions["text"].combine_chunks()
     has_none = pc.equal(pc.fill_null(text, ""), "")
     others = _choose_by_row(captions.filter(has_none), settings)

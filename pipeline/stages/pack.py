@@ -209,9 +209,9 @@ def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGr
     for group in _groups(inputs):
         number = itertools.count()
         for part in parts:
-            if part.notes["group"] == group.table:
+            if counts := part.notes["shards"].get(group.table):
                 files = run.files_of([part], group.table)
-                for place, num_rows in enumerate(part.notes["shards"]):
+                for place, num_rows in enumerate(counts):
                     yield group, next(number), RowGroup(files.path, place, f"{files.content[0]}-{place}"), num_rows
 
 

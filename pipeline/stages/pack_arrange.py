@@ -50,7 +50,7 @@ _JSON_COLUMNS = (
     "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),
 )  # fmt: skip
 GATHERED = ARRANGED.append(pa.field("tar_bytes", pa.int64()))
-"""Rows as they are gathered, in any order: 0 bytes where only their number decides where a shard ends."""
+"""`tar_bytes` is about what a sample takes in a shard; 0 where only the number of samples decides where one ends."""
 _JOIN = """
     SELECT d.*, {candidates}, {facts}, t.text, t.licence_id, t.language,
         if(x.texts IS NULL, t.texts, map_concat(t.texts, x.texts)) AS texts
@@ -204,7 +204,7 @@ def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
         for shard in _shards_of(batches, inputs.max_samples, inputs.max_bytes):
             writer.write_group(shard)
             counts.append(shard.num_rows)
-    return PartResult((writer.close(),), None, {"group": group.table, "shards": counts})
+    return PartResult((writer.close(),), None, {"shards": {group.table: counts}})
 
 
 def _shards_of(batches: Iterable[pa.RecordBatch], max_samples: int | None, max_bytes: int | None) -> Iterator[pa.Table]:

@@ -122,7 +122,7 @@ def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     run = Execution(str(folder), 2.0, target, None)
     (gathered,) = gather(GatherInputs(**found, extra_captions=Files(), texts=texts, by_bytes=False), run).files
     result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None), run)
-    numbers = range(len(result.notes["shards"]))
+    numbers = range(len(result.notes["shards"][group.table]))
     shards = [
         ShardInputs(RowGroup(result.files[0].temp, number, ""), texts, f"{target}-{number:06d}.tar", target)
         for number in numbers
