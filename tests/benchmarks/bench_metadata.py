@@ -377,19 +377,22 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
     largest = max(row["rows"] for row in found)
     last = {row["step"]: row for row in found if row["rows"] == largest and row["step"] not in REPLACED}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    steps = sorted((step for step in last if step != "all"), key=lambda step: -last[step]["cpu_seconds"])[:9]
+    sizes = sorted({row["rows"] / 1e6 for row in found})
     for axis, name, label in zip(axes, ("cpu_seconds", "peak_gib"), ("CPU seconds", "peak memory, GiB"), strict=True):
-        steps = sorted((step for step in last if step != "all"), key=lambda step: -last[step][name])[:8]
-        for number, step in enumerate(["all", *steps] if name == "cpu_seconds" else steps):
+        for number, step in enumerate(["all", *steps] if name == "cpu_seconds" else steps, name == "peak_gib"):
             points = sorted((row["rows"] / 1e6, row[name]) for row in found if row["step"] == step)
-            colour = "black" if step == "all" else f"C{number % 10}"
+            colour = "black" if step == "all" else f"C{number}"
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=step)
-        axis.set(xscale="log", yscale="log", xlabel="million candidates", ylabel=label)
-        sizes = sorted({row["rows"] / 1e6 for row in found})
+        axis.set(xscale="log", xlabel="million candidates", ylabel=label)
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
-        axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.xaxis.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
