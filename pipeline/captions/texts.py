@@ -23,6 +23,24 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
 
     `captions` holds sample_id, text, texts, domain, source. `txt` is null only where a row has no text at all.
     """
+    if not all(choice.any_of == ("caption",) for choice in settings.choices):
+        return _choose_by_row(captions, settings)
+    # nearly all rows have a caption; the loop over rows took half the CPU of gathering samples (profile, 2026-11-26)
+    text = captions["text"].combine_chunks()
+    has_none = pc.equal(pc.fill_null(text, ""), "")
+    others = _choose_by_row(captions.filter(has_none), settings)
+    return pa.table(
+        {
+            "sample_id": captions["sample_id"],
+            "txt": pc.replace_with_mask(text, has_none, others["txt"].combine_chunks()),
+            "txt_type": pc.replace_with_mask(
+                pa.repeat("caption", len(text)), has_none, others["txt_type"].combine_chunks()
+            ),
+        }
+    )
+
+
+def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
     columns = ("sample_id", "text", "texts", "domain", "source")
     rows = zip(*(captions[column].to_pylist() for column in columns), strict=True)
     choice_for = functools.cache(lambda domain, source: _choice_for(domain, source, settings))

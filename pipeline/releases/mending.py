@@ -89,7 +89,7 @@ def plan_mending(catalog: Catalog, findings: Sequence[Finding]) -> Plan:
         if (part.stage, part.step) == FROM_THE_WEB:
             rows = _rows_of(catalog, part, damaged)
             plan.downloads.append(DamagedDownload(part, rows, _find_pictures(catalog.workdir, rows, damaged)))
-        elif part.stage != "pack" or any(file.table.startswith("arranged") for file in part.files):
+        elif part.stage != "pack" or any(file.table.startswith(("gathered", "arranged")) for file in part.files):
             plan.forgotten.append(part)  # what else pack writes is made again in place (repacking.py)
     return plan
 

@@ -24,8 +24,9 @@ from manifests.catalog import Catalog
 from manifests.records import FetchRound, Funnel, PartRecord, StageRecord, fingerprint
 from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
+from pipeline.store.buckets import Bucket, cut_buckets
 from pipeline.store.files import Files, files_of
-from pipeline.store.sql import open_scratch
+from pipeline.store.sql import open_scratch, view_parquet
 from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, write_table
 
 StageInputs = TypeVar("StageInputs")
@@ -131,6 +132,13 @@ class StageRun(Generic[How]):
         """A private DuckDB for planning."""
         return open_scratch(self.workdir, self.settings.memory_gb)
 
+    def buckets(self, rows: Files) -> list[Bucket]:
+        """Ranges of sample ids that fit the memory of one worker, by the number of rows of a table."""
+        with self.scratch() as sql:
+            view_parquet(sql, "counted", rows.paths)
+            ((num,),) = sql.execute("SELECT count(*) FROM counted").fetchall()
+        return cut_buckets(num, self.settings.memory_gb)
+
     def scratch_file(self, name: str) -> str:
         """Path of a private file that lives as long as the build."""
         folder = storage.join(self.workdir, "scratch")
@@ -160,6 +168,9 @@ class Step(Generic[StageInputs, PartInputs, How]):
     and when they are asked to stop, they soon yield what they have.
 
     Raise `version` when the same inputs would yield something else.
+
+    `prepares` says that its parts only bring rows together for the next step. The version of the stage does not see
+    such a step: the next step's version stands for both.
     """
 
     name: str
@@ -173,6 +184,7 @@ class Step(Generic[StageInputs, PartInputs, How]):
     gpus: Callable[[BuildContext], float] | None = None
     reports: bool = False
     from_outside: bool = False
+    prepares: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,8 @@ class Stage(Generic[StageInputs]):
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:
         """What the fingerprint of a version of this stage stands for."""
-        return {"versions": {step.name: step.version for step in self.steps}, **identity_of(inputs)}
+        versions = {step.name: step.version for step in self.steps if not step.prepares}
+        return {"versions": versions, **identity_of(inputs)}
 
     def fingerprint(self, inputs: StageInputs) -> str:
         """The version of this stage that these inputs make."""

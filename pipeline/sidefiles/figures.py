@@ -50,10 +50,15 @@ _COUNTS = {
 }
 _NUM_WORDS = "len(string_split_regex(trim(text), '\\s+')) * (trim(text) <> '')::INTEGER"
 _SHOWN = "sample_id, domain, split, shard, left(text, 400) AS text, licence, source, jpg_offset, jpg_length"
+# the ids of the first ones are found alone: sorting all rows with their texts takes 0.6 kB a row
 _SHEET = f"""
+    WITH first_ones AS (
+        SELECT unnest(min({{'hash': md5('sheet ' || sample_id), 'id': sample_id}}, {SHEET_IMAGES})).id AS sample_id
+        FROM images WHERE split = 'train' AND jpg_length <= $most / 4 GROUP BY domain
+    )
     SELECT * FROM (
-        SELECT {_SHOWN}, row_number() OVER hashed AS place, sum(jpg_length) OVER hashed AS bytes FROM images
-        WHERE split = 'train' AND jpg_length <= $most / 4
+        SELECT {_SHOWN}, row_number() OVER hashed AS place, sum(jpg_length) OVER hashed AS bytes
+        FROM images SEMI JOIN first_ones USING (sample_id)
         WINDOW hashed AS (PARTITION BY domain ORDER BY md5('sheet ' || sample_id), sample_id)
     ) WHERE place <= {SHEET_IMAGES} AND bytes <= $most ORDER BY domain, place
 """

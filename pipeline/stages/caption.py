@@ -20,6 +20,7 @@ from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.captions.settings import MEASURE_VERSION, CaptionSettings, MeasureSettings, RuleSet
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import copy_sorted, view_parquet
 from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
@@ -68,12 +69,13 @@ class MeasureInputs:
 
 @dataclass(frozen=True)
 class JudgeInputs:
-    """Measurements of every candidate, and the rules."""
+    """Measurements of every candidate, the rules, and the candidates to judge."""
 
     candidates: Files
     facts: Files
     captions: Files
     rules: tuple[RuleSet, ...]
+    bucket: Bucket = WHOLE
 
 
 def resolve(inputs: ResolveInputs, run: Execution[None]) -> PartResult:
@@ -101,13 +103,13 @@ def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
 
 
 def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
-    """Verdicts over every fetched image."""
+    """Verdicts over every fetched image of a bucket."""
     settings = CaptionSettings(rules=inputs.rules)
     counts: dict[str, int] = {}
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_parquet(sql, "captions", inputs.captions.paths)
+        for name in ("candidates", "facts", "captions"):
+            view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
+            view_parquet(sql, f"all_{name}", getattr(inputs, name).paths)
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
         adding = sql.cursor()  # a second cursor, because the first is still reading rows
@@ -129,11 +131,11 @@ def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
     columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in sorted(needed)]
     joins = "JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id)"
     if "num_same_text" in needed:
-        # only fetched pictures count as repeats
+        # only fetched pictures count as repeats, those of other buckets too
         joins += (
-            " LEFT JOIN (SELECT text_key, count(*) AS num FROM captions t JOIN facts f USING (sample_id) "
-            "WHERE f.outcome = 'ok' AND text_key IS NOT NULL GROUP BY text_key HAVING count(*) > 1) r "
-            "ON r.text_key = t.text_key"
+            " LEFT JOIN (SELECT text_key, count(*) AS num FROM all_captions t JOIN all_facts f USING (sample_id) "
+            "SEMI JOIN captions own USING (text_key) WHERE f.outcome = 'ok' AND text_key IS NOT NULL "
+            "GROUP BY text_key HAVING count(*) > 1) r ON r.text_key = t.text_key"
         )
     reader = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'").to_arrow_reader(
         JUDGE_ROWS
@@ -175,11 +177,14 @@ def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[M
 
 def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:
     captions = run.files("measure", "captions")
-    return [Part(JudgeInputs(inputs.candidates, inputs.facts, captions, inputs.rules))]
+    return [
+        Part(JudgeInputs(inputs.candidates, inputs.facts, captions, inputs.rules, bucket))
+        for bucket in run.buckets(inputs.facts)
+    ]
 
 
 def _conclude(inputs: CaptionInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    funnel, _ = run.result("judge")
+    funnel = sum((part.funnel for part in run.parts("judge") if part.funnel), Funnel(0, 0))
     return funnel, {"content": fingerprint({"captions": run.files("measure", "captions").identity()})}
 
 

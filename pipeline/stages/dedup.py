@@ -284,17 +284,16 @@ def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Col
 
 # ---- detail of near copies
 
-# Pictures that have a near copy of another size.
+# Pictures that have a near copy of another size. Equal pixels have equal pHashes and sizes, so that the few hashes are
+# found first, over narrow columns, and only their pictures are looked at whole.
 _WANTED_DETAILS = f"""
-    CREATE VIEW pictures AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, phash, {STORED_COLUMNS},
-        stored_width_px::BIGINT * stored_height_px AS num_pixels FROM facts WHERE outcome = 'ok'
-        ORDER BY pixels_sha256, sample_id;
-    CREATE VIEW near AS SELECT phash_a AS phash, phash_b AS other FROM pairs
-        UNION ALL SELECT phash_b, phash_a FROM pairs UNION ALL SELECT DISTINCT phash, phash FROM pictures;
-    CREATE TABLE sizes AS SELECT DISTINCT phash, num_pixels FROM pictures;
-    CREATE TABLE wanted AS SELECT pixels_sha256, {STORED_COLUMNS} FROM pictures p SEMI JOIN (
-        SELECT n.phash FROM near n JOIN sizes s ON s.phash = n.other GROUP BY 1 HAVING count(DISTINCT num_pixels) > 1
-    ) USING (phash)
+    CREATE TABLE sizes AS SELECT DISTINCT phash, stored_width_px::BIGINT * stored_height_px AS num_pixels
+        FROM facts WHERE outcome = 'ok';
+    CREATE TABLE several AS SELECT phash FROM sizes GROUP BY phash HAVING count(*) > 1
+        UNION SELECT unnest([phash_a, phash_b]) FROM pairs JOIN sizes a ON a.phash = phash_a
+        JOIN sizes b ON b.phash = phash_b WHERE a.num_pixels <> b.num_pixels;
+    CREATE TABLE wanted AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS}
+        FROM facts SEMI JOIN several USING (phash) WHERE outcome = 'ok' ORDER BY pixels_sha256, sample_id
 """
 
 

@@ -40,6 +40,7 @@ from pipeline.stages.fetch_rounds import (
     view_fetched,
     within_limits,
 )
+from pipeline.store.buckets import WHOLE, Bucket, join_facets
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
@@ -57,13 +58,14 @@ class DownloadHow:
 
 @dataclass(frozen=True)
 class CollectInputs:
-    """All that was fetched, and the candidates that get a fact out of it."""
+    """All that was fetched, and the candidates of a bucket that get a fact out of it."""
 
     candidates: Files
     secrets: Files
     fetched: tuple[FetchedFiles, ...]
     image: ImageSettings
     signals: tuple[str, ...]
+    bucket: Bucket = WHOLE
 
 
 def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
@@ -100,8 +102,8 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     A picture that was fetched under other limits, or when other signals counted, is judged by what is known of it.
     """
     with run.scratch() as sql:
-        _view_candidates(sql, inputs.candidates, inputs.secrets)
-        view_fetched(sql, inputs.fetched)
+        _view_candidates(sql, inputs.candidates, inputs.secrets, inputs.bucket)
+        view_fetched(sql, inputs.fetched, inputs.bucket.where)
         counting = (
             "SELECT f.* FROM candidates c JOIN parts f "
             f"ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.address) QUALIFY {COUNTS}"
@@ -162,10 +164,10 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
     ]
 
 
-def _view_candidates(sql: Any, candidates: Files, secrets: Files) -> None:
+def _view_candidates(sql: Any, candidates: Files, secrets: Files, bucket: Bucket = WHOLE) -> None:
     """The candidates with what is `asked`, secrets included, and the `address` by which what was fetched is known."""
-    view_parquet(sql, "rows", candidates.paths)
-    view_table(sql, "secrets", secrets, tables.SECRETS)
+    view_parquet(sql, "rows", candidates.paths, bucket.where)
+    view_table(sql, "secrets", secrets, tables.SECRETS, bucket.where)
     sql.execute(
         "CREATE VIEW candidates AS SELECT r.*, coalesce(s.url, r.url) AS asked, coalesce(s.address, r.url) AS address "
         "FROM rows r LEFT JOIN secrets s USING (sample_id)"
@@ -181,7 +183,16 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[Col
     fetched = by_settings(run, run.parts("download"), inputs)
     by_key = sorted(run.parts("local"), key=lambda part: part.key)
     local = FetchedFiles(run.files_of(by_key, "fetched"), ())
-    return [Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image, inputs.signals))]
+    return [
+        Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image, inputs.signals, bucket))
+        for bucket in run.buckets(inputs.candidates)
+    ]
+
+
+def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    parts = run.parts("collect")
+    funnel = sum((part.funnel for part in parts if part.funnel), Funnel(0, 0))
+    return funnel, {"content": join_facets([part.notes["content"] for part in parts])}
 
 
 STAGE = Stage(
@@ -204,4 +215,5 @@ STAGE = Stage(
         fetch_local.STEP,
         Step("collect", _plan_collect, collect),
     ),
+    conclude=_conclude,
 )

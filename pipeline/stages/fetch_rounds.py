@@ -112,12 +112,12 @@ def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchIn
     return tuple(FetchedFiles(run.files_of(groups[key], "fetched"), key) for key in sorted(groups))
 
 
-def view_fetched(sql: Any, fetched: Sequence[FetchedFiles]) -> None:
+def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], where: str = "true") -> None:
     """Make the view `parts`: the table `fetched`, and in a column `outdated` whether the outcome is."""
     view_table(sql, "parts_none", Files(), FETCHED)
     views = ["SELECT *, false AS outdated FROM parts_none"]
     for number, group in enumerate(fetched):
-        view_table(sql, f"parts_{number}", group.files, FETCHED)
+        view_table(sql, f"parts_{number}", group.files, FETCHED, where)
         outdated = ", ".join(f"'{Outcome(name).value}'" for name in group.outdated) or "NULL"
         views.append(f"SELECT *, coalesce(outcome IN ({outdated}), false) AS outdated FROM parts_{number}")
     sql.execute(f"CREATE VIEW parts AS {' UNION ALL '.join(views)}")

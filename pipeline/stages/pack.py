@@ -6,6 +6,7 @@ files, and release.json last. A release holds no time and no path: the same reci
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,19 @@ from pipeline.captions.texts import members_by_row
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.sidefiles import write as sidefiles
 from pipeline.stages import pack_record as record
-from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange, shard_groups
+from pipeline.stages.pack_arrange import (
+    ArrangeInputs,
+    GatherInputs,
+    ShardGroup,
+    arrange,
+    gather,
+    plan_ranges,
+    shard_groups,
+)
+from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import PoolReader
+from pipeline.store.sql import view_parquet
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
@@ -161,38 +172,54 @@ def release_path(name: str, fingerprint: str) -> str:
     return f"releases/{name}-{fingerprint[:12]}"
 
 
-def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ArrangeInputs]]:
+def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[GatherInputs]]:
     return [
         Part(
-            ArrangeInputs(
+            GatherInputs(
                 inputs.draws,
                 inputs.candidates,
                 inputs.facts.exact(),
                 inputs.captions,
                 inputs.extra_captions,
-                tuple(_groups(inputs)),
                 inputs.texts,
-                inputs.max_samples,
-                inputs.max_bytes,
+                inputs.max_bytes is not None,
+                bucket,
             )
         )
+        for bucket in run.buckets(inputs.draws)
     ]
 
 
-def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGroup, RowGroup, int]]:
-    """Every shard in the order of samples.parquet: its group, its arranged rows, and how many they are."""
-    (arranging,) = run.parts("arrange")
+def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ArrangeInputs]]:
+    gathered = run.files("gather", "gathered")
+    most_rows = rows_of_bucket(run.settings.memory_gb)
+    limits = inputs.max_samples, inputs.max_bytes
+    with run.scratch() as sql:
+        view_parquet(sql, "gathered", gathered.paths)
+        return [
+            Part(ArrangeInputs(gathered, group, places, *limits))
+            for group in _groups(inputs)
+            for places in plan_ranges(sql, group, *limits, most_rows)
+        ]
+
+
+def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGroup, int, RowGroup, int]]:
+    """Every shard in the order of samples.parquet: its group and number there, its arranged rows, how many they are."""
+    parts = run.parts("arrange")
     for group in _groups(inputs):
-        files = run.files("arrange", group.table)
-        for number, num_rows in enumerate(arranging.notes["shards"][group.table]):
-            yield group, RowGroup(files.path, number, f"{files.content[0]}-{number}"), num_rows
+        number = itertools.count()
+        for part in parts:
+            if counts := part.notes["shards"].get(group.table):
+                files = run.files_of([part], group.table)
+                for place, num_rows in enumerate(counts):
+                    yield group, next(number), RowGroup(files.path, place, f"{files.content[0]}-{place}"), num_rows
 
 
 def _plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
     folder = release_path(inputs.name, run.fingerprint)
     parts = []
-    for group, rows, num_rows in _arranged(inputs, run):
-        shard = record.shard_name(inputs.name, group.split, rows.number, group.domain)
+    for group, number, rows, num_rows in _arranged(inputs, run):
+        shard = record.shard_name(inputs.name, group.split, number, group.domain)
         placed = ShardInputs(rows, inputs.texts, shard, f"{folder}/{SPLIT_FOLDERS[group.split]}")
         parts.append(Part(placed, num_rows=num_rows))
     return parts
@@ -200,7 +227,7 @@ def _plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[Shard
 
 def _plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[record.RecordInputs]]:
     shards, rows = [], []
-    for (group, arranged, _), part in zip(_arranged(inputs, run), run.parts("write"), strict=True):
+    for (group, _, arranged, _), part in zip(_arranged(inputs, run), run.parts("write"), strict=True):
         file = next(file for file in part.files if file.table == "shard")
         name = file.path.rpartition("/")[2]
         shards.append({"split": group.split, "shard": name, "domains": part.notes["domains"], **_sizes(file)})
@@ -253,6 +280,7 @@ STAGE = Stage(
     about="write webdataset shards and seal the release",
     inputs=_inputs,
     steps=(
+        Step("gather", _plan_gather, gather, prepares=True),
         Step("arrange", _plan_arrange, arrange, version=VERSION),
         Step("write", _plan_shards, write_shard, version=VERSION, unit="samples"),
         Step("record", _plan_record, record.write_record, version=VERSION + sidefiles.VERSION),

@@ -1,11 +1,13 @@
-"""First step of pack: gather everything the shards need, in shard order, and cut it into shards.
+"""First steps of pack: gather everything the shards need, put it in shard order, and cut it into shards.
 
-Reads draws, candidates, facts and captions. Writes one table a shard group, with one row group a shard. A mixed release
-has one group a split. A stratified release has one group for each domain of the training split.
+Reads draws, candidates, facts and captions. `gather` joins them by sample, a bucket a part. `arrange` sorts what was
+gathered, a range of ranks a part, and writes tables with one row group a shard. A mixed release has one group of shards
+a split. A stratified release has one group for each domain of the training split.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +18,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests import tables
+from manifests.reader import literals
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, members_by_row
 from pipeline.runner.work import Execution, PartResult
 from pipeline.stages import pack_record as record
+from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.tar import BLOCK_BYTES
-from pipeline.store.writing import PrivateFile
+from pipeline.store.writing import TableWriter
 
 # What a shard needs of a sample, one row a drawn copy in shard order.
 ARRANGED = pa.schema(
@@ -39,17 +43,19 @@ ARRANGED = pa.schema(
     ]
 )
 BATCH_ROWS = 10_000
+GATHERED_GROUP_ROWS = 10_000
 _JSON_BYTES = 620  # a json member's names, quotes, hashes and sizes, without its other values
 _JSON_COLUMNS = (
     "domain", "source", "record_key", "url", "caption", "taxon_scientific_name", "taxon_vernacular_name", "licence_id",
     "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),
 )  # fmt: skip
+GATHERED = ARRANGED.append(pa.field("tar_bytes", pa.int64()))
+"""`tar_bytes` is about what a sample takes in a shard; 0 where only the number of samples decides where one ends."""
 _JOIN = """
     SELECT d.*, {candidates}, {facts}, t.text, t.licence_id, t.language,
         if(x.texts IS NULL, t.texts, map_concat(t.texts, x.texts)) AS texts
     FROM draws d JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)
-    LEFT JOIN extra_texts x USING (sample_id)
-    WHERE d.split = $split AND ($domain IS NULL OR d.domain = $domain) ORDER BY d.rank
+    LEFT JOIN extra_texts x USING (sample_id) ORDER BY d.split, d.rank
 """
 
 
@@ -64,6 +70,25 @@ class ShardGroup:
     def table(self) -> str:
         """Name of the group's table of arranged samples."""
         return f"arranged_{self.split}" + (f"_{self.domain}" if self.domain else "")
+
+    @property
+    def where(self) -> str:
+        """SQL that holds for rows of this group."""
+        return f"split = {literals([self.split])}" + (f" AND domain = {literals([self.domain])}" if self.domain else "")
+
+
+@dataclass(frozen=True)
+class PlaceRange:
+    """Ranks from `first` up to `stop`, which is not part of it; None where a group begins or ends."""
+
+    first: int | None = None
+    stop: int | None = None
+
+    @property
+    def where(self) -> str:
+        """SQL that holds for rows of this range."""
+        first, stop = (f"rank {sign} {rank}" for sign, rank in ((">=", self.first), ("<", self.stop)))
+        return " AND ".join([first] * (self.first is not None) + [stop] * (self.stop is not None)) or "true"
 
 
 def shard_groups(kind: str, splits: Iterable[str], domains: Sequence[str]) -> list[ShardGroup]:
@@ -111,75 +136,100 @@ def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class ArrangeInputs:
-    """What shards are cut from. Every byte of the facts counts: they say where an image lies in the pool."""
+class GatherInputs:
+    """What shards are cut from, and whose samples. Every byte of the facts counts: they say where an image lies."""
 
     draws: Files
     candidates: Files
     facts: Files
     captions: Files
     extra_captions: Files
-    groups: tuple[ShardGroup, ...]
     texts: TextSettings
+    by_bytes: bool
+    bucket: Bucket = WHOLE
+
+
+@dataclass(frozen=True)
+class ArrangeInputs:
+    """All gathered rows, and which of them: a range of places in the shuffle of a group, whole shards."""
+
+    gathered: Files
+    group: ShardGroup
+    places: PlaceRange
     max_samples: int | None
     max_bytes: int | None
 
 
-def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
-    """Join all that a shard needs, in shard order; the notes say how many samples each shard holds."""
+def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
+    """Join all that a shard needs of the samples of a bucket, and choose their texts."""
     columns = {
         "candidates": ", ".join(f'c."{name}"' for name in record.CANDIDATE_COLUMNS),
         "facts": ", ".join(f'f."{name}"' for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")),
     }
-    files: list[PrivateFile] = []
-    counts: dict[str, list[int]] = {}
+    # row groups are small, because a part of `arrange` reads those that hold its ranks
+    writer = TableWriter(run.workdir, "gathered", f"tables/pack/{run.stem}.parquet", GATHERED, GATHERED_GROUP_ROWS)
     with run.scratch() as sql:
         for name in ("draws", "candidates", "facts", "captions"):
-            view_parquet(sql, name, getattr(inputs, name).paths)
-        _gather_extra_captions(sql, inputs.extra_captions)
-        for group in inputs.groups:
-            path = f"tables/pack/{run.stem}-{group.table.removeprefix('arranged_')}.parquet"
-            writer = run.writer(group.table, path, ARRANGED)
-            named = {"split": group.split, "domain": group.domain}
-            batches = sql.sql(_JOIN.format(**columns), params=named).to_arrow_reader(BATCH_ROWS)
-            counts[group.table] = []
-            for shard in _shards_of(batches, inputs.texts, inputs.max_samples, inputs.max_bytes):
-                writer.write_group(shard)
-                counts[group.table].append(shard.num_rows)
-            files.append(writer.close())
-    return PartResult(tuple(files), None, {"shards": counts})
+            view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
+        _gather_extra_captions(sql, inputs.extra_captions, inputs.bucket)
+        for batch in sql.sql(_JOIN.format(**columns)).to_arrow_reader(BATCH_ROWS):
+            rows = pa.Table.from_batches([batch])
+            chosen = choose_texts(rows, inputs.texts)
+            # no text was chosen: such a sample gets an empty txt member
+            rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
+            rows = rows.append_column("txt_type", chosen["txt_type"])
+            sizes = estimate_bytes(rows, inputs.texts) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
+            writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
+    return PartResult((writer.close(),))
 
 
-def _gather_extra_captions(sql: Any, files: Files) -> None:
+def _gather_extra_captions(sql: Any, files: Files, bucket: Bucket) -> None:
     """`extra_texts`: captions that dropped duplicates left, a map a sample."""
-    view_table(sql, "extra_captions", files, tables.EXTRA_CAPTIONS)
+    view_table(sql, "extra_captions", files, tables.EXTRA_CAPTIONS, bucket.where)
     sql.execute(
         f"CREATE TABLE extra_texts AS SELECT sample_id, map(list('{EXTRA_CAPTION}' || place ORDER BY place), "
         "list(text ORDER BY place)) AS texts FROM extra_captions GROUP BY sample_id"
     )
 
 
-def _shards_of(
-    batches: Iterable[pa.RecordBatch], texts: TextSettings, max_samples: int | None, max_bytes: int | None
-) -> Iterator[pa.Table]:
-    """Arranged rows, one table a shard; the borders do not depend on how the rows come in batches."""
-    waiting = ARRANGED.empty_table()
-    sizes = np.zeros(0, np.int64)
+def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
+    """Put gathered rows in shard order, one row group a shard; the notes say how many samples each holds."""
+    group = inputs.group
+    path = f"tables/pack/{run.stem}-{group.table.removeprefix('arranged_')}.parquet"
+    writer = run.writer(group.table, path, ARRANGED)
+    counts = []
+    with run.scratch() as sql:
+        view_parquet(sql, "gathered", inputs.gathered.paths, f"{group.where} AND {inputs.places.where}")
+        batches = sql.sql("FROM gathered ORDER BY rank").to_arrow_reader(BATCH_ROWS)
+        for shard in _shards_of(batches, inputs.max_samples, inputs.max_bytes):
+            writer.write_group(shard)
+            counts.append(shard.num_rows)
+    return PartResult((writer.close(),), None, {"shards": {group.table: counts}})
+
+
+def _shards_of(batches: Iterable[pa.RecordBatch], max_samples: int | None, max_bytes: int | None) -> Iterator[pa.Table]:
+    """Gathered rows, one table a shard; the borders do not depend on how the rows come in batches."""
+    waiting = GATHERED.empty_table()
     for batch in batches:
-        rows = pa.Table.from_batches([batch])
-        chosen = choose_texts(rows, texts)
-        # no text was chosen: such a sample gets an empty txt member
-        rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
-        rows = rows.append_column("txt_type", chosen["txt_type"]).select(ARRANGED.names).cast(ARRANGED)
-        waiting = pa.concat_tables([waiting, rows])
-        if max_bytes is None:
-            sizes = np.zeros(waiting.num_rows, np.int64)
-        else:
-            sizes = np.concatenate([sizes, estimate_bytes(rows, texts)])
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).select(GATHERED.names).cast(GATHERED)])
         closed = 0
-        for num in cut_shards(sizes, max_samples, max_bytes)[:-1]:  # the last one may still grow
-            yield waiting.slice(closed, num)
+        for num in cut_shards(waiting["tar_bytes"].to_numpy(), max_samples, max_bytes)[:-1]:  # the last may still grow
+            yield waiting.slice(closed, num).select(ARRANGED.names)
             closed += num
-        waiting, sizes = waiting.slice(closed), sizes[closed:]
+        waiting = waiting.slice(closed)
     if waiting.num_rows:
-        yield waiting
+        yield waiting.select(ARRANGED.names)
+
+
+def plan_ranges(
+    sql: Any, group: ShardGroup, max_samples: int | None, max_bytes: int | None, most_rows: int
+) -> list[PlaceRange]:
+    """Ranges of ranks that hold whole shards of a group and about `most_rows` rows, over a view `gathered`."""
+    ((num_rows,),) = sql.execute(f"SELECT count(*) FROM gathered WHERE {group.where}").fetchall()
+    if num_rows <= most_rows:
+        return [PlaceRange()]
+    rows = sql.sql(f"SELECT rank, tar_bytes FROM gathered WHERE {group.where} ORDER BY rank").to_arrow_table()
+    ends = np.cumsum(cut_shards(rows["tar_bytes"].to_numpy(), max_samples, max_bytes))
+    last = np.flatnonzero(np.diff(np.append((ends - 1) // most_rows, -1)))  # the last shard of each range
+    borders = [None, *(rows["rank"][int(end)].as_py() for end in ends[last][:-1]), None]
+    return [PlaceRange(first, stop) for first, stop in itertools.pairwise(borders)]

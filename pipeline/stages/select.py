@@ -9,7 +9,8 @@ duplicates: when a rule drops the better of two duplicates, the other one is kep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,13 @@ from pipeline.quotas.balance import BalanceSettings
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, Step, whole
 from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
 from pipeline.stages.select_caps import judge_caps
+from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 
+PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
 MORE_DETAIL = 1.02  # a larger copy was blown up when a smaller picture has this many times its detail
 # What each word of dedup.prefer puts first. Ties go to the next word, and at last to the sample id.
 PREFERENCES = {
@@ -118,7 +121,7 @@ def decide(inputs: SelectInputs, run: Execution[None]) -> PartResult:
         _drop_leaks(sql)
         judge_takedowns(sql, choice.takedowns)
         _judge_licences(sql, choice.licences)
-        _judge_duplicates(sql, choice.prefer)
+        _judge_duplicates(sql, choice.prefer, run.memory_gb)
         if inputs.semantic_pairs:
             _judge_semantic(sql, inputs.semantic_pairs.paths, choice.prefer)
         sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
@@ -262,7 +265,7 @@ def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
     )
 
 
-def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
+def _judge_duplicates(sql: Any, prefer: Sequence[str], memory_gb: float) -> None:
     """`duplicates`: rows that another row replaces. A row that was taken down wins, so that its copies go with it."""
     order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
     sql.execute(
@@ -274,25 +277,27 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
         "CREATE TABLE in_company AS SELECT phash FROM competing GROUP BY phash HAVING count(*) > 1 "
         "UNION SELECT phash_a FROM telling_pairs UNION SELECT phash_b FROM telling_pairs"
     )
-    rows = sql.sql(
-        f"SELECT sample_id, phash, row_number() OVER (ORDER BY taken DESC, {order}) AS place "
-        "FROM competing SEMI JOIN in_company USING (phash) ORDER BY sample_id"
-    ).to_arrow_table()
-    pairs = sql.sql("FROM telling_pairs").to_arrow_table()
-    phash = rows["phash"].to_numpy().astype(np.uint64)
-    representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
-    dropped = np.flatnonzero(representative != np.arange(len(representative)))
-    ids = rows["sample_id"].combine_chunks()
-    sql.register(
-        "dropped_rows",
-        pa.table(
-            {
-                "sample_id": ids.take(pa.array(dropped)),
-                "other_sample_id": ids.take(pa.array(representative[dropped])),
-                "distance": pa.array(distance[dropped], pa.uint8()),
-            }
-        ),
+    sql.execute(
+        f"CREATE TABLE ranked AS SELECT sample_id, phash, row_number() OVER (ORDER BY taken DESC, {order}) AS place "
+        "FROM competing SEMI JOIN in_company USING (phash)"
     )
+    sql.execute("CREATE TABLE dropped_rows (sample_id VARCHAR, other_sample_id VARCHAR, distance UTINYINT)")
+    for rows, pairs in _companies(sql, PAIRS_OF_ROW * rows_of_bucket(memory_gb)):
+        phash = rows["phash"].to_numpy().astype(np.uint64)
+        representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
+        dropped = np.flatnonzero(representative != np.arange(len(representative)))
+        ids = rows["sample_id"].combine_chunks()
+        sql.register(
+            "newly_dropped",
+            pa.table(
+                {
+                    "sample_id": ids.take(pa.array(dropped)),
+                    "other_sample_id": ids.take(pa.array(representative[dropped])),
+                    "distance": pa.array(distance[dropped], pa.uint8()),
+                }
+            ),
+        )
+        sql.execute("INSERT INTO dropped_rows FROM newly_dropped")
     sql.execute(  # equal bytes and equal pixels have equal pHashes
         "CREATE TABLE alike AS SELECT sample_id, image_id, pixels_sha256 FROM facts SEMI JOIN "
         "(SELECT unnest([sample_id, other_sample_id]) AS sample_id FROM dropped_rows WHERE distance = 0) "
@@ -308,6 +313,48 @@ def _judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
         "FROM dropped_rows d LEFT JOIN alike a ON a.sample_id = d.sample_id "
         "LEFT JOIN alike b ON b.sample_id = d.other_sample_id ANTI JOIN taken t ON t.sample_id = d.sample_id"
     )
+
+
+def _companies(sql: Any, most: int) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Rows of `ranked` and their pairs, about `most` of both at a time; no pair is between two pieces.
+
+    Who stays is decided within rows that pairs connect, so the pieces together decide as all rows at once would.
+    """
+    ((num,),) = sql.execute("SELECT (SELECT count(*) FROM ranked) + (SELECT count(*) FROM telling_pairs)").fetchall()
+    if num <= most:
+        yield sql.sql("FROM ranked ORDER BY sample_id").to_arrow_table(), sql.sql("FROM telling_pairs").to_arrow_table()
+        return
+    _connect(sql)
+    num_pieces = math.ceil(num / most)
+    for piece in range(num_pieces):
+        here = f"(SELECT phash FROM connected WHERE hash(label) % {num_pieces} = {piece})"
+        yield (
+            sql.sql(f"FROM ranked WHERE phash IN {here} ORDER BY sample_id").to_arrow_table(),
+            sql.sql(f"FROM telling_pairs WHERE phash_a IN {here}").to_arrow_table(),
+        )
+
+
+def _connect(sql: Any) -> None:
+    """`connected`: each hash in company with a label that is the lowest hash of all that pairs connect it to.
+
+    Each round takes the lowest label of the neighbours, and then the label of that label, which halves long chains.
+    """
+    sql.execute("CREATE TABLE connected AS SELECT phash, phash AS label FROM in_company")
+    while True:
+        sql.execute(
+            "CREATE OR REPLACE TABLE lower_labels AS SELECT phash, min(label) AS label FROM (FROM connected "
+            "UNION ALL SELECT phash_a, label FROM telling_pairs JOIN connected ON phash = phash_b "
+            "UNION ALL SELECT phash_b, label FROM telling_pairs JOIN connected ON phash = phash_a) GROUP BY phash"
+        )
+        ((num_changed,),) = sql.execute(
+            "SELECT count(*) FROM connected c JOIN lower_labels l USING (phash) WHERE c.label <> l.label"
+        ).fetchall()
+        if not num_changed:
+            return
+        sql.execute(
+            "CREATE OR REPLACE TABLE connected AS SELECT l.phash, other.label FROM lower_labels l "
+            "JOIN lower_labels other ON other.phash = l.label"
+        )
 
 
 def _judge_semantic(sql: Any, files: Sequence[str], prefer: Sequence[str]) -> None:

@@ -49,21 +49,21 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def view_parquet(connection: Any, name: str, paths: Sequence[str]) -> None:
-    """A view over one or more Parquet files; remote ones are read through fsspec."""
+def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = "true") -> None:
+    """A view over the rows of one or more Parquet files for which `where` holds; remote files come through fsspec."""
     for path in paths:
         if storage.is_remote(path):
             fs, _ = storage.filesystem(path)
             protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
             if not protocols & set(connection.list_filesystems()):
                 connection.register_filesystem(fs)
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{literals(paths)}])")
+    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{literals(paths)}]) WHERE {where}")
 
 
-def view_table(connection: Any, name: str, files: Files, schema: pa.Schema) -> None:
+def view_table(connection: Any, name: str, files: Files, schema: pa.Schema, where: str = "true") -> None:
     """A view over a table; an empty one where there are no files."""
     if files:
-        view_parquet(connection, name, files.paths)
+        view_parquet(connection, name, files.paths, where)
     else:
         connection.register(name, schema.empty_table())
 

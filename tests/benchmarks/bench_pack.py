@@ -33,7 +33,7 @@ from manifests import storage, tables
 from pipeline.captions.settings import TextSettings
 from pipeline.runner.work import Execution
 from pipeline.stages.pack import ShardInputs, write_shard
-from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange
+from pipeline.stages.pack_arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.tar import ArchiveWriter
 
@@ -116,13 +116,12 @@ def make_pool(folder: Path, num_images: int) -> dict[str, Files]:
 
 
 def pack(folder: Path, found: dict[str, Files], target: str) -> None:
-    """The stage's steps as the runner does them: arrange, shards in parallel, each published durably by the driver."""
+    """The stage's steps as the runner does them: gather, arrange, shards in parallel, published by the driver."""
     group = ShardGroup("train")
     texts = TextSettings()
-    inputs = ArrangeInputs(
-        **found, extra_captions=Files(), groups=(group,), texts=texts, max_samples=1000, max_bytes=None
-    )
-    result = arrange(inputs, Execution(str(folder), 2.0, target, None))
+    run = Execution(str(folder), 2.0, target, None)
+    (gathered,) = gather(GatherInputs(**found, extra_captions=Files(), texts=texts, by_bytes=False), run).files
+    result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None), run)
     numbers = range(len(result.notes["shards"][group.table]))
     shards = [
         ShardInputs(RowGroup(result.files[0].temp, number, ""), texts, f"{target}-{number:06d}.tar", target)

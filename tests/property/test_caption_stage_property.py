@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifests import tables
+from manifests.records import Funnel
 from pipeline.captions.settings import CaptionSettings
 from pipeline.runner.work import Execution
 from pipeline.stages.caption import JudgeInputs, MeasureInputs, judge, measure
+from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files, RowGroup
 
 SETTINGS = CaptionSettings.model_validate(
@@ -43,8 +45,10 @@ ROWS = st.lists(
 )
 
 
-def run_stage(folder: Path, rows: list[dict[str, Any]], cuts: list[int]) -> tuple[str, Any, list[dict[str, Any]]]:
-    """Measure each part, judge them all: hash of the verdict file, funnel, verdicts."""
+def run_stage(
+    folder: Path, rows: list[dict[str, Any]], cuts: list[int], num_buckets: int = 1
+) -> tuple[str, Any, list[dict[str, Any]]]:
+    """Measure each part, judge each bucket: hash of the first verdict file, funnel and verdicts of all."""
     folder.mkdir(parents=True)
     full = [{"source": "s", **row, "height_px": row["width_px"], "sample_id": row["sample_id"]} for row in rows]
     edges = [0, *sorted({cut % (len(full) + 1) for cut in cuts} - {0, len(full)}), len(full)]
@@ -58,9 +62,13 @@ def run_stage(folder: Path, rows: list[dict[str, Any]], cuts: list[int]) -> tupl
         inputs = MeasureInputs(rows_of, Files(), SETTINGS.measure)
         files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
-    result = judge(JudgeInputs(**tables_of, rules=SETTINGS.rules), Execution(str(folder), 0.5, "x", None))
-    (verdicts,) = result.files
-    return verdicts.sha256, result.funnel, pq.read_table(verdicts.temp).to_pylist()
+    results = [
+        judge(JudgeInputs(**tables_of, rules=SETTINGS.rules, bucket=Bucket(number, num_buckets)), run)
+        for number in range(num_buckets)
+        for run in [Execution(str(folder), 0.5, f"x{number}", None)]
+    ]
+    verdicts = [row for result in results for row in pq.read_table(result.files[0].temp).to_pylist()]
+    return results[0].files[0].sha256, sum((result.funnel for result in results), Funnel(0, 0)), verdicts
 
 
 @given(ROWS, st.lists(st.integers(0, 100), max_size=3), st.randoms(use_true_random=False))
@@ -79,3 +87,4 @@ def test_order_and_parts_change_nothing_and_every_row_has_one_verdict(
     turned = list(rows)
     random.shuffle(turned)
     assert run_stage(folder / "cut", turned, cuts)[:2] == (whole, funnel)
+    assert run_stage(folder / "buckets", turned, cuts, num_buckets=3)[1:] == (funnel, verdicts)

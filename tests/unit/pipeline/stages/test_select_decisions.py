@@ -14,7 +14,9 @@ from manifests import tables
 from manifests.takedowns import Entry
 from pipeline.quotas.balance import BalanceSettings, CapSettings
 from pipeline.runner.work import Execution
+from pipeline.stages import select
 from pipeline.stages.select import Choice, SelectInputs, choose_representatives, decide
+from pipeline.store import buckets
 from pipeline.store.files import Files
 from pipeline.vocabulary.licences import LicenceSettings
 
@@ -459,3 +461,26 @@ def test_what_is_of_one_group_with_a_leak_leaves_with_it(tmp_path: Path) -> None
         assert (row["other_sample_id"], row["distance"]) == (via, None)
         assert row["evaluation_set"] == found["leaked"]["evaluation_set"]
     assert result.funnel.reasons == {"eval_leak": 4}
+
+
+@pytest.mark.parametrize("most_rows", [1, 3])
+def test_pairs_in_pieces_give_the_same_decisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int
+) -> None:
+    """Chains of hashes a few bits apart, stars and pairs: a piece holds whole groups, however long."""
+    rng = np.random.default_rng(most_rows)
+    samples = []
+    for group in range(12):
+        phash = ORDINARY ^ int(rng.integers(0, 1 << 62))
+        for number in range(int(rng.integers(1, 40 if group < 2 else 6))):
+            width = int(rng.integers(50, 900))
+            samples.append(sample(f"{group}-{number}", width_px=width) | {"phash": phash})
+            phash ^= 1 << (number + 5) if group % 2 else 1 << int(rng.integers(0, 3))
+    whole, result = run_decide(tmp_path / "whole", samples)
+    assert result.funnel.reasons["near_duplicate"] > 20
+    monkeypatch.setattr(buckets, "ROW_BYTES", 1e9 / most_rows)
+    pieces = []
+    monkeypatch.setattr(select, "choose_representatives", lambda *a: pieces.append(a) or choose_representatives(*a))
+    cut, _ = run_decide(tmp_path / "cut", samples)
+    assert cut == whole
+    assert len(pieces) >= 3

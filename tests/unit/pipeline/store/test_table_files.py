@@ -13,7 +13,7 @@ import pytest
 from manifests import tables
 from pipeline.captions.settings import TextSettings
 from pipeline.runner.work import Execution
-from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange
+from pipeline.stages.pack_arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
 from pipeline.store.writing import TableWriter, private_bytes, write_table
@@ -112,7 +112,7 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
 
     ranks = [(number * 7919) % num_rows for number in range(num_rows)]
     assert len(set(ranks)) == num_rows
-    inputs = ArrangeInputs(
+    inputs = GatherInputs(
         draws=written(
             "draws", tables.DRAWS, sample_id=ids, copy=[0] * num_rows, split=["train"] * num_rows, rank=ranks
         ),
@@ -120,12 +120,13 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
         facts=written("facts", tables.FACTS, sample_id=ids),
         captions=written("captions", tables.CAPTIONS, sample_id=ids, texts=[[]] * num_rows),
         extra_captions=Files(),
-        groups=(ShardGroup("train"),),
         texts=TextSettings(),
-        max_samples=size,
-        max_bytes=None,
+        by_bytes=False,
     )
-    (file,) = arrange(inputs, Execution(str(tmp_path), 1, "x", None)).files
+    run = Execution(str(tmp_path), 1, "x", None)
+    (gathered,) = gather(inputs, run).files
+    arranging = ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), size, None)
+    (file,) = arrange(arranging, run).files
     assert groups(file.temp) == [size] * 125 + [num_rows - 125 * size]
     assert pq.read_table(file.temp, columns=["rank"])["rank"].to_pylist() == list(range(num_rows))
     assert set(pq.read_table(file.temp, columns=["txt"])["txt"].to_pylist()) == {""}  # no caption: an empty text

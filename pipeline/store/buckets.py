@@ -1,0 +1,61 @@
+"""Buckets: tables cut by sample id into ranges, so that each range is a part of its own and fits one worker's memory.
+
+A sample id is a hash, so equal ranges of ids hold about equally many rows of any table. Tables are sorted by sample id:
+a bucket reads only the row groups that it overlaps, and the outputs of all buckets, in order, are sorted too. What the
+buckets give together does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ROW_BYTES = 2_000
+"""Memory for a row of a bucket: candidate, facts and captions take about 1 kB in DuckDB, and sorting takes it again."""
+_DIGITS = 8  # leading hex digits of a sample id that decide
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Range `number` of `of` equal ranges of sample ids."""
+
+    number: int = 0
+    of: int = 1
+
+    @property
+    def where(self) -> str:
+        """SQL that holds for rows of this bucket, over a column `sample_id`."""
+        borders = []
+        if self.number > 0:
+            borders.append(f"sample_id >= '{self._border(self.number)}'")
+        if self.number < self.of - 1:
+            borders.append(f"sample_id < '{self._border(self.number + 1)}'")
+        return " AND ".join(borders) or "true"
+
+    def _border(self, number: int) -> str:
+        return f"{16**_DIGITS * number // self.of:0{_DIGITS}x}"
+
+
+WHOLE = Bucket()
+
+
+def rows_of_bucket(memory_gb: float) -> int:
+    """How many rows one worker takes at a time."""
+    return max(1, int(memory_gb * 1e9 / ROW_BYTES))
+
+
+def cut_buckets(num_rows: int, memory_gb: float) -> list[Bucket]:
+    """Buckets that fit the memory; a single one where all rows do."""
+    num = min(max(1, math.ceil(num_rows / rows_of_bucket(memory_gb))), 16**_DIGITS)
+    return [Bucket(number, num) for number in range(num)]
+
+
+def join_facets(facets: Sequence[str]) -> str:
+    """The digest (pipeline/store/sql.py: facet) of all rows from those of their buckets."""
+    num, mixed, total = 0, 0, 0
+    for facet in facets:
+        count, digest, rest = facet.split("-")
+        if int(count):
+            num, mixed, total = num + int(count), mixed ^ int(digest, 16), total + int(rest)
+    return f"{num}-{mixed:X}-{total}" if num else facets[0]

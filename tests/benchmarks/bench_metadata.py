@@ -1,0 +1,400 @@
+"""Every metadata stage of a whole build, over synthetic candidates without pictures: time and memory by step.
+
+    python tests/benchmarks/bench_metadata.py --millions 1 2 4 8 13 --folder SCRATCH --plot metadata.png
+    python tests/benchmarks/bench_metadata.py --draw SCRATCH/found.jsonl --plot metadata.png
+
+The real runner goes through the real FLOW, in this process. Two tables of addresses (10 of 13 rows are plants) come
+in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that it would have measured
+(tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`), `dedup detail` writes
+made-up details, and `pack write` writes one small picture a shard and the placements of all its samples. All others are
+the code of a build. Parts of fetch have 10,000 rows and shards 10,000 samples, ten times the defaults. `--quick` also
+replaces `caption measure`, whose parts know nothing of each other: 1,000 captions are measured and the rest made up.
+
+Each size runs in a process of its own. Peak memory is that of the whole process, reset before each step. Prints a JSON
+line a step, and for each size one line with the hash of the release's samples.parquet, which must not depend on
+`--memory-gb`. At the end the exponent of growth of each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from bench_matching import make_hashes
+
+from manifests import storage, tables
+from manifests.catalog import Catalog
+from manifests.draws import splitmix64
+from manifests.records import Funnel
+from pipeline.captions.measure import measure_captions
+from pipeline.captions.settings import CaptionSettings
+from pipeline.config import BuildConfig
+from pipeline.flow import FLOW
+from pipeline.runner.runner import Runner
+from pipeline.runner.work import Execution, PartResult
+from pipeline.stages import caption, pack_record
+from pipeline.stages.dedup import DetailInputs
+from pipeline.stages.fetch_rounds import PicturesInputs
+from pipeline.stages.pack import ShardInputs
+from pipeline.store.tar import ArchiveWriter
+from pipeline.store.writing import PrivateFile
+
+PART_ROWS = 10_000
+REPLACED = ("fetch download", "dedup detail", "pack write")
+HASHES = "hashes.npy"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, nargs="+", default=[1, 2, 4, 8, 13])
+    parser.add_argument("--folder", type=Path, default=Path("metadata-scratch"))
+    parser.add_argument("--memory-gb", type=float, default=4.0)
+    parser.add_argument("--quick", action="store_true", help="make up the measurements of captions")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--draw", type=Path, help="measure nothing, read these lines again")
+    parser.add_argument("--one", type=int, help="run one size and print its lines")
+    args = parser.parse_args()
+    if args.one:
+        measure(args.one, args.folder, args.memory_gb, args.quick)
+        return
+    found = [json.loads(line) for line in args.draw.read_text().splitlines()] if args.draw else []
+    for millions in [] if args.draw else args.millions:
+        command = [sys.executable, __file__, "--one", str(int(millions * 1e6)), "--folder", str(args.folder)]
+        command += ["--memory-gb", str(args.memory_gb), *(["--quick"] if args.quick else [])]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                found.append(json.loads(line))
+                print(line, end="", flush=True)
+                with (args.folder / "found.jsonl").open("a") as stream:
+                    stream.write(line)
+        if process.returncode:
+            raise SystemExit(f"{millions:g} M rows: exit code {process.returncode}")
+    print(report(found))
+    if args.plot:
+        draw(found, args.plot)
+
+
+# ---- one size
+
+
+def measure(num: int, folder: Path, memory_gb: float, quick: bool) -> None:
+    """One build in `folder`, which is emptied afterwards."""
+    work = folder / f"work-{num}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_sources(work, num)
+    np.save(work / HASHES, make_hashes("heavy", num)[0])
+    config = BuildConfig.model_validate(
+        {
+            "name": "meta",
+            "work_dir": str(work),
+            "sources": [
+                {
+                    "name": name,
+                    "domain": name,
+                    "table": str(work / f"{name}.parquet"),
+                    "columns": {column: column for column in ("record_key", "url", "caption", *more)},
+                }
+                for name, more in (
+                    ("plant", ("taxon_family", "taxon_genus", "taxon_scientific_name", "licence", "creator")),
+                    ("general", ("licence", "creator")),
+                )
+            ],
+            "fetch": {"network": {"contact": "nobody@example.org"}},
+            "caption": {"rules": [{"preset": "general", "min_words": 2}]},
+            "select": {"licences": {"allow": ["known", "unknown"]}},
+            "mix": {"ratio": {"plant": 10, "general": 3}, "heldout": {"share": 0.002}, "max_epochs": 2},
+            "pack": {"samples_per_shard": PART_ROWS},
+            "run": {"executor": "inline", "fetch_part_size": PART_ROWS, "memory_gb": memory_gb},
+        }
+    )
+    started, before = time.perf_counter(), cpu_seconds()
+    with Catalog.open(str(work)) as catalog:
+        runner = MeasuredRunner(config, flow_without_pictures(quick), catalog)
+        runner.num_rows, runner.peaks = num, []
+        release = runner.run().release
+    samples = work / str(release) / "samples.parquet"
+    tell(
+        rows=num,
+        step="all",
+        seconds=time.perf_counter() - started,
+        cpu_seconds=cpu_seconds() - before,
+        peak_gib=max(runner.peaks),
+        files=sum(1 for path in work.rglob("*") if path.is_file()),
+        samples=storage.hash_file(str(samples)).sha256,
+        disk_gb=sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / 1e9,
+    )
+    shutil.rmtree(work)
+
+
+def write_sources(folder: Path, num: int) -> None:
+    """Two tables; a row's number stands in its URL, so that its facts can be told from it."""
+    import duckdb
+
+    sql = duckdb.connect(config={"memory_limit": "2GB", "temp_directory": str(folder / "spill")})
+    taxa = (
+        "'family ' || n % 700 AS taxon_family, 'Genus' || n % 14000 AS taxon_genus, "
+        "'Genus' || n % 14000 || ' epithet' || n % 400000 || ' L.' AS taxon_scientific_name, "
+    )
+    for name, where, more in (("plant", "n % 13 < 10", taxa), ("general", "n % 13 >= 10", "")):
+        sql.execute(
+            f"COPY (SELECT 'record-' || n AS record_key, 'https://h' || n % 600 || '.example/pictures/' || n || '.jpg' "
+            f"AS url, 'a leaf of number ' || n % 3000000 || ' beside the road, seen in ' || n % 97 AS caption, {more}"
+            "['CC-BY 4.0', 'CC0', 'all rights reserved', NULL][1 + n % 4] AS licence, "
+            f"'creator ' || n % 90000 AS creator FROM range({num}) t(n) WHERE {where}) "
+            f"TO '{folder}/{name}.parquet' (COMPRESSION zstd)"
+        )
+    sql.close()
+
+
+def flow_without_pictures(quick: bool) -> list[Any]:
+    """FLOW, with other work in the three steps that move pictures, and with `quick` in the one that reads captions."""
+    work = dict(zip(REPLACED, (facts_without_pictures, made_up_details, placements_alone), strict=True))
+    work |= {"caption measure": captions_made_up} if quick else {}
+    flow = []
+    for stage in FLOW:
+        steps = [
+            replace(step, work=work[name], shared=None, reports=False)
+            if (name := f"{stage.name} {step.name}") in work
+            else step
+            for step in stage.steps
+        ]
+        flow.append(replace(stage, steps=tuple(steps)))
+    return flow
+
+
+class MeasuredRunner(Runner):
+    """The runner, telling what each step took."""
+
+    num_rows: int
+    peaks: list[float]
+
+    def _run_step(self, stage: Any, step: Any, inputs: Any) -> None:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of this process begins anew
+        load, started, before = os.getloadavg()[0], time.perf_counter(), cpu_seconds()
+        super()._run_step(stage, step, inputs)
+        parts = self._catalog.parts_of(self._context.fingerprint, step.name)
+        self.peaks.append(peak_gib())
+        tell(
+            rows=self.num_rows,
+            step=f"{stage.name} {step.name}",
+            seconds=time.perf_counter() - started,
+            cpu_seconds=cpu_seconds() - before,
+            peak_gib=self.peaks[-1],
+            load=load,
+            parts=len(parts),
+            files=sum(len(part.files) for part in parts),
+            mb=sum(file.num_bytes for part in parts for file in part.files) / 1e6,
+        )
+
+
+def cpu_seconds() -> float:
+    """Of all threads of this process, and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def peak_gib() -> float:
+    """Most resident memory of this process since it was reset."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / (1 << 20)
+
+
+def tell(**figures: Any) -> None:
+    """One JSON line."""
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+# ---- the replaced steps
+
+
+def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartResult:
+    """The facts of one part, as a fetch would leave them; each follows from the number in the URL."""
+    todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    number = pc.cast(pc.list_element(pc.split_pattern(pc.replace_substring(todo["url"], ".jpg", ""), "/"), 4), "int64")
+    n = number.to_numpy()
+    is_ok = n % 100 != 7
+    width, height = 300 + n % 3000, 260 + n % 2000
+    scale = 256 / np.minimum(width, height)
+    ok: dict[str, Any] = {
+        "redirects": pa.array([[]] * len(n), pa.list_(pa.string())),
+        "num_bytes": 20_000 + n % 90_000,
+        **{name: _hex(n, salt) for salt, name in enumerate(("image_id", "stored_sha256", "pixels_sha256"))},
+        "phash": np.load(storage.join(run.workdir, HASHES), mmap_mode="r")[n],
+        "width_px": width,
+        "height_px": height,
+        "stored_width_px": (width * scale).astype(int),
+        "stored_height_px": (height * scale).astype(int),
+        "format": pa.repeat("JPEG", len(n)),
+        "mode": pa.repeat("RGB", len(n)),
+        "exif_orientation": np.ones(len(n), int),
+        "pixel_std": 20.0 + n % 60,
+        "pool_file": pa.repeat(f"{run.stem}.tar", len(n)),
+        "offset": np.arange(len(n)) * 20_480,
+        "length": 8_000 + n % 9_000,
+    }
+    columns = {name: pc.if_else(pa.array(is_ok), value, None) for name, value in ok.items()}
+    columns |= {
+        "sample_id": todo["sample_id"],
+        "outcome": pc.if_else(pa.array(is_ok), "ok", "http_404"),
+        "detail": pa.nulls(len(n), pa.string()),
+        "http_status": np.where(is_ok, 200, 404),
+        "attempts": np.ones(len(n), int),
+        "host": pc.list_element(pc.split_pattern(todo["url"], "/"), 2),
+        "final_url": todo["url"],
+        "url": todo["address"],
+        "round": np.full(len(n), inputs.round),
+    }
+    table = pa.table([columns[name] for name in tables.FETCHED.names], tables.FETCHED.names)
+    file = run.write("fetched", f"tables/fetch/{run.stem}.parquet", table, tables.FETCHED)
+    num_ok = int(is_ok.sum())
+    funnel = Funnel(len(n), num_ok, {"http_404": len(n) - num_ok} if num_ok < len(n) else {})
+    return PartResult((file,), funnel, {"round": inputs.round, "deciding": dict(inputs.deciding)})
+
+
+def _hex(n: np.ndarray, salt: int) -> pa.Array:
+    """64 hex digits a number, as different as hashes are."""
+    words = [splitmix64(n.astype(np.uint64) * np.uint64(12) + np.uint64(4 * salt + word)) for word in range(4)]
+    text = np.stack(words, axis=1).tobytes().hex().encode()
+    offsets = pa.array(np.arange(len(n) + 1) * 64, pa.int32())
+    return pa.StringArray.from_buffers(len(n), offsets.buffers()[1], pa.py_buffer(text))
+
+
+def captions_made_up(inputs: caption.MeasureInputs, run: Execution[None]) -> PartResult:
+    """The first 1,000 captions of a part as they measure; the others get the same measurements with their own texts."""
+    rows = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
+    few = measure_captions(rows.slice(0, 1000), CaptionSettings(measure=inputs.measure), None)
+    table = few.take(pa.array(np.arange(rows.num_rows) % few.num_rows))
+    own = splitmix64(np.arange(rows.num_rows, dtype=np.uint64) + np.uint64(inputs.candidates.number << 32))
+    for name, column in (("sample_id", rows["sample_id"]), ("text", rows["caption"]), ("text_key", pa.array(own))):
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", table, tables.CAPTIONS),))
+
+
+def made_up_details(inputs: DetailInputs, run: Execution[None]) -> PartResult:
+    """Details that blow up no picture."""
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    table = pa.table([rows["pixels_sha256"], np.full(rows.num_rows, 40_000)], schema=tables.DETAILS)
+    return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
+
+
+def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
+    """A shard of one small picture, which is every sample's."""
+    from PIL import Image
+
+    path = f"{inputs.folder}/{inputs.shard}"
+    final = storage.join(run.workdir, path)
+    storage.make_folder(final.rpartition("/")[0])
+    temp = storage.temp_path(final)
+    picture = Path(temp + ".jpg")
+    Image.new("RGB", (64, 64), (20, 90, 20)).save(picture)
+    body = picture.read_bytes()
+    picture.unlink()
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    with Path(temp).open("wb") as stream:
+        archive = ArchiveWriter(stream)
+        place = archive.add("all.jpg", body)
+        num_bytes, sha256 = archive.finish()
+    num = rows.num_rows
+    table = pa.table(
+        {
+            **{name: rows[name] for name in ("sample_id", "copy", "domain", "split")},
+            "shard": pa.repeat(inputs.shard, num),
+            "position": range(num),
+            "key": pack_record.sample_keys(rows),
+            **{f"{name}_offset": np.full(num, place) for name in ("jpg", "txt", "json")},
+            **{f"{name}_length": np.full(num, len(body)) for name in ("jpg", "txt", "json")},
+        }
+    )
+    placed = run.write("placements", f"tables/pack/{run.stem}.parquet", table, tables.PLACEMENTS)
+    values, counts = np.unique(rows["domain"].to_numpy(zero_copy_only=False), return_counts=True)
+    domains = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+    shard = PrivateFile("shard", path, temp, num, num_bytes, sha256)
+    return PartResult((shard, placed), None, {"domains": domains})
+
+
+# ---- what was found
+
+
+def exponents(found: list[dict[str, Any]], figure: str, least: float) -> dict[str, float]:
+    """Slope of the logarithms over all sizes, by step; steps whose largest figure is below `least` tell nothing."""
+    slopes = {}
+    for step in dict.fromkeys(row["step"] for row in found):
+        points = [(row["rows"], row[figure]) for row in found if row["step"] == step]
+        if len({rows for rows, _ in points}) > 1 and max(value for _, value in points) >= least:
+            rows, values = np.log(np.array(points).clip(1e-3)).T
+            slopes[step] = float(np.polyfit(rows, values, 1)[0])
+    return slopes
+
+
+def report(found: list[dict[str, Any]]) -> str:
+    """Tables in Markdown: CPU seconds, seconds, and peak memory by step and size."""
+    sizes = sorted({row["rows"] for row in found})
+    lines = []
+    for title, figure, digits, least in (
+        ("CPU seconds", "cpu_seconds", 1, 1.0),
+        ("seconds", "seconds", 1, 1.0),
+        ("peak GiB", "peak_gib", 2, 0.5),
+    ):
+        slopes = exponents(found, figure, least)
+        lines += ["", f"| {title} | {' | '.join(f'{size / 1e6:g} M' for size in sizes)} | grows as |"]
+        lines.append(f"|---|{'---:|' * (len(sizes) + 1)}")
+        for step in dict.fromkeys(row["step"] for row in found):
+            given = {row["rows"]: row[figure] for row in found if row["step"] == step}
+            if max(given.values()) < (0.05 if digits == 1 else 0.0):
+                continue
+            cells = [f"{given[size]:.{digits}f}" if size in given else "" for size in sizes]
+            slope = slopes.get(step, math.nan)
+            name = f"{step} (replaced)" if step in REPLACED else step
+            lines.append(f"| {name} | {' | '.join(cells)} | {'' if math.isnan(slope) else f'n^{slope:.2f}'} |")
+    return "\n".join(lines)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """CPU seconds and peak memory of the steps that take most, over the number of candidates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    largest = max(row["rows"] for row in found)
+    last = {row["step"]: row for row in found if row["rows"] == largest and row["step"] not in REPLACED}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    steps = sorted((step for step in last if step != "all"), key=lambda step: -last[step]["cpu_seconds"])[:9]
+    sizes = sorted({row["rows"] / 1e6 for row in found})
+    for axis, name, label in zip(axes, ("cpu_seconds", "peak_gib"), ("CPU seconds", "peak memory, GiB"), strict=True):
+        for number, step in enumerate(["all", *steps] if name == "cpu_seconds" else steps, name == "peak_gib"):
+            points = sorted((row["rows"] / 1e6, row[name]) for row in found if row["step"] == step)
+            colour = "black" if step == "all" else f"C{number}"
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=step)
+        axis.set(xscale="log", xlabel="million candidates", ylabel=label)
+        axis.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.xaxis.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

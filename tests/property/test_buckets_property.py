@@ -1,0 +1,34 @@
+"""Buckets part every table: each row is in exactly one, in order, and their digests make the digest of all."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.store.buckets import Bucket, cut_buckets, join_facets, rows_of_bucket
+from pipeline.store.sql import facet
+
+IDS = st.lists(st.one_of(st.uuids().map(lambda each: each.hex), st.text("0123456789abcdefz", max_size=9)), unique=True)
+
+
+@given(IDS, st.integers(1, 64))
+@settings(max_examples=30, deadline=None)
+def test_each_row_is_in_one_bucket_and_the_buckets_are_in_order(ids: list[str], num: int) -> None:
+    with duckdb.connect() as sql:
+        sql.register("rows", pa.table({"sample_id": pa.array(ids, pa.string())}))
+        found, facets = [], []
+        for bucket in (Bucket(number, num) for number in range(num)):
+            sql.execute(f"CREATE OR REPLACE TABLE own AS FROM rows WHERE {bucket.where}")
+            found += [row[0] for row in sql.execute("SELECT sample_id FROM own ORDER BY 1").fetchall()]
+            facets.append(facet(sql, ["sample_id"], "own"))
+        assert found == sorted(ids)
+        assert join_facets(facets) == facet(sql, ["sample_id"], "rows")
+
+
+@given(st.integers(0, 10**10), st.floats(0.01, 64))
+def test_a_bucket_fits_the_memory(num_rows: int, memory_gb: float) -> None:
+    buckets = cut_buckets(num_rows, memory_gb)
+    assert (len(buckets) - 1) * rows_of_bucket(memory_gb) < max(1, num_rows) <= len(buckets) * rows_of_bucket(memory_gb)
+    assert [bucket.number for bucket in buckets] == list(range(len(buckets)))
