@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from manifests import __version__
+from manifests import __version__, storage
 from manifests.errors import PlantMixError
 from manifests.printable import PrintableStream, shown
 
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            if storage.is_remote(getattr(args, "dir", "")):
+                args.dir = _brought(args.dir)
             return int(args.func(args))
     except PlantMixError as error:
         print(shown(f"plantmix: error: {error}"), file=sys.stderr)
@@ -64,6 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
         return 1
+
+
+def _brought(address: str) -> str:
+    """The local folder of a work folder in a store; the address itself where a release lies there."""
+    from manifests.release import RECORD_FILE
+    from manifests.remote.session import at_hand  # takes a third of a second to import
+
+    fs, inner = storage.filesystem(storage.join(address, RECORD_FILE))
+    return address if fs.exists(inner) else at_hand(address)
 
 
 def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.records import Funnel, PartFile
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
+from manifests.remote.folder import patiently, publish_bytes_into
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -25,12 +27,11 @@ from pipeline.sidefiles import write as sidefiles
 from pipeline.stages import pack_record as record
 from pipeline.stages.pack_arrange import ArrangeInputs, ShardGroup, arrange, shard_groups
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
 VERSION = 7
-ANNOUNCED = 32  # images announced to the disk at a time; fewer than the pool files that stay open
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def _write_samples(
     others = members_by_row(rows["texts"], texts)
     for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
         if number % ANNOUNCED == 0:
-            for pool_file, offset, length, _ in images[number : number + ANNOUNCED]:
-                pool.announce(pool_file, offset, length)
+            pool.announce([place[:3] for place in images[number : number + ANNOUNCED]])
         pool_file, offset, length, sha256 = images[number]
         place, image = archive.room(f"{key}.jpg", length)
         pool.read_into(image, pool_file, offset, sha256)
@@ -245,7 +245,9 @@ def _settle(context: BuildContext) -> None:
     name = path.rpartition("/")[2]
     context.catalog.record_release(name, path, context.fingerprint, sealed.sha256, part.notes["shards"])
     for pointer in (LATEST_FILE, f"{context.config.name}.{LATEST_FILE}"):  # newest of all, newest of this name
-        storage.publish_bytes(storage.join(context.workdir, "releases", pointer), f"{name}\n".encode())
+        patiently(
+            context.workdir, partial(publish_bytes_into, context.workdir, f"releases/{pointer}", f"{name}\n".encode())
+        )
 
 
 STAGE = Stage(
