@@ -53,7 +53,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         Raises: ConfigError when the folder cannot be written; RunError when another build holds it; IntegrityError when
             the catalogue is gone, damaged or not the one of this folder.
         """
-        address = workdir if storage.is_remote(workdir) else store_of(workdir)
+        address = store_of(workdir)
         if address is None:
             storage.make_folder(workdir)
             return cls(open_database(workdir), workdir)

@@ -55,14 +55,14 @@ def is_storage_error(error: Exception) -> bool:
     return isinstance(error, OSError) or not _CLIENT_LIBRARIES.isdisjoint(libraries)
 
 
-def check_passing(path: str, error: Exception) -> None:
+def check_passing(path: str, error: Exception, what: str = "read") -> None:
     """Tell a fault of an object store from a file that is not there; call it where reading `path` raised `error`.
 
     Raises: RetryableError when the store does not give what it has: that says nothing about the file.
     """
     if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
         text = " ".join(str(error).split())
-        raise RetryableError(f"{path} cannot be read now ({type(error).__name__}: {text:.300})") from None
+        raise RetryableError(f"{path} cannot be {what} now ({type(error).__name__}: {text:.300})") from None
 
 
 def join(folder: str, *names: str) -> str:
@@ -195,7 +195,8 @@ def read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
     """Copy a file to a local path, hashed on the way.
 
-    Raises: FileNotFoundError; IntegrityError when its content is not `sha256`; an error of the store.
+    Raises: FileNotFoundError; IntegrityError when its content is not `sha256`; RetryableError when the store does not
+        give it now.
     """
     make_parent(local)
     temp = temp_path(local)
@@ -209,6 +210,9 @@ def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
         if sha256 not in (None, digest.hexdigest()):
             raise IntegrityError(f"{path}: other content than recorded")
         Path(temp).replace(local)  # a copy: it need not outlive a power failure
+    except Exception as error:
+        check_passing(path, error)
+        raise
     finally:
         Path(temp).unlink(missing_ok=True)
     return WrittenFile(local, num_bytes, digest.hexdigest())
@@ -218,9 +222,15 @@ def upload(local: str, path: str) -> None:
     """Put a finished local file into an object store: in one request, in several parts where it is large.
 
     A reader sees all of it or what was there before.
+
+    Raises: RetryableError when the store does not take it now.
     """
     fs, inner = filesystem(path)
-    fs.put_file(local, inner)
+    try:
+        fs.put_file(local, inner)
+    except Exception as error:
+        check_passing(path, error, "written")
+        raise
 
 
 def changed_ns(info: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from manifests import __version__, storage
 from manifests.errors import PlantMixError
 from manifests.printable import PrintableStream, shown
+from manifests.remote.folder import store_of
 
 COMMANDS = (  # in the order in which a run needs them
     "init",
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
-            if storage.is_remote(getattr(args, "dir", "")):
-                args.dir = _brought(args.dir)
+            if address := store_of(getattr(args, "dir", "")):
+                args.dir = _brought(address)
             return int(args.func(args))
     except PlantMixError as error:
         print(shown(f"plantmix: error: {error}"), file=sys.stderr)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
 
 STORE_FILE = "store.json"
 PLACE_VARIABLE = "PLANTMIX_LOCAL_DIR"
@@ -53,8 +53,8 @@ def notes_of(folder: str) -> dict[str, Any]:
 
 
 def store_of(folder: str) -> str | None:
-    """Address of the store behind a local folder, or None."""
-    return None if storage.is_remote(folder) else notes_of(folder).get("address")
+    """Address of the store behind a local folder, or None; an address is its own."""
+    return folder.rstrip("/") if storage.is_remote(folder) else notes_of(folder).get("address")
 
 
 def note(folder: str, address: str, **notes: Any) -> None:
@@ -176,7 +176,7 @@ def patiently(address: str, action: Callable[[], T]) -> T:
                 f"{address}: {error}; install the package of this store, for instance `pip install 'plantmix[s3]'`"
             ) from None
         except Exception as error:
-            if not storage.is_storage_error(error):
+            if not isinstance(error, RetryableError) and not storage.is_storage_error(error):
                 raise
             if wait is None:
                 text = " ".join(str(error).split())

@@ -52,23 +52,22 @@ class Lease:
 
         Raises: RunError when another driver has taken the folder meanwhile.
         """
-        self._check_newest()
+        self._check_held()
         storage.publish_bytes(_path(self._address, self.number), _content(is_released=False))
 
     def release(self) -> None:
         """Leave the folder to the next driver."""
         storage.publish_bytes(_path(self._address, self.number), _content(is_released=True))
 
-    def _check_newest(self) -> None:
-        fs, inner = storage.filesystem(_path(self._address, self.number + 1))
-        try:
-            fs.cat_file(inner, start=0, end=4096)
-        except FileNotFoundError:
-            return
-        raise RunError(
-            f"{self._address}: another driver took this work folder, because this one gave no sign of life for "
-            f"{STALE_SECONDS / 60:.0f} minutes; what this one committed until then stays"
-        )
+    def _check_held(self) -> None:
+        """Raises: RunError when there is a newer lease, or this one was removed for it."""
+        fs, inner = storage.filesystem(storage.join(self._address, "catalog"))
+        fs.invalidate_cache()
+        if max(map(_number, fs.ls(inner, detail=False)), default=0) != self.number:
+            raise RunError(
+                f"{self._address}: another driver took this work folder, because this one gave no sign of life for "
+                f"{STALE_SECONDS / 60:.0f} minutes, or its lease was deleted; what it committed until then stays"
+            )
 
 
 def _refuse_held(address: str, number: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from manifests import storage
 from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, SNAPSHOT_FILE, note_closed, rebuild
 from manifests.errors import ConfigError, RunError
-from manifests.remote.folder import note, notes_of, patiently, stands_for, store_of
+from manifests.remote.folder import note, notes_of, patiently, stands_for
 from manifests.remote.lease import RENEWED_SECONDS, Lease
 from manifests.takedowns import LIST_FILE
 
@@ -51,8 +51,7 @@ def at_hand(workdir: str) -> str:
 
     Raises: as `take_up`.
     """
-    address = workdir if storage.is_remote(workdir) else store_of(workdir)
-    return take_up(address) if address else workdir
+    return take_up(workdir) if storage.is_remote(workdir) else workdir
 
 
 class Session:

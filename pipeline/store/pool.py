@@ -21,7 +21,7 @@ from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
 ANNOUNCED = 32  # pictures announced at a time; fewer than the pool files that stay open
-BESIDE_BYTES = 2 * BLOCK_BYTES - 1  # what a tar has between two members at most: padding and a header
+MOST_READ = 1.1  # bytes that one request to a store may read, over those of its pictures
 Place = tuple[str, int, int]
 """Pool file, offset, length."""
 STORED_AT = ("pool_file", "offset", "length", "stored_sha256")  # columns of facts that say where a picture is, and what
@@ -138,13 +138,16 @@ class PoolReader(AbstractContextManager["PoolReader"]):
         """The bytes of pictures, by file and offset; `places` are sorted."""
         found: dict[tuple[str, int], bytes] = {}
         runs: list[list[Place]] = []
+        num_used = 0  # bytes of pictures in the last run
         for place in places:
-            pool_file, offset, _ = place
-            last = runs[-1][-1] if runs else ("", 0, 0)
-            if last[0] == pool_file and offset - (last[1] + last[2]) <= BESIDE_BYTES:
+            pool_file, offset, length = place
+            start = runs[-1][0][1] if runs and runs[-1][0][0] == pool_file else None
+            if start is not None and offset + length - start <= MOST_READ * (num_used + length):
                 runs[-1].append(place)
+                num_used += length
             else:
                 runs.append([place])
+                num_used = length
         spans = [
             (storage.join(self._folder, run[0][0]), run[0][1], max(offset + length for _, offset, length in run))
             for run in runs
