@@ -290,8 +290,8 @@ class BuildConfig(Settings):
 
     name: Name = Field(description="name of the release")
     work_dir: str = Field(
-        description="folder of the catalogue, the pool and the releases; s3://BUCKET/FOLDER (gs://, az://) puts it in a "
-        "store, with a local folder below PLANTMIX_LOCAL_DIR or the user's cache folder"
+        description="folder of the catalogue, the pool and the releases; s3://BUCKET/FOLDER (gs://, az://) puts them "
+        "into a store, with a local folder below PLANTMIX_LOCAL_DIR or the user's cache folder"
     )
     sources: list[SourceSettings] = Field(min_length=1)
     evaluation: list[EvaluationSet] = Field(
