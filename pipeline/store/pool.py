@@ -80,7 +80,7 @@ class PoolReader(AbstractContextManager["PoolReader"]):
         self._folder = place_of(workdir, "pool")
         self._advice = f"`plantmix repair {workdir}` keeps the sound pictures and gets the others again"
         self._open: dict[str, Any] = {}
-        self._ahead: dict[tuple[str, int], bytes] = {}  # of a store: pictures that were announced, by file and offset
+        self._ahead: dict[Place, bytes] = {}  # of a store: the pictures that were announced last
 
     def __exit__(self, *_: object) -> None:
         for stream in self._open.values():
@@ -98,9 +98,10 @@ class PoolReader(AbstractContextManager["PoolReader"]):
         Raises: IntegrityError when the part is gone, is shorter than its record says or holds other bytes.
         """
         if storage.is_remote(self._folder):
-            if (pool_file, offset) not in self._ahead:
-                self._ahead |= self._from_store([(pool_file, offset, len(place))])
-            content = self._ahead[pool_file, offset]
+            wanted = (pool_file, offset, len(place))
+            if wanted not in self._ahead:
+                self._ahead |= self._from_store([wanted])
+            content = self._ahead[wanted]
             num_read = len(content)
             place[:num_read] = content
         else:
@@ -134,9 +135,9 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             stream = self._open.get(pool_file) or self._open_file(pool_file)
             os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
-    def _from_store(self, places: Sequence[Place]) -> dict[tuple[str, int], bytes]:
-        """The bytes of pictures, by file and offset; `places` are sorted."""
-        found: dict[tuple[str, int], bytes] = {}
+    def _from_store(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        """The bytes of pictures; `places` are sorted."""
+        found: dict[Place, bytes] = {}
         runs: list[list[Place]] = []
         num_used = 0  # bytes of pictures in the last run
         for place in places:
@@ -156,8 +157,9 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             if content is None:
                 raise IntegrityError(f"pool/{run[0][0]}: a part of the pool is gone; {self._advice}")
             first = run[0][1]
-            for pool_file, offset, length in run:
-                found[pool_file, offset] = content[offset - first : offset - first + length]
+            for place in run:
+                _, offset, length = place
+                found[place] = content[offset - first : offset - first + length]
         return found
 
     def _open_file(self, pool_file: str) -> Any:
