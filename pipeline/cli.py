@@ -12,11 +12,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from manifests import __version__, storage
 from manifests.errors import PlantMixError
 from manifests.printable import PrintableStream, shown
-from manifests.remote.folder import store_of
+from manifests.remote.folder import patiently, store_of
 
 COMMANDS = (  # in the order in which a run needs them
     "init",
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
-            if address := store_of(getattr(args, "dir", "")):
+            given = getattr(args, "dir", None)
+            if given and (address := store_of(given)):
                 args.dir = _brought(address)
             return int(args.func(args))
     except PlantMixError as error:
@@ -75,7 +77,7 @@ def _brought(address: str) -> str:
     from manifests.remote.session import at_hand  # takes a third of a second to import
 
     fs, inner = storage.filesystem(storage.join(address, RECORD_FILE))
-    return address if fs.exists(inner) else at_hand(address)
+    return address if patiently(address, partial(fs.exists, inner)) else at_hand(address)
 
 
 def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:

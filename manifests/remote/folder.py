@@ -1,7 +1,7 @@
 """The local folder that stands for a work folder in an object store, and the files that go to and fro.
 
-`store.json` in a local folder names the store behind it; such a folder may be given wherever its address may. Pool and
-releases lie in the store alone. Tables lie in both: they are brought here when they are read.
+`plantmix-store.json` in a local folder names the store behind it; such a folder may be given wherever its address may.
+Pool and releases lie in the store alone. Tables lie in both: they are brought here when they are read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
 
-STORE_FILE = "store.json"
+STORE_FILE = "plantmix-store.json"
 PLACE_VARIABLE = "PLANTMIX_LOCAL_DIR"
 WAITS_SECONDS = (0.5, 2.0, 8.0)  # between tries of the driver; parts are tried again as `run.max_attempts` says
 
@@ -45,7 +45,7 @@ def local_place(workdir: str) -> str:
 
 
 def notes_of(folder: str) -> dict[str, Any]:
-    """What `store.json` says; empty where there is no store behind the folder."""
+    """What STORE_FILE says; empty where there is no store behind the folder."""
     try:
         return dict(json.loads(Path(folder, STORE_FILE).read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
@@ -58,7 +58,7 @@ def store_of(folder: str) -> str | None:
 
 
 def note(folder: str, address: str, **notes: Any) -> None:
-    """Write `store.json`."""
+    """Write STORE_FILE."""
     storage.make_folder(folder)
     storage.publish_json(Path(folder, STORE_FILE), {"address": address.rstrip("/"), **notes})
 

@@ -86,9 +86,9 @@ def _refuse_held(address: str, number: int) -> None:
 
 
 def _host() -> str:
-    """This machine since it was started: a process number of an earlier start means nothing."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip()[:8] if boot.exists() else ''}"
+    """This machine or container since it was started: the process numbers of another one mean nothing here."""
+    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{boot.read_text().strip()[:8]}/{processes.readlink()}"
 
 
 def _path(address: str, number: int) -> str:

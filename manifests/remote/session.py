@@ -16,7 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manifests import storage
-from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, SNAPSHOT_FILE, note_closed, rebuild
+from manifests.catalog_file import (
+    CATALOG_FILE,
+    JOURNAL_FILE,
+    SNAPSHOT_FILE,
+    Snapshot,
+    find_snapshot,
+    note_closed,
+    rebuild,
+)
 from manifests.errors import ConfigError, RunError
 from manifests.remote.folder import note, notes_of, patiently, stands_for
 from manifests.remote.lease import RENEWED_SECONDS, Lease
@@ -210,28 +218,42 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
     there = {name.partition("/catalog/")[2] for name in names}
     snapshot = read("catalog/snapshot") if "snapshot" in there else None
     digest = hashlib.sha256(snapshot).hexdigest() if snapshot is not None else None
+    batches = sorted(name for name in there if digest and name.startswith(f"journal/{digest[:12]}-"))
     known = notes_of(folder)
-    is_ours = digest is not None and known.get("snapshot") == digest and Path(folder, CATALOG_FILE).exists()
-    if not is_ours:
+    # a driver's own folder notes no batches: it knows all that was sent from it
+    is_current = known.get("snapshot") == digest and known.get("batches") in (None, len(batches))
+    if digest is None or not is_current or not Path(folder, CATALOG_FILE).exists():
+        before = find_snapshot(folder)
         for name in _PRESENT:
             Path(folder, name).unlink(missing_ok=True)
         note(folder, address)
+        found = None
         if snapshot is not None:
-            assert digest is not None
-            batches = sorted(name for name in there if name.startswith(f"journal/{digest[:12]}-"))
             storage.publish_bytes(storage.join(folder, SNAPSHOT_FILE), snapshot)
             storage.publish_bytes(
                 storage.join(folder, JOURNAL_FILE), b"".join(read(f"catalog/{name}") or b"" for name in batches)
             )
-            rebuild(folder)
+            found = rebuild(folder)
             note_closed(folder)
-            note(folder, address, snapshot=digest)
+            note(folder, address, snapshot=digest, batches=len(batches))
+        _drop_other_tables(folder, before, found)
     for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (LIST_FILE, LIST_FILE)):
         content = read(path) if name == LIST_FILE or name in there else None
         if content is None:
             Path(folder, name).unlink(missing_ok=True)
         elif content != _content(Path(folder, name)):
             storage.publish_bytes(storage.join(folder, name), content)
+
+
+def _drop_other_tables(folder: str, before: Snapshot | None, now: Snapshot | None) -> None:
+    """Remove tables that may not be the catalogue's: a part that was done again has files of the same names."""
+    known, wanted = (
+        {row["path"]: row["sha256"] for row in each.tables.get("files", ())} if each else {} for each in (before, now)
+    )
+    for path in Path(folder, "tables").rglob("*.parquet"):
+        name = str(path.relative_to(folder))
+        if name not in known or known[name] != wanted.get(name):
+            path.unlink()
 
 
 def _content(path: Path) -> bytes | None:

@@ -199,7 +199,7 @@ class FolderCheck:
                 yield self._release_finding(path, fault)
         for path in self._files_below(folder):
             if path not in recorded and not path.endswith(RECORD_FILE) and not storage.is_private(path):
-                mend = f"remove {place_of(self._workdir, path)}"
+                mend = f"{'rm' if self._in_store is None else 'delete'} {place_of(self._workdir, path)}"
                 yield Finding("release", path, "not part of the release", "nothing", mend)
 
     def _release_finding(self, path: str, fault: str) -> Finding:

@@ -38,7 +38,7 @@ class Spans:
 
 
 @contextlib.contextmanager
-def at_hand(
+def brought_here(
     inputs: Any, run: Execution[Any]
 ) -> Iterator[tuple[Any, Execution[Any], Callable[[PartResult], PartResult]]]:
     """The inputs of a part and its execution as they are on this machine, and what publishes its results.

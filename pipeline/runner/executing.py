@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
 from manifests.storage import is_storage_error
-from pipeline.runner.away import at_hand
+from pipeline.runner.away import brought_here
 from pipeline.runner.work import Execution, Part, PartResult
 
 Work = Callable[[Any, Execution[Any]], PartResult | Iterator[PartResult]]
@@ -94,7 +94,7 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
     """Run one job in a worker: its result, or its pieces as they come, or the error that ended it."""
     started = time.monotonic()
     try:
-        with at_hand(job.part.inputs, job.execution) as (inputs, execution, publish):
+        with brought_here(job.part.inputs, job.execution) as (inputs, execution, publish):
             made = work(inputs, execution)
             for result in [made] if isinstance(made, PartResult) else made:
                 yield Done(job, publish(result), None, time.monotonic() - started)

@@ -39,7 +39,7 @@ from pipeline.config import BuildConfig
 from pipeline.runner.away import spans_in
 from pipeline.runner.checking import ContentChecks, files_within
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
-from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.on_ray import RayExecutor, address_of
 from pipeline.runner.progress import Progress, Watch
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Execution, Part, Stage, StageRun, Step
@@ -281,7 +281,8 @@ class Runner:
 
     def _for_any_machine(self, inputs: Any, execution: Execution[Any]) -> Execution[Any]:
         """The same, with what another machine needs to read row groups out of a store; scratch files are put there."""
-        if not execution.store or self._config.run.executor == "inline":
+        run = self._config.run
+        if not execution.store or run.executor == "inline" or not address_of(run.ray):
             return execution
         spans = spans_in(inputs, execution.workdir)
         for path in spans:

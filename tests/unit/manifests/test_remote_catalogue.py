@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -57,10 +58,10 @@ def lose(catalog: Catalog) -> None:
     shutil.rmtree(catalog.workdir)
 
 
-def wait_for_journal(address: str) -> None:
+def wait_for_journal(address: str, num: int) -> None:
     fs, inner = storage.filesystem(f"{address}/catalog/journal")
     for _ in range(100):
-        if fs.exists(inner) and fs.find(inner):
+        if fs.exists(inner) and len(fs.find(inner)) >= num:
             return
         time.sleep(0.05)
     raise AssertionError("no journal was sent")
@@ -82,17 +83,21 @@ def test_a_lost_machine_costs_nothing_that_was_sent(
     catalog.commit_part("version", 0, part(0))
     catalog.seal_stage(StageRecord("fetch", "version", Funnel(1, 1), {}))
     catalog.commit_part("version", 1, part(1))
-    wait_for_journal(address)
-    lose(catalog)
+    wait_for_journal(address, 1)
     on(tmp_path / "second", monkeypatch)
+    with open_reader(address, per_sample=False) as sql:  # while it is built elsewhere
+        assert sql.execute("SELECT count(*) FROM parts").fetchall() == [(2,)]
+    catalog.commit_part("version", 2, part(2))
+    wait_for_journal(address, 2)
+    lose(catalog)
     age_lease(address, lease.STALE_SECONDS + 1)
     with Catalog.open(address) as other:
-        assert keys(other) == {"part-0", "part-1"}
+        assert keys(other) == {"part-0", "part-1", "part-2"}
         assert other.find_sealed("version") is not None
-        other.commit_part("version", 2, part(2))
+        other.commit_part("version", 3, part(3))
     on(tmp_path / "third", monkeypatch)
     with open_reader(address, per_sample=False) as sql:
-        assert sql.execute("SELECT count(*) FROM parts").fetchall() == [(3,)]
+        assert sql.execute("SELECT count(*) FROM parts").fetchall() == [(4,)]
     fs, inner = storage.filesystem(f"{address}/catalog")
     assert not [name for name in fs.find(inner) if "/journal/" in name], "a snapshot takes the journal's place"
 
@@ -147,3 +152,21 @@ def test_a_place_without_a_catalogue_is_named(address: str) -> None:
     storage.publish_bytes(f"{address}/other", b"")
     with pytest.raises(ConfigError, match=f"^{address}: no catalogue here; give the work folder of a build"):
         open_reader(address)
+
+
+def test_a_table_that_another_machine_made_again_is_not_taken_from_here(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Catalog.open(address) as first:
+        for number in (0, 1):
+            first.commit_part("version", number, part(number))
+            storage.write_file(f"{first.workdir}/tables/fetch/{number}.parquet", b"here")
+    on(tmp_path / "second", monkeypatch)
+    with Catalog.open(address) as second:
+        second.forget_parts(["part-0"])
+        (file,) = part(0).files
+        second.commit_part("version", 0, replace(part(0), files=(replace(file, sha256="1" * 64),)))
+    on(tmp_path / "first", monkeypatch)
+    with Catalog.open(address) as first:
+        there = {path.name for path in Path(first.workdir, "tables/fetch").iterdir()}
+        assert there == {"1.parquet"}
