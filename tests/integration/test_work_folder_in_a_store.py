@@ -171,7 +171,7 @@ def test_every_command_on_a_store(
         assert "of each equal the catalogue" in said("verify", built, "--deep")
         assert "of each equal the catalogue" in said("verify", release, "--deep")
         assert "nothing to do" in said("build", config)
-        assert said("estimate", config)
+        assert "where the tables lie too" in said("estimate", config)
         assert said("preview", config)
         assert said("report", release, "--out", str(tmp_path / f"{place}.html"))
     assert "nothing to repair" in said("repair", built)
