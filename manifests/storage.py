@@ -24,7 +24,7 @@ from manifests.errors import ConfigError, IntegrityError, RetryableError
 
 _CHUNK_BYTES = 4 << 20
 _RANGE_BYTES = 32 << 20  # of an object store, in one request
-_PAST_THE_END = re.compile("InvalidRange|not satisfiable|\\b416\\b", re.IGNORECASE)
+_PAST_THE_END = re.compile("InvalidRange|range (is )?not satisfiable", re.IGNORECASE)
 TEMP_MARK = ".tmp-"
 _CLIENT_LIBRARIES = {
     "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",

@@ -116,7 +116,12 @@ def publish_into(folder: str, temp: str, path: str) -> None:
 
 def publish_bytes_into(folder: str, path: str, content: bytes) -> None:
     """Write a small file of a work folder, for all machines."""
-    storage.publish_bytes(place_of(folder, path), content)
+    place = place_of(folder, path)
+    write = partial(storage.publish_bytes, place, content)
+    if storage.is_remote(place):
+        patiently(place, write)
+    else:
+        write()
 
 
 def remove_from(folder: str, path: str) -> None:

@@ -12,7 +12,7 @@ from manifests import storage
 from manifests.catalog import STATUS_FILE, Catalog
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, find_snapshot, rebuild
 from manifests.errors import ConfigError
-from manifests.remote.folder import local_place, place_of
+from manifests.remote.folder import local_place, place_of, store_of
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.commands.build import build_config
@@ -76,7 +76,7 @@ def _verify(args: argparse.Namespace) -> int:
         if args.json:
             print_json({**asdict(checked), "deep": args.deep})
         else:
-            print_lines(describe(checked, args.dir, args.deep))
+            print_lines(describe(checked, store_of(args.dir) or args.dir, args.deep))
         if checked.findings:
             return 1
         if args.json or not checked.releases:

@@ -19,7 +19,7 @@ from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, SNAPSHOT_FILE, fi
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
 from manifests.release import LATEST_FILE, RECORD_FILE, read_record
-from manifests.remote.folder import place_of, sizes_below
+from manifests.remote.folder import place_of, sizes_below, store_of
 from manifests.takedowns import LIST_FILE, read_list
 
 Row = Mapping[str, Any]
@@ -54,7 +54,7 @@ class FolderCheck:
 
     def __init__(self, workdir: str, deep: bool) -> None:
         self._workdir, self._deep = workdir, deep
-        self._mend = f"plantmix repair {workdir}"
+        self._mend = f"plantmix repair {store_of(workdir) or workdir}"
         self._num_files = self._num_bytes_read = 0
         self._in_store = sizes_below(workdir)
 

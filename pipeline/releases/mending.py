@@ -248,10 +248,10 @@ def _read(place: Place, sha256: str) -> bytes | None:
     path, offset, length = place
     try:
         content = storage.read_range(path, offset, length)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
+    except Exception as error:
         storage.check_passing(path, error)
+        if not isinstance(error, OSError):
+            raise
         return None
     return content if hashlib.sha256(content).hexdigest() == sha256 else None
 

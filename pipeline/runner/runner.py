@@ -287,11 +287,9 @@ class Runner:
         spans = spans_in(inputs, execution.workdir)
         for path in spans:
             name = path.removeprefix(f"{execution.workdir}/")
-            if name.startswith("scratch/") and self._shared_scratch.get(name) != (
-                changed := Path(path).stat().st_mtime_ns
-            ):
-                place = storage.join(execution.store, name)
-                patiently(execution.store, partial(storage.upload, path, place))
+            changed = Path(path).stat().st_mtime_ns
+            if name.startswith("scratch/") and self._shared_scratch.get(name) != changed:
+                patiently(execution.store, partial(storage.upload, path, storage.join(execution.store, name)))
                 self._shared_scratch[name] = changed
         return replace(execution, spans=spans)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.records import Funnel, PartFile
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
-from manifests.remote.folder import patiently, publish_bytes_into
+from manifests.remote.folder import publish_bytes_into
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -245,9 +244,7 @@ def _settle(context: BuildContext) -> None:
     name = path.rpartition("/")[2]
     context.catalog.record_release(name, path, context.fingerprint, sealed.sha256, part.notes["shards"])
     for pointer in (LATEST_FILE, f"{context.config.name}.{LATEST_FILE}"):  # newest of all, newest of this name
-        patiently(
-            context.workdir, partial(publish_bytes_into, context.workdir, f"releases/{pointer}", f"{name}\n".encode())
-        )
+        publish_bytes_into(context.workdir, f"releases/{pointer}", f"{name}\n".encode())
 
 
 STAGE = Stage(

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from manifests import storage
 from manifests.errors import IntegrityError
-from manifests.remote.folder import place_of
+from manifests.remote.folder import place_of, store_of
 from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
@@ -78,7 +78,9 @@ class PoolReader(AbstractContextManager["PoolReader"]):
 
     def __init__(self, workdir: str) -> None:
         self._folder = place_of(workdir, "pool")
-        self._advice = f"`plantmix repair {workdir}` keeps the sound pictures and gets the others again"
+        self._advice = (
+            f"`plantmix repair {store_of(workdir) or workdir}` keeps the sound pictures and gets the others again"
+        )
         self._open: dict[str, Any] = {}
         self._ahead: dict[Place, bytes] = {}  # of a store: the pictures that were announced last
 

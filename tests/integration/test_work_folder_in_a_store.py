@@ -24,6 +24,7 @@ from misbehaving.object_store import BUCKET, Store, serving
 from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import drawn_samples
 
+from manifests import storage
 from manifests.remote import folder as remote
 from pipeline.cli import main
 
@@ -222,6 +223,21 @@ def test_a_store_that_stays_away_is_one_line(
     assert "run the same command again" in said
     assert main(["build", str(write_config(tmp_path, f"s3://{BUCKET}", pictures))]) == 2
     assert "name a folder in the bucket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 8, 12, 16])
+def test_a_file_is_read_to_its_end_whatever_its_size(
+    store: Store, num_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store refuses a range behind the end; that it has no more bytes is not a fault."""
+    monkeypatch.setattr(storage, "_RANGE_BYTES", 8)
+    content = b"0123456789abcdef"[:num_bytes]
+    place = f"s3://{BUCKET}/sizes/{num_bytes}"
+    storage.publish_bytes(place, content)
+    store.requests = []
+    assert storage.download(place, str(tmp_path / "here")).sha256 == hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "here").read_bytes() == content
+    assert [method for method, _ in store.requests] == ["GET"] * (num_bytes // 8 + 1)
 
 
 # ---- another machine
