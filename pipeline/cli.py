@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
-            given = getattr(args, "dir", None)
-            if given and (address := store_of(given)):
+            folder = getattr(args, "dir", None)
+            if folder and (address := store_of(folder)):
                 args.dir = _brought(address)
             return int(args.func(args))
     except PlantMixError as error:
