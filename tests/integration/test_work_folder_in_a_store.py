@@ -192,6 +192,7 @@ def test_every_command_on_a_store(
 # ---- faults of the store
 
 
+@pytest.mark.slow
 def test_faults_of_the_store_cost_no_byte(store: Store, pictures: str, whole: dict[str, str], tmp_path: Path) -> None:
     """Every kind of fault in turn, at every ninth request for a file of the work folder, sixteen times."""
     faults = ("slow_down", "reset", "expired_403", "truncated")
@@ -243,6 +244,7 @@ def test_a_file_is_read_to_its_end_whatever_its_size(
 # ---- another machine
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_followed_by_one_elsewhere(
     store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
 ) -> None:
