@@ -157,7 +157,7 @@ def read_chunks(path: str) -> Iterator[bytes]:
             raise
         yield chunk
         start += len(chunk)
-        if len(chunk) < _RANGE_BYTES:
+        if len(chunk) != _RANGE_BYTES:  # the end; or a web server that knows no ranges gave it all
             return
 
 
