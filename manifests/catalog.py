@@ -7,7 +7,6 @@ rebuilt from lie beside it too (catalog_file.py). Readers use manifests/reader.p
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 from collections import Counter
@@ -28,8 +27,10 @@ from manifests.catalog_file import (
     transaction,
     write_snapshot,
 )
-from manifests.errors import DamageError
+from manifests.errors import DamageError, RunError
 from manifests.records import FetchRounds, Funnel, PartFile, PartRecord, StageRecord, utc_now
+from manifests.remote.folder import sizes_below, store_of
+from manifests.remote.session import Session
 from manifests.takedowns import LIST_FILE
 
 STATUS_FILE = "status.json"
@@ -38,21 +39,33 @@ STATUS_FILE = "status.json"
 class Catalog(AbstractContextManager["Catalog"]):
     """The driver's handle, open for writing. Use it as a context manager."""
 
-    def __init__(self, connection: Any, workdir: str) -> None:
+    def __init__(self, connection: Any, workdir: str, session: Session | None = None) -> None:
         self._connection = connection
+        self._session = session
         self._reader = connection.cursor()
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
 
     @classmethod
     def open(cls, workdir: str) -> Catalog:
-        """Open (or make) the catalogue of a work folder for writing.
+        """Open (or make) the catalogue of a work folder for writing. One in a store gets a local folder.
 
         Raises: ConfigError when the folder cannot be written; RunError when another build holds it; IntegrityError when
             the catalogue is gone, damaged or not the one of this folder.
         """
-        storage.make_folder(workdir)
-        return cls(open_database(workdir), workdir)
+        address = store_of(workdir)
+        if address is None:
+            storage.make_folder(workdir)
+            return cls(open_database(workdir), workdir)
+        session = Session.open(address)
+        try:
+            opened = cls(open_database(session.folder), session.folder, session)
+            with session.new_snapshot():
+                pass  # `open_database` has just written one
+        except BaseException:
+            session.close()
+            raise
+        return opened
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         listed = storage.join(self.workdir, LIST_FILE)
@@ -60,12 +73,14 @@ class Catalog(AbstractContextManager["Catalog"]):
             try:
                 if Path(listed).is_file():
                     self.input_sha256(listed, LIST_FILE)  # known from now on, so that damage to the list shows
-                write_snapshot(self._connection, self.workdir)
+                self._write_snapshot()
             finally:
                 self._reader.close()
                 self._connection.close()
+                if self._session is not None:
+                    self._session.close()
             note_closed(self.workdir)
-        except OSError:  # a full disk hides no earlier error; the next build writes a snapshot
+        except (OSError, RunError):  # a full disk hides no earlier error; the next build writes a snapshot
             if kind is None:
                 raise
 
@@ -78,7 +93,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         """
         fs, inner = storage.filesystem(path)
         info = fs.info(inner)
-        num_bytes, changed = int(info["size"]), _changed_ns(info)
+        num_bytes, changed = int(info["size"]), storage.changed_ns(info)
         known = self._find_text(
             "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
             name or path,
@@ -155,7 +170,7 @@ class Catalog(AbstractContextManager["Catalog"]):
                     stage.fingerprint,
                 ],
             )
-        write_snapshot(self._connection, self.workdir)
+        self._write_snapshot()
 
     def forget_current(self, stages: Iterable[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
@@ -222,6 +237,8 @@ class Catalog(AbstractContextManager["Catalog"]):
             for file in part.files
         ]
         link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
+        if self._session is not None:
+            self._session.check()
         with transaction(self._connection):
             self._insert("parts", [row])
             self._insert("files", files)
@@ -249,7 +266,11 @@ class Catalog(AbstractContextManager["Catalog"]):
             have another size than their record. Nothing is dropped then.
         """
         rows = self._connection.execute("SELECT part_key, path, num_bytes FROM files").fetchall()
-        sizes = {path: file_size(storage.join(self.workdir, path)) for _, path, _ in rows}
+        there = sizes_below(self.workdir)
+        sizes = {
+            path: file_size(storage.join(self.workdir, path)) if there is None else there.get(path)
+            for _, path, _ in rows
+        }
         check_losses(self.workdir, {path: size is not None for path, size in sizes.items()})
         resized = sorted({path for _, path, num_bytes in rows if sizes[path] not in (None, num_bytes)})
         resized = [path for path in resized if not path.startswith("releases/")]  # no build reads a sealed release
@@ -278,7 +299,7 @@ class Catalog(AbstractContextManager["Catalog"]):
                 for table in ("stage_parts", "files", "parts"):
                     self._connection.execute(f"DELETE FROM {table} WHERE part_key = ?", [key])
         if parts:
-            write_snapshot(self._connection, self.workdir)
+            self._write_snapshot()
         return dict(Counter(part.stage for part in parts.values()))
 
     # ---- mixes and releases
@@ -367,6 +388,13 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     # ---- inside
 
+    def _write_snapshot(self) -> None:
+        if self._session is None:
+            write_snapshot(self._connection, self.workdir)
+        else:
+            with self._session.new_snapshot():
+                write_snapshot(self._connection, self.workdir)
+
     def _insert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Insert rows by the names of their columns."""
         for row in rows:
@@ -407,19 +435,3 @@ def status_bytes(status: Mapping[str, Any]) -> bytes:
 
 def _json(values: Any) -> str:
     return json.dumps(values, sort_keys=True)
-
-
-def _changed_ns(info: Mapping[str, Any]) -> int:
-    """When a file last changed. Each file system names the time in its own way; 0 where it gives none."""
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        value = info.get(name)
-        if isinstance(value, str):
-            try:
-                value = datetime.datetime.fromisoformat(value)
-            except ValueError:
-                continue
-        if isinstance(value, datetime.datetime):
-            value = value.timestamp()
-        if value:
-            return int(float(value) * 1e9)
-    return 0

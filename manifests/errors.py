@@ -51,6 +51,9 @@ class IntegrityError(PlantMixError):
 class DamageError(IntegrityError):
     """Published files that do not hold what was recorded."""
 
+    def __reduce__(self) -> tuple[type[DamageError], tuple[str, tuple[str, ...]]]:
+        return DamageError, (self.workdir, self.paths)  # workers of a cluster send it
+
     def __init__(self, workdir: str, paths: Sequence[str]) -> None:
         """`paths` are relative to the work folder."""
         self.workdir, self.paths = workdir, tuple(paths)

@@ -22,6 +22,8 @@ from manifests import storage, tables
 from manifests.catalog import STATUS_FILE
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
 from manifests.errors import ConfigError, IntegrityError
+from manifests.remote.folder import bring_missing
+from manifests.remote.session import at_hand
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
@@ -77,6 +79,7 @@ def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
 
     Raises: as `open_reader`.
     """
+    workdir = at_hand(workdir)
     with tempfile.TemporaryDirectory(prefix="plantmix-query-") as spill, open_reader(workdir) as connection:
         parts = [path for path in Path(workdir, "tables").rglob("*.parquet") if not path.stem.endswith("-secrets")]
         named = [storage.join(workdir, str(path.relative_to(workdir))) for path in parts]  # as the views name them
@@ -113,11 +116,13 @@ def time_limit(connection: Any, seconds: float) -> Iterator[threading.Event]:
 def open_reader(workdir: str, per_sample: bool = True) -> Any:
     """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
 
+    Of a work folder in a store, the catalogue and the tables of the last build are downloaded, where they are not here.
     Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone.
 
     Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when it is gone or
     damaged, or when a file that it names is gone.
     """
+    workdir = at_hand(workdir)
     path = storage.join(workdir, CATALOG_FILE)
     if not Path(path).is_file():
         if Path(storage.join(workdir, SNAPSHOT_FILE)).is_file():
@@ -141,7 +146,9 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
     if not per_sample:
         return connection
     for view, (stage, schema, about) in SAMPLE_VIEWS.items():
-        create_table_view(connection, view, paths_of_current(connection, workdir, stage, view), schema)
+        paths = paths_of_current(connection, workdir, stage, view)
+        bring_missing(paths)
+        create_table_view(connection, view, paths, schema)
         connection.execute(f"COMMENT ON VIEW {view} IS {literals([about])}")
     connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
     return connection
@@ -211,7 +218,7 @@ def read_status(workdir: str) -> dict[str, Any]:
 
     Raises: ConfigError when there is none.
     """
-    path = Path(storage.join(workdir, STATUS_FILE))
+    path = Path(storage.join(at_hand(workdir), STATUS_FILE))
     if not path.is_file():
         raise ConfigError(f"{workdir}: no {STATUS_FILE} here; give the work folder of a build (work_dir in its config)")
     try:

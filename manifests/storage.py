@@ -6,13 +6,14 @@ Works on local paths and on any fsspec address (s3://, gs://, memory://). No oth
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import fsspec
 from manifests.errors import ConfigError, IntegrityError, RetryableError
 
 _CHUNK_BYTES = 4 << 20
+_RANGE_BYTES = 32 << 20  # of an object store, in one request
+_PAST_THE_END = re.compile("InvalidRange|range (is )?not satisfiable", re.IGNORECASE)
 TEMP_MARK = ".tmp-"
 _CLIENT_LIBRARIES = {
     "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
@@ -52,14 +55,14 @@ def is_storage_error(error: Exception) -> bool:
     return isinstance(error, OSError) or not _CLIENT_LIBRARIES.isdisjoint(libraries)
 
 
-def check_passing(path: str, error: Exception) -> None:
+def check_passing(path: str, error: Exception, what: str = "read") -> None:
     """Tell a fault of an object store from a file that is not there; call it where reading `path` raised `error`.
 
     Raises: RetryableError when the store does not give what it has: that says nothing about the file.
     """
     if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
         text = " ".join(str(error).split())
-        raise RetryableError(f"{path} cannot be read now ({type(error).__name__}: {text:.300})") from None
+        raise RetryableError(f"{path} cannot be {what} now ({type(error).__name__}: {text:.300})") from None
 
 
 def join(folder: str, *names: str) -> str:
@@ -126,18 +129,132 @@ def open_unbuffered(path: str) -> Any:
 
 def hash_file(path: str) -> WrittenFile:
     """Read a whole file and give its size and sha256."""
-    fs, inner = filesystem(path)
     digest = hashlib.sha256()
     num_bytes = 0
-    with fs.open(inner, "rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            num_bytes += len(chunk)
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+        num_bytes += len(chunk)
     return WrittenFile(path, num_bytes, digest.hexdigest())
+
+
+def read_chunks(path: str) -> Iterator[bytes]:
+    """The content of a file, in pieces; of an object store one request each, and none for its size."""
+    fs, inner = filesystem(path)
+    if not is_remote(path):
+        with fs.open(inner, "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+        return
+    start = 0
+    while True:
+        try:
+            chunk = fs.cat_file(inner, start=start, end=start + _RANGE_BYTES)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if _PAST_THE_END.search(str(error)):
+                return
+            raise
+        yield chunk
+        start += len(chunk)
+        if len(chunk) != _RANGE_BYTES:  # the end; or a web server that knows no ranges gave it all
+            return
+
+
+def read_range(path: str, start: int, num_bytes: int) -> bytes:
+    """Some bytes of a file, in one read or request; fewer where it ends before.
+
+    Raises: FileNotFoundError; an error of the disk or the store.
+    """
+    if is_remote(path):
+        fs, inner = filesystem(path)
+        return bytes(fs.cat_file(inner, start=start, end=start + num_bytes))
+    with Path(path.removeprefix("file://")).open("rb", buffering=0) as stream:
+        stream.seek(start)
+        return stream.read(num_bytes)
+
+
+def read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+    """Spans (path, start, stop) of files in one store, one request each, side by side; None where a file is gone.
+
+    Raises: RetryableError when the store does not give what it has.
+    """
+    if not spans:
+        return []
+    paths = [filesystem(path)[1] for path, _, _ in spans]
+    starts, stops = [start for _, start, _ in spans], [stop for _, _, stop in spans]
+    fs, _ = filesystem(spans[0][0])
+    found = fs.cat_ranges(paths, starts, stops, on_error="return")
+    for (path, _, _), content in zip(spans, found, strict=True):
+        if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+            check_passing(path, content)
+            raise content
+    return [None if isinstance(content, Exception) else bytes(content) for content in found]
+
+
+def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
+    """Copy a file to a local path, hashed on the way.
+
+    Raises: FileNotFoundError; IntegrityError when its content is not `sha256`; RetryableError when the store does not
+        give it now.
+    """
+    make_parent(local)
+    temp = temp_path(local)
+    digest, num_bytes = hashlib.sha256(), 0
+    try:
+        with Path(temp).open("wb") as stream:
+            for chunk in read_chunks(path):
+                stream.write(chunk)
+                digest.update(chunk)
+                num_bytes += len(chunk)
+        if sha256 not in (None, digest.hexdigest()):
+            raise IntegrityError(f"{path}: other content than recorded")
+        Path(temp).replace(local)  # a copy: it need not outlive a power failure
+    except Exception as error:
+        check_passing(path, error)
+        raise
+    finally:
+        Path(temp).unlink(missing_ok=True)
+    return WrittenFile(local, num_bytes, digest.hexdigest())
+
+
+def upload(local: str, path: str) -> None:
+    """Put a finished local file into an object store: in one request, in several parts where it is large.
+
+    A reader sees all of it or what was there before.
+
+    Raises: RetryableError when the store does not take it now.
+    """
+    fs, inner = filesystem(path)
+    try:
+        fs.put_file(local, inner)
+    except Exception as error:
+        check_passing(path, error, "written")
+        raise
+
+
+def changed_ns(info: Mapping[str, Any]) -> int:
+    """When a file last changed. Each file system names the time in its own way; 0 where it gives none."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            try:
+                value = datetime.datetime.fromisoformat(value)
+            except ValueError:
+                continue
+        if isinstance(value, datetime.datetime):
+            value = value.timestamp()
+        if value:
+            return int(float(value) * 1e9)
+    return 0
 
 
 def publish_bytes(path: str, content: bytes) -> WrittenFile:
     """Write `content` to `path`. A reader sees all of it or what was there before."""
+    if is_remote(path):  # one request, which a store does as a whole or not at all
+        fs, inner = filesystem(path)
+        fs.pipe_file(inner, content)
+        return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
     temp = temp_path(path)
     fs, inner = filesystem(temp)
     with fs.open(inner, "wb") as stream:
@@ -194,6 +311,9 @@ def publish(temp: str, path: str) -> None:
 
 def link_or_copy(source: str, path: str) -> None:
     """Publish the content of `source` as `path` too: as a hard link where the disk allows it, else as a copy."""
+    if is_remote(path) and not is_remote(source):
+        upload(source.removeprefix("file://"), path)
+        return
     temp = temp_path(path)
     fs, inner_source = filesystem(source)
     _, inner_temp = filesystem(temp)
@@ -212,6 +332,12 @@ def remove(path: str) -> None:
     """Delete one file."""
     fs, inner = filesystem(path)
     fs.rm_file(inner)
+
+
+def remove_if_there(path: str) -> None:
+    """Delete one file, unless it is gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        remove(path)
 
 
 def sweep(folder: str) -> int:

@@ -12,10 +12,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from manifests import __version__
+from manifests import __version__, storage
 from manifests.errors import PlantMixError
 from manifests.printable import PrintableStream, shown
+from manifests.remote.folder import patiently, store_of
 
 COMMANDS = (  # in the order in which a run needs them
     "init",
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            folder = getattr(args, "dir", None)
+            if folder and (address := store_of(folder)):
+                args.dir = _brought(address)
             return int(args.func(args))
     except PlantMixError as error:
         print(shown(f"plantmix: error: {error}"), file=sys.stderr)
@@ -64,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
         return 1
+
+
+def _brought(address: str) -> str:
+    """The local folder of a work folder in a store; the address itself where a release lies there."""
+    from manifests.release import RECORD_FILE
+    from manifests.remote.session import at_hand  # takes a third of a second to import
+
+    fs, inner = storage.filesystem(storage.join(address, RECORD_FILE))
+    return address if patiently(address, partial(fs.exists, inner)) else at_hand(address)
 
 
 def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -289,7 +289,10 @@ class BuildConfig(Settings):
     """A whole run of `plantmix build`."""
 
     name: Name = Field(description="name of the release")
-    work_dir: str = Field(description="folder of the catalogue, the pool and the releases")
+    work_dir: str = Field(
+        description="folder of the catalogue, the pool and the releases; s3://BUCKET/FOLDER (gs://, az://) puts them "
+        "into a store, with a local folder below PLANTMIX_LOCAL_DIR or the user's cache folder"
+    )
     sources: list[SourceSettings] = Field(min_length=1)
     evaluation: list[EvaluationSet] = Field(
         default_factory=list, description="sets that are kept out of the training data"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from manifests import storage
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
 from pipeline.fetching.settings import NetworkSettings
@@ -191,6 +192,7 @@ def _figures(
             "release_bytes": pool_bytes,
             "tables_bytes": num_pictures * _ROW_BYTES,
             "needed_bytes": 2 * pool_bytes + num_pictures * _ROW_BYTES,
+            "in_store": storage.is_remote(config.work_dir),
             "free_bytes": shutil.disk_usage(nearest_folder(config.work_dir)).free,
         },
         "assumed": {

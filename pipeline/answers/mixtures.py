@@ -14,6 +14,7 @@ from typing import Any
 
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, paths_of_current
+from manifests.remote.session import at_hand
 from manifests.takedowns import read_list
 from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
@@ -50,7 +51,7 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
 
     Raises: ConfigError when nothing is selected yet.
     """
-    workdir = config.work_dir
+    workdir = at_hand(config.work_dir)
     with open_reader(workdir) as connection:
         sealed: Sequence[Any] = connection.sql(
             "SELECT sealed_at, identity FROM current_stages JOIN stages USING (fingerprint) "

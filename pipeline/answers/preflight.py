@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.printable import printable
+from manifests.remote.folder import check_store, local_place
 from pipeline.answers.heads import Head, most_rows, other_files, place_of, read_head
 from pipeline.answers.previews import JOINED
 from pipeline.answers.tables import joined_counts
@@ -127,7 +128,7 @@ def check_writable(work_dir: str) -> None:
     Raises: ConfigError when it cannot.
     """
     if storage.is_remote(work_dir):
-        raise ConfigError(f"work_dir {work_dir}: must be a local folder: the catalogue is a local DuckDB file")
+        check_store(work_dir)
     place = nearest_folder(work_dir)
     if not place.is_dir():
         raise ConfigError(f"work_dir {work_dir}: {place} is not a folder; choose another place")
@@ -136,8 +137,8 @@ def check_writable(work_dir: str) -> None:
 
 
 def nearest_folder(work_dir: str) -> Path:
-    """The work folder where it exists, else the nearest place above it that does."""
-    place = Path(work_dir).absolute()
+    """The work folder where it exists, or the one that stands for it here, else the nearest place above that does."""
+    place = Path(local_place(work_dir)).absolute()
     return next(folder for folder in (place, *place.parents) if folder.exists())
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.release import SPLIT_FOLDERS
+from manifests.remote.folder import place_of, store_of
+from manifests.storage import is_storage_error, read_range
 from pipeline.browse.snapshot import Snapshot
 
 MAX_PICTURE_BYTES = 64 << 20
@@ -18,18 +20,19 @@ MAX_PICTURE_BYTES = 64 << 20
 def read_picture(snapshot: Snapshot, row: Mapping[str, Any]) -> bytes | None:
     """The JPEG of a row of `images`, or None where nothing is stored."""
     if row["pool_file"] is not None:
-        found = _read(snapshot.folder / "pool", row["pool_file"], row["pool_offset"], row["pool_length"])
+        found = _read(snapshot.folder, "pool", row["pool_file"], row["pool_offset"], row["pool_length"])
         if found is not None:
             return found
     if row["shard"] is None or row["shard_split"] not in SPLIT_FOLDERS:
         return None
-    release = snapshot.folder if snapshot.release else _newest_release(snapshot)
+    release = "." if snapshot.release else _newest_release(snapshot)
     if release is None:
         return None
-    return _read(release / SPLIT_FOLDERS[row["shard_split"]], row["shard"], row["jpg_offset"], row["jpg_length"])
+    folder = f"{release}/{SPLIT_FOLDERS[row['shard_split']]}"
+    return _read(snapshot.folder, folder, row["shard"], row["jpg_offset"], row["jpg_length"])
 
 
-def _newest_release(snapshot: Snapshot) -> Path | None:
+def _newest_release(snapshot: Snapshot) -> str | None:
     row = (
         snapshot.connection.cursor()
         .execute("SELECT path FROM releases JOIN current_stages USING (fingerprint) WHERE stage = 'pack'")
@@ -38,17 +41,19 @@ def _newest_release(snapshot: Snapshot) -> Path | None:
     if row is None:
         return None
     path = (snapshot.folder / row[0]).resolve()
-    return path if path.is_relative_to(snapshot.folder.resolve()) else None
+    return str(row[0]) if path.is_relative_to(snapshot.folder.resolve()) else None
 
 
-def _read(folder: Path, name: str, offset: int, length: int) -> bytes | None:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or not 0 < length <= MAX_PICTURE_BYTES or offset < 0:
+def _read(base: Path, folder: str, name: str, offset: int, length: int) -> bytes | None:
+    """Bytes of a file that lies below `folder` of a work folder or release, or of the store behind it."""
+    top, path = (base / folder).resolve(), (base / folder / name).resolve()
+    if not path.is_relative_to(top) or not 0 < length <= MAX_PICTURE_BYTES or offset < 0:
         return None
+    place = place_of(str(base), str(path.relative_to(base.resolve()))) if store_of(str(base)) else str(path)
     try:
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            content = stream.read(length)
-    except OSError:
+        content = read_range(place, offset, length)
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
         return None
     return content if len(content) == length and content[:2] == b"\xff\xd8" else None

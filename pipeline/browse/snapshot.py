@@ -24,6 +24,7 @@ from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
 from manifests.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current
 from manifests.release import RECORD_FILE, Release
+from manifests.remote.folder import store_of
 from manifests.storage import hash_file
 from pipeline.releases.opening import open_release, samples_path
 
@@ -124,6 +125,8 @@ def _open_catalogue(folder: Path, private: Path) -> Any:
         work.mkdir()
         (work / "tables").symlink_to((folder / "tables").absolute(), target_is_directory=True)
         _copy_catalogue(folder, work)
+        if store_of(str(folder)):
+            open_reader(str(folder)).close()  # brings the tables
     connection = open_reader(str(work))
     names = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'").fetchall()
     for (name,) in names:

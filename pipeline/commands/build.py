@@ -12,6 +12,7 @@ from typing import Any
 from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
+from manifests.remote.folder import place_of
 from pipeline.answers.endings import check_ending, check_passing
 from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
@@ -89,7 +90,7 @@ def build_config(config: BuildConfig, first: str | None = None, last: str | None
     else:
         print(f"nothing to do: every stage of this configuration is sealed already ({report.seconds:.1f} s)")
     if report.release is not None:
-        release = storage.join(config.work_dir, report.release)
+        release = place_of(config.work_dir, report.release)
         print(f"look at it: plantmix browse {config.work_dir}, or open {storage.join(release, 'report.html')}")
         print(f"release: {release}")
     return 0

@@ -140,7 +140,10 @@ def _time_lines(found: dict[str, Any]) -> list[str]:
 
 def _disk_lines(disk: dict[str, Any]) -> list[str]:
     pool, tables, free = (_in_bytes(disk[f"{name}_bytes"]) for name in ("pool", "tables", "free"))
+    where, here = "on that disk", disk["needed_bytes"]
+    if disk["in_store"]:
+        where, here = "on this machine's disk, where the tables lie too", disk["tables_bytes"]
     return [
         f"disk      {_in_bytes(disk['needed_bytes'])}: pool {pool}, as much for a release of it all, tables {tables}",
-        f"          free on that disk: {free}" + (": not enough" if disk["needed_bytes"] > disk["free_bytes"] else ""),
+        f"          free {where}: {free}" + (": not enough" if here > disk["free_bytes"] else ""),
     ]

@@ -12,6 +12,7 @@ from manifests import storage
 from manifests.catalog import STATUS_FILE, Catalog
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, find_snapshot, rebuild
 from manifests.errors import ConfigError
+from manifests.remote.folder import local_place, place_of, store_of
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.commands.build import build_config
@@ -75,7 +76,7 @@ def _verify(args: argparse.Namespace) -> int:
         if args.json:
             print_json({**asdict(checked), "deep": args.deep})
         else:
-            print_lines(describe(checked, args.dir, args.deep))
+            print_lines(describe(checked, store_of(args.dir) or args.dir, args.deep))
         if checked.findings:
             return 1
         if args.json or not checked.releases:
@@ -85,7 +86,7 @@ def _verify(args: argparse.Namespace) -> int:
         checked_release = check_release(release, args.deep)
         print_json({"release": release.name, "path": release.path, "deep": args.deep, **asdict(checked_release)})
         return 0
-    return _verify_release(args.dir, args.deep)
+    return _verify_release(place_of(args.dir), args.deep)
 
 
 def _verify_release(path: str, deep: bool) -> int:
@@ -130,7 +131,7 @@ def _repair(args: argparse.Namespace) -> int:
     if not is_work_folder(args.dir):
         raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
     config = read_config(args.config) if args.config else None
-    if config is not None and Path(config.work_dir).resolve() != Path(args.dir).resolve():
+    if config is not None and Path(local_place(config.work_dir)).resolve() != Path(args.dir).resolve():
         raise ConfigError(f"{args.config}: its work_dir is {config.work_dir}, not {args.dir}")
     checked = FolderCheck(args.dir, deep=True).run()
     print_lines(describe(checked, args.dir, deep=True))

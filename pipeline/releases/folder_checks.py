@@ -19,6 +19,7 @@ from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, SNAPSHOT_FILE, fi
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
 from manifests.release import LATEST_FILE, RECORD_FILE, read_record
+from manifests.remote.folder import place_of, sizes_below, store_of
 from manifests.takedowns import LIST_FILE, read_list
 
 Row = Mapping[str, Any]
@@ -53,8 +54,9 @@ class FolderCheck:
 
     def __init__(self, workdir: str, deep: bool) -> None:
         self._workdir, self._deep = workdir, deep
-        self._mend = f"plantmix repair {workdir}"
+        self._mend = f"plantmix repair {store_of(workdir) or workdir}"
         self._num_files = self._num_bytes_read = 0
+        self._in_store = sizes_below(workdir)
 
     def run(self) -> FolderChecked:
         """Look at everything.
@@ -142,8 +144,8 @@ class FolderCheck:
     def _fault_of(self, path: str, recorded: Row, unread: bool = False) -> str | None:
         """What is wrong with a file; its content counts unless it is to stay `unread`."""
         self._num_files += 1
-        place = storage.join(self._workdir, path)
-        size = file_size(place)
+        place = place_of(self._workdir, path)
+        size = file_size(place) if self._in_store is None else self._in_store.get(path)
         if size is None:
             return "gone"
         if size != recorded["num_bytes"]:
@@ -163,19 +165,26 @@ class FolderCheck:
         """Releases in the folder. One whose whole folder is gone was deleted on purpose; one without a record that the
         catalogue does not know is half made, and the next build finishes it."""
         known = {row["name"] for row in rows["releases"]}
-        folder = Path(storage.join(self._workdir, "releases"))
-        there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        return [name for name in there if name in known or (folder / name / RECORD_FILE).exists()]
+        there = self._files_below("releases")
+        names = sorted({path.split("/")[1] for path in there if path.count("/") > 1})
+        return [name for name in names if name in known or f"releases/{name}/{RECORD_FILE}" in there]
+
+    def _files_below(self, folder: str) -> list[str]:
+        """Paths of the files below a folder of the work folder, sorted."""
+        if self._in_store is not None:
+            return sorted(path for path in self._in_store if path.startswith(f"{folder}/"))
+        found = (path for path in Path(self._workdir, folder).rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(self._workdir)) for path in found)
 
     def _check_release(self, name: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
         folder = f"releases/{name}"
         recorded = {row["path"]: row for row in rows["files"] if row["path"].startswith(f"{folder}/")}
         if f"{folder}/{RECORD_FILE}" not in recorded:  # of a takedown, or of another work folder: its record knows
             known = [row["record_sha256"] for row in rows["releases"] if row["name"] == name]
-            record_path = storage.join(self._workdir, folder, RECORD_FILE)
+            record_path = place_of(self._workdir, f"{folder}/{RECORD_FILE}")
             unseen = "; without it no other file of this release can be checked"
             try:
-                record = read_record(storage.join(self._workdir, folder))
+                record = read_record(place_of(self._workdir, folder))
             except (ConfigError, IntegrityError) as error:
                 yield self._release_finding(f"{folder}/{RECORD_FILE}", str(error).rpartition(": ")[2] + unseen)
                 return
@@ -188,10 +197,10 @@ class FolderCheck:
             fault = self._fault_of(path, entry, unread=path.endswith(".tar") and not self._deep)
             if fault:
                 yield self._release_finding(path, fault)
-        there = (path for path in Path(storage.join(self._workdir, folder)).rglob("*") if path.is_file())
-        for path in sorted(str(path.relative_to(self._workdir)) for path in there):
+        for path in self._files_below(folder):
             if path not in recorded and not path.endswith(RECORD_FILE) and not storage.is_private(path):
-                yield Finding("release", path, "not part of the release", "nothing", f"rm {self._workdir}/{path}")
+                mend = f"{'rm' if self._in_store is None else 'delete'} {place_of(self._workdir, path)}"
+                yield Finding("release", path, "not part of the release", "nothing", mend)
 
     def _release_finding(self, path: str, fault: str) -> Finding:
         cost = "nothing, while pool and tables are sound: it is made again to the recorded sha256"
@@ -200,13 +209,14 @@ class FolderCheck:
     # ---- small files
 
     def _check_pointers(self, releases: Sequence[str]) -> Iterator[Finding]:
-        folder = Path(storage.join(self._workdir, "releases"))
-        for path in sorted(folder.glob(f"*{LATEST_FILE}")) if folder.is_dir() else []:
+        for path in self._files_below("releases"):
+            if path.count("/") > 1 or not path.endswith(LATEST_FILE):
+                continue
             self._num_files += 1
-            content = path.read_bytes()
+            content = b"".join(storage.read_chunks(place_of(self._workdir, path)))
             if content not in [f"{name}\n".encode() for name in releases]:
                 fault = "names no release of this folder"
-                yield self._finding("pointer", f"releases/{path.name}", fault, "nothing: it is written anew")
+                yield self._finding("pointer", path, fault, "nothing: it is written anew")
 
     def _check_status(self, is_old: bool) -> Iterator[Finding]:
         path = Path(storage.join(self._workdir, STATUS_FILE))

@@ -5,6 +5,7 @@ Reads samples.parquet, and the candidates, facts and decisions that the catalogu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ import pyarrow as pa
 
 from manifests import storage, tables
 from manifests.catalog import Catalog
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.release import Release
+from manifests.remote.folder import bring_missing
 from manifests.takedowns import KINDS, Entry, find_named
 from pipeline.releases.opening import open_sql, view_samples
 
@@ -140,7 +142,11 @@ def _not_found(release: Release, unmet: Sequence[Entry], num_given: int, with_ca
 
 def _view(sql: Any, catalog: Catalog, name: str, paths: Sequence[str], schema: Any) -> None:
     """A view over the files that are still there; older builds may have fewer columns."""
-    there = [path for path in (storage.join(catalog.workdir, path) for path in paths) if Path(path).is_file()]
+    places = [storage.join(catalog.workdir, path) for path in paths]
+    for path in places:
+        with contextlib.suppress(IntegrityError):
+            bring_missing([path])
+    there = [path for path in places if Path(path).is_file()]
     if there:
         sql.read_parquet(there, union_by_name=True).create_view(name)
     else:

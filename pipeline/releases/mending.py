@@ -25,6 +25,7 @@ from manifests.catalog_file import Snapshot, read_snapshot, read_sound_lines
 from manifests.errors import IntegrityError
 from manifests.records import Funnel, PartFile, PartRecord, fingerprint
 from manifests.release import SAMPLES_FILE, path_of_shard
+from manifests.remote.folder import bring, place_of, publish_into, remove_from
 from pipeline.releases.folder_checks import FROM_THE_WEB, Finding
 from pipeline.releases.opening import open_sql
 from pipeline.store.pool import PoolWriter
@@ -104,8 +105,7 @@ def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
         num_kept = _keep_sound(catalog, download) if download.rows.num_rows else 0
         catalog.forget_parts([download.part.key])
         for file in download.part.files:
-            with contextlib.suppress(FileNotFoundError):
-                storage.remove(storage.join(catalog.workdir, file.path))
+            remove_from(catalog.workdir, file.path)
         yield f"{pool_file}: {num_kept:,} rows kept, {download.num_to_ask:,} to ask for again"
     if plan.forgotten:
         for stage, num in catalog.forget_parts([part.key for part in plan.forgotten]).items():
@@ -175,7 +175,7 @@ def _rows_of(catalog: Catalog, part: PartRecord, damaged: set[str]) -> pa.Table:
     """The rows of a part: from its own table where that is sound, else those with a picture from the table of facts."""
     own = _file_of(part, "fetched").path
     if own not in damaged:
-        return pq.read_table(storage.join(catalog.workdir, own))
+        return pq.read_table(bring(catalog.workdir, own))
     sound = {
         "facts": _current_files(catalog, "fetch", "facts", damaged),
         "candidates": _current_files(catalog, "ingest", "candidates", damaged),
@@ -207,7 +207,7 @@ def _current_files(catalog: Catalog, stage: str, table: str, damaged: set[str]) 
     current = catalog.find_current(stage)
     parts = catalog.parts_of(current) if current else []
     paths = [file.path for part in parts for file in part.files if file.table == table]
-    return [] if damaged.intersection(paths) else [storage.join(catalog.workdir, path) for path in paths]
+    return [] if damaged.intersection(paths) else [bring(catalog.workdir, path) for path in paths]
 
 
 def _find_pictures(workdir: str, rows: pa.Table, damaged: set[str]) -> dict[str, Place]:
@@ -215,7 +215,7 @@ def _find_pictures(workdir: str, rows: pa.Table, damaged: set[str]) -> dict[str,
     stored = [row for row in rows.to_pylist() if row["outcome"] == "ok"]
     found: dict[str, Place] = {}
     for row in stored:
-        place = (storage.join(workdir, "pool", row["pool_file"]), row["offset"], row["length"])
+        place = (place_of(workdir, f"pool/{row['pool_file']}"), row["offset"], row["length"])
         if _read(place, row["stored_sha256"]) is not None:
             found[row["sample_id"]] = place
     wanted = {row["stored_sha256"]: row["sample_id"] for row in stored if row["sample_id"] not in found}
@@ -226,30 +226,32 @@ def _find_pictures(workdir: str, rows: pa.Table, damaged: set[str]) -> dict[str,
 
 
 def _places_in_releases(workdir: str, wanted: Sequence[str], damaged: set[str]) -> Iterator[tuple[str, Place]]:
-    folder = Path(storage.join(workdir, "releases"))
-    names = [path.parent.name for path in sorted(folder.glob(f"*/{SAMPLES_FILE}"))] if wanted else []
+    folder = place_of(workdir, "releases")
+    fs, inner = storage.filesystem(folder)
+    names = [str(path).split("/")[-2] for path in sorted(fs.glob(f"{inner}/*/{SAMPLES_FILE}"))] if wanted else []
     for name in names:
         if f"releases/{name}/{SAMPLES_FILE}" in damaged:
             continue
         with open_sql() as sql:
-            view_parquet(sql, "samples", [str(folder / name / SAMPLES_FILE)])
+            view_parquet(sql, "samples", [storage.join(folder, name, SAMPLES_FILE)])
             sql.register("wanted", pa.table({"stored_sha256": pa.array(wanted, pa.string())}))
             rows = sql.execute(
                 "SELECT stored_sha256, split, shard, jpg_offset, jpg_length FROM samples "
                 "SEMI JOIN wanted USING (stored_sha256)"
             ).fetchall()
         for sha256, split, shard, offset, length in rows:
-            yield sha256, (path_of_shard(str(folder / name), split, shard), offset, length)
+            yield sha256, (path_of_shard(storage.join(folder, name), split, shard), offset, length)
 
 
 def _read(place: Place, sha256: str) -> bytes | None:
     """The picture at a place; None when it is not there, or a disk does not give it."""
     path, offset, length = place
     try:
-        with storage.open_unbuffered(path) as stream:
-            stream.seek(offset)
-            content = bytes(stream.read(length))
-    except OSError:
+        content = storage.read_range(path, offset, length)
+    except Exception as error:
+        storage.check_passing(path, error)
+        if not isinstance(error, OSError):
+            raise
         return None
     return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
@@ -269,7 +271,7 @@ def _write_again(workdir: str, download: DamagedDownload) -> bool:
             storage.remove(file.temp)
         return False
     for file in (made, rows):
-        storage.publish(file.temp, storage.join(workdir, file.path))
+        publish_into(workdir, file.temp, file.path)
     return True
 
 
@@ -301,7 +303,7 @@ def _keep_sound(catalog: Catalog, download: DamagedDownload) -> int:
     table = write_table(workdir, "fetched", f"tables/fetch/{name}.parquet", kept, tables.FETCHED)
     files = []
     for file in (pool, table):
-        storage.publish(file.temp, storage.join(workdir, file.path))
+        publish_into(workdir, file.temp, file.path)
         files.append(PartFile(file.table, file.path, file.num_rows, file.num_bytes, file.sha256))
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(kept["outcome"]).to_pylist()}
     funnel = Funnel(kept.num_rows, counts.pop("ok", 0), counts)

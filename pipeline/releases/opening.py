@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from manifests import storage
 from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import RECORD_FILE, SAMPLES_FILE, Release
+from manifests.remote.session import at_hand
 from pipeline.store.sql import open_scratch, view_parquet
 
 MEMORY_GB = 4.0
@@ -34,9 +36,14 @@ def open_release(path: str) -> Release:
 
 
 def work_folder_of(release: Release) -> str | None:
-    """The work folder that a release is in, or None."""
+    """The work folder that a release is in, or None. One in a store is brought here."""
+    if storage.is_remote(release.path):
+        folder, _, name = release.path.rstrip("/").rpartition("/")[0].rpartition("/")
+        with contextlib.suppress(ConfigError):
+            return at_hand(folder) if name == "releases" else None
+        return None
     parent = Path(release.path).absolute().parent
-    if storage.is_remote(release.path) or parent.name != "releases" or not (parent.parent / CATALOG_FILE).is_file():
+    if parent.name != "releases" or not (parent.parent / CATALOG_FILE).is_file():
         return None
     return str(parent.parent)
 

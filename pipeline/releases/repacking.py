@@ -10,7 +10,6 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
 from manifests.records import PartFile, PartRecord
 from manifests.release import LATEST_FILE, RECORD_FILE, Release, read_record
+from manifests.remote.folder import place_of, publish_bytes_into, publish_into
 from pipeline.captions.settings import TextSettings
 from pipeline.config import RunSettings
 from pipeline.releases.folder_checks import Finding
@@ -60,14 +60,19 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
 
 def write_pointers(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
     """Point at the newest releases again."""
-    names = [name for name, _ in catalog.ask(_RELEASES) if Path(catalog.workdir, "releases", name).is_dir()]
+    names = [name for name, _ in catalog.ask(_RELEASES) if _is_there(place_of(catalog.workdir, f"releases/{name}"))]
     for finding in findings:
         if finding.kind == "pointer":
             prefix = finding.file.removeprefix("releases/").removesuffix(LATEST_FILE).removesuffix(".")
             newest = [name for name in names if not prefix or name.rpartition("-")[0] == prefix][-1:]
             if newest:
-                storage.publish_bytes(storage.join(catalog.workdir, finding.file), f"{newest[0]}\n".encode())
+                publish_bytes_into(catalog.workdir, finding.file, f"{newest[0]}\n".encode())
                 yield f"{finding.file}: names {newest[0]} again"
+
+
+def _is_there(folder: str) -> bool:
+    fs, inner = storage.filesystem(folder)
+    return bool(fs.isdir(inner))
 
 
 # ---- releases of builds
@@ -161,7 +166,7 @@ def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[Non
                 "pyarrow or Pillow?)"
             )
         else:
-            storage.publish(file.temp, storage.join(run.workdir, file.path))
+            publish_into(run.workdir, file.temp, file.path)
             yield f"{file.path}: made again, as recorded"
 
 
@@ -169,14 +174,14 @@ def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[Non
 
 
 def _cut_again(catalog: Catalog, name: str, fingerprint: str) -> Iterator[str]:
-    workdir = catalog.workdir
+    releases = place_of(catalog.workdir, "releases")
     try:
-        record = read_record(storage.join(workdir, "releases", name))
+        record = read_record(storage.join(releases, name))
         takedowns = record["takedowns"]
         origin = takedowns[-1]["from"]
         last = [entry for entry in takedowns if entry["from"] == origin]
         gone = {image["sample_id"] for entry in last for image in entry["images"]}
-        release = Release.open(storage.join(workdir, "releases", f"{record['name']}-{origin}"))
+        release = Release.open(storage.join(releases, f"{record['name']}-{origin}"))
         known = catalog.ask("SELECT record_sha256 FROM releases WHERE name = ?", release.name)
         own = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
         is_whole = known == [(own,)] and not any(release.wrong_hashes())

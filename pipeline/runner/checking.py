@@ -12,6 +12,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.errors import DamageError
+from manifests.remote.folder import bring, patiently, store_of
 from pipeline.store.files import Files
 
 Stamp = tuple[int, int, int]
@@ -22,6 +23,7 @@ class ContentChecks:
 
     def __init__(self, workdir: str) -> None:
         self._workdir = workdir
+        self._store = store_of(workdir)
         self._checked: dict[str, Stamp] = {}
 
     def require(self, files: Files) -> Files:
@@ -40,11 +42,29 @@ class ContentChecks:
         return files
 
     def trust(self, path: str) -> None:
-        """Note a file that this process has just published: the worker hashed it when it was written."""
-        self._checked[path] = _stamp(path)
+        """Note a file that this process has just published: the worker hashed it when it was written.
+
+        A file of a store that lies on another machine is looked at when it is brought here.
+        """
+        if self._store is None or Path(path).exists():
+            self._checked[path] = _stamp(path)
+
+    def _bring(self, path: str, sha256: str) -> None:
+        """Download a file of a store, unless it is here as recorded."""
+        name = path.removeprefix(f"{self._workdir}/")
+        if self._store is None or name == path:
+            return
+        if Path(path).exists() and (
+            self._checked.get(path) == _stamp(path) or storage.hash_file(path).sha256 == sha256
+        ):
+            self._checked[path] = _stamp(path)
+            return
+        Path(path).unlink(missing_ok=True)
+        patiently(self._store, lambda: bring(self._workdir, name))
 
     def _is_sound(self, path: str, sha256: str) -> bool:
         try:
+            self._bring(path, sha256)
             stamp = _stamp(path)
             if self._checked.get(path) != stamp:
                 if storage.hash_file(path).sha256 != sha256:

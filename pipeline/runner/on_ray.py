@@ -16,6 +16,7 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixError, RetryableError, RunError
 from manifests.masking import hide_secrets
+from manifests.remote.folder import store_of
 from manifests.services.local_ray import join_cluster, ray_environment
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
@@ -171,12 +172,15 @@ class RayExecutor:
         Raises: ConfigError with a line for each fault; RunError when the nodes joined a running build.
         """
         assert self._work_dir is not None
-        marker = storage.join(self._work_dir, f".node-check-{uuid.uuid4().hex}")
+        work_dir = store_of(self._work_dir) or str(Path(self._work_dir).absolute())
+        marker = storage.join(work_dir, "scratch", f"node-check-{uuid.uuid4().hex}")
+        fs, inner = storage.filesystem(marker)
         places = list(self._places)
         pickling = importlib.import_module("ray.cloudpickle")
         pickling.register_pickle_by_value(node_check)
         try:
-            Path(marker).touch()
+            storage.make_parent(marker)
+            storage.publish_bytes(marker, b"")
             here = node_check.look(str(Path.cwd()), marker, "-driver", places)
             look = self._ray.remote(num_cpus=0, max_retries=0)(node_check.look)
             asked = {
@@ -191,8 +195,8 @@ class RayExecutor:
                 name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
                 try:
                     there = self._ray.get(answer, timeout=max(0.1, until - time.monotonic()))
-                    found = list(node_check.compare(here, there, self._work_dir, self._places))
-                    if not found and not Path(f"{marker}-{node['NodeID']}").is_file():
+                    found = list(node_check.compare(here, there, work_dir, self._places))
+                    if not found and not fs.exists(f"{inner}-{node['NodeID']}"):
                         found = ["what it writes into the work folder is not seen here; mount one shared disk there"]
                 except self._ray.exceptions.GetTimeoutError:
                     found = [f"no worker started within {_NODE_SECONDS:g} s; see Ray's log on that node"]
@@ -204,8 +208,8 @@ class RayExecutor:
                 faults += [f"  {name}: {fault}" for fault in found]
         finally:
             pickling.unregister_pickle_by_value(node_check)
-            for path in Path(self._work_dir).glob(f"{Path(marker).name}*"):
-                path.unlink(missing_ok=True)
+            for path in [inner, *(f"{inner}-{node}" for node in ("driver", *(node["NodeID"] for node in nodes)))]:
+                storage.remove_if_there(str(fs.unstrip_protocol(path)))
         if faults:
             text = hide_secrets("nodes of the Ray cluster that cannot do this build:\n" + "\n".join(faults))
             raise RunError(f"{text}\nWhat is committed stays") if self._nodes else ConfigError(text)

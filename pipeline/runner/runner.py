@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from manifests import storage
@@ -32,13 +34,15 @@ from manifests.errors import (
     describe_paths,
 )
 from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
+from manifests.remote.folder import patiently, remove_from
 from pipeline.config import BuildConfig
+from pipeline.runner.away import spans_in
 from pipeline.runner.checking import ContentChecks, files_within
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
-from pipeline.runner.on_ray import RayExecutor
+from pipeline.runner.on_ray import RayExecutor, address_of
 from pipeline.runner.progress import Progress, Watch
 from pipeline.runner.stopping import StopRequests
-from pipeline.runner.work import BuildContext, Part, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, Part, Stage, StageRun, Step
 
 log = logging.getLogger("plantmix.runner")
 
@@ -76,6 +80,7 @@ class Runner:
         self._checks = ContentChecks(catalog.workdir)
         self._forgotten: set[str] = set()
         self._status_failed = False
+        self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
 
     def run(self, first: str | None = None, last: str | None = None) -> BuildReport:
         """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
@@ -149,6 +154,9 @@ class Runner:
             if self._executor is not None:
                 self._executor.close()
             _clear_scratch(self._catalog.workdir)
+            for name in self._shared_scratch:
+                with contextlib.suppress(Exception):  # the next build writes over it
+                    remove_from(self._catalog.workdir, name)
             self._publish_status(running=None)
 
     def _drop_lost_parts(self) -> None:
@@ -242,7 +250,7 @@ class Runner:
         for place, key in new:
             part = planned[place]
             assert isinstance(part, Part), "a part that an earlier build committed is found"
-            todo.append(Job(key, part, run.execution(key[:16], shared)))
+            todo.append(Job(key, part, self._for_any_machine(part.inputs, run.execution(key[:16], shared))))
             places[key] = place
         progress = Progress(title, step.unit, sum(job.num_rows for job in todo))
         self._publish_status(progress.snapshot())
@@ -270,6 +278,20 @@ class Runner:
                 f"{stage.name}: {len(failures)} of {len(planned)} parts failed, the others are kept; first: "
                 f"{failures[0]}. Mend the cause and run the same command again"
             )
+
+    def _for_any_machine(self, inputs: Any, execution: Execution[Any]) -> Execution[Any]:
+        """The same, with what another machine needs to read row groups out of a store; scratch files are put there."""
+        run = self._config.run
+        if not execution.store or run.executor == "inline" or not address_of(run.ray):
+            return execution
+        spans = spans_in(inputs, execution.workdir)
+        for path in spans:
+            name = path.removeprefix(f"{execution.workdir}/")
+            changed = Path(path).stat().st_mtime_ns
+            if name.startswith("scratch/") and self._shared_scratch.get(name) != changed:
+                patiently(execution.store, partial(storage.upload, path, storage.join(execution.store, name)))
+                self._shared_scratch[name] = changed
+        return replace(execution, spans=spans)
 
     def _run_jobs(
         self,
@@ -335,7 +357,8 @@ class Runner:
             result.funnel.check(f"{stage.name} {step.name}")
         for file in result.files:
             path = storage.join(self._catalog.workdir, file.path)
-            storage.publish(file.temp, path)
+            if file.temp:  # else the worker has published it, into a store
+                storage.publish(file.temp, path)
             self._checks.trust(path)
         files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
         key = done.job.key

@@ -22,6 +22,7 @@ import pyarrow as pa
 from manifests import storage
 from manifests.catalog import Catalog
 from manifests.records import FetchRound, Funnel, PartRecord, StageRecord, fingerprint
+from manifests.remote.folder import bring_missing, store_of
 from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
 from pipeline.store.buckets import Bucket, cut_buckets
@@ -54,7 +55,7 @@ class Execution(Generic[How]):
 
     `stem` names the part's files. `shared` is the object that all workers of a step talk to. `how` is what else the
     step needs to run: rates, devices, folders of sources. `pieces` is set when a part is tried again: the files that
-    earlier tries committed.
+    earlier tries committed. Where the work folder lies in a store, `workdir` is its local folder.
     """
 
     workdir: str
@@ -63,6 +64,8 @@ class Execution(Generic[How]):
     how: How
     shared: Any = None  # any object, or a handle on it in another process
     pieces: tuple[str, ...] = ()
+    store: str = ""  # address of the store behind the work folder
+    spans: Mapping[str, Any] = field(default_factory=dict)  # where row groups lie (away.py), for other machines
 
     def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB that is gone afterwards."""
@@ -86,6 +89,12 @@ class Part(Generic[PartInputs]):
     num_rows: int = 0
 
 
+def brought(files: Files) -> Files:
+    """The same files; those of a work folder in a store are here afterwards."""
+    bring_missing(files.paths)
+    return files
+
+
 @dataclass
 class StageRun(Generic[How]):
     """What plans may look at besides the inputs of their stage: committed parts, and how the build runs."""
@@ -95,7 +104,7 @@ class StageRun(Generic[How]):
     settings: RunSettings
     how: How
     fetch_round: FetchRound | None = None
-    require: Callable[[Files], Files] = lambda files: files
+    require: Callable[[Files], Files] = brought
     """Checks the content of files that are about to be read."""
 
     @property
@@ -126,7 +135,8 @@ class StageRun(Generic[How]):
 
     def execution(self, stem: str, shared: Any = None) -> Execution[How]:
         """How a part of this stage runs."""
-        return Execution(self.workdir, self.settings.memory_gb, stem, self.how, shared)
+        store = store_of(self.workdir) or ""
+        return Execution(self.workdir, self.settings.memory_gb, stem, self.how, shared, store=store)
 
     def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB for planning."""

@@ -46,7 +46,7 @@ from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
 from pipeline.stages.dedup_inputs import DedupInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.pool import STORED_AT, STORED_COLUMNS, PoolReader
+from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import copy_sorted, cut_rows, view_parquet, view_table
 
 VERSION = 2
@@ -309,8 +309,8 @@ def measure_detail(inputs: DetailInputs, run: Execution[None]) -> PartResult:
     rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
     found = []
     with PoolReader(run.workdir) as pool:
-        for row in rows:
-            with Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))) as image:
+        for stored in pool.read_rows(rows):
+            with Image.open(io.BytesIO(stored)) as image:
                 found.append(detail_px(image))
     table = pa.table([[row["pixels_sha256"] for row in rows], found], schema=tables.DETAILS)
     return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))

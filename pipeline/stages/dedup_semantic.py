@@ -30,7 +30,7 @@ from pipeline.scoring.clip import ClipScorer
 from pipeline.stages.dedup_inputs import DedupInputs, SemanticInputs
 from pipeline.stages.score import named_file
 from pipeline.store.files import Files, Named, RowGroup
-from pipeline.store.pool import STORED_AT, STORED_COLUMNS, PoolReader
+from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 VERSION = 1
@@ -104,7 +104,7 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
     with PoolReader(run.workdir) as pool:
         for start in range(0, len(rows), run.how.batch_size):
             some = rows[start : start + run.how.batch_size]
-            images = [Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))) for row in some]
+            images = [Image.open(io.BytesIO(stored)) for stored in pool.read_rows(some)]
             found += [vector.tobytes() for vector in scorer.embed(images).astype(np.float16)]
     table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
     return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.records import Funnel, PartFile
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
+from manifests.remote.folder import publish_bytes_into
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -35,13 +36,12 @@ from pipeline.stages.pack_arrange import (
 )
 from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.pool import PoolReader
+from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
 VERSION = 7
-ANNOUNCED = 32  # images announced to the disk at a time; fewer than the pool files that stay open
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ def _write_samples(
     others = members_by_row(rows["texts"], texts)
     for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
         if number % ANNOUNCED == 0:
-            for pool_file, offset, length, _ in images[number : number + ANNOUNCED]:
-                pool.announce(pool_file, offset, length)
+            pool.announce([place[:3] for place in images[number : number + ANNOUNCED]])
         pool_file, offset, length, sha256 = images[number]
         place, image = archive.room(f"{key}.jpg", length)
         pool.read_into(image, pool_file, offset, sha256)
@@ -272,7 +271,7 @@ def _settle(context: BuildContext) -> None:
     name = path.rpartition("/")[2]
     context.catalog.record_release(name, path, context.fingerprint, sealed.sha256, part.notes["shards"])
     for pointer in (LATEST_FILE, f"{context.config.name}.{LATEST_FILE}"):  # newest of all, newest of this name
-        storage.publish_bytes(storage.join(context.workdir, "releases", pointer), f"{name}\n".encode())
+        publish_bytes_into(context.workdir, f"releases/{pointer}", f"{name}\n".encode())
 
 
 STAGE = Stage(

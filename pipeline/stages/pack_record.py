@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
+from manifests import tables
 from manifests.errors import IntegrityError
 from manifests.release import FORMAT, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
+from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import json_bytes, side_files, write_attribution
@@ -184,7 +185,7 @@ def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
     files = [samples, write_attribution(workdir, f"{folder}/attribution.parquet", samples.temp)]
     with run.scratch() as sql:
         record = _record(inputs) | {"duplicates": _duplicates(inputs, sql)}
-        for name, content in side_files(record, inputs.mixture, samples.temp, storage.join(workdir, folder), sql):
+        for name, content in side_files(record, inputs.mixture, samples.temp, place_of(workdir, folder), sql):
             files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
     record["files"] |= {
         file.path.removeprefix(f"{folder}/"): {"num_bytes": file.num_bytes, "sha256": file.sha256} for file in files

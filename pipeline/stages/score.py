@@ -22,7 +22,7 @@ from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
-from pipeline.store.pool import STORED_AT, PoolReader
+from pipeline.store.pool import PoolReader
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
 VERSION = 2
@@ -122,9 +122,7 @@ def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
     with PoolReader(run.workdir) as pool:
         for start in range(0, rows.num_rows, size):
             batch = rows.slice(start, size).to_pylist()
-            images = [
-                Image.open(io.BytesIO(pool.read(*(row[name] for name in STORED_AT)))).convert("RGB") for row in batch
-            ]
+            images = [Image.open(io.BytesIO(stored)).convert("RGB") for stored in pool.read_rows(batch)]
             scores += score_batch(scorer, images, [row["text"] for row in batch], size)
     table = rows.select(["sample_id", "stored_sha256", "text_md5"])
     table = table.append_column("scorer", pa.array([name] * rows.num_rows, pa.string()))

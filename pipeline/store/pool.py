@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from manifests import storage
 from manifests.errors import IntegrityError
+from manifests.remote.folder import place_of, store_of
 from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
+ANNOUNCED = 32  # pictures announced at a time; fewer than the pool files that stay open
+MOST_READ = 1.1  # bytes that one request to a store may read, over those of its pictures
+Place = tuple[str, int, int]
+"""Pool file, offset, length."""
 STORED_AT = ("pool_file", "offset", "length", "stored_sha256")  # columns of facts that say where a picture is, and what
 STORED_COLUMNS = ", ".join(f'"{name}"' for name in STORED_AT)
 
@@ -71,9 +77,12 @@ class PoolReader(AbstractContextManager["PoolReader"]):
     """Reads stored pictures out of the parts of a work folder; a context manager that closes what it opened."""
 
     def __init__(self, workdir: str) -> None:
-        self._folder = storage.join(workdir, "pool")
-        self._advice = f"`plantmix repair {workdir}` keeps the sound pictures and gets the others again"
+        self._folder = place_of(workdir, "pool")
+        self._advice = (
+            f"`plantmix repair {store_of(workdir) or workdir}` keeps the sound pictures and gets the others again"
+        )
         self._open: dict[str, Any] = {}
+        self._ahead: dict[Place, bytes] = {}  # of a store: the pictures that were announced last
 
     def __exit__(self, *_: object) -> None:
         for stream in self._open.values():
@@ -90,17 +99,70 @@ class PoolReader(AbstractContextManager["PoolReader"]):
 
         Raises: IntegrityError when the part is gone, is shorter than its record says or holds other bytes.
         """
-        stream = self._open.get(pool_file) or self._open_file(pool_file)
-        stream.seek(offset)
-        if stream.readinto(place) != len(place):
+        if storage.is_remote(self._folder):
+            wanted = (pool_file, offset, len(place))
+            if wanted not in self._ahead:
+                self._ahead |= self._from_store([wanted])
+            content = self._ahead[wanted]
+            num_read = len(content)
+            place[:num_read] = content
+        else:
+            stream = self._open.get(pool_file) or self._open_file(pool_file)
+            stream.seek(offset)
+            num_read = stream.readinto(place)
+        if num_read != len(place):
             raise IntegrityError(f"pool/{pool_file}: ends before byte {offset + len(place):,}; {self._advice}")
         if hashlib.sha256(place).hexdigest() != sha256:
             raise IntegrityError(f"pool/{pool_file}: not the picture stored at byte {offset:,}; {self._advice}")
 
-    def announce(self, pool_file: str, offset: int, length: int) -> None:
-        """Tell the system that a picture will be read soon, so that a disk can fetch several at a time."""
-        stream = self._open.get(pool_file) or self._open_file(pool_file)
-        os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+    def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """The stored bytes of the pictures of rows that have the columns STORED_AT. Raises as `read_into` does."""
+        places = [(row["pool_file"], row["offset"], row["length"]) for row in rows]
+        for number, row in enumerate(rows):
+            if number % ANNOUNCED == 0:
+                self.announce(places[number : number + ANNOUNCED])
+            yield self.read(*places[number], row["stored_sha256"])
+
+    def announce(self, places: Sequence[Place]) -> None:
+        """Tell that these pictures will be read soon, so that a disk can fetch several at a time.
+
+        From an object store they are read now: all at a time, and those that lie side by side in one request.
+
+        Raises: IntegrityError when a part is gone; RetryableError when the store does not give what it has.
+        """
+        if storage.is_remote(self._folder):
+            self._ahead = self._from_store(sorted(set(places)))
+            return
+        for pool_file, offset, length in places:
+            stream = self._open.get(pool_file) or self._open_file(pool_file)
+            os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _from_store(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        """The bytes of pictures; `places` are sorted."""
+        found: dict[Place, bytes] = {}
+        runs: list[list[Place]] = []
+        num_used = 0  # bytes of pictures in the last run
+        for place in places:
+            pool_file, offset, length = place
+            start = runs[-1][0][1] if runs and runs[-1][0][0] == pool_file else None
+            if start is not None and offset + length - start <= MOST_READ * (num_used + length):
+                runs[-1].append(place)
+                num_used += length
+            else:
+                runs.append([place])
+                num_used = length
+        spans = [
+            (storage.join(self._folder, run[0][0]), run[0][1], max(offset + length for _, offset, length in run))
+            for run in runs
+        ]
+        for run, content in zip(runs, storage.read_ranges(spans), strict=True):
+            if content is None:
+                raise IntegrityError(f"pool/{run[0][0]}: a part of the pool is gone; {self._advice}")
+            first = run[0][1]
+            for place in run:
+                _, offset, length = place
+                found[place] = content[offset - first : offset - first + length]
+        return found
 
     def _open_file(self, pool_file: str) -> Any:
         if len(self._open) >= MAX_OPEN_FILES:

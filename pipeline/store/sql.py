@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.reader import literals
+from manifests.remote.folder import bring_missing
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import PrivateFile, TableWriter
 
@@ -50,7 +51,10 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
 
 
 def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = "true") -> None:
-    """A view over the rows of one or more Parquet files for which `where` holds; remote files come through fsspec."""
+    """A view over the rows of Parquet files for which `where` holds; remote ones come through fsspec, those of the work
+    folder's store are brought.
+    """
+    bring_missing(paths)
     for path in paths:
         if storage.is_remote(path):
             fs, _ = storage.filesystem(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,38 @@ class PrivateFile:
     sha256: str
 
 
+class _Hashed:
+    """A stream that hashes what is written to it; Parquet is written from the front to the end."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return bool(self._stream.closed)
+
+    def write(self, content: Any) -> int:
+        """Append bytes."""
+        self._stream.write(content)
+        self.digest.update(content)
+        self.num_bytes += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+        return self.num_bytes
+
+    def flush(self) -> None:
+        """Nothing: what is written counts when the file is closed."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
 class TableWriter:
     """Stream Arrow tables of one schema into a private Parquet file (zstd).
 
@@ -55,7 +88,7 @@ class TableWriter:
         self._temp = storage.temp_path(final)
         self.schema = schema
         fs, inner = storage.filesystem(self._temp)  # the tables of a release may lie in an object store
-        self._stream = fs.open(inner, "wb")
+        self._stream = _Hashed(fs.open(inner, "wb"))
         self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd")
         self._num_rows = 0
         self._row_group_rows, self._row_group_bytes = row_group_rows, row_group_bytes
@@ -85,7 +118,8 @@ class TableWriter:
             self._writer.write_table(rest.combine_chunks(), row_group_size=self._row_group_rows)
         self._writer.close()
         self._stream.close()
-        return private_file(self._table, self._path, self._temp, self._num_rows)
+        num_bytes, sha256 = self._stream.num_bytes, self._stream.digest.hexdigest()
+        return PrivateFile(self._table, self._path, self._temp, self._num_rows, num_bytes, sha256)
 
     def _write_groups(self) -> None:
         """Write the row groups that are full; one table at most keeps waiting."""

@@ -262,8 +262,10 @@ def test_places_where_no_work_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file is not a folder"):
         check_writable(str(tmp_path / "file" / "work"))
-    with pytest.raises(ConfigError, match="must be a local folder"):
-        check_writable("s3://bucket/work")
+    with pytest.raises(ConfigError, match="name a folder in the bucket, for instance s3://bucket/my-build"):
+        check_writable("s3://bucket")
+    with pytest.raises(ConfigError, match="work_dir web://bucket/work: Protocol not known: web"):
+        check_writable("web://bucket/work")
 
 
 def test_tables_hold_what_was_computed(tmp_path: Path, executor: Any) -> None:

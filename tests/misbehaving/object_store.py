@@ -31,6 +31,7 @@ class Store:
 
     endpoint: str
     requests: list[tuple[str, str]] = field(default_factory=list)  # (method, path)
+    sent: list[tuple[str, int]] = field(default_factory=list)  # of each GET that was answered: path and bytes
     injected: int = 0
     choose: Callable[[str, str], str | None] = lambda method, path: None
     """The fault that answers a request, or None."""
@@ -111,6 +112,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in dropped]
         if self.command == "HEAD" and answer.getheader("Content-Length"):
             kept.append(("Content-Length", answer.headers["Content-Length"]))
+        if self.command == "GET":
+            store.sent.append((self.path, len(content)))
         self._send(answer.status, kept, content, fault)
 
     def _send(self, status: int, headers: list[tuple[str, str]], content: bytes, fault: str | None = None) -> None:

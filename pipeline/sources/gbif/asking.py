@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.records import fingerprint
+from manifests.remote.folder import local_place
 from pipeline.sources.settings import REQUEST_FIELDS, DwcaSettings, GbifSettings, Origin, given
 
 AnyOrigin = TypeVar("AnyOrigin", bound=Origin)
@@ -63,7 +64,7 @@ def with_folder(origin: AnyOrigin, work_dir: str) -> AnyOrigin:
     """The source with the folder that keeps its archive: its own, or one in the work folder."""
     if origin.gbif is None or origin.gbif.path:
         return origin
-    path = str(Path(work_dir, "gbif", origin.name))
+    path = str(Path(local_place(work_dir), "gbif", origin.name))
     return origin.model_copy(update={"gbif": origin.gbif.model_copy(update={"path": path})})
 
 

@@ -16,11 +16,12 @@ import duckdb
 import fsspec
 import pytest
 
-from manifests.catalog import Catalog, _changed_ns
+from manifests.catalog import Catalog
 from manifests.catalog_file import CATALOG_FILE, transaction
 from manifests.errors import ConfigError, DamageError, IntegrityError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
+from manifests.storage import changed_ns
 
 SCHEMA = Path(sys.modules[Catalog.__module__].__file__ or "").parent / "schema.sql"
 
@@ -279,8 +280,8 @@ def test_input_hash_on_an_object_store_is_kept_too(catalog: Catalog, monkeypatch
     ],
 )
 def test_every_file_system_tells_time_its_own_way(info: dict[str, Any]) -> None:
-    assert _changed_ns(info) == 1700000000 * 10**9
-    assert _changed_ns({"size": 3, "updated": "yesterday"}) == 0
+    assert changed_ns(info) == 1700000000 * 10**9
+    assert changed_ns({"size": 3, "updated": "yesterday"}) == 0
 
 
 def test_input_hash_is_kept_until_size_or_time_changes(catalog: Catalog, tmp_path: Path) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import re
 import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manifests import storage
 from manifests.errors import IntegrityError
+from manifests.remote.folder import note
 from pipeline.stages.pack_record import sample_keys, shard_name
 from pipeline.store import pool as pool_module
 from pipeline.store import tar as tar_module
@@ -182,7 +186,7 @@ def test_the_pool_gives_back_what_lies_there(tmp_path: Path, monkeypatch: pytest
         ]
     with PoolReader(str(tmp_path)) as pool:
         for pool_file, offset, length, expected in sorted(places, key=lambda place: hash(place[1:3])):
-            pool.announce(pool_file, offset, length)  # which changes nothing that can be seen
+            pool.announce([(pool_file, offset, length)])  # which changes nothing that can be seen
             assert pool.read(pool_file, offset, length, sha256_of(expected)) == expected
             assert len(pool._open) <= 3
 
@@ -202,3 +206,46 @@ def test_a_pool_that_changed_is_an_integrity_error(tmp_path: Path) -> None:
 
 def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def test_a_pool_in_a_store_is_read_by_exact_ranges(tmp_path: Path) -> None:
+    """Neighbours in one request, as long as it reads little else; a repeated picture is read once."""
+    place = f"memory://{tmp_path.name}"
+    note(str(tmp_path), place)
+    rng = random.Random(0)
+    pictures = {f"{number:032x}": rng.randbytes(50 if number % 2 else 40_000) for number in range(20)}
+    with PoolWriter(tmp_path / "part.tar") as pool:
+        for name, content in pictures.items():
+            pool.add(name, content)
+        places = pool.finish()
+    fs, inner = storage.filesystem(f"{place}/pool/a.tar")
+    fs.pipe_file(inner, (tmp_path / "part.tar").read_bytes())
+    wanted = [name for number, name in enumerate(pictures) if number not in (4, 5, 6)]
+    rows = [
+        {
+            "pool_file": "a.tar",
+            "offset": places[name][0],
+            "length": places[name][1],
+            "stored_sha256": sha256_of(pictures[name]),
+        }
+        for name in [*reversed(wanted), wanted[3]]
+    ]
+    read: list[tuple[int, int]] = []
+    cat_file = type(fs).cat_file
+
+    def counted(self: Any, path: str, start: int, end: int, **options: Any) -> bytes:
+        read.append((start, end))
+        return bytes(cat_file(self, path, start, end, **options))
+
+    with pytest.MonkeyPatch.context() as patch, PoolReader(str(tmp_path)) as pool:
+        patch.setattr(type(fs), "cat_file", counted)
+        assert list(pool.read_rows(rows)) == [pictures[name] for name in [*reversed(wanted), wanted[3]]]
+        num_used = sum(len(pictures[name]) for name in wanted)
+        assert sum(end - start for start, end in read) <= 1.1 * num_used
+        assert len(read) == 2, "of seventeen pictures that lie in two rows"
+        fs.pipe_file(inner, b"short")
+        with pytest.raises(IntegrityError, match=r"pool/a\.tar: ends before byte"):
+            pool.read("a.tar", 1, 1000, sha256_of(b""))
+        fs.rm(inner)
+        with pytest.raises(IntegrityError, match=r"pool/a\.tar: a part of the pool is gone; `plantmix repair"):
+            pool.read("a.tar", 512, 3, sha256_of(b""))

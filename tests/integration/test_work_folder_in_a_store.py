@@ -1,0 +1,302 @@
+"""`work_dir: s3://`: the same bytes as on a disk, whoever goes on with it, and few requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from building import PLANTMIX, ROOT, hash_tree
+from misbehaving.object_store import BUCKET, Store, serving
+from ray_nodes import ENVIRONMENT, Cluster
+from release_writer import drawn_samples
+
+from manifests import storage
+from manifests.remote import folder as remote
+from pipeline.cli import main
+
+NUM = 40
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pictures(store: Store) -> str:
+    """A folder of pictures and their texts, in the same store."""
+    fs = fsspec.filesystem("s3", **store.options)
+    for number, sample in enumerate(drawn_samples(NUM, 0)):
+        domain = "plant" if number % 2 else "general"
+        fs.pipe_file(f"{BUCKET}/pictures/{domain}/{number:03}.jpg", sample.jpg)
+        fs.pipe_file(f"{BUCKET}/pictures/{domain}/{number:03}.txt", f"picture number {number} of the field".encode())
+    return f"s3://{BUCKET}/pictures"
+
+
+@pytest.fixture(autouse=True)
+def at_home(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of the store, whose local folders lie in the test's folder."""
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(remote.PLACE_VARIABLE, str(tmp_path / "local"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
+    monkeypatch.setattr(remote, "WAITS_SECONDS", (0.01, 0.01, 0.01))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    store.choose, store.injected = lambda method, path: None, 0
+
+
+def write_config(folder: Path, work_dir: str, pictures: str, **run: Any) -> Path:
+    sources = [
+        {
+            "name": domain,
+            "domain": domain,
+            "folder": {"path": f"{pictures}/{domain}", "captions": "text_file"},
+            "defaults": {"licence": "CC0"},
+        }
+        for domain in ("plant", "general")
+    ]
+    values = {
+        "name": "stored",
+        "work_dir": work_dir,
+        "sources": sources,
+        "mix": {"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
+        "pack": {"samples_per_shard": 10},
+        "run": {"executor": "inline", "fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.01, **run},
+    }
+    path = folder / f"config-{hashlib.sha256(work_dir.encode()).hexdigest()[:6]}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """sha256 of every file of the releases that the same build makes on a local disk."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = write_config(folder, str(folder / "work"), pictures)
+    env = os.environ | store.environment()
+    done = subprocess.run([*PLANTMIX, "build", str(config)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return hash_tree(folder / "work/releases")
+
+
+def releases_in(store: Store, name: str) -> dict[str, str]:
+    fs = fsspec.filesystem("s3", **store.options)
+    fs.invalidate_cache()
+    top = f"{BUCKET}/{name}/releases/"
+    return {path.removeprefix(top): hashlib.sha256(fs.cat_file(path)).hexdigest() for path in fs.find(top)}
+
+
+def asked_for(store: Store, name: str) -> list[tuple[str, str]]:
+    """(method, path within the work folder) of every request for a file of it."""
+    top = f"/{BUCKET}/{name}/"
+    return [(method, unquote(path)[len(top) :]) for method, path in store.requests if unquote(path).startswith(top)]
+
+
+# ---- one machine
+
+
+def test_the_bytes_of_a_local_build_and_few_requests(
+    store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
+) -> None:
+    """As it was found: 1,346 requests for 200 pictures, and 848 times the bytes read from the pool."""
+    config = write_config(tmp_path, f"s3://{BUCKET}/runs/one", pictures)
+    store.requests, store.sent = [], []
+    assert main(["build", str(config)]) == 0
+    asked, sent = asked_for(store, "runs/one"), list(store.sent)
+    assert releases_in(store, "runs/one") == whole
+
+    written = Counter(path for method, path in asked if method == "PUT")
+    kept = {path: num for path, num in written.items() if path.startswith(("tables/", "pool/", "releases/"))}
+    assert len(kept) > 2 * NUM / 4
+    assert set(kept.values()) == {1}, "one request a file that is written, and none to move or copy it"
+    of_files = Counter(method for method, path in asked if path in kept)
+    assert set(of_files) == {"PUT", "GET"}
+    assert sum(method == "HEAD" for method, _ in store.requests if "/runs/one" in _) <= 6
+
+    (samples,) = (Path(path) for path in (tmp_path / "local").glob("*/tables/pack/*-train.parquet"))
+    rows = pq.read_table(samples, columns=["length"]).to_pylist()
+    rows += pq.read_table(str(samples).replace("-train", "-heldout"), columns=["length"]).to_pylist()
+    reads = [num for path, num in sent if "/runs/one/pool/" in path]
+    assert len(reads) <= len(rows), "at most one request a picture"
+    assert sum(reads) <= 1.2 * sum(row["length"] for row in rows)
+    assert not [path for path, _ in sent if "/runs/one/tables/" in path], "what this machine wrote is not read again"
+    assert not list((tmp_path / "local").glob("*/pool/*")), "pool and shards lie in the store alone"
+    assert not list((tmp_path / "local").glob("*/releases/**/*.tar"))
+
+
+@pytest.fixture
+def built(store: Store, pictures: str, tmp_path: Path) -> str:
+    address = f"s3://{BUCKET}/runs/{tmp_path.name}"
+    assert main(["build", str(write_config(tmp_path, address, pictures))]) == 0
+    return address
+
+
+@pytest.mark.slow
+def test_every_command_on_a_store(
+    store: Store, built: str, pictures: str, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = built.removeprefix(f"s3://{BUCKET}/")
+    fs = fsspec.filesystem("s3", **store.options)
+    config = str(write_config(tmp_path, built, pictures))
+
+    def said(*command: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main(list(command)) == code
+        return "".join(capsys.readouterr())
+
+    release = built + "/releases/" + next(path for path in whole if "/" in path).partition("/")[0]
+    picture = json.loads(said("query", built, "SELECT sample_id, stored_sha256 FROM facts LIMIT 1", "--format", "json"))
+    picture = picture[0] if isinstance(picture, list) else picture
+    for place in ("here", "on another machine"):
+        os.environ[remote.PLACE_VARIABLE] = str(tmp_path / place)
+        assert "pack " in said("status", built)
+        assert str(NUM) in said("query", built, "SELECT count(*) FROM decisions")
+        assert "stored as" in said("explain", built, picture["sample_id"])
+        assert "are as recorded" in said("verify", built)
+        assert "of each equal the catalogue" in said("verify", built, "--deep")
+        assert "of each equal the catalogue" in said("verify", release, "--deep")
+        assert "nothing to do" in said("build", config)
+        assert "where the tables lie too" in said("estimate", config)
+        assert said("preview", config)
+        assert said("report", release, "--out", str(tmp_path / f"{place}.html"))
+    assert "nothing to repair" in said("repair", built)
+    shard = next(path for path in whole if path.endswith(".tar"))
+    fs.pipe_file(f"{BUCKET}/{name}/releases/{shard}", b"damaged")
+    assert "7 bytes, recorded are" in said("verify", built, "--deep", code=1)
+    assert "made again, as recorded" in said("repair", built)
+    assert releases_in(store, name) == whole
+    drawn = next(path for path in whole if path.endswith("samples.parquet"))
+    table = pq.read_table(fs.open(f"{BUCKET}/{name}/releases/{drawn}"))
+    assert "taken down: 1 images" in said("takedown", release, "--id", table["sample_id"][0].as_py())
+    assert b"not stated" in fs.cat_file(f"{BUCKET}/{name}/takedowns.jsonl")
+    assert "1 takedown" in said("build", config)
+    assert said("diff", release, f"{built}/releases")
+
+
+# ---- faults of the store
+
+
+@pytest.mark.slow
+def test_faults_of_the_store_cost_no_byte(store: Store, pictures: str, whole: dict[str, str], tmp_path: Path) -> None:
+    """Every kind of fault in turn, at every ninth request for a file of the work folder, sixteen times."""
+    faults = ("slow_down", "reset", "expired_403", "truncated")
+    seen = [0]
+
+    def choose(method: str, path: str) -> str | None:
+        if "/runs/faulty/" not in path:
+            return None
+        seen[0] += 1
+        fault = faults[seen[0] // 9 % len(faults)] if seen[0] % 9 == 0 and seen[0] < 150 else None
+        return fault if method == "GET" or fault != "truncated" else "slow_down"
+
+    store.choose = choose
+    config = write_config(tmp_path, f"s3://{BUCKET}/runs/faulty", pictures)
+    assert main(["build", str(config)]) == 0
+    assert store.injected == 16
+    store.choose = lambda method, path: None
+    assert releases_in(store, "runs/faulty") == whole
+
+
+def test_a_store_that_stays_away_is_one_line(
+    store: Store, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, f"s3://{BUCKET}/runs/away", pictures)
+    store.choose = lambda method, path: "expired_403" if "/runs/away" in path else None
+    assert main(["build", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert f"s3://{BUCKET}/runs/away: the store cannot be used now (PermissionError" in said
+    assert "run the same command again" in said
+    assert main(["build", str(write_config(tmp_path, f"s3://{BUCKET}", pictures))]) == 2
+    assert "name a folder in the bucket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 8, 12, 16])
+def test_a_file_is_read_to_its_end_whatever_its_size(
+    store: Store, num_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store refuses a range behind the end; that it has no more bytes is not a fault."""
+    monkeypatch.setattr(storage, "_RANGE_BYTES", 8)
+    content = b"0123456789abcdef"[:num_bytes]
+    place = f"s3://{BUCKET}/sizes/{num_bytes}"
+    storage.publish_bytes(place, content)
+    store.requests = []
+    assert storage.download(place, str(tmp_path / "here")).sha256 == hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "here").read_bytes() == content
+    assert [method for method, _ in store.requests] == ["GET"] * (num_bytes // 8 + 1)
+
+
+# ---- another machine
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_followed_by_one_elsewhere(
+    store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, f"s3://{BUCKET}/runs/killed", pictures)
+    seen: set[str] = set()
+
+    def choose(method: str, path: str) -> str | None:
+        if method == "GET" and path.startswith(f"/{BUCKET}/pictures/") and path.endswith(".jpg"):
+            seen.add(path)
+            if len(seen) == 21:  # five parts are committed; their lines of the journal go out every two seconds
+                time.sleep(4)
+                driver.kill()
+        return None
+
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    store.choose, store.requests = choose, []
+    driver = subprocess.Popen([*PLANTMIX, "build", str(config)], env=env, stderr=subprocess.PIPE)
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == -signal.SIGKILL, said
+    known = seen - {path for _, path in store.requests[-1:]}
+    store.choose, store.requests = lambda method, path: None, []
+    os.environ[remote.PLACE_VARIABLE] = str(tmp_path / "another machine")
+    assert main(["build", str(config)]) == 0
+    again = {path for method, path in store.requests if method == "GET" and path.endswith(".jpg")}
+    assert len(known & again) <= 4, "only the part in flight is read again"
+    assert len(again) >= NUM - 21
+    assert releases_in(store, "runs/killed") == whole
+
+
+@pytest.mark.slow
+def test_two_nodes_that_share_no_disk(store: Store, pictures: str, whole: dict[str, str], tmp_path: Path) -> None:
+    """Two real Ray nodes, each with a local folder of its own; row groups are read by exact ranges."""
+    with Cluster() as cluster:
+        for number in range(2):
+            local = str(tmp_path / f"node-{number}")
+            env = store.environment() | {"PYTHONPATH": str(ROOT), remote.PLACE_VARIABLE: local}
+            cluster.start(env=env)
+        config = write_config(
+            tmp_path, f"s3://{BUCKET}/runs/spread", pictures, executor="ray", ray={"address": cluster.address}
+        )
+        store.requests, store.sent = [], []
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= ENVIRONMENT | {"PYTHONPATH": str(ROOT), remote.PLACE_VARIABLE: str(tmp_path / "node-0")}
+        command = [sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())"]
+        done = subprocess.run(
+            [*command, "build", str(config)], env=env, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert releases_in(store, "runs/spread") == whole
+    assert list((tmp_path / "node-1").glob("*/parts")), "the second node did parts, too"
+    assert not list((tmp_path / "node-1").glob("*/parts/*")), "and keeps nothing of them"
+    asked = asked_for(store, "runs/spread")
+    written = Counter(path for method, path in asked if method == "PUT" and path.startswith(("tables/", "pool/")))
+    assert max(written.values()) <= 3
+    assert not fsspec.filesystem("s3", **store.options).find(f"{BUCKET}/runs/spread/scratch")
