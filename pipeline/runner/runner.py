@@ -307,15 +307,20 @@ class Runner:
         attempts = {job.key: 1 for job in jobs}
         losses = {job.key: 0 for job in jobs}
         pieces: dict[str, list[str]] = {job.key: [] for job in jobs}
+        whole: set[str] = set()  # parts that are committed: a worker may be lost between its last result and its end
         todo = list(jobs)
         while todo and not self._stop.asked():
             again: list[Job] = []
             for done in self._ready_executor().run(step.work, todo, gpus, self._stop.asked):
                 job, result = done.job, done.result
+                if job.key in whole:
+                    continue
                 if result is not None:
                     record = self._commit(stage, step, done, place_of(job, result.is_piece), attempts[job.key])
                     if result.is_piece:
                         pieces[job.key] += [storage.join(self._catalog.workdir, file.path) for file in record.files]
+                    else:
+                        whole.add(job.key)
                     if not step.reports:
                         progress.advance(job.num_rows, result.funnel)
                     self._publish_status(progress.snapshot())

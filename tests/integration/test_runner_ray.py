@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,22 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
 
     seen = [done.result.notes["seen"] for done in executor.run(work, jobs_of([{}] * 8, shared=shared))]
     assert sorted(seen) == list(range(1, 9))
+
+
+def test_a_worker_that_dies_after_its_last_result_costs_nothing(
+    tmp_path: Path, trace: Path, ray_executor: RayExecutor
+) -> None:
+    """As it was found: the part was done again and committed twice, which ended in a traceback of the database."""
+    inner, kill = traced(), int(signal.SIGKILL)
+
+    def work(inputs: dict[str, Any], run: Execution[None]) -> Iterator[PartResult]:
+        yield inner(inputs, run)
+        time.sleep(1)  # the driver has it now
+        os.kill(os.getpid(), kill)
+
+    report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(work, 2, trace=str(trace)))
+    assert report.stages["square"].funnel == Funnel(10, 5, {"odd": 5})
+    assert tries(trace) == {0: 1, 1: 1}
 
 
 def test_a_shared_object_that_dies_is_replaced_and_told(ray_executor: RayExecutor) -> None:

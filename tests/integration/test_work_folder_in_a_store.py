@@ -129,9 +129,11 @@ def test_the_bytes_of_a_local_build_and_few_requests(
     assert set(of_files) == {"PUT", "GET"}
     assert sum(method == "HEAD" for method, _ in store.requests if "/runs/one" in _) <= 6
 
-    (samples,) = (Path(path) for path in (tmp_path / "local").glob("*/tables/pack/*-train.parquet"))
-    rows = pq.read_table(samples, columns=["length"]).to_pylist()
-    rows += pq.read_table(str(samples).replace("-train", "-heldout"), columns=["length"]).to_pylist()
+    arranged = [
+        path for split in ("train", "heldout") for path in (tmp_path / "local").glob(f"*/tables/pack/*-{split}.parquet")
+    ]
+    assert len(arranged) == 2
+    rows = [row for path in arranged for row in pq.read_table(path, columns=["length"]).to_pylist()]
     reads = [num for path, num in sent if "/runs/one/pool/" in path]
     assert len(reads) <= len(rows), "at most one request a picture"
     assert sum(reads) <= 1.2 * sum(row["length"] for row in rows)
