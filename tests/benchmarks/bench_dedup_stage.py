@@ -91,60 +91,59 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     """One step as a worker does it; its file stands in `done.json` for the next one."""
     import numpy as np
 
+    from pipeline.matching.segments import Segment, Unit
     from pipeline.quotas.balance import BalanceSettings
+    from pipeline.runner.work import Execution
     from pipeline.stages import dedup, select
     from pipeline.stages import dedup_evaluation as evaluation
+    from pipeline.store.files import Files
     from pipeline.vocabulary.licences import LicenceSettings
 
     done = json.loads((folder / "done.json").read_text()) if (folder / "done.json").exists() else {}
-    named = {name: [f"{folder}/{name}.parquet"] for name in ("candidates", "facts", "captions", "caption_verdicts")}
-    base = {**named, "workdir": str(folder), "memory_gb": MEMORY_GB, "stem": step}
-    given: dict[str, Any] = {
-        "segment": {"facts_content": "", "known": [], "stands_on": []},
-        "search": {
-            "files": [done.get("segment")],
-            "segments": [done.get("segment_facts")],
-            "radius": 4,
-            "unit": (None, 0, 0),
-            "num_units": 1,
-        },
-        "collect": {
-            "found_pairs": [done.get("search")],
-            "radius": 4,
-            "placeholder_min_count": 20,
-            "num_alive": 0,
-            "others": False,
-        },
-        "leaks": {
-            "segments": [done.get("segment")],
-            "pairs": [done.get("collect")],
-            "evaluation": [f"{folder}/evaluation.parquet"],
-            "sets": [{"name": "set", "radius": 4, "mirrored": True}],
-            "named": [],
-        },
-        "select": {
-            "pairs": [done.get("collect")],
-            "leaks": [done.get("leaks")],
-            "score_verdicts": [],
-            "prefer": ["licence", "pixels", "caption", "priority"],
-            "priority": {f"s{number}": number for number in range(5)},
-            "licences": LicenceSettings(),
-            "balance": BalanceSettings(),
-            "takedowns": [],
-            "extra_captions": 0,
-            "semantic_pairs": [],
-        },
-    }
-    work = {
-        "segment": dedup.cut_segment,
-        "search": dedup.search,
-        "collect": dedup.collect,
-        "leaks": evaluation.find_leaks,
-        "select": select.decide,
-    }[step]
+
+    def written(name: str) -> Files:
+        return Files((f"{folder}/{name}.parquet",))
+
+    def made(by: str) -> Files:
+        return Files((done[by],))
+
+    def choice() -> select.Choice:
+        priority = {f"s{number}": number for number in range(5)}
+        prefer = ("licence", "pixels", "caption", "priority")
+        return select.Choice(prefer, 0, priority, LicenceSettings(), BalanceSettings(), ())
+
+    facts, candidates, none = written("facts"), written("candidates"), Files()
+    sets = ({"name": "set", "radius": 4, "mirrored": True},)
+    inputs, work = {
+        "segment": lambda: (dedup.SegmentInputs(facts, none), dedup.cut_segment),
+        "search": lambda: (
+            dedup.SearchInputs(made("segment"), (Segment(*done["segment_facts"]),), 4, Unit(), 1),
+            dedup.search,
+        ),
+        "collect": lambda: (dedup.CollectInputs(facts, made("search"), 4, 20, 0, False), dedup.collect),
+        "leaks": lambda: (
+            evaluation.LeakInputs(facts, candidates, made("segment"), made("collect"), written("evaluation"), sets, ()),
+            evaluation.find_leaks,
+        ),
+        "select": lambda: (
+            select.SelectInputs(
+                choice(),
+                candidates,
+                facts,
+                written("captions"),
+                made("collect"),
+                none,
+                made("leaks"),
+                none,
+                written("caption_verdicts"),
+                none,
+            ),
+            select.decide,
+        ),
+    }[step]()
     np.zeros(1)  # imports are no part of the figure
     start = time.perf_counter()
-    result = work({**base, **given[step]})
+    result = work(inputs, Execution(str(folder), MEMORY_GB, step, None))
     seconds = time.perf_counter() - start
     done[step] = result.files[0].temp
     if step == "segment":
