@@ -324,7 +324,10 @@ class Life:
         if never:
             raise DivergenceError(f"rows that nobody asked for: {never}")
         excess = sum((self.asked - rows).values())
-        may = (NUM_WORKERS if executor == RAY else 1) * PART if harmed else 0
+        # Ray holds two parts a worker. Workers that lost the raylet or GCS may begin the second before they end, while
+        # the driver, which would have committed the first, is gone.
+        parts = 1 if executor == INLINE else NUM_WORKERS * (2 if harmed and harmed.target in ("raylet", "gcs") else 1)
+        may = parts * PART if harmed else 0
         if excess > self.num_excess + may:
             raise DivergenceError(f"{excess - self.num_excess} requests without a row, {may} may be, after {harmed}")
         self.num_excess = excess
