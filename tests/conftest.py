@@ -1,4 +1,9 @@
-"""What holds for every test: a test's name is the same each time it is collected."""
+"""What holds for every test: its name is the same each time it is collected, and a busy machine may be slow."""
+
+from hypothesis import settings
+
+settings.register_profile("plantmix", deadline=None)
+settings.load_profile("plantmix")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

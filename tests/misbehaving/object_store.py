@@ -68,8 +68,12 @@ def serving() -> Iterator[Store]:
     thread.start()
     try:
         connection = http.client.HTTPConnection(host, port, timeout=30)
-        connection.request("PUT", f"/{BUCKET}")
-        assert connection.getresponse().status == 200
+        # servers of one process share their content
+        for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
+            connection.request(method, path)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
         connection.close()
         yield store
     finally:
