@@ -17,7 +17,7 @@ import release_writer as writer
 import torch
 import training_runs
 import yaml
-from misbehaving.object_store import BUCKET, Store, serving
+from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.errors import RunError
 from training.cli import main
@@ -52,13 +52,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, di
 
 @pytest.fixture
 def store(served: tuple[Store, Any], monkeypatch: pytest.MonkeyPatch) -> Store:
-    for name, value in served[0].environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    become_user(served[0], monkeypatch)
     monkeypatch.setattr(remote_runs, "_RETRY_SECONDS", (0.01, 0.02))
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    served[0].choose = lambda method, path: None
     fs = fsspec.filesystem("s3", **served[0].options, use_listings_cache=False)
     if fs.exists(f"{BUCKET}/run"):
         fs.rm(f"{BUCKET}/run", recursive=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import release_writer as writer
-from misbehaving.object_store import BUCKET, Store, serving
+from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError
 from manifests.release import Release
@@ -38,13 +38,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Pa
 
 @pytest.fixture
 def store(served: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch) -> Store:
-    for name, value in served[0].environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    become_user(served[0], monkeypatch)
     monkeypatch.setattr(shard_cache, "_RETRY_SECONDS", (0.01, 0.02, 0.05))
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    served[0].choose, served[0].requests = lambda method, path: None, []
     return served[0]
 
 

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
+import pytest
+
 BUCKET = "bucket"
 _SLOW_SECONDS = 0.3
 _ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
@@ -80,6 +83,17 @@ def serving() -> Iterator[Store]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+
+
+def become_user(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process reads and writes the store with few tries of the client library; no fault is injected yet."""
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    store.choose = lambda method, path: None
+    store.requests.clear()
 
 
 class _Proxy(http.server.BaseHTTPRequestHandler):

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ class RemoteRun:
         kept = {f"{checkpoint.CHECKPOINT_FOLDER}/{POINTER_FILE}": 0, checkpoint.SUMMARY_FILE: 1}
         own = [name for name in names if _is_of_run(name)]
         for name in sorted(own, key=lambda name: kept.get(name, 2)):
-            self._patiently(self.address, lambda name=name: fs.rm_file(f"{inner}/{name}"))  # type: ignore[misc]
+            self._patiently(self.address, partial(fs.rm_file, f"{inner}/{name}"))
 
     def save(self, keep: int) -> None:
         """Upload the newest checkpoint in the background, once the upload before has ended.
@@ -269,7 +270,7 @@ class RemoteRun:
         self._write_own(pointer)
         for old in entries[:-keep]:
             with contextlib.suppress(FileNotFoundError):
-                self._patiently(self.address, lambda old=old: fs.rm_file(f"{inner}/{old['name']}"))  # type: ignore[misc]
+                self._patiently(self.address, partial(fs.rm_file, f"{inner}/{old['name']}"))
 
     def _beside(self) -> list[Path]:
         """What a reader wants beside the checkpoints."""
