@@ -132,7 +132,7 @@ def test_other_bytes_than_the_record_says_are_never_used(
 def test_the_folder_stays_within_its_bound_and_the_oldest_go(store: Store, tmp_path: Path) -> None:
     pool = remote_pool()
     bound = sum(file.num_bytes for file in pool.files[:4]) + 100
-    reader = ShardReader(pool, cache := ShardCache(str(tmp_path), bound / 2**30))
+    reader = ShardReader(pool, cache := ShardCache(str(tmp_path), bound / 1e9))
     for shard in (0, 1, 2, 0, 3, 4, 0, 5):
         reader.read([12 * shard], False)
         assert sum(file.stat().st_size for file in cache.folder.glob("*.tar")) <= bound

@@ -86,7 +86,7 @@ class DataSettings(Settings):
     cache_dir: str | None = None
     """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
     cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
-    """GiB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
+    """GB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
 
     @model_validator(mode="after")
     def _some_share_is_positive(self) -> DataSettings:

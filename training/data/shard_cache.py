@@ -52,7 +52,7 @@ class ShardCache:
     """Whole shards in a folder of at most `max_bytes`."""
 
     def __init__(self, cache_dir: str | None = None, max_gb: float = DEFAULT_GB) -> None:
-        self._cache_dir, self.max_bytes = cache_dir, int(max_gb * 2**30)
+        self._cache_dir, self.max_bytes = cache_dir, round(max_gb * 1e9)
 
     @cached_property
     def folder(self) -> Path:
@@ -117,8 +117,8 @@ class ShardCache:
         """Remove the shards that were not used for longest, until this one fits."""
         if shard.num_bytes > self.max_bytes:
             raise ConfigError(
-                f"{shard.path} has {shard.num_bytes / 2**30:.2f} GiB, more than data.cache_gb = "
-                f"{self.max_bytes / 2**30:g}; raise it to hold at least the shards that data.shuffle_window spans"
+                f"{shard.path} has {shard.num_bytes / 1e9:.2f} GB, more than data.cache_gb = "
+                f"{self.max_bytes / 1e9:g}; raise it to hold at least the shards that data.shuffle_window spans"
             )
         with locked(self.folder / "lock"):
             files = [(file, stat) for file in self.folder.iterdir() if (stat := _stat(file)) is not None]
