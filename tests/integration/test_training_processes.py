@@ -270,7 +270,8 @@ def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], tmp
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     assert out.startswith("finished: 24 steps")
-    assert "going on after step 6 from" in err
+    (step,) = re.findall(r"going on after step (\d+) from", err)  # once: the next try finds all processes
+    assert step in ("6", "9"), "the last checkpoint when the process was gone"
     _assert_same(whole, killed)
 
 

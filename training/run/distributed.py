@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from manifests.errors import ConfigError, PlantMixError
 
@@ -50,8 +52,21 @@ def start_ranks(device: str) -> Ranks:
     if on_gpu:
         torch.cuda.set_device(place)
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", **_meeting_place())
     return Ranks(rank, world_size, place)
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes find each other, when torchrun on one machine has started them again; else torch's own.
+
+    Torchrun with a fixed address keeps its store, and in it the addresses of the processes that were lost (torch 2.13).
+    On several machines (c10d) each start has a new store, and the machines may count restarts differently.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, world_size = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": world_size}
 
 
 def stop_ranks(ranks: Ranks) -> None:
