@@ -7,17 +7,19 @@
     python tests/benchmarks/bench_dalip_vs_clip.py statistics                          # from the committed files alone
 
 GROCERY and CORPUS as for bench_learning.py; the packages of study_towers.py must be importable. `run` is one process of
-one thread. It skips what is done: a finished run is one JSON file in results/dalip-vs-clip/, so it may be ended at any
-time and started again. `--minutes` ends it after the run that is then under way. The weights of final runs stay in DIR
-for `judge`, which trains again what is missing there.
+one thread; more of them share the runs. It skips what is done: a finished run is one JSON file in
+results/dalip-vs-clip/, so it may be ended at any time and started again. `--minutes` ends it after the run that is then
+under way. The weights of final runs stay in DIR for `judge`, which trains again what is missing there.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +94,34 @@ def run(work: Path, minutes: float, seeds: tuple[int, ...]) -> None:
 
 
 def _do(wanted: Iterator[Run], regimes: dict[str, Any], work: Path, stop: float) -> None:
-    for one in wanted:
-        if one.file.is_file():
-            continue
-        if time.time() > stop:
-            raise SystemExit("time is up; run again to go on")
-        result = do_run(one, regimes[one.regime], work)
-        print(one.file.stem, f"{result['seconds']} s", f"{result['cpu_seconds']} CPU s", result["final_loss"],
-              f"val {np.mean([int(hit) for hit in result['val_varieties']]):.3f}", flush=True)  # fmt: skip
+    """Make what is not there, and wait for what other processes are making."""
+    todo = [one for one in wanted if not one.file.is_file()]
+    while todo:
+        for one in todo:
+            with _claim(work, one) as mine:
+                if not mine or one.file.is_file():
+                    continue
+                if time.time() > stop:
+                    raise SystemExit("time is up; run again to go on")
+                result = do_run(one, regimes[one.regime], work)
+                print(one.file.stem, f"{result['seconds']} s", f"{result['cpu_seconds']} CPU s", result["final_loss"],
+                      f"val {np.mean([int(hit) for hit in result['val_varieties']]):.3f}", flush=True)  # fmt: skip
+        todo = [one for one in todo if not one.file.is_file()]
+        time.sleep(5 if todo else 0)
+
+
+@contextmanager
+def _claim(work: Path, one: Run) -> Iterator[bool]:
+    """True while no other process makes this run; a process that is gone holds nothing."""
+    path = work / "claims" / one.file.stem
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def do_run(one: Run, regime: Any, work: Path) -> dict[str, Any]:

@@ -112,15 +112,36 @@ class Branch(nn.Module, ABC):
         """Make the layers of the statistic; returns the length of its vector."""
 
     @abstractmethod
-    def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
-        """The vector that the statistic makes of the tokens, (B, T)."""
+    def statistics(
+        self,
+        anchor_BC: Tensor,
+        tokens_BMW: Tensor,
+        mask_BM: Tensor | None = None,
+        projection_WC: Tensor | None = None,
+    ) -> Tensor:
+        """The vector that the statistic makes of anchor and tokens, (B, T)."""
 
-    def forward(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        anchor_BC: Tensor,
+        tokens_BMW: Tensor,
+        mask_BM: Tensor | None = None,
+        projection_WC: Tensor | None = None,
+    ) -> Tensor:
         """The feature z, (B, C), not normalised.
 
-        `mask_BM` is true for the tokens that count; None counts all of them.
+        `mask_BM` is true for the tokens that count; None counts all of them. `projection_WC` takes the tokens to the
+        width of the anchor; None when they have it.
         """
-        return self.project(self.statistics(anchor_BW, tokens_BMW, mask_BM))
+        return self.project(self.statistics(anchor_BC, tokens_BMW, mask_BM, projection_WC))
+
+    def project_tokens(self, tokens_BMW: Tensor, projection_WC: Tensor | None = None) -> Tensor:
+        """Step 0, (B, M, C): the tower's projection, if it is still to be done, and the branch's as one product."""
+        if projection_WC is None:
+            projected_BMC: Tensor = self.token_projection(tokens_BMW)
+            return projected_BMC
+        matrix_CW = self.token_projection.weight @ projection_WC.t()
+        return mbdc_fast.channels_times(tokens_BMW.unsqueeze(2), matrix_CW).squeeze(2)
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
@@ -149,11 +170,17 @@ class SecondOrderBranch(Branch):
             self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
         return mbdc.num_second_order(shape.heads, shape.reduced_width)
 
-    def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+    def statistics(
+        self,
+        anchor_BC: Tensor,
+        tokens_BMW: Tensor,
+        mask_BM: Tensor | None = None,
+        projection_WC: Tensor | None = None,
+    ) -> Tensor:
         """Steps 0 to 7: the vector of distances, (B, H T), in full precision."""
         heads = self.shape.heads
-        tokens_BMHE = self.token_projection(tokens_BMW).unflatten(-1, (heads, -1))
-        anchor_BHE = self.token_projection(anchor_BW).unflatten(-1, (heads, -1))
+        tokens_BMHE = self.project_tokens(tokens_BMW, projection_WC).unflatten(-1, (heads, -1))
+        anchor_BHE = self.token_projection(anchor_BC).unflatten(-1, (heads, -1))
         reduced_BMHR = mbdc_fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
         with without_autocast(reduced_BMHR):
             num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)

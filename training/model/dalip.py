@@ -113,7 +113,7 @@ class DalipModel(nn.Module):
         else:
             tower = towers.image_tower(self.clip, images)
         # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
-        z_BC = branch(tower.feature, tower.tokens, tower.mask)
+        z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
         return _normalised(tower.feature), _normalised(z_BC)
 
     def encode_text_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ class DalipModel(nn.Module):
             tower = self.clip.text.output(tokens)
         else:
             tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
-        z_BC = branch(tower.feature, tower.tokens, tower.mask)
+        z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
         return _normalised(tower.feature), _normalised(z_BC)
 
     def _require(self, branch: Branch | None) -> tuple[SecondOrder, Branch]:

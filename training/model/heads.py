@@ -72,9 +72,15 @@ class PooledBranch(Branch):
         """None of its own."""
         return self.shape.embed_dim
 
-    def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+    def statistics(
+        self,
+        anchor_BC: Tensor,
+        tokens_BMW: Tensor,
+        mask_BM: Tensor | None = None,
+        projection_WC: Tensor | None = None,
+    ) -> Tensor:
         """The projected anchor, (B, C)."""
-        projected_BC: Tensor = self.token_projection(anchor_BW)
+        projected_BC: Tensor = self.token_projection(anchor_BC)
         return projected_BC
 
 
@@ -93,31 +99,41 @@ class _PoolingBranch(Branch):
         return 0
 
     @abstractmethod
-    def pool(self, tokens_BMC: Tensor, mask_BM: Tensor) -> Tensor:
-        """The pooled tokens, (B, C)."""
+    def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
+        """The pooled tokens behind their projection, (B, C)."""
 
-    def statistics(self, anchor_BW: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+    def statistics(
+        self,
+        anchor_BC: Tensor,
+        tokens_BMW: Tensor,
+        mask_BM: Tensor | None = None,
+        projection_WC: Tensor | None = None,
+    ) -> Tensor:
         """The hidden layer over the pooled tokens, (B, T)."""
-        mask_BM = tokens_BMW.new_ones(tokens_BMW.shape[:2], dtype=torch.bool) if mask_BM is None else mask_BM
-        hidden_BT = functional.gelu(self.hidden(self.pool(self.token_projection(tokens_BMW), mask_BM)))
+        hidden_BT = functional.gelu(self.hidden(self.pool(tokens_BMW, mask_BM, projection_WC)))
         return functional.dropout(hidden_BT, self.shape.dropout, self.training)
 
 
 class MeanBranch(_PoolingBranch):
     """The mean of the tokens."""
 
-    def pool(self, tokens_BMC: Tensor, mask_BM: Tensor) -> Tensor:
-        """Padding counts neither in the sum nor in the number."""
-        kept_BMC = tokens_BMC.masked_fill(~mask_BM.unsqueeze(-1), 0.0)
-        return kept_BMC.sum(dim=1) / mask_BM.sum(dim=1, keepdim=True)
+    def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
+        """The mean first: its projection is the mean of the projected tokens. Padding does not count."""
+        if mask_BM is None:
+            mean_B1W = tokens_BMW.mean(dim=1, keepdim=True)
+        else:
+            kept_BMW = tokens_BMW.masked_fill(~mask_BM.unsqueeze(-1), 0.0)
+            mean_B1W = kept_BMW.sum(dim=1, keepdim=True) / mask_BM.sum(dim=1).view(-1, 1, 1)
+        return self.project_tokens(mean_B1W, projection_WC).squeeze(1)
 
 
 class MaxBranch(_PoolingBranch):
     """The largest value of each channel over the tokens."""
 
-    def pool(self, tokens_BMC: Tensor, mask_BM: Tensor) -> Tensor:
+    def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
         """Padding is never the largest."""
-        return tokens_BMC.masked_fill(~mask_BM.unsqueeze(-1), -torch.inf).amax(dim=1)
+        tokens_BMC = self.project_tokens(tokens_BMW, projection_WC)
+        return _without(mask_BM, tokens_BMC).amax(dim=1)
 
 
 class AttentionBranch(_PoolingBranch):
@@ -128,11 +144,11 @@ class AttentionBranch(_PoolingBranch):
         self.query = nn.Parameter(torch.zeros(self.shape.heads, self.shape.embed_dim // self.shape.heads))
         return self.shape.embed_dim
 
-    def pool(self, tokens_BMC: Tensor, mask_BM: Tensor) -> Tensor:
+    def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
         """Padding has weight 0."""
-        tokens_BMHE = tokens_BMC.view(*tokens_BMC.shape[:2], *self.query.shape)
+        tokens_BMHE = self.project_tokens(tokens_BMW, projection_WC).unflatten(-1, self.query.shape)
         fit_BMH = (tokens_BMHE * self.query).sum(dim=-1) * self.query.shape[1] ** -0.5
-        weight_BMH = fit_BMH.masked_fill(~mask_BM.unsqueeze(-1), -torch.inf).softmax(dim=1)
+        weight_BMH = _without(mask_BM, fit_BMH).softmax(dim=1)
         pooled_BHE: Tensor = (tokens_BMHE * weight_BMH.unsqueeze(-1)).sum(dim=1)
         return pooled_BHE.flatten(1)
 
@@ -145,6 +161,11 @@ HEADS: dict[Statistic, type[Branch]] = {
     "attention": AttentionBranch,
     "pooled": PooledBranch,
 }
+
+
+def _without(mask_BM: Tensor | None, values_BMX: Tensor) -> Tensor:
+    """Padding at minus infinity."""
+    return values_BMX if mask_BM is None else values_BMX.masked_fill(~mask_BM.unsqueeze(-1), -torch.inf)
 
 
 def _matched_width(shape: BranchShape, own: int) -> int:

@@ -57,7 +57,7 @@ class _WeighAndReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit_BHE: Tensor, tokens_BMHE: Tensor, reduce_RE: Tensor, mask_BM: Tensor | None) -> Tensor:
         weights_BMH, cosine_BMH, norm_BMH = _cosine_softmax(unit_BHE, full_precision(tokens_BMHE), mask_BM)
-        weighted_BMHR = full_precision(_channels_times(tokens_BMHE, reduce_RE)).mul_(weights_BMH.unsqueeze(-1))
+        weighted_BMHR = full_precision(channels_times(tokens_BMHE, reduce_RE)).mul_(weights_BMH.unsqueeze(-1))
         ctx.save_for_backward(unit_BHE, tokens_BMHE, reduce_RE, weights_BMH, cosine_BMH, norm_BMH, weighted_BMHR)
         return weighted_BMHR
 
@@ -75,7 +75,7 @@ class _WeighAndReduce(torch.autograd.Function):
             to_dot_BMH = to_cosine_BMH / norm_BMH
             along_BMH = -to_dot_BMH * cosine_BMH / norm_BMH
             # In place from here: a fresh array of this size costs as much in page faults as the arithmetic.
-            wide_BMHE = _channels_times(to_reduced_BMHR, reduce_RE.t())
+            wide_BMHE = channels_times(to_reduced_BMHR, reduce_RE.t())
             wide_BMHE.addcmul_(tokens_BMHE, along_BMH.unsqueeze(-1).to(wide_BMHE.dtype))
             wide_BMHE.addcmul_(unit_BHE.unsqueeze(1).to(wide_BMHE.dtype), to_dot_BMH.unsqueeze(-1).to(wide_BMHE.dtype))
             per_head_BHD = torch.bmm(to_dot_BMH.transpose(1, 2), full_precision(tokens_BMHE).flatten(2))
@@ -154,7 +154,7 @@ def _cosine_softmax(unit_BHE: Tensor, tokens_BMHE: Tensor, mask_BM: Tensor | Non
     return scored_BMH.softmax(dim=1), cosine_BMH, norm_BMH
 
 
-def _channels_times(x_BMHE: Tensor, matrix_RE: Tensor) -> Tensor:
+def channels_times(x_BMHE: Tensor, matrix_RE: Tensor) -> Tensor:
     """`x @ matrix.t()`, (B, M, H, R).
 
     In float32 on a CPU as a 1 x 1 convolution. torch gives products to MKL, which uses half of the width of AMD
@@ -167,7 +167,7 @@ def _channels_times(x_BMHE: Tensor, matrix_RE: Tensor) -> Tensor:
 
 
 def _sum_of_outer(left_BMHR: Tensor, right_BMHE: Tensor) -> Tensor:
-    """Sum over B, M and H of the outer products, (R, E): the gradient of the matrix of `_channels_times`."""
+    """Sum over B, M and H of the outer products, (R, E): the gradient of the matrix of `channels_times`."""
     if not _by_convolution(right_BMHE):
         return left_BMHR.flatten(0, 2).t() @ right_BMHE.flatten(0, 2)
     size = (left_BMHR.shape[-1], right_BMHE.shape[-1], 1, 1)

@@ -28,6 +28,7 @@ class TowerOutput:
     anchor: Tensor  # (B, W)
     tokens: Tensor  # (B, M, W)
     mask: Tensor | None  # (B, M), true for tokens that count; None: all of them
+    projection: Tensor | None = None  # (W, C) that takes the tokens to the anchor's width; None: they have it
 
 
 def image_tower(clip: Any, images: Tensor, placement: Placement = "after_projection") -> TowerOutput:

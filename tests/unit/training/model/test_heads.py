@@ -79,18 +79,37 @@ def test_gradients_equal_finite_differences(kind: Any) -> None:
     assert torch.autograd.gradcheck(lambda a, t: branch(a, t, mask), (anchor, tokens), atol=1e-5)
 
 
-def test_each_pooling_is_what_its_name_says() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_a_projection_given_beside_the_tokens_is_one_done_before(kind: Any, dtype: torch.dtype) -> None:
+    """Value and gradients; float32 goes another way on a processor than float64."""
+    torch.manual_seed(3)
+    branch = HEADS[kind](shape()).to(dtype)
+    anchor, tokens = inputs(dtype=dtype)[0], inputs(width=12, dtype=dtype)[1]
+    projection = (0.3 * torch.randn(12, 16, dtype=dtype)).requires_grad_()
+    mask = torch.arange(7).expand(3, 7) < torch.tensor([[7], [5], [6]])
+    found = []
+    for z in (branch(anchor, tokens, mask, projection), branch(anchor, tokens @ projection, mask)):
+        wanted = [projection, *branch.parameters()] if kind != "pooled" else list(branch.parameters())
+        found.append([z, *torch.autograd.grad(z.square().sum(), wanted)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(3, 7, dtype=torch.bool)])
+def test_each_pooling_is_what_its_name_says(mask: Tensor | None) -> None:
     _, tokens = inputs()
-    every = torch.ones(3, 7, dtype=torch.bool)
-    torch.testing.assert_close(MeanBranch(shape()).pool(tokens, every), tokens.mean(1))
-    torch.testing.assert_close(MaxBranch(shape()).pool(tokens, every), tokens.amax(1))
-    attention = AttentionBranch(shape())
-    torch.testing.assert_close(attention.pool(tokens, every), tokens.mean(1))  # its start
+    mean, largest, attention = (kind(shape()) for kind in (MeanBranch, MaxBranch, AttentionBranch))
+    for branch in (mean, largest, attention):
+        torch.nn.init.eye_(branch.token_projection.weight)
+    torch.testing.assert_close(mean.pool(tokens, mask, None), tokens.mean(1))
+    torch.testing.assert_close(largest.pool(tokens, mask, None), tokens.amax(1))
+    torch.testing.assert_close(attention.pool(tokens, mask, None), tokens.mean(1))  # its start
     with torch.no_grad():
         attention.query.copy_(1000 * tokens[0, 3].view(4, 4))
     nearest = (tokens[0].view(7, 4, 4) * attention.query).sum(-1).argmax(0)
     expected = tokens[0].view(7, 4, 4)[nearest, torch.arange(4)].flatten()
-    torch.testing.assert_close(attention.pool(tokens, every)[0], expected)
+    torch.testing.assert_close(attention.pool(tokens, mask, None)[0], expected)
 
 
 def test_the_root_times_itself_is_the_matrix() -> None:
