@@ -1,7 +1,11 @@
 """Every metadata stage of a whole build, over synthetic candidates without pictures: time and memory by step.
 
-    python tests/benchmarks/bench_metadata.py --millions 1 2 4 8 13 --folder SCRATCH --plot metadata.png
-    python tests/benchmarks/bench_metadata.py --draw SCRATCH/found.jsonl --plot metadata.png
+    python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH              # 1, 2, 4, 8 and 13 M, unattended
+    python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH --and-50     # and 50 M
+
+What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there is not run again, and one that failed
+does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
+(tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done.
 
 The real runner goes through the real FLOW, in this process. Two tables of addresses (10 of 13 rows are plants) come
 in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that it would have measured
@@ -12,7 +16,7 @@ replaces `caption measure`, whose parts know nothing of each other: 1,000 captio
 
 Each size runs in a process of its own. Peak memory is that of the whole process, reset before each step. Prints a JSON
 line a step, and for each size one line with the hash of the release's samples.parquet, which must not depend on
-`--memory-gb`. At the end the exponent of growth of each step.
+`--memory-gb`. The tables end with the exponent of growth of each step.
 """
 
 from __future__ import annotations
@@ -62,32 +66,48 @@ HASHES = "hashes.npy"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 2, 4, 8, 13])
+    parser.add_argument("--and-50", action="store_true", help="50 M rows at the end, too")
     parser.add_argument("--folder", type=Path, default=Path("metadata-scratch"))
     parser.add_argument("--memory-gb", type=float, default=4.0)
     parser.add_argument("--quick", action="store_true", help="make up the measurements of captions")
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--draw", type=Path, help="measure nothing, read these lines again")
     parser.add_argument("--one", type=int, help="run one size and print its lines")
     args = parser.parse_args()
     if args.one:
         measure(args.one, args.folder, args.memory_gb, args.quick)
         return
-    found = [json.loads(line) for line in args.draw.read_text().splitlines()] if args.draw else []
-    for millions in [] if args.draw else args.millions:
-        command = [sys.executable, __file__, "--one", str(int(millions * 1e6)), "--folder", str(args.folder)]
-        command += ["--memory-gb", str(args.memory_gb), *(["--quick"] if args.quick else [])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                found.append(json.loads(line))
-                print(line, end="", flush=True)
-                with (args.folder / "found.jsonl").open("a") as stream:
-                    stream.write(line)
-        if process.returncode:
-            raise SystemExit(f"{millions:g} M rows: exit code {process.returncode}")
-    print(report(found))
-    if args.plot:
-        draw(found, args.plot)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for millions in [*args.millions, *([50.0] if args.and_50 else [])]:
+        num = round(millions * 1e6)
+        kept = args.folder / f"found-{num}.jsonl"
+        if not kept.exists():
+            options = ["--folder", str(args.folder), "--memory-gb", str(args.memory_gb)]
+            options += ["--quick"] if args.quick else []
+            if code := run_size([sys.executable, __file__, "--one", str(num), *options], kept):
+                failed.append(f"{millions:g} M (exit code {code})")
+                continue
+        found = [
+            json.loads(line) for path in args.folder.glob("found-*.jsonl") for line in path.read_text().splitlines()
+        ]
+        (args.folder / "found.md").write_text(report(found) + "\n")
+        draw(found, args.folder / "metadata.png")
+    if failed:
+        raise SystemExit(f"not done: {', '.join(failed)}; their lines so far are in {args.folder}/*.part")
+    print((args.folder / "found.md").read_text())
+
+
+def run_size(command: list[str], kept: Path) -> int:
+    """Run one size in a process of its own; its lines get their name when it is done. Returns the exit code."""
+    part = kept.with_suffix(".part")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, part.open("w") as stream:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            stream.write(line)
+            stream.flush()
+    if process.returncode == 0:
+        part.rename(kept)
+    return process.returncode
 
 
 # ---- one size
@@ -369,7 +389,7 @@ def report(found: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """CPU seconds and peak memory of the steps that take most, over the number of candidates."""
+    """CPU seconds, seconds and peak memory of the steps that take most, over the number of candidates."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -377,23 +397,29 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
     largest = max(row["rows"] for row in found)
     last = {row["step"]: row for row in found if row["rows"] == largest and row["step"] not in REPLACED}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    steps = sorted((step for step in last if step != "all"), key=lambda step: -last[step]["cpu_seconds"])[:9]
+    steps = ["all", *sorted((step for step in last if step != "all"), key=lambda step: -last[step]["cpu_seconds"])[:9]]
     sizes = sorted({row["rows"] / 1e6 for row in found})
-    for axis, name, label in zip(axes, ("cpu_seconds", "peak_gib"), ("CPU seconds", "peak memory, GiB"), strict=True):
-        for number, step in enumerate(["all", *steps] if name == "cpu_seconds" else steps, name == "peak_gib"):
+    slopes = exponents(found, "cpu_seconds", 1.0)
+    labels = {"cpu_seconds": "CPU seconds", "seconds": "seconds", "peak_gib": "peak memory, GiB"}
+    figure, axes = plt.subplots(1, len(labels), figsize=(14, 4.6), layout="constrained")
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for number, step in enumerate(steps):
             points = sorted((row["rows"] / 1e6, row[name]) for row in found if row["step"] == step)
-            colour = "black" if step == "all" else f"C{number}"
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=step)
+            colour, grows = "black" if step == "all" else f"C{number}", slopes.get(step)
+            text = step + (f": n^{grows:.2f}" if grows is not None else "")
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=text)
         axis.set(xscale="log", xlabel="million candidates", ylabel=label)
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
         axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(bottom=0)
-    for axis in axes:
+        if name == "peak_gib":
+            axis.set_ylim(bottom=0)
+        else:
+            axis.set_yscale("log")
         axis.xaxis.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", fontsize=8, title="CPU s grow as", title_fontsize=8)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
