@@ -7,16 +7,18 @@ What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there
 does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
 (tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done.
 
-The real runner goes through the real FLOW, in this process. Two tables of addresses (10 of 13 rows are plants) come
-in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that it would have measured
-(tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`), `dedup detail` writes
-made-up details, and `pack write` writes one small picture a shard and the placements of all its samples. All others are
-the code of a build. Parts of fetch have 10,000 rows and shards 10,000 samples, ten times the defaults. `--quick` also
-replaces `caption measure`, whose parts know nothing of each other: 1,000 captions are measured and the rest made up.
+The real runner goes through the real FLOW, in this process, or with `--workers` on Ray. Two tables of addresses (10 of
+13 rows are plants) come in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that
+it would have measured (tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`),
+`dedup detail` writes made-up details, and `pack write` writes one small picture a shard and the placements of all its
+samples. All others are the code of a build. Parts of fetch have 10,000 rows and shards 10,000 samples, ten times the
+defaults. `--quick` also replaces `caption measure`, whose parts know nothing of each other: 1,000 captions are measured
+and the rest made up.
 
-Each size runs in a process of its own. Peak memory is that of the whole process, reset before each step. Prints a JSON
-line a step, and for each size one line with the hash of the release's samples.parquet, which must not depend on
-`--memory-gb`. The tables end with the exponent of growth of each step.
+Each size runs in a process of its own. CPU seconds and peak memory are those of that process and of all that it
+started; the peaks of processes are added, and reset before each step. Prints a JSON line a step, and for each size one
+line for all steps and one for those that are not replaced, with the hash of the release's samples.parquet. That must
+not depend on `--memory-gb` and `--workers`. The tables end with the exponent of growth of each step.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ import ctypes
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -58,8 +59,11 @@ from pipeline.stages.pack import ShardInputs
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from process_tree import below
+
 PART_ROWS = 10_000
-REPLACED = ("fetch download", "dedup detail", "pack write")
 HASHES = "hashes.npy"
 
 
@@ -69,11 +73,12 @@ def main() -> None:
     parser.add_argument("--and-50", action="store_true", help="50 M rows at the end, too")
     parser.add_argument("--folder", type=Path, default=Path("metadata-scratch"))
     parser.add_argument("--memory-gb", type=float, default=4.0)
+    parser.add_argument("--workers", type=int, help="run the parts in so many workers of Ray")
     parser.add_argument("--quick", action="store_true", help="make up the measurements of captions")
     parser.add_argument("--one", type=int, help="run one size and print its lines")
     args = parser.parse_args()
     if args.one:
-        measure(args.one, args.folder, args.memory_gb, args.quick)
+        measure(args.one, args.folder, args.memory_gb, args.quick, args.workers)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -82,7 +87,10 @@ def main() -> None:
         kept = args.folder / f"found-{num}.jsonl"
         if not kept.exists():
             options = ["--folder", str(args.folder), "--memory-gb", str(args.memory_gb)]
-            options += ["--quick"] if args.quick else []
+            options += [
+                *(["--quick"] if args.quick else []),
+                *(["--workers", str(args.workers)] if args.workers else []),
+            ]
             if code := run_size([sys.executable, __file__, "--one", str(num), *options], kept):
                 failed.append(f"{millions:g} M (exit code {code})")
                 continue
@@ -113,7 +121,7 @@ def run_size(command: list[str], kept: Path) -> int:
 # ---- one size
 
 
-def measure(num: int, folder: Path, memory_gb: float, quick: bool) -> None:
+def measure(num: int, folder: Path, memory_gb: float, quick: bool, workers: int | None) -> None:
     """One build in `folder`, which is emptied afterwards."""
     work = folder / f"work-{num}"
     shutil.rmtree(work, ignore_errors=True)
@@ -141,25 +149,37 @@ def measure(num: int, folder: Path, memory_gb: float, quick: bool) -> None:
             "select": {"licences": {"allow": ["known", "unknown"]}},
             "mix": {"ratio": {"plant": 10, "general": 3}, "heldout": {"share": 0.002}, "max_epochs": 2},
             "pack": {"samples_per_shard": PART_ROWS},
-            "run": {"executor": "inline", "fetch_part_size": PART_ROWS, "memory_gb": memory_gb},
+            "run": {
+                "executor": "ray" if workers else "inline",
+                "num_workers": workers,
+                "fetch_part_size": PART_ROWS,
+                "memory_gb": memory_gb,
+            },
         }
     )
-    started, before = time.perf_counter(), cpu_seconds()
+    started = time.perf_counter()
     with Catalog.open(str(work)) as catalog:
         runner = MeasuredRunner(config, flow_without_pictures(quick), catalog)
-        runner.num_rows, runner.peaks = num, []
+        runner.num_rows, runner.told = num, []
         release = runner.run().release
-    samples = work / str(release) / "samples.parquet"
-    tell(
-        rows=num,
-        step="all",
-        seconds=time.perf_counter() - started,
-        cpu_seconds=cpu_seconds() - before,
-        peak_gib=max(runner.peaks),
-        files=sum(1 for path in work.rglob("*") if path.is_file()),
-        samples=storage.hash_file(str(samples)).sha256,
-        disk_gb=sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / 1e9,
-    )
+    seconds = time.perf_counter() - started
+    for step, rows in {
+        "all": runner.told,
+        "all but replaced": [row for row in runner.told if not row["replaced"]],
+    }.items():
+        tell(
+            rows=num,
+            step=step,
+            seconds=seconds if step == "all" else sum(row["seconds"] for row in rows),
+            cpu_seconds=sum(row["cpu_seconds"] for row in rows),
+            peak_gib=max(row["peak_gib"] for row in rows),
+            files=sum(row["files"] for row in rows),
+            mb=sum(row["mb"] for row in rows),
+            replaced=False,
+            samples=storage.hash_file(str(work / str(release) / "samples.parquet")).sha256,
+            workers=workers or 0,
+            memory_gb=memory_gb,
+        )
     shutil.rmtree(work)
 
 
@@ -185,8 +205,12 @@ def write_sources(folder: Path, num: int) -> None:
 
 def flow_without_pictures(quick: bool) -> list[Any]:
     """FLOW, with other work in the three steps that move pictures, and with `quick` in the one that reads captions."""
-    work = dict(zip(REPLACED, (facts_without_pictures, made_up_details, placements_alone), strict=True))
-    work |= {"caption measure": captions_made_up} if quick else {}
+    work = {
+        "fetch download": facts_without_pictures,
+        "dedup detail": made_up_details,
+        "pack write": placements_alone,
+        **({"caption measure": captions_made_up} if quick else {}),
+    }
     flow = []
     for stage in FLOW:
         steps = [
@@ -203,44 +227,53 @@ class MeasuredRunner(Runner):
     """The runner, telling what each step took."""
 
     num_rows: int
-    peaks: list[float]
+    told: list[dict[str, Any]]
 
     def _run_step(self, stage: Any, step: Any, inputs: Any) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of this process begins anew
+        for pid in processes():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak begins anew
         load, started, before = os.getloadavg()[0], time.perf_counter(), cpu_seconds()
         super()._run_step(stage, step, inputs)
         parts = self._catalog.parts_of(self._context.fingerprint, step.name)
-        self.peaks.append(peak_gib())
-        tell(
+        row = tell(
             rows=self.num_rows,
             step=f"{stage.name} {step.name}",
             seconds=time.perf_counter() - started,
             cpu_seconds=cpu_seconds() - before,
-            peak_gib=self.peaks[-1],
+            peak_gib=peak_gib(),
             load=load,
             parts=len(parts),
             files=sum(len(part.files) for part in parts),
             mb=sum(file.num_bytes for part in parts for file in part.files) / 1e6,
+            replaced=step.work.__module__ == __name__,
         )
+        self.told.append(row)
+
+
+def processes() -> list[int]:
+    """This process, and all that it started."""
+    return [os.getpid(), *below(os.getpid())]
 
 
 def cpu_seconds() -> float:
-    """Of all threads of this process, and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    """Of all processes, with their children that have ended."""
+    used = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15] for pid in processes()]
+    return sum(int(ticks) for each in used for ticks in each) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_gib() -> float:
-    """Most resident memory of this process since it was reset."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / (1 << 20)
+    """Most resident memory of each process since that was reset, added."""
+    texts = [Path(f"/proc/{pid}/status").read_text() for pid in processes()]
+    peaks = [int(text.partition("VmHWM:")[2].split()[0]) for text in texts if "VmHWM:" in text]
+    return sum(peaks) / (1 << 20)
 
 
-def tell(**figures: Any) -> None:
+def tell(**figures: Any) -> dict[str, Any]:
     """One JSON line."""
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
     print(json.dumps(rounded), flush=True)
+    return rounded
 
 
 # ---- the replaced steps
@@ -383,7 +416,7 @@ def report(found: list[dict[str, Any]]) -> str:
                 continue
             cells = [f"{given[size]:.{digits}f}" if size in given else "" for size in sizes]
             slope = slopes.get(step, math.nan)
-            name = f"{step} (replaced)" if step in REPLACED else step
+            name = f"{step} (replaced)" if any(row["replaced"] for row in found if row["step"] == step) else step
             lines.append(f"| {name} | {' | '.join(cells)} | {'' if math.isnan(slope) else f'n^{slope:.2f}'} |")
     return "\n".join(lines)
 
@@ -396,8 +429,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     largest = max(row["rows"] for row in found)
-    last = {row["step"]: row for row in found if row["rows"] == largest and row["step"] not in REPLACED}
-    steps = ["all", *sorted((step for step in last if step != "all"), key=lambda step: -last[step]["cpu_seconds"])[:9]]
+    last = [row for row in found if row["rows"] == largest and not row["replaced"] and row["step"] != "all"]
+    steps = [row["step"] for row in sorted(last, key=lambda row: -row["cpu_seconds"])][:10]
     sizes = sorted({row["rows"] / 1e6 for row in found})
     slopes = exponents(found, "cpu_seconds", 1.0)
     labels = {"cpu_seconds": "CPU seconds", "seconds": "seconds", "peak_gib": "peak memory, GiB"}
@@ -405,7 +438,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
         for number, step in enumerate(steps):
             points = sorted((row["rows"] / 1e6, row[name]) for row in found if row["step"] == step)
-            colour, grows = "black" if step == "all" else f"C{number}", slopes.get(step)
+            colour, grows = f"C{number - 1}" if number else "black", slopes.get(step)  # first: all but replaced
             text = step + (f": n^{grows:.2f}" if grows is not None else "")
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=text)
         axis.set(xscale="log", xlabel="million candidates", ylabel=label)
