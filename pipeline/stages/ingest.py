@@ -26,7 +26,7 @@ from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
 from pipeline.store.sql import copy_sorted, facet, view_parquet
-from pipeline.store.writing import PASSED_ON, TableWriter
+from pipeline.store.writing import TableWriter
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 REASONS = (
@@ -119,7 +119,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
     source = inputs.source
     stem = f"tables/ingest/{source.name}-{run.stem}"
-    staged = TableWriter(run.workdir, "staged", f"{stem}-staged.parquet", _STAGED, **PASSED_ON)
+    staged = TableWriter(run.workdir, "staged", f"{stem}-staged.parquet", _STAGED, use_dictionary=False)
     for batch in read_rows(source, run.scratch):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp

@@ -27,7 +27,7 @@ from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.tar import BLOCK_BYTES
-from pipeline.store.writing import PASSED_ON, TableWriter
+from pipeline.store.writing import TableWriter
 
 # What a shard needs of a sample, one row a drawn copy in shard order.
 ARRANGED = pa.schema(
@@ -52,13 +52,13 @@ _JSON_COLUMNS = (
 GATHERED = ARRANGED.append(pa.field("tar_bytes", pa.int64()))
 """`tar_bytes` is about what a sample takes in a shard; 0 where only the number of samples decides where one ends."""
 # `texts` are those that become members of a shard, `choosable` those that `txt` may be chosen from. The others stay
-# here: all texts of all samples took a third of the CPU of gather and arrange (1.4 M samples, 2026-11-26).
+# here: all texts of all samples took a third of the CPU of gather and arrange. A truth value sorts faster than a text.
 _JOIN = """
     SELECT d.*, {candidates}, {facts}, t.text, t.licence_id, t.language, t.choosable,
         if(x.texts IS NULL, t.texts, map_concat(t.texts, x.texts)) AS texts
     FROM draws d JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id)
     JOIN (SELECT * REPLACE ({members} AS texts), {choosable} AS choosable FROM captions) t USING (sample_id)
-    LEFT JOIN extra_texts x USING (sample_id) ORDER BY d.split, d.rank
+    LEFT JOIN extra_texts x USING (sample_id) ORDER BY d.split = 'train', d.rank
 """
 
 
@@ -172,7 +172,7 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     }
     # row groups are small, because a part of `arrange` reads those that hold its ranks
     path = f"tables/pack/{run.stem}.parquet"
-    writer = TableWriter(run.workdir, "gathered", path, GATHERED, GATHERED_GROUP_ROWS, **PASSED_ON)
+    writer = TableWriter(run.workdir, "gathered", path, GATHERED, GATHERED_GROUP_ROWS, use_dictionary=False)
     with run.scratch() as sql:
         for name in ("draws", "candidates", "facts", "captions"):
             view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
@@ -211,7 +211,7 @@ def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
     """Put gathered rows in shard order, one row group a shard; the notes say how many samples each holds."""
     group = inputs.group
     path = f"tables/pack/{run.stem}-{group.table.removeprefix('arranged_')}.parquet"
-    writer = TableWriter(run.workdir, group.table, path, ARRANGED, **PASSED_ON)
+    writer = TableWriter(run.workdir, group.table, path, ARRANGED, use_dictionary=False)
     counts = []
     with run.scratch() as sql:
         view_parquet(sql, "gathered", inputs.gathered.paths, f"{group.where} AND {inputs.places.where}")
