@@ -5,7 +5,7 @@
 
 What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there is not run again, and one that failed
 does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
-(tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done.
+(tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done. Other options want another folder.
 
 The real runner goes through the real FLOW, in this process, or with `--workers` on Ray. Two tables of addresses (10 of
 13 rows are plants) come in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that
@@ -24,6 +24,7 @@ not depend on `--memory-gb` and `--workers`. The tables end with the exponent of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import math
@@ -95,6 +96,7 @@ def main() -> None:
             ]
             if code := run_size([sys.executable, __file__, "--one", str(num), *options], kept):
                 failed.append(f"{millions:g} M (exit code {code})")
+                shutil.rmtree(args.folder / f"work-{num}", ignore_errors=True)
                 continue
         found = [
             json.loads(line) for path in args.folder.glob("found-*.jsonl") for line in path.read_text().splitlines()
@@ -233,8 +235,9 @@ class MeasuredRunner(Runner):
 
     def _run_step(self, stage: Any, step: Any, inputs: Any) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        for pid in processes():
-            Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak begins anew
+        for pid in (os.getpid(), *below(os.getpid())):
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak begins anew
         load, started, before = os.getloadavg()[0], time.perf_counter(), cpu_seconds()
         super()._run_step(stage, step, inputs)
         parts = self._catalog.parts_of(self._context.fingerprint, step.name)
@@ -256,21 +259,24 @@ class MeasuredRunner(Runner):
                 storage.remove(path)
 
 
-def processes() -> list[int]:
-    """This process, and all that it started."""
-    return [os.getpid(), *below(os.getpid())]
+def of_processes(name: str) -> list[str]:
+    """What /proc says under this name of this process and of all that it started."""
+    texts = []
+    for pid in (os.getpid(), *below(os.getpid())):
+        with contextlib.suppress(OSError):  # a worker may end at any time
+            texts.append(Path(f"/proc/{pid}/{name}").read_text())
+    return texts
 
 
 def cpu_seconds() -> float:
     """Of all processes, with their children that have ended."""
-    used = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15] for pid in processes()]
+    used = [text.rpartition(")")[2].split()[11:15] for text in of_processes("stat")]
     return sum(int(ticks) for each in used for ticks in each) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_gib() -> float:
     """Most resident memory of each process since that was reset, added."""
-    texts = [Path(f"/proc/{pid}/status").read_text() for pid in processes()]
-    peaks = [int(text.partition("VmHWM:")[2].split()[0]) for text in texts if "VmHWM:" in text]
+    peaks = [int(text.partition("VmHWM:")[2].split()[0]) for text in of_processes("status") if "VmHWM:" in text]
     return sum(peaks) / (1 << 20)
 
 
