@@ -25,7 +25,6 @@ from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples
 from pipeline.sidefiles import write
 from pipeline.store.sql import view_parquet
-from pipeline.store.writing import TableWriter
 
 Row = Mapping[str, Any]
 Places = dict[tuple[str, str], dict[str, dict[str, Any]]]  # (split, shard) -> key -> where its members lie now
@@ -131,18 +130,14 @@ def _write_tables(release: Release, gone: Sequence[Row], moved: Places, folder: 
     """samples.parquet without the rows that go and with the new places of the others, and attribution.parquet."""
     fs, inner = storage.filesystem(samples_path(release))
     with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
-        writer = TableWriter(folder, "samples", SAMPLES_FILE, source.schema_arrow.remove_metadata())
+        writer = write.SamplesWriter(folder, "", source.schema_arrow.remove_metadata())
         keys = {(row["split"], row["shard"], row["key"]) for row in gone}
-        for batch in source.iter_batches(write.BATCH_ROWS):
+        for batch in source.iter_batches():
             writer.write(_moved_rows(pa.Table.from_batches([batch]), keys, moved))
-        samples = writer.close()
-    storage.publish(samples.temp, storage.join(folder, SAMPLES_FILE))
-    attribution = write.write_attribution(folder, "attribution.parquet", storage.join(folder, SAMPLES_FILE))
-    storage.publish(attribution.temp, storage.join(folder, "attribution.parquet"))
-    return [
-        storage.WrittenFile(storage.join(folder, file.path), file.num_bytes, file.sha256)
-        for file in (samples, attribution)
-    ]
+        files = writer.close()
+    for file in files:
+        storage.publish(file.temp, storage.join(folder, file.path))
+    return [storage.WrittenFile(storage.join(folder, file.path), file.num_bytes, file.sha256) for file in files]
 
 
 def _moved_rows(rows: pa.Table, gone: set[tuple[str, str, str]], moved: Places) -> pa.Table:

@@ -48,7 +48,12 @@ _COUNTS = {
     "frequent_taxa": f"SELECT name, images, samples FROM named ORDER BY images DESC, name LIMIT {MOST_FREQUENT}",
     "rare_taxa": f"SELECT name, images, samples FROM named ORDER BY images, md5(name) LIMIT {MOST_FREQUENT}",
 }
-_NUM_WORDS = "len(string_split_regex(trim(text), '\\s+')) * (trim(text) <> '')::INTEGER"
+# most texts have single spaces alone, and splitting at them takes half the time of the regular expression
+_ODD_SPACES = " OR ".join(f"contains(text, {space})" for space in ("'  '", "chr(9)", "chr(10)", "chr(12)", "chr(13)"))
+_NUM_WORDS = (
+    f"if({_ODD_SPACES}, len(string_split_regex(trim(text), '\\s+')), len(string_split(trim(text), ' '))) "
+    "* (trim(text) <> '')::INTEGER"
+)
 _SHOWN = "sample_id, domain, split, shard, left(text, 400) AS text, licence, source, jpg_offset, jpg_length"
 # the ids of the first ones are found alone: sorting all rows with their texts takes 0.6 kB a row
 _SHEET = f"""

@@ -1,7 +1,7 @@
 """The small files that a release carries beside its shards. A build and a takedown make them the same way.
 
 They follow from the record, the mixture, the samples table and the shards alone, and hold no time and no path of the
-machine. Gives names and bytes; only `write_attribution` writes a file itself.
+machine. Gives names and bytes; only `SamplesWriter` writes files itself.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from manifests import storage
-from manifests.release import SPLIT_FOLDERS
+from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS
 from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report
 from pipeline.store.writing import PrivateFile, TableWriter
@@ -24,7 +22,6 @@ VERSION = 5  # raise it when the same release would get other bytes: fingerprint
 ATTRIBUTION_COLUMNS = (
     "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
 )  # fmt: skip
-BATCH_ROWS = 50_000
 
 
 def json_bytes(value: Any) -> bytes:
@@ -70,13 +67,23 @@ def wids_index(name: str, shards: list[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_attribution(workdir: str, path: str, samples: str) -> PrivateFile:
-    """attribution.parquet: one row an image, in the order of first appearance; streamed."""
-    fs, inner = storage.filesystem(samples)
-    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
-        schema = pa.schema([source.schema_arrow.field(name) for name in ATTRIBUTION_COLUMNS])
-        writer = TableWriter(workdir, "attribution", path, schema)
-        for batch in source.iter_batches(BATCH_ROWS, columns=["copy", *ATTRIBUTION_COLUMNS]):
-            rows = pa.Table.from_batches([batch])
-            writer.write(rows.filter(pc.equal(rows["copy"], 0)))
-        return writer.close()
+class SamplesWriter:
+    """samples.parquet and attribution.parquet of a release, out of the same rows.
+
+    attribution.parquet has one row an image, in the order of first appearance.
+    """
+
+    def __init__(self, workdir: str, prefix: str, schema: pa.Schema) -> None:
+        """`prefix` stands before both names, within `workdir`."""
+        self._samples = TableWriter(workdir, "samples", f"{prefix}{SAMPLES_FILE}", schema)
+        named = pa.schema([schema.field(name) for name in ATTRIBUTION_COLUMNS])
+        self._attribution = TableWriter(workdir, "attribution", f"{prefix}attribution.parquet", named)
+
+    def write(self, rows: pa.Table) -> None:
+        """Append samples."""
+        self._samples.write(rows)
+        self._attribution.write(rows.select(["copy", *ATTRIBUTION_COLUMNS]).filter(pc.equal(rows["copy"], 0)))
+
+    def close(self) -> tuple[PrivateFile, PrivateFile]:
+        """Finish both files."""
+        return self._samples.close(), self._attribution.close()

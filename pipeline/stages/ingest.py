@@ -26,6 +26,7 @@ from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
 from pipeline.store.sql import copy_sorted, facet, view_parquet
+from pipeline.store.writing import TableWriter
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 REASONS = (
@@ -118,15 +119,15 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
     source = inputs.source
     stem = f"tables/ingest/{source.name}-{run.stem}"
-    staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
+    staged = TableWriter(run.workdir, "staged", f"{stem}-staged.parquet", _STAGED, use_dictionary=False)
     for batch in read_rows(source, run.scratch):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
     with run.scratch() as sql:
         view_parquet(sql, "staged", [temp])
         sql.execute(
-            "CREATE TABLE firsts AS SELECT sample_id, min(row_number) AS row_number "
-            "FROM staged WHERE reason IS NULL GROUP BY sample_id"
+            "CREATE TABLE firsts AS SELECT sample_id, min(row_number) AS row_number "  # of the few ids that repeat
+            "FROM staged WHERE reason IS NULL GROUP BY sample_id HAVING count(*) > 1"
         )
         sql.execute(
             "CREATE VIEW judged AS SELECT * REPLACE (if(again, 'duplicate_record', reason) AS reason, "

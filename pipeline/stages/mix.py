@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from manifests import tables
@@ -237,7 +238,7 @@ def _write_in_order(sql: Any, seed: int, writer: TableWriter) -> dict[str, int]:
         ).to_arrow_reader(ROW_GROUP_ROWS)
         num = 0
         for batch in rows:
-            rank = pa.array(range(num, num + batch.num_rows), pa.int64())
+            rank = pa.array(np.arange(num, num + batch.num_rows))
             writer.write(pa.Table.from_batches([batch]).append_column("rank", rank))
             num += batch.num_rows
         if num:

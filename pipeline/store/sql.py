@@ -23,7 +23,7 @@ def facet(connection: Any, columns: Sequence[str], table: str) -> str:
     # each value follows its length, so that no text can pass for two columns or for a null
     joined = ", ".join(f"coalesce(strlen({column}::VARCHAR) || ':' || {column}::VARCHAR, '-')" for column in columns)
     (row,) = connection.execute(
-        f"SELECT count(*), to_hex(bit_xor(h)), sum((h >> 64)::HUGEINT % 1000000007) "
+        f"SELECT count(*), to_hex(bit_xor(h)), sum((h >> 64)::UBIGINT % 1000000007) "
         f"FROM (SELECT md5_number(concat({joined})) AS h FROM {table})"
     ).fetchall()
     return "-".join(str(value) for value in row)

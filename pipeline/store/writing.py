@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,11 @@ class TableWriter:
     A row group ends after `row_group_rows` rows, or with the row that brings its texts above `row_group_bytes`, however
     the rows come: DuckDB cuts its batches at its own 122,880 rows when it sorts on more than one thread, and a file may
     not depend on the number of cores.
+
+    Where nearly all texts of a table differ, dictionaries are made in vain: without them a sample in shard order takes
+    2.0 us to write instead of 2.8, and 1.4 us to read instead of 1.5 (2026-11-26).
+
+    A thread encodes one row group while the caller makes the next one, so that a step of one part keeps two cores busy.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class TableWriter:
         schema: pa.Schema,
         row_group_rows: int = ROW_GROUP_ROWS,
         row_group_bytes: int = ROW_GROUP_BYTES,
+        use_dictionary: bool = True,
     ) -> None:
         self._table, self._path = table, path
         final = storage.join(workdir, path)
@@ -89,11 +96,13 @@ class TableWriter:
         self.schema = schema
         fs, inner = storage.filesystem(self._temp)  # the tables of a release may lie in an object store
         self._stream = _Hashed(fs.open(inner, "wb"))
-        self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd", use_dictionary=use_dictionary)
         self._num_rows = 0
         self._row_group_rows, self._row_group_bytes = row_group_rows, row_group_bytes
         self._waiting: list[pa.Table] = []
         self._num_waiting = self._num_bytes = 0
+        self._thread = ThreadPoolExecutor(1)  # it starts with the first row group
+        self._encoding: Future[None] | None = None
 
     def write(self, rows: pa.Table) -> None:
         """Append rows; columns are put in the order of the schema and cast to it."""
@@ -107,15 +116,18 @@ class TableWriter:
 
     def write_group(self, rows: pa.Table) -> None:
         """Write rows as one row group of their own; not to be mixed with `write`."""
-        rows = rows.select(self.schema.names).cast(self.schema).combine_chunks()
+        rows = rows.select(self.schema.names).cast(self.schema)
         self._num_rows += rows.num_rows
-        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self._encode(rows)
 
     def close(self) -> PrivateFile:
         """Finish the file and say what it is."""
         self._write_groups()
         for rest in self._waiting:
-            self._writer.write_table(rest.combine_chunks(), row_group_size=self._row_group_rows)
+            self._encode(rest)
+        if self._encoding:
+            self._encoding.result()
+        self._thread.shutdown()
         self._writer.close()
         self._stream.close()
         num_bytes, sha256 = self._stream.num_bytes, self._stream.digest.hexdigest()
@@ -133,12 +145,24 @@ class TableWriter:
             num = int(ends.argmax()) + 1 if ends.any() else self._row_group_rows
             if start + num > rows.num_rows:
                 break
-            # one chunk a column, because Parquet ends a page where a chunk ends
-            self._writer.write_table(rows.slice(start, num).combine_chunks(), row_group_size=num)
+            self._encode(rows.slice(start, num))
             start += num
         rest = rows.slice(start)
         self._waiting = [rest] if rest.num_rows else []
         self._num_waiting, self._num_bytes = rest.num_rows, rest.nbytes
+
+    def _encode(self, rows: pa.Table) -> None:
+        """Write a row group behind the one that is being written, which must be done first: two are in memory at most.
+
+        Raises: what writing the row group before raised, such as a full disk.
+        """
+        if self._encoding:
+            self._encoding.result()
+        self._encoding = self._thread.submit(self._write_group, rows)
+
+    def _write_group(self, rows: pa.Table) -> None:
+        # one chunk a column, because Parquet ends a page where a chunk ends
+        self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
 
 
 def text_bytes(rows: pa.Table) -> np.ndarray:

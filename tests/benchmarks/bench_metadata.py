@@ -1,28 +1,34 @@
 """Every metadata stage of a whole build, over synthetic candidates without pictures: time and memory by step.
 
-    python tests/benchmarks/bench_metadata.py --millions 1 2 4 8 13 --folder SCRATCH --plot metadata.png
-    python tests/benchmarks/bench_metadata.py --draw SCRATCH/found.jsonl --plot metadata.png
+    python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH              # 1, 2, 4, 8 and 13 M, unattended
+    python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH --and-50     # and 50 M
 
-The real runner goes through the real FLOW, in this process. Two tables of addresses (10 of 13 rows are plants) come
-in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that it would have measured
-(tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`), `dedup detail` writes
-made-up details, and `pack write` writes one small picture a shard and the placements of all its samples. All others are
-the code of a build. Parts of fetch have 10,000 rows and shards 10,000 samples, ten times the defaults. `--quick` also
-replaces `caption measure`, whose parts know nothing of each other: 1,000 captions are measured and the rest made up.
+What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there is not run again, and one that failed
+does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
+(tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done. Other options want another folder.
 
-Each size runs in a process of its own. Peak memory is that of the whole process, reset before each step. Prints a JSON
-line a step, and for each size one line with the hash of the release's samples.parquet, which must not depend on
-`--memory-gb`. At the end the exponent of growth of each step.
+The real runner goes through the real FLOW, in this process, or with `--workers` on Ray. Two tables of addresses (10 of
+13 rows are plants) come in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that
+it would have measured (tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`),
+`dedup detail` writes made-up details, and `pack write` writes one small picture a shard and the placements of all its
+samples. All others are the code of a build. Parts of fetch have 10,000 rows and shards 10,000 samples, ten times the
+defaults. `--quick` also replaces `caption measure`, whose parts know nothing of each other: 1,000 captions are measured
+and the rest made up.
+
+Each size runs in a process of its own. CPU seconds and peak memory are those of that process and of all that it
+started; the peaks of processes are added, and reset before each step. Prints a JSON line a step, and for each size one
+line for all steps and one for those that are not replaced, with the hash of the release's samples.parquet. That must
+not depend on `--memory-gb` and `--workers`. The tables end with the exponent of growth of each step.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -54,46 +60,72 @@ from pipeline.stages.pack import ShardInputs
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from process_tree import below
+
 PART_ROWS = 10_000
-REPLACED = ("fetch download", "dedup detail", "pack write")
 HASHES = "hashes.npy"
+DONE_WITH = {"fetch collect": ("download", "fetched"), "pack arrange": ("gather", "gathered")}
+"""After which step no other one reads the table that an earlier step wrote."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 2, 4, 8, 13])
+    parser.add_argument("--and-50", action="store_true", help="50 M rows at the end, too")
     parser.add_argument("--folder", type=Path, default=Path("metadata-scratch"))
     parser.add_argument("--memory-gb", type=float, default=4.0)
+    parser.add_argument("--workers", type=int, help="run the parts in so many workers of Ray")
     parser.add_argument("--quick", action="store_true", help="make up the measurements of captions")
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--draw", type=Path, help="measure nothing, read these lines again")
     parser.add_argument("--one", type=int, help="run one size and print its lines")
     args = parser.parse_args()
     if args.one:
-        measure(args.one, args.folder, args.memory_gb, args.quick)
+        measure(args.one, args.folder, args.memory_gb, args.quick, args.workers)
         return
-    found = [json.loads(line) for line in args.draw.read_text().splitlines()] if args.draw else []
-    for millions in [] if args.draw else args.millions:
-        command = [sys.executable, __file__, "--one", str(int(millions * 1e6)), "--folder", str(args.folder)]
-        command += ["--memory-gb", str(args.memory_gb), *(["--quick"] if args.quick else [])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                found.append(json.loads(line))
-                print(line, end="", flush=True)
-                with (args.folder / "found.jsonl").open("a") as stream:
-                    stream.write(line)
-        if process.returncode:
-            raise SystemExit(f"{millions:g} M rows: exit code {process.returncode}")
-    print(report(found))
-    if args.plot:
-        draw(found, args.plot)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for millions in [*args.millions, *([50.0] if args.and_50 else [])]:
+        num = round(millions * 1e6)
+        kept = args.folder / f"found-{num}.jsonl"
+        if not kept.exists():
+            options = ["--folder", str(args.folder), "--memory-gb", str(args.memory_gb)]
+            options += [
+                *(["--quick"] if args.quick else []),
+                *(["--workers", str(args.workers)] if args.workers else []),
+            ]
+            if code := run_size([sys.executable, __file__, "--one", str(num), *options], kept):
+                failed.append(f"{millions:g} M (exit code {code})")
+                shutil.rmtree(args.folder / f"work-{num}", ignore_errors=True)
+                continue
+        found = [
+            json.loads(line) for path in args.folder.glob("found-*.jsonl") for line in path.read_text().splitlines()
+        ]
+        (args.folder / "found.md").write_text(report(found) + "\n")
+        draw(found, args.folder / "metadata.png")
+    if failed:
+        raise SystemExit(f"not done: {', '.join(failed)}; their lines so far are in {args.folder}/*.part")
+    print((args.folder / "found.md").read_text())
+
+
+def run_size(command: list[str], kept: Path) -> int:
+    """Run one size in a process of its own; its lines get their name when it is done. Returns the exit code."""
+    part = kept.with_suffix(".part")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, part.open("w") as stream:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            stream.write(line)
+            stream.flush()
+    if process.returncode == 0:
+        part.rename(kept)
+    return process.returncode
 
 
 # ---- one size
 
 
-def measure(num: int, folder: Path, memory_gb: float, quick: bool) -> None:
+def measure(num: int, folder: Path, memory_gb: float, quick: bool, workers: int | None) -> None:
     """One build in `folder`, which is emptied afterwards."""
     work = folder / f"work-{num}"
     shutil.rmtree(work, ignore_errors=True)
@@ -121,25 +153,37 @@ def measure(num: int, folder: Path, memory_gb: float, quick: bool) -> None:
             "select": {"licences": {"allow": ["known", "unknown"]}},
             "mix": {"ratio": {"plant": 10, "general": 3}, "heldout": {"share": 0.002}, "max_epochs": 2},
             "pack": {"samples_per_shard": PART_ROWS},
-            "run": {"executor": "inline", "fetch_part_size": PART_ROWS, "memory_gb": memory_gb},
+            "run": {
+                "executor": "ray" if workers else "inline",
+                "num_workers": workers,
+                "fetch_part_size": PART_ROWS,
+                "memory_gb": memory_gb,
+            },
         }
     )
-    started, before = time.perf_counter(), cpu_seconds()
+    started = time.perf_counter()
     with Catalog.open(str(work)) as catalog:
         runner = MeasuredRunner(config, flow_without_pictures(quick), catalog)
-        runner.num_rows, runner.peaks = num, []
+        runner.num_rows, runner.told = num, []
         release = runner.run().release
-    samples = work / str(release) / "samples.parquet"
-    tell(
-        rows=num,
-        step="all",
-        seconds=time.perf_counter() - started,
-        cpu_seconds=cpu_seconds() - before,
-        peak_gib=max(runner.peaks),
-        files=sum(1 for path in work.rglob("*") if path.is_file()),
-        samples=storage.hash_file(str(samples)).sha256,
-        disk_gb=sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / 1e9,
-    )
+    seconds = time.perf_counter() - started
+    for step, rows in {
+        "all": runner.told,
+        "all but replaced": [row for row in runner.told if not row["replaced"]],
+    }.items():
+        tell(
+            rows=num,
+            step=step,
+            seconds=seconds if step == "all" else sum(row["seconds"] for row in rows),
+            cpu_seconds=sum(row["cpu_seconds"] for row in rows),
+            peak_gib=max(row["peak_gib"] for row in rows),
+            files=sum(row["files"] for row in rows),
+            mb=sum(row["mb"] for row in rows),
+            replaced=False,
+            samples=storage.hash_file(str(work / str(release) / "samples.parquet")).sha256,
+            workers=workers or 0,
+            memory_gb=memory_gb,
+        )
     shutil.rmtree(work)
 
 
@@ -165,8 +209,12 @@ def write_sources(folder: Path, num: int) -> None:
 
 def flow_without_pictures(quick: bool) -> list[Any]:
     """FLOW, with other work in the three steps that move pictures, and with `quick` in the one that reads captions."""
-    work = dict(zip(REPLACED, (facts_without_pictures, made_up_details, placements_alone), strict=True))
-    work |= {"caption measure": captions_made_up} if quick else {}
+    work = {
+        "fetch download": facts_without_pictures,
+        "dedup detail": made_up_details,
+        "pack write": placements_alone,
+        **({"caption measure": captions_made_up} if quick else {}),
+    }
     flow = []
     for stage in FLOW:
         steps = [
@@ -183,44 +231,60 @@ class MeasuredRunner(Runner):
     """The runner, telling what each step took."""
 
     num_rows: int
-    peaks: list[float]
+    told: list[dict[str, Any]]
 
     def _run_step(self, stage: Any, step: Any, inputs: Any) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of this process begins anew
+        for pid in (os.getpid(), *below(os.getpid())):
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak begins anew
         load, started, before = os.getloadavg()[0], time.perf_counter(), cpu_seconds()
         super()._run_step(stage, step, inputs)
         parts = self._catalog.parts_of(self._context.fingerprint, step.name)
-        self.peaks.append(peak_gib())
-        tell(
+        row = tell(
             rows=self.num_rows,
             step=f"{stage.name} {step.name}",
             seconds=time.perf_counter() - started,
             cpu_seconds=cpu_seconds() - before,
-            peak_gib=self.peaks[-1],
+            peak_gib=peak_gib(),
             load=load,
             parts=len(parts),
             files=sum(len(part.files) for part in parts),
             mb=sum(file.num_bytes for part in parts for file in part.files) / 1e6,
+            replaced=step.work.__module__ == __name__,
         )
+        self.told.append(row)
+        if done := DONE_WITH.get(row["step"]):  # else 50 M rows take 60 GB
+            for path in self._stage_run(None).files(*done).paths:
+                storage.remove(path)
+
+
+def of_processes(name: str) -> list[str]:
+    """What /proc says under this name of this process and of all that it started."""
+    texts = []
+    for pid in (os.getpid(), *below(os.getpid())):
+        with contextlib.suppress(OSError):  # a worker may end at any time
+            texts.append(Path(f"/proc/{pid}/{name}").read_text())
+    return texts
 
 
 def cpu_seconds() -> float:
-    """Of all threads of this process, and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    """Of all processes, with their children that have ended."""
+    used = [text.rpartition(")")[2].split()[11:15] for text in of_processes("stat")]
+    return sum(int(ticks) for each in used for ticks in each) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_gib() -> float:
-    """Most resident memory of this process since it was reset."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / (1 << 20)
+    """Most resident memory of each process since that was reset, added."""
+    peaks = [int(text.partition("VmHWM:")[2].split()[0]) for text in of_processes("status") if "VmHWM:" in text]
+    return sum(peaks) / (1 << 20)
 
 
-def tell(**figures: Any) -> None:
+def tell(**figures: Any) -> dict[str, Any]:
     """One JSON line."""
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
     print(json.dumps(rounded), flush=True)
+    return rounded
 
 
 # ---- the replaced steps
@@ -363,37 +427,43 @@ def report(found: list[dict[str, Any]]) -> str:
                 continue
             cells = [f"{given[size]:.{digits}f}" if size in given else "" for size in sizes]
             slope = slopes.get(step, math.nan)
-            name = f"{step} (replaced)" if step in REPLACED else step
+            name = f"{step} (replaced)" if any(row["replaced"] for row in found if row["step"] == step) else step
             lines.append(f"| {name} | {' | '.join(cells)} | {'' if math.isnan(slope) else f'n^{slope:.2f}'} |")
     return "\n".join(lines)
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """CPU seconds and peak memory of the steps that take most, over the number of candidates."""
+    """CPU seconds, seconds and peak memory of the steps that take most, over the number of candidates."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     largest = max(row["rows"] for row in found)
-    last = {row["step"]: row for row in found if row["rows"] == largest and row["step"] not in REPLACED}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    steps = sorted((step for step in last if step != "all"), key=lambda step: -last[step]["cpu_seconds"])[:9]
+    last = [row for row in found if row["rows"] == largest and not row["replaced"] and row["step"] != "all"]
+    steps = [row["step"] for row in sorted(last, key=lambda row: -row["cpu_seconds"])][:10]
     sizes = sorted({row["rows"] / 1e6 for row in found})
-    for axis, name, label in zip(axes, ("cpu_seconds", "peak_gib"), ("CPU seconds", "peak memory, GiB"), strict=True):
-        for number, step in enumerate(["all", *steps] if name == "cpu_seconds" else steps, name == "peak_gib"):
+    slopes = exponents(found, "cpu_seconds", 1.0)
+    labels = {"cpu_seconds": "CPU seconds", "seconds": "seconds", "peak_gib": "peak memory, GiB"}
+    figure, axes = plt.subplots(1, len(labels), figsize=(14, 4.6), layout="constrained")
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for number, step in enumerate(steps):
             points = sorted((row["rows"] / 1e6, row[name]) for row in found if row["step"] == step)
-            colour = "black" if step == "all" else f"C{number}"
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=step)
+            colour, grows = f"C{number - 1}" if number else "black", slopes.get(step)  # first: all but replaced
+            text = step + (f": n^{grows:.2f}" if grows is not None else "")
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=text)
         axis.set(xscale="log", xlabel="million candidates", ylabel=label)
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes], minor=False)
         axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(bottom=0)
-    for axis in axes:
+        if name == "peak_gib":
+            axis.set_ylim(bottom=0)
+        else:
+            axis.set_yscale("log")
         axis.xaxis.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", fontsize=8, title="CPU s grow as", title_fontsize=8)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

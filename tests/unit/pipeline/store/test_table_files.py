@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from manifests import tables
-from pipeline.captions.settings import TextSettings
+from pipeline.captions.settings import TextChoice, TextSettings
 from pipeline.runner.work import Execution
 from pipeline.stages.pack_arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files
@@ -20,6 +22,7 @@ from pipeline.store.writing import TableWriter, private_bytes, write_table
 
 DUCKDB_ROW_GROUP = 122_880  # where it cuts its batches when it sorts on more than one thread
 
+SCI, EXTRA = ("sci", "Acer"), ("extra_caption_1", "more")
 SCHEMA = pa.schema([("id", pa.string()), ("number", pa.int64()), ("list", pa.list_(pa.string()))])
 
 
@@ -63,6 +66,25 @@ def test_a_row_group_of_long_texts_ends_earlier(tmp_path: Path, cuts: list[int])
     assert pq.read_table(file.temp).equals(rows)
 
 
+def test_a_row_group_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """A thread writes it, and what it meets must not stay there."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    numbers = np.random.default_rng(0).integers(0, 1 << 62, 50_000)
+    rows = pa.table({"id": [f"{n:x}" for n in numbers], "number": numbers, "list": [[]] * len(numbers)}, schema=SCHEMA)
+    writer = TableWriter(str(tmp_path), "t", "t.parquet", SCHEMA, 10_000)
+
+    def write_all() -> None:
+        for start in range(0, 50_000, 10_000):
+            writer.write(rows.slice(start, 10_000))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     file = write_table(str(tmp_path), "t", "deep/er/empty.parquet", SCHEMA.empty_table(), SCHEMA)
     assert file.num_rows == 0
@@ -100,31 +122,66 @@ def test_scratch_is_removed_after_work_and_after_errors(tmp_path: Path) -> None:
     assert list(tmp_path.glob("scratch/*")) == []
 
 
+def write_rows(folder: Path, name: str, schema: pa.Schema, **columns: list[Any]) -> Files:
+    """A table with these columns, the others null."""
+    (num_rows,) = {len(column) for column in columns.values()}
+    filled = {field.name: columns.get(field.name, pa.nulls(num_rows, field.type)) for field in schema}
+    pq.write_table(pa.table(filled, schema=schema), folder / f"{name}.parquet")
+    return Files((str(folder / f"{name}.parquet"),))
+
+
+def to_gather(
+    folder: Path, ranks: list[int], text: list[str], texts: list[list[tuple[str, str]]], settings: TextSettings
+) -> GatherInputs:
+    """Samples with these ranks and texts, and an extra caption for the last one."""
+    num = len(ranks)
+    ids = [f"{number:032x}" for number in range(num)]
+    return GatherInputs(
+        draws=write_rows(
+            folder, "draws", tables.DRAWS, sample_id=ids, copy=[0] * num, split=["train"] * num, rank=ranks
+        ),
+        candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num),
+        facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids),
+        captions=write_rows(folder, "captions", tables.CAPTIONS, sample_id=ids, text=text, texts=texts),
+        extra_captions=write_rows(
+            folder, "extra", tables.EXTRA_CAPTIONS, sample_id=ids[-1:], place=[1], text=["more"], from_sample_id=["f"]
+        ),
+        texts=settings,
+        by_bytes=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "txt", "texts"),
+    [
+        (TextSettings(), ["a leaf", "S 1", "a tree"], [[], [], [EXTRA]]),
+        (TextSettings(members=("sci",)), ["a leaf", "S 1", "a tree"], [[SCI], [], [SCI, EXTRA]]),
+        (
+            TextSettings(choices=(TextChoice(any_of=("sci",)),)),
+            ["Acer", "S 1", "Acer"],
+            [[], [], [EXTRA]],
+        ),
+    ],
+)
+def test_only_texts_that_a_shard_needs_are_gathered(
+    tmp_path: Path, settings: TextSettings, txt: list[str], texts: list[list[tuple[str, str]]]
+) -> None:
+    """The second sample has no caption, the third is the only one with a caption of a dropped duplicate."""
+    known = [[("sentence", "S 0"), SCI], [("sentence", "S 1"), ("com", "maple")], [SCI]]
+    inputs = to_gather(tmp_path, [2, 0, 1], ["a leaf", "", "a tree"], known, settings)
+    (gathered,) = gather(inputs, Execution(str(tmp_path), 1, "x", None)).files
+    rows = pq.read_table(gathered.temp).sort_by("sample_id")
+    assert rows["txt"].to_pylist() == txt
+    assert rows["texts"].to_pylist() == texts
+
+
 def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path: Path) -> None:
     """Above 122,880 samples the batches of a sorted query end where DuckDB likes, not where a shard does."""
     num_rows, size = DUCKDB_ROW_GROUP + 3_000, 1_000
-    ids = [f"{number:032x}" for number in range(num_rows)]
-
-    def written(name: str, schema: pa.Schema, **columns: Any) -> Files:
-        filled = {field.name: columns.get(field.name, pa.nulls(num_rows, field.type)) for field in schema}
-        pq.write_table(pa.table(filled, schema=schema), tmp_path / f"{name}.parquet")
-        return Files((str(tmp_path / f"{name}.parquet"),))
-
     ranks = [(number * 7919) % num_rows for number in range(num_rows)]
     assert len(set(ranks)) == num_rows
-    inputs = GatherInputs(
-        draws=written(
-            "draws", tables.DRAWS, sample_id=ids, copy=[0] * num_rows, split=["train"] * num_rows, rank=ranks
-        ),
-        candidates=written("candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num_rows),
-        facts=written("facts", tables.FACTS, sample_id=ids),
-        captions=written("captions", tables.CAPTIONS, sample_id=ids, texts=[[]] * num_rows),
-        extra_captions=Files(),
-        texts=TextSettings(),
-        by_bytes=False,
-    )
     run = Execution(str(tmp_path), 1, "x", None)
-    (gathered,) = gather(inputs, run).files
+    (gathered,) = gather(to_gather(tmp_path, ranks, [""] * num_rows, [[]] * num_rows, TextSettings()), run).files
     arranging = ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), size, None)
     (file,) = arrange(arranging, run).files
     assert groups(file.temp) == [size] * 125 + [num_rows - 125 * size]
