@@ -179,7 +179,8 @@ class SecondOrderBranch(Branch):
     ) -> Tensor:
         """Steps 0 to 7: the vector of distances, (B, H T), in full precision."""
         heads = self.shape.heads
-        tokens_BMHE = self.project_tokens(tokens_BMW, projection_WC).unflatten(-1, (heads, -1))
+        tokens_BMC = self.project_tokens(tokens_BMW, projection_WC)
+        tokens_BMHE = tokens_BMC.view(*tokens_BMC.shape[:2], heads, -1)
         anchor_BHE = self.token_projection(anchor_BC).unflatten(-1, (heads, -1))
         reduced_BMHR = mbdc_fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
         with without_autocast(reduced_BMHR):

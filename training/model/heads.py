@@ -146,7 +146,8 @@ class AttentionBranch(_PoolingBranch):
 
     def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
         """Padding has weight 0."""
-        tokens_BMHE = self.project_tokens(tokens_BMW, projection_WC).unflatten(-1, self.query.shape)
+        tokens_BMC = self.project_tokens(tokens_BMW, projection_WC)
+        tokens_BMHE = tokens_BMC.view(*tokens_BMC.shape[:2], *self.query.shape)
         fit_BMH = (tokens_BMHE * self.query).sum(dim=-1) * self.query.shape[1] ** -0.5
         weight_BMH = _without(mask_BM, fit_BMH).softmax(dim=1)
         pooled_BHE: Tensor = (tokens_BMHE * weight_BMH.unsqueeze(-1)).sum(dim=1)
