@@ -32,7 +32,7 @@ from pipeline.pictures.consent import require_library
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.gbif.obtaining import missing_account
-from pipeline.sources.reading import check_source
+from pipeline.sources.reading import ask, check_source
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
 from pipeline.stages.mix import plan_mixture, read_ratio
@@ -88,12 +88,16 @@ def examine(config: BuildConfig) -> list[Finding]:
     findings = list(_broken_settings(config))
     if not findings:
         findings += _about_gbif(config)
-        heads = {source.name: read_head(source, config.run.memory_gb) for source in config.sources}
+        heads = {
+            source.name: ask(source, partial(read_head, source, config.run.memory_gb)) for source in config.sources
+        }
         findings += _about_empty_sources(config, heads)
         findings += _about_web(config, heads)
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)
-        findings += about_mixture(config, {source.name: most_rows(source) for source in config.sources})
+        findings += about_mixture(
+            config, {source.name: ask(source, partial(most_rows, source)) for source in config.sources}
+        )
         findings += _about_skipped_files(config)
         findings += _about_disk(config)
         findings += _about_evaluation(config)
@@ -324,7 +328,7 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 def _about_skipped_files(config: BuildConfig) -> Iterator[Finding]:
     """Files in folders of pictures that no suffix names."""
     for origin in (*config.sources, *config.evaluation):
-        found = other_files(origin)
+        found = ask(origin, partial(other_files, origin))
         if found:
             listed = ", ".join(f"{num:,} {ending}" for ending, num in list(found.items())[:5])
             text = f"{origin.where}: {sum(found.values()):,} files are not read as pictures ({listed})"
