@@ -42,6 +42,7 @@ from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
 _STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 MUCH = 0.5  # of the first rows: from here on a warning is printed
 MIN_FREE_BYTES = 1_000_000_000
+_COPY_OF_A_JOB = "/runtime_resources/working_dir_files/"  # where Ray 2.60 unpacks the folders of its jobs
 _UNCOUNTED = 1_000_000_000  # stands for a source whose rows are not counted
 
 
@@ -133,6 +134,11 @@ def check_writable(work_dir: str) -> None:
     """
     if storage.is_remote(work_dir):
         check_store(work_dir)
+    elif _COPY_OF_A_JOB in str(Path(work_dir).absolute()):
+        raise ConfigError(
+            f"work_dir {work_dir}: this is the copy of a folder that `ray job submit --working-dir` makes, and Ray "
+            "deletes it when the job is over; give an absolute path on the shared disk, or an address as s3://"
+        )
     place = nearest_folder(work_dir)
     if not place.is_dir():
         raise ConfigError(f"work_dir {work_dir}: {place} is not a folder; choose another place")

@@ -164,12 +164,12 @@ def test_every_command_on_a_store(
     picture = picture[0] if isinstance(picture, list) else picture
     for place in ("here", "on another machine"):
         os.environ[remote.PLACE_VARIABLE] = str(tmp_path / place)
+        assert "of each equal the catalogue" in said("verify", release, "--deep"), "no command before brought a table"
         assert "pack " in said("status", built)
         assert str(NUM) in said("query", built, "SELECT count(*) FROM decisions")
         assert "stored as" in said("explain", built, picture["sample_id"])
         assert "are as recorded" in said("verify", built)
         assert "of each equal the catalogue" in said("verify", built, "--deep")
-        assert "of each equal the catalogue" in said("verify", release, "--deep")
         assert "nothing to do" in said("build", config)
         assert "where the tables lie too" in said("estimate", config)
         assert said("preview", config)
