@@ -137,7 +137,7 @@ def check_writable(work_dir: str) -> None:
     elif _COPY_OF_A_JOB in str(Path(work_dir).absolute()):
         raise ConfigError(
             f"work_dir {work_dir}: this is the copy of a folder that `ray job submit --working-dir` makes, and Ray "
-            "deletes it when the job is over; give an absolute path on the shared disk, or an address as s3://"
+            "may delete it once the job is over; give an absolute path on the shared disk, or an address as s3://"
         )
     place = nearest_folder(work_dir)
     if not place.is_dir():

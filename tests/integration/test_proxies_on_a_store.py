@@ -15,9 +15,8 @@ from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.reader import read_proxy_runs
 from manifests.remote.folder import PLACE_VARIABLE
-from manifests.remote.session import at_hand
+from pipeline.planning.runs.tables import read_table
 from training.proxies.runs import read_proxy_settings
 from training.proxies.study import run_proxies
 
@@ -62,7 +61,8 @@ def test_a_release_and_a_catalogue_in_a_store_give_the_table_of_local_ones(store
     store.requests.clear()
     run_proxies(read_proxy_settings(remote), lambda line: None)
     assert (tmp_path / "remote/runs.csv").read_text() == (tmp_path / "local/runs.csv").read_text()
-    assert [run["run"] for run in read_proxy_runs(at_hand(WORK))] == ["remote/even"]
+    _, columns, _ = read_table(WORK)  # as `plantmix plan fit` does
+    assert columns["run"] == ["remote/even"]
     shards = Counter(path for method, path in store.requests if path.endswith(".tar"))
     assert set(shards.values()) == {1}, "one request a shard"
     assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == len(shards), "in the cache that the config names"

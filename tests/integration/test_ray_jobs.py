@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,6 +46,10 @@ def ray_job(cluster: Cluster, *command: str, cwd: Path | None = None) -> subproc
     )
 
 
+def num_asked(web: MisbehavingServer) -> int:
+    return sum(request.path.startswith("/p/") for request in web.log)
+
+
 def write_config(folder: Path, web: MisbehavingServer, work_dir: str, **run: str) -> Path:
     rows = [f"http://127.0.0.1:{web.port}/p/{number},plant number {number} of the web\n" for number in range(NUM)]
     (folder / "list.csv").write_text("".join(["url,caption\n", *rows]))
@@ -72,9 +77,9 @@ def write_config(folder: Path, web: MisbehavingServer, work_dir: str, **run: str
 def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: Path) -> None:
     seconds = 0.3
 
-    def answer(sock: object, request: object) -> None:
+    def answer(sock: Any, request: Any) -> None:
         time.sleep(seconds)
-        send_picture(sock, encode(pixels(seed=int(str(request.path).rpartition("/")[2]))))
+        send_picture(sock, encode(pixels(seed=int(request.path.rpartition("/")[2]))))
 
     with MisbehavingServer(extra={"p": answer}) as web:
         config = write_config(tmp_path, web, str(tmp_path / "work"))
@@ -83,21 +88,20 @@ def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: P
         )
         assert begun.returncode == 0, begun.stderr
         until = time.monotonic() + 240
-        while len(web.log) < 3 * PART:
+        while num_asked(web) < 3 * PART:
             assert time.monotonic() < until, ray_job(cluster, "logs", "first").stdout
             time.sleep(0.1)
         assert ray_job(cluster, "stop", "first").returncode == 0
         said = ray_job(cluster, "logs", "first").stdout
         assert "plantmix: stopped; what is committed stays, run the same command to go on" in said
-        num_asked = len(web.log)
-        assert num_asked < NUM
+        assert num_asked(web) < NUM
 
         seconds = 0.0
         done = ray_job(cluster, "submit", "--", *PLANTMIX, "build", str(config))
         assert done.returncode == 0, done.stdout
         assert f"ray: joining {cluster.address}" in done.stdout, "RAY_ADDRESS, which the job server sets"
         assert f"fetch: done, {NUM} of {NUM} kept" in done.stdout
-        assert len(web.log) == NUM, "no picture is asked for twice"
+        assert num_asked(web) == NUM, "no picture is asked for twice"
         (tmp_path / "inline").mkdir()
         config = write_config(tmp_path / "inline", web, str(tmp_path / "inline/work"), executor="inline")
         assert main(["build", str(config)]) == 0
@@ -106,7 +110,7 @@ def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: P
 
 @pytest.mark.slow
 def test_a_work_folder_that_would_go_with_the_job_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    """As it was found: the job succeeded, and Ray deleted the release with the copy of the folder it was built in."""
+    """As it was found: the job succeeded, and its release lay in a copy that Ray may delete."""
     with MisbehavingServer() as web:
         write_config(tmp_path, web, "work")
         done = ray_job(cluster, "submit", "--working-dir", ".", "--", *PLANTMIX, "build", "build.yaml", cwd=tmp_path)
