@@ -175,10 +175,7 @@ class RayExecutor:
         assert self._work_dir is not None
         work_dir = store_of(self._work_dir) or str(Path(self._work_dir).absolute())
         look = partial(self._faults_of, nodes, work_dir)
-        if any(map(storage.is_remote, (work_dir, *self._places))):
-            faults = patiently(work_dir, look) and patiently(work_dir, look)  # a node may be refused for a moment
-        else:
-            faults = look()
+        faults = patiently(work_dir, look) if storage.is_remote(work_dir) else look()
         if faults:
             text = hide_secrets("nodes of the Ray cluster that cannot do this build:\n" + "\n".join(faults))
             raise RunError(f"{text}\nWhat is committed stays") if self._nodes else ConfigError(text)
