@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,11 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 
 def temp_path(path: str) -> str:
-    """A private name beside `path`. It holds TEMP_MARK, by which `sweep` finds what a crash left."""
+    """A private name beside `path`, for a file of a store one on this machine. It holds TEMP_MARK, by which `sweep`
+    finds what a crash left.
+    """
     folder, _, name = path.rpartition("/")
+    folder = tempfile.gettempdir() if is_remote(path) else folder
     temp = f".{name}{TEMP_MARK}{uuid.uuid4().hex[:12]}"
     return f"{folder}/{temp}" if folder else temp
 
@@ -282,16 +286,16 @@ def write_file(path: str, content: bytes) -> None:
 
 
 def publish(temp: str, path: str) -> None:
-    """Rename a finished private file to its public name. On a local disk it is made durable first.
+    """Rename a finished private file to its public name, or put it into a store. On a disk it is made durable first.
 
-    Raises: IntegrityError when the private file is gone.
+    Raises: IntegrityError when the private file is gone; RetryableError when the store does not take it now.
     """
-    fs, inner_temp = filesystem(temp)
-    _, inner = filesystem(path)
-    if is_remote(path):
-        if not fs.exists(inner_temp):
-            raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it")
-        fs.mv(inner_temp, inner)
+    inner_temp, inner = filesystem(temp)[1], filesystem(path)[1]
+    if is_remote(path) and Path(inner_temp).exists():
+        try:
+            upload(inner_temp, path)
+        finally:
+            Path(inner_temp).unlink()
         return
     try:
         descriptor = os.open(inner_temp, os.O_RDONLY)
@@ -310,20 +314,24 @@ def publish(temp: str, path: str) -> None:
 
 
 def link_or_copy(source: str, path: str) -> None:
-    """Publish the content of `source` as `path` too: as a hard link where the disk allows it, else as a copy."""
+    """Publish the content of `source` as `path` too: as a hard link where the disk allows it, else as a copy.
+
+    A store copies its own files itself: nothing goes through this machine.
+    """
     if is_remote(path) and not is_remote(source):
         upload(source.removeprefix("file://"), path)
         return
+    (fs, inner_source), (target, inner) = filesystem(source), filesystem(path)
+    if is_remote(path) and fs is target:
+        fs.cp_file(inner_source, inner)
+        return
     temp = temp_path(path)
-    fs, inner_source = filesystem(source)
-    _, inner_temp = filesystem(temp)
     try:
         if is_remote(source) or is_remote(path):
             raise OSError("no links between object stores")
-        os.link(inner_source, inner_temp)
+        os.link(inner_source, filesystem(temp)[1])
     except OSError:
-        target, inner_temp = filesystem(temp)
-        with fs.open(inner_source, "rb") as reader, target.open(inner_temp, "wb") as writer:
+        with fs.open(inner_source, "rb") as reader, Path(filesystem(temp)[1]).open("wb") as writer:
             shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
     publish(temp, path)
 

@@ -49,10 +49,14 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Nodes with small object stores, on the loopback. `before` is Python that runs in a node before Ray does."""
+    """Nodes with small object stores, on the loopback. `before` is Python that runs in a node before Ray does.
 
-    def __init__(self) -> None:
+    With `takes_jobs` the head takes those of `ray job submit` at the address `jobs`; it needs the extra `cluster`.
+    """
+
+    def __init__(self, takes_jobs: bool = False) -> None:
         self.address = f"127.0.0.1:{free_port()}"
+        self.jobs = f"http://127.0.0.1:{free_port()}" if takes_jobs else ""
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
         self.nodes: list[subprocess.Popen[bytes]] = []
 
@@ -72,12 +76,13 @@ class Cluster:
         python = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$0" "$@"'] if hidden else []
         python += [sys.executable, "-c", before + "\n" + _START]
         where = (
-            ["--head", "--port", self.address.rpartition(":")[2], "--include-dashboard=false"]
+            ["--head", "--port", self.address.rpartition(":")[2], f"--include-dashboard={bool(self.jobs)}"]
             if not self.nodes
             else ["--address", self.address]
         )
         if not self.nodes:
             where += ["--temp-dir", self._folder.name]
+            where += ["--dashboard-host=127.0.0.1", "--dashboard-port", self.jobs.rpartition(":")[2] or "8265"]
         log = Path(self._folder.name, f"node-{len(self.nodes)}.txt")
         with log.open("wb") as out:
             node = subprocess.Popen(

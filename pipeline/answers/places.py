@@ -169,7 +169,7 @@ def _shard_members(path: str) -> tuple[set[str], set[str]]:
     endings: set[str] = set()
     keys: set[str] = set()
     fs, inner = storage.filesystem(path)
-    with reading(path, "as a tar"), fs.open(inner, "rb") as stream:
+    with reading(path, path, "as a tar"), fs.open(inner, "rb") as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in islice(tar, _SHARD_MEMBERS):
@@ -189,7 +189,7 @@ def _shard_columns(path: str) -> list[str]:
     fs, inner = storage.filesystem(parquet)
     if not fs.exists(inner):
         return []
-    with reading(parquet, "as parquet"), fs.open(inner, "rb") as stream:
+    with reading(parquet, parquet, "as parquet"), fs.open(inner, "rb") as stream:
         return list(pq.read_schema(stream).names)
 
 

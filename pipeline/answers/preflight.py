@@ -32,7 +32,7 @@ from pipeline.pictures.consent import require_library
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.gbif.obtaining import missing_account
-from pipeline.sources.reading import check_source
+from pipeline.sources.reading import ask, check_source
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
 from pipeline.stages.mix import plan_mixture, read_ratio
@@ -42,6 +42,7 @@ from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
 _STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 MUCH = 0.5  # of the first rows: from here on a warning is printed
 MIN_FREE_BYTES = 1_000_000_000
+_COPY_OF_A_JOB = "/runtime_resources/working_dir_files/"  # where Ray 2.60 unpacks the folders of its jobs
 _UNCOUNTED = 1_000_000_000  # stands for a source whose rows are not counted
 
 
@@ -88,12 +89,16 @@ def examine(config: BuildConfig) -> list[Finding]:
     findings = list(_broken_settings(config))
     if not findings:
         findings += _about_gbif(config)
-        heads = {source.name: read_head(source, config.run.memory_gb) for source in config.sources}
+        heads = {
+            source.name: ask(source, partial(read_head, source, config.run.memory_gb)) for source in config.sources
+        }
         findings += _about_empty_sources(config, heads)
         findings += _about_web(config, heads)
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)
-        findings += about_mixture(config, {source.name: most_rows(source) for source in config.sources})
+        findings += about_mixture(
+            config, {source.name: ask(source, partial(most_rows, source)) for source in config.sources}
+        )
         findings += _about_skipped_files(config)
         findings += _about_disk(config)
         findings += _about_evaluation(config)
@@ -129,6 +134,11 @@ def check_writable(work_dir: str) -> None:
     """
     if storage.is_remote(work_dir):
         check_store(work_dir)
+    elif _COPY_OF_A_JOB in str(Path(work_dir).absolute()):
+        raise ConfigError(
+            f"work_dir {work_dir}: this is the copy of a folder that `ray job submit --working-dir` makes, and Ray "
+            "may delete it once the job is over; give an absolute path on the shared disk, or an address as s3://"
+        )
     place = nearest_folder(work_dir)
     if not place.is_dir():
         raise ConfigError(f"work_dir {work_dir}: {place} is not a folder; choose another place")
@@ -324,7 +334,7 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 def _about_skipped_files(config: BuildConfig) -> Iterator[Finding]:
     """Files in folders of pictures that no suffix names."""
     for origin in (*config.sources, *config.evaluation):
-        found = other_files(origin)
+        found = ask(origin, partial(other_files, origin))
         if found:
             listed = ", ".join(f"{num:,} {ending}" for ending, num in list(found.items())[:5])
             text = f"{origin.where}: {sum(found.values()):,} files are not read as pictures ({listed})"

@@ -7,6 +7,7 @@ reads. Writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from manifests import storage
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
 from manifests.release import RECORD_FILE, SPLIT_FOLDERS, Release
+from manifests.remote.folder import bring_missing
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples, work_folder_of
 from pipeline.store.sql import view_parquet
@@ -209,6 +211,8 @@ def _paths_with_content(sql: Any, workdir: str, stage: str, table: str, content:
     ).fetchall()
     for _, files in versions:
         paths = [storage.join(workdir, file) for file in files]
+        with contextlib.suppress(IntegrityError):  # a table that is gone
+            bring_missing(paths)
         if all(Path(path).is_file() for path in paths):
             return paths
     return []

@@ -6,6 +6,7 @@ Gives up with IntegrityError on a shard that is not the one recorded.
 from __future__ import annotations
 
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,11 @@ def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[st
 
     Raises: IntegrityError when the shard has other content than recorded, or lacks a key.
     """
+    if storage.is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="plantmix-") as folder:
+            local = storage.join(folder, path.rpartition("/")[2])
+            storage.download(path, local, sha256)
+            return cut_shard(local, target, without, sha256)
     if storage.hash_file(path).sha256 != sha256:
         raise IntegrityError(f"{path}: has other content than when it was sealed; take a whole copy, then try again")
     temp = storage.temp_path(target)

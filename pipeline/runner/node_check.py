@@ -12,7 +12,8 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def _why_not_used(marker: str, own_mark: str) -> str:
     """Why a work folder in a store cannot be used; its packages and credentials may be missing here."""
     try:
         fs, inner = importlib.import_module("fsspec").core.url_to_fs(marker)
-        fs.cat_file(inner)
-        fs.pipe_file(inner + own_mark, b"")
+        _asked(lambda: fs.cat_file(inner))
+        _asked(lambda: fs.pipe_file(inner + own_mark, b""))
     except Exception as error:  # as below
         return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     return ""
@@ -78,7 +79,7 @@ def _describe(place: str) -> str:
     try:
         if "://" in place:
             fs, inner = importlib.import_module("fsspec").core.url_to_fs(place)
-            return str(fs.info(inner)["type"])
+            return str(_asked(lambda: fs.info(inner))["type"])
         path = Path(place.removeprefix("file://")).expanduser()
         if not path.is_dir():
             return f"a file of {path.stat().st_size:,} bytes"
@@ -88,6 +89,17 @@ def _describe(place: str) -> str:
     except Exception as error:  # a store's client may raise anything, and all of it means that this node cannot read
         text = " ".join(str(error).split())
         return f"{type(error).__name__}: {text:.200}"
+
+
+def _asked(question: Callable[[], Any]) -> Any:
+    """What a store answers; asked a second time after a second, since it may refuse for a moment."""
+    try:
+        return question()
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception:
+        time.sleep(1.0)
+        return question()
 
 
 def compare(

@@ -10,13 +10,14 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manifests import storage
 from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixError, RetryableError, RunError
 from manifests.masking import hide_secrets
-from manifests.remote.folder import store_of
+from manifests.remote.folder import patiently, store_of
 from manifests.services.local_ray import join_cluster, ray_environment
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
@@ -173,6 +174,14 @@ class RayExecutor:
         """
         assert self._work_dir is not None
         work_dir = store_of(self._work_dir) or str(Path(self._work_dir).absolute())
+        look = partial(self._faults_of, nodes, work_dir)
+        faults = patiently(work_dir, look) if storage.is_remote(work_dir) else look()
+        if faults:
+            text = hide_secrets("nodes of the Ray cluster that cannot do this build:\n" + "\n".join(faults))
+            raise RunError(f"{text}\nWhat is committed stays") if self._nodes else ConfigError(text)
+
+    def _faults_of(self, nodes: Sequence[Any], work_dir: str) -> list[str]:
+        """Why nodes cannot do parts of a work folder, a line each."""
         marker = storage.join(work_dir, "scratch", f"node-check-{uuid.uuid4().hex}")
         fs, inner = storage.filesystem(marker)
         places = list(self._places)
@@ -210,9 +219,7 @@ class RayExecutor:
             pickling.unregister_pickle_by_value(node_check)
             for path in [inner, *(f"{inner}-{node}" for node in ("driver", *(node["NodeID"] for node in nodes)))]:
                 storage.remove_if_there(str(fs.unstrip_protocol(path)))
-        if faults:
-            text = hide_secrets("nodes of the Ray cluster that cannot do this build:\n" + "\n".join(faults))
-            raise RunError(f"{text}\nWhat is committed stays") if self._nodes else ConfigError(text)
+        return faults
 
     def _only_on(self, node_id: str) -> Any:
         scheduling: Any = importlib.import_module("ray.util.scheduling_strategies")

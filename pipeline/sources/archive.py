@@ -95,7 +95,7 @@ def read_archive(path: str, where: str) -> Archive:
             f"{where_it_looked(path)}"
         )
     is_zip = not fs.isdir(inner)
-    with reading(f"{where}: {path}"):
+    with reading(f"{where}: {path}", path):
         try:
             names = _names_in_zip(path) if is_zip else [name for name, _ in walk_files(path)]
         except zipfile.BadZipFile:
@@ -109,7 +109,7 @@ def read_archive(path: str, where: str) -> Archive:
     if not is_zip and (why_not := why_not_inside(path, metas[0])) is not None:
         raise ConfigError(f"{where}: {path}: {metas[0]} {why_not}; put the file itself there")
     what = f"{where}: {path}: {META_FILE}"
-    with reading(what), _open(path, is_zip, metas[0]) as stream:
+    with reading(what, path), _open(path, is_zip, metas[0]) as stream:
         core, extensions = parse_meta(stream.read(MAX_TEXT_BYTES + 1), what)
     prefix = metas[0].removesuffix(META_FILE)
     there = {name.removeprefix(prefix) for name in names}

@@ -62,7 +62,7 @@ def check_source(source: Origin) -> None:
     plan = _plan(source)
     for data, terms, _ in plan.files:
         for location in data.locations:
-            with reading(f"{source.where}: {plan.archive.path}: {location}"):
+            with reading(f"{source.where}: {plan.archive.path}: {location}", plan.archive.path):
                 _wanted_columns(data, terms, _column_names(plan.archive, data, location))
 
 
@@ -90,7 +90,7 @@ def first_media(source: Origin) -> dict[str, list[str | None]]:
     plan = _plan(source)
     found: dict[str, list[str | None]] = {}
     location = plan.media.locations[0]
-    with reading(f"{source.where}: {plan.archive.path}: {location}"):
+    with reading(f"{source.where}: {plan.archive.path}: {location}", plan.archive.path):
         names = _column_names(plan.archive, plan.media, location)
         wanted = _wanted_columns(plan.media, plan.media_terms, names)
         columns = list(dict.fromkeys(name for name in wanted.values() if name))
@@ -185,7 +185,7 @@ def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, w
     """Write the wanted columns of one file to Parquet; rows that cannot be read come back as lost."""
     start = 0
     for location in data.locations:
-        with reading(f"{where}: {plan.archive.path}: {location}"):
+        with reading(f"{where}: {plan.archive.path}: {location}", plan.archive.path):
             names = _column_names(plan.archive, data, location)
             wanted = _wanted_columns(data, terms, names)
             columns = list(dict.fromkeys(name for name in wanted.values() if name))

@@ -7,6 +7,7 @@ for a whole file. Paths are local or fsspec addresses. Raises ConfigError when n
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import re
 import stat
@@ -48,17 +49,27 @@ class BytesUnreadable(Exception):  # noqa: N818
         self.detail = detail
 
 
-@contextmanager
-def reading(what: str, kind: str = "") -> Iterator[None]:
-    """Turn the error of a parser at a bad file into one line.
+def check_store(path: str, error: Exception) -> None:
+    """Tell a store's fault from a file that a parser cannot read: parsers raise an OSError without a number.
 
-    Raises: ConfigError that begins with `what`.
+    Raises: RetryableError when it is the store's.
+    """
+    if not isinstance(error, gzip.BadGzipFile) and (type(error) is not OSError or error.errno is not None):
+        storage.check_passing(path, error)
+
+
+@contextmanager
+def reading(what: str, path: str, kind: str = "") -> Iterator[None]:
+    """Turn the error of a parser at a bad file into one line. `path` is the file that is read, or the folder around it.
+
+    Raises: ConfigError that begins with `what`; RetryableError where a store does not give what it has.
     """
     try:
         yield
     except ConfigError:
         raise
     except UNREADABLE as error:
+        check_store(path, error)
         text = " ".join(str(error).split())
         raise ConfigError(f"{what} cannot be read {kind}".rstrip() + f": {text:.300}") from None
 
@@ -168,7 +179,7 @@ def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
 
     No link is followed. Links, pipes, devices and sockets have the size None; the name of a link to a folder ends in /.
 
-    Raises: ConfigError for a folder that may not be read.
+    Raises: ConfigError for a folder that may not be read; RetryableError where a store refuses it now.
     """
     return ((name, size) for name, size, _ in walk_versions(root))
 
@@ -186,7 +197,8 @@ def walk_versions(root: str) -> Iterator[tuple[str, int | None, str | None]]:
 def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None, str | None]]:
     try:
         entries = sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"]))
-    except PermissionError:
+    except PermissionError as error:
+        storage.check_passing(str(fs.unstrip_protocol(folder)), error)
         raise ConfigError(
             f"{folder}: this folder may not be read (permission denied); change its permissions, or take it out of "
             "the source's folder"

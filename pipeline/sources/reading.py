@@ -7,11 +7,17 @@ its pictures lie on the disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
+from manifests.remote.folder import patiently
+from manifests.storage import is_remote
 from pipeline.sources import dwca, eol, folder, inaturalist, table, webdataset
 from pipeline.sources.gbif import reader as gbif
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
+
+T = TypeVar("T")
 
 _READERS = {
     "table": table,
@@ -24,17 +30,28 @@ _READERS = {
 }
 
 
+def ask(source: Origin, question: Callable[[], T]) -> T:
+    """What the driver wants to know of a source; asked again after a passing fault where it lies in a store.
+
+    Raises: RunError when the store stays away.
+    """
+    return patiently(source.where, question) if is_remote(source.path) else question()
+
+
 def check_source(source: Origin) -> None:
     """Check that a source is there, and is what the config says of it, by the heads of its files.
 
-    Raises: ConfigError that names the source, what is wrong, and what is there.
+    Raises: ConfigError that names the source, what is wrong, and what is there; RunError when its store stays away.
     """
-    _READERS[source.kind].check_source(source)
+    ask(source, partial(_READERS[source.kind].check_source, source))
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """Hashes of everything that the rows of a source depend on; the same for the same content in any folder."""
-    digests: list[str] = _READERS[source.kind].digest_inputs(source, hash_file)
+    """Hashes of everything that the rows of a source depend on; the same for the same content in any folder.
+
+    Raises: as `check_source`.
+    """
+    digests: list[str] = ask(source, partial(_READERS[source.kind].digest_inputs, source, hash_file))
     return digests
 
 
@@ -47,4 +64,4 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
 def root_of(source: Origin) -> str | None:
     """The folder that locators of a source are relative to; None when its pictures lie on the web."""
     reader = _READERS[source.kind]
-    return str(reader.root_of(source)) if hasattr(reader, "root_of") else None
+    return str(ask(source, partial(reader.root_of, source))) if hasattr(reader, "root_of") else None

@@ -393,4 +393,4 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
 
 
 def _reading(file: str, source: Origin) -> AbstractContextManager[None]:
-    return reading(f"{source.where}: {file}", f"as {_format_of(file, source)}")
+    return reading(f"{source.where}: {file}", file, f"as {_format_of(file, source)}")

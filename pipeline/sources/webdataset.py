@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import BrokenTarError, Member, tar_members
-from pipeline.sources.files import UNREADABLE, Found, find_files, is_file_of, make_locator
+from pipeline.sources.files import UNREADABLE, Found, check_store, find_files, is_file_of, make_locator
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS, MAX_TEXT_BYTES
 from pipeline.sources.rows import (
     BATCH_ROWS,
@@ -136,6 +136,7 @@ def _rows(wanted: _Wanted, found: Found) -> Iterator[dict[str, str | None] | Los
         try:
             listed = _parquet_rows(found, shard, wanted.columns())
         except UNREADABLE as error:
+            check_store(shard, error)
             side = f"{stem}.parquet cannot be read: {' '.join(str(error).split())[:100]}"
             unlisted = side if wanted.columns() else None
             yield Lost(-1, "broken_shard", side)

@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import build_own_pictures, release_of
 from misbehaving.object_store import BUCKET, Store, serving
 from release_writer import draw_picture, drawn_samples
 
+from manifests import storage
+from manifests.errors import RetryableError
 from manifests.release import Release
 from pipeline.cli import main
+from pipeline.config import SourceSettings
+from pipeline.sources.reading import check_source, digest_inputs, read_rows
 
 NUM = 12
 
@@ -115,6 +123,41 @@ def test_each_caption_is_asked_for_once(store: Store, config: Path, capsys: pyte
         assert len([path for _, path in store.requests if ".txt" in path]) == NUM
     finally:
         fs.pipe_file(f"{BUCKET}/pictures/005.txt", before)
+
+
+@pytest.mark.parametrize("kind", ["table", "folder", "webdataset"])
+def test_a_source_refused_for_a_moment_is_neither_wrong_nor_short(
+    store: Store, config: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was found: "permission denied", "cannot be read as csv", and a shard without the rows of its Parquet."""
+    monkeypatch.setattr("manifests.remote.folder.WAITS_SECONDS", (0.01,))
+    fs = fsspec.filesystem("s3", **store.options)
+    fs.pipe_file(f"{BUCKET}/list/a.csv", b"url,caption\nhttp://host/1,a plant\n")
+    rows = [{"key": "0", "url": "http://host/0", "status": "failed_to_download", "error_message": "HTTP Error 404"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.add(__file__, "1.txt")
+    fs.put([str(tmp_path / "0.parquet"), str(tmp_path / "0.tar")], f"{BUCKET}/shards/")
+    place, refused = {
+        "table": ({"table": f"s3://{BUCKET}/list/a.csv", "columns": {"url": "url", "caption": "caption"}}, "a.csv"),
+        "folder": ({"folder": {"path": f"s3://{BUCKET}/pictures"}}, "list-type"),
+        "webdataset": ({"webdataset": {"path": f"s3://{BUCKET}/shards"}}, "0.parquet"),
+    }[kind]
+    source = SourceSettings.model_validate({"name": kind, "domain": "plant", **place})
+
+    def refuse_once() -> None:
+        left = [1]
+        store.choose = lambda method, path: "expired_403" if refused in path and left and left.pop() else None
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+    refuse_once()
+    check_source(source)
+    refuse_once()
+    assert digest_inputs(source, lambda path: storage.hash_file(path).sha256)
+    refuse_once()
+    with pytest.raises((RetryableError, PermissionError)):  # either fails the part, which is tried again
+        list(read_rows(source, nullcontext))
+    assert list(read_rows(source, nullcontext))
 
 
 @pytest.mark.parametrize("fault", ["expired_403", "reset", "truncated"])

@@ -264,6 +264,9 @@ def test_places_where_no_work_folder_can_be(tmp_path: Path) -> None:
         check_writable(str(tmp_path / "file" / "work"))
     with pytest.raises(ConfigError, match="name a folder in the bucket, for instance s3://bucket/my-build"):
         check_writable("s3://bucket")
+    job = tmp_path / "ray/session/runtime_resources/working_dir_files/_ray_pkg_0123/work"
+    with pytest.raises(ConfigError, match="Ray may delete it once the job is over; give an absolute path"):
+        check_writable(str(job))
     with pytest.raises(ConfigError, match="work_dir web://bucket/work: Protocol not known: web"):
         check_writable("web://bucket/work")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import http.server
 import logging
@@ -83,6 +84,14 @@ def serving() -> Iterator[Store]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+
+
+def hash_stored(store: Store, folder: str) -> dict[str, str]:
+    """sha256 of every object below a folder of the bucket, by its path there."""
+    fs = fsspec.filesystem("s3", **store.options)
+    fs.invalidate_cache()
+    top = f"{BUCKET}/{folder}/"
+    return {path.removeprefix(top): hashlib.sha256(fs.cat_file(path)).hexdigest() for path in fs.find(top)}
 
 
 def become_user(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,13 +45,13 @@ def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
     return [shard for shard in range(len(pool.files)) if not _offsets_file(folder, shard).is_file()]
 
 
-def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int) -> None:
-    """Decode the samples of one shard.
+def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache: ShardCache | None = None) -> None:
+    """Decode the samples of one shard. One of a store is read through the cache.
 
     Raises: IntegrityError for a shard that is shorter than its table says.
     """
     rows = np.flatnonzero(pool.shards == shard).tolist()
-    reader, keys = ShardReader(pool, ShardCache()), pool.table["key"].to_pylist()
+    reader, keys = ShardReader(pool, cache or ShardCache()), pool.table["key"].to_pylist()
     target = _tar_file(folder, shard)
     temp = storage.temp_path(str(target))
     placed: dict[str, list[int]] = {name: [] for name in OFFSETS}

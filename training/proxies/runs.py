@@ -58,10 +58,20 @@ class ProxySettings(TrainSettings):
 
     @field_validator("output_dir")
     @classmethod
-    def _is_local(cls, folder: str) -> str:
+    def _writes_to_a_disk(cls, folder: str) -> str:
         if is_remote(folder):
-            raise ValueError(f"{folder}: proxy runs are written to a local folder; copy it afterwards")
+            raise ValueError(
+                f"{folder}: proxy runs are written to a local folder, or with --launcher ray to a shared disk; name "
+                "one, and copy it to the store afterwards. `release` and `catalogue` may lie in a store"
+            )
         return folder
+
+    @field_validator("runs")
+    @classmethod
+    def _reads_a_local_list(cls, runs: Any) -> Any:
+        if isinstance(runs, str) and is_remote(runs):
+            raise ValueError(f"{runs}: the list of runs is a local file; copy it here, and name the copy")
+        return runs
 
     @model_validator(mode="after")
     def _mixture_is_in_the_list(self) -> ProxySettings:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.storage import join, make_folder, publish_bytes, publish_json
+from manifests.storage import is_remote, join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
@@ -294,7 +294,7 @@ def _decode(
 def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int) -> PlantMixError | None:
     try:
         pool = open_pool(loader.open_releases(settings.release), settings.data.split)
-        decode_shard(pool, target, side_px, shard)
+        decode_shard(pool, target, side_px, shard, settings.data.cache)
     except PlantMixError as error:
         return error
     return None
@@ -303,8 +303,11 @@ def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int)
 def _check_catalogue(settings: ProxySettings) -> None:
     """Raises: ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
     from manifests.catalog_file import CATALOG_FILE
+    from manifests.remote.session import take_up
 
-    if settings.catalogue is not None and not Path(settings.catalogue, CATALOG_FILE).is_file():
+    if settings.catalogue is not None and is_remote(settings.catalogue):
+        take_up(settings.catalogue)
+    elif settings.catalogue is not None and not Path(settings.catalogue, CATALOG_FILE).is_file():
         raise ConfigError(
             f"catalogue: {settings.catalogue} holds no {CATALOG_FILE}; name the work folder of a build, or null for "
             "the table alone"

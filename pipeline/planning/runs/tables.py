@@ -36,7 +36,9 @@ def read_table(
     """
     import duckdb
 
-    file = Path(path)
+    from manifests.remote.session import at_hand
+
+    file = Path(at_hand(str(path)))
     if not file.exists():
         raise ConfigError(f"{file}: no such table of runs")
     with duckdb.connect() as database:

@@ -1,0 +1,183 @@
+"""A build on two real Ray nodes and a faulty object store: it loses a raylet, its driver, then its first machine."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import yaml
+from building import PLANTMIX, ROOT, hash_tree
+from misbehaving.answers import encode, send_picture
+from misbehaving.object_store import BUCKET, Store, become_user, hash_stored, serving
+from misbehaving.server import MisbehavingServer
+from PIL import Image
+from process_tree import below, kill
+from ray_nodes import ENVIRONMENT, Cluster
+
+from manifests.remote.folder import PLACE_VARIABLE
+from pipeline.cli import main
+
+NUM_URLS, NUM_FILES, NUM_IN_SHARDS = 32, 16, 16
+WORK = "runs/lossy"
+FAULTS = ("slow_down", "reset", "expired_403", "truncated", "slow")
+
+
+@pytest.fixture
+def web() -> Iterator[MisbehavingServer]:
+    act = lambda sock, request: send_picture(sock, picture(int(request.path.rpartition("/")[2])))  # noqa: E731
+    with MisbehavingServer(extra={"p": act}) as server:
+        yield server
+
+
+@pytest.fixture
+def store(web: MisbehavingServer) -> Iterator[Store]:
+    """It holds a list of addresses, a folder of pictures and their texts, and two shards."""
+    with serving() as found:
+        fs = fsspec.filesystem("s3", **found.options)
+        rows = [f"http://127.0.0.1:{web.port}/p/{n},plant number {n} of the web\n" for n in range(NUM_URLS)]
+        fs.pipe_file(f"{BUCKET}/list.csv", "".join(["url,caption\n", *rows]).encode())
+        for number in range(NUM_FILES):
+            for name, content in sample(NUM_URLS + number):
+                fs.pipe_file(f"{BUCKET}/pictures/{name}", content)
+        for shard in range(2):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w") as tar:
+                for number in range(shard, NUM_IN_SHARDS, 2):
+                    for name, content in sample(NUM_URLS + NUM_FILES + number):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+            fs.pipe_file(f"{BUCKET}/shards/{shard:05}.tar", packed.getvalue())
+        yield found
+
+
+def sample(number: int) -> list[tuple[str, bytes]]:
+    return [(f"{number:03}.jpg", picture(number)), (f"{number:03}.txt", f"plant number {number} of the field".encode())]
+
+
+def picture(number: int) -> bytes:
+    blocks = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return encode(Image.fromarray(blocks).resize((96, 96), Image.Resampling.NEAREST), quality=80)
+
+
+def write_config(folder: Path, work_dir: str, **run: Any) -> str:
+    urls = {"table": f"s3://{BUCKET}/list.csv", "columns": {"url": "url", "caption": "caption"}}
+    places = {
+        "urls": ("plant", urls),
+        "files": ("general", {"folder": {"path": f"s3://{BUCKET}/pictures", "captions": "text_file"}}),
+        "shards": ("general", {"webdataset": {"path": f"s3://{BUCKET}/shards"}}),
+    }
+    values = {
+        "name": "lossy",
+        "work_dir": work_dir,
+        "sources": [
+            {"name": name, "domain": domain, **place, "defaults": {"licence": "CC0"}}
+            for name, (domain, place) in places.items()
+        ],
+        "fetch": {
+            "network": {
+                "threads": 2,
+                "retries": 0,
+                "robots_txt": False,
+                "allow_private_addresses": True,
+                "limits": {"requests_per_second": None, "connections": 2},
+            }
+        },
+        "mix": {"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
+        "pack": {"samples_per_shard": 10},
+        "run": {"fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.1, **run},
+    }
+    path = folder / f"{run.get('executor', 'ray')}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+class Misfortune:
+    """Answers every 13th request with a fault, and lets things be lost at the n-th file of a kind that is written."""
+
+    def __init__(self) -> None:
+        self.lose: dict[tuple[str, int], Callable[[], None]] = {}
+        self.written: Counter[str] = Counter()
+        self._num_asked = 0
+        self._lock = threading.Lock()
+
+    def choose(self, method: str, path: str) -> str | None:
+        """The fault that answers a request."""
+        kind = path.removeprefix(f"/{BUCKET}/{WORK}/").partition("/")[0]
+        with self._lock:
+            if method == "PUT" and kind in ("pool", "releases"):
+                self.written[kind] += 1
+                self.lose.pop((kind, self.written[kind]), lambda: None)()
+            self._num_asked += 1
+            fault = FAULTS[self._num_asked // 13 % len(FAULTS)] if self._num_asked % 13 == 0 else None
+        return "slow_down" if fault == "truncated" and method != "GET" else fault
+
+
+@pytest.mark.slow
+def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbed_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become_user(store, monkeypatch)
+    assert main(["build", write_config(tmp_path, str(tmp_path / "work"), executor="inline")]) == 0
+    whole = hash_tree(tmp_path / "work/releases")
+    assert len([name for name in whole if name.endswith(".tar")]) > 4
+
+    misfortune = Misfortune()
+    store.choose = misfortune.choose
+    with start_cluster(store, tmp_path, "first", 2) as cluster:
+        config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", ray={"address": cluster.address})
+        second = cluster.nodes[1].pid
+        driver = start_build(config, tmp_path / "first-0")
+        misfortune.lose["pool", 3] = lambda: kill([pid for pid, name in below(second).items() if "/raylet " in name])
+        misfortune.lose["pool", 8] = driver.kill
+        _, said = driver.communicate(timeout=300)
+        assert driver.returncode == -signal.SIGKILL, said
+        assert cluster.nodes[1].wait(60), "`ray start` ends with its raylet, five files before the driver"
+        assert not misfortune.written["releases"]
+
+        driver = start_build(config, tmp_path / "first-0")
+
+        def power_fails() -> None:
+            driver.kill()
+            cluster.kill(cluster.nodes[0])  # the gate of the hosts is there, too
+
+        misfortune.lose["releases", 2] = power_fails
+        _, said = driver.communicate(timeout=300)
+        assert driver.returncode == -signal.SIGKILL, said
+    assert not misfortune.lose
+
+    with start_cluster(store, tmp_path, "other", 1) as cluster:
+        config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", ray={"address": cluster.address})
+        driver = start_build(config, tmp_path / "other-0")
+        _, said = driver.communicate(timeout=300)
+        assert driver.returncode == 0, said
+    store.choose = lambda method, path: None
+    assert store.injected > 20
+    assert hash_stored(store, f"{WORK}/releases") == whole
+    assert list((tmp_path / "first-1").glob("*/parts")), "the node that was lost had done parts"
+
+
+def start_cluster(store: Store, folder: Path, name: str, num_nodes: int) -> Cluster:
+    """Nodes of one CPU that share nothing but the store."""
+    cluster = Cluster()
+    for number in range(num_nodes):
+        local = {PLACE_VARIABLE: str(folder / f"{name}-{number}")}
+        cluster.start(env=store.environment() | {"PYTHONPATH": str(ROOT)} | local)
+    return cluster
+
+
+def start_build(config: str, local: Path) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= ENVIRONMENT | {"PYTHONPATH": str(ROOT), PLACE_VARIABLE: str(local)}
+    return subprocess.Popen([*PLANTMIX, "build", config], env=env, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,78 @@
+"""`dalip proxies` of a release in a real S3 server, with results into the catalogue of a work folder there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import release_writer as writer
+from misbehaving.object_store import BUCKET, Store, become_user, serving
+
+from manifests.catalog import Catalog
+from manifests.errors import ConfigError
+from manifests.remote.folder import PLACE_VARIABLE
+from pipeline.planning.runs.tables import read_table
+from training.proxies.runs import read_proxy_settings
+from training.proxies.study import run_proxies
+
+WORK = f"s3://{BUCKET}/work"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    with serving() as found:
+        become_user(found, monkeypatch)
+        monkeypatch.setenv(PLACE_VARIABLE, str(tmp_path / "local"))
+        yield found
+
+
+def write_config(folder: Path, name: str, **changes: Any) -> str:
+    """Json, which is YAML too."""
+    (folder / "tiny.json").write_text(json.dumps(writer.TINY_ARCHITECTURE))
+    values = {
+        "release": str(folder / "toy-0001"),
+        "output_dir": str(folder / name),
+        "runs": [{"run": "even", "mixture": {"plant": 0.5, "general": 0.5}}],
+        "model": {"architecture": str(folder / "tiny.json"), "second_order": {"heads": 2, "reduced_width": 4}},
+        "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16, "cache_dir": str(folder / "cache")},
+        "schedule": {"steps": 4},
+        "compute": {"device": "cpu", "num_threads": 1},
+        "eval": {"batch_size": 8, "bootstrap_rounds": 100},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(values | changes))
+    return str(path)
+
+
+def test_a_release_and_a_catalogue_in_a_store_give_the_table_of_local_ones(store: Store, tmp_path: Path) -> None:
+    writer.write_release(tmp_path / "toy-0001", writer.drawn_samples(60, 25, size_px=40), 15, stratified=True)
+    fsspec.filesystem("s3").put(str(tmp_path / "toy-0001"), f"{BUCKET}/toy-0001", recursive=True)
+    run_proxies(read_proxy_settings(write_config(tmp_path, "local")), lambda line: None)
+    remote = write_config(tmp_path, "remote", release=f"s3://{BUCKET}/toy-0001", catalogue=WORK)
+    with pytest.raises(ConfigError, match=f"^{WORK}: no catalogue here"):
+        run_proxies(read_proxy_settings(remote), lambda line: None)
+    with Catalog.open(WORK):
+        pass
+    store.requests.clear()
+    run_proxies(read_proxy_settings(remote), lambda line: None)
+    assert (tmp_path / "remote/runs.csv").read_text() == (tmp_path / "local/runs.csv").read_text()
+    _, columns, _ = read_table(WORK)  # as `plantmix plan fit` does
+    assert columns["run"] == ["remote/even"]
+    shards = Counter(path for method, path in store.requests if path.endswith(".tar"))
+    assert set(shards.values()) == {1}, "one request a shard"
+    assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == len(shards), "in the cache that the config names"
+
+
+def test_what_must_lie_on_a_disk_is_said(tmp_path: Path) -> None:
+    for key, text in (
+        ("output_dir", "and copy it to the store"),
+        ("runs", "copy it here, and name the copy"),
+    ):
+        config = write_config(tmp_path, "wrong", **{key: f"s3://{BUCKET}/place"})
+        with pytest.raises(ConfigError, match=text):
+            read_proxy_settings(config)
