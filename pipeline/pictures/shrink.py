@@ -81,7 +81,7 @@ def _filter(pixels: np.ndarray, length: float, num: int) -> np.ndarray:
 def _weights(num_pixels: int, length: float, num: int) -> tuple[np.ndarray, int]:
     """Weights (num, num_pixels), whole numbers whose rows sum to about 2**bits, and the bits.
 
-    The filter becomes wider as the picture becomes smaller. Weights get as many bits as the largest one leaves room for.
+    The smaller the picture becomes, the wider the filter. Weights get as many bits as the largest one leaves room for.
 
     Source: Keys 1981, "Cubic convolution interpolation for digital image processing", with a = -0.5.
     """
@@ -99,5 +99,5 @@ def _weights(num_pixels: int, length: float, num: int) -> tuple[np.ndarray, int]
 
 @lru_cache(maxsize=64)
 def _options(box: tuple[float, float] | None) -> Any:
-    algorithm = fast.ResizeAlg.convolution(fast.FilterType.catmull_rom)
-    return fast.ResizeOptions(algorithm, use_alpha=False, crop_box=None if box is None else fast.CropBox(0.0, 0.0, *box))
+    crop = None if box is None else fast.CropBox(0.0, 0.0, *box)
+    return fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.catmull_rom), crop_box=crop)

@@ -35,7 +35,6 @@ from pipeline.stages.fetch_rounds import (
     download_recipe,
     last_round,
     parts_up_to,
-    recipes_of,
     rows_to_fetch,
     view_fetched,
     within_limits,
@@ -175,8 +174,7 @@ def _view_candidates(sql: Any, candidates: Files, secrets: Files, bucket: Bucket
 
 
 def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    recipes = recipes_of(inputs.image)
-    return [part for recipe in recipes for part in parts_up_to(run, "download", recipe, inputs.round)]
+    return parts_up_to(run, "download", download_recipe(inputs.image), inputs.round)
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:

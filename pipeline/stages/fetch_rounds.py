@@ -14,14 +14,13 @@ from typing import Any
 from manifests.outcomes import Outcome
 from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
-from pipeline.fetching.settings import FetchSettings
 from pipeline.pictures.consent import MARKS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, StageRun
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import view_table
 
-VERSION = 3
+VERSION = 4
 
 # Where the same address was asked several times, a picture counts, or else what was seen last under these settings.
 COUNTS = (
@@ -78,17 +77,11 @@ def download_recipe(image: ImageSettings) -> str:
     return fingerprint({"version": VERSION, "image": image.without_limits().model_dump(mode="json")})
 
 
-def recipes_of(image: ImageSettings) -> tuple[str, ...]:
-    """The recipe, and the name that 0.1.0 gave it, with the limits in it: downloads of both are used."""
-    before = fingerprint({"version": VERSION, "image": image.model_dump(mode="json")})
-    return tuple(dict.fromkeys((download_recipe(image), before)))
-
-
 def last_round(context: BuildContext) -> int:
     """The round that is being run, or else the last one that was finished."""
     if context.fetch_round is not None:
         return context.fetch_round.number
-    return max(context.catalog.rounds.last_closed(recipe) for recipe in recipes_of(context.config.fetch.image))
+    return context.catalog.rounds.last_closed(download_recipe(context.config.fetch.image))
 
 
 def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list[PartRecord]:
@@ -97,16 +90,10 @@ def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list
 
 
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
-    """What parts fetched, grouped by which of their outcomes are outdated.
-
-    Parts of 0.1.0 do not say their settings. The limits of pictures are in their recipe; their other settings count
-    as the defaults.
-    """
+    """What parts fetched, grouped by which of their outcomes are outdated."""
     groups: dict[tuple[str, ...], list[PartRecord]] = {}
-    recipe = download_recipe(inputs.image)
     for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
-        image = ImageSettings() if part.reuse_key == recipe else inputs.image
-        then = part.notes.get("deciding") or dict(FetchSettings(image=image).deciding())
+        then = part.notes["deciding"]
         outdated = tuple(outcome for outcome, values in inputs.deciding if then.get(outcome) != values)
         groups.setdefault(outdated, []).append(part)
     return tuple(FetchedFiles(run.files_of(groups[key], "fetched"), key) for key in sorted(groups))

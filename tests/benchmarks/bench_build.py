@@ -8,7 +8,7 @@ processes, which ends at its tar files. Both start from nothing and are measured
 
 The photos of the folder become `--num` different ones: each is turned and mirrored in eight ways, so that neither
 exact nor near duplicates are dropped. Prints a Markdown table: wall seconds, CPU seconds of the process tree (without
-the server) and the ratio of the medians. `--profile` prints what fetch spends by function instead, in one process.
+the server) and the ratio of the medians.
 Measures, asserts nothing but that both sides stored every photo.
 """
 
@@ -118,7 +118,8 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
     ended.set()
     watching.join()
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{(folder / 'log').read_text()[-3000:]}")
+        end_of_log = (folder / "log").read_text()[-3000:]
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{end_of_log}")
     return seconds, sum(spent.values())
 
 
