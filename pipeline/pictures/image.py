@@ -203,9 +203,8 @@ def _measure_open(
     stream = io.BytesIO()
     final.save(stream, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0", optimize=False)
     stored = stream.getvalue()
-    with Image.open(io.BytesIO(stored), formats=("JPEG",)) as again:
-        again.load()
-        return _store(stored, again, original, said)
+    again = Image.frombytes("RGB", final.size, stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
+    return _store(stored, again, original, said)
 
 
 def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:

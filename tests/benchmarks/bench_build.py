@@ -130,7 +130,7 @@ def ours(listing: Path, folder: Path, executor: str, processes: int, threads: in
     command = [sys.executable, "-m", "pipeline.cli", "build", str(path)]
     seconds, cpu = measure(command, folder)
     status = json.loads((folder / "work/status.json").read_text())
-    return status["stages"]["fetch"]["num_kept"], seconds, cpu
+    return status["stages"]["fetch"]["kept"], seconds, cpu
 
 
 def theirs(listing: Path, folder: Path, processes: int, threads: int) -> tuple[int, float, float]:
