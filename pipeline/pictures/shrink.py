@@ -30,8 +30,10 @@ _REACH_PX = 2.0  # of the filter, on either side, in pixels of the result
 _LARGEST_WEIGHT = 1 << 15  # weights are 16-bit numbers with a sign
 _MOST_BITS = 21
 _VALUES_AT_ONCE = 1 << 22  # 32 MB
+_MOST_KEPT_PIXELS = 1 << 22
 
-_mine = threading.local()  # a resizer keeps buffers, so each thread has its own
+# A resizer is for one thread, and keeps a buffer as large as its largest picture: the buffers of large ones go at once.
+_mine = threading.local()
 
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -49,10 +51,8 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         image = image.reduce((across, down))
     if not _FAST:
         return Image.fromarray(shrink_array(np.asarray(image), size, box or image.size))
-    if not hasattr(_mine, "resizer"):
-        _mine.resizer = fast.Resizer()
     made = Image.new(image.mode, size)
-    _mine.resizer.resize_pil(image, made, _options(box))
+    _resizer_for(image).resize_pil(image, made, _options(box))
     return made
 
 
@@ -95,6 +95,14 @@ def _weights(num_pixels: int, length: float, num: int) -> tuple[np.ndarray, int]
     bits = next((n for n in range(_MOST_BITS) if int(largest * (2 << n) + 0.5) >= _LARGEST_WEIGHT), _MOST_BITS)
     scaled = shares * (1 << bits)
     return np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), bits
+
+
+def _resizer_for(image: Image.Image) -> Any:
+    if image.width * image.height > _MOST_KEPT_PIXELS:
+        return fast.Resizer()
+    if not hasattr(_mine, "resizer"):
+        _mine.resizer = fast.Resizer()
+    return _mine.resizer
 
 
 @lru_cache(maxsize=64)
