@@ -1,4 +1,4 @@
-"""The perceptual hash of a picture: `imagehash.phash` with its first bit highest, in half of its time.
+"""The perceptual hash of a picture: `imagehash.phash` with its first bit highest, in two thirds of its time.
 
 Luminance in, 64 bits out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
 against their median).
