@@ -16,7 +16,8 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What computes with floats through BLAS or torch, and takes less than 2 minutes: `make test-numerics` runs it twice.
 NUMERIC_TESTS := tests/unit/pipeline/planning tests/unit/pipeline/quotas tests/unit/pipeline/matching \
-  tests/unit/pipeline/scoring tests/unit/training/model tests/unit/training/evaluation/test_metrics.py \
+  tests/unit/pipeline/scoring tests/unit/pipeline/pictures/test_pictures_phash.py tests/unit/training/model \
+  tests/unit/training/evaluation/test_metrics.py \
   tests/integration/test_semantic_duplicates.py tests/property/test_planning_property.py
 STAMP := $(VENV)/.installed
 

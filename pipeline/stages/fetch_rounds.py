@@ -21,7 +21,8 @@ from pipeline.runner.work import BuildContext, StageRun
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import view_table
 
-VERSION = 3
+VERSION = 4
+_HAMMING = 3  # the version whose pictures were made smaller by Pillow's filter of that name
 
 # Where the same address was asked several times, a picture counts, or else what was seen last under these settings.
 COUNTS = (
@@ -75,13 +76,20 @@ def download_recipe(image: ImageSettings) -> str:
 
     Limits are no part of it, because a picture that passes them is stored in the same way.
     """
-    return fingerprint({"version": VERSION, "image": image.without_limits().model_dump(mode="json")})
+    return _named(VERSION, image.without_limits())
 
 
 def recipes_of(image: ImageSettings) -> tuple[str, ...]:
-    """The recipe, and the name that 0.1.0 gave it, with the limits in it: downloads of both are used."""
-    before = fingerprint({"version": VERSION, "image": image.model_dump(mode="json")})
-    return tuple(dict.fromkeys((download_recipe(image), before)))
+    """The recipe, then the names that it had before: downloads of all are used as they are.
+
+    They differ by the filter that makes pictures smaller, and the last one, of 0.1.0, holds the limits too.
+    """
+    older = (_named(_HAMMING, image.without_limits()), _named(_HAMMING, image))
+    return tuple(dict.fromkeys((download_recipe(image), *older)))
+
+
+def _named(version: int, image: ImageSettings) -> str:
+    return fingerprint({"version": version, "image": image.model_dump(mode="json")})
 
 
 def last_round(context: BuildContext) -> int:
@@ -103,9 +111,9 @@ def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchIn
     as the defaults.
     """
     groups: dict[tuple[str, ...], list[PartRecord]] = {}
-    recipe = download_recipe(inputs.image)
+    with_limits = recipes_of(inputs.image)[-1]
     for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
-        image = ImageSettings() if part.reuse_key == recipe else inputs.image
+        image = inputs.image if part.reuse_key == with_limits else ImageSettings()
         then = part.notes.get("deciding") or dict(FetchSettings(image=image).deciding())
         outdated = tuple(outcome for outcome, values in inputs.deciding if then.get(outcome) != values)
         groups.setdefault(outdated, []).append(part)

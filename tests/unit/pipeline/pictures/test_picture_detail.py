@@ -9,6 +9,7 @@ from building import ROOT
 from PIL import Image
 
 from pipeline.pictures.detail import detail_px
+from pipeline.pictures.shrink import shrink
 
 PHOTOS = [Image.open(path).convert("RGB") for path in sorted((ROOT / "tests/photos").glob("*.jpg"))]
 
@@ -19,7 +20,7 @@ def stored(image: Image.Image, factor: float = 1.0, quality: int = 95) -> Image.
     stream = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=quality)
     copy = Image.open(stream)
-    return copy if max(size) <= 256 else stored(copy.resize((256, 256), Image.Resampling.HAMMING))
+    return copy if max(size) <= 256 else stored(shrink(copy, (256, 256)))
 
 
 @pytest.mark.parametrize("factor", [1.25, 1.5, 2.0])

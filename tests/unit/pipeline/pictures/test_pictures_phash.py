@@ -1,0 +1,50 @@
+"""phash_of equals imagehash.phash, also where rounding decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.pictures.phash import phash_of
+
+PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
+
+
+def expected(image: Image.Image) -> int:
+    return int(str(imagehash.phash(image)), 16)
+
+
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
+def test_photos_at_several_sizes(path):
+    with Image.open(path) as photo:
+        luminance = photo.convert("L")
+    for size in (luminance.size, (256, 192), (192, 256), (40, 31), (33, 400), (1, 1)):
+        image = luminance.resize(size)
+        assert phash_of(image) == expected(image), size
+
+
+def test_noise_of_many_sizes():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(1, 150, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8))
+        assert phash_of(image) == expected(image), (height, width)
+
+
+@pytest.mark.parametrize("kind", ["flat", "across", "down", "mirrored", "checked", "dot"])
+def test_pictures_where_rounding_decides(kind):
+    y, x = np.mgrid[:64, :64]
+    values = {
+        "flat": np.full((64, 64), 137),
+        "across": x * 4,
+        "down": y * 4,
+        "mirrored": np.minimum(x, 63 - x) * 4 + np.minimum(y, 63 - y) * 4,
+        "checked": (x // 8 + y // 8) % 2 * 255,
+        "dot": (x == 31) * (y == 31) * 255,
+    }[kind]
+    image = Image.fromarray(np.minimum(values, 255).astype(np.uint8))
+    assert phash_of(image) == expected(image)
