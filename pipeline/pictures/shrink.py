@@ -1,9 +1,9 @@
 """Makes a picture smaller, with the same bytes on every processor.
 
 Picture in, smaller picture out; pure. Photos (RGB, L) go through a Catmull-Rom filter in whole numbers. `shrink_array`
-defines it. cykooz-resizer gives the same numbers about forty times faster and serves wherever it can; it has no wheel
-for ARM under Linux. Other kinds of pixels (transparency, CMYK) go through Pillow's BICUBIC, which is the same filter in
-other whole numbers.
+defines it. cykooz-resizer gives the same numbers at least twenty times faster and serves wherever it can; it has no
+wheel for ARM under Linux. Other kinds of pixels (transparency, CMYK) go through Pillow's BICUBIC, which is the same
+filter in other whole numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ REDUCING_GAP = 2.0
 _REACH_PX = 2.0  # of the filter, on either side, in pixels of the result
 _LARGEST_WEIGHT = 1 << 15  # weights are 16-bit numbers with a sign
 _MOST_BITS = 21
-_VALUES_AT_ONCE = 1 << 22  # 32 MB
 _MOST_KEPT_PIXELS = 1 << 22
 
 # A resizer is for one thread, and keeps a buffer as large as its largest picture: the buffers of large ones go at once.
@@ -68,14 +67,17 @@ def shrink_array(pixels: np.ndarray, size: tuple[int, int], box: tuple[float, fl
 def _filter(pixels: np.ndarray, length: float, num: int) -> np.ndarray:
     """Every column of pixels (N, ...), `length` long, filtered to `num` pixels, rounded and clipped to 8 bits."""
     weights, bits = _weights(len(pixels), length, num)
+    used = weights != 0
+    first, behind = used.argmax(axis=1), len(pixels) - used[:, ::-1].argmax(axis=1)
+    num_taps = int((behind - first).max())
+    first = np.minimum(first, len(pixels) - num_taps)[:, None]
     flat = pixels.reshape(len(pixels), -1)
-    found = np.empty((num, flat.shape[1]), np.uint8)
-    step = max(1, _VALUES_AT_ONCE // len(pixels))
-    for start in range(0, flat.shape[1], step):
-        # whole numbers below 2**53: exact, whatever the order of adding
-        sums = (weights @ flat[:, start : start + step].astype(np.float64)).astype(np.int64)
-        found[:, start : start + step] = np.clip((sums + (1 << (bits - 1))) >> bits, 0, 255)
-    return found.reshape(num, *pixels.shape[1:])
+    # 32 bits hold it: the absolute weights of a row sum to below 2**22, and pixels are below 2**8
+    sums = np.full((num, flat.shape[1]), 1 << (bits - 1), np.int32)
+    for tap in range(num_taps):
+        sums += np.take_along_axis(weights, first + tap, axis=1) * flat[first[:, 0] + tap]
+    rounded: np.ndarray = np.clip(sums >> bits, 0, 255).astype(np.uint8)
+    return rounded.reshape(num, *pixels.shape[1:])
 
 
 def _weights(num_pixels: int, length: float, num: int) -> tuple[np.ndarray, int]:
@@ -94,7 +96,7 @@ def _weights(num_pixels: int, length: float, num: int) -> tuple[np.ndarray, int]
     largest = float(shares.max())
     bits = next((n for n in range(_MOST_BITS) if int(largest * (2 << n) + 0.5) >= _LARGEST_WEIGHT), _MOST_BITS)
     scaled = shares * (1 << bits)
-    return np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), bits
+    return (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int32), bits
 
 
 def _resizer_for(image: Image.Image) -> Any:
