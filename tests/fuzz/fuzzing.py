@@ -149,7 +149,7 @@ def _rows(content: bytes) -> None:
         Dialect(",", '"', "utf-16", "\n"), Dialect(",", '"', "cp1252", "##"),
     )  # fmt: skip
     dialect = kinds[content[0] % len(kinds)] if content else kinds[0]
-    with reading("rows"):
+    with reading("rows", "rows"):
         names = [f"f{number}" for number in range(len(read_header(io.BytesIO(content), dialect)))]
         for _ in read_delimited(io.BytesIO(content), names, names[:3], dialect, 1):
             pass

@@ -1,4 +1,4 @@
-"""`ray job submit`, as configs/recipes/cluster/README.md shows it: a job is stopped, and the next one goes on."""
+"""`ray job submit`, as configs/recipes/cluster/jobs.md shows it: a job is stopped, and the next one goes on."""
 
 from __future__ import annotations
 
