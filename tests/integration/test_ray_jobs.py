@@ -102,10 +102,11 @@ def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: P
         assert f"ray: joining {cluster.address}" in done.stdout, "RAY_ADDRESS, which the job server sets"
         assert f"fetch: done, {NUM} of {NUM} kept" in done.stdout
         assert num_asked(web) == NUM, "no picture is asked for twice"
-        (tmp_path / "inline").mkdir()
-        config = write_config(tmp_path / "inline", web, str(tmp_path / "inline/work"), executor="inline")
+        undisturbed = tmp_path / "inline"
+        undisturbed.mkdir()
+        config = write_config(undisturbed, web, str(undisturbed / "work"), executor="inline")
         assert main(["build", str(config)]) == 0
-    assert hash_tree(tmp_path / "work/releases") == hash_tree(tmp_path / "inline/work/releases")
+    assert hash_tree(tmp_path / "work/releases") == hash_tree(undisturbed / "work/releases")
 
 
 @pytest.mark.slow

@@ -113,20 +113,12 @@ class Branch(nn.Module, ABC):
 
     @abstractmethod
     def statistics(
-        self,
-        anchor_BC: Tensor,
-        tokens_BMW: Tensor,
-        mask_BM: Tensor | None = None,
-        projection_WC: Tensor | None = None,
+        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
     ) -> Tensor:
         """The vector that the statistic makes of anchor and tokens, (B, T)."""
 
     def forward(
-        self,
-        anchor_BC: Tensor,
-        tokens_BMW: Tensor,
-        mask_BM: Tensor | None = None,
-        projection_WC: Tensor | None = None,
+        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
     ) -> Tensor:
         """The feature z, (B, C), not normalised.
 
@@ -171,11 +163,7 @@ class SecondOrderBranch(Branch):
         return mbdc.num_second_order(shape.heads, shape.reduced_width)
 
     def statistics(
-        self,
-        anchor_BC: Tensor,
-        tokens_BMW: Tensor,
-        mask_BM: Tensor | None = None,
-        projection_WC: Tensor | None = None,
+        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
     ) -> Tensor:
         """Steps 0 to 7: the vector of distances, (B, H T), in full precision."""
         heads = self.shape.heads

@@ -73,11 +73,7 @@ class PooledBranch(Branch):
         return self.shape.embed_dim
 
     def statistics(
-        self,
-        anchor_BC: Tensor,
-        tokens_BMW: Tensor,
-        mask_BM: Tensor | None = None,
-        projection_WC: Tensor | None = None,
+        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
     ) -> Tensor:
         """The projected anchor, (B, C)."""
         projected_BC: Tensor = self.token_projection(anchor_BC)
@@ -103,11 +99,7 @@ class _PoolingBranch(Branch):
         """The pooled tokens behind their projection, (B, C)."""
 
     def statistics(
-        self,
-        anchor_BC: Tensor,
-        tokens_BMW: Tensor,
-        mask_BM: Tensor | None = None,
-        projection_WC: Tensor | None = None,
+        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
     ) -> Tensor:
         """The hidden layer over the pooled tokens, (B, T)."""
         hidden_BT = functional.gelu(self.hidden(self.pool(tokens_BMW, mask_BM, projection_WC)))
