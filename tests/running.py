@@ -146,9 +146,10 @@ def leave_trace(inputs: Inputs) -> int:
     """Leave one more file for this try; the number of tries before."""
     from pathlib import Path
 
-    place = inputs["place"]
-    before = len(list(Path(inputs["trace"]).glob(f"{place}-*")))
-    Path(inputs["trace"], f"{place}-{before}").touch()
+    place, folder = inputs["place"], inputs["trace"]
+    assert folder, "the current folder is no place for traces"
+    before = len(list(Path(folder).glob(f"{place}-*")))
+    Path(folder, f"{place}-{before}").touch()
     return before
 
 

@@ -109,7 +109,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def two_stages(recipe: int = 0, trace: str = "", from_outside: bool = False) -> list[Stage]:
+def two_stages(recipe: int = 0, *, trace: str, from_outside: bool = False) -> list[Stage]:
     """A stage that reads the squares of another one through its inputs."""
     first = stage_of(traced(), name="first", trace=trace)
     first = replace(first, steps=(replace(first.steps[0], from_outside=from_outside),))
@@ -151,9 +151,9 @@ def test_a_damaged_part_that_no_stage_can_make_stops_the_build(tmp_path: Path, t
     assert tries(trace) == dict.fromkeys(range(6), 1)
 
 
-def test_a_file_is_read_once_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_once_a_build(tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = InlineExecutor()
-    run(tmp_path, executor, *two_stages())
+    run(tmp_path, executor, *two_stages(trace=str(trace)))
     checks, read = ContentChecks(str(tmp_path)), []
     hash_file = storage.hash_file
     monkeypatch.setattr(storage, "hash_file", lambda path: read.append(path) or hash_file(path))
