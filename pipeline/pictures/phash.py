@@ -1,10 +1,14 @@
-"""The perceptual hash of a picture: `imagehash.phash` with its first bit highest, in two thirds of its time.
+"""The perceptual hash of a picture, `imagehash.phash` with its first bit highest, and the spread of its luminance.
 
-Luminance in, 64 bits out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
-against their median).
+Luminance in, numbers out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
+against their median). It takes about half of imagehash's time: the filter and the transform are products of matrices.
 """
 
 from __future__ import annotations
+
+import math
+from functools import lru_cache
+from operator import mul
 
 import numpy as np
 from PIL import Image
@@ -14,13 +18,27 @@ _COSINES = 2.0 * np.cos(np.pi / (2 * _SIDE_PX) * np.outer(np.arange(_NUM_LOW), 2
 _TURNED = np.ascontiguousarray(_COSINES.T)
 # Frequencies are at most 4 * 32 * 32 * 255, so two ways to add them differ by less than 1e-8.
 _CLOSE = 1e-5
+_MOST_PIXELS = 1 << 20  # as float64: 8 MiB
+_LEVELS = range(256)
+_SQUARES = [level * level for level in _LEVELS]
+_REACH, _WEIGHT_BITS = 3.0, 22  # of Pillow's LANCZOS; pixels of the result, and bits behind the point
 
 
-def phash_of(luminance: Image.Image) -> int:
-    """The hash of a picture of mode L."""
-    small = luminance.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
-    pixels = np.frombuffer(small.tobytes(), np.uint8).astype(np.float64).reshape(_SIDE_PX, _SIDE_PX)
-    low = np.dot(np.dot(_COSINES, pixels), _TURNED).ravel().tolist()
+def measure_luminance(luminance: Image.Image) -> tuple[int, float]:
+    """The hash and the exact standard deviation of a picture of mode L."""
+    if luminance.width * luminance.height > _MOST_PIXELS:
+        return _hash_of(_shrunk_by_pillow(luminance), luminance), _spread(luminance)
+    size = luminance.height, luminance.width
+    pixels = np.frombuffer(luminance.tobytes(), np.uint8).astype(np.float64).reshape(size)
+    # Pillow filters rows first, and since version 13 columns first where that is less work
+    across_first = luminance.width >= luminance.height
+    small = _shrunk(pixels) if across_first else _shrunk_by_pillow(luminance)
+    # whole numbers below 2**53, so these sums are exact
+    return _hash_of(small, luminance), _deviation(pixels.size, int(pixels.sum()), int(np.vdot(pixels, pixels)))
+
+
+def _hash_of(small: np.ndarray, luminance: Image.Image) -> int:
+    low = np.dot(np.dot(_COSINES, small), _TURNED).ravel().tolist()
     below, above = sorted(low)[len(low) // 2 - 1 : len(low) // 2 + 1]
     bits = [value > (below + above) / 2 for value in low]
     if above - below < _CLOSE:  # one colour, or symmetric: rounding decides, so it must be imagehash's own
@@ -31,3 +49,57 @@ def phash_of(luminance: Image.Image) -> int:
     for bit in bits:
         found = found << 1 | bool(bit)
     return found
+
+
+def _spread(luminance: Image.Image) -> float:
+    counts = luminance.histogram()
+    return _deviation(sum(counts), sum(map(mul, counts, _LEVELS)), sum(map(mul, counts, _SQUARES)))
+
+
+def _deviation(num: int, total: int, squares: int) -> float:
+    """Standard deviation of whole numbers, by their number, their sum and the sum of their squares."""
+    return float((squares * num - total * total) ** 0.5 / num)
+
+
+def _shrunk_by_pillow(luminance: Image.Image) -> np.ndarray:
+    small = luminance.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
+    return np.frombuffer(small.tobytes(), np.uint8).astype(np.float64).reshape(_SIDE_PX, _SIDE_PX)
+
+
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W) at 32 x 32, as Pillow's LANCZOS makes them: rows first, each pass rounded to 8 bits."""
+    height, width = pixels.shape
+    rows = pixels if width == _SIDE_PX else _rounded(pixels @ _weights(width))
+    return rows if height == _SIDE_PX else _rounded(_weights(height).T @ rows)
+
+
+def _rounded(sums: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor((sums + (1 << _WEIGHT_BITS - 1)) / (1 << _WEIGHT_BITS)), 0.0, 255.0)
+
+
+@lru_cache(maxsize=512)
+def _weights(num_pixels: int) -> np.ndarray:
+    """Weights (num_pixels, 32) of 32 results, whole numbers: products with 8-bit pixels are exact.
+
+    Source: Pillow's Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`.
+    """
+    scale = num_pixels / _SIDE_PX
+    wider = max(scale, 1.0)
+    weights = np.zeros((num_pixels, _SIDE_PX))
+    for column in range(_SIDE_PX):
+        centre = (column + 0.5) * scale
+        places = range(max(0, int(centre - _REACH * wider + 0.5)), min(num_pixels, int(centre + _REACH * wider + 0.5)))
+        shares = [_lanczos((place - centre + 0.5) * (1.0 / wider)) for place in places]
+        total = sum(shares)
+        for place, share in zip(places, shares, strict=True):
+            scaled = share / total * (1 << _WEIGHT_BITS)
+            weights[place, column] = int(scaled + math.copysign(0.5, scaled))
+    return weights
+
+
+def _lanczos(x: float) -> float:
+    return _sinc(x) * _sinc(x / _REACH) if -_REACH <= x < _REACH else 0.0
+
+
+def _sinc(x: float) -> float:
+    return math.sin(math.pi * x) / (math.pi * x) if x else 1.0

@@ -24,7 +24,6 @@ from pathlib import Path
 MEASURE = """
 import json, sys, time
 from pathlib import Path
-import imagehash
 from PIL import Image, ImageFile
 from pipeline.pictures import image as room
 from pipeline.pictures.settings import ImageSettings
@@ -62,8 +61,9 @@ timed(Image, "frombytes", "decode what is stored")
 timed(ImageFile.ImageFile, "load", "decode")
 timed(*((room, "shrink") if hasattr(room, "shrink") else (Image.Image, "resize")), "shrink")
 timed(Image.Image, "save", "encode")
-timed(*((room, "phash_of") if hasattr(room, "phash_of") else (imagehash, "phash")), "pHash")
-timed(room, "_spread", "spread")
+for name in ("measure_luminance", "phash_of", "_spread"):  # the last two in trees before 2026-11-26
+    if hasattr(room, name):
+        timed(room, name, "pHash and spread")
 timed(Image.Image, "tobytes", "pixel bytes")
 timed(Image.Image, "convert", "luminance")
 measure_all()

@@ -1,4 +1,4 @@
-"""phash_of equals imagehash.phash, also where rounding decides."""
+"""The hash equals imagehash.phash, also where rounding decides, and the spread the deviation of the pixels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pictures.phash import phash_of
+from pipeline.pictures import phash
+from pipeline.pictures.phash import measure_luminance
 
 PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
 
 
+def phash_of(image: Image.Image) -> int:
+    found, spread = measure_luminance(image)
+    assert spread == pytest.approx(float(np.asarray(image).std()), abs=1e-6)
+    return found
+
+
 def expected(image: Image.Image) -> int:
     return int(str(imagehash.phash(image)), 16)
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (900, 1200), (1023, 1024), (400, 30), (30, 400), (32, 32)])
+def test_the_filter_is_that_of_pillow_to_the_last_bit(size):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 2, (size[1], size[0]), dtype=np.uint8) * 255  # as far from its mean as can be
+    image = Image.fromarray(pixels)
+    assert phash_of(image) == expected(image)
+    if size[0] >= size[1]:
+        by_pillow = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
+        assert (phash._shrunk(pixels.astype(np.float64)) == by_pillow).all()
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
