@@ -28,8 +28,9 @@ import numpy as np
 import study_arms as arms
 from learning_pictures import TEMPLATES, prepare
 from study_lit import LiT, compute_tokens
+from study_plot import draw
 from study_scratch import Scratch
-from study_statistics import best_rate, fourth_arm, report
+from study_statistics import best_rate, check_stopping_rule, fourth_arm, report
 
 RESULTS = Path(__file__).parent / "results/dalip-vs-clip"
 _LOSS_BATCH = 64
@@ -66,8 +67,10 @@ def tuning_runs(regime: str) -> Iterator[Run]:
 def final_runs(regime: str, seeds: tuple[int, ...]) -> Iterator[Run]:
     """Seed after seed; the tuning runs must be done. Arm 4 is the pooling that tuning chose."""
     chosen = [arm for arm in arms.ARMS_OF[regime] if arm[0] != "4" or arm == fourth_arm(RESULTS)]
-    for seed in seeds:
+    for place, seed in enumerate(seeds):
         for arm in chosen:
+            if place >= arms.FEWER_SEEDS.get(arm, len(seeds)):
+                continue
             yield Run("final", regime, arm, seed, best_rate(RESULTS, regime, arm))
 
 
@@ -218,7 +221,8 @@ def left(seeds: tuple[int, ...]) -> None:
         hours = sum(costs[one.arm] * one.steps() for one in todo) / 3600
         final = sum(
             costs[arm] * arms.steps_of(arm, regime, costs)
-            for arm in arms.ARMS_OF[regime] if arm != "4-attention" for seed in seeds
+            for arm in arms.ARMS_OF[regime] if arm != "4-attention"
+            for seed in seeds[: arms.FEWER_SEEDS.get(arm, len(seeds))]
             if not list(RESULTS.glob(f"final-{regime}-{arm[:2]}*-{seed}.json"))
         ) / 3600  # fmt: skip
         print(f"{regime}: {len(todo)} tuning runs, {hours:.1f} h; final runs {final:.1f} h")
@@ -253,6 +257,8 @@ def main() -> None:
         if name == "judge":
             command.add_argument("sealed", type=Path)
             command.add_argument("grocery", type=Path)
+        if name == "statistics":
+            command.add_argument("--plot", type=Path, help="a PNG")
         if name == "run":
             command.add_argument("--minutes", type=float, default=1e6)
         if name in ("run", "left"):
@@ -268,7 +274,10 @@ def main() -> None:
     elif options.command == "judge":
         judge(options.sealed, options.grocery, options.work)
     else:
+        check_stopping_rule(RESULTS)
         print(report(RESULTS))
+        if options.plot:
+            draw(RESULTS, options.plot)
 
 
 if __name__ == "__main__":

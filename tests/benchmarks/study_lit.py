@@ -32,6 +32,7 @@ class LiT:
         self._image, self._text = TokenStore(work / "image"), TokenStore(work / "text")
         self._first_text = np.cumsum([0] + [len(row["texts"]) for row in rows])
         self._clip: Any = None
+        self._encoded: dict[tuple[str, ...], Any] = {}  # judging asks for the same texts for every run
 
     def architecture(self, times_wider: int) -> Path:
         path = self.work / f"study-lit-{times_wider}.json"
@@ -55,8 +56,11 @@ class LiT:
 
         if self._clip is None:
             self._clip = _towers(self.work)
-        parts = [self._clip.text.tokens_of(texts[start : start + 256]) for start in range(0, len(texts), 256)]
-        return torch.cat(parts)
+        key = tuple(texts)
+        if key not in self._encoded:
+            parts = [self._clip.text.tokens_of(texts[start : start + 256]) for start in range(0, len(texts), 256)]
+            self._encoded[key] = torch.cat(parts)
+        return self._encoded[key]
 
     def encode_files(self, paths: Sequence[str]) -> Any:
         """Pictures that are in no store: the sealed ones."""
