@@ -1,7 +1,8 @@
 """The perceptual hash of a picture, `imagehash.phash` with its first bit highest, and the spread of its luminance.
 
 Luminance in, numbers out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
-against their median). It takes about half of imagehash's time: the filter and the transform are products of matrices.
+against their median). Filter and transform are products of matrices. At 256 x 256 pixels the filter takes 0.17 ms, and
+Pillow's 0.38.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def measure_luminance(luminance: Image.Image) -> tuple[int, float]:
         return _hash_of(_shrunk_by_pillow(luminance), luminance), _spread(luminance)
     size = luminance.height, luminance.width
     pixels = np.frombuffer(luminance.tobytes(), np.uint8).astype(np.float64).reshape(size)
-    # Pillow filters rows first, and since version 13 columns first where that is less work
+    # Pillow filters rows first; Pillow 13 was seen to filter columns first, in some pictures taller than wide
     across_first = luminance.width >= luminance.height
     small = _shrunk(pixels) if across_first else _shrunk_by_pillow(luminance)
     # whole numbers below 2**53, so these sums are exact

@@ -100,7 +100,7 @@ def _asked(question: Callable[[], Any]) -> Any:
         return question()
     except (FileNotFoundError, ImportError):
         raise
-    except Exception:  # a store's client may raise anything; the second answer is passed on as it comes
+    except Exception:  # clients of stores share no base class of errors; what the second raises is passed on
         time.sleep(1.0)
         return question()
 

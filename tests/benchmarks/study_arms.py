@@ -22,7 +22,7 @@ WARMUP_SHARE, WEIGHT_DECAY = 1 / 12, 0.1
 TUNING_SEEDS = (900, 901)
 FINAL_SEEDS = tuple(range(10))
 MORE_SEEDS = tuple(range(10, 20))  # only if the stopping rule says so
-FEWER_SEEDS = {"4-attention": 6, "7-released": 6}  # shown without a test; see Deviations in the protocol
+FEWER_SEEDS = {"4-attention": 6, "7-released": 6}  # seeds; shown without a test, see Deviations in the protocol
 EMBED_DIM = {"scratch": 128, "lit": 256}
 REDUCED_WIDTH = {"scratch": 12, "lit": 23}  # of heads 32 and 64 wide: the released 46 of 128, in proportion
 

@@ -159,7 +159,7 @@ def _restarts(ray: Any, settings: TrainSettings) -> Any:
     """
     max_failures = settings.compute.max_failures
 
-    class Restarts(ray.train.UserCallback):  # type: ignore[misc]  # Ray is imported late
+    class Restarts(ray.train.UserCallback):  # type: ignore[misc]  # its base is Any: Ray is imported late
         failures = 0
 
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
