@@ -1,8 +1,7 @@
 """The perceptual hash of a picture, `imagehash.phash` with its first bit highest, and the spread of its luminance.
 
 Luminance in, numbers out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
-against their median). Filter and transform are products of matrices. At 256 x 256 pixels the filter takes 0.17 ms, and
-Pillow's 0.38.
+against their median). Filter and transform are products of matrices, which is faster.
 """
 
 from __future__ import annotations
