@@ -51,10 +51,12 @@ def free_port() -> int:
 class Cluster:
     """Nodes with small object stores, on the loopback. `before` is Python that runs in a node before Ray does.
 
-    With `takes_jobs` the head takes those of `ray job submit` at the address `jobs`; it needs the extra `cluster`.
+    With `takes_jobs` the head takes those of `ray job submit` at the address `jobs`; its `python` then has the extra
+    `cluster`.
     """
 
-    def __init__(self, takes_jobs: bool = False) -> None:
+    def __init__(self, takes_jobs: bool = False, python: str | Path = sys.executable) -> None:
+        self.python = str(python)
         self.address = f"127.0.0.1:{free_port()}"
         self.jobs = f"http://127.0.0.1:{free_port()}" if takes_jobs else ""
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
@@ -74,7 +76,7 @@ class Cluster:
         """
         mounts = "".join(f"mount -t tmpfs none '{path}' && " for path in hidden)
         python = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$0" "$@"'] if hidden else []
-        python += [sys.executable, "-c", before + "\n" + _START]
+        python += [self.python, "-c", before + "\n" + _START]
         where = (
             ["--head", "--port", self.address.rpartition(":")[2], f"--include-dashboard={bool(self.jobs)}"]
             if not self.nodes

@@ -15,13 +15,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import venv
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from building import ROOT, Web, release_of, run_plantmix, write_build_config
+from environments import environment
 
 from manifests.release import Release
 from pipeline.releases.export import braces
@@ -48,22 +48,7 @@ def releases(web: Web, built: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def consumers() -> Path:
     """Python of an environment with the newest readers."""
-    folder = ROOT / ".venv-consumers"
-    python = folder / "bin/python"
-    stamp = folder / "installed.txt"
-    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != "\n".join(CONSUMERS):
-        venv.create(folder, with_pip=True, clear=True)
-        done = subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", *CONSUMERS], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            # only a machine without an index is excused: refused, unknown, or none at all, pip finds no version
-            assert "(from versions: none)" in done.stderr, done.stderr
-            pytest.skip(
-                f"no package index to install the other readers from, pip says: {done.stderr.strip().splitlines()[-1]}"
-            )
-        stamp.write_text("\n".join(CONSUMERS), encoding="utf-8")
-    return python
+    return environment("consumers", CONSUMERS)
 
 
 def expected(release: Release, split: str = "train") -> Told:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 import yaml
 from building import PLANTMIX, ROOT, hash_tree
+from environments import environment
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
 from ray_nodes import ENVIRONMENT, Cluster
 
 from pipeline.cli import main
 
-pytest.importorskip("aiohttp_cors", reason="Ray's job server is not installed: pip install '.[cluster]' brings it")
-
+(CLUSTER_EXTRA,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"]
 NUM = 40
 PART = 4
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster(takes_jobs=True) as cluster:
+    with Cluster(takes_jobs=True, python=environment("cluster", [CLUSTER_EXTRA], on_ours=True)) as cluster:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         cluster.start(env={"PYTHONPATH": path, "RAY_JOB_STOP_WAIT_TIME_S": "120"})
         yield cluster
@@ -36,7 +36,7 @@ def cluster() -> Iterator[Cluster]:
 def ray_job(cluster: Cluster, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     verb, *rest = command
     return subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", "job", verb, "--address", cluster.jobs, *rest],
+        [cluster.python, "-m", "ray.scripts.scripts", "job", verb, "--address", cluster.jobs, *rest],
         env=os.environ | ENVIRONMENT,
         cwd=cwd,
         capture_output=True,
