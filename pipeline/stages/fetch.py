@@ -33,6 +33,7 @@ from pipeline.stages.fetch_rounds import (
     PicturesInputs,
     by_settings,
     download_recipe,
+    ids_of,
     last_round,
     parts_up_to,
     recipes_of,
@@ -40,7 +41,7 @@ from pipeline.stages.fetch_rounds import (
     view_fetched,
     within_limits,
 )
-from pipeline.store.buckets import WHOLE, Bucket, join_facets
+from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
@@ -141,9 +142,10 @@ def _inputs(context: BuildContext) -> FetchInputs:
 
 
 def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence[Part[PicturesInputs]]:
-    """The rows to download, in an order that interleaves hosts, cut into parts of equal length.
+    """The rows to download, by their sample ids, cut into parts of equal length.
 
-    The order is fixed and committed rows are left out, so a killed build goes on with the same parts.
+    Ids are hashes, so hosts mix, and what a part fetched lies in a bucket or two. The order is fixed and committed rows
+    are left out, so a killed build goes on with the same parts.
     """
     with run.scratch() as sql:
         _view_candidates(sql, inputs.candidates, inputs.secrets)
@@ -151,7 +153,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
         groups = cut_rows(
             sql,
             rows_to_fetch(run.fetch_round, "sample_id, asked AS url, address", "address", "locator IS NULL"),
-            "md5(sample_id)",
+            "sample_id",
             "sample_id || chr(31) || url",
             run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
@@ -183,13 +185,17 @@ def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    fetched = by_settings(run, run.parts("download"), inputs)
-    by_key = sorted(run.parts("local"), key=lambda part: part.key)
-    local = FetchedFiles(run.files_of(by_key, "fetched"), ())
-    return [
-        Part(CollectInputs(inputs.candidates, inputs.secrets, (*fetched, local), inputs.image, inputs.signals, bucket))
-        for bucket in run.buckets(inputs.candidates)
-    ]
+    buckets = run.buckets(inputs.candidates)
+    downloaded = spread(((part, ids_of(part)) for part in run.parts("download")), buckets)
+    local = spread(((part, ids_of(part)) for part in run.parts("local")), buckets)
+    planned = []
+    for bucket, urls, files in zip(buckets, downloaded, local, strict=True):
+        by_key = sorted(files, key=lambda part: part.key)
+        fetched = (*by_settings(run, urls, inputs), FetchedFiles(run.files_of(by_key, "fetched"), ()))
+        planned.append(
+            Part(CollectInputs(inputs.candidates, inputs.secrets, fetched, inputs.image, inputs.signals, bucket))
+        )
+    return planned
 
 
 def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
@@ -61,7 +62,7 @@ def finish(
     """The result of a part, or of a piece of one, whose files will be called `name`.
 
     It is the pool file, written as `temp`, and the facts with pool file, address (URL or locator) and the round that
-    the notes name.
+    the notes name. To the notes come the first and the last of its ids.
     """
     names = [f"{name}.tar" if offset is not None else None for offset in facts["offset"].to_pylist()]
     facts = facts.set_column(facts.schema.get_field_index("pool_file"), "pool_file", pa.array(names, pa.string()))
@@ -72,6 +73,8 @@ def finish(
     counts = {entry["values"]: entry["counts"] for entry in facts["outcome"].value_counts().to_pylist()}
     num_ok = counts.pop("ok", 0)
     pool = private_file("pool", f"pool/{name}.tar", temp, num_ok)
+    if facts.num_rows:
+        notes = notes | {"ids": list(pc.min_max(facts["sample_id"]).as_py().values())}
     return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), notes, is_piece)
 
 

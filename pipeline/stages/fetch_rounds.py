@@ -104,6 +104,12 @@ def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list
     return [part for part in run.catalog.parts_like("fetch", step, recipe) if part.notes["round"] <= number]
 
 
+def ids_of(part: PartRecord) -> tuple[str, str] | None:
+    """The first and the last sample id of what a part fetched; earlier versions did not note them."""
+    ids = part.notes.get("ids")
+    return (ids[0], ids[1]) if ids else None
+
+
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
     """What parts fetched, grouped by which of their outcomes are outdated.
 

@@ -8,8 +8,12 @@ buckets give together does not depend on how many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 ROW_BYTES = 2_000
 """Memory for a row of a bucket: candidate, facts and captions take about 1 kB in DuckDB, and sorting takes it again."""
@@ -28,13 +32,15 @@ class Bucket:
         """SQL that holds for rows of this bucket, over a column `sample_id`."""
         borders = []
         if self.number > 0:
-            borders.append(f"sample_id >= '{self._border(self.number)}'")
+            borders.append(f"sample_id >= '{self.first}'")
         if self.number < self.of - 1:
-            borders.append(f"sample_id < '{self._border(self.number + 1)}'")
+            borders.append(f"sample_id < '{Bucket(self.number + 1, self.of).first}'")
         return " AND ".join(borders) or "true"
 
-    def _border(self, number: int) -> str:
-        return f"{16**_DIGITS * number // self.of:0{_DIGITS}x}"
+    @property
+    def first(self) -> str:
+        """The text from which on sample ids belong to this bucket."""
+        return f"{16**_DIGITS * self.number // self.of:0{_DIGITS}x}"
 
 
 WHOLE = Bucket()
@@ -49,6 +55,21 @@ def cut_buckets(num_rows: int, memory_gb: float) -> list[Bucket]:
     """Buckets that fit the memory; a single one where all rows do."""
     num = min(max(1, math.ceil(num_rows / rows_of_bucket(memory_gb))), 16**_DIGITS)
     return [Bucket(number, num) for number in range(num)]
+
+
+def spread(items: Iterable[tuple[Item, tuple[str, str] | None]], buckets: Sequence[Bucket]) -> list[list[Item]]:
+    """What each of the buckets of a table has to read, in the order given.
+
+    An item comes with the first and the last sample id in it, or with None where that is not known: then every bucket
+    reads it.
+    """
+    borders = [bucket.first for bucket in buckets[1:]]
+    found: list[list[Item]] = [[] for _ in buckets]
+    for item, ids in items:
+        first, last = (bisect_right(borders, sample_id) for sample_id in ids) if ids else (0, len(borders))
+        for read in found[first : last + 1]:
+            read.append(item)
+    return found
 
 
 def join_facets(facets: Sequence[str]) -> str:

@@ -331,7 +331,8 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
     file = run.write("fetched", f"tables/fetch/{run.stem}.parquet", table, tables.FETCHED)
     num_ok = int(is_ok.sum())
     funnel = Funnel(len(n), num_ok, {"http_404": len(n) - num_ok} if num_ok < len(n) else {})
-    return PartResult((file,), funnel, {"round": inputs.round, "deciding": dict(inputs.deciding)})
+    ids = list(pc.min_max(todo["sample_id"]).as_py().values())
+    return PartResult((file,), funnel, {"round": inputs.round, "deciding": dict(inputs.deciding), "ids": ids})
 
 
 def _hex(n: np.ndarray, salt: int) -> pa.Array:

@@ -1,0 +1,88 @@
+"""What was fetched is collected in buckets: each reads the files that hold its ids, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import hash_tree
+from misbehaving.answers import encode, pixels, send_picture
+from misbehaving.server import MisbehavingServer
+
+from manifests.catalog import Catalog
+from pipeline.cli import main
+from pipeline.stages import fetch
+from pipeline.store import buckets
+
+NUM, PART, NUM_BUCKETS = 48, 4, 6
+
+
+def build(web: MisbehavingServer, folder: Path) -> dict[str, str]:
+    """Hashes of all files of the release."""
+    rows = [f"http://127.0.0.1:{web.port}/p/{number},plant number {number} of the web\n" for number in range(NUM)]
+    folder.mkdir(exist_ok=True)
+    (folder / "list.csv").write_text("".join(["url,caption\n", *rows]))
+    source = {"name": "list", "domain": "plant", "table": str(folder / "list.csv"), "defaults": {"licence": "CC0"}}
+    network = {
+        "robots_txt": False,
+        "retries": 0,
+        "allow_private_addresses": True,
+        "limits": {"requests_per_second": None},
+    }
+    values = {
+        "name": "cut",
+        "work_dir": str(folder / "work"),
+        "sources": [source | {"columns": {"url": "url", "caption": "caption"}}],
+        "fetch": {"network": network},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": PART, "max_passing_share": 1.0},
+    }
+    (folder / "cut.yaml").write_text(yaml.safe_dump(values))
+    assert main(["build", str(folder / "cut.yaml")]) == 0
+    return hash_tree(folder / "work/releases")
+
+
+def test_a_bucket_reads_what_holds_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    down = True
+
+    def answer(sock: Any, request: Any) -> None:
+        number = int(request.path.rpartition("/")[2])
+        if down and number % 8 == 3:
+            sock.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+        else:
+            send_picture(sock, encode(pixels(seed=number)))
+
+    read: list[int] = []
+    really = fetch.view_fetched
+
+    def counted(sql: Any, fetched: Sequence[Any], where: str = "true") -> None:
+        if where != "true":  # else the plan, which asks what is there
+            read.append(sum(len(group.files.paths) for group in fetched))
+        really(sql, fetched, where)
+
+    monkeypatch.setattr(fetch, "view_fetched", counted)
+    with MisbehavingServer(extra={"p": answer}) as web:
+        whole = tmp_path / "whole"
+        build(web, whole)
+        assert not read, "one bucket"
+        monkeypatch.setattr(buckets, "ROW_BYTES", 4e9 / (NUM / NUM_BUCKETS))
+        build(web, tmp_path / "cut")
+        num_parts = NUM // PART
+        assert len(read) == NUM_BUCKETS
+        assert num_parts <= sum(read) <= num_parts + NUM_BUCKETS - 1
+
+        down = False  # a second round gets the rest, into files that lie beside the first
+        read.clear()
+        assert main(["retry", str(tmp_path / "cut/work")]) == 0
+        assert 0 < len(read) <= NUM_BUCKETS
+        assert sum(read) <= num_parts + 2 + 2 * (NUM_BUCKETS - 1)
+        files = build(web, tmp_path / "cut")
+        monkeypatch.setattr(buckets, "ROW_BYTES", 2000)
+        assert main(["retry", str(whole / "work")]) == 0
+        assert files == build(web, whole)
+    with Catalog.open(str(tmp_path / "cut/work")) as catalog:
+        parts = catalog.parts_of(str(catalog.find_current("fetch")), "collect")
+    assert sum(part.funnel.num_kept for part in parts if part.funnel) == NUM
