@@ -100,7 +100,8 @@ class ActorGate:
             lost = None
             for number, answer in running.items():
                 try:
-                    answers[number] = ray.get(answer)
+                    # `ray.get` would lend the CPU of a part that waits to one more part, in one more process
+                    answers[number] = answer.future().result()
                     del asked[number]
                 except ray.exceptions.RayActorError as error:
                     lost = error
