@@ -74,7 +74,7 @@ def finish(
     num_ok = counts.pop("ok", 0)
     pool = private_file("pool", f"pool/{name}.tar", temp, num_ok)
     if facts.num_rows:
-        notes = notes | {"ids": list(pc.min_max(facts["sample_id"]).as_py().values())}
+        notes = {**notes, "ids": list(pc.min_max(facts["sample_id"]).as_py().values())}
     return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), notes, is_piece)
 
 

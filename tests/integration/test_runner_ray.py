@@ -168,7 +168,7 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
 
 
 def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: RayExecutor) -> None:
-    """As it was found: three parts at a time on two CPUs, and workers that came and went, for 13% more CPU."""
+    """As it was found: three parts at a time on two CPUs, and workers that came and went."""
 
     class Slow:
         def exchange(self, reports: Any, wanted: Any) -> None:
