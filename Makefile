@@ -81,5 +81,5 @@ clean:
 	@echo "clean: caches are gone; data/demo and $(VENV) stay (make distclean removes them)"
 
 distclean: clean
-	@rm -rf data/demo $(VENV)
+	@rm -rf data/demo $(VENV) $(VENV)-*
 	@echo "distclean: data/demo and $(VENV) are gone"
