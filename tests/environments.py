@@ -20,15 +20,15 @@ def environment(name: str, packages: Sequence[str], on_ours: bool = False) -> Pa
     folder = ROOT / f".venv-{name}"
     python = folder / "bin/python"
     stamp = folder / "installed.txt"
-    wanted = "\n".join(packages)
+    pins = ["--constraint", str(ROOT / "constraints.txt")] if on_ours else []
+    ours = [sysconfig.get_path("purelib"), Path(pins[1]).read_text(encoding="utf-8")] if on_ours else []
+    wanted = "\n".join([*packages, *ours])  # another one of ours, or other pins, make it anew
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     venv.create(folder, with_pip=True, clear=True)
-    pins: list[str] = []
     if on_ours:
-        pins = ["--constraint", str(ROOT / "constraints.txt")]
         own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-        Path(own, "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        Path(own, "ours.pth").write_text(ours[0] + "\n", encoding="utf-8")
     done = subprocess.run(
         [python, "-m", "pip", "install", "--quiet", *packages, *pins], capture_output=True, text=True, check=False
     )

@@ -183,7 +183,7 @@ def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: Ray
     jobs = jobs_of([{}] * 8, shared=ray_executor.share(Slow))
     spans = [done.result.notes["span"] for done in ray_executor.run(work, jobs)]
     at_a_time = [sum(began <= start < ended for began, ended in spans) for start, _ in spans]
-    assert max(at_a_time) <= NUM_WORKERS
+    assert max(at_a_time) == NUM_WORKERS
 
 
 def test_a_worker_that_dies_after_its_last_result_costs_nothing(
