@@ -1,17 +1,21 @@
 """Weights of open_clip's tags, from the model hub or its cache on this machine. Gives up with ConfigError in seconds.
 
 Without a network the hub's own client tries each file six times, a minute in all, and prints every try. So it is asked
-once whether the hub answers; if not, the client is told to look in its cache alone.
+once whether the hub answers; if not, the client is told to look in its cache alone, until the work at hand is done.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from manifests.errors import ConfigError
 
 PATIENCE_SECONDS = 4.0
+
+_silence = ""  # why the client looks in its cache alone, while that is our doing
 
 
 def download_weights(model: str, tag: str, key: str) -> None:
@@ -22,30 +26,41 @@ def download_weights(model: str, tag: str, key: str) -> None:
     import huggingface_hub
     from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, download_pretrained, get_pretrained_cfg
 
-    silence = rely_on_cache_without_hub()
     source = get_pretrained_cfg(model, tag)
-    try:
-        download_pretrained(source)
-    except Exception as error:  # hub, HTTP and cache errors of several libraries: there are no weights
-        repository, _, file = source.get("hf_hub", "").rpartition("/")
-        reason = silence or " ".join(str(error).split())[-300:]
-        raise ConfigError(
-            f"{key}: the weights '{tag}' of {model} are not on this machine and cannot be downloaded ({reason}). Where "
-            f"there is a network, run `hf download {repository} {file or HF_SAFE_WEIGHTS_NAME}`, and copy the folder "
-            f"models--{repository.replace('/', '--')} that it writes into {huggingface_hub.constants.HF_HUB_CACHE}; or "
-            f"set {key} to the path of a file of weights, which is then read with CLIP's own mean and std"
-        ) from None
+    with cache_without_hub() as silence:
+        try:
+            download_pretrained(source)
+        except Exception as error:  # hub, HTTP and cache errors of several libraries: there are no weights
+            repository, _, file = source.get("hf_hub", "").rpartition("/")
+            reason = silence or " ".join(str(error).split())[-300:]
+            cache = huggingface_hub.constants.HF_HUB_CACHE
+            raise ConfigError(
+                f"{key}: the weights '{tag}' of {model} are not on this machine and cannot be downloaded ({reason}). "
+                f"Where there is a network, run `hf download {repository} {file or HF_SAFE_WEIGHTS_NAME}`, and copy "
+                f"the folder models--{repository.replace('/', '--')} that it writes into {cache}; or set {key} to the "
+                "path of a file of weights, which is then read with CLIP's own mean and std"
+            ) from None
 
 
-def rely_on_cache_without_hub() -> str:
-    """Turn the hub client's offline mode on when the hub does not answer; returns why not, "" when it does."""
+@contextmanager
+def cache_without_hub() -> Iterator[str]:
+    """Within it the hub's client looks in its cache alone, if the hub does not answer; gives why not, "" if it does.
+
+    The outermost one asks the hub. Afterwards the client may use the network again, so that one moment without it does
+    not cut off a process that lives long.
+    """
+    global _silence
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE:
-        reason = _why_silent(constants.ENDPOINT)
-        constants.HF_HUB_OFFLINE = bool(reason)
-        return reason
-    return "HF_HUB_OFFLINE is set"
+    if constants.HF_HUB_OFFLINE:
+        yield _silence or "HF_HUB_OFFLINE is set"
+        return
+    _silence = _why_silent(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = bool(_silence)
+    try:
+        yield _silence
+    finally:
+        constants.HF_HUB_OFFLINE, _silence = False, ""
 
 
 def _why_silent(endpoint: str) -> str:

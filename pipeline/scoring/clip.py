@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,19 @@ class ClipScorer:
         if self._device == "cpu":
             torch.set_num_threads(1)  # the sum of the threads' parts would depend on how many there are
         name = _register_model(self._model)
-        if not self._is_file():
-            model_hub.download_weights(name, self._pretrained, f"{self._where}.pretrained")
-        try:
-            self._net, _, self._preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=self._pretrained, precision=self._precision, device=self._device
-            )
-        except (RuntimeError, OSError) as error:
-            text = " ".join(str(error).split())
-            raise ConfigError(f"{self._where}: {self._model} cannot load {self._pretrained}: {text:.300}") from None
+        with ExitStack() as during:
+            if not self._is_file():
+                during.enter_context(model_hub.cache_without_hub())
+                model_hub.download_weights(name, self._pretrained, f"{self._where}.pretrained")
+            try:
+                self._net, _, self._preprocess = open_clip.create_model_and_transforms(
+                    name, pretrained=self._pretrained, precision=self._precision, device=self._device
+                )
+            except (RuntimeError, OSError) as error:
+                text = " ".join(str(error).split())
+                raise ConfigError(f"{self._where}: {self._model} cannot load {self._pretrained}: {text:.300}") from None
+            self._tokenize = open_clip.get_tokenizer(name)
         self._net.eval()
-        self._tokenize = open_clip.get_tokenizer(name)
         self._dtype = open_clip.get_input_dtype(self._precision)
 
     def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:

@@ -14,7 +14,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +108,18 @@ def create_clip(
 
     name = architecture_name(architecture)
     is_file = pretrained is not None and Path(pretrained).is_file()
-    if pretrained is not None and not is_file:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
-            listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
-            raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
-        _check_activation(name, pretrained)
-        model_hub.download_weights(name, pretrained, key)
-    later = pretrained is None or is_file
     try:
-        # open_clip warns of random weights; here they are wanted, or replaced below.
-        with quiet_open_clip() if later else nullcontext():
+        with ExitStack() as during:
+            if pretrained is not None and not is_file:
+                _check_tag(name, pretrained)
+                during.enter_context(model_hub.cache_without_hub())
+                model_hub.download_weights(name, pretrained, key)
+            else:  # open_clip warns of random weights; here they are wanted, or replaced below
+                during.enter_context(quiet_open_clip())
             clip = open_clip.create_model(
                 name,
                 None if is_file else pretrained,
-                load_weights=not later,
+                load_weights=pretrained is not None and not is_file,
                 force_patch_dropout=patch_dropout,
                 force_image_size=image_size_px,
                 pretrained_text=False,
@@ -165,6 +162,17 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(found)))  # tuples as lists
 
 
+def _check_tag(name: str, pretrained: str) -> None:
+    """Refuse what is no tag of this architecture, and tags trained with another activation."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
+        listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
+        raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
+    _check_activation(name, pretrained)
+
+
 def _check_activation(name: str, tag: str) -> None:
     """Raises: ConfigError for weights trained with another activation, of which open_clip only warns."""
     import open_clip
@@ -195,10 +203,10 @@ def create_tokenizer(architecture: str) -> Any:
     import open_clip
 
     name = architecture_name(architecture)
-    if "hf_tokenizer_name" in architecture_config(architecture)["text_cfg"]:
-        model_hub.rely_on_cache_without_hub()
+    from_hub = "hf_tokenizer_name" in architecture_config(architecture)["text_cfg"]
     try:
-        return open_clip.get_tokenizer(name)
+        with model_hub.cache_without_hub() if from_hub else nullcontext():
+            return open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, ImportError) as error:
         raise ConfigError(f"the tokenizer of {name} cannot be loaded: {_shorten(str(error))}") from error
 

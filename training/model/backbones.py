@@ -83,8 +83,8 @@ def _from_timm(name: str) -> Backbone:
     import timm
 
     library: Any = timm  # half typed
-    model_hub.rely_on_cache_without_hub()
-    network = library.create_model(name, pretrained=True, num_classes=0)
+    with model_hub.cache_without_hub():
+        network = library.create_model(name, pretrained=True, num_classes=0)
     config = library.data.resolve_model_data_config(network)
 
     def forward(pictures: Tensor) -> Rows:

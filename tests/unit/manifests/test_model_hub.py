@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from manifests.errors import ConfigError
-from manifests.services.model_hub import PATIENCE_SECONDS, download_weights
+from manifests.services.model_hub import PATIENCE_SECONDS, cache_without_hub, download_weights
 
 HERE = "model.pretrained: the weights 'tag' of tiny are not on this machine"
 
@@ -41,6 +41,15 @@ def test_the_hub_client_can_be_told_to_ask_nobody(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=rf"{HERE} and cannot be downloaded \(HF_HUB_OFFLINE is set\)"):
         download_weights("tiny", "tag", "model.pretrained")
+
+
+def test_one_moment_without_a_network_does_not_cut_a_process_off() -> None:
+    with cache_without_hub() as silence:
+        assert "http://127.0.0.1:9 does not answer" in silence
+        with cache_without_hub() as inner:
+            assert inner == silence, "asked once"
+        assert constants.HF_HUB_OFFLINE is True
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_a_dead_resolver_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
