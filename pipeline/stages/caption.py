@@ -1,8 +1,8 @@
 """caption: clean and measure texts, then apply the caption rules of the config.
 
 Reads candidates and facts, and the backbone where one is given. Writes `names` (one row a name looked up in it),
-`captions` (measurements, one row a candidate) and `caption_verdicts` (one row a fetched image). Measurements are
-parts of their own: a moved threshold judges again, it never measures again.
+`captions` (measurements, one row a candidate), `repeats` (texts that stand on too many pictures) and `caption_verdicts`
+(one row a fetched image). Measurements are parts of their own: a moved threshold judges again, it never measures again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from pipeline.captions.settings import MEASURE_VERSION, CaptionSettings, Measure
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, view_parquet
+from pipeline.store.sql import copy_sorted, view_parquet, view_table
 from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 
 JUDGE_ROWS = 500_000
+REPEATS = pa.schema([("text_key", pa.uint64()), ("num_same_text", pa.int64())])
 
 # what rules may look at, besides the columns of `captions`
 _JOINED = {
@@ -33,7 +34,7 @@ _JOINED = {
     "source": "c.source",
     "width_px": "f.width_px",
     "height_px": "f.height_px",
-    "num_same_text": "CASE WHEN t.text_key IS NOT NULL THEN coalesce(r.num, 1) END",
+    "num_same_text": "CASE WHEN t.text_key IS NOT NULL THEN coalesce(r.num_same_text, 1) END",
 }
 
 
@@ -68,12 +69,22 @@ class MeasureInputs:
 
 
 @dataclass(frozen=True)
+class RepeatsInputs:
+    """Measurements of every candidate; a text that stands on more than `allowed` pictures is listed."""
+
+    facts: Files
+    captions: Files
+    allowed: int
+
+
+@dataclass(frozen=True)
 class JudgeInputs:
-    """Measurements of every candidate, the rules, and the candidates to judge."""
+    """Measurements of every candidate, texts that repeat, the rules, and the candidates to judge."""
 
     candidates: Files
     facts: Files
     captions: Files
+    repeats: Files
     rules: tuple[RuleSet, ...]
     bucket: Bucket = WHOLE
 
@@ -102,6 +113,19 @@ def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
     return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS),))
 
 
+def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
+    """Count the fetched pictures of each text. One pass over all: a text's pictures lie in every bucket."""
+    with run.scratch() as sql:
+        for name in ("facts", "captions"):
+            view_parquet(sql, name, getattr(inputs, name).paths)
+        query = (
+            "SELECT text_key, count(*) AS num_same_text FROM captions JOIN facts USING (sample_id) "
+            f"WHERE outcome = 'ok' AND text_key IS NOT NULL GROUP BY text_key HAVING count(*) > {inputs.allowed}"
+        )
+        writer = run.writer("repeats", f"tables/caption/repeats-{run.stem}.parquet", REPEATS)
+        return PartResult((copy_sorted(sql, query, "text_key", writer),))
+
+
 def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     """Verdicts over every fetched image of a bucket."""
     settings = CaptionSettings(rules=inputs.rules)
@@ -109,7 +133,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     with run.scratch() as sql:
         for name in ("candidates", "facts", "captions"):
             view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
-            view_parquet(sql, f"all_{name}", getattr(inputs, name).paths)
+        view_table(sql, "repeats", inputs.repeats, REPEATS)
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
         adding = sql.cursor()  # a second cursor, because the first is still reading rows
@@ -131,12 +155,7 @@ def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
     columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in sorted(needed)]
     joins = "JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id)"
     if "num_same_text" in needed:
-        # only fetched pictures count as repeats, those of other buckets too
-        joins += (
-            " LEFT JOIN (SELECT text_key, count(*) AS num FROM all_captions t JOIN all_facts f USING (sample_id) "
-            "SEMI JOIN captions own USING (text_key) WHERE f.outcome = 'ok' AND text_key IS NOT NULL "
-            "GROUP BY text_key HAVING count(*) > 1) r ON r.text_key = t.text_key"
-        )
+        joins += " LEFT JOIN repeats r USING (text_key)"
     reader = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'").to_arrow_reader(
         JUDGE_ROWS
     )
@@ -175,10 +194,17 @@ def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[M
     return parts
 
 
+def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[RepeatsInputs]]:
+    limits = [rules.thresholds()["max_repeats"] for rules in inputs.rules if "max_repeats" in rules.thresholds()]
+    if not limits:
+        return []
+    return [Part(RepeatsInputs(inputs.facts, run.files("measure", "captions"), min(limits)))]
+
+
 def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:
-    captions = run.files("measure", "captions")
+    captions, repeats = run.files("measure", "captions"), run.files("repeats", "repeats")
     return [
-        Part(JudgeInputs(inputs.candidates, inputs.facts, captions, inputs.rules, bucket))
+        Part(JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, inputs.rules, bucket))
         for bucket in run.buckets(inputs.facts)
     ]
 
@@ -195,6 +221,7 @@ STAGE = Stage(
     steps=(
         Step("resolve", _plan_resolve, resolve, version=MEASURE_VERSION),
         Step("measure", _plan_measure, measure, version=MEASURE_VERSION, unit="rows"),
+        Step("repeats", _plan_repeats, count_repeats),
         Step("judge", _plan_judge, judge, version=3),
     ),
     conclude=_conclude,

@@ -8,8 +8,8 @@
 `prepare` repeats the captions of the file with variations (as they are, with a number behind, two joined to one of web
 length) and leaves candidates and facts as Parquet in FOLDER, in row groups of 100,000. `measure` cleans and measures
 them row group by row group, as the stage does, and with --language leaves the captions in FOLDER. `judge` runs the
-caption stage's judge step over them twice, with one threshold changed. A rate is rows by CPU second of measuring
-alone (one thread); reading and writing are in the wall time.
+caption stage's repeats and judge steps over them twice, with one threshold changed. A rate is rows by CPU second of
+measuring alone (one thread); reading and writing are in the wall time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from manifests import tables
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.settings import CaptionSettings
 from pipeline.runner.work import Execution
-from pipeline.stages.caption import JudgeInputs, judge
+from pipeline.stages.caption import JudgeInputs, RepeatsInputs, count_repeats, judge
 from pipeline.store.files import Files
 
 PART_ROWS = 100_000
@@ -100,19 +100,21 @@ def run_judge(folder: Path, memory_gb: float) -> None:
             {"domains": ["plant"], "preset": "plant"},
             {"preset": "general", "min_words": min_words, "languages": {}, "min_side_px": 200, "max_aspect_ratio": 3.0},
         ]
-        inputs = JudgeInputs(
-            *(Files((str(folder / f"{name}.parquet"),)) for name in ("candidates", "facts", "captions")),
-            CaptionSettings.model_validate({"rules": rules}).rules,
-        )
+        settings = CaptionSettings.model_validate({"rules": rules})
         run = Execution(str(folder / "work"), memory_gb, f"bench-{min_words}", None)
+        candidates, facts, captions = (
+            Files((str(folder / f"{name}.parquet"),)) for name in ("candidates", "facts", "captions")
+        )
         started, used = time.monotonic(), time.process_time()
-        result = judge(inputs, run)
+        repeats = count_repeats(RepeatsInputs(facts, captions, settings.rules[1].thresholds()["max_repeats"]), run)
+        repeated = Files((repeats.files[0].temp,))
+        result = judge(JudgeInputs(candidates, facts, captions, repeated, settings.rules), run)
         assert result.funnel is not None
         print(
             f"judge min_words {min_words}: {result.funnel.num_in:,} rows in {time.monotonic() - started:.1f} s "
             f"({time.process_time() - used:.1f} s of CPU), peak {peak_mib():,.0f} MiB; {result.funnel}"
         )
-        for file in result.files:
+        for file in (*repeats.files, *result.files):
             Path(file.temp).unlink()
 
 

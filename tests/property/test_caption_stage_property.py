@@ -16,7 +16,7 @@ from manifests import tables
 from manifests.records import Funnel
 from pipeline.captions.settings import CaptionSettings
 from pipeline.runner.work import Execution
-from pipeline.stages.caption import JudgeInputs, MeasureInputs, judge, measure
+from pipeline.stages.caption import JudgeInputs, MeasureInputs, RepeatsInputs, count_repeats, judge, measure
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files, RowGroup
 
@@ -62,6 +62,10 @@ def run_stage(
         inputs = MeasureInputs(rows_of, Files(), SETTINGS.measure)
         files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
+    counted = count_repeats(
+        RepeatsInputs(tables_of["facts"], tables_of["captions"], 2), Execution(str(folder), 0.5, "all", None)
+    )
+    tables_of["repeats"] = Files((counted.files[0].temp,))
     results = [
         judge(JudgeInputs(**tables_of, rules=SETTINGS.rules, bucket=Bucket(number, num_buckets)), run)
         for number in range(num_buckets)
