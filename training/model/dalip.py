@@ -102,7 +102,8 @@ class DalipModel(nn.Module):
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
         """The first-order feature f of token ids (B, M), (B, C); the branch is not run."""
-        features: Tensor = self.clip.encode_text(tokens)
+        frozen = isinstance(self.clip, FrozenCLIP)
+        features: Tensor = self.clip.encode_text(tokens) if frozen else towers.text_feature(self.clip, tokens)
         return _normalised(features) if normalize else features
 
     def encode_image_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +126,15 @@ class DalipModel(nn.Module):
             tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
         z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
         return _normalised(tower.feature), _normalised(z_BC)
+
+    def cut_texts(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, M) without positions that no feature depends on: those behind the end of the longest text.
+
+        Unchanged where the tower or the second-order statistic looks at padding. For ids on the CPU.
+        """
+        second = self.second_order
+        padding_counts = second is not None and (second.text_padding == "keep" or second.text_norm == "batch")
+        return tokens if padding_counts or isinstance(self.clip, FrozenCLIP) else towers.cut_texts(self.clip, tokens)
 
     def _require(self, branch: Branch | None) -> tuple[SecondOrder, Branch]:
         if branch is None or self.second_order is None:

@@ -4,6 +4,9 @@ Takes an open_clip CLIP or CustomTextCLIP and changes nothing in it, so that eve
 works on it. Gives the usual pooled feature and, beside it, every token, the anchor, and which tokens are padding. Gives
 up with ConfigError on towers without usable tokens: ResNets, attentional pooling, CoCa, convolutional timm trunks.
 
+Texts may be shorter than the context, which open_clip's own towers do not take: a caption of 20 tokens need not pass
+through 77 positions.
+
 Shape letters: `B` batch, `M` tokens, `W` token width, `C` embedding width.
 """
 
@@ -18,6 +21,9 @@ from torch import Tensor, nn
 from manifests.errors import ConfigError
 
 Placement = Literal["after_projection", "before_projection"]
+
+_CUT_STEP = 8
+"""Texts end at a multiple of this, so that kernels and memory see few shapes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ def text_tower(
     """The text tower: the anchor is the pooled (EOT) token, which stays among the tokens."""
     if _is_hf_text(clip):
         return _hf_text_tower(clip.text, tokens, placement)
-    if hasattr(clip, "text"):
+    if tokens.shape[1] < clip.context_length:
+        output = _short_text_tower(clip, tokens)
+    elif hasattr(clip, "text"):
         output = clip.text.forward_intermediates(
             tokens, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
         )
@@ -71,6 +79,34 @@ def text_tower(
 
     pool, end_id = _text_pool(clip)
     return TowerOutput(feature_BC, text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id), tokens_BMW, mask_BM)
+
+
+def text_feature(clip: Any, tokens: Tensor) -> Tensor:
+    """The pooled feature (B, C) of token ids (B, M), which `cut_texts` may have cut."""
+    if tokens.shape[1] < clip.context_length and not _is_hf_text(clip):
+        short: Tensor = _short_text_tower(clip, tokens)["text_features"]
+        return short
+    feature_BC: Tensor = clip.encode_text(tokens)
+    return feature_BC
+
+
+def cut_texts(clip: Any, tokens: Tensor) -> Tensor:
+    """Token ids without the positions behind the end of the longest text (B, M up to the next multiple of 8).
+
+    Unchanged where the tower looks at them: without a causal mask, or when it does not pool at the end of the text. (A
+    Hugging Face tower masks padding itself.) Waits for the device of `tokens`; give it those on the CPU.
+    """
+    if _is_hf_text(clip):
+        used_M = (tokens != clip.text.config.pad_token_id).any(dim=0)
+        end_B = used_M.nonzero()
+    elif getattr(getattr(clip, "text", clip), "attn_mask", None) is not None:
+        end_B = _end_of_text(clip, tokens)
+    else:
+        end_B = None
+    if end_B is None or not end_B.numel():
+        return tokens
+    longest = int(end_B.max()) + 1
+    return tokens[:, : -(-longest // _CUT_STEP) * _CUT_STEP]
 
 
 def probe_width(clip: Any) -> int:
@@ -189,6 +225,20 @@ def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
     mask_BM = tokens != pad
     # A text of padding alone still needs one token.
     return mask_BM | (~mask_BM.any(dim=1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0))
+
+
+def _short_text_tower(clip: Any, tokens: Tensor) -> dict[str, Any]:
+    """open_clip's `forward_intermediates` of a causal text tower, over the first M of its positions."""
+    from open_clip.transformer import text_global_pool
+
+    text, length = getattr(clip, "text", clip), tokens.shape[1]
+    cast_dtype = text.transformer.get_cast_dtype()
+    hidden_BMW = text.token_embedding(tokens).to(cast_dtype) + text.positional_embedding[:length].to(cast_dtype)
+    hidden_BMW = text.transformer(hidden_BMW, attn_mask=text.attn_mask[:length, :length])
+    hidden_BMW = text.ln_final(hidden_BMW)
+    pool, end_id = _text_pool(clip)
+    pooled_BW = text_global_pool(hidden_BMW, tokens, pool, eos_token_id=end_id)
+    return {"text_features": _project(pooled_BW, text.text_projection), "text_intermediates": [hidden_BMW]}
 
 
 def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutput:

@@ -407,6 +407,9 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
         assert torch.allclose(f, model.clip.encode_text(tokens, normalize=True), atol=1e-6)
         longer = torch.cat([tokens, torch.full((3, 5), model.clip.text.config.pad_token_id)], dim=1)
         assert torch.allclose(z, model.encode_text_both(longer)[1], atol=1e-5)
+        short = model.cut_texts(longer)
+        assert short.shape[1] < longer.shape[1]
+        assert torch.allclose(z, model.encode_text_both(short)[1], atol=1e-5)
     output = model.train()(images, tokens)
     sum((value * torch.linspace(-1, 1, 32)).sum() for value in output.values() if value.ndim).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}

@@ -1,0 +1,88 @@
+"""Texts cut at the end of the longest one: the same features and gradients, and only where nothing looks behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifests.settings import parse_settings
+from training.model.build import build_model
+from training.model.dalip import DalipModel
+from training.model.presets import ModelSettings
+
+CONTEXT = 40
+CAPTIONS = ["a leaf", "the flower of an iris by the water, seen from above", "oak"]
+VISION = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 8}
+TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+
+def model_of(folder: Path, name: str, preset: str, second: dict[str, Any], *, custom: bool, **text: Any) -> DalipModel:
+    path = folder / f"short-{name}.json"  # open_clip keeps every name that it has seen
+    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT | text, "custom_text": custom}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    values: dict[str, Any] = {"preset": preset, "architecture": str(path)}
+    if preset != "clip":
+        values["second_order"] = {"reduced_width": 5, "dropout": 0.0} | second
+    torch.manual_seed(0)
+    return build_model(parse_settings(values, ModelSettings, where="test"))
+
+
+def gradients(model: DalipModel, tokens: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the text gives, and the gradient of each parameter that it reaches."""
+    outputs = (model.encode_text(tokens),) if model.second_order is None else model.encode_text_both(tokens)
+    model.zero_grad(set_to_none=True)
+    towards = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
+    sum((output * towards).sum() for output in outputs).backward()
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return {str(number): output.detach() for number, output in enumerate(outputs)}, found
+
+
+@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize(
+    ("preset", "statistic"),
+    [("clip", None)] + [("dalip", kind) for kind in ("brownian", "covariance", "mean", "max", "attention", "pooled")],
+)
+def test_short_texts_give_the_features_and_gradients_of_padded_ones(
+    tmp_path: Path, preset: str, statistic: str | None, custom: bool
+) -> None:
+    second = {} if statistic is None else {"statistic": statistic}
+    model = model_of(tmp_path, f"{preset}-{statistic}-{custom}", preset, second, custom=custom).double()
+    whole = model.tokenizer(CAPTIONS)
+    short = model.cut_texts(whole)
+    assert whole.shape == (3, CONTEXT)
+    assert short.shape == (3, 16), "13 tokens, up to the next multiple of 8"
+    expected, found = gradients(model, whole), gradients(model, short)
+    for kind in (0, 1):
+        assert found[kind].keys() == expected[kind].keys()
+        for name, value in expected[kind].items():
+            torch.testing.assert_close(found[kind][name], value, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ({"text_padding": "keep"}, {}),
+        ({"text_norm": "batch"}, {}),
+        ({}, {"no_causal_mask": True}),
+        ({}, {"pool_type": "last"}),
+        ({}, {"embed_cls": True}),
+    ],
+)
+def test_texts_stay_whole_where_padding_is_looked_at(
+    tmp_path: Path, second: dict[str, str], text: dict[str, Any]
+) -> None:
+    name = "-".join([*second, *text])
+    model = model_of(tmp_path, f"whole-{name}", "dalip", second, custom=bool(text), **text)
+    tokens = model.tokenizer(CAPTIONS)
+    assert model.cut_texts(tokens) is tokens
+
+
+def test_the_text_at_the_end_of_the_context_keeps_all_of_it(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "long", "clip", {}, custom=False)
+    tokens = model.tokenizer(["oak", "a tree " * CONTEXT])
+    assert torch.equal(model.cut_texts(tokens), tokens)
