@@ -1,22 +1,23 @@
 """Samples per second of the whole trainer beside that of open_clip: same shards, model, batch and loader processes.
 
     python tests/benchmarks/bench_trainer.py RELEASE [--model configs/models/vit-tiny-demo.json] [--batch 64]
-        [--steps 60] [--rounds 3] [--threads 2]
+        [--turn 30] [--rounds 8] [--threads 2]
 
-RELEASE is a sealed release. Both train a plain CLIP (preset `clip`, no validation, no checkpoint before the last step),
-in turn, each in a process of its own. Counted is the steady state: wall clock from step WARMUP to the last, without
-start-up and end; beside it the processor time of the whole process tree a sample, start-up included. Wall clock, so the
-machine has to be idle.
+RELEASE is a sealed release. Both train a plain CLIP (preset `clip`, no validation, no checkpoint), each in processes of
+its own, and take turns: while one side trains, all processes of the other are stopped (SIGSTOP). So a machine that is
+faster in one minute than in the next is so for both, and no loader works ahead while the other side is counted. A
+turn has one step that does not count, then `--turn` that do; both sides have done WARMUP steps before. Prints, over
+all rounds, the median and range of each side's rate, of the ratio, and of the processor time a sample of all processes
+of a side. Wall clock, so the machine has to be idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import os
-import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,54 @@ from pathlib import Path
 from typing import Any
 
 WARMUP = 10
-EVERY = 5
+MANY = 1_000_000  # steps: both sides train until they are ended
+SIDES = ("ours", "open_clip")
+
+
+class Side:
+    """One trainer, stopped unless it has its turn."""
+
+    def __init__(self, name: str, scratch: str) -> None:
+        self.marks, marking = os.pipe()
+        command = [sys.executable, __file__, *sys.argv[1:], "--child", name, "--marks", str(marking)]
+        self.process = subprocess.Popen(
+            command, pass_fds=(marking,), env=os.environ | {"TMPDIR": scratch}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(marking)
+
+    def steps(self, number: int) -> None:
+        """Wait until so many more steps are done."""
+        for _ in range(number):
+            if not os.read(self.marks, 1):
+                raise SystemExit(f"a trainer ended early, with code {self.process.wait()}: {self.process.args}")
+
+    def turn(self, number: int) -> tuple[float, float]:
+        """Wall and processor seconds of so many steps, after one that was begun before."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        self.steps(1)
+        started, spent = time.perf_counter(), self.spent()
+        self.steps(number)
+        found = time.perf_counter() - started, self.spent() - spent
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return found
+
+    def spent(self) -> float:
+        """Processor seconds so far of every process of this side."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended between the two
+            if int(fields[2]) == self.process.pid:  # its process group
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        """Kill every process of this side."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def main() -> None:
@@ -34,52 +82,54 @@ def main() -> None:
     parser.add_argument("release", type=Path)
     parser.add_argument("--model", default="configs/models/vit-tiny-demo.json")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turn", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", choices=("ours", "open_clip"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--marks", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps({"ours": ours, "open_clip": open_clip}[options.child](options)))
+        {"ours": ours, "open_clip": open_clip}[options.child](options)
         return
-    rounds = [{side: _in_child(side) for side in ("ours", "open_clip")} for _ in range(options.rounds)]
-    ratios = sorted(one["ours"]["rate"] / one["open_clip"]["rate"] for one in rounds)
-    cells = []
-    for side in ("ours", "open_clip"):
-        rates = sorted(one[side]["rate"] for one in rounds)
-        cells.append(f"{statistics.median(rates):.1f} ({rates[0]:.1f} to {rates[-1]:.1f})")
-    cpu = [statistics.median(one[side]["cpu"] for one in rounds) for side in ("ours", "open_clip")]
-    print(
-        f"| {Path(options.model).stem} | {options.batch} | {cells[0]} | {cells[1]} | {statistics.median(ratios):.3f} "
-        f"({ratios[0]:.3f} to {ratios[-1]:.3f}) | {1000 * cpu[0]:.1f} | {1000 * cpu[1]:.1f} |"
-    )
+    sides: dict[str, Side] = {}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            for name in SIDES:
+                sides[name] = Side(name, scratch)
+                sides[name].steps(WARMUP)
+                os.killpg(sides[name].process.pid, signal.SIGSTOP)
+            for number in range(options.rounds):
+                for name in SIDES if number % 2 else SIDES[::-1]:
+                    found[name].append(sides[name].turn(options.turn))
+        finally:
+            for side in sides.values():
+                side.end()
+    report(options, found)
 
 
-def _in_child(side: str) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--child", side], stdout=subprocess.PIPE, text=True, check=True
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def report(options: argparse.Namespace, found: dict[str, list[tuple[float, float]]]) -> None:
+    """A row of a table."""
+    samples = options.turn * options.batch
+    rates = {name: [samples / wall for wall, _ in turns] for name, turns in found.items()}
+    ratios = [one / other for one, other in zip(rates["ours"], rates["open_clip"], strict=True)]
+    cells = [_spread(rates[name], 1) for name in SIDES] + [_spread(ratios, 3)]
+    cells += [_spread([1000 * cpu / samples for _, cpu in found[name]], 1) for name in SIDES]
+    print(f"| {Path(options.model).stem} | {options.batch} | {options.rounds} | " + " | ".join(cells) + " |")
 
 
-def _figures(times: dict[int, float], options: argparse.Namespace) -> dict[str, float]:
-    """Rate between the two steps, and processor seconds a sample of this process and all that it waited for."""
-    spent = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    last = max(times)
-    rate = (last - WARMUP) * options.batch / (times[last] - times[WARMUP])
-    return {"rate": rate, "cpu": spent / (options.steps * options.batch)}
+def _spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def ours(options: argparse.Namespace) -> dict[str, float]:
+def ours(options: argparse.Namespace) -> None:
     loop: Any = importlib.import_module("training.run.loop")
     config = importlib.import_module("training.config")
-    times: dict[int, float] = {}
     inner = loop._log_step
 
-    def noted(trainer: Any, progress: Any, *rest: Any) -> None:
-        times[progress.step] = time.perf_counter()
-        inner(trainer, progress, *rest)
+    def noted(*arguments: Any) -> None:
+        inner(*arguments)
+        os.write(options.marks, b".")
 
     loop._log_step = noted
     with tempfile.TemporaryDirectory() as folder:
@@ -89,48 +139,38 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
             "model": {"preset": "clip", "architecture": options.model},
             "data": {"batch_size": options.batch, "num_workers": 1},
             "optimiser": {"lr": 0.0005, "weight_decay": 0.2},
-            "schedule": {"steps": options.steps, "warmup_steps": 10},
+            "schedule": {"steps": MANY, "warmup_steps": 10},
             "compute": {"device": "cpu", "num_threads": options.threads},
-            "checkpoint": {"every_steps": options.steps},
-            "log": {"every_steps": EVERY},
+            "checkpoint": {"every_steps": MANY},
+            "log": {"every_steps": 1},
         }
         loop.train(config.TrainSettings.model_validate(settings))
-    return _figures(times, options)
 
 
-def open_clip(options: argparse.Namespace) -> dict[str, float]:
+def open_clip(options: argparse.Namespace) -> None:
     torch = importlib.import_module("torch")
     torch.set_num_threads(options.threads)
-    times: dict[int, float] = {}
 
-    class Clock(logging.Handler):
+    class Mark(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "Train Epoch" in record.getMessage():
-                times[len(times) * EVERY + 1] = time.perf_counter()
+                os.write(options.marks, b".")
 
     name = options.model
     if Path(name).suffix == ".json":
         importlib.import_module("open_clip").add_model_config(Path(name))
         name = Path(name).stem
-    logging.getLogger().addHandler(Clock())
+    logging.getLogger().addHandler(Mark())
     shards = sorted(str(path) for path in (options.release / "shards").glob("*.tar"))
     train = importlib.import_module("open_clip_train.main").main
     with tempfile.TemporaryDirectory() as folder:
         arguments = {
             "train-data": "::".join(shards), "dataset-type": "webdataset", "dataset-resampled": None,
-            "train-num-samples": str(options.steps * options.batch), "batch-size": str(options.batch),
+            "train-num-samples": str(MANY * options.batch), "batch-size": str(options.batch),
             "workers": "1", "model": name, "epochs": "1", "lr": "0.0005", "wd": "0.2", "warmup": "10",
-            "precision": "fp32", "device": "cpu", "log-every-n-steps": str(EVERY), "logs": folder,
-            "save-frequency": "1",
+            "precision": "fp32", "device": "cpu", "log-every-n-steps": "1", "logs": folder, "save-frequency": "1",
         }  # fmt: skip
         train([part for key, value in arguments.items() for part in (f"--{key}", value) if part is not None])
-    # its lines come after steps 1, 6, 11 ...; the last line, after the last step, is counted as one of them
-    steps = sorted(times)
-    times[options.steps] = times.pop(steps[-1])
-    times[WARMUP] = times[WARMUP + 1]
-    offset = (options.steps - WARMUP) / (options.steps - WARMUP - 1)
-    times[WARMUP] = times[options.steps] - (times[options.steps] - times[WARMUP + 1]) * offset
-    return _figures(times, options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from manifests.errors import RunError
 from manifests.storage import is_remote
@@ -36,7 +35,7 @@ from training.record.log import LOG_FILE, RunLog, read_log
 from training.record.remote import RemoteRun, run_folder
 from training.run import failures, sharding
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
-from training.run.optimiser import lr_ratio_at, set_lr
+from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
 from training.run.stopping import StoppedError, stop_event
 
@@ -228,10 +227,11 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
     """Forward and backward of one optimiser step; returns this rank's losses."""
     device = trainer.ranks.device
     preprocess = trainer.model.preprocess_settings
+    whole_texts = trainer.settings.compute.compile  # it would compile anew for other lengths
     inputs = [
         (
             model_input(batch.images.to(device, non_blocking=True), preprocess),
-            batch.tokens.to(device, non_blocking=True),
+            (batch.tokens if whole_texts else trainer.model.cut_texts(batch.tokens)).to(device, non_blocking=True),
         )
         for batch in chunk
     ]
@@ -268,8 +268,8 @@ def update_weights(trainer: Trainer) -> float:
     settings, parameters = trainer.settings, [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.scaler.unscale_(trainer.optimiser)
     limit = settings.optimiser.clip_norm if settings.optimiser.clip_norm is not None else math.inf
-    clip_gradients = sharding.clip_sharded_gradients if sharding.is_sharded(trainer.model) else clip_grad_norm_
-    norm = clip_gradients(parameters, limit)
+    clip = sharding.clip_sharded_gradients if sharding.is_sharded(trainer.model) else clip_gradients
+    norm = clip(parameters, limit)
     trainer.scaler.step(trainer.optimiser)
     trainer.scaler.update()
     if settings.loss.logit_scale_max is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from manifests.errors import ConfigError
 from training.config import OptimiserSettings, ScheduleSettings
@@ -53,6 +54,14 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its rate."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_ratio"]
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """As torch's `clip_grad_norm_`; on a CPU it leaves gradients alone that torch would multiply by 1."""
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not (norm.is_cpu and limit / (float(norm) + 1e-6) >= 1.0):
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 class AveragedWeights:

@@ -15,7 +15,7 @@ from training.model.build import build_model
 from training.model.presets import ModelSettings
 from training.record.log import read_log
 from training.run.loop import train
-from training.run.optimiser import AveragedWeights, build_optimiser, lr_ratio_at, set_lr
+from training.run.optimiser import AveragedWeights, build_optimiser, clip_gradients, lr_ratio_at, set_lr
 
 
 @pytest.fixture
@@ -96,3 +96,24 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(config: dict[str, Any], t
         train(parse_settings(values, TrainSettings, where="test"))
         losses.append([line["loss"] for line in read_log(tmp_path / str(compiled) / "log.jsonl", "step")])
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 1 - 1e-7, 1.0, 1 + 1e-7, 2.0, math.inf])
+@pytest.mark.parametrize("spoilt", [None, math.inf, math.nan])
+def test_gradients_are_clipped_as_torch_does_and_left_alone_where_they_are_short(
+    share: float, spoilt: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = [torch.randn(size, generator=generator) for size in (7, 300, 1)]
+    limit = share * float(torch.nn.utils.get_total_norm(values))
+    if spoilt is not None:
+        values[0][0] = spoilt
+    ours, theirs = ([torch.nn.Parameter(torch.zeros_like(value)) for value in values] for _ in range(2))
+    for one, other, value in zip(ours, theirs, values, strict=True):
+        one.grad, other.grad = value.clone(), value.clone()
+    norm, expected = clip_gradients(ours, limit), torch.nn.utils.clip_grad_norm_(theirs, limit)
+    torch.testing.assert_close(norm, expected, rtol=0, atol=0, equal_nan=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0, equal_nan=True)
+        if spoilt is None and share >= 2.0:
+            assert one.grad._version == 0, "nothing was written"
