@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from manifests.release import Release
 from training.data.shards import open_pool
 from training.evaluation.evaluate import domain_losses
 from training.evaluation.trained_model import load_run_model
+from training.model.dalip import DalipModel
 from training.record import checkpoint
 from training.record.log import RunLog, cut_log, read_log
 from training.run import loop, state
@@ -180,6 +182,36 @@ def test_accumulation_equals_the_large_batch(config: dict[str, Any], tmp_path: P
     for one, four in zip(whole, parts, strict=True):  # AdamW makes full steps of gradients that are all but rounding
         assert four["loss"] == pytest.approx(one["loss"], abs=1e-3)
         assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+
+
+@pytest.mark.parametrize("preset", ["clip", "dalip"])
+def test_cut_texts_train_as_whole_ones(
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    long = {**writer.TINY_ARCHITECTURE, "text_cfg": writer.TINY_ARCHITECTURE["text_cfg"] | {"context_length": 40}}
+    path = tmp_path / f"dalip-long-context-{preset}.json"
+    path.write_text(json.dumps(long), encoding="utf-8")
+    second = config["model"]["second_order"] | {"dropout": 0.0}
+    config["model"] = {"preset": preset, "architecture": str(path)}
+    if preset == "dalip":
+        config["model"]["second_order"] = second
+    lengths, really = set(), DalipModel.cut_texts
+
+    def noted(model: DalipModel, tokens: Any) -> Any:
+        cut = really(model, tokens)
+        lengths.add(cut.shape[1])
+        return cut
+
+    monkeypatch.setattr(DalipModel, "cut_texts", noted)
+    run_once(config)
+    monkeypatch.setattr(DalipModel, "cut_texts", lambda model, tokens: tokens)
+    whole = config | {"output_dir": str(tmp_path / "whole")}
+    run_once(whole)
+    assert max(lengths) < 40
+    for cut, full in zip(step_lines(config["output_dir"]), step_lines(whole["output_dir"]), strict=True):
+        assert cut["loss"] == pytest.approx(full["loss"], abs=1e-3)
+        assert cut["grad_norm"] == pytest.approx(full["grad_norm"], rel=1e-2)
+    assert cut["step"] == 6
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
