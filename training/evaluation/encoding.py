@@ -77,7 +77,7 @@ def encode_pairs(
     for batch in loader.eval_batches(pool, rows, settings.data, model, settings.eval.batch_size):
         pictures = model_input(batch.images.to(model.device), preprocess)
         with autocast(settings.compute.precision, model.device):
-            output = model(pictures, model.cut_texts(batch.tokens).to(model.device))
+            output = model(pictures, batch.tokens.to(model.device))
         images.append(_encoded(output["image_features"], output.get("image_second_order")))
         texts.append(_encoded(output["text_features"], output.get("text_second_order")))
     return (
@@ -144,7 +144,7 @@ def similarity_of(left: Encoded, right: Encoded, kind: FeatureKind, first_order_
 def _encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int) -> Encoded:
     batches = []
     for start in range(0, len(texts), batch_size):
-        tokens = model.cut_texts(model.tokenizer(list(texts[start : start + batch_size]))).to(model.device)
+        tokens = model.tokenizer(list(texts[start : start + batch_size])).to(model.device)
         if model.second_order is None:
             batches.append(_encoded(model.encode_text(tokens), None))
         else:

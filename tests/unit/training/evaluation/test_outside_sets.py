@@ -1,4 +1,4 @@
-"""Evaluation sets from outside: layouts, class texts, what is refused, one whole run."""
+"""Evaluation sets from outside: layouts, what is refused, one whole run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ from manifests.errors import ConfigError, RunError
 from training.cli import main
 from training.config import EvalSetSettings
 from training.data.images import to_tensor
-from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 from training.evaluation.outside_sets import open_sets
 from training.evaluation.set_layouts import load_pictures, open_eval_set
-
-OAK = Taxon(("Plantae", "Tracheophyta", "Magnoliopsida", "Fagales", "Fagaceae", "Quercus", "robur"), "English oak")
 
 
 def _webp(jpg: bytes) -> bytes:
@@ -244,39 +241,6 @@ def test_a_template_with_another_field_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"each template needs one \{\} for the class name, and no other field"):
         EvalSetSettings(name="a", path="p", templates=(template,))
     assert EvalSetSettings(name="a", path="p", templates=("50% {} {{}}",)).templates == ("50% {} {{}}",)
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        ("asis", "Q robur"),
-        ("common", "English oak"),
-        ("scientific", "Quercus robur"),
-        ("taxonomic", "Plantae Tracheophyta Magnoliopsida Fagales Fagaceae Quercus robur"),
-        ("scientific_common", "Quercus robur with common name English oak"),
-        ("taxonomic_common",
-         "Plantae Tracheophyta Magnoliopsida Fagales Fagaceae Quercus robur with common name English oak"),
-    ],
-)  # fmt: skip
-def test_class_texts_are_bioclips(kind: Any, text: str) -> None:
-    assert class_text("Q_robur", OAK, kind) == text
-
-
-def test_a_taxon_with_holes_still_has_every_text() -> None:
-    assert Taxon(("Plantae", "", "", "", "", "", "Quercus robur")).taxonomic == "Plantae robur"
-    assert Taxon(("Plantae", "", "", "", "", "Quercus", "Quercus robur")).scientific == "Quercus robur"
-    fern = taxon_of({"taxon_kingdom": "Plantae", "taxon_genus": "Dryopteris", "taxon_species": None}, "taxon_")
-    assert fern is not None
-    assert (fern.scientific, fern.taxonomic) == ("Dryopteris", "Plantae Dryopteris")
-    assert class_text("x", fern, "scientific_common") == "Dryopteris with common name Dryopteris"
-    assert taxon_of({"kingdom": "", "size": "3"}) is None
-    named = taxon_of({"common_name": "oak"})
-    assert named is not None
-    assert named.scientific == named.taxonomic == "oak"
-    assert taxon_of_folder("05729_Plantae_Tracheophyta_Magnoliopsida_Fagales_Fagaceae_Quercus_robur") == Taxon(
-        OAK.ranks
-    )
-    assert taxon_of_folder("red_circle") is None
 
 
 def test_a_run_is_judged_on_sets_of_every_layout(
