@@ -14,6 +14,7 @@ of a side. Wall clock, so the machine has to be idle.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -37,17 +38,20 @@ class Side:
     def __init__(self, name: str, scratch: str) -> None:
         self.marks, marking = os.pipe()
         command = [sys.executable, __file__, *sys.argv[1:], "--child", name, "--marks", str(marking)]
-        self.process = subprocess.Popen(
-            command, pass_fds=(marking,), env=os.environ | {"TMPDIR": scratch}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        self.said = Path(scratch, f"{name}.log")
+        with self.said.open("w", encoding="utf-8") as said:
+            self.process = subprocess.Popen(
+                command, pass_fds=(marking,), env=os.environ | {"TMPDIR": scratch}, start_new_session=True,
+                stdout=said, stderr=said,
+            )  # fmt: skip
         os.close(marking)
 
     def steps(self, number: int) -> None:
         """Wait until so many more steps are done."""
         for _ in range(number):
             if not os.read(self.marks, 1):
-                raise SystemExit(f"a trainer ended early, with code {self.process.wait()}: {self.process.args}")
+                code, end = self.process.wait(), self.said.read_text(encoding="utf-8")[-3000:]
+                raise SystemExit(f"{end}\na trainer ended early, with code {code}: {self.process.args}")
 
     def turn(self, number: int) -> tuple[float, float]:
         """Wall and processor seconds of so many steps, after one that was begun before."""
@@ -73,7 +77,8 @@ class Side:
 
     def end(self) -> None:
         """Kill every process of this side."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # all of them ended early
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
