@@ -16,6 +16,7 @@ from manifests.outcomes import Outcome
 from pipeline.fetching.part import PartWriter
 from pipeline.pictures.facts import Fact
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
+from pipeline.pictures.phash import one_blas_thread
 from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader
 
@@ -33,7 +34,7 @@ def read_local(
     A picture that says that it must not train a model is stored with that as its detail: `collect` decides.
     The table is as of `fetch_rows`: schema FACTS, sorted by sample_id, `pool_file` null.
     """
-    with PartWriter(pool_path) as part, ExitStack() as stack:
+    with PartWriter(pool_path) as part, ExitStack() as stack, one_blas_thread():
         readers = {name: stack.enter_context(LocalReader(root)) for name, root in roots.items()}
         for sample_id, source, locator in rows:
             part.add(sample_id, *_read(readers[source], locator, settings, with_c2pa))

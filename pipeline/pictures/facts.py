@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
-from pipeline.pictures.image import Rejected, StoredImage
+from pipeline.pictures.image import Original, Rejected, StoredImage
 
 Fact = dict[str, Any]
+_OF_ORIGINAL = [field.name for field in fields(Original)]
+_OF_STORED = [field.name for field in fields(StoredImage) if field.name not in ("original", "body")]
 
 
 def fact_of(result: StoredImage | Rejected) -> Fact:
     """What a measurement adds to the fact of a row: its fields have the names of the columns."""
-    original = asdict(result.original) if result.original is not None else {}
+    original = {name: getattr(result.original, name) for name in _OF_ORIGINAL} if result.original is not None else {}
     if isinstance(result, Rejected):
         return {"outcome": result.outcome.value, "detail": result.detail, **original}
-    columns = asdict(result)
-    del columns["original"], columns["body"]
-    return original | columns
+    return original | {name: getattr(result, name) for name in _OF_STORED}

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import threading
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -122,6 +124,8 @@ class _WithoutPillowWarnings:
 
 
 _without_pillow_warnings = _WithoutPillowWarnings()
+_mine = threading.local()
+_MOST_KEPT_BYTES = 1 << 22
 
 
 def measure_image(body: bytes, settings: ImageSettings, *, with_c2pa: bool = False) -> StoredImage | Rejected:
@@ -197,11 +201,26 @@ def _measure_open(
     final = to_srgb(simple, icc_profile, settings.background)
     if left_to_turn != 1:
         final = final.transpose(_TURNS[left_to_turn])
-    stream = io.BytesIO()
-    final.save(stream, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0", optimize=False)
-    stored = stream.getvalue()
+    stored = _encode(final, settings.jpeg_quality)
     again = Image.frombytes("RGB", final.size, stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
     return _store(stored, again, original, said)
+
+
+def _encode(image: Image.Image, quality: int) -> bytes:
+    """A JPEG. While Pillow encodes into a file other threads may run, but not while it encodes into a Python object."""
+    stream: Any = io.BytesIO()
+    if hasattr(os, "memfd_create"):  # a file in memory, which each thread keeps
+        if not hasattr(_mine, "stream"):
+            _mine.stream = os.fdopen(os.memfd_create("jpeg"), "w+b", buffering=0)
+        stream = _mine.stream
+    stream.seek(0)
+    image.save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=False)
+    num_bytes = stream.tell()
+    stream.seek(0)
+    found: bytes = stream.read(num_bytes)
+    if num_bytes > _MOST_KEPT_BYTES:
+        stream.truncate(0)
+    return found
 
 
 def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:

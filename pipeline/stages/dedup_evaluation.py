@@ -130,9 +130,11 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
 
     `run.how` is the folder of each set.
     """
+    from pipeline.pictures.phash import one_blas_thread
+
     members = pq.ParquetFile(inputs.members.path).read_row_group(inputs.members.number).to_pylist()
     rows = []
-    with LocalReader(run.how.get(inputs.set, "")) as reader:
+    with LocalReader(run.how.get(inputs.set, "")) as reader, one_blas_thread():
         for member in members:
             row = {**member, "evaluation_set": inputs.set}
             rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], inputs.image))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import tracemalloc
 import warnings
@@ -484,3 +485,14 @@ def test_threads_leave_the_warnings_as_they_were():
         results = list(threads.map(lambda _: measure_image(odd, PLAIN), range(200)))
     assert all(isinstance(result, StoredImage) for result in results), "warnings are errors in the tests"
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_what_is_stored_is_what_pillow_encodes_whatever_was_encoded_before(in_a_file, monkeypatch):
+    if not in_a_file:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    rng = np.random.default_rng(3)
+    for width, height in [(90, 60), (2600, 2600), (40, 30), (91, 61), (2600, 2600), (3, 2)]:  # the large ones: 8 MB
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        stored = measure_image(encode(image, "BMP"), PLAIN.model_copy(update={"resize": "no", "max_aspect_ratio": 9.0}))
+        assert stored.body == encode(image, "JPEG", quality=PLAIN.jpeg_quality, subsampling="4:2:0")
