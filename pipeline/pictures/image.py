@@ -128,6 +128,16 @@ _mine = threading.local()
 _MOST_KEPT_BYTES = 1 << 22
 
 
+class _MemoryFile(io.FileIO):
+    """A file in memory that is closed with its last reference, which a thread holds as long as it lives."""
+
+    def __init__(self) -> None:
+        super().__init__(os.memfd_create("jpeg"), "w+b")
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def measure_image(body: bytes, settings: ImageSettings, *, with_c2pa: bool = False) -> StoredImage | Rejected:
     """Turn the bytes of a download into a stored picture, or say why not; `with_c2pa` reads C2PA's assertion too."""
     if not body:
@@ -209,9 +219,9 @@ def _measure_open(
 def _encode(image: Image.Image, quality: int) -> bytes:
     """A JPEG. While Pillow encodes into a file other threads may run, but not while it encodes into a Python object."""
     stream: Any = io.BytesIO()
-    if hasattr(os, "memfd_create"):  # a file in memory, which each thread keeps
+    if hasattr(os, "memfd_create"):
         if not hasattr(_mine, "stream"):
-            _mine.stream = os.fdopen(os.memfd_create("jpeg"), "w+b", buffering=0)
+            _mine.stream = _MemoryFile()
         stream = _mine.stream
     stream.seek(0)
     image.save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=False)

@@ -187,15 +187,21 @@ def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
     buckets = run.buckets(inputs.candidates)
     downloaded = spread(((part, ids_of(part)) for part in run.parts("download")), buckets)
-    local = spread(((part, ids_of(part)) for part in run.parts("local")), buckets)
-    planned = []
-    for bucket, urls, files in zip(buckets, downloaded, local, strict=True):
-        by_key = sorted(files, key=lambda part: part.key)
-        fetched = (*by_settings(run, urls, inputs), FetchedFiles(run.files_of(by_key, "fetched"), ()))
-        planned.append(
-            Part(CollectInputs(inputs.candidates, inputs.secrets, fetched, inputs.image, inputs.signals, bucket))
+    by_key = sorted(run.parts("local"), key=lambda part: part.key)
+    local = FetchedFiles(run.files("sort", "sorted") or run.files_of(by_key, "fetched"), ())
+    return [
+        Part(
+            CollectInputs(
+                inputs.candidates,
+                inputs.secrets,
+                (*by_settings(run, urls, inputs), local),
+                inputs.image,
+                inputs.signals,
+                bucket,
+            )
         )
-    return planned
+        for bucket, urls in zip(buckets, downloaded, strict=True)
+    ]
 
 
 def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
@@ -222,6 +228,7 @@ STAGE = Stage(
             from_outside=True,
         ),
         fetch_local.STEP,
+        fetch_local.SORT,
         Step("collect", _plan_collect, collect),
     ),
     conclude=_conclude,

@@ -1,13 +1,17 @@
-"""The step of fetch for pictures that lie on this machine: candidates with a locator, in the order in which they lie.
+"""The steps of fetch for pictures that lie on this machine: candidates with a locator, in the order in which they lie.
 
 Reads candidates and, through pipeline/fetching/local.py, the files of the sources. Writes pool tars and the facts of
 each part, as the download step does. A picture that was measured under the same image settings is not read again,
 except by `plantmix retry` where its file was missing or unreadable.
+
+Where facts are collected in buckets, a second step sorts those of these pictures by id. Pictures lie in no order of
+ids, so each bucket would else read all facts of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -28,10 +32,21 @@ from pipeline.stages.fetch_rounds import (
     rows_to_fetch,
     view_fetched,
 )
-from pipeline.store.sql import cut_rows, view_parquet
+from pipeline.store.buckets import rows_of_bucket
+from pipeline.store.files import Files
+from pipeline.store.sql import copy_sorted, cut_rows, view_parquet
 from pipeline.store.writing import private_file
 
 VERSION = 5
+SORTED_GROUP_ROWS = 10_000
+"""Of a row group of sorted facts: a bucket reads those that hold its ids."""
+
+
+@dataclass(frozen=True)
+class SortInputs:
+    """Facts of pictures, in files of any order."""
+
+    fetched: Files
 
 
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
@@ -116,4 +131,29 @@ def _roots(context: BuildContext) -> dict[str, str]:
     return {source.name: root for source in context.config.sources if (root := root_of(source)) is not None}
 
 
+def sort(inputs: SortInputs, run: Execution[None]) -> PartResult:
+    """The facts in the order of their ids."""
+    with run.scratch() as sql:
+        view_parquet(sql, "fetched", inputs.fetched.paths)
+        path = f"tables/fetch/sorted-{run.stem}.parquet"
+        writer = run.writer("sorted", path, tables.FETCHED, SORTED_GROUP_ROWS)
+        return PartResult((copy_sorted(sql, "FROM fetched", "sample_id, url, round, pool_file, outcome", writer),))
+
+
+def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[SortInputs]]:
+    """As many files a part as fit the memory; no part where one bucket takes all."""
+    if len(run.buckets(inputs.candidates)) == 1:
+        return []
+    most, chunks, room = rows_of_bucket(run.settings.memory_gb), list[list[PartRecord]](), 0
+    for part in sorted(run.parts("local"), key=lambda part: part.key):
+        num_rows = part.funnel.num_in if part.funnel else 0
+        if not chunks or num_rows > room:
+            chunks.append([])
+            room = most
+        room -= num_rows
+        chunks[-1].append(part)
+    return [Part(SortInputs(run.files_of(chunk, "fetched"))) for chunk in chunks]
+
+
 STEP = Step("local", _plan, read, version=VERSION, how=_roots, unit="images", committed=_measured)
+SORT = Step("sort", _plan_sort, sort, prepares=True)
