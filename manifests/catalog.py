@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from manifests.catalog_file import (
     transaction,
     write_snapshot,
 )
+from manifests.current_stages import CurrentStages
 from manifests.errors import DamageError, RunError
 from manifests.records import FetchRounds, Funnel, PartFile, PartRecord, StageRecord, utc_now
 from manifests.remote.folder import sizes_below, store_of
@@ -34,6 +35,8 @@ from manifests.remote.session import Session
 from manifests.takedowns import LIST_FILE
 
 STATUS_FILE = "status.json"
+_ROWS_A_STATEMENT = 100
+_AT_PLACE = "SELECT 1 FROM stage_parts WHERE fingerprint = ? AND step = ? AND position = ?"
 
 
 class Catalog(AbstractContextManager["Catalog"]):
@@ -43,6 +46,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._connection = connection
         self._session = session
         self._reader = connection.cursor()
+        self._current = CurrentStages(self._reader)
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
 
@@ -142,7 +146,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Note that a stage version was begun and make it the current one."""
-        with transaction(self._connection):
+        with self._transaction():
             self._connection.execute(
                 "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
                 [fingerprint, stage, json.dumps(identity, sort_keys=True), utc_now()],
@@ -155,7 +159,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         Raises: IntegrityError when its rows do not add up.
         """
         stage.funnel.check(stage.stage)
-        with transaction(self._connection):
+        with self._transaction():
             self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
             rows = [(stage.fingerprint, reason, num) for reason, num in stage.funnel.reasons.items() if num]
             if rows:
@@ -174,7 +178,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def forget_current(self, stages: Iterable[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
-        with transaction(self._connection):
+        with self._transaction():
             for stage in stages:
                 self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
 
@@ -242,14 +246,17 @@ class Catalog(AbstractContextManager["Catalog"]):
         with transaction(self._connection):
             self._insert("parts", [row])
             self._insert("files", files)
-            self._connection.execute(
-                "INSERT OR REPLACE INTO stage_parts VALUES ($fingerprint, $step, $position, $part_key)", link
-            )
+            place = [fingerprint, part.step, position]
+            is_new = not self._connection.execute(_AT_PLACE, place).fetchall()
+            insert = "INSERT" if is_new else "INSERT OR REPLACE"  # which takes twice as long
+            self._connection.execute(f"{insert} INTO stage_parts VALUES (?, ?, ?, ?)", [*place, part.key])
             append_to_journal(self.workdir, {"parts": [row], "files": files, "stage_parts": [link]})
+        if is_new:
+            self._current.part_added(fingerprint)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
-        with transaction(self._connection):
+        with self._transaction():
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
                 self._connection.executemany(
@@ -290,7 +297,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
         for key in parts:
-            with transaction(self._connection):
+            with self._transaction():
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
                     "(SELECT fingerprint FROM stage_parts WHERE part_key = ?)",
@@ -306,7 +313,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def record_mix(self, fingerprint: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store what a mix drew from each domain (columns of the table `mixes`)."""
-        with transaction(self._connection):
+        with self._transaction():
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
             self._insert("mixes", [{"fingerprint": fingerprint, **row} for row in rows])
 
@@ -316,7 +323,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
         with `value`), epochs (domain -> passes), validation (release, split, batch_size).
         """
-        with transaction(self._connection):
+        with self._transaction():
             for run in runs:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
@@ -338,7 +345,7 @@ class Catalog(AbstractContextManager["Catalog"]):
     ) -> None:
         """Store a sealed release and its shards (split, shard, num_samples, num_bytes, sha256)."""
         num_samples = sum(int(row["num_samples"]) for row in shards if row["split"] == "train")
-        with transaction(self._connection):
+        with self._transaction():
             self._connection.execute(
                 "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?, ?)",
                 [name, path, fingerprint, num_samples, record_sha256, utc_now()],
@@ -358,28 +365,8 @@ class Catalog(AbstractContextManager["Catalog"]):
 
         One thread at a time may call it, also while another one calls the other methods.
         """
-        rows = self._reader.execute(
-            "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
-            "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
-            "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) "
-            "FROM current_stages c JOIN stages s USING (fingerprint)"
-        ).fetchall()
-        stages = {
-            stage: {
-                "fingerprint": fingerprint,
-                "sealed": sealed,
-                "in": num_in,
-                "kept": num_kept,
-                "notes": json.loads(notes) if notes else {},
-                "reasons": dict(reasons or {}),
-                "num_parts": num_parts,
-            }
-            for stage, fingerprint, sealed, num_in, num_kept, notes, reasons, num_parts in rows
-        }
-        mixes = self._reader.sql(
-            "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
-        ).to_arrow_table()
-        status = {"stages": stages, "mix": mixes.to_pylist(), "updated_at": utc_now().isoformat() + "Z", **extra}
+        stages, mixes = self._current.rows()
+        status = {"stages": stages, "mix": mixes, "updated_at": utc_now().isoformat() + "Z", **extra}
         storage.publish_bytes(storage.join(self.workdir, STATUS_FILE), status_bytes(status))
 
     def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -388,6 +375,13 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     # ---- inside
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Around all writing but that of a part: the status is asked for anew."""
+        with transaction(self._connection):
+            yield
+        self._current.changed()
+
     def _write_snapshot(self) -> None:
         if self._session is None:
             write_snapshot(self._connection, self.workdir)
@@ -395,11 +389,13 @@ class Catalog(AbstractContextManager["Catalog"]):
             with self._session.new_snapshot():
                 write_snapshot(self._connection, self.workdir)
 
-    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Insert rows by the names of their columns."""
-        for row in rows:
-            values = ", ".join(f"${name}" for name in row)
-            self._connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values})", dict(row))
+    def _insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows by the names of their columns, which all have; many in one statement, which costs as one does."""
+        for some in (rows[start : start + _ROWS_A_STATEMENT] for start in range(0, len(rows), _ROWS_A_STATEMENT)):
+            names = list(some[0])
+            places = ", ".join([f"({', '.join('?' * len(names))})"] * len(some))
+            values = [row[name] for row in some for name in names]
+            self._connection.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES {places}", values)
 
     def _find_text(self, sql: str, *values: Any) -> str | None:
         rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy

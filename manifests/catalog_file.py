@@ -57,6 +57,8 @@ def open_database(workdir: str) -> Any:
         raise gone(workdir)
     try:
         connection = duckdb.connect(path)
+        # statements of a row or two, while workers keep all cores busy: waking more threads for them doubles their CPU
+        connection.execute("SET threads = 1")
         refuse_foreign(connection, workdir)
         with transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
             connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))

@@ -241,7 +241,7 @@ class RaySettings(Settings):
 
     address: str | None = Field(
         None,
-        description="a running cluster: HOST:PORT, `auto` or ray://HOST:PORT; when absent RAY_ADDRESS, or a local Ray",
+        description="a running cluster: HOST:PORT or `auto`; when absent RAY_ADDRESS, or a local Ray",
     )
     cpus_per_part: float = Field(1.0, gt=0, description="CPUs of one part")
     part_memory_gb: float | None = Field(None, gt=0, description="memory of one part, by which Ray spreads parts")

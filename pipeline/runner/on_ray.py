@@ -36,6 +36,7 @@ _MOST_GATES = 16
 
 
 _LOCAL = RaySettings()
+_CLIENT_SCHEME = "ray://"  # its streams of results are not supported. Source: ray-project/ray, issue 43357
 
 
 def address_of(settings: RaySettings) -> str | None:
@@ -47,16 +48,24 @@ def address_of(settings: RaySettings) -> str | None:
 def _connect(settings: RaySettings, num_workers: int | None) -> Any:
     """Join the cluster that is named, or start a Ray of this machine. Returns the module ray.
 
-    Raises: ConfigError when the cluster lets nobody in; RunError when this machine is too busy for a Ray of its own.
+    Raises: ConfigError when the cluster lets nobody in, or is to be reached through Ray's client; RunError when this
+        machine is too busy for a Ray of its own.
     """
     address = address_of(settings)
+    option = "run.ray.address" if settings.address else "RAY_ADDRESS"
+    if address and address.startswith(_CLIENT_SCHEME):
+        raise ConfigError(
+            f"{option} {address}: a build cannot go through Ray's client, which passes on nothing of a part before it "
+            "ends; give HOST:PORT (port 6379) on a machine of the cluster's network, or run the build on the cluster "
+            "with `ray job submit`"
+        )
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     options["runtime_env"] = settings.runtime_env or None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with ray_environment(address):
         ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources
         if address:
-            join_cluster(ray, "run.ray.address" if settings.address else "RAY_ADDRESS", address, **options)
+            join_cluster(ray, option, address, **options)
             return ray
         try:
             ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
@@ -113,10 +122,8 @@ class RayExecutor:
             self._needs["memory"] = settings.part_memory_gb * 1e9
         log.info("ray: %s", f"joining {address}" if address else "starting")
         ray = self._ray = _connect(settings, num_workers)
-        # through a client connection (ray://) the cluster is only seen by its proxy, and has no such address
-        through_proxy = address is not None and address.startswith("ray://")
-        self._gcs = "" if through_proxy else str(ray.get_runtime_context().gcs_address)
-        self._home = "" if through_proxy else str(ray.get_runtime_context().get_node_id())
+        self._gcs = str(ray.get_runtime_context().gcs_address)
+        self._home = str(ray.get_runtime_context().get_node_id())
         self._looked = self._answered = time.monotonic()
         self._silence = ""
         self._address, self._work_dir, self._places = address, work_dir, places or {}
@@ -311,7 +318,7 @@ class RayExecutor:
         Raises: RunError when nothing has answered for more than `patience` seconds. Otherwise Ray would end this
             process with a message of its own.
         """
-        if not self._gcs or time.monotonic() < self._looked + min(patience, _LOOK_SECONDS):
+        if time.monotonic() < self._looked + min(patience, _LOOK_SECONDS):
             return
         self._looked = time.monotonic()
         if self._answers() or time.monotonic() < self._answered + patience:
@@ -326,8 +333,7 @@ class RayExecutor:
         """Whether Ray takes a connection now. A call to a Ray that is gone would hang, and then end this process."""
         host, _, port = self._gcs.rpartition(":")
         try:
-            if host:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             self._silence = error.strerror or str(error)
             return False
@@ -340,8 +346,9 @@ class RayExecutor:
         The actor stands on the driver's node: the loss of another node does not touch it. A large cluster gets several
         where the object can be split (it says under which name a host is counted); each then serves its own hosts.
         """
-        pinned = {"scheduling_strategy": self._only_on(self._home)} if self._home else {}
-        keeper = self._ray.remote(Keeper).options(num_cpus=0, max_concurrency=16, max_restarts=-1, **pinned)
+        keeper = self._ray.remote(Keeper).options(
+            num_cpus=0, max_concurrency=16, max_restarts=-1, scheduling_strategy=self._only_on(self._home)
+        )
         name_of = make.name_of if isinstance(make, SplitByHost) else None
         num = min(_MOST_GATES, math.ceil(self._num_workers / _WORKERS_A_GATE)) if name_of else 1
         return ActorGate([keeper.remote(make) for _ in range(num)], name_of)

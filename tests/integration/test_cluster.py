@@ -112,6 +112,20 @@ def test_a_port_that_is_no_ray_is_named_at_once(kind: str) -> None:
         assert time.monotonic() - started < 15
 
 
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_rays_client_is_refused_before_it_is_asked(by_environment: bool, tmp_path: Path) -> None:
+    """It was named as an address to give, but Ray 2.60 refuses the streams in which parts give their results there."""
+    write_config(tmp_path, None if by_environment else "ray://127.0.0.1:9", executor="ray")
+    done = plantmix(tmp_path, "build", env={"RAY_ADDRESS": "ray://127.0.0.1:9"} if by_environment else {})
+    assert done.returncode == 2, said(done)
+    (line,) = [line for line in said(done).splitlines() if "ray://127.0.0.1:9" in line and "joining" not in line]
+    assert line.startswith(
+        f"plantmix: error: {'RAY_ADDRESS' if by_environment else 'run.ray.address'} ray://127.0.0.1:9: "
+    )
+    assert "`ray job submit`" in line
+    assert "Traceback" not in said(done)
+
+
 def test_the_former_key_of_the_address_still_counts() -> None:
     run = RunSettings.model_validate({"ray_address": "head:6379", "ray": {"cpus_per_part": 2}})
     assert run.ray == RaySettings(address="head:6379", cpus_per_part=2)
