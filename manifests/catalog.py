@@ -243,6 +243,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
         if self._session is not None:
             self._session.check()
+        known = self._current.known
         with transaction(self._connection):
             self._insert("parts", [row])
             self._insert("files", files)
@@ -252,7 +253,7 @@ class Catalog(AbstractContextManager["Catalog"]):
             self._connection.execute(f"{insert} INTO stage_parts VALUES (?, ?, ?, ?)", [*place, part.key])
             append_to_journal(self.workdir, {"parts": [row], "files": files, "stage_parts": [link]})
         if is_new:
-            self._current.part_added(fingerprint)
+            self._current.part_added(fingerprint, known)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""

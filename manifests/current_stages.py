@@ -18,6 +18,9 @@ _STAGES = (
 )
 _MIXES = "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
 
+Known = tuple[int, dict[str, dict[str, Any]], list[dict[str, Any]]]
+"""Version of what was read, figures by stage, and the domains of the mix."""
+
 
 class CurrentStages:
     """The rows of the status. One thread may ask for them while another one writes and says so."""
@@ -27,20 +30,25 @@ class CurrentStages:
         self._reader = reader
         self._lock = threading.Lock()
         self._version = 0
-        self._known: tuple[int, dict[str, dict[str, Any]], list[dict[str, Any]]] | None = None
+        self._known: Known | None = None
 
     def changed(self) -> None:
         """Something was written that is no new part."""
         with self._lock:
             self._version += 1
 
-    def part_added(self, fingerprint: str) -> None:
-        """A stage version got one more part."""
+    @property
+    def known(self) -> Known | None:
+        """What was last read; to be taken before a part is written, for `part_added`."""
+        return self._known
+
+    def part_added(self, fingerprint: str, before: Known | None) -> None:
+        """A stage version got one more part. What was read since `before` may hold it or not."""
         with self._lock:
-            if self._known is None or self._known[0] != self._version:
-                self._version += 1  # what is being read at this moment may lack it
+            if before is None or before is not self._known or before[0] != self._version:
+                self._version += 1
                 return
-            for stage in self._known[1].values():
+            for stage in before[1].values():
                 if stage["fingerprint"] == fingerprint:
                     stage["num_parts"] += 1
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -409,6 +410,23 @@ def test_a_part_that_comes_while_the_status_is_read_is_in_the_next_one(catalog: 
     catalog.commit_part("v1", 0, part("p0", "a.parquet"))
     catalog._current = CurrentStages(Slow())
     assert [catalog._current.rows()[0]["ingest"]["num_parts"] for _ in range(3)] == [1, 2, 2]
+
+
+def test_a_status_that_is_read_right_after_a_commit_counts_its_part_once(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def followed(connection: Any) -> Iterator[None]:
+        with transaction(connection):
+            yield
+        catalog._current.rows()
+
+    catalog.open_stage("ingest", "v1", {})
+    monkeypatch.setattr("manifests.catalog.transaction", followed)
+    for num in (1, 2):
+        catalog._current.changed()
+        catalog.commit_part("v1", num, part(f"p{num}", f"{num}.parquet"))
+        assert catalog._current.rows()[0]["ingest"]["num_parts"] == num
 
 
 # ---- one writer
