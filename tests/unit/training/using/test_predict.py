@@ -21,6 +21,7 @@ import release_writer
 
 from training.cli import main
 
+NUM_DRAWN = 20  # of each label
 LABELS = [f"{colour} {shape}" for colour in release_writer.COLOURS for shape in release_writer.SHAPES]
 
 
@@ -40,7 +41,31 @@ def _calibrated(release_folder: Path) -> list[str]:
     return ["--calibrate", str(release_folder), "--field", "extra.category", "--template", "a {}"]
 
 
-def test_a_trained_model_answers_better_than_chance_and_bad_pictures_are_rows(
+def test_a_trained_model_answers_better_than_chance(
+    run_folder: Path, labels: Path, release_folder: Path, tmp_path: Path
+) -> None:
+    """On many pictures: of twelve, this small model got 3 on one processor, and 4 or more on others."""
+    for colour in release_writer.COLOURS:
+        (tmp_path / "many" / colour).mkdir(parents=True)
+        for shape in release_writer.SHAPES:
+            for number in range(NUM_DRAWN):
+                picture = release_writer.draw_picture(colour, shape, seed=2000 + number)
+                (tmp_path / "many" / colour / f"{shape} {number}.jpg").write_bytes(picture)
+    rows = _predict(
+        tmp_path / "a.parquet",
+        tmp_path / "many",
+        "--model",
+        run_folder,
+        "--labels",
+        labels,
+        *_calibrated(release_folder),
+    )
+    right = [row["answer"] == row["picture"].rpartition(" ")[0].replace("/", " ") for row in rows]
+    assert len(right) == 12 * NUM_DRAWN
+    assert sum(right) > 3 * NUM_DRAWN, f"{sum(right)}: chance is {NUM_DRAWN}, with a standard error of 4.3"
+
+
+def test_bad_pictures_are_rows(
     run_folder: Path, pictures: Path, labels: Path, release_folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
     rows = _predict(
@@ -56,8 +81,6 @@ def test_a_trained_model_answers_better_than_chance_and_bad_pictures_are_rows(
     assert "UnidentifiedImageError" in bad["page.jpg"]
     assert all(row["answer"] is None and row["probability_1"] is None for row in rows if row["error"])
     good = [row for row in rows if not row["error"]]
-    right = [row["answer"] == row["picture"].removesuffix(".jpg").replace("/", " ") for row in good]
-    assert sum(right) >= 4, "chance is 1 of 12"
     assert all(row["probability_1"] >= row["probability_2"] >= row["probability_5"] for row in good)
 
 
