@@ -1,7 +1,7 @@
 """One decode a picture: validate, turn, convert to sRGB, shrink, re-encode, and measure what is stored.
 
 Takes the bytes of one download, gives a StoredImage (bytes for the pool and every measured fact) or a
-Rejected (an outcome and what is known of the bytes). Pure: no file, no network. Whatever bytes come, the answer is one
+Rejected (an outcome and what is known of the bytes). Pure: no file on a disk, no network. Whatever bytes come, the answer is one
 of the two.
 """
 
@@ -124,8 +124,8 @@ class _WithoutPillowWarnings:
 
 
 _without_pillow_warnings = _WithoutPillowWarnings()
-_mine = threading.local()
-_MOST_KEPT_BYTES = 1 << 22
+_mine = threading.local()  # `stream`: where a thread encodes its pictures
+_MOST_KEPT_BYTES = 1 << 22  # of memory that a thread keeps for the next picture
 
 
 class _MemoryFile(io.FileIO):

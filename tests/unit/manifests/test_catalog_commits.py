@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -20,7 +18,6 @@ import pytest
 
 from manifests.catalog import Catalog
 from manifests.catalog_file import CATALOG_FILE, transaction
-from manifests.current_stages import CurrentStages
 from manifests.errors import ConfigError, DamageError, IntegrityError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
@@ -355,78 +352,6 @@ def test_status_is_readable_while_the_catalogue_is_held(catalog: Catalog) -> Non
     assert status["mix"] == [MIX_ROW]
     assert status["name"] == "demo"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*Z", status["updated_at"])
-
-
-def test_each_status_says_what_the_catalogue_holds(catalog: Catalog) -> None:
-    """It is not asked for each part, and must not miss one either."""
-    fresh = catalog._reader
-
-    def published() -> dict[str, int]:
-        catalog.publish_status({"name": "demo", "running": None})
-        status = read_status(catalog.workdir)
-        stages = dict(fresh.execute("SELECT stage, fingerprint FROM current_stages").fetchall())
-        assert {name: stage["fingerprint"] for name, stage in status["stages"].items()} == stages
-        found = {name: stage["num_parts"] for name, stage in status["stages"].items()}
-        asked = "SELECT count(*) FROM stage_parts WHERE fingerprint = ?"
-        assert found == {name: fresh.execute(asked, [key]).fetchall()[0][0] for name, key in stages.items()}
-        return found
-
-    catalog.open_stage("ingest", "v1", {})
-    assert published() == {"ingest": 0}
-    for position in range(3):
-        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
-        assert published() == {"ingest": position + 1}
-    catalog.commit_part("v1", 1, part("p1 again", "again.parquet"))  # in the place of another one
-    assert published() == {"ingest": 3}
-    assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1 again", "p2"]
-    catalog.commit_part("v0", 0, part("p of another version", "other.parquet"))
-    assert published() == {"ingest": 3}
-    catalog.open_stage("mix", "m1", {})
-    catalog.link_parts("v1", "read", [(0, "p0")])
-    assert published() == {"ingest": 1, "mix": 0}
-    catalog.forget_parts(["p0"])
-    assert published() == {"ingest": 0, "mix": 0}
-    catalog.forget_current(["mix"])
-    assert published() == {"ingest": 0}
-
-
-def test_a_part_that_comes_while_the_status_is_read_is_in_the_next_one(catalog: Catalog) -> None:
-    class Slow:
-        """A cursor in whose query a part is committed."""
-
-        def __init__(self) -> None:
-            self.also: list[PartRecord] = [part("p1", "b.parquet")]
-
-        def execute(self, query: str) -> Any:
-            found = catalog._reader.execute(query).fetchall()
-            while self.also:
-                catalog.commit_part("v1", 1, self.also.pop())
-            return SimpleNamespace(fetchall=lambda: found)
-
-        def sql(self, query: str) -> Any:
-            return catalog._reader.sql(query)
-
-    catalog.open_stage("ingest", "v1", {})
-    catalog.commit_part("v1", 0, part("p0", "a.parquet"))
-    catalog._current = CurrentStages(Slow())
-    assert [catalog._current.rows()[0]["ingest"]["num_parts"] for _ in range(3)] == [1, 2, 2]
-
-
-def test_a_status_that_is_read_right_after_a_commit_counts_its_part_once(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def followed(connection: Any) -> Iterator[None]:
-        with transaction(connection):
-            yield
-        catalog._current.rows()
-
-    catalog.open_stage("ingest", "v1", {})
-    monkeypatch.setattr("manifests.catalog.transaction", followed)
-    for num in (1, 2):
-        catalog._current.changed()
-        catalog.commit_part("v1", num, part(f"p{num}", f"{num}.parquet"))
-        assert catalog._current.rows()[0]["ingest"]["num_parts"] == num
 
 
 # ---- one writer
