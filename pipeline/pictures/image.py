@@ -1,8 +1,8 @@
 """One decode a picture: validate, turn, convert to sRGB, shrink, re-encode, and measure what is stored.
 
 Takes the bytes of one download, gives a StoredImage (bytes for the pool and every measured fact) or a
-Rejected (an outcome and what is known of the bytes). Pure: no file on a disk, no network. Whatever bytes come, the answer is one
-of the two.
+Rejected (an outcome and what is known of the bytes). Pure: no file on a disk, no network. Whatever bytes come, the
+answer is one of the two.
 """
 
 from __future__ import annotations
