@@ -94,6 +94,8 @@ class RobotsRules:
 
     def reserves(self, path: str) -> bool:
         """True when the first rule of tdmrep.json that fits `path` reserves its rights."""
+        if not self.tdm:
+            return False
         plain = _unescaped(path).replace("$", "%24").replace("*", "%2A")  # as patterns write them
         return next((is_reserved for pattern, is_reserved in self.tdm if _fits(pattern, plain)), False)
 

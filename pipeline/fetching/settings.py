@@ -13,6 +13,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -288,6 +289,7 @@ def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
     return [change for fits, change in wanted if not fits]
 
 
+@lru_cache(maxsize=1024)
 def _is_this_machine(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True

@@ -81,8 +81,13 @@ def _shrunk_by_pillow(luminance: Image.Image) -> np.ndarray:
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
     """Pixels (H, W) at 32 x 32, as Pillow's LANCZOS makes them: rows first, each pass rounded to 8 bits."""
     height, width = pixels.shape
-    rows = pixels if width == _SIDE_PX else _rounded(pixels @ _weights(width))
+    rows = pixels if width == _SIDE_PX else _rounded(_filtered(pixels))
     return rows if height == _SIDE_PX else _rounded(_weights(height).T @ rows)
+
+
+def _filtered(pixels: np.ndarray) -> np.ndarray:
+    """The product of pixels (H, W) and their weights (W, 32), without most of the weights that are 0."""
+    return np.concatenate([pixels[:, reached] @ weights for reached, weights in _bands(pixels.shape[1])], axis=1)
 
 
 def _rounded(sums: np.ndarray) -> np.ndarray:
@@ -107,6 +112,17 @@ def _weights(num_pixels: int) -> np.ndarray:
             scaled = share / total * (1 << _WEIGHT_BITS)
             weights[place, column] = int(scaled + math.copysign(0.5, scaled))
     return weights
+
+
+@lru_cache(maxsize=512)
+def _bands(num_pixels: int) -> list[tuple[slice, np.ndarray]]:
+    """The weights in four bands of eight results: which pixels a band reaches, and their weights."""
+    found = []
+    for band in np.hsplit(_weights(num_pixels), 4):
+        reached = np.flatnonzero(band.any(axis=1))
+        pixels = slice(int(reached[0]), int(reached[-1]) + 1)
+        found.append((pixels, np.ascontiguousarray(band[pixels])))
+    return found
 
 
 def _lanczos(x: float) -> float:

@@ -5,6 +5,7 @@ Gives up with IntegrityError on a shard that is not the one recorded.
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[st
     places: dict[str, dict[str, Any]] = {}
     missing = set(without)
     with fs.open(inner, "wb") as stream:
-        archive = ArchiveWriter(stream)
+        archive = ArchiveWriter(stream, digest := hashlib.sha256())
         for key, members in iter_samples(path):
             if key in without:
                 missing.discard(key)
@@ -62,9 +63,9 @@ def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[st
                 offset = archive.add(f"{key}.{extension}", content)
                 if extension in PLACED_MEMBERS:
                     places[key] |= {f"{extension}_offset": offset, f"{extension}_length": len(content)}
-        num_bytes, written_sha256 = archive.finish()
+        num_bytes = archive.finish()
     if missing:
         storage.remove(temp)
         raise IntegrityError(f"{path}: lacks {len(missing)} samples of samples.parquet, first {min(missing)}")
     storage.publish(temp, target)
-    return {"num_samples": len(places), "num_bytes": num_bytes, "sha256": written_sha256, "places": places}
+    return {"num_samples": len(places), "num_bytes": num_bytes, "sha256": digest.hexdigest(), "places": places}

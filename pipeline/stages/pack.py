@@ -6,6 +6,7 @@ files, and release.json last. A release holds no time and no path: the same reci
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -87,10 +88,10 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     temp = storage.temp_path(final)
     keys = record.sample_keys(rows)
     with PoolReader(run.workdir) as pool, Path(temp).open("wb") as stream:
-        archive = ArchiveWriter(stream)
+        archive = ArchiveWriter(stream, digest := hashlib.sha256())
         places = _write_samples(archive, pool, rows, keys, inputs.texts)
-        num_bytes, sha256 = archive.finish()
-    shard = PrivateFile("shard", shard_path, temp, rows.num_rows, num_bytes, sha256)
+        num_bytes = archive.finish()
+    shard = PrivateFile("shard", shard_path, temp, rows.num_rows, num_bytes, digest.hexdigest())
     table = pa.table(
         {
             **{name: rows[name] for name in ("sample_id", "copy", "domain", "split")},

@@ -18,15 +18,15 @@ _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148  # of the header's fields
 
 
 class ArchiveWriter:
-    """Members one after another, ustar, mode 644, owner 0, time 0; hashed on their way out.
+    """Members one after another, ustar, mode 644, owner 0, time 0; `digest`, if given, gets all bytes on their way out.
 
     The end is padded with zeros to a whole number of `record_bytes`.
     """
 
-    def __init__(self, stream: Any, record_bytes: int = RECORD_BYTES) -> None:
+    def __init__(self, stream: Any, digest: hashlib._Hash | None = None, record_bytes: int = RECORD_BYTES) -> None:
         self._stream = stream
         self._record_bytes = record_bytes
-        self._digest = hashlib.sha256()
+        self._digest = digest
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._num_waiting = 0  # bytes in the buffer
         self._num_written = 0
@@ -55,20 +55,21 @@ class ArchiveWriter:
         self._buffer[content_stop : self._num_waiting] = bytes(-num_bytes % BLOCK_BYTES)
         return self._num_written + content_start, self._buffer[content_start:content_stop]
 
-    def finish(self) -> tuple[int, str]:
-        """Write what waits and the end: two zero blocks, zeros up to a whole record; gives size and sha256 of all."""
+    def finish(self) -> int:
+        """Write what waits and the end: two zero blocks, zeros up to a whole record; gives the number of bytes."""
         self._write_out()
-        end = bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % self._record_bytes)
-        self._stream.write(end)
-        self._digest.update(end)
-        return self._num_written + len(end), self._digest.hexdigest()
+        self._write(bytes(2 * BLOCK_BYTES + -(self._num_written + 2 * BLOCK_BYTES) % self._record_bytes))
+        return self._num_written
 
     def _write_out(self) -> None:
-        waiting = self._buffer[: self._num_waiting]
-        self._digest.update(waiting)
-        self._stream.write(waiting)
-        self._num_written += self._num_waiting
+        self._write(self._buffer[: self._num_waiting])
         self._num_waiting = 0
+
+    def _write(self, content: bytes | memoryview) -> None:
+        if self._digest is not None:
+            self._digest.update(content)
+        self._stream.write(content)
+        self._num_written += len(content)
 
 
 def member_header(name: str, num_bytes: int) -> bytes:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -375,9 +376,9 @@ def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     picture.unlink()
     rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     with Path(temp).open("wb") as stream:
-        archive = ArchiveWriter(stream)
+        archive = ArchiveWriter(stream, digest := hashlib.sha256())
         place = archive.add("all.jpg", body)
-        num_bytes, sha256 = archive.finish()
+        num_bytes = archive.finish()
     num = rows.num_rows
     table = pa.table(
         {
@@ -392,7 +393,7 @@ def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     placed = run.write("placements", f"tables/pack/{run.stem}.parquet", table, tables.PLACEMENTS)
     values, counts = np.unique(rows["domain"].to_numpy(zero_copy_only=False), return_counts=True)
     domains = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
-    shard = PrivateFile("shard", path, temp, num, num_bytes, sha256)
+    shard = PrivateFile("shard", path, temp, num, num_bytes, digest.hexdigest())
     return PartResult((shard, placed), None, {"domains": domains})
 
 

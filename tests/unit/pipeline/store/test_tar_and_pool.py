@@ -35,11 +35,11 @@ SAMPLES = [
 def archive_of(samples: list[tuple[str, list[tuple[str, bytes]]]]) -> tuple[bytes, dict[str, list[tuple[str, int]]]]:
     """An archive, and for each key the extensions of its members with the offsets of their contents."""
     stream = io.BytesIO()
-    archive = ArchiveWriter(stream)
+    archive = ArchiveWriter(stream, digest := hashlib.sha256())
     placed = {key: [(name, archive.add(f"{key}.{name}", content)) for name, content in own] for key, own in samples}
-    num_bytes, sha256 = archive.finish()
+    num_bytes = archive.finish()
     content = stream.getvalue()
-    assert (len(content), hashlib.sha256(content).hexdigest()) == (num_bytes, sha256)
+    assert (len(content), hashlib.sha256(content).digest()) == (num_bytes, digest.digest())
     return content, placed
 
 
