@@ -20,7 +20,7 @@ from pipeline.commands.retry import last_config
 from pipeline.config import BuildConfig, read_config
 from pipeline.releases.checks import check_release
 from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
-from pipeline.releases.mending import Plan, downloads_in, mend, plan_mending, still_lost
+from pipeline.releases.mending import Plan, downloads_in, forget_unused, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
 
@@ -169,6 +169,11 @@ def _repair(args: argparse.Namespace) -> int:
             lost = still_lost(catalog, plan.missing)
     print_lines(_describe_lost(lost))
     left = FolderCheck(args.dir, deep=True).run()
+    with Catalog.open(args.dir) as catalog:
+        forgotten = list(forget_unused(catalog, left.findings))
+    if forgotten:
+        print_lines(forgotten)
+        left = FolderCheck(args.dir, deep=True).run()
     print_lines(describe(left, args.dir, deep=True))
     return 1 if left.findings else 0
 

@@ -112,6 +112,17 @@ def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
             yield f"{stage}: {num:,} parts to do again"
 
 
+def forget_unused(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
+    """Un-commit what is damaged of parts that no version of a stage uses any more, such as packs of moved pictures."""
+    unused = {key for (key,) in catalog.ask("SELECT part_key FROM parts ANTI JOIN stage_parts USING (part_key)")}
+    paths = sorted(finding.file for finding in findings if finding.kind == "table")
+    parts = [part for part in catalog.parts_with(paths) if part.key in unused and part.stage == "pack"]
+    catalog.forget_parts([part.key for part in parts])
+    for file in (file for part in parts for file in part.files if file.path in paths):
+        remove_from(catalog.workdir, file.path)
+        yield f"{file.path}: removed, no version uses it any more"
+
+
 def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of pictures that were asked for again, those that the web does not give any more; a line each."""
     if not rows:

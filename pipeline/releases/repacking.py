@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests import storage, tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
 from manifests.records import PartFile, PartRecord
-from manifests.release import LATEST_FILE, RECORD_FILE, Release, read_record
+from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release, read_record
 from manifests.remote.folder import place_of, publish_bytes_into, publish_into
 from pipeline.captions.settings import TextSettings
 from pipeline.config import RunSettings
@@ -32,6 +32,7 @@ from pipeline.stages.pack_record import write_record
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_AT, STORED_COLUMNS
 from pipeline.store.sql import view_parquet
+from pipeline.store.writing import write_table
 
 _RELEASES = "SELECT name, fingerprint FROM releases ORDER BY sealed_at, name"
 _VERSIONS_OF_SELECT = (
@@ -50,7 +51,10 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
             continue
         try:
             if parts:
-                yield from _pack_again(catalog, fingerprint, parts, damaged)
+                placed = _place_again(catalog, name, parts, damaged)
+                yield from (f"{path}: made again, as recorded" for path in placed)
+                if own & (damaged - placed):
+                    yield from _pack_again(catalog, fingerprint, parts, damaged - placed)
             else:
                 yield from _cut_again(catalog, name, fingerprint)
         except (PlantMixError, OSError) as error:
@@ -76,6 +80,32 @@ def _is_there(folder: str) -> bool:
 
 
 # ---- releases of builds
+
+
+def _place_again(catalog: Catalog, name: str, parts: Sequence[PartRecord], damaged: set[str]) -> set[str]:
+    """Make tables of placements again out of the release's samples, which have their columns; returns their paths.
+
+    This needs no arranged samples: an older version may have lost its own.
+    """
+    samples = f"releases/{name}/{SAMPLES_FILE}"
+    made: set[str] = set()
+    files = {file.path: (file, part) for part in parts for file in part.files if file.table == "placements"}
+    if samples in damaged or not files.keys() & damaged or not _is_there(place_of(catalog.workdir, f"releases/{name}")):
+        return made
+    with open_sql(catalog.workdir) as sql:
+        view_parquet(sql, "samples", [place_of(catalog.workdir, samples)])
+        for path in sorted(files.keys() & damaged):
+            recorded, part = files[path]
+            shard = next(file.path for file in part.files if file.table == "shard").rpartition("/")[2]
+            columns = ", ".join(f'"{column}"' for column in tables.PLACEMENTS.names)
+            rows = sql.sql(f"SELECT {columns} FROM samples WHERE shard = ? ORDER BY position", params=[shard])
+            file = write_table(catalog.workdir, "placements", path, rows.to_arrow_table(), tables.PLACEMENTS)
+            if file.sha256 == recorded.sha256:
+                publish_into(catalog.workdir, file.temp, path)
+                made.add(path)
+            else:
+                storage.remove(file.temp)
+    return made
 
 
 def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord], damaged: set[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 
 from manifests import storage
 from manifests.reader import literals
@@ -50,6 +51,20 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class _ForDuckDB(AbstractFileSystem):  # type: ignore[misc]
+    """A store as DuckDB reads it. DuckDB closes no file, so none may read ahead in the background, as gcsfs would."""
+
+    cachable = False
+
+    def __init__(self, fs: Any) -> None:
+        super().__init__()
+        self.protocol, self._fs = fs.protocol, fs
+        self.exists, self.glob, self.info, self.ls, self.modified = fs.exists, fs.glob, fs.info, fs.ls, fs.modified
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return self._fs.open(path, mode, cache_type="readahead", **options)
+
+
 def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = "true") -> None:
     """A view over the rows of Parquet files for which `where` holds; remote ones come through fsspec, those of the work
     folder's store are brought.
@@ -60,7 +75,7 @@ def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = 
             fs, _ = storage.filesystem(path)
             protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
             if not protocols & set(connection.list_filesystems()):
-                connection.register_filesystem(fs)
+                connection.register_filesystem(_ForDuckDB(fs))
             with suppress(FileNotFoundError):  # then DuckDB says so
                 fs.ls(path.rpartition("/")[0])  # known from now on; else DuckDB asks 256 times about a table of 18 kB
     connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{literals(paths)}]) WHERE {where}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from damaging import build_small, contents, counting_web, flip_bit, kinds_of, make_pictures, write_config
 
@@ -256,6 +257,50 @@ def test_a_damaged_takedown_list_or_record_is_named_with_its_cost(
     assert f"{record.relative_to(work)}: " in out
     assert main(["repair", str(work)]) == 1
     assert "lost: its record no longer says what was taken out" in capsys.readouterr().out
+
+
+def oldest_first(paths: list[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_placements_of_a_version_without_arranged_samples_come_back_from_its_samples(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = kinds_of(work)
+    older = oldest_first(kinds["table arranged"])[0]
+    (placed,) = [
+        path
+        for path in kinds["table pack"]
+        if "shard" in pq.read_schema(path).names
+        and path.stat().st_mtime_ns < oldest_first(kinds["table arranged"])[2].stat().st_mtime_ns
+        and pq.read_table(path)["split"][0].as_py() == "heldout"
+    ]
+    sound = placed.read_bytes()
+    flip(older)
+    flip(placed)
+    assert main(["repair", str(work)]) == 0, capsys.readouterr().out
+    assert placed.read_bytes() == sound
+    assert f"{placed.relative_to(work)}: made again, as recorded" in capsys.readouterr().out
+
+
+def test_damaged_placements_that_no_version_uses_any_more_are_removed(
+    work: Path, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture comes anew and lies elsewhere, so the build packs its shard by another part than before."""
+    releases, kinds = contents(work / "releases"), kinds_of(work)
+    pool = kinds["pool"][0]
+    content = bytearray(pool.read_bytes())
+    content[600] ^= 1  # in the first picture
+    pool.write_bytes(content)
+    for kind in ("shard", "takedown shard"):
+        for path in kinds[kind]:
+            path.write_bytes(bytes(1000))
+    placed = oldest_first(kinds["table pack"])[-1]
+    for path in (placed, oldest_first(kinds["table arranged"])[-1], *kinds["samples.parquet"]):
+        flip(path)
+    assert main(["repair", str(work), "--yes"]) == 0, capsys.readouterr().out
+    assert f"{placed.relative_to(work)}: removed, no version uses it any more" in capsys.readouterr().out
+    assert contents(work / "releases") == releases
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import io
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
 
 from manifests import tables
 from pipeline.captions.settings import TextChoice, TextSettings
@@ -92,6 +96,38 @@ def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     with open_scratch(str(tmp_path), 1) as sql:
         view_parquet(sql, "nothing", [file.temp])
         assert sql.execute("SELECT count(*) FROM nothing").fetchall() == [(0,)]
+
+
+class ReadingAhead(AbstractFileSystem):
+    """Holds one file. Like gcsfs, it reads ahead in a task that ends when a file is closed, unless told otherwise."""
+
+    protocol = "ahead"
+    content: ClassVar[bytes]
+    num_tasks: ClassVar[int] = 0
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.content), "type": "file"}
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        return []
+
+    def modified(self, path: str) -> datetime.datetime:
+        return datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+    def _open(self, path: str, mode: str = "rb", cache_type: str = "adaptive", **options: Any) -> Any:
+        type(self).num_tasks += cache_type == "adaptive"
+        return io.BytesIO(self.content)
+
+
+def test_nothing_reads_ahead_in_files_that_duckdb_opens(tmp_path: Path) -> None:
+    """It closes none of them."""
+    fsspec.register_implementation("ahead", ReadingAhead, clobber=True)
+    rows = pa.table({"id": ["a", "b"], "number": [1, 2], "list": [[], ["x"]]}, schema=SCHEMA)
+    ReadingAhead.content = Path(write_table(str(tmp_path), "t", "t.parquet", rows, SCHEMA).temp).read_bytes()
+    with open_scratch(str(tmp_path), 1) as sql:
+        view_parquet(sql, "rows", ["ahead://tables/t.parquet"])
+        assert sql.execute("SELECT id, number FROM rows ORDER BY id").fetchall() == [("a", 1), ("b", 2)]
+    assert not ReadingAhead.num_tasks
 
 
 def test_private_bytes_are_described_by_their_content(tmp_path: Path) -> None:
