@@ -125,7 +125,8 @@ class _WithoutPillowWarnings:
 
 _without_pillow_warnings = _WithoutPillowWarnings()
 _mine = threading.local()  # `stream`: where a thread encodes its pictures
-os.register_at_fork(after_in_child=lambda: _mine.__dict__.clear())  # else two processes would write into one file
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _mine.__dict__.clear())  # else two processes would write into one file
 _MOST_KEPT_BYTES = 1 << 22  # of memory that a thread keeps for the next picture
 
 
