@@ -288,14 +288,15 @@ def test_damaged_placements_that_no_version_uses_any_more_are_removed(
 ) -> None:
     """A picture comes anew and lies elsewhere, so the build packs its shard by another part than before."""
     releases, kinds = contents(work / "releases"), kinds_of(work)
-    pool = kinds["pool"][0]
+    placed = oldest_first(kinds["table pack"])[-1]
+    member = f"{pq.read_table(placed)['sample_id'][0]}.jpg".encode()
+    (pool,) = [path for path in kinds["pool"] if member in path.read_bytes()]
     content = bytearray(pool.read_bytes())
-    content[600] ^= 1  # in the first picture
+    content[content.index(member) + 600] ^= 1  # in a picture of the last shard
     pool.write_bytes(content)
     for kind in ("shard", "takedown shard"):
         for path in kinds[kind]:
             path.write_bytes(bytes(1000))
-    placed = oldest_first(kinds["table pack"])[-1]
     for path in (placed, oldest_first(kinds["table arranged"])[-1], *kinds["samples.parquet"]):
         flip(path)
     assert main(["repair", str(work), "--yes"]) == 0, capsys.readouterr().out
