@@ -52,7 +52,7 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
         try:
             if parts:
                 placed = _place_again(catalog, name, parts, damaged)
-                yield from (f"{path}: made again, as recorded" for path in placed)
+                yield from (f"{path}: made again, as recorded" for path in sorted(placed))
                 if own & (damaged - placed):
                     yield from _pack_again(catalog, fingerprint, parts, damaged - placed)
             else:
@@ -94,10 +94,10 @@ def _place_again(catalog: Catalog, name: str, parts: Sequence[PartRecord], damag
         return made
     with open_sql(catalog.workdir) as sql:
         view_parquet(sql, "samples", [place_of(catalog.workdir, samples)])
+        columns = ", ".join(f'"{column}"' for column in tables.PLACEMENTS.names)
         for path in sorted(files.keys() & damaged):
             recorded, part = files[path]
             shard = next(file.path for file in part.files if file.table == "shard").rpartition("/")[2]
-            columns = ", ".join(f'"{column}"' for column in tables.PLACEMENTS.names)
             rows = sql.sql(f"SELECT {columns} FROM samples WHERE shard = ? ORDER BY position", params=[shard])
             file = write_table(catalog.workdir, "placements", path, rows.to_arrow_table(), tables.PLACEMENTS)
             if file.sha256 == recorded.sha256:

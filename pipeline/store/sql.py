@@ -51,7 +51,7 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _ForDuckDB(AbstractFileSystem):  # type: ignore[misc]
+class _ForDuckDB(AbstractFileSystem):  # type: ignore[misc]  # its base is Any: fsspec has no types
     """A store as DuckDB reads it. DuckDB closes no file, so none may read ahead in the background, as gcsfs would."""
 
     cachable = False

@@ -1,7 +1,8 @@
-"""A process that measures pictures itself takes one BLAS thread for each, wherever they come from."""
+"""Threads and processes that measure pictures: one BLAS thread for each picture, and none meets another's bytes."""
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from misbehaving.server import MisbehavingServer
 
 from pipeline.cli import main
 from pipeline.pictures import image, phash
+from pipeline.pictures.settings import ImageSettings
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 NUM_URLS = 5
@@ -76,3 +78,12 @@ def test_every_picture_of_an_inline_build(engine: str, tmp_path: Path, monkeypat
             assert num_blas_threads() == {2}
     assert len(seen) == NUM_URLS + 4 + 2 * 2  # of an evaluation set the mirror images too
     assert seen == [{1}] * len(seen)
+
+
+def test_processes_that_were_forked_keep_their_pictures_apart() -> None:
+    small = ImageSettings(size_px=128)  # every photo is encoded anew
+    work = [(photo.read_bytes(), small) for photo in PHOTOS] * 4
+    with phash.one_blas_thread():
+        expected = [image.measure_image(*each) for each in work]
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.starmap(image.measure_image, work, chunksize=1) == expected

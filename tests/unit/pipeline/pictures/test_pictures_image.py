@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
 import os
 import struct
 import tracemalloc
@@ -22,7 +21,6 @@ from manifests.outcomes import Outcome
 from pipeline.pictures.colour import simplify
 from pipeline.pictures.image import Rejected, StoredImage, measure_image, measure_pixels
 from pipeline.pictures.jpeg import without_metadata
-from pipeline.pictures.phash import one_blas_thread
 from pipeline.pictures.settings import ImageSettings
 from pipeline.pictures.sniff import image_kind, webp_size
 
@@ -498,11 +496,3 @@ def test_what_is_stored_is_what_pillow_encodes_whatever_was_encoded_before(in_a_
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         stored = measure_image(encode(image, "BMP"), PLAIN.model_copy(update={"resize": "no", "max_aspect_ratio": 9.0}))
         assert stored.body == encode(image, "JPEG", quality=PLAIN.jpeg_quality, subsampling="4:2:0")
-
-
-def test_processes_that_were_forked_keep_their_pictures_apart():
-    bodies = [encode(picture(300, 280, seed=seed), "PNG") for seed in range(40)]
-    with one_blas_thread():
-        expected = [stored(body)[0] for body in bodies]
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            assert pool.starmap(measure_image, [(body, PLAIN) for body in bodies], chunksize=1) == expected
