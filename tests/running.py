@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray.cloudpickle as pickling
 
 from manifests.catalog import Catalog
 from manifests.records import Funnel
 from pipeline.config import BuildConfig
 from pipeline.runner.executing import Asked, Done, Job, never
+from pipeline.runner.on_processes import ProcessExecutor
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.runner import Runner
 from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
@@ -111,6 +113,39 @@ class SharedRay:
 
     def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never) -> Iterator[Done]:
         return self._executor.run(work, jobs, gpus, stopping)
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        return self._executor.share(make)
+
+    def close(self) -> None:
+        """Kept for the next test."""
+
+
+class ByValue:
+    """Work that is pickled with its code, as Ray pickles it: a worker cannot import a test."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def __call__(self, inputs: Any, run: Execution[Any]) -> Any:
+        return self._work(inputs, run)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _by_value, (pickling.dumps(self._work),)
+
+
+def _by_value(work: bytes) -> ByValue:
+    return ByValue(pickling.loads(work))
+
+
+class SharedProcesses:
+    """Processes of the module lent to many runs."""
+
+    def __init__(self, executor: ProcessExecutor) -> None:
+        self._executor = executor
+
+    def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never) -> Iterator[Done]:
+        return self._executor.run(ByValue(work), jobs, gpus, stopping)
 
     def share(self, make: Callable[[], Any]) -> Any:
         return self._executor.share(make)

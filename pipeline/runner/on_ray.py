@@ -72,7 +72,7 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
         except Exception as error:  # Ray raises a bare one when its processes are not up after half a minute
             raise RunError(
                 f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for it: "
-                "run the same command again, or set `run: {executor: inline}`, which needs no Ray"
+                "run the same command again, or set `run: {executor: processes}`, which needs no Ray"
             ) from None
     return ray
 

@@ -1,6 +1,6 @@
 """Run FLOW: plan parts, skip committed ones, run the others, publish their files, commit them, seal the stage.
 
-Workers (Ray tasks, or this process with `executor: inline`) write private files and return small records. Only this
+Workers (Ray tasks, processes, or this process: `run.executor`) write private files and return small records. Only this
 driver renames files into place and commits them: a part, or a piece of one, in one transaction. When it is killed, what
 is committed stays, and the next build does the rest. When it is asked to stop, the parts of fetch store what they have
 first.
@@ -39,6 +39,7 @@ from pipeline.config import BuildConfig
 from pipeline.runner.away import spans_in
 from pipeline.runner.checking import ContentChecks, files_within
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
+from pipeline.runner.on_processes import ProcessExecutor
 from pipeline.runner.on_ray import RayExecutor, address_of
 from pipeline.runner.progress import Progress, Watch
 from pipeline.runner.stopping import StopRequests
@@ -282,7 +283,7 @@ class Runner:
     def _for_any_machine(self, inputs: Any, execution: Execution[Any]) -> Execution[Any]:
         """The same, with what another machine needs to read row groups out of a store; scratch files are put there."""
         run = self._config.run
-        if not execution.store or run.executor == "inline" or not address_of(run.ray):
+        if not execution.store or run.executor != "ray" or not address_of(run.ray):
             return execution
         spans = spans_in(inputs, execution.workdir)
         for path in spans:
@@ -387,12 +388,13 @@ class Runner:
         """Start the executor only when there is work: a build with nothing to do never starts Ray."""
         if self._executor is None:
             run = self._config.run
-            places = {origin.path: origin.where for origin in (*self._config.sources, *self._config.evaluation)}
-            self._executor = (
-                InlineExecutor()
-                if run.executor == "inline"
-                else RayExecutor(run.num_workers, run.ray, self._catalog.workdir, places)
-            )
+            if run.executor == "inline":
+                self._executor = InlineExecutor()
+            elif run.executor == "processes":
+                self._executor = ProcessExecutor(run.num_workers)
+            else:
+                places = {origin.path: origin.where for origin in (*self._config.sources, *self._config.evaluation)}
+                self._executor = RayExecutor(run.num_workers, run.ray, self._catalog.workdir, places)
             self._stop.take_back_signals()
         return self._executor
 

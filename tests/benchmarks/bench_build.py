@@ -1,6 +1,6 @@
 """A whole build beside img2dataset's download alone: the same photos from one loopback server, in turn, several rounds.
 
-    python tests/benchmarks/bench_build.py PHOTO_FOLDER [--num 20000] [--rounds 3] [--executor ray inline]
+    python tests/benchmarks/bench_build.py PHOTO_FOLDER [--num 20000] [--rounds 3] [--executor ray processes inline]
 
 Ours is `plantmix build` from URLs to a sealed release: download, decode, resize, store, hash, find duplicates, judge
 captions, select, mix, write shards. Theirs is the `img2dataset` command with the same size, quality and number of
@@ -163,7 +163,9 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=16, help="requests at a time of each process")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--executor", nargs="+", default=["ray", "inline"], choices=["ray", "inline"])
+    parser.add_argument(
+        "--executor", nargs="+", default=["ray", "processes", "inline"], choices=["ray", "processes", "inline"]
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -7,7 +7,7 @@ What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there
 does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
 (tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done. Other options want another folder.
 
-The real runner goes through the real FLOW, in this process, or with `--workers` on Ray. Two tables of addresses (10 of
+The real runner goes through the real FLOW, in this process, or as `--executor` and `--workers` say. Two tables of addresses (10 of
 13 rows are plants) come in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that
 it would have measured (tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`),
 `dedup detail` writes made-up details, and `pack write` writes one small picture a shard and the placements of all its
@@ -18,7 +18,7 @@ and the rest made up.
 Each size runs in a process of its own. CPU seconds and peak memory are those of that process and of all that it
 started; the peaks of processes are added, and reset before each step. Prints a JSON line a step, and for each size one
 line for all steps and one for those that are not replaced, with the hash of the release's samples.parquet. That must
-not depend on `--memory-gb` and `--workers`. The tables end with the exponent of growth of each step.
+not depend on these three and `--memory-gb`. The tables end with the exponent of growth of each step.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ def main() -> None:
     parser.add_argument("--and-50", action="store_true", help="50 M rows at the end, too")
     parser.add_argument("--folder", type=Path, default=Path("metadata-scratch"))
     parser.add_argument("--memory-gb", type=float, default=4.0)
-    parser.add_argument("--workers", type=int, help="run the parts in so many workers of Ray")
+    parser.add_argument("--executor", choices=["ray", "processes", "inline"], default="inline")
+    parser.add_argument("--workers", type=int, help="parts at a time, of Ray or processes")
     parser.add_argument("--quick", action="store_true", help="make up the measurements of captions")
     parser.add_argument("--one", type=int, help="run one size and print its lines")
     args = parser.parse_args()
     if args.one:
-        measure(args.one, args.folder, args.memory_gb, args.quick, args.workers)
+        run = {"executor": args.executor, "num_workers": args.workers, "memory_gb": args.memory_gb}
+        measure(args.one, args.folder, args.quick, run)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -90,7 +92,7 @@ def main() -> None:
         num = round(millions * 1e6)
         kept = args.folder / f"found-{num}.jsonl"
         if not kept.exists():
-            options = ["--folder", str(args.folder), "--memory-gb", str(args.memory_gb)]
+            options = ["--folder", str(args.folder), "--memory-gb", str(args.memory_gb), "--executor", args.executor]
             options += [
                 *(["--quick"] if args.quick else []),
                 *(["--workers", str(args.workers)] if args.workers else []),
@@ -126,7 +128,7 @@ def run_size(command: list[str], kept: Path) -> int:
 # ---- one size
 
 
-def measure(num: int, folder: Path, memory_gb: float, quick: bool, workers: int | None) -> None:
+def measure(num: int, folder: Path, quick: bool, run: dict[str, Any]) -> None:
     """One build in `folder`, which is emptied afterwards."""
     work = folder / f"work-{num}"
     shutil.rmtree(work, ignore_errors=True)
@@ -154,12 +156,7 @@ def measure(num: int, folder: Path, memory_gb: float, quick: bool, workers: int 
             "select": {"licences": {"allow": ["known", "unknown"]}},
             "mix": {"ratio": {"plant": 10, "general": 3}, "heldout": {"share": 0.002}, "max_epochs": 2},
             "pack": {"samples_per_shard": PART_ROWS},
-            "run": {
-                "executor": "ray" if workers else "inline",
-                "num_workers": workers,
-                "fetch_part_size": PART_ROWS,
-                "memory_gb": memory_gb,
-            },
+            "run": {"fetch_part_size": PART_ROWS, **run},
         }
     )
     started = time.perf_counter()
@@ -182,8 +179,7 @@ def measure(num: int, folder: Path, memory_gb: float, quick: bool, workers: int 
             mb=sum(row["mb"] for row in rows),
             replaced=False,
             samples=storage.hash_file(str(work / str(release) / "samples.parquet")).sha256,
-            workers=workers or 0,
-            memory_gb=memory_gb,
+            **run,
         )
     shutil.rmtree(work)
 
@@ -398,4 +394,6 @@ def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
 
 
 if __name__ == "__main__":
-    main()
+    import bench_metadata  # workers know its functions by this name
+
+    bench_metadata.main()

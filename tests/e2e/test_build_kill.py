@@ -15,6 +15,7 @@ from pipeline.flow import FLOW
 STAGES = [stage.name for stage in FLOW]
 EXECUTORS = {
     "inline": {"executor": "inline", "fetch_part_size": 40},
+    "two processes": {"executor": "processes", "num_workers": 2, "fetch_part_size": 40},
     "one worker": {"executor": "ray", "num_workers": 1, "fetch_part_size": 40},
     "two workers": {"executor": "ray", "num_workers": 2, "fetch_part_size": 40},
 }

@@ -105,8 +105,15 @@ def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return files
 
 
+def workers_below(driver: int) -> list[int]:
+    """Workers of Ray that do a part, or all workers that are processes of the driver."""
+    started = below(driver)
+    of_ray = [pid for pid, command in started.items() if command.startswith("ray::_do_in_folder")]
+    return of_ray or [pid for pid, command in started.items() if "process_worker" in command]
+
+
 def kill_a_worker(driver: int) -> None:
-    kill([pid for pid, command in below(driver).items() if command.startswith("ray::_do_in_folder")][:1])
+    kill(workers_below(driver)[:1])
 
 
 def kill_the_driver(driver: int) -> None:
@@ -126,7 +133,7 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
             assert build.poll() is None, build.stdout and build.stdout.read()
             time.sleep(0.02)
         started = below(build.pid)
-        assert any(command.startswith("ray::_do_in_folder") for command in started.values())
+        assert workers_below(build.pid)
         way(build.pid)
         said, _ = build.communicate(timeout=300)
     deadline = time.monotonic() + 20  # Ray's processes leave with their driver
@@ -138,17 +145,25 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "code", "most_twice"),
+    ("executor", "way", "code", "most_twice"),
     [
-        (kill_a_worker, 0, PART),
-        (kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),
-        (kill_the_whole_ray, 1, NUM_WORKERS * PART),
+        ("ray", kill_a_worker, 0, PART),
+        ("ray", kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),
+        ("ray", kill_the_whole_ray, 1, NUM_WORKERS * PART),
+        ("processes", kill_a_worker, 0, PART),
+        ("processes", kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),
     ],
 )
 def test_killed_amid_a_fetch(
-    web: Web, uninterrupted: dict[str, str], tmp_path: Path, way: Callable[[int], None], code: int, most_twice: int
+    web: Web,
+    uninterrupted: dict[str, str],
+    tmp_path: Path,
+    executor: str,
+    way: Callable[[int], None],
+    code: int,
+    most_twice: int,
 ) -> None:
-    config = write_config(tmp_path / "run", web)
+    config = write_config(tmp_path / "run", web, executor=executor)
     web.asked()
     ended, said = build_and_kill(config, web, way)
     assert ended == code, said

@@ -56,7 +56,7 @@ class Broken:
             send(sock, "503 Service Unavailable", {"Retry-After": "600"})
 
 
-def write_config(folder: Path, urls: list[str], hosts: list[dict[str, Any]]) -> Path:
+def write_config(folder: Path, executor: str, urls: list[str], hosts: list[dict[str, Any]]) -> Path:
     with (folder / "table.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["url", "caption"])
@@ -79,7 +79,7 @@ def write_config(folder: Path, urls: list[str], hosts: list[dict[str, Any]]) -> 
         "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
         "fetch": {"network": network},
         "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "ray", "num_workers": 2, "fetch_part_size": PART_SIZE},
+        "run": {"executor": executor, "num_workers": 2, "fetch_part_size": PART_SIZE},
     }
     path = folder / "polite.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -105,7 +105,8 @@ def outcomes(work: Path) -> dict[str, collections.Counter[str]]:
 
 
 @pytest.mark.slow
-def test_two_ray_workers_keep_every_limit_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", ["ray", "processes"])
+def test_two_workers_keep_every_limit_together(tmp_path: Path, executor: str) -> None:
     busy, broken = Busy(), Broken()
     with (
         MisbehavingServer(extra={"p": photo_after(0.1)}) as slow,
@@ -120,7 +121,7 @@ def test_two_ray_workers_keep_every_limit_together(tmp_path: Path) -> None:
             {"pattern": f"127.0.0.1:{slow.port}", "requests_per_second": RATE, "connections": CONNECTIONS},
             {"pattern": f"127.0.0.1:{asking.port}", "requests_per_second": 50, "connections": 1},
         ]
-        config = write_config(tmp_path, urls, hosts)
+        config = write_config(tmp_path, executor, urls, hosts)
         done = run_plantmix("build", config, "--to", "fetch")
         assert done.returncode == 0, done.stderr
 

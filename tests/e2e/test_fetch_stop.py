@@ -30,6 +30,7 @@ from pipeline.cli import main
 NUM, CONNECTIONS = 240, 6
 EXECUTORS = {
     "inline": {"executor": "inline", "fetch_part_size": 150},
+    "processes": {"executor": "processes", "num_workers": 2, "fetch_part_size": 60},
     "ray": {"executor": "ray", "num_workers": 2, "fetch_part_size": 60},
 }
 

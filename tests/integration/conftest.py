@@ -1,4 +1,4 @@
-"""One Ray a module, and executors to choose from."""
+"""One Ray and one set of processes a module, and executors to choose from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import NUM_WORKERS, SharedRay
+from running import NUM_WORKERS, SharedProcesses, SharedRay
 
 from pipeline.runner.executing import InlineExecutor
+from pipeline.runner.on_processes import ProcessExecutor
 from pipeline.runner.on_ray import RayExecutor
 
 
@@ -20,10 +21,19 @@ def ray_executor() -> Iterator[RayExecutor]:
     executor.close()
 
 
-@pytest.fixture(params=["inline", "ray"])
+@pytest.fixture(scope="module")
+def process_executor() -> Iterator[ProcessExecutor]:
+    executor = ProcessExecutor(NUM_WORKERS)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(params=["inline", "processes", "ray"])
 def executor(request: pytest.FixtureRequest) -> Any:
     if request.param == "inline":
         return InlineExecutor()
+    if request.param == "processes":
+        return SharedProcesses(request.getfixturevalue("process_executor"))
     return SharedRay(request.getfixturevalue("ray_executor"))
 
 

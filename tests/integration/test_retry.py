@@ -237,9 +237,9 @@ def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
     assert set(outcomes(work).values()) == {"ok"}
 
 
-def test_inline_and_ray_retry_into_identical_tables(tmp_path: Path, web: Web) -> None:
+def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web) -> None:
     found = {}
-    for executor in ("inline", "ray"):
+    for executor in ("inline", "processes", "ray"):
         folder = tmp_path / executor
         folder.mkdir()
         web.mood = dict.fromkeys(map(str, range(7)), "5xx")
@@ -250,7 +250,7 @@ def test_inline_and_ray_retry_into_identical_tables(tmp_path: Path, web: Web) ->
         assert main(["retry", str(folder / "work")]) == 0
         files = sorted([*folder.glob("work/tables/fetch/*.parquet"), *folder.glob("work/pool/*.tar")])
         found[executor] = {path.name: path.read_bytes() for path in files}
-    assert found["inline"] == found["ray"]
+    assert found["inline"] == found["ray"] == found["processes"]
 
 
 def test_a_new_url_after_a_retry_is_all_that_is_fetched(tmp_path: Path, web: Web) -> None:

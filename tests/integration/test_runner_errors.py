@@ -178,4 +178,4 @@ def test_a_ray_that_does_not_start_is_told() -> None:
     environment = os.environ | {"RAY_TMPDIR": "/proc/nothing"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "RunError: Ray did not start: " in done.stderr
-    assert "run the same command again, or set `run: {executor: inline}`" in done.stderr
+    assert "run the same command again, or set `run: {executor: processes}`" in done.stderr

@@ -1,0 +1,167 @@
+"""Parts in processes of this machine, without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from manifests.errors import PlantMixError, RetryableError
+from pipeline.runner.executing import Asked, Done, Job, Work, never
+from pipeline.runner.process_worker import Shared
+
+_TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
+_END_SECONDS = 5.0  # a worker that the system is ending gets so long; it is killed then
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from pipeline.runner.process_worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+class _Worker:
+    """A process that does one part at a time, and the driver's ends of two connections to it."""
+
+    def __init__(self, threads: int, shared: Sequence[Any]) -> None:
+        results, results_there = socket.socketpair()
+        calls, calls_there = socket.socketpair()
+        self._words, self._said = tempfile.TemporaryFile(), ""
+        fds = (results_there.fileno(), calls_there.fileno())
+        with results_there, calls_there:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                start_new_session=True,  # Ctrl-C is for the driver, which asks the parts to store what they have
+                env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            )
+        self.job: Job | None = None
+        self.results: Connection[Any, Any] = Connection(results.detach())
+        self._calls: Connection[Any, Any] = Connection(calls.detach())
+        threading.Thread(target=_answer, args=(self._calls, shared), daemon=True).start()
+
+    def begin(self, work: Work, job: Job) -> None:
+        """Send a part. If the worker is gone, its results say so."""
+        self.job = job
+        payload = pickle.dumps((work, job))
+        with contextlib.suppress(OSError):
+            self.results.send_bytes(payload)
+
+    def receive(self) -> Done | None:
+        """What has come from it, None for the bare end of its part; afterwards it may be free for the next part."""
+        job = self.job
+        assert job is not None
+        try:
+            done = self.results.recv()
+        except (EOFError, OSError):
+            self.job = None
+            return Done(job, None, RetryableError(f"a worker was lost ({self.end()})"), 0.0)
+        if isinstance(done, PlantMixError):
+            done = Done(job, None, done, 0.0)
+        if done is None or done.result is None or not done.result.is_piece:
+            self.job = None
+        return done
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process has ended."""
+        return self._process.poll() is not None
+
+    def end(self) -> str:
+        """Let the process end, whatever it does. Returns how it ended, with its last line where it left by itself."""
+        self.results.close()  # it leaves at once when it sees that
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if not self._words.closed:
+            with self._words:
+                self._words.seek(0)
+                self._said = self._words.read().decode(errors="replace").strip().rpartition("\n")[2]
+        if code >= 0:
+            return f"exit code {code}" + (f": {self._said}" if self._said else "")
+        name = signal.Signals(-code).name
+        hint = "; so a system ends a process when memory runs out: see run.memory_gb and run.num_workers"
+        return f"ended by {name}{hint if name == 'SIGKILL' else ''}"
+
+
+def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:
+    """Call shared objects for one worker, until it ends."""
+    with contextlib.suppress(EOFError, OSError), calls:
+        while True:
+            number, method, arguments = calls.recv()
+            try:
+                answer = (getattr(shared[number], method)(*arguments), None)
+            except Exception as error:  # it is the part's, which says what it means
+                answer = (None, error)
+            calls.send(answer)
+
+
+class ProcessExecutor:
+    """Runs parts side by side in processes that stay from part to part, each with one at a time.
+
+    A worker gets its next part before the driver commits the last one. One that is lost is replaced; its part may be
+    done again. They are started when there is work for them.
+    """
+
+    def __init__(self, num_workers: int | None) -> None:
+        """As many workers as cores where `num_workers` is None; the cores' threads are shared out among them."""
+        cores = os.cpu_count() or 1
+        self._num_workers = num_workers or cores
+        self._threads = max(1, cores // self._num_workers)
+        self._workers: list[_Worker] = []
+        self._shared: list[Any] = []
+
+    def run(
+        self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+    ) -> Iterator[Done]:
+        """Yield the results of every job as they come. Where each needs a GPU, one worker does them all."""
+        self._end([worker for worker in self._workers if worker.job])  # of a run that was left in the middle
+        waiting = deque(jobs)
+        while True:
+            if stopping():
+                waiting.clear()
+            self._hand_out(work, waiting, 1 if gpus else self._num_workers)
+            busy = {worker.results: worker for worker in self._workers if worker.job}
+            if not busy:
+                return
+            found = [busy[connection].receive() for connection in wait(busy, _TICK_SECONDS)]
+            if not stopping():
+                self._hand_out(work, waiting, 1 if gpus else self._num_workers)
+            yield from (done for done in found if done)
+
+    def _hand_out(self, work: Work, waiting: deque[Job], most: int) -> None:
+        """Give a part to each worker that is free, and to new ones while there may be more."""
+        self._end([worker for worker in self._workers if not worker.job and worker.is_gone])
+        while waiting and sum(worker.job is not None for worker in self._workers) < most:
+            worker = next((worker for worker in self._workers if not worker.job), None)
+            if worker is None:
+                self._workers.append(worker := _Worker(self._threads, self._shared))
+            worker.begin(work, waiting.popleft())
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """Make the object in this process; workers call it over their connections."""
+        self._shared.append(make())
+        return Shared(len(self._shared) - 1, self._shared[-1])
+
+    def close(self) -> None:
+        """End all workers."""
+        self._end(self._workers)
+
+    def _end(self, workers: Sequence[_Worker]) -> None:
+        for worker in list(workers):
+            worker.end()
+            self._workers.remove(worker)

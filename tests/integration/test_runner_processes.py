@@ -1,0 +1,240 @@
+"""The runner on processes of this machine: lost workers, a driver that dies, what is in flight, what workers say."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_tree import below
+from running import (
+    NUM_WORKERS,
+    ByValue,
+    SharedProcesses,
+    jobs_of,
+    run,
+    square_work,
+    stage_of,
+    tables_of,
+    traced,
+    tries,
+)
+
+from manifests.errors import IntegrityError, PartError
+from manifests.records import Funnel
+from pipeline.runner.executing import InlineExecutor
+from pipeline.runner.on_processes import ProcessExecutor
+from pipeline.runner.work import Execution, PartResult
+
+Inputs = dict[str, Any]
+
+
+@pytest.mark.parametrize("way", ["exit", "kill"])
+def test_a_worker_that_dies_is_replaced(
+    tmp_path: Path, trace: Path, process_executor: ProcessExecutor, way: str
+) -> None:
+    def behave(inputs: Inputs, before: int) -> None:
+        if inputs["place"] == 1 and before == 0:
+            if way == "exit":
+                os._exit(7)
+            os.kill(os.getpid(), 9)
+
+    report = run(tmp_path / "w", SharedProcesses(process_executor), stage_of(traced(behave), trace=str(trace)))
+    assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
+    assert tries(trace) == {**dict.fromkeys(range(6), 1), 1: 2}
+    run(tmp_path / "inline", InlineExecutor(), stage_of(square_work()))
+    assert tables_of(tmp_path / "w") == tables_of(tmp_path / "inline")
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("says", r"a worker was lost \(exit code 3: the library gave up\)"),
+        ("killed", r"a worker was lost \(ended by SIGKILL; so a system ends a process when memory runs out: see run\."),
+    ],
+)
+def test_a_worker_that_always_dies_fails_its_part_and_tells_how(
+    tmp_path: Path,
+    trace: Path,
+    process_executor: ProcessExecutor,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    told: str,
+) -> None:
+    def behave(inputs: Inputs, before: int) -> None:
+        if inputs["place"] == 0:
+            if way == "killed":
+                os.kill(os.getpid(), 9)
+            os.write(2, b"it began well\nthe library gave up\n")
+            os._exit(3)
+
+    with (
+        caplog.at_level(logging.WARNING, "plantmix.runner"),
+        pytest.raises(PartError, match=rf"1 of 3 parts failed.*{told}"),
+    ):
+        stage = stage_of(traced(behave), 3, trace=str(trace))
+        run(tmp_path / "w", SharedProcesses(process_executor), stage, max_attempts=2)
+    assert tries(trace) == {0: 2, 1: 1, 2: 1}
+    assert "try 1 of 2" in caplog.text
+
+
+def test_a_worker_that_dies_after_its_last_result_costs_nothing(
+    tmp_path: Path, trace: Path, process_executor: ProcessExecutor
+) -> None:
+    inner = traced()
+
+    def work(inputs: Inputs, run: Execution[None]) -> Iterator[PartResult]:
+        yield inner(inputs, run)
+        os.kill(os.getpid(), 9)
+
+    report = run(tmp_path / "w", SharedProcesses(process_executor), stage_of(work, 4, trace=str(trace)))
+    assert report.stages["square"].funnel == Funnel(20, 10, {"odd": 10})
+    assert tries(trace) == dict.fromkeys(range(4), 1)
+
+
+def test_each_worker_has_one_part_at_a_time_and_all_have_one() -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        began = time.time()
+        time.sleep(0.2)
+        return PartResult((), None, {"span": (began, time.time()), "pid": os.getpid()})
+
+    executor = ProcessExecutor(3)
+    try:
+        done = [each.result for each in executor.run(ByValue(work), jobs_of([{}] * 12))]
+    finally:
+        executor.close()
+    spans = [each.notes["span"] for each in done if each]
+    assert len({each.notes["pid"] for each in done if each}) == 3
+    assert max(sum(began <= start < ended for began, ended in spans) for start, _ in spans) == 3
+
+
+def test_what_each_needs_a_gpu_is_done_by_one_worker(process_executor: ProcessExecutor) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        return PartResult((), None, {"pid": os.getpid()})
+
+    def pids(gpus: float | None) -> set[int]:
+        done = process_executor.run(ByValue(work), jobs_of([{}] * 6), gpus)
+        return {each.result.notes["pid"] for each in done if each.result}
+
+    assert len(pids(1.0)) == 1
+
+
+def test_the_pieces_of_a_part_come_while_it_works(process_executor: ProcessExecutor, tmp_path: Path) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> Iterator[PartResult]:
+        for number in range(3):
+            yield PartResult((), None, {"number": number}, is_piece=True)
+            while not (tmp_path / str(number)).exists():  # goes on once the driver has this one
+                time.sleep(0.01)
+
+    seen = []
+    for done in process_executor.run(ByValue(work), jobs_of([{}])):
+        assert done.result
+        seen.append(done.result.notes["number"])
+        (tmp_path / str(seen[-1])).touch()
+    assert seen == [0, 1, 2]
+
+
+def test_a_result_that_cannot_be_sent_fails_its_part_alone(process_executor: ProcessExecutor) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        return PartResult((), None, {"lock": threading.Lock()} if inputs["bad"] else {})
+
+    jobs = jobs_of([{"bad": number == 2} for number in range(5)])
+    done = {each.job.key: each for each in process_executor.run(ByValue(work), jobs)}
+    assert isinstance(done["2"].error, PartError)
+    assert "cannot pickle '_thread.lock' object; a part or its result could not be sent" in str(done["2"].error)
+    assert all(done[key].result for key in ("0", "1", "3", "4"))
+
+
+def test_a_run_that_is_left_amid_its_parts_leaves_none_of_them_to_the_next(
+    tmp_path: Path, process_executor: ProcessExecutor
+) -> None:
+    def behave(inputs: Inputs) -> None:
+        from manifests.errors import IntegrityError
+
+        if inputs["place"] == 0:
+            raise IntegrityError("a part is not what was stored")
+        time.sleep(2)
+
+    shared = SharedProcesses(process_executor)
+    with pytest.raises(IntegrityError, match="not what was stored"):
+        run(tmp_path / "first", shared, stage_of(square_work(behave)))
+    report = run(tmp_path / "second", shared, stage_of(square_work(), 4, name="other"))
+    assert report.stages["other"].funnel == Funnel(20, 10, {"odd": 10})
+
+
+def test_once_stopped_no_further_part_begins(process_executor: ProcessExecutor) -> None:
+    ended: list[str] = []
+
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        time.sleep(0.1)
+        return PartResult((), None, {})
+
+    for done in process_executor.run(ByValue(work), jobs_of([{}] * 10), stopping=lambda: len(ended) >= 2):
+        ended.append(done.job.key)
+    assert 2 <= len(ended) <= 2 + NUM_WORKERS
+
+
+def test_the_error_of_a_shared_object_is_the_parts(process_executor: ProcessExecutor) -> None:
+    class Strict:
+        def exchange(self, reports: Any, wanted: Any) -> None:
+            raise IntegrityError(f"{wanted} is unknown")
+
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        run.shared.exchange(None, "example.org")
+        return PartResult((), None, {})
+
+    (done,) = process_executor.run(ByValue(work), jobs_of([{}], shared=process_executor.share(Strict)))
+    assert str(done.error) == "example.org is unknown"
+
+
+WAITING = """
+import os, time
+from pathlib import Path
+
+def work(inputs, run):
+    Path(inputs["folder"], str(os.getpid())).touch()
+    time.sleep(600)
+"""
+DRIVER = """
+import sys
+import waiting
+from pipeline.runner.on_processes import ProcessExecutor
+from pipeline.runner.executing import Job
+from pipeline.runner.work import Execution, Part
+
+jobs = [Job(str(n), Part({"folder": sys.argv[1]}), Execution("", 1.0, str(n), None)) for n in range(4)]
+list(ProcessExecutor(2).run(waiting.work, jobs))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    (pids := tmp_path / "pids").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(pids)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        deadline = time.monotonic() + 60
+        while len(list(pids.iterdir())) < 2:
+            assert driver.poll() is None, driver.stderr and driver.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = {int(path.name) for path in pids.iterdir()}
+        assert workers == below(driver.pid).keys()
+        driver.send_signal(number)
+        driver.wait(30)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
