@@ -254,8 +254,8 @@ class RunSettings(Settings):
     """Execution only: nothing here changes a byte of a release."""
 
     executor: Literal["ray", "processes", "inline"] = "ray"
-    """ray: parts run side by side, on one machine or many; processes: side by side on this machine, without Ray; inline:
-    one after the other in this process."""
+    """ray: parts run side by side, on one machine or many; processes: side by side on this machine, without Ray (those
+    that need a GPU in one process); inline: one after the other in this process."""
     num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
     ray: RaySettings = RaySettings()
     fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")

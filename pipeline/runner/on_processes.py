@@ -10,21 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from manifests.errors import PlantMixError, RetryableError
+from manifests.errors import RetryableError
 from pipeline.runner.executing import Asked, Done, Job, Work, never
 from pipeline.runner.process_worker import Shared
 
 _TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
 _END_SECONDS = 5.0  # a worker that the system is ending gets so long; it is killed then
+# DuckDB takes a program without a file for a notebook, and would print how far its queries are
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); __file__ = sys.argv[0]; "
     "from pipeline.runner.process_worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
@@ -35,21 +35,23 @@ class _Worker:
     def __init__(self, threads: int, shared: Sequence[Any]) -> None:
         results, results_there = socket.socketpair()
         calls, calls_there = socket.socketpair()
-        self._words, self._said = tempfile.TemporaryFile(), ""
+        self._said: deque[bytes] = deque(maxlen=1)
         fds = (results_there.fileno(), calls_there.fileno())
         with results_there, calls_there:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
-                stdout=self._words,
-                stderr=self._words,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the driver, which asks the parts to store what they have
                 env={"OMP_NUM_THREADS": str(threads), **os.environ},
             )
         self.job: Job | None = None
         self.results: Connection[Any, Any] = Connection(results.detach())
         self._calls: Connection[Any, Any] = Connection(calls.detach())
+        self._hearing = threading.Thread(target=_hear, args=(self._process.stdout, self._said), daemon=True)
+        self._hearing.start()
         threading.Thread(target=_answer, args=(self._calls, shared), daemon=True).start()
 
     def begin(self, work: Work, job: Job) -> None:
@@ -64,12 +66,10 @@ class _Worker:
         job = self.job
         assert job is not None
         try:
-            done = self.results.recv()
+            came = self.results.recv()
         except (EOFError, OSError):
-            self.job = None
-            return Done(job, None, RetryableError(f"a worker was lost ({self.end()})"), 0.0)
-        if isinstance(done, PlantMixError):
-            done = Done(job, None, done, 0.0)
+            came = (None, RetryableError(f"a worker was lost ({self.end()})"), 0.0)
+        done = Done(job, *came) if came else None
         if done is None or done.result is None or not done.result.is_piece:
             self.job = None
         return done
@@ -87,15 +87,19 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        if not self._words.closed:
-            with self._words:
-                self._words.seek(0)
-                self._said = self._words.read().decode(errors="replace").strip().rpartition("\n")[2]
         if code >= 0:
-            return f"exit code {code}" + (f": {self._said}" if self._said else "")
+            self._hearing.join(_END_SECONDS)
+            said = self._said[0].decode(errors="replace").strip() if self._said else ""
+            return f"exit code {code}" + (f": {said}" if said else "")
         name = signal.Signals(-code).name
         hint = "; so a system ends a process when memory runs out: see run.memory_gb and run.num_workers"
         return f"ended by {name}{hint if name == 'SIGKILL' else ''}"
+
+
+def _hear(stream: Any, said: deque[bytes]) -> None:
+    """Keep the last lines of what a worker prints, until it ends."""
+    with stream:
+        said.extend(stream)
 
 
 def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:
@@ -104,10 +108,9 @@ def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:
         while True:
             number, method, arguments = calls.recv()
             try:
-                answer = (getattr(shared[number], method)(*arguments), None)
+                calls.send((getattr(shared[number], method)(*arguments), None))
             except Exception as error:  # it is the part's, which says what it means
-                answer = (None, error)
-            calls.send(answer)
+                calls.send((None, error))
 
 
 class ProcessExecutor:
@@ -138,7 +141,8 @@ class ProcessExecutor:
             busy = {worker.results: worker for worker in self._workers if worker.job}
             if not busy:
                 return
-            found = [busy[connection].receive() for connection in wait(busy, _TICK_SECONDS)]
+            ready = wait(busy, _TICK_SECONDS)
+            found = [worker.receive() for connection, worker in busy.items() if connection in ready]
             if not stopping():
                 self._hand_out(work, waiting, 1 if gpus else self._num_workers)
             yield from (done for done in found if done)

@@ -60,7 +60,8 @@ class Shared:
 def serve(results_fd: int, calls_fd: int) -> None:
     """Do every part that comes, until the driver has gone.
 
-    After the results of a part comes None, unless the last one was about the whole part or an error.
+    Sends a triple (result, error, seconds) for each result. After those of a part it sends None, unless the last one
+    was about the whole part or an error.
     """
     global _calls
     _calls = Connection(calls_fd)
@@ -72,12 +73,13 @@ def serve(results_fd: int, calls_fd: int) -> None:
             work, job = pickle.loads(sent.get())
             ended = False
             for done in do_job(work, job):
-                connection.send(done)
+                connection.send((done.result, done.error, done.seconds))
                 ended = done.result is None or not done.result.is_piece
             if not ended:
                 connection.send(None)
         except Exception as error:  # what cannot be pickled here or there: a defect, and the next part may be well
-            connection.send(PartError(f"{type(error).__name__}: {error}; a part or its result could not be sent"))
+            told = PartError(f"{type(error).__name__}: {error}; a part or its result could not be sent")
+            connection.send((None, told, 0.0))
 
 
 def _receive(connection: Connection[Any, Any], sent: queue.SimpleQueue[bytes]) -> None:

@@ -7,13 +7,13 @@ What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there
 does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
 (tables) and SCRATCH/metadata.png (plot) are made anew from all sizes that are done. Other options want another folder.
 
-The real runner goes through the real FLOW, in this process, or as `--executor` and `--workers` say. Two tables of addresses (10 of
-13 rows are plants) come in. Three steps are replaced, since they move pictures: `fetch download` writes the facts that
-it would have measured (tables of the real schema, 1 % failures, pHashes as the heavy set of `bench_matching.py`),
-`dedup detail` writes made-up details, and `pack write` writes one small picture a shard and the placements of all its
-samples. All others are the code of a build. Parts of fetch have 10,000 rows and shards 10,000 samples, ten times the
-defaults. `--quick` also replaces `caption measure`, whose parts know nothing of each other: 1,000 captions are measured
-and the rest made up.
+The real runner goes through the real FLOW, in this process, or as `--executor` and `--workers` say. Two tables of
+addresses (10 of 13 rows are plants) come in. Three steps are replaced, since they move pictures: `fetch download`
+writes the facts that it would have measured (tables of the real schema, 1 % failures, pHashes as the heavy set of
+`bench_matching.py`), `dedup detail` writes made-up details, and `pack write` writes one small picture a shard and the
+placements of all its samples. All others are the code of a build. Parts of fetch have 10,000 rows and shards 10,000
+samples, ten times the defaults. `--quick` also replaces `caption measure`, whose parts know nothing of each other:
+1,000 captions are measured and the rest made up.
 
 Each size runs in a process of its own. CPU seconds and peak memory are those of that process and of all that it
 started; the peaks of processes are added, and reset before each step. Prints a JSON line a step, and for each size one

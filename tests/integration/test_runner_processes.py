@@ -76,11 +76,11 @@ def test_a_worker_that_always_dies_fails_its_part_and_tells_how(
             os.write(2, b"it began well\nthe library gave up\n")
             os._exit(3)
 
+    stage = stage_of(traced(behave), 3, trace=str(trace))
     with (
         caplog.at_level(logging.WARNING, "plantmix.runner"),
         pytest.raises(PartError, match=rf"1 of 3 parts failed.*{told}"),
     ):
-        stage = stage_of(traced(behave), 3, trace=str(trace))
         run(tmp_path / "w", SharedProcesses(process_executor), stage, max_attempts=2)
     assert tries(trace) == {0: 2, 1: 1, 2: 1}
     assert "try 1 of 2" in caplog.text
@@ -142,6 +142,21 @@ def test_the_pieces_of_a_part_come_while_it_works(process_executor: ProcessExecu
     assert seen == [0, 1, 2]
 
 
+def test_no_progress_of_queries_is_printed_in_a_worker(process_executor: ProcessExecutor) -> None:
+    """As it was found: the last line of a worker that died was a bar of DuckDB."""
+
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        import duckdb
+
+        ((told,),) = duckdb.connect().sql("SELECT current_setting('enable_progress_bar')").fetchall()
+        return PartResult((), None, {"told": told})
+
+    (done,) = process_executor.run(ByValue(work), jobs_of([{}]))
+    assert done.error is None
+    assert done.result
+    assert done.result.notes["told"] is False
+
+
 def test_a_result_that_cannot_be_sent_fails_its_part_alone(process_executor: ProcessExecutor) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         return PartResult((), None, {"lock": threading.Lock()} if inputs["bad"] else {})
@@ -171,15 +186,18 @@ def test_a_run_that_is_left_amid_its_parts_leaves_none_of_them_to_the_next(
 
 
 def test_once_stopped_no_further_part_begins(process_executor: ProcessExecutor) -> None:
-    ended: list[str] = []
+    ended, stop = 0, threading.Event()
 
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         time.sleep(0.1)
         return PartResult((), None, {})
 
-    for done in process_executor.run(ByValue(work), jobs_of([{}] * 10), stopping=lambda: len(ended) >= 2):
-        ended.append(done.job.key)
-    assert 2 <= len(ended) <= 2 + NUM_WORKERS
+    for done in process_executor.run(ByValue(work), jobs_of([{}] * 10), stopping=stop.is_set):
+        assert done.result
+        ended += 1
+        if ended == 2:
+            stop.set()
+    assert 2 <= ended <= 2 + NUM_WORKERS
 
 
 def test_the_error_of_a_shared_object_is_the_parts(process_executor: ProcessExecutor) -> None:
