@@ -25,7 +25,7 @@ from pipeline.answers.previews import JOINED
 from pipeline.answers.tables import joined_counts
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import count_reasons, judge_captions
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, RunSettings
 from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
 from pipeline.pictures.consent import require_library
@@ -109,7 +109,10 @@ def examine(config: BuildConfig) -> list[Finding]:
 
 
 def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
-    checks: list[Callable[[], object]] = [partial(check_writable, config.work_dir)]
+    checks: list[Callable[[], object]] = [
+        partial(check_writable, config.work_dir),
+        partial(_check_cluster, config.run),
+    ]
     origins = (*config.sources, *config.evaluation)
     checks += [partial(check_source, origin) for origin in origins if not is_waiting(origin)]
     checks += [
@@ -125,6 +128,15 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
             check()
         except ConfigError as error:
             yield Finding(True, str(error), is_broken=True)
+
+
+def _check_cluster(run: RunSettings) -> None:
+    """Raises: ConfigError when a cluster is named and would not be used."""
+    if run.ray.address and run.executor != "ray":
+        raise ConfigError(
+            f"run.ray.address names a cluster ({run.ray.address}), and run.executor: {run.executor} would not use it; "
+            "write `run: {executor: ray}`, or leave the address out"
+        )
 
 
 def check_writable(work_dir: str) -> None:

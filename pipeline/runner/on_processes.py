@@ -1,4 +1,8 @@
-"""Parts in processes of this machine, without Ray."""
+"""Parts in processes of this machine, without Ray.
+
+Python's own pools do not do: one lost worker breaks a `ProcessPoolExecutor` and hangs a `multiprocessing.Pool`, neither
+passes on pieces of a part while it runs, and workers outlive a driver that is killed.
+"""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def allow_loopback(path: Path, robots_txt: bool, gbif_api: str | None) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if gbif_api:
         values["sources"][0]["gbif"]["api"] = gbif_api
-    values["run"] = values.get("run", {}) | {"executor": "inline"}
+    values["run"] = values.get("run", {}) | {"executor": "inline", "ray": {}}
     limits = {"requests_per_second": None, "connections": 8}
     network = values.setdefault("fetch", {}).setdefault("network", {})
     network |= {"allow_private_addresses": True, "robots_txt": robots_txt, "limits": limits}

@@ -114,6 +114,11 @@ PUBLIC = CSV.replace("127.0.0.1:9", "example.org")
 BARE = "url,caption,licence\nhttp://127.0.0.1:9/a.jpg,Iris tectorum,CC0\nhttp://127.0.0.1:9/b.jpg,Quercus alba,CC0\n"
 UNSTATED = {"url": "url", "caption": "caption"}
 
+UNUSED_CLUSTER = (
+    "run.ray.address names a cluster (head:6379), and run.executor: inline would not use it; "
+    "write `run: {executor: ray}`, or leave the address out"
+)
+
 MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
     "no contact": (
         other_table("l.csv", PUBLIC),
@@ -232,6 +237,7 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
         set_("sources", 0, "folder", to={"path": "x"}),
         ["'sources.0': give exactly one of table, dwca,", "(found: table and folder)"],
     ),
+    "a cluster that is not used": (set_("run", "ray", "address", to="head:6379"), [UNUSED_CLUSTER]),
     "a radius out of range": (set_("dedup", to={"radius": 40}), ["'dedup.radius'", "16", "(given: 40)"]),
     "a word for a number": (
         set_("fetch", "image", to={"size_px": "big"}),
@@ -359,6 +365,15 @@ def test_a_ray_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, capsys
     values["run"] = {"ray_address": "127.0.0.1:9"}
     assert build(values, tmp_path) == 2
     assert "run.ray.address 127.0.0.1:9: no Ray cluster answers there" in capsys.readouterr().err
+
+
+def test_a_cluster_given_to_a_build_that_does_not_use_it_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path, "own.yaml", yaml.safe_dump(config_of(tmp_path)))
+    assert main(["build", config, "--ray-address", "head:6379"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"plantmix: error: {UNUSED_CLUSTER}"
+    assert not (tmp_path / "work").exists()
 
 
 TRAINING: dict[str, tuple[Values, str]] = {

@@ -139,6 +139,18 @@ def test_the_bytes_of_a_local_build_and_few_requests(
     assert not list((tmp_path / "local").glob("*/releases/**/*.tar"))
 
 
+def test_processes_of_one_machine_write_into_the_store(
+    store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
+) -> None:
+    address = f"s3://{BUCKET}/runs/processes"
+    store.requests = []
+    assert main(["build", str(write_config(tmp_path, address, pictures, executor="processes", num_workers=2))]) == 0
+    assert releases_in(store, "runs/processes") == whole
+    written = Counter(path for method, path in asked_for(store, "runs/processes") if method == "PUT")
+    files = {path: num for path, num in written.items() if path.startswith(("tables/", "pool/", "releases/"))}
+    assert set(files.values()) == {1}
+
+
 @pytest.fixture
 def built(store: Store, pictures: str, tmp_path: Path) -> str:
     address = f"s3://{BUCKET}/runs/{tmp_path.name}"
