@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,6 @@ def publish_bytes(path: str, content: bytes) -> WrittenFile:
     fs, inner = filesystem(temp)
     with fs.open(inner, "wb") as stream:
         stream.write(content)
-        _sync(stream)
     publish(temp, path)
     return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
 
@@ -288,29 +287,36 @@ def write_file(path: str, content: bytes) -> None:
 def publish(temp: str, path: str) -> None:
     """Rename a finished private file to its public name, or put it into a store. On a disk it is made durable first.
 
-    Raises: IntegrityError when the private file is gone; RetryableError when the store does not take it now.
+    Raises: as `publish_all`.
     """
-    inner_temp, inner = filesystem(temp)[1], filesystem(path)[1]
-    if is_remote(path) and Path(inner_temp).exists():
+    publish_all([(temp, path)])
+
+
+def publish_all(files: Iterable[tuple[str, str]]) -> None:
+    """Publish finished private files (private name, public name) together.
+
+    Folders are made durable at the end, each once: the disk then writes down all renames at a time.
+
+    Raises: IntegrityError when a private file is gone; on a disk none is published then. RetryableError when a store
+        does not take one now.
+    """
+    renamed: dict[str, str] = {}
+    for temp, path in files:
+        inner_temp = filesystem(temp)[1]
+        if not Path(inner_temp).exists():
+            raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it")
+        if not is_remote(path):
+            _sync(inner_temp)
+            renamed[inner_temp] = filesystem(path)[1]
+            continue
         try:
             upload(inner_temp, path)
         finally:
             Path(inner_temp).unlink()
-        return
-    try:
-        descriptor = os.open(inner_temp, os.O_RDONLY)
-    except FileNotFoundError:
-        raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it") from None
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    Path(inner_temp).replace(inner)
-    folder = os.open(str(Path(inner).parent), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    for inner_temp, inner in renamed.items():
+        Path(inner_temp).replace(inner)
+    for folder in dict.fromkeys(str(Path(inner).parent) for inner in renamed.values()):
+        _sync(folder)
 
 
 def link_or_copy(source: str, path: str) -> None:
@@ -365,9 +371,10 @@ def sweep(folder: str) -> int:
     return gone
 
 
-def _sync(stream: Any) -> None:
-    stream.flush()
+def _sync(path: str) -> None:
+    """Make a file or a folder of a disk durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(stream.fileno())
-    except (AttributeError, OSError, ValueError):
-        return  # not a local file: durability is the object store's promise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -324,7 +324,6 @@ class Runner:
                         whole.add(job.key)
                     if not step.reports:
                         progress.advance(job.num_rows, result.funnel)
-                    self._publish_status(progress.snapshot())
                 elif (
                     lost := isinstance(done.error, LostNodeError) and losses[job.key] < _MOST_LOST_NODES
                 ) or self._goes_again(done, attempts[job.key]):
@@ -361,10 +360,10 @@ class Runner:
         assert result is not None
         if result.funnel is not None:
             result.funnel.check(f"{stage.name} {step.name}")
-        for file in result.files:
-            path = storage.join(self._catalog.workdir, file.path)
-            if file.temp:  # else the worker has published it, into a store
-                storage.publish(file.temp, path)
+        paths = [storage.join(self._catalog.workdir, file.path) for file in result.files]
+        # a file without a private name was published by the worker, into a store
+        storage.publish_all((file.temp, path) for file, path in zip(result.files, paths, strict=True) if file.temp)
+        for path in paths:
             self._checks.trust(path)
         files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
         key = done.job.key

@@ -1,9 +1,9 @@
-"""Two Ray workers beside one: wall seconds of the steps that handle pictures and captions, over local shards.
+"""Two workers beside one, on Ray or in processes: wall seconds of the steps that handle pictures and captions.
 
-    python tests/benchmarks/bench_scaling.py PHOTOS --pictures 8000 --rounds 2 [--epochs 20]
+    python tests/benchmarks/bench_scaling.py PHOTOS --pictures 8000 --rounds 2 [--epochs 20] [--executor processes]
 
-PHOTOS is a folder of JPEG files. Crops of them with numbered captions are written to shards; builds of these by turns
-with one worker and with two, each a `plantmix build` of its own over a fresh work folder. `--epochs` packs every
+PHOTOS is a folder of JPEG files. Crops of them with numbered captions are written to local shards; builds of these by
+turns with one worker and with two, each a `plantmix build` of its own over a fresh work folder. `--epochs` packs every
 picture so often, since packing takes little time. A step lasts from the start of its first part to the commit of its
 last, so the start of Ray counts nowhere, and what a worker loads (the language model, the scorer's weights) counts in
 each. Wall clock, so the machine has to be idle.
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--executor", choices=["ray", "processes"], default="ray")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("TMPDIR")))
     make_shards(folder / "shards", args.photos, args.pictures)
@@ -50,7 +51,7 @@ def main() -> None:
     found: dict[int, list[dict[tuple[str, str], tuple[int, float]]]] = {1: [], 2: []}
     for number in range(args.rounds):
         for workers in (1, 2) if number % 2 == 0 else (2, 1):
-            found[workers].append(build(folder, workers, args.epochs))
+            found[workers].append(build(folder, args.executor, workers, args.epochs))
     print(f"{args.pictures:,} pictures, {args.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
     print("| step | parts | one worker, s | two workers, s | times as fast |\n|---|---:|---:|---:|---:|")
     for step in STEPS:
@@ -86,7 +87,7 @@ def write_weights(path: Path) -> None:
     torch.save(open_clip.create_model(MODEL.stem).state_dict(), path)
 
 
-def build(folder: Path, num_workers: int, epochs: int) -> dict[tuple[str, str], tuple[int, float]]:
+def build(folder: Path, executor: str, num_workers: int, epochs: int) -> dict[tuple[str, str], tuple[int, float]]:
     """Parts and wall seconds by stage and step."""
     source = {"name": "photos", "domain": "plant", "webdataset": {"path": str(folder / "shards")}}
     config = {
@@ -98,7 +99,7 @@ def build(folder: Path, num_workers: int, epochs: int) -> dict[tuple[str, str], 
         "score": {"model": str(MODEL), "pretrained": str(folder / "tiny.pt")},
         "mix": {"ratio": {"plant": 1}, "max_epochs": epochs},
         "pack": {"samples_per_shard": PER_SHARD},
-        "run": {"num_workers": num_workers, "fetch_part_size": PER_SHARD},
+        "run": {"executor": executor, "num_workers": num_workers, "fetch_part_size": PER_SHARD},
     }
     path = folder / "scaling.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")

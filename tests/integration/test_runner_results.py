@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -243,8 +244,12 @@ def test_status_follows_the_run(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
     def behave(inputs: dict[str, Any]) -> None:
-        status = tmp_path / "status.json"
-        seen.append(read_status(str(tmp_path)) if status.exists() else {})
+        deadline = time.monotonic() + 10
+        while inputs["place"] == 5 and time.monotonic() < deadline:
+            seen.append(read_status(str(tmp_path)))
+            if seen[-1]["running"]["done"] == 25:
+                break
+            time.sleep(0.02)
 
     run(tmp_path, InlineExecutor(), stage_of(square_work(behave)))
     running = seen[-1]["running"]
@@ -254,6 +259,20 @@ def test_status_follows_the_run(tmp_path: Path) -> None:
     last = read_status(str(tmp_path))
     assert last["running"] is None
     assert last["stages"]["square"]["reasons"] == {"odd": 15}
+
+
+def test_status_is_not_written_for_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was found: three waits for the disk a part, while a second worker waited for the driver."""
+    publish, written = storage.publish_bytes, []
+
+    def noted(path: str, content: bytes) -> Any:
+        written.append(path)
+        return publish(path, content)
+
+    monkeypatch.setattr(storage, "publish_bytes", noted)
+    monkeypatch.setattr("pipeline.runner.progress._EARLY_LOOK_SECONDS", 3600.0)
+    run(tmp_path, InlineExecutor(), stage_of(square_work(), 40))
+    assert sum(path.endswith("status.json") for path in written) < 10
 
 
 def test_places_where_no_work_folder_can_be(tmp_path: Path) -> None:

@@ -65,6 +65,40 @@ def test_publishing_what_is_gone_leaves_the_old_state(folder: str) -> None:
     assert read(path) == b"old"
 
 
+def write_private(path: str) -> str:
+    temp = storage.temp_path(path)
+    Path(temp).write_bytes(path.encode())
+    return temp
+
+
+def test_files_published_together_are_durable_before_and_their_folders_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "tables").mkdir()
+    paths = [str(tmp_path / name) for name in ("pool/a.tar", "tables/a.parquet", "tables/b.parquet")]
+    files = [(write_private(path), path) for path in paths]
+    made_durable: list[tuple[str, int]] = []
+
+    def note(path: str) -> None:
+        made_durable.append((path, sum(Path(public).exists() for public in paths)))
+
+    monkeypatch.setattr(storage, "_sync", note)
+    storage.publish_all(files)
+    folders = [str(tmp_path / "pool"), str(tmp_path / "tables")]
+    assert made_durable == [*((temp, 0) for temp, _ in files), *((folder, 3) for folder in folders)]
+    assert [read(path) for path in paths] == [path.encode() for path in paths]
+
+
+def test_none_of_several_files_is_published_where_one_is_gone(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("a.bin", "b.bin")]
+    files = [(write_private(path), path) for path in paths]
+    Path(files[1][0]).unlink()
+    with pytest.raises(IntegrityError, match="private file to publish is gone"):
+        storage.publish_all(files)
+    assert names(str(tmp_path)) == [files[0][0].rpartition("/")[2]]
+
+
 def test_a_failed_write_never_touches_the_public_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "a.bin")
     storage.publish_bytes(path, b"old")
