@@ -1,6 +1,6 @@
 """Two workers beside one, on Ray or in processes: wall seconds of the steps that handle pictures and captions.
 
-    python tests/benchmarks/bench_scaling.py PHOTOS --pictures 8000 --rounds 2 [--epochs 20] [--executor processes]
+    python tests/benchmarks/bench_scaling.py PHOTOS --pictures 8000 --rounds 2 --epochs 20 --executor processes
 
 PHOTOS is a folder of JPEG files. Crops of them with numbered captions are written to local shards; builds of these by
 turns with one worker and with two, each a `plantmix build` of its own over a fresh work folder. `--epochs` packs every
@@ -29,7 +29,6 @@ import yaml
 from PIL import Image
 
 MODEL = Path(__file__).parents[2] / "configs/models/vit-tiny-demo.json"
-PER_SHARD = 500
 STEPS = (("fetch", "local"), ("caption", "measure"), ("score", "measure"), ("pack", "write"))
 SPAN = """
     SELECT stage, step, count(*), epoch(max(committed_at)) - min(epoch(committed_at) - seconds)
@@ -43,15 +42,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--per-shard", type=int, default=500, help="samples of a shard, those read and those written")
     parser.add_argument("--executor", choices=["ray", "processes"], default="ray")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("TMPDIR")))
-    make_shards(folder / "shards", args.photos, args.pictures)
+    make_shards(folder / "shards", args.photos, args.pictures, args.per_shard)
     write_weights(folder / "tiny.pt")
     found: dict[int, list[dict[tuple[str, str], tuple[int, float]]]] = {1: [], 2: []}
     for number in range(args.rounds):
         for workers in (1, 2) if number % 2 == 0 else (2, 1):
-            found[workers].append(build(folder, args.executor, workers, args.epochs))
+            found[workers].append(build(folder, args, workers))
     print(f"{args.pictures:,} pictures, {args.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
     print("| step | parts | one worker, s | two workers, s | times as fast |\n|---|---:|---:|---:|---:|")
     for step in STEPS:
@@ -60,15 +60,15 @@ def main() -> None:
     shutil.rmtree(folder)
 
 
-def make_shards(folder: Path, photos: Path, num: int) -> None:
+def make_shards(folder: Path, photos: Path, num: int, per_shard: int) -> None:
     """Crops of the photos, each a little smaller than the last of the same photo."""
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not files:
         sys.exit(f"{photos}: holds no JPEG file")
     folder.mkdir(parents=True)
-    for first in range(0, num, PER_SHARD):
-        with tarfile.open(folder / f"{first // PER_SHARD:05d}.tar", "w") as tar:
-            for number in range(first, min(num, first + PER_SHARD)):
+    for first in range(0, num, per_shard):
+        with tarfile.open(folder / f"{first // per_shard:05d}.tar", "w") as tar:
+            for number in range(first, min(num, first + per_shard)):
                 with Image.open(files[number % len(files)]) as photo:
                     cut, out = 2 * (number // len(files)), io.BytesIO()
                     width, height = photo.size
@@ -87,7 +87,7 @@ def write_weights(path: Path) -> None:
     torch.save(open_clip.create_model(MODEL.stem).state_dict(), path)
 
 
-def build(folder: Path, executor: str, num_workers: int, epochs: int) -> dict[tuple[str, str], tuple[int, float]]:
+def build(folder: Path, args: argparse.Namespace, num_workers: int) -> dict[tuple[str, str], tuple[int, float]]:
     """Parts and wall seconds by stage and step."""
     source = {"name": "photos", "domain": "plant", "webdataset": {"path": str(folder / "shards")}}
     config = {
@@ -97,9 +97,9 @@ def build(folder: Path, executor: str, num_workers: int, epochs: int) -> dict[tu
         "dedup": {"radius": 0},
         "caption": {"rules": [{}]},
         "score": {"model": str(MODEL), "pretrained": str(folder / "tiny.pt")},
-        "mix": {"ratio": {"plant": 1}, "max_epochs": epochs},
-        "pack": {"samples_per_shard": PER_SHARD},
-        "run": {"executor": executor, "num_workers": num_workers, "fetch_part_size": PER_SHARD},
+        "mix": {"ratio": {"plant": 1}, "max_epochs": args.epochs},
+        "pack": {"samples_per_shard": args.per_shard},
+        "run": {"executor": args.executor, "num_workers": num_workers, "fetch_part_size": args.per_shard},
     }
     path = folder / "scaling.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
