@@ -25,7 +25,7 @@ from pipeline.runner.executing import Asked, Done, Job, Work, never
 from pipeline.runner.process_worker import Shared
 
 _TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
-_END_SECONDS = 5.0  # a worker that the system is ending gets so long; it is killed then
+_END_SECONDS = 5.0  # a worker gets so long to leave; then it is killed
 # DuckDB takes a program without a file for a notebook, and would print how far its queries are
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); __file__ = sys.argv[0]; "
@@ -101,9 +101,9 @@ class _Worker:
 
 
 def _hear(stream: Any, said: deque[bytes]) -> None:
-    """Keep the last lines of what a worker prints, until it ends."""
+    """Keep the last line of what a worker prints, until it ends."""
     with stream:
-        said.extend(stream)
+        said.extend(line for line in stream if line.strip())
 
 
 def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:

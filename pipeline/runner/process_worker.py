@@ -60,8 +60,8 @@ class Shared:
 def serve(results_fd: int, calls_fd: int) -> None:
     """Do every part that comes, until the driver has gone.
 
-    Sends a triple (result, error, seconds) for each result. After those of a part it sends None, unless the last one
-    was about the whole part or an error.
+    Sends a triple (result, error, seconds) for each result. What is about the whole part, or an error, ends the part:
+    nothing of it is sent after that. Where a part ends without, None is sent.
     """
     global _calls
     _calls = Connection(calls_fd)
@@ -73,8 +73,9 @@ def serve(results_fd: int, calls_fd: int) -> None:
             work, job = pickle.loads(sent.get())
             ended = False
             for done in do_job(work, job):
-                connection.send((done.result, done.error, done.seconds))
-                ended = done.result is None or not done.result.is_piece
+                if not ended:
+                    connection.send((done.result, done.error, done.seconds))
+                    ended = done.result is None or not done.result.is_piece
             if not ended:
                 connection.send(None)
         except Exception as error:  # what cannot be pickled here or there: a defect, and the next part may be well

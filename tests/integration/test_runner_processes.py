@@ -100,6 +100,18 @@ def test_a_worker_that_dies_after_its_last_result_costs_nothing(
     assert tries(trace) == dict.fromkeys(range(4), 1)
 
 
+def test_a_fault_after_the_result_of_a_part_is_not_the_next_parts(process_executor: ProcessExecutor) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> Iterator[PartResult]:
+        yield PartResult((), None, {"number": inputs["number"]})
+        raise ValueError("too late to matter")
+
+    done = list(process_executor.run(ByValue(work), jobs_of([{"number": number} for number in range(6)])))
+    assert [each.error for each in done] == [None] * 6
+    assert {each.job.key: each.result.notes["number"] for each in done if each.result} == {
+        str(number): number for number in range(6)
+    }
+
+
 def test_each_worker_has_one_part_at_a_time_and_all_have_one() -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         began = time.time()
