@@ -44,6 +44,9 @@ def _split(places: str) -> list[str]:
     return [place.strip() for place in re.split(r",(?![^{]*\})", places)]
 
 
+_RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
+
+
 def write_first_config(name: str, domains: Mapping[str, Sequence[str]], evaluation: Sequence[str] = ()) -> str:
     """The YAML of a run over these places. `evaluation` lists places of pictures that must not be trained on.
 
@@ -59,7 +62,7 @@ def write_first_config(name: str, domains: Mapping[str, Sequence[str]], evaluati
     sets: list[tuple[str, Place]] = []
     for path in evaluation:
         sets.append((_source_name(path, [taken for taken, _ in sets]), look_at(path)))
-    body = [*_body(name, list(domains), places), "", *_evaluation(sets)]
+    body = [*_body(name, list(domains), places), "", *_evaluation(sets), "", *_RUN]
     text = "\n".join([*_decisions(places), "", *body]) + "\n"
     parse_settings(yaml.safe_load(text), BuildConfig, "the written config")
     return text

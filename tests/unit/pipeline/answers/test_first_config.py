@@ -179,6 +179,7 @@ def test_the_command_writes_a_config_that_only_lacks_decisions(
     assert "2. licences: pics states none" in told
     assert "3. mix.ratio" in told
     values = yaml.safe_load(Path("my.yaml").read_text())
+    assert values["run"] == {"executor": "processes"}, "a stranger's machine needs no Ray"
     assert main(wanted) == 2
     assert "there already" in capsys.readouterr().err
     config = parse_settings(values, BuildConfig, "my.yaml")
