@@ -14,8 +14,6 @@ from manifests.catalog import Catalog
 from manifests.records import Funnel
 from pipeline.config import BuildConfig
 from pipeline.runner.executing import Asked, Done, Job, never
-from pipeline.runner.on_processes import ProcessExecutor
-from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.runner import Runner
 from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
 
@@ -108,11 +106,15 @@ def config_of(workdir: Path, executor: str = "inline", **run: Any) -> BuildConfi
 class SharedRay:
     """One Ray of the module lent to many runs: a run must not shut it down."""
 
-    def __init__(self, executor: RayExecutor) -> None:
+    def __init__(self, executor: Any) -> None:
         self._executor = executor
 
     def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never) -> Iterator[Done]:
-        return self._executor.run(work, jobs, gpus, stopping)
+        return self._executor.run(self.carried(work), jobs, gpus, stopping)
+
+    def carried(self, work: Any) -> Any:
+        """The work as it goes to a worker; Ray takes any."""
+        return work
 
     def share(self, make: Callable[[], Any]) -> Any:
         return self._executor.share(make)
@@ -138,20 +140,11 @@ def _by_value(work: bytes) -> ByValue:
     return ByValue(pickling.loads(work))
 
 
-class SharedProcesses:
+class SharedProcesses(SharedRay):
     """Processes of the module lent to many runs."""
 
-    def __init__(self, executor: ProcessExecutor) -> None:
-        self._executor = executor
-
-    def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never) -> Iterator[Done]:
-        return self._executor.run(ByValue(work), jobs, gpus, stopping)
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        return self._executor.share(make)
-
-    def close(self) -> None:
-        """Kept for the next test."""
+    def carried(self, work: Any) -> Any:
+        return ByValue(work)
 
 
 def run(workdir: Path, executor: Any, *flow: Stage[Any], catalog: Catalog | None = None, **options: Any) -> Any:

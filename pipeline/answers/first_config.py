@@ -20,6 +20,7 @@ from pipeline.config import BuildConfig
 from pipeline.sources.reading import check_source
 
 WIDTH = 118
+_RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
 
 
 def parse_domains(given: Sequence[str]) -> dict[str, list[str]]:
@@ -42,9 +43,6 @@ def parse_domains(given: Sequence[str]) -> dict[str, list[str]]:
 def _split(places: str) -> list[str]:
     """Places between commas; a comma inside braces is part of one."""
     return [place.strip() for place in re.split(r",(?![^{]*\})", places)]
-
-
-_RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
 
 
 def write_first_config(name: str, domains: Mapping[str, Sequence[str]], evaluation: Sequence[str] = ()) -> str:

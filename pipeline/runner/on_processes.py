@@ -1,7 +1,7 @@
 """Parts in processes of this machine, without Ray.
 
 Python's own pools do not do: one lost worker breaks a `ProcessPoolExecutor` and hangs a `multiprocessing.Pool`, neither
-passes on pieces of a part while it runs, and workers outlive a driver that is killed.
+passes on pieces of a part while it runs, and workers outlive a driver that is killed (tried with Python 3.11).
 """
 
 from __future__ import annotations

@@ -112,10 +112,13 @@ def test_a_fault_after_the_result_of_a_part_is_not_the_next_parts(process_execut
     }
 
 
-def test_each_worker_has_one_part_at_a_time_and_all_have_one() -> None:
+def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         began = time.time()
-        time.sleep(0.2)
+        (tmp_path / str(os.getpid())).touch()
+        while len(list(tmp_path.iterdir())) < 3 and time.time() < began + 60:  # until all three are at work
+            time.sleep(0.01)
+        time.sleep(0.1)
         return PartResult((), None, {"span": (began, time.time()), "pid": os.getpid()})
 
     executor = ProcessExecutor(3)
