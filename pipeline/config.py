@@ -260,7 +260,11 @@ class RunSettings(Settings):
     ray: RaySettings = RaySettings()
     fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")
     fetch_part_seconds: float = Field(60.0, gt=0, description="how often a fetch part commits what it has")
-    memory_gb: float = Field(4.0, gt=0, description="memory of one metadata step")
+    memory_gb: float = Field(
+        4.0,
+        gt=0,
+        description="memory of a part of a metadata step; in processes, one that runs alone has that of all workers",
+    )
     match_part_hashes: int = Field(
         50_000_000, ge=1, description="most distinct pHashes for which the duplicate search is one part"
     )

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -135,7 +136,13 @@ class ProcessExecutor:
     def run(
         self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
     ) -> Iterator[Done]:
-        """Yield the results of every job as they come. Where each needs a GPU, one worker does them all."""
+        """Yield the results of every job as they come. Where each needs a GPU, one worker does them all.
+
+        A part that runs alone may take the memory of all workers.
+        """
+        if len(jobs) == 1:
+            how = jobs[0].execution
+            jobs = [replace(jobs[0], execution=replace(how, memory_gb=how.memory_gb * self._num_workers))]
         self._end([worker for worker in self._workers if worker.job])  # of a run that was left in the middle
         waiting = deque(jobs)
         while True:

@@ -48,11 +48,14 @@ _COUNTS = {
     "frequent_taxa": f"SELECT name, images, samples FROM named ORDER BY images DESC, name LIMIT {MOST_FREQUENT}",
     "rare_taxa": f"SELECT name, images, samples FROM named ORDER BY images, md5(name) LIMIT {MOST_FREQUENT}",
 }
-# most texts have single spaces alone, and splitting at them takes half the time of the regular expression
-_ODD_SPACES = " OR ".join(f"contains(text, {space})" for space in ("'  '", "chr(9)", "chr(10)", "chr(12)", "chr(13)"))
+# most texts have single spaces alone, and counting those takes a third of the CPU of the regular expression
+_ODD_SPACES = " OR ".join(
+    ["trim(text[1]) = ''", "trim(text[-1]) = ''", "contains(text, '  ')"]
+    + [f"contains(text, chr({code}))" for code in range(9, 14)]
+)
 _NUM_WORDS = (
-    f"if({_ODD_SPACES}, len(string_split_regex(trim(text), '\\s+')), len(string_split(trim(text), ' '))) "
-    "* (trim(text) <> '')::INTEGER"
+    f"if({_ODD_SPACES}, len(string_split_regex(trim(text), '\\s+')) * (trim(text) <> '')::INTEGER, "
+    "strlen(text) - strlen(replace(text, ' ', '')) + (text <> '')::INTEGER)"
 )
 _SHOWN = "sample_id, domain, split, shard, left(text, 400) AS text, licence, source, jpg_offset, jpg_length"
 # the ids of the first ones are found alone: sorting all rows with their texts takes 0.6 kB a row

@@ -111,7 +111,7 @@ def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
 
 def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of texts without passwords, tokens and signatures in their URLs; looks at few rows in most sources."""
-    if not pc.any(pc.match_substring_regex(texts, MAY_HOLD_SECRETS)).as_py():
+    if texts.null_count == len(texts) or not pc.any(pc.match_substring_regex(texts, MAY_HOLD_SECRETS)).as_py():
         return texts
     return pa.chunked_array([pa.array([text and hide_secrets(text) for text in texts.to_pylist()], pa.string())])
 

@@ -109,7 +109,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
             "SELECT f.* FROM candidates c JOIN parts f "
             "ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.address)"
         )
-        again = "SELECT 1 FROM parts GROUP BY sample_id, url HAVING count(*) > 1 LIMIT 1"
+        again = "SELECT 1 FROM parts GROUP BY sample_id HAVING count(*) > 1 LIMIT 1"
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
             counting += f" QUALIFY {COUNTS}"
         facts = copy_sorted(

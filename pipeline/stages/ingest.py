@@ -25,7 +25,7 @@ from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
-from pipeline.store.sql import copy_sorted, facet, view_parquet
+from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
 from pipeline.store.writing import TableWriter
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
@@ -140,6 +140,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             "SELECT * FROM judged WHERE reason IS NULL",
             "sample_id",
             run.writer("candidates", f"{stem}-candidates.parquet", tables.CANDIDATES),
+            empty=empty_columns(sql, [temp]),
         )
         rejected = copy_sorted(
             sql,

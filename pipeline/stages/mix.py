@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from manifests import tables
@@ -23,8 +22,7 @@ from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
 from pipeline.store.files import Files
-from pipeline.store.sql import facet, view_parquet
-from pipeline.store.writing import ROW_GROUP_ROWS, TableWriter
+from pipeline.store.sql import copy_sorted, facet, first_half_of_md5, view_parquet
 
 log = logging.getLogger("plantmix.mix")
 
@@ -147,23 +145,25 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
         strata = [{"stratum": place, **asdict(stratum)} for place, stratum in enumerate(inputs.strata)]
         sql.register("strata", pa.Table.from_pylist(strata, schema=_STRATA))
         sql.execute(_KEPT)
-        sql.execute(_ASIDE.format(seed=seed))
-        sql.execute(_DRAWN.format(seed=seed))
+        sql.execute(_ASIDE.format(hashed=first_half_of_md5(f"'heldout {seed} ' || unit")))
+        sql.execute(_DRAWN.format(hashed=first_half_of_md5(f"'draw {seed} ' || sample_id")))
         num_in = sql.execute("SELECT count(*) FROM kept").fetchall()[0][0]
         groups: dict[str, dict[str, int]] = {}
         for domain, split, num in sql.execute(_GROUPS).fetchall():
             groups.setdefault(domain, {})[split] = num
         sql.execute("DROP TABLE kept")
+        ((num_train,),) = sql.execute("SELECT count(*) FROM drawn WHERE NOT heldout").fetchall()
+        sql.execute("SET preserve_insertion_order = true")
+        sql.execute(_SHUFFLED.format(hashed=first_half_of_md5(f"'shuffle {seed} ' || copy || ' ' || sample_id")))
+        sql.execute("DROP TABLE drawn")
         writer = run.writer("draws", f"tables/mix/{run.stem}.parquet", tables.DRAWS)
-        splits = _write_in_order(sql, seed, writer)
-        draws = writer.close()
-        num_kept = sql.execute("SELECT count(*) FROM drawn WHERE copy = 0").fetchall()[0][0]
+        draws = copy_sorted(sql, _DRAWS.format(num_train=num_train), "sample_id, copy", writer)
         view_parquet(sql, "draws", [draws.temp])
         content = facet(sql, tables.DRAWS.names, "draws")
-        heldout = dict(
-            sql.execute(
-                "SELECT domain, count(*) FROM draws WHERE split = 'heldout' GROUP BY ALL ORDER BY ALL"
-            ).fetchall()
+        ((num_kept,),) = sql.execute("SELECT count(*) FROM draws WHERE copy = 0").fetchall()
+        splits, heldout = (
+            dict(sql.execute(f"SELECT {query} GROUP BY ALL ORDER BY ALL").fetchall())
+            for query in ("split, count(*) FROM draws", "domain, count(*) FROM draws WHERE split = 'heldout'")
         )
     notes = {"splits": splits, "content": content, "heldout": heldout, "groups": groups}
     reasons = {"left_out_by_ratio": num_in - num_kept}
@@ -182,7 +182,7 @@ _STRATA = pa.schema(
 # A group belongs to one source. What has no group is a unit of one sample.
 _KEPT = """
     CREATE TABLE kept AS
-    SELECT c.sample_id, s.stratum, s.domain, s.num_samples, c.source || '/' || c.group_id AS group_key
+    SELECT c.sample_id, s.stratum, c.source || '/' || c.group_id AS group_key
     FROM decisions d JOIN candidates c USING (sample_id)
     JOIN strata s ON s.domain = c.domain AND (s.source IS NULL OR s.source = c.source)
     WHERE d.keep
@@ -197,7 +197,7 @@ _ASIDE = """
     ), placed AS (
         SELECT stratum, unit, num, num_heldout, sum(num) OVER hashed AS reached
         FROM units JOIN strata USING (stratum) WHERE num_heldout > 0
-        WINDOW hashed AS (PARTITION BY stratum ORDER BY md5_number_upper('heldout {seed} ' || unit), unit)
+        WINDOW hashed AS (PARTITION BY stratum ORDER BY {hashed}, unit)
     ), missing AS (
         SELECT stratum, num_heldout - coalesce(max(reached) FILTER (reached <= num_heldout), 0) AS num_missing
         FROM placed GROUP BY stratum, num_heldout
@@ -211,39 +211,26 @@ _ASIDE = """
 _DRAWN = """
     CREATE TABLE drawn AS
     WITH pool AS (
-        SELECT sample_id, domain, num_samples, row_number() OVER (
-            PARTITION BY stratum ORDER BY md5_number_upper('draw {seed} ' || sample_id), sample_id
-        ) - 1 AS place, count(*) OVER (PARTITION BY stratum) AS num
+        SELECT sample_id, stratum, row_number() OVER (PARTITION BY stratum ORDER BY {hashed}, sample_id) - 1 AS place,
+            count(*) OVER (PARTITION BY stratum) AS num
         FROM kept ANTI JOIN aside ON unit = coalesce(group_key, sample_id)
     )
     SELECT sample_id, unnest(range(num_samples // num + (place < num_samples % num)::BIGINT))::INTEGER AS copy,
-        domain, 'train' AS split
-    FROM pool
-    UNION ALL SELECT sample_id, 0, domain, 'heldout' FROM kept SEMI JOIN aside ON unit = coalesce(group_key, sample_id)
+        stratum, false AS heldout
+    FROM pool JOIN strata USING (stratum)
+    UNION ALL SELECT sample_id, 0, stratum, true FROM kept SEMI JOIN aside ON unit = coalesce(group_key, sample_id)
+"""
+# rows are in the order of the shuffle, so that their numbers tell ranks
+_SHUFFLED = "CREATE TABLE shuffled AS SELECT * FROM drawn ORDER BY heldout, {hashed}, sample_id, copy"
+_DRAWS = """
+    SELECT sample_id, copy, domain, if(heldout, 'heldout', 'train') AS split,
+        r.rowid - if(heldout, {num_train}, 0) AS rank FROM shuffled r JOIN strata USING (stratum)
 """
 _GROUPS = """
-    SELECT k.domain, d.split, count(DISTINCT group_key) FROM kept k JOIN drawn d USING (sample_id)
+    SELECT s.domain, if(d.heldout, 'heldout', 'train'), count(DISTINCT group_key)
+    FROM kept k JOIN drawn d USING (sample_id) JOIN strata s ON s.stratum = k.stratum
     WHERE group_key IS NOT NULL AND copy = 0 GROUP BY ALL ORDER BY ALL
 """
-
-
-def _write_in_order(sql: Any, seed: int, writer: TableWriter) -> dict[str, int]:
-    """Write the drawn samples in the global shuffle of their split, numbered; returns the samples of each split."""
-    splits: dict[str, int] = {}
-    for split in ("train", "heldout"):
-        rows = sql.sql(
-            "SELECT sample_id, copy, domain, split FROM drawn WHERE split = $split "
-            f"ORDER BY md5_number_upper('shuffle {seed} ' || copy || ' ' || sample_id), sample_id, copy",
-            params={"split": split},
-        ).to_arrow_reader(ROW_GROUP_ROWS)
-        num = 0
-        for batch in rows:
-            rank = pa.array(np.arange(num, num + batch.num_rows))
-            writer.write(pa.Table.from_batches([batch]).append_column("rank", rank))
-            num += batch.num_rows
-        if num:
-            splits[split] = num
-    return dict(sorted(splits.items()))
 
 
 def _inputs(context: BuildContext) -> MixInputs:

@@ -280,7 +280,7 @@ STAGE = Stage(
     about="write webdataset shards and seal the release",
     inputs=_inputs,
     steps=(
-        Step("gather", _plan_gather, gather, prepares=True),
+        Step("gather", _plan_gather, gather, version=2, prepares=True),
         Step("arrange", _plan_arrange, arrange, version=VERSION),
         Step("write", _plan_shards, write_shard, version=VERSION, unit="samples"),
         Step("record", _plan_record, record.write_record, version=VERSION + sidefiles.VERSION),

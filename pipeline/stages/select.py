@@ -28,7 +28,7 @@ from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
 from pipeline.stages.select_caps import judge_caps
 from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
+from pipeline.store.sql import copy_sorted, facet, first_half_of_md5, view_parquet, view_table
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.licences import LicenceSettings, judge_licences
 
@@ -187,7 +187,7 @@ _DECISIONS = """
 _LIKENESS = f"""
     CREATE VIEW likeness AS SELECT * REPLACE (
         CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} OR pixel_std < {FLAT_PIXEL_STD}
-        THEN md5_number_upper(pixels_sha256) ELSE phash END AS phash) FROM facts;
+        THEN {first_half_of_md5("pixels_sha256")} ELSE phash END AS phash) FROM facts;
     CREATE VIEW telling_pairs AS FROM pairs WHERE bit_count(phash_a::HUGEINT) > {FLAT_BITS}
         AND bit_count(phash_b::HUGEINT) > {FLAT_BITS}
 """

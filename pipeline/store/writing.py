@@ -88,6 +88,7 @@ class TableWriter:
         row_group_rows: int = ROW_GROUP_ROWS,
         row_group_bytes: int = ROW_GROUP_BYTES,
         use_dictionary: bool = True,
+        compression: str = "zstd",
     ) -> None:
         self._table, self._path = table, path
         final = storage.join(workdir, path)
@@ -96,7 +97,7 @@ class TableWriter:
         self.schema = schema
         fs, inner = storage.filesystem(self._temp)  # the tables of a release may lie in an object store
         self._stream = _Hashed(fs.open(inner, "wb"))
-        self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd", use_dictionary=use_dictionary)
+        self._writer = pq.ParquetWriter(self._stream, schema, compression=compression, use_dictionary=use_dictionary)
         self._num_rows = 0
         self._row_group_rows, self._row_group_bytes = row_group_rows, row_group_bytes
         self._waiting: list[pa.Table] = []

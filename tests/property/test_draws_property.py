@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -28,7 +29,7 @@ def run_draw(
     strata: list[Stratum] | None = None,
     groups: dict[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept.
+    """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept. Rows come by their ranks.
 
     `groups` gives the number of groups of a domain; a row's number decides its group. Groups of equal name in two
     sources are two groups.
@@ -59,6 +60,9 @@ def run_draw(
         assert result.funnel is not None
         result.funnel.check("mix")
         drawn: list[dict[str, Any]] = pq.read_table(result.files[0].temp).to_pylist()
+        # whoever asks for some samples reads few row groups
+        assert drawn == sorted(drawn, key=lambda row: (row["sample_id"], row["copy"]))
+        drawn.sort(key=lambda row: (row["split"] == "heldout", row["rank"]))
         assert result.funnel.num_in == sum(pools.values())
         assert result.funnel.num_kept == len({row["sample_id"] for row in drawn})
         assert result.notes["splits"] == dict(Counter(row["split"] for row in drawn))
@@ -71,6 +75,16 @@ def run_draw(
         counted.setdefault(domain, Counter())[split] += 1
     assert result.notes["groups"] == counted
     return drawn
+
+
+def check_ranks(drawn: list[dict[str, Any]], seed: int) -> None:
+    """Each split is numbered in the order of a hash, by Python's own md5."""
+    for split in ("train", "heldout"):
+        rows = [row for row in drawn if row["split"] == split]
+        assert [row["rank"] for row in rows] == list(range(len(rows)))
+        hashes = [hashlib.md5(f"shuffle {seed} {row['copy']} {row['sample_id']}".encode()).digest() for row in rows]
+        numbers = [int.from_bytes(digest[:8], "little") for digest in hashes]
+        assert numbers == sorted(numbers)
 
 
 @st.composite
@@ -138,10 +152,13 @@ def test_draws_are_exact_and_repeats_spread_evenly(
             assert sorted(row["copy"] for row in train if row["sample_id"] == sample_id) == list(range(num))
         kept = {tables.sample_id(domain, str(number)) for number in range(pools[domain])}
         assert {row["sample_id"] for row in train + heldout} <= kept
-    for split in ("train", "heldout"):
-        ranks = [row["rank"] for row in drawn if row["split"] == split]
-        assert ranks == list(range(len(ranks)))  # rows lie in the order of the shuffle
+    check_ranks(drawn, seed)
     assert run_draw(pools, quotas, seed, dropped=2) == drawn
+
+
+def test_samples_of_many_row_groups_are_numbered_in_the_order_of_the_shuffle() -> None:
+    """DuckDB sorts and stores 122,880 rows at a time, on two threads."""
+    check_ranks(run_draw({"a": 150_000, "b": 60_000}, {"a": (260_000, 10_000), "b": (30_000, 20_000)}), 0)
 
 
 @settings(deadline=None, max_examples=15)
