@@ -78,21 +78,31 @@ _HEADS = f"""
 """
 
 
-def collect(
-    connection: Any, samples: str, folder: str, record: Mapping[str, Any], counts: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures.
-
-    `counts` are those of `count_samples`, where they were taken before.
-    """
+def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures."""
     view_parquet(connection, "stored_samples", [samples])
     told = "language" in connection.table("stored_samples").columns  # an older release does not
-    _view_samples(connection, f"SELECT *{'' if told else ', NULL::VARCHAR AS language'} FROM stored_samples")
-    counts = counts or _count(connection)
+    connection.execute(
+        f"CREATE VIEW samples AS SELECT *{'' if told else ', NULL::VARCHAR AS language'} FROM stored_samples"
+    )
+    connection.execute(
+        "CREATE VIEW images AS SELECT * REPLACE (coalesce(licence_id, 'unknown') AS licence) FROM samples "
+        "WHERE copy = 0"
+    )
+    connection.execute(
+        f"CREATE TABLE named AS SELECT {_TAXON} AS name, count(*) FILTER (copy = 0) AS images, "
+        f"count(*) FILTER (split = 'train') AS samples FROM samples WHERE {_TAXON} IS NOT NULL GROUP BY 1"
+    )
+    counts = {name: rows_of(connection, query) for name, query in _COUNTS.items()}
     most = SHEET_BYTES // max(1, len({row["domain"] for row in counts["domains"]}))
     largest = (record.get("duplicates") or {}).get("largest")
     return {
         **counts,
+        "words": word_counts(connection, "samples"),
+        "sides": _histogram(connection, "least(width_px, height_px)", SIDE_EDGES_PX, "images", f"< {SIDE_EDGES_PX[0]}"),
+        "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),
+        "taxon_sizes": _taxon_sizes(connection),
+        "ranks": _ranks(connection),
         "sheet": [{**row, "jpg": _picture(row, folder)} for row in rows_of(connection, _SHEET, {"most": most})],
         "heads": [
             {**row, "jpg": _picture(row, folder)}
@@ -101,33 +111,9 @@ def collect(
     }
 
 
-def count_samples(connection: Any, rows: str) -> dict[str, Any]:
-    """The figures that need no shard, of a query that gives rows as the samples table will hold them."""
-    _view_samples(connection, rows)
-    return _count(connection)
-
-
-def _view_samples(connection: Any, rows: str) -> None:
-    connection.execute(f"CREATE OR REPLACE VIEW samples AS {rows}")
-    connection.execute(
-        "CREATE OR REPLACE VIEW images AS SELECT * REPLACE (coalesce(licence_id, 'unknown') AS licence) FROM samples "
-        "WHERE copy = 0"
-    )
-
-
-def _count(connection: Any) -> dict[str, Any]:
-    connection.execute(
-        f"CREATE TABLE named AS SELECT {_TAXON} AS name, count(*) FILTER (copy = 0) AS images, "
-        f"count(*) FILTER (split = 'train') AS samples FROM samples WHERE {_TAXON} IS NOT NULL GROUP BY 1"
-    )
-    return {
-        **{name: rows_of(connection, query) for name, query in _COUNTS.items()},
-        "words": _histogram(connection, _NUM_WORDS, WORD_EDGES, "samples", "0"),
-        "sides": _histogram(connection, "least(width_px, height_px)", SIDE_EDGES_PX, "images", f"< {SIDE_EDGES_PX[0]}"),
-        "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),
-        "taxon_sizes": _taxon_sizes(connection),
-        "ranks": _ranks(connection),
-    }
+def word_counts(connection: Any, view: str) -> dict[str, Any]:
+    """For each `domain` of a view the share of its texts (`text`) in each bin of numbers of words."""
+    return _histogram(connection, _NUM_WORDS, WORD_EDGES, view, "0")
 
 
 def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, below: str) -> dict[str, Any]:

@@ -30,21 +30,15 @@ def json_bytes(value: Any) -> bytes:
 
 
 def side_files(
-    record: Mapping[str, Any],
-    mixture: Mapping[str, Any],
-    samples: str,
-    folder: str,
-    connection: Any,
-    counts: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any], mixture: Mapping[str, Any], samples: str, folder: str, connection: Any
 ) -> Iterator[tuple[str, bytes]]:
     """(path within the release, content) of every small file but the record, which names them all.
 
-    `samples` is the samples table (it may not be published yet), `folder` the release, whose shards are there. `counts`
-    are the figures that `count_samples` took of it, where somebody has them.
+    `samples` is the samples table (it may not be published yet), `folder` the release, whose shards are there.
     """
     # A takedown reads record and mixture from their files. Read them the same way here, so that both see one order.
     record, mixture = json.loads(json_bytes(record)), json.loads(json_bytes(mixture))
-    figures = collect(connection, samples, folder, record, counts)
+    figures = collect(connection, samples, folder, record)
     shards = [shard for split in record["splits"].values() for shard in split["shards"]]
     # open_clip looks up every shard by its base name in the folder of the first source: each folder names all shards
     sizes = json_bytes({shard["shard"]: shard["num_samples"] for shard in shards})

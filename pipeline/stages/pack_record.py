@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any
@@ -23,7 +22,6 @@ from manifests.release import FORMAT, RECORD_FILE, SPLIT_FOLDERS
 from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
-from pipeline.sidefiles.figures import count_samples
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
 from pipeline.sources.gbif.asking import cited
 from pipeline.store.files import Files, RowGroup
@@ -51,8 +49,6 @@ _ARRANGED_COLUMNS = [
         name for name in SAMPLES.names if name not in tables.PLACEMENTS.names and name not in ("text", "text_type")
     ),
 ]  # fmt: skip
-
-_AS_SAMPLES = "SELECT *, txt AS text, txt_type AS text_type, length AS jpg_length FROM arranged"
 
 _JSON_TEXTS = {  # fields of the json member that are texts, and the columns of arranged samples they come from
     **{name: name for name in ("sample_id", "domain", "source", "record_key", "url", "caption", "creator",
@@ -185,15 +181,11 @@ class RecordInputs:
 def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
     """Side files of a release, then its record; the order of files is the order of publication."""
     workdir, folder = run.workdir, inputs.folder
+    samples, attribution = _write_samples(inputs, run)
+    files = [samples, attribution]
     with run.scratch() as sql:
-        with ThreadPoolExecutor(1) as beside:  # writing the samples keeps one core and a half busy
-            view_parquet(sql, "arranged", list(dict.fromkeys(shard.arranged.path for shard in inputs.rows)))
-            counting = beside.submit(count_samples, sql.cursor(), _AS_SAMPLES)
-            samples, attribution = _write_samples(inputs, run)
-            counts = counting.result()
-        files = [samples, attribution]
         record = _record(inputs) | {"duplicates": _duplicates(inputs, sql)}
-        for name, content in side_files(record, inputs.mixture, samples.temp, place_of(workdir, folder), sql, counts):
+        for name, content in side_files(record, inputs.mixture, samples.temp, place_of(workdir, folder), sql):
             files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
     record["files"] |= {
         file.path.removeprefix(f"{folder}/"): {"num_bytes": file.num_bytes, "sha256": file.sha256} for file in files

@@ -107,7 +107,7 @@ def empty_columns(connection: Any, paths: Sequence[str]) -> frozenset[str]:
         f"SELECT path_in_schema FROM parquet_metadata([{literals(paths)}]) GROUP BY ALL "
         "HAVING bool_and(coalesce(stats_null_count = num_values, false))"
     )
-    return frozenset(name for (name,) in found.fetchall())
+    return frozenset(path for (path,) in found.fetchall() if ", " not in path)  # else it leads into a list or a map
 
 
 def add_empty(rows: pa.Table, schema: pa.Schema, empty: Collection[str]) -> pa.Table:

@@ -12,13 +12,31 @@ from building import release_of, run_plantmix
 
 from manifests.reader import open_reader
 from manifests.release import Release
+from pipeline.sidefiles import figures
 from pipeline.sidefiles.contact_sheets import Picture, Sheet
 from pipeline.sidefiles.pages import write_card, write_report
+from pipeline.store.sql import open_scratch
 
 
 @pytest.fixture
 def release(built: Path) -> Release:
     return Release.open(str(release_of(built / "build")))
+
+
+@pytest.mark.parametrize(
+    ("text", "num_words"),
+    [
+        (None, "0"), ("", "0"), (" ", "0"), ("\u00a0", "0"), ("leaf", "1"), ("a leaf", "2"), (" a leaf", "2"),
+        ("a leaf ", "2"), ("a  leaf", "2"), ("a\tleaf", "2"), ("a\r\nleaf \u00a0", "2"),
+        ("a b c d", "3"), ("a b c d e", "5"),
+    ],
+)  # fmt: skip
+def test_words_are_what_white_space_parts(tmp_path: Path, text: str | None, num_words: str) -> None:
+    """A bin is named by the number of words where it begins."""
+    with open_scratch(str(tmp_path), 1) as sql:
+        sql.execute("CREATE TABLE texts AS SELECT 'plant' AS domain, $1::VARCHAR AS text", [text])
+        found = figures.word_counts(sql, "texts")
+    assert dict(zip(found["labels"], found["shares"]["plant"], strict=True))[num_words] == 1
 
 
 class Reader(HTMLParser):

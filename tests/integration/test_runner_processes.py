@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,20 @@ def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> 
     spans = [each.notes["span"] for each in done if each]
     assert len({each.notes["pid"] for each in done if each}) == 3
     assert max(sum(began <= start < ended for began, ended in spans) for start, _ in spans) == 3
+
+
+@pytest.mark.parametrize(("num_parts", "memory_gb"), [(1, 6.0), (2, 2.0)])
+def test_a_part_that_runs_alone_may_take_the_memory_of_all_workers(num_parts: int, memory_gb: float) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        return PartResult((), None, {"memory_gb": run.memory_gb})
+
+    jobs = [replace(job, execution=replace(job.execution, memory_gb=2.0)) for job in jobs_of([{}] * num_parts)]
+    executor = ProcessExecutor(3)
+    try:
+        found = [each.result.notes["memory_gb"] for each in executor.run(ByValue(work), jobs) if each.result]
+    finally:
+        executor.close()
+    assert found == [memory_gb] * num_parts
 
 
 def test_what_each_needs_a_gpu_is_done_by_one_worker(process_executor: ProcessExecutor) -> None:

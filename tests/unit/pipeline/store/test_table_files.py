@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import io
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +21,9 @@ from fsspec import AbstractFileSystem
 from manifests import tables
 from pipeline.captions.settings import TextChoice, TextSettings
 from pipeline.runner.work import Execution
-from pipeline.stages.pack_arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
+from pipeline.stages.pack_arrange import ARRANGED, ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, open_scratch, view_parquet
+from pipeline.store.sql import copy_sorted, empty_columns, first_half_of_md5, open_scratch, view_parquet
 from pipeline.store.writing import TableWriter, private_bytes, write_table
 
 DUCKDB_ROW_GROUP = 122_880  # where it cuts its batches when it sorts on more than one thread
@@ -209,6 +211,56 @@ def test_only_texts_that_a_shard_needs_are_gathered(
     rows = pq.read_table(gathered.temp).sort_by("sample_id")
     assert rows["txt"].to_pylist() == txt
     assert rows["texts"].to_pylist() == texts
+
+
+@pytest.mark.parametrize("by_bytes", [False, True])
+def test_columns_without_a_value_are_left_out_on_the_way_and_come_back(tmp_path: Path, by_bytes: bool) -> None:
+    """No sample has a creator or a text that becomes a member, and all have a caption; one alone has a licence."""
+    inputs = to_gather(tmp_path, [2, 0, 1], ["a leaf", "a root", "a tree"], [[SCI]] * 3, TextSettings())
+    ids = [f"{number:032x}" for number in range(3)]
+    licences = write_rows(
+        tmp_path, "candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * 3, licence=[None, "CC0", None]
+    )
+    sizes = write_rows(tmp_path, "facts", tables.FACTS, sample_id=ids, length=[1000, 2000, 3000])
+    inputs = replace(inputs, candidates=licences, facts=sizes, extra_captions=Files(), by_bytes=by_bytes)
+    run = Execution(str(tmp_path), 1, "x", None)
+    (gathered,) = gather(inputs, run).files
+    there = set(pq.read_schema(gathered.temp).names)
+    assert {"creator", "texts", "image_id", "language"}.isdisjoint(there)
+    assert {"sample_id", "licence", "length", "txt", "txt_type", "tar_bytes"} <= there
+    limits = (None, 12_000) if by_bytes else (2, None)
+    (file,) = arrange(ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), *limits), run).files
+    assert groups(file.temp) == [2, 1]
+    rows = pq.read_table(file.temp)
+    assert rows.schema.equals(ARRANGED)
+    assert rows["txt"].to_pylist() == ["a root", "a tree", "a leaf"]
+    assert rows["licence"].to_pylist() == ["CC0", None, None]
+    assert rows["creator"].null_count == rows["texts"].null_count == 3
+
+
+def test_a_column_is_empty_when_no_file_has_a_value_in_it(tmp_path: Path) -> None:
+    texts = pa.map_(pa.string(), pa.string())
+    schema = pa.schema([("id", pa.string()), ("one", pa.string()), ("none", pa.int64()), ("texts", texts)])
+    first = write_rows(tmp_path, "first", schema, id=["a", "b"])
+    second = write_rows(tmp_path, "second", schema, id=["c", "d"], one=[None, "x"])
+    nobody = write_rows(tmp_path, "nobody", schema, id=[])
+    with open_scratch(str(tmp_path), 1) as sql:
+        assert empty_columns(sql, first.paths) == {"one", "none"}  # nothing is said of what is nested
+        assert empty_columns(sql, [*first.paths, *second.paths, *nobody.paths]) == {"none"}
+        view_parquet(sql, "rows", [*second.paths, *first.paths])
+        file = copy_sorted(sql, "FROM rows", "id", TableWriter(str(tmp_path), "t", "t", schema), empty={"none"})
+    rows = pq.read_table(file.temp)
+    assert rows.schema.equals(schema)
+    assert rows["id"].to_pylist() == ["a", "b", "c", "d"]
+    assert rows["one"].to_pylist() == [None, None, None, "x"]
+    assert rows["none"].null_count == 4
+
+
+def test_the_first_half_of_an_md5_is_a_number() -> None:
+    texts = ["", "a", "shuffle 0 é", "x" * 500]
+    halves = [int.from_bytes(hashlib.md5(text.encode()).digest()[:8], "little") for text in texts]
+    found = duckdb.sql(f"SELECT {first_half_of_md5('t')} FROM (SELECT unnest($1) AS t)", params=[texts]).fetchall()
+    assert [number for (number,) in found] == halves
 
 
 def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path: Path) -> None:
