@@ -105,7 +105,7 @@ def empty_columns(connection: Any, paths: Sequence[str]) -> frozenset[str]:
     bring_missing(paths)
     found = connection.execute(
         f"SELECT path_in_schema FROM parquet_metadata([{literals(paths)}]) GROUP BY ALL "
-        "HAVING bool_and(coalesce(stats_null_count = num_values, false))"
+        "HAVING bool_and(coalesce(stats_null_count, 0) = num_values) AND sum(num_values) > 0"
     )
     return frozenset(path for (path,) in found.fetchall() if ", " not in path)  # else it leads into a list or a map
 

@@ -247,6 +247,7 @@ def test_a_column_is_empty_when_no_file_has_a_value_in_it(tmp_path: Path) -> Non
     with open_scratch(str(tmp_path), 1) as sql:
         assert empty_columns(sql, first.paths) == {"one", "none"}  # nothing is said of what is nested
         assert empty_columns(sql, [*first.paths, *second.paths, *nobody.paths]) == {"none"}
+        assert empty_columns(sql, nobody.paths) == set()
         view_parquet(sql, "rows", [*second.paths, *first.paths])
         file = copy_sorted(sql, "FROM rows", "id", TableWriter(str(tmp_path), "t", "t", schema), empty={"none"})
     rows = pq.read_table(file.temp)
