@@ -1,0 +1,100 @@
+"""`work_dir: gs://` through the real gcsfs, to a Cloud Storage server on the loopback: the bytes of a local build."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from building import PLANTMIX, hash_tree
+from gcp_storage_emulator.server import create_server
+from gcsfs.core import GCSFileSystem
+from release_writer import drawn_samples
+
+from manifests.reader import open_reader
+from manifests.remote import folder as remote
+
+BUCKET = "bucket"
+NUM = 20
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """Address of a Cloud Storage server on the loopback, with a bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+def run(folder: Path, endpoint: str, *arguments: str) -> str:
+    """One command of a user of the store; returns what it printed to stderr."""
+    store = {
+        "STORAGE_EMULATOR_HOST": endpoint,
+        "NO_GCE_CHECK": "true",  # nobody looks for credentials of this machine,
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # and nobody asks Google what kind of bucket it is
+        remote.PLACE_VARIABLE: str(folder / "local"),
+    }
+    command = [*PLANTMIX, *arguments]
+    done = subprocess.run(command, env=os.environ | store, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def write_config(folder: Path, work_dir: str) -> str:
+    sources = [
+        {
+            "name": domain,
+            "domain": domain,
+            "folder": {"path": str(folder / "pictures" / domain), "captions": "text_file"},
+            "defaults": {"licence": "CC0"},
+        }
+        for domain in ("plant", "general")
+    ]
+    values = {
+        "name": "stored",
+        "work_dir": work_dir,
+        "sources": sources,
+        "mix": {"ratio": {"plant": 1, "general": 1}},
+        "pack": {"samples_per_shard": 8},
+        "run": {"executor": "inline", "fetch_part_size": 5},
+    }
+    path = folder / f"config-{hashlib.sha256(work_dir.encode()).hexdigest()[:6]}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def hash_bucket(endpoint: str, folder: str) -> dict[str, str]:
+    """sha256 of every object below a folder of the bucket, by its path there."""
+    fs = GCSFileSystem(token="anon", endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True)
+    return {path.removeprefix(f"{folder}/"): hashlib.sha256(fs.cat_file(path)).hexdigest() for path in fs.find(folder)}
+
+
+def test_a_build_a_check_and_a_takedown_leave_what_they_leave_on_a_disk(endpoint: str, tmp_path: Path) -> None:
+    for number, sample in enumerate(drawn_samples(NUM, 0)):
+        path = tmp_path / "pictures" / ("plant" if number % 2 else "general") / f"{number:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.jpg)
+        path.with_suffix(".txt").write_text(f"picture number {number} of the field")
+    work, stored = str(tmp_path / "work"), f"gs://{BUCKET}/runs/one"
+    said = [run(tmp_path, endpoint, "build", write_config(tmp_path, place)) for place in (work, stored)]
+    assert hash_bucket(endpoint, f"{BUCKET}/runs/one/releases") == hash_tree(tmp_path / "work/releases")
+    said.append(run(tmp_path, endpoint, "verify", stored))
+
+    with open_reader(work) as reader:
+        ((taken,),) = reader.execute("SELECT min(sample_id) FROM placements").fetchall()
+    said += [run(tmp_path, endpoint, "takedown", place, "--id", taken) for place in (work, stored)]
+    after = hash_bucket(endpoint, f"{BUCKET}/runs/one/releases")
+    assert after == hash_tree(tmp_path / "work/releases")
+    assert sum(path.endswith("/release.json") for path in after) == 2
+    assert "Task was destroyed" not in "".join(said)
