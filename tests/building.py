@@ -74,6 +74,30 @@ def write_build_config(web: Web, folder: Path, name: str, work_dir: Path | None 
     return path
 
 
+def write_folder_config(folder: Path, work_dir: str, pictures: str, **run: Any) -> Path:
+    """A small build of `pictures/plant` and `pictures/general`, each picture with its text beside it."""
+    sources = [
+        {
+            "name": domain,
+            "domain": domain,
+            "folder": {"path": f"{pictures}/{domain}", "captions": "text_file"},
+            "defaults": {"licence": "CC0"},
+        }
+        for domain in ("plant", "general")
+    ]
+    values = {
+        "name": "stored",
+        "work_dir": work_dir,
+        "sources": sources,
+        "mix": {"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
+        "pack": {"samples_per_shard": 10},
+        "run": {"executor": "inline", "fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.01, **run},
+    }
+    path = folder / f"config-{hashlib.sha256(work_dir.encode()).hexdigest()[:6]}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The real command, in a process of its own."""
     return subprocess.run(

@@ -12,14 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from building import PLANTMIX, ROOT, hash_tree
+from building import PLANTMIX, ROOT, hash_tree, write_folder_config
 from misbehaving.object_store import BUCKET, Store, hash_stored, serving
 from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import drawn_samples
@@ -61,34 +59,11 @@ def at_home(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     store.choose, store.injected = lambda method, path: None, 0
 
 
-def write_config(folder: Path, work_dir: str, pictures: str, **run: Any) -> Path:
-    sources = [
-        {
-            "name": domain,
-            "domain": domain,
-            "folder": {"path": f"{pictures}/{domain}", "captions": "text_file"},
-            "defaults": {"licence": "CC0"},
-        }
-        for domain in ("plant", "general")
-    ]
-    values = {
-        "name": "stored",
-        "work_dir": work_dir,
-        "sources": sources,
-        "mix": {"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
-        "pack": {"samples_per_shard": 10},
-        "run": {"executor": "inline", "fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.01, **run},
-    }
-    path = folder / f"config-{hashlib.sha256(work_dir.encode()).hexdigest()[:6]}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 @pytest.fixture(scope="module")
 def whole(store: Store, pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """sha256 of every file of the releases that the same build makes on a local disk."""
     folder = tmp_path_factory.mktemp("whole")
-    config = write_config(folder, str(folder / "work"), pictures)
+    config = write_folder_config(folder, str(folder / "work"), pictures)
     env = os.environ | store.environment()
     done = subprocess.run([*PLANTMIX, "build", str(config)], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -112,7 +87,7 @@ def test_the_bytes_of_a_local_build_and_few_requests(
     store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
 ) -> None:
     """As it was found: 1,346 requests for 200 pictures, and 848 times the bytes read from the pool."""
-    config = write_config(tmp_path, f"s3://{BUCKET}/runs/one", pictures)
+    config = write_folder_config(tmp_path, f"s3://{BUCKET}/runs/one", pictures)
     store.requests, store.sent = [], []
     assert main(["build", str(config)]) == 0
     asked, sent = asked_for(store, "runs/one"), list(store.sent)
@@ -144,7 +119,8 @@ def test_processes_of_one_machine_write_into_the_store(
 ) -> None:
     address = f"s3://{BUCKET}/runs/processes"
     store.requests = []
-    assert main(["build", str(write_config(tmp_path, address, pictures, executor="processes", num_workers=2))]) == 0
+    config = write_folder_config(tmp_path, address, pictures, executor="processes", num_workers=2)
+    assert main(["build", str(config)]) == 0
     assert releases_in(store, "runs/processes") == whole
     written = Counter(path for method, path in asked_for(store, "runs/processes") if method == "PUT")
     files = {path: num for path, num in written.items() if path.startswith(("tables/", "pool/", "releases/"))}
@@ -154,7 +130,7 @@ def test_processes_of_one_machine_write_into_the_store(
 @pytest.fixture
 def built(store: Store, pictures: str, tmp_path: Path) -> str:
     address = f"s3://{BUCKET}/runs/{tmp_path.name}"
-    assert main(["build", str(write_config(tmp_path, address, pictures))]) == 0
+    assert main(["build", str(write_folder_config(tmp_path, address, pictures))]) == 0
     return address
 
 
@@ -164,7 +140,7 @@ def test_every_command_on_a_store(
 ) -> None:
     name = built.removeprefix(f"s3://{BUCKET}/")
     fs = fsspec.filesystem("s3", **store.options)
-    config = str(write_config(tmp_path, built, pictures))
+    config = str(write_folder_config(tmp_path, built, pictures))
 
     def said(*command: str, code: int = 0) -> str:
         capsys.readouterr()
@@ -239,7 +215,7 @@ def test_faults_of_the_store_cost_no_byte(store: Store, pictures: str, whole: di
         return fault if method == "GET" or fault != "truncated" else "slow_down"
 
     store.choose = choose
-    config = write_config(tmp_path, f"s3://{BUCKET}/runs/faulty", pictures)
+    config = write_folder_config(tmp_path, f"s3://{BUCKET}/runs/faulty", pictures)
     assert main(["build", str(config)]) == 0
     assert store.injected == 16
     store.choose = lambda method, path: None
@@ -249,13 +225,13 @@ def test_faults_of_the_store_cost_no_byte(store: Store, pictures: str, whole: di
 def test_a_store_that_stays_away_is_one_line(
     store: Store, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_config(tmp_path, f"s3://{BUCKET}/runs/away", pictures)
+    config = write_folder_config(tmp_path, f"s3://{BUCKET}/runs/away", pictures)
     store.choose = lambda method, path: "expired_403" if "/runs/away" in path else None
     assert main(["build", str(config)]) == 1
     said = capsys.readouterr().err
     assert f"s3://{BUCKET}/runs/away: the store cannot be used now (PermissionError" in said
     assert "run the same command again" in said
-    assert main(["build", str(write_config(tmp_path, f"s3://{BUCKET}", pictures))]) == 2
+    assert main(["build", str(write_folder_config(tmp_path, f"s3://{BUCKET}", pictures))]) == 2
     assert "name a folder in the bucket" in capsys.readouterr().err
 
 
@@ -281,7 +257,7 @@ def test_a_file_is_read_to_its_end_whatever_its_size(
 def test_a_killed_driver_is_followed_by_one_elsewhere(
     store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, f"s3://{BUCKET}/runs/killed", pictures)
+    config = write_folder_config(tmp_path, f"s3://{BUCKET}/runs/killed", pictures)
     seen: set[str] = set()
 
     def choose(method: str, path: str) -> str | None:
@@ -315,7 +291,7 @@ def test_two_nodes_that_share_no_disk(store: Store, pictures: str, whole: dict[s
             local = str(tmp_path / f"node-{number}")
             env = store.environment() | {"PYTHONPATH": str(ROOT), remote.PLACE_VARIABLE: local}
             cluster.start(env=env)
-        config = write_config(
+        config = write_folder_config(
             tmp_path, f"s3://{BUCKET}/runs/spread", pictures, executor="ray", ray={"address": cluster.address}
         )
         store.requests, store.sent = [], []

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from building import PLANTMIX, hash_tree
+from building import PLANTMIX, hash_tree, write_folder_config
 from gcp_storage_emulator.server import create_server
 from gcsfs.core import GCSFileSystem
 from release_writer import drawn_samples
@@ -51,29 +50,6 @@ def run(folder: Path, endpoint: str, *arguments: str) -> str:
     return done.stderr
 
 
-def write_config(folder: Path, work_dir: str) -> str:
-    sources = [
-        {
-            "name": domain,
-            "domain": domain,
-            "folder": {"path": str(folder / "pictures" / domain), "captions": "text_file"},
-            "defaults": {"licence": "CC0"},
-        }
-        for domain in ("plant", "general")
-    ]
-    values = {
-        "name": "stored",
-        "work_dir": work_dir,
-        "sources": sources,
-        "mix": {"ratio": {"plant": 1, "general": 1}},
-        "pack": {"samples_per_shard": 8},
-        "run": {"executor": "inline", "fetch_part_size": 5},
-    }
-    path = folder / f"config-{hashlib.sha256(work_dir.encode()).hexdigest()[:6]}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
-
-
 def hash_bucket(endpoint: str, folder: str) -> dict[str, str]:
     """sha256 of every object below a folder of the bucket, by its path there."""
     fs = GCSFileSystem(token="anon", endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True)
@@ -86,8 +62,12 @@ def test_a_build_a_check_and_a_takedown_leave_what_they_leave_on_a_disk(endpoint
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample.jpg)
         path.with_suffix(".txt").write_text(f"picture number {number} of the field")
+    pictures = str(tmp_path / "pictures")
     work, stored = str(tmp_path / "work"), f"gs://{BUCKET}/runs/one"
-    said = [run(tmp_path, endpoint, "build", write_config(tmp_path, place)) for place in (work, stored)]
+    said = [
+        run(tmp_path, endpoint, "build", str(write_folder_config(tmp_path, place, pictures)))
+        for place in (work, stored)
+    ]
     assert hash_bucket(endpoint, f"{BUCKET}/runs/one/releases") == hash_tree(tmp_path / "work/releases")
     said.append(run(tmp_path, endpoint, "verify", stored))
 
