@@ -1,6 +1,6 @@
 """The data contract: the Arrow schema of every table with a row for each sample, and the identity of a sample.
 
-Tables are Parquet parts (zstd). Every column is described here once. Stages, the catalogue's views, releases and tests
+Tables are Parquet parts. Every column is described here once. Stages, the catalogue's views, releases and tests
 all read these schemas.
 """
 
@@ -249,6 +249,9 @@ PLACEMENTS = pa.schema(
         ("json_length", pa.int64()),
     ]
 )
+
+HASHES = frozenset({"sample_id", "image_id", "stored_sha256", "pixels_sha256", "pixels_a", "pixels_b"})
+"""Columns of hex digits, in any table."""
 
 
 def sample_id(source: str, record_key: str) -> str:

@@ -38,7 +38,7 @@ ASSUMED_PICTURES_PER_CORE_SECOND = 40
 # Bytes a pixel of a stored JPEG, 4:2:0, at 256 px: 60 phone photos of groceries.
 _STORED_BYTES_PER_PIXEL = {30: 0.1, 80: 0.23, 90: 0.33, 95: 0.46, 100: 1.2}  # by JPEG quality; 30 is a guess
 _SIDE_RATIO = 4 / 3
-_ROW_BYTES = 400  # candidates, facts, captions and decisions of one picture, zstd Parquet
+_ROW_BYTES = 1_700  # all tables of the work folder, a candidate: 2 M synthetic ones, each drawn 1.4 times (2026-11-27)
 
 _COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "url", "asked_url", "locator", "reason")])
 

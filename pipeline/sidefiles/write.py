@@ -18,7 +18,7 @@ from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report
 from pipeline.store.writing import PrivateFile, TableWriter
 
-VERSION = 5  # raise it when the same release would get other bytes: fingerprints of releases hold it
+VERSION = 6  # raise it when the same release would get other bytes: fingerprints of releases hold it
 ATTRIBUTION_COLUMNS = (
     "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
 )  # fmt: skip
@@ -75,9 +75,9 @@ class SamplesWriter:
 
     def __init__(self, workdir: str, prefix: str, schema: pa.Schema) -> None:
         """`prefix` stands before both names, within `workdir`."""
-        self._samples = TableWriter(workdir, "samples", f"{prefix}{SAMPLES_FILE}", schema)
+        self._samples = TableWriter(workdir, "samples", f"{prefix}{SAMPLES_FILE}", schema, small=True)
         named = pa.schema([schema.field(name) for name in ATTRIBUTION_COLUMNS])
-        self._attribution = TableWriter(workdir, "attribution", f"{prefix}attribution.parquet", named)
+        self._attribution = TableWriter(workdir, "attribution", f"{prefix}attribution.parquet", named, small=True)
 
     def write(self, rows: pa.Table) -> None:
         """Append samples."""

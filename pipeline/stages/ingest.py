@@ -22,11 +22,10 @@ from manifests.errors import RunError
 from manifests.masking import hide_users
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.sources.reading import digest_inputs, read_rows
+from pipeline.sources.reading import digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
-from pipeline.store.writing import TableWriter
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 REASONS = (
@@ -119,8 +118,8 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
     source = inputs.source
     stem = f"tables/ingest/{source.name}-{run.stem}"
-    staged = TableWriter(run.workdir, "staged", f"{stem}-staged.parquet", _STAGED, use_dictionary=False)
-    for batch in read_rows(source, run.scratch):
+    staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
+    for batch in read_ahead(source, run.scratch):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
     with run.scratch() as sql:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests import storage, tables
 
 ROW_GROUP_ROWS = 100_000
+DICTIONARY_BYTES = 2.5
+"""Of a column's dictionary, for each row of a row group. pyarrow begins one for every column, and drops it above this.
+
+It lets 1 MiB pass: with 57 MB of captions of which no two are alike, a dictionary is then filled with the first 18,000
+of 100,000 rows in vain. Texts of which five or fewer are alike come out as large without one (2026-11-27).
+"""
 ROW_GROUP_BYTES = 256 << 20
 """Of the texts of a row group. Rows of up to 2.6 kB never get there; rows of 4 MiB would fill the memory."""
 
@@ -67,14 +74,15 @@ class _Hashed:
 
 
 class TableWriter:
-    """Stream Arrow tables of one schema into a private Parquet file (zstd).
+    """Stream Arrow tables of one schema into a private Parquet file.
+
+    `small` is for what a release carries: zstd, where the work folder's own tables have lz4. Those are read and written
+    many times: a sample in shard order takes 1.0 us less in all, for twice the bytes. lz4 finds nothing in hashes (66
+    of 68 bytes are left), and takes five times what writing them as they are does (2026-11-27).
 
     A row group ends after `row_group_rows` rows, or with the row that brings its texts above `row_group_bytes`, however
     the rows come: DuckDB cuts its batches at its own 122,880 rows when it sorts on more than one thread, and a file may
     not depend on the number of cores.
-
-    Where nearly all texts of a table differ, dictionaries are made in vain: without them a sample in shard order takes
-    2.0 us to write instead of 2.8, and 1.4 us to read instead of 1.5 (2026-11-26).
 
     A thread encodes one row group while the caller makes the next one, so that a step of one part keeps two cores busy.
     """
@@ -87,8 +95,7 @@ class TableWriter:
         schema: pa.Schema,
         row_group_rows: int = ROW_GROUP_ROWS,
         row_group_bytes: int = ROW_GROUP_BYTES,
-        use_dictionary: bool = True,
-        compression: str = "zstd",
+        small: bool = False,
     ) -> None:
         self._table, self._path = table, path
         final = storage.join(workdir, path)
@@ -97,7 +104,12 @@ class TableWriter:
         self.schema = schema
         fs, inner = storage.filesystem(self._temp)  # the tables of a release may lie in an object store
         self._stream = _Hashed(fs.open(inner, "wb"))
-        self._writer = pq.ParquetWriter(self._stream, schema, compression=compression, use_dictionary=use_dictionary)
+        self._writer = pq.ParquetWriter(
+            self._stream,
+            schema,
+            compression="zstd" if small else _fast(schema),
+            dictionary_pagesize_limit=int(row_group_rows * DICTIONARY_BYTES),
+        )
         self._num_rows = 0
         self._row_group_rows, self._row_group_bytes = row_group_rows, row_group_bytes
         self._waiting: list[pa.Table] = []
@@ -157,13 +169,24 @@ class TableWriter:
 
         Raises: what writing the row group before raised, such as a full disk.
         """
+        rows = rows.combine_chunks()
         if self._encoding:
             self._encoding.result()
         self._encoding = self._thread.submit(self._write_group, rows)
 
     def _write_group(self, rows: pa.Table) -> None:
         # one chunk a column, because Parquet ends a page where a chunk ends
-        self._writer.write_table(rows.combine_chunks(), row_group_size=max(1, rows.num_rows))
+        self._writer.write_table(rows, row_group_size=max(1, rows.num_rows))
+
+
+@cache
+def _fast(schema: pa.Schema) -> dict[str, str]:
+    """How each column is packed that Parquet stores of a schema: what lists and maps hold is a column, too."""
+    empty = pa.BufferOutputStream()
+    pq.ParquetWriter(empty, schema).close()
+    stored = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
+    paths = [stored.column(number).path for number in range(len(stored))]
+    return {path: "none" if path in tables.HASHES else "lz4" for path in paths}
 
 
 def text_bytes(rows: pa.Table) -> np.ndarray:

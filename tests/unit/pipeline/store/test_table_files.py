@@ -91,6 +91,33 @@ def test_a_row_group_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_only_what_a_release_carries_is_packed_small(tmp_path: Path, small: bool) -> None:
+    schema = pa.schema([("sample_id", pa.string()), ("url", pa.string()), ("texts", pa.map_(pa.string(), pa.string()))])
+    rows = pa.table({"sample_id": ["0a"], "url": ["https://a.example"], "texts": [[("com", "maple")]]}, schema=schema)
+    writer = TableWriter(str(tmp_path), "t", "t.parquet", schema, small=small)
+    writer.write(rows)
+    file = pq.ParquetFile(writer.close().temp)
+    columns = [file.metadata.row_group(0).column(number) for number in range(4)]
+    expected = ["ZSTD"] * 4 if small else ["UNCOMPRESSED", "LZ4", "LZ4", "LZ4"]
+    assert [column.compression for column in columns] == expected
+    assert file.read().equals(rows)
+
+
+def test_no_large_dictionary_is_made_of_values_that_differ(tmp_path: Path) -> None:
+    """10,000 texts of 36 bytes: 600 that repeat fit a dictionary of 25 kB, of 10,000 others it ends there."""
+    schema = pa.schema([("sample_id", pa.string()), ("image_id", pa.string())])
+    rows = {
+        name: [f"{n % num:032d}" for n in range(10_000)] for name, num in zip(schema.names, (600, 10_000), strict=True)
+    }
+    writer = TableWriter(str(tmp_path), "t", "t.parquet", schema, 10_000)
+    writer.write(pa.table(rows))
+    group = pq.ParquetFile(writer.close().temp).metadata.row_group(0)
+    repeated, different = (group.column(number) for number in range(2))
+    assert repeated.total_uncompressed_size < 10_000 * 4
+    assert 10_000 < different.data_page_offset - different.dictionary_page_offset < 40_000  # looked at every 1,024 rows
+
+
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     file = write_table(str(tmp_path), "t", "deep/er/empty.parquet", SCHEMA.empty_table(), SCHEMA)
     assert file.num_rows == 0
