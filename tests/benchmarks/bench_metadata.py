@@ -53,7 +53,7 @@ from pipeline.captions.settings import CaptionSettings
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution, PartResult
+from pipeline.runner.work import Execution, PartResult, files_in
 from pipeline.stages import caption, pack_record
 from pipeline.stages.dedup import DetailInputs
 from pipeline.stages.fetch_rounds import PicturesInputs
@@ -67,8 +67,12 @@ from process_tree import below
 
 PART_ROWS = 10_000
 HASHES = "hashes.npy"
-DONE_WITH = {"fetch collect": ("download", "fetched"), "pack arrange": ("gather", "gathered")}
-"""After which step no other one reads the table that an earlier step wrote."""
+DONE_WITH = {
+    "fetch collect": [("fetch", "fetched")],
+    "pack gather": [("ingest", "candidates"), ("fetch", "facts"), ("caption", "captions")],
+    "pack arrange": [("pack", "gathered")],
+}
+"""After which step no other one reads the tables that a stage wrote."""
 
 
 def main() -> None:
@@ -251,8 +255,10 @@ class MeasuredRunner(Runner):
             replaced=step.work.__module__ == __name__,
         )
         self.told.append(row)
-        if done := DONE_WITH.get(row["step"]):  # else 50 M rows take 60 GB
-            for path in self._stage_run(None).files(*done).paths:
+        for name, table in DONE_WITH.get(row["step"], []):  # else 50 M rows take 80 GB
+            sealed = self._context.sealed.get(name)
+            version = sealed.fingerprint if sealed else self._context.fingerprint
+            for path in files_in(self._context.workdir, self._catalog.parts_of(version), table).paths:
                 storage.remove(path)
 
 
