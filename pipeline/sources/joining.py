@@ -51,7 +51,7 @@ class StagedTable(AbstractContextManager["StagedTable"]):
         self.name = name
         self.path = f"{folder}/{name}.parquet"
         self.schema = pa.schema([("n", pa.int64()), *((column, pa.string()) for column in columns)])
-        self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
+        self._writer = pq.ParquetWriter(self.path, self.schema, compression="lz4")
         self._waiting: list[pa.Table] = []
 
     def __exit__(self, *_: object) -> None:

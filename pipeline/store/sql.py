@@ -151,7 +151,7 @@ def cut_rows(
         f"SELECT place // {num_rows}, count(*), to_hex(bit_xor(md5_number({hashed}))) FROM cut GROUP BY 1 ORDER BY 1"
     ).fetchall()
     reader = connection.sql("SELECT * EXCLUDE (place) FROM cut ORDER BY place").to_arrow_reader(num_rows)
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, reader.schema, compression="lz4") as writer:
         waiting = reader.schema.empty_table()
         for batch in reader:
             waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
