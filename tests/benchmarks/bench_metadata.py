@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH              # 1, 2, 4, 8 and 13 M, unattended
     python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH --and-50     # and 50 M
+    python tests/benchmarks/bench_metadata.py --quick --folder SCRATCH --store --millions 1 2    # requests, too
 
 What each size gave stays in SCRATCH/found-ROWS.jsonl. A size that is done there is not run again, and one that failed
 does not keep the others from running: start the same command again to do the rest. After every size SCRATCH/found.md
@@ -14,6 +15,9 @@ writes the facts that it would have measured (tables of the real schema, 1 % fai
 placements of all its samples. All others are the code of a build. Parts of fetch have 10,000 rows and shards 10,000
 samples, ten times the defaults. `--quick` also replaces `caption measure`, whose parts know nothing of each other:
 1,000 captions are measured and the rest made up.
+
+`--store` puts the work folder into an S3 server (moto) on the loopback and counts what each step asks of it. moto holds
+all files in memory.
 
 Each size runs in a process of its own. CPU seconds and peak memory are those of that process and of all that it
 started; the peaks of processes are added, and reset before each step. Prints a JSON line a step, and for each size one
@@ -48,6 +52,7 @@ from manifests import storage, tables
 from manifests.catalog import Catalog
 from manifests.draws import splitmix64
 from manifests.records import Funnel
+from manifests.remote.folder import PLACE_VARIABLE, local_place
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.settings import CaptionSettings
 from pipeline.config import BuildConfig
@@ -63,6 +68,7 @@ from pipeline.store.writing import PrivateFile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from misbehaving.object_store import BUCKET, Store, serving
 from process_tree import below
 
 PART_ROWS = 10_000
@@ -84,11 +90,12 @@ def main() -> None:
     parser.add_argument("--executor", choices=["ray", "processes", "inline"], default="inline")
     parser.add_argument("--workers", type=int, help="parts at a time, of Ray or processes")
     parser.add_argument("--quick", action="store_true", help="make up the measurements of captions")
+    parser.add_argument("--store", action="store_true", help="the work folder in an S3 server; count requests")
     parser.add_argument("--one", type=int, help="run one size and print its lines")
     args = parser.parse_args()
     if args.one:
         run = {"executor": args.executor, "num_workers": args.workers, "memory_gb": args.memory_gb}
-        measure(args.one, args.folder, args.quick, run)
+        measure(args.one, args.folder, args.quick, run, f"s3://{BUCKET}" if args.store else None)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -100,8 +107,11 @@ def main() -> None:
             options += [
                 *(["--quick"] if args.quick else []),
                 *(["--workers", str(args.workers)] if args.workers else []),
+                *(["--store"] if args.store else []),
             ]
-            if code := run_size([sys.executable, __file__, "--one", str(num), *options], kept):
+            with serving() if args.store else contextlib.nullcontext() as store:
+                code = run_size([sys.executable, __file__, "--one", str(num), *options], kept, store)
+            if code:
                 failed.append(f"{millions:g} M (exit code {code})")
                 shutil.rmtree(args.folder / f"work-{num}", ignore_errors=True)
                 continue
@@ -115,12 +125,26 @@ def main() -> None:
     print((args.folder / "found.md").read_text())
 
 
-def run_size(command: list[str], kept: Path) -> int:
-    """Run one size in a process of its own; its lines get their name when it is done. Returns the exit code."""
+def run_size(command: list[str], kept: Path, store: Store | None) -> int:
+    """Run one size in a process of its own; its lines get their name when it is done. Returns the exit code.
+
+    With a store each line says how many requests came before it, and since the line before.
+    """
     part = kept.with_suffix(".part")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, part.open("w") as stream:
+    env = dict(os.environ)
+    if store:
+        env |= {**store.environment(), PLACE_VARIABLE: str(kept.parent / "local")}
+    asked = {"all": 0, "all but replaced": 0}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process, part.open("w") as stream:
         assert process.stdout is not None
         for line in process.stdout:
+            if store:
+                row = json.loads(line)
+                if row["step"] not in asked:
+                    row["requests"] = len(store.requests) - asked["all"]
+                    asked["all"] += row["requests"]
+                    asked["all but replaced"] += 0 if row["replaced"] else row["requests"]
+                line = json.dumps({**row, "requests": asked.get(row["step"], row.get("requests"))}) + "\n"
             print(line, end="", flush=True)
             stream.write(line)
             stream.flush()
@@ -132,9 +156,10 @@ def run_size(command: list[str], kept: Path) -> int:
 # ---- one size
 
 
-def measure(num: int, folder: Path, quick: bool, run: dict[str, Any]) -> None:
-    """One build in `folder`, which is emptied afterwards."""
-    work = folder / f"work-{num}"
+def measure(num: int, folder: Path, quick: bool, run: dict[str, Any], bucket: str | None) -> None:
+    """One build in `folder`, which is emptied afterwards, or in a `bucket`."""
+    work_dir = f"{bucket or folder}/work-{num}"
+    work = Path(local_place(work_dir))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     write_sources(work, num)
@@ -142,7 +167,7 @@ def measure(num: int, folder: Path, quick: bool, run: dict[str, Any]) -> None:
     config = BuildConfig.model_validate(
         {
             "name": "meta",
-            "work_dir": str(work),
+            "work_dir": work_dir,
             "sources": [
                 {
                     "name": name,
@@ -164,7 +189,7 @@ def measure(num: int, folder: Path, quick: bool, run: dict[str, Any]) -> None:
         }
     )
     started = time.perf_counter()
-    with Catalog.open(str(work)) as catalog:
+    with Catalog.open(work_dir) as catalog:
         runner = MeasuredRunner(config, flow_without_pictures(quick), catalog)
         runner.num_rows, runner.told = num, []
         release = runner.run().release
@@ -182,7 +207,7 @@ def measure(num: int, folder: Path, quick: bool, run: dict[str, Any]) -> None:
             files=sum(row["files"] for row in rows),
             mb=sum(row["mb"] for row in rows),
             replaced=False,
-            samples=storage.hash_file(str(work / str(release) / "samples.parquet")).sha256,
+            samples=storage.hash_file(f"{work_dir}/{release}/samples.parquet").sha256,
             **run,
         )
     shutil.rmtree(work)

@@ -21,20 +21,23 @@ def exponents(found: list[dict[str, Any]], figure: str, least: float) -> dict[st
 
 
 def report(found: list[dict[str, Any]]) -> str:
-    """Tables in Markdown: CPU seconds, seconds, and peak memory by step and size."""
+    """Tables in Markdown: CPU seconds, seconds, peak memory, and requests where all have them, by step and size."""
     sizes = sorted({row["rows"] for row in found})
     lines = []
     for title, figure, digits, least in (
         ("CPU seconds", "cpu_seconds", 1, 1.0),
         ("seconds", "seconds", 1, 1.0),
         ("peak GiB", "peak_gib", 2, 0.5),
+        ("requests", "requests", 0, 10.0),
     ):
+        if any(figure not in row for row in found):
+            continue
         slopes = exponents(found, figure, least)
         lines += ["", f"| {title} | {' | '.join(f'{size / 1e6:g} M' for size in sizes)} | grows as |"]
         lines.append(f"|---|{'---:|' * (len(sizes) + 1)}")
         for step in dict.fromkeys(row["step"] for row in found):
             given = {row["rows"]: row[figure] for row in found if row["step"] == step}
-            if max(given.values()) < (0.05 if digits == 1 else 0.0):
+            if max(given.values()) < {0: 0.5, 1: 0.05}.get(digits, 0.0):
                 continue
             cells = [f"{given[size]:.{digits}f}" if size in given else "" for size in sizes]
             slope = slopes.get(step, math.nan)
