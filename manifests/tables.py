@@ -251,7 +251,7 @@ PLACEMENTS = pa.schema(
 )
 
 HASHES = frozenset({"sample_id", "image_id", "stored_sha256", "pixels_sha256", "pixels_a", "pixels_b"})
-"""Columns of hex digits, in any table."""
+"""Columns of hashes as hex digits, in any table."""
 
 
 def sample_id(source: str, record_key: str) -> str:

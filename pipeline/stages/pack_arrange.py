@@ -228,7 +228,7 @@ def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
     """Put gathered rows in shard order, one row group a shard; the notes say how many samples each holds."""
     group = inputs.group
     path = f"tables/pack/{run.stem}-{group.table.removeprefix('arranged_')}.parquet"
-    writer = run.writer(group.table, path, ARRANGED, BATCH_ROWS)
+    writer = run.writer(group.table, path, ARRANGED, BATCH_ROWS)  # a row group is a shard
     counts = []
     with run.scratch() as sql:
         view_parquet(sql, "gathered", inputs.gathered.paths, f"{group.where} AND {inputs.places.where}")

@@ -128,7 +128,7 @@ def main() -> None:
 def run_size(command: list[str], kept: Path, store: Store | None) -> int:
     """Run one size in a process of its own; its lines get their name when it is done. Returns the exit code.
 
-    With a store each line says how many requests came before it, and since the line before.
+    With a store each line says how many requests its step made.
     """
     part = kept.with_suffix(".part")
     env = dict(os.environ)
@@ -140,11 +140,11 @@ def run_size(command: list[str], kept: Path, store: Store | None) -> int:
         for line in process.stdout:
             if store:
                 row = json.loads(line)
+                num = len(store.requests) - asked["all"]
                 if row["step"] not in asked:
-                    row["requests"] = len(store.requests) - asked["all"]
-                    asked["all"] += row["requests"]
-                    asked["all but replaced"] += 0 if row["replaced"] else row["requests"]
-                line = json.dumps({**row, "requests": asked.get(row["step"], row.get("requests"))}) + "\n"
+                    asked["all"] += num
+                    asked["all but replaced"] += 0 if row["replaced"] else num
+                line = json.dumps({**row, "requests": asked.get(row["step"], num)}) + "\n"
             print(line, end="", flush=True)
             stream.write(line)
             stream.flush()
