@@ -252,12 +252,14 @@ def work(inputs, run):
     time.sleep(600)
 """
 DRIVER = """
+import signal
 import sys
 import waiting
 from pipeline.runner.on_processes import ProcessExecutor
 from pipeline.runner.executing import Job
 from pipeline.runner.work import Execution, Part
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 jobs = [Job(str(n), Part({"folder": sys.argv[1]}), Execution("", 1.0, str(n), None)) for n in range(4)]
 list(ProcessExecutor(2).run(waiting.work, jobs))
 """
