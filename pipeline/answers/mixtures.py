@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, paths_of_current
 from manifests.remote.session import at_hand
 from manifests.takedowns import read_list
 from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
-from pipeline.runner.work import Execution
+from pipeline.runner.runner import Runner
+from pipeline.stages import select
 from pipeline.stages.mix import describe_quotas, plan_mixture, read_ratio
-from pipeline.stages.select import Choice, SelectInputs, decide
+from pipeline.stages.select import Choice, SelectInputs
 from pipeline.store.files import Files
 
 
@@ -77,11 +79,18 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
             for stage, names in _MEASURED.items()
             for table in names
         }
-    with tempfile.TemporaryDirectory() as scratch:
-        result = decide(SelectInputs(choice=choice, **tables), Execution(scratch, config.run.memory_gb, "now", None))
-    return result.notes["sources"], (
+    return _select_apart(config, SelectInputs(choice=choice, **tables)), (
         f"pools as select leaves them now; takedowns or settings have changed since {sealed_at:%Y-%m-%d %H:%M} UTC"
     )
+
+
+def _select_apart(config: BuildConfig, inputs: SelectInputs) -> dict[str, dict[str, int]]:
+    """What select keeps now, decided in a private folder."""
+    inline = config.model_copy(update={"run": config.run.model_copy(update={"executor": "inline"})})
+    stage = replace(select.STAGE, inputs=lambda _: inputs)
+    with tempfile.TemporaryDirectory() as scratch, Catalog.open(scratch) as catalog:
+        kept: dict[str, dict[str, int]] = Runner(inline, [stage], catalog).run().stages["select"].notes["sources"]
+    return kept
 
 
 _MEASURED = {

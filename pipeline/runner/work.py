@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.catalog import Catalog
@@ -27,7 +28,7 @@ from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
 from pipeline.store.buckets import Bucket, cut_buckets
 from pipeline.store.files import Files, files_of
-from pipeline.store.sql import open_scratch, view_parquet
+from pipeline.store.sql import open_scratch
 from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, write_table
 
 StageInputs = TypeVar("StageInputs")
@@ -142,12 +143,13 @@ class StageRun(Generic[How]):
         """A private DuckDB for planning."""
         return open_scratch(self.workdir, self.settings.memory_gb)
 
-    def buckets(self, rows: Files) -> list[Bucket]:
+    def num_rows(self, table: Files) -> int:
+        """How many rows a table has, as its files say."""
+        return sum(pq.ParquetFile(path).metadata.num_rows for path in brought(table).paths)
+
+    def buckets(self, table: Files) -> list[Bucket]:
         """Ranges of sample ids that fit the memory of one worker, by the number of rows of a table."""
-        with self.scratch() as sql:
-            view_parquet(sql, "counted", rows.paths)
-            ((num,),) = sql.execute("SELECT count(*) FROM counted").fetchall()
-        return cut_buckets(num, self.settings.memory_gb)
+        return cut_buckets(self.num_rows(table), self.settings.memory_gb)
 
     def scratch_file(self, name: str) -> str:
         """Path of a private file that lives as long as the build."""

@@ -135,7 +135,7 @@ def _write_samples(
 
 def _inputs(context: BuildContext) -> PackInputs:
     config = context.config
-    mix = context.sealed["mix"]
+    select, mix = context.sealed["select"], context.sealed["mix"]
     return PackInputs(
         name=config.name,
         kind=config.pack.kind,
@@ -149,8 +149,8 @@ def _inputs(context: BuildContext) -> PackInputs:
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
         captions=context.files("caption", "captions").digested(context.sealed["caption"].notes["content"]),
-        extra_captions=context.files("select", "extra_captions"),
-        decisions=context.files("select", "decisions").digested(context.sealed["select"].notes["content"]),
+        extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())),
+        decisions=context.files("select", "decisions").digested(select.notes["content"]),
         dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts={name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"},
         evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),

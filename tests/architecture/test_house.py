@@ -58,6 +58,16 @@ def test_only_storage_renames() -> None:
     }
 
 
+def test_a_table_is_of_one_stage() -> None:
+    """The catalogue finds the tables of a build by their names."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "pipeline/stages").glob("*.py"):
+        for name in re.findall(r"run\.(?:writer|write)\(\s*\"(\w+)\"", path.read_text(encoding="utf-8")):
+            found.setdefault(name, set()).add(path.stem.partition("_")[0])
+    assert len(found) > 25
+    assert {name: stages for name, stages in found.items() if len(stages) > 1} == {}
+
+
 def test_only_the_catalogue_opens_a_duckdb_file() -> None:
     assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {"manifests/catalog_file.py"}
 

@@ -11,11 +11,13 @@ as one worker would. Prints one JSON line a step: seconds, peak memory, load, ro
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -91,12 +93,16 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     """One step as a worker does it; its file stands in `done.json` for the next one."""
     import numpy as np
 
+    from manifests.catalog import Catalog
+    from pipeline.config import BuildConfig
     from pipeline.matching.segments import Segment, Unit
     from pipeline.quotas.balance import BalanceSettings
-    from pipeline.runner.work import Execution
+    from pipeline.runner.runner import Runner
+    from pipeline.runner.work import Execution, PartResult
     from pipeline.stages import dedup, select
     from pipeline.stages import dedup_evaluation as evaluation
     from pipeline.store.files import Files
+    from pipeline.store.writing import PrivateFile
     from pipeline.vocabulary.licences import LicenceSettings
 
     done = json.loads((folder / "done.json").read_text()) if (folder / "done.json").exists() else {}
@@ -111,6 +117,28 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
         priority = {f"s{number}": number for number in range(5)}
         prefer = ("licence", "pixels", "caption", "priority")
         return select.Choice(prefer, 0, priority, LicenceSettings(), BalanceSettings(), ())
+
+    def select_all(inputs: select.SelectInputs, run: Execution[None]) -> PartResult:
+        """All steps of the stage, one after the other, in a work folder of its own."""
+        work = tempfile.mkdtemp(dir=folder)
+        source = {"domain": "plant", "table": "none", "columns": {"url": "url", "caption": "caption"}}
+        config = BuildConfig.model_validate(
+            {
+                "name": "bench",
+                "work_dir": work,
+                "sources": [{"name": name, **source} for name in inputs.choice.priority],
+                "fetch": {"network": {"contact": "nobody@example.org"}},
+                "mix": {"ratio": {"plant": 1}},
+                "run": {"executor": "inline", "memory_gb": MEMORY_GB},
+            }
+        )
+        stage = dataclasses.replace(select.STAGE, inputs=lambda _: inputs)
+        with Catalog.open(work) as catalog:
+            sealed = Runner(config, [stage], catalog).run().stages["select"]
+            decided = [f for part in catalog.parts_of(sealed.fingerprint, "decide") for f in part.files]
+        num_rows = sum(file.num_rows for file in decided)
+        whole = PrivateFile("decisions", decided[0].path, work, num_rows, 0, "")
+        return PartResult((whole,), sealed.funnel, sealed.notes)
 
     facts, candidates, none = written("facts"), written("candidates"), Files()
     sets = ({"name": "set", "radius": 4, "mirrored": True},)
@@ -138,7 +166,7 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
                 written("caption_verdicts"),
                 none,
             ),
-            select.decide,
+            select_all,
         ),
     }[step]()
     np.zeros(1)  # imports are no part of the figure

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from manifests import tables
 from manifests.errors import ConfigError
+from pipeline.matching.companies import choose_representatives
 from pipeline.quotas.allocation import Pool, allocate, allocate_by_size, apportion
-from pipeline.stages.select import choose_representatives
 from pipeline.store.sql import facet
 from pipeline.store.tar import ArchiveWriter, member_header
 

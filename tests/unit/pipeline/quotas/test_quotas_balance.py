@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from manifests import tables
 from pipeline.commands.status import balance_lines
 from pipeline.quotas.balance import BalanceSettings, CapSettings, draw_uniform, judge_cap
-from pipeline.stages.select_caps import judge_caps
+from pipeline.quotas.caps import judge_caps, keys_sql
 from pipeline.store.sql import open_scratch
 
 
@@ -93,7 +93,12 @@ def cap_rows(tmp_path: Path):
                     name,
                     pa.Table.from_pylist([{k: v for k, v in r.items() if k in schema.names} for r in full], schema),
                 )
-            notes = judge_caps(sql, BalanceSettings(caps=caps, seed=seed), "candidates")
+            settings = BalanceSettings(caps=caps, seed=seed)
+            sql.execute(
+                f"CREATE VIEW keyed AS SELECT {keys_sql(settings)} FROM candidates c "
+                "JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)"
+            )
+            notes = judge_caps(sql, settings)
             dropped = sql.sql("SELECT sample_id, value FROM cap_verdicts ORDER BY 1").fetchall()
         return full, dict(dropped), notes
 

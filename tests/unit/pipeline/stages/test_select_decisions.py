@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import tables
+from manifests.catalog import Catalog
+from manifests.records import Funnel
 from manifests.takedowns import Entry
+from pipeline.config import BuildConfig
+from pipeline.matching.companies import choose_representatives
 from pipeline.quotas.balance import BalanceSettings, CapSettings
-from pipeline.runner.work import Execution
+from pipeline.runner.runner import Runner
 from pipeline.stages import select
-from pipeline.stages.select import Choice, SelectInputs, choose_representatives, decide
+from pipeline.stages.select import Choice, SelectInputs
 from pipeline.store import buckets
 from pipeline.store.files import Files
 from pipeline.vocabulary.licences import LicenceSettings
@@ -77,6 +83,43 @@ def test_no_rows_and_no_pairs() -> None:
 
 # ---- the whole stage
 
+CONFIG = {
+    "name": "x",
+    "work_dir": "work",
+    "sources": [{"name": "gbif", "domain": "plant", "table": "t.csv", "columns": {"url": "url", "caption": "c"}}],
+    "fetch": {"network": {"contact": "nobody@example.org"}},
+    "mix": {"ratio": {"plant": 1}},
+    "run": {"executor": "inline", "memory_gb": 1},
+}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What select makes."""
+
+    funnel: Funnel
+    notes: Any
+    decisions: pa.Table
+    extra_captions: list[dict[str, Any]]
+    num_parts: dict[str, int]
+
+
+def decide(folder: Path, inputs: SelectInputs) -> Selected:
+    """Run the stage over given tables, in a work folder of its own."""
+    config = BuildConfig.model_validate(CONFIG)
+    stage = replace(select.STAGE, inputs=lambda _: inputs)
+    work = tempfile.mkdtemp(dir=folder)
+    with Catalog.open(work) as catalog:
+        sealed = Runner(config, [stage], catalog).run().stages["select"]
+        parts = catalog.parts_of(sealed.fingerprint)
+    found: dict[str, list[pa.Table]] = {"decisions": [], "extra_captions": []}
+    for part in parts:
+        for file in part.files:
+            found.setdefault(file.table, []).append(pq.read_table(Path(work, file.path)))
+    num_parts = {step.name: sum(part.step == step.name for part in parts) for step in stage.steps}
+    extra = pa.concat_tables([tables.EXTRA_CAPTIONS.empty_table(), *found["extra_captions"]]).to_pylist()
+    return Selected(sealed.funnel, sealed.notes, pa.concat_tables(found["decisions"]), extra, num_parts)
+
 
 ORDINARY = 0xAAAA_AAAA_AAAA_AAAA
 FLAT = 1 << 63
@@ -123,7 +166,7 @@ def run_decide(
     leaks: list[dict[str, Any]] | None = None,
     extra_captions: int = 0,
     semantic: list[dict[str, Any]] | None = None,
-) -> tuple[dict[str, dict[str, Any]], Any]:
+) -> tuple[dict[str, dict[str, Any]], Selected]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def written(name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> Files:
@@ -153,9 +196,8 @@ def run_decide(
         leaks=written("leaks", tables.LEAKS, leaks or []),
         semantic_pairs=written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else Files(),
     )
-    result = decide(inputs, Execution(str(folder), 1, "x", None))
-    result.funnel.check("select")
-    decisions = pq.read_table(result.files[0].temp).to_pylist()
+    result = decide(folder, inputs)
+    decisions = result.decisions.to_pylist()
     assert [row["sample_id"] for row in decisions] == sorted(row["sample_id"] for row in samples)
     return {row["sample_id"]: row for row in decisions}, result
 
@@ -316,7 +358,7 @@ def test_the_answer_does_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:
     second, two = run_decide(tmp_path / "2", samples)
     assert first == second
     assert one.notes["content"] == two.notes["content"]
-    assert one.files[0].sha256 == two.files[0].sha256
+    assert one.decisions.equals(two.decisions)
 
 
 def test_caps_count_what_duplicates_left_and_say_what_they_cut(tmp_path: Path) -> None:
@@ -404,15 +446,15 @@ def test_captions_of_duplicates_are_kept_with_the_image_that_stays(tmp_path: Pat
         sample("alone", text="an oak", text_source="caption"),
     ]
     _, result = run_decide(tmp_path, samples, extra_captions=3)
-    kept = pq.read_table(result.files[1].temp).to_pylist()
+    kept = result.extra_captions
     assert [(row["sample_id"], row["place"], row["text"], row["from_sample_id"]) for row in kept] == [
         ("stays", 1, "a poppy in a field of wheat", "long"),
         ("stays", 2, "flower", "short"),
     ]
     _, result = run_decide(tmp_path / "one", samples, extra_captions=1)
-    assert pq.read_table(result.files[1].temp)["from_sample_id"].to_pylist() == ["long"]
+    assert [row["from_sample_id"] for row in result.extra_captions] == ["long"]
     _, result = run_decide(tmp_path / "off", samples)
-    assert len(result.files) == 1
+    assert result.extra_captions == []
 
 
 # ---- semantic duplicates
@@ -463,24 +505,67 @@ def test_what_is_of_one_group_with_a_leak_leaves_with_it(tmp_path: Path) -> None
     assert result.funnel.reasons == {"eval_leak": 4}
 
 
-@pytest.mark.parametrize("most_rows", [1, 3])
-def test_pairs_in_pieces_give_the_same_decisions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int
-) -> None:
-    """Chains of hashes a few bits apart, stars and pairs: a piece holds whole groups, however long."""
-    rng = np.random.default_rng(most_rows)
+# ---- in buckets
+
+
+def crowd(seed: int) -> list[dict[str, Any]]:
+    """Chains of hashes a few bits apart, stars and pairs, over rows of every other kind."""
+    rng = np.random.default_rng(seed)
     samples = []
-    for group in range(12):
+    for company in range(42):
         phash = ORDINARY ^ int(rng.integers(0, 1 << 62))
-        for number in range(int(rng.integers(1, 40 if group < 2 else 6))):
-            width = int(rng.integers(50, 900))
-            samples.append(sample(f"{group}-{number}", width_px=width) | {"phash": phash})
-            phash ^= 1 << (number + 5) if group % 2 else 1 << int(rng.integers(0, 3))
-    whole, result = run_decide(tmp_path / "whole", samples)
-    assert result.funnel.reasons["near_duplicate"] > 20
+        for number in range(int(rng.integers(1, 40 if company < 2 else 6 if company < 12 else 2))):
+            name = rng.bytes(16).hex()
+            row = sample(
+                name,
+                source=str(rng.choice(["gbif", "cc"])),
+                width_px=int(rng.integers(50, 900)),
+                num_words=int(rng.integers(1, 9)),
+                text=f"words {int(rng.integers(0, 30))}",
+                text_source="caption",
+                taxon_name=f"taxon {int(rng.integers(0, 3))}",
+                group_id=f"group {int(rng.integers(0, 40))}" if number % 3 else None,
+                url=f"http://a.example/{company}-{number}",
+                detail_px=int(rng.integers(2_000, 90_000)),
+            )
+            fate = int(rng.integers(0, 12))
+            if fate == 0:
+                row |= {"keep": False, "reason": "min_words", "value": "1", "threshold": ">= 2"}
+            elif fate == 1:
+                row |= {"licence_id": "all-rights-reserved"}
+            samples.append(row | {"phash": phash})
+            phash ^= 1 << (number + 5) if company % 2 else 1 << int(rng.integers(0, 3))
+    return samples + [flat(rng.bytes(16).hex(), pixels_sha256=f"p{number % 2}") for number in range(5)]
+
+
+@pytest.mark.parametrize(("seed", "most_rows"), [(2, 9), (7, 30)])
+def test_buckets_and_companies_decide_as_all_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, most_rows: int
+) -> None:
+    samples = crowd(seed)
+    names = [row["sample_id"] for row in samples]
+    lone = [*names[-38:-5], *names[:3]]  # most of these have a company of their own
+    told: dict[str, Any] = {
+        "takedowns": [Entry("url", "http://a.example/1-3", "asked"), Entry("id", names[5])],
+        "leaks": [leak(names[12]), leak(names[20]), leak(names[21], "duplicate", 2, names[20])],
+        "balance": BalanceSettings(caps=(CapSettings(by="taxon", at_most=9), CapSettings(by="source", about=7))),
+        "extra_captions": 2,
+        "semantic": [
+            close(*sorted(pair), 0.2 if number == 0 else 0.99 + 0.0001 * number)
+            for number, pair in enumerate(
+                (lone[at], lone[at + more]) for at in range(0, len(lone), 3) for more in (1, 2)
+            )
+        ],
+    }
+    found, whole = run_decide(tmp_path / "whole", samples, **told)
+    assert set(whole.num_parts.values()) == {1}
+    reasons = {"near_duplicate", "exact_duplicate", "semantic_duplicate", "eval_leak", "takedown", "licence", "balance"}
+    assert reasons <= set(whole.funnel.reasons) | {row["reason"] for row in found.values()}
+    assert whole.extra_captions
     monkeypatch.setattr(buckets, "ROW_BYTES", 1e9 / most_rows)
-    pieces = []
-    monkeypatch.setattr(select, "choose_representatives", lambda *a: pieces.append(a) or choose_representatives(*a))
-    cut, _ = run_decide(tmp_path / "cut", samples)
-    assert cut == whole
-    assert len(pieces) >= 3
+    _, cut = run_decide(tmp_path / "cut", samples, **told)
+    assert cut.num_parts["duplicates"] >= 2
+    assert cut.num_parts["decide"] == cut.num_parts["keys"] == -(-len(samples) // most_rows)
+    assert cut.decisions.equals(whole.decisions)
+    assert cut.extra_captions == whole.extra_captions
+    assert (cut.funnel, cut.notes) == (whole.funnel, whole.notes)

@@ -1,7 +1,7 @@
-"""Caps per taxon, host or other key, over the rows that rules and duplicates left.
+"""Caps per taxon, host or other key, over the rows that rules and duplicates left. SQL over scratch tables.
 
-Reads the scratch tables of select. Makes `cap_verdicts`, the rows that a cap drops. Only rows of keys above their cap
-leave DuckDB. Returns what the caps did to the most and the least frequent keys, for `status`.
+A key's rows lie anywhere, so caps are no work for buckets of sample ids. Buckets pick the keys of their rows
+(`keys_sql`), and one pass over these narrow rows judges. Only rows of keys above their cap leave DuckDB.
 """
 
 from __future__ import annotations
@@ -27,17 +27,31 @@ _KEYS = {
 }
 
 
-def judge_caps(sql: Any, settings: BalanceSettings, left: str) -> list[dict[str, Any]]:
-    """Make the table `cap_verdicts`; `left` names a relation with the sample ids that are left. Returns notes."""
+def keys_schema(settings: BalanceSettings) -> pa.Schema:
+    """Of the rows that caps count: `unit` are rows that share a draw, key_0 is the key of the first cap."""
+    keys = [(f"key_{number}", pa.string()) for number in range(len(settings.caps))]
+    return pa.schema([("sample_id", pa.string()), ("domain", pa.string()), ("unit", pa.string()), *keys])
+
+
+def keys_sql(settings: BalanceSettings) -> str:
+    """The columns of `keys_schema`, over candidates c, facts f and captions t that are joined by sample."""
+    keys = [f"nullif({_key_column(cap)}, '') AS key_{number}" for number, cap in enumerate(settings.caps)]
+    unit = "coalesce(md5(c.source || '/' || c.group_id), c.sample_id) AS unit"
+    return ", ".join(["c.sample_id", "c.domain", unit, *keys])
+
+
+def judge_caps(sql: Any, settings: BalanceSettings) -> list[dict[str, Any]]:
+    """Make the table `cap_verdicts`, rows that a cap drops, from `keyed` (keys_schema).
+
+    Returns what the caps did to the most and the least frequent keys, for `status`.
+    """
     sql.register("no_verdicts", tables.VERDICTS.empty_table())
     sql.execute("CREATE TABLE cap_verdicts AS SELECT * FROM no_verdicts")
     notes = []
     for number, cap in enumerate(settings.caps):
         keyed = f"keyed_{number}"
         sql.execute(
-            f"CREATE TABLE {keyed} AS SELECT c.sample_id, nullif({_key_column(cap)}, '') AS key, "
-            f"coalesce(md5(c.source || '/' || c.group_id), c.sample_id) AS unit FROM {left} "
-            "JOIN candidates c USING (sample_id) JOIN facts f USING (sample_id) JOIN captions t USING (sample_id) "
+            f"CREATE TABLE {keyed} AS SELECT sample_id, key_{number} AS key, unit FROM keyed "
             f"WHERE sample_id NOT IN (SELECT sample_id FROM cap_verdicts){_of_domains(cap)}"
         )
         rows = sql.sql(
@@ -63,7 +77,7 @@ def _key_column(cap: CapSettings) -> str:
 def _of_domains(cap: CapSettings) -> str:
     if not cap.domains:
         return ""
-    return f" AND c.domain IN ({literals(cap.domains)})"
+    return f" AND domain IN ({literals(cap.domains)})"
 
 
 def _describe(sql: Any, cap: CapSettings, keyed: str, capped: str) -> dict[str, Any]:

@@ -1,0 +1,227 @@
+"""Companies: rows that pairs connect, and which of their duplicates stays. SQL over the tables of a scratch database.
+
+Who stays is decided within rows that pairs connect. So hashes are cut into companies such that no pair leads from one
+to another, and companies decide alone what all rows together would. A hash that no pair names and no other row shares
+is in no company: its row stays, and 9 of 10 rows are such ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.matching.groups import choose_kept, choose_kept_distinct
+from pipeline.matching.pairs import DistinctPairs
+
+MORE_DETAIL = 1.02  # a larger copy was blown up when a smaller picture has this many times its detail
+# What each word of dedup.prefer puts first. Ties go to the next word, and at last to the sample id.
+PREFERENCES = {
+    "licence": "known_licence DESC",
+    "pixels": "num_pixels DESC, blown_up, num_stored_bytes DESC",
+    "caption": "num_words DESC",
+    "priority": "priority DESC",
+}
+COMPANIES = pa.schema([("phash", pa.uint64()), ("company", pa.int32())])
+RIVALS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("company", pa.int32()),
+        ("phash", pa.uint64()),
+        ("image_id", pa.string()),
+        ("pixels_sha256", pa.string()),
+        ("competes", pa.bool_()),  # no rule dropped it
+        ("taken", pa.bool_()),  # it was taken down
+        ("known_licence", pa.bool_()),
+        ("num_words", pa.int64()),
+        ("priority", pa.int64()),
+        ("num_pixels", pa.int64()),  # as stored
+        ("num_stored_bytes", pa.int64()),
+        ("detail_px", pa.int64()),  # null where it was not measured
+        ("text", pa.string()),  # text and is_caption only where captions of duplicates are kept
+        ("is_caption", pa.bool_()),
+    ]
+)
+"""Rows that one company decides over: those that compete, were taken down, or say whether another was blown up."""
+DUPLICATES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("other_sample_id", pa.string()),  # the row that stays in its place
+        ("distance", pa.uint8()),
+        ("reason", pa.string()),
+        ("value", pa.string()),
+        ("threshold", pa.string()),
+    ]
+)
+
+
+# ---- which company
+
+
+def find_companies(sql: Any, num: int) -> None:
+    """Make `companies` (COMPANIES): each hash that is in company, and one of `num` companies.
+
+    Reads `shown` (phash, a row a picture) and `edges` (phash_a, phash_b).
+    """
+    sql.execute(
+        "CREATE TABLE in_company AS SELECT phash FROM shown GROUP BY phash HAVING count(*) > 1 "
+        "UNION SELECT phash_a FROM edges UNION SELECT phash_b FROM edges"
+    )
+    if num == 1:
+        sql.execute("CREATE VIEW companies AS SELECT phash, 0 AS company FROM in_company")
+        return
+    _connect(sql)
+    sql.execute(f"CREATE VIEW companies AS SELECT phash, (label % {num})::INTEGER AS company FROM connected")
+
+
+def _connect(sql: Any) -> None:
+    """`connected`: each hash in company with a label that is the lowest hash of all that pairs connect it to.
+
+    Each round takes the lowest label of the neighbours, and then the label of that label, which halves long chains.
+    """
+    sql.execute("CREATE TABLE connected AS SELECT phash, phash AS label FROM in_company")
+    while True:
+        sql.execute(
+            "CREATE OR REPLACE TABLE lower_labels AS SELECT phash, min(label) AS label FROM (FROM connected "
+            "UNION ALL SELECT phash_a, label FROM edges JOIN connected ON phash = phash_b "
+            "UNION ALL SELECT phash_b, label FROM edges JOIN connected ON phash = phash_a) GROUP BY phash"
+        )
+        ((num_changed,),) = sql.execute(
+            "SELECT count(*) FROM connected c JOIN lower_labels l USING (phash) WHERE c.label <> l.label"
+        ).fetchall()
+        if not num_changed:
+            return
+        sql.execute(
+            "CREATE OR REPLACE TABLE connected AS SELECT l.phash, other.label FROM lower_labels l "
+            "JOIN lower_labels other ON other.phash = l.label"
+        )
+
+
+# ---- who stays
+
+# A picture is blown up when a near copy of fewer pixels holds more detail. It counts as no larger than that copy.
+_BLOWN_UP = f"""
+    CREATE TABLE pictures AS SELECT DISTINCT pixels_sha256, phash, num_pixels, detail_px FROM rivals
+        WHERE detail_px IS NOT NULL;
+    CREATE VIEW near AS SELECT phash_a AS phash, phash_b AS other FROM pairs
+        UNION ALL SELECT phash_b, phash_a FROM pairs UNION ALL SELECT DISTINCT phash, phash FROM pictures;
+    CREATE TABLE sizes AS SELECT phash, num_pixels, max(detail_px) AS detail_px FROM pictures GROUP BY ALL;
+    CREATE TABLE blown_up AS SELECT p.pixels_sha256, min(s.num_pixels) AS num_true_pixels
+        FROM pictures p JOIN near USING (phash) JOIN sizes s ON s.phash = near.other
+        AND s.num_pixels < p.num_pixels AND s.detail_px > {MORE_DETAIL} * p.detail_px GROUP BY ALL
+"""
+_COMPETING = """
+    CREATE TABLE competing AS SELECT r.* REPLACE (coalesce(b.num_true_pixels, r.num_pixels) AS num_pixels),
+        b.num_true_pixels IS NOT NULL AS blown_up
+    FROM rivals r LEFT JOIN blown_up b USING (pixels_sha256) WHERE competes OR taken
+"""
+# equal bytes and equal pixels have equal pHashes
+_DUPLICATES = """
+    CREATE TABLE duplicates AS SELECT d.sample_id, other_sample_id, distance,
+        CASE WHEN b.taken THEN 'takedown' WHEN a.image_id = b.image_id OR a.pixels_sha256 = b.pixels_sha256
+            THEN 'exact_duplicate' ELSE 'near_duplicate' END AS reason,
+        CASE WHEN a.image_id = b.image_id THEN 'same bytes' WHEN a.pixels_sha256 = b.pixels_sha256
+            THEN 'same pixels' ELSE 'pHash distance ' || distance END AS value, 'of ' || other_sample_id AS threshold
+    FROM dropped_rows d JOIN competing a ON a.sample_id = d.sample_id JOIN competing b ON b.sample_id = other_sample_id
+    WHERE NOT a.taken
+"""
+
+
+def judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
+    """Make the table `duplicates` (DUPLICATES): rows of `rivals` that another one replaces.
+
+    Reads `rivals` (RIVALS) and `pairs` (phash_a, phash_b, distance), both of one company or of several. Makes
+    `competing`, too. A row that was taken down wins, so that its copies go with it.
+    """
+    sql.execute(_BLOWN_UP)
+    sql.execute(_COMPETING)
+    order = ", ".join([*(PREFERENCES[word] for word in prefer), "sample_id"])
+    rows = sql.sql(
+        "SELECT sample_id, phash, row_number() OVER (ORDER BY taken DESC, CASE WHEN taken THEN sample_id END, "
+        f"{order}) AS place FROM competing ORDER BY sample_id"
+    ).to_arrow_table()
+    pairs = sql.sql("SELECT phash_a, phash_b, distance FROM pairs").to_arrow_table()
+    phash = rows["phash"].to_numpy().astype(np.uint64)
+    representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
+    dropped = np.flatnonzero(representative != np.arange(len(representative)))
+    ids = rows["sample_id"].combine_chunks()
+    found = {
+        "sample_id": ids.take(pa.array(dropped)),
+        "other_sample_id": ids.take(pa.array(representative[dropped])),
+        "distance": pa.array(distance[dropped], pa.uint8()),
+    }
+    sql.register("dropped_rows", pa.table(found))
+    sql.execute(_DUPLICATES)
+
+
+def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """For every row, the row that is kept in its place (itself when kept), and the distance of their pHashes.
+
+    `phash` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds phash_a, phash_b, distance of all
+    different hashes within the radius (pairs with a hash that `phash` lacks are left out).
+    """
+    order = np.argsort(phash, kind="stable")
+    hashes, starts = np.unique(phash[order], return_index=True)
+    left, right = (pairs[name].to_numpy() for name in ("phash_a", "phash_b"))
+    at_left, at_right = np.searchsorted(hashes, left), np.searchsorted(hashes, right)
+    there = (at_left < len(hashes)) & (at_right < len(hashes))
+    there[there] = (hashes[at_left[there]] == left[there]) & (hashes[at_right[there]] == right[there])
+    distinct = DistinctPairs(
+        num_rows=len(phash),
+        radius=64,
+        hashes=hashes,
+        starts=np.append(starts, len(phash)).astype(np.int64),
+        rows=order.astype(np.int64),
+        left=at_left[there].astype(np.int64),
+        right=at_right[there].astype(np.int64),
+        distance=pairs["distance"].to_numpy()[there],
+    )
+    return choose_kept_distinct(distinct, priority)
+
+
+def judge_semantic(sql: Any, prefer: Sequence[str]) -> None:
+    """More `duplicates`: among the rows that the pHashes left, images that a model sees as the same.
+
+    Reads `semantic_pairs`, all of them, and what `judge_duplicates` made.
+    """
+    order = ", ".join([*(PREFERENCES[word] for word in prefer), "c.sample_id"])
+    rows = sql.sql(
+        f"SELECT c.sample_id, c.pixels_sha256, row_number() OVER (ORDER BY {order}) AS place FROM competing c "
+        "ANTI JOIN duplicates d ON d.sample_id = c.sample_id SEMI JOIN (SELECT pixels_a AS pixels FROM semantic_pairs "
+        "UNION SELECT pixels_b FROM semantic_pairs) p ON p.pixels = c.pixels_sha256 WHERE NOT taken "
+        "ORDER BY c.sample_id"
+    ).to_arrow_table()
+    sql.register("left_rows", rows.append_column("row", pa.array(np.arange(len(rows)))))
+    pairs = sql.sql(
+        "SELECT a.row AS i, b.row AS j, cosine FROM semantic_pairs JOIN left_rows a ON a.pixels_sha256 = pixels_a "
+        "JOIN left_rows b ON b.pixels_sha256 = pixels_b ORDER BY 1, 2"
+    ).to_arrow_table()
+    ((least,),) = sql.execute("SELECT coalesce(min(cosine), 1) FROM semantic_pairs").fetchall()
+    i, j, cosine = (pairs[name].to_numpy() for name in ("i", "j", "cosine"))
+    # distances are whole numbers from 1 to 255, so the cosine is scaled between the least of all pairs and 1
+    apart = (1 + np.round(254 * (1 - cosine) / max(1e-6, 1 - least))).clip(1, 255).astype(np.uint8)
+    representative, _ = choose_kept(len(rows), i, j, apart, rows["place"].to_numpy().astype(np.int64))
+    dropped = np.flatnonzero(representative != np.arange(len(rows)))
+    chosen = {"i": np.minimum(dropped, representative[dropped]), "j": np.maximum(dropped, representative[dropped])}
+    sql.register("chosen_pairs", pa.table({**chosen, "dropped": dropped, "other": representative[dropped]}))
+    sql.register("all_pairs", pa.table({"i": np.minimum(i, j), "j": np.maximum(i, j), "cosine": cosine}))
+    sql.execute(
+        "INSERT INTO duplicates BY NAME SELECT a.sample_id, b.sample_id AS other_sample_id, NULL AS distance, "
+        "'semantic_duplicate' AS reason, printf('cosine %.4f', p.cosine) AS value, 'of ' || b.sample_id AS threshold "
+        "FROM chosen_pairs c JOIN all_pairs p ON p.i = c.i AND p.j = c.j JOIN left_rows a ON a.row = c.dropped "
+        "JOIN left_rows b ON b.row = c.other"
+    )
+
+
+def captions_of_duplicates(most: int) -> str:
+    """SQL: further captions of every row that stays, from its dropped duplicates, the longest first, none twice."""
+    return (
+        "SELECT *, (row_number() OVER (PARTITION BY sample_id ORDER BY num_words DESC, from_sample_id))::INTEGER "
+        "AS place FROM (SELECT DISTINCT ON (d.other_sample_id, lower(t.text)) d.other_sample_id AS sample_id, t.text, "
+        "t.num_words, d.sample_id AS from_sample_id FROM duplicates d JOIN competing t ON t.sample_id = d.sample_id "
+        "JOIN competing k ON k.sample_id = d.other_sample_id "
+        "WHERE d.reason <> 'takedown' AND t.is_caption AND lower(t.text) <> lower(k.text) "
+        f"ORDER BY d.sample_id) QUALIFY place <= {most}"
+    )

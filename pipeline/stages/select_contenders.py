@@ -1,0 +1,283 @@
+"""First steps of select: which rows contend, and which of those a duplicate replaces.
+
+Rules judge each row for itself. Rows that show an image of an evaluation set are dropped first, with all rows of their
+groups. Then takedowns and licences decide.
+
+`relate` finds what a row has to do with rows of other buckets, `contend` picks the rows of a bucket that are in company
+and passed every rule, and `judge_duplicates` decides which of them stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from manifests import tables
+from manifests.takedowns import Entry, judge_takedowns
+from pipeline.matching import companies
+from pipeline.runner.work import Execution, PartResult
+from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
+from pipeline.store.buckets import Bucket
+from pipeline.store.files import Files
+from pipeline.store.sql import copy_sorted, first_half_of_md5, view_parquet, view_table
+from pipeline.vocabulary.licences import LicenceSettings, judge_licences
+
+LEAK_GROUPS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("group_id", pa.string()),
+        ("sample_id", pa.string()),  # the leak
+        ("evaluation_set", pa.string()),
+        ("evaluation_member", pa.string()),
+    ]
+)
+"""Groups of a source that hold a leak: one row a group."""
+
+
+# ---- rules
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides on a row by itself: settings, and the takedown list of the work folder."""
+
+    licences: LicenceSettings
+    takedowns: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tables that the stages before have one row a candidate in, or one a fetched image."""
+
+    candidates: Files
+    facts: Files
+    captions: Files
+    caption_verdicts: Files
+    score_verdicts: Files
+    leaks: Files
+
+
+def view_measured(sql: Any, measured: Measured, bucket: Bucket, facts: str = "facts") -> None:
+    """Views over the rows of a bucket, by the names of the tables; `facts` may take another name."""
+    view_parquet(sql, facts, measured.facts.paths, bucket.where)
+    for name in ("candidates", "captions", "caption_verdicts"):
+        view_parquet(sql, name, getattr(measured, name).paths, bucket.where)
+    view_table(sql, "score_verdicts", measured.score_verdicts, tables.VERDICTS, bucket.where)
+    view_table(sql, "leaks", measured.leaks, tables.LEAKS, bucket.where)
+
+
+def judge_rules(sql: Any, rules: Rules, more: Sequence[str] = ()) -> None:
+    """Make `contenders`: rows that nothing but a duplicate or a cap can drop, with `more` columns of captions.
+
+    Makes `passed`, too: rows that passed caption and score. What became of the others of those lies in `leak_verdicts`,
+    `taken` and `licence_drops`. Reads the views of `view_measured`, and `leak_groups` (LEAK_GROUPS).
+    """
+    sql.execute(_PASSED.format(captions=", ".join(["licence_id", *more])))
+    _drop_leaks(sql)
+    judge_takedowns(sql, rules.takedowns)
+    _judge_licences(sql, rules.licences)
+    sql.execute(
+        "CREATE VIEW contenders AS FROM alive ANTI JOIN licence_drops USING (sample_id) "
+        "ANTI JOIN taken USING (sample_id)"
+    )
+
+
+_PASSED = """
+    CREATE TABLE passed AS SELECT f.sample_id, c.source, c.domain, c.group_id, t.* EXCLUDE (sample_id)
+    FROM facts f JOIN candidates c USING (sample_id) JOIN (SELECT sample_id, {captions} FROM captions) t
+    USING (sample_id)
+    ANTI JOIN (FROM caption_verdicts WHERE NOT keep) v ON v.sample_id = f.sample_id
+    ANTI JOIN (FROM score_verdicts WHERE NOT keep) s ON s.sample_id = f.sample_id
+    WHERE f.outcome = 'ok'
+"""
+
+
+def find_leak_groups(sql: Any) -> None:
+    """Make the table `leak_groups` (LEAK_GROUPS) of all `leaks` and `candidates`.
+
+    A row that a rule has dropped leaks into its group too.
+    """
+    sql.execute(
+        "CREATE TABLE leak_groups AS SELECT DISTINCT ON (source, group_id) o.source, o.group_id, k.sample_id, "
+        "evaluation_set, evaluation_member FROM leaks k JOIN candidates o USING (sample_id) "
+        "WHERE o.group_id IS NOT NULL ORDER BY source, group_id, k.sample_id, evaluation_set, evaluation_member"
+    )
+
+
+def _drop_leaks(sql: Any) -> None:
+    """`leak_verdicts`: rows that show an image of an evaluation set, or are of one group with such a row.
+
+    `alive` are the others that passed.
+    """
+    sql.execute(
+        "CREATE TABLE leak_verdicts AS SELECT DISTINCT ON (sample_id) sample_id, 'eval_leak' AS reason, "
+        "CASE matched WHEN 'bytes' THEN 'same bytes' WHEN 'pixels' THEN 'same pixels' WHEN 'near' THEN "
+        "'pHash distance ' || distance WHEN 'mirrored' THEN 'pHash distance ' || distance || ' to the mirror image' "
+        "WHEN 'duplicate' THEN 'pHash distance ' || distance || ' to the leak ' || via_sample_id "
+        "ELSE 'same ' || matched END AS value, 'in ' || evaluation_set || ': ' || evaluation_member AS threshold, "
+        "distance, via_sample_id, evaluation_set, evaluation_member FROM leaks SEMI JOIN passed USING (sample_id) "
+        "ORDER BY sample_id, via_sample_id IS NOT NULL, distance NULLS FIRST, evaluation_set"
+    )
+    sql.execute(
+        "INSERT INTO leak_verdicts BY NAME SELECT p.sample_id, 'eval_leak' AS reason, "
+        "'one group with the leak ' || l.sample_id AS value, 'in ' || evaluation_set || ': ' || evaluation_member "
+        "AS threshold, l.sample_id AS via_sample_id, evaluation_set, evaluation_member "
+        "FROM passed p JOIN leak_groups l USING (source, group_id) "
+        "ANTI JOIN leak_verdicts v ON v.sample_id = p.sample_id"
+    )
+    sql.execute("CREATE VIEW alive AS FROM passed ANTI JOIN leak_verdicts USING (sample_id)")
+
+
+def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
+    """`licence_drops`: rows whose licence is not allowed, but for those that were taken down."""
+    kinds = sql.sql("SELECT DISTINCT licence_id FROM alive ORDER BY 1").to_arrow_table()
+    judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
+    sql.register("licence_kinds", judged.append_column("licence_id", kinds["licence_id"]))
+    sql.execute(
+        "CREATE TABLE licence_drops AS SELECT a.sample_id, k.reason, k.value, k.threshold FROM alive a "
+        "JOIN licence_kinds k ON k.licence_id IS NOT DISTINCT FROM a.licence_id "
+        "ANTI JOIN taken t ON t.sample_id = a.sample_id WHERE NOT k.keep"
+    )
+
+
+# ---- what rows have to do with each other
+
+
+@dataclass(frozen=True)
+class RelateInputs:
+    """All pictures and what pairs them, to be cut into so many companies."""
+
+    facts: Files
+    pairs: Files
+    semantic_pairs: Files
+    candidates: Files
+    leaks: Files
+    num_companies: int
+
+
+# A pHash has 32 of its 64 bits set, those above the median. The pHash of a flat picture, or of a few faint lines, has
+# hardly any bit set, so that unlike pictures lie within a few bits of each other. Flat pictures therefore count as the
+# same only when their pixels are the same: 64 bits of the hash of their pixels replace their pHash.
+_LIKENESS = f"""
+    CREATE VIEW likeness AS SELECT * REPLACE (
+        CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} OR pixel_std < {FLAT_PIXEL_STD}
+        THEN {first_half_of_md5("pixels_sha256")} ELSE phash END AS phash) FROM measured_facts WHERE outcome = 'ok'
+"""
+_TELLING = f"bit_count(phash_a::HUGEINT) > {FLAT_BITS} AND bit_count(phash_b::HUGEINT) > {FLAT_BITS}"
+_SEMANTIC_EDGES = """
+    CREATE TABLE meant AS SELECT DISTINCT pixels_sha256, phash FROM likeness SEMI JOIN
+        (SELECT unnest([pixels_a, pixels_b]) AS pixels_sha256 FROM semantic_pairs) USING (pixels_sha256);
+    CREATE TABLE semantic_edges AS SELECT a.phash AS phash_a, b.phash AS phash_b FROM semantic_pairs
+        JOIN meant a ON a.pixels_sha256 = pixels_a JOIN meant b ON b.pixels_sha256 = pixels_b
+"""
+
+
+def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
+    """Companies of pHashes, and groups that leak. One pass over narrow columns: what is related lies in any bucket."""
+    with run.scratch() as sql:
+        view_parquet(sql, "measured_facts", inputs.facts.paths)
+        view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_parquet(sql, "pairs", inputs.pairs.paths, _TELLING)
+        view_table(sql, "semantic_pairs", inputs.semantic_pairs, tables.SEMANTIC_PAIRS)
+        view_table(sql, "leaks", inputs.leaks, tables.LEAKS)
+        sql.execute(_LIKENESS)
+        sql.execute(_SEMANTIC_EDGES)
+        sql.execute("CREATE VIEW shown AS SELECT phash FROM likeness")
+        sql.execute("CREATE VIEW edges AS SELECT phash_a, phash_b FROM pairs UNION ALL FROM semantic_edges")
+        companies.find_companies(sql, inputs.num_companies)
+        find_leak_groups(sql)
+        writer = run.writer("companies", f"tables/select/companies-{run.stem}.parquet", companies.COMPANIES)
+        found = copy_sorted(sql, "FROM companies", "phash", writer)
+        writer = run.writer("leak_groups", f"tables/select/leak-groups-{run.stem}.parquet", LEAK_GROUPS)
+        groups = copy_sorted(sql, "FROM leak_groups", "source, group_id", writer)
+    return PartResult((found, groups), None, {"num_companies": inputs.num_companies})
+
+
+# ---- rows in company
+
+
+@dataclass(frozen=True)
+class ContendInputs:
+    """A bucket of rows, the companies, and the details of pictures that have a near copy of another size."""
+
+    measured: Measured
+    details: Files
+    companies: Files
+    leak_groups: Files
+    rules: Rules
+    priority: dict[str, int]
+    with_texts: bool
+    bucket: Bucket
+
+
+_IN_COMPANY = """
+    CREATE TABLE facts AS SELECT sample_id, outcome, phash, company, image_id, stored_sha256, pixels_sha256, final_url,
+        stored_width_px::BIGINT * stored_height_px AS num_pixels, length AS num_stored_bytes
+    FROM likeness JOIN companies USING (phash)
+"""
+_RIVALS = """
+    SELECT f.* EXCLUDE (outcome, stored_sha256, final_url), k.sample_id IS NOT NULL AS competes,
+        g.sample_id IS NOT NULL AS taken, k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence, k.num_words,
+        p.priority, d.detail_px, {texts}
+    FROM facts f LEFT JOIN contenders k USING (sample_id) LEFT JOIN taken g ON g.sample_id = f.sample_id
+    LEFT JOIN details d ON d.pixels_sha256 = f.pixels_sha256 LEFT JOIN sources p ON p.source = k.source
+    WHERE k.sample_id IS NOT NULL OR g.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL
+"""
+_TEXTS = "k.text, k.text_source = 'caption' AS is_caption"
+_NO_TEXTS = "NULL AS text, NULL AS is_caption"
+
+
+def contend(inputs: ContendInputs, run: Execution[None]) -> PartResult:
+    """Rows of a bucket that are in company, and what decides which of them stays."""
+    with run.scratch() as sql:
+        view_measured(sql, inputs.measured, inputs.bucket, facts="measured_facts")
+        view_table(sql, "leak_groups", inputs.leak_groups, LEAK_GROUPS)
+        view_table(sql, "details", inputs.details, tables.DETAILS)
+        view_parquet(sql, "companies", inputs.companies.paths)
+        sql.register("sources", pa.table({"source": list(inputs.priority), "priority": list(inputs.priority.values())}))
+        sql.execute(_LIKENESS)
+        sql.execute(_IN_COMPANY)
+        judge_rules(sql, inputs.rules, ("num_words", *(("text", "text_source") if inputs.with_texts else ())))
+        rivals = copy_sorted(
+            sql,
+            _RIVALS.format(texts=_TEXTS if inputs.with_texts else _NO_TEXTS),
+            "company, sample_id",
+            run.writer("rivals", f"tables/select/rivals-{run.stem}.parquet", companies.RIVALS),
+        )
+    return PartResult((rivals,))
+
+
+@dataclass(frozen=True)
+class DuplicatesInputs:
+    """One company's number, the rows of all, and the order that says who stays."""
+
+    rivals: Files
+    pairs: Files
+    semantic_pairs: Files
+    prefer: tuple[str, ...]
+    extra_captions: int
+    company: int
+
+
+def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResult:
+    """Rows of a company that another one replaces, and captions that they leave to it."""
+    with run.scratch() as sql:
+        view_parquet(sql, "rivals_here", inputs.rivals.paths, f"company = {inputs.company}")
+        sql.execute("CREATE TABLE rivals AS FROM rivals_here")
+        view_parquet(sql, "pairs_of_all", inputs.pairs.paths, _TELLING)
+        sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON phash_a = phash")
+        companies.judge_duplicates(sql, inputs.prefer)
+        if inputs.semantic_pairs:
+            view_parquet(sql, "semantic_pairs", inputs.semantic_pairs.paths)
+            companies.judge_semantic(sql, inputs.prefer)
+        writer = run.writer("duplicates", f"tables/select/duplicates-{run.stem}.parquet", companies.DUPLICATES)
+        files = [copy_sorted(sql, "FROM duplicates", "sample_id", writer)]
+        if inputs.extra_captions:
+            found = companies.captions_of_duplicates(inputs.extra_captions)
+            path = f"tables/select/left-captions-{run.stem}.parquet"
+            writer = run.writer("left_captions", path, tables.EXTRA_CAPTIONS)
+            files.append(copy_sorted(sql, found, "sample_id, place", writer))
+    return PartResult(tuple(files))
