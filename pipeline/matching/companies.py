@@ -79,24 +79,32 @@ def find_companies(sql: Any, num: int) -> None:
 def _connect(sql: Any) -> None:
     """`connected`: each hash in company with a label that is the lowest hash of all that pairs connect it to.
 
-    Each round takes the lowest label of the neighbours, and then the label of that label, which halves long chains.
+    Each round joins every hash to the lowest of its neighbours, and these chains to one hash. The joined hashes are one
+    from then on, and few edges are left between them.
     """
     sql.execute("CREATE TABLE connected AS SELECT phash, phash AS label FROM in_company")
-    while True:
+    sql.execute("CREATE TABLE links AS SELECT phash_a AS a, phash_b AS b FROM edges WHERE phash_a <> phash_b")
+    while sql.execute("SELECT 1 FROM links LIMIT 1").fetchall():
         sql.execute(
-            "CREATE OR REPLACE TABLE lower_labels AS SELECT phash, min(label) AS label FROM (FROM connected "
-            "UNION ALL SELECT phash_a, label FROM edges JOIN connected ON phash = phash_b "
-            "UNION ALL SELECT phash_b, label FROM edges JOIN connected ON phash = phash_a) GROUP BY phash"
+            "CREATE OR REPLACE TABLE lowest AS SELECT node, least(node, min(other)) AS label FROM "
+            "(SELECT a AS node, b AS other FROM links UNION ALL SELECT b, a FROM links) GROUP BY node"
         )
-        ((num_changed,),) = sql.execute(
-            "SELECT count(*) FROM connected c JOIN lower_labels l USING (phash) WHERE c.label <> l.label"
-        ).fetchall()
-        if not num_changed:
-            return
+        _follow_chains(sql)
         sql.execute(
-            "CREATE OR REPLACE TABLE connected AS SELECT l.phash, other.label FROM lower_labels l "
-            "JOIN lower_labels other ON other.phash = l.label"
+            "CREATE OR REPLACE TABLE connected AS SELECT c.phash, coalesce(l.label, c.label) AS label "
+            "FROM connected c LEFT JOIN lowest l ON l.node = c.label"
         )
+        sql.execute(
+            "CREATE OR REPLACE TABLE links AS SELECT DISTINCT x.label AS a, y.label AS b FROM links "
+            "JOIN lowest x ON x.node = a JOIN lowest y ON y.node = b WHERE x.label <> y.label"
+        )
+
+
+def _follow_chains(sql: Any) -> None:
+    """Let each label of `lowest` be the last of its chain; each round halves the chains."""
+    chained = "FROM lowest l JOIN lowest n ON n.node = l.label"
+    while sql.execute(f"SELECT 1 {chained} WHERE n.label <> l.label LIMIT 1").fetchall():
+        sql.execute(f"CREATE OR REPLACE TABLE lowest AS SELECT l.node, n.label {chained}")
 
 
 # ---- who stays
