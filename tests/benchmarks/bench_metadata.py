@@ -16,8 +16,8 @@ placements of all its samples. All others are the code of a build. Parts of fetc
 samples, ten times the defaults. `--quick` also replaces `caption measure`, whose parts know nothing of each other:
 1,000 captions are measured and the rest made up.
 
-`--store` puts the work folder into an S3 server (moto) on the loopback and counts what each step asks of it. moto holds
-all files in memory.
+`--store` puts the work folder into an S3 server (moto) on the loopback and counts what each step asks of it. Its files
+lie in the folder for temporary files, and take as much there as the work folder does.
 
 Each size runs in a process of its own. CPU seconds and peak memory are those of that process and of all that it
 started; the peaks of processes are added, and reset before each step. Prints a JSON line a step, and for each size one
@@ -109,6 +109,7 @@ def main() -> None:
                 *(["--workers", str(args.workers)] if args.workers else []),
                 *(["--store"] if args.store else []),
             ]
+            os.environ.setdefault("MOTO_S3_DEFAULT_KEY_BUFFER_SIZE", "65536")  # larger files are no longer in memory
             with serving() if args.store else contextlib.nullcontext() as store:
                 code = run_size([sys.executable, __file__, "--one", str(num), *options], kept, store)
             if code:
