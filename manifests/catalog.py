@@ -27,9 +27,9 @@ from manifests.catalog_file import (
     transaction,
     write_snapshot,
 )
-from manifests.current_stages import CurrentStages
+from manifests.catalog_reads import CommittedParts, CurrentStages
 from manifests.errors import DamageError, RunError
-from manifests.records import FetchRounds, Funnel, PartFile, PartRecord, StageRecord, utc_now
+from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, utc_now
 from manifests.remote.folder import sizes_below, store_of
 from manifests.remote.session import Session
 from manifests.takedowns import LIST_FILE
@@ -47,6 +47,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._session = session
         self._reader = connection.cursor()
         self._current = CurrentStages(self._reader)
+        self._parts = CommittedParts(self._connection)
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
 
@@ -188,8 +189,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         """The committed ones among `keys`."""
         if not keys:
             return {}
-        wanted = pa.table({"part_key": pa.array(keys, pa.string())})
-        return self._read_parts(wanted)
+        return self._parts.find(keys)
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
@@ -197,18 +197,16 @@ class Catalog(AbstractContextManager["Catalog"]):
             "SELECT part_key, step, position FROM stage_parts "
             "WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position",
             params=[fingerprint, step],
-        ).to_arrow_table()
-        found = self._read_parts(wanted)
-        return [found[key] for key in wanted.column("part_key").to_pylist()]
+        ).fetchall()
+        return self._parts.in_order([key for key, *_ in wanted])
 
     def parts_like(self, stage: str, step: str, reuse_key: str) -> list[PartRecord]:
         """Every committed part that was made by the same recipe, whatever the stage version, oldest first."""
         wanted = self._connection.sql(
             "SELECT part_key FROM parts WHERE stage = ? AND step = ? AND reuse_key = ? ORDER BY committed_at, part_key",
             params=[stage, step, reuse_key],
-        ).to_arrow_table()
-        found = self._read_parts(wanted)
-        return [found[key] for key in wanted.column("part_key").to_pylist()]
+        ).fetchall()
+        return self._parts.in_order([key for (key,) in wanted])
 
     def find_files(self, table: str) -> list[str]:
         """Paths, relative to the work folder, of every file of a table that any build committed, oldest first."""
@@ -257,6 +255,11 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
+        before = self._connection.execute(
+            "SELECT position, part_key FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step]
+        ).fetchall()
+        if sorted(before) == sorted(keys):
+            return
         with self._transaction():
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
@@ -298,6 +301,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
         for key in parts:
+            self._parts.forget(key)
             with self._transaction():
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
@@ -401,26 +405,6 @@ class Catalog(AbstractContextManager["Catalog"]):
     def _find_text(self, sql: str, *values: Any) -> str | None:
         rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
         return str(rows[0][0]) if rows else None
-
-    def _read_parts(self, wanted: pa.Table) -> dict[str, PartRecord]:
-        self._connection.register("wanted", wanted)
-        try:
-            rows = self._connection.execute("SELECT p.* FROM parts p JOIN wanted USING (part_key)").fetchall()
-            file_rows = self._connection.execute(
-                "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
-            ).fetchall()
-        finally:
-            self._connection.unregister("wanted")
-        files: dict[str, list[PartFile]] = {}
-        for key, *values in file_rows:
-            files.setdefault(key, []).append(PartFile(*values))
-        found = {}
-        for key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ in rows:
-            funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
-            found[key] = PartRecord(
-                key, stage, step, reuse_key, tuple(files.get(key, ())), funnel, json.loads(notes), seconds, attempts
-            )
-        return found
 
 
 def status_bytes(status: Mapping[str, Any]) -> bytes:

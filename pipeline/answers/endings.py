@@ -59,14 +59,14 @@ def check_ending(config: BuildConfig, context: BuildContext, stage: str, is_new:
     """
     if stage not in _CHECKED or not (is_new or stage == "select"):
         return
-    with _open_tables(context) as sql:
-        kept = _kept(sql, context, stage)
-        try:
-            plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
-        except ConfigError as error:
+    kept = _kept(context, stage)
+    try:
+        plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+    except ConfigError as error:
+        with _open_tables(context) as sql:
             lines = _describe_reasons(_reasons_by_domain(sql, config), config.domains, kept, _worst_hosts(sql))
-            room = "" if stage == "select" else "; later stages drop more, so leave room"
-            raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
+        room = "" if stage == "select" else "; later stages drop more, so leave room"
+        raise ConfigError(f"after {stage}: {error}{room}\n" + "\n".join(lines)) from None
 
 
 def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> None:
@@ -109,17 +109,18 @@ def _open_tables(context: BuildContext) -> Iterator[Any]:
         yield sql
 
 
-def _kept(sql: Any, context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
+def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
     """Rows that are left after a stage, domain -> source -> number."""
     if stage == "select":
         found: dict[str, dict[str, int]] = context.sealed["select"].notes["sources"]
         return found
     fetched = "SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') USING (sample_id)"
-    rows = sql.execute(
-        f"SELECT domain, source, count(*) FROM candidates {'' if stage == 'ingest' else fetched} "
-        "ANTI JOIN (SELECT sample_id FROM caption_verdicts WHERE NOT keep) USING (sample_id) "
-        "ANTI JOIN (SELECT sample_id FROM score_verdicts WHERE NOT keep) USING (sample_id) GROUP BY ALL"
-    ).fetchall()
+    with _open_tables(context) as sql:
+        rows = sql.execute(
+            f"SELECT domain, source, count(*) FROM candidates {'' if stage == 'ingest' else fetched} "
+            "ANTI JOIN (SELECT sample_id FROM caption_verdicts WHERE NOT keep) USING (sample_id) "
+            "ANTI JOIN (SELECT sample_id FROM score_verdicts WHERE NOT keep) USING (sample_id) GROUP BY ALL"
+        ).fetchall()
     kept: dict[str, dict[str, int]] = {}
     for domain, source, num in rows:
         kept.setdefault(domain, {})[source] = num

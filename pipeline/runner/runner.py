@@ -223,7 +223,6 @@ class Runner:
         context.sealed[stage.name] = record
         if stage.settle is not None:
             stage.settle(context)
-        self._publish_status(running=None)
         log.info("%s: done, %s", stage.name, _describe(record))
         return True
 
@@ -254,7 +253,6 @@ class Runner:
             todo.append(Job(key, part, self._for_any_machine(part.inputs, run.execution(key[:16], shared))))
             places[key] = place
         progress = Progress(title, step.unit, sum(job.num_rows for job in todo))
-        self._publish_status(progress.snapshot())
 
         after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from manifests import catalog_reads
 from manifests.catalog import Catalog
 from manifests.catalog_file import transaction
-from manifests.current_stages import CurrentStages
+from manifests.catalog_reads import CurrentStages
 from manifests.reader import read_status
 from manifests.records import Funnel, PartFile, PartRecord
 
@@ -98,3 +99,52 @@ def test_a_status_that_is_read_right_after_a_commit_counts_its_part_once(
         catalog._current.changed()
         catalog.commit_part("v1", num, part(f"p{num}", f"{num}.parquet"))
         assert catalog._current.rows()[0]["ingest"]["num_parts"] == num
+
+
+# ---- parts
+
+
+@pytest.mark.parametrize("most", [0, 2, 100])
+def test_parts_that_were_read_are_those_of_the_catalogue(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(catalog_reads, "MOST_KEPT", most)
+
+    def looked_up() -> list[str]:
+        keys = [f"p{number}" for number in range(6)]
+        anew = catalog_reads.CommittedParts(catalog._connection)
+        for some in (keys, keys[2:4], keys[::-1]):
+            assert catalog.find_parts(some) == anew.find(some)
+        in_order = catalog.parts_of("v1")
+        assert in_order == anew.in_order([part.key for part in in_order])
+        like = catalog.parts_like("ingest", "read", "recipe")
+        assert sorted(like, key=lambda part: part.key) == in_order
+        return sorted(catalog.find_parts(keys))
+
+    catalog.open_stage("ingest", "v1", {})
+    assert looked_up() == []
+    for position in range(4):
+        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+        assert looked_up() == [f"p{number}" for number in range(position + 1)]
+    catalog.forget_parts(["p1", "p3"])
+    assert looked_up() == ["p0", "p2"]
+    catalog.commit_part("v1", 1, part("p1", "another.parquet"))  # done again, with other bytes
+    assert looked_up() == ["p0", "p1", "p2"]
+    (again,) = catalog.find_parts(["p1"]).values()
+    assert [file.path for file in again.files] == ["another.parquet"]
+    with pytest.raises(TypeError):
+        again.notes["changed"] = True  # type: ignore[index]
+
+
+def test_links_that_are_there_are_not_written_again(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    for position in range(2):
+        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+    catalog.publish_status({"running": None})
+    known = catalog._current.known
+    catalog.link_parts("v1", "read", [(1, "p1"), (0, "p0")])
+    catalog.link_parts("v1", "other", [])
+    catalog.publish_status({"running": None})
+    assert catalog._current.known is known, "nothing was written"
+    catalog.link_parts("v1", "read", [(0, "p1")])
+    assert [found.key for found in catalog.parts_of("v1")] == ["p1"]

@@ -1,15 +1,22 @@
-"""What status.json says of the current stages and of the last mix, out of the catalogue.
+"""What a build asks its catalogue again and again: committed parts, and the figures of status.json.
 
-A build publishes its status with every part. Most parts change one number of it, so the catalogue is asked again only
-when something else was written. Reads a cursor of the catalogue; writes nothing.
+A part never changes, so one that was read is kept. A build publishes its status with every part. Most parts change one
+number of it, so the catalogue is asked again only when something else was written. Reads the catalogue; writes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
+
+from manifests.records import Funnel, PartFile, PartRecord
+
+MOST_KEPT = 10_000  # parts; about 10 MB
 _STAGES = (
     "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
     "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
@@ -20,6 +27,56 @@ _MIXES = "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USIN
 
 Known = tuple[int, dict[str, dict[str, Any]], list[dict[str, Any]]]
 """Version of what was read, figures by stage, and the domains of the mix."""
+
+
+class CommittedParts:
+    """Reads parts by their keys, through the connection of the catalogue that alone writes them."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._kept: dict[str, PartRecord] = {}
+
+    def find(self, keys: Sequence[str]) -> dict[str, PartRecord]:
+        """The committed ones among `keys`."""
+        unknown = [key for key in keys if key not in self._kept]
+        if unknown and len(self._kept) + len(unknown) > MOST_KEPT:
+            self._kept.clear()
+            unknown = list(keys)
+        found = self._read(unknown) if unknown else {}
+        if len(found) > MOST_KEPT:
+            return found
+        self._kept |= found
+        return {key: self._kept[key] for key in keys if key in self._kept}
+
+    def in_order(self, keys: Sequence[str]) -> list[PartRecord]:
+        """The parts of `keys`, all of which are committed."""
+        found = self.find(keys)
+        return [found[key] for key in keys]
+
+    def forget(self, key: str) -> None:
+        """A part is no longer committed."""
+        self._kept.pop(key, None)
+
+    def _read(self, keys: Sequence[str]) -> dict[str, PartRecord]:
+        self._connection.register("wanted", pa.table({"part_key": pa.array(keys, pa.string())}))
+        try:
+            rows = self._connection.execute("SELECT p.* FROM parts p JOIN wanted USING (part_key)").fetchall()
+            file_rows = self._connection.execute(
+                "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
+            ).fetchall()
+        finally:
+            self._connection.unregister("wanted")
+        files: dict[str, list[PartFile]] = {}
+        for key, *values in file_rows:
+            files.setdefault(key, []).append(PartFile(*values))
+        found = {}
+        for key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ in rows:
+            funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
+            said = MappingProxyType(json.loads(notes))
+            found[key] = PartRecord(
+                key, stage, step, reuse_key, tuple(files.get(key, ())), funnel, said, seconds, attempts
+            )
+        return found
 
 
 class CurrentStages:
