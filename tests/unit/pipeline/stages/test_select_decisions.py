@@ -544,10 +544,12 @@ def test_buckets_and_companies_decide_as_all_rows_at_once(
 ) -> None:
     samples = crowd(seed)
     names = [row["sample_id"] for row in samples]
+    groups = [(row["source"], row["group_id"]) if row.get("group_id") else None for row in samples]
+    grouped = [name for name, group in zip(names, groups, strict=True) if group and groups.count(group) > 1]
     lone = [*names[-38:-5], *names[:3]]  # most of these have a company of their own
     told: dict[str, Any] = {
         "takedowns": [Entry("url", "http://a.example/1-3", "asked"), Entry("id", names[5])],
-        "leaks": [leak(names[12]), leak(names[20]), leak(names[21], "duplicate", 2, names[20])],
+        "leaks": [leak(grouped[0]), leak(grouped[-1]), leak(names[21], "duplicate", 2, grouped[0])],
         "balance": BalanceSettings(caps=(CapSettings(by="taxon", at_most=9), CapSettings(by="source", about=7))),
         "extra_captions": 2,
         "semantic": [
