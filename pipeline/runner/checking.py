@@ -27,11 +27,11 @@ class ContentChecks:
         self._checked: dict[str, Stamp] = {}
 
     def require(self, files: Files) -> Files:
-        """The same files. Where no hashes were recorded, there is nothing to compare.
+        """The same files. Of files that a work folder did not record, nothing is known to compare.
 
         Raises: DamageError when one is gone or holds something else.
         """
-        if not files.sha256:
+        if not files.sha256 and not files.content:
             return files
         folder = storage.join(self._workdir, "")
         damaged = [
