@@ -25,6 +25,7 @@ from manifests.errors import ConfigError, IntegrityError, RetryableError
 
 _CHUNK_BYTES = 4 << 20
 _RANGE_BYTES = 32 << 20  # of an object store, in one request
+_S3_PUT_BYTES = 5 << 30  # the most that S3 takes in one request
 _PAST_THE_END = re.compile("InvalidRange|range (is )?not satisfiable", re.IGNORECASE)
 TEMP_MARK = ".tmp-"
 _CLIENT_LIBRARIES = {
@@ -223,18 +224,52 @@ def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
 
 
 def upload(local: str, path: str) -> None:
-    """Put a finished local file into an object store: in one request, in several parts where it is large.
-
-    A reader sees all of it or what was there before.
+    """Put a finished local file into an object store, as `put` does.
 
     Raises: RetryableError when the store does not take it now.
     """
-    fs, inner = filesystem(path)
     try:
-        fs.put_file(local, inner)
+        put(local, path)
     except Exception as error:
         check_passing(path, error, "written")
         raise
+
+
+def put(local: str, path: str) -> None:
+    """Put a finished local file into an object store. A reader sees all of it or what was there before.
+
+    S3 gets up to 5 GiB in one request, so a killed upload leaves nothing behind. Larger files go in several parts.
+
+    Raises: an error of the store.
+    """
+    fs, inner = filesystem(path)
+    if "s3" in fs.protocol and Path(local).stat().st_size <= _S3_PUT_BYTES:
+        _put_into_s3(fs, local, inner)
+    else:
+        fs.put_file(local, inner)
+
+
+def _put_into_s3(fs: Any, local: str, inner: str) -> None:
+    """One request that sends the file while it is read; `put_file` would have it in memory.
+
+    botocore tries again from the start of the file. s3fs's own retries would go on where the failed request had come
+    to, so they are left out.
+    """
+    from s3fs.errors import translate_boto_error  # only where a store is S3
+
+    bucket, key, _ = fs.split_path(inner)
+
+    async def send() -> None:
+        await fs.set_session()
+        client = await fs.get_s3(bucket)
+        with Path(local).open("rb") as stream:
+            await client.put_object(**fs._get_s3_method_kwargs(client.put_object, Bucket=bucket, Key=key, Body=stream))
+
+    try:
+        fsspec.asyn.sync(fs.loop, send)
+    except Exception as error:
+        raise translate_boto_error(error) from error
+    fs.invalidate_cache(inner)
 
 
 def changed_ns(info: Mapping[str, Any]) -> int:

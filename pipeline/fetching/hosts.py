@@ -204,7 +204,8 @@ class HostGate(Board):
         self._settings = settings
         self._clock = clock
         self._jitter = jitter
-        self._hosts: dict[str, _HostState] = {}
+        self._hosts: dict[str, _HostState] = {}  # by the name under which requests are counted
+        self._by_host: dict[str, _HostState] = {}
         self._lock = threading.Lock()
         self._last_lease = 0
         self._session = secrets.token_hex(4)
@@ -242,12 +243,15 @@ class HostGate(Board):
         return tally
 
     def _state(self, host: str) -> _HostState:
+        if known := self._by_host.get(host):
+            return known
         name, limits = self._settings.limits_of(host)
         state = self._hosts.get(name)
         if state is None:
             rate = limits.requests_per_second
             state = self._hosts[name] = _HostState(limits, _Pace.of(limits), 1 / rate if rate else 0.0)
             state.not_before = self._all_closed_until
+        self._by_host[host] = state
         return state
 
     def _note(self, report: HostReport, now: float) -> None:

@@ -280,8 +280,7 @@ class RemoteRun:
 
     def _put(self, path: Path) -> None:
         target = f"{self.address}/{path.relative_to(self.folder)}"
-        fs, inner = storage.filesystem(target)
-        self._patiently(target, lambda: fs.put_file(str(path), inner))
+        self._patiently(target, lambda: storage.put(str(path), target))
 
     def _patiently(self, path: str, work: Callable[[], Any]) -> Any:
         """Work with the store, tried three times.
