@@ -90,7 +90,9 @@ class _Bounded(_AnySocket):
         if budget is None:
             return int(super().recv_into(*args, **kwargs))
         remaining = budget.remaining_seconds()
-        self.settimeout(min(budget.read_timeout_seconds, remaining))
+        wait_seconds = min(budget.read_timeout_seconds, remaining)
+        if wait_seconds != self.gettimeout():  # setting it is a call of the system, in which another thread takes over
+            self.settimeout(wait_seconds)
         try:
             num = int(super().recv_into(*args, **kwargs))
         except TimeoutError:
@@ -170,6 +172,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         }
         self._robots = _RobotsCache()
         self._large_bodies = threading.BoundedSemaphore(_NUM_LARGE_BODIES)
+        self._timeout = urllib3.Timeout(connect=settings.connect_timeout_seconds, read=settings.read_timeout_seconds)
         self._headers = {
             "User-Agent": settings.user_agent_header,
             "Accept": "image/*,*/*;q=0.5",
@@ -246,9 +249,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
             assert_same_host=False,
             preload_content=False,
             decode_content=False,
-            timeout=urllib3.Timeout(
-                connect=self.settings.connect_timeout_seconds, read=self.settings.read_timeout_seconds
-            ),
+            timeout=self._timeout,
         )
 
     def _read(
