@@ -243,7 +243,7 @@ def put(local: str, path: str) -> None:
     Raises: an error of the store.
     """
     fs, inner = filesystem(path)
-    if "s3" in fs.protocol and Path(local).stat().st_size <= _S3_PUT_BYTES:
+    if type(fs).__module__.startswith("s3fs.") and Path(local).stat().st_size <= _S3_PUT_BYTES:
         _put_into_s3(fs, local, inner)
     else:
         fs.put_file(local, inner)
@@ -255,7 +255,7 @@ def _put_into_s3(fs: Any, local: str, inner: str) -> None:
     botocore tries again from the start of the file. s3fs's own retries would go on where the failed request had come
     to, so they are left out.
     """
-    from s3fs.errors import translate_boto_error  # only where a store is S3
+    from s3fs.errors import translate_boto_error  # an extra
 
     bucket, key, _ = fs.split_path(inner)
 

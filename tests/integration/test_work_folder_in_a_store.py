@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -249,44 +248,6 @@ def test_a_file_is_read_to_its_end_whatever_its_size(
     assert storage.download(place, str(tmp_path / "here")).sha256 == hashlib.sha256(content).hexdigest()
     assert (tmp_path / "here").read_bytes() == content
     assert [method for method, _ in store.requests] == ["GET"] * (num_bytes // 8 + 1)
-
-
-def test_a_large_file_is_one_request(store: Store, tmp_path: Path) -> None:
-    """As it was: in pieces of 50 MB above 100 MB."""
-    large, place = tmp_path / "large", f"s3://{BUCKET}/large/file"
-    large.write_bytes(random.Random(1).randbytes(1 << 20) * 120)
-    store.requests = []
-    storage.upload(str(large), place)
-    assert [method for method, _ in store.requests] == ["PUT"]
-    assert storage.hash_file(place).sha256 == storage.hash_file(str(large)).sha256
-
-
-@pytest.mark.parametrize("fault", ["reset", "slow_down"])
-def test_an_upload_that_is_tried_again_sends_the_whole_file(
-    store: Store, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    local, place = tmp_path / "local", f"s3://{BUCKET}/again/{fault}"
-    local.write_bytes(random.Random(1).randbytes(1 << 20))
-    faults = iter([fault, fault])
-    store.choose = lambda method, path: next(faults, None) if method == "PUT" else None
-    store.requests = []
-    storage.upload(str(local), place)
-    assert [method for method, _ in store.requests] == ["PUT"] * 3
-    assert storage.hash_file(place).sha256 == storage.hash_file(str(local)).sha256
-
-
-def test_a_file_above_the_limit_of_one_request_goes_in_parts(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "_S3_PUT_BYTES", 100 << 20)
-    large, place = tmp_path / "large", f"s3://{BUCKET}/parts/file"
-    large.write_bytes(random.Random(1).randbytes(1 << 20) * 120)
-    store.requests = []
-    storage.upload(str(large), place)
-    assert Counter(method for method, _ in store.requests) == {"POST": 2, "PUT": 3}
-    assert storage.hash_file(place).sha256 == storage.hash_file(str(large)).sha256
 
 
 # ---- another machine
