@@ -168,6 +168,14 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str
     _assert_same(two, killed)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing disturbed."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    _finish(_start(values, place, num_ranks=2))
+    return place
+
+
 def _back_to(source: Path, target: Path, step: int) -> None:
     """A copy of a finished run as it stood after the checkpoint of `step`."""
     shutil.copytree(source / "run", target / "run")
@@ -261,10 +269,9 @@ def test_a_users_mistake_under_torchrun_writes_nothing(values: dict[str, Any], t
 
 
 @pytest.mark.slow
-def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], tmp_path: Path) -> None:
+def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], undisturbed: Path, tmp_path: Path) -> None:
     """With --max-restarts: one rank is killed, and the run ends with the bits of an undisturbed one."""
-    whole, killed = _places(tmp_path, "whole", "killed")
-    _finish(_start(values, whole, num_ranks=2))
+    (killed,) = _places(tmp_path, "killed")
     process = _start(values, killed, 2, "--max-restarts=2")
     _kill_rank(process, killed, rank=1, step=7)
     out, err = process.communicate(timeout=900)
@@ -272,7 +279,7 @@ def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], tmp
     assert out.startswith("finished: 24 steps")
     (step,) = re.findall(r"going on after step (\d+) from", err)  # once: the next try finds all processes
     assert step in ("6", "9"), "the last checkpoint when the process was gone"
-    _assert_same(whole, killed)
+    _assert_same(undisturbed, killed)
 
 
 def _kill_rank(process: subprocess.Popen[str], place: Path, rank: int, step: int) -> None:
@@ -356,10 +363,9 @@ def test_ray_starts_the_same_run(values: dict[str, Any], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_ray_starts_again_after_killed_workers(values: dict[str, Any], tmp_path: Path) -> None:
+def test_ray_starts_again_after_killed_workers(values: dict[str, Any], undisturbed: Path, tmp_path: Path) -> None:
     """Each rank is killed once amid the run: it goes on from the last checkpoint, to the bits of an undisturbed run."""
-    whole, killed = _places(tmp_path, "whole", "killed")
-    _finish(_start(values, whole, num_ranks=2))
+    (killed,) = _places(tmp_path, "killed")
     process = _start_on_ray(values, killed, "--num-workers", "2")
     for rank, step in ((1, 7), (0, 16)):
         _kill_rank(process, killed, rank, step)
@@ -370,7 +376,7 @@ def test_ray_starts_again_after_killed_workers(values: dict[str, Any], tmp_path:
                       r"\(restart (.) of 3, compute.max_failures\)", err)  # fmt: skip
     assert [(rank, number) for rank, _, number in told] == [("1", "1"), ("0", "2")]
     assert all(int(step) % 3 == 0 for _, step, _ in told)
-    _assert_same(whole, killed)
+    _assert_same(undisturbed, killed)
 
 
 @pytest.mark.slow
