@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ from training.record.log import read_log
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip
 NUM_STEPS = 24
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_outlives_its_test() -> Iterator[None]:
+    """A test that fails leaves no process behind."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill([*below(process.pid), process.pid])
+            process.communicate(timeout=100)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +75,20 @@ def _start(values: dict[str, Any], place: Path, num_ranks: int = 1, *options: st
             port = probe.getsockname()[1]
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--master-addr=127.0.0.1", *options]
         command = [sys.executable, *launcher, f"--master-port={port}", "-m", *command[2:]]
-    return subprocess.Popen(
+    return _open(command, MASTER_ADDR="127.0.0.1")
+
+
+def _open(command: list[str], **variables: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | variables,
     )
+    _started.append(process)
+    return process
 
 
 def _finish(process: subprocess.Popen[str]) -> str:
@@ -88,10 +107,15 @@ def _lines(place: Path) -> list[dict[str, Any]]:
     return [{key: event.get(key) for key in COMPARED} for event in events if event["event"] == "step"]
 
 
+def _last_step(place: Path) -> int:
+    """Of the log; 0 where it holds none, as at the start of a run that goes on from nothing."""
+    return max((line["step"] for line in _lines(place)), default=0)
+
+
 def _kill_after(process: subprocess.Popen[str], place: Path, step: int, number: int) -> None:
     """Signal the process, its group and its children once the log holds `step`."""
     deadline = time.monotonic() + 600
-    while (not _lines(place) or _lines(place)[-1]["step"] < step) and time.monotonic() < deadline:
+    while _last_step(place) < step and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.002)
     # ranks are sessions of their own under torchrun and would outlive it
@@ -139,12 +163,12 @@ def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tm
     (place,) = _places(tmp_path, "place")
     process = _start(values | {"checkpoint": {"every_steps": 1000}, "schedule": {"steps": 5000}}, place)
     deadline = time.monotonic() + 600
-    while not _lines(place) and time.monotonic() < deadline:
+    while not _last_step(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 1
-    last = _lines(place)[-1]["step"]
+    last = _last_step(place)
     assert f"dalip: error: stopped by a signal after step {last} of 5000" in err
     assert "Traceback" not in err
     assert [path.name for path in (place / "run" / "checkpoints").glob("step-*")] == [f"step-{last:08d}.pt"]
@@ -226,11 +250,11 @@ def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None
     (place,) = _places(tmp_path, "place")
     process = _start(values | {"schedule": {"steps": 5000}}, place, num_ranks=2)
     deadline = time.monotonic() + 600
-    while not _lines(place) and time.monotonic() < deadline:
+    while not _last_step(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=100)
-    last = _lines(place)[-1]["step"]
+    last = _last_step(place)
     assert f"stopped by a signal after step {last} of 5000" in err
     assert (place / "run" / "checkpoints" / f"step-{last:08d}.pt").exists()
 
@@ -285,7 +309,7 @@ def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], und
 def _kill_rank(process: subprocess.Popen[str], place: Path, rank: int, step: int) -> None:
     """SIGKILL to the process of rank 0 or 1 of two, once the log holds `step`; rank 0 is the one that writes it."""
     deadline = time.monotonic() + 600
-    while not (_lines(place) and _lines(place)[-1]["step"] >= step):
+    while _last_step(place) < step:
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -307,13 +331,8 @@ def _writes(pid: int, path: Path) -> bool:
 def _start_on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.Popen[str]:
     config = place / "run.yaml"
     config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
-    return subprocess.Popen(
-        [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"},
-    )
+    command = [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", *options]
+    return _open(command, RAY_worker_niceness="0")
 
 
 def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.CompletedProcess[str]:
