@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -98,7 +99,7 @@ class _SlowStore(http.server.BaseHTTPRequestHandler):
         num_bytes = int(self.headers["Content-Length"])
         while type(self).got < num_bytes:
             type(self).got += len(self.rfile.read(min(4 * MIB, num_bytes - type(self).got)))
-            time.sleep(0.2)
+            time.sleep(0.25)
         self.send_response(200)
         self.send_header("ETag", '"hash"')
         self.send_header("Content-Length", "0")
@@ -106,14 +107,20 @@ class _SlowStore(http.server.BaseHTTPRequestHandler):
 
 
 def test_an_upload_may_take_longer_than_an_answer_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _SlowStore)
+    """What the system still holds of it when all is sent counts as waiting for the answer, so that is kept small."""
+    answer_seconds = 3
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _SlowStore, bind_and_activate=False)
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB // 4)
+    server.server_bind()
+    server.server_activate()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    settings = {"read_timeout": 1, "retries": {"max_attempts": 0}}
+    settings = {"read_timeout": answer_seconds, "retries": {"max_attempts": 0}}
     endpoint = {"endpoint_url": f"http://127.0.0.1:{server.server_address[1]}"}
     monkeypatch.setitem(fsspec.config.conf, "s3", {"client_kwargs": endpoint, "config_kwargs": settings})
+    local = made(tmp_path, 96)
     began = time.monotonic()
-    storage.upload(made(tmp_path, 64), f"s3://{BUCKET}/slow")
+    storage.upload(local, f"s3://{BUCKET}/slow")
     server.shutdown()
     server.server_close()
-    assert time.monotonic() - began > 2
-    assert _SlowStore.got == 64 * MIB
+    assert time.monotonic() - began > answer_seconds
+    assert _SlowStore.got == 96 * MIB
