@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import mimetypes
 import os
 import re
 import shutil
@@ -258,12 +259,16 @@ def _put_into_s3(fs: Any, local: str, inner: str) -> None:
     from s3fs.errors import translate_boto_error  # an extra
 
     bucket, key, _ = fs.split_path(inner)
+    request = {"Bucket": bucket, "Key": key}
+    if kind := mimetypes.guess_type(key)[0]:
+        request["ContentType"] = kind  # so that a browser shows a page, and does not save it
 
     async def send() -> None:
         await fs.set_session()
         client = await fs.get_s3(bucket)
         with Path(local).open("rb") as stream:
-            await client.put_object(**fs._get_s3_method_kwargs(client.put_object, Bucket=bucket, Key=key, Body=stream))
+            # with what the user has set for all requests (encryption, storage class); s3fs has no public way to it
+            await client.put_object(**fs._get_s3_method_kwargs(client.put_object, **request, Body=stream))
 
     try:
         fsspec.asyn.sync(fs.loop, send)

@@ -86,6 +86,15 @@ def test_a_store_that_refuses_leaves_what_was_there(store: Store, tmp_path: Path
     assert b"".join(storage.read_chunks(place)) == b"before"
 
 
+def test_a_page_is_stored_as_one_and_with_what_the_user_has_set(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"s3_additional_kwargs": {"StorageClass": "STANDARD_IA"}})
+    storage.upload(made(tmp_path, 1), f"s3://{BUCKET}/report.html")
+    found = fsspec.filesystem("s3", **store.options).call_s3("head_object", Bucket=BUCKET, Key="report.html")
+    assert (found["ContentType"], found["StorageClass"]) == ("text/html", "STANDARD_IA")
+
+
 class _SlowStore(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     got = 0
