@@ -1,7 +1,7 @@
 """The catalogue: which parts exist, which stage versions are sealed, where everything lies.
 
 It is one DuckDB file in the work folder. While one process writes it, no other can open it (DuckDB 2.0). So only the
-driver opens it, and at every commit leaves a small `status.json` beside it for `plantmix status`. The files it can be
+driver opens it, and twice a second leaves a small `status.json` beside it for `plantmix status`. The files it can be
 rebuilt from lie beside it too (catalog_file.py). Readers use manifests/reader.py.
 """
 
@@ -36,7 +36,12 @@ from manifests.takedowns import LIST_FILE
 
 STATUS_FILE = "status.json"
 _ROWS_A_STATEMENT = 100
-_AT_PLACE = "SELECT 1 FROM stage_parts WHERE fingerprint = ? AND step = ? AND position = ?"
+_OF_PARTS = ("parts", "files", "stage_parts")
+_TAKEN = (
+    "SELECT step, position FROM stage_parts "
+    "WHERE fingerprint = ? AND position BETWEEN ? AND ? AND list_contains(?, position)"
+)
+_OFF_PLACE = "DELETE FROM stage_parts WHERE fingerprint = ? AND step = ? AND position = ?"
 
 
 class Catalog(AbstractContextManager["Catalog"]):
@@ -217,41 +222,26 @@ class Catalog(AbstractContextManager["Catalog"]):
         ).fetchall()
         return list(dict.fromkeys(str(row[0]) for row in rows))
 
-    def commit_part(self, fingerprint: str, position: int, part: PartRecord) -> None:
-        """Commit a part whose files are published, in one transaction, as part `position` of a stage version."""
-        funnel = part.funnel
-        row = {
-            "part_key": part.key,
-            "stage": part.stage,
-            "step": part.step,
-            "reuse_key": part.reuse_key,
-            "num_in": funnel.num_in if funnel else None,
-            "num_kept": funnel.num_kept if funnel else None,
-            "reasons": _json(dict(funnel.reasons) if funnel else {}),
-            "notes": _json(dict(part.notes)),
-            "seconds": part.seconds,
-            "attempts": part.attempts,
-            "committed_at": utc_now().isoformat(),
-        }
-        described = ("path", "num_rows", "num_bytes", "sha256")
-        files = [
-            {"part_key": part.key, "table_name": file.table} | {name: getattr(file, name) for name in described}
-            for file in part.files
-        ]
-        link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
+    def commit_parts(self, fingerprint: str, parts: Mapping[int, PartRecord]) -> None:
+        """Commit parts of a stage version, by their positions in it: all of them or none. Their files are published."""
+        if not parts:
+            return
+        entries = [_entry_of(fingerprint, position, part) for position, part in parts.items()]
+        rows, files, links = ([row for entry in entries for row in entry[table]] for table in _OF_PARTS)
         if self._session is not None:
             self._session.check()
         known = self._current.known
         with transaction(self._connection):
-            self._insert("parts", [row])
+            self._insert("parts", rows)
             self._insert("files", files)
-            place = [fingerprint, part.step, position]
-            is_new = not self._connection.execute(_AT_PLACE, place).fetchall()
-            insert = "INSERT" if is_new else "INSERT OR REPLACE"  # which takes twice as long
-            self._connection.execute(f"{insert} INTO stage_parts VALUES (?, ?, ?, ?)", [*place, part.key])
-            append_to_journal(self.workdir, {"parts": [row], "files": files, "stage_parts": [link]})
-        if is_new:
-            self._current.part_added(fingerprint, known)
+            at = [fingerprint, min(parts), max(parts), list(parts)]
+            taken = {(step, position) for step, position in self._connection.execute(_TAKEN, at).fetchall()}
+            replaced = [link for link in links if (link["step"], link["position"]) in taken]
+            for link in replaced:
+                self._connection.execute(_OFF_PLACE, [link[name] for name in ("fingerprint", "step", "position")])
+            self._insert("stage_parts", links)
+            append_to_journal(self.workdir, entries)
+        self._current.parts_added(fingerprint, len(parts) - len(replaced), known)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
@@ -405,6 +395,31 @@ class Catalog(AbstractContextManager["Catalog"]):
     def _find_text(self, sql: str, *values: Any) -> str | None:
         rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
         return str(rows[0][0]) if rows else None
+
+
+def _entry_of(fingerprint: str, position: int, part: PartRecord) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a part, by table."""
+    funnel = part.funnel
+    row = {
+        "part_key": part.key,
+        "stage": part.stage,
+        "step": part.step,
+        "reuse_key": part.reuse_key,
+        "num_in": funnel.num_in if funnel else None,
+        "num_kept": funnel.num_kept if funnel else None,
+        "reasons": _json(dict(funnel.reasons) if funnel else {}),
+        "notes": _json(dict(part.notes)),
+        "seconds": part.seconds,
+        "attempts": part.attempts,
+        "committed_at": utc_now().isoformat(),
+    }
+    described = ("path", "num_rows", "num_bytes", "sha256")
+    files = [
+        {"part_key": part.key, "table_name": file.table} | {name: getattr(file, name) for name in described}
+        for file in part.files
+    ]
+    link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
+    return {"parts": [row], "files": files, "stage_parts": [link]}
 
 
 def status_bytes(status: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,10 +145,10 @@ def write_snapshot(connection: Any, workdir: str) -> None:
     Path(storage.join(workdir, JOURNAL_FILE)).unlink(missing_ok=True)
 
 
-def append_to_journal(workdir: str, entry: Mapping[str, Any]) -> None:
-    """Add a line to the journal, and wait until it is on the disk."""
+def append_to_journal(workdir: str, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to the journal, and wait until they are on the disk."""
     with Path(storage.join(workdir, JOURNAL_FILE)).open("ab") as stream:
-        stream.write(_line(entry))
+        stream.writelines(map(_line, entries))
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -156,7 +156,7 @@ def append_to_journal(workdir: str, entry: Mapping[str, Any]) -> None:
 def note_closed(workdir: str) -> None:
     """Record what the closed database looks like, so that any later change of it shows."""
     written = storage.hash_file(storage.join(workdir, CATALOG_FILE))
-    append_to_journal(workdir, {"closed": {"num_bytes": written.num_bytes, "sha256": written.sha256}})
+    append_to_journal(workdir, [{"closed": {"num_bytes": written.num_bytes, "sha256": written.sha256}}])
 
 
 def read_snapshot(workdir: str) -> Snapshot:

@@ -1,6 +1,6 @@
 """What a build asks its catalogue again and again: committed parts, and the figures of status.json.
 
-A part never changes, so one that was read is kept. A build publishes its status with every part. Most parts change one
+A part never changes, so one that was read is kept. A build publishes its status twice a second. Most commits change one
 number of it, so the catalogue is asked again only when something else was written. Reads the catalogue; writes nothing.
 """
 
@@ -96,18 +96,18 @@ class CurrentStages:
 
     @property
     def known(self) -> Known | None:
-        """What was last read; to be taken before a part is written, for `part_added`."""
+        """What was last read; to be taken before parts are written, for `parts_added`."""
         return self._known
 
-    def part_added(self, fingerprint: str, before: Known | None) -> None:
-        """A stage version got one more part. What was read since `before` may hold it or not."""
+    def parts_added(self, fingerprint: str, num: int, before: Known | None) -> None:
+        """A stage version got so many more parts. What was read since `before` may hold them or not."""
         with self._lock:
             if before is None or before is not self._known or before[0] != self._version:
                 self._version += 1
                 return
             for stage in before[1].values():
                 if stage["fingerprint"] == fingerprint:
-                    stage["num_parts"] += 1
+                    stage["num_parts"] += num
 
     def rows(self) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         """Figures by stage, and the domains of the mix."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def jobs_of(inputs: Sequence[Inputs], workdir: str = "", shared: Any = None) -> 
     ]
 
 
+def one_by_one(came: Iterable[Sequence[Done]]) -> Iterator[Done]:
+    """What an executor gives, each result by itself."""
+    return itertools.chain.from_iterable(came)
+
+
 def config_of(workdir: Path, executor: str = "inline", **run: Any) -> BuildConfig:
     return BuildConfig.model_validate(
         {
@@ -109,7 +115,9 @@ class SharedRay:
     def __init__(self, executor: Any) -> None:
         self._executor = executor
 
-    def run(self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never) -> Iterator[Done]:
+    def run(
+        self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+    ) -> Iterator[Sequence[Done]]:
         return self._executor.run(self.carried(work), jobs, gpus, stopping)
 
     def carried(self, work: Any) -> Any:

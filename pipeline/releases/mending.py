@@ -320,5 +320,6 @@ def _keep_sound(catalog: Catalog, download: DamagedDownload) -> int:
     funnel = Funnel(kept.num_rows, counts.pop("ok", 0), counts)
     key = fingerprint({"part": part.key, "piece": [file.sha256 for file in files]})
     record = PartRecord(key, part.stage, part.step, part.reuse_key, tuple(files), funnel, part.notes, part.seconds, 1)
-    catalog.commit_part("repair", len(catalog.parts_of("repair")), record)  # the next build links it to its version
+    place = len(catalog.parts_of("repair"))
+    catalog.commit_parts("repair", {place: record})  # the next build links it to its version
     return int(kept.num_rows)

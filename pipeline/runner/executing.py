@@ -57,10 +57,11 @@ class Executor(Protocol):
 
     def run(
         self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
-    ) -> Iterator[Done]:
-        """Yield the results of every job. With `gpus` they run in workers that stay, each with so many GPUs.
+    ) -> Iterator[Sequence[Done]]:
+        """Yield the results of every job, all together that are there at a time.
 
-        Once `stopping` says so, no further job is begun.
+        With `gpus` they run in workers that stay, each with so many GPUs. Once `stopping` says so, no further job is
+        begun.
         """
 
     def share(self, make: Callable[[], Any]) -> Any:
@@ -75,12 +76,13 @@ class InlineExecutor:
 
     def run(
         self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
-    ) -> Iterator[Done]:
+    ) -> Iterator[Sequence[Done]]:
         """Yield the results of every job, in plan order."""
         for job in jobs:
             if stopping():
                 return
-            yield from do_job(work, job)
+            for done in do_job(work, job):
+                yield [done]
 
     def share(self, make: Callable[[], Any]) -> Any:
         """The object itself: there is only this process."""

@@ -135,7 +135,7 @@ class ProcessExecutor:
 
     def run(
         self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
-    ) -> Iterator[Done]:
+    ) -> Iterator[Sequence[Done]]:
         """Yield the results of every job as they come. Where each needs a GPU, one worker does them all.
 
         A part that runs alone may take the memory of all workers.
@@ -156,7 +156,7 @@ class ProcessExecutor:
             found = [worker.receive() for connection, worker in busy.items() if connection in ready]
             if not stopping():
                 self._hand_out(work, waiting, 1 if gpus else self._num_workers)
-            yield from (done for done in found if done)
+            yield [done for done in found if done]
 
     def _hand_out(self, work: Work, waiting: deque[Job], most: int) -> None:
         """Give a part to each worker that is free, and to new ones while there may be more."""

@@ -234,7 +234,7 @@ class RayExecutor:
 
     def run(
         self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
-    ) -> Iterator[Done]:
+    ) -> Iterator[Sequence[Done]]:
         """Yield the results of every job as they come."""
         waiting = list(reversed(jobs))
         in_flight: dict[Any, tuple[Job, Any]] = {}  # by the stream of its results
@@ -253,23 +253,37 @@ class RayExecutor:
             while waiting and (slots if gpus is not None else len(in_flight) < self._most_in_flight):
                 job, slot = waiting.pop(), slots.pop(0) if gpus is not None else self._remote
                 in_flight[slot.remote(work, job, folder)] = (job, slot)
-            ready, _ = self._ray.wait(list(in_flight), timeout=_TICK_SECONDS) if in_flight else ([], [])
-            if not ready:
-                self._check_alive(_SILENT_SECONDS)
-            for stream in ready:
+            came: list[Done] = []
+            broken: dict[Any, Exception] = {}
+            for stream in self._wait(list(in_flight)):
                 job, slot = in_flight[stream]
                 try:
-                    yield self._ray.get(next(stream))
+                    came.append(self._ray.get(next(stream)))
                 except StopIteration:
                     del in_flight[stream]
                     failed.discard(stream)
                     if gpus is not None:
                         slots.append(slot)
                 except self._ray.exceptions.RayError as error:
-                    done = Done(job, None, self._failure(job, error), 0.0)
-                    if stream not in failed:
-                        failed.add(stream)
-                        yield done
+                    broken[stream] = error
+            yield came
+            for stream, cause in broken.items():  # after the results: to tell what one means can take long, or raise
+                job, _ = in_flight[stream]
+                done = Done(job, None, self._failure(job, cause), 0.0)
+                if stream not in failed:
+                    failed.add(stream)
+                    yield [done]
+
+    def _wait(self, streams: list[Any]) -> list[Any]:
+        """Those of `streams` that have something now: waits for the first one, then takes all."""
+        if not streams:
+            return []
+        ready, _ = self._ray.wait(streams, timeout=_TICK_SECONDS)
+        if not ready:
+            self._check_alive(_SILENT_SECONDS)
+            return []
+        ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
+        return list(ready)
 
     def _start_actors(self, num_jobs: int, gpus: float, num_started: int) -> list[Any]:
         """More workers that live from part to part, where the cluster has room. Ray restarts a worker that was lost.

@@ -1,9 +1,9 @@
 """Run FLOW: plan parts, skip committed ones, run the others, publish their files, commit them, seal the stage.
 
 Workers (Ray tasks, processes, or this process: `run.executor`) write private files and return small records. Only this
-driver renames files into place and commits them: a part, or a piece of one, in one transaction. When it is killed, what
-is committed stays, and the next build does the rest. When it is asked to stop, the parts of fetch store what they have
-first.
+driver renames files into place and commits them: the parts, or pieces of some, that are there at a time in one
+transaction. When it is killed, what is committed stays, and the next build does the rest. When it is asked to stop, the
+parts of fetch store what they have first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -310,27 +310,27 @@ class Runner:
         todo = list(jobs)
         while todo and not self._stop.asked():
             again: list[Job] = []
-            for done in self._ready_executor().run(step.work, todo, gpus, self._stop.asked):
-                job, result = done.job, done.result
-                if job.key in whole:
-                    continue
-                if result is not None:
-                    record = self._commit(stage, step, done, place_of(job, result.is_piece), attempts[job.key])
-                    if result.is_piece:
-                        pieces[job.key] += [storage.join(self._catalog.workdir, file.path) for file in record.files]
+            for came in self._ready_executor().run(step.work, todo, gpus, self._stop.asked):
+                came = [done for done in came if done.job.key not in whole]
+                self._commit(stage, step, came, place_of, attempts)
+                for done in came:
+                    job, result = done.job, done.result
+                    if result is not None:
+                        if result.is_piece:
+                            pieces[job.key] += [storage.join(self._catalog.workdir, file.path) for file in result.files]
+                        else:
+                            whole.add(job.key)
+                        if not step.reports:
+                            progress.advance(job.num_rows, result.funnel)
+                    elif (
+                        lost := isinstance(done.error, LostNodeError) and losses[job.key] < _MOST_LOST_NODES
+                    ) or self._goes_again(done, attempts[job.key]):
+                        (losses if lost else attempts)[job.key] += 1
+                        if lost:
+                            log.warning("%s; its part is done again", done.error)
+                        again.append(replace(job, execution=replace(job.execution, pieces=tuple(pieces[job.key]))))
                     else:
-                        whole.add(job.key)
-                    if not step.reports:
-                        progress.advance(job.num_rows, result.funnel)
-                elif (
-                    lost := isinstance(done.error, LostNodeError) and losses[job.key] < _MOST_LOST_NODES
-                ) or self._goes_again(done, attempts[job.key]):
-                    (losses if lost else attempts)[job.key] += 1
-                    if lost:
-                        log.warning("%s; its part is done again", done.error)
-                    again.append(replace(job, execution=replace(job.execution, pieces=tuple(pieces[job.key]))))
-                else:
-                    failures.append(f"{done.error}")
+                        failures.append(f"{done.error}")
             todo = again
             if todo:
                 tries = max(attempts[job.key] for job in todo)
@@ -351,35 +351,43 @@ class Runner:
         return False
 
     def _commit(
-        self, stage: Stage[Any], step: Step[Any, Any, Any], done: Done, position: int, attempts: int
-    ) -> PartRecord:
-        """Publish the files of a part, or of a piece of one, then state in one transaction that it exists."""
-        result = done.result
-        assert result is not None
-        if result.funnel is not None:
-            result.funnel.check(f"{stage.name} {step.name}")
-        paths = [storage.join(self._catalog.workdir, file.path) for file in result.files]
+        self,
+        stage: Stage[Any],
+        step: Step[Any, Any, Any],
+        came: Sequence[Done],
+        place_of: Callable[[Job, bool], int],
+        attempts: Mapping[str, int],
+    ) -> None:
+        """Publish the files of parts, or of pieces of them, then state in one transaction that they exist."""
+        parts: dict[int, PartRecord] = {}
+        private: list[tuple[str, str]] = []
+        for done in came:
+            job, result = done.job, done.result
+            if result is None:
+                continue
+            if result.funnel is not None:
+                result.funnel.check(f"{stage.name} {step.name}")
+            files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
+            key = job.key
+            if result.is_piece:  # the part's own key stands for all of its rows
+                key = fingerprint({"part": key, "piece": [file.sha256 for file in files]})
+            parts[place_of(job, result.is_piece)] = PartRecord(
+                key,
+                stage.name,
+                step.name,
+                job.part.reuse_key,
+                files,
+                result.funnel,
+                result.notes,
+                done.seconds,
+                attempts[job.key],
+            )
+            private += [(file.temp, storage.join(self._catalog.workdir, file.path)) for file in result.files]
         # a file without a private name was published by the worker, into a store
-        storage.publish_all((file.temp, path) for file, path in zip(result.files, paths, strict=True) if file.temp)
-        for path in paths:
+        storage.publish_all((temp, path) for temp, path in private if temp)
+        for _, path in private:
             self._checks.trust(path)
-        files = tuple(PartFile(f.table, f.path, f.num_rows, f.num_bytes, f.sha256) for f in result.files)
-        key = done.job.key
-        if result.is_piece:  # the part's own key stands for all of its rows
-            key = fingerprint({"part": key, "piece": [file.sha256 for file in files]})
-        record = PartRecord(
-            key,
-            stage.name,
-            step.name,
-            done.job.part.reuse_key,
-            files,
-            result.funnel,
-            result.notes,
-            done.seconds,
-            attempts,
-        )
-        self._catalog.commit_part(self._context.fingerprint, position, record)
-        return record
+        self._catalog.commit_parts(self._context.fingerprint, parts)
 
     def _ready_executor(self) -> Executor:
         """Start the executor only when there is work: a build with nothing to do never starts Ray."""

@@ -149,7 +149,7 @@ def make_work_folder(folder: Path, num_rows: int) -> None:
                 )
                 file = PartFile(table, path, rows.num_rows, 0, "")
                 part = PartRecord(path, stage, table, stage, (file,), None, {}, 0.0, 1)
-                catalog.commit_part(stage, at, part)
+                catalog.commit_parts(stage, {at: part})
         for stage in ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack"):
             catalog.open_stage(stage, stage, {})
             catalog.seal_stage(StageRecord(stage, stage, Funnel(num_rows, num_rows), {"radius": 4}))

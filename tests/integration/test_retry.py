@@ -212,7 +212,7 @@ def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
     web.asked()
     web.mood = {}
     commits = 0
-    commit = Catalog.commit_part
+    commit = Catalog.commit_parts
 
     def killed(self: Catalog, *arguments: Any) -> None:
         nonlocal commits
@@ -222,7 +222,7 @@ def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
         commit(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "commit_part", killed)
+        patch.setattr(Catalog, "commit_parts", killed)
         assert main(["retry", str(work)]) == 1
     before = web.asked()
     assert sum(before.values()) == 6

@@ -21,6 +21,7 @@ from running import (
     ByValue,
     SharedProcesses,
     jobs_of,
+    one_by_one,
     run,
     square_work,
     stage_of,
@@ -106,7 +107,7 @@ def test_a_fault_after_the_result_of_a_part_is_not_the_next_parts(process_execut
         yield PartResult((), None, {"number": inputs["number"]})
         raise ValueError("too late to matter")
 
-    done = list(process_executor.run(ByValue(work), jobs_of([{"number": number} for number in range(6)])))
+    done = list(one_by_one(process_executor.run(ByValue(work), jobs_of([{"number": number} for number in range(6)]))))
     assert [each.error for each in done] == [None] * 6
     assert {each.job.key: each.result.notes["number"] for each in done if each.result} == {
         str(number): number for number in range(6)
@@ -124,7 +125,7 @@ def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> 
 
     executor = ProcessExecutor(3)
     try:
-        done = [each.result for each in executor.run(ByValue(work), jobs_of([{}] * 12))]
+        done = [each.result for each in one_by_one(executor.run(ByValue(work), jobs_of([{}] * 12)))]
     finally:
         executor.close()
     spans = [each.notes["span"] for each in done if each]
@@ -140,10 +141,10 @@ def test_a_part_that_runs_alone_may_take_the_memory_of_all_workers(num_parts: in
     jobs = [replace(job, execution=replace(job.execution, memory_gb=2.0)) for job in jobs_of([{}] * num_parts)]
     executor = ProcessExecutor(3)
     try:
-        found = [each.result.notes["memory_gb"] for each in executor.run(ByValue(work), jobs) if each.result]
+        done = list(one_by_one(executor.run(ByValue(work), jobs)))
     finally:
         executor.close()
-    assert found == [memory_gb] * num_parts
+    assert [each.result.notes["memory_gb"] for each in done if each.result] == [memory_gb] * num_parts
 
 
 def test_what_each_needs_a_gpu_is_done_by_one_worker(process_executor: ProcessExecutor) -> None:
@@ -151,7 +152,7 @@ def test_what_each_needs_a_gpu_is_done_by_one_worker(process_executor: ProcessEx
         return PartResult((), None, {"pid": os.getpid()})
 
     def pids(gpus: float | None) -> set[int]:
-        done = process_executor.run(ByValue(work), jobs_of([{}] * 6), gpus)
+        done = one_by_one(process_executor.run(ByValue(work), jobs_of([{}] * 6), gpus))
         return {each.result.notes["pid"] for each in done if each.result}
 
     assert len(pids(1.0)) == 1
@@ -165,7 +166,7 @@ def test_the_pieces_of_a_part_come_while_it_works(process_executor: ProcessExecu
                 time.sleep(0.01)
 
     seen = []
-    for done in process_executor.run(ByValue(work), jobs_of([{}])):
+    for done in one_by_one(process_executor.run(ByValue(work), jobs_of([{}]))):
         assert done.result
         seen.append(done.result.notes["number"])
         (tmp_path / str(seen[-1])).touch()
@@ -181,7 +182,7 @@ def test_no_progress_of_queries_is_printed_in_a_worker(process_executor: Process
         ((told,),) = duckdb.connect().sql("SELECT current_setting('enable_progress_bar')").fetchall()
         return PartResult((), None, {"told": told})
 
-    (done,) = process_executor.run(ByValue(work), jobs_of([{}]))
+    (done,) = one_by_one(process_executor.run(ByValue(work), jobs_of([{}])))
     assert done.error is None
     assert done.result
     assert done.result.notes["told"] is False
@@ -192,7 +193,7 @@ def test_a_result_that_cannot_be_sent_fails_its_part_alone(process_executor: Pro
         return PartResult((), None, {"lock": threading.Lock()} if inputs["bad"] else {})
 
     jobs = jobs_of([{"bad": number == 2} for number in range(5)])
-    done = {each.job.key: each for each in process_executor.run(ByValue(work), jobs)}
+    done = {each.job.key: each for each in one_by_one(process_executor.run(ByValue(work), jobs))}
     assert isinstance(done["2"].error, PartError)
     assert "cannot pickle '_thread.lock' object; a part or its result could not be sent" in str(done["2"].error)
     assert all(done[key].result for key in ("0", "1", "3", "4"))
@@ -222,7 +223,7 @@ def test_once_stopped_no_further_part_begins(process_executor: ProcessExecutor) 
         time.sleep(0.1)
         return PartResult((), None, {})
 
-    for done in process_executor.run(ByValue(work), jobs_of([{}] * 10), stopping=stop.is_set):
+    for done in one_by_one(process_executor.run(ByValue(work), jobs_of([{}] * 10), stopping=stop.is_set)):
         assert done.result
         ended += 1
         if ended == 2:
@@ -239,7 +240,7 @@ def test_the_error_of_a_shared_object_is_the_parts(process_executor: ProcessExec
         run.shared.exchange(None, "example.org")
         return PartResult((), None, {})
 
-    (done,) = process_executor.run(ByValue(work), jobs_of([{}], shared=process_executor.share(Strict)))
+    (done,) = one_by_one(process_executor.run(ByValue(work), jobs_of([{}], shared=process_executor.share(Strict))))
     assert str(done.error) == "example.org is unknown"
 
 

@@ -20,6 +20,7 @@ from running import (
     SharedRay,
     config_of,
     jobs_of,
+    one_by_one,
     run,
     square_work,
     stage_of,
@@ -103,7 +104,7 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
     executor._remote = Counting(original)
     try:
         ended = 0
-        for done in executor.run(work, jobs_of([{}] * 30)):
+        for done in one_by_one(executor.run(work, jobs_of([{}] * 30))):
             assert done.error is None
             most = max(most, len(sent) - ended)
             ended += 1
@@ -128,7 +129,7 @@ def work(inputs, run):
 
 jobs = [Job(str(n), Part({}), Execution("", 1.0, str(n), None)) for n in range(6)]
 executor = RayExecutor(1, RaySettings(address=sys.argv[1]))
-spans = [done.result.notes["span"] for done in executor.run(work, jobs)]
+spans = [done.result.notes["span"] for came in executor.run(work, jobs) for done in came]
 executor.close()
 print(spans)
 """
@@ -163,7 +164,7 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
     def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
         return PartResult((), None, {"seen": run.shared.exchange(1, None)})
 
-    seen = [done.result.notes["seen"] for done in executor.run(work, jobs_of([{}] * 8, shared=shared))]
+    seen = [done.result.notes["seen"] for done in one_by_one(executor.run(work, jobs_of([{}] * 8, shared=shared)))]
     assert sorted(seen) == list(range(1, 9))
 
 
@@ -181,7 +182,7 @@ def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: Ray
         return PartResult((), None, {"span": (began, time.time())})
 
     jobs = jobs_of([{}] * 8, shared=ray_executor.share(Slow))
-    spans = [done.result.notes["span"] for done in ray_executor.run(work, jobs)]
+    spans = [done.result.notes["span"] for done in one_by_one(ray_executor.run(work, jobs))]
     at_a_time = [sum(began <= start < ended for began, ended in spans) for start, _ in spans]
     assert max(at_a_time) == NUM_WORKERS
 

@@ -61,7 +61,7 @@ def test_order_of_completion_changes_nothing(tmp_path: Path) -> None:
     class Backwards(InlineExecutor):
         def run(
             self, work: Any, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
-        ) -> Iterator[Done]:
+        ) -> Iterator[Sequence[Done]]:
             return super().run(work, list(reversed(jobs)), gpus)
 
     found = {}

@@ -28,12 +28,13 @@ def _note_load(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
 
 
 def test_a_model_is_loaded_once_a_worker_and_a_lost_worker_comes_back(tmp_path: Path) -> None:
-    from running import jobs_of  # not at the top: Ray's workers import this file, and cannot import that one
+    # not at the top: Ray's workers import this file, and cannot import that one
+    from running import jobs_of, one_by_one
 
     executor = RayExecutor(2)
     try:
         jobs = jobs_of([{"log": str(tmp_path / "loads")}] * 12)
-        done = list(executor.run(_note_load, jobs, gpus=0.0))
+        done = list(one_by_one(executor.run(_note_load, jobs, gpus=0.0)))
         assert sorted(int(one.job.key) for one in done) == list(range(12))
         pids = {one.result.notes["pid"] for one in done if one.result}
         loads = (tmp_path / "loads").read_text().split()
@@ -45,15 +46,15 @@ def test_a_model_is_loaded_once_a_worker_and_a_lost_worker_comes_back(tmp_path: 
                 for number in range(6)
             ]
         )
-        done = list(executor.run(_note_load, jobs, gpus=0.0))
+        done = list(one_by_one(executor.run(_note_load, jobs, gpus=0.0)))
         # a worker that dies between a result and the end of its stream has given both a result and an error
         assert {one.job.key for one in done} == set(map(str, range(6)))
         failed = [one.job.key for one in done if one.error is not None]
         assert len(failed) == len(set(failed))
         assert "3" in failed, "the part that killed its worker is told, for another try"
-        again = list(executor.run(_note_load, [job for job in jobs if job.key in failed], gpus=0.0))
+        again = list(one_by_one(executor.run(_note_load, [job for job in jobs if job.key in failed], gpus=0.0)))
         assert all(one.error is None for one in again)
         with pytest.raises(ConfigError, match="a worker needs 1 GPU and Ray sees 0; set the device to cpu"):
-            list(executor.run(_note_load, jobs, gpus=1.0))
+            list(one_by_one(executor.run(_note_load, jobs, gpus=1.0)))
     finally:
         executor.close()

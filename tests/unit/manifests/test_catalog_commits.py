@@ -17,7 +17,7 @@ import fsspec
 import pytest
 
 from manifests.catalog import Catalog
-from manifests.catalog_file import CATALOG_FILE, transaction
+from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, transaction
 from manifests.errors import ConfigError, DamageError, IntegrityError
 from manifests.reader import open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
@@ -59,7 +59,7 @@ def count(catalog: Catalog, table: str) -> int:
 def test_a_committed_part_comes_back_as_it_was(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {"a": 1})
     given = part("p1", "tables/a.parquet", "tables/b.parquet")
-    catalog.commit_part("v1", 0, given)
+    catalog.commit_parts("v1", {0: given})
     assert catalog.find_parts(["p1", "p2"]) == {"p1": given}
     assert catalog.find_parts([]) == {}
     assert catalog.parts_of("v1") == [given]
@@ -71,7 +71,7 @@ def test_a_committed_part_comes_back_as_it_was(catalog: Catalog) -> None:
 def test_parts_come_in_plan_order_whatever_the_order_of_commits(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     for position in (3, 0, 11, 2, 1):
-        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+        catalog.commit_parts("v1", {position: part(f"p{position}", f"{position}.parquet")})
     assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1", "p2", "p3", "p11"]
 
 
@@ -81,12 +81,30 @@ def test_commit_is_all_or_nothing(catalog: Catalog) -> None:
     late = PartFile("candidates", "b.parquet", 3, 10, None)  # refused by NOT NULL, at the end
     broken = PartRecord(**{**broken.__dict__, "files": (*broken.files, late)})
     with pytest.raises(duckdb.ConstraintException):
-        catalog.commit_part("v1", 0, broken)
+        catalog.commit_parts("v1", {0: broken})
     assert [count(catalog, table) for table in ("parts", "files", "stage_parts")] == [0, 0, 0]
-    catalog.commit_part("v1", 0, part("p1", "a.parquet"))
+    catalog.commit_parts("v1", {0: part("p1", "a.parquet")})
     with pytest.raises(duckdb.ConstraintException):  # the same part twice
-        catalog.commit_part("v1", 1, part("p1", "a.parquet"))
+        catalog.commit_parts("v1", {1: part("p1", "a.parquet")})
     assert [count(catalog, table) for table in ("parts", "files", "stage_parts")] == [1, 1, 1]
+
+
+def test_of_parts_that_are_committed_together_all_are_there_or_none(catalog: Catalog) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    together = {position: part(f"p{position}", f"{position}.parquet", f"{position}.tar") for position in (7, 0, 250)}
+    broken = PartRecord(**{**part("p9").__dict__, "files": (PartFile("candidates", "9.parquet", 3, 10, None),)})  # type: ignore[arg-type]  # refused by NOT NULL
+    with pytest.raises(duckdb.ConstraintException):
+        catalog.commit_parts("v1", {**together, 9: broken})
+    assert [count(catalog, table) for table in ("parts", "files", "stage_parts")] == [0, 0, 0]
+    assert not Path(catalog.workdir, JOURNAL_FILE).exists()
+    catalog.commit_parts("v1", together)
+    assert catalog.parts_of("v1") == [together[0], together[7], together[250]]
+    catalog.commit_parts("v1", {})
+    others = {7: part("in the place of p7", "other.parquet"), 8: part("p8", "8.parquet")}
+    catalog.commit_parts("v1", others)
+    assert catalog.parts_of("v1") == [together[0], others[7], others[8], together[250]]
+    catalog.commit_parts("v1", {8: part("of another step", "8 too.parquet", step="collect")})
+    assert catalog.parts_of("v1", "read") == [together[0], others[7], others[8], together[250]]
 
 
 def test_an_exception_inside_a_transaction_leaves_nothing(catalog: Catalog) -> None:
@@ -104,8 +122,8 @@ def test_versions_share_parts_by_links(catalog: Catalog) -> None:
     for version in ("v1", "v2"):
         catalog.open_stage("ingest", version, {})
     one, two = part("p1", "a.parquet"), part("p2", "b.parquet")
-    catalog.commit_part("v1", 0, one)
-    catalog.commit_part("v1", 1, two)
+    catalog.commit_parts("v1", {0: one})
+    catalog.commit_parts("v1", {1: two})
     catalog.link_parts("v2", "read", [(0, "p2"), (1, "p1")])
     assert [found.key for found in catalog.parts_of("v2")] == ["p2", "p1"]
     assert [found.key for found in catalog.parts_of("v1")] == ["p1", "p2"]
@@ -114,9 +132,9 @@ def test_versions_share_parts_by_links(catalog: Catalog) -> None:
 def test_a_new_plan_of_a_step_ends_the_links_of_the_old_one(catalog: Catalog) -> None:
     """A build killed with parts at 2 and 9, taken up with larger parts, must not count the part at 9 twice."""
     catalog.open_stage("fetch", "v1", {})
-    catalog.commit_part("v1", 2, part("a", "a.parquet"))
-    catalog.commit_part("v1", 9, part("b", "b.parquet"))
-    catalog.commit_part("v1", 0, part("other", "c.parquet", step="collect"))
+    catalog.commit_parts("v1", {2: part("a", "a.parquet")})
+    catalog.commit_parts("v1", {9: part("b", "b.parquet")})
+    catalog.commit_parts("v1", {0: part("other", "c.parquet", step="collect")})
     catalog.link_parts("v1", "read", [(1, "a"), (2, "b")])
     assert [found.key for found in catalog.parts_of("v1", "read")] == ["a", "b"]
     assert [found.key for found in catalog.parts_of("v1", "collect")] == ["other"]
@@ -127,7 +145,7 @@ def test_a_new_plan_of_a_step_ends_the_links_of_the_old_one(catalog: Catalog) ->
 def test_parts_like_finds_by_recipe_over_all_versions(catalog: Catalog) -> None:
     for number, (version, recipe) in enumerate((("v1", "r"), ("v2", "r"), ("v2", "other"))):
         catalog.open_stage("ingest", version, {})
-        catalog.commit_part(version, number, part(f"p{number}", f"{number}.parquet", reuse_key=recipe))
+        catalog.commit_parts(version, {number: part(f"p{number}", f"{number}.parquet", reuse_key=recipe)})
     assert [found.key for found in catalog.parts_like("ingest", "read", "r")] == ["p0", "p1"]
     assert catalog.parts_like("ingest", "else", "r") == []
 
@@ -183,7 +201,7 @@ def test_funnels_add_by_reason() -> None:
 def test_lost_parts_are_uncommitted_and_their_stages_unsealed(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     for key in ("p1", "p2"):
-        catalog.commit_part("v1", int(key[1]), part(key, f"{key}.parquet", f"{key}.tar", workdir=catalog.workdir))
+        catalog.commit_parts("v1", {int(key[1]): part(key, f"{key}.parquet", f"{key}.tar", workdir=catalog.workdir)})
     sealed = StageRecord("ingest", "v1", Funnel(10, 6, {"invalid_url": 4}), {})
     catalog.seal_stage(sealed)
     assert catalog.drop_lost_parts() == {}
@@ -192,7 +210,7 @@ def test_lost_parts_are_uncommitted_and_their_stages_unsealed(catalog: Catalog) 
     assert catalog.drop_lost_parts() == {"ingest": 1}
     assert catalog.find_sealed("v1") is None
     assert [found.key for found in catalog.parts_of("v1")] == ["p2"]
-    catalog.commit_part("v1", 1, part("p1", "p1.parquet", "p1.tar", workdir=catalog.workdir))
+    catalog.commit_parts("v1", {1: part("p1", "p1.parquet", "p1.tar", workdir=catalog.workdir)})
     catalog.seal_stage(sealed)
     assert catalog.drop_lost_parts() == {}
     assert catalog.find_sealed("v1") == sealed
@@ -202,7 +220,7 @@ def test_an_older_version_that_lost_files_is_unsealed_too(catalog: Catalog) -> N
     """Else a build that goes back to it would claim a release that is not there."""
     for version in ("v1", "v2"):
         catalog.open_stage("ingest", version, {})
-        catalog.commit_part(version, 0, part(f"p-{version}", f"{version}.parquet", workdir=catalog.workdir))
+        catalog.commit_parts(version, {0: part(f"p-{version}", f"{version}.parquet", workdir=catalog.workdir)})
         catalog.seal_stage(StageRecord("ingest", version, Funnel(5, 5), {}))
     Path(catalog.workdir, "v1.parquet").unlink()
     assert catalog.drop_lost_parts() == {"ingest": 1}
@@ -212,7 +230,7 @@ def test_an_older_version_that_lost_files_is_unsealed_too(catalog: Catalog) -> N
 
 def test_a_file_of_another_size_is_damaged(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
-    catalog.commit_part("v1", 0, part("p1", "p1.parquet", workdir=catalog.workdir))
+    catalog.commit_parts("v1", {0: part("p1", "p1.parquet", workdir=catalog.workdir)})
     Path(catalog.workdir, "p1.parquet").write_bytes(b"cut")
     with pytest.raises(DamageError, match=r"p1\.parquet: not what was recorded.*`plantmix repair") as caught:
         catalog.drop_lost_parts()
@@ -239,7 +257,7 @@ def test_mass_loss_stops_before_anything_is_dropped(catalog: Catalog, lost: list
         *(f"releases/a/{number}.tar" for number in range(2)),
     ]
     for number, path in enumerate(paths):
-        catalog.commit_part("v1", number, part(path, path, workdir=catalog.workdir))
+        catalog.commit_parts("v1", {number: part(path, path, workdir=catalog.workdir)})
     for path in lost:
         Path(catalog.workdir, path).unlink()
     if not stops:
@@ -333,7 +351,7 @@ def test_what_settles_may_settle_again(catalog: Catalog) -> None:
 
 def test_status_is_readable_while_the_catalogue_is_held(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
-    catalog.commit_part("v1", 0, part("p1", "a.parquet"))
+    catalog.commit_parts("v1", {0: part("p1", "a.parquet")})
     catalog.open_stage("mix", "m1", {})
     catalog.record_mix("m1", [MIX_ROW])
     catalog.seal_stage(StageRecord("mix", "m1", Funnel(3, 2, {"left_out_by_ratio": 1}), {"x": 1}))

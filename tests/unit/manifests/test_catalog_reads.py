@@ -46,13 +46,16 @@ def test_each_status_says_what_the_catalogue_holds(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     assert published() == {"ingest": 0}
     for position in range(3):
-        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+        catalog.commit_parts("v1", {position: part(f"p{position}", f"{position}.parquet")})
         assert published() == {"ingest": position + 1}
-    catalog.commit_part("v1", 1, part("p1 again", "again.parquet"))  # in the place of another one
+    catalog.commit_parts("v1", {1: part("p1 again", "again.parquet")})  # in the place of another one
     assert published() == {"ingest": 3}
     assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1 again", "p2"]
-    catalog.commit_part("v0", 0, part("p of another version", "other.parquet"))
-    assert published() == {"ingest": 3}
+    others = {3: part("p3", "3.parquet"), 1: part("p1 a third time", "third.parquet"), 9: part("p9", "9.parquet")}
+    catalog.commit_parts("v1", others)
+    assert published() == {"ingest": 5}
+    catalog.commit_parts("v0", {0: part("p of another version", "other.parquet")})
+    assert published() == {"ingest": 5}
     catalog.open_stage("mix", "m1", {})
     catalog.link_parts("v1", "read", [(0, "p0")])
     assert published() == {"ingest": 1, "mix": 0}
@@ -72,14 +75,14 @@ def test_a_part_that_comes_while_the_status_is_read_is_in_the_next_one(catalog: 
         def execute(self, query: str) -> Any:
             found = catalog._reader.execute(query).fetchall()
             while self.also:
-                catalog.commit_part("v1", 1, self.also.pop())
+                catalog.commit_parts("v1", {1: self.also.pop()})
             return SimpleNamespace(fetchall=lambda: found)
 
         def sql(self, query: str) -> Any:
             return catalog._reader.sql(query)
 
     catalog.open_stage("ingest", "v1", {})
-    catalog.commit_part("v1", 0, part("p0", "a.parquet"))
+    catalog.commit_parts("v1", {0: part("p0", "a.parquet")})
     catalog._current = CurrentStages(Slow())
     assert [catalog._current.rows()[0]["ingest"]["num_parts"] for _ in range(3)] == [1, 2, 2]
 
@@ -97,7 +100,7 @@ def test_a_status_that_is_read_right_after_a_commit_counts_its_part_once(
     monkeypatch.setattr("manifests.catalog.transaction", followed)
     for num in (1, 2):
         catalog._current.changed()
-        catalog.commit_part("v1", num, part(f"p{num}", f"{num}.parquet"))
+        catalog.commit_parts("v1", {num: part(f"p{num}", f"{num}.parquet")})
         assert catalog._current.rows()[0]["ingest"]["num_parts"] == num
 
 
@@ -124,11 +127,11 @@ def test_parts_that_were_read_are_those_of_the_catalogue(
     catalog.open_stage("ingest", "v1", {})
     assert looked_up() == []
     for position in range(4):
-        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+        catalog.commit_parts("v1", {position: part(f"p{position}", f"{position}.parquet")})
         assert looked_up() == [f"p{number}" for number in range(position + 1)]
     catalog.forget_parts(["p1", "p3"])
     assert looked_up() == ["p0", "p2"]
-    catalog.commit_part("v1", 1, part("p1", "another.parquet"))  # done again, with other bytes
+    catalog.commit_parts("v1", {1: part("p1", "another.parquet")})  # done again, with other bytes
     assert looked_up() == ["p0", "p1", "p2"]
     (again,) = catalog.find_parts(["p1"]).values()
     assert [file.path for file in again.files] == ["another.parquet"]
@@ -139,7 +142,7 @@ def test_parts_that_were_read_are_those_of_the_catalogue(
 def test_links_that_are_there_are_not_written_again(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     for position in range(2):
-        catalog.commit_part("v1", position, part(f"p{position}", f"{position}.parquet"))
+        catalog.commit_parts("v1", {position: part(f"p{position}", f"{position}.parquet")})
     catalog.publish_status({"running": None})
     known = catalog._current.known
     catalog.link_parts("v1", "read", [(1, "p1"), (0, "p0")])

@@ -41,7 +41,7 @@ def fill(workdir: Path, num_parts: int = 3) -> None:
         catalog.record_config('{"name": "demo"}')
         catalog.open_stage("ingest", "v1", {"a": 1})
         for number in range(num_parts):
-            catalog.commit_part("v1", number, part(f"p{number}"))
+            catalog.commit_parts("v1", {number: part(f"p{number}")})
         catalog.seal_stage(StageRecord("ingest", "v1", Funnel(15, 9, {"invalid_url": 6}), {"note": "x"}))
         catalog.rounds.begin("recipe", ["http_5xx"])
         shard = {"split": "train", "shard": "0.tar", "num_samples": 1, "num_bytes": 2, "sha256": "00"}
@@ -92,7 +92,8 @@ def test_parts_of_a_killed_build_come_out_of_the_journal(tmp_path: Path) -> None
         "import sys, os, signal\nsys.path.insert(0, sys.argv[2])\nfrom test_catalog_snapshot import part\n"
         "from manifests.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
         "catalog.open_stage('ingest', 'v1', {})\n"
-        "for number in range(5):\n    catalog.commit_part('v1', number, part(f'p{number}'))\n"
+        "for number in range(3):\n    catalog.commit_parts('v1', {number: part(f'p{number}')})\n"
+        "catalog.commit_parts('v1', {number: part(f'p{number}') for number in (3, 4)})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     here = str(Path(__file__).parent)
@@ -111,11 +112,27 @@ def test_a_part_that_only_the_journal_knows_is_added_at_the_next_start(tmp_path:
     fill(tmp_path, 2)
     shutil.copytree(tmp_path, tmp_path / "copy")
     with Catalog.open(str(tmp_path / "copy")) as catalog:
-        catalog.commit_part("v1", 7, part("late"))
+        catalog.commit_parts("v1", {7: part("late")})
         journal = (tmp_path / "copy" / JOURNAL_FILE).read_bytes()
     (tmp_path / JOURNAL_FILE).write_bytes(journal)
     with Catalog.open(str(tmp_path)) as catalog:
         assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1", "late"]
+
+
+def test_a_damaged_line_costs_one_of_the_parts_that_were_committed_together(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    with Catalog.open(str(tmp_path / "work")) as catalog:
+        catalog.commit_parts("v1", {number: part(f"p{number}") for number in range(3)})
+        shutil.copytree(tmp_path / "work", killed)
+    journal = (killed / JOURNAL_FILE).read_bytes()
+    place = journal.index(b"tables/p1.parquet")
+    (killed / JOURNAL_FILE).write_bytes(journal[:place] + b"T" + journal[place + 1 :])
+    found = read_sound_lines(str(killed)).tables
+    assert [row["part_key"] for row in found["parts"]] == ["p0", "p2"]
+    (killed / JOURNAL_FILE).write_bytes(journal[:place])  # as a kill leaves it amid the writing
+    rebuild(str(killed))
+    with Catalog.open(str(killed)) as catalog:
+        assert [found.key for found in catalog.parts_of("v1")] == ["p0"]
 
 
 def test_an_old_work_folder_gets_its_snapshot_on_the_first_open(tmp_path: Path) -> None:
@@ -174,7 +191,7 @@ def be_of_another_folder(path: Path) -> None:
 def be_older(path: Path) -> None:
     old = path.read_bytes()
     with Catalog.open(str(path.parent)) as catalog:
-        catalog.commit_part("v1", 9, part("new"))
+        catalog.commit_parts("v1", {9: part("new")})
     path.write_bytes(old)
 
 

@@ -61,7 +61,7 @@ def filled_folder(workdir: Path, num_rows: int = 3) -> Path:
                 file = PartFile(view, path, num_rows, 1, "00")
                 key = f"{view}-{version}-{position}"
                 record = PartRecord(key, stage, view, "", (file,), Funnel(num_rows, num_rows), {}, 0.1, 1)
-                catalog.commit_part(version, position, record)
+                catalog.commit_parts(version, {position: record})
     return workdir
 
 

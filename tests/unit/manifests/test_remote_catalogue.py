@@ -80,21 +80,21 @@ def test_a_lost_machine_costs_nothing_that_was_sent(
 ) -> None:
     catalog = Catalog.open(address)
     catalog.open_stage("fetch", "version", {})
-    catalog.commit_part("version", 0, part(0))
+    catalog.commit_parts("version", {0: part(0)})
     catalog.seal_stage(StageRecord("fetch", "version", Funnel(1, 1), {}))
-    catalog.commit_part("version", 1, part(1))
+    catalog.commit_parts("version", {1: part(1)})
     wait_for_journal(address, 1)
     on(tmp_path / "second", monkeypatch)
     with open_reader(address, per_sample=False) as sql:  # while it is built elsewhere
         assert sql.execute("SELECT count(*) FROM parts").fetchall() == [(2,)]
-    catalog.commit_part("version", 2, part(2))
+    catalog.commit_parts("version", {2: part(2)})
     wait_for_journal(address, 2)
     lose(catalog)
     age_lease(address, lease.STALE_SECONDS + 1)
     with Catalog.open(address) as other:
         assert keys(other) == {"part-0", "part-1", "part-2"}
         assert other.find_sealed("version") is not None
-        other.commit_part("version", 3, part(3))
+        other.commit_parts("version", {3: part(3)})
     on(tmp_path / "third", monkeypatch)
     with open_reader(address, per_sample=False) as sql:
         assert sql.execute("SELECT count(*) FROM parts").fetchall() == [(4,)]
@@ -106,10 +106,10 @@ def test_a_machine_that_others_have_overtaken_takes_their_catalogue_up(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Catalog.open(address) as first:
-        first.commit_part("version", 0, part(0))
+        first.commit_parts("version", {0: part(0)})
     on(tmp_path / "second", monkeypatch)
     with Catalog.open(address) as second:
-        second.commit_part("version", 1, part(1))
+        second.commit_parts("version", {1: part(1)})
         second.publish_status({"name": "elsewhere", "running": None, "pid": None})
     on(tmp_path / "first", monkeypatch)
     assert read_status(address)["name"] == "elsewhere"
@@ -135,7 +135,7 @@ def test_a_driver_that_was_followed_stops(address: str, tmp_path: Path, monkeypa
     with Catalog.open(address) as second:
         with pytest.raises(RunError, match="another driver took this work folder"):
             first.seal_stage(StageRecord("fetch", "version", Funnel(0, 0), {}))
-        second.commit_part("version", 0, part(0))
+        second.commit_parts("version", {0: part(0)})
     with pytest.raises(RunError, match="another driver took this work folder"):
         first.__exit__(None)
     with Catalog.open(address) as again:
@@ -159,13 +159,13 @@ def test_a_table_that_another_machine_made_again_is_not_taken_from_here(
 ) -> None:
     with Catalog.open(address) as first:
         for number in (0, 1):
-            first.commit_part("version", number, part(number))
+            first.commit_parts("version", {number: part(number)})
             storage.write_file(f"{first.workdir}/tables/fetch/{number}.parquet", b"here")
     on(tmp_path / "second", monkeypatch)
     with Catalog.open(address) as second:
         second.forget_parts(["part-0"])
         (file,) = part(0).files
-        second.commit_part("version", 0, replace(part(0), files=(replace(file, sha256="1" * 64),)))
+        second.commit_parts("version", {0: replace(part(0), files=(replace(file, sha256="1" * 64),))})
     on(tmp_path / "first", monkeypatch)
     with Catalog.open(address) as first:
         there = {path.name for path in Path(first.workdir, "tables/fetch").iterdir()}
