@@ -181,7 +181,8 @@ def test_ties_count_what_drawing_their_order_gives() -> None:
         return {name: figure["value"] for name, figure in found.items()}
 
     expected = measure(None)
-    mean = {name: np.mean([draw[name] for draw in map(measure, range(1500))]) for name in expected}
+    draws = list(map(measure, range(1500)))
+    mean = {name: np.mean([draw[name] for draw in draws]) for name in expected}
     assert expected == pytest.approx(mean, abs=0.02)
 
 
