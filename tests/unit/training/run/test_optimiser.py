@@ -94,8 +94,6 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
         raise AssertionError("texts of another length make it compile anew")
 
     torch.compiler.reset()  # shapes that other tests compiled would make these symbolic, which takes minutes
-    # without vector instructions: to choose tiles for them took torch half of three minutes
-    monkeypatch.setattr("torch._inductor.config.cpp.simdlen", 1)
     config["model"]["second_order"] |= {"dropout": 0.0}
     losses = []
     for compiled in (False, True):
