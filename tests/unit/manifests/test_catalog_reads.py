@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +15,6 @@ from manifests.catalog_file import transaction
 from manifests.catalog_reads import CurrentStages
 from manifests.reader import read_status
 from manifests.records import Funnel, PartFile, PartRecord
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.open(str(tmp_path)) as opened:
-        yield opened
 
 
 def part(key: str, path: str) -> PartRecord:
