@@ -129,7 +129,7 @@ def test_parts_that_were_read_are_those_of_the_catalogue(
     (again,) = catalog.find_parts(["p1"]).values()
     assert [file.path for file in again.files] == ["another.parquet"]
     with pytest.raises(TypeError):
-        again.notes["changed"] = True  # type: ignore[index]  # that is the point
+        again.notes["changed"] = True
 
 
 def test_links_that_are_there_are_not_written_again(catalog: Catalog) -> None:
