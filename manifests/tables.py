@@ -253,6 +253,10 @@ PLACEMENTS = pa.schema(
 HASHES = frozenset({"sample_id", "image_id", "stored_sha256", "pixels_sha256", "pixels_a", "pixels_b"})
 """Columns of hashes as hex digits, in any table."""
 
+SOUGHT = frozenset({"sample_id", "domain", "source", "split", "shard"})
+"""Texts that the tables of a release are sorted by, or that readers look for. These tables do not say of other texts
+which value is the least and which the largest in a row group."""
+
 
 def sample_id(source: str, record_key: str) -> str:
     """Identity of a sample: a 128-bit hash (32 hex digits) of the source's name and its own record key."""

@@ -214,7 +214,8 @@ def _measure_open(
     if left_to_turn != 1:
         final = final.transpose(_TURNS[left_to_turn])
     stored = _encode(final, settings.jpeg_quality)
-    again = Image.frombytes("RGB", final.size, stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
+    again = Image.new("RGB", final.size, None)
+    again.frombytes(stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
     return _store(stored, again, original, said)
 
 

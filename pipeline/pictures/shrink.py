@@ -50,7 +50,7 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         image = image.reduce((across, down))
     if not _FAST:
         return Image.fromarray(shrink_array(np.asarray(image), size, box or image.size))
-    made = Image.new(image.mode, size)
+    made = Image.new(image.mode, size, None)
     _resizer_for(image).resize_pil(image, made, _options(box))
     return made
 

@@ -159,13 +159,19 @@ class ProcessExecutor:
             yield [done for done in found if done]
 
     def _hand_out(self, work: Work, waiting: deque[Job], most: int) -> None:
-        """Give a part to each worker that is free, and to new ones while there may be more."""
+        """Give a part to each worker that is free, and to new ones while there may be more.
+
+        As many again are started, so that they have loaded what they need when there is more to do.
+        """
         self._end([worker for worker in self._workers if not worker.job and worker.is_gone])
         while waiting and sum(worker.job is not None for worker in self._workers) < most:
             worker = next((worker for worker in self._workers if not worker.job), None)
             if worker is None:
                 self._workers.append(worker := _Worker(self._threads, self._shared))
             worker.begin(work, waiting.popleft())
+        num_busy = sum(worker.job is not None for worker in self._workers)
+        while len(self._workers) < min(most, 2 * num_busy):
+            self._workers.append(_Worker(self._threads, self._shared))
 
     def share(self, make: Callable[[], Any]) -> Any:
         """Make the object in this process; workers call it over their connections."""

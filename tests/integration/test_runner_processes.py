@@ -133,6 +133,40 @@ def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> 
     assert max(sum(began <= start < ended for began, ended in spans) for start, _ in spans) == 3
 
 
+@pytest.mark.parametrize(("num_parts", "num_started"), [(1, 2), (2, 4), (5, 4)])
+def test_as_many_workers_again_get_ready_beside_those_at_work(tmp_path: Path, num_parts: int, num_started: int) -> None:
+    driver = os.getpid()
+
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        until = time.time() + 60
+        while len(children := below(driver)) < num_started and time.time() < until:
+            time.sleep(0.01)
+        return PartResult((), None, {"num": len(children), "pid": os.getpid()})
+
+    started = set(below(driver))
+    executor = ProcessExecutor(4)
+    try:
+        done = [each.result for each in one_by_one(executor.run(ByValue(work), jobs_of([{}] * num_parts)))]
+        others = set(below(driver)) - started - {each.notes["pid"] for each in done if each}
+        assert len(set(below(driver)) - started) == num_started
+        assert len(others) == max(0, num_started - num_parts)
+    finally:
+        executor.close()
+    assert not set(below(driver)) - started
+
+
+def test_a_worker_leaves_pandas_alone(process_executor: ProcessExecutor) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        import pyarrow as pa
+
+        pa.array([1])
+        return PartResult((), None, {"loaded": "pandas" in sys.modules})
+
+    (done,) = one_by_one(process_executor.run(ByValue(work), jobs_of([{}])))
+    assert done.result
+    assert done.result.notes["loaded"] is False
+
+
 @pytest.mark.parametrize(("num_parts", "memory_gb"), [(1, 6.0), (2, 2.0)])
 def test_a_part_that_runs_alone_may_take_the_memory_of_all_workers(num_parts: int, memory_gb: float) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:

@@ -30,6 +30,13 @@ def test_usual_names_stay_as_they_are(name: str) -> None:
     assert plain(name) == name
 
 
+def test_no_character_is_spared_within_a_usual_name() -> None:
+    for code in range(0x11000):
+        name = f"a{chr(code)}b"
+        assert plain(name) == plain(f"1{name}")[1:], hex(code)  # what begins with a digit is no usual name
+        assert plain(f"{name} c") == plain(f"1{name} c")[1:], hex(code)
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

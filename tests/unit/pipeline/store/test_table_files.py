@@ -104,6 +104,18 @@ def test_only_what_a_release_carries_is_packed_small(tmp_path: Path, small: bool
     assert file.read().equals(rows)
 
 
+@pytest.mark.parametrize(("small", "counted"), [(True, "sample_id n"), (False, "sample_id text list n")])
+def test_texts_of_a_release_have_statistics_where_they_are_sought(tmp_path: Path, small: bool, counted: str) -> None:
+    fields: list[Any] = [("sample_id", pa.string()), ("text", pa.string()), ("list", pa.list_(pa.string()))]
+    schema = pa.schema([*fields, ("n", pa.int64())])
+    writer = TableWriter(str(tmp_path), "t", "t.parquet", schema, small=small)
+    writer.write(pa.table({"sample_id": ["a", "b"], "text": ["c", "d"], "list": [["e"], ["f"]], "n": [1, 2]}, schema))
+    group = pq.ParquetFile(writer.close().temp).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    found = [column.path_in_schema.partition(".")[0] for column in columns if column.is_stats_set]
+    assert found == counted.split()
+
+
 def test_no_large_dictionary_is_made_of_values_that_differ(tmp_path: Path) -> None:
     """10,000 texts of 36 bytes: 600 that repeat fit a dictionary of 25 kB, of 10,000 others it ends there."""
     schema = pa.schema([("sample_id", pa.string()), ("image_id", pa.string())])
