@@ -214,7 +214,7 @@ def _measure_open(
     if left_to_turn != 1:
         final = final.transpose(_TURNS[left_to_turn])
     stored = _encode(final, settings.jpeg_quality)
-    again = Image.new("RGB", final.size, None)
+    again = Image.new("RGB", final.size, None)  # not filled with black: the decoder sets every pixel
     again.frombytes(stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
     return _store(stored, again, original, said)
 

@@ -134,25 +134,22 @@ def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("num_parts", "num_started"), [(1, 2), (2, 4), (5, 4)])
-def test_as_many_workers_again_get_ready_beside_those_at_work(tmp_path: Path, num_parts: int, num_started: int) -> None:
-    driver = os.getpid()
-
+def test_as_many_workers_again_get_ready_beside_those_at_work(num_parts: int, num_started: int) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
-        until = time.time() + 60
-        while len(children := below(driver)) < num_started and time.time() < until:
-            time.sleep(0.01)
-        return PartResult((), None, {"num": len(children), "pid": os.getpid()})
+        return PartResult((), None, {})
 
-    started = set(below(driver))
+    def workers() -> set[int]:
+        return {pid for pid, command in below(os.getpid()).items() if "process_worker" in command}
+
+    before = workers()
     executor = ProcessExecutor(4)
     try:
-        done = [each.result for each in one_by_one(executor.run(ByValue(work), jobs_of([{}] * num_parts)))]
-        others = set(below(driver)) - started - {each.notes["pid"] for each in done if each}
-        assert len(set(below(driver)) - started) == num_started
-        assert len(others) == max(0, num_started - num_parts)
+        done = list(one_by_one(executor.run(ByValue(work), jobs_of([{}] * num_parts))))
+        assert [each.error for each in done] == [None] * num_parts
+        assert len(workers() - before) == num_started
     finally:
         executor.close()
-    assert not set(below(driver)) - started
+    assert workers() <= before
 
 
 def test_a_worker_leaves_pandas_alone(process_executor: ProcessExecutor) -> None:
