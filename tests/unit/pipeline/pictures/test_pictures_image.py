@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import struct
@@ -10,71 +9,18 @@ import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-import imagehash
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from measuring import PLAIN, check_measures, difference, encode, passed_through, picture, rejected, stored
 from PIL import Image, ImageCms, ImageOps
 
 from manifests.outcomes import Outcome
 from pipeline.pictures.colour import simplify
-from pipeline.pictures.image import Rejected, StoredImage, measure_image, measure_pixels
-from pipeline.pictures.jpeg import without_metadata
+from pipeline.pictures.image import StoredImage, measure_image, measure_pixels
 from pipeline.pictures.settings import ImageSettings
 from pipeline.pictures.sniff import image_kind, webp_size
-
-PLAIN = ImageSettings(min_side_px=1, max_pixels=30_000_000)
-
-
-def picture(width=90, height=60, mode="RGB", seed=0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-    return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def stored(body: bytes, how: ImageSettings = PLAIN) -> tuple[StoredImage, Image.Image]:
-    result = measure_image(body, how)
-    assert isinstance(result, StoredImage), result
-    image = Image.open(io.BytesIO(result.body))
-    image.load()
-    return result, image
-
-
-def passed_through(result: StoredImage, body: bytes) -> bool:
-    """True when the coded pixels are those of `body`, with or without its metadata."""
-    return result.body in (body, without_metadata(body))
-
-
-def rejected(body: bytes, how: ImageSettings = PLAIN) -> Rejected:
-    result = measure_image(body, how)
-    assert isinstance(result, Rejected), "not refused"
-    return result
-
-
-def difference(a: Image.Image, b: Image.Image) -> float:
-    """Mean absolute difference of two pictures of one size, in grey levels."""
-    assert a.size == b.size
-    return float(np.abs(np.asarray(a.convert("RGB"), float) - np.asarray(b.convert("RGB"), float)).mean())
-
-
-def check_measures(result: StoredImage) -> None:
-    """Each measurement against a plain computation from the stored bytes."""
-    image = Image.open(io.BytesIO(result.body))
-    rgb = image.convert("RGB")
-    assert result.stored_sha256 == hashlib.sha256(result.body).hexdigest()
-    assert (result.stored_width_px, result.stored_height_px) == image.size
-    assert result.phash == int(str(imagehash.phash(image)), 16)
-    raw = struct.pack(">II", *image.size) + np.asarray(rgb).tobytes()
-    assert result.pixels_sha256 == hashlib.sha256(raw).hexdigest()
-    assert result.pixel_std == pytest.approx(np.asarray(image.convert("L"), float).std(), abs=1e-9)
-    assert image.format == "JPEG"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -96,96 +42,6 @@ def test_orientation_is_pixel_correct(orientation, kind, size):
         assert difference(image, turned_back) > 10
     assert "exif" not in image.info or passed_through(result, body)
     check_measures(result)
-
-
-def test_small_jpeg_passes_through_unchanged():
-    body = encode(picture(), "JPEG", quality=71)
-    result, _ = stored(body)
-    assert passed_through(result, body)
-    assert result.body == body
-    assert result.stored_sha256 == result.original.image_id
-    check_measures(result)
-
-
-def full_of_metadata(kind: str, image: Image.Image) -> bytes:
-    """A JPEG of one of the forms that pass through, with all that a camera writes into it."""
-    exif = Image.Exif()
-    exif[0x010F] = "Secret Camera"
-    exif.get_ifd(0x8825).update({1: "N", 2: (47.0, 22.0, 30.0)})
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    forms = {
-        "plain": {},
-        "progressive": {"progressive": True},
-        "restarts": {"restart_marker_blocks": 2},
-        "444": {"subsampling": 0, "quality": 97},
-        "rgb": {"keep_rgb": True},
-    }
-    return encode(image, "JPEG", exif=exif.tobytes(), icc_profile=profile, comment=b"Secret", **forms[kind])
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("kind", ["plain", "progressive", "restarts", "444", "rgb"])
-def test_metadata_of_a_photo_is_left_out_without_encoding_it_anew(kind, mode):
-    body = full_of_metadata(kind, picture(mode=mode))
-    result, image = stored(body + b"and a Secret film behind it")
-    assert passed_through(result, body)
-    assert b"Secret" not in result.body
-    assert b"Exif" not in result.body
-    assert "icc_profile" not in image.info
-    assert image.tobytes() == Image.open(io.BytesIO(body)).tobytes()
-    assert len(result.body) < len(body) - 500
-    check_measures(result)
-    again, _ = stored(result.body)
-    assert again.body == result.body, "nothing more to leave out"
-    kept, image = stored(body, PLAIN.model_copy(update={"keep_metadata": True}))
-    assert kept.body == body
-    assert kept.pixels_sha256 == result.pixels_sha256
-
-
-def test_thumbnail_in_a_jfif_header_is_left_out():
-    body = encode(picture(), "JPEG")
-    thumbnail = bytes([2, 1]) + b"Secret"
-    content = body[6:18] + thumbnail
-    body = body[:2] + b"\xff\xe0" + (len(content) + 2).to_bytes(2, "big") + content + body[20:]
-    result, image = stored(body)
-    assert b"Secret" not in result.body
-    assert image.info["jfif"] == 257
-    assert image.tobytes() == Image.open(io.BytesIO(body)).tobytes()
-
-
-@given(
-    width=st.integers(1, 70),
-    height=st.integers(1, 70),
-    seed=st.integers(0, 9),
-    quality=st.integers(1, 100),
-    subsampling=st.sampled_from([0, 1, 2]),
-    progressive=st.booleans(),
-    restart=st.sampled_from([0, 1, 7]),
-)
-@settings(max_examples=60, deadline=None)
-def test_pixels_do_not_change_with_the_metadata(width, height, seed, quality, subsampling, progressive, restart):
-    rng = np.random.default_rng(seed)
-    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    body = encode(
-        image,
-        "JPEG",
-        quality=quality,
-        subsampling=subsampling,
-        progressive=progressive,
-        restart_marker_blocks=restart,
-        comment=b"x" * 300,
-    )
-    stripped = without_metadata(body)
-    assert stripped is not None
-    assert len(stripped) == len(body) - 304
-    assert Image.open(io.BytesIO(stripped)).tobytes() == Image.open(io.BytesIO(body)).tobytes()
-
-
-@given(st.binary(max_size=200))
-def test_no_bytes_break_the_search_for_metadata(data):
-    for start in (b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\4ab"):
-        found = without_metadata(start + data)
-        assert found is None or found.endswith(b"\xff\xd9")
 
 
 @pytest.mark.parametrize(
