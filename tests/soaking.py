@@ -266,7 +266,7 @@ class Life:
         Raises: DivergenceError.
         """
         executor = self._executor_of(step)
-        usual = self.durations.get((step, executor), 4.0)
+        usual = self.durations.get((step, executor), self.durations.get((step, INLINE), 4.0))
         log = self.work.with_name(f"{self.work.name}.log")
         started: dict[int, str] = {}
         began, harmed = time.monotonic(), None

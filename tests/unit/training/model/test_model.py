@@ -356,10 +356,7 @@ def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
     assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.clip.context_length)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",
-)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_whole_model_compiles_and_equals_eager(tmp_path: Path) -> None:
     model = build_model(settings(tiny(tmp_path, "compiled"))).eval()
     images, tokens = batch(model)
