@@ -31,8 +31,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no life later than this")
     parser.add_argument("--ray-share", type=float, default=0.35, help="of builds that run on Ray")
-    parser.add_argument("--processes-share", type=float, default=0.3, help="of builds that run in several processes")
+    parser.add_argument(
+        "--processes-share",
+        type=float,
+        help="of builds that run in several processes (0.3, or what Ray leaves)",
+    )
     args = parser.parse_args()
+    if args.processes_share is None:
+        args.processes_share = min(0.3, 1 - args.ray_share)
+    if min(args.ray_share, args.processes_share) < 0 or args.ray_share + args.processes_share > 1:
+        parser.error("--ray-share and --processes-share are parts of all builds: neither below 0, not above 1 together")
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="plantmix-soak-"))
     harms: list[Harm] = []
