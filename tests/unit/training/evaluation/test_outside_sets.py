@@ -1,12 +1,9 @@
-"""Evaluation sets from outside: layouts, what is refused, one whole run."""
+"""Evaluation sets from outside: how each layout is read, and what is refused."""
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import os
-import shutil
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -14,68 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from evaluation_sets import write_folders, write_table, write_tars
 from PIL import Image
 
 from manifests.errors import ConfigError, RunError
-from training.cli import main
 from training.config import EvalSetSettings
 from training.data.images import to_tensor
 from training.evaluation.outside_sets import open_sets
 from training.evaluation.set_layouts import load_pictures, open_eval_set
-
-
-def _webp(jpg: bytes) -> bytes:
-    stream = io.BytesIO()
-    Image.open(io.BytesIO(jpg)).save(stream, "WEBP")
-    return stream.getvalue()
-
-
-def write_tars(
-    folder: Path, samples: list[Any], classes: list[str], *, per_tar: int = 7, captions: bool = False
-) -> Path:
-    """clip_benchmark's layout; every third picture a WebP, `.cls` without line end as its own builder writes it."""
-    place = folder / "test"
-    place.mkdir(parents=True)
-    for number, start in enumerate(range(0, len(samples), per_tar)):
-        with tarfile.open(place / f"{number}.tar", "w") as tar:
-            for i, sample in enumerate(samples[start : start + per_tar], start):
-                image = ("webp", _webp(sample.jpg)) if i % 3 == 0 else ("jpg", sample.jpg)
-                answer = ("cls", str(classes.index(sample.category)).encode())
-                if captions:
-                    answer = ("txt", f"{sample.text}\none more {sample.text}".encode())
-                for ending, content in (image, answer):
-                    info = tarfile.TarInfo(f"s{i:07d}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    (place / "nshards.txt").write_text(f"{number + 1}\n")
-    (folder / "classnames.txt").write_text("\n".join(classes) + "\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
-    return folder
-
-
-def write_folders(folder: Path, samples: list[Any]) -> Path:
-    for sample in samples:
-        place = folder / "test" / sample.category.replace(" ", "_")
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{sample.record_key}.jpg").write_bytes(sample.jpg)
-    return folder
-
-
-def write_table(folder: Path, samples: list[Any]) -> Path:
-    """As BioCLIP's sets: ranks and a common name in metadata.csv; the shape stands for the species."""
-    (folder / "images").mkdir(parents=True)
-    rows = []
-    for sample in samples:
-        colour, shape = sample.category.split()
-        (folder / "images" / f"{sample.record_key}.jpg").write_bytes(sample.jpg)
-        rows.append({"filepath": f"images/{sample.record_key}.jpg", "kingdom": "Forma", "genus": colour,
-                     "species": shape, "common_name": f"{colour} {shape} thing"})  # fmt: skip
-    with (folder / "metadata.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
 
 
 def test_the_three_layouts_give_the_same_pictures_and_labels(writer: ModuleType, tmp_path: Path) -> None:
@@ -241,151 +184,6 @@ def test_a_template_with_another_field_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"each template needs one \{\} for the class name, and no other field"):
         EvalSetSettings(name="a", path="p", templates=(template,))
     assert EvalSetSettings(name="a", path="p", templates=("50% {} {{}}",)).templates == ("50% {} {{}}",)
-
-
-def test_a_run_is_judged_on_sets_of_every_layout(
-    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Zero-shot, few-shot, retrieval, group means, JSON and plot; above chance where it learned."""
-    samples = writer.drawn_samples(107, 120)[107:]
-    classes = sorted({sample.category for sample in samples})
-    write_tars(tmp_path / "tars", samples, classes)
-    write_folders(tmp_path / "folders", samples)
-    write_table(tmp_path / "table", samples)
-    pairs = write_tars(tmp_path / "pairs", samples[:12], classes, captions=True)
-    (pairs / "dataset_type.txt").write_text("retrieval")
-    config["schedule"] = {"steps": 120, "warmup_steps": 10}
-    config["data"] |= {"batch_size": 24}
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config))
-    assert main(["train", str(run)]) == 0
-    wanted = {
-        "split": None,
-        "few_shot": {"shots": [1, 3], "seeds": 3},
-        "bootstrap_rounds": 100,
-        "sets": [
-            {"name": "tars", "path": str(tmp_path / "tars"), "group": "general"},
-            {"name": "folders", "path": str(tmp_path / "folders"), "group": "general", "templates": ["a {}"]},
-            {"name": "table", "path": str(tmp_path / "table"), "group": "plant", "text": "scientific",
-             "templates": ["a {}"]},
-            {"name": "pairs", "path": str(pairs)},
-        ],
-    }  # fmt: skip
-    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(wanted))
-    capsys.readouterr()
-    assert main(["eval", config["output_dir"], "--settings", str(tmp_path / "eval.yaml")]) == 0
-    out = capsys.readouterr().out
-    result = json.loads(Path(out.splitlines()[-1].removeprefix("figures: ")).read_text())
-    assert "tars: 120 pictures, 12 classes" in out
-    for item in result["sets"][:3]:
-        assert set(item["zero_shot"]) == {"f", "z", "both"}
-        top1 = item["zero_shot"]["both"]["top1"]
-        assert top1["trials"] == 120
-        assert top1["low"] > 2 * top1["chance"]
-        assert item["few_shot"]["f"]["3"]["low"] > item["few_shot"]["f"]["3"]["chance"]
-    # the same pictures and prompts: the layout only changes their order, by which rounding may move a near tie
-    folders, table = result["sets"][1]["zero_shot"]["f"]["top1"], result["sets"][2]["zero_shot"]["f"]["top1"]
-    assert abs(folders["hits"] - table["hits"]) <= 1
-    assert result["groups"]["general"]["both"]["sets"] == 2
-    assert set(result["groups"]) == {"general", "plant", "all sets"}
-    assert result["sets"][3]["retrieval"]["f"]["text_to_image_r1"]["trials"] == 24
-    with Image.open(Path(config["output_dir"]) / "eval" / "sets.png") as plot:
-        assert plot.width > 600
-        assert len(plot.convert("RGB").getcolors(1 << 20) or []) > 10
-    written = tmp_path / "run" / "eval" / "sets.json"
-    other = tmp_path / "other" / "eval" / "sets.json"
-    other.parent.mkdir(parents=True)
-    shutil.copy(written, other)
-    page = tmp_path / "compared.html"
-    assert main(["plot", str(written), str(other), "--out", str(page)]) == 0
-    text = page.read_text(encoding="utf-8")
-    assert text.count("<svg ") == 5, "a panel for each set, and one for the means"
-    for words in ("run, f", "other, both", "chance", "zero-shot top1", "3-shot", "text to image r1", "all sets"):
-        assert words in text
-    assert main(["plot", str(written), str(written), "--out", str(page)]) == 2
-    assert "given twice" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("wanted", "words"),
-    [
-        ({"split": None}, "nothing to evaluate on"),
-        ({"sets": [{"name": "a", "path": "nowhere"}]}, "nowhere: no such folder"),
-        ({"sets": [{"name": "a", "path": "."}, {"name": "a", "path": "."}]}, "the name 'a' is given twice"),
-        ({"sets": [{"name": "a", "path": "FOLDERS", "text": "common"}]}, "text common needs taxa"),
-        ({"few_shots": 1}, "unknown key 'few_shots'; did you mean 'few_shot'?"),
-        ({"sets": [{"name": "a", "path": ".", "templates": ["a"]}]}, "each template needs one {}"),
-    ],
-)
-def test_wrong_evaluation_settings_are_one_line_and_write_nothing(
-    wanted: dict[str, Any], words: str, config: dict[str, Any], tmp_path: Path, writer: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    folders = write_folders(tmp_path / "folders", writer.drawn_samples(12, 0))
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
-    assert main(["train", str(run)]) == 0
-    text = yaml.safe_dump(wanted).replace("FOLDERS", str(folders))
-    (tmp_path / "eval.yaml").write_text(text)
-    capsys.readouterr()
-    assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml")]) == 2
-    error = capsys.readouterr().err.strip()
-    assert words in error
-    assert len(error.splitlines()) == 1
-    assert not (Path(config["output_dir"]) / "eval").exists()
-
-
-@pytest.mark.parametrize("part", ["clip.visual.proj", "clip.text_projection", "clip.logit_scale"])
-def test_a_model_of_nans_has_no_score(
-    part: str, config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each kind of figure says of which set how many vectors are broken, and writes nothing."""
-    samples = writer.drawn_samples(24, 0)
-    classes = sorted({sample.category for sample in samples})
-    pairs = write_tars(tmp_path / "pairs", samples, classes, captions=True)
-    (pairs / "dataset_type.txt").write_text("retrieval")
-    write_folders(tmp_path / "folders", samples)
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
-    assert main(["train", str(run)]) == 0
-    weights = Path(config["output_dir"]) / "model.pt"
-    content = torch.load(weights, weights_only=True)
-    content["state_dict"][part].fill_(float("nan"))
-    torch.save(content, weights)
-    sets = [{"name": name, "path": str(tmp_path / name)} for name in ("folders", "pairs")]
-    side = "picture features" if "visual" in part else "class features"
-    texts = "picture features" if "visual" in part else "caption features"
-    wanted = [({}, "held-out samples")]
-    if part != "clip.logit_scale":  # the scale is in the loss alone
-        wanted += [
-            ({"split": None, "sets": sets[:1]}, f"eval.sets 'folders', {side} (f): "),
-            ({"split": None, "sets": sets[1:]}, f"eval.sets 'pairs', {texts} (f): "),
-        ]
-    for values, words in wanted:
-        (tmp_path / "eval.yaml").write_text(yaml.safe_dump(values))
-        capsys.readouterr()
-        assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml")]) == 1
-        error = capsys.readouterr().err
-        assert words in error
-        assert "are not finite" in error
-    assert not (Path(config["output_dir"]) / "eval").exists()
-
-
-def test_classes_of_one_name_are_named(
-    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    samples = writer.drawn_samples(24, 0)
-    classes = sorted({sample.category for sample in samples})
-    folder = write_tars(tmp_path / "set", samples, classes)
-    (folder / "classnames.txt").write_text("\n".join(["missile", classes[1], "missile", *classes[3:]]) + "\n")
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
-    assert main(["train", str(run)]) == 0
-    (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"split": None, "sets": [{"name": "a", "path": str(folder)}]}))
-    capsys.readouterr()
-    assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0
-    assert "note: a: classes share a name: 'missile' (2 classes)" in capsys.readouterr().out
-    assert json.loads((tmp_path / "r.json").read_text())["sets"][0]["shared_names"] == {"missile": [0, 2]}
 
 
 @pytest.mark.parametrize(
