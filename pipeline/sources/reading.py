@@ -6,6 +6,7 @@ its pictures lie on the disk.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,8 @@ from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
 
 T = TypeVar("T")
+
+_BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes as long as the next ones together
 
 _READERS = {
     "table": table,
@@ -63,12 +66,12 @@ def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
 
 
 def read_ahead(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """The same, while a thread reads the next batch: a source that is ingested alone keeps two cores busy."""
+    """The same, while a thread reads the next batches: a source that is ingested alone keeps two cores busy."""
     batches = read_rows(source, scratch)
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
+        coming = deque(thread.submit(next, batches, None) for _ in range(_BATCHES_AHEAD))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, batches, None))
             yield batch
 
 

@@ -84,7 +84,10 @@ def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray)
 
 def _sample_ids(source: str, keys: pa.ChunkedArray) -> pa.Array:
     """Ids from the whole keys, passwords left out: a short one could be guessed from the hash. A token may stay in."""
-    return pa.array([tables.sample_id(source, hide_users(key or "")) for key in keys.to_pylist()], pa.string())
+    texts = pc.fill_null(keys, "")
+    if pc.any(pc.match_substring(texts, "@")).as_py():
+        texts = pa.chunked_array([pa.array([hide_users(text) for text in texts.to_pylist()], pa.string())])
+    return tables.sample_ids(source, texts.cast(pa.binary()).to_pylist())
 
 
 def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:

@@ -202,9 +202,10 @@ def _write_samples(inputs: RecordInputs, run: Execution[None]) -> tuple[PrivateF
         path = shard.arranged.path
         if path not in opened:
             opened[path] = pq.ParquetFile(path)
-        rows = opened[path].read_row_group(shard.arranged.number, columns=_ARRANGED_COLUMNS)
+        # threads of Arrow would take the core of the thread that encodes, which all others wait for
+        rows = opened[path].read_row_group(shard.arranged.number, columns=_ARRANGED_COLUMNS, use_threads=False)
         with pq.ParquetFile(shard.placements.path) as file:  # pq.read_table takes three times as long
-            placed = file.read()
+            placed = file.read(use_threads=False)
         if placed["sample_id"] != rows["sample_id"] or placed["copy"] != rows["copy"]:
             raise IntegrityError(f"{shard.placements.path}: other samples than arranged; remove it and build again")
         columns = {name: placed[name] for name in tables.PLACEMENTS.names}

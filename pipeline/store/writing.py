@@ -28,6 +28,7 @@ twenty times, it would save three quarters of both, and is too large all the sam
 """
 ROW_GROUP_BYTES = 256 << 20
 """Of the texts of a row group. Rows of up to 2.6 kB never get there; rows of 4 MiB would fill the memory."""
+_WRITTEN_BYTES = 1 << 20  # at a time
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ class TableWriter:
         self.schema = schema
         fs, inner = storage.filesystem(self._temp)  # the tables of a release may lie in an object store
         self._stream = _Hashed(fs.open(inner, "wb"))
+        # pyarrow writes 25 kB at a time, and would wait for the interpreter's lock for each
+        self._buffered = pa.BufferedOutputStream(pa.PythonFile(self._stream, "w"), _WRITTEN_BYTES)
         self._writer = pq.ParquetWriter(
-            self._stream,
+            self._buffered,
             schema,
             compression="zstd" if small else _fast(schema),
             write_statistics=_counted(schema) if small else True,
@@ -146,7 +149,7 @@ class TableWriter:
             self._encoding.result()
         self._thread.shutdown()
         self._writer.close()
-        self._stream.close()
+        self._buffered.close()  # and the stream below it
         num_bytes, sha256 = self._stream.num_bytes, self._stream.digest.hexdigest()
         return PrivateFile(self._table, self._path, self._temp, self._num_rows, num_bytes, sha256)
 

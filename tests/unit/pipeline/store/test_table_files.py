@@ -72,16 +72,20 @@ def test_a_row_group_of_long_texts_ends_earlier(tmp_path: Path, cuts: list[int])
     assert pq.read_table(file.temp).equals(rows)
 
 
-def test_a_row_group_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    """A thread writes it, and what it meets must not stay there."""
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_row_group_that_cannot_be_written_is_an_error(tmp_path: Path, closed: bool) -> None:
+    """A thread writes it, and what it meets must not stay there; what is left in memory is written at the end."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    numbers = np.random.default_rng(0).integers(0, 1 << 62, 50_000)
-    rows = pa.table({"id": [f"{n:x}" for n in numbers], "number": numbers, "list": [[]] * len(numbers)}, schema=SCHEMA)
+    num_rows = 50_000 if closed else 400_000
+    numbers = np.random.default_rng(0).integers(0, 1 << 62, num_rows)
+    rows = pa.table({"id": [f"{n:x}" for n in numbers], "number": numbers, "list": [[]] * num_rows}, schema=SCHEMA)
     writer = TableWriter(str(tmp_path), "t", "t.parquet", SCHEMA, 10_000)
 
     def write_all() -> None:
-        for start in range(0, 50_000, 10_000):
+        for start in range(0, num_rows, 10_000):
             writer.write(rows.slice(start, 10_000))
+        if closed:
+            writer.close()
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
     try:
