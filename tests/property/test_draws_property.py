@@ -12,11 +12,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests import tables
 from pipeline.runner.work import Execution
+from pipeline.stages import mix
 from pipeline.stages.mix import MixInputs, Stratum, draw
 from pipeline.store.files import Files
 
@@ -121,6 +123,28 @@ def test_no_group_is_on_both_sides(
         largest = max((size for (source, _), size in sizes.items() if source.startswith(domain)), default=1)
         assert num_heldout - largest < num <= num_heldout
         assert sum(row["domain"] == domain and row["split"] == "train" for row in drawn) == num_samples
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixtures(), st.integers(1, 12), st.integers(0, 5), st.floats(0.02, 0.9))
+def test_who_is_set_aside_does_not_hang_on_how_many_are_looked_at_first(
+    mixture: tuple[dict[str, int], dict[str, tuple[int, int]]], num_groups: int, seed: int, share: float
+) -> None:
+    pools, quotas = mixture
+    drawn = []
+    for first in ("true", f"hash < {2**64} * {share}"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mix, "_FIRST_UNITS", first)
+            drawn.append(run_draw(pools, quotas, seed, groups=dict.fromkeys(pools, num_groups)))
+    assert drawn[0] == drawn[1]
+
+
+def test_the_first_of_many_are_set_aside() -> None:
+    drawn = run_draw({"a": 9_000}, {"a": (100, 30)})
+    ids = pa.table({"id": [tables.sample_id("a", str(number)) for number in range(9_000)]})
+    first = duckdb.sql("SELECT id FROM ids ORDER BY md5_number_upper('heldout 0 ' || id), id LIMIT 30").fetchall()
+    assert {row["sample_id"] for row in drawn if row["split"] == "heldout"} == {row[0] for row in first}
+    assert ids.num_rows == 9_000
 
 
 def test_samples_without_a_group_are_drawn_as_ever_beside_those_with_one() -> None:
