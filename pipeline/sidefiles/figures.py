@@ -39,8 +39,8 @@ _COUNTS = {
     "count(*) AS images FROM images GROUP BY ALL ORDER BY licence, images DESC, owner",
     "text_types": "SELECT domain, coalesce(text_type, 'none') AS text_type, count(*) AS samples FROM samples "
     "GROUP BY ALL ORDER BY domain, samples DESC, text_type",
-    "taxa": "SELECT domain, count(name) AS images, count(DISTINCT name) AS names FROM "
-    f"(SELECT domain, {_TAXON} AS name FROM images) GROUP BY ALL ORDER BY domain",
+    "taxa": "SELECT domain, coalesce(sum(images), 0)::BIGINT AS images, count(name) FILTER (images > 0) AS names "
+    "FROM (SELECT DISTINCT domain FROM images) LEFT JOIN named_in_domains USING (domain) GROUP BY ALL ORDER BY domain",
     "hosts": "SELECT coalesce(nullif(regexp_extract(url, '^[a-z]+://([^/:?#]+)', 1), ''), '(local)') AS host, "
     "count(*) AS images FROM images GROUP BY ALL ORDER BY images DESC, host",
     "languages": "SELECT coalesce(language, '(not told)') AS language, count(*) AS images FROM images GROUP BY ALL "
@@ -90,8 +90,12 @@ def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any
         "WHERE copy = 0"
     )
     connection.execute(
-        f"CREATE TABLE named AS SELECT {_TAXON} AS name, count(*) FILTER (copy = 0) AS images, "
-        f"count(*) FILTER (split = 'train') AS samples FROM samples WHERE {_TAXON} IS NOT NULL GROUP BY 1"
+        f"CREATE TABLE named_in_domains AS SELECT domain, {_TAXON} AS name, count(*) FILTER (copy = 0) AS images, "
+        f"count(*) FILTER (split = 'train') AS samples FROM samples WHERE {_TAXON} IS NOT NULL GROUP BY ALL"
+    )
+    connection.execute(
+        "CREATE TABLE named AS SELECT name, sum(images)::BIGINT AS images, sum(samples)::BIGINT AS samples "
+        "FROM named_in_domains GROUP BY name"
     )
     counts = {name: rows_of(connection, query) for name, query in _COUNTS.items()}
     most = SHEET_BYTES // max(1, len({row["domain"] for row in counts["domains"]}))
@@ -158,7 +162,7 @@ def _ranks(connection: Any) -> dict[str, Any] | None:
     The outer rank is the highest that most images have and that no single name fills; the inner one is the next below
     it with more names. None where no rank does.
     """
-    ((whole,),) = connection.execute(f"SELECT count({_TAXON}) FROM images").fetchall()
+    ((whole,),) = connection.execute("SELECT coalesce(sum(images), 0)::BIGINT FROM named").fetchall()
     known: dict[str, int] = {}
     for rank in TAXON_RANKS:
         ((names, num, most),) = connection.execute(

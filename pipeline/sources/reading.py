@@ -21,7 +21,7 @@ from pipeline.sources.settings import Origin
 
 T = TypeVar("T")
 
-_BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes as long as the next ones together
+_BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes longer than those after it
 
 _READERS = {
     "table": table,

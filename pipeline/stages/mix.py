@@ -214,7 +214,7 @@ _ASIDE = """
     SELECT stratum, unit, num FROM placed WHERE reached <= num_heldout
     UNION ALL SELECT stratum, unit, num FROM fillers WHERE place <= num_missing
 """
-# The first units in that order, about four times as many samples as are set aside: sorting all took a tenth of mix.
+# The first units in that order, about four times as many samples as are set aside. Sorting all took 0.5 of 8.2 CPU s.
 _FIRST_UNITS = f"hash < {2**64} * (4.0 * num_heldout + 1000) / num_kept"
 _LACKING = """
     SELECT stratum FROM strata LEFT JOIN (SELECT stratum, sum(num) AS num FROM aside GROUP BY stratum) USING (stratum)
