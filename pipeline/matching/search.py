@@ -33,6 +33,7 @@ Pairs = tuple[Hashes, Hashes]
 # Hashes compared at a time. With fewer, two threads wait for the interpreter's lock more often than the cache saves:
 # 13 M of heavy clusters took 13.6 s and 19.7 CPU s with 2^16, 8.5 s and 14.2 with 2^19 (2026-11-28).
 _WINDOW = 1 << 19
+LEAST_CAPACITY = 1 << 16  # hashes that are rearranged at a time, however little memory there is
 _CHUNK = 1 << 15
 _REPACK_SLOTS = 16  # comparisons across buckets, for each hash, that cost as much as one `_repack`
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
@@ -86,7 +87,7 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
     """
     plan = choose_plan(len(hashes), radius, bit_entropies(hashes, 64))
     num_threads = max(1, min(num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
-    capacity = max(_WINDOW, scratch_bytes // num_threads // 8)
+    capacity = max(LEAST_CAPACITY, scratch_bytes // num_threads // 8)
     budget = PairBudget(max_pairs)
     with ThreadPoolExecutor(num_threads) as pool:
         pending = [

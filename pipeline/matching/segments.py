@@ -20,7 +20,16 @@ from manifests.errors import RunError
 from pipeline.matching.cross import distinct_cross_pairs, search_cross_key
 from pipeline.matching.pairs import PAIRS_BYTES
 from pipeline.matching.plan import SearchPlan, choose_plan
-from pipeline.matching.search import Hashes, PairBudget, Pairs, arranged_chunks, bit_runs, find_pairs, search_key
+from pipeline.matching.search import (
+    LEAST_CAPACITY,
+    Hashes,
+    PairBudget,
+    Pairs,
+    arranged_chunks,
+    bit_runs,
+    find_pairs,
+    search_key,
+)
 
 Stream = Callable[[], Iterable[Hashes]]  # reads a segment from its start, some hashes at a time
 
@@ -74,7 +83,7 @@ def search_within(stream: Stream, plan: SearchPlan, unit: Unit, *, memory_bytes:
     if unit.key is None:
         found = find_pairs(hashes, plan.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     else:
-        capacity, most = max(1 << 16, scratch // 16), scratch // PAIRS_BYTES
+        capacity, most = max(LEAST_CAPACITY, scratch // 16), scratch // PAIRS_BYTES
         found = search_key(hashes, plan, unit.key, capacity=capacity, budget=PairBudget(most))
     return _sorted(*found)
 

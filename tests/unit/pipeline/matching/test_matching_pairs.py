@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from manifests.errors import ConfigError, RunError
-from pipeline.matching import distinct_pairs, expand_pairs, hamming_pairs
+from pipeline.matching import distinct_pairs, expand_pairs, hamming_pairs, search
 from pipeline.matching.search import find_pairs
 
 
@@ -146,6 +146,19 @@ def test_several_passes_within_little_memory_give_the_same_pairs():
     for one, other in zip(whole, passes, strict=True):
         np.testing.assert_array_equal(np.sort(one), np.sort(other))
     assert len(whole[0]) > 100_000
+
+
+@pytest.mark.parametrize("window", [1 << 8, 1 << 13, 1 << 16])
+def test_windows_of_any_size_give_the_same_pairs(monkeypatch, window):
+    """The small ones end amid buckets, and a full cube fills the smallest and more."""
+    cube = np.arange(2**12, dtype=np.uint64) << np.uint64(26)
+    hashes = np.unique(np.concatenate([clusters(np.random.default_rng(9), 100_000, 4), cube]))
+    whole = find_pairs(hashes, 4, scratch_bytes=1 << 30, max_pairs=1 << 30)
+    monkeypatch.setattr(search, "_WINDOW", window)
+    found = find_pairs(hashes, 4, scratch_bytes=1 << 30, max_pairs=1 << 30)
+    for one, other in zip(whole, found, strict=True):
+        np.testing.assert_array_equal(np.sort(one), np.sort(other))
+    assert len(whole[0]) > 10_000
 
 
 def test_types_are_as_promised():
