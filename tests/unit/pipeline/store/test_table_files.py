@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import io
 import resource
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from pipeline.captions.settings import TextChoice, TextSettings
 from pipeline.runner.work import Execution
 from pipeline.stages.pack_arrange import ARRANGED, ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, empty_columns, first_half_of_md5, open_scratch, view_parquet
+from pipeline.store.sql import close_scratch, copy_sorted, empty_columns, first_half_of_md5, open_scratch, view_parquet
 from pipeline.store.writing import TableWriter, private_bytes, write_table
 
 DUCKDB_ROW_GROUP = 122_880  # where it cuts its batches when it sorts on more than one thread
@@ -330,3 +331,39 @@ def test_a_step_spills_where_no_step_made_a_folder_before(tmp_path: Path) -> Non
         ).fetchall()
         assert num == (5_999_995,)
     assert not list((tmp_path / "new/scratch").iterdir())
+
+
+def test_a_kept_database_is_empty_again_and_forgets_settings(tmp_path: Path) -> None:
+    def limit_and_order(sql: Any) -> tuple[Any, ...]:
+        return sql.execute(
+            "SELECT current_setting('memory_limit'), current_setting('preserve_insertion_order')"
+        ).fetchone()
+
+    with open_scratch(str(tmp_path), 1) as sql:
+        sql.register("given", pa.table({"n": [1]}))
+        sql.execute(
+            "CREATE TABLE made AS FROM given; CREATE VIEW seen AS FROM made; SET preserve_insertion_order = true"
+        )
+        (kept,) = sql.execute("SELECT current_setting('temp_directory')").fetchone()
+    with open_scratch(str(tmp_path), 2) as sql:
+        assert sql.execute("SELECT current_setting('temp_directory')").fetchone() == (kept,)
+        assert limit_and_order(sql) == ("1.8 GiB", False)
+        assert sql.execute("SHOW TABLES").fetchall() == []
+        with open_scratch(str(tmp_path), 1) as other:  # one beside it has its own limit
+            other.execute("CREATE TABLE made AS SELECT 2 AS n")
+            assert (limit_and_order(sql)[0], limit_and_order(other)[0]) == ("1.8 GiB", "953.6 MiB")
+            assert sql.execute("SHOW TABLES").fetchall() == []
+
+
+def test_no_database_is_kept_after_an_error_or_for_another_folder(tmp_path: Path) -> None:
+    found = []
+    for folder, fails in (("a", False), ("a", True), ("a", False), ("b", False), ("a", False)):
+        with suppress(duckdb.CatalogException), open_scratch(str(tmp_path / folder), 1) as sql:
+            found += sql.execute("SELECT current_setting('temp_directory')").fetchone()
+            if fails:
+                sql.execute("FROM nothing")
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    close_scratch()
+    with open_scratch(str(tmp_path / "a"), 1) as sql:
+        assert sql.execute("SELECT current_setting('temp_directory')").fetchone() != (found[-1],)
