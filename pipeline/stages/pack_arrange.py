@@ -8,7 +8,7 @@ a split. A stratified release has one group for each domain of the training spli
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests import tables
+from manifests.errors import IntegrityError
 from manifests.reader import literals
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, members_by_row, prefers_captions
@@ -25,7 +26,7 @@ from pipeline.runner.work import Execution, PartResult
 from pipeline.stages import pack_record as record
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import add_empty, empty_columns, view_parquet, view_table
+from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_parquet, view_table
 from pipeline.store.tar import BLOCK_BYTES
 
 _TEXTS = pa.map_(pa.string(), pa.string())
@@ -57,17 +58,20 @@ A gathered table lacks the columns in which no sample of the build has a value.
 _JOINED = {
     "candidates": record.CANDIDATE_COLUMNS,
     "facts": (*record.FACT_COLUMNS, "pool_file", "offset", "length"),
-    "captions": ("licence_id", "language"),
+    "captions": ("text", "licence_id", "language"),
 }
-# `members` are texts that become members of a shard, `choosable` those that `txt` may be chosen from. The others stay
-# here: all texts of all samples took a third of the CPU of gather and arrange. A truth value sorts faster than a text.
-_JOIN = """
-    SELECT d.*, {columns} FROM draws d JOIN candidates USING (sample_id) JOIN facts USING (sample_id)
-    JOIN (SELECT *, {members} AS members, {choosable} AS choosable FROM captions) captions USING (sample_id)
-    LEFT JOIN extra_texts x USING (sample_id) ORDER BY d.split = 'train', d.rank
+_NUMBERED = "CREATE TABLE drawn AS SELECT sample_id FROM draws WHERE copy = 0"  # a sample's number is its rowid
+_DRAWS = "SELECT d.*, n.rowid AS number FROM draws d JOIN drawn n USING (sample_id) ORDER BY d.split = 'train', d.rank"
+_OF_DRAWN = "SELECT n.rowid AS number, {columns} FROM {table} JOIN drawn n USING (sample_id)"
+# `texts` become members of a shard, from `choosable` its `txt` is chosen. Others stay here: all texts of all samples
+# took a third of the CPU of gather and arrange.
+_TEXTS_OF_CAPTIONS = """
+    CREATE VIEW captions AS SELECT c.* EXCLUDE (texts), {choosable} AS choosable,
+        if(x.more IS NULL, {members}, map_concat({members}, x.more)) AS texts
+    FROM all_captions c LEFT JOIN extra_texts x USING (sample_id)
 """
-_WITHOUT_CAPTION = "SELECT 1 FROM captions WHERE coalesce(text, '') = '' LIMIT 1"
-_MEMBERS = "if(x.texts IS NULL, members, map_concat(members, x.texts)) AS texts"
+_WITHOUT_CAPTION = "SELECT 1 FROM all_captions WHERE coalesce(text, '') = '' LIMIT 1"
+_TAKEN_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -173,55 +177,118 @@ class ArrangeInputs:
 
 def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     """Join all that a shard needs of the samples of a bucket, and choose their texts."""
+    columns = {name: list(names) for name, names in _JOINED.items()}
     with run.scratch() as sql:
-        for name in ("draws", "candidates", "facts", "captions"):
-            view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
-        _gather_extra_captions(sql, inputs.extra_captions, inputs.bucket)
-        columns, without = ["text"], []
-        for table, names in _JOINED.items():
-            empty = empty_columns(sql, getattr(inputs, table).paths)
-            columns += [f'{table}."{name}"' for name in names if name not in empty]
-            without += [name for name in names if name in empty]
-        if inputs.texts.members or inputs.extra_captions:
-            columns.append(_MEMBERS)
-        else:
-            without.append("texts")
-        if not prefers_captions(inputs.texts) or sql.execute(_WITHOUT_CAPTION).fetchall():
-            columns.append("choosable")
-        query = _JOIN.format(columns=", ".join(columns), **_texts_to_gather(inputs.texts))
-        # row groups are small, because a part of `arrange` reads those that hold its ranks
-        schema = pa.schema([field for field in GATHERED if field.name not in without])
-        path = f"tables/pack/{run.stem}.parquet"
-        writer = run.writer("gathered", path, schema, GATHERED_GROUP_ROWS)
-        for batch in sql.sql(query).to_arrow_reader(BATCH_ROWS):
-            rows = add_empty(pa.Table.from_batches([batch]), GATHERED, without)
-            choosable = rows["choosable"] if "choosable" in columns else pa.nulls(rows.num_rows, _TEXTS)
-            captions = rows.select(["sample_id", "text", "domain", "source"]).append_column("texts", choosable)
-            chosen = choose_texts(captions, inputs.texts)
-            # no text was chosen: such a sample gets an empty txt member
-            rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
-            rows = rows.append_column("txt_type", chosen["txt_type"])
-            sizes = estimate_bytes(rows, inputs.texts) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
-            writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
+        for name, names in columns.items():
+            empty = empty_columns(sql, getattr(inputs, name).paths) - {"text"}
+            columns[name] = [each for each in names if each not in empty]
+    if inputs.texts.members or inputs.extra_captions:
+        columns["captions"].append("texts")
+    kept = {each for names in columns.values() for each in names}
+    without = {name for names in (*_JOINED.values(), ("texts",)) for name in names if name not in kept}
+    # row groups are small, because a part of `arrange` reads those that hold its ranks
+    schema = pa.schema([field for field in GATHERED if field.name not in without])
+    writer = run.writer("gathered", f"tables/pack/{run.stem}.parquet", schema, GATHERED_GROUP_ROWS)
+    for joined in _join(inputs, columns, run):
+        rows = add_empty(joined, GATHERED, without)
+        choosable = rows["choosable"] if "choosable" in rows.column_names else pa.nulls(rows.num_rows, _TEXTS)
+        captions = rows.select(["sample_id", "text", "domain", "source"]).append_column("texts", choosable)
+        chosen = choose_texts(captions, inputs.texts)
+        # no text was chosen: such a sample gets an empty txt member
+        rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
+        rows = rows.append_column("txt_type", chosen["txt_type"])
+        sizes = estimate_bytes(rows, inputs.texts) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
+        writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
     return PartResult((writer.close(),))
 
 
-def _texts_to_gather(texts: TextSettings) -> dict[str, str]:
-    """SQL over captions: the texts that become members, and those that `txt` may be chosen from."""
-    picked = f"map_from_entries(list_filter(map_entries(texts), lambda e: e.key IN ({literals(texts.members)})))"
-    return {
-        "members": picked if texts.members else "MAP([]::VARCHAR[], []::VARCHAR[])",
-        "choosable": "CASE WHEN coalesce(text, '') = '' THEN texts END" if prefers_captions(texts) else "texts",
+def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execution[None]) -> Iterator[pa.Table]:
+    """Draws in the order of the shuffle, with columns that other tables have of their samples.
+
+    DuckDB finds the rows, then they are taken column by column. In one query it would write whole rows down for each
+    join, and once more to sort them. Of a bucket that does not fit the memory, the quarters follow each other, each in
+    the order of the shuffle.
+    """
+    most_bytes = min(int(run.memory_gb * 1e9 / 3), 2**31 - 1)  # two copies in memory; Arrow's texts end at 2 GiB
+    waiting = [inputs.bucket]
+    while waiting:
+        bucket = waiting.pop()
+        with run.scratch() as sql:
+            read = _read(sql, inputs, bucket, columns, most_bytes if bucket.quarters else None)
+        if read is None:
+            waiting += reversed(bucket.quarters)
+        else:
+            yield from _take(read[0], read[1:])
+
+
+def _read(
+    sql: Any, inputs: GatherInputs, bucket: Bucket, columns: Mapping[str, Sequence[str]], most_bytes: int | None
+) -> list[pa.Table] | None:
+    """The draws of a bucket in the order of the shuffle, then what each other table has of its samples, a row each.
+
+    `number` says which sample a row is of. None when all takes more than `most_bytes`.
+
+    Raises: IntegrityError when a table has not one row of each drawn sample.
+    """
+    for name in ("draws", "candidates", "facts"):
+        view_parquet(sql, name, getattr(inputs, name).paths, bucket.where)
+    columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, bucket)]}
+    sql.execute(_NUMBERED)
+    ((num_drawn,),) = sql.execute("SELECT count(*) FROM drawn").fetchall()
+    queries = {
+        name: _OF_DRAWN.format(columns=", ".join(f'{name}."{each}"' for each in names), table=name)
+        for name, names in columns.items()
     }
+    found: list[pa.Table] = []
+    for name, query in {"draws": _DRAWS, **queries}.items():
+        rows = read_up_to(sql, query, most_bytes and most_bytes - sum(table.nbytes for table in found))
+        if rows is None:
+            return None
+        if name != "draws" and rows.num_rows != num_drawn:
+            raise IntegrityError(
+                f"{inputs.draws.paths[0]}: {num_drawn:,} samples of a part are drawn, and {name} has {rows.num_rows:,} "
+                "rows of them; run `plantmix verify` on the work folder"
+            )
+        found.append(rows)
+    return found
 
 
-def _gather_extra_captions(sql: Any, files: Files, bucket: Bucket) -> None:
-    """`extra_texts`: captions that dropped duplicates left, a map a sample."""
-    view_table(sql, "extra_captions", files, tables.EXTRA_CAPTIONS, bucket.where)
+def _view_captions(sql: Any, inputs: GatherInputs, bucket: Bucket) -> list[str]:
+    """`captions`: those of a bucket with the texts that their samples need; returns columns that they need besides."""
+    view_parquet(sql, "all_captions", inputs.captions.paths, bucket.where)
+    view_table(sql, "extra_captions", inputs.extra_captions, tables.EXTRA_CAPTIONS, bucket.where)
     sql.execute(
         f"CREATE TABLE extra_texts AS SELECT sample_id, map(list('{EXTRA_CAPTION}' || place ORDER BY place), "
-        "list(text ORDER BY place)) AS texts FROM extra_captions GROUP BY sample_id"
+        "list(text ORDER BY place)) AS more FROM extra_captions GROUP BY sample_id"
     )
+    texts = inputs.texts
+    picked = f"map_from_entries(list_filter(map_entries(c.texts), lambda e: e.key IN ({literals(texts.members)})))"
+    sql.execute(
+        _TEXTS_OF_CAPTIONS.format(
+            members=picked if texts.members else "MAP([]::VARCHAR[], []::VARCHAR[])",
+            choosable="if(coalesce(c.text, '') = '', c.texts, NULL)" if prefers_captions(texts) else "c.texts",
+        )
+    )
+    return ["choosable"] if not prefers_captions(texts) or sql.execute(_WITHOUT_CAPTION).fetchall() else []
+
+
+def _take(draws: pa.Table, others: Sequence[pa.Table]) -> Iterator[pa.Table]:
+    """Draws with the columns that other tables have of the sample of the same number, in the order of the draws."""
+    numbers = draws["number"].to_numpy()
+    sources = []
+    for table in others:
+        places = np.full(table.num_rows, -1, np.int32)
+        places[table["number"].to_numpy()] = np.arange(table.num_rows, dtype=np.int32)
+        # of one array, texts are taken in half the time that pieces of a column need
+        arrays = {name: table[name].combine_chunks() for name in table.column_names if name != "number"}
+        sources.append((places, arrays))
+    for start in range(0, len(numbers), _TAKEN_ROWS):
+        part = slice(start, start + _TAKEN_ROWS)
+        rows = {name: draws[name][part] for name in tables.DRAWS.names}
+        for places, arrays in sources:
+            taken = pa.array(places[numbers[part]])
+            rows |= {name: array.take(taken) for name, array in arrays.items()}
+        yield pa.table(rows)
 
 
 def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:

@@ -42,6 +42,12 @@ class Bucket:
         """The text from which on sample ids belong to this bucket."""
         return f"{16**_DIGITS * self.number // self.of:0{_DIGITS}x}"
 
+    @property
+    def quarters(self) -> list[Bucket]:
+        """The same range in four, in order; none when the digits that decide do not go so far."""
+        num = 4 * self.of
+        return [Bucket(4 * self.number + part, num) for part in range(4)] if num <= 16**_DIGITS else []
+
 
 WHOLE = Bucket()
 

@@ -19,7 +19,7 @@ from manifests import storage
 from manifests.reader import literals
 from manifests.remote.folder import bring_missing
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.writing import PrivateFile, TableWriter
+from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter
 
 
 def facet(connection: Any, columns: Sequence[str], table: str) -> str:
@@ -194,6 +194,17 @@ def copy_sorted(
     for batch in reader:
         writer.write(add_empty(pa.Table.from_batches([batch]), writer.schema, empty))
     return writer.close()
+
+
+def read_up_to(connection: Any, query: str, most_bytes: int | None) -> pa.Table | None:
+    """The rows of a query; None when they take more than `most_bytes`."""
+    reader, batches, num_bytes = connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS), [], 0
+    for batch in reader:
+        num_bytes += batch.nbytes
+        if most_bytes is not None and num_bytes > most_bytes:
+            return None
+        batches.append(batch)
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 def cut_rows(

@@ -27,6 +27,19 @@ def test_each_row_is_in_one_bucket_and_the_buckets_are_in_order(ids: list[str], 
         assert join_facets(facets) == facet(sql, ["sample_id"], "rows")
 
 
+@given(st.integers(1, 16**8), st.data())
+def test_the_quarters_of_a_bucket_are_all_of_it(num: int, data: st.DataObject) -> None:
+    bucket = Bucket(data.draw(st.integers(0, num - 1)), num)
+    if 4 * num > 16**8:
+        assert bucket.quarters == []
+        return
+    assert [quarter.of for quarter in bucket.quarters] == [4 * num] * 4
+    firsts = [quarter.first for quarter in bucket.quarters]
+    assert firsts == sorted(set(firsts))
+    assert firsts[0] == bucket.first
+    assert Bucket(bucket.quarters[-1].number + 1, 4 * num).first == Bucket(bucket.number + 1, num).first
+
+
 @given(st.integers(0, 10**10), st.floats(0.01, 64))
 def test_a_bucket_fits_the_memory(num_rows: int, memory_gb: float) -> None:
     buckets = cut_buckets(num_rows, memory_gb)

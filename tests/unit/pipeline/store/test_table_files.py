@@ -20,11 +20,20 @@ import pytest
 from fsspec import AbstractFileSystem
 
 from manifests import tables
+from manifests.errors import IntegrityError
 from pipeline.captions.settings import TextChoice, TextSettings
 from pipeline.runner.work import Execution
 from pipeline.stages.pack_arrange import ARRANGED, ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files
-from pipeline.store.sql import close_scratch, copy_sorted, empty_columns, first_half_of_md5, open_scratch, view_parquet
+from pipeline.store.sql import (
+    close_scratch,
+    copy_sorted,
+    empty_columns,
+    first_half_of_md5,
+    open_scratch,
+    read_up_to,
+    view_parquet,
+)
 from pipeline.store.writing import TableWriter, private_bytes, write_table
 
 DUCKDB_ROW_GROUP = 122_880  # where it cuts its batches when it sorts on more than one thread
@@ -280,6 +289,70 @@ def test_columns_without_a_value_are_left_out_on_the_way_and_come_back(tmp_path:
     assert rows["txt"].to_pylist() == ["a root", "a tree", "a leaf"]
     assert rows["licence"].to_pylist() == ["CC0", None, None]
     assert rows["creator"].null_count == rows["texts"].null_count == 3
+
+
+def drawn_samples(folder: Path, num: int) -> GatherInputs:
+    """Samples with hashes for ids, a third of them drawn twice, in an order of their own; and some that are not."""
+    ids = sorted(hashlib.md5(str(number).encode()).hexdigest() for number in range(num))
+    draws = [(sample_id, copy) for number, sample_id in enumerate(ids[5:]) for copy in range(1 + (number % 3 == 0))]
+    ranks = np.random.default_rng(1).permutation(len(draws)).tolist()
+    splits = ["train" if number % 50 else "heldout" for number in range(len(draws))]
+    keys, copies = zip(*draws, strict=True)
+    told = {"source": ["s"] * num, "record_key": [f"key of {sample_id}" for sample_id in ids]}
+    return GatherInputs(
+        draws=write_rows(folder, "draws", tables.DRAWS, sample_id=keys, copy=copies, split=splits, rank=ranks),
+        candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, **told),
+        facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids, image_id=[each[::-1] for each in ids]),
+        captions=write_rows(
+            folder, "captions", tables.CAPTIONS, sample_id=ids, text=[f"text of {each}" for each in ids]
+        ),
+        extra_captions=Files(),
+        texts=TextSettings(),
+        by_bytes=False,
+    )
+
+
+def test_a_bucket_that_does_not_fit_the_memory_is_gathered_in_quarters(tmp_path: Path) -> None:
+    inputs = drawn_samples(tmp_path, 3_000)
+    (whole,) = gather(inputs, Execution(str(tmp_path), 1, "whole", None)).files
+    (cut,) = gather(inputs, Execution(str(tmp_path), 0.0004, "cut", None)).files
+    first, second = pq.read_table(whole.temp), pq.read_table(cut.temp)
+    assert first["record_key"].to_pylist() == [f"key of {each}" for each in first["sample_id"].to_pylist()]
+    assert first["image_id"].to_pylist() == [each[::-1] for each in first["sample_id"].to_pylist()]
+    assert first["txt"].to_pylist() == [f"text of {each}" for each in first["sample_id"].to_pylist()]
+    order = [("split", "ascending"), ("rank", "ascending")]
+    assert first.equals(first.sort_by(order))
+    assert second.sort_by(order).equals(first)
+    quarter = [int(each[0], 16) // 4 for each in second["sample_id"].to_pylist()]
+    assert quarter == sorted(quarter)  # the quarters follow each other
+    for number in range(4):  # and each is cut again
+        rows = second.filter(pa.array([each == number for each in quarter]))
+        assert not rows.equals(rows.sort_by(order))
+
+
+def test_samples_that_no_quarter_parts_are_gathered_all_the_same(tmp_path: Path) -> None:
+    """All of these ids begin with eight zeros, and a bucket has no more digits."""
+    inputs = to_gather(tmp_path, [2, 0, 1], ["a leaf", "a root", "a tree"], [[SCI]] * 3, TextSettings())
+    (file,) = gather(inputs, Execution(str(tmp_path), 1e-9, "x", None)).files
+    assert pq.read_table(file.temp)["txt"].to_pylist() == ["a root", "a tree", "a leaf"]
+
+
+@pytest.mark.parametrize("table", ["candidates", "facts", "captions"])
+def test_a_drawn_sample_that_a_table_lacks_is_an_error(tmp_path: Path, table: str) -> None:
+    inputs = to_gather(tmp_path, [2, 0, 1], ["a leaf", "a root", "a tree"], [[SCI]] * 3, TextSettings())
+    (path,) = getattr(inputs, table).paths
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(IntegrityError, match=f"3 samples of a part are drawn, and {table} has 2 rows of them"):
+        gather(inputs, Execution(str(tmp_path), 1, "x", None))
+
+
+def test_reading_ends_where_rows_take_more_than_is_allowed(tmp_path: Path) -> None:
+    with open_scratch(str(tmp_path), 1) as sql:
+        for most_bytes, fits in ((None, True), (2_100_000, True), (1_999_999, False), (0, False)):
+            rows = read_up_to(sql, "SELECT i FROM range(250000) t(i) ORDER BY i", most_bytes)
+            assert (rows is not None) == fits
+            assert rows is None or rows["i"].to_pylist() == list(range(250_000))
+        assert read_up_to(sql, "SELECT 1::INTEGER AS one WHERE false", 0).num_rows == 0
 
 
 def test_a_column_is_empty_when_no_file_has_a_value_in_it(tmp_path: Path) -> None:
