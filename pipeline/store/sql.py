@@ -72,8 +72,6 @@ class _Database:
         )
         with connection:  # closes it
             yield connection
-            for protocol in connection.list_filesystems():
-                connection.unregister_filesystem(protocol)
         for kind, name in self.root.execute(_MADE).fetchall():
             self.root.execute(f'DROP {kind} "{name}"')
 
@@ -90,8 +88,8 @@ _idle: dict[str, _Database] = {}  # by the scratch folder; one at most
 def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     """An in-memory DuckDB with a memory limit. What is in it goes with it, and so do the files that it spilled.
 
-    A database that did not spill is kept for the next one of this process and work folder, until `close_scratch`: to
-    open and close one takes 15 ms, and a build needs some thirty.
+    A database that neither spilled nor read from a store is kept for the next one of this process and work folder,
+    until `close_scratch`: to open and close one takes 15 ms, and a build needs some thirty.
     """
     scratch = storage.join(workdir, "scratch")
     storage.make_folder(scratch)
@@ -102,8 +100,8 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     except BaseException:
         database.close()
         raise
-    if Path(database.folder).exists():  # only closing it frees the disk
-        database.close()
+    if Path(database.folder).exists() or database.root.list_filesystems():
+        database.close()  # nothing else frees the disk, or forgets what was read from a store
     else:
         close_scratch()  # that of another work folder, or one that was needed beside this one
         _idle[scratch] = database

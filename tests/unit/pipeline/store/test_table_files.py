@@ -430,13 +430,18 @@ def test_a_kept_database_is_empty_again_and_forgets_settings(tmp_path: Path) -> 
 
 def test_no_database_is_kept_after_an_error_or_for_another_folder(tmp_path: Path) -> None:
     found = []
-    for folder, fails in (("a", False), ("a", True), ("a", False), ("b", False), ("a", False)):
+    pq.write_table(pa.table({"n": [1]}), io_bytes := io.BytesIO())
+    fsspec.filesystem("memory").pipe("/kept/rows.parquet", io_bytes.getvalue())
+    for folder, does in (("a", ""), ("a", "fail"), ("a", ""), ("b", ""), ("a", ""), ("a", "read"), ("a", "")):
         with suppress(duckdb.CatalogException), open_scratch(str(tmp_path / folder), 1) as sql:
             found += sql.execute("SELECT current_setting('temp_directory')").fetchone()
-            if fails:
+            if does == "fail":
                 sql.execute("FROM nothing")
-    assert found[0] == found[1]
-    assert len(set(found)) == 4
+            if does == "read":
+                view_parquet(sql, "rows", ["memory://kept/rows.parquet"])
+                assert sql.execute("FROM rows").fetchall() == [(1,)]
+    number = [sorted(set(found), key=found.index).index(each) for each in found]
+    assert number == [0, 0, 1, 2, 3, 3, 4]
     close_scratch()
     with open_scratch(str(tmp_path / "a"), 1) as sql:
         assert sql.execute("SELECT current_setting('temp_directory')").fetchone() != (found[-1],)
