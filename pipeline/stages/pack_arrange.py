@@ -72,6 +72,7 @@ _TEXTS_OF_CAPTIONS = """
 """
 _WITHOUT_CAPTION = "SELECT 1 FROM all_captions WHERE coalesce(text, '') = '' LIMIT 1"
 _TAKEN_ROWS = 50_000
+_SAMPLE_BYTES = 300  # what all tables have of a sample, at least where it has three hashes, a URL and a caption
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ def _read(
         name: _OF_DRAWN.format(columns=", ".join(f'{name}."{each}"' for each in names), table=name)
         for name, names in columns.items()
     }
+    if most_bytes is not None and num_drawn * _SAMPLE_BYTES > most_bytes:
+        return None  # before anything is read in vain
     found: list[pa.Table] = []
     for name, query in {"draws": _DRAWS, **queries}.items():
         rows = read_up_to(sql, query, most_bytes and most_bytes - sum(table.nbytes for table in found))

@@ -304,7 +304,7 @@ def drawn_samples(folder: Path, num: int) -> GatherInputs:
         candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, **told),
         facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids, image_id=[each[::-1] for each in ids]),
         captions=write_rows(
-            folder, "captions", tables.CAPTIONS, sample_id=ids, text=[f"text of {each}" for each in ids]
+            folder, "captions", tables.CAPTIONS, sample_id=ids, text=[f"text of {each}" * 8 for each in ids]
         ),
         extra_captions=Files(),
         texts=TextSettings(),
@@ -312,22 +312,27 @@ def drawn_samples(folder: Path, num: int) -> GatherInputs:
     )
 
 
-def test_a_bucket_that_does_not_fit_the_memory_is_gathered_in_quarters(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("memory_gb", "digits"), [(0.0033, 1), (0.0002, 2)])
+def test_a_bucket_that_does_not_fit_the_memory_is_gathered_in_quarters(
+    tmp_path: Path, memory_gb: float, digits: int
+) -> None:
+    """The first memory would hold so many short samples, and is too small for these; the second is for a few only."""
     inputs = drawn_samples(tmp_path, 3_000)
     (whole,) = gather(inputs, Execution(str(tmp_path), 1, "whole", None)).files
-    (cut,) = gather(inputs, Execution(str(tmp_path), 0.0004, "cut", None)).files
+    (cut,) = gather(inputs, Execution(str(tmp_path), memory_gb, "cut", None)).files
     first, second = pq.read_table(whole.temp), pq.read_table(cut.temp)
-    assert first["record_key"].to_pylist() == [f"key of {each}" for each in first["sample_id"].to_pylist()]
-    assert first["image_id"].to_pylist() == [each[::-1] for each in first["sample_id"].to_pylist()]
-    assert first["txt"].to_pylist() == [f"text of {each}" for each in first["sample_id"].to_pylist()]
+    ids = first["sample_id"].to_pylist()
+    assert first["record_key"].to_pylist() == [f"key of {each}" for each in ids]
+    assert first["image_id"].to_pylist() == [each[::-1] for each in ids]
+    assert first["txt"].to_pylist() == [f"text of {each}" * 8 for each in ids]
     order = [("split", "ascending"), ("rank", "ascending")]
     assert first.equals(first.sort_by(order))
     assert second.sort_by(order).equals(first)
-    quarter = [int(each[0], 16) // 4 for each in second["sample_id"].to_pylist()]
-    assert quarter == sorted(quarter)  # the quarters follow each other
-    for number in range(4):  # and each is cut again
-        rows = second.filter(pa.array([each == number for each in quarter]))
-        assert not rows.equals(rows.sort_by(order))
+    quarters = [int(each[:digits], 16) // 4 for each in second["sample_id"].to_pylist()]
+    assert quarters == sorted(quarters)  # they follow each other
+    for number in set(quarters):
+        rows = second.filter(pa.array([each == number for each in quarters]))
+        assert rows.equals(rows.sort_by(order))
 
 
 def test_samples_that_no_quarter_parts_are_gathered_all_the_same(tmp_path: Path) -> None:
