@@ -220,6 +220,7 @@ def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execu
             waiting += reversed(bucket.quarters)
         else:
             yield from _take(read[0], read[1:])
+        del read  # before more is read
 
 
 def _read(
