@@ -61,9 +61,8 @@ class CommittedParts:
         self._connection.register("wanted", pa.table({"part_key": pa.array(keys, pa.string())}))
         try:
             rows = self._connection.execute("SELECT p.* FROM parts p JOIN wanted USING (part_key)").fetchall()
-            file_rows = self._connection.execute(
-                "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
-            ).fetchall()
+            of_files = "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
+            file_rows = self._connection.execute(of_files).fetchall() if rows else []
         finally:
             self._connection.unregister("wanted")
         files: dict[str, list[PartFile]] = {}

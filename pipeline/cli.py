@@ -6,7 +6,9 @@ Each command has a module of its name in pipeline/commands/, with its parser, it
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -45,6 +47,7 @@ _TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on fro
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     given = list(sys.argv[1:] if argv is None else argv)
+    atexit.register(gc.freeze)  # else Python looks for garbage in all modules before it leaves, for a tenth of a second
     try:
         args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)

@@ -127,7 +127,7 @@ def _download(
     stop_at, check_in_at = float("inf"), time.monotonic()
     with (
         one_blas_thread(),
-        Scheduler(urls, client, gate, settings.image.max_body_bytes) as scheduler,
+        Scheduler(urls, client, gate, settings.image.max_body_bytes, part) as scheduler,
         closing(Decoders(scheduler, settings).results(len(urls))) as results,
     ):
         for result in results:

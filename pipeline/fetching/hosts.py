@@ -15,6 +15,7 @@ import secrets
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -38,6 +39,7 @@ _USED_SHARE = 0.7  # of its rate that a host must have been asked at before it i
 _REFUSALS_TOGETHER_SECONDS = 2.0
 _SHOWN_HOSTS = 15
 _FULL_HOST_SECONDS = 0.02  # after this a worker asks again for a host whose connections are all in use
+_WAITING_SECONDS = 0.5  # a part that got too few connections counts so long as one that waits; it asks again before
 
 
 class HostReport(NamedTuple):
@@ -75,8 +77,8 @@ class Gate(Protocol):
     exchange_interval_seconds: float
     """Shortest time between two calls: 0 for a gate in this process, about 0.02 for a remote one."""
 
-    def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int]) -> dict[str, Verdict]:
-        """Report what has ended, and ask for up to `wanted[host]` permissions."""
+    def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
+        """Report what has ended, and ask for up to `wanted[host]` permissions for the requests of a part."""
         ...
 
     def check_in(self, part: str, tally: Tally, ended: bool = False) -> bool:
@@ -162,7 +164,9 @@ class _HostState:
     crawl_delay_seconds: float = 0.0  # the host's own wish for that gap; 0 where the config counts more
     next_start: float = 0.0
     not_before: float = 0.0
-    leases: dict[int, float] = field(default_factory=dict)  # lease: when it ends by itself, if its worker is lost
+    # lease: when it ends by itself, if its worker is lost, and its part
+    leases: dict[int, tuple[float, str]] = field(default_factory=dict)
+    waiting: dict[str, float] = field(default_factory=dict)  # parts that want more connections, and until when
     num_answers: int = 0
     answered_from: float | None = None  # the clock at the first answer, and at the last
     answered_to: float = 0.0
@@ -171,6 +175,27 @@ class _HostState:
     busy_in_a_row: int = 0
     unreachable_in_a_row: int = 0
     dead: bool = False
+
+    def num_free(self, part: str, now: float) -> int:
+        """Connections that a part may still take, of which it leaves their share to other parts that wait for some.
+
+        The share is max-min fair: parts that have what they want keep it, the others divide the rest. Without it the
+        first part would take each connection again as soon as it is free, and other workers would stand idle.
+        """
+        connections = self.pace.connections if self.pace else self.limits.connections
+        if self.dead:  # gets one request first
+            connections = 1
+        free = connections - len(self.leases)
+        self.waiting = {other: until for other, until in self.waiting.items() if until > now}
+        wanting = {part, *self.waiting}
+        if len(wanting) == 1:
+            return free
+        held = Counter(other for _, other in self.leases.values())
+        to_share = connections - sum(num for other, num in held.items() if other not in wanting)
+        share, rest = divmod(max(0, to_share), len(wanting))
+        if sum(held[other] > share for other in wanting - {part}) < rest:
+            share += 1
+        return min(free, share - held[part])
 
     def given(self, session: str) -> Given:
         """What the host gave."""
@@ -221,16 +246,17 @@ class HostGate(Board):
             pause = min(self._settings.total_timeout_seconds, 0.9 * self._settings.host_patience_seconds)
             self._all_closed_until = self._clock() + pause
 
-    def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int]) -> dict[str, Verdict]:
+    def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
         """Note the reports and give permissions.
 
-        Permissions of one host are 1 / rate apart, and never more than its `connections` are in use at once.
+        Permissions of one host are 1 / rate apart, and never more than its `connections` are in use at once. Parts that
+        want more than there are share them evenly.
         """
         with self._lock:
             now = self._clock()
             for report in reports:
                 self._note(report, now)
-            return {host: self._permit(host, num, now) for host, num in wanted.items()}
+            return {host: self._permit(host, num, part, now) for host, num in wanted.items()}
 
     def progress(self) -> Tally:
         """What all parts have done so far, and what the hosts that answered most gave."""
@@ -292,16 +318,14 @@ class HostGate(Board):
         pause = self._settings.backoff_seconds * 2.0 ** min(state.busy_in_a_row - 1, 12)
         return min(pause, _MAX_BUSY_PAUSE_SECONDS) * (0.5 + self._jitter())
 
-    def _permit(self, host: str, num_wanted: int, now: float) -> Verdict:
+    def _permit(self, host: str, num_wanted: int, part: str, now: float) -> Verdict:
         state = self._state(host)
         if state.not_before > now:
             why = "cannot be reached" if state.dead else "asked to be left alone"
             return Verdict((), state.not_before - now, f"host {why}, for {state.not_before - now:.0f} s more")
-        for lease in [lease for lease, ends in state.leases.items() if ends <= now]:
+        for lease in [lease for lease, (ends, _) in state.leases.items() if ends <= now]:
             del state.leases[lease]
-        # a host that was dead gets one request first
-        connections = state.pace.connections if state.pace else state.limits.connections
-        num_free = (1 if state.dead else connections) - len(state.leases)
+        num_free = state.num_free(part, now)
         lease_seconds = self._settings.total_timeout_seconds + _LEASE_MARGIN_SECONDS
         given: list[Permission] = []
         while len(given) < min(num_wanted, num_free):
@@ -310,7 +334,7 @@ class HostGate(Board):
                 break
             state.next_start = start + state.gap_seconds
             self._last_lease += 1
-            state.leases[self._last_lease] = start + lease_seconds
+            state.leases[self._last_lease] = start + lease_seconds, part
             given.append(Permission(self._last_lease, start - now))
         until_next = state.next_start - now - _AHEAD_SECONDS
         if not given and until_next > 0 and state.crawl_delay_seconds > self._settings.host_patience_seconds:
@@ -319,6 +343,9 @@ class HostGate(Board):
         if state.pace and num_wanted > num_free:
             state.pace.was_full = True
         full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests
+        state.waiting.pop(part, None)
+        if full and len(given) < num_wanted:
+            state.waiting[part] = now + _WAITING_SECONDS
         return Verdict(tuple(given), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))
 
 

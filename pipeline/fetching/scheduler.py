@@ -56,13 +56,19 @@ class _Job:
 
 
 class Scheduler:
-    """Carries out the downloads of some rows; use as a context manager, `take` once a row."""
+    """Carries out the downloads of some rows; use as a context manager, `take` once a row.
 
-    def __init__(self, urls: Sequence[str], client: HttpClient, gate: Gate, max_body_bytes: int) -> None:
+    The gate knows them as the `part` of that name.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], client: HttpClient, gate: Gate, max_body_bytes: int, part: str = ""
+    ) -> None:
         self._urls = urls
         self._client = client
         self._settings = client.settings
         self._gate = gate
+        self._part = part
         self._max_body_bytes = max_body_bytes
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # an answer of None: the request was never sent
@@ -313,7 +319,7 @@ class Scheduler:
         if not wanted and not self._reports:
             return now
         reports, self._reports = self._reports, []
-        verdicts = self._gate.exchange(reports, wanted)
+        verdicts = self._gate.exchange(reports, wanted, self._part)
         now = time.monotonic()
         self._next_exchange = now + self._gate.exchange_interval_seconds
         for name, verdict in verdicts.items():
@@ -390,7 +396,7 @@ class Scheduler:
             if isinstance(what, tuple):
                 self._reports.append(HostReport(what[0].name, what[1].lease, "unused"))
         if self._reports:
-            self._gate.exchange(self._reports, {})
+            self._gate.exchange(self._reports, {}, self._part)
 
     def _await_open_requests(self) -> None:
         """After an early end, wait for each request in flight and report it, which frees its place at its host."""
@@ -404,7 +410,7 @@ class Scheduler:
                 job, answer = event
                 self._in_flight -= 1
                 result, wait = (host_result(answer), answer.retry_after_seconds) if answer else ("unused", None)
-                self._gate.exchange([HostReport(job.host, job.lease, result, wait)], {})
+                self._gate.exchange([HostReport(job.host, job.lease, result, wait)], {}, self._part)
 
 
 class _WaitingBytes:

@@ -281,7 +281,7 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
         def check_in(self, part, tally, ended=False):
             return False
 
-        def exchange(self, reports, wanted):
+        def exchange(self, reports, wanted, part=""):
             raise ConnectionError("the gate is gone")
 
     settings = network()

@@ -264,7 +264,7 @@ def test_once_stopped_no_further_part_begins(process_executor: ProcessExecutor) 
 
 def test_the_error_of_a_shared_object_is_the_parts(process_executor: ProcessExecutor) -> None:
     class Strict:
-        def exchange(self, reports: Any, wanted: Any) -> None:
+        def exchange(self, reports: Any, wanted: Any, part: str = "") -> None:
             raise IntegrityError(f"{wanted} is unknown")
 
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:

@@ -155,7 +155,7 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
         def __init__(self) -> None:
             self.num = 0
 
-        def exchange(self, reports: int, wanted: Any) -> int:
+        def exchange(self, reports: int, wanted: Any, part: str = "") -> int:
             self.num += reports
             return self.num
 
@@ -172,7 +172,7 @@ def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: Ray
     """As it was found: three parts at a time on two CPUs, and workers that came and went."""
 
     class Slow:
-        def exchange(self, reports: Any, wanted: Any) -> None:
+        def exchange(self, reports: Any, wanted: Any, part: str = "") -> None:
             time.sleep(0.3)
 
     def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
@@ -211,7 +211,7 @@ def test_a_shared_object_that_dies_is_replaced_and_told(ray_executor: RayExecuto
         def start_over(self) -> None:
             self.started_over = True
 
-        def exchange(self, reports: Any, wanted: Any) -> tuple[int, bool]:
+        def exchange(self, reports: Any, wanted: Any, part: str = "") -> tuple[int, bool]:
             import os
 
             return os.getpid(), self.started_over

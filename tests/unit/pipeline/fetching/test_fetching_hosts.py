@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.fetching import hosts
 from pipeline.fetching.hosts import HostGate, HostReport
 from pipeline.fetching.settings import PROFILES, NetworkSettings
 from pipeline.fetching.tally import describe_given
@@ -189,6 +190,63 @@ def test_whatever_workers_do_rate_and_connections_hold(rate, connections, steps)
         assert len(held) <= connections
     if rate:
         assert all(b - a >= 1 / rate - 1e-6 for a, b in itertools.pairwise(starts))
+
+
+# ---- several parts at one host
+
+
+class Parts:
+    """Parts at one host, each with as many requests under way as the gate lets it have, up to its demand."""
+
+    def __init__(self, connections):
+        self.gate, self.clock = gate(limits={"requests_per_second": None, "connections": connections})
+        self.held = {}
+
+    def round(self, demands):
+        """Every part in turn ends its oldest request and asks for all that it may still want."""
+        for part, demand in demands.items():
+            held = self.held.setdefault(part, [])
+            reports = [HostReport("a", held.pop(0), "answered")] if held else []
+            verdict = self.gate.exchange(reports, {"a": demand - len(held)}, part)["a"]
+            held += [permission.lease for permission in verdict.permissions]
+            self.clock.now += 0.02
+
+    def num_held(self):
+        return {part: len(held) for part, held in self.held.items()}
+
+
+def test_a_second_part_soon_has_half_of_the_connections():
+    parts = Parts(16)
+    parts.round({"first": 16})
+    assert parts.num_held() == {"first": 16}
+    for _ in range(10):
+        parts.round({"first": 16, "second": 16})
+    assert parts.num_held() == {"first": 8, "second": 8}
+    parts.round({"first": 16, "second": 3})
+    for _ in range(30):  # the second wants less than its share, and soon counts as one that has enough
+        parts.round({"first": 16, "second": 3})
+    assert parts.num_held() == {"first": 13, "second": 3}
+
+
+def test_a_part_that_is_gone_keeps_no_place_free():
+    parts = Parts(4)
+    parts.round({"first": 4, "second": 4})
+    parts.clock.now += hosts._WAITING_SECONDS
+    for _ in range(4):
+        parts.round({"first": 4})
+    assert parts.num_held() == {"first": 4, "second": 0}
+
+
+@given(connections=st.integers(1, 20), demands=st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_parts_share_the_connections_of_a_host_max_min_fair(connections, demands):
+    parts, wanted = Parts(connections), dict(zip("abcdef", demands, strict=False))
+    for _ in range(100):
+        parts.round(wanted)
+    held = parts.num_held()
+    assert sum(held.values()) == min(connections, sum(demands)), "no connection stays unused"
+    short = [held[part] for part in held if held[part] < wanted[part]]
+    if short and connections >= len(demands):
+        assert max(held.values()) <= min(short) + 1, "nobody has more than one that wants more"
 
 
 # ---- adaptive hosts

@@ -135,14 +135,18 @@ def test_shard_names_are_unique_over_splits() -> None:
 # ---- pool
 
 
-@given(st.dictionaries(st.text("abcdef0123456789", min_size=1, max_size=32), st.binary(max_size=2000), max_size=8))
-def test_a_pool_file_is_the_same_tar_whatever_the_order(
-    tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, bytes]
+@given(
+    st.dictionaries(st.text("abcdef0123456789", min_size=1, max_size=32), st.binary(max_size=2000), max_size=8),
+    st.lists(st.integers(0, 8000), min_size=2, max_size=2),
+)
+def test_a_pool_file_is_the_same_tar_whatever_the_order_and_the_memory(
+    tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, bytes], kept_bytes: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("pool")
     written = []
     for n, names in enumerate((list(pictures), list(reversed(pictures)))):
-        with PoolWriter(folder / f"{n}.tar") as pool:
+        with pytest.MonkeyPatch.context() as patch, PoolWriter(folder / f"{n}.tar") as pool:
+            patch.setattr(pool_module, "MOST_KEPT_BYTES", kept_bytes[n])
             for name in names:
                 pool.add(name, pictures[name])
             places = pool.finish()
@@ -158,10 +162,17 @@ def test_a_pool_file_is_the_same_tar_whatever_the_order(
     assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "1.tar"]
 
 
-def test_an_error_leaves_nothing_of_a_pool_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept_bytes", [0, 1, 1000])
+def test_an_error_leaves_nothing_of_a_pool_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(pool_module, "MOST_KEPT_BYTES", kept_bytes)
+
     def fail_after_writing() -> None:
         with PoolWriter(tmp_path / "a.tar") as pool:
             pool.add("a", b"x")
+            pool.add("b", b"y")
+            assert (tmp_path / "a.tar.spool").exists() == (kept_bytes < 2)
             pool.finish()
             raise KeyError
 
