@@ -1,7 +1,7 @@
 """One part of a work folder on its way to disk: pictures into the pool file, one fact a row into the table.
 
-What downloads and pictures from local files have in common. Writes the pool file and its spool file. Gives up with
-RunError when a row got no fact.
+What downloads and pictures from local files have in common. Writes the pool file. Gives up with RunError when a
+row got no fact.
 """
 
 from __future__ import annotations
