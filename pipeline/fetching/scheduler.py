@@ -418,7 +418,6 @@ class _WaitingBytes:
 
     def __init__(self) -> None:
         self._bytes = 0
-        self._num = 0
         self._lock = threading.Lock()
 
     @property
