@@ -210,7 +210,7 @@ def _measure_open(
             return _store(kept, simple, original, said)
     if not fits:
         simple = shrink(simple, target)
-        image.close()  # what comes next uses its memory, which lies in the core's cache: a photo takes 8 to 14 % less
+        image.close()  # what comes next uses its memory, which still lies in the core's cache
     final = to_srgb(simple, icc_profile, settings.background)
     if left_to_turn != 1:
         final = final.transpose(_TURNS[left_to_turn])

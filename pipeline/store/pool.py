@@ -34,8 +34,7 @@ class PoolWriter(AbstractContextManager["PoolWriter"]):
     """Takes pictures in any order and writes them in order of sample id, so that network timing changes no byte.
 
     Pictures wait in memory, from `MOST_KEPT_BYTES` on in a file without a name, and are copied into the tar at the end.
-    They wait in one piece: kept one by one they lie scattered among the memory that decoders use again and again, which
-    then took a tenth longer for a photo. Use it as a context manager: an error leaves no file behind.
+    Use it as a context manager: an error leaves no file behind.
     """
 
     def __init__(self, path: str | Path) -> None:

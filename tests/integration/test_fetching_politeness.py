@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
 from pipeline.fetching import hosts
-from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
@@ -217,6 +218,27 @@ def test_connections_are_used_again(tmp_path):
         facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(40)], settings, tmp_path / "p")
         assert server.num_connections <= 3
     assert {fact["outcome"] for fact in facts} == {"ok"}
+
+
+def test_a_second_part_does_not_wait_for_the_first(tmp_path):
+    settings = network(limits={"requests_per_second": None, "connections": 2})
+    ended = []
+
+    def fetch_part(part, urls, client, gate):
+        rows = [(f"{n:032x}", url) for n, url in enumerate(urls)]
+        pool = partial(str, tmp_path / part)
+        pieces = fetch_in_pieces(rows, FetchSettings(network=settings), gate, pool, part=part, client=client)
+        ended.append((part, [outcome for piece in pieces for outcome in piece.facts["outcome"].to_pylist()]))
+
+    with MisbehavingServer(extra={"photo": slow_photo}) as server, HttpClient(settings, lookup) as client:
+        gate, urls = HostGate(settings), [server.url("photo", "a.test") + f"/{n}" for n in range(48)]
+        first = threading.Thread(target=fetch_part, args=("first", urls[:40], client, gate))
+        first.start()
+        while not server.asked("a.test"):
+            time.sleep(0.01)
+        fetch_part("second", urls[40:], client, gate)
+        first.join()
+    assert ended == [("second", ["ok"] * 8), ("first", ["ok"] * 40)]
 
 
 def test_kept_connection_closed_by_the_server_costs_no_row(tmp_path):
