@@ -147,7 +147,7 @@ def _count_local(sql: Any) -> dict[str, int]:
 
 def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:
     """Sizes that hosts state for a sample of the addresses, the same sample each time."""
-    from pipeline.fetching.head import ask_sizes
+    from pipeline.answers.head import ask_sizes
 
     urls = [row[0] for row in sql.execute("SELECT url FROM addresses ORDER BY md5(url) LIMIT ?", [num]).fetchall()]
     sizes = ask_sizes(urls, network)

@@ -7,6 +7,7 @@ TargetRefused (none that may be asked).
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import ipaddress
 import socket
 import threading
@@ -21,7 +22,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _CACHE_SECONDS = 300.0
 _FAILURE_CACHE_SECONDS = 5.0
 _CACHE_SIZE = 20_000
-_LOOKUP_THREADS = 32  # a lookup that hangs holds one of them until the system's resolver gives up
+LOOKUP_THREADS = 32  # a lookup that hangs holds one of them until the system's resolver gives up
 
 # Ranges for translation and tunnels that can lead to an inner address. `is_global` does not name them all, and differs
 # between Python releases. Source: IANA special-purpose address registries.
@@ -84,6 +85,14 @@ class Resolver:
             raise TargetRefused(f"{host} leads to {', '.join(found[:3])}, which is not a public address")
         return good
 
+    def knows(self, host: str) -> bool:
+        """Whether `addresses` need not wait for the system."""
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(host))
+        with self._lock:
+            cached = self._cache.get(host.lower())
+            return cached is not None and cached[0] > time.monotonic()
+
     def close(self) -> None:
         """End the lookup threads; one that still waits for the system ends by itself."""
         if self._pool is not None:
@@ -109,7 +118,7 @@ class Resolver:
                 self._cache.move_to_end(host)
                 return _unwrap(cached[1])
             if self._pool is None:
-                self._pool = concurrent.futures.ThreadPoolExecutor(_LOOKUP_THREADS, "resolve")
+                self._pool = concurrent.futures.ThreadPoolExecutor(LOOKUP_THREADS, "resolve")
             future = self._pool.submit(self._lookup, host)
         answer: list[str] | str
         try:

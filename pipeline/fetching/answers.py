@@ -1,18 +1,17 @@
 """What one request gave: the answer, and what statuses, headers and errors mean.
 
-Pure. Raises nothing: an error that is not known here becomes a bad_response with the error's name.
+Pure. Raises nothing: an error that is not known here becomes a bad_response with the error's words.
 """
 
 from __future__ import annotations
 
 import email.utils
-import http.client
-import ssl
+import os
 import time
+import zlib
 from dataclasses import dataclass
-from typing import Any
 
-import urllib3
+import pycurl
 
 from manifests.outcomes import Outcome
 
@@ -63,36 +62,52 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
     return max(0.0, until - now)
 
 
-def explain_failure(error: Exception) -> tuple[Outcome, str]:
-    """Outcome and detail of an error from urllib3, http.client or the system."""
-    chain = list(causes(error))
-    for cause in chain:
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            reason = getattr(cause, "verify_message", "") or cause.reason or "handshake failed"
-            return Outcome.TLS_FAILURE, str(reason)
-        if isinstance(cause, urllib3.exceptions.NewConnectionError):
-            return Outcome.CONNECT_FAILED, str(cause.args[-1]).rpartition(": ")[2]
-        if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
-            return Outcome.CONNECT_TIMEOUT, "no connection in time"
-        if isinstance(cause, (TimeoutError, urllib3.exceptions.ReadTimeoutError)):
-            return Outcome.READ_TIMEOUT, "silent for too long"
-    for cause in chain:
-        if isinstance(cause, (ConnectionError, ssl.SSLError)):  # RemoteDisconnected is one
-            return Outcome.CONNECTION_RESET, type(cause).__name__
-        if isinstance(cause, urllib3.exceptions.InvalidChunkLength) and cause.length:
-            return Outcome.BAD_RESPONSE, "chunked body with a length that is no number"
-        if isinstance(cause, (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
-            return Outcome.BODY_TRUNCATED, "fewer bytes came than were announced"
-    return Outcome.BAD_RESPONSE, type(chain[-1]).__name__
+def explain_failure(code: int, text: str, system_error: int = 0) -> tuple[Outcome, str]:
+    """Outcome and detail of an error of libcurl: its code (CURLE_*), its own words, and the errno behind it."""
+    system = os.strerror(system_error) if system_error else ""
+    if code in _OF_TLS:
+        return Outcome.TLS_FAILURE, text[:_MAX_DETAIL_CHARS]
+    if code == pycurl.E_COULDNT_CONNECT:
+        return Outcome.CONNECT_FAILED, system or "no connection"
+    if code == pycurl.E_OPERATION_TIMEDOUT:
+        return Outcome.CONNECT_TIMEOUT, "no connection in time"
+    if code == pycurl.E_PARTIAL_FILE:
+        return Outcome.BODY_TRUNCATED, "fewer bytes came than were announced"
+    if code in (pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR):
+        return Outcome.CONNECTION_RESET, system or "closed without an answer"
+    if code == pycurl.E_RECV_ERROR and "chunk" not in text:  # broken chunks have the same code
+        return Outcome.CONNECTION_RESET, system or "closed in the middle"
+    return Outcome.BAD_RESPONSE, text[:_MAX_DETAIL_CHARS]
 
 
-def causes(error: BaseException) -> list[BaseException]:
-    """The error and those wrapped in it, outermost first."""
-    found: list[BaseException] = []
-    rest: list[Any] = [error]
-    while rest and len(found) < 10:
-        here = rest.pop(0)
-        if isinstance(here, BaseException) and here not in found:
-            found.append(here)
-            rest += [*here.args, getattr(here, "reason", None), here.__cause__]
-    return found
+_MAX_DETAIL_CHARS = 200
+_OF_TLS = {
+    pycurl.E_SSL_CONNECT_ERROR,
+    pycurl.E_PEER_FAILED_VERIFICATION,
+    pycurl.E_SSL_CACERT_BADFILE,
+    pycurl.E_SSL_CIPHER,
+    pycurl.E_SSL_CERTPROBLEM,
+    pycurl.E_SSL_ISSUER_ERROR,
+}
+
+
+def unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Answer:
+    """A whole body, out of a content encoding that we did not ask for, within the same limit of bytes."""
+    encoding = encoding.strip().lower()
+    packed = (encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b") or encoding == "deflate"
+    if packed:
+        unpacker = zlib.decompressobj(wbits=47 if encoding != "deflate" or body[:1] == b"\x78" else -15)
+        try:
+            plain = unpacker.decompress(body, max_body_bytes + 1)
+        except zlib.error as error:
+            return Answer(Outcome.BAD_RESPONSE, f"broken {encoding} body: {error}", status)
+        if len(plain) > max_body_bytes:
+            return Answer(Outcome.BODY_TOO_LARGE, f"unpacks to more than {max_body_bytes} bytes", status)
+        if not unpacker.eof:
+            return Answer(Outcome.BODY_TRUNCATED, f"{encoding} body ends early", status)
+        body = plain
+    elif encoding not in ("", "identity", "gzip", "x-gzip"):
+        return Answer(Outcome.BAD_RESPONSE, f"content encoding {encoding[:40]} was not asked for", status)
+    if not body:
+        return Answer(Outcome.EMPTY_BODY, "no bytes", status)
+    return Answer(Outcome.OK, http_status=status, body=body)

@@ -1,10 +1,10 @@
 """Which request goes next: hosts take turns, each at the pace that the gate allows, and no thread waits for a host.
 
-One thread plans, and only this thread touches the queues. `threads` other threads send the requests, each one at a
-time. The caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so
-that every single request passes the gate. Reads the network through HttpClient; writes nothing. When a host stays
-closed for longer than `host_patience_seconds`, its rows end. `give_back` ends everything early: rows without an answer
-come back as None. A programming error in a thread is raised in the caller.
+One thread plans, and only this thread touches the queues. The client sends the requests, at most `threads` at a time.
+The caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so that
+every single request passes the gate. Reads the network through HttpClient; writes nothing. When a host stays closed
+for longer than `host_patience_seconds`, its rows end. `give_back` ends everything early: rows without an answer come
+back as None. A programming error in a thread is raised in the caller.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.answers import Answer
@@ -70,8 +71,7 @@ class Scheduler:
         self._gate = gate
         self._part = part
         self._max_body_bytes = max_body_bytes
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        # an answer of None: the request was never sent
+        # an answer of None: the client was closed before one came
         self._events: queue.SimpleQueue[tuple[_Job, Answer | None] | BaseException | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[int, Download | None] | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -86,26 +86,18 @@ class Scheduler:
         self._open = set(range(len(urls)))  # rows that have not ended
         self._next_exchange = 0.0
         self._waiting = _WaitingBytes()
-        self._threads: list[threading.Thread] = []
+        self._thread = threading.Thread(target=self._run_plan, daemon=True, name="fetch-plan")
 
     def __enter__(self) -> Scheduler:
-        num = min(self._settings.threads, max(1, len(self._urls)))
-        self._threads = [threading.Thread(target=self._work, daemon=True, name="fetch") for _ in range(num)]
-        self._threads.append(threading.Thread(target=self._run_plan, daemon=True, name="fetch-plan"))
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._done.put(RuntimeError("the scheduler is closed"))  # ends a `take` that still waits, after an error
         self._events.put(None)
-        for _ in self._threads:
-            self._jobs.put(None)
         # requests still in flight (only after an error in the caller) end by their own deadline
-        until = time.monotonic() + (1.0 if self._in_flight else 5.0)
-        for thread in self._threads:
-            thread.join(timeout=max(0.0, until - time.monotonic()))
+        self._thread.join(timeout=1.0 if self._in_flight else 5.0)
 
     def take(self) -> tuple[int, Download | None]:
         """The number and download of the next row that ends; None for a row that `give_back` left without an answer.
@@ -130,23 +122,6 @@ class Scheduler:
         if self._give_back_at is None:
             self._give_back_at = time.monotonic() + grace_seconds
             self._events.put(None)
-
-    # ---- the request threads
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._stop.is_set():
-                self._events.put((job, None))
-                continue
-            visit = job.visit
-            limit = ROBOTS_MAX_BYTES * 2 if visit.is_robots else self._max_body_bytes
-            left = max(0.1, self._settings.total_timeout_seconds - visit.active_seconds)
-            try:
-                answer = self._client.get(visit.target, limit, left, check_opt_out=not visit.is_robots)
-            except BaseException as error:  # a defect of ours: `take` raises it, and would else wait for ever
-                self._events.put(error)
-                return
-            self._events.put((job, answer))
 
     # ---- the planning thread
 
@@ -304,7 +279,17 @@ class Scheduler:
         if visit.num_redirects == 0:
             visit.attempts += 1
         self._in_flight += 1
-        self._jobs.put(_Job(visit, host.name, permission.lease))
+        self._client.send(
+            visit.target,
+            ROBOTS_MAX_BYTES * 2 if visit.is_robots else self._max_body_bytes,
+            max(0.1, self._settings.total_timeout_seconds - visit.active_seconds),
+            partial(self._hear, _Job(visit, host.name, permission.lease)),
+            check_opt_out=not visit.is_robots,
+        )
+
+    def _hear(self, job: _Job, answer: Answer | BaseException | None) -> None:
+        """A request has ended, in a thread of the client. Of a defect `take` hears, which would else wait for ever."""
+        self._events.put(answer if isinstance(answer, BaseException) else (job, answer))
 
     def _num_free(self) -> int:
         if self._waiting.full or self._give_back_at is not None:
@@ -327,7 +312,7 @@ class Scheduler:
         return now
 
     def _wanted(self, now: float) -> dict[str, int]:
-        """How many permissions to ask for, by host. While threads are free, the hosts take turns, one each."""
+        """How many permissions to ask for, by host. While there is room, the hosts take turns, one each."""
         wanted: dict[str, int] = {}
         free = self._num_free()
         for _ in range(len(self._turns)):

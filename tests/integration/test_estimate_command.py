@@ -16,10 +16,10 @@ from misbehaving.server import SITE_FILES
 
 from manifests.errors import ConfigError
 from pipeline.answers.estimates import estimate, host_times, stored_bytes
+from pipeline.answers.head import ask_sizes
 from pipeline.cli import main
 from pipeline.commands.estimate import describe
 from pipeline.config import BuildConfig
-from pipeline.fetching.head import ask_sizes
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
 
@@ -28,6 +28,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.seen: list[tuple[float, str, str]] = []
+        self.num_connections = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.num_connections += 1
+        super().process_request(request, client_address)
 
     @property
     def address(self) -> str:
@@ -177,10 +182,11 @@ def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
 
 
 def test_heads_keep_to_the_rate(server: _Server) -> None:
-    urls = [f"{server.address}/{n}.jpg" for n in range(1000, 1006)]
+    urls = [f"{server.address}/{n}.jpg" for n in range(100_000, 100_006)]
     limits = {"requests_per_second": 10.0, "connections": 2}
     sizes = ask_sizes(urls, network(limits=limits))
-    assert sorted(sizes.num_bytes) == list(range(1000, 1006))
+    assert sorted(sizes.num_bytes) == list(range(100_000, 100_006))
+    assert server.num_connections <= 2
     times = sorted(at for at, *_ in server.seen)
     assert times[-1] - times[0] >= 0.1 * (len(urls) - 1)  # robots.txt and six heads, a tenth of a second apart
 

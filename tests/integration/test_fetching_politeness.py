@@ -286,7 +286,7 @@ def test_tls_with_a_trusted_certificate_and_its_deadline(tmp_path, monkeypatch):
         facts = fetch(urls, settings, tmp_path / "p")
         assert server.num_connections <= 12  # kept: four a host at most
     assert [fact["outcome"] for fact in facts] == ["ok"] * 12 + ["deadline_exceeded", "tls_failure"]
-    assert "Hostname mismatch" in facts[-1]["detail"]
+    assert "name matches target hostname 'other.example'" in facts[-1]["detail"]
 
 
 def test_foreign_host_needs_a_contact(tmp_path):

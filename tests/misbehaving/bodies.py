@@ -70,9 +70,9 @@ def length_missing(sock, request):
     hang_up(sock)
 
 
-@behaviour("ok")
+@behaviour("bad_response")
 def length_nonsense(sock, request):
-    """Content-Length that is no number"""
+    """Content-Length that is no number (RFC 9112, 6.3: an unrecoverable error)"""
     send(sock, headers={"Content-Length": "many"}, body=photo(), length=False)
     hang_up(sock)
 

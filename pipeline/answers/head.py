@@ -5,10 +5,8 @@ Reads the network, writes nothing. A host that declares no length, or does not a
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.consent import ROBOTS_PATH, TDMREP_PATH
@@ -18,7 +16,6 @@ from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import Target
 
-_UNKNOWN = b"?"
 _ANY_SIZE = 1 << 62
 
 
@@ -50,21 +47,10 @@ def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient
 
 
 class HeadClient(HttpClient):
-    """An HttpClient that asks for pictures with HEAD, and gives the declared length as the body.
+    """An HttpClient that asks for pictures with HEAD, and gives the declared length as the body, `?` where none is.
 
     robots.txt is still read with GET.
     """
 
-    def __init__(self, settings: NetworkSettings, lookup: Any = None) -> None:
-        super().__init__(settings, lookup)
-        self._here = threading.local()
-
-    def _open(self, target: Target, method: str = "HEAD") -> Any:
-        self._here.head = target.path not in (ROBOTS_PATH, TDMREP_PATH)
-        return super()._open(target, method if self._here.head else "GET")
-
-    def _read_body(self, response: Any, max_body_bytes: int, budget: Any) -> bytes | None:
-        if not self._here.head:
-            return super()._read_body(response, max_body_bytes, budget)
-        declared = str(response.headers.get("Content-Length", ""))
-        return declared.encode() if declared.isdigit() else _UNKNOWN
+    def _method(self, target: Target) -> str:
+        return "GET" if target.path in (ROBOTS_PATH, TDMREP_PATH) else "HEAD"

@@ -1,0 +1,177 @@
+"""Every request ends, with an answer or without: whatever its address and size, after a defect of ours, when closed."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from misbehaving.answers import send, send_picture
+from misbehaving.server import MisbehavingServer
+
+from manifests.outcomes import Outcome
+from pipeline.fetching import transport
+from pipeline.fetching.answers import Answer
+from pipeline.fetching.hosts import HostGate
+from pipeline.fetching.http import HttpClient
+from pipeline.fetching.scheduler import Scheduler
+from pipeline.fetching.settings import NetworkSettings
+from pipeline.fetching.urls import parse_url
+
+LARGE = transport._SMALL_BODY_BYTES + 1
+NUM_LARGE = transport._NUM_LARGE_BODIES
+
+
+def network(**changes: Any) -> NetworkSettings:
+    values = {"allow_private_addresses": True, "robots_txt": False, "consent_signals": [], "retries": 0, **changes}
+    return NetworkSettings.model_validate(values)
+
+
+def here(_host: str) -> list[str]:
+    return ["127.0.0.1"]
+
+
+def photo_now(sock: socket.socket, request: Any) -> None:
+    send_picture(sock)
+
+
+def never(sock: socket.socket, request: Any) -> None:
+    time.sleep(2)
+
+
+def ask(client: HttpClient, urls: list[str], max_bytes: int = 50_000_000, seconds: float = 20.0) -> list[Any]:
+    """How each request ended, in the order in which they did."""
+    ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for url in urls:
+        client.send(parse_url(url), max_bytes, seconds, ends.put)
+    return [ends.get(timeout=30) for _ in urls]
+
+
+def test_the_next_address_is_tried_when_one_cannot_be_reached() -> None:
+    with MisbehavingServer(extra={"photo": photo_now}) as server:
+        url = server.url("photo", "two.test")
+        for others in (["127.0.0.2"], ["127.0.0.2", "127.0.0.3"]):
+            with HttpClient(network(), lambda _host, others=others: [*others, "127.0.0.1"]) as client:
+                assert [answer.outcome for answer in ask(client, [url])] == [Outcome.OK]
+        with HttpClient(network(), lambda _host: ["127.0.0.2", "127.0.0.3"]) as client:
+            (answer,) = ask(client, [url])
+    assert (answer.outcome, answer.detail) == (Outcome.CONNECT_FAILED, "Connection refused")
+
+
+def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
+    """Four may grow at a time: the server sees how far it gets with the others."""
+    num_sent = [0] * (NUM_LARGE + 3)
+    go_on = threading.Event()
+
+    def large(sock: socket.socket, request: Any) -> None:
+        number = int(request.path.rpartition("/")[2])
+        send(sock, headers={"Content-Length": str(8 * LARGE)}, length=False)
+        for part in range(8):
+            if part == 6:
+                go_on.wait(10)
+            sock.sendall(bytes([number]) * LARGE)
+            num_sent[number] = part + 1
+
+    with (
+        MisbehavingServer(extra={"large": large}) as server,
+        HttpClient(network(read_timeout_seconds=1.0), here) as client,
+    ):
+        ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for number in range(len(num_sent)):
+            client.send(parse_url(server.url("large") + f"/{number}"), 9 * LARGE, 30.0, ends.put)
+        wait_until(lambda: sum(num >= 5 for num in num_sent) >= NUM_LARGE)
+        time.sleep(0.3)
+        assert sum(num >= 5 for num in num_sent) == NUM_LARGE
+        go_on.set()
+        answers = [ends.get(timeout=30) for _ in num_sent]
+    assert sorted(answer.body[0] for answer in answers) == list(range(len(num_sent)))
+    assert {(answer.outcome, len(answer.body), len(set(answer.body))) for answer in answers} == {
+        (Outcome.OK, 8 * LARGE, 1)
+    }
+
+
+def test_large_bodies_that_waited_may_still_be_too_large() -> None:
+    def endless(sock: socket.socket, request: Any) -> None:
+        send(sock, length=False)
+        while True:
+            sock.sendall(bytes(1 << 16))
+
+    with MisbehavingServer(extra={"endless": endless}) as server, HttpClient(network(), here) as client:
+        answers = ask(client, [server.url("endless")] * (2 * NUM_LARGE), max_bytes=LARGE + 100)
+    assert [answer.outcome for answer in answers] == [Outcome.BODY_TOO_LARGE] * (2 * NUM_LARGE)
+
+
+def test_a_closed_client_leaves_nobody_waiting() -> None:
+    ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    slow_lookup = threading.Event()
+
+    def lookup(host: str) -> list[str]:
+        if host != "localhost":
+            slow_lookup.wait(5)
+        return ["127.0.0.1"]
+
+    with MisbehavingServer(extra={"never": never}) as server, HttpClient(network(), lookup) as client:
+        urls = [server.url("never", "localhost")] * 3 + [server.url("never", f"{n}.test") for n in range(40)]
+        for url in urls:
+            client.send(parse_url(url), 100, 20.0, ends.put)
+        while len(server.log) < 3:
+            time.sleep(0.01)
+        client.close()
+        slow_lookup.set()
+        client.close()
+        assert [ends.get(timeout=10) for _ in urls] == [None] * len(urls)
+
+
+@pytest.mark.parametrize("where", ["take_line", "take_body", "whole", "_of_head"])
+def test_a_defect_reaches_whoever_waits(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(transport.Request, where, broken)
+    settings = network()
+    with MisbehavingServer(extra={"photo": photo_now}) as server:
+        urls = [server.url("photo") + f"/{n}" for n in range(5)]
+        with HttpClient(settings, here) as client:
+            assert [type(end) for end in ask(client, urls)] == [ZeroDivisionError] * 5
+            assert [type(end) for end in ask(client, urls)] == [ZeroDivisionError] * 5
+        with (
+            HttpClient(settings, here) as client,
+            Scheduler(urls, client, HostGate(settings), 10**6) as scheduler,
+            pytest.raises(ZeroDivisionError, match="a defect"),
+        ):
+            scheduler.take()
+
+
+def test_a_client_that_nobody_uses_any_more_ends_its_thread() -> None:
+    def num_threads() -> int:
+        return sum(thread.name == "fetch-network" for thread in threading.enumerate())
+
+    gc.collect()
+    before = num_threads()
+    client: HttpClient | None = HttpClient(network(), here)
+    assert num_threads() == before + 1
+    with MisbehavingServer(extra={"photo": photo_now}) as server:
+        assert client is not None
+        assert isinstance(ask(client, [server.url("photo")])[0], Answer)
+    client = None
+    gc.collect()
+    wait_until(lambda: num_threads() == before)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_path_and_query_are_sent_as_they_are() -> None:
+    paths = ["/photo/a/../b/./c", "/photo//x", "/photo?q=[1|2]&e=%e4%2F%5b", "/photo/%7euser;v=1,2"]
+    with MisbehavingServer(extra={"photo": photo_now}) as server, HttpClient(network(), here) as client:
+        ask(client, [f"http://a.test:{server.port}{path}" for path in paths])
+        assert sorted(request.path for request in server.log) == sorted(paths)
