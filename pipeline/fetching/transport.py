@@ -86,7 +86,7 @@ class Request:
         if line.startswith(b"HTTP/"):
             self.headers.clear()
             status = line.split(None, 2)[1:2]
-            self.status = int(status[0]) if status and status[0].isdigit() else 0
+            self.status = int(status[0][:3]) if status and status[0].isdigit() else 0
         elif line.strip():
             name, _, value = line.decode("latin-1").partition(":")
             self.headers.setdefault(name.strip().lower(), []).append(value.strip())
@@ -121,7 +121,7 @@ class Request:
     @property
     def _declared_bytes(self) -> int | None:
         declared = self._first("content-length")
-        return int(declared) if declared.isascii() and declared.isdigit() else None
+        return int(declared[:18]) if declared.isascii() and declared.isdigit() else None
 
     @property
     def _ends_soon(self) -> bool:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from fuzz.answering import ANSWERS, WORDS, Asker
 from fuzz.seeds import (
     ARRAY,
     CSV,
@@ -297,6 +298,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
             (b"120", b"Wed, 21 Oct 2026 07:28:00 GMT", b"other: noindex, noai, plantmix: none", b"train-ai=n, bots=y"),
             (), (b":", b",", b"=", b"GMT", b"-", b"\xb2"),
         ),
+        "http answers": Parser(Asker(), ANSWERS, (), WORDS),
         "pictures": Parser(
             lambda content: measure_image(content, _SMALL), pictures, (), (b"IHDR", b"\xff\xd8\xff", b"Exif\0\0")
         ),
