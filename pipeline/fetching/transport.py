@@ -64,6 +64,7 @@ class Request:
     pieces: list[bytes] = field(default_factory=list)
     num_head_bytes: int = 0
     num_body_bytes: int = 0
+    in_head: bool = False
     in_body: bool = False
     is_paused: bool = False
     answer: Answer | None = None  # given before the body has ended, which is not wanted any more
@@ -83,14 +84,17 @@ class Request:
             return -1
         if self.in_body:  # behind a chunked body
             return len(line)
-        if line.startswith(b"HTTP/"):
-            self.headers.clear()
+        if not self.in_head:
             status = line.split(None, 2)[1:2]
             self.status = int(status[0][:3]) if status and status[0].isdigit() else 0
+            self.headers.clear()
+            self.in_head = True
         elif line.strip():
             name, _, value = line.decode("latin-1").partition(":")
             self.headers.setdefault(name.strip().lower(), []).append(value.strip())
-        elif self.status >= 200:
+        elif self.status < 200:  # 100 Continue and its like: the answer is to come
+            self.in_head = False
+        else:
             self.in_body = True
             self.answer = self._of_head()
             if self.answer is not None and not self._ends_soon:
@@ -169,6 +173,7 @@ class Transport:
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
         self._due = math.inf  # when libcurl wants to be called
+        self._check_at = 0.0  # when the time that requests have taken is looked at
         self._stirred: dict[int, float] = {}  # by socket: when something came last, be it half a line
         self._free: list[Any] = []
         self._under_way: dict[Any, Request] = {}
@@ -233,7 +238,7 @@ class Transport:
 
     def _step(self) -> None:
         """Wait until a socket or a clock has something to say, and do what it asks for."""
-        until = min(self._due, time.monotonic() + _CHECK_SECONDS if self._under_way else math.inf)
+        until = min(self._due, self._check_at if self._under_way else math.inf)
         wait = None if until == math.inf else max(0.0, until - time.monotonic())
         for key, events in self._selector.select(wait):
             if key.fileobj is self._woken:
@@ -344,6 +349,9 @@ class Transport:
 
     def _end_those_out_of_time(self) -> None:
         now = time.monotonic()
+        if now < self._check_at:
+            return
+        self._check_at = now + _CHECK_SECONDS
         for handle, request in list(self._under_way.items()):
             if now >= request.deadline:
                 self._release(handle).end(_OUT_OF_TIME)

@@ -170,6 +170,16 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_a_header_that_looks_like_a_status_line_hides_no_opt_out() -> None:
+    def odd(sock: socket.socket, request: Any) -> None:
+        sock.sendall(b"HTTP/1.1 103 Early Hints\r\nX-Robots-Tag: all\r\n\r\nHTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\n")
+        sock.sendall(b"HTTP/1.1 200: OK\r\nContent-Length: 2\r\n\r\nhi")
+
+    with MisbehavingServer(extra={"odd": odd}) as server, HttpClient(network(), here) as client:
+        (answer,) = ask(client, [server.url("odd")])
+    assert (answer.outcome, answer.detail) == (Outcome.OPTED_OUT, "X-Robots-Tag: noai")
+
+
 def test_path_and_query_are_sent_as_they_are() -> None:
     paths = ["/photo/a/../b/./c", "/photo//x", "/photo?q=[1|2]&e=%e4%2F%5b", "/photo/%7euser;v=1,2"]
     with MisbehavingServer(extra={"photo": photo_now}) as server, HttpClient(network(), here) as client:
