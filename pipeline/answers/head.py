@@ -52,5 +52,6 @@ class HeadClient(HttpClient):
     robots.txt is still read with GET.
     """
 
-    def _method(self, target: Target) -> str:
+    def method_of(self, target: Target) -> str:
+        """GET for the files of a site, HEAD for all else."""
         return "GET" if target.path in (ROBOTS_PATH, TDMREP_PATH) else "HEAD"

@@ -80,7 +80,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         """
         now = time.monotonic()
         opt_out = self._opt_out if check_opt_out else None
-        request = Request(target, self._method(target), max_body_bytes, opt_out, done, now, now + max_seconds)
+        request = Request(target, self.method_of(target), max_body_bytes, opt_out, done, now, now + max_seconds)
         if self._resolver.knows(target.hostname):
             self._look_up(request)
         else:
@@ -98,7 +98,8 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         else:
             self._transport.send(request)
 
-    def _method(self, target: Target) -> str:
+    def method_of(self, target: Target) -> str:
+        """The method by which a target is asked for."""
         return "GET"
 
     def _opt_out(self, headers: Headers) -> str | None:
