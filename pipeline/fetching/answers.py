@@ -65,6 +65,8 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
 def explain_failure(code: int, text: str, system_error: int = 0) -> tuple[Outcome, str]:
     """Outcome and detail of an error of libcurl: its code (CURLE_*), its own words, and the errno behind it."""
     system = os.strerror(system_error) if system_error else ""
+    if code == pycurl.E_SSL_CONNECT_ERROR and any(words in text for words in _GONE):
+        return Outcome.CONNECTION_RESET, system or "closed during the TLS handshake"
     if code in _OF_TLS:
         return Outcome.TLS_FAILURE, text[:_MAX_DETAIL_CHARS]
     if code == pycurl.E_COULDNT_CONNECT:
@@ -80,6 +82,8 @@ def explain_failure(code: int, text: str, system_error: int = 0) -> tuple[Outcom
     return Outcome.BAD_RESPONSE, text[:_MAX_DETAIL_CHARS]
 
 
+UNEXPECTED_END = "unexpected eof"  # OpenSSL's words for a connection that ends without a last word of TLS
+_GONE = (UNEXPECTED_END, "Recv failure", "Send failure", "reset by peer", "SSL_ERROR_SYSCALL")
 _MAX_DETAIL_CHARS = 200
 _OF_TLS = {
     pycurl.E_SSL_CONNECT_ERROR,

@@ -25,7 +25,7 @@ from typing import Any
 import pycurl
 
 from manifests.outcomes import Outcome
-from pipeline.fetching.answers import Answer, explain_failure, parse_retry_after, refuse_status, unpack
+from pipeline.fetching.answers import UNEXPECTED_END, Answer, explain_failure, parse_retry_after, refuse_status, unpack
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import Target
 
@@ -85,14 +85,14 @@ class Request:
         if self.in_body:  # behind a chunked body
             return len(line)
         if not self.in_head:
-            status = line.split(None, 2)[1:2]
-            self.status = int(status[0][:3]) if status and status[0].isdigit() else 0
+            status = (line.split(None, 2)[1:2] or [b""])[0][:3]
+            self.status = int(status) if status.isdigit() else 0
             self.headers.clear()
             self.in_head = True
-        elif line.strip():
+        elif line[:1] not in (b"\r", b"\n"):
             name, _, value = line.decode("latin-1").partition(":")
             self.headers.setdefault(name.strip().lower(), []).append(value.strip())
-        elif self.status < 200:  # 100 Continue and its like: the answer is to come
+        elif 100 <= self.status < 200:  # 100 Continue and its like: the answer is to come
             self.in_head = False
         else:
             self.in_body = True
@@ -103,6 +103,9 @@ class Request:
 
     def take_body(self, piece: bytes) -> int:
         """A piece of the body. Returns as `take_line`."""
+        if not self.in_body:  # as behind 101 Switching Protocols
+            self.answer = Answer(Outcome.BAD_RESPONSE, f"status {self.status}, and no other", self.status)
+            return -1
         self.num_body_bytes += len(piece)
         if self.answer is not None:
             return len(piece) if self.num_body_bytes <= _DRAIN_BYTES else -1
@@ -116,8 +119,21 @@ class Request:
         """The answer, when everything came."""
         if self.answer is not None:
             return self.answer
+        if not self.in_body:
+            return self.refusal or Answer(Outcome.CONNECTION_RESET, "closed within the headers")
         body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
         return unpack(body, ", ".join(self.headers.get("content-encoding", [])), self.max_body_bytes, self.status)
+
+    @property
+    def refusal(self) -> Answer | None:
+        """What a status of 400 or more says, even where its headers break off."""
+        return self._of_head() if self.status >= 400 else None
+
+    def cut_off(self) -> Answer:
+        """The answer, when the connection ended in the body: what it means depends on how its length was to be told."""
+        if self.headers.keys() & {"content-length", "transfer-encoding"}:
+            return Answer(*explain_failure(pycurl.E_PARTIAL_FILE, ""))
+        return self.whole()
 
     def _first(self, name: str) -> str:
         return self.headers.get(name, [""])[0]
@@ -335,9 +351,11 @@ class Transport:
     def _fail(self, handle: Any, code: int, text: str) -> None:
         """A transfer that libcurl has ended: we said so, it failed, or another address may do better."""
         request = self._under_way[handle]
-        end = request.defect or request.answer
+        end = request.defect or request.answer or request.refusal
         if end is None and time.monotonic() >= request.deadline:
             end = _OUT_OF_TIME
+        if end is None and request.in_body and UNEXPECTED_END in text:
+            end = request.cut_off()
         if end is None:
             end = Answer(*explain_failure(code, text, handle.getinfo(pycurl.OS_ERRNO)))
             if end.outcome in (Outcome.CONNECT_FAILED, Outcome.CONNECT_TIMEOUT) and request.addresses[1:]:

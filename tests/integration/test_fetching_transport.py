@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import queue
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving.answers import send, send_picture
+from misbehaving.answers import hang_up, reset, send, send_picture
 from misbehaving.server import MisbehavingServer
 
 from manifests.outcomes import Outcome
@@ -61,6 +63,57 @@ def test_the_next_address_is_tried_when_one_cannot_be_reached() -> None:
         with HttpClient(network(), lambda _host: ["127.0.0.2", "127.0.0.3"]) as client:
             (answer,) = ask(client, [url])
     assert (answer.outcome, answer.detail) == (Outcome.CONNECT_FAILED, "Connection refused")
+
+
+OK, HEAD = b"HTTP/1.1 200 OK\r\n", b"\r\nhello"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "answer", "wanted"),
+    [
+        ("closes", b"", Outcome.CONNECTION_RESET),
+        ("closes after ours", b"", Outcome.CONNECTION_RESET),
+        ("resets after ours", b"", Outcome.CONNECTION_RESET),
+        ("says nothing", b"", Outcome.CONNECT_TIMEOUT),
+        ("refuses", b"", Outcome.TLS_FAILURE),
+        ("is sound", b"", Outcome.CONNECTION_RESET),
+        ("is sound", OK + b"Content-Le", Outcome.CONNECTION_RESET),
+        ("is sound", OK + HEAD, Outcome.OK),
+        ("is sound", OK + b"Content-Length: 100\r\n" + HEAD, Outcome.BODY_TRUNCATED),
+        ("is sound", OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Outcome.BODY_TRUNCATED),
+    ],
+)
+def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
+    greeting: str, answer: bytes, wanted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many servers close it without a last word of TLS, which is no fault of a certificate."""
+    certificate = Path(__file__).parents[1] / "self_signed.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def serve(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        if greeting != "closes":
+            sock.recv(1 << 14, 0 if greeting != "is sound" else socket.MSG_PEEK)
+        if greeting == "says nothing":
+            time.sleep(1)
+        if greeting == "refuses":
+            sock.sendall(b"\x15\x03\x03\x00\x02\x02\x28")
+        if greeting == "is sound":
+            secure = context.wrap_socket(sock, server_side=True)
+            secure.recv(1 << 14)
+            secure.sendall(answer)
+            sock = socket.socket(fileno=secure.detach())
+        if greeting == "resets after ours":
+            reset(sock)
+        sock.close()
+
+    settings = network(connect_timeout_seconds=0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener, HttpClient(settings, here) as client:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        (end,) = ask(client, [f"https://a.test:{listener.getsockname()[1]}/photo"])
+    assert (end.outcome, end.body) == (wanted, b"hello" if wanted is Outcome.OK else b"")
 
 
 def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
@@ -170,14 +223,29 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_header_that_looks_like_a_status_line_hides_no_opt_out() -> None:
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        (OK + b"X-Robots-Tag: noai\r\nHTTP/1.1 200: OK" + b"\r\n" + HEAD, Outcome.OPTED_OUT),  # no status line
+        (b"HTTP/1.1 103 Early Hints\r\nX-Robots-Tag: noai\r\n\r\n" + OK + HEAD, Outcome.OK),
+        (b"HTTP/1.1 101 Switching Protocols\r\n" + HEAD, Outcome.BAD_RESPONSE),
+        (b"HTTP/1.1 429 Too Many Requests\r\n\r: x\r\nRetry-After: 9\r\n\r\n", Outcome.HTTP_429),
+        (b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 9\r\nno header", Outcome.HTTP_429),
+        (b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\nno header\r\n\r\n", Outcome.HTTP_5XX),
+        (OK + b"Content-Type: image/j", Outcome.CONNECTION_RESET),
+        (b"HTTP/1.1 302 Found\r\nLocation: /els", Outcome.CONNECTION_RESET),
+        (OK + b"no header" + HEAD, Outcome.BAD_RESPONSE),
+        (OK + b"Content-Length: " + b"9" * 5000 + b"\r\n" + HEAD, Outcome.BODY_TOO_LARGE),
+    ],
+)
+def test_broken_headers_are_no_picture_and_hide_no_refusal(answer: bytes, wanted: Outcome) -> None:
     def odd(sock: socket.socket, request: Any) -> None:
-        sock.sendall(b"HTTP/1.1 103 Early Hints\r\nX-Robots-Tag: all\r\n\r\nHTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\n")
-        sock.sendall(b"HTTP/1.1 200: OK\r\nContent-Length: 2\r\n\r\nhi")
+        sock.sendall(answer)
+        hang_up(sock)
 
     with MisbehavingServer(extra={"odd": odd}) as server, HttpClient(network(), here) as client:
-        (answer,) = ask(client, [server.url("odd")])
-    assert (answer.outcome, answer.detail) == (Outcome.OPTED_OUT, "X-Robots-Tag: noai")
+        (end,) = ask(client, [server.url("odd")])
+    assert (end.outcome, end.body) == (wanted, b"hello" if wanted is Outcome.OK else b"")
 
 
 def test_path_and_query_are_sent_as_they_are() -> None:
