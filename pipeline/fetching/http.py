@@ -44,7 +44,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
     def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] | None = None) -> None:
         self.settings = settings
         self._resolver = Resolver(settings, lookup) if lookup else Resolver(settings)
-        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "fetch-lookup")  # wait for the resolver, which may hang
+        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "resolve-wait")  # the resolver may hang
         self._robots = _RobotsCache()
         self._transport = Transport(settings)
         weakref.finalize(self, self._transport.close, wait=False).atexit = False

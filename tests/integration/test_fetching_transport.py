@@ -162,6 +162,7 @@ def test_large_bodies_that_waited_may_still_be_too_large() -> None:
 def test_a_closed_client_leaves_nobody_waiting() -> None:
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
     slow_lookup = threading.Event()
+    before = set(threading.enumerate())
 
     def lookup(host: str) -> list[str]:
         if host != "localhost":
@@ -178,6 +179,7 @@ def test_a_closed_client_leaves_nobody_waiting() -> None:
         slow_lookup.set()
         client.close()
         assert [ends.get(timeout=10) for _ in urls] == [None] * len(urls)
+    wait_until(lambda: not set(threading.enumerate()) - before)
 
 
 @pytest.mark.parametrize("where", ["take_line", "take_body", "whole", "_of_head"])
@@ -246,6 +248,15 @@ def test_broken_headers_are_no_picture_and_hide_no_refusal(answer: bytes, wanted
     with MisbehavingServer(extra={"odd": odd}) as server, HttpClient(network(), here) as client:
         (end,) = ask(client, [server.url("odd")])
     assert (end.outcome, end.body) == (wanted, b"hello" if wanted is Outcome.OK else b"")
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy", "ALL_PROXY"])
+def test_no_proxy_of_the_environment_is_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with MisbehavingServer(extra={"photo": photo_now}) as server, HttpClient(network(), here) as client:
+        assert [answer.outcome for answer in ask(client, [server.url("photo")])] == [Outcome.OK]
 
 
 def test_path_and_query_are_sent_as_they_are() -> None:
