@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import hashlib
 import json
 import mimetypes
@@ -33,6 +34,10 @@ _CLIENT_LIBRARIES = {
     "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
 }  # fmt: skip
 _TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}(\.spool)?", re.DOTALL)  # with spool: of earlier versions
+
+# A fork shares the parent's epoll. Were the parent's client of a store collected in the child, it would take its
+# connections out of there, and the parent would wait for answers that have come.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 import release_writer as writer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
+from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RetryableError
 from manifests.release import Release
 from training.data import shard_cache
@@ -89,6 +94,29 @@ def test_one_request_a_shard_and_none_in_the_second_epoch(
     assert sorted(shard_requests(store).values()) == [1] * 10, "two epochs over ten shards"
     assert texts_of(f"s3://{BUCKET}/toy", data, 1) == here[: len(here) // 2]
     assert not shard_requests(store), "another run on this machine"
+
+
+def test_a_forked_worker_leaves_the_connections_of_its_parent_alone(store: Store) -> None:
+    address = f"s3://{BUCKET}/toy/release.json"
+    storage.read_range(address, 0, 1)  # its connection is kept
+    worker = multiprocessing.get_context("fork").Process(target=_use_and_collect, args=(address,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    begun = time.monotonic()
+    storage.read_range(address, 0, 1)
+    assert time.monotonic() - begun < 10, "the answer came, and this process was not told"
+
+
+def _use_and_collect(address: str) -> None:
+    """In a worker: a client of its own takes the place of the parent's, which is collected on the loop of this one."""
+
+    async def collect() -> None:
+        gc.collect()
+        await asyncio.sleep(0.3)  # whatever that began
+
+    storage.read_range(address, 0, 1)
+    fsspec.asyn.sync(fsspec.asyn.get_loop(), collect)
 
 
 @pytest.mark.parametrize("fault", ["expired_403", "slow_down", "reset", "truncated", "slow"])
