@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import socket
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,32 @@ STALE_SECONDS = 300.0
 
 
 class Lease:
-    """A lease that this process holds."""
+    """The next lease of a folder, which this process holds once it has taken it."""
 
-    def __init__(self, address: str, number: int) -> None:
-        self._address, self.number = address, number
+    def __init__(self, address: str, names: list[str]) -> None:
+        """Of the folder at `address`; `names` are those of the objects in its folder `catalog`."""
+        self._address, self._token = address, uuid.uuid4().hex
+        self._older = {_number(name) for name in names} - {0}
+        self.number = max(self._older, default=0) + 1
 
-    @classmethod
-    def take(cls, address: str, names: list[str]) -> Lease:
-        """Take the lease of the folder at `address`; `names` are those of the objects in its folder `catalog`.
+    def take(self) -> None:
+        """Take it. After a fault of the store, which may hide that it was taken, this may be called again.
 
-        Raises: RunError when another driver holds it, or takes it at the same moment.
+        Raises: RunError when another driver holds the folder, or takes it at the same moment.
         """
-        newest = max((_number(name) for name in names), default=0)
-        if newest:
-            _refuse_held(address, newest)
-        lease = cls(address, newest + 1)
-        fs, inner = storage.filesystem(_path(address, lease.number))
+        if self._older:
+            _refuse_held(self._address, self.number - 1)
+        path = _path(self._address, self.number)
+        fs, inner = storage.filesystem(path)
         try:
-            fs.pipe_file(inner, _content(is_released=False), mode="create")
+            fs.pipe_file(inner, self._content(), mode="create")
         except FileExistsError:
-            raise RunError(
-                f"{address}: another driver has just taken this work folder; run one build at a time"
-            ) from None
-        for number in {_number(name) for name in names} - {0}:
-            storage.remove_if_there(_path(address, number))
-        return lease
+            if _read(path).get("token") != self._token:
+                raise RunError(
+                    f"{self._address}: another driver has just taken this work folder; run one build at a time"
+                ) from None
+        for number in self._older:
+            storage.remove_if_there(_path(self._address, number))
 
     def renew(self) -> None:
         """Say that this driver lives.
@@ -53,11 +55,22 @@ class Lease:
         Raises: RunError when another driver has taken the folder meanwhile.
         """
         self._check_held()
-        storage.publish_bytes(_path(self._address, self.number), _content(is_released=False))
+        storage.publish_bytes(_path(self._address, self.number), self._content())
 
     def release(self) -> None:
         """Leave the folder to the next driver."""
-        storage.publish_bytes(_path(self._address, self.number), _content(is_released=True))
+        storage.publish_bytes(_path(self._address, self.number), self._content(is_released=True))
+
+    def _content(self, is_released: bool = False) -> bytes:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        said = {
+            "host": _host(),
+            "pid": os.getpid(),
+            "token": self._token,
+            "renewed_at": now,
+            "is_released": is_released,
+        }
+        return json.dumps(said).encode()
 
     def _check_held(self) -> None:
         """Raises: RunError when there is a newer lease, or this one was removed for it."""
@@ -72,8 +85,9 @@ class Lease:
 
 def _refuse_held(address: str, number: int) -> None:
     path = _path(address, number)
-    fs, inner = storage.filesystem(path)
-    held: dict[str, Any] = json.loads(fs.cat_file(inner, start=0, end=4096))
+    held = _read(path)
+    if not held:
+        return
     age = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(held["renewed_at"])).total_seconds()
     is_dead = held["host"] == _host() and not Path(f"/proc/{held['pid']}").exists()
     if held["is_released"] or is_dead or age > STALE_SECONDS:
@@ -83,6 +97,15 @@ def _refuse_held(address: str, number: int) -> None:
         f"{age:.0f} s ago). If it was killed, its lease ends by itself in {STALE_SECONDS - age:.0f} s; if you are sure "
         f"that it does not run, delete {path} and run the same command again"
     )
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a lease says; nothing when it is not there any more."""
+    fs, inner = storage.filesystem(path)
+    try:
+        return dict(json.loads(fs.cat_file(inner, start=0, end=4096)))
+    except FileNotFoundError:
+        return {}
 
 
 def _host() -> str:
@@ -98,8 +121,3 @@ def _path(address: str, number: int) -> str:
 def _number(name: str) -> int:
     base = name.rpartition("/")[2]
     return int(base[6:12]) if base.startswith("lease-") and base[6:12].isdigit() else 0
-
-
-def _content(is_released: bool) -> bytes:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return json.dumps({"host": _host(), "pid": os.getpid(), "renewed_at": now, "is_released": is_released}).encode()

@@ -89,7 +89,8 @@ class Session:
                     "here); `plantmix status` works meanwhile"
                 )
             names = _names(address)
-            lease = patiently(address, lambda: Lease.take(address, names))
+            lease = Lease(address, names)
+            patiently(address, lease.take)
             session = cls(address, folder, lease, stack.pop_all())
         try:
             _bring_catalog(address, folder, names)
@@ -191,8 +192,9 @@ class Session:
     def _remove_journal(self) -> None:
         fs, _ = storage.filesystem(self._address)
         old = [name for name in _names(self._address) if "/catalog/journal/" in name and self._number not in name]
-        if old:
-            patiently(self._address, lambda: fs.rm(old))
+        with contextlib.suppress(FileNotFoundError):  # the answer to a first try was lost; others go at the next seal
+            if old:
+                patiently(self._address, lambda: fs.rm(old))
 
 
 def _names(address: str) -> list[str]:

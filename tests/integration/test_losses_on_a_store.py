@@ -30,7 +30,7 @@ from pipeline.cli import main
 
 NUM_URLS, NUM_FILES, NUM_IN_SHARDS = 32, 16, 16
 WORK = "runs/lossy"
-FAULTS = ("slow_down", "reset", "expired_403", "truncated", "slow")
+FAULTS = ("slow_down", "reset", "unanswered", "expired_403", "truncated", "slow")
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import drawn_samples
 
 from manifests import storage
+from manifests.catalog import Catalog
+from manifests.records import Funnel, StageRecord
 from manifests.remote import folder as remote
 from pipeline.cli import main
 
@@ -204,7 +206,7 @@ def test_a_takedown_reads_and_writes_only_the_shards_that_lose_a_picture(
 @pytest.mark.slow
 def test_faults_of_the_store_cost_no_byte(store: Store, pictures: str, whole: dict[str, str], tmp_path: Path) -> None:
     """Every kind of fault in turn, at every ninth request for a file of the work folder, sixteen times."""
-    faults = ("slow_down", "reset", "expired_403", "truncated")
+    faults = ("slow_down", "reset", "unanswered", "expired_403", "truncated")
     seen = [0]
 
     def choose(method: str, path: str) -> str | None:
@@ -220,6 +222,24 @@ def test_faults_of_the_store_cost_no_byte(store: Store, pictures: str, whole: di
     assert store.injected == 16
     store.choose = lambda method, path: None
     assert releases_in(store, "runs/faulty") == whole
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [("PUT", "unanswered"), ("PUT", "slow_down"), ("DELETE", "unanswered"), ("DELETE", "expired_403")],
+)
+def test_a_fault_while_the_folder_is_taken_is_no_other_driver(
+    store: Store, monkeypatch: pytest.MonkeyPatch, method: str, fault: str
+) -> None:
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    address = f"s3://{BUCKET}/taken-{method}-{fault}"
+    with Catalog.open(address):
+        pass
+    left = [fault]
+    store.choose = lambda asked, path: left.pop() if left and asked == method and "/lease-" in path else None
+    with Catalog.open(address) as catalog:
+        assert not left
+        catalog.seal_stage(StageRecord("fetch", "version", Funnel(0, 0), {}))
 
 
 def test_a_store_that_stays_away_is_one_line(

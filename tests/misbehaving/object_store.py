@@ -26,7 +26,6 @@ _ERRORS = {
     "expired_403": (403, "ExpiredToken", "The provided token has expired."),
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
 }
-FAULTS = (*_ERRORS, "reset", "truncated", "slow")
 
 
 @dataclass
@@ -38,7 +37,8 @@ class Store:
     sent: list[tuple[str, int]] = field(default_factory=list)  # of each GET that was answered: path and bytes
     injected: int = 0
     choose: Callable[[str, str], str | None] = lambda method, path: None
-    """The fault that answers a request, or None."""
+    """The fault that answers a request, or None: of _ERRORS, `slow`, `truncated`, `reset` before the store sees it, or
+    `unanswered`: the store does what is asked, and then the connection is reset."""
 
     @property
     def options(self) -> dict[str, object]:
@@ -120,9 +120,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         fault = store.choose(self.command, self.path)
         store.injected += fault is not None
         if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.connection.close()
+            self._reset()
             return
         if fault in _ERRORS:
             status, code, message = _ERRORS[fault]
@@ -135,6 +133,9 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
+        if fault == "unanswered":
+            self._reset()
+            return
         dropped = {"connection", "transfer-encoding", "content-length", "server", "date"}
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in dropped]
         if self.command == "HEAD" and answer.getheader("Content-Length"):
@@ -142,6 +143,11 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             store.sent.append((self.path, len(content)))
         self._send(answer.status, kept, content, fault)
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
 
     def _send(self, status: int, headers: list[tuple[str, str]], content: bytes, fault: str | None = None) -> None:
         self.send_response(status)

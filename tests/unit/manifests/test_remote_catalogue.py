@@ -143,9 +143,29 @@ def test_a_driver_that_was_followed_stops(address: str, tmp_path: Path, monkeypa
 
 
 def test_of_two_that_take_a_free_folder_one_wins(address: str) -> None:
-    lease.Lease.take(address, [])
+    lease.Lease(address, []).take()
     with pytest.raises(RunError, match="another driver has just taken this work folder"):
-        lease.Lease.take(address, [])
+        lease.Lease(address, []).take()
+
+
+def test_a_journal_may_be_gone_when_its_removal_is_tried_again(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, inner = storage.filesystem(f"{address}/catalog")
+    remove, tried = fs.rm, list[int]()
+
+    def lose_the_answer(paths: list[str]) -> None:
+        remove(paths)
+        tried.append(len(paths))
+        raise ConnectionResetError("no answer")
+
+    with Catalog.open(address) as catalog, monkeypatch.context() as patch:
+        catalog.seal_stage(StageRecord("fetch", "version", Funnel(0, 0), {}))
+        catalog.commit_parts("version", {0: part(0)})
+        wait_for_journal(address, 1)
+        patch.setattr(remote, "WAITS_SECONDS", (0.01,))
+        patch.setattr(type(fs), "rm", lambda _, paths: lose_the_answer(paths))
+        catalog.seal_stage(StageRecord("dedup", "another", Funnel(0, 0), {}))
+        assert tried
+    assert not [name for name in fs.find(inner) if "/journal/" in name]
 
 
 def test_a_place_without_a_catalogue_is_named(address: str) -> None:
