@@ -59,6 +59,7 @@ class Request:
     addresses: list[str] = field(default_factory=list)
     """Those that are not tried yet, and the one in use first."""
     begun: float = 0.0  # with this address; or when it went on after a pause
+    is_sent: bool = False  # to this address
     status: int = 0
     headers: Headers = field(default_factory=dict)
     pieces: list[bytes] = field(default_factory=list)
@@ -294,7 +295,7 @@ class Transport:
         handle.setopt(pycurl.CONNECT_TO, [f"::{place}:{target.port}"])
         handle.setopt(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
         handle.setopt(pycurl.HTTPHEADER, headers)
-        request.begun = time.monotonic()
+        request.begun, request.is_sent = time.monotonic(), False
         seconds = min(self._settings.connect_timeout_seconds, request.deadline - request.begun)
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(1000 * seconds)))
         self._multi.add_handle(handle)
@@ -308,6 +309,7 @@ class Transport:
         handle.setopt(pycurl.FOLLOWLOCATION, 0)
         handle.setopt(pycurl.BUFFERSIZE, _RECEIVED_BYTES)
         handle.setopt(pycurl.USERAGENT, self._settings.user_agent_header)
+        handle.setopt(pycurl.PREREQFUNCTION, lambda *_: self._about_to_send(handle))
         handle.setopt(pycurl.HEADERFUNCTION, lambda line: self._take_line(handle, line))
         handle.setopt(pycurl.WRITEFUNCTION, lambda piece: self._take_body(handle, piece))
         for option in (pycurl.CAINFO, pycurl.CAPATH):
@@ -315,6 +317,15 @@ class Transport:
         return handle
 
     # what libcurl calls must raise nothing: it would print the error and go on
+
+    def _about_to_send(self, handle: Any) -> int:
+        """Once only: where a kept connection ends without an answer, libcurl would send the request again at once."""
+        request = self._under_way[handle]
+        if request.is_sent:
+            request.answer = Answer(*explain_failure(pycurl.E_GOT_NOTHING, ""))
+            return int(pycurl.PREREQFUNC_ABORT)
+        request.is_sent = True
+        return int(pycurl.PREREQFUNC_OK)
 
     def _take_line(self, handle: Any, line: bytes) -> int:
         request = self._under_way[handle]

@@ -54,6 +54,17 @@ def ask(client: HttpClient, urls: list[str], max_bytes: int = 50_000_000, second
     return [ends.get(timeout=30) for _ in urls]
 
 
+@pytest.mark.parametrize("end", [reset, hang_up])
+def test_a_request_on_a_kept_connection_is_sent_once(end: Callable[[socket.socket], None]) -> None:
+    extra = {"photo": photo_now, "ends": lambda sock, request: end(sock)}
+    with MisbehavingServer(extra=extra) as server, HttpClient(network(), here) as client:
+        (first,) = ask(client, [server.url("photo", "kept.test")])
+        (second,) = ask(client, [server.url("ends", "kept.test")])
+        (third,) = ask(client, [server.url("photo", "kept.test")])
+        assert [answer.outcome for answer in (first, second, third)] == ["ok", "connection_reset", "ok"]
+        assert [request.path for request in server.log] == ["/photo", "/ends", "/photo"]
+
+
 def test_the_next_address_is_tried_when_one_cannot_be_reached() -> None:
     with MisbehavingServer(extra={"photo": photo_now}) as server:
         url = server.url("photo", "two.test")
