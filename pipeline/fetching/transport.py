@@ -35,6 +35,7 @@ _DRAIN_BYTES = 16 * 1024  # of an unwanted body, read so that the connection can
 _SMALL_BODY_BYTES = 4 << 20  # any number of bodies may grow to this size at the same time
 _NUM_LARGE_BODIES = 4  # bodies that may be larger at the same time
 _KEPT_CONNECTIONS = 64  # beside those in use
+_MOST_SENT = 2  # times that a request may be sent before it is a failure
 _CHECK_SECONDS = 0.1  # how often the time that requests may take is looked at
 
 Headers = dict[str, list[str]]
@@ -59,7 +60,7 @@ class Request:
     addresses: list[str] = field(default_factory=list)
     """Those that are not tried yet, and the one in use first."""
     begun: float = 0.0  # with this address; or when it went on after a pause
-    is_sent: bool = False  # to this address
+    num_sent: int = 0  # to this address
     status: int = 0
     headers: Headers = field(default_factory=dict)
     pieces: list[bytes] = field(default_factory=list)
@@ -295,7 +296,7 @@ class Transport:
         handle.setopt(pycurl.CONNECT_TO, [f"::{place}:{target.port}"])
         handle.setopt(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
         handle.setopt(pycurl.HTTPHEADER, headers)
-        request.begun, request.is_sent = time.monotonic(), False
+        request.begun, request.num_sent = time.monotonic(), 0
         seconds = min(self._settings.connect_timeout_seconds, request.deadline - request.begun)
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(1000 * seconds)))
         self._multi.add_handle(handle)
@@ -319,12 +320,12 @@ class Transport:
     # what libcurl calls must raise nothing: it would print the error and go on
 
     def _about_to_send(self, handle: Any) -> int:
-        """Once only: where a kept connection ends without an answer, libcurl would send the request again at once."""
+        """Once, and once more where a kept connection ended without an answer; libcurl would try all that are kept."""
         request = self._under_way[handle]
-        if request.is_sent:
+        request.num_sent += 1
+        if request.num_sent > _MOST_SENT:
             request.answer = Answer(*explain_failure(pycurl.E_GOT_NOTHING, ""))
             return int(pycurl.PREREQFUNC_ABORT)
-        request.is_sent = True
         return int(pycurl.PREREQFUNC_OK)
 
     def _take_line(self, handle: Any, line: bytes) -> int:

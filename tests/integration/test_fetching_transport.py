@@ -42,6 +42,16 @@ def photo_now(sock: socket.socket, request: Any) -> None:
     send_picture(sock)
 
 
+NUM_TOGETHER = 4
+together = threading.Barrier(NUM_TOGETHER, timeout=10)
+
+
+def photo_together(sock: socket.socket, request: Any) -> None:
+    """Answers when all have asked, each on a connection of its own."""
+    together.wait()
+    send_picture(sock)
+
+
 def never(sock: socket.socket, request: Any) -> None:
     time.sleep(2)
 
@@ -55,14 +65,14 @@ def ask(client: HttpClient, urls: list[str], max_bytes: int = 50_000_000, second
 
 
 @pytest.mark.parametrize("end", [reset, hang_up])
-def test_a_request_on_a_kept_connection_is_sent_once(end: Callable[[socket.socket], None]) -> None:
-    extra = {"photo": photo_now, "ends": lambda sock, request: end(sock)}
+def test_a_request_is_sent_once_more_when_kept_connections_end(end: Callable[[socket.socket], None]) -> None:
+    extra = {"photo": photo_together, "ends": lambda sock, request: end(sock)}
     with MisbehavingServer(extra=extra) as server, HttpClient(network(), here) as client:
-        (first,) = ask(client, [server.url("photo", "kept.test")])
-        (second,) = ask(client, [server.url("ends", "kept.test")])
-        (third,) = ask(client, [server.url("photo", "kept.test")])
-        assert [answer.outcome for answer in (first, second, third)] == ["ok", "connection_reset", "ok"]
-        assert [request.path for request in server.log] == ["/photo", "/ends", "/photo"]
+        kept = ask(client, [server.url("photo", "kept.test")] * NUM_TOGETHER)
+        (ended,) = ask(client, [server.url("ends", "kept.test")])
+        assert server.num_connections == NUM_TOGETHER, "both times on one of those"
+        assert [answer.outcome for answer in (*kept, ended)] == ["ok"] * NUM_TOGETHER + ["connection_reset"]
+        assert [request.path for request in server.log] == ["/photo"] * NUM_TOGETHER + ["/ends"] * 2
 
 
 def test_the_next_address_is_tried_when_one_cannot_be_reached() -> None:

@@ -17,6 +17,7 @@ class Request(NamedTuple):
     path: str
     headers: dict[str, str]
     nth: int  # how often this host and path have been asked, this time included
+    is_kept: bool = False  # the connection was used before
 
 
 Act = Callable[[socket.socket, Request], None]

@@ -119,12 +119,14 @@ class MisbehavingServer:
                 if tls:
                     sock = closing.enter_context(self._context.wrap_socket(sock, server_side=True))
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                while not self._stop.is_set() and (request := self._read(sock)):
+                is_kept = False
+                while not self._stop.is_set() and (request := self._read(sock, is_kept)):
                     self._answer(sock, request)
+                    is_kept = True
         except (OSError, ValueError):
             return  # the client had enough
 
-    def _read(self, sock: socket.socket) -> Request | None:
+    def _read(self, sock: socket.socket, is_kept: bool) -> Request | None:
         head = b""
         while b"\r\n\r\n" not in head:
             more = sock.recv(8192)
@@ -141,7 +143,7 @@ class MisbehavingServer:
         host = headers.get("host", "")
         with self._lock:
             nth = self._counts[host, path] = self._counts.get((host, path), 0) + 1
-            request = Request(time.monotonic(), host, path, headers, nth)
+            request = Request(time.monotonic(), host, path, headers, nth, is_kept)
             self.log.append(request)
             self.open_now[host] = self.open_now.get(host, 0) + 1
             self.most_open[host] = max(self.most_open.get(host, 0), self.open_now[host])
