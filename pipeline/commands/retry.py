@@ -26,7 +26,7 @@ from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
-from pipeline.stages.fetch_rounds import download_recipe, last_round
+from pipeline.stages.fetch_rounds import last_round, recipes_of
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -117,7 +117,7 @@ def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> Roun
 
     def begin(context: BuildContext, before: StageRecord) -> bool:
         nonlocal number, recipe
-        recipe = download_recipe(context.config.fetch.image)
+        recipe = recipes_of(context.config.fetch.image)[0]
         if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
             return False
         context.fetch_round = catalog.rounds.begin(recipe, outcomes, after=last_round(context))

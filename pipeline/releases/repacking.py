@@ -114,7 +114,7 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
         raise IntegrityError(
             "its arranged samples must be made first, by a build with the configuration that packed it"
         )
-    inputs, run = _inputs_of(catalog, json.loads(text)), StageRun(fingerprint, catalog, RunSettings(), None)
+    inputs, run = _inputs_of(catalog, json.loads(text)), StageRun(pack.STAGE, fingerprint, catalog, RunSettings(), None)
     written, shards = [part for part in parts if part.step == "write"], pack._plan_shards(inputs, run)
     if len(written) != len(shards):
         raise IntegrityError("not all of its shards are recorded; a build with its configuration packs it again")

@@ -216,7 +216,7 @@ class Runner:
             self._checks.require(files)
         for step in stage.steps:
             self._run_step(stage, step, inputs)
-        run = self._stage_run(None)
+        run = self._stage_run(stage, None)
         funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
         self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
         record = self._catalog.find_sealed(context.fingerprint)  # what a later build will see, too
@@ -227,15 +227,15 @@ class Runner:
         log.info("%s: done, %s", stage.name, _describe(record))
         return True
 
-    def _stage_run(self, how: Any) -> StageRun[Any]:
+    def _stage_run(self, stage: Stage[Any], how: Any) -> StageRun[Any]:
         context = self._context
         run = self._config.run
-        return StageRun(context.fingerprint, self._catalog, run, how, context.fetch_round, self._checks.require)
+        return StageRun(stage, context.fingerprint, self._catalog, run, how, context.fetch_round, self._checks.require)
 
     def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
         context, title = self._context, f"{stage.name} {step.name}"
         self._publish_status(Progress(title, step.unit, 0).snapshot())
-        run = self._stage_run(step.how(context) if step.how else None)
+        run = self._stage_run(stage, step.how(context) if step.how else None)
         planned = list(step.plan(inputs, run))
         keys = [part.key if isinstance(part, PartRecord) else stage.key_of(step, part) for part in planned]
         kept = list(step.committed(inputs, run)) if step.committed else []
@@ -376,7 +376,7 @@ class Runner:
                 key,
                 stage.name,
                 step.name,
-                job.part.reuse_key,
+                step.reuse_key(job.part.reuse),
                 files,
                 result.funnel,
                 result.notes,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -83,10 +84,11 @@ class Execution(Generic[How]):
 
 @dataclass(frozen=True)
 class Part(Generic[PartInputs]):
-    """A unit of work. `reuse_key` lets later builds find parts made by the same recipe; `num_rows` weighs progress."""
+    """A unit of work. Later builds find it by `reuse` (`StageRun.made_of`); `num_rows` weighs progress."""
 
     inputs: PartInputs
-    reuse_key: str = ""
+    reuse: Any = None
+    """A typed value: all that decides what its rows become, besides the rows. None: only the same inputs find it."""
     num_rows: int = 0
 
 
@@ -100,6 +102,7 @@ def brought(files: Files) -> Files:
 class StageRun(Generic[How]):
     """What plans may look at besides the inputs of their stage: committed parts, and how the build runs."""
 
+    stage: Stage[Any]
     fingerprint: str
     catalog: Catalog
     settings: RunSettings
@@ -116,6 +119,15 @@ class StageRun(Generic[How]):
     def parts(self, step: str) -> list[PartRecord]:
         """Committed parts of an earlier step of this stage."""
         return self.catalog.parts_of(self.fingerprint, step)
+
+    def made_of(self, step: str, reuse: Any, of_version: Mapping[int, str] = MappingProxyType({})) -> list[PartRecord]:
+        """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first.
+
+        `of_version` names the key that parts of a version had in catalogues of 0.5.0 and before.
+        """
+        step_now = next(each for each in self.stage.steps if each.name == step)
+        keys = [key for key in (of_version.get(step_now.version), step_now.reuse_key(reuse)) if key]
+        return [part for key in keys for part in self.catalog.parts_like(self.stage.name, step, key)]
 
     def files(self, step: str, table: str) -> Files:
         """Files that an earlier step of this stage committed."""
@@ -197,6 +209,12 @@ class Step(Generic[StageInputs, PartInputs, How]):
     reports: bool = False
     from_outside: bool = False
     prepares: bool = False
+
+    def reuse_key(self, reuse: Any) -> str:
+        """The name of parts that this version of the step makes with `reuse`; empty where that is None."""
+        if reuse is None:
+            return ""
+        return fingerprint({"step": self.name, "version": self.version, "reuse": identity_of(reuse)})
 
 
 @dataclass(frozen=True)

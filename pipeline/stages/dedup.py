@@ -55,9 +55,8 @@ SEGMENT = pa.schema([("phash", pa.uint64())])  # distinct, ascending
 _ONE_COLOUR = 1 << 63
 _ROW_BYTES = 33  # memory a hash takes while equal ones are removed
 _READ_ROWS = 1 << 20
-_SEGMENTS = fingerprint({"version": VERSION, "step": "segment"})
+_EVERY = ()  # a segment serves every build that has its hashes
 DETAIL_PART_ROWS = 2_000
-_DETAIL_RECIPE = fingerprint({"step": "dedup.detail", "version": 1})
 
 
 # ---- segments
@@ -120,11 +119,11 @@ def _plan_segment(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Seg
     if covering is not None:
         return [covering]
     known = run.files_of(_known_segments(run), "segment")
-    return [Part(SegmentInputs(inputs.facts, known), _SEGMENTS)]
+    return [Part(SegmentInputs(inputs.facts, known), _EVERY)]
 
 
 def _known_segments(run: StageRun[Any]) -> list[PartRecord]:
-    return run.catalog.parts_like("dedup", "segment", _SEGMENTS)
+    return run.made_of("segment", _EVERY, {2: fingerprint({"version": 2, "step": "segment"})})
 
 
 def _content_of(part: PartRecord) -> str:
@@ -192,14 +191,15 @@ def _by_size(part: PartRecord) -> tuple[int, str]:
     return -part.notes["num_hashes"], _content_of(part)
 
 
-def _reuse_key(group: Sequence[PartRecord]) -> str:
-    return fingerprint({"version": VERSION, "segments": [file.sha256 for part in group for file in part.files]})
+def _contents(group: Sequence[PartRecord]) -> list[str]:
+    return [file.sha256 for part in group for file in part.files]
 
 
 def _done_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[PartRecord]:
     """The committed units of the smallest radius that is large enough, if all of them are there."""
     done: dict[tuple[int, int], list[PartRecord]] = {}
-    for part in run.catalog.parts_like("dedup", "search", _reuse_key(group)):
+    contents = _contents(group)
+    for part in run.made_of("search", contents, {2: fingerprint({"version": 2, "segments": contents})}):
         done.setdefault((part.notes["radius"], part.notes["num_units"]), []).append(part)
     whole = (key for key in sorted(done) if key[0] >= radius and len(done[key]) == key[1])
     return done.get(next(whole, (-1, 0)), [])
@@ -210,7 +210,7 @@ def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) ->
     plan = plan_within(sizes[0], radius) if len(sizes) == 1 else plan_between(sizes[0], sizes[1], radius)
     units = cut_units(sum(segment.num_hashes for segment in sizes), plan, run.settings.match_part_hashes)
     segments = run.files_of(group, "segment")
-    return [Part(SearchInputs(segments, sizes, radius, unit, len(units)), _reuse_key(group)) for unit in units]
+    return [Part(SearchInputs(segments, sizes, radius, unit, len(units)), _contents(group)) for unit in units]
 
 
 # ---- all pairs of this build
@@ -330,11 +330,11 @@ def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Deta
             run.scratch_file("detail-todo.parquet"),
             DETAIL_PART_ROWS,
         )
-    return [Part(DetailInputs(rows), _DETAIL_RECIPE, num_rows) for rows, num_rows in groups]
+    return [Part(DetailInputs(rows), _EVERY, num_rows) for rows, num_rows in groups]
 
 
 def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return run.catalog.parts_like("dedup", "detail", _DETAIL_RECIPE)
+    return run.made_of("detail", _EVERY, {1: fingerprint({"step": "dedup.detail", "version": 1})})
 
 
 @dataclass(frozen=True)

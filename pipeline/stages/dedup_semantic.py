@@ -127,19 +127,16 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
             run.scratch_file("embed-todo.parquet"),
             PART_ROWS,
         )
-    recipe = _recipe(semantic)
-    return [Part(EmbedInputs(rows, semantic.model, semantic.weights), recipe, num_rows) for rows, num_rows in groups]
-
-
-def _recipe(semantic: SemanticInputs) -> str:
-    """Name of all that an embedding depends on besides the picture."""
-    return fingerprint({"semantic": VERSION, "model": semantic.model.content, "weights": semantic.weights.content})
+    reuse = (semantic.model, semantic.weights)
+    return [Part(EmbedInputs(rows, semantic.model, semantic.weights), reuse, num_rows) for rows, num_rows in groups]
 
 
 def _embedded(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     if inputs.semantic is None:
         return []
-    return run.catalog.parts_like("dedup", "embed", _recipe(inputs.semantic))
+    model, weights = inputs.semantic.model, inputs.semantic.weights
+    before = fingerprint({"semantic": 1, "model": model.content, "weights": weights.content})
+    return run.made_of("embed", (model, weights), {1: before})
 
 
 def _read(files: Sequence[str], alive: frozenset[str] | None = None) -> Iterator[tuple[list[str], Vectors]]:

@@ -32,11 +32,9 @@ from pipeline.stages.fetch_rounds import (
     FetchInputs,
     PicturesInputs,
     by_settings,
-    download_recipe,
+    downloads_of,
     ids_of,
     last_round,
-    parts_up_to,
-    recipes_of,
     rows_to_fetch,
     view_fetched,
     within_limits,
@@ -162,9 +160,9 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
         if network.contact is None:
             for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
                 network.require_contact(batch["url"].to_pylist())
-    recipe = download_recipe(inputs.image)
+    stored = inputs.image.without_limits()
     return [
-        Part(PicturesInputs(rows, inputs.image, inputs.deciding, inputs.round), recipe, num_rows)
+        Part(PicturesInputs(rows, inputs.image, inputs.deciding, inputs.round), stored, num_rows)
         for rows, num_rows in groups
     ]
 
@@ -180,8 +178,7 @@ def _view_candidates(sql: Any, candidates: Files, secrets: Files, bucket: Bucket
 
 
 def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    recipes = recipes_of(inputs.image)
-    return [part for recipe in recipes for part in parts_up_to(run, "download", recipe, inputs.round)]
+    return downloads_of(inputs.image, run, inputs.round)
 
 
 def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:

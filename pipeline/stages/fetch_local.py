@@ -22,13 +22,13 @@ from manifests import storage, tables
 from manifests.outcomes import Outcome
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.fetching.local import read_local
+from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.reading import root_of
 from pipeline.stages.fetch_rounds import (
     FetchedFiles,
     FetchInputs,
     PicturesInputs,
-    parts_up_to,
     rows_to_fetch,
     view_fetched,
 )
@@ -107,9 +107,9 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
             run.scratch_file("local-todo.parquet"),
             run.settings.fetch_part_size,
         )
-    recipe, deciding = _recipe(inputs), _deciding(inputs)
+    deciding, reuse = _deciding(inputs), _reuse(inputs)
     return [
-        Part(PicturesInputs(rows, inputs.image, deciding, inputs.round), recipe, num_rows) for rows, num_rows in groups
+        Part(PicturesInputs(rows, inputs.image, deciding, inputs.round), reuse, num_rows) for rows, num_rows in groups
     ]
 
 
@@ -118,13 +118,15 @@ def _deciding(inputs: FetchInputs) -> tuple[tuple[str, str], ...]:
     return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in inputs.signals else ()
 
 
-def _recipe(inputs: FetchInputs) -> str:
-    values = {"local": VERSION, "image": inputs.image.model_dump(mode="json")}
-    return fingerprint(values | {"deciding": deciding} if (deciding := _deciding(inputs)) else values)
+def _reuse(inputs: FetchInputs) -> tuple[ImageSettings, tuple[tuple[str, str], ...]]:
+    return inputs.image, _deciding(inputs)
 
 
 def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return parts_up_to(run, "local", _recipe(inputs), inputs.round)
+    values = {"local": 5, "image": inputs.image.model_dump(mode="json")}
+    before = fingerprint(values | {"deciding": deciding} if (deciding := _deciding(inputs)) else values)
+    measured = run.made_of("local", _reuse(inputs), {5: before})
+    return [part for part in measured if part.notes["round"] <= inputs.round]
 
 
 def _roots(context: BuildContext) -> dict[str, str]:

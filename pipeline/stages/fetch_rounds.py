@@ -71,25 +71,24 @@ class FetchedFiles:
     """Outcomes that were decided by settings which have changed since: they do not count any more."""
 
 
-def download_recipe(image: ImageSettings) -> str:
-    """Name of all that decides what a downloaded picture becomes: parts of one recipe serve every build.
-
-    Limits are no part of it, because a picture that passes them is stored in the same way.
-    """
-    return _named(VERSION, image.without_limits())
-
-
 def recipes_of(image: ImageSettings) -> tuple[str, ...]:
-    """The recipe, then the names that it had before: downloads of all are used as they are.
+    """Names of what decides how a downloaded picture is stored, in catalogues of all versions; the newest first.
 
-    They differ by the filter that makes pictures smaller, and the last one, of 0.1.0, holds the limits too.
+    The first one names the rounds of `plantmix retry`. Downloads that are kept under any of them are used as they are.
+    Limits are no part of it, because a picture that passes them is stored in the same way. They differ by the filter
+    that makes pictures smaller, and the last one, of 0.1.0, holds the limits too.
     """
-    older = (_named(_HAMMING, image.without_limits()), _named(_HAMMING, image))
-    return tuple(dict.fromkeys((download_recipe(image), *older)))
+    stored = image.without_limits()
+    named = ((4, stored), (_HAMMING, stored), (_HAMMING, image))
+    names = (fingerprint({"version": version, "image": each.model_dump(mode="json")}) for version, each in named)
+    return tuple(dict.fromkeys(names))
 
 
-def _named(version: int, image: ImageSettings) -> str:
-    return fingerprint({"version": version, "image": image.model_dump(mode="json")})
+def downloads_of(image: ImageSettings, run: StageRun[Any], up_to_round: int) -> list[PartRecord]:
+    """Committed downloads of any build whose pictures are stored as `image` says, up to a round."""
+    parts = [part for name in recipes_of(image) for part in run.catalog.parts_like("fetch", "download", name)]
+    parts += run.made_of("download", image.without_limits())
+    return [part for part in parts if part.notes["round"] <= up_to_round]
 
 
 def last_round(context: BuildContext) -> int:
@@ -97,11 +96,6 @@ def last_round(context: BuildContext) -> int:
     if context.fetch_round is not None:
         return context.fetch_round.number
     return max(context.catalog.rounds.last_closed(recipe) for recipe in recipes_of(context.config.fetch.image))
-
-
-def parts_up_to(run: StageRun[Any], step: str, recipe: str, number: int) -> list[PartRecord]:
-    """Committed parts of a recipe, of any build, up to a round."""
-    return [part for part in run.catalog.parts_like("fetch", step, recipe) if part.notes["round"] <= number]
 
 
 def ids_of(part: PartRecord) -> tuple[str, str] | None:

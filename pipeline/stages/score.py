@@ -259,8 +259,7 @@ def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> Sequence[Part[Meas
 
 
 def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Part[MeasureInputs]]:
-    recipe = _recipe(scorer)
-    done = run.files_of(run.catalog.parts_like("score", "measure", recipe), "scored")
+    done = run.files_of(_scored_by(scorer, run), "scored")
     view_table(sql, "scored", done, SCORED)
     columns = 'sample_id, stored_sha256, md5(text) AS text_md5, pool_file, "offset", length, text'
     groups = cut_rows(
@@ -272,17 +271,16 @@ def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Par
         PART_ROWS,
     )
     sql.execute("DROP VIEW scored")
-    return [Part(MeasureInputs(rows, scorer), recipe, num_rows) for rows, num_rows in groups]
+    return [Part(MeasureInputs(rows, scorer), scorer, num_rows) for rows, num_rows in groups]
 
 
 def _scored(inputs: ScoreInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     """Parts of any build that scored by one of this build's scorers."""
-    return [part for scorer in inputs.scorers for part in run.catalog.parts_like("score", "measure", _recipe(scorer))]
+    return [part for scorer in inputs.scorers for part in _scored_by(scorer, run)]
 
 
-def _recipe(scorer: ScorerInputs) -> str:
-    """Name of all that a score of this scorer depends on besides image and text."""
-    return fingerprint({"version": VERSION, **scorer.identity()})
+def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
+    return run.made_of("measure", scorer, {2: fingerprint({"version": 2, **scorer.identity()})})
 
 
 def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:

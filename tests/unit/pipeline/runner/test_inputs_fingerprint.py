@@ -11,19 +11,21 @@ import itertools
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from manifests.records import fingerprint
+from manifests.catalog import Catalog
+from manifests.records import PartRecord, fingerprint
 from manifests.takedowns import Entry
 from pipeline.captions.settings import MeasureSettings, RuleSet, TextSettings
-from pipeline.config import EvaluationSet
+from pipeline.config import EvaluationSet, RunSettings
 from pipeline.flow import FLOW
 from pipeline.pictures.settings import ImageSettings
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.runner.inputs import identity_of
-from pipeline.runner.work import Part, Stage
+from pipeline.runner.work import Part, Stage, StageRun
 from pipeline.scoring.settings import ScoreRule
 from pipeline.sources.settings import SourceSettings
 from pipeline.store.files import Files, Named, RowGroup
@@ -176,6 +178,26 @@ def test_a_step_and_its_version_are_part_of_a_key() -> None:
     raised = dataclasses.replace(stage, steps=(*stage.steps[:2], dataclasses.replace(stage.steps[2], version=99)))
     inputs = two_of(KINDS["caption"])[0]
     assert raised.fingerprint(inputs) != stage.fingerprint(inputs)
+
+
+def test_parts_of_another_version_of_a_step_are_not_taken_over(tmp_path: Path) -> None:
+    stage = next(stage for stage in FLOW if stage.name == "caption")
+    step, value = stage.steps[0], MeasureSettings()
+    with Catalog.open(str(tmp_path)) as catalog:
+        for place, key in enumerate((step.reuse_key(value), "as before")):
+            record = PartRecord(f"p{place}", stage.name, step.name, key, (), None, {}, 0.0, 1)
+            catalog.commit_parts("version", {place: record})
+
+        def keys_at(version: int, reuse: Any, before: dict[int, str]) -> list[str]:
+            steps = (dataclasses.replace(step, version=version), *stage.steps[1:])
+            run = StageRun(dataclasses.replace(stage, steps=steps), "version", catalog, RunSettings(), None)
+            return [part.key for part in run.made_of(step.name, reuse, before)]
+
+        before = {step.version: "as before"}
+        assert keys_at(step.version, value, before) == ["p1", "p0"]
+        assert keys_at(step.version, value, {}) == ["p0"]
+        assert keys_at(step.version, MeasureSettings(language=False), {}) == []
+        assert keys_at(step.version + 1, value, before) == []
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes", Files])
