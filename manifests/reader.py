@@ -171,7 +171,10 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
     """
     if paths:
         try:
-            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet([{literals(paths)}])")
+            # parts of earlier versions stay in use in this table alone; to join columns by name opens every file
+            mixed = view == "fetched"
+            found = f"read_parquet([{literals(paths)}], union_by_name = {mixed})"
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {found}")
         except duckdb.IOException as error:
             raise IntegrityError(
                 f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "

@@ -70,7 +70,9 @@ FACTS = pa.schema(
         ("format", pa.string()),  # Pillow's name: JPEG, PNG, ...
         ("mode", pa.string()),  # Pillow's mode before conversion
         ("exif_orientation", pa.int8()),  # 1 to 8; 1 when absent
+        ("has_camera", pa.bool_()),  # EXIF names the camera; null where an earlier version measured
         ("pixel_std", pa.float32()),  # standard deviation of the luminance of the stored pixels, 0 to 127.5
+        ("colour_std", pa.float32()),  # the same of their colour (Cb, Cr), 0 for grey; null as for has_camera
         ("pool_file", pa.string()),  # path relative to the pool folder
         ("offset", pa.int64()),  # of the stored bytes in pool_file
         ("length", pa.int64()),

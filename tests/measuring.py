@@ -65,4 +65,6 @@ def check_measures(result: StoredImage) -> None:
     raw = struct.pack(">II", *image.size) + np.asarray(rgb).tobytes()
     assert result.pixels_sha256 == hashlib.sha256(raw).hexdigest()
     assert result.pixel_std == pytest.approx(np.asarray(image.convert("L"), float).std(), abs=1e-9)
+    colours = np.asarray(rgb.reduce(4).convert("YCbCr"), float)[..., 1:].reshape(-1, 2)
+    assert result.colour_std == pytest.approx(np.hypot(*colours.std(axis=0)), abs=1e-9)
     assert image.format == "JPEG"

@@ -67,6 +67,6 @@ class Lives:
             rows_of.setdefault(file, []).append(str(row))
         for file, rows in rows_of.items():
             sql.execute(
-                f"INSERT INTO {table} SELECT * FROM read_parquet([{literals([paths[file]])}]) "
+                f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet([{literals([paths[file]])}]) "
                 f"WHERE file_row_number IN ({', '.join(rows)})"
             )

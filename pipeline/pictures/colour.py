@@ -113,6 +113,18 @@ def _apply_profile(image: Image.Image, icc_profile: bytes) -> Image.Image:
     return image if converted is None else converted
 
 
+def colour_std(rgb: Image.Image) -> float:
+    """How far the colours of a picture are spread, apart from light and dark: 0 for grey, about 2 for sepia.
+
+    The square root of the variances of Cb and Cr, over means of 4 x 4 pixels, which takes a third of the time of all
+    pixels. Photos of groceries have 12 and more.
+    """
+    counts = np.array(rgb.reduce(4).convert("YCbCr").histogram()[256:], np.int64).reshape(2, 256)
+    values, num = np.arange(256), int(counts[0].sum())
+    sums, squares = counts @ values, counts @ (values * values)
+    return float(np.sqrt(float((num * squares - sums * sums).sum()))) / num
+
+
 def _apply_lab(image: Image.Image) -> Image.Image:
     lab = ImageCms.createProfile("LAB")
     transform = ImageCms.buildTransform(lab, _srgb_profile(), "LAB", "RGB")

@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from manifests.outcomes import Outcome
 from pipeline.pictures import sniff
-from pipeline.pictures.colour import UnsupportedMode, is_srgb, simplify, to_srgb
+from pipeline.pictures.colour import UnsupportedMode, colour_std, is_srgb, simplify, to_srgb
 from pipeline.pictures.consent import refusal_of
 from pipeline.pictures.jpeg import jpeg_obstacle, without_metadata
 from pipeline.pictures.phash import measure_luminance
@@ -32,6 +33,7 @@ from pipeline.pictures.shrink import REDUCING_GAP, shrink
 # which random bytes can pass for; only TGA is kept, because real collections hold it.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "HEIF", "TGA")
 _ORIENTATION_TAG = 0x0112
+_CAMERA_TAGS = (0x010F, 0x0110)  # make and model
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,6 +62,7 @@ class Original:
     format: str | None = None
     mode: str | None = None
     exif_orientation: int | None = None
+    has_camera: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class StoredImage:
     pixels_sha256: str
     phash: int
     pixel_std: float
+    colour_std: float
     stored_width_px: int
     stored_height_px: int
     detail: str | None = None
@@ -94,6 +98,7 @@ class PixelMeasures:
     pixels_sha256: str
     phash: int
     pixel_std: float
+    colour_std: float
 
 
 class _WithoutPillowWarnings:
@@ -167,7 +172,7 @@ def measure_pixels(image: Image.Image) -> PixelMeasures:
     luminance = image.convert("L")
     digest = hashlib.sha256(struct.pack(">II", *rgb.size))
     digest.update(rgb.tobytes())
-    return PixelMeasures(digest.hexdigest(), *measure_luminance(luminance))
+    return PixelMeasures(digest.hexdigest(), *measure_luminance(luminance), colour_std(rgb))
 
 
 def _measure_open(
@@ -188,7 +193,8 @@ def _measure_open(
             image.load()
             raw_size, left_to_turn = image.size, _orientation(image)
         turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
-        original = Original(original.num_bytes, original.image_id, *turned, image.format or "", mode, orientation)
+        original = replace(original, width_px=turned[0], height_px=turned[1], format=image.format or "", mode=mode)
+        original = replace(original, exif_orientation=orientation, has_camera=_has_camera(image))
         if refusal := _bad_shape(original, settings):
             return refusal
         target = _target_size(raw_size, settings)
@@ -254,6 +260,7 @@ def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | N
         pixels_sha256=measures.pixels_sha256,
         phash=measures.phash,
         pixel_std=measures.pixel_std,
+        colour_std=measures.colour_std,
         stored_width_px=pixels.width,
         stored_height_px=pixels.height,
         detail=detail,
@@ -289,10 +296,20 @@ def _bad_shape(original: Original, settings: ImageSettings) -> Rejected | None:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation; 1 when it is absent or not one of the eight."""
-    if image.format == "JPEG" and "exif" not in image.info:
-        return 1  # saves 0.1 ms: getexif would look for XMP
-    value = image.getexif().get(_ORIENTATION_TAG, 1)
+    value = _exif(image).get(_ORIENTATION_TAG, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _has_camera(image: Image.Image) -> bool:
+    """Whether EXIF names the camera, as it does where a picture was never saved anew by a tool that drops it."""
+    exif = _exif(image)
+    return any(str(exif.get(tag, "")).strip("\0 ") for tag in _CAMERA_TAGS)
+
+
+def _exif(image: Image.Image) -> Mapping[int, Any]:
+    if image.format == "JPEG" and "exif" not in image.info:
+        return {}  # saves 0.1 ms: getexif would look for XMP
+    return image.getexif()
 
 
 def _too_many_pixels(

@@ -42,7 +42,7 @@ class DamagedDownload:
 
     part: PartRecord
     rows: pa.Table
-    """Schema FETCHED."""
+    """Schema FETCHED; an earlier version wrote fewer columns."""
     places: Mapping[str, Place]
     """By sample id; every one was compared with its sha256."""
 
@@ -199,11 +199,13 @@ def _rows_of(catalog: Catalog, part: PartRecord, damaged: set[str]) -> pa.Table:
         for name, paths in sound.items():
             relation = sql.read_parquet(paths, union_by_name=True) if paths else sql.table("none")
             relation.create_view(name)
+        sql.register("every_column", tables.FACTS.empty_table())
         pool_file = _file_of(part, "pool").path.removeprefix("pool/")
         names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
         rows = sql.sql(
             f"SELECT {names}, coalesce(c.locator, s.address, c.url) AS url, {int(part.notes['round'])} AS round "
-            "FROM facts f JOIN candidates c USING (sample_id) LEFT JOIN secrets s USING (sample_id) "
+            "FROM (FROM every_column UNION ALL BY NAME FROM facts) f JOIN candidates c USING (sample_id) "
+            "LEFT JOIN secrets s USING (sample_id) "
             "WHERE f.pool_file = $1 ORDER BY f.sample_id",
             params=[pool_file],
         ).to_arrow_table()
@@ -276,7 +278,8 @@ def _write_again(workdir: str, download: DamagedDownload) -> bool:
     temp = storage.temp_path(storage.join(workdir, pool.path))
     _write_pool(temp, download)
     made = private_file("pool", pool.path, temp, pool.num_rows)
-    rows = write_table(workdir, "fetched", table.path, download.rows, tables.FETCHED)
+    schema = pa.schema([field for field in tables.FETCHED if field.name in download.rows.column_names])
+    rows = write_table(workdir, "fetched", table.path, download.rows, schema)
     if (made.sha256, rows.sha256) != (pool.sha256, table.sha256):
         for file in (made, rows):
             storage.remove(file.temp)

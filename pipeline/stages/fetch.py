@@ -44,7 +44,11 @@ from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
 # What later stages may depend on: what an image shows, not where it came from or where it lies.
-_CONTENT = ("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px")
+# The last two differ from other builds of the same pictures where an earlier version, which lacks them, measured.
+_CONTENT = (
+    *("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px"),
+    *("has_camera", "colour_std"),
+)
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ STAGE = Stage(
         ),
         fetch_local.STEP,
         fetch_local.SORT,
-        Step("collect", _plan_collect, collect),
+        Step("collect", _plan_collect, collect, version=2),
     ),
     conclude=_conclude,
 )

@@ -136,10 +136,10 @@ def _roots(context: BuildContext) -> dict[str, str]:
 def sort(inputs: SortInputs, run: Execution[None]) -> PartResult:
     """The facts in the order of their ids."""
     with run.scratch() as sql:
-        view_parquet(sql, "fetched", inputs.fetched.paths)
+        view_fetched(sql, [FetchedFiles(inputs.fetched, ())])
         path = f"tables/fetch/sorted-{run.stem}.parquet"
         writer = run.writer("sorted", path, tables.FETCHED, SORTED_GROUP_ROWS)
-        return PartResult((copy_sorted(sql, "FROM fetched", "sample_id, url, round, pool_file, outcome", writer),))
+        return PartResult((copy_sorted(sql, "FROM parts", "sample_id, url, round, pool_file, outcome", writer),))
 
 
 def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[SortInputs]]:

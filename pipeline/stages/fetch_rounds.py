@@ -33,7 +33,7 @@ COUNTS = (
 
 # Columns of FACTS that only a stored picture has.
 _OF_STORED = (
-    *("stored_sha256", "pixels_sha256", "phash", "stored_width_px", "stored_height_px", "pixel_std"),
+    *("stored_sha256", "pixels_sha256", "phash", "stored_width_px", "stored_height_px", "pixel_std", "colour_std"),
     *("pool_file", "offset", "length"),
 )
 
@@ -121,14 +121,17 @@ def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchIn
 
 
 def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], where: str = "true") -> None:
-    """Make the view `parts`: the table `fetched`, and in a column `outdated` whether the outcome is."""
+    """Make the view `parts`: the table `fetched`, and in a column `outdated` whether the outcome is.
+
+    Columns that a part of an earlier version lacks are null.
+    """
     view_table(sql, "parts_none", Files(), FETCHED)
     views = ["SELECT *, false AS outdated FROM parts_none"]
     for number, group in enumerate(fetched):
-        view_table(sql, f"parts_{number}", group.files, FETCHED, where)
+        view_table(sql, f"parts_{number}", group.files, FETCHED, where, of_versions=True)
         outdated = ", ".join(f"'{Outcome(name).value}'" for name in group.outdated) or "NULL"
         views.append(f"SELECT *, coalesce(outcome IN ({outdated}), false) AS outdated FROM parts_{number}")
-    sql.execute(f"CREATE VIEW parts AS {' UNION ALL '.join(views)}")
+    sql.execute(f"CREATE VIEW parts AS {' UNION ALL BY NAME '.join(views)}")
 
 
 def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, where: str) -> str:
@@ -174,7 +177,7 @@ def within_limits(facts: str, image: ImageSettings, signals: Sequence[str]) -> s
     # too many pixels: a download is refused before it is known how they are kept and turned
     kept += "".join(
         f", if(refusal[1] = '{Outcome.TOO_MANY_PIXELS}', NULL, {name}) AS {name}"
-        for name in ("mode", "exif_orientation")
+        for name in ("mode", "exif_orientation", "has_camera")
     )
     return (
         "SELECT * REPLACE (coalesce(refusal[1], outcome) AS outcome, coalesce(refusal[2], detail) AS detail, "

@@ -130,9 +130,11 @@ class _ForDuckDB(AbstractFileSystem):  # type: ignore[misc]  # its base is Any: 
         return self._fs.open(path, mode, cache_type="readahead", **options)
 
 
-def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = "true") -> None:
+def view_parquet(
+    connection: Any, name: str, paths: Sequence[str], where: str = "true", *, of_versions: bool = False
+) -> None:
     """A view over the rows of Parquet files for which `where` holds; remote ones come through fsspec, those of the work
-    folder's store are brought.
+    folder's store are brought. Files `of_versions` may lack columns, which are null then; this opens every file.
     """
     bring_missing(paths)
     for path in paths:
@@ -143,13 +145,16 @@ def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = 
                 connection.register_filesystem(_ForDuckDB(fs))
             with suppress(FileNotFoundError):  # then DuckDB says so
                 fs.ls(path.rpartition("/")[0])  # known from now on; else DuckDB asks 256 times about a table of 18 kB
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{literals(paths)}]) WHERE {where}")
+    found = f"read_parquet([{literals(paths)}], union_by_name = {of_versions})"
+    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {found} WHERE {where}")
 
 
-def view_table(connection: Any, name: str, files: Files, schema: pa.Schema, where: str = "true") -> None:
+def view_table(
+    connection: Any, name: str, files: Files, schema: pa.Schema, where: str = "true", *, of_versions: bool = False
+) -> None:
     """A view over a table; an empty one where there are no files."""
     if files:
-        view_parquet(connection, name, files.paths, where)
+        view_parquet(connection, name, files.paths, where, of_versions=of_versions)
     else:
         connection.register(name, schema.empty_table())
 

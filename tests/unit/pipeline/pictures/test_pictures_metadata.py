@@ -102,3 +102,21 @@ def test_no_bytes_break_the_search_for_metadata(data):
     for start in (b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\4ab"):
         found = without_metadata(start + data)
         assert found is None or found.endswith(b"\xff\xd9")
+
+
+def test_a_camera_that_exif_names_is_noted():
+    exif = Image.Exif()
+    exif[0x0110] = "A Model"
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
+        assert stored(encode(picture(), kind, exif=exif))[0].original.has_camera is True, kind
+        assert stored(encode(picture(), kind))[0].original.has_camera is False, kind
+    exif[0x0110] = "  "
+    assert stored(encode(picture(), "JPEG", exif=exif))[0].original.has_camera is False
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("RGB", "JPEG"), ("RGB", "PNG"), ("RGB", "WEBP")])
+def test_a_grey_picture_has_no_spread_of_colours_whatever_its_mode(mode, kind):
+    grey, colour = (picture(mode=each).convert(mode) for each in ("L", "RGB"))
+    assert stored(encode(grey, kind))[0].colour_std < 1
+    if mode == "RGB":
+        assert stored(encode(colour, kind))[0].colour_std > 20
