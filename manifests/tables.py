@@ -90,6 +90,7 @@ CAPTIONS = pa.schema(
         ("texts", pa.map_(pa.string(), pa.string())),  # text types, where a taxon is known
         ("taxon_name", pa.string()),  # canonical (and, with a backbone, accepted) name without authors; null without
         ("taxon_ranks", pa.map_(pa.string(), pa.string())),  # known ranks as the texts use them; species is a binomial
+        ("taxon_derived", pa.string()),  # ranks of `taxon_ranks` that the source left empty, joined by a space; or null
         ("taxon_given", pa.string()),  # the name that was looked up in the backbone; null without a backbone
         ("taxon_matched", pa.string()),  # how it was found there, see NAMES.matched_how
         ("taxon_id", pa.string()),  # the accepted taxon's id in the backbone

@@ -9,7 +9,8 @@ LEFT JOIN stage_reasons r USING (fingerprint);
 COMMENT ON VIEW funnel IS 'One row a stage and drop reason of the last build; num_in = num_kept + sum(num_dropped).';
 
 CREATE VIEW samples AS
-SELECT c.sample_id, c.domain, c.source, c.url, c.caption, t.text, c.licence,
+SELECT c.sample_id, c.domain, c.source, c.url, c.caption, t.text, t.text_source, c.licence, t.licence_id, t.language,
+       c.taxon_scientific_name, t.taxon_name, t.taxon_ranks, t.taxon_derived,
        f.outcome, f.image_id, f.phash, f.width_px, f.height_px, f.pool_file,
        d.keep, d.stage AS dropped_by, d.reason, d.value, d.threshold, d.other_sample_id, d.distance,
        p.split, p.shard, p.position, p.key

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import axe_core_python
+from environments import lacks
 from PIL import Image
 from release_writer import TINY_ARCHITECTURE
 from selenium import webdriver
@@ -40,12 +41,15 @@ PHONE, DESK = (390, 844), (1280, 900)
 @contextmanager
 def open_chromium() -> Iterator[Any]:
     """A headless Chromium that keeps what its console says."""
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if missing := [name for name, path in programs.items() if path is None]:
+        lacks(f"{' and '.join(missing)}; on Debian: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
+    options.binary_location = programs["chromium"]
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver")
+    service = webdriver.ChromeService(programs["chromedriver"])
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
     with warnings.catch_warnings():

@@ -1,21 +1,30 @@
-"""Environments beside our own, for tests of what is not installed in it. Each is made once, in the root."""
+"""What a machine may lack, and environments beside our own, for tests of what is not installed in it."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sysconfig
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from building import ROOT
 
 
+def lacks(what: str) -> NoReturn:
+    """Skip a test for what this machine lacks. Continuous integration must have it, so there the test fails."""
+    if os.environ.get("CI"):
+        pytest.fail(f"this machine lacks {what}")
+    pytest.skip(f"this machine lacks {what}")
+
+
 def environment(name: str, packages: Sequence[str], on_ours: bool = False) -> Path:
     """Python of the environment `.venv-NAME` with these packages; `on_ours` adds them to what ours has, pinned.
 
-    The test is skipped where there is no package index.
+    Each is made once, in the root. The test is skipped where there is no package index.
     """
     folder = ROOT / f".venv-{name}"
     python = folder / "bin/python"
@@ -35,8 +44,7 @@ def environment(name: str, packages: Sequence[str], on_ours: bool = False) -> Pa
     if done.returncode != 0:
         # only a machine without an index is excused: refused, unknown, or none at all, pip finds no version
         assert "(from versions: none)" in done.stderr, done.stderr
-        pytest.skip(
-            f"no package index to install {' '.join(packages)} from, pip says: {done.stderr.strip().splitlines()[-1]}"
-        )
+        told = done.stderr.strip().splitlines()[-1]
+        lacks(f"a package index to install {' '.join(packages)} from, pip says: {told}")
     stamp.write_text(wanted, encoding="utf-8")
     return python

@@ -40,8 +40,8 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.
     """
     given = pc.fill_null(candidates["caption"].combine_chunks(), "")
     cleaned, steps = clean_captions(given)
-    candidates, provenance = _resolved(candidates, names)
-    taxa = taxon_columns(candidates)
+    resolved, provenance = _resolved(candidates, names)
+    taxa = taxon_columns(resolved, candidates)
     text, source = _fall_back(cleaned, taxa["texts"])
     letters, visible = _count_letters(text)
     words = _count_words(text)

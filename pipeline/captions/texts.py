@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,14 +22,15 @@ EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of captions of dr
 def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
     """Columns sample_id, txt (the text to write) and txt_type (caption or a text type), row for row.
 
-    `captions` holds sample_id, text, texts, domain, source. `txt` is null only where a row has no text at all. Where
-    `prefers_captions`, only rows without a text need `texts`.
+    `captions` holds sample_id, text, text_source, texts, domain, source. `txt` is null only where a row has no text at
+    all. A sentence that stands in for a missing caption (`text_source` is taxon) is no caption. Where
+    `prefers_captions`, only rows without a caption need `texts`.
     """
     if not prefers_captions(settings):
         return _choose_by_row(captions, settings)
     # nearly all rows have a caption; the loop over rows took half the CPU of gathering samples (profile, 2026-11-26)
     text = captions["text"].combine_chunks()
-    has_none = pc.equal(pc.fill_null(text, ""), "")
+    has_none = pc.not_equal(captions["text_source"].combine_chunks(), "caption")
     others = _choose_by_row(captions.filter(has_none), settings)
     return pa.table(
         {
@@ -47,12 +49,12 @@ def prefers_captions(settings: TextSettings) -> bool:
 
 
 def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
-    columns = ("sample_id", "text", "texts", "domain", "source")
+    columns = ("sample_id", "text", "text_source", "texts", "domain", "source")
     rows = zip(*(captions[column].to_pylist() for column in columns), strict=True)
     choice_for = functools.cache(lambda domain, source: _choice_for(domain, source, settings))
     chosen = [
-        _choose(sample_id, text, dict(pairs), choice_for(domain, source), settings.seed)
-        for sample_id, text, pairs, domain, source in rows
+        _choose(sample_id, _there(text, origin, pairs), choice_for(domain, source), settings.seed)
+        for sample_id, text, origin, pairs, domain, source in rows
     ]
     return pa.table(
         {
@@ -81,10 +83,14 @@ def _choice_for(domain: str | None, source: str | None, settings: TextSettings) 
     return next((choice for choice in settings.choices if choice.fits(domain, source)), TextChoice())
 
 
+def _there(text: str, origin: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The texts that a sample has, by name."""
+    return {**dict(pairs), "caption": text} if origin == "caption" else dict(pairs)
+
+
 def _choose(
-    sample_id: str, text: str, texts: dict[str, str], choice: TextChoice, seed: int
+    sample_id: str, there: Mapping[str, str], choice: TextChoice, seed: int
 ) -> tuple[TextName | None, str | None]:
-    there = {**texts, "caption": text}
     wanted = [name for name in choice.any_of if there.get(name)]
     if len(wanted) > 1:
         digest = hashlib.blake2b(f"{seed}\x1f{sample_id}".encode(), digest_size=8).digest()

@@ -165,7 +165,10 @@ def _caption_lines(row: dict[str, Any]) -> list[str]:
 
 def _taxon_lines(life: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """The taxon as given, how the backbone matched it, and what it is accepted as."""
-    ranks = ", ".join(f"{rank} {name}" for rank, name in dict(row["taxon_ranks"] or {}).items())
+    derived = (row["taxon_derived"] or "").split()
+    ranks = ", ".join(
+        f"{rank} {name}" + " (derived)" * (rank in derived) for rank, name in dict(row["taxon_ranks"] or {}).items()
+    )
     name = life["name"]
     if name is None:
         return [f"taxon     {row['taxon_name']} ({ranks or 'no ranks'})"] if row["taxon_name"] else []

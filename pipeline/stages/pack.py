@@ -42,7 +42,7 @@ from pipeline.store.sql import view_parquet
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
-VERSION = 7
+VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ STAGE = Stage(
     about="write webdataset shards and seal the release",
     inputs=_inputs,
     steps=(
-        Step("gather", _plan_gather, gather, version=2, prepares=True),
+        Step("gather", _plan_gather, gather, version=3, prepares=True),
         Step("arrange", _plan_arrange, arrange, version=VERSION),
         Step("write", _plan_shards, write_shard, version=VERSION, unit="samples"),
         Step("record", _plan_record, record.write_record, version=VERSION + sidefiles.VERSION),

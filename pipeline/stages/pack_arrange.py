@@ -30,6 +30,7 @@ from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_parque
 from pipeline.store.tar import BLOCK_BYTES
 
 _TEXTS = pa.map_(pa.string(), pa.string())
+_RANK_COLUMNS = tuple(f"taxon_{rank}" for rank in tables.TAXON_RANKS)
 # What a shard needs of a sample, one row a drawn copy in shard order.
 ARRANGED = pa.schema(
     [
@@ -39,6 +40,7 @@ ARRANGED = pa.schema(
         pa.field("texts", _TEXTS),
         pa.field("licence_id", pa.string()),
         tables.CAPTIONS.field("language"),
+        tables.CAPTIONS.field("taxon_derived"),
         *[tables.FACTS.field(name) for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")],
         *[tables.CANDIDATES.field(name) for name in record.CANDIDATE_COLUMNS],
     ]
@@ -48,7 +50,7 @@ GATHERED_GROUP_ROWS = 10_000
 _JSON_BYTES = 620  # a json member's names, quotes, hashes and sizes, without its other values
 _JSON_COLUMNS = (
     "domain", "source", "record_key", "url", "caption", "taxon_scientific_name", "taxon_vernacular_name", "licence_id",
-    "creator", "rights_holder", "reference_url", "extra", *(f"taxon_{rank}" for rank in tables.TAXON_RANKS),
+    "creator", "rights_holder", "reference_url", "extra", "taxon_derived", *_RANK_COLUMNS,
 )  # fmt: skip
 GATHERED = ARRANGED.append(pa.field("tar_bytes", pa.int64()))
 """`tar_bytes` is about what a sample takes in a shard; 0 where only the number of samples decides where one ends.
@@ -58,7 +60,7 @@ A gathered table lacks the columns in which no sample of the build has a value.
 _JOINED = {
     "candidates": record.CANDIDATE_COLUMNS,
     "facts": (*record.FACT_COLUMNS, "pool_file", "offset", "length"),
-    "captions": ("text", "licence_id", "language"),
+    "captions": ("text", "text_source", "licence_id", "language", "taxon_derived"),
 }
 _NUMBERED = "CREATE TABLE drawn AS SELECT sample_id FROM draws WHERE copy = 0"  # a sample's number is its rowid
 _DRAWS = "SELECT d.*, n.rowid AS number FROM draws d JOIN drawn n USING (sample_id) ORDER BY d.split = 'train', d.rank"
@@ -67,10 +69,13 @@ _OF_DRAWN = "SELECT n.rowid AS number, {columns} FROM {table} JOIN drawn n USING
 # took a third of the CPU of gather and arrange.
 _TEXTS_OF_CAPTIONS = """
     CREATE VIEW captions AS SELECT c.* EXCLUDE (texts), {choosable} AS choosable,
-        if(x.more IS NULL, {members}, map_concat({members}, x.more)) AS texts
+        if(x.more IS NULL, {members}, map_concat({members}, x.more)) AS texts,
+        if(c.taxon_derived IS NULL, NULL, map_from_entries(list_filter(map_entries(c.taxon_ranks),
+            lambda e: list_contains(string_split(c.taxon_derived, ' '), e.key)))) AS derived
     FROM all_captions c LEFT JOIN extra_texts x USING (sample_id)
 """
-_WITHOUT_CAPTION = "SELECT 1 FROM all_captions WHERE coalesce(text, '') = '' LIMIT 1"
+_IS_CAPTION = "c.text_source = 'caption'"
+_WITHOUT_CAPTION = f"SELECT 1 FROM all_captions c WHERE NOT {_IS_CAPTION} LIMIT 1"
 _TAKEN_ROWS = 50_000
 _SAMPLE_BYTES = 300  # what all tables have of a sample, at least where it has three hashes, a URL and a caption
 
@@ -181,19 +186,25 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     columns = {name: list(names) for name, names in _JOINED.items()}
     with run.scratch() as sql:
         for name, names in columns.items():
-            empty = empty_columns(sql, getattr(inputs, name).paths) - {"text"}
+            empty = empty_columns(sql, getattr(inputs, name).paths) - {"text", "text_source"}
             columns[name] = [each for each in names if each not in empty]
     if inputs.texts.members or inputs.extra_captions:
         columns["captions"].append("texts")
     kept = {each for names in columns.values() for each in names}
-    without = {name for names in (*_JOINED.values(), ("texts",)) for name in names if name not in kept}
+    unread = {name for names in (*_JOINED.values(), ("texts",)) for name in names if name not in kept}
+    without = unread
+    if "taxon_derived" in kept:
+        columns["captions"].append("derived")
+        without = unread.difference(_RANK_COLUMNS)
     # row groups are small, because a part of `arrange` reads those that hold its ranks
     schema = pa.schema([field for field in GATHERED if field.name not in without])
     writer = run.writer("gathered", f"tables/pack/{run.stem}.parquet", schema, GATHERED_GROUP_ROWS)
     for joined in _join(inputs, columns, run):
-        rows = add_empty(joined, GATHERED, without)
+        rows = _with_derived(add_empty(joined, GATHERED, unread))
         choosable = rows["choosable"] if "choosable" in rows.column_names else pa.nulls(rows.num_rows, _TEXTS)
-        captions = rows.select(["sample_id", "text", "domain", "source"]).append_column("texts", choosable)
+        captions = rows.select(["sample_id", "text", "text_source", "domain", "source"]).append_column(
+            "texts", choosable
+        )
         chosen = choose_texts(captions, inputs.texts)
         # no text was chosen: such a sample gets an empty txt member
         rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
@@ -201,6 +212,16 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
         sizes = estimate_bytes(rows, inputs.texts) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
         writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
     return PartResult((writer.close(),))
+
+
+def _with_derived(rows: pa.Table) -> pa.Table:
+    """The ranks that the source left empty, filled with what the name states or the backbone says (`derived`)."""
+    if "derived" not in rows.column_names:
+        return rows
+    for name in _RANK_COLUMNS:
+        ranks = pc.map_lookup(rows["derived"].combine_chunks(), name.removeprefix("taxon_"), "first")
+        rows = rows.set_column(rows.column_names.index(name), name, pc.coalesce(ranks, rows[name].combine_chunks()))
+    return rows.drop_columns("derived")
 
 
 def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execution[None]) -> Iterator[pa.Table]:
@@ -270,7 +291,7 @@ def _view_captions(sql: Any, inputs: GatherInputs, bucket: Bucket) -> list[str]:
     sql.execute(
         _TEXTS_OF_CAPTIONS.format(
             members=picked if texts.members else "MAP([]::VARCHAR[], []::VARCHAR[])",
-            choosable="if(coalesce(c.text, '') = '', c.texts, NULL)" if prefers_captions(texts) else "c.texts",
+            choosable=f"if({_IS_CAPTION}, NULL, c.texts)" if prefers_captions(texts) else "c.texts",
         )
     )
     return ["choosable"] if not prefers_captions(texts) or sql.execute(_WITHOUT_CAPTION).fetchall() else []

@@ -40,6 +40,7 @@ SAMPLES = pa.schema(
         pa.field("text_type", pa.string()),
         pa.field("licence_id", pa.string()),
         tables.CAPTIONS.field("language"),
+        tables.CAPTIONS.field("taxon_derived"),
         *[tables.FACTS.field(name) for name in FACT_COLUMNS],
         *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
     ]
@@ -52,13 +53,12 @@ _ARRANGED_COLUMNS = [
 
 _JSON_TEXTS = {  # fields of the json member that are texts, and the columns of arranged samples they come from
     **{name: name for name in ("sample_id", "domain", "source", "record_key", "url", "caption", "creator",
-                               "rights_holder", "reference_url", "extra")},
-    "uid": "sample_id",  # as DataComp's tools name it
+                               "rights_holder", "reference_url", "extra", "licence_id", "taxon_scientific_name",
+                               "taxon_vernacular_name", "taxon_derived")},
+    **{f"taxon_{rank}": f"taxon_{rank}" for rank in tables.TAXON_RANKS},
     "text_type": "txt_type",
-    "scientific_name": "taxon_scientific_name",
-    "vernacular_name": "taxon_vernacular_name",
-    "licence": "licence_id",
-    "sha256": "image_id",
+    "uid": "sample_id",  # as DataComp's tools name it
+    "sha256": "image_id",  # as img2dataset names it, and the sizes below
 }  # fmt: skip
 _JSON_NUMBERS = {
     "width": "stored_width_px",
@@ -93,7 +93,6 @@ def sample_jsons(rows: pa.Table, keys: Sequence[str]) -> list[bytes]:
     values = {
         "key": _json_texts(pa.array(keys, pa.string())),
         "phash": pa.array([f'"{phash:016x}"' for phash in rows["phash"].to_pylist()], pa.string()),
-        "taxon": _json_objects({rank: _json_texts(rows[f"taxon_{rank}"]) for rank in tables.TAXON_RANKS}),
         **{name: _json_texts(rows[column]) for name, column in _JSON_TEXTS.items()},
         **{name: pc.fill_null(pc.cast(rows[column], pa.string()), "null") for name, column in _JSON_NUMBERS.items()},
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -127,16 +128,38 @@ def known_ranks(ranks: tuple[str | None, ...], scientific_name: str | None) -> d
     return {rank: value for rank, value in zip(TAXON_RANKS, held, strict=True) if value}
 
 
-def taxon_columns(candidates: pa.Table) -> dict[str, pa.Array]:
-    """Columns texts, taxon_name and taxon_ranks (see CAPTIONS) of candidates; each distinct taxon is read once."""
-    columns = [f"taxon_{rank}" for rank in TAXON_RANKS] + ["taxon_scientific_name", "taxon_vernacular_name"]
-    rows = zip(*(candidates[column].to_pylist() for column in columns), strict=True)
+def derived_ranks(stated: tuple[str | None, ...], known: Mapping[str, str]) -> str | None:
+    """The ranks of `known` that the source left empty, joined by a space; None where there are none.
+
+    A source that states another genus, or another family, than `known` keeps its own ranks alone: half of one
+    classification and half of another would be no taxon.
+    """
+    tidy = {rank: tidy_name(value or "") for rank, value in zip(TAXON_RANKS, stated, strict=True)}
+    own = {rank: value for rank, value in tidy.items() if value and not is_no_name(value)}
+    as_texts_use_them = known_ranks(tuple(own.get(rank) for rank in TAXON_RANKS), None)
+    if any(known.get(rank) != value for rank, value in as_texts_use_them.items() if " " in value or rank != "species"):
+        return None
+    return " ".join(rank for rank in known if rank not in own) or None
+
+
+def taxon_columns(candidates: pa.Table, stated: pa.Table) -> dict[str, pa.Array]:
+    """Columns texts, taxon_name, taxon_ranks and taxon_derived (see CAPTIONS); each distinct taxon is read once.
+
+    `stated` are the same rows as the source gave them; in `candidates` a backbone may have put accepted names.
+    """
+    ranks = [f"taxon_{rank}" for rank in TAXON_RANKS]
+    columns = [*ranks, "taxon_scientific_name", "taxon_vernacular_name"]
+    both = [candidates[column].to_pylist() for column in columns] + [stated[column].to_pylist() for column in ranks]
+    rows = zip(*both, strict=True)
     seen: dict[tuple[str | None, ...], int] = {}
     take = pa.array([seen.setdefault(row, len(seen)) for row in rows], pa.int64())
     texts = [taxon_texts(row[:7], row[7], row[8]) for row in seen]
+    known = [known_ranks(row[:7], row[7]) for row in seen]
+    derived = [derived_ranks(row[9:], ranks) for row, ranks in zip(seen, known, strict=True)]
     kind = pa.map_(pa.string(), pa.string())
     return {
         "texts": pa.array([list(text.items()) for text in texts], kind).take(take),
         "taxon_name": pa.array([text.get("canonical") for text in texts], pa.string()).take(take),
-        "taxon_ranks": pa.array([list(known_ranks(row[:7], row[7]).items()) for row in seen], kind).take(take),
+        "taxon_ranks": pa.array([list(ranks.items()) for ranks in known], kind).take(take),
+        "taxon_derived": pa.array(derived, pa.string()).take(take),
     }

@@ -216,8 +216,8 @@ DATASETS = """
 import hashlib, json, sys
 import datasets
 found = datasets.load_dataset(sys.argv[1], streaming={streaming})
-print(json.dumps({split: sorted([row["__key__"], row["txt"], row["jpg"].size, row["json"]["licence"]] for row in rows)
-                  for split, rows in found.items()}))
+print(json.dumps({split: sorted([row["__key__"], row["txt"], row["jpg"].size, row["json"]["licence_id"]]
+                                for row in rows) for split, rows in found.items()}))
 """
 
 

@@ -13,7 +13,7 @@ from manifests.errors import ConfigError
 from manifests.tables import VERDICTS
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import RULE_NAMES, CaptionSettings, TextSettings
+from pipeline.captions.settings import RULE_NAMES, CaptionSettings, TextChoice, TextSettings
 from pipeline.captions.texts import choose_texts, text_members
 
 
@@ -237,13 +237,14 @@ def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
     chosen = choose_texts(joined, checked.text)
     assert chosen["txt"].to_pylist() == ["a photo of Wall iris.", "a photo of Wall iris.", "A pond", None]
     assert chosen["txt_type"].to_pylist() == ["com", "com", "caption", None]
+    both = choose_texts(joined, TextSettings(choices=(TextChoice(any_of=("caption", "sci"), otherwise=("sentence",)),)))
+    assert both["txt_type"].to_pylist()[1] == "sci"  # the sentence in place of a caption is no caption to draw
     texts = dict(measured["texts"][0].as_py())
     assert text_members(texts, checked.text) == {"sci.txt": "a photo of Iris tectorum.", "common_name.txt": "Wall iris"}
     assert text_members({}, checked.text) == {}
-    emptied = joined.set_column(joined.schema.get_field_index("text"), "text", pa.array(["", None, "A pond", ""]))
-    plain = choose_texts(emptied, TextSettings())
-    assert plain["txt_type"].to_pylist() == ["sentence", "sentence", "caption", None]
-    assert plain["txt"].to_pylist() == [texts["sentence"], texts["sentence"], "A pond", None]
+    plain = choose_texts(joined, TextSettings())
+    assert plain["txt_type"].to_pylist() == ["caption", "sentence", "caption", None]
+    assert plain["txt"].to_pylist() == ["A pond in spring", texts["sentence"], "A pond", None]
 
 
 def test_a_drawn_text_depends_on_the_sample_alone(make_candidates) -> None:

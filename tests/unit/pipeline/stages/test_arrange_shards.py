@@ -88,17 +88,14 @@ def test_the_estimate_is_the_size_within_a_block_or_two() -> None:
 def encoded(values: dict[str, Any], key: str) -> bytes:
     """The json member of one sample as json's own encoder writes it."""
     named = ("sample_id", "domain", "source", "record_key", "url", "caption", "creator", "rights_holder",
-             "reference_url", "extra")  # fmt: skip
+             "reference_url", "extra", "licence_id", "taxon_scientific_name", "taxon_vernacular_name",
+             "taxon_derived", *(f"taxon_{rank}" for rank in TAXON_RANKS))  # fmt: skip
     told = {
         **{name: values[name] or "" for name in named},
         "key": key,
         "uid": values["sample_id"],
         "text_type": values["txt_type"] or "",
-        "scientific_name": values["taxon_scientific_name"] or "",
-        "vernacular_name": values["taxon_vernacular_name"] or "",
-        "licence": values["licence_id"] or "",
         "sha256": values["image_id"],
-        "taxon": {rank: values[f"taxon_{rank}"] or "" for rank in TAXON_RANKS},
         "width": values["stored_width_px"],
         "height": values["stored_height_px"],
         "original_width": values["width_px"],

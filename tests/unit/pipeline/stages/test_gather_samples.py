@@ -37,13 +37,16 @@ def to_gather(
     """Samples with these ranks and texts, and an extra caption for the last one."""
     num = len(ranks)
     ids = [f"{number:032x}" for number in range(num)]
+    origin = ["caption" if each else "taxon" for each in text]
     return GatherInputs(
         draws=write_rows(
             folder, "draws", tables.DRAWS, sample_id=ids, copy=[0] * num, split=["train"] * num, rank=ranks
         ),
         candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num),
         facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids),
-        captions=write_rows(folder, "captions", tables.CAPTIONS, sample_id=ids, text=text, texts=texts),
+        captions=write_rows(
+            folder, "captions", tables.CAPTIONS, sample_id=ids, text=text, texts=texts, text_source=origin
+        ),
         extra_captions=write_rows(
             folder, "extra", tables.EXTRA_CAPTIONS, sample_id=ids[-1:], place=[1], text=["more"], from_sample_id=["f"]
         ),
@@ -74,6 +77,24 @@ def test_only_texts_that_a_shard_needs_are_gathered(
     rows = pq.read_table(gathered.temp).sort_by("sample_id")
     assert rows["txt"].to_pylist() == txt
     assert rows["texts"].to_pylist() == texts
+
+
+def test_ranks_that_the_source_left_empty_are_filled_and_named(tmp_path: Path) -> None:
+    inputs = to_gather(tmp_path, [0, 1, 2], ["a leaf", "a root", "a tree"], [[]] * 3, TextSettings())
+    ids = [f"{number:032x}" for number in range(3)]
+    ranks = [("genus", "Acer"), ("species", "Acer rubrum")]
+    stated = write_rows(
+        tmp_path, "candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * 3, taxon_genus=["Acer", None, "Acer"]
+    )
+    captions = write_rows(
+        tmp_path, "captions", tables.CAPTIONS, sample_id=ids, text=["t"] * 3, text_source=["caption"] * 3,
+        texts=[[]] * 3, taxon_ranks=[ranks, ranks, ranks], taxon_derived=["species", "genus species", None],
+    )  # fmt: skip
+    inputs = replace(inputs, candidates=stated, captions=captions, extra_captions=Files())
+    (gathered,) = gather(inputs, Execution(str(tmp_path), 1, "x", None)).files
+    rows = pq.read_table(gathered.temp).sort_by("sample_id").to_pylist()
+    told = [(row["taxon_genus"], row["taxon_species"], row["taxon_derived"]) for row in rows]
+    assert told == [("Acer", "Acer rubrum", "species"), ("Acer", "Acer rubrum", "genus species"), ("Acer", None, None)]
 
 
 @pytest.mark.parametrize("by_bytes", [False, True])
@@ -114,7 +135,12 @@ def drawn_samples(folder: Path, num: int) -> GatherInputs:
         candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, **told),
         facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids, image_id=[each[::-1] for each in ids]),
         captions=write_rows(
-            folder, "captions", tables.CAPTIONS, sample_id=ids, text=[f"text of {each}" * 8 for each in ids]
+            folder,
+            "captions",
+            tables.CAPTIONS,
+            sample_id=ids,
+            text=[f"text of {each}" * 8 for each in ids],
+            text_source=["caption"] * num,
         ),
         extra_captions=Files(),
         texts=TextSettings(),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from manifests.tables import TAXON_RANKS
 from pipeline.vocabulary.names import EMPTY_NAME, parse_name
-from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES, taxon_columns, taxon_texts
+from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES, derived_ranks, taxon_columns, taxon_texts
 
 GOLDEN = Path(__file__).parent / "names_golden.tsv"
 ROWS = list(csv.DictReader(GOLDEN.read_text(encoding="utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -106,14 +107,35 @@ def test_nothing_known_gives_no_text() -> None:
 
 def test_taxon_columns_follow_the_rows(make_candidates) -> None:
     rows = [{"taxon_scientific_name": "Iris tectorum"}, {}, {"taxon_scientific_name": "Iris tectorum"}]
-    columns = taxon_columns(make_candidates(rows))
+    candidates = make_candidates(rows)
+    columns = taxon_columns(candidates, candidates)
     texts = columns["texts"]
     assert [dict(row) for row in columns["taxon_ranks"].to_pylist()] == [
         {"genus": "Iris", "species": "Iris tectorum"}, {}, {"genus": "Iris", "species": "Iris tectorum"}
     ]  # fmt: skip
     assert columns["taxon_name"].to_pylist() == ["Iris tectorum", None, "Iris tectorum"]
+    assert columns["taxon_derived"].to_pylist() == ["genus species", None, "genus species"]
     assert texts.type == pa.map_(pa.string(), pa.string())
     assert [len(row) for row in texts.to_pylist()] == [len(TEXT_TYPES), 0, len(TEXT_TYPES)]
+
+
+@pytest.mark.parametrize(
+    ("stated", "known", "derived"),
+    [
+        ({}, {"genus": "Iris", "species": "Iris tectorum"}, "genus species"),
+        ({"genus": "Iris"}, {"genus": "Iris", "species": "Iris tectorum"}, "species"),
+        ({"genus": "Iris", "species": "tectorum"}, {"genus": "Iris", "species": "Iris tectorum"}, None),
+        ({"species": "Iris tectorum"}, {"genus": "Iris", "species": "Iris tectorum"}, "genus"),
+        ({"species": "unknown"}, {"genus": "Iris"}, "genus"),
+        ({"genus": "Aster"}, {"family": "Asteraceae", "genus": "Symphyotrichum"}, None),  # another classification
+        ({"family": "Iridaceae"}, {"family": "Iridaceae", "genus": "Iris"}, "genus"),
+        ({"genus": "Iris"}, {}, None),
+    ],
+)
+def test_derived_ranks_fill_holes_and_mix_no_classifications(
+    stated: dict[str, str], known: dict[str, str], derived: str | None
+) -> None:
+    assert derived_ranks(tuple(stated.get(rank) for rank in TAXON_RANKS), known) == derived
 
 
 @pytest.mark.parametrize("piece", ["Rosa × ", "R. × ", "Rosa 'a b' × ", "<", "Rosa alba (cf.) "])
