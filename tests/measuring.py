@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.pictures.jpeg import without_metadata
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
-from pipeline.pictures.jpeg import without_metadata
 from pipeline.pictures.settings import ImageSettings
 
 PLAIN = ImageSettings(min_side_px=1, max_pixels=30_000_000)

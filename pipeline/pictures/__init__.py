@@ -1,1 +1,1 @@
-"""Bytes to a measured picture: sniff, decode, orient, resize, hash."""
+"""Bytes to a measured picture: open, resize, store, hash."""

@@ -12,43 +12,30 @@ import io
 import os
 import struct
 import threading
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from manifests.outcomes import Outcome
-from pipeline.pictures import sniff
-from pipeline.pictures.colour import UnsupportedMode, colour_std, is_srgb, simplify, to_srgb
+from manifests.pictures.colour import colour_std, simplify, to_srgb
+from manifests.pictures.jpeg import without_metadata
+from manifests.pictures.opening import (
+    TURNS,
+    Unreadable,
+    as_unreadable,
+    exif_of,
+    is_plain,
+    open_picture,
+    orientation_of,
+    without_pillow_warnings,
+)
 from pipeline.pictures.consent import refusal_of
-from pipeline.pictures.jpeg import jpeg_obstacle, without_metadata
 from pipeline.pictures.phash import measure_luminance
 from pipeline.pictures.settings import ImageSettings
 from pipeline.pictures.shrink import REDUCING_GAP, shrink
 
-# The formats of photos on the web. EPS is left out because it runs Ghostscript, and so are formats without a signature,
-# which random bytes can pass for; only TGA is kept, because real collections hold it.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "HEIF", "TGA")
-_ORIENTATION_TAG = 0x0112
 _CAMERA_TAGS = (0x010F, 0x0110)  # make and model
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Bytes that a pixel takes at the peak of decoding and simplifying, measured on 16 Mpx pictures with Pillow 13. No
-# picture may take more bytes than `max_pixels` of ALLOWED_BYTES each.
-ALLOWED_BYTES = 8
-_BYTES_OF_FORMAT = {"JPEG2000": 20, "WEBP": 17, "AVIF": 10, "HEIF": 10}
-_BYTES_WITH_TRANSPARENCY = 12  # a palette, or one colour that is declared transparent
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,34 +88,6 @@ class PixelMeasures:
     colour_std: float
 
 
-class _WithoutPillowWarnings:
-    """Pillow's warnings (odd EXIF, palettes, sizes) are off while any thread measures: none changes what we do.
-
-    `warnings.catch_warnings` alone is not safe for threads: the first to leave would end the filter for the others, and
-    the last would put it back for good.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_inside = 0
-        self._context = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_inside == 0:
-                self._context = warnings.catch_warnings()
-                self._context.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._num_inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0:
-                self._context.__exit__(None, None, None)
-
-
-_without_pillow_warnings = _WithoutPillowWarnings()
 _mine = threading.local()  # `stream`: where a thread encodes its pictures
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _mine.__dict__.clear())  # else two processes would write into one file
@@ -147,21 +106,14 @@ class _MemoryFile(io.FileIO):
 
 def measure_image(body: bytes, settings: ImageSettings, *, with_c2pa: bool = False) -> StoredImage | Rejected:
     """Turn the bytes of a download into a stored picture, or say why not; `with_c2pa` reads C2PA's assertion too."""
-    if not body:
-        return Rejected(Outcome.EMPTY_BODY, "no bytes")
     original = Original(len(body), hashlib.sha256(body).hexdigest())
-    kind = sniff.image_kind(body)
-    if kind == "WEBP" and (size := sniff.webp_size(body)) and size[0] * size[1] > settings.max_pixels:
-        return _too_many_pixels(original, size, settings)
-    with _without_pillow_warnings:
+    with without_pillow_warnings:
         try:
-            image = Image.open(io.BytesIO(body), formats=_readable_formats())
-        except UnidentifiedImageError:
-            return _unreadable(body, kind, original)
-        except Image.DecompressionBombError as error:
-            return Rejected(Outcome.TOO_MANY_PIXELS, str(error), original)
-        except Exception as error:  # on hostile bytes a parser raises anything: struct.error, KeyError, zlib.error ...
-            return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), original)
+            image = open_picture(body, settings.max_pixels)
+        except Unreadable as why:
+            width_px, height_px = why.size or (None, None)
+            original = replace(original, width_px=width_px, height_px=height_px, format=why.kind)
+            return Rejected(why.outcome, why.detail, original if body else None)
         with image:
             return _measure_open(image, body, original, settings, with_c2pa)
 
@@ -178,39 +130,28 @@ def measure_pixels(image: Image.Image) -> PixelMeasures:
 def _measure_open(
     image: ImageFile.ImageFile, body: bytes, original: Original, settings: ImageSettings, with_c2pa: bool
 ) -> StoredImage | Rejected:
-    raw_size = image.size
-    if raw_size[0] * raw_size[1] > settings.max_pixels:
-        return _too_many_pixels(original, raw_size, settings, image.format)
-    if raw_size[0] * raw_size[1] * _bytes_per_pixel(image) > settings.max_pixels * ALLOWED_BYTES:
-        refused = _too_many_pixels(original, raw_size, settings, image.format)
-        more = f" of {ALLOWED_BYTES} bytes; a pixel of this {image.format} takes {_bytes_per_pixel(image)} to decode"
-        return replace(refused, detail=refused.detail + more)
-    mode = image.mode
+    raw_size, mode = image.size, image.mode
     icc_profile = image.info.get("icc_profile")
     try:
-        orientation = left_to_turn = _orientation(image)
-        if image.format == "TIFF":  # Pillow turns these itself, some releases before and some after loading
+        with as_unreadable():
+            orientation = left_to_turn = orientation_of(image)
+            if image.format == "TIFF":  # Pillow turns these itself, some releases before and some after loading
+                image.load()
+                raw_size, left_to_turn = image.size, orientation_of(image)
+            turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
+            original = replace(original, width_px=turned[0], height_px=turned[1], format=image.format or "", mode=mode)
+            original = replace(original, exif_orientation=orientation, has_camera=_has_camera(image))
+            if refusal := _bad_shape(original, settings):
+                return refusal
+            target = _target_size(raw_size, settings)
+            image.draft(None, (int(target[0] * REDUCING_GAP), int(target[1] * REDUCING_GAP)))
             image.load()
-            raw_size, left_to_turn = image.size, _orientation(image)
-        turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
-        original = replace(original, width_px=turned[0], height_px=turned[1], format=image.format or "", mode=mode)
-        original = replace(original, exif_orientation=orientation, has_camera=_has_camera(image))
-        if refusal := _bad_shape(original, settings):
-            return refusal
-        target = _target_size(raw_size, settings)
-        image.draft(None, (int(target[0] * REDUCING_GAP), int(target[1] * REDUCING_GAP)))
-        image.load()
-        simple = simplify(image)
-        said = refusal_of(image, body, with_c2pa=with_c2pa)
-    except UnsupportedMode as error:
-        return Rejected(Outcome.UNSUPPORTED_IMAGE, str(error), original)
-    except Image.DecompressionBombError as error:
-        return Rejected(Outcome.TOO_MANY_PIXELS, str(error), original)
-    except Exception as error:  # as above, for decoders
-        return Rejected(Outcome.CORRUPT_IMAGE, _describe(error), original)
+            simple = simplify(image)
+            said = refusal_of(image, body, with_c2pa=with_c2pa)
+    except Unreadable as why:
+        return Rejected(why.outcome, why.detail, original)
     fits = simple.size == target
-    untouched = orientation == 1 and fits and mode in ("RGB", "L") and image.format == "JPEG"
-    if untouched and (not icc_profile or is_srgb(icc_profile)):
+    if fits and image.format == "JPEG" and is_plain(image):
         kept = body if settings.keep_metadata else without_metadata(body)
         if kept is not None:
             return _store(kept, simple, original, said)
@@ -219,7 +160,7 @@ def _measure_open(
         image.close()  # what comes next uses its memory, which still lies in the core's cache
     final = to_srgb(simple, icc_profile, settings.background)
     if left_to_turn != 1:
-        final = final.transpose(_TURNS[left_to_turn])
+        final = final.transpose(TURNS[left_to_turn])
     stored = _encode(final, settings.jpeg_quality)
     size = final.size
     final.close()
@@ -243,12 +184,6 @@ def _encode(image: Image.Image, quality: int) -> bytes:
     if num_bytes > _MOST_KEPT_BYTES:
         stream.truncate(0)
     return found
-
-
-def _bytes_per_pixel(image: ImageFile.ImageFile) -> int:
-    """Bytes that decoding takes at its peak; 8 or fewer for everything that is not listed."""
-    known = _BYTES_OF_FORMAT.get(image.format or "", ALLOWED_BYTES)
-    return max(known, _BYTES_WITH_TRANSPARENCY) if "transparency" in image.info else known
 
 
 def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | None) -> StoredImage:
@@ -294,49 +229,7 @@ def _bad_shape(original: Original, settings: ImageSettings) -> Rejected | None:
     return None
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 when it is absent or not one of the eight."""
-    value = _exif(image).get(_ORIENTATION_TAG, 1)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def _has_camera(image: Image.Image) -> bool:
     """Whether EXIF names the camera, as it does where a picture was never saved anew by a tool that drops it."""
-    exif = _exif(image)
+    exif = exif_of(image)
     return any(str(exif.get(tag, "")).strip("\0 ") for tag in _CAMERA_TAGS)
-
-
-def _exif(image: Image.Image) -> Mapping[int, Any]:
-    if image.format == "JPEG" and "exif" not in image.info:
-        return {}  # saves 0.1 ms: getexif would look for XMP
-    return image.getexif()
-
-
-def _too_many_pixels(
-    original: Original, size: tuple[int, int], settings: ImageSettings, kind: str | None = "WEBP"
-) -> Rejected:
-    detail = f"{size[0]} x {size[1]} px, allowed {settings.max_pixels} pixels"
-    return Rejected(
-        Outcome.TOO_MANY_PIXELS, detail, Original(original.num_bytes, original.image_id, size[0], size[1], kind)
-    )
-
-
-def _unreadable(body: bytes, kind: str | None, original: Original) -> Rejected:
-    """Why no plugin reads the bytes: another kind of file, a format that this Pillow lacks, or a broken header."""
-    if kind is None:
-        return Rejected(Outcome.NOT_AN_IMAGE, sniff.other_kind(body), original)
-    if kind == "JPEG" and (obstacle := jpeg_obstacle(body)):
-        return Rejected(Outcome.UNSUPPORTED_IMAGE, obstacle, original)
-    if kind not in _readable_formats():
-        return Rejected(Outcome.UNSUPPORTED_IMAGE, f"{kind} cannot be read here", original)
-    return Rejected(Outcome.CORRUPT_IMAGE, f"{kind} with a broken header", original)
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
-
-
-@lru_cache(maxsize=1)
-def _readable_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)

@@ -6,10 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from manifests.pictures.bounds import MOST_PIXELS
 from manifests.settings import Settings
-
-# Pillow itself refuses more than twice its MAX_IMAGE_PIXELS (89,478,485).
-PILLOW_LIMIT_PIXELS = 178_956_970
 
 
 class ImageSettings(Settings):
@@ -29,7 +27,7 @@ class ImageSettings(Settings):
     """Pictures with a shorter side below this end as image_too_small."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 20.0
     """Longer over shorter side. Pictures above it end as aspect_too_extreme."""
-    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_LIMIT_PIXELS)] = 100_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 100_000_000
     """Pictures above it end as too_many_pixels, before anything is decoded. Formats that take more than 8 bytes a pixel
     to decode (WebP 17, JPEG 2000 20, AVIF and HEIF 10, transparent palettes 12) may have fewer pixels in proportion."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000

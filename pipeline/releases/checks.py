@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -247,14 +246,15 @@ def _read_shards(release: Release) -> Iterator[tuple[int, str | None]]:
 
 def _fault_of(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
     import imagehash
-    from PIL import Image
+
+    from manifests.pictures.opening import open_stored
 
     where = f"{row['shard']}/{row['key']}"
     image = members.get("jpg", b"")
     if hashlib.sha256(image).hexdigest() != row["stored_sha256"]:
         return f"{where}: the image is not the one recorded"
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with open_stored(image) as opened:
             opened.load()
             phash = int(str(imagehash.phash(opened)), 16)
             size = opened.size

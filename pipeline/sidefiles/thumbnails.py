@@ -13,7 +13,7 @@ THUMBNAIL_PX = 144
 
 def read_thumbnail(sql: Any, pool: PoolReader, sample_id: str) -> bytes | None:
     """A stored image as a small JPEG; None where nothing is stored or its bytes are gone."""
-    from PIL import Image
+    from manifests.pictures.opening import open_stored
 
     query = f"SELECT {STORED_COLUMNS} FROM facts WHERE sample_id = ? AND outcome = 'ok'"
     rows = sql.execute(query, [sample_id]).fetchall()
@@ -23,7 +23,7 @@ def read_thumbnail(sql: Any, pool: PoolReader, sample_id: str) -> bytes | None:
         content = pool.read(*rows[0])
     except IntegrityError:
         return None
-    with Image.open(io.BytesIO(content)) as picture:
+    with open_stored(content) as picture:
         small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     stream = io.BytesIO()

@@ -16,7 +16,6 @@ same (dedup_semantic.py).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from manifests import tables
+from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.matching.pairs import distinct_of
 from pipeline.matching.search import Hashes, bit_entropies
@@ -310,7 +309,7 @@ def measure_detail(inputs: DetailInputs, run: Execution[None]) -> PartResult:
     found = []
     with PoolReader(run.workdir) as pool:
         for stored in pool.read_rows(rows):
-            with Image.open(io.BytesIO(stored)) as image:
+            with open_stored(stored) as image:
                 found.append(detail_px(image))
     table = pa.table([[row["pixels_sha256"] for row in rows], found], schema=tables.DETAILS)
     return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))

@@ -12,7 +12,6 @@ Raises ConfigError when images of a set cannot be read and the set says `unreada
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -144,8 +143,9 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
 
 
 def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict[str, Any]:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
+    from manifests.pictures.opening import open_stored
     from pipeline.pictures.image import StoredImage, measure_image, measure_pixels
 
     try:
@@ -154,7 +154,7 @@ def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict
         return {"outcome": error.outcome.value, "detail": error.detail}
     if not isinstance(result, StoredImage):
         return {"outcome": result.outcome.value, "detail": result.detail}
-    with Image.open(io.BytesIO(result.body), formats=("JPEG",)) as stored:
+    with open_stored(result.body) as stored:
         mirrored = measure_pixels(ImageOps.mirror(stored))
     return {
         "outcome": "ok",

@@ -9,7 +9,6 @@ may depend on machine and history, so byte-identity of releases holds for the sa
 from __future__ import annotations
 
 import importlib.util
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -95,7 +94,7 @@ class EmbedInputs:
 
 def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartResult:
     """Embeddings of one row group of pictures; `run.how` names device and batch size."""
-    from PIL import Image
+    from manifests.pictures.opening import open_stored
 
     assert run.how is not None
     scorer = _loaded(inputs.model.value, inputs.weights.value, run.how.device)
@@ -104,7 +103,7 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
     with PoolReader(run.workdir) as pool:
         for start in range(0, len(rows), run.how.batch_size):
             some = rows[start : start + run.how.batch_size]
-            images = [Image.open(io.BytesIO(stored)) for stored in pool.read_rows(some)]
+            images = [open_stored(stored) for stored in pool.read_rows(some)]
             found += [vector.tobytes() for vector in scorer.embed(images).astype(np.float16)]
     table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
     return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))

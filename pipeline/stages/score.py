@@ -7,7 +7,6 @@ passed the caption rules). Raises ConfigError before any work when a scorer is m
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +112,7 @@ class JudgeInputs:
 
 def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
     """Scores of one part of images by one scorer; `run.how` is the device."""
-    from PIL import Image
+    from manifests.pictures.opening import open_stored
 
     name, size = inputs.scorer.name, inputs.scorer.batch_size
     scorer = loaded_scorer(inputs.scorer.settings(run.how), name)
@@ -122,7 +121,7 @@ def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
     with PoolReader(run.workdir) as pool:
         for start in range(0, rows.num_rows, size):
             batch = rows.slice(start, size).to_pylist()
-            images = [Image.open(io.BytesIO(stored)).convert("RGB") for stored in pool.read_rows(batch)]
+            images = [open_stored(stored).convert("RGB") for stored in pool.read_rows(batch)]
             scores += score_batch(scorer, images, [row["text"] for row in batch], size)
     table = rows.select(["sample_id", "stored_sha256", "text_md5"])
     table = table.append_column("scorer", pa.array([name] * rows.num_rows, pa.string()))

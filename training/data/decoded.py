@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from manifests import storage
-from training.data.images import DECODE_ERRORS
+from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
 from training.data.shard_cache import ShardCache
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 
@@ -92,15 +92,15 @@ def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
 def shrink(content: bytes, side_px: int) -> bytes:
     """A picture as PPM with its shorter side at most `side_px`; bytes that are not a picture come back unchanged."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-            wanted = width, height
+        with open_picture(content) as opened, as_unreadable():
+            picture = opened if is_plain(opened) else upright_srgb(opened)
+            width, height = wanted = picture.size
             if (shorter := min(wanted)) > side_px:
                 wanted = max(side_px, round(width * side_px / shorter)), max(side_px, round(height * side_px / shorter))
             if picture.format == "JPEG" and wanted != (width, height):
                 picture.draft("RGB", (2 * wanted[0], 2 * wanted[1]))
             image = picture.convert("RGB")
-    except DECODE_ERRORS:
+    except Unreadable:
         return content
     if image.size != wanted:
         image = image.resize(wanted, Image.Resampling.BICUBIC)

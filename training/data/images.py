@@ -2,37 +2,27 @@
 
 The training view is open_clip's: a random resized crop, and optional colour jitter and greyscale. Here the crop is
 drawn before decoding, so that a large JPEG is decoded at 1/2, 1/4 or 1/8 when the crop stays large enough. The
-evaluation view is open_clip's own transform. Pixels leave as uint8; `normalise` does the rest on the device, a batch at
-a time. Gives up on a broken picture with CorruptSample.
+evaluation view is open_clip's own transform. Both see a picture as `plantmix` stores it: upright, in sRGB, on white.
+Pixels leave as uint8; `normalise` does the rest on the device, a batch at a time. Gives up on a broken picture with
+CorruptSample.
 """
 
 from __future__ import annotations
 
-import io
 import random
-import re
-import struct
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
 from manifests.settings import Settings
 
 Picture = Any  # PIL.Image.Image
 View = Callable[[bytes], Tensor]
-
-# What Pillow raises for bytes that are not a whole picture.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-_ADDRESS = re.compile(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>")  # Pillow names it; it is another one in each process
-_TURNS: dict[Any, Any] = {  # by EXIF orientation, what makes a picture stand upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
 
 
 class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an error of the run
@@ -79,11 +69,12 @@ class TrainView:
         Raises: CorruptSample.
         """
         try:
-            with Image.open(io.BytesIO(content)) as picture:
+            with open_picture(content) as opened, as_unreadable():
+                picture = opened if is_plain(opened) else upright_srgb(opened)
                 top, left, height, width = self._draw_crop(picture, self.settings.scale, (3 / 4, 4 / 3))
                 view = self._crop(picture, left, top, width, height)
-        except DECODE_ERRORS as error:
-            raise _corrupt(error) from None
+        except Unreadable as error:
+            raise CorruptSample(str(error)) from None
         if self._jitter is not None and self.settings.color_jitter_prob > random.random():
             view = self._jitter(view)
         if self.settings.gray_scale_prob and self.settings.gray_scale_prob > random.random():
@@ -115,18 +106,13 @@ class TrainView:
 
 
 class EvalView:
-    """open_clip's evaluation transform up to the tensor: bytes -> uint8 (3, H, W).
+    """open_clip's evaluation transform up to the tensor: bytes -> uint8 (3, H, W)."""
 
-    `upright` turns a picture as its EXIF says, which open_clip does not. Pictures of a release stand upright already;
-    those that come straight from a camera may not.
-    """
-
-    def __init__(self, preprocess: Any, *, upright: bool = False) -> None:
+    def __init__(self, preprocess: Any) -> None:
         from open_clip.transform import image_transform_v2
 
         steps = image_transform_v2(preprocess, is_train=False).transforms
         self._steps = steps[:-2]  # the last two are ToTensor and Normalize, see `normalise`
-        self._upright = upright
 
     def __call__(self, content: bytes | Picture) -> Tensor:
         """The one view of the bytes of a picture, or of a picture of Pillow's.
@@ -134,31 +120,16 @@ class EvalView:
         Raises: CorruptSample.
         """
         try:
-            if not isinstance(content, bytes):
-                view = self._rgb(content)
+            if isinstance(content, bytes):
+                with open_picture(content) as picture:
+                    view = upright_srgb(picture)
             else:
-                with Image.open(io.BytesIO(content)) as picture:
-                    view = self._rgb(picture)
-        except DECODE_ERRORS as error:
-            raise _corrupt(error) from None
+                view = upright_srgb(content)
+        except Unreadable as error:
+            raise CorruptSample(str(error)) from None
         for step in self._steps:
             view = step(view)
         return to_tensor(view)
-
-    def _rgb(self, picture: Picture) -> Picture:
-        view = picture.convert("RGB")
-        if self._upright and (picture.format != "JPEG" or "exif" in picture.info):
-            turn = _TURNS.get(_orientation(picture))
-            view = view if turn is None else view.transpose(turn)
-        return view
-
-
-def _orientation(picture: Picture) -> Any:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF is broken, which says nothing about the pixels."""
-    try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except (*DECODE_ERRORS, KeyError, TypeError):
-        return 1
 
 
 def to_tensor(view: Picture) -> Tensor:
@@ -177,8 +148,3 @@ def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ..
 def model_input(batch: Tensor, preprocess: Any) -> Tensor:
     """Pixels normalised as the model's `PreprocessCfg` says; tokens of a frozen tower as they are."""
     return normalise(batch, preprocess.mean, preprocess.std) if batch.dtype == torch.uint8 else batch
-
-
-def _corrupt(error: BaseException) -> CorruptSample:
-    words = _ADDRESS.sub("", " ".join(str(error).split()))
-    return CorruptSample(f"{type(error).__name__}: {words}"[:200])

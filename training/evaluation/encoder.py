@@ -94,8 +94,8 @@ class Encoder:
         return int(self.encode_texts([""], kind).shape[1])
 
     def view(self) -> EvalView:
-        """How a picture is prepared: as in an evaluation, and turned as its EXIF says."""
-        return EvalView(self.model.preprocess_settings, upright=True)
+        """How a picture is prepared: as in an evaluation."""
+        return EvalView(self.model.preprocess_settings)
 
     def encode_pictures(
         self, pictures: Sequence[Picture], kind: FeatureKind | None = None, *, batch_size: int = 64

@@ -17,10 +17,10 @@ from measuring import PLAIN, check_measures, difference, encode, passed_through,
 from PIL import Image, ImageCms, ImageOps
 
 from manifests.outcomes import Outcome
-from pipeline.pictures.colour import simplify
+from manifests.pictures.colour import simplify
+from manifests.pictures.sniff import image_kind, webp_size
 from pipeline.pictures.image import StoredImage, measure_image, measure_pixels
 from pipeline.pictures.settings import ImageSettings
-from pipeline.pictures.sniff import image_kind, webp_size
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from measuring import PLAIN, check_measures, encode, passed_through, picture, stored
 from PIL import Image, ImageCms
 
-from pipeline.pictures.jpeg import without_metadata
+from manifests.pictures.jpeg import without_metadata
 
 
 def test_small_jpeg_passes_through_unchanged():
