@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -129,10 +130,23 @@ class Release:
         return path_of_shard(self.path, self._known(split), shard)
 
     def samples(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row for each placed sample, in shard order: its place in a shard, and what describes it."""
+        """One row for each placed sample, in shard order: its place in a shard, and what describes it.
+
+        Raises: IntegrityError for a table that cannot be read.
+        """
         fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
         filters = None if split is None else [("split", "=", self._known(split))]
-        return pq.read_table(inner, filesystem=fs, filters=filters, columns=None if columns is None else list(columns))
+        names = None if columns is None else list(columns)
+        try:
+            table = pq.read_table(inner, filesystem=fs, filters=filters, columns=names)
+            table.validate(full=True)  # a text that is no UTF-8 would be met later
+        except (pa.ArrowException, OSError) as error:
+            storage.check_passing(self.path, error)
+            raise IntegrityError(
+                f"{self.path}/{SAMPLES_FILE}: cannot be read ({' '.join(str(error).split())[:200]}): damaged, "
+                "take a whole copy of the release"
+            ) from None
+        return table
 
     def iter_shards(
         self, columns: Sequence[str] | None = None, split: str | None = None
@@ -197,6 +211,24 @@ def path_of_shard(folder: str, split: str, shard: str) -> str:
         return storage.join(folder, SPLIT_FOLDERS[split], PlainName(shard))
     except (KeyError, ValueError) as error:
         raise IntegrityError(f"{folder}: no shard of a release: {error}") from None
+
+
+def refuse_within(place: str) -> None:
+    """See that a place to write to lies in no release, which would not verify any more.
+
+    Raises: ConfigError; RetryableError when a store does not answer.
+    """
+    folder = place.rstrip("/") if storage.is_remote(place) else str(Path(place).absolute())
+    while folder and not folder.endswith(":/"):
+        fs, inner = storage.filesystem(storage.join(folder, RECORD_FILE))
+        record = None
+        try:
+            record = json.loads(fs.cat_file(inner))
+        except Exception as error:  # no record, or one of something else
+            storage.check_passing(folder, error)
+        if isinstance(record, dict) and record.get("format") == FORMAT:
+            raise ConfigError(f"{place}: lies in the sealed release {folder}; choose a place outside of it")
+        folder = folder.rpartition("/")[0]
 
 
 def _runs(rows: pa.Table) -> list[tuple[int, int]]:

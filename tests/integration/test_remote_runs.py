@@ -19,7 +19,7 @@ import training_runs
 import yaml
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
-from manifests.errors import RunError
+from manifests.errors import ConfigError, RunError
 from training.cli import main
 from training.record import remote as remote_runs
 from training.record.remote import RemoteRun
@@ -111,6 +111,9 @@ def test_a_fresh_machine_goes_on_to_the_same_bits(
 ) -> None:  # fmt: skip
     interrupt(monkeypatch, 8, settings(served, tmp_path / "one"))
     assert "checkpoints/step-00000008.pt" in names(store), "what the signal saved is uploaded"
+    strange = {"checkpoints/epoch_5.pt", "eval/mine.json", "tensorboard/notes.txt", "notes.txt"}
+    for name in strange:
+        fsspec.filesystem("s3", **store.options).pipe_file(f"{BUCKET}/run/{name}", b"of someone else")
     train(settings(served, tmp_path / "two"))
     assert "going on after step 8 from" in capsys.readouterr().err
     assert_as_undisturbed(served, tmp_path / "two")
@@ -118,6 +121,7 @@ def test_a_fresh_machine_goes_on_to_the_same_bits(
     interrupt(monkeypatch, 2, settings(served, tmp_path / "one"), resume=False)
     assert names(store) >= {"checkpoints/step-00000002.pt", "checkpoints/LATEST"}
     assert not names(store) & {"summary.json", "model.pt", "checkpoints/step-00000012.pt"}, "begun anew in its place"
+    assert names(store) >= strange, "what no run wrote stays"
 
 
 def test_a_damaged_checkpoint_costs_one_interval(
@@ -134,6 +138,45 @@ def test_a_damaged_checkpoint_costs_one_interval(
     assert f"{RUN}/checkpoints/step-00000008.pt: damaged; the one before is taken" in err
     assert "going on after step 6 from" in err
     assert_as_undisturbed(served, tmp_path / "two")
+
+
+def test_checkpoints_without_their_pointer_are_taken_up(
+    store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The newest whole one, on the machine that wrote them and on another."""
+    fs = fsspec.filesystem("s3", **store.options)
+    for machine in ("one", "two"):
+        interrupt(monkeypatch, 8, settings(served, tmp_path / "one"), resume=False)
+        fs.rm_file(f"{BUCKET}/run/checkpoints/LATEST")
+        newest = fs.cat_file(name := f"{BUCKET}/run/checkpoints/step-00000008.pt")
+        if machine == "two":
+            fs.pipe_file(name, newest[:-100])
+        train(settings(served, tmp_path / machine))
+        step = {"one": 8, "two": 6}[machine]
+        err = capsys.readouterr().err
+        assert f"its LATEST is gone; checkpoints/step-{step:08d}.pt is the newest whole checkpoint" in err
+        assert f"going on after step {step} from" in err
+        assert_as_undisturbed(served, tmp_path / machine)
+    fs.rm_file(f"{BUCKET}/run/model.pt")
+    train(settings(served, tmp_path / "three"))
+    assert_as_undisturbed(served, tmp_path / "three")
+
+
+def test_a_place_in_the_store_that_holds_something_else_is_refused(
+    store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path
+) -> None:
+    fs = fsspec.filesystem("s3", **store.options, use_listings_cache=False)
+    for name in ("model.pt", "checkpoints/step-00000003.pt", "checkpoints/epoch_5.pt", "eval/mine.json"):
+        fs.pipe_file(f"{BUCKET}/run/{name}", b"of someone else")
+        for resume in (True, False):
+            with pytest.raises(ConfigError, match=r"s3://.*holds .*and no run\.json of a training"):
+                train(settings(served, tmp_path / "one"), resume=resume)
+        assert names(store) == {name}
+        fs.rm_file(f"{BUCKET}/run/{name}")
+    fs.pipe_file(f"{BUCKET}/run/release.json", b'{"format": "plantmix-release/1"}')
+    with pytest.raises(ConfigError, match=r"runs/a: lies in the sealed release s3://.*/run;"):
+        train(settings(served, tmp_path / "one", output_dir=f"{RUN}/runs/a"))
 
 
 @pytest.mark.parametrize("fault", ["expired_403", "slow_down", "reset"])

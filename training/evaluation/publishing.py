@@ -24,7 +24,7 @@ from training.evaluation.trained_model import TrainedModel
 from training.model.exports import export_hugging_face
 from training.model.frozen import FrozenCLIP
 from training.model.weights import CONFIG_FILE, WEIGHTS_FILE
-from training.record import checkpoint
+from training.record import run_files
 
 _MIXTURE_FILE = "mixture.json"
 _SAME_SHARE = 0.01
@@ -52,7 +52,7 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> Prepared:
         trained.settings,
         trained.weights,
         releases,
-        _read(trained.folder / checkpoint.SUMMARY_FILE),
+        _read(trained.folder / run_files.SUMMARY_FILE),
         results,
         has_second_order=trained.model.second_order is not None,
         in_open_clip=not isinstance(trained.model.clip, FrozenCLIP),
@@ -76,7 +76,7 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
     weights = trained.folder / WEIGHTS_FILE if trained.weights == "folder" else Path(trained.source)
     results: dict[str, dict[str, Any]] = {}
     notes = []
-    for path in sorted((trained.folder / checkpoint.EVAL_FOLDER).glob("*.json")):
+    for path in sorted((trained.folder / run_files.EVAL_FOLDER).glob("*.json")):
         result = _read(path)
         try:
             list(figures_of(result))
@@ -92,7 +92,7 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
     """What the run was trained on, by the fingerprints that it recorded."""
-    identity = _read(trained.folder / checkpoint.RUN_FILE).get("identity", {})
+    identity = _read(trained.folder / run_files.RUN_FILE).get("identity", {})
     fingerprints: list[str] = (identity.get("releases") or {}).get("fingerprints", [])
     try:
         there = {release.fingerprint: release for release in loader.open_releases(trained.settings.release)}

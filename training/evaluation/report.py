@@ -17,7 +17,7 @@ from manifests.drawing.panels import Panel, draw_png
 from manifests.drawing.theme import INK, SERIES, SOFT, WARN
 from manifests.errors import ConfigError
 from training.evaluation.metrics import Figure
-from training.record.checkpoint import EVAL_FOLDER
+from training.record.run_files import EVAL_FOLDER
 
 ABOUT = "Dots are figures with their 95 % intervals; the dotted line is what guessing reaches."
 _INTERVALS = "intervals are of 95 %; those of a classification draw classes anew, and pictures within them"

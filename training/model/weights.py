@@ -7,6 +7,7 @@ every key that is missing, unknown or of another shape.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,20 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise their own kinds (pickle, zip, safetensors) for a damaged file
-        words = str(error).partition("\n")[0][:200]  # then torch advises to run the code in the file
-        raise ConfigError(f"{file}: cannot be read as a checkpoint: {words}") from error
+        raise ConfigError(f"{file}: cannot be read as a checkpoint: {load_fault(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ConfigError(f"{file}: holds no state dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_fault(error: Exception) -> str:
+    """Why a file of weights cannot be read. Torch's own words would advise to run the code in the file."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values, and code in a file is never run"
+    return str(error).partition("\n")[0][:200]
 
 
 def is_dalip_checkpoint(path: str | Path) -> bool:
@@ -161,17 +168,31 @@ def take_preprocessing(model: DalipModel, path: Path) -> None:
 
     Raises: ConfigError for a configuration that cannot be read.
     """
+    set_preprocessing(model, preprocessing_of(path))
+
+
+def preprocessing_of(path: Path) -> dict[str, Any]:
+    """How pictures were prepared for the weights in a file; empty where it does not say.
+
+    Raises: ConfigError for a configuration that cannot be read.
+    """
     if path.name == CONFIG_FILE:
-        try:
-            given = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {})
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
-    elif path.suffix == ".safetensors":
-        return
-    else:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        given = content.get("preprocess", {}) if isinstance(content, dict) else {}
-    set_preprocessing(model, given)
+        return dict(read_json(path).get("preprocess_cfg", {}))
+    if path.suffix == ".safetensors":
+        return {}
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return dict(content.get("preprocess", {})) if isinstance(content, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object beside weights.
+
+    Raises: ConfigError for a file that holds none.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
 def set_preprocessing(model: DalipModel, given: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 import traceback
 from collections import Counter
@@ -186,7 +185,7 @@ def finished_result(settings: ProxySettings, run: ProxyRun, fingerprint: str) ->
     path = folder / RESULT_FILE
     if state.kind != "finished" or not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    result = checkpoint.read_json(path)
     if result["decoded_side_px"] != settings.decoded_side_px:
         raise ConfigError(f"{folder}: was run with another decode_once; choose another output_dir, or set it back")
     return result if result["validation"] == _validation(own, fingerprint) else None

@@ -16,8 +16,8 @@ from manifests.drawing.panels import Panel
 from manifests.drawing.theme import SERIES
 from manifests.errors import ConfigError
 from manifests.storage import write_file
-from training.record.checkpoint import SUMMARY_FILE
 from training.record.log import LOG_FILE, read_log
+from training.record.run_files import SUMMARY_FILE
 
 _PANELS = (
     ("loss", "training loss"),

@@ -26,14 +26,23 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
 from training.config import SETTINGS_FILE
 from training.data.shard_cache import local_folder, locked
-from training.record import checkpoint
+from training.record import checkpoint, run_files
 from training.record.log import LOG_FILE
+from training.record.run_files import (
+    CHECKPOINT_FOLDER,
+    EVAL_FOLDER,
+    MODEL_FILE,
+    POINTER_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    list_checkpoints,
+    step_of,
+)  # fmt: skip
 from training.record.tracking import TENSORBOARD_FOLDER
 
-POINTER_FILE = "LATEST"
 MAX_FAILED_UPLOADS = 3  # in a row; one more checkpoint interval of a store's outage each
 _RETRY_SECONDS = (2.0, 8.0)  # beside what the client library tries by itself
-_SMALL = (SETTINGS_FILE, checkpoint.RUN_FILE, LOG_FILE)
+_SMALL = (SETTINGS_FILE, RUN_FILE, LOG_FILE)
 
 
 def run_folder(output_dir: str, cache_dir: str | None = None, *, reading: bool = False) -> Path:
@@ -92,26 +101,62 @@ class RemoteRun:
         """
         storage.make_folder(str(self.folder))
         with locked(self.folder.parent / "lock"):  # processes of a machine share the copy
-            there, here = self._read_pointer(), self._own_pointer()
+            there, here = self._read_pointer() or self._without_pointer(), self._own_pointer()
             if there is None:
                 if here is not None:  # the run was removed from the store
-                    checkpoint.clear_run(self.folder)
+                    self._clear()
                 return
             if here is None or here["run"] != there["run"] or self._own_step() < _step(there):
-                checkpoint.clear_run(self.folder)
-                (self.folder / checkpoint.CHECKPOINT_FOLDER).mkdir(parents=True)
+                self._clear()
+                (self.folder / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
                 self._take_newest(there)
             elif here != there:
                 self._write_own(there)
-            if self._reading or self._has(checkpoint.SUMMARY_FILE):
+            if self._reading or self.is_finished():
                 self._take_rest()
+            elif not (self.folder / MODEL_FILE).exists():  # of a finished run they are gone there too: made again
+                (self.folder / SUMMARY_FILE).unlink(missing_ok=True)
+
+    def is_finished(self) -> bool:
+        """Whether the store holds the end of the run: its summary, and the weights that it speaks of."""
+        return self._has(SUMMARY_FILE) and self._has(MODEL_FILE)
+
+    def _clear(self) -> None:
+        """Empty the copy."""
+        run_files.clear_run(self.folder)
+        (self.folder / RUN_FILE).unlink(missing_ok=True)
+
+    def _without_pointer(self) -> dict[str, Any] | None:
+        """What the pointer would say, for the newest whole checkpoint of a run that lost it; None without checkpoints.
+
+        Raises: IntegrityError when none is whole.
+        """
+        if not run_files.is_run(self.address):
+            return None
+        own = [name for name in run_files.files_of_run(self.address) if name.startswith(f"{CHECKPOINT_FOLDER}/step-")]
+        for name in sorted(own, key=lambda name: step_of(Path(name)), reverse=True):
+            path = self._get(name)
+            if checkpoint.is_whole(path):
+                written = storage.hash_file(str(path))
+                entry = {"name": path.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
+                pointer = {"run": uuid.uuid4().hex, "checkpoints": [entry]}
+                if not self._reading:
+                    self._point_to(pointer)
+                _say(f"{self.address}: its {POINTER_FILE} is gone; {name} is the newest whole checkpoint")
+                return pointer
+        if own:
+            raise IntegrityError(
+                f"{self.address}: its {POINTER_FILE} is gone, and none of its {len(own)} checkpoints is whole; "
+                "--no-resume trains anew"
+            )
+        return None
 
     def take_checkpoint(self, path: Path) -> Path:
         """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
-        own = self.folder / checkpoint.CHECKPOINT_FOLDER / path.name
+        own = self.folder / CHECKPOINT_FOLDER / path.name
         with locked(self.folder.parent / "lock"):
             if not own.exists():
-                self._get(f"{checkpoint.CHECKPOINT_FOLDER}/{path.name}")
+                self._get(f"{CHECKPOINT_FOLDER}/{path.name}")
         return own
 
     def _take_newest(self, there: dict[str, Any]) -> None:
@@ -119,12 +164,12 @@ class RemoteRun:
         for name in _SMALL:
             self._get(name)
         for entry in reversed(there["checkpoints"]):
-            path = self._get(f"{checkpoint.CHECKPOINT_FOLDER}/{entry['name']}")
+            path = self._get(f"{CHECKPOINT_FOLDER}/{entry['name']}")
             if storage.hash_file(str(path)).sha256 == entry["sha256"]:
                 self._write_own(there)
                 return
             path.unlink()
-            _say(f"{self.address}/{checkpoint.CHECKPOINT_FOLDER}/{entry['name']}: damaged; the one before is taken")
+            _say(f"{self.address}/{CHECKPOINT_FOLDER}/{entry['name']}: damaged; the one before is taken")
         raise IntegrityError(
             f"{self.address}: none of its {len(there['checkpoints'])} checkpoints is whole; --no-resume trains anew"
         )
@@ -135,8 +180,8 @@ class RemoteRun:
         fs.invalidate_cache()
         for path in fs.find(inner):
             name = path[len(inner) + 1 :]
-            wanted = name.startswith(f"{checkpoint.EVAL_FOLDER}/") or name in (*_SMALL, checkpoint.SUMMARY_FILE)
-            if wanted or (self._reading and name == checkpoint.MODEL_FILE and not (self.folder / name).exists()):
+            wanted = name.startswith(f"{EVAL_FOLDER}/") or name in (*_SMALL, SUMMARY_FILE)
+            if wanted or (self._reading and name == MODEL_FILE and not (self.folder / name).exists()):
                 self._get(name)
 
     def _get(self, name: str) -> Path:
@@ -162,7 +207,7 @@ class RemoteRun:
         return bool(self._patiently(self.address, lambda: fs.exists(inner)))
 
     def _read_pointer(self) -> dict[str, Any] | None:
-        fs, inner = storage.filesystem(f"{self.address}/{checkpoint.CHECKPOINT_FOLDER}/{POINTER_FILE}")
+        fs, inner = storage.filesystem(f"{self.address}/{CHECKPOINT_FOLDER}/{POINTER_FILE}")
         try:
             return _parse(self._patiently(self.address, lambda: fs.cat_file(inner)), self.address)
         except FileNotFoundError:
@@ -178,7 +223,7 @@ class RemoteRun:
         try:
             if anew:
                 self._remove()
-            for name in (SETTINGS_FILE, checkpoint.RUN_FILE):
+            for name in (RUN_FILE, SETTINGS_FILE):  # the first says that the place is a run's
                 self._put(self.folder / name)
         except FileNotFoundError as error:
             raise ConfigError(f"{self.address}: there is no such place: {error}; make the bucket first") from None
@@ -186,11 +231,7 @@ class RemoteRun:
     def _remove(self) -> None:
         """Remove a run that is in the store; the pointer first."""
         fs, inner = storage.filesystem(self.address)
-        fs.invalidate_cache()
-        names = [path[len(inner) + 1 :] for path in self._patiently(self.address, lambda: fs.find(inner))]
-        kept = {f"{checkpoint.CHECKPOINT_FOLDER}/{POINTER_FILE}": 0, checkpoint.SUMMARY_FILE: 1}
-        own = [name for name in names if _is_of_run(name)]
-        for name in sorted(own, key=lambda name: kept.get(name, 2)):
+        for name in self._patiently(self.address, lambda: run_files.files_of_run(self.address)):
             self._patiently(self.address, partial(fs.rm_file, f"{inner}/{name}"))
 
     def save(self, keep: int) -> None:
@@ -206,14 +247,14 @@ class RemoteRun:
 
         Raises: RunError when the store does not take it.
         """
-        if self._has(checkpoint.SUMMARY_FILE):
+        if self.is_finished():
             return
         with contextlib.suppress(RunError):
             self._settle()
         try:
             self.push(keep)
-            self._put(self.folder / checkpoint.MODEL_FILE)
-            self._put(self.folder / checkpoint.SUMMARY_FILE)
+            self._put(self.folder / MODEL_FILE)
+            self._put(self.folder / SUMMARY_FILE)
         except RetryableError as error:
             raise RunError(
                 f"the run is finished, but {error}. It lies in {self.folder}: run the same command on this machine to "
@@ -224,7 +265,7 @@ class RemoteRun:
         """Wait for the upload that is under way; where it failed, try once more. For a run that ends before its end."""
         try:
             self._settle()
-            if checkpoint.list_checkpoints(self.folder):
+            if list_checkpoints(self.folder):
                 self.push(keep)
         except (RetryableError, RunError) as error:
             _say(f"not uploaded: {error}")
@@ -248,7 +289,7 @@ class RemoteRun:
 
     def push(self, keep: int) -> None:
         """Log, settings and the newest checkpoint, then the pointer; then remove all but the newest `keep`."""
-        newest, known = checkpoint.list_checkpoints(self.folder)[-1], self._own_pointer()
+        newest, known = list_checkpoints(self.folder)[-1], self._own_pointer()
         for path in self._beside():
             self._put(path)
         before = known["checkpoints"] if known else []
@@ -264,13 +305,17 @@ class RemoteRun:
         entry = {"name": newest.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
         entries = [*(old for old in before if old["name"] < newest.name), entry]
         pointer = {"run": known["run"] if known else uuid.uuid4().hex, "checkpoints": entries[-keep:]}
-        fs, inner = storage.filesystem(f"{self.address}/{checkpoint.CHECKPOINT_FOLDER}")
-        content = json.dumps(pointer, indent=2).encode()
-        self._patiently(self.address, lambda: fs.pipe_file(f"{inner}/{POINTER_FILE}", content))
+        self._point_to(pointer)
         self._write_own(pointer)
+        fs, inner = storage.filesystem(f"{self.address}/{CHECKPOINT_FOLDER}")
         for old in entries[:-keep]:
             with contextlib.suppress(FileNotFoundError):
                 self._patiently(self.address, partial(fs.rm_file, f"{inner}/{old['name']}"))
+
+    def _point_to(self, pointer: dict[str, Any]) -> None:
+        fs, inner = storage.filesystem(f"{self.address}/{CHECKPOINT_FOLDER}/{POINTER_FILE}")
+        content = json.dumps(pointer, indent=2).encode()
+        self._patiently(self.address, lambda: fs.pipe_file(inner, content))
 
     def _beside(self) -> list[Path]:
         """What a reader wants beside the checkpoints."""
@@ -304,15 +349,15 @@ class RemoteRun:
     # -- on this machine
 
     def _own_pointer(self) -> dict[str, Any] | None:
-        path = self.folder / checkpoint.CHECKPOINT_FOLDER / POINTER_FILE
+        path = self.folder / CHECKPOINT_FOLDER / POINTER_FILE
         return _parse(path.read_bytes(), str(path)) if path.exists() else None
 
     def _write_own(self, pointer: dict[str, Any]) -> None:
-        storage.publish_json(self.folder / checkpoint.CHECKPOINT_FOLDER / POINTER_FILE, pointer)
+        storage.publish_json(self.folder / CHECKPOINT_FOLDER / POINTER_FILE, pointer)
 
     def _own_step(self) -> int:
-        found = checkpoint.list_checkpoints(self.folder)
-        return checkpoint.step_of(found[-1]) if found else -1
+        found = list_checkpoints(self.folder)
+        return step_of(found[-1]) if found else -1
 
 
 def newest_step(output_dir: str) -> int:
@@ -323,8 +368,8 @@ def newest_step(output_dir: str) -> int:
     if storage.is_remote(output_dir):
         there = RemoteRun(output_dir)._read_pointer()
         return _step(there) if there else 0
-    found = checkpoint.list_checkpoints(Path(output_dir))
-    return checkpoint.step_of(found[-1]) if found else 0
+    found = list_checkpoints(Path(output_dir))
+    return step_of(found[-1]) if found else 0
 
 
 def begun_at(output_dir: str) -> str | int | None:
@@ -335,12 +380,12 @@ def begun_at(output_dir: str) -> str | int | None:
     if storage.is_remote(output_dir):
         there = RemoteRun(output_dir)._read_pointer()
         return there["run"] if there else None
-    path = Path(output_dir) / checkpoint.RUN_FILE
+    path = Path(output_dir) / RUN_FILE
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _step(pointer: dict[str, Any]) -> int:
-    return checkpoint.step_of(Path(pointer["checkpoints"][-1]["name"]))
+    return step_of(Path(pointer["checkpoints"][-1]["name"]))
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
@@ -357,10 +402,3 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
 
 def _say(line: str) -> None:
     print(f"dalip: {line}", file=sys.stderr, flush=True)
-
-
-def _is_of_run(name: str) -> bool:
-    """Whether this is a file that a training or its evaluation writes."""
-    folders = (checkpoint.CHECKPOINT_FOLDER, checkpoint.EVAL_FOLDER, TENSORBOARD_FOLDER)
-    files = (*_SMALL, checkpoint.MODEL_FILE, checkpoint.SUMMARY_FILE)
-    return name in files or name.startswith(("not-finite-step-", *(f"{folder}/" for folder in folders)))

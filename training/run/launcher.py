@@ -21,7 +21,7 @@ from manifests.settings import parse_settings
 from manifests.storage import filesystem, is_remote, join
 from training.config import TrainSettings, identity_values
 from training.data import loader
-from training.record import checkpoint
+from training.record import checkpoint, run_files
 from training.record.remote import begun_at, newest_step, take_up_run
 from training.run.loop import train
 from training.run.stopping import signals_to_file
@@ -57,8 +57,11 @@ def train_on_ray(
         output_dir = str(Path(output_dir).absolute())
     folder = take_up_run(output_dir, settings.data.cache_dir)
     identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
-    if resume and checkpoint.inspect_run(folder, identity, allow_changed=allow_changed).kind == "finished":
-        return checkpoint.read_summary(folder), True
+    run_files.require_place(output_dir)
+    if resume:
+        state = checkpoint.inspect_run(folder, identity, allow_changed=allow_changed, is_copy=is_remote(output_dir))
+        if state.kind == "finished":
+            return checkpoint.read_summary(folder), True
     stop_file = join(output_dir, STOP_FILE)
     storage_filesystem, storage_path = _storage_of(output_dir)
     with checkpoint.lock_folder(folder):  # a folder in use is refused here, not by a process of another machine

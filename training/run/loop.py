@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import RunError
-from manifests.storage import is_remote
+from manifests.storage import hash_file, is_remote
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.images import model_input
@@ -30,7 +30,7 @@ from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
 from training.model.loss import accumulate_backward, contrastive_loss
 from training.model.precision import autocast
-from training.record import checkpoint, tracking
+from training.record import checkpoint, run_files, tracking
 from training.record.log import LOG_FILE, RunLog, read_log
 from training.record.remote import RemoteRun, run_folder
 from training.run import failures, sharding
@@ -71,9 +71,10 @@ def train(
         remote.take_up()
 
     def inspect() -> checkpoint.RunState:
+        run_files.require_place(settings.output_dir)
         if not resume:
             return checkpoint.RunState("new")
-        return checkpoint.inspect_run(folder, identity, allow_changed=allow_changed)
+        return checkpoint.inspect_run(folder, identity, allow_changed=allow_changed, is_copy=remote is not None)
 
     state = inspect()
     if state.kind == "finished":
@@ -377,11 +378,6 @@ def setting_notes(trainer: Trainer) -> list[str]:
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
         found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
-    if (size := settings.data.batch_size) > len(pool):
-        found.append(
-            f"data.batch_size {size:,} is above the {len(pool):,} samples of split '{settings.data.split}': a batch "
-            "holds samples more than once, and compares them with themselves; lower it"
-        )
     if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
         found.append(
             f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "
@@ -416,7 +412,8 @@ def _finish(
         "samples_per_second": seen / seconds,
         "data_wait_share": progress.wait_seconds / seconds,
         "corrupt_samples": len(progress.corrupt),
-        "model": str(path) if remote is None else f"{remote.address}/{checkpoint.MODEL_FILE}",
+        "model": str(path) if remote is None else f"{remote.address}/{run_files.MODEL_FILE}",
+        "model_sha256": hash_file(str(path)).sha256,
         "releases": identity["releases"]["fingerprints"],
     }
     checkpoint.write_summary(folder, summary)

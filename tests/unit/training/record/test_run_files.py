@@ -1,0 +1,167 @@
+"""A training replaces, removes and takes up what a run wrote, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from training_runs import assert_same_run, make_settings, run_once
+
+from manifests.errors import ConfigError, IntegrityError
+from training.cli import main
+from training.record import run_files
+from training.run.loop import train
+
+FIGURES = json.dumps(dict.fromkeys(("weights", "model", "preset", "sets", "groups")))
+FOREIGN = ("checkpoints/epoch_5.pt", "checkpoints/step-backup.pt", "wandb/run-1/files/x", "tensorboard/mine.txt",
+           "tensorboard/events.out.tfevents.1", "eval/mine.json", "eval/mine.png", "model.pt", "config.json",
+           "log.jsonl", "run.json", "summary.json", "checkpoints/step-00000002.pt")  # fmt: skip
+
+
+def _put(folder: Path, *names: str) -> dict[Path, bytes]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name} of someone else")
+    return _content(folder)
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def folder(config: dict[str, Any]) -> Path:
+    return Path(config["output_dir"])
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The finished run of a config, by what is special about it: made once, copied by each test."""
+    return {}
+
+
+@pytest.fixture
+def finished(config: dict[str, Any], folder: Path, kept: dict[str, Path], tmp_path_factory: Any) -> Path:
+    if not kept:
+        for name, seed in (("one", 0), ("other", 1)):
+            kept[name] = tmp_path_factory.mktemp("kept") / name
+            run_once(config, output_dir=str(kept[name]), seed=seed)
+    shutil.copytree(kept["one"], folder)
+    return folder
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_that_holds_what_a_run_would_write_over_is_refused(
+    config: dict[str, Any], folder: Path, name: str, resume: bool
+) -> None:
+    before = _put(folder, name, "README.md", "src/main.py")
+    with pytest.raises((ConfigError, IntegrityError), match=r"choose another --output"):
+        train(make_settings(config), resume=resume)
+    assert _content(folder) == before
+
+
+def test_a_run_in_the_midst_of_a_project_leaves_it_as_it_is(
+    config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`output_dir: .`, also when trained anew; private files of others lie below."""
+    before = _put(folder, "README.md", "src/main.py", "src/.part.tmp-0123456789ab")
+    (folder / "eval").mkdir()
+    (folder / "eval/start.json").write_text(FIGURES)  # of the weights it begins from, measured before
+    monkeypatch.chdir(folder)
+    for resume in (True, False):
+        train(make_settings(config, output_dir=".", schedule={"steps": 1}), resume=resume)
+    assert before.items() <= _content(folder).items()
+
+
+def test_training_anew_removes_its_own_files_alone(config: dict[str, Any], finished: Path) -> None:
+    strange = [name for name in FOREIGN[:7] if "events" not in name]
+    before = {path: content for path, content in _put(finished, *strange).items() if "someone else" in str(content)}
+    assert len(before) == len(strange) > 5
+    own = [finished / "tensorboard/events.out.tfevents.1", finished / "eval/heldout-toy.json",
+           finished / "eval/heldout-toy.png", finished / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
+    for path in own:
+        path.write_text(FIGURES)
+    run_once_anew = train(make_settings(config, schedule={"steps": 1, "warmup_steps": 0}), resume=False)[0]
+    assert run_once_anew["steps"] == 1
+    assert before.items() <= _content(finished).items()
+    assert not any(path.exists() for path in own)
+    assert [path.name for path in run_files.list_checkpoints(finished)] == ["step-00000001.pt"]
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_no_checkpoint(config: dict[str, Any], finished: Path) -> None:
+    """Neither the newest nor counted among those that are kept."""
+    for name in ("model.pt", "summary.json", "checkpoints/step-00000006.pt"):
+        (finished / name).unlink()
+    shutil.copy(finished / "checkpoints/step-00000004.pt", finished / "checkpoints/step-backup.pt")
+    run_once(config, checkpoint={"every_steps": 1, "keep": 1})
+    left = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert left == ["step-00000006.pt", "step-backup.pt"]
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    _put(tmp_path, "checkpoints/step-100000000.pt", "checkpoints/step-99999999.pt", "checkpoints/step-1.pt.bak")
+    assert [run_files.step_of(path) for path in run_files.list_checkpoints(tmp_path)] == [99999999, 100000000]
+
+
+def test_a_finished_run_whose_weights_are_gone_makes_them_again(
+    config: dict[str, Any], finished: Path, kept: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "model.pt").unlink()
+    assert not train(make_settings(config))[1]
+    assert_same_run(str(kept["one"]), str(finished))
+    whole = (finished / "model.pt").read_bytes()
+    for content in (whole[:-7], b"an export of something else"):
+        (finished / "model.pt").write_bytes(content)
+        with pytest.raises(IntegrityError, match=r"model\.pt: damaged or replaced.*move it away"):
+            train(make_settings(config))
+        assert main(["eval", str(finished)]) == 1
+        assert "model.pt: damaged or replaced" in capsys.readouterr().err
+        assert (finished / "model.pt").read_bytes() == content
+    (finished / "model.pt").unlink()
+    shutil.rmtree(finished / "checkpoints")
+    with pytest.raises(IntegrityError, match=r"model\.pt and every checkpoint are gone; --no-resume"):
+        train(make_settings(config))
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    config: dict[str, Any], finished: Path, kept: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another seed: it has the same shapes, and nothing else would tell."""
+    for name in ("model.pt", "summary.json", "checkpoints/step-00000006.pt"):
+        (finished / name).unlink()
+    shutil.copy(kept["other"] / "checkpoints/step-00000006.pt", finished / "checkpoints")
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: is of another run than run\.json.*move it away"):
+        run_once(config)
+    assert main(["eval", str(finished)]) == 1
+    assert "is of another run" in capsys.readouterr().err
+    (finished / "checkpoints/step-00000006.pt").unlink()
+    run_once(config)
+    assert_same_run(str(kept["one"]), str(finished))
+
+
+def test_a_run_of_an_earlier_version_goes_on(config: dict[str, Any], finished: Path, kept: dict[str, Path]) -> None:
+    """Its run.json has no id, and its summary no sha256."""
+    record = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({"identity": record["identity"]}))
+    summary = json.loads((finished / "summary.json").read_text())
+    del summary["model_sha256"]
+    (finished / "summary.json").write_text(json.dumps(summary))
+    assert train(make_settings(config))[1]
+    for name in ("model.pt", "summary.json", "checkpoints/step-00000006.pt"):
+        (finished / name).unlink()
+    run_once(config)
+    assert_same_run(str(kept["one"]), str(finished))
+
+
+def test_nothing_is_trained_into_a_release(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
+    release = writer.write_release(tmp_path / "toy", writer.drawn_samples(20, 0))
+    before = _content(release)
+    for place in (release, release / "runs/one"):
+        with pytest.raises(ConfigError, match=r"lies in the sealed release .*toy; choose a place outside"):
+            run_once(config, output_dir=str(place))
+    assert _content(release) == before

@@ -1,0 +1,164 @@
+"""Which files of a place are a run's: the only ones that a training replaces or removes, on a disk and in a store.
+
+A run's files are known by their exact names, and only beside the `run.json` that `dalip train` wrote first. Where there
+is none, nothing is a run's: a training that would write over what lies there is refused. Figures in `eval` are ours
+when they hold what `dalip eval` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+from manifests.release import refuse_within
+from training.config import SETTINGS_FILE
+from training.record.log import LOG_FILE
+from training.record.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+MODEL_FILE = "model.pt"
+CHECKPOINT_FOLDER = "checkpoints"
+POINTER_FILE = "LATEST"  # of the checkpoints of a run in a store
+EVAL_FOLDER = "eval"  # figures of `dalip eval`
+_FILES = (SETTINGS_FILE, RUN_FILE, LOG_FILE, MODEL_FILE, SUMMARY_FILE)
+_FOLDERS = (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER, EVAL_FOLDER)
+_CHECKPOINT = re.compile(r"step-(\d+)\.pt")
+_BY_NAME = re.compile(
+    rf"{CHECKPOINT_FOLDER}/({_CHECKPOINT.pattern}|{POINTER_FILE})|not-finite-step-\d+-rank-\d+\.json"
+    rf"|{TENSORBOARD_FOLDER}/events\.out\.tfevents\.[^/]+"
+)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    there = (folder / CHECKPOINT_FOLDER).glob("step-*.pt")
+    return sorted((path for path in there if _CHECKPOINT.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def is_run(place: str) -> bool:
+    """Whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
+    record = _json_object(_read(place, RUN_FILE))
+    return isinstance(record.get("identity"), dict) and "releases" in record["identity"]
+
+
+def is_evaluation(content: bytes | None) -> bool:
+    """Whether these are figures of `dalip eval`."""
+    return {"weights", "model", "preset", "sets", "groups"} <= _json_object(content).keys()
+
+
+def require_place(place: str) -> None:
+    """See that a training may write here.
+
+    Raises: ConfigError within a release, and for files that it would replace and no training wrote; IntegrityError for
+        a `run.json` that no training wrote.
+    """
+    refuse_within(place)
+    if is_run(place):
+        return
+    names = _names_in(place)
+    if RUN_FILE in names:
+        raise IntegrityError(
+            f"{storage.join(place, RUN_FILE)}: is not the record of a training, or damaged; move the folder away, or "
+            "choose another --output"
+        )
+    own = set(_figures(place, names))
+    if strange := [name for name in names if _is_in_the_way(name) and name not in own]:
+        raise ConfigError(
+            f"{place}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, and no {RUN_FILE} of a "
+            "training: it is not the folder of a run, and a run would write over it; choose another --output, or move "
+            "these files away"
+        )
+
+
+def refuse_within_run(target: str) -> None:
+    """See that what a command exports does not lie among the files of a run, which would then take it for its own.
+
+    Raises: ConfigError.
+    """
+    for folder in (target, str(Path(target).parent)):
+        if is_run(folder):
+            raise ConfigError(f"{target}: lies in the folder of a run ({folder}); choose a place outside of it")
+
+
+def files_of_run(place: str) -> list[str]:
+    """What a run and its evaluations wrote into a place, but for `run.json`; first what says that the run is there."""
+    names = _names_in(place)
+    own = [name for name in names if name in _FILES or _BY_NAME.fullmatch(name)] + list(_figures(place, names))
+    first = (f"{CHECKPOINT_FOLDER}/{POINTER_FILE}", SUMMARY_FILE)
+    return sorted((name for name in own if name != RUN_FILE), key=lambda name: (name not in first, name))
+
+
+def clear_run(folder: Path) -> None:
+    """Remove the files of a run, but for `run.json`, and the folders that are empty then."""
+    for name in files_of_run(str(folder)):
+        (folder / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        with suppress(OSError):  # not there, or something else lies in it
+            (folder / name).rmdir()
+
+
+def _is_in_the_way(name: str) -> bool:
+    return not storage.is_private(name) and (name in _FILES or name.partition("/")[0] in _FOLDERS)
+
+
+def _figures(place: str, names: list[str]) -> Iterator[str]:
+    """The figures of evaluations among some files, and their plots."""
+    for name in names:
+        path = PurePosixPath(name)
+        if path.parent.name == EVAL_FOLDER and path.suffix == ".json" and is_evaluation(_read(place, name)):
+            yield name
+            if (plot := str(path.with_suffix(".png"))) in names:
+                yield plot
+
+
+def _names_in(place: str) -> list[str]:
+    """The files of a place, and what lies in the folders that a run uses."""
+    fs, inner = storage.filesystem(place)
+    fs.invalidate_cache()
+    names = []
+    for folder in ("", *(f"{name}/" for name in _FOLDERS)):
+        try:
+            entries = fs.ls(f"{inner}/{folder}".rstrip("/"), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except Exception as error:
+            storage.check_passing(place, error)
+            raise
+        for entry in entries:
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            if (folder or entry["type"] == "file") and name:
+                names.append(folder + name)
+    return names
+
+
+def _read(place: str, name: str) -> bytes | None:
+    """The content of a small file; None where it is not there."""
+    fs, inner = storage.filesystem(storage.join(place, *name.split("/")))
+    try:
+        return bytes(fs.cat_file(inner))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except Exception as error:
+        storage.check_passing(place, error)
+        raise
+
+
+def _json_object(content: bytes | None) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        found = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
