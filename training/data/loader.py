@@ -209,8 +209,14 @@ class TokenDataset(Dataset[Any]):
     def __len__(self) -> int:
         return self._image.num_rows
 
-    def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
-        """One batch."""
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
+        """One batch; an error of ours comes back as a value, so that it keeps its class and message."""
+        try:
+            return self._load(places)
+        except PlantMixError as error:
+            return error
+
+    def _load(self, places: list[tuple[int, int]]) -> Batch:
         rows = [row for _, row in places]
         # The draw of `SampleDataset`, for samples that have every member.
         drawn = [

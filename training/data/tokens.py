@@ -2,8 +2,9 @@
 
 A folder holds `tokens.json`, which says what the tokens are of (the release, the tower, its weights, the preparation of
 pictures), and one .npy file for each `CHUNK` rows: float16 (rows, 1 + M, W), the pooled feature first. Each file is
-published whole. A reader maps the files into memory, so that all processes of a machine share what the system keeps of
-them. Gives up with ConfigError on a folder of other tokens, and with IntegrityError on a chunk that is not whole.
+published whole, with its sha256 (`training.data.sealed`), which a process compares when it first reads of it. A reader
+maps the files into memory, so that all processes of a machine share what the system keeps of them. Gives up with
+ConfigError on a folder of other tokens, and with IntegrityError on a chunk that is not whole.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.settings import differences
+from training.data.sealed import SealedFiles
 from training.data.shards import SamplePool
 
 ARCHITECTURE_FILE = "architecture.json"  # in the folder of `dalip tokens`, beside the stores
@@ -35,6 +37,11 @@ Rows = NDArray[np.float16]
 def store_folder(folder: Path, split: str, side: str, member: str = "") -> Path:
     """Where the tokens of a split lie in the folder of `dalip tokens`."""
     return folder / split / (f"{side}-{member}" if member else side)
+
+
+def has_stores(folder: Path) -> bool:
+    """Whether tokens were computed into the folder of `dalip tokens`."""
+    return any(folder.glob(f"*/*/{_MARK_FILE}"))
 
 
 def pool_identity(pool: SamplePool) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def fill_store(
     path = folder / _MARK_FILE
     storage.make_folder(str(folder))
     if path.is_file():
-        if found := differences(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(mark))):
+        if found := differences(_read_mark(path), json.loads(json.dumps(mark))):
             raise ConfigError(
                 f"{folder}: holds tokens of something else ({'; '.join(found[:3])}); choose another folder"
             )
@@ -70,13 +77,14 @@ def fill_store(
         storage.publish_bytes(str(path), json.dumps(mark, indent=2).encode("utf-8"))
     storage.sweep(str(folder))
     starts = range(0, num_rows, CHUNK)
+    chunks = SealedFiles(folder)
+    chunks.adopt(_chunk_name(number) for number in range(len(starts)))
     for done, start in enumerate(starts):
-        target = _chunk_file(folder, done)
-        if not target.is_file():
+        if not chunks.is_whole(_chunk_name(done)):
             tokens = encode(range(start, min(start + CHUNK, num_rows)))
             stream = io.BytesIO()
             np.save(stream, np.clip(tokens, -_LARGEST, _LARGEST).astype(np.float16))
-            storage.publish_bytes(str(target), stream.getvalue())
+            chunks.write(_chunk_name(done), stream.getvalue())
         on_chunk(done + 1, len(starts))
 
 
@@ -88,7 +96,7 @@ def open_stores(folder: Path, pool: SamplePool, members: Sequence[str]) -> tuple
     own = pool_identity(pool)
     for split in sorted(path.name for path in folder.iterdir() if path.is_dir()):
         mark = store_folder(folder, split, "image") / _MARK_FILE
-        if not mark.is_file() or not own.items() <= json.loads(mark.read_text(encoding="utf-8")).items():
+        if not mark.is_file() or not own.items() <= _read_mark(mark).items():
             continue
         if missing := [name for name in members if not store_folder(folder, split, "text", name).is_dir()]:
             raise ConfigError(f"{folder}: has no tokens of the text {missing[0]}; add it to text_members")
@@ -109,21 +117,29 @@ class TokenStore:
         if not mark_file.is_file():
             raise ConfigError(f"{folder}: holds no tokens; compute them with `dalip tokens`")
         self.folder = folder
-        self.identity: dict[str, Any] = json.loads(mark_file.read_text(encoding="utf-8"))
+        self.identity = _read_mark(mark_file)
         self.num_rows, self._chunk = int(self.identity["num_rows"]), int(self.identity["chunk"])
+        self._sealed, self._compared = SealedFiles(folder), set[int]()
         self._chunks: list[Rows] = []
         for number, start in enumerate(range(0, self.num_rows, self._chunk)):
-            path = _chunk_file(folder, number)
+            path = folder / _chunk_name(number)
             try:
                 chunk = np.load(path, mmap_mode="r")
             except (OSError, ValueError) as error:
                 raise IntegrityError(f"{path}: missing or not whole ({error}); run `dalip tokens` again") from None
             if len(chunk) != min(self._chunk, self.num_rows - start):
-                raise IntegrityError(f"{path}: holds {len(chunk)} rows; remove it and run `dalip tokens` again")
+                raise IntegrityError(f"{path}: holds {len(chunk)} rows; run `dalip tokens` again")
             self._chunks.append(chunk)
 
     def read(self, rows: Sequence[int]) -> Rows:
-        """Tokens of some rows, (B, 1 + M, W)."""
+        """Tokens of some rows, (B, 1 + M, W).
+
+        Raises: IntegrityError for a chunk with other bytes than were written.
+        """
+        for number in {row // self._chunk for row in rows} - self._compared:
+            if not self._sealed.is_whole(name := _chunk_name(number)):
+                raise IntegrityError(f"{self.folder / name}: damaged; run `dalip tokens` again, which makes it anew")
+            self._compared.add(number)
         found = np.empty((len(rows), *self._chunks[0].shape[1:]), np.float16)
         for place, row in enumerate(rows):
             found[place] = self._chunks[row // self._chunk][row % self._chunk]
@@ -142,5 +158,14 @@ def principal_components(tokens_NV: NDArray[np.float32], width: int) -> tuple[ND
     return mean_V.astype(np.float32), np.ascontiguousarray(basis_VW, dtype=np.float32)
 
 
-def _chunk_file(folder: Path, number: int) -> Path:
-    return folder / f"chunk-{number:06d}.npy"
+def _chunk_name(number: int) -> str:
+    return f"chunk-{number:06d}.npy"
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IntegrityError(
+            f"{path}: cannot be read ({error}); move the folder {path.parent} away and run `dalip tokens` again"
+        ) from None

@@ -27,9 +27,17 @@ from training.data.images import CorruptSample, EvalView, normalise
 from training.data.loader import check_shards, open_releases
 from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader, open_pool
-from training.data.tokens import ARCHITECTURE_FILE, fill_store, pool_identity, principal_components, store_folder
+from training.data.tokens import (
+    ARCHITECTURE_FILE,
+    fill_store,
+    has_stores,
+    pool_identity,
+    principal_components,
+    store_folder,
+)
 from training.model.backbones import Backbone, load_backbone
 from training.model.frozen import COMPONENTS_FILE, FrozenCLIP, FrozenTower, load_components
+from training.record.checkpoint import lock_folder
 
 _FITTED_TOKENS = 100_000  # that the directions are found from
 
@@ -76,7 +84,18 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for tower in towers.values():
         tower.network.to(device)
-    storage.make_folder(str(folder))
+    with lock_folder(folder):
+        return _compute(settings, folder, pools, towers, device, say)
+
+
+def _compute(
+    settings: TokenSettings,
+    folder: Path,
+    pools: dict[str, SamplePool],
+    towers: dict[str, Backbone],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Path:
     sources = {split: _Source(pool, towers["image"], device) for split, pool in pools.items()}
     architecture = _architecture(settings, towers, sources[settings.splits[0]], folder)
     clip = FrozenCLIP(architecture)
@@ -139,13 +158,19 @@ class _Source:
 def _architecture(
     settings: TokenSettings, towers: dict[str, Backbone], source: _Source, folder: Path
 ) -> dict[str, Any]:
-    """The model file of the towers. Finds the directions to keep, unless the folder has them already."""
+    """The model file of the towers. Finds the directions to keep, unless the folder has tokens of them already.
+
+    Raises: ConfigError for the model file of something else.
+    """
     parts: dict[str, dict[str, Any]] = {}
     found: dict[str, NDArray[np.float32]] = {}
     stored = folder / COMPONENTS_FILE
+    has_tokens = stored.is_file() and has_stores(folder)
+    if not has_tokens and (folder / ARCHITECTURE_FILE).exists():
+        raise ConfigError(f"{folder / ARCHITECTURE_FILE}: is there, without tokens; choose another folder")
     rows = np.random.default_rng(0).permutation(len(source.pool))[: settings.fitted_samples].tolist()
     for side, wanted in (("image", settings.image), ("text", settings.text)):
-        fitted = [] if stored.is_file() else rows
+        fitted = [] if has_tokens else rows
         chosen = fitted or rows[: settings.batch_size]
         member = settings.text_members[0] if side == "text" else ""
         tokens, shape = _tokens_of(towers[side], source, chosen, member, settings.batch_size)

@@ -1,19 +1,21 @@
 """A long table made in pieces: what an interruption costs is one piece, and the end is the same to the byte.
 
     OUT.pieces/made.json          all that the table depends on
-    OUT.pieces/piece-00000000.parquet
+    OUT.pieces/piece-00000000.parquet, and its sha256 (`training.data.sealed`)
+    OUT.made.json                 made.json with what was found, and the sha256 of OUT
     OUT                           csv, json or Parquet by its ending; the pieces one after the other
-    OUT.made.json                 made.json with what was found; written last, then the pieces are removed
 
-Every file is published whole or not at all. The same command goes on after any interruption, also after kill -9, and
-says so when nothing is left to do. Gives up with ConfigError on a place that holds something else.
+Every file is published whole or not at all, OUT last; then the pieces are removed. The same command goes on after any
+interruption, also after kill -9, and says so when nothing is left to do. OUT is never replaced. Gives up with
+ConfigError on a place that holds something else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.settings import differences
+from training.data.sealed import SealedFiles
 from training.record.checkpoint import lock_folder
 from training.using.progress import Progress
 
@@ -50,9 +53,16 @@ class PiecedTable:
         self.record = self.out.with_name(f"{self.out.name}.{_MADE}")
         self.identity = json.loads(json.dumps(identity | {"num_rows": num_rows, "piece_rows": PIECE_ROWS}))
         self.is_finished = self.out.is_file() and self._holds_the_same(self.record)
-        begun = self._holds_the_same(self.folder / _MADE)
-        if self.out.exists() and not self.is_finished and not begun:
+        self._holds_the_same(self.folder / _MADE)
+        if self.out.exists() and not self.is_finished:
             raise ConfigError(f"{out}: is there, and was not made by this command; choose another --out or remove it")
+        if self.is_finished:
+            recorded = _read_json(self.record).get("sha256")  # earlier versions recorded none
+            if recorded not in (None, storage.hash_file(out).sha256):
+                raise IntegrityError(
+                    f"{out}: was changed or cut short since it was made; move it and {self.record.name} away, then run "
+                    "the same command again"
+                )
 
     def fill(
         self, compute: Callable[[list[range]], Iterator[tuple[range, pa.Table]]], notes: dict[str, Any], what: str
@@ -64,25 +74,36 @@ class PiecedTable:
         Raises: ConfigError when another process is at it.
         """
         if self.is_finished:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_pieces()
             return _read_json(self.record)
         storage.make_folder(str(self.folder))
         with lock_folder(self.folder):
             storage.sweep(str(self.folder))
             _publish_json(self.folder / _MADE, self.identity)
             pieces = [range(i, min(i + PIECE_ROWS, self.num_rows)) for i in range(0, self.num_rows, PIECE_ROWS)]
-            missing = [rows for rows in pieces if not self._file(rows).is_file()]
+            sealed = SealedFiles(self.folder)
+            sealed.adopt(_name(rows) for rows in pieces)
+            missing = [rows for rows in pieces if not sealed.is_whole(_name(rows))]
             progress = Progress(what, self.num_rows, self.num_rows - sum(map(len, missing)))
             for rows, table in compute(missing) if missing else ():
                 stream = io.BytesIO()
                 pq.write_table(table.cast(self.schema), stream, compression="zstd")
-                storage.publish_bytes(str(self._file(rows)), stream.getvalue())
+                sealed.write(_name(rows), stream.getvalue())
                 progress.add(len(rows))
             progress.close()
-            num_faults = self._merge(pieces)
-            _publish_json(self.record, self.identity | {"notes": notes, "num_faults": num_faults})
-        shutil.rmtree(self.folder)
+            temp, num_faults = self._merge(pieces)
+            found = {"notes": notes, "num_faults": num_faults, "sha256": storage.hash_file(temp).sha256}
+            _publish_json(self.record, self.identity | found)
+            storage.publish(temp, str(self.out))
+        self._remove_pieces()
         return _read_json(self.record)
+
+    def _remove_pieces(self) -> None:
+        for path in self.folder.glob("*"):
+            if re.fullmatch(r"piece-\d+\.parquet|\w+\.json|SHA256SUMS|\.lock", path.name):
+                path.unlink()
+        with contextlib.suppress(OSError):  # not there, or something else lies in it
+            self.folder.rmdir()
 
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A small result that is computed once: kept beside the pieces, then in the notes of the record."""
@@ -95,9 +116,6 @@ class PiecedTable:
             _publish_json(self.folder / _MADE, self.identity)
             _publish_json(path, found)
         return _read_json(path)
-
-    def _file(self, rows: range) -> Path:
-        return self.folder / f"piece-{rows.start // PIECE_ROWS:08d}.parquet"
 
     def _holds_the_same(self, path: Path) -> bool:
         """Whether the record at a path is of this table; false where there is none.
@@ -115,20 +133,19 @@ class PiecedTable:
             )
         return True
 
-    def _merge(self, pieces: list[range]) -> int:
-        """Publish all pieces as one file; returns the rows with an error."""
+    def _merge(self, pieces: list[range]) -> tuple[str, int]:
+        """All pieces as one private file, and the number of rows with an error."""
         temp, num_faults = storage.temp_path(str(self.folder / self.out.name)), 0
         write, close = _writer(temp, self.out.suffix.lower(), self.schema)
         for rows in pieces:
             try:
-                table = pq.read_table(self._file(rows))
+                table = pq.read_table(self.folder / _name(rows))
             except (OSError, pa.ArrowInvalid) as error:
-                raise IntegrityError(f"{self._file(rows)}: cannot be read ({error}); remove it, run again") from None
+                raise IntegrityError(f"{self.folder / _name(rows)}: cannot be read ({error}); run again") from None
             num_faults += table.num_rows - table["error"].null_count
             write(table)
         close()
-        storage.publish(temp, str(self.out))
-        return num_faults
+        return temp, num_faults
 
 
 def _writer(path: str, ending: str, schema: pa.Schema) -> tuple[Callable[[pa.Table], Any], Callable[[], Any]]:
@@ -152,6 +169,10 @@ def _writer(path: str, ending: str, schema: pa.Schema) -> tuple[Callable[[pa.Tab
         stream.close()
 
     return write, close
+
+
+def _name(rows: range) -> str:
+    return f"piece-{rows.start // PIECE_ROWS:08d}.parquet"
 
 
 def _publish_json(path: Path, content: dict[str, Any]) -> None:

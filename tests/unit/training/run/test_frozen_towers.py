@@ -31,6 +31,8 @@ from training.model import exports
 from training.model.backbones import Backbone, load_backbone
 from training.model.build import build_model
 from training.model.presets import ModelSettings
+from training.record.checkpoint import lock_folder
+from training.run import token_job
 from training.run.stopping import StoppedError
 
 SIZE, TOKENS = 32, 5
@@ -283,12 +285,67 @@ def test_a_store_with_a_chunk_cut_short_is_named(tmp_path: Path) -> None:
     store = TokenStore(tmp_path)
     assert store.read([0, 299, 256]).shape == (3, 3, 4)
     chunk = tmp_path / "chunk-000001.npy"
-    chunk.write_bytes(chunk.read_bytes()[:-8])
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-8])
     with pytest.raises(IntegrityError, match=r"chunk-000001.npy: missing or not whole"):
         TokenStore(tmp_path)
+    chunk.write_bytes(whole[:-8] + whole[:8])
+    store = TokenStore(tmp_path)
+    store.read([0, 255])
+    with pytest.raises(IntegrityError, match=r"chunk-000001.npy: damaged; run `dalip tokens` again"):
+        store.read([0, 299])
+    asked: list[Any] = []
+    fill_store(tmp_path, {"of": "test"}, 300, lambda rows: asked.append(rows) or np.ones((44, 3, 4), np.float32))
+    assert asked == [range(256, 300)], "only what is damaged is made anew"
+    assert chunk.read_bytes() == whole
+    (tmp_path / "SHA256SUMS").unlink()  # as an earlier version left it
+    fill_store(tmp_path, {"of": "test"}, 300, lambda rows: pytest.fail("nothing is computed again"))
+    with (tmp_path / "SHA256SUMS").open("a") as stream:
+        stream.write("0123")  # a line that a kill cut short
+    chunk.unlink()
+    fill_store(tmp_path, {"of": "test"}, 300, lambda rows: np.ones((44, 3, 4), np.float32))
+    assert TokenStore(tmp_path).read([299]).shape == (1, 3, 4)
     chunk.unlink()
     with pytest.raises(IntegrityError, match=r"chunk-000001.npy: missing or not whole"):
         TokenStore(tmp_path)
+
+
+def test_components_of_another_tower_are_made_anew(
+    tokens_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the first token; then the tower has other weights."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    module, folder = tmp_path / "modules/test_towers.py", tmp_path / "tokens"
+    with monkeypatch.context() as patch:
+        patch.setattr(token_job, "fill_store", killed)
+        assert main(["tokens", str(tokens_yaml)]) == 1
+    before = (folder / "components.npz").read_bytes()
+    module.write_text(module.read_text().replace("torch.manual_seed(0)", "torch.manual_seed(7)"))
+    sys.modules.pop("test_towers")
+    assert main(["tokens", str(tokens_yaml)]) == 0
+    assert (folder / "components.npz").read_bytes() != before
+    after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.np[yz]")}
+    tokens_yaml.write_text(
+        yaml.safe_dump(yaml.safe_load(tokens_yaml.read_text()) | {"output_dir": str(tmp_path / "b")})
+    )
+    assert main(["tokens", str(tokens_yaml)]) == 0
+    assert after == {path.relative_to(tmp_path / "b"): path.read_bytes() for path in (tmp_path / "b").rglob("*.np[yz]")}
+
+
+def test_tokens_go_nowhere_where_something_else_is(
+    tokens_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tokens"
+    with lock_folder(folder):
+        assert main(["tokens", str(tokens_yaml)]) == 2
+    assert "another command is writing here" in capsys.readouterr().err
+    (folder / "architecture.json").write_text("of someone else")
+    assert main(["tokens", str(tokens_yaml)]) == 2
+    assert "architecture.json: is there, without tokens" in capsys.readouterr().err
+    assert (folder / "architecture.json").read_text() == "of someone else"
 
 
 def test_principal_components_keep_the_directions_of_the_largest_variance() -> None:
