@@ -21,6 +21,7 @@ from typing import Any
 from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
+from manifests.services import packages
 from training.using.commands import add_commands
 
 _FIRST_STEPS = """\
@@ -87,9 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(options.run(options))
-    except PlantMixError as error:
-        print(shown(f"dalip: error: {error}"), file=sys.stderr)
-        return error.exit_code
+    except (PlantMixError, ModuleNotFoundError) as error:
+        known = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        print(shown(f"dalip: error: {known}"), file=sys.stderr)
+        return known.exit_code
     except KeyboardInterrupt:
         print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
         return 1
@@ -369,7 +371,9 @@ def _export(options: argparse.Namespace) -> int:
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
     from training.model.exports_onnx import export_onnx
+    from training.record.run_files import refuse_within_run
 
+    refuse_within_run(options.target)
     trained = open_trained_model(options.model)
     if options.format == "huggingface":
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
@@ -407,7 +411,9 @@ def _publish(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from training.model.build import load_released
     from training.model.exports import export_hugging_face
+    from training.record.run_files import refuse_within_run
 
+    refuse_within_run(options.target)
     model = load_released(options.checkpoint, options.architecture)
     export_hugging_face(model, options.target)
     print(

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from manifests.errors import ConfigError
-from manifests.release import Release
+from manifests.release import Release, refuse_within
 from manifests.storage import join, write_file
 from manifests.tables import TAXON_RANKS
 from training.config import TrainSettings, ZeroShotSettings
@@ -44,7 +44,7 @@ from training.evaluation.outside_sets import (
 from training.evaluation.report import plot_result
 from training.evaluation.trained_model import TrainedModel
 from training.model.dalip import DalipModel
-from training.record import checkpoint
+from training.record import run_files
 
 
 def evaluate_model(
@@ -71,6 +71,10 @@ def evaluate_model(
         raise ConfigError(
             f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
+    opened = _open_one(settings, release) if chosen is not None else None
+    name = "sets" if opened is None else f"{chosen}-{opened.name}"
+    path = Path(out) if out is not None else trained.folder / run_files.EVAL_FOLDER / f"{name}.json"
+    _require_own(path)
     sets = open_sets(settings.eval.sets)
     started = time.monotonic()
     model = trained.model.to(evaluation_device(settings))
@@ -78,25 +82,33 @@ def evaluate_model(
         "weights": trained.weights, "model": trained.source, "notes": list(trained.notes),
         "preset": settings.model.preset,
     }  # fmt: skip
-    name = "sets"
-    if chosen is not None:
-        opened = _open_one(settings, release)
+    if opened is not None and chosen is not None:
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
         result |= evaluate_split(model, open_pool([opened], chosen), SampleColumns(opened, chosen), settings)
-        name = f"{chosen}-{opened.name}"
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
     ]
     result["groups"] = group_means(result["sets"])
     result["seconds"] = round(time.monotonic() - started, 2)
-    path = Path(out) if out is not None else trained.folder / checkpoint.EVAL_FOLDER / f"{name}.json"
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     write_file(str(path.with_suffix(".png")), plot_result(result))
     if out is None and trained.address is not None:
         for file in (path, path.with_suffix(".png")):
-            write_file(join(trained.address, checkpoint.EVAL_FOLDER, file.name), file.read_bytes())
+            write_file(join(trained.address, run_files.EVAL_FOLDER, file.name), file.read_bytes())
     return result, path
+
+
+def _require_own(path: Path) -> None:
+    """See that figures and plot replace only those of an earlier evaluation.
+
+    Raises: ConfigError.
+    """
+    refuse_within(str(path))
+    if path.is_file() and run_files.is_evaluation(path.read_bytes()):
+        return
+    if there := [str(file) for file in (path, path.with_suffix(".png")) if file.exists()]:
+        raise ConfigError(f"{there[0]}: is there, and `dalip eval` did not write it; choose another --out")
 
 
 def check_tasks(settings: TrainSettings) -> None:

@@ -8,15 +8,13 @@ Writes nothing. Gives up with ConfigError where there is no model, or one that d
 
 from __future__ import annotations
 
-import json
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.settings import differences, parse_settings
 from manifests.storage import is_remote
 from training.config import SETTINGS_FILE, TrainSettings, read_train_settings
@@ -25,7 +23,7 @@ from training.model.architecture import architecture_config, register_architectu
 from training.model.build import build_model, load_hugging_face
 from training.model.dalip import DalipModel
 from training.model.presets import ModelSettings
-from training.record import checkpoint
+from training.record import checkpoint, run_files
 from training.record.remote import fetch_run
 
 Weights = Literal["ema", "raw", "folder", "pretrained"]
@@ -59,7 +57,7 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
     if is_remote(path):
         return replace(open_trained_model(str(fetch_run(path))), address=path.rstrip("/"))
     given = Path(path)
-    if (given / weights.CONFIG_FILE).is_file():
+    if (given / weights.CONFIG_FILE).is_file() and not run_files.is_run(path):
         return _from_model_folder(given)
     if given.is_dir() and not (given / SETTINGS_FILE).is_file():
         raise ConfigError(
@@ -86,7 +84,6 @@ def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
 
     Raises: ConfigError when they do not fit.
     """
-    file = checkpoint.newest_weights(folder)
     notes: tuple[str, ...] = ()
     chosen = settings.model.model_copy(update={"pretrained": None})
     kept = checkpoint.read_architecture(folder)
@@ -94,25 +91,37 @@ def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
         notes = (f"{chosen.architecture} is not what the run was trained with; the copy in its folder is used",)
         chosen = chosen.model_copy(update={"architecture": register_architecture(kept)})
     model = build_model(chosen)
-    state, kind = _read_weights(file, settings)
+    file, state, kind, preprocess = _read_weights(folder, settings)
     weights.load_state(model, state, where=str(file))
-    weights.take_preprocessing(model, file)  # that of the pretrained weights, which are not read again
+    weights.set_preprocessing(model, preprocess)  # that of the pretrained weights, which are not read again
     model.new_parameters = ()
     return TrainedModel(model.eval(), settings, folder, kind, str(file), notes)
 
 
-def _read_weights(file: Path, settings: TrainSettings) -> tuple[dict[str, Tensor], Weights]:
-    """The final weights of a run; of a checkpoint its average if there is one, which the run would end with.
+def _read_weights(folder: Path, settings: TrainSettings) -> tuple[Path, dict[str, Tensor], Weights, dict[str, Any]]:
+    """The final weights of a run, their file and the preparation of pictures.
+
+    Of a checkpoint its average if there is one, which the run would end with.
 
     Raises: IntegrityError when bytes are not those that were written; torch does not check them.
     """
-    if zipfile.is_zipfile(file) and not checkpoint.is_whole(file):
-        raise IntegrityError(f"{file}: damaged, its bytes are not those that were written; take another copy")
-    if file.parent.name != checkpoint.CHECKPOINT_FOLDER:
-        return weights.read_state(file), "ema" if settings.ema_decay is not None else "raw"
-    content = checkpoint.load_checkpoint(file)
-    average = content.get("average")
-    return (content["state_dict"], "raw") if average is None else (average, "ema")
+    while True:
+        file = checkpoint.newest_weights(folder)
+        try:
+            if file.parent.name != run_files.CHECKPOINT_FOLDER:
+                checkpoint.check_model(folder)
+                kind: Weights = "ema" if settings.ema_decay is not None else "raw"
+                return file, weights.read_state(file), kind, weights.preprocessing_of(file)
+            if not checkpoint.is_whole(file):
+                raise IntegrityError(f"{file}: damaged, its bytes are not those that were written; take another copy")
+            content = checkpoint.load_checkpoint(file)
+        except (FileNotFoundError, RunError):
+            if file.exists():
+                raise
+            continue  # a training that is at work has removed it for a newer one
+        average = content.get("average")
+        state, kind = (content["state_dict"], "raw") if average is None else (average, "ema")
+        return file, state, kind, content["preprocess"]
 
 
 def _architecture_or_none(architecture: str) -> dict[str, Any] | None:
@@ -168,7 +177,7 @@ def _from_model_folder(folder: Path) -> TrainedModel:
     loss: dict[str, Any] = {}
     if (folder / weights.SECOND_CONFIG_FILE).is_file():
         model = load_hugging_face(folder)
-        stored = json.loads((folder / weights.SECOND_CONFIG_FILE).read_text(encoding="utf-8"))
+        stored = weights.read_json(folder / weights.SECOND_CONFIG_FILE)
         loss = stored.get("loss", {})
     else:
         model = build_model(ModelSettings(preset="clip", architecture=str(folder), pretrained=str(folder)))

@@ -3,7 +3,8 @@
 A checkpoint is the file TARGET and, for an architecture that open_clip does not know by name, a JSON file beside it. A
 folder holds `open_clip_config.json`, `open_clip_model.safetensors` and, in own files, the second-order part. Both
 are first written to a private place, loaded back by open_clip and compared: size, preparation of pictures, features.
-Gives up with ConfigError, and publishes nothing, when open_clip cannot load them or would compute something else.
+Only an earlier export is replaced. Gives up with ConfigError, and publishes nothing, when open_clip cannot load them or
+would compute something else.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from torch import Tensor
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.release import refuse_within
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP
 from training.model.loss import LossSettings
 from training.model.towers import image_size_px
 from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE
+
+MADE_BY = "dalip export"  # in a file of weights: the next export may replace it
 
 
 def export_open_clip(model: DalipModel, path: str | Path) -> str:
@@ -44,6 +48,10 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
     if target.is_dir():
         raise ConfigError(
             f"{target}: is a folder; name a file for an open_clip checkpoint, or use --format huggingface"
+        )
+    if target.exists() and not _is_export(target):
+        raise ConfigError(
+            f"{target}: is there, and no `dalip export` of this version wrote it; choose another TARGET or remove it"
         )
     config, size = _config_at_own_size(model), image_size_px(model.clip)
     arguments: dict[str, Any] = {}
@@ -97,9 +105,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         storage.publish_json(private / CONFIG_FILE, config)
         if not isinstance(model.clip, FrozenCLIP):
             _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
-        storage.make_folder(str(target))
-        for file in sorted(private.iterdir()):
-            storage.publish(str(file), str(target / file.name))
+        publish_folder(private, target, SECOND_CONFIG_FILE)
         if not second:  # of an export that was here before
             (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
     if isinstance(model.clip, FrozenCLIP):
@@ -209,13 +215,42 @@ def private_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(private, ignore_errors=True)
 
 
+def publish_folder(private: Path, target: Path, mark_file: str) -> None:
+    """Publish the files of an export, whose `mark_file` comes first.
+
+    Raises: ConfigError where a file of these names is there, and no mark of an earlier export.
+    """
+    files = sorted(private.iterdir(), key=lambda file: (file.name != mark_file, file.name))
+    there = [target / file.name for file in files if (target / file.name).exists()]
+    if there and not (target / mark_file).is_file():
+        raise ConfigError(f"{there[0]}: is there, and no `dalip export` wrote it; choose another TARGET")
+    storage.make_folder(str(target))
+    for file in files:
+        storage.publish(str(file), str(target / file.name))
+
+
+def _is_export(file: Path) -> bool:
+    """Whether an export wrote this file of weights."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as opened:
+                return (opened.metadata() or {}).get("made_by") == MADE_BY
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # each reader raises its own kinds for a file of something else
+        return False
+    return isinstance(content, dict) and content.get("made_by") == MADE_BY
+
+
 def local_place(path: str | Path) -> Path:
     """The path to export to.
 
-    Raises: ConfigError for an object store.
+    Raises: ConfigError for an object store, and within a release.
     """
     if storage.is_remote(str(path)):
         raise ConfigError(f"{path}: a model is exported to a local place; copy it to an object store afterwards")
+    refuse_within(str(path))
     return Path(path)
 
 
@@ -232,9 +267,9 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(dict(state), path, metadata={"format": "pt"})
+        save_file(dict(state), path, metadata={"format": "pt", "made_by": MADE_BY})
     else:
-        torch.save({"state_dict": dict(state)}, path)
+        torch.save({"state_dict": dict(state), "made_by": MADE_BY}, path)
 
 
 def _as_lists(values: Mapping[str, Any]) -> dict[str, Any]:

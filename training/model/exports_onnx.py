@@ -13,7 +13,6 @@ when they differ by more than 1e-4, on frozen towers, and where the extra `onnx`
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -26,9 +25,10 @@ from torch import Tensor, nn
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.services.packages import require
 from training.model.architecture import architecture_config
 from training.model.dalip import DalipModel
-from training.model.exports import local_place, private_folder
+from training.model.exports import local_place, private_folder, publish_folder
 from training.model.frozen import FrozenCLIP
 from training.model.towers import image_size_px
 
@@ -68,10 +68,7 @@ def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float
     Raises: ConfigError for a target that is a file, for what ONNX cannot hold, and for features that differ.
     """
     target = local_place(folder)
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(
-            f'{", ".join(missing)} not installed, which an ONNX export needs: pip install "plantmix[onnx]"'
-        )
+    require("an ONNX export", *_PACKAGES)
     if isinstance(model.clip, FrozenCLIP):
         raise ConfigError(
             f"{model.settings.architecture}: its towers are outside the model, so ONNX cannot hold it; "
@@ -102,9 +99,7 @@ def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float
             "logit_scale": float(model.clip.logit_scale.detach().exp()),
         }
         storage.publish_json(private / CONFIG_FILE, config)
-        storage.make_folder(str(target))
-        for file in sorted(private.iterdir()):
-            storage.publish(str(file), str(target / file.name))
+        publish_folder(private, target, CONFIG_FILE)
     return f'onnxruntime.InferenceSession("{target}/image.onnx")'
 
 

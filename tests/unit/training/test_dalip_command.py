@@ -315,13 +315,13 @@ def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixtur
         ("log.jsonl", '{"event": "step", "step": 1}\n', "plot RUN --out OUT.png", "lacks what a plot needs"),
         ("log.jsonl", "{}\n", "plot RUN --out OUT.pdf", "OUT.pdf: the name must end in .png"),
         ("log.jsonl", "{}\n", "plot RUN --out RUN", "run: the name must end in .png"),
-        ("model.pt", "x", "eval RUN", "model.pt: cannot be read as a checkpoint"),
+        ("model.pt", "x", "eval RUN", "model.pt: damaged or replaced"),
         ("run.json", "[]", "eval RUN", "run.json: cannot be read: it holds no JSON object"),
-        ("run.json", "{}", "train CONFIG", "run.json: holds no identity; the run's folder is damaged"),
+        ("run.json", "{}", "train CONFIG", "run.json: is not the record of a training, or damaged"),
         ("x", "", "eval RUN --out OUT.png", "OUT.png: --out is the JSON file, the plot goes beside it"),
         ("x", "", "eval RUN --out RUN", "run: --out is the JSON file"),
-        ("x", "", "export RUN RUN", "run: is a folder; name a file for an open_clip checkpoint"),
-        ("x", "", "export RUN RUN/x --format huggingface", "x: is a file; name a folder"),
+        ("x", "", "export RUN RUN", "lies in the folder of a run"),
+        ("x", "", "export RUN RUN/x --format huggingface", "lies in the folder of a run"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
