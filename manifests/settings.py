@@ -33,9 +33,9 @@ _OTHER_NAMES = {
 
 
 class Settings(BaseModel):
-    """Base of every configuration model: unknown keys are errors, values never change after reading."""
+    """Base of every configuration model: unknown keys are errors, numbers finite, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

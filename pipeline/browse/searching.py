@@ -29,7 +29,7 @@ MAX_UPLOAD_BYTES = 20_000_000
 MAX_PICTURES = 100  # that were asked for, kept for a session, the oldest goes first
 KEPT_ANSWERS = 32
 SHOWN_CHARS = 600  # of what the process said last
-_SETTINGS = ImageSettings(size_px=512, min_side_px=1, max_aspect_ratio=float("inf"), max_body_bytes=MAX_UPLOAD_BYTES)
+_SETTINGS = ImageSettings(size_px=512, min_side_px=1, max_aspect_ratio=1e9, max_body_bytes=MAX_UPLOAD_BYTES)
 
 Hits = Sequence[tuple[str, float]]
 

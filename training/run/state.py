@@ -73,6 +73,13 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
             f"{settings.compute.accumulate} micro-batches"
         )
     order = loader.build_order(pool, settings.data, settings.release, settings.seed)
+    num_samples = sum(len(part.rows) for part in order.strata)
+    if settings.data.batch_size > num_samples and not resumes:  # earlier versions began such runs
+        raise ConfigError(
+            f"data.batch_size {settings.data.batch_size:,} is above the {num_samples:,} samples of split "
+            f"'{settings.data.split}': a batch would hold samples more than once, and compare them with themselves; "
+            f"set it to {num_samples:,} or less"
+        )
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
     wanted = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
     model = _with_towers(build_model(wanted), settings).to(ranks.device)

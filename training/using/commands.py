@@ -6,6 +6,7 @@ Heavy imports wait until a command runs.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -201,13 +202,17 @@ def _search(options: argparse.Namespace) -> int:
 
     searcher = Searcher.open(SearchIndex.open(options.index), options.model, options.device)
     if options.serve:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # a line that is no UTF-8 costs one answer
         searcher.serve(sys.stdin, lambda line: print(line, flush=True), options.top)
         return 0
     hits = searcher.find(text=options.text, image=options.image, top=options.top)
+    more = searcher.describe(hits)
     if options.json:
-        print(json.dumps([hit._asdict() for hit in hits], ensure_ascii=False))
-    else:
-        print("\n".join(f"{place:4d}  {hit.score:.4f}  {hit.name}" for place, hit in enumerate(hits, start=1)))
+        print(json.dumps([hit._asdict() | of_hit for hit, of_hit in zip(hits, more, strict=True)], ensure_ascii=False))
+        return 0
+    for place, (hit, of_hit) in enumerate(zip(hits, more, strict=True), start=1):
+        print("\n              ".join([f"{place:4d}  {hit.score:.4f}  {hit.name}", *filter(None, of_hit.values())]))
     return 0
 
 

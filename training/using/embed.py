@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def embed_pictures(
 
     Raises: ConfigError, IntegrityError.
     """
-    table, schema = _open(encoder, out, kind, len(listing), {"pictures": listing.fingerprint, "batch": batch_size})
+    identity = {"pictures": listing.fingerprint, "batch": batch_size}
+    table, schema = _open(encoder, out, kind, len(listing), identity, listing.places)
 
     def encode(pixels: Tensor) -> Tensor:
         return encoder.encode_views(pixels, kind)
@@ -80,13 +81,20 @@ def read_texts(path: str) -> list[str]:
 
 
 def _open(
-    encoder: Encoder, out: str, kind: FeatureKind | None, num_rows: int, identity: dict[str, Any]
+    encoder: Encoder,
+    out: str,
+    kind: FeatureKind | None,
+    num_rows: int,
+    identity: dict[str, Any],
+    places: Sequence[str] = (),
 ) -> tuple[PiecedTable, pa.Schema]:
     if not out.lower().endswith(".parquet"):
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
     known = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
-    metadata = {METADATA_KEY: json.dumps(known | {"source": str(encoder.folder.resolve())}).encode("utf-8")}
+    # where the model and the pictures were, for a search
+    paths = {"source": str(encoder.folder.resolve()), "places": [str(Path(place).resolve()) for place in places]}
+    metadata = {METADATA_KEY: json.dumps(known | paths).encode("utf-8")}
     schema = pa.schema(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
     )

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.services.packages import require
 from training.evaluation.encoder import Encoder
 from training.using.embed import METADATA_KEY
 
@@ -97,6 +98,7 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
     if storage.is_remote(folder) or target.exists():
         raise ConfigError(f"{folder}: an index is made in a new local folder; choose another place or remove it")
     known = [_metadata(path) for path in tables]
+    places = list(dict.fromkeys(place for table in known for place in table.pop("places", ())))
     if any(other != known[0] for other in known):
         raise ConfigError(f"{tables[0]} and another table are of other models or features; an index is of one model")
     index = faiss.index_factory(known[0]["width"], "SQfp16", faiss.METRIC_INNER_PRODUCT)
@@ -106,7 +108,7 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
         names.append(own)
     if not index.ntotal:
         raise ConfigError(f"{tables[0]}: holds no vector")
-    record = {"format": FORMAT, **known[0], "num_rows": index.ntotal}
+    record = {"format": FORMAT, **known[0], "places": places, "num_rows": index.ntotal}
     private = Path(storage.temp_path(str(target)))
     storage.make_folder(str(private))
     try:
@@ -141,8 +143,7 @@ def _blocks(tables: Sequence[str]) -> Iterator[tuple[pa.Array, Vectors]]:
 
 def _faiss() -> Any:
     """Raises: ConfigError where the extra is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError('faiss is not installed, which an index needs: pip install "plantmix[search]"') from None
+    require("an index", "faiss")
+    import faiss
+
     return faiss

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from training.config import ClassText, has_one_slot
 from training.evaluation.class_names import Taxon, class_text, taxon_of
 from training.evaluation.encoding import prompt_templates
 from training.evaluation.set_layouts import read_text
+
+logger = logging.getLogger(__name__)
 
 _LABEL_COLUMNS = ("label", "class", "class_name", "name")
 _TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
@@ -63,6 +66,7 @@ class Labels:
 def read_labels(path: str, rank: str) -> Labels:
     """Labels of a file: a text with one a line, or a csv with a column `label`, with ranks beside it where known.
 
+    The first line of a text is no label where it is the name of such a column.
     A csv without a column of labels takes the column of the rank. With ranks, labels are of `rank`.
 
     Raises: ConfigError.
@@ -73,6 +77,8 @@ def read_labels(path: str, rank: str) -> Labels:
     text = read_text(file)
     if file.suffix.lower() != ".csv":
         names = [line.strip() for line in text.splitlines() if line.strip()]
+        if names and names[0].lower() in (*_LABEL_COLUMNS, "labels", "classes", *TAXON_RANKS):
+            logger.warning("%s: the first line, '%s', is taken for a header and is no label", path, names.pop(0))
         return _checked(path, names, [None] * len(names), None)
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows = list(reader)

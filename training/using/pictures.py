@@ -51,6 +51,7 @@ class Listing:
 
     table: pa.Table
     fingerprint: str  # of names and places, and of the size and time of every file
+    places: tuple[str, ...] = ()  # as they were given
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -97,7 +98,7 @@ def list_pictures(places: Sequence[str]) -> Listing:
         if num == num_before:
             raise ConfigError(f"{place}: no picture here ({', '.join(ENDINGS)}, or shards: .tar)")
     table = pa.Table.from_batches([*batches, _batch(waiting)], _SCHEMA).combine_chunks()
-    return Listing(table, digest.hexdigest())
+    return Listing(table, digest.hexdigest(), tuple(places))
 
 
 def listing_of_pool(pool: SamplePool, rows: Sequence[int]) -> Listing:
@@ -177,10 +178,22 @@ def _rows_of_folder(folder: Path) -> Iterator[_Row]:
         for name in sorted(names):
             path = Path(root) / name
             inner = str(path.relative_to(folder))
-            if path.suffix.lower() == ".tar":
+            if not _is_utf8(inner):
+                if path.suffix.lower() in (".tar", *ENDINGS):
+                    shown = os.fsencode(inner).decode("utf-8", "backslashreplace")
+                    yield shown, None, 0, None, "its name is not UTF-8; rename it"
+            elif path.suffix.lower() == ".tar":
                 yield from _rows_of_shard(path, inner)
             elif path.suffix.lower() in ENDINGS:
                 yield (inner, *_place_of(path))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_column(path: Path, names: Sequence[str]) -> list[str]:

@@ -7,12 +7,19 @@ of the index, and with RunError on a picture that cannot be read; over a pipe th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.errors import PlantMixError, RunError
+from manifests.release import Release
 from training.evaluation.encoder import Encoder
 from training.using.index import Hit, SearchIndex
+
+_SHOWN = ("sample_id", "split", "shard", "key", "text", "url")  # of samples.parquet
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,34 @@ class Searcher:
             query = self.encoder.encode_texts([text or ""], kind)
         return self.index.search(query[0].numpy(), top)
 
+    def describe(self, hits: Sequence[Hit]) -> list[dict[str, str]]:
+        """What else is known of each: text, address and shard of a sample of a release, or the file of a picture.
+
+        Nothing of what was embedded by an earlier version, or lies elsewhere by now.
+        """
+        names, found = pa.array([hit.name for hit in hits]), dict[str, dict[str, str]]()
+        for place in map(Path, self.index.record.get("places", ())):
+            try:
+                release = Release.open(str(place))
+                rows = release.samples(columns=_SHOWN)
+            except PlantMixError:  # no release: a folder, a table of paths, or a picture
+                folder = place if place.is_dir() else place.parent
+                found |= {hit.name: {"path": str(folder / hit.name)} for hit in hits if (folder / hit.name).is_file()}
+                continue
+            for row in rows.filter(pc.is_in(rows["sample_id"], names)).to_pylist():
+                shard = release.shard_path(row["split"], row["shard"])
+                found[row["sample_id"]] = {"text": row["text"], "url": row["url"], "path": f"{shard}/{row['key']}.jpg"}
+        return [found.get(hit.name, {}) for hit in hits]
+
     def serve(self, lines: Iterable[str], say: Callable[[str], None], top: int) -> None:
         """Answer each line, {"text": ...} or {"image": FILE}, with a line: {"hits": [...]} or {"error": ...}."""
         for line in lines:
             try:
                 asked = json.loads(line)
-                if not isinstance(asked, dict) or len(asked) != 1 or not set(asked) <= {"text", "image"}:
+                whole = isinstance(asked, dict) and len(asked) == 1 and set(asked) <= {"text", "image"}
+                if not whole or not isinstance(next(iter(asked.values())), str):
                     raise RunError('a query is {"text": ...} or {"image": FILE}')
                 hits = self.find(**asked, top=top)
                 say(json.dumps({"hits": [hit._asdict() for hit in hits]}))
-            except (PlantMixError, ValueError) as error:
+            except (PlantMixError, ValueError, RecursionError) as error:
                 say(json.dumps({"error": str(error)}))

@@ -22,7 +22,7 @@ from training.data.shards import open_pool
 from training.evaluation.evaluate import domain_losses
 from training.evaluation.trained_model import load_run_model
 from training.model.dalip import DalipModel
-from training.record import checkpoint
+from training.record import checkpoint, run_files
 from training.record.log import RunLog, cut_log, read_log
 from training.run import loop, state
 from training.run.loop import train
@@ -41,7 +41,7 @@ def test_a_run_writes_what_it_promises(config: dict[str, Any]) -> None:
     assert lines[-1]["samples_seen"] == summary["samples_seen"] == 72
     assert lines[-1]["epoch"] == pytest.approx(72 / 107)
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert [path.name for path in checkpoint.list_checkpoints(folder)] == ["step-00000004.pt", "step-00000006.pt"]
+    assert [path.name for path in run_files.list_checkpoints(folder)] == ["step-00000004.pt", "step-00000006.pt"]
     assert summary["chance_loss"] == pytest.approx(math.log(12))
 
 
@@ -65,7 +65,7 @@ def test_sigterm_saves_and_a_resume_is_bit_for_bit(
         stop_at(patch, 3)
         with pytest.raises(RunError, match="stopped by a signal after step 3 of 6"):
             run_once(config)
-    assert [path.name for path in checkpoint.list_checkpoints(Path(config["output_dir"]))][-1] == "step-00000003.pt"
+    assert [path.name for path in run_files.list_checkpoints(Path(config["output_dir"]))][-1] == "step-00000003.pt"
     assert signal.getsignal(signal.SIGTERM) == before
     run_once(config)
     assert_same_run(whole["output_dir"], config["output_dir"])
@@ -124,8 +124,9 @@ def test_training_anew_leaves_nothing_of_the_old_run_but_what_others_put_there(c
     old = [folder / "eval" / "heldout-toy-0001.json", folder / "eval" / "heldout-toy-0001.png",
            folder / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
     (folder / "eval").mkdir()
+    figures = dict.fromkeys(("weights", "model", "preset", "sets", "groups"))
     for path in (*old, folder / "notes.txt"):
-        path.write_text("{}")
+        path.write_text(json.dumps(figures))
     train(make_settings(config, seed=1), resume=False)
     assert not any(path.exists() for path in old)
     assert not (folder / "eval").exists()
@@ -145,7 +146,7 @@ def test_another_release_is_refused(config: dict[str, Any], writer: ModuleType, 
 def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None:
     with (
         checkpoint.lock_folder(Path(config["output_dir"])),
-        pytest.raises(ConfigError, match="another training is writing here"),
+        pytest.raises(ConfigError, match="another command is writing here"),
     ):
         run_once(config)
 
@@ -236,11 +237,26 @@ def test_a_warmup_longer_than_the_run_is_said(config: dict[str, Any], capsys: py
     assert "is above the" not in said
 
 
-def test_a_batch_larger_than_the_data_is_said(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    run_once(config, schedule={"steps": 1}, data={"batch_size": 300})
-    said = capsys.readouterr().err
-    assert "data.batch_size 300 is above the " in said
-    assert "samples of split 'train': a batch holds samples more than once, and compares them with themselves" in said
+def test_a_batch_larger_than_the_data_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.batch_size 108 is above the 107 samples of .*set it to 107 or less"):
+        run_once(config, data={"batch_size": 108})
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_a_batch_size_that_cannot_change_is_not_said_to_be_allowed(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 2)
+    with pytest.raises(RunError):
+        run_once(config)
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 12 -> 24") as refusal:
+        run_once(config, data={"batch_size": 24})
+    assert "--allow-changed" not in str(refusal.value)
+
+
+def test_a_length_without_an_end_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.epochs.*finite number"):
+        make_settings(config | {"schedule": {"epochs": math.inf}})
 
 
 def test_validation_loss_is_logged_without_touching_the_run(config: dict[str, Any], tmp_path: Path) -> None:

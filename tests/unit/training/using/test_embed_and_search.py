@@ -128,17 +128,25 @@ def test_a_release_is_searched_by_text_and_by_picture(
         scores = [hit["score"] for hit in by_command[name]]
         assert scores == sorted(scores, reverse=True)
     assert main(["search", str(index), "--text", "a red square", "--top", "2"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["1", f"{by_command['text'][0]['score']:.4f}",
-                                                              by_command["text"][0]["name"]]  # fmt: skip
+    best = by_command["text"][0]
+    row = next(
+        row for row in pq.read_table(release / "samples.parquet").to_pylist() if row["sample_id"] == best["name"]
+    )
+    place = str(release / ("heldout" if row["split"] == "heldout" else "shards") / row["shard"] / f"{row['key']}.jpg")
+    assert (best["text"], best["url"], best["path"]) == (row["text"], row["url"], place)
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert said[:4] == [f"1  {best['score']:.4f}  {best['name']}", row["text"], row["url"], place]
 
     lines = [json.dumps({name: value}) for name, value in asked.items()]
     lines += ["nonsense", '{"sound": "x"}', json.dumps({"image": str(pictures / "page.jpg")})]
+    lines += ['{"text": 5}', '{"image": null}', '{"text": ["a"]}', "[" * 5000, "\udcff", '{"text": "\\ud800"}']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
         assert main(["search", str(index), "--serve", "--top", "5"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [answer.get("hits") for answer in answers[:2]] == list(by_command.values())
-    assert ["error" in answer for answer in answers] == [False, False, True, True, True]
+    plain = [[{"name": hit["name"], "score": hit["score"]} for hit in hits] for hits in by_command.values()]
+    assert [answer.get("hits") for answer in answers[:2]] == plain
+    assert ["error" in answer for answer in answers] == [False, False, *[True] * 9]
 
 
 def test_a_query_by_another_model_is_refused(

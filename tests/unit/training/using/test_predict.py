@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ import pytest
 import release_writer
 
 from training.cli import main
+from training.using import pieces
+from training.using.labels import read_labels
+from training.using.pictures import list_pictures
 
 NUM_DRAWN = 20  # of each label
 LABELS = [f"{colour} {shape}" for colour in release_writer.COLOURS for shape in release_writer.SHAPES]
@@ -206,8 +211,6 @@ def test_a_photo_that_lies_on_its_side_is_turned_as_its_exif_says(
 ) -> None:
     from PIL import Image
 
-    from training.using.pictures import list_pictures
-
     folder = tmp_path / "sides"
     folder.mkdir()
     picture = Image.radial_gradient("L").crop((0, 0, 120, 200)).convert("RGB")
@@ -273,6 +276,17 @@ def test_what_is_there_is_reused_or_refused(
     assert main([*given, "--threshold", "0.5"]) == 2
     error = capsys.readouterr().err
     assert "was made or begun from something else (options.threshold: 0.0 -> 0.5)" in error
+    whole = out.read_bytes()
+    for content in (whole[:-20], whole.replace(b"red", b"rot", 1)):
+        out.write_bytes(content)
+        assert main(given) == 1
+        assert (
+            "a.csv: was changed or cut short since it was made; move it and a.csv.made.json" in capsys.readouterr().err
+        )
+        assert out.read_bytes() == content
+    out.unlink()
+    assert main(given) == 0
+    assert out.read_bytes() == whole
     own = tmp_path / "own.csv"
     own.write_text("mine")
     assert main([*given[:-1], str(own)]) == 2
@@ -301,6 +315,50 @@ def test_wrong_input_is_one_line(
     assert words in error
     assert len(error.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
+
+
+def test_a_header_is_no_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "labels.txt"
+    for header in ("label", "Species", "class_name"):
+        file.write_text("\n".join([header, *LABELS]))
+        assert list(read_labels(str(file), "species").names) == LABELS
+        assert f"labels.txt: the first line, '{header}', is taken for a header" in caplog.text
+
+
+def test_a_name_that_is_no_utf_8_is_a_row_with_a_fault(tmp_path: Path) -> None:
+    for name in (b"bl\xe4tter.jpg", b"shard-\xff.tar", b"notes-\xff.txt", b"plain.jpg"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
+    listing = list_pictures([str(tmp_path)])
+    rows = {row["name"]: row["fault"] for row in listing.table.to_pylist()}
+    wrong = "its name is not UTF-8; rename it"
+    assert rows == {"bl\\xe4tter.jpg": wrong, "plain.jpg": None, "shard-\\xff.tar": wrong}
+
+
+def test_a_damaged_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after two pieces of three, one of which a disk has changed since; its table would still be read."""
+    monkeypatch.setattr(pieces, "PIECE_ROWS", 2)
+    schema, asked = pa.schema([("name", pa.string()), ("error", pa.string())]), list[range]()
+
+    def compute(missing: list[range]) -> Iterator[tuple[range, pa.Table]]:
+        for rows in missing:
+            asked.append(rows)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            yield rows, pa.table([[str(row) for row in rows], pa.nulls(len(rows), pa.string())], schema=schema)
+
+    def table() -> pieces.PiecedTable:
+        return pieces.PiecedTable(str(tmp_path / "a.csv"), {"of": "test"}, 6, schema)
+
+    with pytest.raises(KeyboardInterrupt):
+        table().fill(compute, {}, "test")
+    piece = tmp_path / "a.csv.pieces/piece-00000000.parquet"
+    changed = pa.table([["x", "1"], pa.nulls(2, pa.string())], schema=schema)
+    pq.write_table(changed, piece, compression="zstd")
+    (tmp_path / "a.csv.pieces/notes.txt").write_text("mine")
+    table().fill(compute, {}, "test")
+    assert [rows.start for rows in asked] == [0, 2, 4, 0, 4]
+    assert (tmp_path / "a.csv").read_text().split() == ['"name","error"', *(f'"{row}",' for row in range(6))]
+    assert [path.name for path in (tmp_path / "a.csv.pieces").iterdir()] == ["notes.txt"]
 
 
 def test_labels_of_a_csv_bring_their_ranks(run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
