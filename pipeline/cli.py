@@ -20,6 +20,7 @@ from manifests import __version__, storage
 from manifests.errors import PlantMixError
 from manifests.printable import PrintableStream, shown
 from manifests.remote.folder import patiently, store_of
+from manifests.services import packages
 
 COMMANDS = (  # in the order in which a run needs them
     "init",
@@ -57,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if folder and (address := store_of(folder)):
                 args.dir = _brought(address)
             return int(args.func(args))
-    except PlantMixError as error:
-        print(shown(f"plantmix: error: {error}"), file=sys.stderr)
-        return error.exit_code
+    except (PlantMixError, ModuleNotFoundError) as error:
+        known = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        print(shown(f"plantmix: error: {known}"), file=sys.stderr)
+        return known.exit_code
     except OSError as error:  # a full disk, a lost mount, a permission: nothing that a traceback would explain
         if isinstance(error, BrokenPipeError):  # whoever read the output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

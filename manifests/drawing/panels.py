@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
-from manifests.errors import ConfigError
+from manifests.services.packages import require
 
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 0.12, 0.5, 0.34  # inches around the axes
 _HEADING_LINE = 0.24  # inches
@@ -98,11 +98,10 @@ def _add(figure: Any, panel: Panel, left: float, bottom: float, width: float, he
 
 
 def _save(width: float, height: float, paint: Callable[[Any], None], kind: str) -> bytes:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib: pip install matplotlib, or leave the plot out") from None
+    require("a plot", "matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     stream = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with rc_context(_SETTINGS), warnings.catch_warnings():

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
+from manifests.services.packages import require
 
 SCHEME = "hf:"
 Kind = Literal["dataset", "model"]
@@ -100,10 +101,9 @@ def upload_folder(
 
 
 def _api() -> Any:
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise ConfigError('hf: needs huggingface_hub: pip install "plantmix[publish]"') from None
+    require("hf:", "huggingface_hub")
+    from huggingface_hub import HfApi
+
     return HfApi(library_name="plantmix")
 
 

