@@ -9,6 +9,9 @@ class Outcome(StrEnum):
     """One value for each candidate. The detail (an errno, a header, a size) stands beside it in the table of facts."""
 
     OK = "ok"
+    NOT_REFUSED = (
+        "not_refused"  # asked again for consent alone, which nothing refuses; what was known of the row counts
+    )
     # passing: another try, on another day, may succeed
     DNS_FAILURE = "dns_failure"
     CONNECT_FAILED = "connect_failed"

@@ -28,6 +28,7 @@ class Answer:
     retry_after_seconds: float | None = None
     seconds: float = 0.0
     was_sent: bool = True  # false when no request went out
+    said: list[str] | None = None  # in its headers, about use; None when there was no picture to speak of
 
 
 def refuse_status(status: int) -> Outcome | None:

@@ -1,19 +1,21 @@
-"""May this picture be used? May this path be requested? What headers, robots.txt and tdmrep.json say.
+"""May this picture be used? May this path be requested? What headers, robots.txt and tdmrep.json say, and what counts.
 
-Headers and text in, yes or no out. Pure. What cannot be understood forbids nothing.
+Headers and text in, statements out; `Consent` judges them. Pure. What cannot be understood forbids nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import unquote
 
 from protego import Protego
 
 from manifests.outcomes import Outcome
+from pipeline.pictures.consent import MARKS
 
 # Directives that carry a value after a colon, so that their name is not taken for an agent's.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -26,28 +28,95 @@ _USAGE_LINE = re.compile(r"\s*content-usage\s*:\s*(/\S*)?\s*([^#]*)", re.IGNOREC
 ROBOTS_PATH, TDMREP_PATH = "/robots.txt", "/.well-known/tdmrep.json"
 ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
 _MAX_TDM_RULES = 10_000
+_MAX_STATEMENTS, _MAX_STATEMENT_CHARS = 100, 100  # that are kept of the headers of one answer
 _PERCENT = re.compile("%[0-9A-Fa-f]{2}")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
-def opted_out(headers: Iterable[str], agent_token: str, directives: Sequence[str]) -> str | None:
-    """The directive in X-Robots-Tag headers that forbids us the picture; None when none does.
+Said = Mapping[str, Sequence[str]]
+"""Statements about use by the place that was looked at; a place that holds none is there all the same."""
 
-    `headers` are the values of every such header. A directive after `agent:` is for that agent only, and so are the
-    directives that follow in the same header, up to the next agent's name.
-    Source: Google, "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications".
+TDMREP, HEADERS, PICTURE, C2PA = "tdmrep.json", "headers", "picture", "C2PA"
+"""Places beside robots.txt, whose statements are for one agent: its place is `robots_of` that agent."""
+_DISALLOW, _USAGE, _RESERVED = "robots.txt", "robots.txt: Content-Usage", "tdmrep.json: tdm-reservation"
+
+
+def robots_of(agent_token: str) -> str:
+    """The place of what robots.txt says to an agent."""
+    return f"robots.txt {agent_token}"
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What counts as the refusal of an owner. It judges what was said, in a download and of stored rows alike."""
+
+    agent_token: str
+    robots_txt: bool
+    directives: tuple[str, ...]
+    """Of X-Robots-Tag; sorted, as are the signals."""
+    signals: tuple[str, ...]
+
+    @cached_property
+    def counting(self) -> tuple[tuple[str, str, Outcome], ...]:
+        """Place, statement and outcome of all that refuses a picture before its body is read; the first counts."""
+        found = []
+        if self.robots_txt:
+            found.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
+            if "content_usage" in self.signals:
+                found.append((robots_of(self.agent_token), _USAGE, Outcome.OPTED_OUT))
+        if "tdmrep_file" in self.signals:
+            found.append((TDMREP, _RESERVED, Outcome.OPTED_OUT))
+        in_headers = [f"X-Robots-Tag: {who}{name}" for name in self.directives for who in ("", f"{self.agent_token}: ")]
+        if "content_usage" in self.signals:
+            in_headers += ["Content-Usage: train-ai=n", "Content-Usage: bots=n"]
+        if "tdm_reservation" in self.signals:
+            in_headers.append("tdm-reservation: 1")
+        return (*found, *((HEADERS, statement, Outcome.OPTED_OUT) for statement in in_headers))
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """How statements within a picture begin that refuse it."""
+        return tuple(f"{MARKS[name]}:" for name in self.signals if name in MARKS)
+
+    def refusal(self, said: Said) -> tuple[Outcome, str] | None:
+        """Outcome and detail of a row of which this was said; None when nothing of it counts."""
+        fits = ((outcome, words) for place, words, outcome in self.counting if words in said.get(place, ()))
+        return next(fits, None)
+
+    def unread(self, before: Consent) -> tuple[str, ...]:
+        """Places that must be looked at, of a row that was fetched when other things counted."""
+        new = set(self.counting) - set(before.counting)
+        places = {place for place, *_ in new} | ({C2PA} if _OF_C2PA in {*self.marks} - {*before.marks} else set())
+        return tuple(sorted(places))
+
+
+_OF_C2PA = f"{MARKS['c2pa_training']}:"
+
+
+def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
+    """What the headers of an answer say about use, each statement once: for all, or for the agent that it names.
+
+    A directive of X-Robots-Tag after `agent:` is for that agent only, and so are those that follow in the same header,
+    up to the next agent's name.
+    Source: Google, "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications". W3C Community Group, "TDM
+    Reservation Protocol (TDMRep)", 2024.
     """
-    for value in headers:
-        for_us = True
+    found: dict[str, None] = {}
+    for value in headers.get("x-robots-tag", ()):
+        who = ""
         for item in value.lower().split(","):
             directive = item.strip()
             name, colon, rest = directive.partition(":")
             if colon and name.strip() not in _VALUED and _AGENT.fullmatch(name.strip()):
-                for_us = name.strip().partition("/")[0] in (agent_token, "*")
+                agent = name.strip().partition("/")[0]
+                who = "" if agent == "*" else f"{agent}: "
                 directive = rest.strip()
-            if for_us and directive in directives:
-                return directive
-    return None
+            found[f"X-Robots-Tag: {who}{directive}"] = None
+    if usage := no_training(", ".join(headers.get("content-usage", ()))):
+        found[f"Content-Usage: {usage}"] = None
+    if any(value.strip() == "1" for value in headers.get("tdm-reservation", ())):
+        found["tdm-reservation: 1"] = None
+    return [words for words in found if len(words) <= _MAX_STATEMENT_CHARS][:_MAX_STATEMENTS]
 
 
 def no_training(usage: str) -> str | None:
@@ -63,14 +132,6 @@ def no_training(usage: str) -> str | None:
     return None
 
 
-def reserved(headers: Iterable[str]) -> bool:
-    """True when a `tdm-reservation` header reserves the rights of text and data mining.
-
-    Source: W3C Community Group, "TDM Reservation Protocol (TDMRep)", 2024.
-    """
-    return any(value.strip() == "1" for value in headers)
-
-
 @dataclass(frozen=True, slots=True)
 class RobotsRules:
     """What one host's robots.txt says to one agent."""
@@ -82,15 +143,15 @@ class RobotsRules:
     tdm: tuple[tuple[str, bool], ...] = ()
     """Rules of its tdmrep.json: a pattern of paths, and whether their rights are reserved."""
 
-    def refusal(self, path: str, signals: Collection[str]) -> tuple[Outcome, str] | None:
-        """How a row ends whose `path` may not be requested, or not for training; None when it may."""
-        if not self.allows(path):
-            return Outcome.ROBOTS_DISALLOWED, "robots.txt"
-        if "content_usage" in signals and not self.allows_training(path):
-            return Outcome.OPTED_OUT, "robots.txt: Content-Usage"
-        if "tdmrep_file" in signals and self.reserves(path):
-            return Outcome.OPTED_OUT, "tdmrep.json: tdm-reservation"
-        return None
+    def statements(self, path: str, consent: Consent) -> dict[str, list[str]]:
+        """What the files that `consent` asks for say of `path`."""
+        said: dict[str, list[str]] = {}
+        if consent.robots_txt:
+            usage = [] if self.allows_training(path) else [_USAGE]
+            said[robots_of(consent.agent_token)] = ([] if self.allows(path) else [_DISALLOW]) + usage
+        if "tdmrep_file" in consent.signals:
+            said[TDMREP] = [_RESERVED] if self.reserves(path) else []
+        return said
 
     def reserves(self, path: str) -> bool:
         """True when the first rule of tdmrep.json that fits `path` reserves its rights."""

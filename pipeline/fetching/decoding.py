@@ -12,10 +12,11 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from manifests.outcomes import Outcome
+from pipeline.fetching.consent import C2PA, PICTURE
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
-from pipeline.pictures.consent import counting
+from pipeline.pictures.consent import MARKS, counting, may_hold_c2pa
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
 
 _TICK_SECONDS = 0.25
@@ -82,8 +83,15 @@ class Decoders:
         if download is None or download.outcome is not Outcome.OK:
             return row, download, None
         signals = self._network.consent_signals
-        result = measure_image(download.body, self._image, with_c2pa="c2pa_training" in signals)
+        with_c2pa = "c2pa_training" in signals
+        result = measure_image(download.body, self._image, with_c2pa=with_c2pa)
+        said = dict(download.said)
+        if isinstance(result, StoredImage):
+            words = result.detail.split("; ") if result.detail else []
+            said[PICTURE] = [each for each in words if not each.startswith(MARKS["c2pa_training"])]
+            if with_c2pa or not may_hold_c2pa(download.body):
+                said[C2PA] = [each for each in words if each not in said[PICTURE]]
         if isinstance(result, StoredImage) and result.detail and counting(result.detail, signals):
             result = Rejected(Outcome.OPTED_OUT, result.detail, result.original)
         self._downloads.release(download)
-        return row, replace(download, body=b""), result
+        return row, replace(download, body=b"", said=said), result

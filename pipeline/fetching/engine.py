@@ -9,10 +9,11 @@ outcome in the table.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -23,6 +24,7 @@ from pipeline.fetching.part import PartWriter, fact_of_download, require_facts
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.tally import Tally
+from pipeline.fetching.visits import Check
 from pipeline.pictures.consent import require_library
 from pipeline.pictures.facts import Fact
 from pipeline.pictures.image import Rejected, StoredImage
@@ -37,7 +39,7 @@ _STOP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a part: their facts (schema FACTS, sorted by sample_id, `pool_file` null) and their pool file."""
+    """Some rows of a part: their facts (schema MEASURED, sorted by sample_id, `pool_file` null) and their pool file."""
 
     facts: pa.Table
     pool_path: str
@@ -69,8 +71,11 @@ def fetch_in_pieces(
     part: str = "",
     client: HttpClient | None = None,
     scratch: str | None = None,
+    checks: Mapping[str, Check] = MappingProxyType({}),
 ) -> Iterator[Piece]:
     """Download, measure and store pictures; `rows` are (sample_id, url) with unique ids.
+
+    An address that several rows have is asked for once. `checks` names the rows whose pictures are stored.
 
     Yields what has ended every `piece_seconds`, and the rest at the end. `new_pool_file` names the file of the next
     piece. Under the name `part` the gate hears how far this is. When it wants to stop, the last piece comes soon, and
@@ -84,28 +89,33 @@ def fetch_in_pieces(
     """
     settings.network.require_contact(url for _, url in rows)
     require_library(settings.network.consent_signals)
-    rows = sorted(rows)
-    if settings.engine == "img2dataset":
+    same: dict[tuple[str, Check | None], list[str]] = {}
+    for sample_id, url in sorted(rows):
+        same.setdefault((url, checks.get(sample_id)), []).append(sample_id)
+    num_rows, rows = len(rows), [(ids[0], url) for (url, _), ids in same.items()]
+    members = {ids[0]: ids for ids in same.values() if len(ids) > 1}
+    if settings.engine == "img2dataset" and not checks:
         from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it
 
-        with PartWriter(new_pool_file()) as whole, one_blas_thread():
+        with PartWriter(new_pool_file(), members) as whole, one_blas_thread():
             download_with_img2dataset(rows, settings, whole, scratch)
             require_facts([sample_id for sample_id, _ in rows if sample_id not in whole.sample_ids], len(rows))
             facts = whole.finish()
         gate.check_in(part, _tally_of(facts), ended=True)
         yield Piece(facts, whole.pool_path, True)
         return
-    writer, began = PartWriter(new_pool_file()), time.monotonic()
+    writer, began = PartWriter(new_pool_file(), members), time.monotonic()
+    client = client or client_of_this_program(settings.network)
     try:
-        for ended in _download(rows, settings, gate, client or client_of_this_program(settings.network), part):
+        for ended in _download(rows, settings, gate, client, part, checks):
             if ended is not None:
                 writer.add(*ended)
-            if time.monotonic() - began >= piece_seconds and 0 < len(writer.sample_ids) < len(rows):
-                piece = _finish(writer, len(rows))
-                writer, began = PartWriter(new_pool_file()), time.monotonic()
+            if time.monotonic() - began >= piece_seconds and 0 < len(writer.sample_ids) < num_rows:
+                piece = _finish(writer, num_rows)
+                writer, began = PartWriter(new_pool_file(), members), time.monotonic()
                 yield piece
         if writer.sample_ids or not rows:
-            yield _finish(writer, len(rows))
+            yield _finish(writer, num_rows)
     finally:
         writer.discard()
 
@@ -116,18 +126,24 @@ def _finish(writer: PartWriter, num_rows: int) -> Piece:
 
 
 def _download(
-    rows: Sequence[tuple[str, str]], settings: FetchSettings, gate: Gate, client: HttpClient, part: str
+    rows: Sequence[tuple[str, str]],
+    settings: FetchSettings,
+    gate: Gate,
+    client: HttpClient,
+    part: str,
+    checks: Mapping[str, Check],
 ) -> Iterator[tuple[str, Fact, StoredImage | Rejected | None] | None]:
     """Our own loop: each row as it ends, and None whenever nothing has ended for a moment."""
     tally = Tally()
     if gate.check_in(part, tally):
         return
     urls = [url for _, url in rows]
+    of_rows = {number: checks[sample_id] for number, (sample_id, _) in enumerate(rows) if sample_id in checks}
     left = {sample_id for sample_id, _ in rows}
     stop_at, check_in_at = float("inf"), time.monotonic()
     with (
         one_blas_thread(),
-        Scheduler(urls, client, gate, settings.image.max_body_bytes, part) as scheduler,
+        Scheduler(urls, client, gate, settings.image.max_body_bytes, part, of_rows) as scheduler,
         closing(Decoders(scheduler, settings).results(len(urls))) as results,
     ):
         for result in results:

@@ -20,7 +20,7 @@ from functools import partial
 from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LOOKUP_THREADS, LookupFailed, Resolver, TargetRefused
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import RobotsRules, no_training, opted_out, reserved
+from pipeline.fetching.consent import HEADERS, RobotsRules, statements_of
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.transport import Done, Headers, Request, Transport
 from pipeline.fetching.urls import Target
@@ -43,6 +43,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
 
     def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] | None = None) -> None:
         self.settings = settings
+        self.consent = settings.consent
         self._resolver = Resolver(settings, lookup) if lookup else Resolver(settings)
         self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "resolve-wait")  # the resolver may hang
         self._robots = _RobotsCache()
@@ -72,15 +73,24 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
                 self._robots.kept.popitem(last=False)
 
     def send(
-        self, target: Target, max_body_bytes: int, max_seconds: float, done: Done, *, check_opt_out: bool = True
+        self,
+        target: Target,
+        max_body_bytes: int,
+        max_seconds: float,
+        done: Done,
+        *,
+        check_opt_out: bool = True,
+        head: bool = False,
     ) -> None:
-        """Send one request. A 200 gives the body, unpacked if the server packed it without being asked to.
+        """Send one request. A 200 gives the body, unpacked if the server packed it without being asked to; or its
+        length, where `head` asks for no body.
 
         `done` hears how it ended, in a thread of the client, and must neither wait nor raise.
         """
         now = time.monotonic()
-        opt_out = self._opt_out if check_opt_out else None
-        request = Request(target, self.method_of(target), max_body_bytes, opt_out, done, now, now + max_seconds)
+        refuse = self._refuse if check_opt_out else None
+        method = "HEAD" if head else self.method_of(target)
+        request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds)
         if self._resolver.knows(target.hostname):
             self._look_up(request)
         else:
@@ -102,18 +112,11 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         """The method by which a target is asked for."""
         return "GET"
 
-    def _opt_out(self, headers: Headers) -> str | None:
-        """The header that forbids us the picture, as the detail of its row; None when none does."""
-        settings, none = self.settings, list[str]()
-        robots = headers.get("x-robots-tag", none)
-        if directive := opted_out(robots, settings.agent_token, settings.x_robots_directives):
-            return f"X-Robots-Tag: {directive}"
-        usage_header = ", ".join(headers.get("content-usage", none))
-        if "content_usage" in settings.consent_signals and (usage := no_training(usage_header)):
-            return f"Content-Usage: {usage}"
-        if "tdm_reservation" in settings.consent_signals and reserved(headers.get("tdm-reservation", none)):
-            return "tdm-reservation: 1"
-        return None
+    def _refuse(self, headers: Headers) -> tuple[list[str], str | None]:
+        """What headers say about use, and the statement of it that forbids us the picture; None when none does."""
+        said = statements_of(headers)
+        refusal = self.consent.refusal({HEADERS: said})
+        return said, refusal[1] if refusal else None
 
 
 def client_of_this_program(settings: NetworkSettings) -> HttpClient:

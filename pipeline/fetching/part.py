@@ -6,18 +6,22 @@ row got no fact.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 
 from manifests.errors import RunError
-from manifests.tables import FACTS
+from manifests.tables import FACTS, SIGNALS
 from pipeline.fetching.visits import Download
 from pipeline.pictures.facts import Fact, fact_of
 from pipeline.pictures.image import Rejected, StoredImage
 from pipeline.store.pool import PoolWriter
+
+MEASURED = FACTS.append(SIGNALS)
+"""What is known of a row when its part is done; where its address and its pictures lie is not known here."""
 
 
 class PartWriter(AbstractContextManager["PartWriter"]):
@@ -26,7 +30,9 @@ class PartWriter(AbstractContextManager["PartWriter"]):
     As a context manager it is discarded on an error.
     """
 
-    def __init__(self, pool_path: str | Path) -> None:
+    def __init__(self, pool_path: str | Path, same: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+        """`same` names all rows that get what the row of a key gets, itself among them: they have one address."""
+        self._same = same
         self.pool_path = str(pool_path)
         self._pool = PoolWriter(pool_path)
         self._facts: dict[str, Fact] = {}
@@ -42,17 +48,19 @@ class PartWriter(AbstractContextManager["PartWriter"]):
 
     def add(self, sample_id: str, fact: Fact, result: StoredImage | Rejected | None = None) -> None:
         """Keep what is known of a row: `fact` is how its bytes were got, `result` what their measurement gave."""
-        if isinstance(result, StoredImage):
-            self._pool.add(sample_id, result.body)
-        self._facts[sample_id] = {"sample_id": sample_id, **fact, **(fact_of(result) if result else {})}
+        known = {**fact, **(fact_of(result) if result else {})}
+        for each in self._same.get(sample_id, (sample_id,)):
+            if isinstance(result, StoredImage):
+                self._pool.add(each, result.body)
+            self._facts[each] = {"sample_id": each, **known}
 
     def finish(self) -> pa.Table:
-        """Write the pool file; gives the facts, sorted by sample_id, with schema FACTS and `pool_file` null."""
+        """Write the pool file; gives the facts, sorted by sample_id, with schema MEASURED and `pool_file` null."""
         with self._pool:
             for sample_id, (offset, length) in self._pool.finish().items():
                 self._facts[sample_id].update(offset=offset, length=length)
         self._finished = True
-        return pa.Table.from_pylist([self._facts[sample_id] for sample_id in sorted(self._facts)], FACTS)
+        return pa.Table.from_pylist([self._facts[sample_id] for sample_id in sorted(self._facts)], MEASURED)
 
     def discard(self) -> None:
         """Leave no file behind, unless it is finished."""
@@ -79,4 +87,5 @@ def fact_of_download(download: Download) -> Fact:
         "host": download.host,
         "final_url": download.final_url,
         "redirects": list(download.redirects),
+        "signals": list(download.said.items()),
     }

@@ -15,9 +15,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.answers import Answer
@@ -32,7 +34,7 @@ from pipeline.fetching.consent import (
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
-from pipeline.fetching.visits import AskAgain, Download, Visit, host_result, next_step, robots_verdict
+from pipeline.fetching.visits import AskAgain, Check, Download, Visit, host_result, next_step, robots_verdict
 
 _MAX_WAITING_BYTES = 128 << 20  # of finished bodies that wait for a decoder; above it no new request starts
 
@@ -59,13 +61,19 @@ class _Job:
 class Scheduler:
     """Carries out the downloads of some rows; use as a context manager, `take` once a row.
 
-    The gate knows them as the `part` of that name.
+    The gate knows them as the `part` of that name. Rows of `checks`, by number, need no picture.
     """
 
     def __init__(
-        self, urls: Sequence[str], client: HttpClient, gate: Gate, max_body_bytes: int, part: str = ""
+        self,
+        urls: Sequence[str],
+        client: HttpClient,
+        gate: Gate,
+        max_body_bytes: int,
+        part: str = "",
+        checks: Mapping[int, Check] = MappingProxyType({}),
     ) -> None:
-        self._urls = urls
+        self._urls, self._checks = urls, checks
         self._client = client
         self._settings = client.settings
         self._gate = gate
@@ -138,7 +146,7 @@ class Scheduler:
             except BadURL as error:
                 self._finish(row, Download(error.outcome, error.detail))
                 continue
-            self._enqueue(Visit(row, target, target))
+            self._enqueue(Visit(row, target, target, check=self._checks.get(row)))
         while (self._open or self._in_flight) and not self._stop.is_set():
             now = time.monotonic()
             if self._give_back_at is not None and (not self._in_flight or now >= self._give_back_at):
@@ -178,6 +186,10 @@ class Scheduler:
             HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
         )
         visit = job.visit
+        if answer.http_status in (405, 501) and visit.check is not None and not visit.is_robots:
+            visit.check = None  # a server that knows no HEAD: the picture is asked for
+            self._enqueue(visit, first=True)
+            return
         step = next_step(visit, answer, self._settings)
         if isinstance(step, AskAgain):
             if step.wait_seconds > 0:
@@ -204,7 +216,7 @@ class Scheduler:
             for other in [*waiting, *of_origin]:
                 self._finish(other.row, other.end(*verdict))
             return
-        if "tdmrep_file" not in self._settings.consent_signals:
+        if "tdmrep_file" not in self._client.consent.signals:
             self._keep_rules(host, origin, verdict)
             return
         host.from_robots[origin] = verdict
@@ -228,8 +240,8 @@ class Scheduler:
         host = self._hosts.get(target.host)
         if host is None:
             host = self._hosts[target.host] = _Host(target.host)
-        signals = self._settings.consent_signals
-        if (self._settings.robots_txt or "tdmrep_file" in signals) and not visit.is_robots:
+        consent = self._client.consent
+        if (consent.robots_txt or "tdmrep_file" in consent.signals) and not visit.is_robots:
             rules = self._client.robots_rules(target.origin)
             if rules is None:
                 waiting = host.awaiting_robots.get(target.origin)
@@ -241,9 +253,15 @@ class Scheduler:
                 robots = Target(target.scheme, target.hostname, target.port, path)
                 visit = Visit(None, robots, robots)
                 first = True
-            elif refusal := rules.refusal(target.path, signals):
-                self._finish(visit.row, visit.end(*refusal))
-                return
+            else:
+                said = rules.statements(target.path, consent)
+                visit.hear(said)
+                if refusal := consent.refusal(said):
+                    self._finish(visit.row, visit.end(*refusal))
+                    return
+        if visit.check is not None and not visit.check.headers and not visit.is_robots:
+            self._go_on_with_check(visit, visit.check)
+            return
         if not host.in_turns:
             host.in_turns = True
             self._turns.append(host.name)
@@ -251,6 +269,16 @@ class Scheduler:
             host.queue.appendleft(visit)
         else:
             host.queue.append(visit)
+
+    def _go_on_with_check(self, visit: Visit, check: Check) -> None:
+        """The rules of this step of the way allow it: look at the next one, or end."""
+        if visit.num_checked == len(check.way):
+            self._finish(visit.row, visit.end(Outcome.OK, ""))
+            return
+        with suppress(BadURL):  # one that is too long since it is percent-encoded
+            visit.target = parse_url(check.way[visit.num_checked])
+        visit.num_checked += 1
+        self._enqueue(visit)
 
     def _finish(self, row: int | None, download: Download) -> None:
         if row is None:
@@ -285,6 +313,7 @@ class Scheduler:
             max(0.1, self._settings.total_timeout_seconds - visit.active_seconds),
             partial(self._hear, _Job(visit, host.name, permission.lease)),
             check_opt_out=not visit.is_robots,
+            head=visit.check is not None,
         )
 
     def _hear(self, job: _Job, answer: Answer | BaseException | None) -> None:

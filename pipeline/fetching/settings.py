@@ -13,6 +13,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from manifests import __version__
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from manifests.settings import Settings
+from pipeline.fetching.consent import Consent
 from pipeline.pictures.settings import ImageSettings
 
 # The settings that decide a final outcome: another value may change it, another day will not.
@@ -198,6 +200,12 @@ class NetworkSettings(Settings):
         return self.user_agent.partition("/")[0].lower()
 
     @property
+    def consent(self) -> Consent:
+        """What counts as the refusal of an owner."""
+        directives, signals = (tuple(sorted({*names})) for names in (self.x_robots_directives, self.consent_signals))
+        return Consent(self.agent_token, self.robots_txt, directives, signals)
+
+    @property
     def user_agent_header(self) -> str:
         """The whole User-Agent header: who asks, and where to reach them."""
         return f"{self.user_agent} ({self.contact})" if self.contact else self.user_agent
@@ -252,14 +260,14 @@ class FetchSettings(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What the fetch stage's fingerprint covers: everything that changes a stored byte or a decision.
+        """What a release states: everything that changes a stored byte, and whose refusal counts.
 
         The engine is left out. Both engines give the bytes of a download to the same measurement, so a picture that
         either one got has the same stored bytes and the same facts about them. Which rows fail, and what is known of
         the way, may differ, as it may under other `network` settings or on another day. Changing the engine
         therefore downloads nothing again.
         """
-        return self.image.model_dump(mode="json")
+        return {**self.image.model_dump(mode="json"), "consent": asdict(self.network.consent)}
 
     def deciding(self) -> tuple[tuple[str, str], ...]:
         """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""

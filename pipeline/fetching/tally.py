@@ -15,7 +15,9 @@ from manifests.outcomes import Outcome
 
 _NUM_WORST = 5
 # a host that sent a sound picture has not failed
-_SOUND = frozenset({Outcome.OK, Outcome.TOO_MANY_PIXELS, Outcome.IMAGE_TOO_SMALL, Outcome.ASPECT_TOO_EXTREME})
+_SOUND = frozenset(
+    {Outcome.OK, Outcome.NOT_REFUSED, Outcome.TOO_MANY_PIXELS, Outcome.IMAGE_TOO_SMALL, Outcome.ASPECT_TOO_EXTREME}
+)
 
 
 class Given(TypedDict):

@@ -52,8 +52,8 @@ class Request:
     target: Target
     method: str
     max_body_bytes: int
-    opt_out: Callable[[Headers], str | None] | None
-    """The header that forbids us the picture, where it is one."""
+    refuse: Callable[[Headers], tuple[list[str], str | None]] | None
+    """What headers say about use, and what of it forbids us the picture; None where it is no picture."""
     done: Done
     started: float
     deadline: float
@@ -69,13 +69,14 @@ class Request:
     in_head: bool = False
     in_body: bool = False
     is_paused: bool = False
+    said: list[str] | None = None  # in the headers, about use
     answer: Answer | None = None  # given before the body has ended, which is not wanted any more
     defect: BaseException | None = None
 
     def end(self, answer: Answer | BaseException | None) -> None:
         """Say how it ended."""
         if isinstance(answer, Answer):
-            answer = replace(answer, seconds=time.monotonic() - self.started)
+            answer = replace(answer, seconds=time.monotonic() - self.started, said=self.said)
         self.done(answer)
 
     def take_line(self, line: bytes) -> int:
@@ -162,8 +163,10 @@ class Request:
         if refusal := refuse_status(status):
             wait = parse_retry_after(self._first("retry-after"), self._first("date"))
             return Answer(refusal, f"status {status}", status, retry_after_seconds=wait)
-        if self.opt_out and (signal := self.opt_out(self.headers)):
-            return Answer(Outcome.OPTED_OUT, signal, status)
+        if self.refuse is not None:
+            self.said, words = self.refuse(self.headers)
+            if words is not None:
+                return Answer(Outcome.OPTED_OUT, words, status)
         if self.method == "HEAD":
             return Answer(Outcome.OK, http_status=status, body=b"?" if declared is None else str(declared).encode())
         if declared is not None and declared > self.max_body_bytes:

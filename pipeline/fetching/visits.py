@@ -7,12 +7,13 @@ Stops after `retries` further attempts. A failure that another attempt cannot me
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import ALLOW_ALL, RobotsRules, parse_robots
+from pipeline.fetching.consent import ALLOW_ALL, HEADERS, RobotsRules, Said, parse_robots
 from pipeline.fetching.hosts import Result
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, Target, follow
@@ -45,6 +46,17 @@ class Download:
     redirects: tuple[str, ...] = ()
     """Addresses that redirected on the way to `final_url`, in order."""
     body: bytes = b""
+    said: Mapping[str, list[str]] = field(default_factory=dict)
+    """What was said about use, by place."""
+
+
+class Check(NamedTuple):
+    """What is asked again of a picture that is stored: only the places of consent that were not looked at."""
+
+    headers: bool
+    """By HEAD. Else only the rules of the hosts are read, on the whole way to the picture."""
+    way: tuple[str, ...] = ()
+    """Where redirects led."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +70,9 @@ class Visit:
     num_redirects: int = 0  # followed in this attempt
     active_seconds: float = 0.0  # spent in requests in this attempt
     last_answer: Answer | None = None
+    check: Check | None = None  # of a row whose picture is stored
+    num_checked: int = 0  # steps of its way
+    said: dict[str, list[str]] = field(default_factory=dict)
     redirected_by: dict[str, str] = field(default_factory=dict)  # addresses in order, each with its form for the table
 
     @property
@@ -67,6 +82,8 @@ class Visit:
 
     def end(self, outcome: Outcome, detail: str, body: bytes = b"") -> Download:
         """The download that this visit ends with."""
+        if self.check is not None and outcome is Outcome.OK:
+            outcome, detail, body = Outcome.NOT_REFUSED, "", b""
         return Download(
             outcome,
             detail,
@@ -76,7 +93,13 @@ class Visit:
             self.target.shown_url,
             tuple(self.redirected_by.values()),
             body,
+            self.said,
         )
+
+    def hear(self, said: Said) -> None:
+        """Note statements about use, also those of earlier steps of the way."""
+        for place, words in said.items():
+            self.said[place] = sorted({*self.said.get(place, ()), *words})
 
     def give_up(self, detail: str) -> Download:
         """The host is not asked any more: its last failure where there was one, else host_unavailable."""
@@ -99,11 +122,14 @@ def next_step(
     """What to do after an answer; notes the answer in `visit`."""
     visit.last_answer = answer
     visit.active_seconds += answer.seconds
+    if answer.said is not None:
+        visit.hear({HEADERS: answer.said})
     if answer.location is not None:
         return _redirect(visit, answer.location, settings)
     if answer.outcome in _RETRIED and visit.attempts <= settings.retries:
         visit.target, visit.num_redirects, visit.active_seconds = visit.start, 0, 0.0
         visit.redirected_by.clear()
+        visit.said.clear()
         if answer.retry_after_seconds is not None or answer.outcome is Outcome.HTTP_429:
             return AskAgain(0.0)  # the gate makes the host wait
         return AskAgain(settings.backoff_seconds * 2.0 ** (visit.attempts - 1) * (0.5 + jitter()))

@@ -42,9 +42,14 @@ def refusal_of(image: Image.Image, body: bytes, *, with_c2pa: bool) -> str | Non
     xmp = image.info.get("xmp")
     if xmp and (value := data_mining(xmp.encode() if isinstance(xmp, str) else bytes(xmp))):
         found.append(f"{IPTC}: {value}")
-    if with_c2pa and b"jumb" in body and b"c2pa" in body and (use := c2pa_training(body)):
+    if with_c2pa and may_hold_c2pa(body) and (use := c2pa_training(body)):
         found.append(f"{C2PA}: {use}")
     return "; ".join(found) or None
+
+
+def may_hold_c2pa(body: bytes) -> bool:
+    """False where a picture has no C2PA manifest."""
+    return b"jumb" in body and b"c2pa" in body
 
 
 def require_library(signals: Collection[str]) -> None:

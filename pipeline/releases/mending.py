@@ -203,7 +203,8 @@ def _rows_of(catalog: Catalog, part: PartRecord, damaged: set[str]) -> pa.Table:
         pool_file = _file_of(part, "pool").path.removeprefix("pool/")
         names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
         rows = sql.sql(
-            f"SELECT {names}, coalesce(c.locator, s.address, c.url) AS url, {int(part.notes['round'])} AS round "
+            f"SELECT {names}, coalesce(c.locator, s.address, c.url) AS url, {int(part.notes['round'])} AS round, "
+            "NULL::MAP(VARCHAR, VARCHAR[]) AS signals "
             "FROM (FROM every_column UNION ALL BY NAME FROM facts) f JOIN candidates c USING (sample_id) "
             "LEFT JOIN secrets s USING (sample_id) "
             "WHERE f.pool_file = $1 ORDER BY f.sample_id",

@@ -18,26 +18,29 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.records import Funnel, PartRecord
+from pipeline.fetching.consent import Consent
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGateMaker
 from pipeline.fetching.settings import FetchSettings
-from pipeline.pictures.consent import MARKS
+from pipeline.fetching.visits import Check
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import fetch_local
 from pipeline.stages.fetch_rounds import (
     COUNTS,
+    HEADERS,
+    PICTURE,
     VERSION,
     FetchedFiles,
     FetchInputs,
     PicturesInputs,
+    addresses_to_fetch,
     by_settings,
     downloads_of,
     ids_of,
+    judged,
     last_round,
-    rows_to_fetch,
     view_fetched,
-    within_limits,
 )
 from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
 from pipeline.store.files import Files
@@ -67,20 +70,24 @@ class CollectInputs:
     secrets: Files
     fetched: tuple[FetchedFiles, ...]
     image: ImageSettings
-    signals: tuple[str, ...]
+    consent: Consent
     bucket: Bucket = WHOLE
 
 
 def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
     """Fetch the rows of one part into pool tars and tables of facts, in pieces when it takes long."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    ids = todo["sample_id"].to_pylist()
-    urls = dict(zip(ids, todo["url"].to_pylist(), strict=True))
-    addresses = dict(zip(ids, todo["address"].to_pylist(), strict=True))
+    urls, addresses, checks = dict[str, str](), dict[str, str](), dict[str, Check]()
+    for row in todo.to_pylist():
+        for sample_id in row["sample_ids"]:
+            urls[sample_id], addresses[sample_id] = row["url"], row["address"]
+            if row["asks"] != PICTURE:
+                checks[sample_id] = Check(row["asks"] == HEADERS, tuple(row["way"]))
     before = [path for path in run.pieces if path.endswith(".parquet")]  # of earlier tries
     for path in before:
         for sample_id in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist():
             del urls[sample_id]
+            checks.pop(sample_id, None)
     settings = run.how.fetch.model_copy(update={"image": inputs.image})
     pieces = fetch_in_pieces(
         list(urls.items()),
@@ -90,6 +97,7 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
         run.how.piece_seconds,
         run.stem,
         scratch=storage.join(run.workdir, "scratch"),  # a build empties it when it starts
+        checks=checks,
     )
     notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
     for number, piece in enumerate(pieces, len(before)):
@@ -106,7 +114,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     """
     with run.scratch() as sql:
         _view_candidates(sql, inputs.candidates, inputs.secrets, inputs.bucket)
-        view_fetched(sql, inputs.fetched, inputs.bucket.where)
+        view_fetched(sql, inputs.fetched, inputs.consent, inputs.bucket.where)
         counting = (
             "SELECT f.* FROM candidates c JOIN parts f "
             "ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.address)"
@@ -116,7 +124,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
             counting += f" QUALIFY {COUNTS}"
         facts = copy_sorted(
             sql,
-            within_limits(counting, inputs.image, inputs.signals),
+            judged(counting, inputs.image, inputs.consent),
             "sample_id",
             run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
         )
@@ -138,7 +146,7 @@ def _inputs(context: BuildContext) -> FetchInputs:
         secrets.digested(*addresses),
         fetch.image,
         fetch.deciding(),
-        tuple(sorted(set(fetch.network.consent_signals) & set(MARKS))),
+        fetch.network.consent,
         last_round(context),
     )
 
@@ -151,12 +159,12 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
     """
     with run.scratch() as sql:
         _view_candidates(sql, inputs.candidates, inputs.secrets)
-        view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs))
+        view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs), inputs.consent)
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, "sample_id, asked AS url, address", "address", "locator IS NULL"),
-            "sample_id",
-            "sample_id || chr(31) || url",
+            addresses_to_fetch(run.fetch_round),
+            "len(sample_ids) > 1, sample_id",  # what several rows share lies in parts of its own, read by all buckets
+            "concat_ws(chr(31), array_to_string(sample_ids, ' '), url, asks)",
             run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
         )
@@ -197,7 +205,7 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[Col
                 inputs.secrets,
                 (*by_settings(run, urls, inputs), local),
                 inputs.image,
-                inputs.signals,
+                inputs.consent,
                 bucket,
             )
         )

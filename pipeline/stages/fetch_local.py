@@ -98,7 +98,7 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
     columns = "sample_id, source, locator, row_number"
     with run.scratch() as sql:
         view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())])
+        view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())], inputs.consent)
         groups = cut_rows(
             sql,
             rows_to_fetch(run.fetch_round, columns, "locator", "locator IS NOT NULL"),
@@ -115,7 +115,7 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
 
 def _deciding(inputs: FetchInputs) -> tuple[tuple[str, str], ...]:
     """C2PA's assertion is read only where it counts; what else a picture says of itself always is."""
-    return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in inputs.signals else ()
+    return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in inputs.consent.signals else ()
 
 
 def _reuse(inputs: FetchInputs) -> tuple[ImageSettings, tuple[tuple[str, str], ...]]:

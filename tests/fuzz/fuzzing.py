@@ -54,7 +54,7 @@ from manifests.masking import hide_secrets
 from manifests.release import read_record
 from pipeline.captions.clean import clean_captions
 from pipeline.fetching.answers import parse_retry_after
-from pipeline.fetching.consent import ALLOW_ALL, no_training, opted_out, parse_robots, parse_tdmrep, reserved
+from pipeline.fetching.consent import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
 from pipeline.fetching.urls import BadURL, follow, parse_url
 from pipeline.pictures.consent import c2pa_training, data_mining
 from pipeline.pictures.image import measure_image
@@ -181,9 +181,8 @@ def _url(content: bytes) -> None:
 def _headers(content: bytes) -> None:
     value = content.decode("latin-1")
     parse_retry_after(value, value[:40])
-    opted_out([value], "plantmix", ("noai", "noimageai"))
     no_training(value)
-    reserved([value])
+    statements_of({name: [value] for name in ("x-robots-tag", "content-usage", "tdm-reservation")})
 
 
 def _robots(content: bytes) -> None:

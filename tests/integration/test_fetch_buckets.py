@@ -15,6 +15,7 @@ from misbehaving.server import MisbehavingServer
 
 from manifests.catalog import Catalog
 from pipeline.cli import main
+from pipeline.fetching.consent import Consent
 from pipeline.stages import fetch, fetch_local
 from pipeline.store import buckets
 
@@ -59,10 +60,10 @@ def test_a_bucket_reads_what_holds_its_ids(tmp_path: Path, monkeypatch: pytest.M
     read: list[int] = []
     really = fetch.view_fetched
 
-    def counted(sql: Any, fetched: Sequence[Any], where: str = "true") -> None:
+    def counted(sql: Any, fetched: Sequence[Any], consent: Consent, where: str = "true") -> None:
         if where != "true":  # else the plan, which asks what is there
             read.append(sum(len(group.files.paths) for group in fetched))
-        really(sql, fetched, where)
+        really(sql, fetched, consent, where)
 
     monkeypatch.setattr(fetch, "view_fetched", counted)
     with MisbehavingServer(extra={"p": answer}) as web:
@@ -111,9 +112,9 @@ def test_facts_of_local_pictures_are_sorted_for_the_buckets(tmp_path: Path, monk
     read: list[tuple[str, list[str]]] = []
     really = fetch.view_fetched
 
-    def noted(sql: Any, fetched: Sequence[Any], where: str = "true") -> None:
+    def noted(sql: Any, fetched: Sequence[Any], consent: Consent, where: str = "true") -> None:
         read.append((where, [path for group in fetched for path in group.files.paths]))
-        really(sql, fetched, where)
+        really(sql, fetched, consent, where)
 
     whole = build_in("whole")
     assert not list((tmp_path / "whole/tables/fetch").glob("sorted-*")), "one bucket reads everything once"

@@ -137,7 +137,8 @@ def test_another_try_asks_only_for_what_no_piece_holds(
 ) -> None:
     rows = rows_of(server, "quick", 30)
     urls = [row[1] for row in rows]
-    table = pa.table({"sample_id": [row[0] for row in rows], "url": urls, "address": urls})
+    ids = [[row[0]] for row in rows]
+    table = pa.table({"sample_ids": ids, "url": urls, "address": urls, "asks": ["picture"] * 30, "way": [[]] * 30})
     pq.write_table(table, tmp_path / "todo.parquet")
     inputs = PicturesInputs(RowGroup(str(tmp_path / "todo.parquet"), 0, "x"), ImageSettings(), (), 0)
     how = fetch.DownloadHow(SETTINGS, 0.2)

@@ -166,9 +166,9 @@ def test_stricter_limits_ask_nobody_and_give_the_facts_of_a_new_folder(tmp_path:
     assert facts_of(tmp_path / "run/work") == before
 
 
-def test_a_setting_that_goes_back_asks_nobody(tmp_path: Path, web: Web) -> None:
+def test_what_was_heard_is_judged_again_and_nobody_is_asked(tmp_path: Path, web: Web) -> None:
     open_network = {"allow_private_addresses": True, "robots_txt": False}
     assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == list(range(6))
-    assert build(tmp_path / "run", web, {"x_robots_directives": ["none", "noai"], **open_network}, {}) == [3]
+    assert build(tmp_path / "run", web, {"x_robots_directives": ["none", "noai"], **open_network}, {}) == []
     assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == []
     assert outcomes(tmp_path / "run")[3] == "opted_out"

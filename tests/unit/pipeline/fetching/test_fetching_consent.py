@@ -8,8 +8,24 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.fetching.consent import ALLOW_ALL, no_training, opted_out, parse_robots, parse_tdmrep, reserved
+from pipeline.fetching.consent import (
+    ALLOW_ALL,
+    HEADERS,
+    Consent,
+    no_training,
+    parse_robots,
+    parse_tdmrep,
+    statements_of,
+)
 from pipeline.fetching.settings import DEFAULT_X_ROBOTS
+
+COUNTING = Consent("plantmix", False, tuple(sorted(DEFAULT_X_ROBOTS)), ("tdm_reservation",))
+
+
+def refusal_by(headers):
+    """The statement of headers that counts."""
+    found = COUNTING.refusal({HEADERS: statements_of(headers)})
+    return found and found[1]
 
 
 @pytest.mark.parametrize(
@@ -21,13 +37,13 @@ from pipeline.fetching.settings import DEFAULT_X_ROBOTS
         (["noai"], "noai"),
         (["NoAI, NoImageAI"], "noai"),
         (["nofollow", "noml"], "noml"),
-        (["plantmix: noimageindex"], "noimageindex"),
-        (["PlantMix/2.0: noimageindex"], "noimageindex"),
+        (["plantmix: noimageindex"], "plantmix: noimageindex"),
+        (["PlantMix/2.0: noimageindex"], "plantmix: noimageindex"),
         (["*: noindex"], "noindex"),
         (["otherbot: noai, noindex"], None),
         (["otherbot: noai", "noindex"], "noindex"),
         (["noindex, otherbot: nofollow"], "noindex"),
-        (["otherbot: nofollow, plantmix: noai"], "noai"),
+        (["otherbot: nofollow, plantmix: noai"], "plantmix: noai"),
         (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], "noai"),
         (["unavailable_after: Tue, 25 Jun 2030 15:00:00 PST", "none"], "none"),
         (["max-snippet: 20, max-image-preview: none"], None),
@@ -35,7 +51,7 @@ from pipeline.fetching.settings import DEFAULT_X_ROBOTS
     ],
 )
 def test_opt_out_headers(headers, found):
-    assert opted_out(headers, "plantmix", DEFAULT_X_ROBOTS) == found
+    assert refusal_by({"x-robots-tag": headers}) == (found and f"X-Robots-Tag: {found}")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +99,7 @@ Content-Usage: train-ai=n
     ("headers", "found"), [([], False), (["0"], False), (["1"], True), (["0", " 1 "], True), (["11"], False)]
 )
 def test_tdm_reservation(headers, found):
-    assert reserved(headers) is found
+    assert (refusal_by({"tdm-reservation": headers}) == "tdm-reservation: 1") is found
 
 
 ROBOTS = b"""\xef\xbb\xbf# a comment
@@ -232,9 +248,26 @@ def test_a_pattern_of_many_stars_takes_no_time():
 def test_a_refusal_names_its_signal():
     rules = replace(parse_robots(b"User-agent: *\nDisallow: /private/\nContent-Usage: /art train-ai=n", "plantmix"),
                     tdm=(("/tdm", True),))  # fmt: skip
-    signals = ("content_usage", "tdmrep_file")
-    assert rules.refusal("/private/a", signals)[0] == "robots_disallowed"
-    assert rules.refusal("/art/a", signals) == ("opted_out", "robots.txt: Content-Usage")
-    assert rules.refusal("/tdm/a", signals) == ("opted_out", "tdmrep.json: tdm-reservation")
-    assert rules.refusal("/tdm/a", ("content_usage",)) is None
-    assert rules.refusal("/free", signals) is None
+    consent = Consent("plantmix", True, (), ("content_usage", "tdmrep_file"))
+
+    def refusal(path, consent=consent):
+        return consent.refusal(rules.statements(path, consent))
+
+    assert refusal("/private/a") == ("robots_disallowed", "robots.txt")
+    assert refusal("/art/a") == ("opted_out", "robots.txt: Content-Usage")
+    assert refusal("/tdm/a") == ("opted_out", "tdmrep.json: tdm-reservation")
+    assert refusal("/tdm/a", replace(consent, signals=("content_usage",))) is None
+    assert refusal("/free") is None
+
+
+def test_what_must_be_looked_at_when_other_things_count():
+    loose, strict = Consent("plantmix", False, (), ()), Consent("plantmix", True, ("noai",), ("c2pa_training",))
+    assert strict.unread(loose) == ("C2PA", "headers", "robots.txt plantmix")
+    assert loose.unread(strict) == strict.unread(strict) == ()
+    assert replace(strict, agent_token="other").unread(strict) == ("headers", "robots.txt other")
+
+
+def test_many_or_long_statements_are_cut():
+    said = statements_of({"x-robots-tag": [", ".join(f"word{n}" for n in range(500)), "x" * 1000]})
+    assert len(said) == 100
+    assert max(map(len, said)) < 100

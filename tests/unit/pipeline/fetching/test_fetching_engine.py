@@ -14,13 +14,13 @@ from manifests import __version__
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
-from manifests.tables import FACTS
 from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program
+from pipeline.fetching.part import MEASURED
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
 from pipeline.fetching.visits import AskAgain, Download, Visit, host_result, next_step, robots_verdict
@@ -37,7 +37,7 @@ def fetch(rows, pool, settings=LOCAL):
 
 def test_part_without_rows_and_part_without_pictures(tmp_path):
     table = fetch([], tmp_path / "none.tar")
-    assert table.schema == FACTS
+    assert table.schema == MEASURED
     assert table.num_rows == 0
     table = fetch([("b" * 32, "ftp://a"), ("a" * 32, "nothing")], tmp_path / "bad.tar")
     assert table["sample_id"].to_pylist() == ["a" * 32, "b" * 32]
@@ -97,7 +97,7 @@ def test_row_without_a_fact_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(engine, "Decoders", Forgetful)
     with pytest.raises(RunError, match=f"1 of 2 rows ended without a fact, the first is {'b' * 32}"):
-        fetch([("a" * 32, "http://localhost/"), ("b" * 32, "http://localhost/")], tmp_path / "p.tar")
+        fetch([("a" * 32, "http://localhost/"), ("b" * 32, "http://localhost/b")], tmp_path / "p.tar")
 
 
 # ---- settings

@@ -60,7 +60,8 @@ def test_all_that_is_needed_is_said_at_once_and_our_own_engine_needs_none_of_it(
 
 
 def test_engine_is_no_part_of_the_recipe():
-    assert settings_of().identity() == FetchSettings().identity()
+    with_it = settings_of()
+    assert with_it.identity() == FetchSettings(network=with_it.network).identity()
 
 
 def test_foreign_host_needs_a_contact_with_this_engine_too(tmp_path):

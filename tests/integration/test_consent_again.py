@@ -1,0 +1,306 @@
+"""What owners said is kept with each row and judged again: a stricter build equals one that asks everything anew."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from misbehaving.answers import encode, pixels
+from misbehaving.owners import mining, signed, with_xmp
+
+from manifests import tables
+from manifests.reader import open_reader
+from pipeline.cli import main
+from pipeline.fetching.settings import FetchSettings
+
+ROBOTS = b"""User-agent: *
+Disallow: /private/
+Content-Usage: /art/ train-ai=n
+
+User-agent: gentlebot
+Disallow: /gentle/
+"""
+TDMREP = b'[{"location": "/reserved/", "tdm-reservation": 1}]'
+HEADERS = {
+    "noai": ("X-Robots-Tag", "noai"),
+    "noindex": ("X-Robots-Tag", "noindex"),
+    "gentle": ("X-Robots-Tag", "gentlebot: noai"),
+    "usage": ("Content-Usage", "train-ai=n"),
+    "tdm": ("tdm-reservation", "1"),
+}
+MOVED = {"/moved/private": "/private/moved", "/moved/plain": "/plain/moved"}
+PATHS = [
+    *(f"/plain/{n}" for n in range(4)),
+    *(f"/{place}/1" for place in ("private", "art", "reserved", "gentle")),
+    *(f"/header/{name}" for name in HEADERS),
+    *MOVED,
+    "/private/gone",
+    "/plain/gone",
+    "/header/tdm?text",
+    "/mark/xmp",
+    "/mark/c2pa",
+    "/plain/tiny",
+]
+MARKS = {
+    "xmp": with_xmp(mining("DMI-PROHIBITED-AIMLTRAINING")),
+    "c2pa": signed({"cawg.ai_training": {"use": "notAllowed"}}),
+}
+OPEN: dict[str, Any] = {"robots_txt": False, "x_robots_directives": [], "consent_signals": []}
+STRICT: dict[str, dict[str, Any]] = {
+    "robots_txt": {"robots_txt": True},
+    "content_usage": {"robots_txt": True, "consent_signals": ["content_usage"]},
+    "tdmrep_file": {"consent_signals": ["tdmrep_file", "iptc_data_mining"]},
+    "headers": {"x_robots_directives": ["noindex", "noai"], "consent_signals": ["tdm_reservation"]},
+    "c2pa": {"consent_signals": ["c2pa_training"]},
+    "agent": {"robots_txt": True, "x_robots_directives": ["noai"], "user_agent": "gentlebot/1.0"},
+    "all": {
+        "robots_txt": True,
+        "x_robots_directives": ["noai", "noindex"],
+        "consent_signals": ["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining"],
+    },
+}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(405 if self.server.knows_no_head and self.path not in MOVED else None)
+
+    def do_GET(self) -> None:
+        self._answer(None)
+
+    def _answer(self, status: int | None) -> None:
+        self.server.asked[self.command, self.path] += 1
+        name, headers = self.path.rpartition("/")[2], {}
+        body = {"/robots.txt": ROBOTS, "/.well-known/tdmrep.json": TDMREP}.get(self.path)
+        if self.path in MOVED:
+            status, headers = 302, {"Location": MOVED[self.path]}
+        elif name == "gone":
+            status = 404
+        elif body is None:
+            first = name.partition("?")[0]
+            headers = dict([HEADERS[first]]) if self.path.startswith("/header/") else {}
+            body = MARKS.get(name) or _picture(self.path)
+        self.send_response(status or 200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body or b"")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _picture(path: str) -> bytes:
+    if path.endswith("?text"):
+        return b"<html>no picture</html>"
+    size = (20, 20) if path.endswith("tiny") else (96, 64)
+    return encode(pixels(*size, seed=sum(path.encode())), quality=90)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.knows_no_head = False
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[_Server]:
+    with _Server() as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def write_config(folder: Path, server: _Server, network: dict[str, Any], paths: list[str] = PATHS, **run: Any) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["key", "url", "caption", "licence"])
+        for n, path in enumerate(paths):
+            url = f"http://127.0.0.1:{server.server_address[1]}{path}"
+            writer.writerow([n, url, f"a photo of plant number {n} in the field", "CC0"])
+    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
+    limits = {"requests_per_second": None, "connections": 4}
+    config = {
+        "name": "small",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
+        "fetch": {
+            "network": {
+                "allow_private_addresses": True, "threads": 4, "retries": 0, "profiles": [], "limits": limits,
+                **OPEN, **network,
+            }
+        },
+        "dedup": {"radius": 0},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": 7, **run},
+    }  # fmt: skip
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def build(
+    folder: Path, server: _Server, network: dict[str, Any], *options: str, **run: Any
+) -> collections.Counter[tuple[str, str]]:
+    """Build; gives what was asked of the server for it."""
+    config = write_config(folder, server, network, **run)
+    server.asked.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.commands.build.check_config", lambda *_: [])
+        patch.setattr("pipeline.fetching.http._client", None)  # which remembers robots.txt
+        assert main(["build", str(config), *options]) == 0
+    return +server.asked
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    with open_reader(str(folder / "work")) as connection:
+        rows = connection.sql("SELECT url, outcome FROM facts JOIN candidates USING (sample_id)").fetchall()
+    return {url.partition("//")[2].partition("/")[2]: outcome for url, outcome in rows}
+
+
+def facts_of(folder: Path) -> list[tuple[Any, ...]]:
+    """What is known of each row, apart from how it was asked and where it lies."""
+    with open_reader(str(folder / "work")) as connection:
+        return connection.sql(
+            'SELECT * EXCLUDE (pool_file, "offset", attempts, http_status, final_url, redirects) FROM facts ORDER BY 1'
+        ).fetchall()
+
+
+def release_of(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """Name and content of the newest release."""
+    releases = folder / "work/releases"
+    name = (releases / "LATEST").read_text().strip()
+    files = sorted(path for path in (releases / name).rglob("*") if path.is_file())
+    return name, {str(path.relative_to(releases / name)): path.read_bytes() for path in files}
+
+
+def is_site_file(request: tuple[str, str]) -> bool:
+    return request[1] in ("/robots.txt", "/.well-known/tdmrep.json")
+
+
+@pytest.fixture(scope="module")
+def made(server: _Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folders that were made under some settings from the start: `name` of STRICT, or OPEN."""
+    folders: dict[str, Path] = {}
+
+    def make(name: str, *options: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            with pytest.MonkeyPatch.context() as patch:
+                if name == "unstored":  # as versions did that stored nothing of what was said
+                    signals = tables.FETCHED.get_field_index("signals")
+                    patch.setattr(tables, "FETCHED", tables.FETCHED.remove(signals))
+                build(folders[name], server, STRICT.get(name, OPEN), *options)
+        return folders[name]
+
+    return make
+
+
+TO_FETCH = ("--to", "fetch")
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
+    shutil.copytree(made("stored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    loose = facts_of(tmp_path)
+    asked = build(tmp_path, server, STRICT[name], *TO_FETCH)
+    assert facts_of(tmp_path) == facts_of(made(name, *TO_FETCH))
+    assert set(asked.values()) <= {1}
+    pictures = {request for request in asked if not is_site_file(request)}
+    assert pictures == ({("GET", "/mark/c2pa")} if name == "c2pa" else set()), "headers and marks were stored"
+    needs = {
+        *({("GET", "/robots.txt")} if STRICT[name].get("robots_txt") else ()),
+        *({("GET", "/.well-known/tdmrep.json")} if "tdmrep_file" in STRICT[name].get("consent_signals", ()) else ()),
+    }
+    assert {request for request in asked if is_site_file(request)} == needs
+    assert build(tmp_path, server, STRICT[name], *TO_FETCH) == {}
+
+    back = build(tmp_path, server, OPEN, *TO_FETCH)
+    refused = {path for path, outcome in outcomes(made(name)).items() if outcome in ("opted_out", "robots_disallowed")}
+    assert {path.lstrip("/") for _, path in back} <= refused | {path.lstrip("/") for path in MOVED.values()}
+    assert facts_of(tmp_path) == loose
+
+
+@pytest.mark.parametrize("name", ["robots_txt", "headers", "c2pa", "all"])
+def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
+    shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    asked = build(tmp_path, server, STRICT[name], *TO_FETCH)
+    assert facts_of(tmp_path) == facts_of(made(name, *TO_FETCH))
+    assert set(asked.values()) <= {1}
+    pictures = {request for request in asked if not is_site_file(request)}
+    if name == "robots_txt":
+        assert pictures == set(), "rules of hosts alone"
+    elif name == "c2pa":
+        assert {method for method, _ in pictures} == {"GET"}, "only the bytes of a picture tell"
+    else:
+        assert {method for method, _ in pictures} == {"HEAD"}
+        assert ("HEAD", "/plain/gone") not in pictures
+    assert build(tmp_path, server, STRICT[name], *TO_FETCH) == {}
+    build(tmp_path, server, OPEN, *TO_FETCH)
+    assert outcomes(tmp_path)["header/noai"] == "ok"
+
+
+def test_the_release_is_that_of_a_new_folder(tmp_path: Path, server: _Server, made: Any) -> None:
+    shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    build(tmp_path, server, OPEN)
+    loose = release_of(tmp_path)
+    build(tmp_path, server, STRICT["all"])
+    build(made("all", *TO_FETCH), server, STRICT["all"])
+    assert release_of(tmp_path) == release_of(made("all"))
+    assert release_of(tmp_path)[0] != loose[0]
+    build(tmp_path, server, OPEN)
+    assert release_of(tmp_path) == loose
+
+
+def test_a_server_without_head_is_asked_for_the_picture(
+    tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(server, "knows_no_head", True)
+    asked = build(tmp_path, server, STRICT["headers"], *TO_FETCH)
+    assert asked["HEAD", "/plain/1"] == asked["GET", "/plain/1"] == 1
+    assert facts_of(tmp_path) == facts_of(made("headers", *TO_FETCH))
+
+
+def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
+    tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Handler, "do_GET", lambda handler: handler._answer(503))
+        build(tmp_path, server, STRICT["robots_txt"], *TO_FETCH, max_passing_share=1)
+    assert set(outcomes(tmp_path).values()) == {"host_unavailable"}
+    server.asked.clear()
+    assert main(["retry", str(tmp_path / "work")]) == 0
+    assert {path for _, path in server.asked if path.startswith("/plain/1")} == set(), "its picture is stored"
+    build(tmp_path, server, STRICT["robots_txt"], *TO_FETCH)
+    assert facts_of(tmp_path) == facts_of(made("robots_txt", *TO_FETCH))
+
+
+def test_the_recipe_holds_what_counts() -> None:
+    config = {"network": {"x_robots_directives": ["NoIndex", "noai"], "consent_signals": ["tdm_reservation"]}}
+    recipe = FetchSettings.model_validate(config).identity()
+    assert recipe["consent"] == {
+        "agent_token": "plantmix",
+        "robots_txt": True,
+        "directives": ("noai", "noindex"),
+        "signals": ("tdm_reservation",),
+    }
+    config["network"]["x_robots_directives"] = ["noai", "noindex"]
+    assert FetchSettings.model_validate(config).identity() == recipe, "an order decides nothing"
