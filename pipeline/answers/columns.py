@@ -23,26 +23,32 @@ Trust = Literal["sure", "likely", "guess"]
 Values = Mapping[str, Sequence[str]]
 
 # Names of columns, without case and signs, the most telling first: those of LAION, img2dataset, DataComp,
-# Wikimedia, Flickr and Darwin Core tables.
+# Wikimedia, Flickr and Darwin Core tables; behind them German, French and Spanish ones.
 _NAMES: dict[str, tuple[str, ...]] = {
     "url": (
         "imageurl", "imgurl", "photourl", "pictureurl", "mediaurl", "contenturl", "downloadurl", "originalurl",
-        "accessuri", "url", "identifier", "imagelink", "image", "img", "src", "link", "uri", "href",
+        "accessuri", "url", "identifier", "imagelink", "image", "img", "src", "link", "uri", "href", "bildurl",
+        "fotourl", "bildadresse", "adresse", "urlimage", "lienimage", "lien", "urlimagen", "urlfoto", "enlace",
     ),
-    "file": ("filename", "file", "filepath", "imagefile", "imagepath", "image", "img", "path", "photo", "picture"),
+    "file": ("filename", "file", "filepath", "imagefile", "imagepath", "image", "img", "path", "photo", "picture",
+             "datei", "dateiname", "bilddatei", "bild", "foto", "fichier", "nomfichier", "archivo", "imagen"),
     "licence": ("licence", "license", "licencename", "licensename", "licencetype", "licensetype", "rights",
-                "usageterms", "copyrightlicense"),
+                "usageterms", "copyrightlicense", "lizenz", "licencia"),
     "licence_url": ("licenceurl", "licenseurl", "licencelink", "licenselink", "webstatement"),
-    "rights_holder": ("rightsholder", "owner", "copyrightowner", "copyrightholder", "copyright"),
-    "creator": ("creator", "author", "photographer", "artist", "username", "user", "ownername", "recordedby"),
+    "rights_holder": ("rightsholder", "owner", "copyrightowner", "copyrightholder", "copyright", "rechteinhaber",
+                      "ayantdroit", "titular"),
+    "creator": ("creator", "author", "photographer", "artist", "username", "user", "ownername", "recordedby",
+                "fotograf", "fotografin", "urheber", "autor", "auteur", "photographe", "fotografo", "fotógrafo"),
     "reference_url": ("referenceurl", "pageurl", "landingurl", "foreignlandingurl", "sourceurl", "references",
                       "pagelink", "observationurl"),
     "taxon_scientific_name": ("scientificname", "taxonname", "taxon", "speciesname", "latinname", "binomial",
-                              "canonicalname"),
-    "taxon_vernacular_name": ("vernacularname", "commonname", "englishname", "popularname"),
+                              "canonicalname", "wissenschaftlichername", "art", "artname", "nomscientifique", "espece",
+                              "espèce", "nombrecientifico", "nombrecientífico", "especie"),
+    "taxon_vernacular_name": ("vernacularname", "commonname", "englishname", "popularname", "deutschername",
+                              "trivialname", "nomvernaculaire", "nomcommun", "nombrecomun", "nombrecomún"),
     "taxon_species": ("species",),
-    "taxon_genus": ("genus",),
-    "taxon_family": ("family",),
+    "taxon_genus": ("genus", "gattung", "género"),
+    "taxon_family": ("family", "familie", "famille", "familia"),
     "taxon_order": ("order", "taxonorder"),
     "taxon_class": ("class", "taxonclass"),
     "taxon_phylum": ("phylum", "division"),
@@ -50,8 +56,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "caption": (
         "caption", "text", "txt", "topcaption", "alttext", "alttextdescription", "alt", "description", "title",
         "captionreferencedescription", "captiontitleandreferencedescription", "prompt", "label", "sentence", "name",
+        "beschreibung", "bildunterschrift", "titel", "légende", "legende", "titre", "descripción", "descripcion",
+        "leyenda", "título", "titulo",
     ),
 }  # fmt: skip
+_ALSO_OTHER_WORDS = frozenset({"art"})  # German for species, and an English word
+_TWO_NAMES = re.compile(r"^[A-Z][a-zë-]+ (?:[×x] ?)?[a-zë-]{3,}(?: [A-Z(].*|$)")
+_FEW_ROWS = 20  # fewer rows that all say the same prove nothing
 _ADDRESS = re.compile(r"(?i)^https?://\S+$")
 _PICTURE_NAME = re.compile(rf"(?i)\.(?:{'|'.join(IMAGE_SUFFIXES)})(?:$|[?#])")
 _NAME_LIKE = re.compile(r"^[\w×.'() -]{1,80}$")
@@ -104,6 +115,25 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
     return found if caption is None else found | {"caption": caption}
 
 
+def left_out(names: Sequence[str], values: Values, guesses: Mapping[str, ColumnGuess]) -> dict[str, str]:
+    """Columns that no field takes, each with the reason."""
+    used = {guess.column for guess in guesses.values()}
+    reasons = {}
+    for name in names:
+        if name and name not in used:
+            some = values.get(name, ())
+            fields = [field for field, known in _NAMES.items() if plain(name) in known and field in guesses]
+            if not some:
+                reasons[name] = "empty in the first rows"
+            elif _is_constant(some):
+                reasons[name] = f"the same in each row: {some[0]:.40}"
+            elif fields:
+                reasons[name] = f"{guesses[fields[0]].column} is the {fields[0]}"
+            else:
+                reasons[name] = "its name says nothing that PlantMix reads"
+    return reasons
+
+
 def plain(name: str) -> str:
     """A column's name without case and signs."""
     return re.sub(r"[\W_]+", "", name.casefold())
@@ -125,6 +155,8 @@ def _best(
         if share(values.get(name, ())) >= _MOST:
             return ColumnGuess(name, "sure", "its name and its values")
     for name in named:
+        if plain(name) in _ALSO_OTHER_WORDS and values.get(name) and _share_of(_TWO_NAMES)(values[name]) < _MOST:
+            continue
         if not values.get(name) or field not in ("url", "file", "reference_url", "licence_url"):
             return ColumnGuess(name, "likely", "its name")
     fitting = [name for name in free if share(values.get(name, ())) >= _MOST] if by_values else []
@@ -142,12 +174,17 @@ def _caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGue
     named = sorted((name for name in free if plain(name) in known), key=lambda name: known.index(plain(name)))
     wordy = {name: _mean_words(values[name]) for name in free if values.get(name) and _are_words(values[name])}
     for name in named:
-        if name in wordy:
+        if name in wordy and not _is_constant(values[name]):
             return ColumnGuess(name, "sure", "its name and its values")
-    if named:
-        return ColumnGuess(named[0], "likely", "its name")
+    varied = [name for name in named if not _is_constant(values.get(name, ()))]
+    if varied:
+        return ColumnGuess(varied[0], "likely", "its name")
     best = max(wordy, key=lambda name: wordy[name], default=None)
     return ColumnGuess(best, "guess", "its values: the most words") if best and wordy[best] >= 2 else None
+
+
+def _is_constant(values: Sequence[str]) -> bool:
+    return len(values) >= _FEW_ROWS and len(set(values)) == 1
 
 
 def _are_words(values: Sequence[str]) -> bool:

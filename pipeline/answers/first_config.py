@@ -95,6 +95,11 @@ def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
         )
     for source, _, place in places:
         wanted += [f"{source}: {missing}" for missing in place.missing]
+        if place.left_out:
+            columns = "; ".join(f"{name} ({why})" for name, why in place.left_out.items())
+            wanted.append(
+                f"{source}: columns that are not read: {columns}. Map them in `columns`, or keep them in `extra`"
+            )
     if len({domain for _, domain, _ in places}) > 1:
         wanted.append("mix.ratio: as much of each domain as of the others, until you say otherwise")
     lines = ["Written by `plantmix init`. Nothing was asked over the network.", ""]
@@ -120,7 +125,8 @@ def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Pl
     if any(place.on_web for *_, place in places):
         lines += ["", "fetch:", "  network:", "    contact: null # decide: mailto:you@example.org"]
     lines += ["", "caption:", "  rules: # the first that fits a row judges it"]
-    taxonomic = [domain for domain in domains if any(d == domain and place.has_taxa for _, d, place in places)]
+    with_taxa = {domain for _, domain, place in places if place.has_taxa}
+    taxonomic = [domain for domain in domains if domain in with_taxa or domain.startswith("plant")]
     if taxonomic:
         lines.append(f"    - {{domains: {_scalar(taxonomic)}, preset: plant}} # a scientific name is a caption")
     if len(taxonomic) < len(domains):

@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.answers.columns import ColumnGuess, guess_columns, plain
+from pipeline.answers.columns import ColumnGuess, guess_columns, left_out, plain
 from pipeline.sources import table
 from pipeline.sources.archive import read_archive
 from pipeline.sources.files import (
     MAX_LISTED,
     TABLE_NAME,
+    WORKBOOK,
+    WORKBOOK_CURE,
     find_files,
     kind_of_place,
     reading,
@@ -49,7 +51,8 @@ _LICENCE_TERMS = ("license", "UsageTerms", "WebStatement", "rights")
 class Place:
     """A source as its YAML says it: settings of one origin, and what the user should know of them.
 
-    `comments` holds words for single settings, keyed by the setting's name. `missing` says what only the user can add.
+    `comments` holds words for single settings, keyed by the setting's name. `missing` says what only the user can add,
+    `left_out` why a column of the table is not read.
     """
 
     kind: str
@@ -57,6 +60,7 @@ class Place:
     found: str
     comments: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     on_web: bool = True
     states_licence: bool = True
     has_taxa: bool = False
@@ -82,6 +86,8 @@ def look_at(path: str) -> Place:
         raise ConfigError(f"{path}: a compressed tar; unpack it, since pictures are read in place")
     if name.endswith(".zip") and not TABLE_NAME.search(name):
         return _zip(path)
+    if name.endswith(WORKBOOK):
+        raise ConfigError(f"{path} is an Excel workbook; {WORKBOOK_CURE}")
     if name.endswith(_PICTURES):
         raise ConfigError(f"{path}: one picture; name its folder")
     return _table(path)
@@ -235,13 +241,14 @@ def _pictures(path: str, pictures: Sequence[str], names: set[str], tables: Seque
 def _pictures_with_table(path: str, name: str) -> Place | None:
     """A folder whose table names its pictures; None where the table is about something else."""
     try:
-        guesses, count = _read_columns(storage.join(path, name))
+        guesses, count, others = _read_columns(storage.join(path, name))
     except ConfigError:
         return None
     if "file" not in guesses:
         return None
     settings = {"path": path, "table": name, "columns": {f: g.column for f, g in guesses.items()}}
     place = Place("folder", settings, f"pictures in a folder, named by {name} (sure: {count})", on_web=False)
+    place.left_out = others
     return _with_guesses(place, guesses, path)
 
 
@@ -249,7 +256,7 @@ def _table(path: str) -> Place:
     kind = kind_of_place(path) if not re.search(r"[*?\[]", path) else None
     if kind in ("folder", "webdataset"):
         raise ConfigError(f"{path}: no table")
-    guesses, count = _read_columns(path)
+    guesses, count, others = _read_columns(path)
     if not guesses:
         return Place("eol", {"path": path}, "EOL's media manifest (sure: its columns)")
     if "file" in guesses:
@@ -258,7 +265,7 @@ def _table(path: str) -> Place:
             "with the table in it, instead of the table"
         )
     columns = {field: guess.column for field, guess in guesses.items()}
-    place = Place("table", {"table": path, "columns": columns}, f"table of addresses (sure: {count})")
+    place = Place("table", {"table": path, "columns": columns}, f"table of addresses (sure: {count})", left_out=others)
     return _with_guesses(place, guesses, path)
 
 
@@ -275,8 +282,11 @@ def _with_guesses(place: Place, guesses: dict[str, ColumnGuess], path: str) -> P
     return place
 
 
-def _read_columns(path: str) -> tuple[dict[str, ColumnGuess], str]:
-    """Guesses for the table at `path`, from its header and first rows, and words on them; none for EOL's manifest."""
+def _read_columns(path: str) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]:
+    """Guesses for the table at `path`, from its header and first rows, words on them, and the columns left out.
+
+    There are none for EOL's manifest.
+    """
     heads = Origin(name="init", table=path, columns=ColumnMap(url="", caption=[]))
     file = table.list_files(heads)[0]
     try:
@@ -284,7 +294,7 @@ def _read_columns(path: str) -> tuple[dict[str, ColumnGuess], str]:
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("sources.init: ")) from None
     if _EOL_COLUMN in names:
-        return {}, ""
+        return {}, "", {}
     named = [name for name in names if name]
     whole = Origin(name="init", table=file, columns=ColumnMap(url=named[0], caption=[], extra=named[1:]))
     values: dict[str, list[str]] = {name: [] for name in named}
@@ -293,9 +303,25 @@ def _read_columns(path: str) -> tuple[dict[str, ColumnGuess], str]:
             some = batch.rows[name].slice(0, SAMPLED_ROWS).to_pylist()
             values[name] = [value for value in some if value and value.strip()]
     try:
-        return guess_columns(named, values), f"{len(named)} columns, the first rows were read"
+        guesses = guess_columns(named, values)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    return (
+        guesses,
+        f"{len(named)} columns{_how_written(file)}, the first rows were read",
+        left_out(named, values, guesses),
+    )
+
+
+def _how_written(file: str) -> str:
+    """How a csv is delimited and encoded, where it is not with commas in UTF-8."""
+    kind = PurePosixPath(TABLE_NAME.sub(r".\1", file.lower())).suffix.lstrip(".")
+    if kind not in ("csv", "tsv"):
+        return ""
+    dialect = table.dialect_of(file, kind)
+    mark = {",": "", ";": "semicolons", "\t": "tabs", "|": "pipes"}.get(dialect.delimiter, dialect.delimiter)
+    words = [f"separated by {mark}"] * bool(mark) + [f"in {dialect.encoding}"] * (dialect.encoding != "utf-8")
+    return f" {' '.join(words)}" if words else ""
 
 
 def as_source(name: str, domain: str, place: Place) -> SourceSettings:

@@ -33,6 +33,11 @@ NOT_TEXT = "\ufdd0"  # stands for bytes that are no text; Unicode has it for suc
 _LINE_CHUNK_BYTES = 1 << 20
 _MAX_BROKEN = 10_000  # records that are shown at once
 _SPACES = bytes.maketrans(b"\r\n", b"  ")
+HEAD_BYTES = 1 << 20  # of a table, to tell its encoding and its delimiter by
+_SNIFFED_CHARS, _SNIFFED_ROWS = 1 << 16, 50
+_DELIMITERS = (",", ";", "\t", "|")
+_UTF8_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")  # not assigned, or letters that broken bytes look like
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,48 @@ class Dialect:
     encoding: str = "utf-8"
     line_end: str | None = None
     """None: newline or carriage return, whichever the text uses."""
+    lines_before: int = 0
+    """Lines before the header: Excel's `sep=;`."""
+
+
+def sniff_dialect(head: bytes, delimiter: str) -> Dialect:
+    """How a table is delimited and encoded, from its first bytes; `delimiter` is what its name promises.
+
+    Another delimiter is taken only where it cuts header and rows into the same number of fields, and into more than
+    the promised one does. Text without one valid UTF-8 sequence, but with bytes that are letters or signs in
+    Windows-1252 (the superset of Latin-1 that Excel writes), is read as that.
+    """
+    encoding = _encoding_of(head)
+    text = head[: 4 * _SNIFFED_CHARS].decode(encoding, "replace").removeprefix("\ufeff")
+    first = text.partition("\n")[0]
+    if stated := re.fullmatch(r'"?sep=(.)"?\r?', first):
+        return Dialect(stated[1], encoding=encoding, lines_before=1)
+    sample = text[:_SNIFFED_CHARS]
+    lines = sample if sample == text else sample.rpartition("\n")[0]
+    marks = [delimiter, *(mark for mark in _DELIMITERS if mark != delimiter)]
+    return Dialect(max(marks, key=lambda mark: _num_even_fields(lines, mark)), encoding=encoding)  # the first of equals
+
+
+def _num_even_fields(lines: str, delimiter: str) -> int:
+    """Fields of the header, if most rows have as many; else 0."""
+    try:
+        rows = [
+            row
+            for row in islice(csv.reader(io.StringIO(lines, newline=None), delimiter=delimiter), _SNIFFED_ROWS)
+            if row
+        ]
+    except csv.Error:  # a field that is too long, or a NUL
+        return 0
+    even = sum(len(row) == len(rows[0]) for row in rows)
+    return len(rows[0]) if rows and 2 * even > len(rows) else 0
+
+
+def _encoding_of(head: bytes) -> str:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    high = head.translate(None, bytes(range(128)))
+    is_utf8 = not high or _UTF8_SEQUENCE.search(head)
+    return "utf-8" if is_utf8 or _NOT_CP1252.search(high) else "cp1252"
 
 
 @dataclass

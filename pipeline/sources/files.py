@@ -99,6 +99,10 @@ def kind_of_place(path: str) -> str | None:
     return "table" if any(TABLE_NAME.search(name) for name in lowered) else None
 
 
+WORKBOOK = (".xlsx", ".xls", ".xlsm", ".ods")
+WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that file"
+
+
 def zip_fault(path: str) -> str:
     """Why a file cannot be opened as a zip."""
     fs, inner = storage.filesystem(path)

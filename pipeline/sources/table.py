@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.sources.delimited import (
+    HEAD_BYTES,
     MAX_SHOWN_CHARS,
     Broken,
     Dialect,
@@ -31,8 +32,9 @@ from pipeline.sources.delimited import (
     read_delimited,
     read_header,
     read_lines,
+    sniff_dialect,
 )
-from pipeline.sources.files import kind_of_place, reading, where_it_looked, zip_fault
+from pipeline.sources.files import WORKBOOK, WORKBOOK_CURE, kind_of_place, reading, where_it_looked, zip_fault
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_COLUMNS, MAX_DEPTH, MAX_RECORD_BYTES
 from pipeline.sources.rows import (
     BATCH_ROWS,
@@ -61,8 +63,7 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
 }
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
-HEADER_BYTES = 1 << 16
-_DIALECTS = {"csv": Dialect(","), "tsv": Dialect("\t")}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def list_files(source: Origin) -> list[str]:
@@ -159,9 +160,9 @@ def read_columns(file: str, source: Origin) -> list[str]:
             with _open(file, compressed=False) as stream:
                 names = list(pq.read_schema(stream).names)
         else:
-            dialect = _dialect_of(file, kind)
+            dialect = dialect_of(file, kind)
             with _open(file) as stream:
-                names = read_header(stream, dialect)
+                names = read_header(stream, dialect, dialect.lines_before)
     twice = sorted(name for name, num in Counter(names).items() if name and num > 1)
     if twice:
         raise ConfigError(f"{source.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
@@ -202,25 +203,17 @@ def _as_strings(column: pa.Array) -> pa.Array:
 
 
 def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    dialect = _dialect_of(file, kind)
+    dialect = dialect_of(file, kind)
     with _open(file) as stream:
-        names = read_header(stream, dialect)
+        names = read_header(stream, dialect, dialect.lines_before)
     with _open(file) as stream:
-        yield from read_delimited(stream, names, columns, dialect, skip_rows=1)
+        yield from read_delimited(stream, names, columns, dialect, skip_rows=1 + dialect.lines_before)
 
 
-def _dialect_of(file: str, kind: str) -> Dialect:
-    """How a table is delimited. A csv with no comma in its first line may have semicolons or tabs, as Excel writes it.
-
-    Raises: ValueError for a text in UTF-16.
-    """
+def dialect_of(file: str, kind: str) -> Dialect:
+    """How a csv or tsv is delimited and encoded, told by its first bytes."""
     with _open(file) as stream:
-        first = stream.read(HEADER_BYTES).partition(b"\n")[0]
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("it is written in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
-    if kind == "csv" and b"," not in first:
-        return next((Dialect(mark) for mark in (";", "\t") if mark.encode() in first), _DIALECTS[kind])
-    return _DIALECTS[kind]
+        return sniff_dialect(stream.read(HEAD_BYTES), _DELIMITERS[kind])
 
 
 # ---- json
@@ -358,6 +351,8 @@ def _format_of(file: str, source: Origin) -> str | None:
 def _known_format(file: str, source: Origin) -> str:
     kind = _format_of(file, source)
     if kind is None:
+        if file.lower().endswith(WORKBOOK):
+            raise ConfigError(f"{source.where}: {file} is an Excel workbook; {WORKBOOK_CURE}")
         other = kind_of_place(file)
         if other in ("webdataset", "folder"):
             raise ConfigError(f"{source.where}: {file} is no table; {_CURE_OF_KIND[other]}")

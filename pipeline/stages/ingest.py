@@ -204,6 +204,6 @@ STAGE = Stage(
     name="ingest",
     about="read the sources' tables, give every row an identity",
     inputs=_inputs,
-    steps=(Step("read", _plan, read_source, version=3, unit="sources"),),
+    steps=(Step("read", _plan, read_source, version=4, unit="sources"),),
     conclude=_conclude,
 )

@@ -73,6 +73,44 @@ def test_columns_of_a_table(tmp_path: Path, head: str, row: tuple[str, ...], wan
     assert "from its " in text
 
 
+def test_a_german_table_of_excel_is_understood_and_columns_left_out_are_named(tmp_path: Path) -> None:
+    rows = [
+        f"http://a.org/{n}.jpg;Rosa {name};Ähren am Weg {n};CC BY 4.0;Jörg Müller;Beet;{n};"
+        for n, name in enumerate(["canina", "rugosa", "gallica", "arvensis"] * 6)
+    ]
+    head = "sep=;\nBild-URL;Art;Beschreibung;Lizenz;Fotograf;Titel;Nr;Notiz"
+    (tmp_path / "t.csv").write_text("\n".join([head, *rows]) + "\n", encoding="cp1252")
+    source, text = source_of(tmp_path / "t.csv")
+    assert source["columns"] == {
+        "url": "Bild-URL", "taxon_scientific_name": "Art", "caption": "Beschreibung", "licence": "Lizenz",
+        "creator": "Fotograf",
+    }  # fmt: skip
+    told = " ".join(text.replace("#", " ").split())
+    assert "8 columns separated by semicolons in cp1252, the first rows were read" in told
+    assert (
+        "columns that are not read: Titel (the same in each row: Beet); Nr (its name says nothing that PlantMix "
+        "reads); Notiz (empty in the first rows). Map them in `columns`, or keep them in `extra`" in told
+    )
+
+
+def test_the_names_of_ranks_in_other_languages_need_values_that_fit() -> None:
+    values = {
+        "image_url": ["http://a.org/1.jpg"] * 3,
+        "art": ["oil on canvas", "print", "a drawing"],
+        "genre": ["a", "b"],
+    }
+    assert set(guess_columns(list(values), values)) & {"taxon_scientific_name", "taxon_genus"} == set()
+
+
+def test_a_domain_of_plants_is_judged_as_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("url,caption\n" + "http://a.org/1.jpg,a red rose\n" * 3)
+    text = write_first_config("x", {"plants": [str(tmp_path / "t.csv")], "general": [str(tmp_path / "t.csv")]})
+    assert yaml.safe_load(text)["caption"]["rules"] == [
+        {"domains": ["plants"], "preset": "plant"},
+        {"preset": "general"},
+    ]
+
+
 def test_a_guess_says_how_sure_it_is() -> None:
     values = {"link": ["http://a.org/1.jpg"], "words": ["a red rose"] * 1, "licence": []}
     found = guess_columns(["link", "words", "licence"], values)

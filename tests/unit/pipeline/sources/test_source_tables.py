@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import datetime
 import gzip
 import io
@@ -435,12 +436,56 @@ def test_a_file_that_breaks_off_later(tmp_path: Path) -> None:
         read(source(path))
 
 
-def test_a_row_that_is_no_utf8_is_malformed(tmp_path: Path) -> None:
-    path = tmp_path / "latin.csv"
-    path.write_bytes("url,caption\nu,Köln\nv,c\n".encode("latin-1"))
+ROWS = [["url", "caption"], ["u", "Köln, am Rhein"], ["v", "cœur – „so“"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("first", ["", "sep="])
+def test_a_csv_is_read_as_programs_write_it(
+    tmp_path: Path, encoding: str, delimiter: str, newline: str, first: str
+) -> None:
+    text = io.StringIO()
+    text.write(f"{first}{delimiter}{newline}" if first else "")
+    csv.writer(text, delimiter=delimiter, lineterminator=newline).writerows(ROWS)
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.getvalue().encode(encoding))
+    check_source(source(path))
+    rows, numbers, malformed = read(source(path))
+    assert (rows, malformed) == ([dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]], [])
+    assert list(numbers) == [0, 1]
+
+
+def test_a_comma_in_a_header_of_semicolons_is_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url;caption;Höhe, cm\nu;c;3,5\nv;d, e;4\n", encoding="latin-1")
+    rows, _, malformed = read(source(path, columns={"url": "url", "caption": "caption", "extra": ["Höhe, cm"]}))
+    assert [row["Höhe, cm"] for row in rows] == ["3,5", "4"]
+    assert not malformed
+
+
+@pytest.mark.parametrize("content", [b"url,caption\nu,K\xf6ln\nv,c\nw,\xc3\xa9\n", b"url,caption\nu,a\xff\nv,c\nw,d\n"])
+def test_a_row_that_is_no_text_in_a_table_of_utf8_is_malformed(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
     rows, _, malformed = read(source(path))
-    assert rows == [{"url": "v", "caption": "c"}]
-    assert malformed == [(0, "u, K\ufffdln")]
+    assert [row["url"] for row in rows] == ["v", "w"]
+    assert [number for number, _ in malformed] == [0]
+
+
+def test_semicolons_in_captions_do_not_make_them_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url,caption\nu,a; b; c\nv,d; e; f\nw,g; h; i\n", encoding="utf-8")
+    rows, _, malformed = read(source(path))
+    assert [row["caption"] for row in rows] == ["a; b; c", "d; e; f", "g; h; i"]
+    assert not malformed
+
+
+def test_a_workbook_is_named_with_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ConfigError, match=r"a\.xlsx is an Excel workbook; save the sheet as `CSV UTF-8`"):
+        check_source(source(tmp_path / "a.xlsx"))
 
 
 def test_mapped_columns_each_once() -> None:
