@@ -68,3 +68,15 @@ PASSING = frozenset(
         Outcome.FILE_UNREADABLE,
     }
 )
+
+FORMER_REASONS = {
+    "not_empty": "empty_caption",
+    "not_placeholder_like": "looks_like_a_placeholder",
+    "not_filename_like": "looks_like_a_filename",
+    "not_spam_like": "looks_like_spam",
+    "not_bare_name": "bare_scientific_name",
+}
+"""Caption rules that say what a caption must not be, and the reason that a row is dropped with: what was wrong.
+
+Builds before 0.3 wrote the rule as the reason.
+"""

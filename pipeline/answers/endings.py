@@ -13,7 +13,7 @@ from typing import Any
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import PASSING
 from manifests.reader import SAMPLE_VIEWS
-from pipeline.captions.settings import RULE_NAMES
+from pipeline.captions.settings import RULE_OF_REASON
 from pipeline.config import BuildConfig
 from pipeline.runner.work import BuildContext
 from pipeline.stages.mix import plan_mixture, read_ratio
@@ -183,10 +183,10 @@ def _setting_behind(reason: str, domain: str) -> str:
     """Which key decides over a reason, in words with its YAML."""
     if reason in _SETTINGS:
         return _SETTINGS[reason]
-    if reason == "not_bare_name":
+    if reason == "bare_scientific_name":
         return f"`caption: {{rules: [{{domains: [{domain}], preset: plant}}, ...]}}` keeps bare scientific names"
-    if reason in RULE_NAMES:
-        return f"`caption: {{rules: [{{domains: [{domain}], preset: general, {reason}: null}}, ...]}}` turns it off"
+    if rule := RULE_OF_REASON.get(reason):
+        return f"`caption: {{rules: [{{domains: [{domain}], preset: general, {rule}: null}}, ...]}}` turns it off"
     if reason in PASSING:
         return "it may pass; `plantmix retry` asks again for these alone"
     if reason.startswith("where_"):

@@ -25,6 +25,7 @@ from pipeline.answers.previews import JOINED
 from pipeline.answers.tables import joined_counts
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import count_reasons, judge_captions
+from pipeline.captions.settings import RULE_OF_REASON
 from pipeline.config import BuildConfig, RunSettings
 from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
@@ -317,7 +318,8 @@ def _judge(rows: pa.Table, config: BuildConfig) -> pa.Table:
     return judge_captions(measured, config.caption)
 
 
-def _mend_of_rule(source: SourceSettings, rule: str) -> tuple[str, ...]:
+def _mend_of_rule(source: SourceSettings, reason: str) -> tuple[str, ...]:
+    rule = RULE_OF_REASON[reason]
     if rule == "not_empty" and source.folder is not None:
         return ("folder: {captions: folder_name}", "folder: {captions: text_file}", "defaults: {caption: TEXT}")
     if rule == "not_empty":

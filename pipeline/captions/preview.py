@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import RULES, judge_captions
-from pipeline.captions.settings import CaptionSettings, RuleSet
+from pipeline.captions.settings import RULE_OF_REASON, CaptionSettings, RuleSet
 from pipeline.captions.texts import choose_texts
 
 NUM_EXAMPLES = 3
@@ -88,7 +88,7 @@ def _rules(rows: pa.Table, verdicts: pa.Table, settings: CaptionSettings, given:
     for name in _rule_names(settings):
         alone = _only(settings, name)
         num_alone = pc.sum(pc.invert(judge_captions(rows, alone)["keep"])).as_py() or 0
-        dropped = [row for row, reason in enumerate(reasons) if reason == name]
+        dropped = [row for row, reason in enumerate(reasons) if RULE_OF_REASON.get(reason) == name]
         distinct = list({given[row]: row for row in reversed(dropped)}.values())[::-1]  # no caption twice
         written = {RULES[name].written(rules.thresholds()[name]) for rules in alone.rules if rules.thresholds()}
         listed.append(

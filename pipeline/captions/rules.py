@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
+from manifests.outcomes import FORMER_REASONS
 from manifests.tables import VERDICTS
 from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME, SPAM
 from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
@@ -181,7 +182,7 @@ def columns_needed(settings: CaptionSettings) -> frozenset[str]:
 
 
 def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
-    """One verdict a row, in the order of the rows (schema VERDICTS; `reason` is the rule's name).
+    """One verdict a row, in the order of the rows (schema VERDICTS; `reason` says what is wrong).
 
     Raises: ConfigError when a column that a rule reads is missing, or no rule set fits some rows.
     """
@@ -207,7 +208,7 @@ def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
             values[rows[hit]] = _written_values(RULES[name].value(part.take(hit), threshold))
             thresholds[rows[hit]] = RULES[name].written(threshold)
             rows, part = rows[~mask], part.filter(pa.array(~mask))  # no rule looks at a dropped row again
-    reasons = pa.array(RULE_NAMES, pa.string()).take(pa.array(failing, mask=failing < 0))
+    reasons = pa.array([FORMER_REASONS.get(name, name) for name in RULE_NAMES], pa.string()).take(pa.array(failing, mask=failing < 0))
     columns = [captions["sample_id"], pa.array(failing < 0), reasons, pa.array(values, pa.string())]
     return pa.table([*columns, pa.array(thresholds, pa.string())], schema=VERDICTS)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from manifests.outcomes import FORMER_REASONS
 from manifests.settings import Settings
 from pipeline.captions.clean import STEPS
 from pipeline.vocabulary.backbone import BackboneSettings
@@ -91,6 +92,7 @@ class Thresholds(Settings):
 
 
 RULE_NAMES: tuple[str, ...] = tuple(Thresholds.model_fields)
+RULE_OF_REASON = {FORMER_REASONS.get(name, name): name for name in RULE_NAMES}
 
 PRESETS: dict[PresetName, Thresholds] = {
     # DataComp's basic filter without its language model: more than 2 words, more than 5 characters of the

@@ -222,7 +222,7 @@ STAGE = Stage(
         Step("resolve", _plan_resolve, resolve, version=MEASURE_VERSION),
         Step("measure", _plan_measure, measure, version=MEASURE_VERSION, unit="rows"),
         Step("repeats", _plan_repeats, count_repeats),
-        Step("judge", _plan_judge, judge, version=3),
+        Step("judge", _plan_judge, judge, version=4),
     ),
     conclude=_conclude,
 )

@@ -147,11 +147,11 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
     ),
     "bare names": (
         other_table("bare.csv", BARE),
-        ["2 of the first 2 captions would be dropped, 2 of them by not_bare_name", "Iris tectorum", "preset: plant"],
+        ["2 of the first 2 captions would be dropped, 2 of them by bare_scientific_name", "Iris tectorum", "preset: plant"],
     ),
     "no captions": (
         set_("sources", 1, "folder", "captions", to="text_file"),
-        ["sources.ours: 6 of the first 6 captions", "not_empty", "`folder: {captions: folder_name}`"],
+        ["sources.ours: 6 of the first 6 captions", "empty_caption", "`folder: {captions: folder_name}`"],
     ),
     "too few rows": (
         set_("mix", to={"ratio": {"plant": 1, "general": 1}, "num_samples": 5000}),

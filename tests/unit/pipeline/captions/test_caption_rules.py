@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from manifests.errors import ConfigError
+from manifests.outcomes import FORMER_REASONS
 from manifests.tables import VERDICTS
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
@@ -55,7 +56,7 @@ def test_each_rule_drops_with_its_value(make_candidates, rule: str, threshold, c
     verdicts = judged(make_candidates(rows), {"rules": [{rule: threshold}]})
     assert verdicts.schema == VERDICTS
     assert verdicts["keep"].to_pylist() == [False, True]
-    assert verdicts["reason"].to_pylist() == [rule, None]
+    assert verdicts["reason"].to_pylist() == [FORMER_REASONS.get(rule, rule), None]
     assert verdicts["value"][0].as_py() == value
     assert verdicts["threshold"][0].as_py()
     assert verdicts["threshold"][1].as_py() is None
@@ -80,7 +81,7 @@ def test_a_bare_name_is_a_caption_where_the_taxon_is_stated(make_candidates) -> 
         {"caption": "Iris tectorum"},
     ]
     verdicts = judged(make_candidates(rows), {"rules": [{"preset": "general"}]})
-    assert verdicts["reason"].to_pylist() == [None, "not_bare_name"]
+    assert verdicts["reason"].to_pylist() == [None, "bare_scientific_name"]
 
 
 def test_key_words_and_proper_names_have_no_language(make_candidates) -> None:
@@ -131,7 +132,7 @@ def test_a_scientific_name_alone_is_a_fine_plant_caption_and_a_bad_web_caption(m
     config = {"rules": [{"domains": ["plant"], "preset": "plant"}, {"preset": "general"}]}
     rows = [{"caption": "Iris tectorum"}]
     assert judged(make_candidates(rows, domain="plant"), config)["keep"].to_pylist() == [True]
-    assert judged(make_candidates(rows), config)["reason"].to_pylist() == ["not_bare_name"]
+    assert judged(make_candidates(rows), config)["reason"].to_pylist() == ["bare_scientific_name"]
 
 
 def test_the_first_set_that_fits_judges_and_overrides_its_preset(make_candidates) -> None:
@@ -139,13 +140,13 @@ def test_the_first_set_that_fits_judges_and_overrides_its_preset(make_candidates
                         {"preset": "general"}]}  # fmt: skip
     rows = [{"caption": "Iris tectorum"}]
     assert judged(make_candidates(rows), config)["threshold"].to_pylist() == [">= 30"]
-    assert judged(make_candidates(rows, source="other"), config)["reason"].to_pylist() == ["not_bare_name"]
+    assert judged(make_candidates(rows, source="other"), config)["reason"].to_pylist() == ["bare_scientific_name"]
 
 
 def test_the_first_rule_that_fails_is_the_reason(make_candidates) -> None:
     rows = [{"caption": "IMG_1"}]
     both = {"min_words": 3, "not_filename_like": True}
-    assert judged(make_candidates(rows), {"rules": [both]})["reason"].to_pylist() == ["not_filename_like"]
+    assert judged(make_candidates(rows), {"rules": [both]})["reason"].to_pylist() == ["looks_like_a_filename"]
 
 
 def test_rows_without_rules_are_an_error_that_names_them(make_candidates) -> None:
