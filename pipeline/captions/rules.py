@@ -208,7 +208,9 @@ def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
             values[rows[hit]] = _written_values(RULES[name].value(part.take(hit), threshold))
             thresholds[rows[hit]] = RULES[name].written(threshold)
             rows, part = rows[~mask], part.filter(pa.array(~mask))  # no rule looks at a dropped row again
-    reasons = pa.array([FORMER_REASONS.get(name, name) for name in RULE_NAMES], pa.string()).take(pa.array(failing, mask=failing < 0))
+    reasons = pa.array([FORMER_REASONS.get(name, name) for name in RULE_NAMES], pa.string()).take(
+        pa.array(failing, mask=failing < 0)
+    )
     columns = [captions["sample_id"], pa.array(failing < 0), reasons, pa.array(values, pa.string())]
     return pa.table([*columns, pa.array(thresholds, pa.string())], schema=VERDICTS)
 

@@ -70,8 +70,9 @@ def describe_life(life: dict[str, Any]) -> list[str]:
     if "reject" in life:
         row = life["reject"]
         value = f" ({row['value']})" if row["value"] else ""
+        named = row["url"] or row["record_key"] or "(no URL)"
         return [
-            f"source    row {row['row_number']} of {row['source']}: {row['url'] or row['record_key'] or '(no URL)'}",
+            f"source    row {row['row_number'] + 1:,} of {row['source']}: {named}",
             f"ingest    DROPPED: {row['reason']}{value}",
         ]
     lines = _source_lines(life["candidates"])
@@ -97,7 +98,7 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
     taxon = [row[name] for name in row if name.startswith("taxon_") and row[name]]
     lines = [
         f"sample    {row['sample_id']}",
-        f"source    row {row['row_number']} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
+        f"source    row {row['row_number'] + 1:,} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
         *([f"          {row['url']}"] if row["url"] else []),
         *([f"          on this machine: {row['locator']} (file@offset+length)"] if row["locator"] else []),
         f"          caption as given: {row['caption']!r}",

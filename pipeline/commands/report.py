@@ -6,7 +6,7 @@ import argparse
 
 from manifests import storage
 from pipeline.commands import RELEASE_HELP, Commands, add_command
-from pipeline.releases.opening import open_release
+from pipeline.releases.opening import open_release, work_folder_of
 from pipeline.releases.report import report_of
 
 
@@ -22,14 +22,15 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
     parser.add_argument(
-        "--out", metavar="FILE", help="where to write it (default: NAME-VERSION.html in the current folder)"
+        "--out", metavar="FILE", help="where to write it (default: NAME-VERSION.html in the work folder)"
     )
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     release = open_release(args.release)
-    out = args.out or f"{release.name}.html"
+    folder = work_folder_of(release) or release.path.rstrip("/").rpartition("/")[0] or "."
+    out = args.out or storage.join(folder, f"{release.name}.html")
     storage.publish_bytes(out, report_of(release).encode())
     print(f"report: {out}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from manifests.errors import ConfigError
 from manifests.release import LATEST_FILE, Release
 from manifests.takedowns import KINDS, Entry
+from pipeline.answers.lives import unquoted
 from pipeline.answers.tables import print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.lookup import images_of
@@ -39,7 +40,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     reason = args.reason.strip() or "not stated"
-    entries = [Entry(by, value, reason) for by in KINDS for value in getattr(args, by)]
+    named = {by: getattr(args, by) for by in KINDS}
+    named["id"] = [unquoted(value) for value in args.id]  # as csv quotes them
+    entries = [Entry(by, value, reason) for by in KINDS for value in named[by]]
     if not entries or not all(entry.value.strip() for entry in entries):
         raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty one names nothing")
     require_one_name(args.release)

@@ -7,6 +7,7 @@ without a version is `CC-BY`. What cannot be read is `unknown`; a name and an ad
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from functools import lru_cache
@@ -116,6 +117,14 @@ _NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
          ALL_RIGHTS_RESERVED),
     )
 )  # fmt: skip
+LICENCE_IDS = (
+    KNOWN,
+    *sorted(_CLASSES),
+    *(f"CC-{parts}" for parts in ("BY", "BY-SA", "BY-NC", "BY-NC-SA", "BY-ND", "BY-NC-ND")),
+    *(licence for _, licence in _NAMED if licence not in _CLASSES),
+    *sorted({family for _, family in _GNU_FAMILIES}),
+)
+"""What `allow` and `deny` take; those of Creative Commons and GNU also with a version, such as CC-BY-4.0."""
 _DASHES = re.compile("[\u2010-\u2015\u2212]")  # as in CC BY‑NC, where the dash is no hyphen
 _PER_FILE = re.compile(r"\bper (?:file|image|photo|picture|item)\b|\bdepending\b")
 _NOT_OF_THIS_FILE = re.compile(r"\bmostly\b|\bnot listed\b|\bper \S+ author\b")  # states no licence of this picture
@@ -283,8 +292,12 @@ class LicenceSettings(Settings):
     @classmethod
     def _ids(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         for entry in given:
-            if entry != KNOWN and normalise_licence(entry) != entry:
-                raise ValueError(f"'{entry}' is not a licence id; did you mean '{normalise_licence(entry)}'?")
+            licence = normalise_licence(entry)
+            if entry not in LICENCE_IDS and licence != entry:
+                near = difflib.get_close_matches(entry.upper(), {each.upper(): each for each in LICENCE_IDS}, n=1)
+                ids = [licence] if licence != UNKNOWN else [each for each in LICENCE_IDS if each.upper() in near]
+                hint = f"did you mean '{ids[0]}'?" if ids else f"the ids are {', '.join(LICENCE_IDS)}"
+                raise ValueError(f"'{entry}' is not a licence id; {hint}")
         return given
 
     def allows(self, licence_id: str | None) -> bool:

@@ -147,7 +147,11 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
     ),
     "bare names": (
         other_table("bare.csv", BARE),
-        ["2 of the first 2 captions would be dropped, 2 of them by bare_scientific_name", "Iris tectorum", "preset: plant"],
+        [
+            "2 of the first 2 captions would be dropped, 2 of them by bare_scientific_name",
+            "Iris tectorum",
+            "preset: plant",
+        ],
     ),
     "no captions": (
         set_("sources", 1, "folder", "captions", to="text_file"),

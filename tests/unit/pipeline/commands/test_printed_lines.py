@@ -17,6 +17,6 @@ def test_explain_cannot_be_forged_by_a_rejected_row(capsys: pytest.CaptureFixtur
     }  # fmt: skip
     print_lines(describe_life(life))
     assert capsys.readouterr().out.splitlines() == [
-        "source    row 1 of web: http://a.example/x\\u000aselect    kept\\u001b[2J",
+        "source    row 2 of web: http://a.example/x\\u000aselect    kept\\u001b[2J",
         "ingest    DROPPED: invalid_url (a\\u000db)",
     ]

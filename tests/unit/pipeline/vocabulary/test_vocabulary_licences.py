@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 import time
 
 import pyarrow as pa
 import pytest
+from building import ROOT
 from pydantic import ValidationError
 
 from pipeline.vocabulary.licences import (
+    LICENCE_IDS,
     REDISTRIBUTABLE,
     LicenceSettings,
     judge_licences,
@@ -109,9 +112,27 @@ def test_policies(settings: dict[str, list[str]], allowed: list[str | None], ref
     assert [policy.allows(licence) for licence in refused] == [False] * len(refused)
 
 
-def test_a_policy_over_a_spelling_names_the_id() -> None:
-    with pytest.raises(ValidationError, match=r"'CC BY 4\.0' is not a licence id; did you mean 'CC-BY-4\.0'"):
-        LicenceSettings(allow=("CC BY 4.0",))
+@pytest.mark.parametrize(
+    ("entry", "hint"),
+    [
+        ("CC BY 4.0", r"did you mean 'CC-BY-4\.0'"),
+        ("CC-BYY", "did you mean 'CC-BY'"),
+        ("apache", "did you mean 'Apache-2.0'"),
+        ("all rights", "did you mean 'all-rights-reserved'"),
+        ("qqqqqqqq", "the ids are known, all-rights-reserved, conflicting"),
+    ],
+)
+def test_a_policy_over_a_spelling_names_the_id(entry: str, hint: str) -> None:
+    with pytest.raises(ValidationError, match=f"'{entry}' is not a licence id; {hint}"):
+        LicenceSettings(allow=(entry,))
+
+
+def test_every_id_stands_in_the_readme_and_is_taken() -> None:
+    page = (ROOT / "pipeline/vocabulary/README.md").read_text(encoding="utf-8")
+    listed = page.partition("The ids are ")[2].partition(".\n")[0]
+    assert re.findall(r"`([^`]+)`", listed) == list(LICENCE_IDS)
+    for entry in LICENCE_IDS:
+        LicenceSettings(allow=(entry,))
 
 
 def test_verdicts_carry_the_licence_and_the_policy() -> None:
