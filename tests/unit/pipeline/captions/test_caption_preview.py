@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.preview import describe_preview, preview_captions
 from pipeline.captions.rules import count_reasons, judge_captions
-from pipeline.captions.settings import CaptionSettings
+from pipeline.captions.settings import RULE_OF_REASON, CaptionSettings
 
 NULLS = {"width_px": pa.int32(), "height_px": pa.int32()}
 CONFIG = {
@@ -43,7 +43,7 @@ def test_the_preview_counts_what_the_rules_do(make_candidates) -> None:
     report, verdicts, candidates = report_of(make_candidates)
     counted = count_reasons(verdicts)
     assert {rule["rule"]: rule["num_dropped"] for rule in report["rules"] if rule["num_dropped"]} == {
-        name: num for name, num in counted.items() if name != "kept"
+        RULE_OF_REASON[reason]: num for reason, num in counted.items() if reason != "kept"
     }
     assert report["kept"]["num"] == counted["kept"]
     assert report["num_rows"] == len(candidates) == counted["kept"] + sum(r["num_dropped"] for r in report["rules"])
