@@ -2,14 +2,15 @@
 
 Off unless the config says `dedup.semantic`. Reads facts and the pool through an open_clip model. Writes `embeddings`
 (one row a distinct picture, stored once for a model and its weights, for every build) and `semantic_pairs`. A picture
-already embedded is not embedded again; another threshold compares again. Embeddings are floating-point: their last bits
-may depend on machine and history, so byte-identity of releases holds for the same embeddings.
+already embedded is not embedded again; another threshold compares again. Pictures of earlier builds that are no longer
+part of this one count for nothing. Embeddings are floating-point: their last bits may depend on the machine, so
+byte-identity of releases holds for the same embeddings.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,7 +23,7 @@ from manifests import tables
 from manifests.records import PartRecord, fingerprint
 from manifests.services.packages import require
 from pipeline.config import SemanticSettings
-from pipeline.matching.semantic import Vectors, assign, close_pairs, train_centroids, unit
+from pipeline.matching.semantic import ASSIGN_ROWS, Vectors, assign, close_pairs, train_centroids, unit
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.scoring.clip import ClipScorer
 from pipeline.stages.dedup_inputs import DedupInputs, SemanticInputs
@@ -100,7 +101,8 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
         for start in range(0, len(rows), run.how.batch_size):
             some = rows[start : start + run.how.batch_size]
             images = [open_stored(stored) for stored in pool.read_rows(some)]
-            found += [vector.tobytes() for vector in scorer.embed(images).astype(np.float16)]
+            images += [images[-1]] * (run.how.batch_size - len(some))  # kernels sum by the shape, see score_batch
+            found += [vector.tobytes() for vector in scorer.embed(images)[: len(some)].astype(np.float16)]
     table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
     return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))
 
@@ -134,15 +136,12 @@ def _embedded(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     return run.made_of("embed", (model, weights), {1: before})
 
 
-def _read(files: Sequence[str], alive: frozenset[str] | None = None) -> Iterator[tuple[list[str], Vectors]]:
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(PART_ROWS):
-            names = batch["pixels_sha256"].to_pylist()
-            vectors = np.frombuffer(b"".join(batch["embedding"].to_pylist()), np.float16).reshape(len(names), -1)
-            if alive is not None:
-                here = [place for place, name in enumerate(names) if name in alive]
-                names, vectors = [names[place] for place in here], vectors[here]
-            yield names, unit(vectors)
+def _vectors(embeddings: pa.ChunkedArray | pa.Array) -> Vectors:
+    held = embeddings.to_pylist()
+    return unit(np.frombuffer(b"".join(held), np.float16).reshape(len(held), -1))
+
+
+_ALIVE = "SELECT DISTINCT pixels_sha256 FROM facts WHERE outcome = 'ok'"
 
 
 # ---- clusters
@@ -150,31 +149,40 @@ def _read(files: Sequence[str], alive: frozenset[str] | None = None) -> Iterator
 
 @dataclass(frozen=True)
 class ClusterInputs:
-    """All embeddings, and how many clusters to learn from them."""
+    """The facts, the embeddings of every build, and how many clusters to learn."""
 
+    facts: Files
     embeddings: Files
-    num_images: int
     images_per_cluster: int
     seed: int
 
 
 def cluster(inputs: ClusterInputs, run: Execution[None]) -> PartResult:
-    """Centroids learnt from an even sample of all embeddings."""
-    num_clusters = max(1, inputs.num_images // inputs.images_per_cluster)
-    step = max(1, inputs.num_images // (num_clusters * SAMPLES_PER_CLUSTER))
-    sample = np.concatenate([vectors[::step] for _, vectors in _read(inputs.embeddings.paths)])
-    centroids = train_centroids(sample, num_clusters, inputs.seed)
+    """Centroids learnt from an even sample of the pictures of this build, in the order of their pixels."""
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_parquet(sql, "embeddings", inputs.embeddings.paths)
+        sql.execute(
+            f"CREATE TABLE alive AS SELECT *, row_number() OVER (ORDER BY pixels_sha256) AS place FROM ({_ALIVE})"
+        )
+        ((num_images,),) = sql.execute("SELECT count(*) FROM alive").fetchall()
+        num_clusters = max(1, num_images // inputs.images_per_cluster)
+        step = max(1, num_images // (num_clusters * SAMPLES_PER_CLUSTER))
+        sample = sql.sql(
+            "SELECT embedding FROM embeddings JOIN alive USING (pixels_sha256) "
+            f"WHERE place % {step} = 0 ORDER BY pixels_sha256"
+        ).to_arrow_table()
+    centroids = train_centroids(_vectors(sample["embedding"]), num_clusters, inputs.seed)
     table = pa.table({"centroid": [row.tobytes() for row in centroids]}, schema=_CENTROIDS)
     file = run.write("centroids", f"tables/dedup/centroids-{run.stem}.parquet", table, _CENTROIDS)
-    return PartResult((file,), None, {"num_clusters": len(centroids)})
+    return PartResult((file,), None, {"num_clusters": len(centroids), "num_values": num_images * centroids.shape[1]})
 
 
 def _plan_cluster(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[ClusterInputs]]:
-    embeddings = run.files("embed", "embeddings")
-    if inputs.semantic is None or not embeddings:
+    if inputs.semantic is None or not inputs.num_images:
         return []
-    num_images = sum(file.num_rows for part in run.parts("embed") for file in part.files)
-    return [Part(ClusterInputs(embeddings, num_images, inputs.semantic.images_per_cluster, inputs.semantic.seed))]
+    embeddings = run.files("embed", "embeddings")
+    return [Part(ClusterInputs(inputs.facts, embeddings, inputs.semantic.images_per_cluster, inputs.semantic.seed))]
 
 
 # ---- pairs
@@ -193,25 +201,30 @@ class CompareInputs:
 
 
 def compare(inputs: CompareInputs, run: Execution[None]) -> PartResult:
-    """Pairs within a range of clusters."""
+    """Pairs within a range of clusters, each cluster in the order of its pixels."""
     held = pq.read_table(inputs.centroids.path)["centroid"].to_pylist()
     centroids = np.frombuffer(b"".join(held), np.float32).reshape(len(held), -1)
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        alive = frozenset(row[0] for row in sql.execute(_ALIVE).fetchall())
     names: list[str] = []
     kept: list[Vectors] = [np.empty((0, centroids.shape[1]), np.float32)]
     labels: list[Any] = [np.empty(0, np.int32)]
-    with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        rows = sql.execute("SELECT DISTINCT pixels_sha256 FROM facts WHERE outcome = 'ok'").fetchall()
-    alive = frozenset(row[0] for row in rows)
-    for some, vectors in _read(inputs.embeddings.paths, alive):
-        label = assign(vectors, centroids)
-        here = np.flatnonzero((label >= inputs.first) & (label < inputs.last))
-        names += [some[place] for place in here.tolist()]
-        kept.append(vectors[here])
-        labels.append(label[here])
+    for file in inputs.embeddings.paths:
+        for batch in pq.ParquetFile(file).iter_batches(ASSIGN_ROWS):
+            vectors = _vectors(batch["embedding"])
+            label = assign(vectors, centroids)
+            some = batch["pixels_sha256"].to_pylist()
+            mine = (label >= inputs.first) & (label < inputs.last) & np.array([name in alive for name in some])
+            here = np.flatnonzero(mine)
+            names += [some[place] for place in here.tolist()]
+            kept.append(vectors[here])
+            labels.append(label[here])
+    order = sorted(range(len(names)), key=names.__getitem__)
+    names = [names[place] for place in order]
     writer = run.writer("semantic_pairs", f"tables/dedup/semantic-{run.stem}.parquet", tables.SEMANTIC_PAIRS)
     found: list[tuple[str, str, float]] = []
-    for i, j, cosine in close_pairs(np.concatenate(kept), np.concatenate(labels), inputs.threshold):
+    for i, j, cosine in close_pairs(np.concatenate(kept)[order], np.concatenate(labels)[order], inputs.threshold):
         found += [
             (min(names[a], names[b]), max(names[a], names[b]), float(value))
             for a, b, value in zip(i.tolist(), j.tolist(), cosine.tolist(), strict=True)
@@ -228,9 +241,8 @@ def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Com
     (part,) = clustered
     num_clusters = part.notes["num_clusters"]
     embeddings, centroids = run.files("embed", "embeddings"), run.files("cluster", "centroids")
-    num_bytes = sum(file.num_bytes for part in run.parts("embed") for file in part.files)
-    # float32 in place of float16, and room to work in
-    num_parts = min(num_clusters, max(1, round(4 * num_bytes / (run.settings.memory_gb * 5e8))))
+    num_bytes = 8 * part.notes["num_values"]  # float32, and room to work in
+    num_parts = min(num_clusters, max(1, round(num_bytes / (run.settings.memory_gb * 5e8))))
     borders = [num_clusters * number // num_parts for number in range(num_parts + 1)]
     return [
         Part(CompareInputs(inputs.facts, embeddings, centroids, first, last, inputs.semantic.threshold))
@@ -239,5 +251,5 @@ def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Com
 
 
 EMBED = Step("embed", _plan_embed, embed, version=VERSION, how=_settings_of, unit="images", committed=_embedded)
-CLUSTER = Step("cluster", _plan_cluster, cluster, version=VERSION)
-COMPARE = Step("compare", _plan_compare, compare, version=VERSION)
+CLUSTER = Step("cluster", _plan_cluster, cluster, version=2)
+COMPARE = Step("compare", _plan_compare, compare, version=2)

@@ -115,3 +115,34 @@ def test_a_model_that_cannot_be_had_is_named(tmp_path: Path, weights: Path) -> N
     config = config_of(PHOTOS[0].parent, tmp_path / "work", weights, model="ViT-of-nowhere")
     with pytest.raises(ConfigError, match=r"dedup\.semantic\.model: open_clip knows no model 'ViT-of-nowhere'"):
         check_config(config)
+
+
+def test_pictures_that_left_teach_the_clusters_nothing(tmp_path: Path, weights: Path) -> None:
+    """A build that lost some pictures and got others knows what a clean build of the same pictures knows."""
+    folder = tmp_path / "pictures"
+    for photos in (PHOTOS[:10], PHOTOS[4:]):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for photo in photos:
+            shutil.copy(photo, folder)
+        grown = config_of(folder, tmp_path / "grown", weights, threshold=0.9, images_per_cluster=3, batch_size=8)
+        build(grown)
+    build(grown.model_copy(update={"work_dir": str(tmp_path / "clean")}))
+    assert learnt(tmp_path / "grown") == learnt(tmp_path / "clean")
+    assert len(learnt(tmp_path / "clean")["centroids"]) > 2
+    assert learnt(tmp_path / "clean")["semantic_pairs"]
+
+
+def learnt(work: Path) -> dict[str, list[Any]]:
+    """What the last build has of clusters, pairs and decisions."""
+    with Catalog.open(str(work)) as catalog:
+        ((dedup,),) = catalog._connection.execute(
+            "SELECT fingerprint FROM current_stages WHERE stage = 'dedup'"
+        ).fetchall()
+        ((centroids,),) = [part.files for part in catalog.parts_of(dedup, "cluster")]
+    with open_reader(str(work)) as sql:
+        return {
+            "centroids": sql.execute(f"FROM read_parquet('{work / centroids.path}')").fetchall(),
+            "semantic_pairs": sql.execute("FROM semantic_pairs ORDER BY ALL").fetchall(),
+            "decisions": sql.execute("FROM decisions ORDER BY sample_id").fetchall(),
+        }
