@@ -34,7 +34,11 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         tables.FETCHED,
         "One row for each candidate, address and round of fetching: all that was ever tried.",
     ),
-    "pairs": ("dedup", tables.PAIRS, "Different pHashes within the radius, and their distance."),
+    "pairs": (
+        "dedup",
+        tables.PAIRS,
+        "Different pHashes within the radius, as they are or mirrored, and their distance.",
+    ),
     "details": ("dedup", tables.DETAILS, "Detail of pictures that have a near copy of another size."),
     "evaluation": (
         "dedup",

@@ -63,6 +63,7 @@ FACTS = pa.schema(
         ("stored_sha256", pa.string()),  # sha256 of the bytes in the pool
         ("pixels_sha256", pa.string()),  # sha256 of the stored pixels (RGB8, row-major, size in front)
         ("phash", pa.uint64()),  # imagehash.phash of the stored pixels, first hash bit highest
+        ("phash_mirrored", pa.uint64()),  # of the same pixels, left and right swapped; null as for has_camera
         ("width_px", pa.int32()),  # as downloaded, after EXIF orientation
         ("height_px", pa.int32()),
         ("stored_width_px", pa.int32()),
@@ -162,7 +163,8 @@ PAIRS = pa.schema(
     [
         ("phash_a", pa.uint64()),  # a < b; images that share a hash are not listed
         ("phash_b", pa.uint64()),
-        ("distance", pa.uint8()),  # Hamming distance, at least 1
+        ("distance", pa.uint8()),  # Hamming distance, at least 1; of exact mirror images 0
+        ("mirrored", pa.bool_()),  # the distance is that of one hash to the mirror image of the other
     ]
 )
 
@@ -191,7 +193,7 @@ EVALUATION = pa.schema(
         ("image_id", pa.string()),  # as in facts, by the same measurement
         ("pixels_sha256", pa.string()),
         ("phash", pa.uint64()),
-        ("phash_mirrored", pa.uint64()),  # of the same pixels, left and right swapped
+        ("phash_mirrored", pa.uint64()),
         ("pixel_std", pa.float32()),
     ]
 )

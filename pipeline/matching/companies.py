@@ -127,12 +127,14 @@ _COMPETING = """
 """
 # equal bytes and equal pixels have equal pHashes
 _DUPLICATES = """
-    CREATE TABLE duplicates AS SELECT d.sample_id, other_sample_id, distance,
+    CREATE TABLE duplicates AS SELECT d.sample_id, other_sample_id, d.distance,
         CASE WHEN b.taken THEN 'takedown' WHEN a.image_id = b.image_id OR a.pixels_sha256 = b.pixels_sha256
             THEN 'exact_duplicate' ELSE 'near_duplicate' END AS reason,
         CASE WHEN a.image_id = b.image_id THEN 'same bytes' WHEN a.pixels_sha256 = b.pixels_sha256
-            THEN 'same pixels' ELSE 'pHash distance ' || distance END AS value, 'of ' || other_sample_id AS threshold
+            THEN 'same pixels' ELSE if(p.mirrored, 'mirrored, ', '') || 'pHash distance ' || d.distance END AS value,
+        'of ' || other_sample_id AS threshold
     FROM dropped_rows d JOIN competing a ON a.sample_id = d.sample_id JOIN competing b ON b.sample_id = other_sample_id
+    LEFT JOIN pairs p ON phash_a = least(a.phash, b.phash) AND phash_b = greatest(a.phash, b.phash)
     WHERE NOT a.taken
 """
 
@@ -140,7 +142,7 @@ _DUPLICATES = """
 def judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     """Make the table `duplicates` (DUPLICATES): rows of `rivals` that another one replaces.
 
-    Reads `rivals` (RIVALS) and `pairs` (phash_a, phash_b, distance), both of one company or of several. Makes
+    Reads `rivals` (RIVALS) and `pairs` (tables.PAIRS), both of one company or of several. Makes
     `competing`, too. A row that was taken down wins, so that its copies go with it.
     """
     sql.execute(_BLOWN_UP)

@@ -61,6 +61,7 @@ class StoredImage:
     stored_sha256: str
     pixels_sha256: str
     phash: int
+    phash_mirrored: int
     pixel_std: float
     colour_std: float
     stored_width_px: int
@@ -84,6 +85,7 @@ class PixelMeasures:
 
     pixels_sha256: str
     phash: int
+    phash_mirrored: int
     pixel_std: float
     colour_std: float
 
@@ -194,6 +196,7 @@ def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | N
         stored_sha256=hashlib.sha256(body).hexdigest(),
         pixels_sha256=measures.pixels_sha256,
         phash=measures.phash,
+        phash_mirrored=measures.phash_mirrored,
         pixel_std=measures.pixel_std,
         colour_std=measures.colour_std,
         stored_width_px=pixels.width,

@@ -1,4 +1,6 @@
-"""The perceptual hash of a picture, `imagehash.phash` with its first bit highest, and the spread of its luminance.
+"""The perceptual hash of a picture and of its mirror image, and the spread of its luminance.
+
+A hash is `imagehash.phash` with its first bit highest.
 
 Luminance in, numbers out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
 against their median). Filter and transform are products of matrices, which is faster.
@@ -13,11 +15,14 @@ from operator import mul
 
 import numpy as np
 import threadpoolctl
-from PIL import Image
+from PIL import Image, ImageOps
 
 _SIDE_PX, _NUM_LOW = 32, 8
 _COSINES = 2.0 * np.cos(np.pi / (2 * _SIDE_PX) * np.outer(np.arange(_NUM_LOW), 2 * np.arange(_SIDE_PX) + 1))
 _TURNED = np.ascontiguousarray(_COSINES.T)
+# Mirroring changes nothing but the sign of the odd horizontal frequencies. Of 2,640 photos of groceries, 126 of them
+# taller than wide, every hash made so was `imagehash.phash` of the mirrored photo (2026-11-29).
+_MIRRORED = np.where(np.arange(_NUM_LOW) % 2, -1.0, 1.0)
 # Frequencies are at most 4 * 32 * 32 * 255, so two ways to add them differ by less than 1e-8.
 _CLOSE = 1e-5
 _MOST_PIXELS = 1 << 20  # as float64: 8 MiB
@@ -36,27 +41,32 @@ def one_blas_thread() -> AbstractContextManager[object]:
     return found
 
 
-def measure_luminance(luminance: Image.Image) -> tuple[int, float]:
-    """The hash and the exact standard deviation of a picture of mode L."""
+def measure_luminance(luminance: Image.Image) -> tuple[int, int, float]:
+    """The hash, the hash of the mirror image and the exact standard deviation of a picture of mode L."""
     if luminance.width * luminance.height > _MOST_PIXELS:
-        return _hash_of(_shrunk_by_pillow(luminance), luminance), _spread(luminance)
+        return *_hashes_of(_shrunk_by_pillow(luminance), luminance), _spread(luminance)
     size = luminance.height, luminance.width
     pixels = np.frombuffer(luminance.tobytes(), np.uint8).astype(np.float64).reshape(size)
     # Pillow filters rows first; Pillow 13 was seen to filter columns first, in some pictures taller than wide
     across_first = luminance.width >= luminance.height
     small = _shrunk(pixels) if across_first else _shrunk_by_pillow(luminance)
     # whole numbers below 2**53, so these sums are exact
-    return _hash_of(small, luminance), _deviation(pixels.size, int(pixels.sum()), int(np.vdot(pixels, pixels)))
+    return *_hashes_of(small, luminance), _deviation(pixels.size, int(pixels.sum()), int(np.vdot(pixels, pixels)))
 
 
-def _hash_of(small: np.ndarray, luminance: Image.Image) -> int:
-    low = np.dot(np.dot(_COSINES, small), _TURNED).ravel().tolist()
+def _hashes_of(small: np.ndarray, luminance: Image.Image) -> tuple[int, int]:
+    low = np.dot(np.dot(_COSINES, small), _TURNED)
+    return _hash_of(low, luminance, is_mirrored=False), _hash_of(low * _MIRRORED, luminance, is_mirrored=True)
+
+
+def _hash_of(frequencies: np.ndarray, luminance: Image.Image, *, is_mirrored: bool) -> int:
+    low = frequencies.ravel().tolist()
     below, above = sorted(low)[len(low) // 2 - 1 : len(low) // 2 + 1]
     bits = [value > (below + above) / 2 for value in low]
     if above - below < _CLOSE:  # one colour, or symmetric: rounding decides, so it must be imagehash's own
         import imagehash
 
-        bits = imagehash.phash(luminance).hash.ravel().tolist()
+        bits = imagehash.phash(ImageOps.mirror(luminance) if is_mirrored else luminance).hash.ravel().tolist()
     found = 0
     for bit in bits:
         found = found << 1 | bool(bit)

@@ -1,7 +1,11 @@
 """dedup: measure which images look alike. `select` decides which duplicate to keep, since only it has seen every rule.
 
-Reads facts. Writes `pairs`: every pair of different pHashes within the radius, by an exact search. Drops nothing: if
-the better of two duplicates later falls to a caption rule, the other one must still be there.
+Reads facts. Writes `pairs`: every pair of different pHashes within the radius, as they are or one of them mirrored, by
+an exact search. Drops nothing: if the better of two duplicates later falls to a caption rule, the other one must still
+be there.
+
+One search finds both kinds of pairs, for it looks at the hashes of pictures and of their mirror images together. Facts
+of earlier versions lack the latter; they are measured from the pool (`mirrors`).
 
 Hashes that no earlier build has seen become a segment. Pairs within a segment, and between two segments, are parts that
 any later build finds again. So new sources are matched against the old ones, the old ones are not matched again, and a
@@ -16,13 +20,14 @@ same (dedup_semantic.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from manifests import tables
 from manifests.pictures.opening import open_stored
@@ -40,6 +45,8 @@ from pipeline.matching.segments import (
     search_within,
 )
 from pipeline.pictures.detail import detail_px
+from pipeline.pictures.image import measure_pixels
+from pipeline.pictures.phash import one_blas_thread
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
@@ -48,14 +55,68 @@ from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import copy_sorted, cut_rows, view_parquet, view_table
 
-VERSION = 2
+VERSION = 3
 MAX_NAMED_PLACEHOLDERS = 20
-SEGMENT = pa.schema([("phash", pa.uint64())])  # distinct, ascending
+SEGMENT = pa.schema([("phash", pa.uint64())])  # of pictures and of mirror images; distinct, ascending
+FOUND = pa.schema([("hash_a", pa.uint64()), ("hash_b", pa.uint64()), ("distance", pa.uint8())])
+MIRRORS = pa.schema([("pixels_sha256", pa.string()), ("phash_mirrored", pa.uint64())])
 _ONE_COLOUR = 1 << 63
-_ROW_BYTES = 33  # memory a hash takes while equal ones are removed
+_ROW_BYTES = 66  # memory that the two hashes of a row take while equal ones are removed
 _READ_ROWS = 1 << 20
 _EVERY = ()  # a segment serves every build that has its hashes
-DETAIL_PART_ROWS = 2_000
+PICTURES_PART_ROWS = 2_000
+
+
+# ---- pictures of the pool, each measured once for all builds
+
+
+@dataclass(frozen=True)
+class PicturesInputs:
+    """The pictures of one part."""
+
+    rows: RowGroup
+
+
+def _measure(
+    inputs: PicturesInputs, run: Execution[None], measure: Callable[[Image.Image], int], schema: pa.Schema
+) -> pa.Table:
+    """`pixels_sha256` of each picture, and what is measured of it."""
+    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
+    measures = []
+    with PoolReader(run.workdir) as pool, one_blas_thread():
+        for stored in pool.read_rows(rows):
+            with open_stored(stored) as image:
+                measures.append(measure(image))
+    return pa.table([[row["pixels_sha256"] for row in rows], measures], schema=schema)
+
+
+def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[Part[PicturesInputs]]:
+    path = run.scratch_file(f"{name}-todo.parquet")
+    groups = cut_rows(sql, query, 'pool_file, "offset"', "pixels_sha256", path, PICTURES_PART_ROWS)
+    return [Part(PicturesInputs(rows), _EVERY, num_rows) for rows, num_rows in groups]
+
+
+def measure_mirrored(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
+    """pHashes of the mirror images of one row group of pictures."""
+    table = _measure(inputs, run, lambda image: measure_pixels(image).phash_mirrored, MIRRORS)
+    return PartResult((run.write("mirrors", f"tables/dedup/mirrors-{run.stem}.parquet", table, MIRRORS),))
+
+
+def _plan_mirror(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
+    """Pictures that an earlier version fetched, which did not measure this."""
+    evaluation.check_readable(inputs, run)  # before the work that would be in vain
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "mirrors", run.files_of(_mirrors(inputs, run), "mirrors"), MIRRORS)
+        rows = (
+            f"FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS} FROM facts WHERE outcome = 'ok' "
+            "AND phash_mirrored IS NULL ORDER BY pixels_sha256, sample_id) ANTI JOIN mirrors USING (pixels_sha256)"
+        )
+        return _cut_pictures(run, sql, rows, "mirror")
+
+
+def _mirrors(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    return run.made_of("mirror", _EVERY)
 
 
 # ---- segments
@@ -63,21 +124,21 @@ DETAIL_PART_ROWS = 2_000
 
 @dataclass(frozen=True)
 class SegmentInputs:
-    """The facts, and the segments that hold what earlier builds have seen."""
+    """The facts, what they lack of mirror images, and the segments that hold what earlier builds have seen."""
 
     facts: Files
+    mirrors: Files
     known: Files
 
 
 def cut_segment(inputs: SegmentInputs, run: Execution[None]) -> PartResult:
-    """The pHashes of fetched images that no known segment holds, ascending."""
+    """The pHashes of fetched images and their mirror images that no known segment holds, ascending."""
     writer = run.writer("segment", f"tables/dedup/segment-{run.stem}.parquet", SEGMENT)
     num_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in inputs.facts.paths)
     num_passes = 1 << max(0, (int(num_rows * _ROW_BYTES / (run.memory_gb * 1e9))).bit_length())
-    num_alive, sample = 0, []
+    sample = []
     for number in range(num_passes):  # each pass takes the hashes with certain leading bits, to fit the memory
-        alive = distinct_of(_read_phashes(inputs.facts.paths, number, num_passes))
-        num_alive += len(alive)
+        alive = distinct_of(_read_phashes(inputs, number, num_passes))
         fresh = new_hashes(alive, (_stream(file) for file in inputs.known.paths))
         del alive
         sample.append(fresh[:: max(1, len(fresh) * num_passes // 4096)])
@@ -86,24 +147,31 @@ def cut_segment(inputs: SegmentInputs, run: Execution[None]) -> PartResult:
     file = writer.close()
     entropies = bit_entropies(np.concatenate(sample), 64) if file.num_rows else ()
     notes = {
-        "facts": inputs.facts.identity(),
+        "cut_for": [inputs.facts.identity(), inputs.mirrors.identity()],
         "stands_on": inputs.known.identity(),
         "num_hashes": file.num_rows,
-        "num_alive": num_alive,
         "bit_entropies": [round(value, 6) for value in entropies],
     }
     return PartResult((file,), None, notes)
 
 
-def _read_phashes(files: Sequence[str], number: int, num_passes: int) -> Hashes:
+def _read_phashes(inputs: SegmentInputs, number: int, num_passes: int) -> Hashes:
     pieces = [np.empty(0, np.uint64)]
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS, columns=["outcome", "phash"]):
+
+    def take(values: Any, least_bits: int) -> None:
+        hashes = values.drop_null().to_numpy(zero_copy_only=False).astype(np.uint64)
+        mine = np.bitwise_count(hashes) >= least_bits
+        if num_passes > 1:
+            mine &= hashes >> np.uint64(65 - num_passes.bit_length()) == np.uint64(number)
+        pieces.append(hashes[mine])
+
+    for file in inputs.facts.paths:
+        for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS, columns=["outcome", "phash", "phash_mirrored"]):
             ok = pa.compute.equal(batch["outcome"], "ok")
-            values = batch["phash"].filter(ok).to_numpy(zero_copy_only=False).astype(np.uint64)
-            if num_passes > 1:
-                values = values[values >> np.uint64(65 - num_passes.bit_length()) == np.uint64(number)]
-            pieces.append(values)
+            take(batch["phash"].filter(ok), 0)
+            take(batch["phash_mirrored"].filter(ok), evaluation.FLAT_BITS + 1)
+    for file in inputs.mirrors.paths:
+        take(pq.read_table(file)["phash_mirrored"], evaluation.FLAT_BITS + 1)
     return np.concatenate(pieces)
 
 
@@ -113,16 +181,15 @@ def _stream(file: str) -> Iterator[Hashes]:
 
 
 def _plan_segment(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[SegmentInputs] | PartRecord]:
-    evaluation.check_readable(inputs, run)  # before the search, which would be in vain
     covering = _covering_segment(inputs, run)
     if covering is not None:
         return [covering]
     known = run.files_of(_known_segments(run), "segment")
-    return [Part(SegmentInputs(inputs.facts, known), _EVERY)]
+    return [Part(SegmentInputs(inputs.facts, run.files("mirror", "mirrors"), known), _EVERY)]
 
 
 def _known_segments(run: StageRun[Any]) -> list[PartRecord]:
-    return run.made_of("segment", _EVERY, {2: fingerprint({"version": 2, "step": "segment"})})
+    return run.made_of("segment", _EVERY)
 
 
 def _content_of(part: PartRecord) -> str:
@@ -130,11 +197,11 @@ def _content_of(part: PartRecord) -> str:
 
 
 def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
-    """A segment that was cut for exactly these facts, if all segments that it builds on are still there."""
+    """A segment that was cut for exactly these hashes, if all segments that it builds on are still there."""
     known = _known_segments(run)
     contents = {_content_of(part) for part in known}
-    facts = inputs.facts.identity()
-    return next((p for p in known if p.notes["facts"] == facts and contents.issuperset(p.notes["stands_on"])), None)
+    cut_for = [inputs.facts.identity(), run.files("mirror", "mirrors").identity()]
+    return next((p for p in known if p.notes["cut_for"] == cut_for and contents.issuperset(p.notes["stands_on"])), None)
 
 
 def _segments_below(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -169,10 +236,10 @@ def search(inputs: SearchInputs, run: Execution[None]) -> PartResult:
     else:
         plan = plan_between(inputs.sizes[0], inputs.sizes[1], inputs.radius)
         low, high = search_between(streams[0], streams[1], plan, inputs.unit, memory_bytes=memory)
-    rows = pa.table({"phash_a": low, "phash_b": high, "distance": np.bitwise_count(low ^ high)})
+    rows = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
     sizes = [segment.num_hashes for segment in inputs.sizes]
     notes = {"num_hashes": sizes, "radius": inputs.radius, "num_units": inputs.num_units}
-    file = run.write("found_pairs", f"tables/dedup/pairs-{run.stem}.parquet", rows, tables.PAIRS)
+    file = run.write("found_pairs", f"tables/dedup/pairs-{run.stem}.parquet", rows, FOUND)
     return PartResult((file,), None, notes)
 
 
@@ -197,8 +264,7 @@ def _contents(group: Sequence[PartRecord]) -> list[str]:
 def _done_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[PartRecord]:
     """The committed units of the smallest radius that is large enough, if all of them are there."""
     done: dict[tuple[int, int], list[PartRecord]] = {}
-    contents = _contents(group)
-    for part in run.made_of("search", contents, {2: fingerprint({"version": 2, "segments": contents})}):
+    for part in run.made_of("search", _contents(group)):
         done.setdefault((part.notes["radius"], part.notes["num_units"]), []).append(part)
     whole = (key for key in sorted(done) if key[0] >= radius and len(done[key]) == key[1])
     return done.get(next(whole, (-1, 0)), [])
@@ -215,39 +281,60 @@ def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) ->
 # ---- all pairs of this build
 
 
+_TELLING = " AND ".join(f"bit_count({name}::HUGEINT) > {evaluation.FLAT_BITS}" for name in ("phash", "phash_mirrored"))
+# What was found holds hashes of this build and of others, of pictures and of mirror images, and one hash may be each.
+# Few hashes are near another one, and only these are joined: `touched`.
+_PAIRS = f"""
+    CREATE TABLE hashes AS SELECT phash, phash_mirrored FROM facts WHERE outcome = 'ok' AND phash_mirrored IS NOT NULL
+        UNION ALL SELECT f.phash, m.phash_mirrored FROM facts f JOIN mirrors m USING (pixels_sha256)
+        WHERE outcome = 'ok' AND f.phash_mirrored IS NULL;
+    CREATE TABLE near AS SELECT hash_a, hash_b, distance FROM found WHERE distance <= {{radius}};
+    CREATE TABLE touched AS SELECT hash_a AS hash FROM near UNION SELECT hash_b FROM near
+        UNION SELECT phash_mirrored FROM hashes SEMI JOIN (SELECT phash AS other FROM hashes) ON phash_mirrored = other;
+    CREATE TABLE pictures AS SELECT DISTINCT phash FROM hashes SEMI JOIN touched ON phash = hash;
+    CREATE TABLE turned AS SELECT DISTINCT phash_mirrored AS hash, phash FROM hashes SEMI JOIN touched
+        ON phash_mirrored = hash WHERE {_TELLING};
+    CREATE TABLE direct AS SELECT hash_a AS phash_a, hash_b AS phash_b, distance FROM near
+        WHERE hash_a IN (FROM pictures) AND hash_b IN (FROM pictures);
+    CREATE TABLE mirrored AS
+        SELECT least(one, other) AS phash_a, greatest(one, other) AS phash_b, min(distance) AS distance FROM (
+        SELECT hash_a AS one, phash AS other, distance FROM near JOIN turned ON hash_b = hash
+        UNION ALL SELECT hash_b, phash, distance FROM near JOIN turned ON hash_a = hash
+        UNION ALL SELECT hash, phash, 0 FROM turned)
+        WHERE one <> other AND one IN (FROM pictures) GROUP BY 1, 2
+"""
+
+
 @dataclass(frozen=True)
 class CollectInputs:
-    """All pairs that were found, and the facts whose pairs are kept."""
+    """All pairs of hashes that were found, and the pictures whose pairs are kept."""
 
     facts: Files
+    mirrors: Files
     found_pairs: Files
     radius: int
     placeholder_min_count: int
-    num_alive: int
-    """Distinct pHashes of the facts."""
-    others: bool
-    """Whether some segment holds hashes of images that are no longer part of the build."""
 
 
 def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
-    """One sorted table of the pairs within the radius whose hashes this build has, and the placeholders by name."""
+    """One sorted table of the pairs within the radius that this build has, and the placeholders by name."""
     writer = run.writer("pairs", f"tables/dedup/{run.stem}.parquet", tables.PAIRS)
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "found", inputs.found_pairs, tables.PAIRS)
-        here = "true"
-        if inputs.others:
-            sql.execute("CREATE TABLE alive AS SELECT DISTINCT phash FROM facts WHERE outcome = 'ok'")
-            here = "phash_a IN (SELECT phash FROM alive) AND phash_b IN (SELECT phash FROM alive)"
+        view_table(sql, "mirrors", inputs.mirrors, MIRRORS)
+        view_table(sql, "found", inputs.found_pairs, FOUND)
+        sql.execute(_PAIRS.format(radius=inputs.radius))
         file = copy_sorted(
             sql,
-            f"SELECT * FROM found WHERE distance <= {inputs.radius} AND {here}",
+            "SELECT *, false AS mirrored FROM direct UNION ALL "
+            "SELECT *, true FROM mirrored ANTI JOIN direct USING (phash_a, phash_b)",
             "phash_a, phash_b",
             writer,
         )
+        ((num_hashes,),) = sql.execute("SELECT count(DISTINCT phash) FROM hashes").fetchall()
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
     notes = {
-        "num_hashes": inputs.num_alive,
+        "num_hashes": num_hashes,
         "num_hash_pairs": file.num_rows,
         "radius": inputs.radius,
         "placeholders": placeholders,
@@ -273,12 +360,8 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
 
 
 def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    segments = run.parts("segment")
-    facts = inputs.facts.identity()
-    num_alive = next(part.notes["num_alive"] for part in segments if part.notes["facts"] == facts)
-    others = sum(part.notes["num_hashes"] for part in segments) > num_alive
-    found = run.files("search", "found_pairs")
-    return [Part(CollectInputs(inputs.facts, found, inputs.radius, inputs.placeholder_min_count, num_alive, others))]
+    mirrors, found = run.files("mirror", "mirrors"), run.files("search", "found_pairs")
+    return [Part(CollectInputs(inputs.facts, mirrors, found, inputs.radius, inputs.placeholder_min_count))]
 
 
 # ---- detail of near copies
@@ -296,40 +379,19 @@ _WANTED_DETAILS = f"""
 """
 
 
-@dataclass(frozen=True)
-class DetailInputs:
-    """The pictures of one part."""
-
-    rows: RowGroup
-
-
-def measure_detail(inputs: DetailInputs, run: Execution[None]) -> PartResult:
+def measure_detail(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
     """Detail of one row group of pictures."""
-    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
-    found = []
-    with PoolReader(run.workdir) as pool:
-        for stored in pool.read_rows(rows):
-            with open_stored(stored) as image:
-                found.append(detail_px(image))
-    table = pa.table([[row["pixels_sha256"] for row in rows], found], schema=tables.DETAILS)
+    table = _measure(inputs, run, detail_px, tables.DETAILS)
     return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
 
 
-def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[DetailInputs]]:
+def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
         view_table(sql, "pairs", run.files("collect", "pairs"), tables.PAIRS)
         view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
         sql.execute(_WANTED_DETAILS)
-        groups = cut_rows(
-            sql,
-            "FROM wanted ANTI JOIN found USING (pixels_sha256)",
-            "pixels_sha256",
-            "pixels_sha256",
-            run.scratch_file("detail-todo.parquet"),
-            DETAIL_PART_ROWS,
-        )
-    return [Part(DetailInputs(rows), _EVERY, num_rows) for rows, num_rows in groups]
+        return _cut_pictures(run, sql, "FROM wanted ANTI JOIN found USING (pixels_sha256)", "detail")
 
 
 def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -394,9 +456,10 @@ STAGE = Stage(
     steps=(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
+        Step("mirror", _plan_mirror, measure_mirrored, unit="images", committed=_mirrors),
         Step("segment", _plan_segment, cut_segment, version=VERSION, committed=_segments_below),
         Step("search", _plan_search, search, version=VERSION),
-        Step("collect", _plan_collect, collect, version=3),
+        Step("collect", _plan_collect, collect, version=4),
         Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
         Step("details", _plan_details, collect_details),
         evaluation.FIND_LEAKS,

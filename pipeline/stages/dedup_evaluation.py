@@ -143,10 +143,7 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
 
 
 def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict[str, Any]:
-    from PIL import ImageOps
-
-    from manifests.pictures.opening import open_stored
-    from pipeline.pictures.image import StoredImage, measure_image, measure_pixels
+    from pipeline.pictures.image import StoredImage, measure_image
 
     try:
         result = measure_image(reader.read(locator, settings.max_body_bytes), settings)
@@ -154,14 +151,12 @@ def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict
         return {"outcome": error.outcome.value, "detail": error.detail}
     if not isinstance(result, StoredImage):
         return {"outcome": result.outcome.value, "detail": result.detail}
-    with open_stored(result.body) as stored:
-        mirrored = measure_pixels(ImageOps.mirror(stored))
     return {
         "outcome": "ok",
         "image_id": result.original.image_id,
         "pixels_sha256": result.pixels_sha256,
         "phash": result.phash,
-        "phash_mirrored": mirrored.phash,
+        "phash_mirrored": result.phash_mirrored,
         "pixel_std": result.pixel_std,
     }
 
@@ -288,7 +283,6 @@ class LeakInputs:
 
     facts: Files
     candidates: Files
-    segments: Files
     pairs: Files
     evaluation: Files
     sets: tuple[dict[str, Any], ...]
@@ -331,7 +325,7 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
 def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
     """Every hash of the pool near one of a set, with the nearest member of the set."""
     pieces = []
-    pool = np.concatenate([pq.read_table(file)["phash"].to_numpy() for file in inputs.segments.paths])
+    pool = sql.sql("SELECT DISTINCT phash FROM fetched").to_arrow_table()["phash"].to_numpy().astype(np.uint64)
     for radius in sorted({each["radius"] for each in inputs.sets}):
         listed = literals(each["name"] for each in inputs.sets if each["radius"] == radius)
         turned = literals(each["name"] for each in inputs.sets if each["mirrored"]) or "NULL"
@@ -380,7 +374,6 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakI
             LeakInputs(
                 facts=inputs.facts,
                 candidates=inputs.candidates,
-                segments=run.files("segment", "segment"),
                 pairs=run.files("collect", "pairs"),
                 evaluation=run.files("measure", "evaluation"),
                 sets=tuple(describe_sets(inputs, run)),

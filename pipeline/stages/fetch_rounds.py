@@ -43,8 +43,8 @@ RULES, HEADERS, PICTURE = "rules", "headers", "picture"
 
 # Columns of FACTS that only a stored picture has.
 _OF_STORED = (
-    *("stored_sha256", "pixels_sha256", "phash", "stored_width_px", "stored_height_px", "pixel_std", "colour_std"),
-    *("pool_file", "offset", "length"),
+    *("stored_sha256", "pixels_sha256", "phash", "phash_mirrored", "stored_width_px", "stored_height_px"),
+    *("pixel_std", "colour_std", "pool_file", "offset", "length"),
 )
 _OF_HEAD = ("num_bytes", "image_id", "width_px", "height_px", "format")  # what is known before a picture is decoded
 _OF_DECODED = tuple(field.name for field in fields(Original) if field.name not in _OF_HEAD)

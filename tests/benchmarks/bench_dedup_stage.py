@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_dedup_stage.py --millions 13 --folder SCRATCH
 
 Writes candidates, facts, captions and verdicts of so many rows into the folder (hashes as the heavy set of
-`bench_matching.py`: 2 % near-duplicates, 1 % placeholders, 5 % in clusters; 1 % of the fetches fail, 5 % fall to a
-caption rule; an evaluation set of 50,000 images of which 500 are planted) and runs each step in a process of its own,
-as one worker would. Prints one JSON line a step: seconds, peak memory, load, rows.
+`bench_matching.py`: 2 % near-duplicates, 1 % placeholders, 5 % in clusters; 1 % are mirrored copies; 1 % of the fetches
+fail, 5 % fall to a caption rule; an evaluation set of 50,000 images of which 500 are planted) and runs each step in a
+process of its own, as one worker would. Prints one JSON line a step: seconds, peak memory, load, rows.
 """
 
 from __future__ import annotations
@@ -31,13 +31,22 @@ def write_tables(folder: Path, num: int) -> None:
     import duckdb
     import numpy as np
     import pyarrow as pa
-    from bench_matching import make_hashes
+    from bench_matching import make_hashes, turn_bits
 
     from manifests import tables
 
     hashes, _ = make_hashes("heavy", num)
+    rng = np.random.default_rng(2)
+    odd_frequencies = np.uint64(
+        0x5555555555555555
+    )  # of 1,500 photos of groceries, 93 % differ from this in 0 to 6 bits
+    distinct, place = np.unique(hashes, return_inverse=True)
+    mirrored = turn_bits(rng, distinct ^ odd_frequencies, rng.integers(0, 7, len(distinct)))[place]
+    copies = rng.choice(num, num // 100, replace=False)
+    hashes[copies] = turn_bits(rng, mirrored[copies[::-1]], rng.integers(0, 5, len(copies)))
+    mirrored[copies] = turn_bits(rng, hashes[copies[::-1]], rng.integers(0, 5, len(copies)))
     sql = duckdb.connect(config={"memory_limit": "6GB", "temp_directory": str(folder / "spill")})
-    sql.register("hashed", pa.table({"n": np.arange(num), "phash": hashes}))
+    sql.register("hashed", pa.table({"n": np.arange(num), "phash": hashes, "mirrored": mirrored}))
     sample_id = "printf('%08x', n * 300) || md5(n::VARCHAR)[:24]"  # ascending, as a build writes them
     domain, reason = "if(n % 13 < 10, 'plant', 'general')", "if(n % 20 = 3, 'min_words', NULL)"
     rows = {
@@ -50,7 +59,8 @@ def write_tables(folder: Path, num: int) -> None:
             tables.FACTS,
             {"outcome": "if(n % 100 = 7, 'http_404', 'ok')", "image_id": "md5('b' || n) || md5('c' || n)",
              "pixels_sha256": "md5('p' || n) || md5('q' || n)", "stored_sha256": "md5('s' || n) || md5('t' || n)",
-             "phash": "phash", "width_px": "200 + n % 3000", "height_px": "200 + n % 2000", "pixel_std": "50",
+             "phash": "phash", "phash_mirrored": "mirrored", "width_px": "200 + n % 3000",
+             "height_px": "200 + n % 2000", "pixel_std": "50",
              "pool_file": "'part-' || n // 1000"},
         ),
         "captions": (
@@ -143,14 +153,14 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     facts, candidates, none = written("facts"), written("candidates"), Files()
     sets = ({"name": "set", "radius": 4, "mirrored": True},)
     inputs, work = {
-        "segment": lambda: (dedup.SegmentInputs(facts, none), dedup.cut_segment),
+        "segment": lambda: (dedup.SegmentInputs(facts, none, none), dedup.cut_segment),
         "search": lambda: (
             dedup.SearchInputs(made("segment"), (Segment(*done["segment_facts"]),), 4, Unit(), 1),
             dedup.search,
         ),
-        "collect": lambda: (dedup.CollectInputs(facts, made("search"), 4, 20, 0, False), dedup.collect),
+        "collect": lambda: (dedup.CollectInputs(facts, none, made("search"), 4, 20), dedup.collect),
         "leaks": lambda: (
-            evaluation.LeakInputs(facts, candidates, made("segment"), made("collect"), written("evaluation"), sets, ()),
+            evaluation.LeakInputs(facts, candidates, made("collect"), written("evaluation"), sets, ()),
             evaluation.find_leaks,
         ),
         "select": lambda: (

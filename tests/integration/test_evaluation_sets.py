@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -252,12 +251,10 @@ def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extr
     }
     for name, schema in schemas.items():
         pq.write_table(pa.Table.from_pylist(rows[name], schema=schema), tmp_path / f"{name}.parquet")
-    hashes = np.unique(np.array(list(pool.values()), np.uint64))
-    pq.write_table(pa.table({"phash": pa.array(hashes, pa.uint64())}), tmp_path / "segment.parquet")
     pq.write_table(tables.CANDIDATES.empty_table(), tmp_path / "candidates.parquet")
     files = {name: Files((str(tmp_path / f"{name}.parquet"),)) for name in (*schemas, "candidates")}
     sets = [{"name": "set", "radius": 6, "mirrored": True}]
-    inputs = LeakInputs(**files, segments=Files((str(tmp_path / "segment.parquet"),)), sets=tuple(sets), named=())
+    inputs = LeakInputs(**files, sets=tuple(sets), named=())
     result = find_leaks(inputs, Execution(str(tmp_path), 1, "x", None))
     return pq.read_table(result.files[0].temp).to_pylist()
 

@@ -16,7 +16,7 @@ from pipeline.stages import fetch_local
 from pipeline.store import buckets
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
-NEW_COLUMNS = ("has_camera", "colour_std")
+NEW_COLUMNS = ("has_camera", "colour_std", "phash_mirrored")
 
 
 @pytest.mark.parametrize("num_buckets", [1, 3])

@@ -1,4 +1,7 @@
-"""The hash equals imagehash.phash, also where rounding decides, and the spread the deviation of the pixels."""
+"""Both hashes equal imagehash.phash, of the picture and of its mirror image, also where rounding decides.
+
+The spread is the deviation of the pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.pictures import phash
 from pipeline.pictures.phash import measure_luminance
@@ -16,7 +19,8 @@ PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
 
 
 def phash_of(image: Image.Image) -> int:
-    found, spread = measure_luminance(image)
+    found, mirrored, spread = measure_luminance(image)
+    assert mirrored == expected(ImageOps.mirror(image))
     assert spread == pytest.approx(float(np.asarray(image).std()), abs=1e-6)
     return found
 
