@@ -89,7 +89,10 @@ class DedupSettings(Settings):
     """Which images count as the same, and which of them stays."""
 
     radius: int = Field(
-        4, ge=0, le=MAX_RADIUS, description="largest Hamming distance of the 64-bit pHashes of near-duplicates"
+        4,
+        ge=0,
+        le=MAX_RADIUS,
+        description="largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not",
     )
     prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = Field(
         ("licence", "pixels", "caption", "priority"),
