@@ -74,9 +74,7 @@ def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, 
     radius = looking.snapshot.radius
     if radius is None:
         return [], [], 0
-    inside = looking.rows(
-        f"SELECT phash_a, phash_b, distance FROM pairs ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}"
-    )
+    inside = looking.rows(f"SELECT * FROM pairs ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}")
     hashes = looking.rows(
         "SELECT DISTINCT phash FROM (SELECT phash FROM session.images WHERE phash IS NOT NULL "
         f"ORDER BY sample_id LIMIT {SEARCHED_HASHES}) ORDER BY 1"

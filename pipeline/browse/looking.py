@@ -157,10 +157,16 @@ class Looking:
         return ids.get(place - 1), ids.get(place + 1)
 
     def duplicates(self, image: dict[str, Any]) -> list[dict[str, Any]]:
-        """The group of an image: the one that was kept, then those dropped for it, with distances from the image."""
+        """The group of an image: the one that was kept, then those dropped for it, with distances from the image.
+
+        Mirrored ones have no distance, for the index holds no hashes of mirror images.
+        """
         head = image["other"] or image["id"]
+        is_mirrored = (image["value"] or "").startswith("mirrored")
+        mirrored = f"starts_with(coalesce(i.value, ''), 'mirrored') <> {is_mirrored}"
+        bits = f"bit_count(xor(i.phash, {_hash(image)}::UBIGINT))"
         return self.rows(
-            f"SELECT {ROW}, bit_count(xor(i.phash, {_hash(image)}::UBIGINT)) AS bits FROM {FROM} "
+            f"SELECT {ROW}, CASE WHEN NOT ({mirrored}) THEN {bits} END AS bits FROM {FROM} "
             f"WHERE (i.other = $1 OR i.sample_id = $1) AND i.reason <> 'eval_leak' "
             f"ORDER BY i.sample_id <> $1, bits, i.sample_id LIMIT {MAX_LIKES}",
             [str(as_id(head))],

@@ -76,7 +76,7 @@ def test_every_picture_of_an_inline_build(engine: str, tmp_path: Path, monkeypat
         with threadpoolctl.threadpool_limits(2, user_api="blas"):
             main(["build", str(tmp_path / "build.yaml")])
             assert num_blas_threads() == {2}
-    assert len(seen) == NUM_URLS + 4 + 2 * 2  # of an evaluation set the mirror images too
+    assert len(seen) == NUM_URLS + 4 + 2  # those of an evaluation set too
     assert seen == [{1}] * len(seen)
 
 
