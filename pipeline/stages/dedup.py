@@ -32,6 +32,7 @@ from PIL import Image
 from manifests import tables
 from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
+from pipeline.matching.mirrors import FLAT_BITS, make_pairs
 from pipeline.matching.pairs import distinct_of
 from pipeline.matching.search import Hashes, bit_entropies
 from pipeline.matching.segments import (
@@ -169,9 +170,9 @@ def _read_phashes(inputs: SegmentInputs, number: int, num_passes: int) -> Hashes
         for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS, columns=["outcome", "phash", "phash_mirrored"]):
             ok = pa.compute.equal(batch["outcome"], "ok")
             take(batch["phash"].filter(ok), 0)
-            take(batch["phash_mirrored"].filter(ok), evaluation.FLAT_BITS + 1)
+            take(batch["phash_mirrored"].filter(ok), FLAT_BITS + 1)
     for file in inputs.mirrors.paths:
-        take(pq.read_table(file)["phash_mirrored"], evaluation.FLAT_BITS + 1)
+        take(pq.read_table(file)["phash_mirrored"], FLAT_BITS + 1)
     return np.concatenate(pieces)
 
 
@@ -281,30 +282,6 @@ def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) ->
 # ---- all pairs of this build
 
 
-_TELLING = " AND ".join(f"bit_count({name}::HUGEINT) > {evaluation.FLAT_BITS}" for name in ("phash", "phash_mirrored"))
-# What was found holds hashes of this build and of others, of pictures and of mirror images, and one hash may be each.
-# Few hashes are near another one, and only these are joined: `touched`.
-_PAIRS = f"""
-    CREATE TABLE hashes AS SELECT phash, phash_mirrored FROM facts WHERE outcome = 'ok' AND phash_mirrored IS NOT NULL
-        UNION ALL SELECT f.phash, m.phash_mirrored FROM facts f JOIN mirrors m USING (pixels_sha256)
-        WHERE outcome = 'ok' AND f.phash_mirrored IS NULL;
-    CREATE TABLE near AS SELECT hash_a, hash_b, distance FROM found WHERE distance <= {{radius}};
-    CREATE TABLE touched AS SELECT hash_a AS hash FROM near UNION SELECT hash_b FROM near
-        UNION SELECT phash_mirrored FROM hashes SEMI JOIN (SELECT phash AS other FROM hashes) ON phash_mirrored = other;
-    CREATE TABLE pictures AS SELECT DISTINCT phash FROM hashes SEMI JOIN touched ON phash = hash;
-    CREATE TABLE turned AS SELECT DISTINCT phash_mirrored AS hash, phash FROM hashes SEMI JOIN touched
-        ON phash_mirrored = hash WHERE {_TELLING};
-    CREATE TABLE direct AS SELECT hash_a AS phash_a, hash_b AS phash_b, distance FROM near
-        WHERE hash_a IN (FROM pictures) AND hash_b IN (FROM pictures);
-    CREATE TABLE mirrored AS
-        SELECT least(one, other) AS phash_a, greatest(one, other) AS phash_b, min(distance) AS distance FROM (
-        SELECT hash_a AS one, phash AS other, distance FROM near JOIN turned ON hash_b = hash
-        UNION ALL SELECT hash_b, phash, distance FROM near JOIN turned ON hash_a = hash
-        UNION ALL SELECT hash, phash, 0 FROM turned)
-        WHERE one <> other AND one IN (FROM pictures) GROUP BY 1, 2
-"""
-
-
 @dataclass(frozen=True)
 class CollectInputs:
     """All pairs of hashes that were found, and the pictures whose pairs are kept."""
@@ -323,14 +300,8 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         view_parquet(sql, "facts", inputs.facts.paths)
         view_table(sql, "mirrors", inputs.mirrors, MIRRORS)
         view_table(sql, "found", inputs.found_pairs, FOUND)
-        sql.execute(_PAIRS.format(radius=inputs.radius))
-        file = copy_sorted(
-            sql,
-            "SELECT *, false AS mirrored FROM direct UNION ALL "
-            "SELECT *, true FROM mirrored ANTI JOIN direct USING (phash_a, phash_b)",
-            "phash_a, phash_b",
-            writer,
-        )
+        make_pairs(sql, inputs.radius)
+        file = copy_sorted(sql, "FROM pairs", "phash_a, phash_b", writer)
         ((num_hashes,),) = sql.execute("SELECT count(DISTINCT phash) FROM hashes").fetchall()
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
     notes = {
@@ -348,7 +319,7 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     Flat pictures are named together, under the hash of a picture of one colour.
     """
     sql.execute(
-        f"CREATE VIEW shown AS SELECT pixels_sha256, CASE WHEN bit_count(phash::HUGEINT) <= {evaluation.FLAT_BITS} "
+        f"CREATE VIEW shown AS SELECT pixels_sha256, CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} "
         f"THEN {_ONE_COLOUR}::UBIGINT ELSE phash END AS phash FROM facts WHERE outcome = 'ok'"
     )
     sql.execute(f"CREATE TABLE often AS SELECT phash FROM shown GROUP BY phash HAVING count(*) >= {min_count}")

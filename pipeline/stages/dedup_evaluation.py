@@ -26,6 +26,7 @@ from manifests.errors import ConfigError
 from manifests.reader import literals
 from manifests.records import PartRecord, fingerprint
 from pipeline.matching.cross import cross_pairs
+from pipeline.matching.mirrors import FLAT_BITS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
@@ -39,10 +40,8 @@ VERSION = 2
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
 
-# The pHash of a picture of nearly one colour tells nothing: many such pictures share one. The pHash of a few lines on
-# one colour has hardly a set bit. Both kinds are matched by bytes and pixels only. Photos of groceries have a
-# standard deviation of pixels of 24 and more, and 32 set bits of 64.
-FLAT_BITS = 4  # set bits of a pHash; the comment above `_LIKENESS` in select.py says why
+# Pictures of nearly one colour are matched by bytes and pixels only, as those of FLAT_BITS. Photos of groceries have a
+# standard deviation of pixels of 24 and more.
 FLAT_PIXEL_STD = 2.0
 
 

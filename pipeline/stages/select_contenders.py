@@ -18,8 +18,9 @@ import pyarrow as pa
 from manifests import tables
 from manifests.takedowns import Entry, judge_takedowns
 from pipeline.matching import companies
+from pipeline.matching.mirrors import FLAT_BITS
 from pipeline.runner.work import Execution, PartResult
-from pipeline.stages.dedup_evaluation import FLAT_BITS, FLAT_PIXEL_STD
+from pipeline.stages.dedup_evaluation import FLAT_PIXEL_STD
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, first_half_of_md5, view_parquet, view_table
