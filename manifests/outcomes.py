@@ -43,6 +43,7 @@ class Outcome(StrEnum):
     UNSUPPORTED_IMAGE = "unsupported_image"
     CORRUPT_IMAGE = "corrupt_image"
     TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_COSTLY = "too_costly"
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_TOO_EXTREME = "aspect_too_extreme"
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from manifests.pictures.bounds import MOST_PROFILE_BYTES
+
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _STRIP_PIXELS = 1 << 20
 _PROFILE_SPACE = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
@@ -73,9 +75,13 @@ def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@lru_cache(maxsize=256)
 def is_srgb(icc_profile: bytes) -> bool:
     """True for a profile that is named sRGB, or that cannot be read: the pixels then stay as they are."""
+    return len(icc_profile) > MOST_PROFILE_BYTES or _is_srgb(icc_profile)
+
+
+@lru_cache(maxsize=256)
+def _is_srgb(icc_profile: bytes) -> bool:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
         name = str(profile.profile.profile_description or "")

@@ -10,10 +10,10 @@ import re
 _KEPT_APPLICATION = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # both define the colour space
 _JFIF_BYTES = 14  # of the segment's content without a thumbnail
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
-_START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 # In coded data 0 or a restart marker follows 0xFF. Anything else begins the next segment.
-_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
 def without_metadata(body: bytes) -> bytes | None:
@@ -44,7 +44,7 @@ def without_metadata(body: bytes) -> bytes | None:
         if end < at + 4 or end > len(body):
             return None
         if marker == 0xDA:  # a scan: its coded data reaches to the next marker
-            found = _NEXT_MARKER.search(body, end)
+            found = NEXT_MARKER.search(body, end)
             if found is None:
                 return None
             end = found.start()
@@ -80,7 +80,7 @@ def jpeg_obstacle(body: bytes) -> str | None:
         if marker in _STANDALONE:
             at += 2
             continue
-        if marker in _START_OF_FRAME:
+        if marker in START_OF_FRAME:
             bits = body[at + 4]
             if bits != 8:
                 return f"{bits}-bit JPEG"

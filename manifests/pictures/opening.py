@@ -21,6 +21,7 @@ from manifests.outcomes import Outcome
 from manifests.pictures import sniff
 from manifests.pictures.bounds import MOST_PIXELS
 from manifests.pictures.colour import UnsupportedMode, is_srgb, simplify, to_srgb
+from manifests.pictures.cost import too_costly
 from manifests.pictures.jpeg import jpeg_obstacle
 
 # The formats of photos on the web. EPS is left out because it runs Ghostscript, and so are formats without a signature,
@@ -113,6 +114,8 @@ def open_picture(body: bytes, max_pixels: int = MOST_PIXELS) -> ImageFile.ImageF
     kind = sniff.image_kind(body)
     if kind == "WEBP" and (size := sniff.webp_size(body)):
         _check_size(size, kind, max_pixels)
+    if costly := too_costly(body, kind, max_pixels):
+        raise Unreadable(Outcome.TOO_COSTLY, costly)
     with without_pillow_warnings, as_unreadable():
         try:
             image = Image.open(io.BytesIO(body), formats=_readable_formats())

@@ -33,6 +33,7 @@ _SETTINGS = {
     "image_too_small": "`fetch: {image: {min_side_px: 32}}` is the default; a lower one keeps more",
     "aspect_too_extreme": "`fetch: {image: {max_aspect_ratio: 20}}` is the default; a higher one keeps more",
     "too_many_pixels": "`fetch: {image: {max_pixels: 100000000}}` is the default; a higher one keeps more",
+    "too_costly": "built to be slow, such as a JPEG of more than 100 scans; no setting keeps them",
     "body_too_large": "`fetch: {image: {max_body_bytes: 50000000}}` is the default; a higher one keeps more",
     "http_404": "the pictures are gone; no setting brings them back",
     "http_410": "the pictures are gone; no setting brings them back",

@@ -16,7 +16,14 @@ from manifests.outcomes import Outcome
 _NUM_WORST = 5
 # a host that sent a sound picture has not failed
 _SOUND = frozenset(
-    {Outcome.OK, Outcome.NOT_REFUSED, Outcome.TOO_MANY_PIXELS, Outcome.IMAGE_TOO_SMALL, Outcome.ASPECT_TOO_EXTREME}
+    {
+        Outcome.OK,
+        Outcome.NOT_REFUSED,
+        Outcome.TOO_MANY_PIXELS,
+        Outcome.TOO_COSTLY,
+        Outcome.IMAGE_TOO_SMALL,
+        Outcome.ASPECT_TOO_EXTREME,
+    }
 )
 
 

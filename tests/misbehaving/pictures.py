@@ -77,6 +77,14 @@ def webp_bomb(sock, request):
     send_picture(sock, body[:21] + struct.pack("<I", bits) + body[25:], "image/webp")
 
 
+@behaviour("too_costly")
+def jpeg_scan_bomb(sock, request):
+    """a progressive JPEG of 2,000 empty scans"""
+    body = encode(pixels(), progressive=True)
+    scan = body.rindex(b"\xff\xda")
+    send_picture(sock, body[:scan] + body[scan:-2] * 2000 + body[-2:])
+
+
 @behaviour("unsupported_image")
 def jpeg_12_bit(sock, request):
     """a JPEG of 12 bits a channel"""

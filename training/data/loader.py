@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
+from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.settings import Settings
 from manifests.storage import hash_file, is_remote, join
@@ -355,6 +356,7 @@ def _start_worker(_: int) -> None:
     # The trainer decides when to stop. A signal to the whole process group must not kill its workers first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    without_pillow_warnings.__enter__()  # once and for good, not 10 us a picture
 
 
 def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], list[str]]:
