@@ -1,0 +1,98 @@
+"""An address that several rows have, of one source or of two, is asked once; each of its rows gets its fact."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import hash_tree
+from misbehaving.answers import encode, pixels, send, send_picture
+from misbehaving.server import MisbehavingServer
+
+from manifests.reader import open_reader
+from pipeline.cli import main
+
+
+class Web:
+    """Pictures, of which `down` are not to be had today."""
+
+    def __init__(self) -> None:
+        self.down: set[str] = set()
+        self.server = MisbehavingServer(extra={"p": self._answer})
+
+    def _answer(self, sock: Any, request: Any) -> None:
+        name = request.path.rpartition("/")[2]
+        if name in self.down:
+            send(sock, "503 Service Unavailable", {"Retry-After": "0"})
+        else:
+            send_picture(sock, encode(pixels(seed=int(name)), quality=90))
+
+    def asked(self) -> dict[str, int]:
+        found = collections.Counter(r.path.rpartition("/")[2] for r in self.server.log if r.path.startswith("/p/"))
+        self.server.log.clear()
+        return dict(found)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    made = Web()
+    with made.server:
+        yield made
+
+
+def build(folder: Path, web: Web, *options: str, **run: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    sources = []
+    for name, numbers in (("a", [0, 1, 1, 2, 3, 4]), ("b", [3, 4, 5, 3])):
+        rows = [f"{k},http://127.0.0.1:{web.server.port}/p/{n},a plant {n} of {name}" for k, n in enumerate(numbers)]
+        (folder / f"{name}.csv").write_text("\n".join(["key,url,caption", *rows]) + "\n")
+        columns = {"url": "url", "caption": "caption", "record_key": "key"}
+        source = {"name": name, "domain": "plant", "table": str(folder / f"{name}.csv"), "columns": columns}
+        sources.append({**source, "defaults": {"licence": "CC0-1.0"}})
+    network = {"allow_private_addresses": True, "retries": 0, "limits": {"requests_per_second": None}}
+    config = {
+        "name": "small",
+        "work_dir": str(folder / "work"),
+        "sources": sources,
+        "fetch": {"network": network},
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "fetch_part_size": 2, **run},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    assert main(["build", str(folder / "small.yaml"), *options]) == 0
+
+
+def outcomes(folder: Path) -> list[tuple[str, str]]:
+    with open_reader(str(folder / "work")) as connection:
+        return connection.sql(
+            "SELECT right(url, 1), outcome FROM facts JOIN candidates USING (sample_id) ORDER BY ALL"
+        ).fetchall()
+
+
+def test_an_address_is_asked_once_whatever_the_parts(tmp_path: Path, web: Web) -> None:
+    build(tmp_path / "one", web)
+    assert web.asked() == dict.fromkeys("012345", 1)
+    assert [n for n, outcome in outcomes(tmp_path / "one") if outcome == "ok"] == list("0112333445")
+    build(tmp_path / "two", web, executor="processes", num_workers=2, fetch_part_size=100)
+    assert web.asked() == dict.fromkeys("012345", 1)
+    assert hash_tree(tmp_path / "one/work/releases") == hash_tree(tmp_path / "two/work/releases")
+
+
+def test_a_retry_asks_it_once_as_well(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    web.down = {"1", "3"}
+    build(tmp_path, web, "--to", "fetch", max_passing_share=1)
+    assert set(web.asked().values()) == {1}
+    assert [n for n, outcome in outcomes(tmp_path) if outcome == "http_5xx"] == list("11333")
+    web.down = {"3"}
+    capsys.readouterr()
+    assert main(["retry", str(tmp_path / "work")]) == 0
+    assert web.asked() == {"1": 1, "3": 1}
+    assert "asked again for 5 rows, 2 more pictures" in capsys.readouterr().out
+    assert [n for n, outcome in outcomes(tmp_path) if outcome == "http_5xx"] == list("333")
+    build(tmp_path, web, "--to", "fetch", max_passing_share=1)
+    assert web.asked() == {}
+    assert main(["verify", str(tmp_path / "work")]) == 0
