@@ -10,14 +10,21 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from manifests import storage
+from manifests.catalog import Catalog
+from manifests.catalog_file import CATALOG_FILE
+from manifests.errors import ConfigError, RunError
+from manifests.reader import open_reader
+from manifests.remote.session import at_hand
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
 from pipeline.fetching.settings import NetworkSettings
@@ -26,7 +33,9 @@ from pipeline.runner.on_ray import count_cpus
 from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
-from pipeline.stages.ingest import map_rows
+from pipeline.stages.fetch import fetched_before
+from pipeline.stages.fetch_rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
+from pipeline.stages.ingest import ADDRESS, map_rows
 from pipeline.store.sql import open_scratch, view_parquet
 from pipeline.store.writing import TableWriter
 
@@ -51,13 +60,15 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
         scratch = partial(open_scratch, folder, config.run.memory_gb)
         paths = [_read_source(source, folder, scratch) for source in config.sources]
-        with scratch() as sql:
+        with scratch() as sql, _work_folder(config) as catalog:
             view_parquet(sql, "rows", paths)
             sources = _count_rows(sql, config.sources)
+            view_fetched(sql, fetched_before(config, catalog) if catalog else (), config.fetch.network.consent)
             hosts = host_times(_count_addresses(sql), config.fetch.network)
+            asked_again = _count_asked_again(sql)
             local = _count_local(sql)
             heads = _ask_heads(sql, config.fetch.network, num_heads) if num_heads else None
-    return _figures(config, sources, hosts, local, heads)
+    return _figures(config, sources, hosts, local, heads, asked_again)
 
 
 def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> list[dict[str, Any]]:
@@ -108,8 +119,8 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
 def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, Any]]:
     """Rows of each source: pictures, and what is left out by reason. Makes the table `kept`, one row a picture."""
     sql.execute(
-        "CREATE TABLE kept AS SELECT source, sample_id, min(coalesce(asked_url, url)) AS url, min(locator) AS locator "
-        "FROM rows WHERE reason IS NULL GROUP BY source, sample_id"
+        "CREATE TABLE kept AS SELECT source, sample_id, min(coalesce(asked_url, url)) AS asked, "
+        f"min({ADDRESS}) AS address, min(locator) AS locator FROM rows WHERE reason IS NULL GROUP BY source, sample_id"
     )
     totals = dict(sql.execute("SELECT source, count(*) FROM rows GROUP BY 1").fetchall())
     kept = dict(sql.execute("SELECT source, count(*) FROM kept GROUP BY 1").fetchall())
@@ -128,12 +139,39 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, A
 
 
 def _count_addresses(sql: Any) -> list[tuple[str, int]]:
-    """Distinct addresses of each host. Makes the table `addresses`."""
-    sql.execute("CREATE TABLE addresses AS SELECT DISTINCT url FROM kept WHERE locator IS NULL")
+    """Addresses of each host that are to be asked. Makes the table `addresses`."""
+    sql.execute("CREATE VIEW candidates AS FROM kept")
+    sql.execute(f"CREATE TABLE addresses AS {addresses_to_fetch(None)}")
     host = "lower(regexp_extract(url, '^[a-zA-Z]+://(?:[^/?#@]*@)?([^/?#]+)', 1))"
     host = f"regexp_replace({host}, '\\.?(:(80|443))?$', '')"
-    counted = sql.execute(f"SELECT {host}, count(*) FROM addresses GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
+    counted = sql.execute(
+        f"SELECT {host}, count(*) FROM addresses WHERE asks <> '{RULES}' GROUP BY 1 ORDER BY 2 DESC, 1"
+    ).fetchall()
     return list(counted)
+
+
+def _count_asked_again(sql: Any) -> dict[str, int]:
+    """Addresses that the work folder holds already, and those of them that are asked for consent alone, and how."""
+    (found,) = sql.execute(
+        "SELECT (SELECT count(DISTINCT asked) FROM kept WHERE locator IS NULL) - count(*) FILTER (asks = 'picture'), "
+        f"count(*) FILTER (asks = '{HEADERS}'), count(*) FILTER (asks = '{RULES}') FROM addresses"
+    ).fetchall()
+    return dict(zip(("num_held", "num_headers", "num_rules"), found, strict=True))
+
+
+@contextmanager
+def _work_folder(config: BuildConfig) -> Iterator[Catalog | None]:
+    """The catalogue of the work folder, to be read; None where there is none, or a build is writing it."""
+    if not storage.is_remote(config.work_dir) and not Path(storage.join(config.work_dir, CATALOG_FILE)).is_file():
+        yield None
+        return
+    try:
+        connection = open_reader(config.work_dir, per_sample=False)
+    except (ConfigError, RunError):
+        yield None
+        return
+    with closing(connection):
+        yield Catalog(connection, at_hand(config.work_dir))
 
 
 def _count_local(sql: Any) -> dict[str, int]:
@@ -149,7 +187,12 @@ def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:
     """Sizes that hosts state for a sample of the addresses, the same sample each time."""
     from pipeline.answers.head import ask_sizes
 
-    urls = [row[0] for row in sql.execute("SELECT url FROM addresses ORDER BY md5(url) LIMIT ?", [num]).fetchall()]
+    urls = [
+        row[0]
+        for row in sql.execute(
+            "SELECT url FROM addresses WHERE asks = 'picture' ORDER BY md5(url) LIMIT ?", [num]
+        ).fetchall()
+    ]
     sizes = ask_sizes(urls, network)
     return {
         "num_asked": len(urls),
@@ -169,23 +212,27 @@ def _figures(
     hosts: list[dict[str, Any]],
     local: dict[str, int],
     heads: dict[str, Any] | None,
+    asked_again: dict[str, int],
 ) -> dict[str, Any]:
     num_urls = sum(host["num_urls"] for host in hosts)
     mean_bytes = float((heads and heads["mean_bytes"]) or ASSUMED_PICTURE_BYTES)
-    num_pictures = num_urls + local["num_pictures"]
+    num_downloads = num_urls - asked_again["num_headers"]
+    num_pictures = num_downloads + local["num_pictures"]
     local_mean = local["num_bytes"] / local["num_pictures"] if local["num_pictures"] else 0.0
     image = config.fetch.image
-    pool_bytes = num_urls * stored_bytes(image, mean_bytes) + local["num_pictures"] * stored_bytes(image, local_mean)
+    pool_bytes = num_downloads * stored_bytes(image, mean_bytes) + local["num_pictures"] * stored_bytes(
+        image, local_mean
+    )
     on_ray = config.run.executor == "ray"
     num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else os.cpu_count()) or 1
     work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600
     slowest = hosts[0]["hours"] if hosts else 0.0
     return {
         "sources": sources,
-        "web": {"num_urls": num_urls, "num_hosts": len(hosts), "hosts": hosts},
+        "web": {"num_urls": num_urls, "num_hosts": len(hosts), "hosts": hosts, **asked_again},
         "local": local,
         "heads": heads,
-        "bytes": {"mean_picture": mean_bytes, "download": num_urls * mean_bytes},
+        "bytes": {"mean_picture": mean_bytes, "download": num_downloads * mean_bytes},
         "hours": {"slowest_host": slowest, "local_work": work_hours, "total": max(slowest, work_hours)},
         "disk": {
             "pool_bytes": pool_bytes,

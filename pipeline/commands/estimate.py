@@ -83,8 +83,14 @@ def _in_bytes(num: float) -> str:
 
 
 def _host_lines(web: dict[str, Any]) -> list[str]:
+    held = [f"{web['num_held']:,} addresses are in the work folder already"] if web["num_held"] else []
+    if web["num_headers"] or web["num_rules"]:
+        held.append(
+            f"other signals of consent count than when they were fetched: headers are asked for {web['num_headers']:,} "
+            f"of them, and robots.txt or tdmrep.json once a host for {web['num_headers'] + web['num_rules']:,}"
+        )
     if not web["num_urls"]:
-        return ["no addresses on the web"]
+        return [*held, "nothing to download"] if held else ["no addresses on the web"]
     rows = [
         (
             host["host"],
@@ -99,6 +105,7 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
     more = [f"and {len(rest):,} more with {sum(host['num_urls'] for host in rest):,} addresses"] if rest else []
     hosts = "host" if web["num_hosts"] == 1 else "hosts"
     return [
+        *held,
         f"{web['num_urls']:,} distinct addresses on {web['num_hosts']:,} {hosts}",
         *aligned(("host", ">addresses", ">requests/s", ">at once", ">time"), rows),
         *more,

@@ -10,6 +10,9 @@ downloads one picture. A build asks again for a row when a setting that decided 
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +20,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
+from manifests.catalog import Catalog
 from manifests.records import Funnel, PartRecord
+from pipeline.config import BuildConfig
 from pipeline.fetching.consent import Consent
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGateMaker
@@ -30,6 +35,7 @@ from pipeline.stages.fetch_rounds import (
     COUNTS,
     HEADERS,
     PICTURE,
+    RULES,
     VERSION,
     FetchedFiles,
     FetchInputs,
@@ -45,6 +51,8 @@ from pipeline.stages.fetch_rounds import (
 from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
+
+log = logging.getLogger("plantmix.fetch")
 
 # What later stages may depend on: what an image shows, not where it came from or where it lies.
 # The last two differ from other builds of the same pictures where an earlier version, which lacks them, measured.
@@ -168,6 +176,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
             run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
         )
+        _announce(sql, inputs, run)
         network = run.how.fetch.network
         if network.contact is None:
             for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
@@ -177,6 +186,40 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
         Part(PicturesInputs(rows, inputs.image, inputs.deciding, inputs.round), stored, num_rows)
         for rows, num_rows in groups
     ]
+
+
+def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None:
+    """Say before any request which pictures that are stored are asked for again, and which setting is the reason."""
+    (num_rules, num_headers), *_ = sql.execute(
+        f"SELECT count(*) FILTER (asks = '{RULES}'), count(*) FILTER (asks = '{HEADERS}') FROM cut"
+    ).fetchall()
+    if num_rules or num_headers:
+        log.info(
+            "fetch: other signals of consent count than when %s pictures were fetched: robots.txt or tdmrep.json is "
+            "asked for once a host, and for %s of them the headers (HEAD)",
+            *(f"{num:,}" for num in (num_rules + num_headers, num_headers)),
+        )
+    sealed = "FROM stages WHERE stage = 'fetch' AND sealed_at IS NOT NULL ORDER BY sealed_at DESC LIMIT 1"
+    for fingerprint, identity in run.catalog.ask(f"SELECT fingerprint, identity {sealed}"):
+        now, was = inputs.image.without_limits(), ImageSettings(**json.loads(identity)["image"]).without_limits()
+        changes = [
+            f"fetch.image.{name} is {value}, was {getattr(was, name)}"
+            for name, value in now
+            if value != getattr(was, name)
+        ]
+        files = run.files_of(run.catalog.parts_of(fingerprint, "download"), "fetched") if changes else Files()
+        view_table(sql, "before", files, tables.FETCHED, "outcome = 'ok'", of_versions=True)
+        ((num,),) = sql.execute("SELECT count(*) FROM cut c SEMI JOIN before b ON b.url = c.address").fetchall()
+        if num:
+            log.info("fetch: %s pictures are downloaded again: %s", f"{num:,}", "; ".join(changes))
+
+
+def fetched_before(config: BuildConfig, catalog: Catalog) -> Sequence[FetchedFiles]:
+    """What a work folder holds of downloads that a build with this configuration would take up."""
+    fetch = config.fetch
+    inputs = FetchInputs(Files(), Files(), fetch.image, fetch.deciding(), fetch.network.consent, sys.maxsize)
+    run = StageRun[None](STAGE, "", catalog, config.run, None)
+    return by_settings(run, _fetched(inputs, run), inputs)
 
 
 def _view_candidates(sql: Any, candidates: Files, secrets: Files, bucket: Bucket = WHOLE) -> None:

@@ -36,6 +36,10 @@ REASONS = (
 _STAGED = pa.schema([*tables.CANDIDATES, *((name, pa.string()) for name in ("reason", "value", "asked_url"))])
 
 
+ADDRESS = "if(asked_url IS NULL, url, url || '#' || left(sha256(asked_url), 8))"
+"""SQL: what names the address of a row, without a secret of it."""
+
+
 def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     """Turn a reader's batch into candidate rows with `reason` and `value`. A null reason means the row is a candidate.
 
@@ -152,7 +156,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
         )
         secrets = copy_sorted(
             sql,
-            "SELECT sample_id, asked_url AS url, url || '#' || left(sha256(asked_url), 8) AS address FROM judged "
+            f"SELECT sample_id, asked_url AS url, {ADDRESS} AS address FROM judged "
             "WHERE reason IS NULL AND asked_url IS NOT NULL",
             "sample_id",
             run.writer("secrets", f"{stem}-secrets.parquet", tables.SECRETS),

@@ -293,6 +293,43 @@ def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
     assert facts_of(tmp_path) == facts_of(made("robots_txt", *TO_FETCH))
 
 
+def test_what_will_be_asked_again_is_said_before(
+    tmp_path: Path, server: _Server, made: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    server.asked.clear()
+
+    def estimate(network: dict[str, Any]) -> str:
+        capsys.readouterr()
+        config = write_config(tmp_path, server, network)
+        assert main(["estimate", str(config)]) == 0
+        return capsys.readouterr().out
+
+    assert "21 addresses are in the work folder already\nnothing to download\n" in estimate({})
+    rules = estimate(STRICT["robots_txt"])
+    assert "headers are asked for 0 of them, and robots.txt or tdmrep.json once a host for 21" in rules
+    assert "nothing to download" in rules
+    every = estimate(STRICT["all"])
+    assert "headers are asked for 18 of them, and robots.txt or tdmrep.json once a host for 20" in every, (
+        "one says so itself"
+    )
+    assert "18 distinct addresses on 1 host" in every
+    assert "download  0 B" in every
+    assert server.asked == {}
+    build(tmp_path, server, STRICT["all"], *TO_FETCH)
+    assert (
+        "fetch: other signals of consent count than when 20 pictures were fetched: robots.txt or tdmrep.json is asked "
+        "for once a host, and for 18 of them the headers (HEAD)\n"
+    ) in capsys.readouterr().err
+    config = write_config(tmp_path, server, STRICT["all"])
+    config.write_text(config.read_text().replace("  network:", "  image: {size_px: 64}\n  network:"))
+    assert main(["build", str(config), *TO_FETCH]) == 0
+    said = capsys.readouterr().err
+    assert "pictures are downloaded again: fetch.image.size_px is 64, was 256\n" in said
+    assert main(["estimate", str(config)]) == 0
+    assert "nothing to download" in capsys.readouterr().out
+
+
 def test_the_recipe_holds_what_counts() -> None:
     config = {"network": {"x_robots_directives": ["NoIndex", "noai"], "consent_signals": ["tdm_reservation"]}}
     recipe = FetchSettings.model_validate(config).identity()
