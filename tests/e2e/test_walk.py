@@ -1,0 +1,42 @@
+"""Short walks over the commands: after each of them, a clean build of the same inputs gives the same release."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from walk.oracle import DifferenceError
+from walk.walker import Action, draw, shorten, walking
+
+from manifests.catalog import Catalog
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_command_leaves_what_a_clean_build_gives(tmp_path: Path, seed: int) -> None:
+    with walking(tmp_path / "walk") as walk:
+        steps = [step for action in draw(random.Random(seed), 20) if (step := walk.do(action)) is not None]
+    assert sum(step.compared for step in steps) >= 8, "\n".join(walk.log)
+
+
+def test_a_walk_sees_a_build_that_overlooks_an_edited_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with walking(tmp_path / "walk") as walk:
+        walk.do(("command", "build", 3))
+        monkeypatch.setattr(Catalog, "input_sha256", lambda catalog, path, name=None: walk.world.folder.name)
+        walk.do(("command", "build", 3))
+        walk.world.rows["list"].popitem()
+        walk.world.write_tables()
+        with pytest.raises(DifferenceError, match="release"):
+            walk.do(("command", "build", 3))
+
+
+def test_a_walk_is_shortened_to_what_fails() -> None:
+    actions: list[Action] = [("change", name, 0) for name in "12345678"] + [("command", "build", 0)]
+
+    def fails(some: list[Action]) -> DifferenceError | None:
+        names = "".join(name for _, name, _ in some)
+        return DifferenceError("release", names) if "2" in names and "7" in names else None
+
+    assert [name for _, name, _ in shorten(actions, "release", fails)] == ["2", "7", "build"]

@@ -1,0 +1,488 @@
+"""Draws the next change and command, checks what must hold after each, and shortens a walk that ends badly.
+
+An action is (what, name, seed): all else follows from the world as it is then. So a walk can be done again without some
+of its actions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from building import hash_tree, release_of
+from damaging import flip_bit, kinds_of
+
+from manifests.storage import is_private
+from walk import oracle
+from walk.oracle import Clean, CleanBuilds, DifferenceError
+from walk.running import Ran, run, run_and_kill
+from walk.web import Web, semantic_settings
+from walk.world import CHANGES, World, change, recipe_of
+
+OPEN: dict[str, str] = {  # faults that are open, and what a walk leaves out for it
+    "A1": "repair without CONFIG",
+    "A2": "takedown after retry",
+    "C1": "a local picture replaced by one of the same size",
+    "C2": "a file that a table names and whose ending is not watched",
+    "C3": "other settings of robots.txt and consent",
+    "C5": "dedup.semantic",
+    "C6": "other limits of pictures",
+    "C9": "a file replaced by one of the same size and time",
+    "W1": "a damaged catalogue or samples.parquet, which DuckDB tells with a traceback",
+}
+WRITERS = {"build": 4.0, "mix": 1.0, "retry": 1.0, "takedown": 1.5, "repair": 1.0, "repair CONFIG": 0.7}
+READERS = {"verify": 0.4, "verify --deep": 0.4, "diff": 0.3, "status": 0.3, "explain": 0.3, "query": 0.3, "report": 0.3}
+COMMANDS = WRITERS | READERS
+WRITES_AT_MOST = {"build": 150, "mix": 60, "retry": 50, "takedown": 16, "repair": 80, "repair CONFIG": 80}
+QUERIES = ("SELECT reason, count(*) FROM decisions GROUP BY ALL", "SELECT * FROM facts", "SELECT * FROM views")
+
+Action = tuple[str, str, int]
+
+
+@dataclass
+class Step:
+    """What a command did."""
+
+    command: str
+    counted: bool  # it changed the work folder, or met something that had changed since the command before it
+    compared: bool  # with a clean build
+    how: str
+    code: int | None
+
+
+@dataclass
+class Walk:
+    """One work folder and what is known of it."""
+
+    world: World
+    cleans: CleanBuilds = field(init=False)
+    built: Clean | None = None
+    built_with: dict[str, Any] | None = None
+    """What the last build ended with; None while that is not sure."""
+    cut: Path | None = None
+    """The clean build's folder, with the takedowns since."""
+    banned: set[tuple[str, str]] = field(default_factory=set)
+    damaged: dict[Path, bytes | None] = field(default_factory=dict)
+    whole: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """Releases as they were when they were right."""
+    told: dict[str, set[str]] = field(default_factory=dict)
+    """By recipe: addresses that gave a picture, as far as builds see it."""
+    told_to_retry: dict[str, set[str]] = field(default_factory=dict)
+    """The same of a round of retry that did not end."""
+    stored: dict[str, set[str]] = field(default_factory=dict)
+    last_values: dict[str, Any] = field(default_factory=dict)
+    retried: bool = False
+    moved: bool = True
+    log: list[str] = field(default_factory=list)
+    asked_again: bool = False
+    """Whether something was killed or damaged, so that the web may be asked again for what it gave."""
+
+    def __post_init__(self) -> None:
+        self.cleans = CleanBuilds(self.world)
+
+    @property
+    def work(self) -> Path:
+        return self.world.work
+
+    def do(self, action: Action) -> Step | None:
+        """Do one action. A change gives no step.
+
+        Raises: DifferenceError.
+        """
+        what, name, seed = action
+        rng = random.Random(seed)
+        if what == "change":
+            change_it = CHANGES[name][0]
+            done = self.damage(rng) if name == "damage" else change_it(self.world, rng)
+            if name == "move" and done:
+                self.damaged = {
+                    self.work / path.relative_to(path.parents[-len(self.world.folder.parts) - 1]): content
+                    for path, content in self.damaged.items()
+                }
+            self.moved |= done is not None
+            self.log.append(f"{name}: {done or 'nothing to do'}")
+            return None
+        try:
+            step = self._command(name, rng)
+        except DifferenceError as error:
+            self.log.append(f"{name}: {error}")
+            error.add_note("\n".join(self.log))
+            raise
+        if step is not None:
+            self.log.append(f"{name}{step.how}: exit code {step.code}{', compared' if step.compared else ''}")
+        return step
+
+    # ---- damage
+
+    def damage(self, rng: random.Random) -> str | None:
+        """Flip a bit of a file, or delete it."""
+        if not self.whole or len(self.still_damaged()) > 1:
+            return None
+        kinds = kinds_of(self.work)
+        spared = {"takedowns.jsonl", "catalog.duckdb.damaged"}
+        spared |= set() if self.world.may("W1") else {"catalog.duckdb", "samples.parquet", "takedown samples.parquet"}
+        kind = rng.choice(sorted(kinds.keys() - spared))
+        path = rng.choice(kinds[kind])
+        goes = rng.random() < 0.3 and not path.name.startswith("catalog")
+        if goes:
+            path.unlink()
+        else:
+            flip_bit(path, rng)
+        self.damaged[path] = None if goes else path.read_bytes()
+        return f"{path.relative_to(self.work)} {'deleted' if goes else 'flipped'}"
+
+    def still_damaged(self) -> list[Path]:
+        """What nothing has mended yet."""
+        self.damaged = {
+            path: content
+            for path, content in self.damaged.items()
+            if (path.read_bytes() if path.exists() else None) == content
+        }
+        return list(self.damaged)
+
+    # ---- commands
+
+    def _command(self, name: str, rng: random.Random) -> Step | None:
+        argv = self._arguments(name, rng)
+        if argv is None:
+            return None
+        before, newest_before = self._tree(), self._newest()
+        damaged = self.still_damaged()
+        self.world.web.asked.clear()
+        how = ""
+        if name in WRITERS and rng.random() < 0.15:
+            kill_at = rng.randint(1, WRITES_AT_MOST[name])
+            if rng.random() < 0.25:
+                ran, how = run_and_kill(argv, kill_at), f" (SIGKILL at write {kill_at})"
+            else:
+                ran = run(argv, kill_at, self.world.clock_seconds)
+                how = f" (killed at write {kill_at})"
+            how = how if ran.code is None else ""
+        else:
+            ran = run(argv, clock_seconds=self.world.clock_seconds)
+        oracle.check_words(ran)
+        after = self._tree()
+        changed = not same_but_for_bookkeeping(before, after)
+        counted, self.moved = self.moved or changed, changed
+        compared = False
+        if name in WRITERS:
+            self._check_requests(name, ran, damaged)
+            compared = self._check_writer(name, argv, ran, damaged, newest_before)
+        else:
+            if after != before:
+                raise DifferenceError("reader", f"{name} changed the work folder")
+            self._check_reader(name, ran, damaged)
+        return Step(name, counted, compared, how, ran.code)
+
+    def _arguments(self, name: str, rng: random.Random) -> list[str] | None:
+        """The command line; None where the command has nothing to work on."""
+        work, config = str(self.work), self.world.write_config(self.work)
+        if name == "build":
+            return ["--quiet", "build", config]
+        if not self.whole:
+            return None
+        releases = sorted(str(path.parent) for path in self.work.glob("releases/*/release.json"))
+        rows = self.built.rows if self.built else []
+        match name:
+            case "mix":
+                return ["--quiet", "mix", config]
+            case "retry":
+                return ["--quiet", "retry", work]
+            case "takedown":
+                return self._takedown_arguments(rng)
+            case "repair":
+                return ["--quiet", "repair", work, "--yes"] if self.world.may("A1") else None
+            case "repair CONFIG":
+                return ["--quiet", "repair", work, config, "--yes"]
+            case "diff":
+                return ["diff", rng.choice(releases), work] if releases else None
+            case "explain":
+                values = [value for row in rows for value in (row["sample_id"], row["url"]) if value]
+                return ["explain", work, rng.choice(values)] if values else None
+            case "query":
+                return ["query", work, rng.choice(QUERIES)]
+            case "report":
+                return ["report", work, "--out", str(self.world.folder / "report.html")]
+            case _:
+                return [name.split()[0], work, *name.split()[1:]]
+
+    def _takedown_arguments(self, rng: random.Random) -> list[str] | None:
+        rows = self.built.rows if self.built else []
+        copies = [row for row in rows if row["other_sample_id"]]
+        kept = [row for row in rows if row["keep"]]
+        if len(kept) < 8 or (self.retried and not self.world.may("A2")):
+            return None
+        row = rng.choice(copies if copies and rng.random() < 0.6 else kept if rng.random() < 0.7 else rows)
+        by = rng.choices(["id", "image", "url", "owner"], [4, 2, 4, 0.3])[0]
+        column = {"id": "sample_id", "image": "image_id", "url": "url", "owner": "rights_holder"}[by]
+        value = row[column] or row["sample_id"]
+        by = by if row[column] and by != "image" else "id"
+        return ["takedown", str(self.work), f"--{by}", value, "--reason", "asked by the owner"]
+
+    # ---- what must hold after a writer
+
+    def _check_requests(self, name: str, ran: Ran, damaged: Sequence[Path]) -> None:
+        """The web is asked only for what is not stored; `told` follows what it said."""
+        asked = Counter(path for path, _ in self.world.web.asked)
+        ok = {path for path, is_ok in self.world.web.asked if is_ok}
+        values = self.world.values if name in ("build", "mix", "repair CONFIG") else self.last_values
+        recipe = recipe_of(values)
+        if name in ("mix", "takedown") and asked:
+            raise DifferenceError("requests", f"{name} asked for {sorted(asked)}")
+        needless = sorted(self.stored.get(recipe, set()).intersection(asked))
+        if needless and not self.asked_again and not damaged:
+            raise DifferenceError("requests", f"{name} asked again for {needless}")
+        several = sorted(path for path, num in asked.items() if num > 1)
+        if several:
+            raise DifferenceError("requests", f"{name} asked several times for {several}")
+        if name == "retry" and ran.code != 0:
+            self.told_to_retry.setdefault(recipe, set()).update(ok)
+            return
+        if name == "retry":
+            ok |= self.told_to_retry.pop(recipe, set())
+        told = self.told.setdefault(recipe, set())
+        if name == "retry" and ok - told:
+            self.built_with = None  # later stages are to be done again
+        told.update(ok)
+        self.asked_again |= bool(damaged) or ran.code is None
+
+    def _check_writer(
+        self, name: str, argv: list[str], ran: Ran, damaged: Sequence[Path], newest_before: str | None
+    ) -> bool:
+        damaged_now = self.still_damaged()
+        values = self.world.values if name in ("build", "mix", "repair CONFIG") else self.last_values
+        self.retried |= name == "retry"
+        if name in ("build", "mix"):
+            self.last_values = dict(self.world.values)
+        if ran.code is None or (ran.code and (damaged or name not in ("takedown", "retry"))):
+            self.built_with, self.cut = None, None
+        if ran.code is None:
+            return False
+        compared = False
+        if name in ("build", "mix"):
+            compared = self._check_build(name, ran, damaged, damaged_now)
+        elif name == "takedown":
+            compared = self._check_takedown(argv, ran, damaged)
+        elif name.startswith("repair"):
+            compared = self._check_repair(ran, newest_before, damaged, values)
+        elif ran.code and self.built_with is not None and not damaged:
+            raise DifferenceError("exit code", f"{name}: {ran.err[-500:]}")
+        if not damaged_now:
+            oracle.check_counts(self.work)
+            if newest := self._newest():
+                oracle.check_taken_down(self.work / "releases" / newest, self.banned)
+        return compared
+
+    def _clean(self, values: dict[str, Any] | None = None) -> Clean:
+        """The clean build of the inputs as they are, with these settings."""
+        world = self.world
+        listed = self.work / "takedowns.jsonl"
+        own, world.values = world.values, dict(values or world.values)
+        try:
+            told = {path for path in self.told.get(recipe_of(world.values), ()) if path.endswith("-late")}
+            return self.cleans.get(listed.read_bytes() if listed.exists() else b"", told)
+        finally:
+            world.values = own
+
+    def _check_build(self, name: str, ran: Ran, damaged: Sequence[Path], damaged_now: Sequence[Path]) -> bool:
+        if ran.code:
+            may_fail = damaged or (name == "mix" and "not done yet" in ran.err)
+            clean = None if may_fail else self._clean()
+            if clean is not None and clean.ran.code != ran.code:
+                raise DifferenceError("exit code", f"{name} ends with {ran.err[-500:]}; a clean build with 0")
+            return False
+        clean, newest = self._clean(), release_of(self.work)
+        files = hash_tree(newest)
+        but_for = {str(path.relative_to(newest)) for path in damaged_now if newest in path.parents}
+        oracle.check_release(newest.name, files, clean, but_for)
+        assert clean.files is not None
+        self._is_right(clean)
+        if not damaged:
+            left = [path.name for path in self.work.rglob("*") if is_private(path.name) or path.name == "scratch"]
+            if left:
+                raise DifferenceError("left behind", f"{name}: {left}")
+        return True
+
+    def _is_right(self, clean: Clean) -> None:
+        """The newest release is that of a clean build."""
+        self.built, self.built_with, self.cut, self.retried = clean, dict(self.world.values), None, False
+        self.whole[clean.name] = clean.files or {}
+        self.stored.setdefault(recipe_of(self.world.values), set()).update(clean.stored)
+        self.asked_again = False
+
+    def _check_takedown(self, argv: list[str], ran: Ran, damaged: Sequence[Path]) -> bool:
+        assert self.built is not None
+        by, value = argv[2].removeprefix("--"), argv[3]
+        if ran.code:
+            if self.built_with is not None and not damaged and "nothing would be left" not in ran.err:
+                raise DifferenceError("exit code", f"takedown: {ran.err[-500:]}")
+            return False
+        self.banned.add((by, value))
+        newest = release_of(self.work)
+        named = {"id": ("sample_id", "image_id"), "url": ("url",), "owner": ("rights_holder",)}[by]
+        gone = [row for row in self.built.rows if value in [row[column] for column in named]]
+        copies = ("exact_duplicate", "near_duplicate")
+        stand_ins = {row["other_sample_id"] for row in gone if row["reason"] in copies}
+        images = {("id", row["image_id"]) for row in gone if row["image_id"] and row["outcome"] == "ok"}
+        images |= {("id", row["image_id"]) for row in self.built.rows if row["sample_id"] in stand_ins}
+        oracle.check_taken_down(newest, images)
+        self.banned |= images
+        if self.built_with is None or damaged:
+            self.cut = None
+            return False
+        self.cut = self.cut or self.cleans.folder_of(self.built)
+        if self.cut is None:
+            self.built_with = None
+            return False
+        own, theirs = self.work / "takedowns.jsonl", self.cut / "takedowns.jsonl"
+        clean = run(["takedown", str(self.cut), *argv[2:]])
+        if clean.code != 0:
+            raise DifferenceError("exit code", f"takedown from a clean build: {clean.err[-500:]}")
+        missing = set(theirs.read_text().splitlines()).difference(own.read_text().splitlines())
+        if missing:
+            raise DifferenceError("takedown", f"not on the list, as from a clean build: {sorted(missing)}")
+        if own.read_bytes() != theirs.read_bytes():  # the work folder knows more pictures of old
+            self.built_with, self.cut = None, None
+            return False
+        expected = release_of(self.cut)
+        if newest.name != expected.name:
+            raise DifferenceError("release", f"{newest.name} by a takedown; from a clean build: {expected.name}")
+        self.whole[newest.name] = hash_tree(expected)
+        oracle.check_same(newest.name, hash_tree(newest), self.whole[newest.name])
+        return True
+
+    def _check_repair(
+        self, ran: Ran, newest_before: str | None, damaged: Sequence[Path], values: dict[str, Any]
+    ) -> bool:
+        if ran.code:
+            return False
+        recorded = oracle.recorded_in(self.work)  # what no build needs may stay as it is
+        left = sorted(recorded.intersection(str(path.relative_to(self.work)) for path in self.still_damaged()))
+        self.damaged = {}
+        if left:
+            raise DifferenceError("repair", f"ends with 0, and as before are {left}")
+        newest = self._newest()
+        if damaged:
+            for path in self.work.glob("releases/*/release.json"):
+                name = path.parent.name
+                if name in self.whole:
+                    oracle.check_same(name, hash_tree(path.parent), self.whole[name])
+        if newest in (newest_before, None) or newest_before is None:
+            return bool(damaged)
+        clean = self._clean(values)
+        assert newest is not None
+        oracle.check_release(newest, hash_tree(self.work / "releases" / newest), clean)
+        own, self.world.values = self.world.values, dict(values)
+        self._is_right(clean)
+        self.world.values = own
+        return True
+
+    # ---- readers
+
+    def _check_reader(self, name: str, ran: Ran, damaged: Sequence[Path]) -> None:
+        is_sure = self.built_with is not None
+        if name == "verify --deep" and damaged and ran.code == 0:
+            raise DifferenceError("verify", f"all is as recorded, it says; damaged: {[str(path) for path in damaged]}")
+        if ran.code and is_sure and not damaged:
+            raise DifferenceError("exit code", f"{name}: {(ran.err or ran.out)[-500:]}")
+
+    # ---- the folder
+
+    def _newest(self) -> str | None:
+        pointer = self.work / "releases/LATEST"
+        name = pointer.read_text().strip() if pointer.exists() and pointer not in self.damaged else None
+        return name if name and (self.work / "releases" / name / "samples.parquet").exists() else None
+
+    def _tree(self) -> dict[str, str]:
+        return hash_tree(self.work) if self.work.exists() else {}
+
+
+def same_but_for_bookkeeping(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """Whether only the catalogue's own files and the status differ."""
+    names = {name for name in before.keys() | after.keys() if not name.startswith(("catalog.", "status.json"))}
+    return all(before.get(name) == after.get(name) for name in names)
+
+
+@change(0.0)
+def damage(world: World, rng: random.Random) -> str | None:
+    """Stands for Walk.damage, which knows the work folder."""
+    raise NotImplementedError
+
+
+# ---- walks
+
+
+@contextmanager
+def walking(
+    folder: Path, off: Iterable[str] = OPEN, semantic: bool = False, executors: Sequence[str] = ("inline",)
+) -> Iterator[Walk]:
+    """A new world in a folder that is removed at the end; `semantic` lets walks turn dedup.semantic on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    web = Web()
+    try:
+        with web.server:
+            values = semantic_settings(folder) if semantic else [None]
+            yield Walk(World(folder / "world", web, frozenset(off), values, tuple(executors)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+BEFORE = {"repair": ("damage", 0.7), "repair CONFIG": ("damage", 0.7), "verify": ("damage", 0.2)}
+
+
+def draw(rng: random.Random, num_commands: int, pairs: Mapping[tuple[str, str], int] | None = None) -> Iterator[Action]:
+    """The actions of a walk. `pairs` counts which command came after which: what came seldom comes rather."""
+    last = "build"
+    yield "command", "build", rng.randrange(1 << 30)
+    for _ in range(num_commands - 1):
+        names = list(COMMANDS)
+        weights = [COMMANDS[name] if pairs is None else 1 / (1 + pairs.get((last, name), 0)) for name in names]
+        command = rng.choices(names, weights)[0]
+        kinds = list(CHANGES)
+        for _ in range(rng.choice([0, 1, 1, 1, 2])):
+            yield "change", rng.choices(kinds, [CHANGES[kind][1] for kind in kinds])[0], rng.randrange(1 << 30)
+        kind, share = BEFORE.get(command, ("", 0.0))
+        if rng.random() < share:
+            yield "change", kind, rng.randrange(1 << 30)
+        yield "command", command, rng.randrange(1 << 30)
+        last = command
+
+
+def replay(folder: Path, actions: Sequence[Action], **options: Any) -> DifferenceError | None:
+    """Do the actions in a new world; gives the difference that ends them."""
+    with walking(folder, **options) as walk:
+        for action in actions:
+            try:
+                walk.do(action)
+            except DifferenceError as error:
+                return error
+    return None
+
+
+def shorten(
+    actions: Sequence[Action], kind: str, fails: Callable[[Sequence[Action]], DifferenceError | None], most: int = 60
+) -> list[Action]:
+    """Leave out what a difference of this kind does not need, ever smaller runs of actions, in so many tries."""
+    kept, size = list(actions), max(1, len(actions) // 2)
+    for _ in itertools.repeat(None, most):
+        for start in range(0, len(kept) - 1, size):  # the last action is the one that fails
+            fewer = kept[:start] + kept[min(start + size, len(kept) - 1) :]
+            most -= 1
+            if len(fewer) < len(kept) and (error := fails(fewer)) is not None and error.kind == kind:
+                kept = fewer
+                break
+            if most <= 0:
+                return kept
+        else:
+            if size == 1:
+                return kept
+            size = max(1, size // 2)
+    return kept
