@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,13 +275,23 @@ class Pages:
             before, after = (open_release(str(folders[name])) for name in (a, b))
             found = compare(before, after)
             moved = {name: self._looking.images(ids) for name, ids in galleries.changes(before, after).items()}
-        return self._page("compare.html", "/compare", names=list(folders), a=a, b=b, found=found, moved=moved)
+        return self._page("compare.html", "/compare", names=self._told(folders), a=a, b=b, found=found, moved=moved)
+
+    def _told(self, names: Iterable[str]) -> dict[str, str]:
+        """Each release with when it was sealed and how many samples it has, the newest first."""
+        ordered = "SELECT name, num_samples, sealed_at FROM releases ORDER BY sealed_at DESC"
+        rows = [] if self._snapshot.release else self._looking.rows(ordered)
+        told = {row["name"]: f"{row['sealed_at']:%Y-%m-%d %H:%M}, {row['num_samples']:,} samples" for row in rows}
+        return {name: told.get(name, "not in the catalogue") for name in sorted(names, key=[*told, *names].index)}
 
     def sql(self, request: Request) -> Response:
         """The SQL box."""
         statement = request.query_params.get("sql", "")
         answer = ask(self._snapshot.connection, statement) if statement.strip() else None
-        views = self._looking.rows("SELECT name, about FROM views ORDER BY name")
+        views = self._looking.rows(
+            "SELECT name, about, list(column_name ORDER BY column_index) AS columns FROM views "
+            "JOIN duckdb_columns() ON table_name = name GROUP BY ALL ORDER BY name"
+        )
         status = 400 if answer and answer.error else 200
         return self._page(
             "sql.html", "/sql", status=status, statement=statement, answer=answer, views=views, max_rows=MAX_ROWS

@@ -199,6 +199,15 @@ def test_two_releases_are_compared(client: TestClient, work: Path) -> None:
     page = client.get("/compare", params={"a": a, "b": b}).text
     assert "mix.seed" in page
     assert "mix.num_samples" in page
+    sealed = dict(ask(work, "SELECT name, strftime(sealed_at, '%Y-%m-%d %H:%M') FROM releases"))
+    assert f"{a} ({sealed[a]}, 4 samples)" in page or f"{a} ({sealed[a]}, 3 samples)" in page
+
+
+def test_the_box_of_sql_lists_views_with_their_columns_and_keeps_the_question(client: TestClient) -> None:
+    page = client.get("/sql", params={"sql": "SELECT 41 + 1 AS answer"}).text
+    assert "SELECT 41 + 1 AS answer</textarea>" in page
+    assert '<a href="/sql?sql=SELECT+*+FROM+decisions+LIMIT+20">' in page
+    assert "sample_id, keep, stage, reason, value, threshold, other_sample_id" in page
 
 
 @pytest.mark.parametrize("name", ["../../pictures", "..", "/etc", "small", ""])
