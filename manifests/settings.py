@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from manifests.errors import ConfigError
 
@@ -39,6 +42,37 @@ class Settings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def _from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
+    """A path of a config file, which begins at the folder of that file; an address or an absolute path as it is.
+
+    `is_name`: what lies nowhere is a name, such as that of an architecture.
+    """
+    folder = (info.context or {}).get("folder")
+    if folder is None or not value or "://" in value:
+        return value
+    path = str(Path(value).expanduser()) if value.startswith("~") else value
+    own = os.path.normpath(Path(folder) / path)
+    if Path(path).is_absolute():
+        return path
+    if not _lies_there(own) and _lies_there(path):
+        raise ValueError(
+            f"{own} is not there, but {path} is, below the current folder; a path begins at the config: write "
+            f"{os.path.relpath(path, folder)}"
+        )
+    return value if is_name and not _lies_there(own) else own
+
+
+def _lies_there(path: str) -> bool:
+    """Whether a file or folder is there; of a pattern, the folder before its first sign."""
+    return Path(re.split(r"[^/]*[*?\[{]", path, maxsplit=1)[0] or ".").exists()
+
+
+ConfigPath = Annotated[str, AfterValidator(_from_config)]
+"""A path that begins at the config file, once `read_settings` has read it."""
+NameOrPath = Annotated[str, AfterValidator(partial(_from_config, is_name=True))]
+"""A name of another program, or a path as `ConfigPath`."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -77,7 +111,7 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
         raise ConfigError(f"{file}: {_place_of(error, text)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a mapping of settings, found {type(values).__name__}")
-    return parse_settings(values, model, where=str(file))
+    return parse_settings(values, model, where=str(file), folder=str(file.parent))
 
 
 def _place_of(error: Exception, text: str) -> str:
@@ -92,13 +126,13 @@ def _place_of(error: Exception, text: str) -> str:
     return f"not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}: {line.strip():.80}"
 
 
-def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str) -> SettingsT:
-    """Check a mapping against `model`. `where` names its origin in messages.
+def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str, folder: str | None = None) -> SettingsT:
+    """Check a mapping against `model`. `where` names its origin in messages; relative paths begin at `folder`.
 
     Raises: ConfigError, one line a mistake.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context={"folder": folder})
     except ValidationError as error:
         lines = [_explain(dict(item), values, model) for item in error.errors()]
         head = f"{where}: " if len(lines) == 1 else f"{where}: {len(lines)} mistakes:\n  "

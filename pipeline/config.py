@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import Settings, read_settings
+from manifests.settings import ConfigPath, NameOrPath, Settings, read_settings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
@@ -73,8 +73,8 @@ class EvaluationSet(Origin):
 class SemanticSettings(Settings):
     """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
 
-    model: str = Field(description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
-    pretrained: str = Field(description="open_clip tag or path of local weights")
+    model: NameOrPath = Field(description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
+    pretrained: NameOrPath = Field(description="open_clip tag or path of local weights")
     threshold: float = Field(0.95, gt=0, le=1, description="smallest cosine of embeddings of semantic duplicates")
     images_per_cluster: int = Field(1000, ge=2, description="only images of one k-means cluster are compared")
     seed: int = 0
@@ -165,7 +165,7 @@ class MixSettings(Settings):
     """How much of each domain: by a ratio, by the mixture file of `plantmix plan choose`, or by size."""
 
     ratio: Weights | None = Field(None, description="weights; only their proportions count")
-    mixture: str | None = Field(None, description="path of a mixture.json")
+    mixture: ConfigPath | None = Field(None, description="path of a mixture.json")
     by_size: dict[str, Literal["all"] | int | float] | None = Field(
         None,
         description="of each domain `all` of its pool, a number of samples, or a share of the whole (0.23) that is "
@@ -297,7 +297,7 @@ class BuildConfig(Settings):
     """A whole run of `plantmix build`."""
 
     name: Name = Field(description="name of the release")
-    work_dir: str = Field(
+    work_dir: ConfigPath = Field(
         description="folder of the catalogue, the pool and the releases; s3://BUCKET/FOLDER (gs://, az://) puts them "
         "into a store, with a local folder below PLANTMIX_LOCAL_DIR or the user's cache folder"
     )
@@ -318,11 +318,6 @@ class BuildConfig(Settings):
     def domains(self) -> list[str]:
         """Domains of the sources, in order of first appearance."""
         return list(dict.fromkeys(source.domain for source in self.sources))
-
-    @field_validator("work_dir")
-    @classmethod
-    def _at_home(cls, work_dir: str) -> str:
-        return str(Path(work_dir).expanduser()) if work_dir.startswith("~") else work_dir
 
     @field_validator("sources", "evaluation")
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
-from manifests.settings import Settings, parse_settings, read_settings
+from manifests.settings import ConfigPath, Settings, parse_settings, read_settings
 from training.data.loader import DataSettings, ReleaseShare
 from training.model.loss import LossSettings, loss_of_preset
 from training.model.presets import ModelSettings
@@ -171,7 +171,7 @@ class EvalSetSettings(Settings):
 
     name: str = Field(min_length=1)
     """Of the set in the results."""
-    path: str
+    path: ConfigPath
     """Folder of the set."""
     split: str = "test"  # folder of the tars or of the class folders within `path`, where there is one
     group: str | None = None  # sets of a group get a mean, as general and plant in the published table
@@ -218,9 +218,9 @@ class EvalSettings(Settings):
 class TrainSettings(Settings):
     """A whole training run."""
 
-    release: str | tuple[ReleaseShare, ...]
+    release: ConfigPath | tuple[ReleaseShare, ...]
     """A release, a work folder (its newest release), or a list of `{release, weight}`."""
-    output_dir: str = Field(min_length=1)
+    output_dir: ConfigPath = Field(min_length=1)
     """Folder of the run, also of an object store (s3://, gs://): then it works in `data.cache_dir` and uploads."""
     seed: int = Field(default=0, ge=0)
     """Of weights, order, augmentation and dropout."""

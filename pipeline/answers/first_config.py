@@ -6,6 +6,7 @@ Reads the places that are named; writes nothing.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -45,8 +46,12 @@ def _split(places: str) -> list[str]:
     return [place.strip() for place in re.split(r",(?![^{]*\})", places)]
 
 
-def write_first_config(name: str, domains: Mapping[str, Sequence[str]], evaluation: Sequence[str] = ()) -> str:
-    """The YAML of a run over these places. `evaluation` lists places of pictures that must not be trained on.
+def write_first_config(
+    name: str, domains: Mapping[str, Sequence[str]], evaluation: Sequence[str] = (), folder: str = "."
+) -> str:
+    """The YAML of a run over these places, as it stands in `folder`, where its relative paths begin.
+
+    `evaluation` lists places of pictures that must not be trained on.
 
     Raises: ConfigError for a place that cannot be a source, with the cure.
     """
@@ -60,10 +65,21 @@ def write_first_config(name: str, domains: Mapping[str, Sequence[str]], evaluati
     sets: list[tuple[str, Place]] = []
     for path in evaluation:
         sets.append((_source_name(path, [taken for taken, _ in sets]), look_at(path)))
+    for place in [*(place for *_, place in places), *(place for _, place in sets)]:
+        for key in ("path", "table") if place.kind == "table" else ("path",):
+            if key in place.settings:
+                place.settings[key] = _from_folder(place.settings[key], folder)
     body = [*_body(name, list(domains), places), "", *_evaluation(sets), "", *_RUN]
     text = "\n".join([*_decisions(places), "", *body]) + "\n"
-    parse_settings(yaml.safe_load(text), BuildConfig, "the written config")
+    parse_settings(yaml.safe_load(text), BuildConfig, "the written config", folder)
     return text
+
+
+def _from_folder(path: str, folder: str) -> str:
+    """A path below the current folder as a config in `folder` names it."""
+    if "://" in path or PurePosixPath(path).is_absolute() or path.startswith("~"):
+        return path
+    return os.path.relpath(path, folder)
 
 
 def describe_places(text: str) -> list[str]:

@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     if out.exists():
         raise ConfigError(f"--out {out}: there already; name another file, or remove that one")
     name = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "my"
-    text = write_first_config(name, parse_domains(args.domain), args.evaluation)
+    text = write_first_config(name, parse_domains(args.domain), args.evaluation, str(out.parent))
     storage.write_file(str(out), text.encode())
     print_lines([*describe_places(text), f"config: {out}"])
     return 0

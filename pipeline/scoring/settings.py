@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manifests.settings import Settings
+from manifests.settings import NameOrPath, Settings
 
 CLIP = "clip"  # name of the scorer that `model` and `pretrained` stand for
 
@@ -49,8 +49,10 @@ class ScoreRule(Settings):
 class ScoreSettings(Settings):
     """Scores of image and text; off unless a model or a plug-in is named."""
 
-    model: str | None = Field(None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
-    pretrained: str | None = Field(None, description="open_clip tag or path of local weights")
+    model: NameOrPath | None = Field(
+        None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config"
+    )
+    pretrained: NameOrPath | None = Field(None, description="open_clip tag or path of local weights")
     batch_size: int = Field(64, ge=1)
     """Pictures scored at a time."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -75,12 +75,12 @@ def reading(what: str, path: str, kind: str = "") -> Iterator[None]:
 
 
 def where_it_looked(path: str) -> str:
-    """What may be wrong with a path that is not there: how it is written, or the folder that it was looked for in."""
+    """What may be wrong with a path that is not there: how it is written, or where it was looked for."""
     if "\\" in path:
         return f" (it is written as Windows writes paths; write {path.replace(chr(92), '/')} as this machine names it)"
     if storage.is_remote(path) or Path(path).is_absolute():
         return ""
-    return f" (looked for in {Path.cwd()}; relative paths begin where the command is run)"
+    return f" (looked for at {Path(path).absolute()}; paths in a config begin at the config)"
 
 
 def kind_of_place(path: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from manifests.masking import hide_secrets
-from manifests.settings import NAME_PATTERN, Settings
+from manifests.settings import NAME_PATTERN, ConfigPath, Settings
 from pipeline.vocabulary.licences import LicenceSettings
 
 Given = TypeVar("Given")
@@ -129,7 +129,7 @@ class ShardFields(RowColumns):
 class FolderSettings(Settings):
     """Pictures in a folder and its sub-folders."""
 
-    path: str
+    path: ConfigPath
     """The folder."""
     captions: Literal["folder_name", "text_file", "none"] | None = Field(
         None, description="folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table"
@@ -156,7 +156,7 @@ class FolderSettings(Settings):
 class WebdatasetSettings(Settings):
     """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""
 
-    path: str
+    path: ConfigPath
     """A tar, a folder of them, a glob, or a brace range."""
     suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture; the first there is")
     fields: ShardFields | None = Field(
@@ -171,7 +171,7 @@ class DwcaSettings(Settings):
     front (media.title), and `licence` is the licence of the picture in any spelling.
     """
 
-    path: str = Field(description="the zip as it came, or the folder it was unpacked to")
+    path: ConfigPath = Field(description="the zip as it came, or the folder it was unpacked to")
     caption: list[str] = Field(
         default_factory=list, description="terms, joined with a space; without any, the text is made from the taxon"
     )
@@ -191,7 +191,7 @@ class GbifSettings(DwcaSettings):
     The archive is read as `dwca` reads it. GBIF_USER, GBIF_PWD and GBIF_EMAIL of the environment say who asks.
     """
 
-    path: str = Field("", description="folder that keeps the archive; empty: gbif/NAME of the work folder")
+    path: ConfigPath = Field("", description="folder that keeps the archive; empty: gbif/NAME of the work folder")
     taxon: list[str | int] = Field(default_factory=list, description="names, or keys of GBIF's backbone; any of them")
     country: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] = Field(
         default_factory=list, description="ISO codes of two letters"
@@ -226,18 +226,20 @@ class GbifSettings(DwcaSettings):
 class EolSettings(Settings):
     """The media manifest of the Encyclopedia of Life."""
 
-    path: str = Field(description="its csv files: one, a folder, or a glob")
+    path: ConfigPath = Field(description="its csv files: one, a folder, or a glob")
     address: Literal["copy", "source"] = Field(
         "copy", description="EOL's full-size copy, or where the picture came from"
     )
-    taxa: str | None = Field(None, description="taxon.tab of EOL's Dynamic Hierarchy, for the names of the pages")
+    taxa: ConfigPath | None = Field(
+        None, description="taxon.tab of EOL's Dynamic Hierarchy, for the names of the pages"
+    )
     where: WhereTerms = Field(default_factory=dict, description="licence, and kingdom to species with `taxa`")
 
 
 class InaturalistSettings(Settings):
     """The open data of iNaturalist: a folder with photos, observations, taxa and observers."""
 
-    path: str
+    path: ConfigPath
     """The folder of its four tables."""
     size: Literal["original", "large", "medium", "small", "thumb", "square"] = Field(
         "medium", description="longest side at most: large 1024 px, medium 500, small 240, thumb 100"
@@ -265,7 +267,9 @@ class Origin(Settings):
 
     name: Name
     """Small letters, digits, `-` and `_`; it is the identity of the source."""
-    table: str | None = Field(None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob")
+    table: ConfigPath | None = Field(
+        None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob"
+    )
     format: TableFormat = "auto"
     """Of the table; auto: by its ending."""
     columns: ColumnMap | None = Field(None, description="for a table: which column holds what")

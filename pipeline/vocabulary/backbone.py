@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from manifests.errors import ConfigError
-from manifests.settings import Settings
+from manifests.settings import ConfigPath, Settings
 from manifests.tables import NAMES, TAXON_RANKS
 from pipeline.vocabulary.names import parse_name
 
@@ -33,7 +33,7 @@ _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName"
 class BackboneSettings(Settings):
     """A taxonomic backbone that the user supplies, against which names are resolved; nothing is downloaded."""
 
-    path: str = Field(description="GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder")
+    path: ConfigPath = Field(description="GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder")
     languages: tuple[str, ...] = Field(
         ("en", "eng"),
         min_length=1,

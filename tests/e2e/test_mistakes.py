@@ -181,7 +181,7 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
     ),
     "another folder": (
         set_("sources", 0, "table", to="lists/list.csv"),
-        ["lists/list.csv: no such table", f"looked for in {Path.cwd()}"],
+        ["lists/list.csv: no such table", "looked for at /"],
     ),
     "truncated zip": (truncated_zip, ["gbif.zip is a zip that breaks off before its end; download it again"]),
     "truncated zip of a table": (

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
-from manifests.settings import Settings
+from manifests.settings import ConfigPath, Settings
 from manifests.storage import hash_file, is_remote, join
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
@@ -40,7 +40,7 @@ _MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as b
 class ReleaseShare(Settings):
     """One of several releases, and its share of the samples."""
 
-    release: str
+    release: ConfigPath
     """A release or a work folder."""
     weight: float = Field(gt=0.0)
     """How much of it, over the sum of all weights."""
@@ -83,8 +83,8 @@ class DataSettings(Settings):
     prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
     max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
     check_shards: bool = True  # read local shards once before the first step, and compare their sha256
-    tokens: str | None = None  # folder of `dalip tokens`: train on frozen towers
-    cache_dir: str | None = None
+    tokens: ConfigPath | None = None  # folder of `dalip tokens`: train on frozen towers
+    cache_dir: ConfigPath | None = None
     """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
     cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
     """GB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""

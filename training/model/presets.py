@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import Settings
+from manifests.settings import NameOrPath, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 from training.model.heads import Statistic
 
@@ -51,9 +51,9 @@ class ModelSettings(Settings):
 
     preset: Preset = "dalip"
     """Values to begin with; training/README.md compares them."""
-    architecture: str = Field(default="ViT-B-16", min_length=1)
+    architecture: NameOrPath = Field(default="ViT-B-16", min_length=1)
     """A name of open_clip, or a JSON file in its format."""
-    pretrained: str | None = None
+    pretrained: NameOrPath | None = None
     """Tag of open_clip, checkpoint file or Hugging Face folder; what it does not fill stays new."""
     patch_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     """Instead of that of the architecture."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
-from manifests.settings import Settings, parse_settings, read_settings
+from manifests.settings import ConfigPath, Settings, parse_settings, read_settings
 from manifests.storage import is_remote
 from training.config import TrainSettings
 from training.data.shards import SamplePool, cut_pools
@@ -49,9 +49,9 @@ class ProxyRun(Settings):
 class ProxySettings(TrainSettings):
     """A training config that all runs share, and the list of runs."""
 
-    release: str
-    runs: str | tuple[ProxyRun, ...]  # a csv of `plantmix plan design`, or the list itself
-    catalogue: str | None = None  # work folder of the build whose catalogue takes the results
+    release: ConfigPath
+    runs: ConfigPath | tuple[ProxyRun, ...]  # a csv of `plantmix plan design`, or the list itself
+    catalogue: ConfigPath | None = None  # work folder of the build whose catalogue takes the results
     model_size: str | None = None  # label in the table; null: name of the architecture
     num_processes: int = Field(default=1, ge=1)  # runs at the same time on this machine
     decode_once: bool = True  # decode and shrink the pictures once, for all runs

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
-from manifests.settings import Settings
+from manifests.settings import ConfigPath, NameOrPath, Settings
 from training.data.images import CorruptSample, EvalView, normalise
 from training.data.loader import check_shards, open_releases
 from training.data.shard_cache import ShardCache
@@ -45,15 +45,15 @@ _FITTED_TOKENS = 100_000  # that the directions are found from
 class TowerSettings(Settings):
     """One frozen tower: its name, and how many numbers of a token are kept (null: all of them)."""
 
-    tower: str = Field(min_length=1)
+    tower: NameOrPath = Field(min_length=1)
     width: int | None = Field(default=None, ge=1)
 
 
 class TokenSettings(Settings):
     """The config of `dalip tokens`."""
 
-    release: str
-    output_dir: str = Field(min_length=1)
+    release: ConfigPath
+    output_dir: ConfigPath = Field(min_length=1)
     image: TowerSettings
     text: TowerSettings
     embed_dim: int = Field(default=256, ge=1)  # of the model that is trained on the tokens

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from manifests.errors import ConfigError
-from manifests.settings import Settings, parse_settings, read_settings
+from manifests.settings import ConfigPath, NameOrPath, Settings, parse_settings, read_settings
 
 
 class Leaf(Settings):
@@ -125,6 +125,45 @@ def test_missing_folder_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_settings(tmp_path / "binary.yaml", Tree)
+
+
+class Places(Settings):
+    work: ConfigPath
+    weights: NameOrPath = "openai"
+
+
+def test_a_path_begins_at_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "own.pt").touch()
+    file = folder / "run.yaml"
+    for text, work, weights in (
+        ("work: ../data/x", f"{tmp_path}/data/x", "openai"),
+        ("work: lists/*.csv\nweights: own.pt", f"{folder}/lists/*.csv", f"{folder}/own.pt"),
+        ("work: s3://bucket/x\nweights: /w.pt", "s3://bucket/x", "/w.pt"),
+        ("work: ~/x", str(Path.home() / "x"), "openai"),
+    ):
+        file.write_text(text)
+        read = read_settings(file, Places)
+        assert (read.work, read.weights) == (work, weights)
+    monkeypatch.chdir(tmp_path)
+    file.write_text("work: ../data/x")
+    assert read_settings("configs/run.yaml", Places).work == "data/x"
+    assert parse_settings({"work": "data/x"}, Places, where="a catalogue").work == "data/x"
+
+
+@pytest.mark.parametrize("text", ["work: data", "work: data/*.csv", "work: x\nweights: data"])
+def test_what_lies_below_the_current_folder_alone_is_refused_with_both_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "configs/run.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"configs/data\S* is not there, but data\S* is, .*: write \.\./data"):
+        read_settings("configs/run.yaml", Places)
+    (tmp_path / "configs/data").mkdir()  # where both are there, the config's own counts
+    assert "configs/data" in str(read_settings("configs/run.yaml", Places))
 
 
 def test_parse_names_its_origin() -> None:

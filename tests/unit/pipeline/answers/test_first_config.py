@@ -23,7 +23,7 @@ from pipeline.answers.columns import guess_columns
 from pipeline.answers.first_config import parse_domains, write_first_config
 from pipeline.answers.preflight import examine
 from pipeline.cli import main
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, read_config
 
 PHOTO = next((ROOT / "tests/photos").glob("*.jpg"))
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_a_source(tmp_path: Path) -> None:
         (tmp_path / "numbers.csv", "no column holds addresses of pictures"),
         (tmp_path / "empty", "holds no pictures, tables, tars or archives"),
         ("C:\\data\\x.csv", "written as Windows writes paths; write C:/data/x.csv"),
-        ("gone/x.csv", "nothing is there (looked for in"),
+        ("gone/x.csv", "nothing is there (looked for at"),
     ):
         with pytest.raises(ConfigError) as error:
             source_of(path)
@@ -246,3 +246,16 @@ def test_evaluation_sets_are_written_too(tmp_path: Path) -> None:
         ("names", "table"),
     ]
     assert config.evaluation[2].match_names
+
+
+def test_a_config_in_another_folder_names_its_paths_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_photos(tmp_path / "pictures", "oak tree/1.jpg")
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://a.org/1.jpg,a rose\n")
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = "--domain=plant=list.csv,pictures", f"--domain=general={tmp_path}/pictures", "--evaluation=pictures"
+    assert main(["init", *places, "--out", "configs/own.yaml"]) == 0
+    config = read_config("configs/own.yaml")
+    assert [source.path for source in config.sources] == ["list.csv", "pictures", f"{tmp_path}/pictures"]
+    assert [each.path for each in config.evaluation] == ["pictures"]
+    assert config.work_dir == "configs/data/own"
