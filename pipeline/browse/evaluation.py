@@ -17,7 +17,7 @@ from pipeline.pictures.image import StoredImage, measure_image
 from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, split_locator
 
-_SETTINGS = ImageSettings(min_side_px=1, max_aspect_ratio=float("inf"))
+_SETTINGS = ImageSettings().of_any_shape()
 
 
 class EvaluationPictures:

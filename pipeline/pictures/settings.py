@@ -44,3 +44,7 @@ class ImageSettings(Settings):
         """The same settings with the default limits: what a picture becomes that passes them."""
         limits = ("min_side_px", "max_aspect_ratio", "max_pixels", "max_body_bytes")
         return self.model_copy(update={name: type(self).model_fields[name].default for name in limits})
+
+    def of_any_shape(self) -> ImageSettings:
+        """The same settings for a picture of an evaluation set, which is measured however small or long it is."""
+        return self.model_copy(update={"min_side_px": 1, "max_aspect_ratio": float("inf")})

@@ -177,7 +177,7 @@ def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, str]]) -> Sequenc
     if inputs.image is None:
         return parts
     # an image too small for training may be the original of one that is large enough
-    image = inputs.image.model_copy(update={"min_side_px": 1, "max_aspect_ratio": float("inf")})
+    image = inputs.image.of_any_shape()
     for each, listed in zip(inputs.evaluation, run.parts("list"), strict=True):
         (file,) = listed.files
         path = run.files_of([listed], "members").path
