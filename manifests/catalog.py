@@ -29,7 +29,7 @@ from manifests.catalog_file import (
 )
 from manifests.catalog_reads import CommittedParts, CurrentStages
 from manifests.errors import DamageError, RunError
-from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, utc_now
+from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
 from manifests.remote.folder import sizes_below, store_of
 from manifests.remote.session import Session
 from manifests.takedowns import LIST_FILE
@@ -55,6 +55,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._parts = CommittedParts(self._connection)
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
+        self.stamps = Stamps(connection)
 
     @classmethod
     def open(cls, workdir: str) -> Catalog:
@@ -97,26 +98,11 @@ class Catalog(AbstractContextManager["Catalog"]):
     # ---- inputs
 
     def input_sha256(self, path: str, name: str | None = None) -> str:
-        """Hash of the content of an input file. The file is read again only when its size or time changed.
+        """Hash of the content of an input file. The file is read again only when its stamp is another one.
 
         It is kept under `name`, or else under the path.
         """
-        fs, inner = storage.filesystem(path)
-        info = fs.info(inner)
-        num_bytes, changed = int(info["size"]), storage.changed_ns(info)
-        known = self._find_text(
-            "SELECT sha256 FROM inputs WHERE path = ? AND num_bytes = ? AND mtime_ns = ?",
-            name or path,
-            num_bytes,
-            changed,
-        )
-        if known and changed:
-            return known
-        digest = storage.hash_file(path).sha256
-        self._connection.execute(
-            "INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", [name or path, num_bytes, changed, digest]
-        )
-        return digest
+        return self.stamps.sha256_of(path, name or path)
 
     def record_config(self, config: str) -> None:
         """Keep the configuration (json) that a build runs with."""
@@ -158,6 +144,20 @@ class Catalog(AbstractContextManager["Catalog"]):
                 [fingerprint, stage, json.dumps(identity, sort_keys=True), utc_now()],
             )
             self._connection.execute("INSERT OR REPLACE INTO current_stages VALUES (?, ?)", [stage, fingerprint])
+
+    def name_anew(self, stage: str, before: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
+        """Give a version that was begun the name of what its inputs turned out to be; its parts go with it."""
+        if before == fingerprint:
+            return
+        self.open_stage(stage, fingerprint, identity)
+        with self._transaction():
+            self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ?", [fingerprint])
+            self._connection.execute(
+                "INSERT INTO stage_parts SELECT ?, step, position, part_key FROM stage_parts WHERE fingerprint = ?",
+                [fingerprint, before],
+            )
+            for table in ("stage_parts", "stages"):
+                self._connection.execute(f"DELETE FROM {table} WHERE fingerprint = ?", [before])
 
     def seal_stage(self, stage: StageRecord) -> None:
         """Close a stage version for good.
@@ -205,10 +205,11 @@ class Catalog(AbstractContextManager["Catalog"]):
         ).fetchall()
         return self._parts.in_order([key for key, *_ in wanted])
 
-    def parts_like(self, stage: str, step: str, reuse_key: str) -> list[PartRecord]:
-        """Every committed part that was made by the same recipe, whatever the stage version, oldest first."""
+    def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
+        """Every committed part of a recipe, or of all; whatever the stage version, oldest first."""
         wanted = self._connection.sql(
-            "SELECT part_key FROM parts WHERE stage = ? AND step = ? AND reuse_key = ? ORDER BY committed_at, part_key",
+            "SELECT part_key FROM parts WHERE stage = $1 AND step = $2 AND ($3 IS NULL OR reuse_key = $3) "
+            "ORDER BY committed_at, part_key",
             params=[stage, step, reuse_key],
         ).fetchall()
         return self._parts.in_order([key for (key,) in wanted])

@@ -29,7 +29,11 @@ SNAPSHOT_FILE, JOURNAL_FILE = "catalog.snapshot", "catalog.journal"
 FORMAT = 1  # of the catalogue and its snapshot; raise it when an older program must not write them
 MAX_LOST_SHARE = 0.1  # of the recorded files of a folder
 _GUARDED = ("pool", "tables")  # a release that was deleted is made from these
-_NOT_KEPT = ("inputs", "snapshots")  # hashes that can be taken again; the snapshot says itself which one it is
+_NOT_KEPT = (
+    "inputs",
+    "stamps",
+    "snapshots",
+)  # hashes that can be taken again; the snapshot says itself which one it is
 
 Row = dict[str, Any]
 

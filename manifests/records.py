@@ -1,15 +1,32 @@
-"""What the catalogue keeps of a part, of a stage and of a round of fetching."""
+"""What the catalogue keeps of a part, of a stage, of a round of fetching and of the files that a build reads.
+
+Of such a file it keeps a stamp beside the sha256: size, time of change, time of the last change of its inode, and
+inode; in a store the version that it names. A stamp answers one question: must this file be hashed again? No
+fingerprint sees it. Single files stand in `inputs`, by their path; pictures, which are many, in `stamps`.
+"""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from manifests import storage
 from manifests.errors import IntegrityError
+
+_TICK_NS = 20_000_000  # clocks of file systems go in steps of 1 to 10 ms: a second write within one would not show
+_HASHED_AT_A_TIME = 8
+UNREADABLE = ""
+"""Stands for the sha256 of a file that cannot be read."""
+LOOKED = pa.schema([("place", pa.string()), ("path", pa.string()), ("stamp", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -129,3 +146,109 @@ class FetchRounds:
 def utc_now() -> datetime.datetime:
     """The time as the catalogue holds it: UTC, without a zone."""
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+
+
+# ---- files that a build reads
+
+
+def stamp_of(path: str) -> str | None:
+    """The stamp of a file; None where nothing would show a change.
+
+    Raises: FileNotFoundError and other errors of the file system or the store.
+    """
+    fs, inner = storage.filesystem(path)
+    return stamp_in_store(fs.info(inner)) if storage.is_remote(path) else _stamp_on_disk(inner)
+
+
+def _stamp_on_disk(path: str) -> str | None:
+    info = Path(path).stat()
+    is_settled = time.time_ns() - info.st_ctime_ns > _TICK_NS
+    return f"{info.st_size}-{info.st_mtime_ns}-{info.st_ctime_ns}-{info.st_ino}" if is_settled else None
+
+
+def stamp_in_store(entry: Mapping[str, Any]) -> str | None:
+    """The stamp of a file by its entry in a store's listing: the ETag (by S3's or Google's name), or size and time."""
+    version = entry.get("ETag") or entry.get("etag") or storage.changed_ns(entry)
+    return f"{entry['size']}-{version}" if version else None
+
+
+def stamps_on_disk(folder: str, names: Iterable[str]) -> list[str | None]:
+    """Stamps of files by their names below a folder; None for one that is not there."""
+    stamps: list[str | None] = []
+    for name in names:
+        try:
+            stamps.append(_stamp_on_disk(f"{folder}/{name}"))
+        except (OSError, ValueError):
+            stamps.append(None)
+    return stamps
+
+
+def hash_or_unreadable(path: str) -> str:
+    """The sha256 of a file, or UNREADABLE.
+
+    Raises: RetryableError when a store does not give what it has.
+    """
+    try:
+        return storage.hash_file(path).sha256
+    except Exception as error:
+        storage.check_passing(path, error)
+        if not isinstance(error, OSError | ValueError):
+            raise
+        return UNREADABLE
+
+
+class Stamps:
+    """Stored stamps and hashes. Writes through the catalogue's own connection."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def sha256_of(self, path: str, name: str) -> str:
+        """The hash of one file, which is kept under `name`; it is read again only when its stamp is another one."""
+        fs, inner = storage.filesystem(path)
+        stamp = stamp_of(path)
+        stored = self._connection.execute("SELECT sha256 FROM inputs WHERE path = ? AND stamp = ?", [name, stamp])
+        for (sha256,) in stored.fetchall():
+            return str(sha256)
+        info = fs.info(inner)
+        sha256 = storage.hash_file(path).sha256
+        self._connection.execute(
+            "INSERT OR REPLACE INTO inputs BY NAME "
+            "SELECT ? AS path, ? AS num_bytes, ? AS mtime_ns, ? AS sha256, ? AS stamp",
+            [name, int(info["size"]), storage.changed_ns(info), sha256, stamp],
+        )
+        return sha256
+
+    def stored(self, looked: pa.Table) -> pa.Table:
+        """Rows of LOOKED with `sha256`, null where the stamp is not the stored one, and whether any is `stored`."""
+        self._connection.register("looked", looked)
+        rows = self._connection.sql(
+            "SELECT l.*, if(s.stamp = l.stamp, s.sha256, NULL) AS sha256, s.place IS NOT NULL AS stored "
+            "FROM looked l LEFT JOIN stamps s USING (place)"
+        ).to_arrow_table()
+        self._connection.unregister("looked")
+        return rows
+
+    def keep(self, hashed: pa.Table) -> None:
+        """Store `stamp` and `sha256` by `place`, in place of older ones; a row without a stamp is left out."""
+        self._connection.register("hashed", hashed)
+        self._connection.execute("DELETE FROM stamps WHERE place IN (SELECT place FROM hashed)")
+        self._connection.execute("INSERT INTO stamps SELECT place, stamp, sha256 FROM hashed WHERE stamp IS NOT NULL")
+        self._connection.unregister("hashed")
+
+    def hash_files(self, looked: pa.Table) -> pa.Table:
+        """Rows of LOOKED with `sha256`: read now, in several threads, and stored."""
+        with ThreadPoolExecutor(_HASHED_AT_A_TIME) as threads:
+            hashes = list(threads.map(hash_or_unreadable, looked["path"].to_pylist()))
+        hashed = looked.select(LOOKED.names).append_column("sha256", pa.array(hashes, pa.string()))
+        self.keep(hashed)
+        return hashed
+
+    def sha256_of_all(self, looked: pa.Table) -> pa.Table:
+        """Rows of LOOKED with `sha256`; those are read whose stamp is another one, or was never seen."""
+        rows = self.stored(looked)
+        is_new = pa.compute.is_null(rows["sha256"])
+        names = [*LOOKED.names, "sha256"]
+        return pa.concat_tables(
+            [rows.filter(pa.compute.invert(is_new)).select(names), self.hash_files(rows.filter(is_new))]
+        )

@@ -4,11 +4,19 @@
 CREATE TABLE IF NOT EXISTS inputs (
     path VARCHAR PRIMARY KEY, num_bytes BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, sha256 VARCHAR NOT NULL
 );
+ALTER TABLE inputs ADD COLUMN IF NOT EXISTS stamp VARCHAR;
 COMMENT ON TABLE inputs IS 'Content hashes of input files, so that an unchanged file is not read again to know it.';
+COMMENT ON COLUMN inputs.stamp IS 'Its stamp when it was hashed, as in stamps; null: it must be hashed again';
 COMMENT ON COLUMN inputs.path IS 'Path as the config gives it';
 COMMENT ON COLUMN inputs.num_bytes IS 'Size when it was hashed';
 COMMENT ON COLUMN inputs.mtime_ns IS 'Modification time when it was hashed, nanoseconds since 1970';
 COMMENT ON COLUMN inputs.sha256 IS 'Hash of the content, hex';
+
+CREATE TABLE IF NOT EXISTS stamps (place VARCHAR NOT NULL, stamp VARCHAR NOT NULL, sha256 VARCHAR NOT NULL);
+COMMENT ON TABLE stamps IS 'Content hashes of local pictures, so that an unchanged one is not read again to know it.';
+COMMENT ON COLUMN stamps.place IS 'The source or evaluation set, and the name of the file in its folder';
+COMMENT ON COLUMN stamps.stamp IS 'Size, times of change and inode, or the version that a store names';
+COMMENT ON COLUMN stamps.sha256 IS 'Hash of the content, hex; empty where it could not be read';
 
 CREATE TABLE IF NOT EXISTS stages (
     fingerprint VARCHAR PRIMARY KEY, stage VARCHAR NOT NULL, identity VARCHAR NOT NULL,

@@ -28,7 +28,7 @@ _ONE_ROW = {
 _MORE_ROWS = {
     "extra_captions": "SELECT * FROM extra_captions WHERE sample_id = $1 ORDER BY place",
     "fetched": "SELECT f.* FROM fetched f JOIN candidates c ON f.sample_id = c.sample_id "
-    "AND f.url = coalesce(c.locator, c.url) WHERE f.sample_id = $1 ORDER BY round",
+    "AND coalesce(starts_with(f.url, c.locator || '#'), f.url = c.url) WHERE f.sample_id = $1 ORDER BY round",
     "scores": "SELECT * FROM scores WHERE sample_id = $1",
     "draws": "SELECT * FROM draws WHERE sample_id = $1 ORDER BY copy",
     "placements": "SELECT * FROM placements WHERE sample_id = $1 ORDER BY copy",

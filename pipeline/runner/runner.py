@@ -78,8 +78,8 @@ class Runner:
         self._stop = stop or StopRequests()
         self._publishing = threading.Lock()
         self._executor: Executor | None = None
-        self._context = BuildContext(config, catalog.workdir, catalog)
         self._checks = ContentChecks(catalog.workdir)
+        self._context = BuildContext(config, catalog.workdir, catalog, require=self._checks.require)
         self._forgotten: set[str] = set()
         self._status_failed = False
         self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
@@ -141,7 +141,7 @@ class Runner:
         if sealed is None:
             raise ConfigError(
                 f"{self._catalog.workdir}: the stage '{stage}' is not done yet with the configuration of the last "
-                "build; run `plantmix build` with it first"
+                "build, or files of its sources have changed since; run `plantmix build` with it first"
             )
         return sealed
 
@@ -216,6 +216,10 @@ class Runner:
             self._checks.require(files)
         for step in stage.steps:
             self._run_step(stage, step, inputs)
+            if step.learns is not None:
+                inputs = step.learns(inputs, self._stage_run(stage, None))
+                before, context.fingerprint = context.fingerprint, stage.fingerprint(inputs)
+                self._catalog.name_anew(stage.name, before, context.fingerprint, stage.identity(inputs))
         run = self._stage_run(stage, None)
         funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
         self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))

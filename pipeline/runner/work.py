@@ -195,6 +195,9 @@ class Step(Generic[StageInputs, PartInputs, How]):
 
     `prepares` says that its parts only bring rows together for the next step. The version of the stage does not see
     such a step: the next step's version stands for both.
+
+    `learns` gives the stage's inputs as this step has found them: of a file that nobody had read before, the content is
+    known when its parts are there. Later steps get these inputs, and the version of the stage is named by them.
     """
 
     name: str
@@ -209,6 +212,7 @@ class Step(Generic[StageInputs, PartInputs, How]):
     reports: bool = False
     from_outside: bool = False
     prepares: bool = False
+    learns: Callable[[StageInputs, StageRun[Any]], StageInputs] | None = None
 
     def reuse_key(self, reuse: Any) -> str:
         """The name of parts that this version of the step makes with `reuse`; empty where that is None."""
@@ -261,6 +265,8 @@ class BuildContext:
     """Version of the stage that is being built."""
     fetch_round: FetchRound | None = None
     """The round that `plantmix retry` is running; None in a build."""
+    require: Callable[[Files], Files] = brought
+    """Checks the content of files that are about to be read."""
 
     def files(self, stage: str, table: str) -> Files:
         """A sealed stage's files that hold `table`, in plan order."""

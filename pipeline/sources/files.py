@@ -14,7 +14,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +26,7 @@ import pyarrow as pa
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
+from manifests.records import stamp_in_store, stamps_on_disk
 from pipeline.sources.limits import MAX_OPEN_FILES
 from pipeline.sources.settings import IMAGE_SUFFIXES
 
@@ -188,17 +189,33 @@ def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
     return ((name, size) for name, size, _ in walk_versions(root))
 
 
-def walk_versions(root: str) -> Iterator[tuple[str, int | None, str | None]]:
+def walk_versions(root: str, hidden: bool = False) -> Iterator[tuple[str, int | None, str | None]]:
     """As `walk_files`, with the version (ETag) that the listing of an object store names; None on a disk.
 
     A version changes with the content, and is seen without a request for the file.
     """
+    for name, size, entry in _walk_entries(root, hidden):
+        yield name, size, entry.get("ETag") or entry.get("etag")  # by S3's and by Google's name
+
+
+def look_at(root: str, names: Sequence[str]) -> list[str | None]:
+    """Stamps (manifests/records.py) of files below a folder; None for one that is not there. A store is listed once.
+
+    Raises: as `walk_files`.
+    """
+    if not storage.is_remote(root):
+        return stamps_on_disk(storage.filesystem(root)[1], names)
+    listed = {name: entry for name, size, entry in _walk_entries(root, hidden=True) if size is not None}
+    return [stamp_in_store(listed[name]) if name in listed else None for name in names]
+
+
+def _walk_entries(root: str, hidden: bool = False) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:
     fs, inner = storage.filesystem(root)
     inner = inner.rstrip("/") or "/"
-    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1)
+    yield from _walk(fs, inner, len(inner.rstrip("/")) + 1, hidden)
 
 
-def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None, str | None]]:
+def _walk(fs: Any, folder: str, prefix: int, hidden: bool) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:
     try:
         entries = sorted(fs.ls(folder, detail=True), key=lambda entry: str(entry["name"]))
     except PermissionError as error:
@@ -209,15 +226,14 @@ def _walk(fs: Any, folder: str, prefix: int) -> Iterator[tuple[str, int | None, 
         ) from None
     for entry in entries:
         name = str(entry["name"]).rstrip("/")
-        if name.rpartition("/")[2].startswith("."):
+        if name.rpartition("/")[2].startswith(".") and not hidden:
             continue
         if entry.get("islink"):
-            yield name[prefix:] + ("/" if fs.isdir(name) else ""), None, None
+            yield name[prefix:] + ("/" if fs.isdir(name) else ""), None, {}
         elif entry["type"] == "directory":
-            yield from _walk(fs, name, prefix)
+            yield from _walk(fs, name, prefix, hidden)
         else:
-            size = int(entry["size"]) if entry["type"] == "file" else None
-            yield name[prefix:], size, entry.get("ETag") or entry.get("etag")  # by S3's and by Google's name
+            yield name[prefix:], int(entry["size"]) if entry["type"] == "file" else None, entry
 
 
 def make_locator(name: str, offset: int, length: int) -> str:
@@ -234,6 +250,11 @@ def split_locator(locator: str) -> tuple[str, int, int]:
     if found is None:
         raise ValueError(f"not a locator: {locator[:200]}")
     return found[1], int(found[2]), int(found[3])
+
+
+def address_of(locator: str, sha256: str) -> str:
+    """What names a picture that was read, as a URL names a download: its locator, and the content of its file."""
+    return f"{locator}#{sha256}"
 
 
 class LocalReader(AbstractContextManager["LocalReader"]):

@@ -1,7 +1,7 @@
 """Pictures in a folder: named by a table beside them, by the names of their folders, or by a text file beside each.
 
-Reads names and sizes, and texts; the pictures themselves are read once, in fetch. A picture is known by its path in the
-folder and its size, as a picture on the web is known by its URL. Memory: the names of one folder at a time.
+Reads names and sizes, and texts; the pictures themselves are read once, in fetch, which knows them by their content.
+Memory: the names of one folder at a time, or those that the table names.
 Only regular files within the folder are read: a link, a pipe or a device ends as a row `no_regular_file`.
 Raises ConfigError for a folder that is missing or holds no picture.
 """
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,14 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
     """What the rows depend on: names and sizes of the pictures, and the content of every text that is read.
 
     Of texts in an object store the version that its listing names: reading them is left to `read_rows`.
+    With a table they are the files that it names, whatever their ending, and also those that are not there.
     """
     settings = given(source.folder)
     digest = hashlib.sha256()
+    if settings.table is not None:
+        for name, size in sorted(_named_files(source).items()):
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return [digest.hexdigest(), *table.digest_inputs(_inner_table(source), hash_file)]
     reads_texts = settings.captions == "text_file"
     for name, size, version in walk_versions(settings.path):
         if name.lower().endswith(_endings(settings)):
@@ -68,8 +73,15 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
                 digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
         elif reads_texts and version is not None and name.endswith(_TEXT_ENDING):
             digest.update(f"{name}\0{version}\n".encode("utf-8", "surrogateescape"))
-    tables = table.digest_inputs(_inner_table(source), hash_file) if settings.table is not None else []
-    return [digest.hexdigest(), *tables]
+    return [digest.hexdigest()]
+
+
+def names_of_pictures(source: Origin) -> list[str]:
+    """The pictures, relative to the folder."""
+    settings = given(source.folder)
+    if settings.table is not None:
+        return [name for name, size in _named_files(source).items() if isinstance(size, int)]
+    return [name for name, _ in _pictures(settings)]
 
 
 def root_of(source: Origin) -> str:
@@ -187,10 +199,9 @@ def _table_rows(source: Origin) -> Iterator[Batch]:
         good: list[int] = []
         for place, file in enumerate(raw.rows[columns.file].to_pylist()):
             name = _below(file, root)
-            size = _size_of(fs, root, name) if name else None
-            why_not = why_not_inside(settings.path, name) if name and size is not None else None
-            if why_not is not None:
-                lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {why_not}", record_key=file))
+            size = _size_of(fs, settings.path, root, name) if name else None
+            if isinstance(size, str):
+                lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {size}", record_key=file))
             elif name is None or size is None:
                 reason = "missing_file" if name or not file else "file_outside_folder"
                 lost.append(Lost(int(raw.numbers[place]), reason, file, record_key=file))
@@ -215,10 +226,30 @@ def _below(file: str | None, root: str) -> str | None:
     return str(path)
 
 
-def _size_of(fs: Any, root: str, name: str) -> int | None:
+def _named_files(source: Origin) -> dict[str, int | str | None]:
+    """The files that the table names, with what `_size_of` gives. A store is listed, not asked for each of them."""
+    settings = given(source.folder)
+    fs, root = storage.filesystem(settings.path)
+    column, names = given(settings.columns).file, dict[str, None]()
+    for raw in table.read_batches(_inner_table(source)):
+        names |= dict.fromkeys(name for file in raw.rows[column].to_pylist() if (name := _below(file, root)))
+    if storage.is_remote(settings.path):
+        sizes = {name: size for name, size, _ in walk_versions(settings.path, hidden=True)}
+        return {name: sizes.get(name) for name in names}
+    return {name: _size_of(fs, settings.path, root, name) for name in names}
+
+
+def _size_of(fs: Any, folder: str, root: str, name: str) -> int | str | None:
+    """Size of a file; None where it is not there, and in words why it is not read."""
+    if not storage.is_remote(folder):
+        try:
+            size = Path(root, name).stat().st_size
+        except (OSError, ValueError):  # not there, or no name that a file can have
+            return None
+        return why_not_inside(folder, name) or size
     try:
         info = fs.info(f"{root.rstrip('/')}/{name}")
-    except (OSError, ValueError) as error:  # not there, or no name that a file can have
+    except (OSError, ValueError) as error:
         storage.check_passing(str(fs.unstrip_protocol(f"{root}/{name}")), error)
         return None
     return int(info["size"]) if info["type"] == "file" else None

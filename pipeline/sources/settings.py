@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from manifests.masking import hide_secrets
 from manifests.settings import NAME_PATTERN, ConfigPath, Settings
 from pipeline.vocabulary.licences import LicenceSettings
 
@@ -336,15 +335,15 @@ class Origin(Settings):
         settings = values[self.kind]
         if self.kind == "gbif":
             settings = {name: value for name, value in settings.items() if name not in REQUEST_FIELDS}
-        return values | {self.kind: _without_paths(settings, keep_file_name=False)}
+        return values | {self.kind: _without_paths(settings)}
 
     def recipe(self) -> dict[str, Any]:
-        """The identity as a release records it: with the names of files, without their folders."""
+        """The identity as a release records it: with what GBIF was asked for, and without a path as well."""
         values = self.identity()
         if self.kind == "table":
-            return values | {"table": hide_secrets(str(self.table)).rpartition("/")[2]}
+            return values
         settings = getattr(self, self.kind).model_dump(mode="json", exclude_none=True)
-        return values | {self.kind: _without_paths(settings, keep_file_name=True)}
+        return values | {self.kind: _without_paths(settings)}
 
 
 class NestedTable(Origin):
@@ -387,9 +386,5 @@ PATH_FIELDS = ("path", "table", "taxa")
 REQUEST_FIELDS = ("taxon", "country", "licence", "basis_of_record", "years", "refresh", "download", "api")
 
 
-def _without_paths(settings: dict[str, Any], *, keep_file_name: bool) -> dict[str, Any]:
-    values = dict(settings)
-    for name in PATH_FIELDS:
-        if values.get(name):
-            values[name] = hide_secrets(values[name]).rstrip("/").rpartition("/")[2] if keep_file_name else None
-    return values
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {name: None for name in PATH_FIELDS if settings.get(name)}

@@ -1,7 +1,8 @@
 """fetch: download every candidate's picture, measure it in one decode, store it; one outcome for every URL.
 
 Reads candidates. Those with a locator lie on this machine already: stages/fetch_local.py reads them, and they take the
-same measurement. Writes pool tars, the facts of each part, and `facts` (one row a candidate, sorted by sample_id).
+same measurement; they are known by their content. Writes pool tars, the facts of each part, and
+`facts` (one row a candidate, sorted by sample_id).
 
 No build downloads a picture twice under the same image settings: an edited caption downloads nothing, a new URL
 downloads one picture. A build asks again for a row when a setting that decided its outcome has changed since, such as
@@ -49,7 +50,7 @@ from pipeline.stages.fetch_rounds import (
     view_fetched,
 )
 from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
-from pipeline.store.files import Files
+from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
 
 log = logging.getLogger("plantmix.fetch")
@@ -76,6 +77,7 @@ class CollectInputs:
 
     candidates: Files
     secrets: Files
+    local: RowGroup | None
     fetched: tuple[FetchedFiles, ...]
     image: ImageSettings
     consent: Consent
@@ -121,12 +123,9 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
     A picture that was fetched under other limits, or when other signals counted, is judged by what is known of it.
     """
     with run.scratch() as sql:
-        _view_candidates(sql, inputs.candidates, inputs.secrets, inputs.bucket)
+        _view_candidates(sql, inputs.candidates, inputs.secrets, inputs.local, inputs.bucket)
         view_fetched(sql, inputs.fetched, inputs.consent, inputs.bucket.where)
-        counting = (
-            "SELECT f.* FROM candidates c JOIN parts f "
-            "ON f.sample_id = c.sample_id AND f.url = coalesce(c.locator, c.address)"
-        )
+        counting = "SELECT f.* FROM candidates c JOIN parts f ON f.sample_id = c.sample_id AND f.url = c.address"
         again = "SELECT 1 FROM parts GROUP BY sample_id HAVING count(*) > 1 LIMIT 1"
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
             counting += f" QUALIFY {COUNTS}"
@@ -152,6 +151,7 @@ def _inputs(context: BuildContext) -> FetchInputs:
     return FetchInputs(
         candidates.digested(*addresses),
         secrets.digested(*addresses),
+        fetch_local.look_at_candidates(context),
         fetch.image,
         fetch.deciding(),
         fetch.network.consent,
@@ -166,7 +166,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
     are left out, so a killed build goes on with the same parts.
     """
     with run.scratch() as sql:
-        _view_candidates(sql, inputs.candidates, inputs.secrets)
+        _view_candidates(sql, inputs.candidates, inputs.secrets, None)
         view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs), inputs.consent)
         groups = cut_rows(
             sql,
@@ -217,18 +217,25 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
 def fetched_before(config: BuildConfig, catalog: Catalog) -> Sequence[FetchedFiles]:
     """What a work folder holds of downloads that a build with this configuration would take up."""
     fetch = config.fetch
-    inputs = FetchInputs(Files(), Files(), fetch.image, fetch.deciding(), fetch.network.consent, sys.maxsize)
+    inputs = FetchInputs(Files(), Files(), None, fetch.image, fetch.deciding(), fetch.network.consent, sys.maxsize)
     run = StageRun[None](STAGE, "", catalog, config.run, None)
     return by_settings(run, _fetched(inputs, run), inputs)
 
 
-def _view_candidates(sql: Any, candidates: Files, secrets: Files, bucket: Bucket = WHOLE) -> None:
+def _view_candidates(
+    sql: Any, candidates: Files, secrets: Files, local: RowGroup | None, bucket: Bucket = WHOLE
+) -> None:
     """The candidates with what is `asked`, secrets included, and the `address` by which what was fetched is known."""
     view_parquet(sql, "rows", candidates.paths, bucket.where)
     view_table(sql, "secrets", secrets, tables.SECRETS, bucket.where)
+    sql.register(
+        "local",
+        pq.ParquetFile(local.path).read_row_group(local.number) if local else fetch_local.ADDRESSES.empty_table(),
+    )
     sql.execute(
-        "CREATE VIEW candidates AS SELECT r.*, coalesce(s.url, r.url) AS asked, coalesce(s.address, r.url) AS address "
-        "FROM rows r LEFT JOIN secrets s USING (sample_id)"
+        "CREATE VIEW candidates AS SELECT r.*, coalesce(s.url, r.url) AS asked, "
+        "coalesce(l.address, s.address, r.url) AS address "
+        "FROM rows r LEFT JOIN secrets s USING (sample_id) LEFT JOIN local l USING (sample_id)"
     )
 
 
@@ -241,18 +248,20 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[Col
     downloaded = spread(((part, ids_of(part)) for part in run.parts("download")), buckets)
     by_key = sorted(run.parts("local"), key=lambda part: part.key)
     local = FetchedFiles(run.files("sort", "sorted") or run.files_of(by_key, "fetched"), ())
+    addresses = fetch_local.cut_addresses(inputs, run, buckets)
     return [
         Part(
             CollectInputs(
                 inputs.candidates,
                 inputs.secrets,
+                of_local,
                 (*by_settings(run, urls, inputs), local),
                 inputs.image,
                 inputs.consent,
                 bucket,
             )
         )
-        for bucket, urls in zip(buckets, downloaded, strict=True)
+        for bucket, urls, of_local in zip(buckets, downloaded, addresses, strict=True)
     ]
 
 

@@ -1,8 +1,12 @@
 """The steps of fetch for pictures that lie on this machine: candidates with a locator, in the order in which they lie.
 
 Reads candidates and, through pipeline/fetching/local.py, the files of the sources. Writes pool tars and the facts of
-each part, as the download step does. A picture that was measured under the same image settings is not read again,
-except by `plantmix retry` where its file was missing or unreadable.
+each part, as the download step does. Content that was measured under the same image settings is not read again, except
+by `plantmix retry` where the file was missing or unreadable.
+
+A picture is known by its content. Before fetch is named, stamps of all files are compared with the stored ones
+(manifests/records.py), and files that have changed are hashed. A picture that was never read is not read for this: the
+step that decodes it hashes it too, and `learn` completes what was known before. Memory: the names of all files.
 
 Where facts are collected in buckets, a second step sorts those of these pictures by id. Pictures lie in no order of
 ids, so each bucket would else read all facts of them.
@@ -11,7 +15,7 @@ ids, so each bucket would else read all facts of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +24,12 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.outcomes import Outcome
-from manifests.records import Funnel, PartRecord, fingerprint
+from manifests.records import Funnel, PartRecord
 from pipeline.fetching.local import read_local
 from pipeline.pictures.settings import ImageSettings
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
-from pipeline.sources.reading import root_of
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
+from pipeline.sources.reading import looked_at, places_of, root_of
+from pipeline.sources.settings import Origin
 from pipeline.stages.fetch_rounds import (
     FetchedFiles,
     FetchInputs,
@@ -32,14 +37,18 @@ from pipeline.stages.fetch_rounds import (
     rows_to_fetch,
     view_fetched,
 )
-from pipeline.store.buckets import rows_of_bucket
-from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, cut_rows, view_parquet
+from pipeline.store.buckets import Bucket, rows_of_bucket
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.sql import copy_sorted, cut_rows, facet, open_scratch, view_parquet, view_table
 from pipeline.store.writing import private_file
 
-VERSION = 5
+VERSION = 6
 SORTED_GROUP_ROWS = 10_000
 """Of a row group of sorted facts: a bucket reads those that hold its ids."""
+ADDRESSES = pa.schema([("sample_id", pa.string()), ("address", pa.string())])
+_NAME = "regexp_extract(c.locator, '^(.*)@[0-9]+[+][0-9]+$', 1, 's')"
+_IS_WHOLE = "regexp_matches(c.locator, '@0[+][0-9]+$')"  # a member of a tar lies behind its header
+_WAS_READ = "p.sample_id = c.sample_id AND starts_with(p.url, c.locator || '#')"
 
 
 @dataclass(frozen=True)
@@ -52,11 +61,11 @@ class SortInputs:
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     """Measure the pictures of one part into a pool tar and a table of facts; `run.how` is the folder of each source."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator")), strict=True))
+    names = ("sample_id", "source", "locator", "seen")
+    rows = list(zip(*(todo[name].to_pylist() for name in names), strict=True))
     temp = new_pool_file(run)
-    facts = read_local(rows, run.how, inputs.image, temp, with_c2pa=bool(inputs.deciding))
-    locators = {sample_id: locator for sample_id, _, locator in rows}
-    return finish(facts, locators, {"round": inputs.round}, temp, run.stem, run)
+    facts, addresses = read_local(rows, run.how, inputs.image, temp, with_c2pa=bool(inputs.deciding))
+    return finish(facts, addresses, {"round": inputs.round}, temp, run.stem, run)
 
 
 def new_pool_file(run: Execution[Any]) -> str:
@@ -95,15 +104,21 @@ def finish(
 
 def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[PicturesInputs]]:
     """The rows that no part has measured, with the pictures of one file together, cut into parts of equal length."""
-    columns = "sample_id, source, locator, row_number"
+    if inputs.local is None:
+        return []
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_parquet(sql, "rows", inputs.candidates.paths)
+        view_parquet(sql, "looked", [inputs.local.path])
+        sql.execute(
+            "CREATE VIEW candidates AS SELECT r.*, l.address AS seen, coalesce(l.address, r.locator) AS address "
+            "FROM rows r JOIN looked l USING (sample_id)"
+        )
         view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())], inputs.consent)
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, columns, "locator", "locator IS NOT NULL"),
+            rows_to_fetch(run.fetch_round, "sample_id, source, locator, row_number, seen, address", "address", "true"),
             "source, row_number",
-            "sample_id || chr(31) || locator",
+            "sample_id || chr(31) || address",
             run.scratch_file("local-todo.parquet"),
             run.settings.fetch_part_size,
         )
@@ -123,10 +138,7 @@ def _reuse(inputs: FetchInputs) -> tuple[ImageSettings, tuple[tuple[str, str], .
 
 
 def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    values = {"local": 5, "image": inputs.image.model_dump(mode="json")}
-    before = fingerprint(values | {"deciding": deciding} if (deciding := _deciding(inputs)) else values)
-    measured = run.made_of("local", _reuse(inputs), {5: before})
-    return [part for part in measured if part.notes["round"] <= inputs.round]
+    return [part for part in run.made_of("local", _reuse(inputs)) if part.notes["round"] <= inputs.round]
 
 
 def _roots(context: BuildContext) -> dict[str, str]:
@@ -157,5 +169,114 @@ def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[SortIn
     return [Part(SortInputs(run.files_of(chunk, "fetched"))) for chunk in chunks]
 
 
-STEP = Step("local", _plan, read, version=VERSION, how=_roots, unit="images", committed=_measured)
+# ---- which content the pictures have
+
+
+def look_at_candidates(context: BuildContext) -> RowGroup | None:
+    """The address (`address_of`) of each candidate with a locator; null where nobody has read the picture yet.
+
+    None where no source has local pictures.
+    """
+    origins = [source for source in context.config.sources if root_of(source) is not None]
+    if not origins:
+        return None
+    stamps = context.catalog.stamps
+    with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
+        view_parquet(sql, "candidates", context.files("ingest", "candidates").paths, "locator IS NOT NULL")
+        sql.execute(
+            f"CREATE TABLE named AS SELECT source, {_NAME} AS name, {_IS_WHOLE} AS whole FROM candidates c GROUP BY ALL"
+        )
+        sql.register("tars", pa.concat_tables([_tars(context, origin, sql) for origin in origins]))
+        looked = pa.concat_tables([looked_at(origin, _names(sql, origin, "whole")) for origin in origins])
+        sql.register("files", stamps.stored(looked))
+        sql.execute("CREATE TABLE read_before AS SELECT place FROM files WHERE stored")
+        if sql.sql("FROM files WHERE NOT stored LIMIT 1").fetchall():  # of a build that was killed, or a lost catalogue
+            parts = files_in(context.workdir, context.catalog.parts_like("fetch", "local"), "fetched")
+            view_table(sql, "p", context.require(parts), tables.FETCHED, of_versions=True)
+            sql.execute(
+                f"INSERT INTO read_before SELECT {_place(origins)} FROM candidates c SEMI JOIN p ON {_WAS_READ}"
+            )
+        changed = sql.sql("FROM files SEMI JOIN read_before USING (place) WHERE sha256 IS NULL").to_arrow_table()
+        sql.register("hashed", stamps.hash_files(changed))
+        return _written(
+            context.workdir,
+            "local-looked",
+            sql,
+            "SELECT sample_id, locator, place, f.stamp, "
+            "locator || '#' || coalesce(t.sha256, h.sha256, f.sha256) AS address "
+            f"FROM (SELECT sample_id, locator, {_place(origins)} AS place FROM candidates c) "
+            "LEFT JOIN tars t USING (place) LEFT JOIN files f USING (place) LEFT JOIN hashed h USING (place)",
+        )
+
+
+def learn(inputs: FetchInputs, run: StageRun[Any]) -> FetchInputs:
+    """The same inputs, with the addresses of pictures that the local step has read for the first time."""
+    if inputs.local is None:
+        return inputs
+    with run.scratch() as sql:
+        view_parquet(sql, "looked", [inputs.local.path])
+        if not sql.sql("FROM looked WHERE address IS NULL LIMIT 1").fetchall():
+            return inputs
+        view_table(sql, "p", run.files("local", "fetched"), tables.FETCHED, of_versions=True)
+        sql.execute(
+            "CREATE TABLE learnt AS SELECT c.sample_id, c.place, any_value(c.stamp) AS stamp, max(p.url) AS address "
+            f"FROM looked c JOIN p ON {_WAS_READ} WHERE c.address IS NULL GROUP BY c.sample_id, c.place"
+        )
+        run.catalog.stamps.keep(
+            sql.sql(
+                "SELECT place, any_value(stamp) AS stamp, max(regexp_extract(address, '[^#]*$')) AS sha256 FROM learnt "
+                "GROUP BY place HAVING min(regexp_extract(address, '[^#]*$')) = max(regexp_extract(address, '[^#]*$'))"
+            ).to_arrow_table()
+        )
+        rows = (
+            "SELECT l.* REPLACE (coalesce(l.address, n.address) AS address) "
+            "FROM looked l LEFT JOIN learnt n USING (sample_id)"
+        )
+        return replace(inputs, local=_written(run.workdir, "local-learnt", sql, rows))
+
+
+def cut_addresses(inputs: FetchInputs, run: StageRun[Any], buckets: Sequence[Bucket]) -> list[RowGroup | None]:
+    """The addresses of local pictures, a row group a bucket."""
+    if inputs.local is None:
+        return [None] * len(buckets)
+    path = run.scratch_file("local-cut.parquet")
+    groups: list[RowGroup | None] = []
+    with run.scratch() as sql:
+        view_parquet(sql, "learnt", [inputs.local.path])
+        with pq.ParquetWriter(path, ADDRESSES, compression="lz4") as writer:
+            for number, bucket in enumerate(buckets):
+                rows = f"(SELECT sample_id, address FROM learnt WHERE {bucket.where})"
+                groups.append(RowGroup(path, number, facet(sql, ADDRESSES.names, rows)))
+                some = sql.sql(f"FROM {rows} ORDER BY sample_id").to_arrow_table().cast(ADDRESSES)
+                writer.write_table(some, row_group_size=max(1, some.num_rows))
+    return groups
+
+
+def _names(sql: Any, origin: Origin, which: str) -> list[str]:
+    rows = sql.execute(f"SELECT name FROM named WHERE source = ? AND {which} ORDER BY name", [origin.name]).fetchall()
+    return [name for (name,) in rows]
+
+
+def _place(origins: Sequence[Origin]) -> str:
+    """SQL: what `_place_of` gives, for the file that a candidate lies in."""
+    (prefix,) = {origin.place for origin in origins}
+    return f"'{prefix}.' || c.source || '/' || {_NAME}"
+
+
+def _tars(context: BuildContext, origin: Origin, sql: Any) -> pa.Table:
+    """The tars that hold many pictures, with the sha256 that ingest took."""
+    names, root = _names(sql, origin, "NOT whole"), root_of(origin) or ""
+    hashes = [context.catalog.input_sha256(storage.join(root, name)) for name in names]
+    return pa.table({"place": places_of(origin, names), "sha256": pa.array(hashes, pa.string())})
+
+
+def _written(workdir: str, name: str, sql: Any, query: str) -> RowGroup:
+    """The rows of a query in a scratch file, which a fingerprint sees by their ids and addresses."""
+    path = storage.join(workdir, "scratch", f"{name}.parquet")
+    sql.execute(f"CREATE TABLE written AS FROM ({query})")
+    pq.write_table(sql.sql("FROM written ORDER BY sample_id").to_arrow_table(), path, compression="lz4")
+    return RowGroup(path, 0, facet(sql, ADDRESSES.names, "written"))
+
+
+STEP = Step("local", _plan, read, version=VERSION, how=_roots, unit="images", committed=_measured, learns=learn)
 SORT = Step("sort", _plan_sort, sort, prepares=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -291,18 +292,23 @@ def test_a_file_that_was_away_is_read_again(
     (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
 
     def disk_away(*arguments: Any, **options: Any) -> Any:
-        (pictures / "rose 1.jpg").replace(tmp_path / "away")
+        pictures.replace(tmp_path / "away")
         try:
             return read_local(*arguments, **options)
         finally:
-            (tmp_path / "away").replace(pictures / "rose 1.jpg")
+            (tmp_path / "away").replace(pictures)
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.stages.fetch_local.read_local", disk_away)
         assert main(["build", str(tmp_path / "local.yaml"), "--to", "fetch"]) == 0
-    assert list(outcomes(tmp_path / "work").values()).count("file_missing") == 1
+    assert list(outcomes(tmp_path / "work").values()).count("file_missing") == 4
     assert main(["retry", str(tmp_path / "work")]) == 0
-    assert "round 1: asked again for 1 rows, 1 more pictures" in capsys.readouterr().out
+    assert "round 1: asked again for 4 rows, 4 more pictures" in capsys.readouterr().out
+    assert set(outcomes(tmp_path / "work").values()) == {"ok"}
+    os.utime(pictures / "rose 1.jpg")
+    assert main(["retry", str(tmp_path / "work")]) == 2
+    assert "or files of its sources have changed since; run `plantmix build`" in capsys.readouterr().err
+    assert main(["build", str(tmp_path / "local.yaml"), "--to", "fetch"]) == 0
     assert set(outcomes(tmp_path / "work").values()) == {"ok"}
 
 

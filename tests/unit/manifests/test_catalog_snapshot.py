@@ -59,7 +59,7 @@ def rows_of(workdir: Path) -> dict[str, list[tuple[object, ...]]]:
         return {
             name: sql.execute(f'SELECT * FROM "{name}" ORDER BY ALL').fetchall()
             for name in sorted(names)
-            if name not in ("inputs", "snapshots")
+            if name not in ("inputs", "stamps", "snapshots")
         }
 
 

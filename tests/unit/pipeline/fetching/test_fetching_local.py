@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.fetching.local import read_local
 from pipeline.pictures.image import StoredImage, measure_image
 from pipeline.pictures.settings import ImageSettings
-from pipeline.sources.files import BytesUnreadable, LocalReader, make_locator, split_locator
+from pipeline.sources.files import BytesUnreadable, LocalReader, address_of, make_locator, split_locator
 
 SETTINGS = ImageSettings(size_px=32, min_side_px=16)
 
@@ -31,12 +31,15 @@ def test_files_and_members_are_measured_as_downloads_are(tmp_path: Path) -> None
     (tmp_path / "one" / "a.jpg").write_bytes(bodies["a"])
     (tmp_path / "two.tar").write_bytes(b"x" * 512 + bodies["b"] + bodies["c"] + b"rest")
     rows = [
-        ("c", "two", make_locator("two.tar", 512 + len(bodies["b"]), len(bodies["c"]))),
-        ("a", "one", make_locator("a.jpg", 0, len(bodies["a"]))),
-        ("b", "two", make_locator("two.tar", 512, len(bodies["b"]))),
+        ("c", "two", make_locator("two.tar", 512 + len(bodies["b"]), len(bodies["c"])), "of the tar"),
+        ("a", "one", make_locator("a.jpg", 0, len(bodies["a"])), None),
+        ("b", "two", make_locator("two.tar", 512, len(bodies["b"])), "of the tar"),
     ]
     roots = {"one": str(tmp_path / "one"), "two": str(tmp_path)}
-    facts = read_local(rows, roots, SETTINGS, tmp_path / "pool.tar").to_pylist()
+    table, addresses = read_local(rows, roots, SETTINGS, tmp_path / "pool.tar")
+    facts = table.to_pylist()
+    sha256 = hashlib.sha256(bodies["a"]).hexdigest()
+    assert addresses == {"a": f"a.jpg@0+{len(bodies['a'])}#{sha256}", "b": "of the tar", "c": "of the tar"}
     pool = (tmp_path / "pool.tar").read_bytes()
     assert [fact["sample_id"] for fact in facts] == ["a", "b", "c"]
     for fact in facts:
@@ -66,10 +69,23 @@ def test_every_trouble_has_an_outcome(tmp_path: Path) -> None:
         "folder.jpg@0+5": "file_unreadable",
         "big.jpg@0+60000000": "body_too_large",
     }
-    rows = [(f"{number:02d}", "s", locator) for number, locator in enumerate(expected)]
-    facts = read_local(rows, {"s": str(tmp_path)}, SETTINGS, tmp_path / "pool.tar").to_pylist()
+    rows = [(f"{number:02d}", "s", locator, None) for number, locator in enumerate(expected)]
+    table, addresses = read_local(rows, {"s": str(tmp_path)}, SETTINGS, tmp_path / "pool.tar")
+    facts = table.to_pylist()
+    assert [addresses[sample_id] for sample_id, _, locator, _ in rows[3:]] == [f"{row[2]}#" for row in rows[3:]]
     assert {rows[int(fact["sample_id"])][2]: fact["outcome"] for fact in facts} == expected
     assert all(fact["detail"] and fact["offset"] is None for fact in facts)
+
+
+def test_a_file_that_was_replaced_after_it_was_looked_at_is_not_taken(tmp_path: Path) -> None:
+    body = picture(1)
+    (tmp_path / "a.jpg").write_bytes(body)
+    locator = make_locator("a.jpg", 0, len(body))
+    seen = {"0": address_of(locator, "0" * 64), "1": address_of(locator, hashlib.sha256(body).hexdigest())}
+    rows = [(sample_id, "s", locator, address) for sample_id, address in seen.items()]
+    table, addresses = read_local(rows, {"s": str(tmp_path)}, SETTINGS, tmp_path / "pool.tar")
+    assert table["outcome"].to_pylist() == ["file_changed", "ok"]
+    assert addresses == seen
 
 
 def test_locators_go_there_and_back() -> None:
