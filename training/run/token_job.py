@@ -85,33 +85,23 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
     for tower in towers.values():
         tower.network.to(device)
     with lock_folder(folder):
-        return _compute(settings, folder, pools, towers, device, say)
-
-
-def _compute(
-    settings: TokenSettings,
-    folder: Path,
-    pools: dict[str, SamplePool],
-    towers: dict[str, Backbone],
-    device: torch.device,
-    say: Callable[[str], None],
-) -> Path:
-    sources = {split: _Source(pool, towers["image"], device) for split, pool in pools.items()}
-    architecture = _architecture(settings, towers, sources[settings.splits[0]], folder)
-    clip = FrozenCLIP(architecture)
-    load_components(clip, folder)
-    clip.visual.use(towers["image"])
-    clip.text.use(towers["text"])
-    for split, source in sources.items():
-        for member in ("", *settings.text_members):
-            part = architecture["text_cfg" if member else "vision_cfg"]
-            identity = pool_identity(source.pool) | part | {"member": member, "components": architecture["components"]}
-            encode = _encoder(clip.text if member else clip.visual, source, member, settings.batch_size)
-            target = store_folder(folder, split, "text" if member else "image", member)
-            fill_store(target, identity, len(source.pool), encode, _progress(str(target), say))
-    path = folder / ARCHITECTURE_FILE
-    storage.publish_bytes(str(path), (json.dumps(architecture, indent=2) + "\n").encode("utf-8"))
-    return path
+        sources = {split: _Source(pool, towers["image"], device) for split, pool in pools.items()}
+        architecture = _architecture(settings, towers, sources[settings.splits[0]], folder)
+        clip = FrozenCLIP(architecture)
+        load_components(clip, folder)
+        clip.visual.use(towers["image"])
+        clip.text.use(towers["text"])
+        for split, source in sources.items():
+            for member in ("", *settings.text_members):
+                part = architecture["text_cfg" if member else "vision_cfg"]
+                identity = pool_identity(source.pool) | part
+                identity |= {"member": member, "components": architecture["components"]}
+                encode = _encoder(clip.text if member else clip.visual, source, member, settings.batch_size)
+                target = store_folder(folder, split, "text" if member else "image", member)
+                fill_store(target, identity, len(source.pool), encode, _progress(str(target), say))
+        path = folder / ARCHITECTURE_FILE
+        storage.publish_bytes(str(path), (json.dumps(architecture, indent=2) + "\n").encode("utf-8"))
+        return path
 
 
 def _encoder(
