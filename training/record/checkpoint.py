@@ -285,8 +285,14 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run."""
-    return read_json(folder / SUMMARY_FILE)
+    """The summary of a finished run.
+
+    Raises: IntegrityError when it is damaged.
+    """
+    summary = read_json(folder / SUMMARY_FILE)
+    if "steps" not in summary:
+        raise _damaged(folder / SUMMARY_FILE, "is no summary of a run")
+    return summary
 
 
 def read_architecture(folder: Path) -> dict[str, Any] | None:

@@ -63,13 +63,14 @@ class SearchIndex:
         if not (place / _RECORD).is_file():
             raise ConfigError(f"{folder}: no index here (no {_RECORD}); make one with `dalip index`")
         try:
-            record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+            record = dict(json.loads((place / _RECORD).read_text(encoding="utf-8")))
             names = pq.read_table(place / _NAMES)["name"]
             vectors = faiss.read_index(str(place / _VECTORS))
-        except (OSError, ValueError, RuntimeError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, pa.ArrowInvalid) as error:
             words = " ".join(str(error).split())[:200]
             raise IntegrityError(f"{folder}: the index cannot be read ({words}); make it anew") from None
-        if record.get("format") != FORMAT or not len(names) == vectors.ntotal == record["num_rows"]:
+        whole = record.keys() >= {"model", "features", "source"} and record.get("format") == FORMAT
+        if not whole or not len(names) == vectors.ntotal == record.get("num_rows"):
             raise IntegrityError(f"{folder}: the parts of the index do not belong together; make it anew")
         return cls(folder, record, names, vectors)
 
@@ -127,7 +128,7 @@ def _metadata(path: str) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return dict(json.loads(metadata[METADATA_KEY]))
-    except (OSError, KeyError, ValueError, pa.ArrowInvalid):
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowInvalid):
         raise ConfigError(f"{path}: no table of vectors here; `dalip embed` writes one") from None
 
 

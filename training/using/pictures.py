@@ -86,7 +86,7 @@ def list_pictures(places: Sequence[str]) -> Listing:
     batches, waiting, num = list[pa.RecordBatch](), list[_Row](), 0
     for place in places:
         num_before = num
-        for row in _rows_of(Path(place)):
+        for row in map(_in_utf8, _rows_of(Path(place))):
             num += 1
             if row[1] != read_from:
                 read_from, stamp = row[1], _stamp(row[1])
@@ -171,6 +171,15 @@ def _rows_of(place: Path) -> Iterator[_Row]:
         yield (str(place), *_place_of(place))
 
 
+def _in_utf8(row: _Row) -> _Row:
+    """The row, with a name that a table can hold; a file whose path is no UTF-8 has a fault."""
+    name, path, offset, length, fault = row
+    name = name.encode("utf-8", "backslashreplace").decode()
+    if path is not None and path.encode("utf-8", "replace").decode() != path:
+        return name, None, 0, None, "its name is not UTF-8; rename it"
+    return name, path, offset, length, fault
+
+
 def _rows_of_folder(folder: Path) -> Iterator[_Row]:
     """Pictures and shards at any depth, in the order of their names; links to folders are not followed."""
     for root, folders, names in os.walk(folder):
@@ -178,22 +187,10 @@ def _rows_of_folder(folder: Path) -> Iterator[_Row]:
         for name in sorted(names):
             path = Path(root) / name
             inner = str(path.relative_to(folder))
-            if not _is_utf8(inner):
-                if path.suffix.lower() in (".tar", *ENDINGS):
-                    shown = os.fsencode(inner).decode("utf-8", "backslashreplace")
-                    yield shown, None, 0, None, "its name is not UTF-8; rename it"
-            elif path.suffix.lower() == ".tar":
+            if path.suffix.lower() == ".tar":
                 yield from _rows_of_shard(path, inner)
             elif path.suffix.lower() in ENDINGS:
                 yield (inner, *_place_of(path))
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_column(path: Path, names: Sequence[str]) -> list[str]:

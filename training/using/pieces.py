@@ -182,5 +182,5 @@ def _publish_json(path: Path, content: dict[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path}: cannot be read ({error}); remove it, and run the command again") from None

@@ -158,6 +158,21 @@ def test_a_run_of_an_earlier_version_goes_on(config: dict[str, Any], finished: P
     assert_same_run(str(kept["one"]), str(finished))
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "{", ""])
+def test_a_damaged_summary_is_one_line(
+    config: dict[str, Any], finished: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "summary.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"summary\.json: .*the run's folder is damaged"):
+        train(make_settings(config))
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line(config: dict[str, Any], folder: Path) -> None:
+    (folder / ".lock").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"\.lock: cannot be opened .*choose another place"):
+        run_once(config)
+
+
 def test_nothing_is_trained_into_a_release(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
     release = writer.write_release(tmp_path / "toy", writer.drawn_samples(20, 0))
     before = _content(release)

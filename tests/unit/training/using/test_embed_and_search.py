@@ -196,6 +196,12 @@ def test_every_vector_is_looked_at_and_a_damaged_index_is_not(tmp_path: Path) ->
         assert [hit.score for hit in hits] == pytest.approx(np.sort(scores)[::-1][:5].tolist(), abs=1e-3)
         assert hits[0].score == pytest.approx(scores[int(hits[0].name[1:])], abs=1e-3)
     assert len(index.search(vectors[0], 9_999)) == 3_000
+    record = (tmp_path / "index" / "index.json").read_text()
+    for content in ("[1]", "{}", "[]", '{"format": "dalip-index/1", "num_rows": 3000}', "{"):
+        (tmp_path / "index" / "index.json").write_text(content)
+        with pytest.raises(IntegrityError, match="make it anew"):
+            SearchIndex.open(str(tmp_path / "index"))
+    (tmp_path / "index" / "index.json").write_text(record)
     (tmp_path / "index" / "names.parquet").write_bytes(b"damaged")
     with pytest.raises(IntegrityError, match="the index cannot be read"):
         SearchIndex.open(str(tmp_path / "index"))

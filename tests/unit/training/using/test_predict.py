@@ -331,7 +331,7 @@ def test_a_name_that_is_no_utf_8_is_a_row_with_a_fault(tmp_path: Path) -> None:
     listing = list_pictures([str(tmp_path)])
     rows = {row["name"]: row["fault"] for row in listing.table.to_pylist()}
     wrong = "its name is not UTF-8; rename it"
-    assert rows == {"bl\\xe4tter.jpg": wrong, "plain.jpg": None, "shard-\\xff.tar": wrong}
+    assert rows == {"bl\\udce4tter.jpg": wrong, "plain.jpg": None, "shard-\\udcff.tar": wrong}
 
 
 def test_a_damaged_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
