@@ -175,10 +175,15 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
     """
     if paths:
         try:
-            # parts of earlier versions stay in use in this table alone; to join columns by name opens every file
-            mixed = view == "fetched"
-            found = f"read_parquet([{literals(paths)}], union_by_name = {mixed})"
-            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {found}")
+            # parts of several versions are in use in this table alone; to join columns by name opens every file
+            found = f"read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
+            columns = {row[0] for row in connection.execute(f"DESCRIBE FROM {found}").fetchall()}
+            if columns.issuperset(schema.names):
+                connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {found}")
+            else:  # of an earlier version, which had fewer columns
+                connection.register("empty", schema.empty_table())
+                connection.execute(f"CREATE TABLE columns_of_{view} AS FROM empty")
+                connection.execute(f"CREATE VIEW {view} AS FROM columns_of_{view} UNION ALL BY NAME FROM {found}")
         except duckdb.IOException as error:
             raise IntegrityError(
                 f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "

@@ -219,6 +219,7 @@ DECISIONS = pa.schema(
         ("threshold", pa.string()),
         ("other_sample_id", pa.string()),  # the sample kept in its place; for a leak by likeness, the leak it is like
         ("distance", pa.uint8()),
+        ("kept_because", pa.string()),  # what that sample is better by, for a duplicate
         ("evaluation_set", pa.string()),  # for leaks: which set, and which of its images
         ("evaluation_member", pa.string()),
     ]

@@ -210,6 +210,7 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
         return [
             f"select    DROPPED: {decision['reason']} ({decision['value']})",
             f"          kept instead: {twin['sample_id']} {twin['url'] or twin['locator'] or ''}".rstrip(),
+            *([f"          because {decision['kept_because']}"] if decision["kept_because"] else []),
         ]
     return [
         f"{decision['stage']:<10}DROPPED: {decision['reason']} (measured {decision['value']!r}, "

@@ -92,6 +92,7 @@ def _sheets(sql: Any, notes: dict[str, Any]) -> list[Sheet]:
 
 
 _DUPLICATES = "decisions WHERE reason IN ('exact_duplicate', 'near_duplicate')"
+_WORDS = "concat_ws('; the other stays because ', value, kept_because)"
 
 
 def _groups(sql: Any, order: str, num: int) -> list[list[Picture]]:
@@ -102,7 +103,7 @@ def _groups(sql: Any, order: str, num: int) -> list[list[Picture]]:
         f"ORDER BY {order} LIMIT {num}"
     ).fetchall():
         members = sql.execute(
-            f"SELECT sample_id, value FROM {_DUPLICATES} AND other_sample_id = ? "
+            f"SELECT sample_id, {_WORDS} FROM {_DUPLICATES} AND other_sample_id = ? "
             f"ORDER BY distance DESC, sample_id LIMIT {MAX_MEMBERS}",
             [kept],
         ).fetchall()
@@ -114,7 +115,7 @@ def _groups(sql: Any, order: str, num: int) -> list[list[Picture]]:
 
 def _inside(sql: Any) -> list[list[Picture]]:
     rows = sql.execute(
-        f"SELECT sample_id, other_sample_id, value FROM {_DUPLICATES} AND distance > 0 "
+        f"SELECT sample_id, other_sample_id, {_WORDS} FROM {_DUPLICATES} AND distance > 0 "
         f"ORDER BY distance DESC, md5(sample_id) LIMIT {NUM_PAIRS}"
     ).fetchall()
     return [[Picture(other, "stays", True), Picture(sample_id, value)] for sample_id, other, value in rows]

@@ -21,7 +21,8 @@ MOST_ROWS = 15
 
 _ENDINGS = """
     CREATE TEMP TABLE endings AS
-    SELECT sample_id, d.stage, d.reason, d.value, d.threshold FROM decisions d WHERE keep IS FALSE
+    SELECT sample_id, d.stage, d.reason, d.value, concat_ws(', because ', d.threshold, d.kept_because) AS threshold
+    FROM decisions d WHERE keep IS FALSE
     UNION ALL
     SELECT sample_id, 'mix', 'left_out_by_ratio', NULL, NULL FROM decisions
     WHERE keep AND EXISTS (FROM draws) AND sample_id NOT IN (SELECT sample_id FROM draws)

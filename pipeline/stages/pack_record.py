@@ -25,7 +25,7 @@ from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
 from pipeline.sources.gbif.asking import cited
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import view_parquet
+from pipeline.store.sql import view_table
 from pipeline.store.writing import PrivateFile, private_bytes
 
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
@@ -256,6 +256,8 @@ _DUPLICATES = "FROM decisions WHERE reason IN ('exact_duplicate', 'near_duplicat
 _COUNTS_OF_DUPLICATES = {
     "dropped": "SELECT reason, count(*) AS images, count(DISTINCT other_sample_id) AS kept_instead "
     f"{_DUPLICATES} GROUP BY ALL ORDER BY ALL",
+    "kept_because": f"SELECT kept_because, count(*) AS images {_DUPLICATES} GROUP BY ALL "
+    "ORDER BY images DESC, kept_because",
     "distances": f"SELECT distance, count(*) AS images {_DUPLICATES} GROUP BY ALL ORDER BY ALL",
     "largest": f"SELECT other_sample_id AS sample_id, count(*) AS images {_DUPLICATES} GROUP BY ALL "
     f"ORDER BY images DESC, sample_id LIMIT {LARGEST_GROUPS}",
@@ -266,7 +268,7 @@ _COUNTS_OF_DUPLICATES = {
 
 def _duplicates(inputs: RecordInputs, sql: Any) -> dict[str, Any]:
     """What was dropped for another image, in counts. `largest` names images that stayed for most others."""
-    view_parquet(sql, "decisions", inputs.decisions.paths)
+    view_table(sql, "decisions", inputs.decisions, tables.DECISIONS, of_versions=True)
     counts = {name: sql.sql(query).to_arrow_table().to_pylist() for name, query in _COUNTS_OF_DUPLICATES.items()}
     return {**inputs.dedup, **counts}
 

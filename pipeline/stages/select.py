@@ -245,7 +245,7 @@ _DECISIONS = """
             WHEN s.sample_id IS NOT NULL THEN s.value ELSE d.value END AS value,
         CASE WHEN f.outcome <> 'ok' THEN NULL WHEN v.sample_id IS NOT NULL THEN v.threshold
             WHEN s.sample_id IS NOT NULL THEN s.threshold ELSE d.threshold END AS threshold,
-        d.other_sample_id, d.distance, d.evaluation_set, d.evaluation_member
+        d.other_sample_id, d.distance, d.kept_because, d.evaluation_set, d.evaluation_member
     FROM facts f
     LEFT JOIN (FROM caption_verdicts WHERE NOT keep) v USING (sample_id)
     LEFT JOIN (FROM score_verdicts WHERE NOT keep) s USING (sample_id)
@@ -335,11 +335,11 @@ STAGE = Stage(
     inputs=_inputs,
     steps=(
         Step("relate", _plan_relate, relate),
-        Step("contend", _plan_contend, contend),
-        Step("duplicates", _plan_duplicates, judge_duplicates),
+        Step("contend", _plan_contend, contend, version=2),
+        Step("duplicates", _plan_duplicates, judge_duplicates, version=2),
         Step("keys", _plan_keys, pick_keys),
         Step("caps", _plan_caps, cap),
-        Step("decide", _plan_decide, decide, version=5),
+        Step("decide", _plan_decide, decide, version=6),
     ),
     conclude=_conclude,
 )

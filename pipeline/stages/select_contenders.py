@@ -214,9 +214,20 @@ class ContendInputs:
     bucket: Bucket
 
 
-_IN_COMPANY = """
+# Of pictures that an earlier version measured, the mode says whether they are grey, and no camera is known. A JPEG that
+# needs neither turning nor another size is stored as it came, but for its metadata. One with a profile of other colours
+# is encoded anew all the same, and then has more bytes.
+_GREY_COLOUR_STD = 3  # sepia has about 2, photos of groceries 12 and more
+_GREY_MODES = "('L', 'LA', '1', 'I', 'I;16', 'I;16B')"
+_IN_COMPANY = f"""
     CREATE TABLE facts AS SELECT sample_id, outcome, phash, company, image_id, stored_sha256, pixels_sha256, final_url,
-        stored_width_px::BIGINT * stored_height_px AS num_pixels, length AS num_stored_bytes
+        width_px::BIGINT * height_px AS num_pixels, stored_width_px::BIGINT * stored_height_px AS num_stored_pixels,
+        length AS num_stored_bytes, num_bytes, coalesce(has_camera, false) AS has_camera,
+        coalesce(colour_std >= {_GREY_COLOUR_STD}, mode NOT IN {_GREY_MODES}, true) AS in_colour,
+        coalesce(format NOT IN ('PNG', 'GIF', 'BMP', 'TIFF', 'PPM', 'TGA'), true) AS is_lossy,
+        coalesce(stored_sha256 = image_id OR (format = 'JPEG' AND mode IN ('RGB', 'L') AND exif_orientation = 1
+            AND stored_width_px = width_px AND stored_height_px = height_px AND length <= num_bytes), false)
+            AS as_downloaded
     FROM likeness JOIN companies USING (phash)
 """
 _RIVALS = """

@@ -152,9 +152,13 @@ def view_parquet(
 def view_table(
     connection: Any, name: str, files: Files, schema: pa.Schema, where: str = "true", *, of_versions: bool = False
 ) -> None:
-    """A view over a table; an empty one where there are no files."""
-    if files:
-        view_parquet(connection, name, files.paths, where, of_versions=of_versions)
+    """A view over a table; an empty one where there are no files. With `of_versions` it has every column."""
+    if files and of_versions:
+        connection.register(f"columns_of_{name}", schema.empty_table())
+        view_parquet(connection, f"files_of_{name}", files.paths, where, of_versions=True)
+        connection.execute(f"CREATE VIEW {name} AS FROM columns_of_{name} UNION ALL BY NAME FROM files_of_{name}")
+    elif files:
+        view_parquet(connection, name, files.paths, where)
     else:
         connection.register(name, schema.empty_table())
 

@@ -215,6 +215,23 @@ def test_who_stays_is_a_written_policy(tmp_path: Path, prefer: str, winner: str)
     assert [name for name, row in found.items() if row["keep"]] == [winner]
 
 
+def test_pictures_that_an_earlier_version_measured_are_compared_by_what_is_known(tmp_path: Path) -> None:
+    older: dict[str, Any] = {"colour_std": None, "has_camera": None, "format": "JPEG"}
+    samples = [
+        sample("a: grey", phash=7, mode="L", num_bytes=9, **older),
+        sample("b: colour", phash=7, mode="RGB", num_bytes=8, **older),
+        sample("c: other", phash=0xFFFF, mode="RGB", num_bytes=9, **older),
+        sample("d: camera", phash=0xFFFF, mode="RGB", num_bytes=8) | {"has_camera": True, "format": "JPEG"},
+    ]
+    found, _ = run_decide(tmp_path, samples)
+    assert {name: row["kept_because"] for name, row in found.items()} == {
+        "a: grey": "it is in colour",
+        "b: colour": None,
+        "c: other": "its EXIF names the camera",
+        "d: camera": None,
+    }
+
+
 def test_unlike_flat_pictures_are_no_duplicates(tmp_path: Path) -> None:
     samples = [
         flat("grey"),
@@ -248,13 +265,14 @@ def test_a_blown_up_copy_does_not_replace_its_original(tmp_path: Path) -> None:
 def test_a_copy_blown_up_to_more_stored_pixels_does_not_either(tmp_path: Path) -> None:
     """Both are smaller than what is stored, so the copy has more pixels and more bytes, and less detail."""
     samples = [
-        sample("original", phash=7, width_px=200, height_px=200, length=9_000, detail_px=30_000),
+        sample("original", phash=7, width_px=200, height_px=200, num_bytes=9_000, detail_px=30_000),
         sample("blown up", phash=7, width_px=250, height_px=250, length=20_000, detail_px=28_000),
         sample("near", phash=7 ^ 0b11, width_px=240, height_px=240, length=18_000, detail_px=27_000),
-        sample("same size", phash=7, width_px=200, height_px=200, length=8_000, detail_px=35_000),
+        sample("same size", phash=7, width_px=200, height_px=200, num_bytes=8_000, detail_px=35_000),
     ]
     found, _ = run_decide(tmp_path, samples)
-    assert [name for name, row in found.items() if row["keep"]] == ["original"], "at one size more bytes win"
+    assert [name for name, row in found.items() if row["keep"]] == ["original"]
+    assert found["same size"]["kept_because"] == "it has more bytes as downloaded"
 
 
 def test_a_larger_copy_with_more_detail_stays(tmp_path: Path) -> None:
