@@ -89,7 +89,7 @@ FETCHED = FACTS.append(pa.field("url", pa.string())).append(pa.field("round", pa
 CAPTIONS = pa.schema(
     [
         ("sample_id", pa.string()),
-        ("text", pa.string()),  # cleaned text; the taxon's sentence where the caption is empty and a taxon known
+        ("text", pa.string()),  # cleaned text; the taxon's sentence where a taxon is known and the caption too short
         ("text_source", pa.string()),  # caption, taxon, or none when the text is empty
         ("texts", pa.map_(pa.string(), pa.string())),  # text types, where a taxon is known
         ("taxon_name", pa.string()),  # canonical (and, with a backbone, accepted) name without authors; null without
@@ -209,6 +209,15 @@ LEAKS = pa.schema(
     ]
 )
 
+CONFLICT = (
+    pa.field("about", pa.string()),  # licence or label
+    pa.field("matched", pa.string()),  # same bytes, same pixels or near copy
+    pa.field("value", pa.string()),  # of the image itself
+    pa.field("other_value", pa.string()),  # of its copy
+    pa.field("other_sample_id", pa.string()),
+)
+"""What a copy of an image says otherwise."""
+
 DECISIONS = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -222,6 +231,7 @@ DECISIONS = pa.schema(
         ("kept_because", pa.string()),  # what that sample is better by, for a duplicate
         ("evaluation_set", pa.string()),  # for leaks: which set, and which of its images
         ("evaluation_member", pa.string()),
+        ("conflicts", pa.list_(pa.struct(CONFLICT))),  # of an image that stays, some of each kind; null without any
     ]
 )
 

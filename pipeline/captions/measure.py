@@ -20,6 +20,7 @@ from pipeline.captions.language import detect_languages
 from pipeline.captions.patterns import (
     BARE_NAME,
     BINOMIAL,
+    CHARACTER_WORDS,
     DENSE_SCRIPT,
     FILENAME,
     NOT_A_GENUS,
@@ -31,12 +32,14 @@ from pipeline.vocabulary.backbone import apply_names
 from pipeline.vocabulary.licences import normalise_licences
 from pipeline.vocabulary.taxa import taxon_columns
 
+FEWEST_CHARS = 3  # of a caption; "a" or "12" says less than the name of a taxon
+
 
 def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.Table | None = None) -> pa.Table:
     """Clean and measure the captions of candidates; `names` (schema NAMES) resolves their taxa, where given.
 
-    Where a caption is empty after cleaning and a taxon is known, `text` is the taxon's sentence and `text_source`
-    is "taxon". Such rows have no `text_key`, because many pictures of one species are no boilerplate.
+    Where a clean caption is empty or shorter than FEWEST_CHARS and a taxon is known, `text` is the taxon's sentence and
+    `text_source` is "taxon". Such rows have no `text_key`, because many pictures of one species are no boilerplate.
     """
     given = pc.fill_null(candidates["caption"].combine_chunks(), "")
     cleaned, steps = clean_captions(given)
@@ -91,10 +94,12 @@ def _hash64(value: str | None) -> int | None:
 
 
 def _fall_back(cleaned: pa.Array, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
-    empty = pc.equal(cleaned, "")
-    rows = pc.indices_nonzero(empty)
+    chars = pc.utf8_length(cleaned)
+    rows = pc.indices_nonzero(pc.less(chars, FEWEST_CHARS))
+    words = pc.count_substring_regex(cleaned.take(rows), CHARACTER_WORDS)  # each can be a whole word, so counts twice
+    rows = rows.filter(pc.less(pc.add(chars.take(rows), words), FEWEST_CHARS))
     sentences = [dict(pairs).get("sentence") for pairs in texts.take(rows).to_pylist()]
-    source = pc.if_else(empty, "none", "caption")
+    source = pc.if_else(pc.equal(chars, 0), "none", "caption")
     if not any(sentences):
         return cleaned, source
     replaced = cleaned.to_pylist()

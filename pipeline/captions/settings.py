@@ -19,7 +19,7 @@ from pipeline.vocabulary.taxa import TextType
 
 TextName = Literal["caption"] | TextType
 
-MEASURE_VERSION = 9  # raise when cleaning or measuring changes what it writes
+MEASURE_VERSION = 10  # raise when cleaning or measuring changes what it writes
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
 
 PresetName = Literal["datacomp-basic", "plant", "general"]

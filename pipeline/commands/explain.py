@@ -157,8 +157,9 @@ def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def _caption_lines(row: dict[str, Any]) -> list[str]:
     steps = f" (changed by {', '.join(row['steps'])})" if row["steps"] else ""
+    taxon = " (of the taxon: the caption is empty or too short)" if row["text_source"] == "taxon" else ""
     return [
-        f"caption   {row['text']!r}{steps}",
+        f"caption   {row['text']!r}{taxon}{steps}",
         f"          {row['num_chars']} characters, {row['num_words']} words, language {row['language'] or 'unknown'}, "
         f"letters {row['letter_ratio'] or 0:.2f}, licence read as {row['licence_id']}",
     ]
@@ -191,6 +192,11 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
                 f"          instead of {row['sample_id']} ({row['reason']}, distance {row['distance']}): {row['url']}"
                 for row in life["stands_for"]
             ),
+            *(
+                f"          contradicted in its {row['about']}: {row['other_value']!r}, not {row['value']!r}, says the "
+                f"{row['matched']} {row['other_sample_id']}"
+                for row in decision["conflicts"] or ()
+            ),
             *(f"          takes over the caption {row['text']!r}" for row in life["extra_captions"]),
         ]
     if decision["stage"] == "fetch":
@@ -206,6 +212,11 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
         named = f"as a copy of {twin['sample_id']} ({decision['value']})" if twin else f"by {decision['value']!r}"
         why = "" if twin else f"; reason: {decision['threshold']}"
         return [f"select    DROPPED: takedown, {named}{why}"]
+    if decision["reason"] == "conflicting_licence":
+        return [
+            f"select    DROPPED: conflicting_licence ({decision['value']}; allowed: {decision['threshold']})",
+            f"          contradicted by {decision['other_sample_id']}",
+        ]
     if twin is not None:
         return [
             f"select    DROPPED: {decision['reason']} ({decision['value']})",

@@ -168,3 +168,20 @@ def test_a_threshold_is_no_part_of_what_is_measured() -> None:
     assert strict.rules_identity() != CaptionSettings().rules_identity()
     fewer = CaptionSettings.model_validate({"measure": {"language": False}})
     assert fewer.measure_identity() != CaptionSettings().measure_identity()
+
+
+@pytest.mark.parametrize("caption", ["a", "x.", "12", "花", ""])
+def test_a_taxon_stands_in_for_a_caption_that_is_too_short(make_candidates, caption: str) -> None:
+    row = measure_one(make_candidates, caption, taxon_scientific_name="Iris tectorum Maxim.")
+    assert (row["text"], row["text_source"]) == ("Iris tectorum.", "taxon")
+
+
+@pytest.mark.parametrize("caption", ["oak", "玫瑰"])
+def test_a_short_caption_stays_beside_a_taxon(make_candidates, caption: str) -> None:
+    row = measure_one(make_candidates, caption, taxon_scientific_name="Iris tectorum Maxim.")
+    assert (row["text"], row["text_source"]) == (caption, "caption")
+
+
+def test_a_short_caption_stays_where_no_taxon_is_known(make_candidates) -> None:
+    row = measure_one(make_candidates, "a")
+    assert (row["text"], row["text_source"]) == ("a", "caption")
