@@ -12,7 +12,7 @@ CREATE VIEW samples AS
 SELECT c.sample_id, c.domain, c.source, c.url, c.caption, t.text, t.text_source, c.licence, t.licence_id, t.language,
        c.taxon_scientific_name, t.taxon_name, t.taxon_ranks, t.taxon_derived,
        f.outcome, f.image_id, f.phash, f.width_px, f.height_px, f.pool_file,
-       d.keep, d.stage AS dropped_by, d.reason, d.value, d.threshold, d.other_sample_id, d.distance,
+       d.keep, d.stage AS dropped_by, d.reason, d.value, d.threshold, d.other_sample_id, d.distance, d.kept_because,
        p.split, p.shard, p.position, p.key
 FROM candidates c
 LEFT JOIN facts f USING (sample_id)
@@ -20,6 +20,10 @@ LEFT JOIN captions t USING (sample_id)
 LEFT JOIN decisions d USING (sample_id)
 LEFT JOIN (SELECT * FROM placements WHERE copy = 0) p USING (sample_id);
 COMMENT ON VIEW samples IS 'One row a candidate: where it came from, what was measured, what was decided, where it lies.';
+
+CREATE VIEW conflicts AS
+SELECT sample_id, unnest(conflicts, recursive := true) FROM decisions WHERE conflicts IS NOT NULL;
+COMMENT ON VIEW conflicts IS 'One row an image that stays and a copy of it that states less of a licence, or another label.';
 
 CREATE VIEW hosts AS
 SELECT host, count(*) AS num_rows, count(*) FILTER (outcome = 'ok') AS num_ok, sum(num_bytes) AS num_bytes

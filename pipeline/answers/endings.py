@@ -39,6 +39,9 @@ _SETTINGS = {
     "http_410": "the pictures are gone; no setting brings them back",
     "licence": "`select: {licences: {allow: [known, unknown]}}` takes pictures whose licence is not stated; "
     "`defaults: {licence: ...}` in a source states it",
+    "conflicting_licence": "another row of the same picture states a licence that is not allowed; `plantmix explain` "
+    "names it",
+    "flat_picture": "each is of one colour and shows nothing; no setting keeps them",
     "exact_duplicate": "each has the bytes or pixels of a picture that stays; no setting keeps both",
     "near_duplicate": "`dedup: {radius: 4}` is the default; a smaller one calls fewer pictures the same",
     "semantic_duplicate": "`dedup: {semantic: {threshold: 0.95}}`; a higher one calls fewer pictures the same",

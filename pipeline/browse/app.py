@@ -250,11 +250,17 @@ class Pages:
         return self._page("reasons.html", "/reasons", reasons=self._once(galleries.reasons))
 
     def duplicates(self, request: Request) -> Response:
-        """The largest groups, and pairs just inside and just outside the radius."""
+        """The largest groups, copies that contradict each other, and pairs just inside and just outside the radius."""
         inside, outside, searched = self._once(galleries.close_calls)
         groups = self._once(galleries.groups)
         return self._page(
-            "duplicates.html", "/duplicates", groups=groups, inside=inside, outside=outside, searched=searched
+            "duplicates.html",
+            "/duplicates",
+            groups=groups,
+            conflicts=self._once(galleries.conflicts),
+            inside=inside,
+            outside=outside,
+            searched=searched,
         )
 
     def leaks(self, request: Request) -> Response:

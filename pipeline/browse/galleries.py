@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from manifests.release import Release
-from pipeline.browse.looking import FROM, ROW, Looking
+from pipeline.browse.looking import FROM, NOT_INSTEAD, ROW, Looking
 from pipeline.browse.snapshot import Snapshot
 from pipeline.matching import hamming_pairs
 from pipeline.releases.opening import open_sql, view_samples
@@ -58,7 +58,7 @@ def groups(looking: Looking) -> list[dict[str, Any]]:
     """The images for which most duplicates were dropped, each with its group."""
     heads = looking.rows(
         "SELECT other::VARCHAR AS id, count(*) AS num FROM session.images "
-        "WHERE other IS NOT NULL AND reason <> 'eval_leak' "
+        f"WHERE other IS NOT NULL AND reason NOT IN {NOT_INSTEAD} "
         f"GROUP BY 1 ORDER BY num DESC, id LIMIT {MAX_GROUPS}"
     )
     kept = {image["id"]: image for image in looking.images([head["id"] for head in heads])}
@@ -67,6 +67,20 @@ def groups(looking: Looking) -> list[dict[str, Any]]:
         for head in heads
         if head["id"] in kept
     ]
+
+
+def conflicts(looking: Looking) -> list[dict[str, Any]]:
+    """Images that stay beside a copy that contradicts them, the same bytes first."""
+    if looking.snapshot.release:
+        return []
+    found = looking.rows(
+        "SELECT sample_id, other_sample_id, about, matched, value, other_value FROM conflicts "
+        f"ORDER BY matched DESC, about, sample_id, other_sample_id LIMIT {MAX_CLOSE_CALLS}"
+    )
+    ids = {row[name] for row in found for name in ("sample_id", "other_sample_id")}
+    images = {image["id"]: image for image in looking.images(sorted(ids))}
+    shown = [{**row, "images": [images.get(row[name]) for name in ("sample_id", "other_sample_id")]} for row in found]
+    return [row for row in shown if all(row["images"])]
 
 
 def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:

@@ -31,6 +31,7 @@ ROW = (
     "coalesce(i.pool_file, i.shard) IS NOT NULL AS stored"
 )
 FROM = "session.images i"
+NOT_INSTEAD = "('eval_leak', 'conflicting_licence')"  # reasons that name another image which was not kept instead
 _ORDER_OF_SIZES = {name: at for at, name in enumerate([*(name for _, name in SIZES), LARGEST])}
 
 
@@ -167,7 +168,7 @@ class Looking:
         bits = f"bit_count(xor(i.phash, {_hash(image)}::UBIGINT))"
         return self.rows(
             f"SELECT {ROW}, CASE WHEN NOT ({mirrored}) THEN {bits} END AS bits FROM {FROM} "
-            f"WHERE (i.other = $1 OR i.sample_id = $1) AND i.reason <> 'eval_leak' "
+            f"WHERE (i.other = $1 OR i.sample_id = $1) AND i.reason NOT IN {NOT_INSTEAD} "
             f"ORDER BY i.sample_id <> $1, bits, i.sample_id LIMIT {MAX_LIKES}",
             [str(as_id(head))],
         )

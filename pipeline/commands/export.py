@@ -92,10 +92,10 @@ def _publish(args: argparse.Namespace) -> int:
 def _describe(plan: Plan) -> list[str]:
     """The plan as lines that a person reads."""
     if plan.public:
-        who = "public: every licence lets everyone pass the images on"
+        who = "public: the licence of every image lets everyone pass it on"
     elif not plan.on_hub:
         who = "who can read it: whoever may read that place"
-    elif plan.not_public:
+    elif plan.not_public or plan.doubtful:
         who = "private, and --public is not possible: not everyone may pass on all images"
     else:
         who = "private: --public was not given, though every licence would allow it"
@@ -109,4 +109,6 @@ def _describe(plan: Plan) -> list[str]:
         f"{plan.num_files:,} files, {plan.num_bytes / 1e6:,.1f} MB; beside the release: {', '.join(plan.more)}",
         who,
         *(f"  {line}" for line in aligned(("licence", "source", ">images", "may be passed on"), rows)),
+        *(["copies that state another licence; look at these images before they go out:"] if plan.conflicts else []),
+        *(f"  {row}" for row in plan.conflicts),
     ]

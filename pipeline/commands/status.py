@@ -55,6 +55,7 @@ def describe_status(status: dict[str, Any]) -> list[str]:
     if status["mix"]:
         lines += ["", *mixture_lines(status["mix"])]
     lines += _evaluation_lines((stages.get("dedup") or {}).get("notes") or {})
+    lines += _conflict_lines((stages.get("select") or {}).get("notes") or {})
     lines += balance_lines((stages.get("select") or {}).get("notes") or {})
     return [*lines, "", *_running_lines(status)]
 
@@ -102,6 +103,14 @@ def _evaluation_lines(notes: Mapping[str, Any]) -> list[str]:
         for row in notes.get("evaluation", [])
     ]
     return ["", *aligned(head, rows)] if rows else []
+
+
+def _conflict_lines(notes: Mapping[str, Any]) -> list[str]:
+    """How many images stay though a copy contradicts them."""
+    conflicts = notes.get("conflicts") or {}
+    says = {"licence": "states a licence that permits less", "label": "is labelled otherwise"}
+    lines = [f"{num:,} images stay of which a copy {says[about]}" for about, num in conflicts.items()]
+    return ["", *lines, "  `plantmix query DIR 'FROM conflicts'` lists them"] if lines else []
 
 
 def balance_lines(notes: Mapping[str, Any]) -> list[str]:

@@ -46,7 +46,14 @@ RIVALS = pa.schema(
         ("pixels_sha256", pa.string()),
         ("competes", pa.bool_()),  # no rule dropped it
         ("taken", pa.bool_()),  # it was taken down
+        ("licence_id", pa.string()),
         ("known_licence", pa.bool_()),
+        ("is_refused", pa.bool_()),  # a licence is stated that is not allowed
+        ("is_public", pa.bool_()),  # the licence lets anyone pass the image on
+        ("taxon", pa.string()),
+        ("lineage", pa.list_(pa.string())),  # names of its ranks
+        ("class", pa.string()),
+        ("folder", pa.string()),  # the name of its folder, where folders are classes
         ("num_words", pa.int64()),
         ("priority", pa.int64()),
         ("num_pixels", pa.int64()),  # as downloaded
@@ -62,7 +69,8 @@ RIVALS = pa.schema(
         ("is_caption", pa.bool_()),
     ]
 )
-"""Rows that one company decides over: those that compete, were taken down, or say whether another was blown up."""
+"""Rows that one company decides over: those that compete, were taken down, say whether another was blown up, or
+state a licence that is not allowed."""
 DUPLICATES = pa.schema(
     [
         ("sample_id", pa.string()),

@@ -40,6 +40,24 @@ class LicenceCount:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """Images whose licence lets everyone pass them on, while a copy of them states one that does not."""
+
+    licence: str
+    other_licence: str
+    matched: str
+    num_images: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the copy is the same picture, and not only like it."""
+        return self.matched != "near copy"
+
+    def __str__(self) -> str:
+        return f"{self.num_images:,} images: {self.licence}, but {self.other_licence} by the {self.matched}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What would be published, where, and who could see it."""
 
@@ -47,6 +65,7 @@ class Plan:
     target: str
     public: bool
     licences: tuple[LicenceCount, ...]
+    conflicts: tuple[Conflict, ...]
     more: dict[str, bytes]  # files beside the release, by name
 
     @property
@@ -67,8 +86,13 @@ class Plan:
 
     @property
     def not_public(self) -> tuple[LicenceCount, ...]:
-        """What keeps the release private."""
+        """Licences that keep the release private."""
         return tuple(row for row in self.licences if not row.may_be_public)
+
+    @property
+    def doubtful(self) -> tuple[Conflict, ...]:
+        """Pictures under two licences that keep the release private."""
+        return tuple(row for row in self.conflicts if row.is_exact)
 
 
 def plan_publishing(release: Release, target: str, *, public: bool, authors: Sequence[str]) -> Plan:
@@ -100,9 +124,10 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
         CROISSANT_FILE: write_croissant(release.record, schema, names, **facts),
         CITATION_FILE: write_citation(release.record, **facts),
     }
-    plan = Plan(release, target, public, licences, more)
-    if public and plan.not_public:
-        listed = "\n".join(f"  {row.num_images:,} images: {row.licence}, from {row.source}" for row in plan.not_public)
+    plan = Plan(release, target, public, licences, conflicts_of(release), more)
+    if public and (plan.not_public or plan.doubtful):
+        lines = [f"  {row.num_images:,} images: {row.licence}, from {row.source}" for row in plan.not_public]
+        listed = "\n".join([*lines, *(f"  {row}" for row in plan.doubtful)])
         raise ConfigError(
             f"{release.name}: may not be public, because not everyone may pass on\n{listed}\nPublish it without "
             "--public, or build it without them: select.licences in the build config"
@@ -119,6 +144,19 @@ def count_licences(release: Release) -> tuple[LicenceCount, ...]:
             "GROUP BY ALL ORDER BY num DESC, licence, source"
         ).fetchall()
     return tuple(LicenceCount(licence, source, num, REDISTRIBUTABLE.allows(licence)) for licence, source, num in rows)
+
+
+def conflicts_of(release: Release) -> tuple[Conflict, ...]:
+    """Images of a release that everyone may pass on by their own licence, and not by that of a copy."""
+    rows = (release.record.get("duplicates") or {}).get("conflicts", ())
+    return tuple(
+        Conflict(row["value"], row["other_value"], row["matched"], len(row["sample_ids"]))
+        for row in rows
+        if row["about"] == "licence"
+        and row["sample_ids"]
+        and REDISTRIBUTABLE.allows(row["value"])
+        and not REDISTRIBUTABLE.allows(row["other_value"])
+    )
 
 
 def publish(plan: Plan) -> list[str]:

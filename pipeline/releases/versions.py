@@ -160,6 +160,8 @@ def _new_record(release: Release, gone: Sequence[Row], takedowns: Sequence[Row],
     if duplicates := record.get("duplicates"):
         ids = {row["sample_id"] for row in gone}
         duplicates["largest"] = [group for group in duplicates["largest"] if group["sample_id"] not in ids]
+        for row in duplicates.get("conflicts", ()):
+            row["sample_ids"] = [each for each in row["sample_ids"] if each not in ids]
     record["takedowns"] = [*record.get("takedowns", []), *takedowns]
     return record
 

@@ -86,6 +86,7 @@ def _sheets(sql: Any, notes: dict[str, Any]) -> list[Sheet]:
             f"Both kept, {radius + 1} to {radius + WIDER_BITS} bits apart: are these different pictures?",
             _outside(sql, radius),
         ),
+        Sheet("Copies that contradict each other", "Framed: the image that stays.", _conflicts(sql)),
         Sheet("pHashes shared by many images", "Placeholders, blanks, icons.", _shared(sql, notes["placeholders"])),
         Sheet("Leaks of evaluation sets", "Dropped: an evaluation set holds the same picture.", _leaks(sql)),
     ]
@@ -119,6 +120,14 @@ def _inside(sql: Any) -> list[list[Picture]]:
         f"ORDER BY distance DESC, md5(sample_id) LIMIT {NUM_PAIRS}"
     ).fetchall()
     return [[Picture(other, "stays", True), Picture(sample_id, value)] for sample_id, other, value in rows]
+
+
+def _conflicts(sql: Any) -> list[list[Picture]]:
+    rows = sql.execute(
+        "SELECT sample_id, about || ' ' || value, other_sample_id, matched || ', ' || other_value FROM conflicts "
+        f"ORDER BY matched DESC, md5(sample_id), other_sample_id LIMIT {NUM_PAIRS}"
+    ).fetchall()
+    return [[Picture(kept, words, True), Picture(other, otherwise)] for kept, words, other, otherwise in rows]
 
 
 def _outside(sql: Any, radius: int) -> list[list[Picture]]:

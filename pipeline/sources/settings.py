@@ -151,6 +151,11 @@ class FolderSettings(Settings):
             raise ValueError("folder_name_is needs captions: folder_name")
         return self
 
+    @property
+    def folders_are_classes(self) -> bool:
+        """Whether the name of its folder says what a picture shows."""
+        return self.table is None and self.captions in (None, "folder_name")
+
 
 class WebdatasetSettings(Settings):
     """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""

@@ -25,7 +25,7 @@ from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
 from pipeline.sources.gbif.asking import cited
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import view_table
+from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.writing import PrivateFile, private_bytes
 
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
@@ -183,7 +183,7 @@ def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
     samples, attribution = _write_samples(inputs, run)
     files = [samples, attribution]
     with run.scratch() as sql:
-        record = _record(inputs) | {"duplicates": _duplicates(inputs, sql)}
+        record = _record(inputs) | {"duplicates": _duplicates(inputs, samples.temp, sql)}
         for name, content in side_files(record, inputs.mixture, samples.temp, place_of(workdir, folder), sql):
             files.append(private_bytes(workdir, "side_file", f"{folder}/{name}", content))
     record["files"] |= {
@@ -261,13 +261,19 @@ _COUNTS_OF_DUPLICATES = {
     "distances": f"SELECT distance, count(*) AS images {_DUPLICATES} GROUP BY ALL ORDER BY ALL",
     "largest": f"SELECT other_sample_id AS sample_id, count(*) AS images {_DUPLICATES} GROUP BY ALL "
     f"ORDER BY images DESC, sample_id LIMIT {LARGEST_GROUPS}",
+    "conflicts": "SELECT about, matched, value, other_value, list(DISTINCT sample_id ORDER BY sample_id) AS sample_ids "
+    "FROM (SELECT sample_id, unnest(conflicts, recursive := true) FROM decisions SEMI JOIN packed USING (sample_id)) "
+    "GROUP BY ALL ORDER BY ALL",
     "leaks": "SELECT evaluation_set, regexp_replace(value, ' to the leak .*', ' to another leak') AS matched, "
     "count(*) AS images FROM decisions WHERE reason = 'eval_leak' GROUP BY ALL ORDER BY ALL",
 }
 
 
-def _duplicates(inputs: RecordInputs, sql: Any) -> dict[str, Any]:
-    """What was dropped for another image, in counts. `largest` names images that stayed for most others."""
+def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
+    """What was dropped for another image, in counts. `largest` names images that stayed for most others, `conflicts`
+    those of the release that a copy contradicts.
+    """
+    view_parquet(sql, "packed", [samples])
     view_table(sql, "decisions", inputs.decisions, tables.DECISIONS, of_versions=True)
     counts = {name: sql.sql(query).to_arrow_table().to_pylist() for name, query in _COUNTS_OF_DUPLICATES.items()}
     return {**inputs.dedup, **counts}

@@ -29,6 +29,7 @@ from pipeline.matching import companies
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.quotas.caps import judge_caps, keys_schema, keys_sql
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.stages.select_conflicts import CONFLICTS, CONTRADICTED
 from pipeline.stages.select_contenders import (
     LEAK_GROUPS,
     ContendInputs,
@@ -57,6 +58,7 @@ class Choice:
     prefer: tuple[str, ...]
     extra_captions: int
     priority: dict[str, int]
+    class_folders: tuple[str, ...]
     licences: LicenceSettings
     balance: BalanceSettings
     takedowns: tuple[Entry, ...]
@@ -68,6 +70,7 @@ class Choice:
             tuple(config.dedup.prefer),
             config.dedup.extra_captions,
             {source.name: source.priority for source in config.sources},
+            tuple(source.name for source in config.sources if source.folder and source.folder.folders_are_classes),
             config.select.licences,
             config.select.balance,
             tuple(takedowns),
@@ -111,7 +114,14 @@ def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[Rel
     return [
         Part(
             RelateInputs(
-                inputs.facts, inputs.pairs, inputs.semantic_pairs, inputs.candidates, inputs.leaks, num_companies
+                inputs.facts,
+                inputs.pairs,
+                inputs.semantic_pairs,
+                inputs.candidates,
+                inputs.captions,
+                inputs.leaks,
+                inputs.choice.licences,
+                num_companies,
             )
         )
     ]
@@ -127,8 +137,10 @@ def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[Co
                 inputs.details,
                 found,
                 leak_groups,
+                run.files("relate", "contradicted"),
                 choice.rules,
                 choice.priority,
+                choice.class_folders,
                 choice.extra_captions > 0,
                 bucket,
             )
@@ -157,7 +169,9 @@ class DecideInputs:
 
     measured: Measured
     leak_groups: Files
+    contradicted: Files
     duplicates: Files
+    conflicts: Files
     left_captions: Files
     cap_verdicts: Files
     rules: Rules
@@ -184,6 +198,8 @@ def _view_rows(sql: Any, inputs: DecideInputs) -> None:
     """Views of a bucket's tables, what rules say of its rows, and `left_over`: those that only a cap can drop."""
     view_measured(sql, inputs.measured, inputs.bucket)
     view_table(sql, "leak_groups", inputs.leak_groups, LEAK_GROUPS)
+    view_table(sql, "contradicted", inputs.contradicted, CONTRADICTED, inputs.bucket.where)
+    view_table(sql, "conflicts", inputs.conflicts, CONFLICTS, inputs.bucket.where)
     view_table(sql, "duplicates", inputs.duplicates, companies.DUPLICATES, inputs.bucket.where)
     judge_rules(sql, inputs.rules)
     sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
@@ -222,14 +238,14 @@ def _plan_caps(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[CapsI
 
 # ---- decisions
 
-# what select drops: leaks, takedowns, licences, duplicates, caps, in this order; each row at most once
+# what select drops: leaks, takedowns, licences, flat pictures, duplicates, caps, in this order; each row at most once
 _DROPPED = """
     CREATE TABLE dropped AS
     SELECT sample_id, reason, value, threshold, via_sample_id AS other_sample_id, distance, evaluation_set,
         evaluation_member FROM leak_verdicts
     UNION ALL BY NAME SELECT sample_id, 'takedown' AS reason, value, threshold FROM taken
         SEMI JOIN alive USING (sample_id)
-    UNION ALL BY NAME FROM licence_drops
+    UNION ALL BY NAME FROM rule_drops
     UNION ALL BY NAME FROM duplicates
     UNION ALL BY NAME SELECT sample_id, reason, value, threshold FROM cap_verdicts
 """
@@ -245,12 +261,16 @@ _DECISIONS = """
             WHEN s.sample_id IS NOT NULL THEN s.value ELSE d.value END AS value,
         CASE WHEN f.outcome <> 'ok' THEN NULL WHEN v.sample_id IS NOT NULL THEN v.threshold
             WHEN s.sample_id IS NOT NULL THEN s.threshold ELSE d.threshold END AS threshold,
-        d.other_sample_id, d.distance, d.kept_because, d.evaluation_set, d.evaluation_member
+        d.other_sample_id, d.distance, d.kept_because, d.evaluation_set, d.evaluation_member, x.conflicts
     FROM facts f
     LEFT JOIN (FROM caption_verdicts WHERE NOT keep) v USING (sample_id)
     LEFT JOIN (FROM score_verdicts WHERE NOT keep) s USING (sample_id)
     LEFT JOIN dropped d USING (sample_id)
-"""
+    LEFT JOIN (
+        SELECT sample_id, list({{{fields}}} ORDER BY about, matched, other_sample_id) AS conflicts
+        FROM conflicts ANTI JOIN dropped USING (sample_id) GROUP BY sample_id
+    ) x USING (sample_id)
+""".format(fields=", ".join(f"'{field.name}': {field.name}" for field in tables.CONFLICT))
 
 
 def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
@@ -279,17 +299,28 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
             "SELECT domain, source, count(*) FROM passed ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
         ).fetchall():
             kept.setdefault(domain, {})[source] = num
+        conflicts = dict(
+            sql.execute(
+                "SELECT about, count(DISTINCT sample_id) FROM conflicts ANTI JOIN dropped USING (sample_id) GROUP BY 1"
+            ).fetchall()
+        )
         ((num_in,),) = sql.execute("SELECT count(*) FROM passed").fetchall()
     num_kept = sum(num for sources in kept.values() for num in sources.values())
-    return PartResult(tuple(files), Funnel(num_in, num_kept, reasons), {**notes, "sources": kept})
+    notes |= {"sources": kept, "conflicts": conflicts}
+    return PartResult(tuple(files), Funnel(num_in, num_kept, reasons), notes)
 
 
 def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[DecideInputs]]:
-    leak_groups, duplicates = run.files("relate", "leak_groups"), run.files("duplicates", "duplicates")
-    left_captions, cap_verdicts = run.files("duplicates", "left_captions"), run.files("caps", "cap_verdicts")
-    rules = inputs.choice.rules
+    leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
+    names = ("duplicates", "conflicts", "left_captions")
+    duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
+    caps, rules = run.files("caps", "cap_verdicts"), inputs.choice.rules
     return [
-        Part(DecideInputs(inputs.measured, leak_groups, duplicates, left_captions, cap_verdicts, rules, bucket))
+        Part(
+            DecideInputs(
+                inputs.measured, leak_groups, contradicted, duplicates, conflicts, left_captions, caps, rules, bucket
+            )
+        )
         for bucket in run.buckets(inputs.facts)
     ]
 
@@ -306,6 +337,11 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
     notes = {
         "domains": {domain: sum(sources.values()) for domain, sources in kept.items()},
         "sources": kept,
+        "conflicts": {
+            about: num
+            for about in ("licence", "label")
+            if (num := sum(part.notes["conflicts"].get(about, 0) for part in parts))
+        },
         "balance": [note for part in run.parts("caps") for note in part.notes["balance"]],
         "content": join_facets([part.notes["content"] for part in parts]),
     }
@@ -334,12 +370,12 @@ STAGE = Stage(
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
     steps=(
-        Step("relate", _plan_relate, relate),
-        Step("contend", _plan_contend, contend, version=2),
-        Step("duplicates", _plan_duplicates, judge_duplicates, version=2),
+        Step("relate", _plan_relate, relate, version=2),
+        Step("contend", _plan_contend, contend, version=3),
+        Step("duplicates", _plan_duplicates, judge_duplicates, version=3),
         Step("keys", _plan_keys, pick_keys),
         Step("caps", _plan_caps, cap),
-        Step("decide", _plan_decide, decide, version=6),
+        Step("decide", _plan_decide, decide, version=7),
     ),
     conclude=_conclude,
 )

@@ -21,10 +21,11 @@ from pipeline.matching import companies
 from pipeline.matching.mirrors import FLAT_BITS
 from pipeline.runner.work import Execution, PartResult
 from pipeline.stages.dedup_evaluation import FLAT_PIXEL_STD
+from pipeline.stages.select_conflicts import CONFLICTS, CONTRADICTED, find_conflicts, find_contradicted, judge_kinds
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, first_half_of_md5, view_parquet, view_table
-from pipeline.vocabulary.licences import LicenceSettings, judge_licences
+from pipeline.vocabulary.licences import LicenceSettings
 
 LEAK_GROUPS = pa.schema(
     [
@@ -74,16 +75,32 @@ def judge_rules(sql: Any, rules: Rules, more: Sequence[str] = ()) -> None:
     """Make `contenders`: rows that nothing but a duplicate or a cap can drop, with `more` columns of captions.
 
     Makes `passed`, too: rows that passed caption and score. What became of the others of those lies in `leak_verdicts`,
-    `taken` and `licence_drops`. Reads the views of `view_measured`, and `leak_groups` (LEAK_GROUPS).
+    `taken` and `rule_drops`, a reason each. Reads the views of `view_measured`, `leak_groups` (LEAK_GROUPS) and
+    `contradicted` (CONTRADICTED).
     """
     sql.execute(_PASSED.format(captions=", ".join(["licence_id", *more])))
     _drop_leaks(sql)
     judge_takedowns(sql, rules.takedowns)
-    _judge_licences(sql, rules.licences)
+    judge_kinds(sql, rules.licences)
+    sql.execute(_RULE_DROPS)
     sql.execute(
-        "CREATE VIEW contenders AS FROM alive ANTI JOIN licence_drops USING (sample_id) "
-        "ANTI JOIN taken USING (sample_id)"
+        "CREATE VIEW contenders AS FROM alive ANTI JOIN rule_drops USING (sample_id) ANTI JOIN taken USING (sample_id)"
     )
+
+
+# The first rule that fails is the reason. A picture of one colour shows nothing, whatever its licence or its copies.
+_RULE_DROPS = f"""
+    CREATE VIEW left_by_takedowns AS FROM alive ANTI JOIN taken USING (sample_id);
+    CREATE TABLE rule_drops AS SELECT DISTINCT ON (sample_id) * EXCLUDE (place) FROM (
+        SELECT 1 AS place, sample_id, k.reason, k.value, k.threshold, NULL AS other_sample_id
+        FROM left_by_takedowns a JOIN licence_kinds k ON k.licence_id IS NOT DISTINCT FROM a.licence_id WHERE NOT k.keep
+        UNION ALL SELECT 2, sample_id, 'flat_picture', printf('%.1f', pixel_std),
+            '>= {FLAT_PIXEL_STD:g} (spread of light)', NULL FROM left_by_takedowns JOIN facts USING (sample_id)
+            WHERE pixel_std < {FLAT_PIXEL_STD} AND coalesce(colour_std, 0) < {FLAT_PIXEL_STD}
+        UNION ALL SELECT 3, sample_id, reason, value, threshold, other_sample_id
+            FROM contradicted SEMI JOIN left_by_takedowns USING (sample_id)
+    ) ORDER BY sample_id, place
+"""
 
 
 _PASSED = """
@@ -132,18 +149,6 @@ def _drop_leaks(sql: Any) -> None:
     sql.execute("CREATE VIEW alive AS FROM passed ANTI JOIN leak_verdicts USING (sample_id)")
 
 
-def _judge_licences(sql: Any, settings: LicenceSettings) -> None:
-    """`licence_drops`: rows whose licence is not allowed, but for those that were taken down."""
-    kinds = sql.sql("SELECT DISTINCT licence_id FROM alive ORDER BY 1").to_arrow_table()
-    judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
-    sql.register("licence_kinds", judged.append_column("licence_id", kinds["licence_id"]))
-    sql.execute(
-        "CREATE TABLE licence_drops AS SELECT a.sample_id, k.reason, k.value, k.threshold FROM alive a "
-        "JOIN licence_kinds k ON k.licence_id IS NOT DISTINCT FROM a.licence_id "
-        "ANTI JOIN taken t ON t.sample_id = a.sample_id WHERE NOT k.keep"
-    )
-
-
 # ---- what rows have to do with each other
 
 
@@ -155,7 +160,9 @@ class RelateInputs:
     pairs: Files
     semantic_pairs: Files
     candidates: Files
+    captions: Files
     leaks: Files
+    licences: LicenceSettings
     num_companies: int
 
 
@@ -177,10 +184,14 @@ _SEMANTIC_EDGES = """
 
 
 def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
-    """Companies of pHashes, and groups that leak. One pass over narrow columns: what is related lies in any bucket."""
+    """Companies of pHashes, groups that leak, and rows that contradict each other.
+
+    One pass over narrow columns: what is related lies in any bucket.
+    """
     with run.scratch() as sql:
         view_parquet(sql, "measured_facts", inputs.facts.paths)
         view_parquet(sql, "candidates", inputs.candidates.paths)
+        view_parquet(sql, "captions", inputs.captions.paths)
         view_parquet(sql, "pairs", inputs.pairs.paths, _TELLING)
         view_table(sql, "semantic_pairs", inputs.semantic_pairs, tables.SEMANTIC_PAIRS)
         view_table(sql, "leaks", inputs.leaks, tables.LEAKS)
@@ -194,7 +205,11 @@ def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
         found = copy_sorted(sql, "FROM companies", "phash", writer)
         writer = run.writer("leak_groups", f"tables/select/leak-groups-{run.stem}.parquet", LEAK_GROUPS)
         groups = copy_sorted(sql, "FROM leak_groups", "source, group_id", writer)
-    return PartResult((found, groups), None, {"num_companies": inputs.num_companies})
+        judge_kinds(sql, inputs.licences)
+        find_contradicted(sql)
+        writer = run.writer("contradicted", f"tables/select/contradicted-{run.stem}.parquet", CONTRADICTED)
+        contradicted = copy_sorted(sql, "FROM contradicted", "sample_id", writer)
+    return PartResult((found, groups, contradicted), None, {"num_companies": inputs.num_companies})
 
 
 # ---- rows in company
@@ -208,8 +223,11 @@ class ContendInputs:
     details: Files
     companies: Files
     leak_groups: Files
+    contradicted: Files
     rules: Rules
     priority: dict[str, int]
+    class_folders: tuple[str, ...]
+    """Sources whose folders are classes."""
     with_texts: bool
     bucket: Bucket
 
@@ -227,16 +245,21 @@ _IN_COMPANY = f"""
         coalesce(format NOT IN ('PNG', 'GIF', 'BMP', 'TIFF', 'PPM', 'TGA'), true) AS is_lossy,
         coalesce(stored_sha256 = image_id OR (format = 'JPEG' AND mode IN ('RGB', 'L') AND exif_orientation = 1
             AND stored_width_px = width_px AND stored_height_px = height_px AND length <= num_bytes), false)
-            AS as_downloaded
+            AS as_downloaded, pixel_std, colour_std
     FROM likeness JOIN companies USING (phash)
 """
 _RIVALS = """
     SELECT f.* EXCLUDE (outcome, stored_sha256, final_url), k.sample_id IS NOT NULL AS competes,
-        g.sample_id IS NOT NULL AS taken, k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence, k.num_words,
-        p.priority, d.detail_px, {texts}
+        g.sample_id IS NOT NULL AS taken, t.licence_id, k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence,
+        l.stated AND NOT l.keep AS is_refused, l.is_public, t.taxon_name AS taxon, map_values(t.taxon_ranks) AS lineage,
+        t.taxon_ranks['class'] AS class, CASE WHEN p.is_class_folder
+            THEN nullif(coalesce(c.caption, c.taxon_vernacular_name, c.taxon_scientific_name), '') END AS folder,
+        k.num_words, p.priority, d.detail_px, {texts}
     FROM facts f LEFT JOIN contenders k USING (sample_id) LEFT JOIN taken g ON g.sample_id = f.sample_id
+    JOIN candidates c ON c.sample_id = f.sample_id JOIN captions t ON t.sample_id = f.sample_id
+    LEFT JOIN licence_kinds l ON l.licence_id = t.licence_id
     LEFT JOIN details d ON d.pixels_sha256 = f.pixels_sha256 LEFT JOIN sources p ON p.source = k.source
-    WHERE k.sample_id IS NOT NULL OR g.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL
+    WHERE k.sample_id IS NOT NULL OR g.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL OR l.stated AND NOT l.keep
 """
 _TEXTS = "k.text, k.text_source = 'caption' AS is_caption"
 _NO_TEXTS = "NULL AS text, NULL AS is_caption"
@@ -247,9 +270,12 @@ def contend(inputs: ContendInputs, run: Execution[None]) -> PartResult:
     with run.scratch() as sql:
         view_measured(sql, inputs.measured, inputs.bucket, facts="measured_facts")
         view_table(sql, "leak_groups", inputs.leak_groups, LEAK_GROUPS)
+        view_table(sql, "contradicted", inputs.contradicted, CONTRADICTED, inputs.bucket.where)
         view_table(sql, "details", inputs.details, tables.DETAILS)
         view_parquet(sql, "companies", inputs.companies.paths)
-        sql.register("sources", pa.table({"source": list(inputs.priority), "priority": list(inputs.priority.values())}))
+        is_class_folder = [name in inputs.class_folders for name in inputs.priority]
+        sources = {"source": list(inputs.priority), "priority": list(inputs.priority.values())}
+        sql.register("sources", pa.table({**sources, "is_class_folder": is_class_folder}))
         sql.execute(_LIKENESS)
         sql.execute(_IN_COMPANY)
         judge_rules(sql, inputs.rules, ("num_words", *(("text", "text_source") if inputs.with_texts else ())))
@@ -275,18 +301,21 @@ class DuplicatesInputs:
 
 
 def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResult:
-    """Rows of a company that another one replaces, and captions that they leave to it."""
+    """Rows of a company that another one replaces, what copies say otherwise, and captions that they leave to it."""
     with run.scratch() as sql:
         view_parquet(sql, "rivals_here", inputs.rivals.paths, f"company = {inputs.company}")
         sql.execute("CREATE TABLE rivals AS FROM rivals_here")
         view_parquet(sql, "pairs_of_all", inputs.pairs.paths, _TELLING)
         sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON phash_a = phash")
         companies.judge_duplicates(sql, inputs.prefer)
+        find_conflicts(sql)
         if inputs.semantic_pairs:
             view_parquet(sql, "semantic_pairs", inputs.semantic_pairs.paths)
             companies.judge_semantic(sql, inputs.prefer)
         writer = run.writer("duplicates", f"tables/select/duplicates-{run.stem}.parquet", companies.DUPLICATES)
         files = [copy_sorted(sql, "FROM duplicates", "sample_id", writer)]
+        writer = run.writer("conflicts", f"tables/select/conflicts-{run.stem}.parquet", CONFLICTS)
+        files.append(copy_sorted(sql, "FROM conflicts", "sample_id, about, matched, other_sample_id", writer))
         if inputs.extra_captions:
             found = companies.captions_of_duplicates(inputs.extra_captions)
             path = f"tables/select/left-captions-{run.stem}.parquet"

@@ -126,7 +126,8 @@ def run_decide(
         choice=Choice(
             prefer=prefer,
             extra_captions=extra_captions,
-            priority={"gbif": 0, "cc": 1},
+            priority={"gbif": 0, "cc": 1, "folders": 0},
+            class_folders=("folders",),
             licences=LicenceSettings(),
             balance=balance,
             takedowns=tuple(takedowns or ()),
@@ -238,11 +239,24 @@ def test_unlike_flat_pictures_are_no_duplicates(tmp_path: Path) -> None:
         flat("diagram"),
         flat("lines", FLAT | 0b101),
         flat("copy of grey", pixels_sha256="pixels of grey"),
-        sample("blank", phash=7) | {"pixel_std": 0.5},
-        sample("faint", phash=7) | {"pixel_std": 0.6},
     ]
     found, _ = run_decide(tmp_path, samples)
     assert {name: row["reason"] for name, row in found.items() if not row["keep"]} == {"grey": "exact_duplicate"}
+
+
+def test_a_picture_of_one_colour_is_dropped_for_that(tmp_path: Path) -> None:
+    samples = [
+        sample("a blank", pixel_std=0.5),
+        sample("an older blank", pixel_std=0.5, colour_std=None),
+        sample("copy of a blank", pixel_std=0.5, pixels_sha256="pixels of a blank", licence_id="CC0-1.0"),
+        sample("owned", pixel_std=0.5, licence_id="all-rights-reserved"),
+        sample("colours of one light", pixel_std=0.5, colour_std=20.0),
+        sample("pale", pixel_std=2.1),
+    ]
+    found, result = run_decide(tmp_path, samples)
+    assert [name for name, row in found.items() if row["keep"]] == ["colours of one light", "pale"]
+    assert (found["a blank"]["value"], found["a blank"]["threshold"]) == ("0.5", ">= 2 (spread of light)")
+    assert result.funnel.reasons == {"flat_picture": 3, "licence": 1}
 
 
 def test_a_copy_of_a_flat_picture_that_was_taken_down_goes_too(tmp_path: Path) -> None:
@@ -287,12 +301,12 @@ def test_a_larger_copy_with_more_detail_stays(tmp_path: Path) -> None:
 
 def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> None:
     samples = [
-        sample("taken", url="http://a.example/1.jpg", phash=7, licence_id="all-rights-reserved"),
+        sample("taken", url="http://a.example/1.jpg", phash=7),
         sample("copy", image_id="bytes of taken", pixels_sha256="p", phash=7, width_px=9000),
         sample("near", phash=7 ^ 0b11, width_px=9000, height_px=9000),
         sample("ruled-out", phash=2**64 - 1, keep=False, reason="min_words", rights_holder=" Ada  "),
         sample("like it", phash=2**64 - 1),
-        sample("by id", image_id="f00"),
+        sample("by id", image_id="f00", licence_id="all-rights-reserved"),
         sample("fine"),
     ]
     entries = [Entry("url", "http://a.example/1.jpg", "asked"), Entry("owner", "ADA"), Entry("id", "f00", "court")]
@@ -307,7 +321,7 @@ def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> No
     assert told["like it"] == ("pHash distance 0", "of ruled-out", "ruled-out")
     assert result.funnel.reasons == {"takedown": 5}
     again, _ = run_decide(tmp_path / "none", samples)
-    assert [name for name, row in again.items() if row["keep"]] == ["by id", "fine", "like it", "near"]
+    assert [name for name, row in again.items() if row["keep"]] == ["fine", "like it", "near"]
 
 
 def test_the_answer_does_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:
@@ -468,6 +482,82 @@ def test_what_is_of_one_group_with_a_leak_leaves_with_it(tmp_path: Path) -> None
     assert result.funnel.reasons == {"eval_leak": 4}
 
 
+# ---- copies that contradict each other
+
+
+def test_one_picture_under_a_licence_that_is_not_allowed_is_not_used(tmp_path: Path) -> None:
+    address = {"url": "http://a.example/1.jpg"}
+    samples = [
+        sample("allowed", **address, image_id="x"),
+        sample("unstated", **address, image_id="x", licence_id="unknown"),
+        sample("refused", **address, outcome="http_404", licence_id="all-rights-reserved", phash=None)
+        | {"phash": None},
+        sample("same bytes", image_id="y"),
+        sample("of the same bytes", image_id="y", keep=False, reason="min_words", licence_id="conflicting"),
+        sample("same pixels", pixels_sha256="p"),
+        sample("of the same pixels", pixels_sha256="p", licence_id="all-rights-reserved"),
+        sample("masked", url="http://a.example/?key=***"),
+        sample("masked too", url="http://a.example/?key=***", licence_id="all-rights-reserved"),
+        sample("nothing stated", image_id="z"),
+        sample("nothing stated either", image_id="z", licence_id="unknown", phash=0) | {"phash": 1},
+    ]
+    found, result = run_decide(tmp_path, samples)
+    told = {
+        name: (row["value"], row["threshold"], row["other_sample_id"])
+        for name, row in found.items()
+        if row["reason"] == "conflicting_licence"
+    }
+    assert told == {
+        "allowed": ("CC-BY-4.0 here, all-rights-reserved there", "one licence for the same address", "refused"),
+        "same bytes": ("CC-BY-4.0 here, conflicting there", "one licence for the same bytes", "of the same bytes"),
+        "same pixels": (
+            "CC-BY-4.0 here, all-rights-reserved there",
+            "one licence for the same pixels",
+            "of the same pixels",
+        ),
+    }
+    assert [name for name, row in found.items() if row["keep"]] == ["masked", "nothing stated"]
+    assert result.funnel.num_in == result.funnel.num_kept + sum(result.funnel.reasons.values())
+
+
+def test_copies_that_contradict_the_one_that_stays_are_listed(tmp_path: Path) -> None:
+    rose, oak = ({"taxon_name": name, "taxon_ranks": {"class": "Magnoliopsida", "genus": name.split()[0]}}
+                 for name in ("Rosa canina", "Quercus robur"))  # fmt: skip
+    before, capped, dropped = (f"{number:032x}" for number in (1, 2, 3))
+    samples = [
+        sample("a", width_px=900, phash=7, **rose),
+        sample("b: near, owned", phash=7 ^ 0b11, licence_id="all-rights-reserved"),
+        sample("c: near, other", phash=7 ^ 0b11, **oak),
+        sample("d: genus", phash=7, taxon_name="Rosa", taxon_ranks={"genus": "Rosa"}),
+        sample("e", phash=0xFFFF, image_id="same", licence_id="CC0-1.0"),
+        sample("f: same bytes", phash=0xFFFF, image_id="same", licence_id="CC-BY-ND-4.0"),
+        sample("g", phash=0xFF00FF00, source="folders", caption="cat"),
+        sample("h: folder", phash=0xFF00FF00, source="folders", caption="dog"),
+        sample("i: no class", phash=0xFF00FF00, caption="a dog"),
+        sample(capped, phash=0xF0F0F0F0F0F0, host="h", **rose),
+        sample(dropped, phash=0xF0F0F0F0F0F0, num_words=1, host="h", **oak),
+        sample(before, host="h"),
+    ]
+    found, result = run_decide(
+        tmp_path, samples, balance=BalanceSettings(caps=(CapSettings(by="host", at_most=1),), seed=1)
+    )
+    conflicts = {
+        name: [tuple(each.values()) for each in row["conflicts"]] for name, row in found.items() if row["conflicts"]
+    }
+    assert conflicts == {
+        "a": [
+            ("label", "near copy", "Rosa canina", "Quercus robur", "c: near, other"),
+            ("licence", "near copy", "CC-BY-4.0", "all-rights-reserved", "b: near, owned"),
+        ],
+        "e": [("licence", "same bytes", "CC0-1.0", "CC-BY-ND-4.0", "f: same bytes")],
+        "g": [("label", "near copy", "cat", "dog", "h: folder")],
+    }
+    assert [found[name]["reason"] for name in (capped, dropped, before)] == ["balance", "near_duplicate", None], (
+        "a cap cut it"
+    )
+    assert result.notes["conflicts"] == {"licence": 2, "label": 2}
+
+
 # ---- in buckets
 
 
@@ -495,13 +585,19 @@ def crowd(seed: int) -> list[dict[str, Any]]:
             if fate == 0:
                 row |= {"keep": False, "reason": "min_words", "value": "1", "threshold": ">= 2"}
             elif fate == 1:
-                row |= {"licence_id": "all-rights-reserved"}
+                row |= {"licence_id": "all-rights-reserved", "image_id": f"bytes {int(rng.integers(0, 9))}"}
+            elif fate == 2:
+                row |= {"licence_id": "CC-BY-ND-4.0", "image_id": f"bytes {int(rng.integers(0, 19))}"}
+            elif fate == 3:
+                row |= {"pixel_std": 0.1}
+            elif fate == 4:
+                row |= {"url": f"http://a.example/{int(rng.integers(0, 9))}-1"}
             samples.append(row | {"phash": phash})
             phash ^= 1 << (number + 5) if company % 2 else 1 << int(rng.integers(0, 3))
     return samples + [flat(rng.bytes(16).hex(), pixels_sha256=f"p{number % 2}") for number in range(5)]
 
 
-@pytest.mark.parametrize(("seed", "most_rows"), [(2, 9), (7, 30)])
+@pytest.mark.parametrize(("seed", "most_rows"), [(2, 9), (12, 30)])
 def test_buckets_and_companies_decide_as_all_rows_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, most_rows: int
 ) -> None:
@@ -524,9 +620,20 @@ def test_buckets_and_companies_decide_as_all_rows_at_once(
     }
     found, whole = run_decide(tmp_path / "whole", samples, **told)
     assert set(whole.num_parts.values()) == {1}
-    reasons = {"near_duplicate", "exact_duplicate", "semantic_duplicate", "eval_leak", "takedown", "licence", "balance"}
+    reasons = {
+        "conflicting_licence",
+        "flat_picture",
+        "near_duplicate",
+        "exact_duplicate",
+        "semantic_duplicate",
+        "eval_leak",
+        "takedown",
+        "licence",
+        "balance",
+    }
     assert reasons <= set(whole.funnel.reasons) | {row["reason"] for row in found.values()}
     assert whole.extra_captions
+    assert set(whole.notes["conflicts"]) == {"licence", "label"}
     monkeypatch.setattr(buckets, "ROW_BYTES", 1e9 / most_rows)
     _, cut = run_decide(tmp_path / "cut", samples, **told)
     assert cut.num_parts["duplicates"] >= 2
