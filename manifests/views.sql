@@ -23,7 +23,7 @@ COMMENT ON VIEW samples IS 'One row a candidate: where it came from, what was me
 
 CREATE VIEW conflicts AS
 SELECT sample_id, unnest(conflicts, recursive := true) FROM decisions WHERE conflicts IS NOT NULL;
-COMMENT ON VIEW conflicts IS 'One row an image that stays and a copy of it that states less of a licence, or another label.';
+COMMENT ON VIEW conflicts IS 'One row an image that stays and a copy of it that states another licence or label.';
 
 CREATE VIEW hosts AS
 SELECT host, count(*) AS num_rows, count(*) FILTER (outcome = 'ok') AS num_ok, sum(num_bytes) AS num_bytes

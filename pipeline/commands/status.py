@@ -108,7 +108,7 @@ def _evaluation_lines(notes: Mapping[str, Any]) -> list[str]:
 def _conflict_lines(notes: Mapping[str, Any]) -> list[str]:
     """How many images stay though a copy contradicts them."""
     conflicts = notes.get("conflicts") or {}
-    says = {"licence": "states a licence that permits less", "label": "is labelled otherwise"}
+    says = {"licence": "states another licence", "label": "is labelled otherwise"}
     lines = [f"{num:,} images stay of which a copy {says[about]}" for about, num in conflicts.items()]
     return ["", *lines, "  `plantmix query DIR 'FROM conflicts'` lists them"] if lines else []
 

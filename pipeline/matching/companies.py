@@ -49,7 +49,7 @@ RIVALS = pa.schema(
         ("licence_id", pa.string()),
         ("known_licence", pa.bool_()),
         ("is_refused", pa.bool_()),  # a licence is stated that is not allowed
-        ("is_public", pa.bool_()),  # the licence lets anyone pass the image on
+        ("licence_family", pa.string()),
         ("taxon", pa.string()),
         ("lineage", pa.list_(pa.string())),  # names of its ranks
         ("class", pa.string()),

@@ -15,7 +15,7 @@ import pyarrow as pa
 from manifests import tables
 from manifests.masking import MASK
 from pipeline.store.sql import first_half_of_md5
-from pipeline.vocabulary.licences import REDISTRIBUTABLE, UNKNOWN, LicenceSettings, judge_licences
+from pipeline.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 
 CONTRADICTED = tables.VERDICTS.append(pa.field("other_sample_id", pa.string()))
 CONFLICTS = pa.schema([("sample_id", pa.string()), *tables.CONFLICT])
@@ -23,14 +23,14 @@ MOST_OF_ONE = 4  # conflicts of one image that are listed, of licences and of la
 
 
 def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
-    """Make `licence_kinds`: the verdict on each licence_id of `captions`, and whether it lets anyone pass images on."""
+    """Make `licence_kinds`: the verdict on each licence_id of `captions`, and its family where it is stated."""
     kinds = sql.sql("SELECT DISTINCT licence_id FROM captions ORDER BY 1").to_arrow_table()
     judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
     ids = kinds["licence_id"].to_pylist()
     columns = {
         "licence_id": kinds["licence_id"],
         "stated": pa.array([licence not in (None, UNKNOWN) for licence in ids], pa.bool_()),
-        "is_public": pa.array([REDISTRIBUTABLE.allows(licence) for licence in ids], pa.bool_()),
+        "family": pa.array([family_of(licence or UNKNOWN) for licence in ids], pa.string()),
     }
     sql.register("licence_kinds", pa.table(columns | {name: judged[name] for name in judged.column_names[1:]}))
 
@@ -77,9 +77,8 @@ def find_contradicted(sql: Any) -> None:
     sql.execute(_CONTRADICTED)
 
 
-# `s` stays. A licence is contradicted by one that permits less: one that is not allowed, or one under which not
-# everyone may pass the image on. A label is contradicted by a name that is none of its ranks, or by another class.
-_LESS = "r.is_refused OR (s.is_public AND NOT r.is_public)"
+# `s` stays. Its licence is contradicted by one of another family, its label by a name that is none of its ranks, or by
+# another class.
 _OTHER_LABEL = """
     (s.taxon <> r.taxon AND NOT coalesce(list_contains(r.lineage, s.taxon) OR list_contains(s.lineage, r.taxon), false))
     OR s.class <> r.class OR ((s.taxon IS NULL OR r.taxon IS NULL) AND s.folder <> r.folder)
@@ -97,7 +96,8 @@ _CONFLICTS = f"""
     FROM (
         SELECT s.sample_id, r.sample_id AS other_sample_id, 'licence' AS about, s.licence_id AS value,
             r.licence_id AS other_value, {_SAME} {_BESIDE}
-        WHERE s.known_licence AND r.licence_id <> '{UNKNOWN}' AND s.licence_id <> r.licence_id AND ({_LESS})
+        WHERE s.known_licence AND r.licence_id <> '{UNKNOWN}' AND s.licence_family <> r.licence_family
+            AND (r.competes OR r.is_refused)
         UNION ALL SELECT s.sample_id, r.sample_id, 'label', coalesce(s.taxon, s.folder), coalesce(r.taxon, r.folder),
             {_SAME} {_BESIDE} WHERE r.competes AND ({_OTHER_LABEL})
     ) QUALIFY row_number() OVER (PARTITION BY sample_id, about

@@ -251,8 +251,8 @@ _IN_COMPANY = f"""
 _RIVALS = """
     SELECT f.* EXCLUDE (outcome, stored_sha256, final_url), k.sample_id IS NOT NULL AS competes,
         g.sample_id IS NOT NULL AS taken, t.licence_id, k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence,
-        l.stated AND NOT l.keep AS is_refused, l.is_public, t.taxon_name AS taxon, map_values(t.taxon_ranks) AS lineage,
-        t.taxon_ranks['class'] AS class, CASE WHEN p.is_class_folder
+        l.stated AND NOT l.keep AS is_refused, l.family AS licence_family, t.taxon_name AS taxon,
+        map_values(t.taxon_ranks) AS lineage, t.taxon_ranks['class'] AS class, CASE WHEN p.is_class_folder
             THEN nullif(coalesce(c.caption, c.taxon_vernacular_name, c.taxon_scientific_name), '') END AS folder,
         k.num_words, p.priority, d.detail_px, {texts}
     FROM facts f LEFT JOIN contenders k USING (sample_id) LEFT JOIN taken g ON g.sample_id = f.sample_id

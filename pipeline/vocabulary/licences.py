@@ -164,6 +164,12 @@ def _refines(exact: str, loose: str) -> bool:
     return loose == PUBLIC_DOMAIN and exact in {"CC0-1.0", "PDM-1.0", "CC-PDDC", "PDDL-1.0"}
 
 
+def family_of(licence_id: str) -> str:
+    """The licence without its version: two statements of one family do not contradict each other."""
+    family = re.sub(r"-\d[\d.]*(?:-or-later)?$", "", licence_id)
+    return PUBLIC_DOMAIN if _refines(licence_id, PUBLIC_DOMAIN) else family
+
+
 def _read_one(given: str) -> str:
     if len(given) > MAX_CHARS:
         return UNKNOWN

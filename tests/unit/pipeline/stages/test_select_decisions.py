@@ -528,7 +528,7 @@ def test_copies_that_contradict_the_one_that_stays_are_listed(tmp_path: Path) ->
         sample("a", width_px=900, phash=7, **rose),
         sample("b: near, owned", phash=7 ^ 0b11, licence_id="all-rights-reserved"),
         sample("c: near, other", phash=7 ^ 0b11, **oak),
-        sample("d: genus", phash=7, taxon_name="Rosa", taxon_ranks={"genus": "Rosa"}),
+        sample("d: genus", phash=7, licence_id="CC-BY-2.0", taxon_name="Rosa", taxon_ranks={"genus": "Rosa"}),
         sample("e", phash=0xFFFF, image_id="same", licence_id="CC0-1.0"),
         sample("f: same bytes", phash=0xFFFF, image_id="same", licence_id="CC-BY-ND-4.0"),
         sample("g", phash=0xFF00FF00, source="folders", caption="cat"),
