@@ -26,10 +26,10 @@ from manifests.records import Funnel
 from manifests.takedowns import Entry, read_list
 from pipeline.config import BuildConfig
 from pipeline.matching import companies
+from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.quotas.caps import judge_caps, keys_schema, keys_sql
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.stages.select_conflicts import CONFLICTS, CONTRADICTED
 from pipeline.stages.select_contenders import (
     LEAK_GROUPS,
     ContendInputs,

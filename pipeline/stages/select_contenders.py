@@ -18,14 +18,14 @@ import pyarrow as pa
 from manifests import tables
 from manifests.takedowns import Entry, judge_takedowns
 from pipeline.matching import companies
+from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED, find_conflicts, find_contradicted
 from pipeline.matching.mirrors import FLAT_BITS
 from pipeline.runner.work import Execution, PartResult
 from pipeline.stages.dedup_evaluation import FLAT_PIXEL_STD
-from pipeline.stages.select_conflicts import CONFLICTS, CONTRADICTED, find_conflicts, find_contradicted, judge_kinds
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, first_half_of_md5, view_parquet, view_table
-from pipeline.vocabulary.licences import LicenceSettings
+from pipeline.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 
 LEAK_GROUPS = pa.schema(
     [
@@ -149,6 +149,15 @@ def _drop_leaks(sql: Any) -> None:
     sql.execute("CREATE VIEW alive AS FROM passed ANTI JOIN leak_verdicts USING (sample_id)")
 
 
+def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
+    """Make `licence_kinds`: the verdict on each licence_id of `captions`, and its family where it is stated."""
+    kinds = sql.sql("SELECT DISTINCT licence_id FROM captions ORDER BY 1").to_arrow_table()
+    judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
+    families = [None if each in (None, UNKNOWN) else family_of(each) for each in kinds["licence_id"].to_pylist()]
+    columns = {"licence_id": kinds["licence_id"], "family": pa.array(families, pa.string())}
+    sql.register("licence_kinds", pa.table(columns | {name: judged[name] for name in judged.column_names[1:]}))
+
+
 # ---- what rows have to do with each other
 
 
@@ -251,7 +260,7 @@ _IN_COMPANY = f"""
 _RIVALS = """
     SELECT f.* EXCLUDE (outcome, stored_sha256, final_url), k.sample_id IS NOT NULL AS competes,
         g.sample_id IS NOT NULL AS taken, t.licence_id, k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence,
-        l.stated AND NOT l.keep AS is_refused, l.family AS licence_family, t.taxon_name AS taxon,
+        l.family IS NOT NULL AND NOT l.keep AS is_refused, l.family AS licence_family, t.taxon_name AS taxon,
         map_values(t.taxon_ranks) AS lineage, t.taxon_ranks['class'] AS class, CASE WHEN p.is_class_folder
             THEN nullif(coalesce(c.caption, c.taxon_vernacular_name, c.taxon_scientific_name), '') END AS folder,
         k.num_words, p.priority, d.detail_px, {texts}
@@ -259,7 +268,7 @@ _RIVALS = """
     JOIN candidates c ON c.sample_id = f.sample_id JOIN captions t ON t.sample_id = f.sample_id
     LEFT JOIN licence_kinds l ON l.licence_id = t.licence_id
     LEFT JOIN details d ON d.pixels_sha256 = f.pixels_sha256 LEFT JOIN sources p ON p.source = k.source
-    WHERE k.sample_id IS NOT NULL OR g.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL OR l.stated AND NOT l.keep
+    WHERE k.sample_id IS NOT NULL OR g.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL OR is_refused
 """
 _TEXTS = "k.text, k.text_source = 'caption' AS is_caption"
 _NO_TEXTS = "NULL AS text, NULL AS is_caption"

@@ -14,35 +14,20 @@ import pyarrow as pa
 
 from manifests import tables
 from manifests.masking import MASK
-from pipeline.store.sql import first_half_of_md5
-from pipeline.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 
 CONTRADICTED = tables.VERDICTS.append(pa.field("other_sample_id", pa.string()))
 CONFLICTS = pa.schema([("sample_id", pa.string()), *tables.CONFLICT])
 MOST_OF_ONE = 4  # conflicts of one image that are listed, of licences and of labels
 
 
-def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
-    """Make `licence_kinds`: the verdict on each licence_id of `captions`, and its family where it is stated."""
-    kinds = sql.sql("SELECT DISTINCT licence_id FROM captions ORDER BY 1").to_arrow_table()
-    judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
-    ids = kinds["licence_id"].to_pylist()
-    columns = {
-        "licence_id": kinds["licence_id"],
-        "stated": pa.array([licence not in (None, UNKNOWN) for licence in ids], pa.bool_()),
-        "family": pa.array([family_of(licence or UNKNOWN) for licence in ids], pa.string()),
-    }
-    sql.register("licence_kinds", pa.table(columns | {name: judged[name] for name in judged.column_names[1:]}))
-
-
 # An address with a masked secret may stand for several pictures.
 _SHOWN_BY = f"""
     CREATE VIEW shown_by AS
-    SELECT sample_id, 1 AS place, 'same address' AS how, {first_half_of_md5("url")} AS key FROM candidates
+    SELECT sample_id, 1 AS place, 'same address' AS how, url AS key FROM candidates
         WHERE url IS NOT NULL AND NOT contains(url, '{MASK}')
-    UNION ALL SELECT sample_id, 2, 'same bytes', {first_half_of_md5("image_id")} FROM measured_facts
+    UNION ALL SELECT sample_id, 2, 'same bytes', image_id FROM measured_facts
         WHERE image_id IS NOT NULL
-    UNION ALL SELECT sample_id, 3, 'same pixels', {first_half_of_md5("pixels_sha256")} FROM measured_facts
+    UNION ALL SELECT sample_id, 3, 'same pixels', pixels_sha256 FROM measured_facts
         WHERE pixels_sha256 IS NOT NULL
 """
 
@@ -66,13 +51,13 @@ def find_contradicted(sql: Any) -> None:
     Rows that failed or that a rule dropped state their licence too. Reads `captions`, `licence_kinds`, `candidates` and
     `measured_facts`.
     """
-    if not sql.execute("SELECT 1 FROM licence_kinds WHERE stated AND NOT keep").fetchall():
+    if not sql.execute("SELECT 1 FROM licence_kinds WHERE family IS NOT NULL AND NOT keep").fetchall():
         sql.register("contradicted", CONTRADICTED.empty_table())
         return
     sql.execute(_SHOWN_BY)
     sql.execute(
         "CREATE VIEW stated AS SELECT sample_id, licence_id, keep FROM captions JOIN licence_kinds USING (licence_id) "
-        "WHERE stated"
+        "WHERE family IS NOT NULL"
     )
     sql.execute(_CONTRADICTED)
 
@@ -96,8 +81,7 @@ _CONFLICTS = f"""
     FROM (
         SELECT s.sample_id, r.sample_id AS other_sample_id, 'licence' AS about, s.licence_id AS value,
             r.licence_id AS other_value, {_SAME} {_BESIDE}
-        WHERE s.known_licence AND r.licence_id <> '{UNKNOWN}' AND s.licence_family <> r.licence_family
-            AND (r.competes OR r.is_refused)
+        WHERE s.licence_family <> r.licence_family AND (r.competes OR r.is_refused)
         UNION ALL SELECT s.sample_id, r.sample_id, 'label', coalesce(s.taxon, s.folder), coalesce(r.taxon, r.folder),
             {_SAME} {_BESIDE} WHERE r.competes AND ({_OTHER_LABEL})
     ) QUALIFY row_number() OVER (PARTITION BY sample_id, about
