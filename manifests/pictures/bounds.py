@@ -21,3 +21,5 @@ MOST_COMMENTS = 100
 """In a PPM of decimal numbers. Pillow reads it anew for each: 20 MB of comments took over 90 s."""
 MOST_PROFILE_BYTES = 8 << 20
 """Of a colour profile. Those of printers have up to 3 MB. A larger one counts as none."""
+MOST_FILE_BYTES = 1 << 30
+"""Of a file that `dalip` reads. As many as MOST_PIXELS take at 6 bytes each; `plantmix` has `image.max_body_bytes`."""

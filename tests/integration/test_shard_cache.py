@@ -186,3 +186,20 @@ def test_processes_of_a_machine_share_one_request(store: Store, tmp_path: Path) 
     processes = [start([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.communicate(timeout=200)[0].strip() for process in processes] == [str(NUM)] * 3
     assert sorted(shard_requests(store).values()) == [1] * 10
+
+
+@pytest.mark.parametrize("how", ["a byte", "cut short", "of an earlier version"])
+def test_a_shard_that_changed_in_the_cache_is_compared_and_heals(store: Store, tmp_path: Path, how: str) -> None:
+    pool = remote_pool()
+    cache = ShardCache(str(tmp_path), 1)
+    whole = ShardReader(pool, cache).read(range(NUM), True)
+    shard_requests(store)
+    assert ShardReader(pool, ShardCache(str(tmp_path), 1)).read(range(NUM), True) == whole
+    assert not shard_requests(store), "a shard that is as it was is neither fetched nor compared"
+    path = cache.folder / f"{pool.files[3].sha256}.tar"
+    content = path.read_bytes()
+    path.write_bytes({"a byte": content[:700] + b"?" + content[701:], "cut short": content[:5000]}.get(how, content))
+    assert not cache.has(pool.files[3])
+    assert ShardReader(pool, ShardCache(str(tmp_path), 1)).read(range(NUM), True) == whole
+    assert sum(shard_requests(store).values()) == (how != "of an earlier version"), "a whole one is not fetched again"
+    assert cache.has(pool.files[3])

@@ -1,10 +1,11 @@
 """The pictures of a split decoded once for many runs: shrunk to what a small model can see, kept uncompressed.
 
-Reads a pool of samples. Writes a folder with a tar for each shard (KEY.ppm, KEY.txt, further text members) and a table
-of offsets beside it. Each is published whole, so that an interrupted decode goes on. The pool that comes back has the
-same rows in the same order, so a run draws the same samples from it. All processes of a machine share what they read
-through the system's page cache. A picture no larger than `side_px` keeps every pixel. A broken picture keeps its bytes,
-so that the run finds and names it. Costs about side_px^2 x 4 bytes of disk a sample.
+Reads a pool of samples. Writes a folder with a tar for each shard (KEY.ppm, KEY.txt, further text members), a table
+of offsets beside it and, last, the sha256 of both. So an interrupted decode goes on, and a damaged shard is decoded
+anew. The pool that comes back has the same rows in the same order, so a run draws the same samples from it. All
+processes of a machine share what they read through the system's page cache. A picture no larger than `side_px` keeps
+every pixel. A broken picture keeps its bytes, so that the run finds and names it. Costs about side_px^2 x 4 bytes of
+disk a sample.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open
 from training.data.shard_cache import ShardCache
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 
-_FORMAT = "dalip-decoded/1"
+_FORMAT = "dalip-decoded/2"
 _MARK_FILE = "decoded.json"
 _BATCH = 64
 
 
 def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
-    """Prepare the folder for this pool; returns the numbers of the shards that are not decoded yet.
+    """Prepare the folder for this pool; returns the numbers of the shards that are not decoded yet, or damaged.
 
     A folder of another release or size is emptied.
     """
@@ -42,7 +43,7 @@ def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
             old.unlink(missing_ok=True)
         storage.publish_bytes(str(path), json.dumps(mark).encode("utf-8"))
     storage.sweep(str(folder))
-    return [shard for shard in range(len(pool.files)) if not _offsets_file(folder, shard).is_file()]
+    return [shard for shard in range(len(pool.files)) if not _is_whole(folder, shard)]
 
 
 def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache: ShardCache | None = None) -> None:
@@ -76,6 +77,7 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache
     offsets = io.BytesIO()
     np.save(offsets, np.array([placed[name] for name in OFFSETS], dtype=np.int64))
     storage.publish_bytes(str(_offsets_file(folder, shard)), offsets.getvalue())
+    storage.publish_bytes(str(_digest_file(folder, shard)), _digest(folder, shard))
 
 
 def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
@@ -115,3 +117,20 @@ def _tar_file(folder: Path, shard: int) -> Path:
 
 def _offsets_file(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:06d}.npy"
+
+
+def _digest_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:06d}.sha256"
+
+
+def _digest(folder: Path, shard: int) -> bytes:
+    files = (_tar_file(folder, shard), _offsets_file(folder, shard))
+    return "".join(f"{storage.hash_file(str(file)).sha256}  {file.name}\n" for file in files).encode()
+
+
+def _is_whole(folder: Path, shard: int) -> bool:
+    """Whether both files of a shard are as they were written."""
+    try:
+        return _digest_file(folder, shard).read_bytes() == _digest(folder, shard)
+    except FileNotFoundError:
+        return False

@@ -240,15 +240,16 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
         raise ConfigError(str(error)) from None
 
 
-def check_shards(releases: Sequence[Release], split: str) -> None:
-    """Compare the samples table and the shards of a split with the record of their release, byte for byte.
+def check_shards(releases: Sequence[Release], *splits: str) -> None:
+    """Compare the samples table and the shards of splits with the record of their release, byte for byte.
 
     Only local files are read: a shard of a remote release is checked when it is fetched.
 
     Raises: IntegrityError that names the first file with other content than when the release was sealed.
     """
     for release in releases:
-        names = [SAMPLES_FILE, *(f"{SPLIT_FOLDERS[split]}/{shard}" for shard in release.shards(split))]
+        of_splits = [f"{SPLIT_FOLDERS[split]}/{shard}" for split in splits for shard in release.shards(split)]
+        names = list(dict.fromkeys([SAMPLES_FILE, *of_splits]))
         if is_remote(release.path):
             continue
         with ThreadPoolExecutor() as threads:

@@ -2,7 +2,8 @@
 
 A shard is one request: streamed to a private file, compared with the sha256 that the release's record names, then
 published under that sha256. Processes of a machine share the folder; one of them fetches a shard while the others wait
-for it. The shards that were not used for longest are removed when the folder holds more than its bound. Gives up with
+for it. A shard that changed since is compared again when it is taken up, and fetched anew where it is damaged. The
+shards that were not used for longest are removed when the folder holds more than its bound. Gives up with
 IntegrityError on a shard that is gone or has other content, with RetryableError on a store that does not answer.
 """
 
@@ -16,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class ShardCache:
         return folder
 
     def open(self, shard: WrittenFile) -> int:
-        """A descriptor of the whole shard, which is fetched where it is not here. It counts as used now.
+        """A descriptor of the whole shard, which is fetched where it is not here or damaged. It counts as used now.
 
         Raises: IntegrityError, RetryableError, RunError, ConfigError.
         """
@@ -75,16 +76,18 @@ class ShardCache:
                     if not path.exists():
                         self._fetch(shard, path)
                 continue
-            os.utime(descriptor)
-            return descriptor
+            if _use(descriptor, shard):
+                return descriptor
+            os.close(descriptor)
+            with locked(self.folder / f"lock-{shard.sha256[:2]}"):
+                _compare(path, shard)
 
     def has(self, shard: WrittenFile) -> bool:
-        """Whether the shard is here; if so, it counts as used now."""
+        """Whether the shard is here and as it was fetched; if so, it counts as used now."""
         try:
-            os.utime(self.folder / f"{shard.sha256}.tar")
+            return _use(self.folder / f"{shard.sha256}.tar", shard)
         except FileNotFoundError:
             return False
-        return True
 
     def _fetch(self, shard: WrittenFile, path: Path) -> None:
         """Read the shard in one request, check it, publish it."""
@@ -96,6 +99,7 @@ class ShardCache:
                 fs.get_file(inner, temp, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
                 if storage.hash_file(temp).sha256 == shard.sha256:
                     storage.publish(temp, str(path))
+                    _mark_whole(path, shard)  # not before: a private file that looks old is removed
                     return
                 problem: PlantMixError = IntegrityError(
                     f"{shard.path} has other content than when the release was sealed; take a whole copy, or see what "
@@ -126,7 +130,7 @@ class ShardCache:
             whole = []
             for file, stat in files:
                 if file.suffix == ".tar" and not storage.is_private(file.name):
-                    whole.append((stat.st_mtime, stat.st_size, file))
+                    whole.append((stat.st_atime, stat.st_size, file))
                     total += stat.st_size
                 elif storage.is_private(file.name) and now - stat.st_mtime > _STALE_SECONDS:
                     file.unlink(missing_ok=True)
@@ -234,6 +238,31 @@ def locked(path: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(stream, fcntl.LOCK_UN)  # a process that was forked meanwhile keeps the file open
+
+
+def _use(place: int | Path, shard: WrittenFile) -> bool:
+    """Note that a shard is used now. False where it changed since it was compared."""
+    stat = os.stat(place)  # noqa: PTH116  (of a descriptor too)
+    os.utime(place, ns=(time.time_ns(), stat.st_mtime_ns))
+    return stat.st_size == shard.num_bytes and stat.st_mtime_ns == _mark(shard)
+
+
+def _compare(path: Path, shard: WrittenFile) -> None:
+    """Compare a file with the record, and mark it as whole or remove it."""
+    with suppress(FileNotFoundError):
+        if storage.hash_file(str(path)).sha256 == shard.sha256:
+            _mark_whole(path, shard)
+        else:
+            path.unlink()
+
+
+def _mark_whole(path: Path, shard: WrittenFile) -> None:
+    os.utime(path, ns=(time.time_ns(), _mark(shard)))
+
+
+def _mark(shard: WrittenFile) -> int:
+    """The time of change that a file gets when it was compared. Whatever writes to it later sets another one."""
+    return int(shard.sha256[:7], 16) * 1_000_000_000
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -258,8 +258,8 @@ class ShardReader:
         text = piece[at["txt_offset"] - start :][: at["txt_length"]]
         if len(image) < at["jpg_length"] or len(text) < at["txt_length"]:
             raise IntegrityError(
-                f"{self.pool.names([row])[0]}: the shard ends before the sample does; "
-                "run `plantmix verify` on the release and copy or build it anew"
+                f"{self.pool.names([row])[0]}: the shard ends before the sample does; run the same command again if "
+                "the release is in a store (its shard is fetched anew), else `plantmix verify` on it"
             )
         texts: dict[str, str] = {}
         if with_texts:

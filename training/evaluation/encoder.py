@@ -35,6 +35,7 @@ from training.evaluation.encoding import (
     feature_kinds,
 )
 from training.evaluation.linear_fast import fast_linear
+from training.evaluation.set_layouts import Item
 from training.evaluation.trained_model import TrainedModel, open_trained_model
 from training.model.architecture import architecture_config, forward_settings
 
@@ -118,7 +119,7 @@ class Encoder:
             for place, picture in enumerate(pictures[start : start + batch_size], start):
                 file = Path(picture) if isinstance(picture, (str, Path)) else None
                 try:
-                    found.append(view(picture if file is None else file.read_bytes()))
+                    found.append(view(picture if file is None else Item(str(file), str(file)).read()))
                 except (CorruptSample, OSError) as error:
                     what = f"picture {place} ({file or type(picture).__name__})"
                     raise RunError(f"{what} cannot be read: {error}") from None

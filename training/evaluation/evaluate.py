@@ -83,6 +83,8 @@ def evaluate_model(
         "preset": settings.model.preset,
     }  # fmt: skip
     if opened is not None and chosen is not None:
+        if settings.data.check_shards:
+            loader.check_shards([opened], chosen)
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
         result |= evaluate_split(model, open_pool([opened], chosen), SampleColumns(opened, chosen), settings)
     result["sets"] = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, RunError
 from manifests.inside import BrokenTarError, tar_members, why_not_inside
+from manifests.outcomes import Outcome
+from manifests.pictures.bounds import MOST_FILE_BYTES
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
@@ -46,8 +49,13 @@ class Item:
     length: int | None = None
 
     def read(self) -> bytes:
-        """The bytes of the picture."""
+        """The bytes of the picture.
+
+        Raises: OSError; CorruptSample for a file that is too large.
+        """
         with Path(self.path).open("rb") as stream:
+            if self.length is None and os.fstat(stream.fileno()).st_size > MOST_FILE_BYTES:
+                raise CorruptSample(f"{Outcome.BODY_TOO_LARGE}: more than {MOST_FILE_BYTES:,} bytes")
             stream.seek(self.offset)
             return stream.read() if self.length is None else stream.read(self.length)
 
@@ -263,12 +271,28 @@ def _open_table(folder: Path, split: str) -> EvalSet:
 
 
 def _open_class_folders(place: Path) -> EvalSet:
-    """Pictures at any depth; the class is the name of a picture's folder."""
-    paths = sorted(path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
+    """Pictures at any depth; the class is the name of a picture's folder. What begins with a dot is left out."""
+    inner = sorted(
+        path.relative_to(place) for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS
+    )
+    paths = [place / path for path in inner if not any(part.startswith(".") for part in path.parts)]
     if not paths:
         raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
     _require_regular(place, [str(path.relative_to(place)) for path in paths])
+    if stray := [path.name for path in paths if path.parent == place]:
+        raise ConfigError(
+            f"{place}: {len(stray):,} of {len(paths):,} pictures lie beside the class folders; first: {stray[0]}. Move "
+            "each into the folder of its class, or away"
+        )
     names = [path.parent.name for path in paths]
+    folders: dict[str, list[str]] = {}
+    for folder in dict.fromkeys(path.parent.relative_to(place) for path in paths):
+        folders.setdefault(folder.name, []).append(str(folder))
+    if shared := [members for members in folders.values() if len(members) > 1]:
+        raise ConfigError(
+            f"{place}: {len(shared):,} classes have several folders of one name; first: {', '.join(shared[0])}. "
+            "Put the pictures of a class into one folder, or rename those of different classes"
+        )
     items = tuple(Item(str(path.relative_to(place)), str(path)) for path in paths)
     return _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
 

@@ -83,7 +83,7 @@ def run_proxies(settings: ProxySettings, print_line: PrintLine = print, *, ray_a
     release = loader.open_releases(settings.release)[0]
     pool, heldout = open_pool([release], settings.data.split), open_pool([release], str(settings.eval.split))
     if settings.data.check_shards:
-        loader.check_shards([release], settings.data.split)
+        loader.check_shards([release], settings.data.split, str(settings.eval.split))
     check_runs(runs, pool, settings)
     _check_heldout(heldout, runs)
     folder = Path(settings.output_dir)

@@ -90,7 +90,8 @@ def train(
     lock_seconds = _LOST_LOCK_SECONDS if restarted or stop_file is not None else 0.0  # Ray may have begun again too
     ranks = start_ranks(settings.compute.device)
     try:
-        on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
+        read = (settings.data.split, *([str(settings.eval.split)] if settings.eval.every_steps else []))
+        on_main(ranks, lambda: loader.check_shards(to_check, *read))
         return _train_on(ranks, settings, pool, identity, state, inspect, stop_file, lock_seconds, remote)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks

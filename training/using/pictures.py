@@ -52,6 +52,7 @@ class Listing:
     table: pa.Table
     fingerprint: str  # of names and places, and of the size and time of every file
     places: tuple[str, ...] = ()  # as they were given
+    releases: tuple[Release, ...] = ()  # that hold some of them
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -84,9 +85,12 @@ def list_pictures(places: Sequence[str]) -> Listing:
     """
     digest, read_from, stamp = hashlib.sha256(), None, ""
     batches, waiting, num = list[pa.RecordBatch](), list[_Row](), 0
+    releases, ends = list[Release](), list[int]()
     for place in places:
         num_before = num
-        for row in map(_in_utf8, _rows_of(Path(place))):
+        if (release := _release_in(Path(place))) is not None:
+            releases.append(release)
+        for row in map(_in_utf8, _rows_of(Path(place)) if release is None else _rows_of_release(release)):
             num += 1
             if row[1] != read_from:
                 read_from, stamp = row[1], _stamp(row[1])
@@ -97,16 +101,33 @@ def list_pictures(places: Sequence[str]) -> Listing:
                 waiting = []
         if num == num_before:
             raise ConfigError(f"{place}: no picture here ({', '.join(ENDINGS)}, or shards: .tar)")
+        ends.append(num)
     table = pa.Table.from_batches([*batches, _batch(waiting)], _SCHEMA).combine_chunks()
-    return Listing(table, digest.hexdigest(), tuple(places))
+    if len(set(places)) > 1 and pc.count_distinct(table["name"]).as_py() < num:
+        table = table.set_column(0, "name", _names_with_places(table["name"], places, ends))
+        digest.update(b"names with places\n")
+    return Listing(table, digest.hexdigest(), tuple(places), tuple(releases))
 
 
-def listing_of_pool(pool: SamplePool, rows: Sequence[int]) -> Listing:
+def _names_with_places(names: pa.ChunkedArray, places: Sequence[str], ends: Sequence[int]) -> pa.ChunkedArray:
+    """Names of several places, some of them equal, told apart by the place. A shard's name is in them already."""
+    chunks = []
+    for place, start, end in zip(places, [0, *ends], ends, strict=False):
+        path = Path(place)
+        own = names.slice(start, end - start).combine_chunks()
+        if path.is_dir() or path.suffix.lower() in (".tar", *TABLES):
+            prefix = path.parent if path.suffix.lower() == ".tar" else path
+            own = pc.binary_join_element_wise(pa.scalar(str(prefix)), own, "/")
+        chunks.append(own)
+    return pa.chunked_array(chunks, pa.string())
+
+
+def listing_of_pool(pool: SamplePool, rows: Sequence[int], release: Release) -> Listing:
     """Some samples of a release."""
     offsets, lengths = (pool.offsets[name][rows] for name in ("jpg_offset", "jpg_length"))
     paths = [pool.files[number].path for number in pool.shards[rows].tolist()]
     columns = [pool.names(rows), paths, offsets, lengths, pa.nulls(len(rows), pa.string())]
-    return Listing(pa.table(columns, schema=_SCHEMA), "".join(pool.fingerprints))
+    return Listing(pa.table(columns, schema=_SCHEMA), "".join(pool.fingerprints), releases=(release,))
 
 
 def encode_pieces(
@@ -121,7 +142,11 @@ def encode_pieces(
 
     `encode` gets uint8 (B, 3, H, W) and gives (B, ...). Yields the range, a row for each of its good pictures, and what
     is wrong with each of its pictures: None where nothing is.
+
+    Raises: IntegrityError for a release whose shards have other content than when it was sealed.
     """
+    for release in listing.releases:
+        loader.check_shards([release], *release.splits)
     batches = [
         range(start, min(start + batch_size, piece.stop)) for piece in pieces for start in piece[::batch_size]
     ]  # fmt: skip
@@ -159,8 +184,7 @@ class _Pictures(Dataset[Any]):
 
 def _rows_of(place: Path) -> Iterator[_Row]:
     if place.is_dir():
-        sealed = (place / RECORD_FILE).is_file() or (place / "releases" / LATEST_FILE).is_file()
-        yield from _rows_of_release(place) if sealed else _rows_of_folder(place)
+        yield from _rows_of_folder(place)
     elif not place.exists():
         raise ConfigError(f"{place}: no such file or folder of pictures")
     elif place.suffix.lower() in TABLES:
@@ -178,6 +202,11 @@ def _in_utf8(row: _Row) -> _Row:
     if path is not None and path.encode("utf-8", "replace").decode() != path:
         return name, None, 0, None, "its name is not UTF-8; rename it"
     return name, path, offset, length, fault
+
+
+def _release_in(place: Path) -> Release | None:
+    sealed = (place / RECORD_FILE).is_file() or (place / "releases" / LATEST_FILE).is_file()
+    return Release.open(str(place)) if sealed else None
 
 
 def _rows_of_folder(folder: Path) -> Iterator[_Row]:
@@ -229,9 +258,8 @@ def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
         yield name, str(path), 0, None, f"the shard is damaged or cut short: {error}"
 
 
-def _rows_of_release(folder: Path) -> Iterator[_Row]:
+def _rows_of_release(release: Release) -> Iterator[_Row]:
     """Every picture of a release, or of the newest of a work folder: once, by its sample_id, by splits and shards."""
-    release = Release.open(str(folder))
     for split, shard, rows in release.iter_shards(("sample_id", "copy", "jpg_offset", "jpg_length")):
         path = release.shard_path(split, shard)
         for row in rows.filter(pc.equal(rows["copy"], 0)).to_pylist():

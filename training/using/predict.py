@@ -85,7 +85,7 @@ class Classifier:
         most = max(_LEAST_CALIBRATED, min(_MOST_CALIBRATED, _MOST_SIMILARITIES // len(number)))
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
         rows = rows[drawn.sort().values]
-        listing = listing_of_pool(pool, rows.tolist())
+        listing = listing_of_pool(pool, rows.tolist(), release)
         found = [part for part in self.similarities(listing, [range(len(listing))]) if len(listing)]
         good = torch.tensor([fault is None for _, _, faults in found for fault in faults], dtype=torch.bool)
         if int(good.sum()) < _LEAST_CALIBRATED:

@@ -83,7 +83,7 @@ def test_bad_pictures_are_rows(
     bad = {row["picture"]: row["error"] for row in rows if row["error"]}
     assert set(bad) == {"cut.jpg", "empty.png", "gone.jpg", "page.jpg"}
     assert "is not there" in bad["gone.jpg"]
-    assert "UnidentifiedImageError" in bad["page.jpg"]
+    assert "not_an_image: HTML" in bad["page.jpg"]
     assert all(row["answer"] is None and row["probability_1"] is None for row in rows if row["error"])
     good = [row for row in rows if not row["error"]]
     assert all(row["probability_1"] >= row["probability_2"] >= row["probability_5"] for row in good)
