@@ -19,16 +19,20 @@ import pyarrow as pa
 
 from manifests import storage
 from manifests.catalog_file import (
+    CONFIG_FILE,
     append_to_journal,
     check_losses,
     file_size,
     note_closed,
     open_database,
+    shown_config,
     transaction,
+    whole_config,
     write_snapshot,
 )
 from manifests.catalog_reads import CommittedParts, CurrentStages
 from manifests.errors import DamageError, RunError
+from manifests.masking import hide_secrets
 from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
 from manifests.remote.folder import sizes_below, store_of
 from manifests.remote.session import Session
@@ -100,18 +104,24 @@ class Catalog(AbstractContextManager["Catalog"]):
     def input_sha256(self, path: str, name: str | None = None) -> str:
         """Hash of the content of an input file. The file is read again only when its stamp is another one.
 
-        It is kept under `name`, or else under the path.
+        It is kept under `name`, or else under the path without its secrets.
         """
-        return self.stamps.sha256_of(path, name or path)
+        return self.stamps.sha256_of(path, name or hide_secrets(path))
 
     def record_config(self, config: str) -> None:
-        """Keep the configuration (json) that a build runs with."""
-        digest = hashlib.sha256(config.encode()).hexdigest()
-        self._connection.execute("INSERT OR REPLACE INTO configs VALUES (?, ?, ?)", [digest, config, utc_now()])
+        """Keep the configuration (json) that a build runs with: without secrets here, whole in a private file."""
+        digest, shown = shown_config(config)
+        if shown != config:
+            storage.publish_bytes(storage.join(self.workdir, CONFIG_FILE), config.encode(), is_secret=True)
+        self._connection.execute("INSERT OR REPLACE INTO configs VALUES (?, ?, ?)", [digest, shown, utc_now()])
 
     def last_config(self) -> str | None:
-        """The configuration (json) of the last build, or None."""
-        return self._find_text("SELECT config FROM configs ORDER BY used_at DESC LIMIT 1")
+        """The configuration (json) of the last build, or None.
+
+        Raises: ConfigError when it held secrets that are not kept here.
+        """
+        rows = self.ask("SELECT config_sha256, config FROM configs ORDER BY used_at DESC LIMIT 1")
+        return whole_config(self.workdir, *rows[0]) if rows else None
 
     # ---- stages
 

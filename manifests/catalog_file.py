@@ -22,9 +22,12 @@ import duckdb
 import pyarrow as pa
 
 from manifests import storage
-from manifests.errors import IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.masking import hide_in, hide_secrets
 
 CATALOG_FILE = "catalog.duckdb"
+CONFIG_FILE = "catalog.config"  # private: the last configuration, when it holds secrets
+HIDDEN = "without-secrets-"  # begins the key of a configuration that is shown otherwise than it is
 SNAPSHOT_FILE, JOURNAL_FILE = "catalog.snapshot", "catalog.journal"
 FORMAT = 1  # of the catalogue and its snapshot; raise it when an older program must not write them
 MAX_LOST_SHARE = 0.1  # of the recorded files of a folder
@@ -66,6 +69,7 @@ def open_database(workdir: str) -> Any:
         refuse_foreign(connection, workdir)
         with transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
             connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+        _hide_secrets(connection, workdir)
         known = find_snapshot(workdir)
         _refuse_other(connection, workdir, known)
         if known is not None:  # a build may have been killed between journal and database
@@ -74,6 +78,52 @@ def open_database(workdir: str) -> Any:
     except duckdb.Error as error:
         raise explain_duckdb(workdir, error) from None
     return connection
+
+
+def _hide_secrets(connection: Any, workdir: str) -> None:
+    """Take out of the catalogue what earlier versions wrote of passwords and tokens.
+
+    The last configuration stays whole in its private file. Blocks of the database that are free now may still hold
+    secrets, so others cannot read it any more.
+    """
+    rows = connection.execute("SELECT config_sha256, config FROM configs ORDER BY used_at DESC").fetchall()
+    configs = [(old, *shown_config(config)) for old, config in rows if shown_config(config)[1] != config]
+    paths = [path for (path,) in connection.execute("SELECT path FROM inputs").fetchall() if hide_secrets(path) != path]
+    if not configs and not paths:
+        return
+    Path(storage.join(workdir, CATALOG_FILE)).chmod(0o600)
+    if configs and configs[0][0] == rows[0][0]:
+        storage.publish_bytes(storage.join(workdir, CONFIG_FILE), rows[0][1].encode(), is_secret=True)
+    with transaction(connection):
+        for old, digest, shown in configs:
+            values = [digest, shown, old]
+            connection.execute("UPDATE configs SET config_sha256 = ?, config = ? WHERE config_sha256 = ?", values)
+        for path in paths:
+            connection.execute("DELETE FROM inputs WHERE path = ?", [path])
+
+
+def shown_config(config: str) -> tuple[str, str]:
+    """The key of a configuration and its text without secrets. The key is of that text, and says whether it had any."""
+    shown = hide_in(values := json.loads(config))
+    text = config if shown == values else json.dumps(shown)
+    return f"{'' if text == config else HIDDEN}{hashlib.sha256(text.encode()).hexdigest()}", text
+
+
+def whole_config(workdir: str, key: str, shown: str) -> str:
+    """A configuration with its secrets, out of its private file where it has any.
+
+    Raises: ConfigError when they are not kept here.
+    """
+    if not key.startswith(HIDDEN):
+        return shown
+    path = Path(storage.join(workdir, CONFIG_FILE))
+    whole = path.read_text(encoding="utf-8") if path.is_file() else "{}"
+    if shown_config(whole)[0] != key:
+        raise ConfigError(
+            f"{path}: the secrets of the last build's configuration are not kept here; give CONFIG, or run "
+            "`plantmix build CONFIG` once more"
+        )
+    return whole
 
 
 def gone(workdir: str) -> IntegrityError:

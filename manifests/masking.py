@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote
 
 MASK = "***"
@@ -20,6 +22,7 @@ _SECRET_WORDS = frozenset(
 _SECRET_NAMES = frozenset(
     ["apikey", "accesskey", "authkey", "awsaccesskeyid", "accesstoken", "authtoken", "keypairid", "subscriptionkey"]
 )
+_FREE_KEYS = ("options", "runtime_env")  # of a configuration: what stands below is for others to read
 _SIGNED_BY = (["x", "amz"], ["x", "goog"], ["x", "oss"], ["x", "cos"])  # every parameter of a signed link
 _END = r'\s"<>\\'  # what ends a URL within a text or a JSON document
 _URL = re.compile(
@@ -46,6 +49,29 @@ def hide_users(text: str) -> str:
     if "@" not in text or "://" not in text:
         return text
     return _URL.sub(lambda url: url[0].replace(url["user"], "", 1) if url["user"] else url[0], text)
+
+
+def hide_in(value: Any, named: str | None = None) -> Any:
+    """JSON values of a configuration without secrets: those of addresses, and of free values also by their names.
+
+    Free are the values below `options` and `runtime_env`: there `***` stands for each whose key, or a key above it,
+    would be masked in a query, and for each that looks like a token. `named` is such a key; None outside.
+    """
+    if isinstance(value, Mapping):
+        return {key: hide_in(each, _named_within(named, str(key))) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide_in(each, named) for each in value]
+    if named is not None and not isinstance(value, bool) and value not in (None, "") and _names_secret(named):
+        return MASK
+    if not isinstance(value, str):
+        return value
+    return MASK if named is not None and _looks_secret(value) else hide_secrets(value)
+
+
+def _named_within(named: str | None, key: str) -> str | None:
+    if named is None:
+        return "" if key in _FREE_KEYS else None
+    return named if _names_secret(named) else key
 
 
 def mask_secrets(query: str) -> str:

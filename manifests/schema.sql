@@ -163,9 +163,9 @@ COMMENT ON COLUMN fetch_rounds.closed_at IS 'UTC; null while it is unfinished';
 CREATE TABLE IF NOT EXISTS configs (
     config_sha256 VARCHAR PRIMARY KEY, config VARCHAR NOT NULL, used_at TIMESTAMP NOT NULL
 );
-COMMENT ON TABLE configs IS 'Configurations that builds ran with; `plantmix retry` goes by the newest.';
-COMMENT ON COLUMN configs.config_sha256 IS 'Hash of the json';
-COMMENT ON COLUMN configs.config IS 'The whole configuration with its defaults, json';
+COMMENT ON TABLE configs IS 'Configurations that builds ran with, without secrets; `plantmix retry` and `repair` go by the newest.';
+COMMENT ON COLUMN configs.config_sha256 IS 'Hash of the json, and whether secrets were taken out';
+COMMENT ON COLUMN configs.config IS 'What was set in the configuration, json';
 COMMENT ON COLUMN configs.used_at IS 'When a build last ran with it, UTC';
 
 CREATE TABLE IF NOT EXISTS snapshots (catalog_id VARCHAR NOT NULL, format INTEGER NOT NULL, number BIGINT NOT NULL);

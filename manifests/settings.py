@@ -75,6 +75,20 @@ NameOrPath = Annotated[str, AfterValidator(partial(_from_config, is_name=True))]
 """A name of another program, or a path as `ConfigPath`."""
 
 
+def _check_json(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        is_same = json.loads(json.dumps(values, allow_nan=False)) == values
+    except (TypeError, ValueError):
+        is_same = False
+    if not is_same:
+        raise ValueError("only text, finite numbers, true, false, null, lists and keys of text; put dates in quotes")
+    return values
+
+
+JsonValues = Annotated[dict[str, Any], AfterValidator(_check_json)]
+"""Free values by name that JSON holds as they are."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A SafeLoader that refuses a key that is given twice. YAML itself would silently keep the last one."""
 

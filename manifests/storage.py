@@ -298,8 +298,8 @@ def changed_ns(info: Mapping[str, Any]) -> int:
     return 0
 
 
-def publish_bytes(path: str, content: bytes) -> WrittenFile:
-    """Write `content` to `path`. A reader sees all of it or what was there before."""
+def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> WrittenFile:
+    """Write `content` to `path`. A reader sees all of it or what was there before; others see no secret file."""
     if is_remote(path):  # one request, which a store does as a whole or not at all
         fs, inner = filesystem(path)
         fs.pipe_file(inner, content)
@@ -307,6 +307,8 @@ def publish_bytes(path: str, content: bytes) -> WrittenFile:
     temp = temp_path(path)
     fs, inner = filesystem(temp)
     with fs.open(inner, "wb") as stream:
+        if is_secret:
+            Path(temp).chmod(0o600)
         stream.write(content)
     publish(temp, path)
     return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())

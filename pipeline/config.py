@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import ConfigPath, NameOrPath, Settings, read_settings
+from manifests.settings import ConfigPath, JsonValues, NameOrPath, Settings, read_settings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
@@ -119,8 +119,8 @@ class SelectSettings(Settings):
 
 
 def _check_weights(weights: dict[str, float]) -> dict[str, float]:
-    if any(not 0 <= share < float("inf") for share in weights.values()) or not sum(weights.values()):
-        raise ValueError(f"shares must be 0 or more, finite, and not all 0 (given: {weights})")
+    if any(share < 0 for share in weights.values()) or not sum(weights.values()):
+        raise ValueError(f"shares must be 0 or more, and not all 0 (given: {weights})")
     return weights
 
 
@@ -200,8 +200,8 @@ class MixSettings(Settings):
     @field_validator("max_epochs")
     @classmethod
     def _at_least_one(cls, value: float | dict[str, float]) -> float | dict[str, float]:
-        if any(not 1 <= epochs < float("inf") for epochs in (value.values() if isinstance(value, dict) else [value])):
-            raise ValueError("must be 1 or more, and finite; leave samples out with num_samples or the ratio")
+        if any(epochs < 1 for epochs in (value.values() if isinstance(value, dict) else [value])):
+            raise ValueError("must be 1 or more; leave samples out with num_samples or the ratio")
         return value
 
     @model_validator(mode="after")
@@ -248,7 +248,7 @@ class RaySettings(Settings):
     )
     cpus_per_part: float = Field(1.0, gt=0, description="CPUs of one part")
     part_memory_gb: float | None = Field(None, gt=0, description="memory of one part, by which Ray spreads parts")
-    runtime_env: dict[str, Any] = Field(
+    runtime_env: JsonValues = Field(
         default_factory=dict, description="Ray's runtime_env for workers, such as env_vars; no secrets, it is recorded"
     )
 

@@ -16,7 +16,7 @@ from manifests.reader import SAMPLE_VIEWS
 from pipeline.captions.settings import RULE_OF_REASON
 from pipeline.config import BuildConfig
 from pipeline.runner.work import BuildContext
-from pipeline.stages.mix import plan_mixture, read_ratio
+from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.store.files import Files
 from pipeline.store.sql import open_scratch, view_table
 
@@ -65,7 +65,7 @@ def check_ending(config: BuildConfig, context: BuildContext, stage: str, is_new:
         return
     kept = _kept(context, stage)
     try:
-        plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+        plan_mixture(config.mix, read_target(config.mix, config.domains), kept, config.pack.kind)
     except ConfigError as error:
         with _open_tables(context) as sql:
             lines = _describe_reasons(_reasons_by_domain(sql, config), config.domains, kept, _worst_hosts(sql))

@@ -21,7 +21,7 @@ from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
 from pipeline.runner.runner import Runner
 from pipeline.stages import select
-from pipeline.stages.mix import describe_quotas, plan_mixture, read_ratio
+from pipeline.stages.mix import describe_quotas, plan_mixture, read_target
 from pipeline.stages.select import Choice, SelectInputs
 from pipeline.store.files import Files
 
@@ -41,8 +41,8 @@ def plan(config: BuildConfig) -> Planned:
     Raises: ConfigError when nothing is selected yet, or when the pools cannot give the mixture.
     """
     kept, as_of = _read_kept(config)
-    ratio = read_ratio(config.mix, config.domains)
-    rows = describe_quotas(*plan_mixture(config.mix, ratio, kept, config.pack.kind))
+    target = read_target(config.mix, config.domains)
+    rows = describe_quotas(*plan_mixture(config.mix, target, kept, config.pack.kind))
     selected = sum(num for sources in kept.values() for num in sources.values())
     used = sum(row["num_heldout"] + min(row["num_drawn"], row["num_available"]) for row in rows)
     return Planned(rows, selected - used, as_of)

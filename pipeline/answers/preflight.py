@@ -36,7 +36,7 @@ from pipeline.sources.gbif.obtaining import missing_account
 from pipeline.sources.reading import ask, check_source
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
-from pipeline.stages.mix import plan_mixture, read_ratio
+from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.vocabulary.backbone import check_backbone
 from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
 
@@ -117,7 +117,7 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
     origins = (*config.sources, *config.evaluation)
     checks += [partial(check_source, origin) for origin in origins if not is_waiting(origin)]
     checks += [
-        partial(read_ratio, config.mix, config.domains),
+        partial(read_target, config.mix, config.domains),
         partial(check_backbone, config.caption.backbone),
         partial(check_scorers, config.score),
         partial(require_library, config.fetch.network.consent_signals),
@@ -272,7 +272,7 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
 
 def _empties_its_domain(config: BuildConfig, domain: str, hopeless: set[str]) -> bool:
     """True when no source of a domain gives anything, and the mixture asks for some of it."""
-    wanted = read_ratio(config.mix, config.domains) or config.mix.by_size or {}
+    wanted = read_target(config.mix, config.domains).ratio or config.mix.by_size or {}
     return bool(wanted.get(domain)) and all(s.name in hopeless for s in config.sources if s.domain == domain)
 
 
@@ -339,7 +339,7 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
         num = counts[source.name]
         most.setdefault(source.domain, {})[source.name] = _UNCOUNTED if num is None else num
     try:
-        plan_mixture(config.mix, read_ratio(config.mix, config.domains), most, config.pack.kind)
+        plan_mixture(config.mix, read_target(config.mix, config.domains), most, config.pack.kind)
     except ConfigError as error:
         text = f"even if every row of the sources were kept, and some never are: {error}"
         yield Finding(True, text, stage="mix")

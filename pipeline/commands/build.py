@@ -82,7 +82,6 @@ def build_config(config: BuildConfig, first: str | None = None, last: str | None
         if obtain(origins, config.fetch.network.user_agent_header, os.environ):
             for warning in check_config(config, last):  # now of the archives too
                 log.warning("warning: %s", warning)
-        catalog.record_config(config.model_dump_json())
         after = partial(_check_ending, config, last)
         report = Runner(config, FLOW, catalog, stop, after).run(first, last)
     if report.redone:

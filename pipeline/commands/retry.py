@@ -20,9 +20,9 @@ from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
-from pipeline.config import BuildConfig
 from pipeline.fetching.settings import DECIDED_BY
 from pipeline.flow import FLOW
+from pipeline.runner.kept_config import last_config
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
@@ -81,24 +81,6 @@ def why_final(outcome: Outcome) -> str:
         keys = " or ".join(f"fetch.{key}" for key in DECIDED_BY[outcome])
         return f"was decided by the configuration: change {keys} and run `plantmix build`, which asks again"
     return "will not be retried: another request would end the same way"
-
-
-def last_config(catalog: Catalog) -> BuildConfig:
-    """The configuration of the last build in this work folder.
-
-    Raises: ConfigError when there was none, or one of another version of the program.
-    """
-    text = catalog.last_config()
-    if text is None:
-        raise ConfigError(f"{catalog.workdir}: no build has run here yet; run `plantmix build CONFIG` first")
-    try:
-        config = BuildConfig.model_validate_json(text)
-    except ValueError:
-        raise ConfigError(
-            f"{catalog.workdir}: the last build ran with a configuration that this version does not read; "
-            "run `plantmix build CONFIG` once more, then retry"
-        ) from None
-    return config.model_copy(update={"work_dir": catalog.workdir})
 
 
 @dataclass(frozen=True)

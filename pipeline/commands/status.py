@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +58,11 @@ def describe_status(status: dict[str, Any]) -> list[str]:
     lines += _evaluation_lines((stages.get("dedup") or {}).get("notes") or {})
     lines += _conflict_lines((stages.get("select") or {}).get("notes") or {})
     lines += balance_lines((stages.get("select") or {}).get("notes") or {})
+    sealed = [(name, stages[name]) for name, *_ in rows if stages.get(name, {}).get("sealed")]
+    for (before, done), (name, stage) in itertools.pairwise(sealed):
+        if done["kept"] != stage["in"]:
+            lines += ["", f"{name} and what follows are older than {before}: `plantmix build` brings them up to date"]
+            break
     return [*lines, "", *_running_lines(status)]
 
 

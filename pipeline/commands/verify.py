@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +15,19 @@ from manifests.catalog import STATUS_FILE, Catalog
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, find_snapshot, rebuild
 from manifests.errors import ConfigError
 from manifests.remote.folder import local_place, place_of, store_of
+from manifests.settings import differences
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.commands.build import build_config
-from pipeline.commands.retry import last_config
 from pipeline.config import BuildConfig, read_config
+from pipeline.flow import FLOW
 from pipeline.releases.checks import check_release
 from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
 from pipeline.releases.mending import Plan, downloads_in, forget_unused, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
+from pipeline.runner.kept_config import compare_with_last, last_config
+from pipeline.stages.pack_record import release_recipe
 
 MAX_SHOWN = 20
 EXIT_CODES = "exit code: 0 all is whole, 1 a work folder has damage, 2 a release is not whole or there is none"
@@ -156,13 +161,14 @@ def _repair(args: argparse.Namespace) -> int:
     with Catalog.open(args.dir) as catalog:
         plan = plan_mending(catalog, findings)
         config = config or _config_of(catalog, args.dir)
+        last, changes = _leave_out_what_differs(catalog, plan, config, is_partial)
         if plan.num_to_ask and not args.yes:
             print_lines(_ask_first(plan.num_to_ask, plan.missing, args.dir, args.config))
             return 1
         print_lines(_mend(catalog, plan, findings, config))
     lost: list[str] = []
-    if plan.forgotten or plan.num_to_ask or is_partial:
-        build_config(config)
+    if last and (plan.forgotten or plan.num_to_ask or is_partial):
+        build_config(config, last=last)
         findings = FolderCheck(args.dir, deep=True).run().findings
         with Catalog.open(args.dir) as catalog:
             print_lines(repack(catalog, findings))
@@ -175,7 +181,41 @@ def _repair(args: argparse.Namespace) -> int:
         print_lines(forgotten)
         left = FolderCheck(args.dir, deep=True).run()
     print_lines(describe(left, args.dir, deep=True))
-    return 1 if left.findings else 0
+    if changes:
+        print_lines(_describe_changes(changes, args.config))
+    return 1 if left.findings or changes else 0
+
+
+def _leave_out_what_differs(
+    catalog: Catalog, plan: Plan, config: BuildConfig, is_partial: bool
+) -> tuple[str | None, list[str]]:
+    """Leave in the plan what a build mends that makes the stages of the last build again, and no other release.
+
+    Gives the stage up to which that is so, None for none; and what of the configuration or its inputs has changed, if
+    the plan is shorter for it.
+    """
+    if is_partial:  # no stage is known any more: the newest release says what it was made by
+        with contextlib.suppress(ConfigError):
+            recipe = json.loads(json.dumps(release_recipe(config)))
+            changes = differences(open_release(place_of(catalog.workdir)).record["recipe"], recipe)
+            return (None if changes else FLOW[-1].name), changes
+        return FLOW[-1].name, []
+    try:
+        same, changes = compare_with_last(catalog, FLOW, config)
+    except ConfigError as error:
+        same, changes = [], [str(error)]
+    if changes:
+        num_before = len(plan.forgotten) + len(plan.downloads)
+        plan.forgotten = [part for part in plan.forgotten if part.stage in same]
+        plan.downloads = [each for each in plan.downloads if "fetch" in same or not each.num_to_ask]
+        changes = changes if len(plan.forgotten) + len(plan.downloads) < num_before else []
+    return (same[-1] if same else None), changes
+
+
+def _describe_changes(changes: Sequence[str], config: str | None) -> Iterable[str]:
+    yield "not made again, because a build would make another release than the last one:"
+    yield from (f"    {change}" for change in changes[:MAX_SHOWN])
+    yield f"to make that release: plantmix build {config or 'CONFIG'}"
 
 
 def _config_of(catalog: Catalog, workdir: str) -> BuildConfig:

@@ -88,8 +88,10 @@ def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
     return dict(zip(shares, counts, strict=True))
 
 
-def allocate(ratio: Mapping[str, float], pools: Mapping[str, Pool], num_samples: int | None) -> list[Quota]:
-    """Quotas of a mixture: `num_samples` in all, or as many as the pools allow when it is None.
+def allocate(
+    ratio: Mapping[str, float], pools: Mapping[str, Pool], num_samples: int | None, most_samples: int | None = None
+) -> list[Quota]:
+    """Quotas of a mixture: `num_samples` in all, or when it is None as many as the pools and `most_samples` allow.
 
     `ratio` holds weights, of which only the proportions count. `pools` may leave out domains of weight 0.
 
@@ -99,7 +101,7 @@ def allocate(ratio: Mapping[str, float], pools: Mapping[str, Pool], num_samples:
     shares = {domain: value / weight for domain, value in ratio.items()}
     wanted = {domain: pools.get(domain, Pool(0)) for domain in shares}
     _refuse_empty(shares, wanted)
-    most = _most_samples(shares, wanted)
+    most = _most_samples(shares, wanted, most_samples)
     total = most if num_samples is None else num_samples
     counts = apportion(shares, total)
     short = [domain for domain in shares if not wanted[domain].can_give(counts[domain])]
@@ -172,8 +174,8 @@ def _too_small(domain: str, pool: Pool, num_samples: int, asked: str, most: int 
     )
 
 
-def _most_samples(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> int:
-    """The largest total whose apportionment fits every pool.
+def _most_samples(shares: Mapping[str, float], pools: Mapping[str, Pool], limit: int | None) -> int:
+    """The largest total, up to the limit, whose apportionment fits every pool.
 
     The search is bounded because a part is within two samples of its share of the total. Bisection finds a border.
     Counts by largest remainders can shrink when the total grows, so a few totals beyond the border are tried too.
@@ -183,11 +185,12 @@ def _most_samples(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> int
         return all(pools[domain].can_give(num) for domain, num in apportion(shares, total).items())
 
     above = 1 + min(math.floor((capacity + 2) / share) for capacity, share in _bounds(shares, pools) if share > 0)
-    most = 0
+    limit = above + 2 * len(shares) if limit is None else limit
+    most, above = 0, min(above, limit + 1)
     while above - most > 1:
         middle = (most + above) // 2
         most, above = (middle, above) if fits(middle) else (most, middle)
-    beyond = range(most + 1, most + 2 + 2 * len(shares))
+    beyond = range(most + 1, min(most + 1 + 2 * len(shares), limit) + 1)
     return max([most, *(total for total in beyond if fits(total))])
 
 

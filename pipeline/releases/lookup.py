@@ -6,6 +6,7 @@ Reads samples.parquet, and the candidates, facts and decisions that the catalogu
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,13 @@ from manifests.release import Release
 from manifests.remote.folder import bring_missing
 from manifests.takedowns import KINDS, Entry, find_named
 from pipeline.releases.opening import open_sql, view_samples
+from pipeline.runner.work import files_in
+from pipeline.store.files import Files
 
 MAX_SHOWN = 20
+_VERSIONS_OF_SELECT = (
+    "SELECT fingerprint FROM stages WHERE stage = 'select' AND json_extract_string(notes, '$.content') = ?"
+)
 _COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split, shard, key"
 
 
@@ -63,21 +69,48 @@ def images_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted((row for row in rows if row["copy"] == 0), key=lambda row: str(row["sample_id"]))
 
 
-def look_up(catalog: Catalog, entries: Sequence[Entry]) -> Known:
-    """What entries name in the catalogue; of rows whose fetch failed so far only address, owner and id are known."""
+def look_up(catalog: Catalog, release: Release, entries: Sequence[Entry]) -> Known:
+    """What entries name in the catalogue; of rows whose fetch failed so far only address, owner and id are known.
+
+    Stand-ins are those of the build that made the release, and of the last build.
+
+    Raises: ConfigError when the decisions of the build that made the release are not there.
+    """
     with open_sql(catalog.workdir) as sql:
         _view(sql, catalog, "candidates", catalog.find_files("candidates"), tables.CANDIDATES)
         _view(sql, catalog, "facts", catalog.find_files("facts"), tables.FACTS)
         rows = _named_rows(sql, entries)
-        current = catalog.find_current("select")
-        parts = catalog.parts_of(current) if current else []
-        decided = [file.path for part in parts for file in part.files if file.table == "decisions"]
-        _view(sql, catalog, "decisions", decided, tables.DECISIONS)
+        sql.read_parquet(list(_decided(catalog, release).paths), union_by_name=True).create_view("decisions")
         stand_ins = sql.execute(
             "SELECT DISTINCT other_sample_id FROM decisions SEMI JOIN named USING (sample_id) "
             "WHERE reason IN ('exact_duplicate', 'near_duplicate') ORDER BY 1"
         ).fetchall()
     return Known(rows, [row[0] for row in stand_ins])
+
+
+def decisions_of(catalog: Catalog, content: str) -> Files:
+    """The table of decisions with this content; no files when it is not there any more."""
+    for (version,) in catalog.ask(_VERSIONS_OF_SELECT, content):
+        if files := files_in(catalog.workdir, catalog.parts_of(version), "decisions"):
+            return files
+    return Files()
+
+
+def _decided(catalog: Catalog, release: Release) -> Files:
+    """The decisions that the release was made by, and those of the last build."""
+    identities = catalog.ask("SELECT identity FROM stages WHERE fingerprint = ?", release.origin)
+    own = decisions_of(catalog, json.loads(identities[0][0])["decisions"][0]) if identities else Files()
+    last = files_in(catalog.workdir, catalog.parts_of(catalog.find_current("select") or ""), "decisions")
+    decided = own if own.paths == last.paths else own + last
+    with contextlib.suppress(IntegrityError):
+        bring_missing(decided.paths)
+    if not (own or (last and not identities)) or not all(Path(path).is_file() for path in decided.paths):
+        raise ConfigError(
+            f"{release.path}: {catalog.workdir} does not hold the decisions that it was made by, so near copies of "
+            f"what is named cannot be found; nothing was written. `plantmix verify {catalog.workdir}` says what is "
+            "damaged, and `plantmix build` with its configuration decides again"
+        )
+    return decided
 
 
 def find_in_release(

@@ -24,9 +24,10 @@ from manifests.remote.folder import place_of, publish_bytes_into, publish_into
 from pipeline.captions.settings import TextSettings
 from pipeline.config import RunSettings
 from pipeline.releases.folder_checks import Finding
+from pipeline.releases.lookup import decisions_of
 from pipeline.releases.opening import open_sql
 from pipeline.releases.versions import fingerprint_without, write_version
-from pipeline.runner.work import Part, PartResult, StageRun, files_in
+from pipeline.runner.work import Part, PartResult, StageRun
 from pipeline.stages import pack
 from pipeline.stages.pack_record import write_record
 from pipeline.store.files import Files, RowGroup
@@ -35,9 +36,6 @@ from pipeline.store.sql import view_parquet
 from pipeline.store.writing import write_table
 
 _RELEASES = "SELECT name, fingerprint FROM releases ORDER BY sealed_at, name"
-_VERSIONS_OF_SELECT = (
-    "SELECT fingerprint FROM stages WHERE stage = 'select' AND json_extract_string(notes, '$.content') = ?"
-)
 
 
 def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
@@ -166,18 +164,10 @@ def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs
             each.name: Files() if each.type == "Files" else identity[each.name] for each in fields(pack.PackInputs)
         }
         values["texts"] = TextSettings.model_validate(identity["texts"])
-        values["decisions"] = _decisions(catalog, identity["decisions"][0])
+        values["decisions"] = decisions_of(catalog, identity["decisions"][0])
     except (LookupError, ValueError) as error:
         raise IntegrityError(f"it was packed by another version of PlantMix: {error}") from None
     return pack.PackInputs(**values)
-
-
-def _decisions(catalog: Catalog, content: str) -> Files:
-    """The table of decisions with this content; no files when it is not there any more."""
-    for (version,) in catalog.ask(_VERSIONS_OF_SELECT, content):
-        if files := files_in(catalog.workdir, catalog.parts_of(version), "decisions"):
-            return files
-    return Files()
 
 
 def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:

@@ -47,7 +47,7 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
         return TakenDown(found, Known(), made, None, _holders(release, found.asked))
     list_path = storage.join(workdir, LIST_FILE)
     with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-        known = look_up(catalog, entries)
+        known = look_up(catalog, release, entries)
         found = find_in_release(release, entries, [*read_list(workdir), *left_out], known)
         # The list comes first: after a kill the images stay out of later builds, and the same command goes on.
         rows = [*images_of(found.asked), *known.rows]

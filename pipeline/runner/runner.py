@@ -39,6 +39,7 @@ from pipeline.config import BuildConfig
 from pipeline.runner.away import spans_in
 from pipeline.runner.checking import ContentChecks, files_within
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
+from pipeline.runner.kept_config import keep_config
 from pipeline.runner.on_processes import ProcessExecutor
 from pipeline.runner.on_ray import RayExecutor, address_of
 from pipeline.runner.progress import Progress, Watch
@@ -111,6 +112,7 @@ class Runner:
                 place += 1
                 if stage.name == last:
                     break
+            keep_config(self._catalog, self._config)
             is_whole = place == len(self._flow)
             release = self._catalog.find_release(self._context.fingerprint) if is_whole else None
         return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
@@ -133,7 +135,7 @@ class Runner:
             before = self._sealed_or_refuse(name, stage.fingerprint(stage.inputs(context)))
             if not change(context, before):
                 return before, before
-            self._bring_up_to_date(stage, names[place + 1 :])
+            self._bring_up_to_date(stage, ())  # what was decided stays until the next build
             return before, context.sealed[name]
 
     def _sealed_or_refuse(self, stage: str, version: str | None) -> StageRecord:
@@ -201,17 +203,18 @@ class Runner:
                 f"the stage '{stage.name}' is not done yet with this configuration; run `plantmix build` with it from "
                 "the start: what is done is reused"
             )
-        was = self._catalog.find_current(stage.name)
+        is_current = self._catalog.find_current(stage.name) == context.fingerprint
+        if sealed is None or not is_current:
+            keep_config(self._catalog, self._config)
         self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
+        if not is_current:  # the later stages belong to another version
+            self._catalog.forget_current(after)
         if sealed is not None:
-            if was != context.fingerprint:  # an older version is used again, and the later stages belong to another one
-                self._catalog.forget_current(after)
             log.info("%s: reused, %s", stage.name, _describe(sealed))
             context.sealed[stage.name] = sealed
             if stage.settle is not None:
                 stage.settle(context)
             return False
-        self._catalog.forget_current(after)
         for files in files_within(inputs):
             self._checks.require(files)
         for step in stage.steps:

@@ -6,10 +6,12 @@ Reads the `score` settings and imports the modules that plug-ins name. Raises Co
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
 
@@ -18,7 +20,7 @@ class Scorer(Protocol):
     """A model that gives one number to each image with its text.
 
     A class may have `check`, which raises ConfigError cheaply, before any work, when `load` cannot succeed; without it
-    `load` itself is tried. A class may have `version`, which keeps scores of changed code apart.
+    `load` itself is tried. A class may have `version`, which keeps scores of changed code apart, as its file does.
     """
 
     name: str
@@ -60,6 +62,18 @@ def _make_plugin(plugin: PluginSettings) -> Scorer:
         raise ConfigError(f"{where}: {plugin.scorer} is no scorer: it has no {', '.join(lacking)}")
     made: Scorer = scorer
     return made
+
+
+def code_of(scorer: Scorer) -> str:
+    """What tells scores of changed code apart: the version that a scorer gives itself, and the hash of its file.
+
+    Scorers of this package raise their version.
+    """
+    module = type(scorer).__module__
+    version, file = str(getattr(scorer, "version", "")), getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.startswith("pipeline."):
+        return version
+    return f"{version} {storage.hash_file(file).sha256}".strip()
 
 
 def check_scorers(settings: ScoreSettings) -> None:

@@ -5,11 +5,11 @@ What a score is (model, weights, precision, options) and what is decided over it
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manifests.settings import NameOrPath, Settings
+from manifests.settings import JsonValues, NameOrPath, Settings
 
 CLIP = "clip"  # name of the scorer that `model` and `pretrained` stand for
 
@@ -21,7 +21,7 @@ class PluginSettings(Settings):
 
     scorer: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Class, importable where the parts run")
     name: ScorerName = Field(description="its name in rules, in the table of scores and in drop reasons")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    options: JsonValues = Field(default_factory=dict, description="keyword arguments of the class")
     batch_size: int = Field(64, ge=1, description="images that it scores at a time")
 
 

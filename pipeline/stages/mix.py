@@ -27,22 +27,29 @@ from pipeline.store.sql import copy_sorted, facet, first_half_of_md5, view_parqu
 log = logging.getLogger("plantmix.mix")
 
 
-def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float] | None:
-    """The weights in the config, or in the mixture file that it names; None when the mixture is given by size.
+@dataclass(frozen=True)
+class Target:
+    """The weights that are asked for, None when sizes are given; and the most samples that they were chosen for."""
 
-    Raises: ConfigError when the file is missing, is no mixture, or does not fit the domains.
+    ratio: dict[str, float] | None
+    most_samples: int | None = None
+
+
+def read_target(settings: MixSettings, domains: Sequence[str]) -> Target:
+    """The target in the config, or in the mixture file that it names.
+
+    Raises: ConfigError when the file is missing, is no mixture, or does not fit the domains or the config.
     """
-    if settings.by_size is not None:
-        return None
-    if settings.ratio is not None:
-        return dict(settings.ratio)
-    path = Path(str(settings.mixture))
+    if settings.mixture is None:
+        return Target(dict(settings.ratio) if settings.ratio is not None else None)
+    path = Path(settings.mixture)
     try:
         mixture = json.loads(path.read_text(encoding="utf-8"))
         ratio = {str(domain): float(share) for domain, share in mixture["ratio"].items()}
+        most = int((mixture.get("limits") or {}).get("num_samples") or 0) or None
     except OSError as error:
         raise ConfigError(f"mix.mixture: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"mix.mixture: {path} is not a mixture file; it needs a 'ratio' of domain to share, "
             "as `plantmix plan choose` writes it"
@@ -57,7 +64,12 @@ def read_ratio(settings: MixSettings, domains: Sequence[str]) -> dict[str, float
     if wrong or not 0 < sum(ratio.values()) < float("inf"):
         which = ", ".join(wrong) or "their sum must be above 0"
         raise ConfigError(f"mix.mixture: {path} gives shares that are no shares: {which}; a share is 0 or more")
-    return ratio
+    if most is not None and settings.num_samples is not None and settings.num_samples > most:
+        raise ConfigError(
+            f"mix.num_samples: {settings.num_samples:,} is more than the {most:,} samples that {path} was chosen for; "
+            "leave mix.num_samples out, or choose again with these --samples"
+        )
+    return Target(ratio, most)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Stratum:
 
 def plan_mixture(
     settings: MixSettings,
-    ratio: Mapping[str, float] | None,
+    target: Target,
     kept: Mapping[str, Mapping[str, int]],
     kind: str = "mixed",
 ) -> tuple[list[Quota], list[Stratum]]:
@@ -83,6 +95,7 @@ def plan_mixture(
 
     Raises: ConfigError when a pool is too small for the hold-out or for its share.
     """
+    ratio = target.ratio
     domains = list(ratio if ratio is not None else settings.by_size or {})
     heldout = {domain: _heldout(settings, domain, kept.get(domain, {})) for domain in domains}
     pools = {}
@@ -96,7 +109,7 @@ def plan_mixture(
         weight, size = sum(ratio.values()), {domain: pool.num_available for domain, pool in pools.items()}
         quotas = [Quota(domain, ratio[domain] / weight, size[domain], size[domain]) for domain in domains]
     else:
-        quotas = allocate(ratio or {}, pools, settings.num_samples)
+        quotas = allocate(ratio or {}, pools, settings.num_samples, target.most_samples)
     strata = []
     for quota in quotas:
         aside = heldout[quota.domain]
@@ -248,7 +261,7 @@ _GROUPS = """
 def _inputs(context: BuildContext) -> MixInputs:
     config = context.config
     kept = context.sealed["select"].notes["sources"]
-    quotas, strata = plan_mixture(config.mix, read_ratio(config.mix, config.domains), kept, config.pack.kind)
+    quotas, strata = plan_mixture(config.mix, read_target(config.mix, config.domains), kept, config.pack.kind)
     return MixInputs(
         context.files("ingest", "candidates"),
         context.files("select", "decisions").digested(context.sealed["select"].notes["content"]),

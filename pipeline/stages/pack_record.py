@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.errors import IntegrityError
+from manifests.masking import hide_in, hide_secrets
 from manifests.release import FORMAT, RECORD_FILE, SPLIT_FOLDERS
 from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
@@ -119,8 +120,8 @@ def _json_texts(column: pa.ChunkedArray) -> Any:
 
 
 def release_recipe(config: BuildConfig) -> dict[str, Any]:
-    """What the release was made by: the config without paths, workers, rates."""
-    recipe: dict[str, Any] = config.model_dump(mode="json", exclude={"work_dir", "run"})
+    """What the release was made by: the config without paths, secrets, workers, rates."""
+    recipe: dict[str, Any] = hide_in(config.model_dump(mode="json", exclude={"work_dir", "run"}))
     recipe["fetch"] = config.fetch.identity()
     recipe["caption"] = {
         **config.caption.measure_identity(),
@@ -128,25 +129,31 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         "text": config.caption.text_identity(),
     }
     if config.caption.backbone:
-        recipe["caption"]["backbone"]["file"] = config.caption.backbone.path.rstrip("/").rpartition("/")[2]
+        recipe["caption"]["backbone"]["file"] = _without_folders(hide_secrets(config.caption.backbone.path))
     recipe["sources"] = [
         source.recipe() | ({"cites": cited(source)} if source.gbif else {}) for source in config.sources
     ]
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):
-            semantic[name] = str(semantic[name]).rpartition("/")[2]
+            semantic[name] = _without_folders(semantic[name])
         del semantic["device"], semantic["batch_size"]
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
-    if recipe["mix"]["mixture"]:
-        recipe["mix"]["mixture"] = str(recipe["mix"]["mixture"]).rpartition("/")[2]
+    recipe["mix"]["mixture"] = _without_folders(recipe["mix"]["mixture"])
     recipe["score"].pop("device")
     for name in ("model", "pretrained"):
-        recipe["score"][name] = recipe["score"][name] and str(recipe["score"][name]).rpartition("/")[2]
+        recipe["score"][name] = _without_folders(recipe["score"][name])
     for plugin in recipe["score"]["plugins"]:
-        for key, value in plugin["options"].items():
-            if isinstance(value, str):  # it may be a path
-                plugin["options"][key] = value.rpartition("/")[2]
+        plugin["options"] = _without_folders(plugin["options"])
     return recipe
+
+
+def _without_folders(value: Any) -> Any:
+    """A value of which every text may be a path, with the names of files alone."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

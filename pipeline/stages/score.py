@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage, tables
+from manifests.masking import hide_in
 from manifests.reader import literals
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.scoring.scorers import loaded_scorer, make_scorer, score_batch
+from pipeline.scoring.scorers import code_of, loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
@@ -34,7 +35,7 @@ class ScorerInputs:
     """One scorer: everything that a score depends on besides image and text. Its device is not in it.
 
     The CLIP scorer has a model (name or file), weights (tag or file) and a precision. A plug-in has a class, the
-    version that its code gives itself, and options.
+    code that it runs, and options.
     """
 
     name: str
@@ -231,9 +232,24 @@ def _scorer_inputs(context: BuildContext, settings: ScoreSettings, name: str) ->
         name,
         plugin.batch_size,
         scorer_class=plugin.scorer,
-        code=str(getattr(make_scorer(settings, name), "version", "")),
-        options=tuple((key, named_file(context, value)) for key, value in sorted(plugin.options.items())),
+        code=code_of(make_scorer(settings, name)),
+        options=tuple((key, _option(context, key, value)) for key, value in sorted(plugin.options.items())),
     )
+
+
+def _option(context: BuildContext, key: str, value: Any) -> Named:
+    """An option of a plug-in: files count by their content, wherever in it they are named; a secret by its hash."""
+    content = _content_of(context, value)
+    is_shown = hide_in(content, key) == content
+    return Named(value, content if is_shown else f"secret {fingerprint({key: content})}")
+
+
+def _content_of(context: BuildContext, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _content_of(context, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_content_of(context, each) for each in value]
+    return named_file(context, value).content
 
 
 def named_file(context: BuildContext, value: Any) -> Named:

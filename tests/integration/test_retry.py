@@ -18,9 +18,9 @@ from misbehaving.server import MisbehavingServer
 from manifests.catalog import Catalog
 from manifests.reader import open_reader
 from pipeline.cli import main
-from pipeline.commands.retry import last_config
 from pipeline.config import read_config
 from pipeline.fetching.local import read_local
+from pipeline.runner.kept_config import last_config
 
 
 class Web:
@@ -122,7 +122,9 @@ def test_only_what_passes_is_asked_again_and_later_stages_see_it(
     assert counts == {"ok": ["8", "9"], "http_5xx": ["3", "1"], "http_404": ["1", "2"]}
     assert (outcomes(work)["1"], outcomes(work)["3"], outcomes(work)["4"]) == ("ok", "http_404", "http_5xx")
     status = json.loads((work / "status.json").read_text())
-    assert "pack" not in status["stages"], "what follows a changed stage is stale until it is built again"
+    assert status["stages"]["pack"]["sealed"], "what was decided stays until it is decided again"
+    assert main(["status", str(work)]) == 0
+    assert "dedup and what follows are older than fetch: `plantmix build`" in capsys.readouterr().out
 
     assert main(["build", str(config)]) == 0
     assert "done in" in capsys.readouterr().out

@@ -64,8 +64,9 @@ def with_folder(origin: AnyOrigin, work_dir: str) -> AnyOrigin:
     """The source with the folder that keeps its archive: its own, or one in the work folder."""
     if origin.gbif is None or origin.gbif.path:
         return origin
-    path = str(Path(local_place(work_dir), "gbif", origin.name))
-    return origin.model_copy(update={"gbif": origin.gbif.model_copy(update={"path": path})})
+    settings = origin.gbif.model_copy(update={"path": str(Path(local_place(work_dir), "gbif", origin.name))})
+    settings.model_fields_set.discard("path")  # it was not set: a kept configuration follows a moved work folder
+    return origin.model_copy(update={"gbif": settings})
 
 
 def request_path(settings: GbifSettings) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.masking import hide_secrets, hide_users
+from manifests.masking import hide_in, hide_secrets, hide_users
 
 HIDDEN = [
     ("http://user:pw@a.example/1.jpg", "http://a.example/1.jpg"),
@@ -65,3 +65,32 @@ def test_whatever_the_secret_it_is_gone_and_json_stays_json(noise: str, name: st
     shown = hide_secrets(json.dumps(texts, ensure_ascii=False))
     assert "hunter2secret" not in shown
     assert json.loads(shown)["url"] == f"http://a.example/x?{name}=***"
+
+
+def test_free_values_of_a_configuration_are_hidden_by_their_names_too() -> None:
+    config = {
+        "table": "s3://key:pw@bucket/t.csv",
+        "columns": {"record_key": "id", "url": "link"},
+        "options": {
+            "api_token": "abc",
+            "password": 1234,
+            "auth": {"user": "eve", "parts": ["a", "b"], "on": True},
+            "nested": [{"secret": "x", "weights": "https://h.example/w.bin?sig=abc&v=2"}],
+            "label": "eyJhbGciOi.eyJzdWIi.c2ln",
+            "threshold": 0.5,
+        },
+    }
+    hidden = hide_in(config)
+    assert hidden == {
+        "table": "s3://bucket/t.csv",
+        "columns": {"record_key": "id", "url": "link"},
+        "options": {
+            "api_token": "***",
+            "password": "***",
+            "auth": {"user": "***", "parts": ["***", "***"], "on": True},
+            "nested": [{"secret": "***", "weights": "https://h.example/w.bin?sig=***&v=2"}],
+            "label": "***",
+            "threshold": 0.5,
+        },
+    }
+    assert hide_in(hidden) == hidden

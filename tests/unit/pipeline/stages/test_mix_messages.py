@@ -11,7 +11,7 @@ import pytest
 from manifests.errors import ConfigError
 from pipeline.config import MixSettings
 from pipeline.quotas.allocation import Quota
-from pipeline.stages.mix import Stratum, plan_mixture, read_ratio
+from pipeline.stages.mix import Stratum, Target, plan_mixture, read_target
 
 DOMAINS = ["plant", "general"]
 
@@ -22,9 +22,9 @@ def mixture(path: Path, content: Any) -> MixSettings:
 
 
 def test_the_ratio_of_the_config_or_of_the_file(tmp_path: Path) -> None:
-    assert read_ratio(MixSettings(ratio={"plant": 3, "general": 1}), DOMAINS) == {"plant": 3, "general": 1}
+    assert read_target(MixSettings(ratio={"plant": 3, "general": 1}), DOMAINS).ratio == {"plant": 3, "general": 1}
     given = mixture(tmp_path / "m.json", {"ratio": {"general": 0.25, "plant": 0.75}, "law": {"any": "thing"}})
-    assert read_ratio(given, DOMAINS) == {"general": 0.25, "plant": 0.75}
+    assert read_target(given, DOMAINS).ratio == {"general": 0.25, "plant": 0.75}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_the_ratio_of_the_config_or_of_the_file(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_mixture(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError, match=r"m\.json is not a mixture file; it needs a 'ratio'.*`plantmix plan choose`"):
-        read_ratio(mixture(tmp_path / "m.json", content), DOMAINS)
+        read_target(mixture(tmp_path / "m.json", content), DOMAINS)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_file_that_is_no_mixture(tmp_path: Path, content: str) -> None:
 )
 def test_a_mixture_of_other_domains(tmp_path: Path, ratio: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"gives shares for .*; the sources have plant, general"):
-        read_ratio(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
+        read_target(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_mixture_of_other_domains(tmp_path: Path, ratio: dict[str, float]) -> 
 )
 def test_shares_that_are_none_are_named(tmp_path: Path, ratio: dict[str, float], which: str) -> None:
     with pytest.raises(ConfigError, match=rf"m\.json gives shares that are no shares: {which}; a share is 0 or more"):
-        read_ratio(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
+        read_target(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
 
 
 def test_a_mixture_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.json cannot be read: No such file"):
-        read_ratio(MixSettings(mixture=str(tmp_path / "absent.json")), DOMAINS)
+        read_target(MixSettings(mixture=str(tmp_path / "absent.json")), DOMAINS)
 
 
 def settings(**changes: Any) -> MixSettings:
@@ -73,7 +73,7 @@ def settings(**changes: Any) -> MixSettings:
 
 
 def plan_quotas(given: MixSettings, ratio: dict[str, float], kept: dict[str, int]) -> list[Quota]:
-    return plan_mixture(given, ratio, {domain: {domain: num} for domain, num in kept.items()})[0]
+    return plan_mixture(given, Target(ratio), {domain: {domain: num} for domain, num in kept.items()})[0]
 
 
 def test_held_out_samples_leave_the_pool_first() -> None:
@@ -128,7 +128,7 @@ def test_sources_with_weights_are_strata_of_their_own() -> None:
         sources={"plant": {"gbif": 3, "herbaria": 1}}, heldout={"num_samples": {"plant": 10, "general": 5}}
     )
     kept = {"plant": {"gbif": 310, "herbaria": 200}, "general": {"web": 60, "books": 65}}
-    quotas, strata = plan_mixture(given, {"plant": 3, "general": 1}, kept)
+    quotas, strata = plan_mixture(given, Target({"plant": 3, "general": 1}), kept)
     assert [(quota.num_available, quota.num_samples) for quota in quotas] == [(500, 362), (120, 120)]
     assert strata == [
         Stratum("plant", "gbif", 272, 6),
@@ -139,7 +139,7 @@ def test_sources_with_weights_are_strata_of_their_own() -> None:
 
 def test_a_stratified_release_takes_pools_whole() -> None:
     kept = {"plant": {"gbif": 310}, "general": {"web": 60}}
-    quotas, _ = plan_mixture(settings(), {"plant": 3, "general": 1}, kept, "stratified")
+    quotas, _ = plan_mixture(settings(), Target({"plant": 3, "general": 1}), kept, "stratified")
     assert [(quota.share, quota.num_samples) for quota in quotas] == [(0.75, 310), (0.25, 60)]
 
 
@@ -164,6 +164,6 @@ def test_mixtures_that_make_no_sense(change: dict[str, Any], message: str) -> No
 
 def test_by_size_needs_no_ratio() -> None:
     given = MixSettings.model_validate({"by_size": {"plant": "all", "general": 0.25}})
-    assert read_ratio(given, DOMAINS) is None
-    quotas, _ = plan_mixture(given, None, {"plant": {"a": 90}, "general": {"b": 99}})
+    assert read_target(given, DOMAINS).ratio is None
+    quotas, _ = plan_mixture(given, Target(None), {"plant": {"a": 90}, "general": {"b": 99}})
     assert [quota.num_samples for quota in quotas] == [90, 30]

@@ -1,0 +1,288 @@
+"""Commands run after each other over one work folder: what one leaves is what the next one goes by."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from building import hash_tree
+from misbehaving.answers import encode, pixels, send, send_picture
+from misbehaving.server import MisbehavingServer
+
+from manifests.reader import open_reader
+from pipeline.cli import main
+
+NUM_PICTURES = 6
+COPY, MISSING = NUM_PICTURES, NUM_PICTURES + 1  # a near copy of picture 0, worse than it; one that fails for now
+
+
+class Web:
+    """Pictures on the loopback, one of which fails until it is `mended`."""
+
+    def __init__(self) -> None:
+        self.mended = False
+        self.server = MisbehavingServer(extra={"p": self._answer})
+
+    def _answer(self, sock: Any, request: Any) -> None:
+        number = int(request.path.rpartition("/")[2])
+        if number == MISSING and not self.mended:
+            send(sock, "500 Internal Server Error")
+        elif number == COPY:
+            send_picture(sock, encode(pixels(60, 40, seed=0), quality=80))
+        else:
+            send_picture(sock, encode(pixels(seed=number), quality=90))
+
+    def url(self, number: int) -> str:
+        return f"http://127.0.0.1:{self.server.port}/p/{number}"
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    made = Web()
+    with made.server:
+        yield made
+
+
+def write_config(folder: Path, web: Web, name: str = "small", **changes: Any) -> Path:
+    """Two domains, a caption that a rule of the preset drops, a near copy, and a picture that is not there yet."""
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["url", "caption", "kind"])
+        for number in range(MISSING + 1):
+            caption = "IMG_0042" if number == 1 else f"a photo of plant number {number} in the field"
+            writer.writerow([web.url(number), caption, "other"])
+    sources = [
+        {
+            "name": domain,
+            "domain": domain,
+            "table": str(folder / f"{domain}.csv"),
+            "columns": {"url": "url", "caption": "caption"},
+            "defaults": {"licence": "CC0"},
+        }
+        for domain in ("plant", "general")
+    ]
+    rows = (folder / "table.csv").read_text().splitlines()
+    (folder / "general.csv").write_text("\n".join([rows[0], *rows[4:7]]))
+    (folder / "plant.csv").write_text("\n".join([rows[0], *rows[1:4], *rows[7:]]))
+    network = {"retries": 0, "limits": {"requests_per_second": None}, "allow_private_addresses": True}
+    values = {
+        "name": "small",
+        "work_dir": str(folder / "work"),
+        "sources": sources,
+        "fetch": {"network": network | {"robots_txt": False}},
+        "caption": {"rules": [{"domains": ["plant"], "preset": "plant", "max_chars": None}, {"preset": "general"}]},
+        "mix": {"ratio": {"plant": 1, "general": 1}},
+        "run": {"executor": "inline"},
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    assert main(["--quiet", "build", str(write_config(folder, web))]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(built: Path, web: Web, tmp_path: Path) -> Path:
+    """A copy of the build, and its config; the picture that fails fails again."""
+    web.mended = False
+    shutil.copytree(built / "work", tmp_path / "work")
+    write_config(tmp_path, web)
+    return tmp_path
+
+
+def latest(folder: Path) -> str:
+    return (folder / "work/releases/LATEST").read_text().strip()
+
+
+def damage(folder: Path, stage: str) -> None:
+    """Flip a byte of the newest table of a stage."""
+    path = max((folder / "work/tables" / stage).glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def num_sealed(folder: Path) -> int:
+    with open_reader(str(folder / "work")) as connection:
+        return int(connection.sql("SELECT count(*) FROM current_stages").fetchall()[0][0])
+
+
+# ---- build, repair
+
+
+@pytest.mark.parametrize("stage", ["caption", "dedup", "select"])
+def test_a_repair_without_a_config_makes_the_release_that_was(folder: Path, stage: str) -> None:
+    releases = hash_tree(folder / "work/releases")
+    damage(folder, stage)
+    assert main(["repair", str(folder / "work")]) == 0
+    assert hash_tree(folder / "work/releases") == releases
+    assert main(["verify", str(folder / "work")]) == 0
+
+
+def test_a_repair_that_would_make_another_release_says_so_and_makes_none(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    releases = hash_tree(folder / "work/releases")
+    damage(folder, "select")
+    other = write_config(folder, web, "other", caption={"rules": [{"preset": "plant", "max_words": 3}]})
+    assert main(["repair", str(folder / "work"), str(other)]) == 1
+    said = capsys.readouterr().out
+    assert "caption: rules: " in said
+    assert f"to make that release: plantmix build {other}" in said
+    assert hash_tree(folder / "work/releases") == releases
+    assert main(["repair", str(folder / "work")]) == 0
+    assert hash_tree(folder / "work/releases") == releases
+
+
+def test_a_repair_mends_what_comes_before_a_changed_takedown_list(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["takedown", str(folder / "work"), "--url", web.url(2)]) == 0
+    releases = hash_tree(folder / "work/releases")
+    damage(folder, "caption")
+    assert main(["repair", str(folder / "work")]) == 0
+    damage(folder, "select")
+    assert main(["repair", str(folder / "work")]) == 1
+    assert "select: choice.takedowns: " in capsys.readouterr().out
+    assert hash_tree(folder / "work/releases") == releases
+
+
+def test_a_mix_that_is_refused_is_not_the_config_of_the_last_build(folder: Path, web: Web) -> None:
+    releases = hash_tree(folder / "work/releases")
+    other = write_config(folder, web, "other", caption={"rules": [{"preset": "plant", "max_words": 3}]})
+    assert main(["mix", str(other)]) == 2
+    damage(folder, "caption")
+    assert main(["repair", str(folder / "work")]) == 0
+    assert hash_tree(folder / "work/releases") == releases
+
+
+# ---- retry, takedown
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_near_copy_is_taken_down_after_a_retry(
+    folder: Path, web: Web, mended: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.mended = mended
+    before = num_sealed(folder)
+    assert main(["retry", str(folder / "work")]) == 0
+    assert f"{int(mended)} more pictures" in capsys.readouterr().out
+    assert num_sealed(folder) == before
+    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 0
+    said = capsys.readouterr().out
+    assert "taken down: 1 images" in said
+    assert "of these, kept in place of a near copy that was asked for: 1 images" in said
+
+
+def test_a_near_copy_is_taken_down_while_the_next_build_has_not_decided_yet(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_config(folder, web, dedup={"radius": 2})
+    assert main(["build", str(other), "--to", "dedup"]) == 0
+    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 0
+    assert "taken down: 1 images" in capsys.readouterr().out
+
+
+def test_a_takedown_without_decisions_is_refused_until_they_are_made_again(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (folder / "work/tables/select").glob("*.parquet"):
+        path.unlink()
+    before = hash_tree(folder / "work/releases")
+    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 2
+    assert "does not hold the decisions that it was made by" in capsys.readouterr().err
+    assert hash_tree(folder / "work/releases") == before
+    assert not (folder / "work/takedowns.jsonl").exists()
+    assert main(["repair", str(folder / "work")]) == 0
+    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 0
+    assert "taken down: 1 images" in capsys.readouterr().out
+
+
+def test_a_retry_that_brings_nothing_leaves_the_release(folder: Path) -> None:
+    releases = hash_tree(folder / "work/releases")
+    assert main(["retry", str(folder / "work")]) == 0
+    assert main(["verify", str(folder / "work"), "--deep"]) == 0
+    assert main(["build", str(folder / "small.yaml")]) == 0
+    assert hash_tree(folder / "work/releases") == releases
+
+
+# ---- plan choose, mix
+
+
+def write_mixture(folder: Path, num_samples: float | None) -> Path:
+    path = folder / "mixture.json"
+    path.write_text(json.dumps({"ratio": {"plant": 0.5, "general": 0.5}, "limits": {"num_samples": num_samples}}))
+    return path
+
+
+@pytest.mark.parametrize(("chosen_for", "num_drawn"), [(4.0, 4), (1000.0, 8), (None, 8)])
+def test_a_mixture_is_drawn_up_to_the_samples_it_was_chosen_for(
+    folder: Path, web: Web, chosen_for: float | None, num_drawn: int
+) -> None:
+    mixture = write_mixture(folder, chosen_for)
+    config = write_config(folder, web, mix={"mixture": str(mixture), "max_epochs": 2})
+    assert main(["mix", str(config)]) == 0
+    record = json.loads((folder / "work/releases" / latest(folder) / "release.json").read_text())
+    assert record["counts"]["samples"] == num_drawn
+
+
+def test_more_samples_than_a_mixture_was_chosen_for_are_a_contradiction(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = write_mixture(folder, 4.0)
+    config = write_config(folder, web, mix={"mixture": str(mixture), "num_samples": 5})
+    assert main(["mix", str(config), "--dry-run"]) == 2
+    assert "mix.num_samples: 5 is more than the 4 samples that" in capsys.readouterr().err
+
+
+# ---- every pair
+
+
+def arguments_of(command: str, folder: Path, web: Web) -> list[str]:
+    work = str(folder / "work")
+    if command == "repair":
+        damage(folder, "dedup")
+    if command == "mix":
+        return ["mix", str(write_config(folder, web, "other", mix={"ratio": {"plant": 2, "general": 1}}))]
+    return {
+        "build": ["build", str(folder / "small.yaml")],
+        "retry": ["retry", work],
+        "repair": ["repair", work],
+        "takedown": ["takedown", work, "--url", web.url(2)],
+    }[command]
+
+
+def test_after_any_two_commands_the_folder_is_whole_and_builds_as_before(folder: Path, web: Web) -> None:
+    """A walk that holds every ordered pair of the commands that write, then takedowns, which change what is built."""
+    before = latest(folder)
+    for command in walk_of(["build", "retry", "repair", "mix"]):
+        assert main(["--quiet", *arguments_of(command, folder, web)]) == 0, command
+    assert main(["--quiet", "build", str(folder / "small.yaml")]) == 0
+    assert latest(folder) == before
+    for command in ("takedown", "retry", "takedown", "repair", "takedown", "mix", "takedown", "build"):
+        assert main(["--quiet", *arguments_of(command, folder, web)]) == 0, command
+    assert main(["verify", str(folder / "work"), "--deep"]) == 0
+
+
+def walk_of(commands: list[str]) -> list[str]:
+    """Commands in an order in which each stands right behind each other one."""
+    todo = set(itertools.permutations(commands, 2))
+    walk = [commands[0]]
+    while todo:
+        following = [pair for pair in sorted(todo) if pair[0] == walk[-1]] or sorted(todo)
+        todo.remove(following[0])
+        walk += following[0][following[0][0] == walk[-1] :]
+    return walk

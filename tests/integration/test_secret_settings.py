@@ -1,0 +1,163 @@
+"""Secrets in settings: they reach who needs them, and nothing that is shown, published or uploaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import yaml
+from building import release_of
+from misbehaving.answers import encode, pixels
+
+from manifests.catalog import Catalog
+from manifests.reader import open_reader
+from pipeline.cli import main
+from pipeline.config import BuildConfig, read_config
+from pipeline.demo.server import serving
+from pipeline.runner.kept_config import dump_config, last_config
+from pipeline.scoring import scorers
+
+PASSWORD, TOKEN, NESTED = "hunter2secret", "s3cr3tt0k3n", "n3st3ds3cr3t"
+SCORER = """
+from pathlib import Path
+class Fixed:
+    name = "fixed"
+    def __init__(self, **options): self.options = options
+    def load(self): self.value = float(Path(self.options["deep"][0]["weights"]).read_text()) + {added}
+    def score(self, images, texts): return [self.value] * len(images)
+"""
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A build of a few local pictures, scored by a plug-in, with an evaluation table at an address with secrets."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / f"pictures/{number}.jpg").write_bytes(encode(pixels(seed=number), quality=90))
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/weights.txt").write_text("0.25")
+    (tmp_path / "own_fixed.py").write_text(SCORER.format(added=0))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/list.csv").write_text("url,caption\nhttp://127.0.0.1/x.jpg,a flower in the field\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions of a file within a second
+    options = {
+        "token": TOKEN,
+        "account": {"password": NESTED},
+        "deep": [{"weights": str(tmp_path / "private/weights.txt")}],
+    }
+    with serving(tmp_path / "web") as server:
+        address = f"http://eve:{PASSWORD}@127.0.0.1:{server.port}/list.csv?token={TOKEN}"
+        evaluation = {"name": "known", "table": address, "format": "csv", "match_names": True}
+        values = {
+            "name": "own",
+            "work_dir": str(tmp_path / "work"),
+            "sources": [
+                {
+                    "name": "ours",
+                    "domain": "plant",
+                    "folder": {"path": str(tmp_path / "pictures")},
+                    "defaults": {"licence": "CC0-1.0", "caption": "a flower in the field"},
+                }
+            ],
+            "evaluation": [evaluation | {"columns": {"url": "url", "caption": "caption"}}],
+            "score": {"plugins": [{"scorer": "own_fixed:Fixed", "name": "fixed", "options": options}]},
+            "mix": {"ratio": {"plant": 1}},
+            "run": {"executor": "inline"},
+        }
+        path = tmp_path / "own.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        yield path
+    sys.modules.pop("own_fixed", None)
+
+
+def scores(work: Path) -> set[float]:
+    with open_reader(str(work)) as connection:
+        return {row[0] for row in connection.sql("SELECT score FROM scores").fetchall()}
+
+
+def build_as_a_new_process(config: Path) -> None:
+    sys.modules.pop("own_fixed", None)
+    scorers._load.cache_clear()
+    assert main(["--quiet", "build", str(config)]) == 0
+
+
+def test_secrets_of_settings_are_in_no_file_but_private_ones(write_config: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    build_as_a_new_process(write_config)
+    private = work / "catalog.config"
+    assert private.stat().st_mode & 0o777 == 0o600
+    for path in work.rglob("*"):
+        content = path.read_bytes() if path.is_file() and path != private else b""
+        for secret in (PASSWORD, TOKEN, NESTED, "eve:"):
+            assert secret.encode() not in content, (path, secret)
+    for path in release_of(work).rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    record = json.loads((release_of(work) / "release.json").read_text())
+    options = {"token": "***", "account": {"password": "***"}, "deep": [{"weights": "weights.txt"}]}
+    assert record["recipe"]["score"]["plugins"][0]["options"] == options
+    with Catalog.open(str(work)) as catalog:
+        assert last_config(catalog) == read_config(write_config), "a later command has the real address"
+    private.unlink()
+    assert main(["retry", str(work)]) == 2
+
+
+def test_scores_are_made_anew_when_a_nested_file_or_the_code_of_a_plug_in_changes(
+    write_config: Path, tmp_path: Path
+) -> None:
+    build_as_a_new_process(write_config)
+    assert scores(tmp_path / "work") == {0.25}
+    (tmp_path / "private/weights.txt").write_text("0.50")
+    build_as_a_new_process(write_config)
+    assert scores(tmp_path / "work") == {0.5}
+    (tmp_path / "own_fixed.py").write_text(SCORER.format(added=1))
+    build_as_a_new_process(write_config)
+    assert scores(tmp_path / "work") == {1.5}
+
+
+# ---- catalogues of earlier versions
+
+
+def write_as_before(work: Path, config: BuildConfig, applied: list[dict[str, Any]] | None) -> None:
+    """The rows that an earlier version left: every key of the config, secrets in clear."""
+    with Catalog.open(str(work)) as catalog:
+        text = config.model_dump_json()
+        catalog._connection.execute("INSERT INTO configs VALUES ('ff', ?, now()::TIMESTAMP)", [text])
+        catalog._connection.execute(
+            "INSERT INTO inputs (path, num_bytes, mtime_ns, sha256) VALUES (?, 1, 1, 'ff')",
+            [config.evaluation[0].table],
+        )
+        if applied is not None:
+            catalog.open_stage("caption", "v1", {"rules": applied})
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_an_earlier_catalogue_tells_rules_that_were_off_from_those_that_were_not_set(
+    write_config: Path, tmp_path: Path, off: bool
+) -> None:
+    values = yaml.safe_load(write_config.read_text())
+    values["caption"] = {"rules": [{"preset": "plant", **({"max_chars": None} if off else {})}, {"min_words": 2}]}
+    config = BuildConfig.model_validate(values)
+    write_as_before(tmp_path / "work", config, config.caption.rules_identity())
+    with Catalog.open(str(tmp_path / "work")) as catalog:
+        assert last_config(catalog).caption.rules_identity() == config.caption.rules_identity()
+
+
+def test_an_earlier_catalogue_loses_its_secrets_when_it_is_opened(write_config: Path, tmp_path: Path) -> None:
+    work, config = tmp_path / "work", read_config(write_config)
+    write_as_before(work, config, None)
+    assert TOKEN in (work / "catalog.snapshot").read_text()
+    with Catalog.open(str(work)) as catalog:
+        assert last_config(catalog) == config
+    assert TOKEN not in (work / "catalog.snapshot").read_text()
+    with duckdb.connect(str(work / "catalog.duckdb"), read_only=True) as connection:
+        for table in ("configs", "inputs"):
+            assert TOKEN not in str(connection.sql(f"SELECT * FROM {table}").fetchall())
+    for name in ("catalog.duckdb", "catalog.config"):
+        assert (work / name).stat().st_mode & 0o777 == 0o600
+    assert dump_config(config) != config.model_dump_json()
