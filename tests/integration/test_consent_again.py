@@ -18,6 +18,7 @@ from misbehaving.owners import mining, signed, with_xmp
 
 from manifests import tables
 from manifests.reader import open_reader
+from pipeline import flow  # noqa: F401  (imported before `made` patches a table)
 from pipeline.cli import main
 from pipeline.fetching.settings import FetchSettings
 
