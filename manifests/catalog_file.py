@@ -139,6 +139,8 @@ def explain_duckdb(workdir: str, error: Exception) -> Exception:
             f"{path}: another process is writing this catalogue (a build is running here); "
             "`plantmix status` works meanwhile; everything else works when the build has ended"
         )
+    if "Could not write" in text:  # a fault of the disk, not of what is on it
+        return RunError(f"{path}: {text.splitlines()[0]}; mend the cause and run the same command again")
     return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}; {_advice(workdir)}")
 
 
@@ -201,7 +203,8 @@ def write_snapshot(connection: Any, workdir: str) -> None:
 
 def append_to_journal(workdir: str, entries: Iterable[Mapping[str, Any]]) -> None:
     """Add lines to the journal, and wait until they are on the disk."""
-    with Path(storage.join(workdir, JOURNAL_FILE)).open("ab") as stream:
+    path = storage.join(workdir, JOURNAL_FILE)
+    with storage.naming(path), Path(path).open("ab") as stream:
         stream.writelines(map(_line, entries))
         stream.flush()
         os.fsync(stream.fileno())

@@ -60,7 +60,19 @@ def is_storage_error(error: Exception) -> bool:
     Those libraries have errors that are no OSError, for a connection that was reset for instance.
     """
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, OSError) or not _CLIENT_LIBRARIES.isdisjoint(libraries)
+    of_duckdb = "_duckdb" in libraries and "Could not " in str(error)  # its words for a fault of the disk
+    return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name the file in an error of the system, which a read or write does not do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = path
+        raise
 
 
 def check_passing(path: str, error: Exception, what: str = "read") -> None:
@@ -152,7 +164,7 @@ def read_chunks(path: str) -> Iterator[bytes]:
     """The content of a file, in pieces; of an object store one request each, and none for its size."""
     fs, inner = filesystem(path)
     if not is_remote(path):
-        with fs.open(inner, "rb") as stream:
+        with naming(path), fs.open(inner, "rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 yield chunk
         return

@@ -42,6 +42,7 @@ COMMANDS = (  # in the order in which a run needs them
     "diff",
     "takedown",
 )
+_WHEN_MENDED = "what is committed stays, run the same command again when it is mended"
 _TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on from the other: one module
 
 
@@ -67,10 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         where = f"{error.filename}: " if error.filename else ""
-        text = (
-            f"{where}{error.strerror or error}; what is committed stays, run the same command again when it is mended"
-        )
-        print(shown(f"plantmix: error: {text}"), file=sys.stderr)
+        print(shown(f"plantmix: error: {where}{error.strerror or error}; {_WHEN_MENDED}"), file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not storage.is_storage_error(error):
+            raise
+        text = " ".join(str(error).split())
+        print(shown(f"plantmix: error: {text:.500}; {_WHEN_MENDED}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)

@@ -6,7 +6,7 @@ An error of a part comes back as a value. The driver alone decides what it means
 from __future__ import annotations
 
 import errno
-import shutil
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -111,18 +111,33 @@ def _explain(error: Exception, job: Job) -> PlantMixError:
     """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
     if not is_storage_error(error):
         return PartError(_describe_defect(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(job.execution.workdir, error.filename)
-    return RetryableError(f"{type(error).__name__}: {error}")
+    if why := no_room(error, job.execution.workdir):
+        return RunError(why)  # another try would only ask all hosts again
+    unnamed = isinstance(error, OSError) and error.errno and not error.filename  # of a read or write
+    return RetryableError(f"{type(error).__name__}: {error}" + (f": {job.execution.workdir}" if unnamed else ""))
 
 
-def disk_full(workdir: str, path: str | None = None) -> RunError:
-    """Why a build stops when the disk of its work folder has no room: another try would only ask all hosts again."""
-    free = f" ({shutil.disk_usage(workdir).free / 1e6:,.0f} MB free)" if Path(workdir).is_dir() else ""
-    return RunError(
-        f"the disk is full{free}: {path or workdir}. What is committed stays. Make room (`plantmix estimate` says how "
-        "much a build needs), or move the work folder to a larger disk, and run the same command again"
-    )
+def no_room(error: Exception, folder: str) -> str | None:
+    """Why a file cannot be written where no further try helps, and what to do; None for any other error."""
+    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    text = str(error) if "Could not " in str(error) else ""  # DuckDB's words, which has no errno
+    by_words = (number for number in reasons if os.strerror(number) in text)
+    number = error.errno if isinstance(error, OSError) and error.errno in reasons else next(by_words, None)
+    if number is None:
+        return None
+    place = getattr(error, "filename", None) or folder
+    mend = "Make room (`plantmix estimate` says how much a build needs)"
+    disk = os.statvfs(folder) if Path(folder).is_dir() else None
+    if number == errno.EDQUOT:
+        why = "the user's share of the disk (quota) is used up"
+    elif number == errno.EFBIG:
+        why, mend = "a file would be larger than this process may write", "Raise the limit (ulimit -f)"
+    elif disk and disk.f_files and not disk.f_favail:
+        why, mend = "the disk can hold no more files (its inodes are used up)", "Remove files that nobody needs"
+    else:
+        why = "the disk is full" + (f" ({disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB free)" if disk else "")
+    again = "or move the work folder to a larger disk, and run the same command again"
+    return f"{why}: {place}. What is committed stays. {mend}, {again}"
 
 
 def _describe_defect(error: Exception) -> str:

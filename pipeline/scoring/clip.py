@@ -5,6 +5,7 @@ Reads weights from disk, or lets open_clip download the weights of a tag before 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,8 +91,10 @@ class ClipScorer:
                 self._net, _, self._preprocess = open_clip.create_model_and_transforms(
                     name, pretrained=self._pretrained, precision=self._precision, device=self._device
                 )
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, pickle.UnpicklingError) as error:
                 text = " ".join(str(error).split())
+                if "weights_only" in text:  # torch would have the user run the code in the file
+                    text = "it holds more than tensors and plain values, and code in a file is never run"
                 raise ConfigError(f"{self._where}: {self._model} cannot load {self._pretrained}: {text:.300}") from None
             self._tokenize = open_clip.get_tokenizer(name)
         self._net.eval()

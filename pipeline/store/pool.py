@@ -63,7 +63,7 @@ class PoolWriter(AbstractContextManager["PoolWriter"]):
     def finish(self) -> dict[str, tuple[int, int]]:
         """Write the tar; gives offset and length of each sample's bytes in it."""
         places: dict[str, tuple[int, int]] = {}
-        with self._path.open("wb") as stream:
+        with storage.naming(str(self._path)), self._path.open("wb") as stream:
             archive = ArchiveWriter(stream, record_bytes=BLOCK_BYTES)
             for sample_id in sorted(self._places):
                 start, length = self._places[sample_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,24 @@ def test_weights_of_another_model_are_one_clear_error(tmp_path: Path) -> None:
             ClipScorer(str(MODEL), str(tmp_path / "other.pt")).load()
     finally:
         torch.set_num_threads(num_threads)
+
+
+def test_code_in_a_file_of_weights_is_not_run_and_nobody_advises_it(tmp_path: Path) -> None:
+    import torch
+
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, Any]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"text.weight": Malicious()}, tmp_path / "bad.pt")
+    num_threads = torch.get_num_threads()
+    try:
+        with pytest.raises(ConfigError, match=r"cannot load .*bad\.pt: it holds more than tensors") as raised:
+            ClipScorer(str(MODEL), str(tmp_path / "bad.pt")).load()
+    finally:
+        torch.set_num_threads(num_threads)
+    assert "weights_only" not in str(raised.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_scorer_that_loses_images_is_named(tmp_path: Path) -> None:

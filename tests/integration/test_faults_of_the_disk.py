@@ -1,0 +1,82 @@
+"""A file that may not grow, a disk without inodes, a disk that fails: one line that says which file and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from misbehaving.answers import encode, pixels
+
+from manifests import storage
+from pipeline.cli import main
+from pipeline.runner.executing import no_room
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """As `ulimit -f` does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_config(folder: Path) -> str:
+    (folder / "pics").mkdir()
+    for number in range(4):
+        (folder / f"pics/{number}.jpg").write_bytes(encode(pixels(300, 260, number), quality=100))
+    config = {
+        "name": "n",
+        "work_dir": str(folder / "work"),
+        "sources": [{"name": "a", "domain": "plant", "folder": {"path": str(folder / "pics")}}],
+        "mix": {"ratio": {"plant": 1}},
+        "run": {"executor": "inline", "retry_wait_seconds": 0},
+    }
+    (folder / "n.yaml").write_text(yaml.safe_dump(config))
+    return str(folder / "n.yaml")
+
+
+def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    with largest_file(20_000):  # the catalogue's log
+        assert main(["build", config, "--to", "fetch"]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("plantmix: error: ")
+    assert "File too large; " in last
+    assert last.endswith(("run the same command again", "when it is mended"))
+    assert main(["build", config, "--to", "ingest"]) == 0
+    with largest_file(40_000):  # the pool
+        assert main(["build", config, "--to", "fetch"]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert "a file would be larger than this process may write: " in last
+    assert "Raise the limit (ulimit -f)" in last
+    assert main(["build", config, "--to", "fetch"]) == 0
+
+
+def test_inodes_and_quotas_are_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "pool/x.tar")
+    disk = SimpleNamespace(f_files=100, f_favail=0, f_bavail=67_000, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    said = no_room(full, str(tmp_path))
+    assert said is not None
+    assert said.startswith("the disk can hold no more files (its inodes are used up): pool/x.tar.")
+    disk.f_favail = 5
+    assert str(no_room(full, str(tmp_path))).startswith("the disk is full (67 MB free): pool/x.tar.")
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert str(no_room(quota, str(tmp_path))).startswith("the user's share of the disk (quota) is used up")
+    assert no_room(OSError(errno.EIO, "Input/output error"), str(tmp_path)) is None
+
+
+def test_a_disk_that_fails_names_the_file() -> None:
+    memory = "/proc/self/mem"  # no file system gives its first bytes
+    with pytest.raises(OSError, match=r"Errno .*: '/proc/self/mem'"):
+        storage.hash_file(memory)
