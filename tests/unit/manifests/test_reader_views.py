@@ -18,7 +18,7 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import SAMPLE_VIEWS, open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 
-JOINED_VIEWS = ("funnel", "samples", "hosts", "views")
+JOINED_VIEWS = ("funnel", "samples", "conflicts", "hosts", "views")
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 
 
@@ -36,7 +36,9 @@ def value_of(kind: pa.DataType, number: int) -> Any:
     if pa.types.is_map(kind):
         return [("type", f"text {number}")]
     if pa.types.is_list(kind):
-        return ["step"] * number
+        return [value_of(kind.value_type, number)] * number
+    if pa.types.is_struct(kind):
+        return {field.name: value_of(field.type, number) for field in kind}
     return number
 
 
@@ -158,3 +160,14 @@ def test_a_status_that_was_cut_is_named(tmp_path: Path) -> None:
 def test_sample_id_is_stable_and_keeps_source_and_key_apart() -> None:
     assert tables.sample_id("gbif", "123") == "96aa7c5cc23ec6b3ff76762911bc3c2f"  # ids of built datasets hang on it
     assert tables.sample_id("a", "b") != tables.sample_id("ab", "")
+
+
+def test_columns_that_an_earlier_version_did_not_write_are_null(tmp_path: Path) -> None:
+    folder = filled_folder(tmp_path)
+    for path in (folder / "tables").glob("decisions*"):
+        pq.write_table(pq.read_table(path).drop_columns(["kept_because", "conflicts"]), path)
+    with open_reader(str(folder)) as connection:
+        rows = connection.execute("SELECT sample_id, kept_because, conflicts FROM decisions ORDER BY 1").fetchall()
+        assert rows == [(f"text {number}", None, None) for number in (0, 0, 1, 1, 2, 2)]
+        assert connection.execute("SELECT kept_because FROM samples LIMIT 1").fetchall() == [(None,)]
+        assert connection.execute("FROM conflicts").fetchall() == []
