@@ -144,7 +144,8 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
             rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], inputs.image))
     table = pa.Table.from_pylist(rows, tables.EVALUATION)
     file = run.write("evaluation", f"tables/dedup/evaluation-{run.stem}.parquet", table, tables.EVALUATION)
-    return PartResult((file,), None, _counts_of(rows))
+    content = fingerprint({"rows": table.drop_columns(["detail"]).to_pylist()})  # which libraries word
+    return PartResult((file,), None, {**_counts_of(rows), "content": content})
 
 
 def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
         "radius": settings.radius,
         "mirrored": settings.mirrored,
         "match_names": settings.match_names,
-        "content": fingerprint({"parts": [file.sha256 for part in parts for file in part.files]}),
+        "content": fingerprint({"parts": [part.notes["content"] for part in parts]}),
     }
 
 
@@ -380,7 +381,9 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakI
                 facts=inputs.facts,
                 candidates=inputs.candidates,
                 pairs=run.files("collect", "pairs"),
-                evaluation=run.files("measure", "evaluation"),
+                evaluation=run.files("measure", "evaluation").digested(
+                    *(part.notes["content"] for part in run.parts("measure"))
+                ),
                 sets=tuple(describe_sets(inputs, run)),
                 named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
             )
@@ -389,5 +392,5 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakI
 
 
 LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
-MEASURE_SETS = Step("measure", _plan_measure, measure, version=VERSION, how=_roots, unit="images")
+MEASURE_SETS = Step("measure", _plan_measure, measure, version=4, how=_roots, unit="images")
 FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=2)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests import tables
+from manifests.outcomes import Outcome
 from manifests.records import Funnel
 from manifests.takedowns import Entry, read_list
 from pipeline.config import BuildConfig
@@ -62,10 +63,13 @@ class Choice:
     licences: LicenceSettings
     balance: BalanceSettings
     takedowns: tuple[Entry, ...]
+    limits: dict[str, str]
+    """Outcomes of fetch that a limit decides, each with its limit."""
 
     @classmethod
     def of(cls, config: BuildConfig, takedowns: Sequence[Entry]) -> Choice:
         """The choice that a configuration makes."""
+        image = config.fetch.image
         return cls(
             tuple(config.dedup.prefer),
             config.dedup.extra_captions,
@@ -74,6 +78,12 @@ class Choice:
             config.select.licences,
             config.select.balance,
             tuple(takedowns),
+            {
+                Outcome.IMAGE_TOO_SMALL.value: str(image.min_side_px),
+                Outcome.ASPECT_TOO_EXTREME.value: f"{image.max_aspect_ratio:g}",
+                Outcome.TOO_MANY_PIXELS.value: str(image.max_pixels),
+                Outcome.BODY_TOO_LARGE.value: str(image.max_body_bytes),
+            },
         )
 
     @property
@@ -175,6 +185,7 @@ class DecideInputs:
     left_captions: Files
     cap_verdicts: Files
     rules: Rules
+    limits: dict[str, str]
     bucket: Bucket
 
 
@@ -250,6 +261,14 @@ _DROPPED = """
     UNION ALL BY NAME SELECT sample_id, reason, value, threshold FROM cap_verdicts
 """
 
+# what a limit was compared with; other outcomes of fetch have words beside them in facts, which libraries choose
+_MEASURED = f"""
+    CASE f.outcome WHEN '{Outcome.IMAGE_TOO_SMALL}' THEN least(width_px, height_px)::VARCHAR
+        WHEN '{Outcome.ASPECT_TOO_EXTREME}'
+        THEN round(greatest(width_px, height_px) / least(width_px, height_px), 2)::VARCHAR
+        WHEN '{Outcome.TOO_MANY_PIXELS}' THEN (width_px::BIGINT * height_px)::VARCHAR END
+"""
+
 # one row a candidate; only the dropped rows, which are few, are joined
 _DECISIONS = """
     SELECT f.sample_id,
@@ -257,9 +276,9 @@ _DECISIONS = """
         CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN v.sample_id IS NOT NULL THEN 'caption'
             WHEN s.sample_id IS NOT NULL THEN 'score' WHEN d.sample_id IS NOT NULL THEN 'select' END AS stage,
         CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, d.reason) END AS reason,
-        CASE WHEN f.outcome <> 'ok' THEN f.detail WHEN v.sample_id IS NOT NULL THEN v.value
+        CASE WHEN f.outcome <> 'ok' THEN {measured} WHEN v.sample_id IS NOT NULL THEN v.value
             WHEN s.sample_id IS NOT NULL THEN s.value ELSE d.value END AS value,
-        CASE WHEN f.outcome <> 'ok' THEN NULL WHEN v.sample_id IS NOT NULL THEN v.threshold
+        CASE WHEN f.outcome <> 'ok' THEN {limit} WHEN v.sample_id IS NOT NULL THEN v.threshold
             WHEN s.sample_id IS NOT NULL THEN s.threshold ELSE d.threshold END AS threshold,
         d.other_sample_id, d.distance, d.kept_because, d.evaluation_set, d.evaluation_member, x.conflicts
     FROM facts f
@@ -280,7 +299,10 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
         view_table(sql, "cap_verdicts", inputs.cap_verdicts, tables.VERDICTS, inputs.bucket.where)
         sql.execute(_DROPPED)
         writer = run.writer("decisions", f"tables/select/{run.stem}.parquet", tables.DECISIONS)
-        files = [copy_sorted(sql, _DECISIONS, "sample_id", writer)]
+        limits = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in inputs.limits.items())
+        limit = f"CASE f.outcome{limits} END" if limits else "NULL"
+        decisions = _DECISIONS.format(measured=_MEASURED, limit=limit)
+        files = [copy_sorted(sql, decisions, "sample_id", writer)]
         view_parquet(sql, "decisions", [files[0].temp])
         notes: dict[str, Any] = {"content": facet(sql, tables.DECISIONS.names, "decisions")}
         if inputs.left_captions:
@@ -315,10 +337,14 @@ def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[Dec
     names = ("duplicates", "conflicts", "left_captions")
     duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
     caps, rules = run.files("caps", "cap_verdicts"), inputs.choice.rules
+    limits = inputs.choice.limits
     return [
         Part(
             DecideInputs(
-                inputs.measured, leak_groups, contradicted, duplicates, conflicts, left_captions, caps, rules, bucket
+                *(inputs.measured, leak_groups, contradicted, duplicates, conflicts, left_captions, caps),
+                rules,
+                limits,
+                bucket,
             )
         )
         for bucket in run.buckets(inputs.facts)
@@ -375,7 +401,7 @@ STAGE = Stage(
         Step("duplicates", _plan_duplicates, judge_duplicates, version=3),
         Step("keys", _plan_keys, pick_keys),
         Step("caps", _plan_caps, cap),
-        Step("decide", _plan_decide, decide, version=7),
+        Step("decide", _plan_decide, decide, version=8),
     ),
     conclude=_conclude,
 )

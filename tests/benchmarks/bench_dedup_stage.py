@@ -126,7 +126,7 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     def choice() -> select.Choice:
         priority = {f"s{number}": number for number in range(5)}
         prefer = ("licence", "pixels", "caption", "priority")
-        return select.Choice(prefer, 0, priority, LicenceSettings(), BalanceSettings(), ())
+        return select.Choice(prefer, 0, priority, LicenceSettings(), BalanceSettings(), (), {})
 
     def select_all(inputs: select.SelectInputs, run: Execution[None]) -> PartResult:
         """All steps of the stage, one after the other, in a work folder of its own."""

@@ -245,3 +245,18 @@ def test_a_tar_is_known_by_its_content(tmp_path: Path) -> None:
         expected = {f"0/{name}": bmp(seed) for seed, name in enumerate(NAMES, first_seed)}
         assert ids_in(work) == {key: hashlib.sha256(body).hexdigest() for key, body in expected.items()}
     assert build(work, origin).redone == ()
+
+
+def test_decisions_say_what_a_limit_was_compared_with_and_no_words_of_a_library(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "pics", 0)
+    (folder / "small.bmp").write_bytes(encode(picture(40, 20), "BMP"))
+    (folder / "cut.bmp").write_bytes(bmp(0)[:1000])
+    decisions = []
+    for work, min_side_px in (("work", 32), ("work", 34), ("clean", 34)):
+        build(tmp_path / work, in_files(folder), last="select", fetch={"image": {"min_side_px": min_side_px}})
+        with open_reader(str(tmp_path / work)) as sql:
+            rows = "SELECT record_key, reason, value, threshold FROM decisions JOIN candidates USING (sample_id)"
+            decisions.append(sql.execute(f"{rows} WHERE NOT keep ORDER BY 1").fetchall())
+    cut = ("cut.bmp", "corrupt_image", None, None)
+    assert decisions[0] == [cut, ("small.bmp", "image_too_small", "20", "32")]
+    assert decisions[1] == decisions[2] == [cut, ("small.bmp", "image_too_small", "20", "34")]

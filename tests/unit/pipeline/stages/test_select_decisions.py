@@ -131,6 +131,7 @@ def run_decide(
             licences=LicenceSettings(),
             balance=balance,
             takedowns=tuple(takedowns or ()),
+            limits={"image_too_small": "32"},
         ),
         candidates=written("candidates", tables.CANDIDATES, samples),
         facts=written("facts", tables.FACTS, samples),
