@@ -31,7 +31,7 @@ from manifests.catalog_file import (
     write_snapshot,
 )
 from manifests.catalog_reads import CommittedParts, CurrentStages
-from manifests.errors import DamageError, RunError
+from manifests.errors import ConfigError, DamageError, RunError
 from manifests.masking import hide_secrets
 from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
 from manifests.remote.folder import sizes_below, store_of
@@ -70,6 +70,11 @@ class Catalog(AbstractContextManager["Catalog"]):
         """
         address = store_of(workdir)
         if address is None:
+            if signs := sorted(set(workdir) & set("*?[\\")):
+                raise ConfigError(
+                    f"{workdir}: the path of a work folder cannot hold {' '.join(signs)}, which DuckDB takes for a "
+                    "pattern; choose another folder, or rename this one"
+                )
             storage.make_folder(workdir)
             return cls(open_database(workdir), workdir)
         session = Session.open(address)

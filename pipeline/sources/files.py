@@ -135,7 +135,7 @@ def find_files(path: str, where: str, suffix: str) -> Found:
     """
     fs, inner = storage.filesystem(path)
     inner = inner.rstrip("/") or "/"
-    if re.search(r"[*?\[{]", inner):
+    if re.search(r"[*?\[{]", inner) and (storage.is_remote(path) or not fs.exists(inner)):
         root = re.split(r"[*?\[{]", inner)[0].rpartition("/")[0]
         found: list[str] = []
         for pattern in _expand(inner):

@@ -73,7 +73,7 @@ def list_files(source: Origin) -> list[str]:
     """
     path = given(source.table)
     fs, inner = storage.filesystem(path)
-    if any(sign in path for sign in "*?["):
+    if any(sign in path for sign in "*?[") and (storage.is_remote(path) or not fs.exists(inner)):
         found = sorted(fs.glob(inner))
     elif fs.isdir(inner):
         found = sorted(str(name) for name in fs.ls(inner, detail=False) if _format_of(str(name), source))

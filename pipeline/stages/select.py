@@ -289,7 +289,11 @@ _DECISIONS = """
         SELECT sample_id, list({{{fields}}} ORDER BY about, matched, other_sample_id) AS conflicts
         FROM conflicts ANTI JOIN dropped USING (sample_id) GROUP BY sample_id
     ) x USING (sample_id)
-""".format(fields=", ".join(f"'{field.name}': {field.name}" for field in tables.CONFLICT))
+""".format(
+    fields=", ".join(f"'{field.name}': {field.name}" for field in tables.CONFLICT),
+    measured=_MEASURED,
+    limit="$limit",  # of each outcome, by the settings
+)
 
 
 def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
@@ -301,7 +305,7 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
         writer = run.writer("decisions", f"tables/select/{run.stem}.parquet", tables.DECISIONS)
         limits = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in inputs.limits.items())
         limit = f"CASE f.outcome{limits} END" if limits else "NULL"
-        decisions = _DECISIONS.format(measured=_MEASURED, limit=limit)
+        decisions = _DECISIONS.replace("$limit", limit)
         files = [copy_sorted(sql, decisions, "sample_id", writer)]
         view_parquet(sql, "decisions", [files[0].temp])
         notes: dict[str, Any] = {"content": facet(sql, tables.DECISIONS.names, "decisions")}

@@ -15,6 +15,7 @@ import pytest
 from measuring import encode, picture
 
 from manifests.catalog import Catalog
+from manifests.errors import ConfigError
 from manifests.reader import open_reader
 from pipeline.answers.preflight import check_config
 from pipeline.config import BuildConfig
@@ -260,3 +261,23 @@ def test_decisions_say_what_a_limit_was_compared_with_and_no_words_of_a_library(
     cut = ("cut.bmp", "corrupt_image", None, None)
     assert decisions[0] == [cut, ("small.bmp", "image_too_small", "20", "32")]
     assert decisions[1] == decisions[2] == [cut, ("small.bmp", "image_too_small", "20", "34")]
+
+
+@pytest.mark.parametrize("sign", ["?", "*", "[", "\\"])
+def test_a_work_folder_that_reads_as_a_pattern_is_refused(tmp_path: Path, sign: str) -> None:
+    folder = fill(tmp_path / "pics", 0)
+    with pytest.raises(ConfigError, match="which DuckDB takes for a pattern; choose another folder"):
+        build(tmp_path / f"wo{sign}rk", in_files(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["pics"]
+
+
+def test_names_with_signs_of_patterns_are_names(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "pics [1]", 0, ODD)
+    tables = tmp_path / "tables [1]"
+    tables.mkdir()
+    origin = with_table(folder)
+    (folder / "list.csv").replace(tables / "list [2].csv")
+    for table in (tables, tables / "list [2].csv"):
+        origin["folder"]["table"] = str(table)
+        build(tmp_path / "work", origin, last="fetch")
+        assert ids_in(tmp_path / "work") == ids_of(folder, ODD)
