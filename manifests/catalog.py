@@ -118,7 +118,8 @@ class Catalog(AbstractContextManager["Catalog"]):
         digest, shown = shown_config(config)
         if shown != config:
             storage.publish_bytes(storage.join(self.workdir, CONFIG_FILE), config.encode(), is_secret=True)
-        self._connection.execute("INSERT OR REPLACE INTO configs VALUES (?, ?, ?)", [digest, shown, utc_now()])
+        later = "greatest(?, (SELECT max(used_at) + INTERVAL 1 microsecond FROM configs))"  # when a clock was set back
+        self._connection.execute(f"INSERT OR REPLACE INTO configs VALUES (?, ?, {later})", [digest, shown, utc_now()])
 
     def last_config(self) -> str | None:
         """The configuration (json) of the last build, or None.
