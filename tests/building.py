@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -107,6 +109,18 @@ def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The real command in this process, which has loaded all that a process would load first."""
+    given = [str(argument) for argument in arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code: Any = main(given)
+        except SystemExit as error:  # of the parser
+            code = error.code
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
 
 
 def release_of(work_dir: Path) -> Path:

@@ -6,22 +6,20 @@ import os
 import shutil
 from pathlib import Path
 
-_WRITTEN_IN_PLACE = ("catalog.", "status.json")  # DuckDB and the journal; all else is replaced as a whole
+_LINKED = (".tar", ".parquet")  # nearly all of the bytes; builds replace them as a whole and never write into them
 
 
 def lend(master: Path, copy: Path) -> Path:
-    """A work folder as its own copy: catalogue and small files copied, pool, tables and releases by hard links.
+    """A copy of a work folder, or of a folder around it: pool, tables and shards by hard links, all else copied.
 
-    `part` a link before you damage a file.
+    `part` a link before you write into a file.
     """
     for folder, _, names in os.walk(master):
         place = copy / Path(folder).relative_to(master)
         place.mkdir(parents=True, exist_ok=True)
         for name in names:
-            if name.startswith(_WRITTEN_IN_PLACE):
-                shutil.copy2(Path(folder, name), place / name)
-            else:
-                os.link(Path(folder, name), place / name)
+            bring = os.link if name.endswith(_LINKED) else shutil.copy2
+            bring(Path(folder, name), place / name)
     return copy
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from walk.walker import COMMANDS, OPEN, Action, DifferenceError, draw, replay, shorten, walking  # noqa: E402
+from walk.walker import COMMANDS, FAVOURED, OPEN, Action, DifferenceError, draw, replay, shorten, walking  # noqa: E402
 
 LENGTH = 40
 
@@ -74,7 +74,7 @@ def one_walk(args: Any, number: int, off: list[str], pairs: Counter[tuple[str, s
     steps: list[list[Any]] = []
     difference, shortened = None, None
     with walking(folder, **options) as walk:
-        for action in draw(rng, LENGTH, None if args.only else pairs):
+        for action in draw(rng, LENGTH, None if args.only else pairs, FAVOURED.get(args.only)):
             actions.append(action)
             try:
                 step = walk.do(action)

@@ -15,7 +15,8 @@ from building import (
     ROOT,
     Web,
     file_hash,
-    run_plantmix,
+    hash_tree,
+    run_here,
     thin_out,
     write_build_config,
     write_csv,
@@ -46,12 +47,14 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 
 @pytest.fixture(scope="session")
-def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished build (`build.yaml`, `build/`); a test that changes anything copies it first."""
+def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a finished build (`build.yaml`, `build/`), sealed: who changes anything lends it (tests/sealed.py)."""
     folder = tmp_path_factory.mktemp("built")
-    done = run_plantmix("build", write_build_config(web, folder, "build"))
+    done = run_here("build", write_build_config(web, folder, "build"))
     assert done.returncode == 0, done.stderr
-    return folder
+    sealed = hash_tree(folder)
+    yield folder
+    assert hash_tree(folder) == sealed, "a test wrote into the folder that all tests share"
 
 
 @pytest.fixture

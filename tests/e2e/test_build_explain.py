@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import run_plantmix
+from building import run_here
 
 from manifests.reader import open_reader
 
@@ -25,7 +25,7 @@ def _one(work: Path, where: str) -> dict[str, Any]:
 
 
 def _explain(work: Path, what: str) -> str:
-    told = run_plantmix("explain", work, what)
+    told = run_here("explain", work, what)
     assert told.returncode == 0, told.stderr
     return told.stdout
 
@@ -84,24 +84,24 @@ def test_left_out_by_the_ratio(work: Path) -> None:
 
 def test_json_and_an_unknown_image(work: Path) -> None:
     row = _one(work, "split = 'heldout'")
-    told = run_plantmix("explain", work, row["sample_id"], "--json")
+    told = run_here("explain", work, row["sample_id"], "--json")
     (life,) = json.loads(told.stdout)
     assert life["candidates"]["url"] == row["url"]
     assert life["placements"][0]["split"] == "heldout"
-    unknown = run_plantmix("explain", work, "https://example.org/none.jpg")
+    unknown = run_here("explain", work, "https://example.org/none.jpg")
     assert unknown.returncode == 2
     assert "no such image" in unknown.stderr
 
 
 def test_query_reads_and_never_writes(work: Path) -> None:
-    shown = run_plantmix("query", work, "SELECT stage, sum(num_dropped) AS dropped FROM funnel GROUP BY 1 ORDER BY 1")
+    shown = run_here("query", work, "SELECT stage, sum(num_dropped) AS dropped FROM funnel GROUP BY 1 ORDER BY 1")
     assert shown.returncode == 0
     assert "(8 rows)" in shown.stdout
-    as_csv = run_plantmix(
+    as_csv = run_here(
         "query", work, "SELECT domain, count(*) AS num FROM samples GROUP BY 1 ORDER BY 1", "--format=csv"
     )
     assert as_csv.stdout.splitlines()[0] == '"domain","num"'
     for sql in ("DELETE FROM catalog.stages", "SELEC 1", "SELECT * FROM nothing"):
-        refused = run_plantmix("query", work, sql)
+        refused = run_here("query", work, sql)
         assert refused.returncode == 2, sql
         assert refused.stderr.startswith("plantmix: error: query: ")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from building import Web, hash_tree, release_of, run_plantmix, write_build_config
+from building import Web, hash_tree, release_of, run_here, write_build_config
+from sealed import lend, part
 
 from manifests.reader import open_reader
 from pipeline.flow import FLOW
@@ -25,8 +25,7 @@ def _redone(stdout: str) -> list[str]:
 
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
-    shutil.copytree(built, tmp_path / "copy")
-    return tmp_path / "copy"
+    return lend(built, tmp_path / "copy")
 
 
 def _config(web: Web, copy: Path, **changes: object) -> Path:
@@ -36,7 +35,7 @@ def _config(web: Web, copy: Path, **changes: object) -> Path:
 def test_a_second_build_does_nothing_and_says_so(web: Web, copy: Path) -> None:
     before = hash_tree(copy / "build/releases")
     started = time.monotonic()
-    again = run_plantmix("build", _config(web, copy))
+    again = run_here("build", _config(web, copy))
     assert again.returncode == 0
     assert again.stdout.startswith("nothing to do: every stage of this configuration is sealed already")
     assert time.monotonic() - started < 10
@@ -57,19 +56,19 @@ def test_a_second_build_does_nothing_and_says_so(web: Web, copy: Path) -> None:
 def test_a_change_redoes_its_stage_and_what_follows(
     web: Web, copy: Path, section: str, change: dict[str, object], first: str
 ) -> None:
-    done = run_plantmix("build", _config(web, copy, **{section: change}))
+    done = run_here("build", _config(web, copy, **{section: change}))
     assert done.returncode == 0, done.stderr
     redone = _redone(done.stdout)
     assert redone[0] == first
     assert redone[-1] == "pack"
     assert "fetch" not in redone
-    old = run_plantmix("build", _config(web, copy))
+    old = run_here("build", _config(web, copy))
     assert old.stdout.startswith("nothing to do"), "the former version is still there"
 
 
 def test_execution_settings_redo_nothing(web: Web, copy: Path) -> None:
     config = _config(web, copy, run={"executor": "ray", "num_workers": 2, "fetch_part_size": 7, "memory_gb": 1.0})
-    assert run_plantmix("build", config).stdout.startswith("nothing to do")
+    assert run_here("build", config).stdout.startswith("nothing to do")
 
 
 def test_an_edited_caption_downloads_nothing_and_a_new_url_just_that(web: Web, copy: Path) -> None:
@@ -82,7 +81,7 @@ def test_an_edited_caption_downloads_nothing_and_a_new_url_just_that(web: Web, c
         writer.writeheader()
         writer.writerows(rows)
     config = _config(Web(edited, web.general, web.root), copy)
-    done = run_plantmix("build", config)
+    done = run_here("build", config)
     assert done.returncode == 0, done.stderr
     with open_reader(str(copy / "build")) as connection:
         parts = connection.sql(
@@ -97,7 +96,7 @@ def test_a_lost_pool_file_is_fetched_again(web: Web, copy: Path) -> None:
     before = hash_tree(release_of(copy / "build"))
     lost = sorted((copy / "build/pool").glob("*.tar"))[0]
     lost.unlink()
-    done = run_plantmix("build", _config(web, copy))
+    done = run_here("build", _config(web, copy))
     assert done.returncode == 0, done.stderr
     assert "1 parts lost their files" in done.stderr
     assert lost.exists()
@@ -105,16 +104,16 @@ def test_a_lost_pool_file_is_fetched_again(web: Web, copy: Path) -> None:
 
 
 def test_a_changed_published_file_stops_the_build(web: Web, copy: Path) -> None:
-    changed = sorted((copy / "build/pool").glob("*.tar"))[0]
+    changed = part(sorted((copy / "build/pool").glob("*.tar"))[0])
     changed.write_bytes(changed.read_bytes() + b"x")
-    done = run_plantmix("build", _config(web, copy))
+    done = run_here("build", _config(web, copy))
     assert done.returncode == 1
     assert f"{changed.name}: not what was recorded" in done.stderr
     assert f"`plantmix repair {copy / 'build'}`" in done.stderr
 
 
 def test_every_stage_adds_up_in_status(built: Path) -> None:
-    shown = run_plantmix("status", built / "build", "--json")
+    shown = run_here("status", built / "build", "--json")
     status = json.loads(shown.stdout)
     assert list(status["stages"]) == sorted(STAGES)
     before = None
@@ -123,7 +122,7 @@ def test_every_stage_adds_up_in_status(built: Path) -> None:
         assert row["in"] == row["kept"] + sum(row["reasons"].values()), stage
         assert before is None or row["in"] == before, f"{stage} takes in what the stage before it kept"
         before = row["kept"]
-    lines = run_plantmix("status", built / "build").stdout.splitlines()
+    lines = run_here("status", built / "build").stdout.splitlines()
     assert [line.split()[0] for line in lines if line.split() and line.split()[0] in STAGES] == STAGES
 
 
@@ -150,26 +149,26 @@ def test_heldout_pictures_and_their_likes_are_not_in_training(built: Path) -> No
 
 
 def test_verify_deep_and_what_it_finds(built: Path, copy: Path, write_config: Callable[..., Path]) -> None:
-    fine = run_plantmix("verify", built / "build", "--deep")
+    fine = run_here("verify", built / "build", "--deep")
     assert fine.returncode == 0, fine.stderr
     assert "pHash, sha256 and text of each equal the record" in fine.stdout
-    shard = sorted((release_of(copy / "build") / "shards").glob("*.tar"))[0]
+    shard = part(sorted((release_of(copy / "build") / "shards").glob("*.tar"))[0])
     content = bytearray(shard.read_bytes())
     content[1500] ^= 1
     shard.write_bytes(content)
-    unread = run_plantmix("verify", copy / "build")
+    unread = run_here("verify", copy / "build")
     assert unread.returncode == 0
     assert "(--deep reads them)" in unread.stdout
-    broken = run_plantmix("verify", copy / "build", "--deep")
+    broken = run_here("verify", copy / "build", "--deep")
     assert broken.returncode == 1
     assert f"shards/{shard.name}: other content than recorded" in broken.stdout
-    alone = run_plantmix("verify", release_of(copy / "build"), "--deep")
+    alone = run_here("verify", release_of(copy / "build"), "--deep")
     assert alone.returncode == 2
     assert f"shards/{shard.name} has other content than when it was sealed" in alone.stderr
     shard.unlink()
-    cut = run_plantmix("verify", copy / "build")
+    cut = run_here("verify", copy / "build")
     assert cut.returncode == 1
     assert f"shards/{shard.name}: gone" in cut.stdout
-    alone = run_plantmix("verify", release_of(copy / "build"))
+    alone = run_here("verify", release_of(copy / "build"))
     assert alone.returncode == 2
     assert f"shards/{shard.name} is missing" in alone.stderr

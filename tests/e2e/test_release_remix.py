@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from building import Web, hash_tree, release_of, run_plantmix, write_build_config
+from building import Web, hash_tree, release_of, run_here, write_build_config
+from sealed import lend
 
 from manifests.release import Release
 
 
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
-    shutil.copytree(built, tmp_path / "copy")
-    return tmp_path / "copy"
+    return lend(built, tmp_path / "copy")
 
 
 def _with_mix(config: Path, **mix: object) -> Path:
@@ -29,12 +28,12 @@ def _with_mix(config: Path, **mix: object) -> Path:
 def test_a_dry_run_tells_the_counts_and_writes_nothing(web: Web, copy: Path) -> None:
     config = _with_mix(write_build_config(web, copy, "build"), by_size={"plant": "all", "general": 0.25})
     before = hash_tree(copy)
-    shown = run_plantmix("mix", config, "--dry-run")
+    shown = run_here("mix", config, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert hash_tree(copy) == before
     assert shown.stdout.rstrip().endswith("nothing was written")
     told = _rows_by_domain(shown.stdout)
-    done = run_plantmix("mix", config)
+    done = run_here("mix", config)
     assert done.returncode == 0, done.stderr
     drawn = Release.open(str(release_of(copy / "build"))).num_by_domain("train")
     assert {domain: int(words[3]) for domain, words in told.items()} == drawn
@@ -51,31 +50,30 @@ def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Pa
     work = copy / "build"
     config = _with_mix(write_build_config(web, copy, "other", work), by_size={"plant": "all", "general": 0.25})
     pool = {
-        domain: int(words[2])
-        for domain, words in _rows_by_domain(run_plantmix("mix", config, "--dry-run").stdout).items()
+        domain: int(words[2]) for domain, words in _rows_by_domain(run_here("mix", config, "--dry-run").stdout).items()
     }
     rows = Release.open(str(work)).samples("train", columns=["sample_id", "domain"]).to_pylist()
     gone = [next(row["sample_id"] for row in rows if row["domain"] == domain) for domain in ("plant", "general")]
-    assert run_plantmix("takedown", work, "--id", gone[0], "--id", gone[1]).returncode == 0
+    assert run_here("takedown", work, "--id", gone[0], "--id", gone[1]).returncode == 0
     before = hash_tree(copy)
-    shown = run_plantmix("mix", config, "--dry-run")
+    shown = run_here("mix", config, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert hash_tree(copy) == before
     assert "pools as select leaves them now; takedowns or settings have changed since" in shown.stdout
     told = _rows_by_domain(shown.stdout)
     assert {domain: int(words[2]) for domain, words in told.items()} == {name: num - 1 for name, num in pool.items()}
-    done = run_plantmix("mix", config)
+    done = run_here("mix", config)
     assert done.returncode == 0, done.stderr
     assert "select, mix, pack" in done.stdout
     release = Release.open(str(work))
     assert not set(gone) & set(release.samples()["sample_id"].to_pylist())
     assert {domain: int(words[3]) for domain, words in told.items()} == release.num_by_domain("train")
-    assert "pools as select left them at" in run_plantmix("mix", config, "--dry-run").stdout
+    assert "pools as select left them at" in run_here("mix", config, "--dry-run").stdout
 
 
 def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web, copy: Path) -> None:
     config = write_build_config(web, copy, "build", fetch={"image": {"size_px": 32}})
-    done = run_plantmix("mix", config)
+    done = run_here("mix", config)
     assert done.returncode == 2
     assert "error: the stage 'fetch' is not done yet with this configuration; run `plantmix build` with" in done.stderr
     assert "--from" not in done.stderr
@@ -83,13 +81,13 @@ def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web
 
 def test_a_dry_run_says_what_a_pool_cannot_give(web: Web, copy: Path) -> None:
     config = _with_mix(write_build_config(web, copy, "build"), ratio={"plant": 3, "general": 1}, num_samples=5000)
-    shown = run_plantmix("mix", config, "--dry-run")
+    shown = run_here("mix", config, "--dry-run")
     assert shown.returncode == 2
     assert "5,000 samples at this ratio need 3,750 of the domain 'plant'" in shown.stderr
 
 
 def test_before_select_there_is_nothing_to_mix(web: Web, tmp_path: Path) -> None:
-    shown = run_plantmix("mix", write_build_config(web, tmp_path, "none"), "--dry-run")
+    shown = run_here("mix", write_build_config(web, tmp_path, "none"), "--dry-run")
     assert shown.returncode == 2
     assert "no catalogue" in shown.stderr
 
@@ -103,7 +101,7 @@ def test_sources_get_their_weights_within_a_domain(web: Web, copy: Path) -> None
     values["mix"]["sources"] = {"general": {"general": 3, "more": 0}}
     values["caption"] = {"rules": [{"min_words": 0, "not_filename_like": False}]}
     config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    done = run_plantmix("build", config)
+    done = run_here("build", config)
     assert done.returncode == 0, done.stderr
     release = Release.open(str(release_of(copy / "build")))
     sources = Counter(row["source"] for row in release.samples("train").to_pylist() if row["domain"] == "general")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import Web, hash_tree, release_of, run_plantmix, write_build_config
+from building import Web, hash_tree, release_of, run_here, write_build_config
+from sealed import lend
 
 from manifests.release import SPLIT_FOLDERS, Release
 from manifests.takedowns import Entry
@@ -21,7 +22,7 @@ from pipeline.releases.takedown import take_down
 def old(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A release with many shards in a work folder of its own."""
     folder = tmp_path_factory.mktemp("takedown") / "copy"
-    shutil.copytree(built, folder)
+    lend(built, folder)
     return Release.open(str(release_of(folder / "build")))
 
 
@@ -35,7 +36,7 @@ def gone(old: Release) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def new(old: Release, gone: dict[str, Any]) -> Release:
-    done = run_plantmix("takedown", old.path, "--url", gone["url"], "--reason", "asked by the owner")
+    done = run_here("takedown", old.path, "--url", gone["url"], "--reason", "asked by the owner")
     assert done.returncode == 0, done.stderr
     assert "taken down: 1 images (2 samples); reason: asked by the owner" in done.stdout
     return Release.open(str(Path(old.path).parents[1]))
@@ -55,8 +56,8 @@ def test_only_touched_shards_are_rewritten(old: Release, new: Release, gone: dic
 
 
 def test_the_new_version_verifies_and_says_what_went_and_why(old: Release, new: Release, gone: dict[str, Any]) -> None:
-    assert run_plantmix("verify", new.path, "--deep").returncode == 0
-    assert run_plantmix("verify", old.path).returncode == 0, "the old one is left as it was"
+    assert run_here("verify", new.path, "--deep").returncode == 0
+    assert run_here("verify", old.path).returncode == 0, "the old one is left as it was"
     (entry,) = new.record["takedowns"]
     assert (entry["from"], entry["reason"]) == (old.record["version"], "asked by the owner")
     assert (entry["num_images"], entry["num_samples"]) == (1, 2)
@@ -86,21 +87,21 @@ def test_the_same_request_gives_the_same_bytes(
 def test_explain_tells_of_it_before_any_build(new: Release, gone: dict[str, Any]) -> None:
     work = Path(new.path).parents[1]
     for what in (gone["url"], gone["sample_id"]):
-        told = run_plantmix("explain", work, what).stdout
+        told = run_here("explain", work, what).stdout
         assert "TAKEN DOWN since this build; reason: asked by the owner" in told, told
 
 
 def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone: dict[str, Any]) -> None:
     work = Path(new.path).parents[1]
-    done = run_plantmix("build", write_build_config(web, work.parent, "later", work))
+    done = run_here("build", write_build_config(web, work.parent, "later", work))
     assert done.returncode == 0, done.stderr
     assert " takedown" in done.stderr  # it and its copies
     built = Release.open(str(work))
     assert gone["sample_id"] not in built.samples()["sample_id"].to_pylist()
-    told = run_plantmix("explain", work, gone["url"]).stdout
+    told = run_here("explain", work, gone["url"]).stdout
     assert "DROPPED: takedown" in told
     assert "asked by the owner" in told
-    assert run_plantmix("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
+    assert run_here("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
 
 
 def _ids(release: Release) -> set[str]:
@@ -109,7 +110,7 @@ def _ids(release: Release) -> set[str]:
 
 def _take_down(release: Release, *ids: str, reason: str) -> tuple[Release, str]:
     words = [word for sample_id in ids for word in ("--id", sample_id)]
-    done = run_plantmix("takedown", release.path, *words, "--reason", reason)
+    done = run_here("takedown", release.path, *words, "--reason", reason)
     assert done.returncode == 0, done.stderr
     return Release.open(done.stdout.splitlines()[-1].removeprefix("release: ")), done.stdout
 
@@ -117,11 +118,11 @@ def _take_down(release: Release, *ids: str, reason: str) -> tuple[Release, str]:
 @pytest.mark.parametrize("lies_in", ["a work folder", "a folder of releases"])
 def test_a_takedown_from_an_older_version_brings_nothing_back(built: Path, tmp_path: Path, lies_in: str) -> None:
     if lies_in == "a work folder":
-        shutil.copytree(built / "build", tmp_path / "build")
+        lend(built / "build", tmp_path / "build")
         releases = tmp_path / "build/releases"
     else:  # where no list says what was taken down, only the other versions do
         releases = tmp_path / "releases"
-        shutil.copytree(built / "build/releases", releases)
+        lend(built / "build/releases", releases)
     first = Release.open(str(releases))
     (releases / "unreadable").mkdir()
     (releases / "unreadable/release.json").write_text("{", encoding="utf-8")
@@ -138,7 +139,7 @@ def test_a_takedown_from_an_older_version_brings_nothing_back(built: Path, tmp_p
     ]
     assert given == [("asked for a", [a]), ("asked for b", [b])]
     assert Release.open(str(releases)).path == third.path, "LATEST"
-    assert run_plantmix("verify", third.path, "--deep").returncode == 0
+    assert run_here("verify", third.path, "--deep").returncode == 0
     fourth, _ = _take_down(second, c, reason="asked for c")
     assert _ids(fourth) == _ids(first) - {a, b, c}
     for pointer in ("LATEST", f"{first.record['name']}.LATEST"):
@@ -149,7 +150,7 @@ def test_a_takedown_from_an_older_version_brings_nothing_back(built: Path, tmp_p
 
 def test_what_stands_on_the_list_is_left_out_too(built: Path, tmp_path: Path) -> None:
     """Taken down from another release of the work folder, or written into the list by hand."""
-    shutil.copytree(built / "build", tmp_path / "build")
+    lend(built / "build", tmp_path / "build")
     release = Release.open(str(tmp_path / "build"))
     listed, asked = release.samples("train").to_pylist()[:2]
     line = {"by": "url", "value": listed["url"], "reason": "by hand"}
@@ -161,10 +162,10 @@ def test_what_stands_on_the_list_is_left_out_too(built: Path, tmp_path: Path) ->
 
 
 def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, built: Path, tmp_path: Path) -> None:
-    shutil.copytree(built / "build", tmp_path / "build")
+    lend(built / "build", tmp_path / "build")
     first = Release.open(str(tmp_path / "build"))
     config = write_build_config(web, tmp_path, "other", tmp_path / "build", pack={"samples_per_shard": 50})
-    assert run_plantmix("build", config).returncode == 0
+    assert run_here("build", config).returncode == 0
     other = Release.open(str(tmp_path / "build"))
     _, told = _take_down(first, min(_ids(first)), reason="x")
     assert Release.open(str(tmp_path / "build")).path == other.path
@@ -173,13 +174,13 @@ def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, bu
 
 def test_outside_a_work_folder_only_the_release_is_asked(old: Release, tmp_path: Path) -> None:
     shutil.copytree(old.path, tmp_path / old.name)
-    done = run_plantmix("takedown", tmp_path / old.name, "--id", min(_ids(old)), "--id", "no such")
+    done = run_here("takedown", tmp_path / old.name, "--id", min(_ids(old)), "--id", "no such")
     assert done.returncode == 2
     assert "1 of the 2 given are not in this release: id 'no such'; nothing was written" in done.stderr
 
 
 def _query(work: Path, sql: str) -> list[str]:
-    done = run_plantmix("query", work, sql, "--format", "csv")
+    done = run_here("query", work, sql, "--format", "csv")
     assert done.returncode == 0, done.stderr
     return [line.strip('"') for line in done.stdout.splitlines()[1:]]
 
@@ -192,18 +193,18 @@ def _listed(work: Path) -> list[tuple[str, str]]:
 def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_path: Path) -> None:
     """Kept by select, not drawn: no version of this release is made for it, and no later mixture draws it."""
     work = tmp_path / "build"
-    shutil.copytree(built / "build", work)
+    lend(built / "build", work)
     release = Release.open(str(work))
     left_out = sorted(set(_query(work, "SELECT sample_id FROM decisions WHERE keep")) - _ids(release))
     failed = min(_query(work, "SELECT sample_id FROM facts WHERE outcome <> 'ok'"))
     image = _query(work, f"SELECT image_id FROM facts WHERE sample_id = '{left_out[0]}'")
     words = ("--id", left_out[0], "--id", failed)
     before = sorted((work / "releases").iterdir())
-    unknown = run_plantmix("takedown", work, *words, "--url", "http://nobody.example/1.jpg")
+    unknown = run_here("takedown", work, *words, "--url", "http://nobody.example/1.jpg")
     assert unknown.returncode == 2
     assert "1 of the 3 given are not in this release nor in the catalogue: url 'http://nobody.ex" in unknown.stderr
     assert not (work / "takedowns.jsonl").exists()
-    done = run_plantmix("takedown", work, *words, "--reason", "x")
+    done = run_here("takedown", work, *words, "--reason", "x")
     assert done.returncode == 0, done.stderr
     assert "taken down: 0 images (0 samples)" in done.stdout
     assert "in the catalogue only, not in this release: 2 samples" in done.stdout
@@ -218,7 +219,7 @@ def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_
     assert "taken down: 1 images" in told
     assert "in the catalogue only, not in this release: 1 samples" in told
     config = write_build_config(web, tmp_path, "all", work, mix={"max_epochs": 9})
-    assert run_plantmix("build", config).returncode == 0
+    assert run_here("build", config).returncode == 0
     later = _ids(Release.open(str(work)))
     assert set(left_out[2:]) <= later, "all of the pool is drawn"
     assert not {*left_out[:2], drawn} & later
@@ -226,7 +227,7 @@ def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_
 
 def test_the_image_that_stands_in_for_a_copy_goes_with_it(built: Path, tmp_path: Path) -> None:
     work = tmp_path / "build"
-    shutil.copytree(built / "build", work)
+    lend(built / "build", work)
     release = Release.open(str(work))
     pairs = _query(
         work,
@@ -240,7 +241,7 @@ def test_the_image_that_stands_in_for_a_copy_goes_with_it(built: Path, tmp_path:
 
 
 def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: dict[str, Any]) -> None:
-    told = run_plantmix("diff", old.path, new.path, "--json")
+    told = run_here("diff", old.path, new.path, "--json")
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     changed = [row for row in found["domains"] if row["before"] != row["after"]]
@@ -252,10 +253,10 @@ def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: di
     assert found["shards"]["after"] - found["shards"]["shared"] == len(touched)
     assert found["recipe"] == []
     assert found["takedowns"][0]["reason"] == "asked by the owner"
-    assert "taken down: 1 images, reason: asked by the owner" in run_plantmix("diff", old.path, new.path).stdout
-    same = run_plantmix("diff", old.path, old.path).stdout
+    assert "taken down: 1 images, reason: asked by the owner" in run_here("diff", old.path, new.path).stdout
+    same = run_here("diff", old.path, old.path).stdout
     assert "recipe: the same" in same
-    back = json.loads(run_plantmix("diff", new.path, old.path, "--json").stdout)
+    back = json.loads(run_here("diff", new.path, old.path, "--json").stdout)
     assert sum(row["added"] for row in back["domains"]) == 1
 
 
@@ -272,13 +273,13 @@ def test_an_owner_and_an_image_hash(old: Release) -> None:
 
 def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[str, Any]) -> None:
     before = sorted(Path(old.path).parent.iterdir())
-    done = run_plantmix("takedown", old.path, "--url", gone["url"], "--id", "f" * 64, "--owner", "Nobody At All")
+    done = run_here("takedown", old.path, "--url", gone["url"], "--id", "f" * 64, "--owner", "Nobody At All")
     assert done.returncode == 2
     assert (
         "2 of the 3 given are not in this release nor in the catalogue: owner 'Nobody At All', id 'fff" in done.stderr
     )
-    assert run_plantmix("takedown", old.path).returncode == 2
-    assert "an empty one names nothing" in run_plantmix("takedown", old.path, "--owner", " ").stderr
+    assert run_here("takedown", old.path).returncode == 2
+    assert "an empty one names nothing" in run_here("takedown", old.path, "--owner", " ").stderr
     assert sorted(Path(old.path).parent.iterdir()) == before
 
 
@@ -291,15 +292,15 @@ def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) 
     assert made is not None
     assert last not in made.shards("train")
     assert not Path(made.path, "shards", last).exists()
-    assert run_plantmix("verify", made.path, "--deep").returncode == 0
+    assert run_here("verify", made.path, "--deep").returncode == 0
 
 
 def test_a_release_of_which_nothing_would_be_left_is_refused_and_the_list_has_them(built: Path, tmp_path: Path) -> None:
     work = tmp_path / "build"
-    shutil.copytree(built / "build", work)
+    lend(built / "build", work)
     release = Release.open(str(work))
     words = [word for sample_id in sorted(_ids(release)) for word in ("--id", sample_id)]
-    done = run_plantmix("takedown", work, *words)
+    done = run_here("takedown", work, *words)
     assert done.returncode == 2
     assert "nothing would be left; delete the release instead; later builds leave them out all the same" in done.stderr
     assert {value for _, value in _listed(work)} >= _ids(release)
@@ -322,28 +323,28 @@ def _empty_split(release: Release, split: str) -> Release:
     assert made is not None
     assert split not in made.splits
     assert not Path(made.path, SPLIT_FOLDERS[split]).exists()
-    assert run_plantmix("verify", made.path, "--deep").returncode == 0
+    assert run_here("verify", made.path, "--deep").returncode == 0
     return made
 
 
 def test_a_held_out_split_of_which_nothing_is_left_is_gone(alone: Release) -> None:
     made = _empty_split(alone, "heldout")
     for target in PRINTED:
-        done = run_plantmix("export", made.path, "--for", target)
+        done = run_here("export", made.path, "--for", target)
         assert done.returncode == 0, done.stderr
         assert "heldout" not in done.stdout
         assert "--val" not in done.stdout
     assert "heldout" not in Path(made.path, "README.md").read_text(encoding="utf-8").split("---")[1]
-    assert run_plantmix("diff", alone.path, made.path).returncode == 0
+    assert run_here("diff", alone.path, made.path).returncode == 0
 
 
 def test_with_no_training_samples_left_there_is_nothing_to_export(alone: Release, tmp_path: Path) -> None:
     made = _empty_split(alone, "train")
     for target in (*PRINTED, "img2dataset", "datacomp"):
         out = [] if target in PRINTED else ["--out", tmp_path / target]
-        done = run_plantmix("export", made.path, "--for", target, *out)
+        done = run_here("export", made.path, "--for", target, *out)
         assert done.returncode == 2
         assert "no train samples are left in this release; it has heldout" in done.stderr
         assert not (tmp_path / target).exists()
-    assert run_plantmix("diff", alone.path, made.path).returncode == 0
-    assert run_plantmix("report", made.path, "--out", tmp_path / "page.html").returncode == 0
+    assert run_here("diff", alone.path, made.path).returncode == 0
+    assert run_here("report", made.path, "--out", tmp_path / "page.html").returncode == 0
