@@ -114,13 +114,14 @@ def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The real command in this process, which has loaded all that a process would load first."""
     given = [str(argument) for argument in arguments]
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code: Any = main(given)
         except SystemExit as error:  # of the parser
             code = error.code
-    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(given, code, *texts)
 
 
 def release_of(work_dir: Path) -> Path:

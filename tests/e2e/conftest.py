@@ -48,7 +48,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 @pytest.fixture(scope="session")
 def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a finished build (`build.yaml`, `build/`), sealed: who changes anything lends it (tests/sealed.py)."""
+    """The folder of a finished build (`build.yaml`, `build/`), sealed: to change anything, take what `lend` gives."""
     folder = tmp_path_factory.mktemp("built")
     done = run_here("build", write_build_config(web, folder, "build"))
     assert done.returncode == 0, done.stderr

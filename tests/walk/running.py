@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import io
 import os
 import signal
 import subprocess
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from building import run_here
 
 from manifests import records
 from pipeline.cli import main
@@ -40,19 +41,14 @@ class Ran:
 
 def run(argv: Sequence[str], kill_at: int = 0, clock_seconds: float = 0.0) -> Ran:
     """Run a command with the clock set forward or back; `kill_at` counts writes that reach the disk."""
-    out, err = io.StringIO(), io.StringIO()
-    code: int | None = None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), clock(clock_seconds), dying(kill_at):
+    with clock(clock_seconds), dying(kill_at):
         try:
-            code = main(list(argv))
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+            done = run_here(*argv)
         except KilledError:
-            pass
+            return Ran(None, "", "")
         except Exception:  # what a user would see
-            code = 1
-            traceback.print_exc(file=err)
-    return Ran(code, out.getvalue(), err.getvalue())
+            return Ran(1, "", traceback.format_exc())
+    return Ran(done.returncode, done.stdout, done.stderr)
 
 
 def run_and_kill(argv: Sequence[str], kill_at: int) -> Ran:

@@ -29,8 +29,6 @@ from walk.world import CHANGES, World, change, recipe_of
 OPEN: dict[str, str] = {  # faults that are open, and what a walk leaves out for it
     "A1": "repair without CONFIG",
     "A2": "takedown after retry",
-    "C1": "a local picture replaced by one of the same size",
-    "C2": "a file that a table names and whose ending is not watched",
     "C3": "other settings of robots.txt and consent",
     "C5": "dedup.semantic",
     "C6": "other limits of pictures",
