@@ -1,6 +1,6 @@
 """The inputs on the disk, the settings, and every change that a walk may make to them.
 
-A change names the open fault (OPEN of walker.py) that it would show; it is left out while `off` holds that name.
+A change names the fault (FAULTS of walker.py) that it would show; it is left out while `off` holds that name.
 """
 
 from __future__ import annotations
