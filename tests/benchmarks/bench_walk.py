@@ -67,7 +67,7 @@ def one_walk(args: Any, number: int, off: list[str], pairs: Counter[tuple[str, s
     executors = ["inline", "processes"] if number % 6 == 5 else ["inline"]
     executors += ["ray"] if args.ray and number % 12 == 11 else []
     options = {
-        "off": off, "executors": executors,
+        "off": off, "executors": executors, "favoured": FAVOURED.get(args.only),
         "semantic": "C5" not in off and (number % 5 == 4 or args.only == "C5"),
     }  # fmt: skip
     actions: list[Action] = []

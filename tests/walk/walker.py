@@ -24,7 +24,7 @@ from walk import oracle
 from walk.oracle import Clean, CleanBuilds, DifferenceError
 from walk.running import Ran, run, run_and_kill
 from walk.web import Web, semantic_settings
-from walk.world import CHANGES, World, change, recipe_of
+from walk.world import CHANGES, SETTINGS, World, change, recipe_of
 
 FAULTS = {  # what a walk leaves out while a fault is open: it would meet the same one again and again
     "A1": "repair without CONFIG",
@@ -422,7 +422,11 @@ def damage(world: World, rng: random.Random) -> str | None:
 
 @contextmanager
 def walking(
-    folder: Path, off: Iterable[str] = OPEN, semantic: bool = False, executors: Sequence[str] = ("inline",)
+    folder: Path,
+    off: Iterable[str] = OPEN,
+    semantic: bool = False,
+    executors: Sequence[str] = ("inline",),
+    favoured: Mapping[str, float] | None = None,
 ) -> Iterator[Walk]:
     """A new world in a folder that is removed at the end; `semantic` lets walks turn dedup.semantic on."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -431,7 +435,7 @@ def walking(
     try:
         with web.server:
             values = semantic_settings(folder) if semantic else [None]
-            yield Walk(World(folder / "world", web, frozenset(off), values, tuple(executors)))
+            yield Walk(World(folder / "world", web, frozenset(off), values, tuple(executors), favoured or {}))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -444,8 +448,8 @@ FAVOURED = {  # what shows a fault comes so much more often in a walk that looks
     "A2": {"retry": 4.0, "takedown": 4.0},
     "C1": {"file": 2.0, "other_place": 2.0},
     "C2": {"file": 4.0, "build": 2.0},
-    "C3": {"setting": 2.0, "build": 2.0},
-    "C5": {"setting": 2.0, "row": 2.0, "build": 2.0},
+    "C3": {"setting": 2.0, "build": 3.0, **dict.fromkeys([name for name in SETTINGS if "network" in name], 8.0)},
+    "C5": {"setting": 2.0, "row": 2.0, "build": 3.0, "dedup.semantic": 8.0},
 }
 
 

@@ -84,6 +84,8 @@ class World:
     """Faults that are open still: what shows them is not done."""
     semantic: list[Any] = field(default_factory=lambda: [None])
     executors: tuple[str, ...] = ("inline",)
+    favoured: Mapping[str, float] = field(default_factory=dict)
+    """Settings that change so much more often."""
     values: dict[str, Any] = field(default_factory=lambda: {name: values[0] for name, (values, *_) in SETTINGS.items()})
     rows: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     """By table and key: the rows that it has now."""
@@ -236,7 +238,7 @@ def setting(world: World, rng: random.Random) -> str | None:
     values |= {"run.executor": list(world.executors)}
     values |= {"dedup.semantic": world.semantic} if world.may("C5") else {}
     names = [name for name, of in values.items() if len(of) > 1]
-    name = rng.choices(names, [SETTINGS[name][1] for name in names])[0]
+    name = rng.choices(names, [SETTINGS[name][1] * world.favoured.get(name, 1.0) for name in names])[0]
     world.values[name] = rng.choice([value for value in values[name] if value != world.values[name]])
     return f"{name}: {json.dumps(world.values[name])}"
 
