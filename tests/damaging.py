@@ -95,7 +95,8 @@ def kinds_of(work: Path) -> dict[str, list[Path]]:
 
 
 def _is_cut(release: Path) -> bool:
-    return '"takedowns"' in (release / "release.json").read_text(encoding="utf-8")
+    record = release / "release.json"  # a killed build has not come to it
+    return record.exists() and b'"takedowns"' in record.read_bytes()
 
 
 def flip_bit(path: Path, rng: random.Random) -> None:
