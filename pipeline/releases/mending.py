@@ -160,7 +160,7 @@ def downloads_in(workdir: str) -> tuple[Snapshot, int]:
     parts = [
         row
         for row in sound.tables.get("parts", ())
-        if row["stage"] == "fetch" and {file["table_name"] for file in files.get(row["part_key"], ())} == _OF_PICTURES
+        if row["stage"] == "fetch" and {file["table_name"] for file in files.get(row["part_key"], ())} >= _OF_PICTURES
     ]
     if not parts:
         read_snapshot(workdir)  # raises what is wrong with it

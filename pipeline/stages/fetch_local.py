@@ -45,6 +45,8 @@ from pipeline.store.writing import private_file
 VERSION = 6
 SORTED_GROUP_ROWS = 10_000
 """Of a row group of sorted facts: a bucket reads those that hold its ids."""
+NOTED = pa.schema([(name, pa.string()) for name in ("place", "stamp", "sha256")])
+"""What a part has read, for the build after one that was killed. No fingerprint sees it."""
 ADDRESSES = pa.schema([("sample_id", pa.string()), ("address", pa.string())])
 _NAME = "regexp_extract(c.locator, '^(.*)@[0-9]+[+][0-9]+$', 1, 's')"
 _IS_WHOLE = "regexp_matches(c.locator, '@0[+][0-9]+$')"  # a member of a tar lies behind its header
@@ -61,11 +63,20 @@ class SortInputs:
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     """Measure the pictures of one part into a pool tar and a table of facts; `run.how` is the folder of each source."""
     todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    names = ("sample_id", "source", "locator", "seen")
-    rows = list(zip(*(todo[name].to_pylist() for name in names), strict=True))
+    rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator", "seen")), strict=True))
     temp = new_pool_file(run)
     facts, addresses = read_local(rows, run.how, inputs.image, temp, with_c2pa=bool(inputs.deciding))
-    return finish(facts, addresses, {"round": inputs.round}, temp, run.stem, run)
+    result = finish(facts, addresses, {"round": inputs.round}, temp, run.stem, run)
+    hashes = [addresses[sample_id].rpartition("#")[2] for sample_id in todo["sample_id"].to_pylist()]
+    noted = (
+        todo.select(["file", "stamp"])
+        .rename_columns(NOTED.names[:2])
+        .append_column("sha256", pa.array(hashes, pa.string()))
+    )
+    noted = noted.filter(pc.is_valid(noted["stamp"]))  # of a tar ingest knows the content
+    return replace(
+        result, files=(*result.files, run.write("stamps", f"tables/fetch/stamps-{run.stem}.parquet", noted, NOTED))
+    )
 
 
 def new_pool_file(run: Execution[Any]) -> str:
@@ -106,17 +117,18 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
     """The rows that no part has measured, with the pictures of one file together, cut into parts of equal length."""
     if inputs.local is None:
         return []
+    columns = "sample_id, source, locator, row_number, seen, address, file, stamp"
     with run.scratch() as sql:
         view_parquet(sql, "rows", inputs.candidates.paths)
         view_parquet(sql, "looked", [inputs.local.path])
         sql.execute(
-            "CREATE VIEW candidates AS SELECT r.*, l.address AS seen, coalesce(l.address, r.locator) AS address "
-            "FROM rows r JOIN looked l USING (sample_id)"
+            "CREATE VIEW candidates AS SELECT r.*, l.place AS file, l.stamp, l.address AS seen, "
+            "coalesce(l.address, r.locator) AS address FROM rows r JOIN looked l USING (sample_id)"
         )
         view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())], inputs.consent)
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, "sample_id, source, locator, row_number, seen, address", "address", "true"),
+            rows_to_fetch(run.fetch_round, columns, "address", "true"),
             "source, row_number",
             "sample_id || chr(31) || address",
             run.scratch_file("local-todo.parquet"),
@@ -190,22 +202,29 @@ def look_at_candidates(context: BuildContext) -> RowGroup | None:
         looked = pa.concat_tables([looked_at(origin, _names(sql, origin, "whole")) for origin in origins])
         sql.register("files", stamps.stored(looked))
         sql.execute("CREATE TABLE read_before AS SELECT place FROM files WHERE stored")
+        sql.execute("CREATE TABLE noted (place VARCHAR, stamp VARCHAR, sha256 VARCHAR)")
         if sql.sql("FROM files WHERE NOT stored LIMIT 1").fetchall():  # of a build that was killed, or a lost catalogue
-            parts = files_in(context.workdir, context.catalog.parts_like("fetch", "local"), "fetched")
-            view_table(sql, "p", context.require(parts), tables.FETCHED, of_versions=True)
+            parts = files_in(context.workdir, context.catalog.parts_like("fetch", "local"), "stamps")
+            view_table(sql, "of_parts", context.require(parts), NOTED)
+            sql.execute("INSERT INTO read_before SELECT DISTINCT place FROM of_parts")
             sql.execute(
-                f"INSERT INTO read_before SELECT {_place(origins)} FROM candidates c SEMI JOIN p ON {_WAS_READ}"
+                "INSERT INTO noted SELECT place, stamp, max(p.sha256) FROM of_parts p JOIN files f "
+                "USING (place, stamp) WHERE NOT f.stored GROUP BY ALL HAVING min(p.sha256) = max(p.sha256)"
             )
-        changed = sql.sql("FROM files SEMI JOIN read_before USING (place) WHERE sha256 IS NULL").to_arrow_table()
+            stamps.keep(sql.sql("FROM noted").to_arrow_table())
+        changed = sql.sql(
+            "FROM files SEMI JOIN read_before USING (place) ANTI JOIN noted USING (place) WHERE sha256 IS NULL"
+        ).to_arrow_table()
         sql.register("hashed", stamps.hash_files(changed))
         return _written(
             context.workdir,
             "local-looked",
             sql,
             "SELECT sample_id, locator, place, f.stamp, "
-            "locator || '#' || coalesce(t.sha256, h.sha256, f.sha256) AS address "
+            "locator || '#' || coalesce(t.sha256, h.sha256, n.sha256, f.sha256) AS address "
             f"FROM (SELECT sample_id, locator, {_place(origins)} AS place FROM candidates c) "
-            "LEFT JOIN tars t USING (place) LEFT JOIN files f USING (place) LEFT JOIN hashed h USING (place)",
+            "LEFT JOIN tars t USING (place) LEFT JOIN files f USING (place) LEFT JOIN hashed h USING (place) "
+            "LEFT JOIN noted n USING (place)",
         )
 
 

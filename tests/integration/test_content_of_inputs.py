@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from measuring import encode, picture
 
+from manifests import records
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
@@ -142,16 +143,20 @@ def test_unchanged_pictures_are_not_opened(tmp_path: Path, monkeypatch: pytest.M
     assert build(tmp_path / "work", in_files(folder)).redone == ()
 
 
-def test_pictures_of_a_killed_build_are_not_decoded_again(tmp_path: Path) -> None:
+def test_pictures_of_a_killed_build_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path / "pics", 0)
     build(tmp_path / "work", in_files(folder))
     with Catalog.open(str(tmp_path / "work")) as catalog:  # as a kill before fetch was sealed leaves it
         catalog._connection.execute("DELETE FROM stamps")
         catalog._connection.execute("UPDATE stages SET sealed_at = NULL WHERE stage = 'fetch'")
     write_over(folder / "c.bmp", bmp(30))
+    hashed: list[str] = []
+    hash_one = records.hash_or_unreadable
+    monkeypatch.setattr(records, "hash_or_unreadable", lambda path: hashed.append(path) or hash_one(path))
     build(tmp_path / "work", in_files(folder))
     assert ids_in(tmp_path / "work") == ids_of(folder)
     assert read_again(tmp_path / "work") == 5
+    assert hashed == [str(folder / "c.bmp")]
 
 
 def test_a_half_copied_picture_is_read_when_it_is_whole(tmp_path: Path) -> None:
