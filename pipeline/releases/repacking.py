@@ -214,5 +214,6 @@ def _cut_again(catalog: Catalog, name: str, fingerprint: str) -> Iterator[str]:
             "whole. Run `plantmix takedown` again on that version; takedowns.jsonl keeps the pictures out of builds"
         )
         return
-    made = write_version(release, [row for row in release.samples().to_pylist() if row["sample_id"] in gone], last)
+    rows = [row for row in release.samples().to_pylist() if row["sample_id"] in gone]
+    made = write_version(release, rows, last, is_newest=False)  # a later takedown may have taken out more
     yield f"releases/{made.name}: cut again from {release.name}"

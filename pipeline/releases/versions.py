@@ -64,8 +64,10 @@ def fingerprint_without(release: Release, takedowns: Sequence[Row]) -> str:
     return fingerprint({"from": release.fingerprint, "takedowns": takedowns, "side_files": write.VERSION})
 
 
-def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row]) -> Release:
-    """Write a version of a release without the samples in `gone`, and move the pointers to the newest release to it.
+def write_version(
+    release: Release, gone: Sequence[Row], takedowns: Sequence[Row], *, is_newest: bool = True
+) -> Release:
+    """Write a version of a release without the samples in `gone`; the pointers name it where it is the newest.
 
     Raises: ConfigError when nothing would be left; IntegrityError when a shard is not as recorded.
     """
@@ -86,7 +88,8 @@ def write_version(release: Release, gone: Sequence[Row], takedowns: Sequence[Row
     for file in files:
         record["files"][file.path[len(folder) :].lstrip("/")] = {"num_bytes": file.num_bytes, "sha256": file.sha256}
     storage.publish_bytes(storage.join(folder, RECORD_FILE), write.json_bytes(record))
-    _move_pointers(parent, record["name"], versions, name)
+    if is_newest:
+        _move_pointers(parent, record["name"], versions, name)
     return Release.open(folder)
 
 

@@ -124,6 +124,18 @@ def test_a_file_of_every_kind_is_found_and_mended_without_the_web(
     assert small.requests == []
 
 
+def test_an_older_takedown_that_is_made_again_does_not_become_the_newest(work: Path, small: Small) -> None:
+    cuts = []
+    for number in (5, 6):
+        assert main(["takedown", str(work), "--url", f"{small.root}{number}.png"]) == 0
+        cuts.append((work / "releases/LATEST").read_text().strip())
+    before = contents(work / "releases")
+    flip_bit(work / "releases" / cuts[0] / "mixture.json", random.Random(1))
+    assert main(["repair", str(work)]) == 0
+    assert contents(work / "releases") == before
+    assert (work / "releases/LATEST").read_text().strip() == cuts[1], "else picture 6 is in the newest release again"
+
+
 @pytest.mark.parametrize("kind", ["catalog.duckdb", "catalog.snapshot"])
 def test_damage_to_the_catalogue_or_its_snapshot_is_found_and_mended(
     work: Path, kind: str, capsys: pytest.CaptureFixture[str]
