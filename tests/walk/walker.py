@@ -276,7 +276,7 @@ class Walk:
         elif ran.code and self.built_with is not None and not damaged:
             raise DifferenceError("exit code", f"{name}: {ran.err[-500:]}")
         if not damaged_now:
-            oracle.check_counts(self.work)
+            oracle.check_counts(self.work, name == "build" and ran.code == 0)
             if newest := self._newest():
                 oracle.check_taken_down(self.work / "releases" / newest, self.banned)
         return compared
