@@ -18,7 +18,7 @@ from manifests.catalog import Catalog
 def test_every_command_leaves_what_a_clean_build_gives(tmp_path: Path, seed: int) -> None:
     with walking(tmp_path / "walk") as walk:
         steps = [step for action in draw(random.Random(seed), 20) if (step := walk.do(action)) is not None]
-    assert sum(step.compared for step in steps) >= 8, "\n".join(walk.log)
+    assert sum(step.compared for step in steps) >= 4, "\n".join(walk.log)
 
 
 def test_a_walk_sees_a_build_that_overlooks_an_edited_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

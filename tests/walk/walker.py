@@ -67,6 +67,7 @@ class Walk:
     built: Clean | None = None
     built_with: dict[str, Any] | None = None
     """What the last build ended with; None while that is not sure."""
+    built_from: str = ""
     cut: Path | None = None
     """The clean build's folder, with the takedowns since."""
     banned: set[tuple[str, str]] = field(default_factory=set)
@@ -273,7 +274,7 @@ class Walk:
             compared = self._check_takedown(argv, ran, damaged)
         elif name.startswith("repair"):
             compared = self._check_repair(ran, newest_before, damaged, values)
-        elif ran.code and self.built_with is not None and not damaged:
+        elif ran.code and self.built_from == self._inputs(self.last_values) and not damaged:
             raise DifferenceError("exit code", f"{name}: {ran.err[-500:]}")
         if not damaged_now:
             oracle.check_counts(self.work, name == "build" and ran.code == 0)
@@ -291,6 +292,14 @@ class Walk:
             return self.cleans.get(listed.read_bytes() if listed.exists() else b"", told)
         finally:
             world.values = own
+
+    def _inputs(self, values: dict[str, Any]) -> str | None:
+        """What a build with these settings is made from now; None where the last one did not end well."""
+        own, self.world.values = self.world.values, values
+        try:
+            return self.world.fingerprint() if self.built_with is not None else None
+        finally:
+            self.world.values = own
 
     def _check_build(self, name: str, ran: Ran, damaged: Sequence[Path], damaged_now: Sequence[Path]) -> bool:
         if ran.code:
@@ -315,6 +324,7 @@ class Walk:
         """The newest release is that of a clean build."""
         self.built, self.built_with, self.cut, self.retried = clean, dict(self.world.values), None, False
         self.whole[clean.name] = clean.files or {}
+        self.built_from = self.world.fingerprint()
         self.stored.setdefault(recipe_of(self.world.values), set()).update(clean.stored)
         self.asked_again = False
 
