@@ -24,10 +24,11 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 def write_own_configs(folder: Path) -> None:
-    """The two configs that the README calls a user's own."""
-    own = yaml.safe_load((folder / "configs/pipeline/demo.yaml").read_text(encoding="utf-8"))
+    """The two configs that the README calls a user's own, at the root of the clone."""
+    own = yaml.safe_load((folder / "configs/pipeline/demo.yaml").read_text(encoding="utf-8").replace("../../", ""))
     write_yaml(folder / "my.yaml", {**own, "work_dir": "data/my"})
-    training = yaml.safe_load((folder / "configs/training/demo.yaml").read_text(encoding="utf-8"))
+    text = (folder / "configs/training/demo.yaml").read_text(encoding="utf-8")
+    training = yaml.safe_load(text.replace("../../", "").replace("../models/", "configs/models/"))
     changes = {"release": "data/my", "output_dir": "data/my/runs/my", "schedule": {"steps": 4, "warmup_steps": 1}}
     write_yaml(folder / "my-training.yaml", {**training, **changes})
 
