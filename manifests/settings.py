@@ -50,7 +50,7 @@ def _from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str
     `is_name`: what lies nowhere is a name, such as that of an architecture.
     """
     folder = (info.context or {}).get("folder")
-    if folder is None or not value or "://" in value:
+    if folder is None or not value or "://" in value or "\\" in value:  # one of Windows is named as such later
         return value
     path = str(Path(value).expanduser()) if value.startswith("~") else value
     own = os.path.normpath(Path(folder) / path)

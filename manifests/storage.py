@@ -64,6 +64,12 @@ def is_storage_error(error: Exception) -> bool:
     return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
 
 
+def is_damage(error: Exception) -> bool:
+    """True for what DuckDB says of a file whose bytes make no sense; a query that is wrong is something else."""
+    kinds = ("Error", "IOException", "FatalException", "SerializationException", "InvalidInputException")
+    return type(error).__module__.partition(".")[0] == "_duckdb" and type(error).__name__ in kinds
+
+
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Name the file in an error of the system, which a read or write does not do."""

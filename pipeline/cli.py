@@ -71,10 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(shown(f"plantmix: error: {where}{error.strerror or error}; {_WHEN_MENDED}"), file=sys.stderr)
         return 1
     except Exception as error:
-        if not storage.is_storage_error(error):
-            raise
         text = " ".join(str(error).split())
-        print(shown(f"plantmix: error: {text:.500}; {_WHEN_MENDED}"), file=sys.stderr)
+        if storage.is_storage_error(error):
+            cure = _WHEN_MENDED
+        elif storage.is_damage(error):
+            cure = "a file of the work folder or release is damaged: `plantmix verify` names it, and what mends it"
+        else:
+            raise
+        print(shown(f"plantmix: error: {text:.500}; {cure}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)

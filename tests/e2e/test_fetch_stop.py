@@ -21,9 +21,8 @@ from typing import Any
 import pytest
 import yaml
 from building import PLANTMIX, hash_tree, release_of, run_plantmix
-from misbehaving.answers import encode, send, send_picture
+from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
-from PIL import Image
 
 from pipeline.cli import main
 
@@ -49,8 +48,7 @@ class Web:
         if number % 20 == 0:
             send(sock, "404 Not Found")
         else:
-            colour = (number % 16 * 16, number // 16 * 16, 90)
-            send_picture(sock, encode(Image.new("RGB", (48, 40 + number % 13), colour), quality=80))
+            send_picture(sock, encode(pixels(48, 40 + number % 13, number), quality=80))
         with self.lock:
             self.num_sent += 1
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from building import release_of
 from misbehaving.answers import encode, pixels
 
 from manifests import storage
@@ -37,7 +40,14 @@ def write_config(folder: Path) -> str:
     config = {
         "name": "n",
         "work_dir": str(folder / "work"),
-        "sources": [{"name": "a", "domain": "plant", "folder": {"path": str(folder / "pics")}}],
+        "sources": [
+            {
+                "name": "a",
+                "domain": "plant",
+                "folder": {"path": str(folder / "pics")},
+                "defaults": {"licence": "CC0", "caption": "a leaf"},
+            }
+        ],
         "mix": {"ratio": {"plant": 1}},
         "run": {"executor": "inline", "retry_wait_seconds": 0},
     }
@@ -80,3 +90,36 @@ def test_a_disk_that_fails_names_the_file() -> None:
     memory = "/proc/self/mem"  # no file system gives its first bytes
     with pytest.raises(OSError, match=r"Errno .*: '/proc/self/mem'"):
         storage.hash_file(memory)
+
+
+def test_damage_that_shows_amid_a_command_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bits of a table of samples and of the catalogue, which is read here and there while a build runs."""
+    config = write_config(tmp_path)
+    assert main(["build", config]) == 0
+    work, rng = tmp_path / "work", random.Random(1)
+    copy = shutil.copytree(release_of(work), tmp_path / "before")
+    whole = (copy / "samples.parquet").read_bytes()
+    codes = []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole) // 2, len(whole))] ^= 1 << rng.randrange(8)
+        (copy / "samples.parquet").write_bytes(damaged)
+        capsys.readouterr()
+        codes.append(main(["diff", str(copy), str(work)]))
+        said = capsys.readouterr().err
+        assert (said == "") == (codes[-1] == 0)
+        assert len(said.splitlines()) == (codes[-1] != 0)
+    assert 1 in codes
+    catalogue = (work / "catalog.duckdb").read_bytes()
+    values = yaml.safe_load(Path(config).read_text())
+    for number in range(12):
+        damaged = bytearray(catalogue)
+        damaged[rng.randrange(12_288, len(catalogue))] ^= 1 << rng.randrange(8)  # behind the three headers
+        (work / "catalog.duckdb").write_bytes(damaged)
+        Path(config).write_text(yaml.safe_dump({**values, "mix": {"ratio": {"plant": 1}, "seed": number}}))
+        capsys.readouterr()
+        codes.append(main(["--quiet", "build", config]))
+        said = capsys.readouterr().err.splitlines()
+        assert codes[-1] == 0 or (len(said) == 1 and "plantmix: error: " in said[0])
+        (work / "catalog.duckdb").write_bytes(catalogue)
+    assert codes[60:].count(0) < 12
