@@ -180,7 +180,7 @@ def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path)
     assert resumed["losses"] == whole["losses"]
 
 
-def _wait(ready: Any, process: Any = None, seconds: float = 120) -> None:
+def _wait(ready: Any, process: Any = None, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end

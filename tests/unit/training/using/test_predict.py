@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -146,7 +147,8 @@ def _taxa_release(tmp_path: Path) -> Path:
                 "taxon_kingdom": "Plantae"}  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), path)
     record = json.loads((folder / "release.json").read_text())
-    record["files"]["samples.parquet"]["num_bytes"] = path.stat().st_size
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    record["files"]["samples.parquet"] = {"num_bytes": path.stat().st_size, "sha256": sha256}
     (folder / "release.json").write_text(json.dumps(record))
     return folder
 
