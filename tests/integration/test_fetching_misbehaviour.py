@@ -20,7 +20,7 @@ from PIL import Image
 
 from manifests import __version__
 from manifests.outcomes import Outcome
-from manifests.tables import FACTS
+from manifests.tables import FACTS, SIGNALS
 from pipeline.fetching.addresses import system_lookup
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
@@ -132,7 +132,7 @@ def test_nothing_hangs_and_nothing_leaks(fetched):
 
 def test_facts_are_whole_and_pool_holds_what_they_say(fetched):
     table = fetched["table"]
-    assert table.schema == FACTS
+    assert table.schema == FACTS.append(SIGNALS)
     assert table["pool_file"].null_count == len(table)
     assert not any("secret" in str(fact) for fact in fetched["facts"].values())
     with tarfile.open(fetched["pool"]) as tar, fetched["pool"].open("rb") as raw:
