@@ -14,7 +14,7 @@ from manifests.outcomes import FORMER_REASONS
 from manifests.tables import VERDICTS
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import RULE_NAMES, CaptionSettings, TextChoice, TextSettings
+from pipeline.captions.settings import RULE_OF_REASON, CaptionSettings, TextChoice, TextSettings
 from pipeline.captions.texts import choose_texts, text_members
 
 
@@ -180,7 +180,7 @@ def test_every_row_has_one_verdict_whatever_the_order(make_candidates_once, capt
     verdicts = judged(table, config)
     assert verdicts["sample_id"].to_pylist() == table["sample_id"].to_pylist()
     assert [reason is None for reason in verdicts["reason"].to_pylist()] == verdicts["keep"].to_pylist()
-    assert set(count_reasons(verdicts)) <= {"kept", *RULE_NAMES}
+    assert set(count_reasons(verdicts)) <= {"kept", *RULE_OF_REASON}
     assert sum(count_reasons(verdicts).values()) == len(table)
     order = list(range(len(table)))
     random.shuffle(order)
