@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import time
 
@@ -10,6 +11,7 @@ from misbehaving.answers import photo
 from misbehaving.owners import PLUS, RDF, VOCABULARY, mining, signed, with_xmp, xmp
 from PIL import Image
 
+from manifests.errors import ConfigError
 from pipeline.pictures import consent
 from pipeline.pictures.consent import c2pa_training, counting, data_mining
 from pipeline.pictures.image import StoredImage, measure_image
@@ -145,7 +147,7 @@ def test_both_are_said() -> None:
 
 
 def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consent.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     consent.require_library(["iptc_data_mining"])
-    with pytest.raises(consent.ConfigError, match="plantmix\\[c2pa\\]"):
+    with pytest.raises(ConfigError, match="plantmix\\[c2pa\\]"):
         consent.require_library(["c2pa_training"])
