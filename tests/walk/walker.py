@@ -24,7 +24,7 @@ from walk import oracle
 from walk.oracle import Clean, CleanBuilds, DifferenceError
 from walk.running import Ran, run, run_and_kill
 from walk.web import Web, semantic_settings
-from walk.world import CHANGES, SETTINGS, World, change, recipe_of
+from walk.world import CHANGES, SETTINGS, World, recipe_of
 
 FAULTS = {  # what a walk leaves out while a fault is open: it would meet the same one again and again
     "A1": "repair without CONFIG",
@@ -101,8 +101,7 @@ class Walk:
         what, name, seed = action
         rng = random.Random(seed)
         if what == "change":
-            change_it = CHANGES[name][0]
-            done = self.damage(rng) if name == "damage" else change_it(self.world, rng)
+            done = self.damage(rng) if name == "damage" else CHANGES[name][0](self.world, rng)
             if name == "move" and done:
                 self.damaged = {
                     self.work / path.relative_to(path.parents[-len(self.world.folder.parts) - 1]): content
@@ -426,12 +425,6 @@ def same_but_for_bookkeeping(before: Mapping[str, str], after: Mapping[str, str]
     return all(before.get(name) == after.get(name) for name in names)
 
 
-@change(0.0)
-def damage(world: World, rng: random.Random) -> str | None:
-    """Stands for Walk.damage, which knows the work folder."""
-    raise NotImplementedError
-
-
 # ---- walks
 
 
@@ -475,7 +468,7 @@ def draw(
     favoured: Mapping[str, float] | None = None,
 ) -> Iterator[Action]:
     """The actions of a walk. `pairs` counts which command came after which: what came seldom comes rather."""
-    changes = {name: weight for name, (_, weight) in CHANGES.items()}
+    changes = {name: weight for name, (_, weight) in CHANGES.items()} | {"damage": 0.0}  # of Walk, not of the world
     last = "build"
     yield "command", "build", rng.randrange(1 << 30)
     for _ in range(num_commands - 1):
