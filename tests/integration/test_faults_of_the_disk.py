@@ -35,7 +35,7 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 
 def write_config(folder: Path) -> str:
     (folder / "pics").mkdir()
-    for number in range(4):
+    for number in range(24):
         (folder / f"pics/{number}.jpg").write_bytes(encode(pixels(300, 260, number), quality=100))
     config = {
         "name": "n",
@@ -64,7 +64,7 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path, capsys: pytest.Cap
     assert "File too large; " in last
     assert last.endswith(("run the same command again", "when it is mended"))
     assert main(["build", config, "--to", "ingest"]) == 0
-    with largest_file(40_000):  # the pool
+    with largest_file(200_000):  # the pool; the log is a fifth of that
         assert main(["build", config, "--to", "fetch"]) == 1
     *_, last = capsys.readouterr().err.splitlines()
     assert "a file would be larger than this process may write: " in last
