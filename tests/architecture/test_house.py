@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from manifests import __version__
-from manifests.settings import Settings, read_settings
+from manifests.settings import read_settings
 from pipeline.cli import build_parser
-from pipeline.config import BuildConfig, MixSettings, PackSettings, read_config
+from pipeline.config import BuildConfig, read_config
 from training.cli import build_parser as build_training_parser
 from training.config import EvalSettings, TrainSettings
 from training.proxies.runs import ProxySettings
@@ -218,25 +218,6 @@ def test_the_readme_map_is_the_tree() -> None:
                 assert entry.name in part[0], f"{package}/{entry.name} is not on the README's map"
         for named in re.findall(r"\b([a-z0-9_]+\.(?:py|sql))\b", part[0]):
             assert (ROOT / package / named).is_file(), f"the README's map names {package}/{named}, which is not there"
-
-
-def _setting_names(model: type[Settings]) -> set[str]:
-    names = set(model.model_fields)
-    for field in model.model_fields.values():
-        waiting = [field.annotation]
-        while waiting:
-            annotation = waiting.pop()
-            waiting += getattr(annotation, "__args__", ())
-            if isinstance(annotation, type) and issubclass(annotation, Settings):
-                names |= _setting_names(annotation)
-    return names
-
-
-def test_every_setting_of_a_mixture_and_of_shards_is_explained() -> None:
-    text = (ROOT / "pipeline/releases/README.md").read_text(encoding="utf-8")
-    names = _setting_names(MixSettings) | _setting_names(PackSettings)
-    missing = sorted(name for name in names if not re.search(rf"\b{name}:|`{name}`", text))
-    assert not missing, f"pipeline/releases/README.md does not say what these are: {', '.join(missing)}"
 
 
 def test_every_dependency_has_a_reason() -> None:

@@ -1,10 +1,9 @@
-"""Every way the test server misbehaves ends in the outcome that the fetching room's README says."""
+"""Every way the test server misbehaves ends in the outcome that its `BEHAVIOURS` says."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import re
 import tarfile
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import get_args
 import imagehash
 import pytest
 from misbehaving.answers import photo, with_everything
-from misbehaving.registry import BEHAVIOURS, documented_table
+from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 from PIL import Image
 
@@ -27,8 +26,6 @@ from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.settings import ConsentSignal, FetchSettings, HostLimits, NetworkSettings
 from pipeline.pictures.settings import ImageSettings
-
-README = Path(__file__).parents[2] / "pipeline" / "fetching" / "README.md"
 
 
 def lookup(host: str) -> list[str]:
@@ -102,20 +99,21 @@ def test_server_misbehaves_in_enough_ways_and_covers_every_outcome():
     assert {b.outcome for b in BEHAVIOURS.values()} == of_the_web
 
 
-def test_readme_lists_every_behaviour():
-    table = README.read_text(encoding="utf-8").partition("<!-- behaviours -->")[2].partition("<!-- end -->")[0]
-    assert table.strip() == documented_table(), "paste what misbehaving.registry.documented_table() says"
+TRIED_BY = {  # of each signal of consent, some of the behaviours that send it
+    "x_robots_directives": ("opt_out_noai",),
+    "robots_txt": ("robots_txt",),
+    "content_usage": ("opt_out_content_usage", "robots_txt_usage"),
+    "tdm_reservation": ("opt_out_tdm_reservation",),
+    "tdmrep_file": ("tdmrep_all", "tdmrep_pattern"),
+    "iptc_data_mining": ("owner_xmp", "owner_xmp_png"),
+    "c2pa_training": ("owner_c2pa",),
+}
 
 
-def test_every_signal_of_consent_names_behaviours_that_try_it():
-    page = README.read_text(encoding="utf-8")
-    section = page.partition("## Signals of consent")[2].partition("\nAll of them")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "]
-    assert {row[3].strip("`") for row in rows[1:]} == {"x_robots_directives", "robots_txt", *get_args(ConsentSignal)}
-    for row in rows[1:]:
-        names = set(re.findall(r"\w+", row[4])) - {"and", "others"}
-        assert names
-        assert {BEHAVIOURS[name].outcome for name in names} <= {"opted_out", "robots_disallowed"}, row
+def test_every_signal_of_consent_is_tried():
+    assert set(TRIED_BY) == {"x_robots_directives", "robots_txt", *get_args(ConsentSignal)}
+    for names in TRIED_BY.values():
+        assert {BEHAVIOURS[name].outcome for name in names} <= {"opted_out", "robots_disallowed"}, names
 
 
 def test_nothing_hangs_and_nothing_leaks(fetched):

@@ -6,8 +6,6 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
-from manifests.outcomes import Outcome
-
 
 class Request(NamedTuple):
     """One line of the log: when it came (time.monotonic), for whom, for what."""
@@ -38,8 +36,6 @@ class Behaviour(NamedTuple):
 
 
 BEHAVIOURS: dict[str, Behaviour] = {}
-ROOMS = ("statuses", "bodies", "connections", "pictures", "consent")
-"""The modules that fill it, in the order of the documented table."""
 
 
 def behaviour(outcome: str, url: str = "http://{host}:{port}/{name}", robots: Act | None = None):
@@ -55,12 +51,3 @@ def behaviour(outcome: str, url: str = "http://{host}:{port}/{name}", robots: Ac
 def host_of(name: str) -> str:
     """The host that a behaviour has for itself, so that what it does to a host's reputation touches no other."""
     return f"{name.partition('/')[0]}.test".replace("_", "-")
-
-
-def documented_table() -> str:
-    """What the README of the fetching room says about these behaviours."""
-    lines = ["| behaviour | the server | outcome | `retry` takes it up |", "|---|---|---|---|"]
-    for known in sorted(BEHAVIOURS.values(), key=lambda known: ROOMS.index(known.act.__module__.rpartition(".")[2])):
-        again = "yes" if Outcome(known.outcome).passing else ""
-        lines.append(f"| {known.name} | {known.does} | {known.outcome} | {again} |")
-    return "\n".join(lines)

@@ -3,9 +3,6 @@
 Each behaviour is a function that gets an open connection and a parsed request and does harm. Its name is the
 first piece of the path; its host name is free (tests map all names to 127.0.0.1), so that what one behaviour
 does to a host's reputation never touches another. `BEHAVIOURS` also says how a row of it must end.
-
-The table for pipeline/fetching/README.md, in tests/:
-    python -c "from misbehaving.server import *; from misbehaving.registry import *; print(documented_table())"
 """
 
 from __future__ import annotations

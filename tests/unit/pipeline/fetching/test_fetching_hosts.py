@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.fetching import hosts
 from pipeline.fetching.hosts import HostGate, HostReport
-from pipeline.fetching.settings import PROFILES, NetworkSettings
+from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.tally import describe_given
 
 
@@ -361,17 +360,6 @@ def test_adaptive_needs_a_rate():
 def test_well_known_hosts_have_the_limits_of_their_operators(host, rate, connections):
     _, limits = NetworkSettings().limits_of(host)
     assert (limits.requests_per_second, limits.connections) == (rate, connections)
-
-
-def test_the_page_says_what_the_profiles_hold():
-    page = (Path(__file__).parents[4] / "pipeline/fetching/README.md").read_text(encoding="utf-8")
-    rows = {row.split(" | ")[0].removeprefix("| "): row for row in page.splitlines() if " at once | " in row}
-    assert set(rows) == set(PROFILES)
-    for name, profile in PROFILES.items():
-        limits = f"{profile.requests_per_second:g} a second, {profile.connections} at once"
-        wanted = (limits, profile.patterns[0], profile.stated, profile.source.removeprefix("https://"))
-        assert [text for text in wanted if text not in rows[name]] == [], name
-        assert f"read on {profile.read_on}" in page
 
 
 def test_a_users_own_limits_count_more_than_a_profile():

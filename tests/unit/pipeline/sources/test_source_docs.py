@@ -11,7 +11,6 @@ import yaml
 
 from manifests.settings import parse_settings
 from pipeline.sources.settings import ORIGINS, SourceSettings
-from pipeline.stages.ingest import REASONS
 
 ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "pipeline/sources/README.md").read_text(encoding="utf-8")
@@ -32,13 +31,3 @@ def test_the_readme_shows_every_origin() -> None:
 def test_the_page_of_sources_holds(values: dict[str, Any]) -> None:
     for source in values.get("sources", [{"name": "s", "domain": "d", **values}]):
         parse_settings(source, SourceSettings, "page")
-
-
-def test_the_page_names_every_setting_and_reason() -> None:
-    block = "\n".join(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
-    for kind in ORIGINS[1:]:
-        model = SourceSettings.model_fields[kind].annotation.__args__[0]
-        for name in model.model_fields:
-            assert re.search(rf"\b{name}:", block), f"{kind}.{name} is not shown"
-    for reason in REASONS:
-        assert f"`{reason}`" in PAGE, reason

@@ -20,7 +20,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from manifests.inside import BrokenTarError, tar_members
-from pipeline.sources import archive, limits
+from pipeline.sources import archive
 from pipeline.sources.reading import check_source, digest_inputs, read_rows
 from pipeline.sources.settings import SourceSettings
 
@@ -376,15 +376,6 @@ def test_a_broken_or_huge_archive_is_named(change: Callable[[bytes], bytes], mes
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ConfigError, match=message):
         archive.read_archive(str(path), "here")
-
-
-def test_the_page_shows_every_limit() -> None:
-    page = (Path(archive.__file__).parent / "README.md").read_text(encoding="utf-8")
-    for name, value in vars(limits).items():
-        if name.startswith("MAX_"):
-            row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
-            mib = f"{value >> 20} MiB"
-            assert f"| {mib if value >= 1 << 20 else format(value, ',')} |" in row
 
 
 def test_the_digest_is_that_of_the_shards_that_are_read(tmp_path: Path) -> None:

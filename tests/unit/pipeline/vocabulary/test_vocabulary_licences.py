@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import re
 import time
 
 import pyarrow as pa
 import pytest
-from building import ROOT
 from pydantic import ValidationError
 
 from pipeline.vocabulary.licences import (
@@ -127,10 +125,7 @@ def test_a_policy_over_a_spelling_names_the_id(entry: str, hint: str) -> None:
         LicenceSettings(allow=(entry,))
 
 
-def test_every_id_stands_in_the_readme_and_is_taken() -> None:
-    page = (ROOT / "pipeline/vocabulary/README.md").read_text(encoding="utf-8")
-    listed = page.partition("The ids are ")[2].partition(".\n")[0]
-    assert re.findall(r"`([^`]+)`", listed) == list(LICENCE_IDS)
+def test_every_id_is_taken() -> None:
     for entry in LICENCE_IDS:
         LicenceSettings(allow=(entry,))
 
