@@ -25,8 +25,7 @@ from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.planning.reports import choice_report, fit_report
-from pipeline.planning.runs.checks import outside_hull
-from pipeline.planning.runs.nesting import nest_runs, require_one_setting
+from pipeline.planning.runs.checks import outside_hull, require_one_setting
 from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_mixtures, read_runs
 
 
@@ -77,8 +76,6 @@ def _add_fit(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("runs", metavar="RUNS", help="csv, parquet, or a work folder with the runs of `dalip proxies`")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     _add_row_options(parser)
-    parser.add_argument("--target-size", metavar="SIZE", help="carry the runs of other model sizes over to this one")
-    parser.add_argument("--target-step", metavar="STEP", help="carry runs that stopped earlier over to this step")
     parser.set_defaults(func=_fit)
 
 
@@ -193,12 +190,8 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[str, ..
 def _fit(args: argparse.Namespace) -> int:
     """`plantmix plan fit`."""
     table = read_runs(args.runs, args.where, args.drop_empty_domains)
-    step = parse_optional("--target-step", args.target_step)
-    if args.target_size is None and step is None:
-        require_one_setting(table)
-        law = fit_law(table)
-    else:
-        law = fit_law(nest_runs(table, args.target_size, step))
+    require_one_setting(table)
+    law = fit_law(table)
     write_json(law_to_json(law), args.out)
     print(fit_report(law))
     print(f"law: {args.out}")

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.planning.arrays import Array, Index, Mask
 from pipeline.planning.forms.catalogue import FORMS, MEMBERS, PROCESS, REGULARISED_EXPONENTIAL
 from pipeline.planning.forms.fitted import Fitted
-from pipeline.planning.runs.folds import FoldPlan, plan_folds
+from pipeline.planning.runs.folds import assign_folds
 from pipeline.planning.runs.run_table import mixture_groups
 
 # A form's weight is its likelihood given the held-out errors (error^-mixtures for normal errors), to this power:
@@ -44,13 +44,14 @@ class Folded:
     deviation: Array  # C x N standard deviation of a new loss at each run, by the process that left it out
 
 
-def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array, plan: FoldPlan | None = None) -> Folded:
+def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
     """Fit every form on all runs and on every fold. An unmeasured loss must have weight 0 and any finite value."""
-    plan = plan or plan_folds(shares_NK, losses_CN, weights_CN)
-    num_folds, num_columns, num_runs = plan.losses.shape
-    losses_FN = np.swapaxes(plan.losses, 0, 1).reshape(-1, num_runs)
-    weights_FN = np.swapaxes(plan.weights, 0, 1).reshape(-1, num_runs)
-    own_fold_CN = np.arange(num_columns)[:, None] * num_folds + plan.fold_of_run[None, :]
+    fold_of_run, num_folds = assign_folds(shares_NK)
+    num_columns, num_runs = losses_CN.shape
+    trained_GN = fold_of_run != np.arange(num_folds)[:, None]
+    losses_FN = np.repeat(losses_CN, num_folds, axis=0)
+    weights_FN = (weights_CN[:, None, :] * trained_GN).reshape(-1, num_runs)
+    own_fold_CN = np.arange(num_columns)[:, None] * num_folds + fold_of_run
     own_run_N = np.arange(num_runs)[None, :]
     whole, folds, held_out = {}, {}, {}
     for name, form in FORMS.items():
@@ -59,7 +60,7 @@ def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array, plan: FoldP
         folds[name] = form.fit(shares_NK, losses_FN, weights_FN, warm)
         held_out[name] = form.predict(folds[name], shares_NK)[own_fold_CN, own_run_N]
     deviation = PROCESS.deviation(folds[PROCESS.name], shares_NK)[own_fold_CN, own_run_N]
-    return Folded(plan.fold_of_run, num_folds, whole, folds, held_out, deviation)
+    return Folded(fold_of_run, num_folds, whole, folds, held_out, deviation)
 
 
 @dataclass(frozen=True)

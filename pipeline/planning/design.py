@@ -22,8 +22,7 @@ from pipeline.planning.choose import sample_optima
 from pipeline.planning.goals import Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box, Limits
-from pipeline.planning.runs.checks import held_domains
-from pipeline.planning.runs.nesting import require_one_setting
+from pipeline.planning.runs.checks import held_domains, require_one_setting
 from pipeline.planning.runs.run_table import RunsTable, mixture_groups
 from pipeline.planning.search import cloud, project
 

@@ -27,13 +27,13 @@ from pipeline.planning.laws import ColumnLaw, Law
 from pipeline.planning.plots import shares_grid
 from pipeline.planning.runs.run_table import RunsTable
 
-LAW_FORMAT = "plantmix-law/2"
+LAW_FORMAT = "plantmix-law/3"
 MIXTURE_FORMAT = "plantmix-mixture/1"
 _ARRAYS = {
     ColumnLaw: {"residuals": float, "residual_folds": int, "residual_widths": float},
     RunsTable: {
         "shares": float, "loss_values": float, "weights": float, "rows": int, "model_sizes": str, "steps": float,
-        "seeds": str, "samples_seen": float, "derived": bool,
+        "seeds": str, "samples_seen": float,
     },
 }  # fmt: skip
 
@@ -76,7 +76,6 @@ def law_to_json(law: Law) -> dict[str, Any]:
         "format": LAW_FORMAT,
         "domains": list(law.domains),
         "warnings": list(law.warnings),
-        "nesting": list(law.nesting),
         "runs": _plain(law.runs),
         "columns": [_plain(column) for column in law.columns],
     }
@@ -86,7 +85,7 @@ def law_from_json(values: dict[str, Any]) -> Law:
     """The law that `law_to_json` wrote, number for number."""
     runs = RunsTable(**_typed(RunsTable, values["runs"]))
     columns = tuple(_column_from_json(column, runs.shares) for column in values["columns"])
-    return Law(runs.domains, columns, runs, tuple(values["warnings"]), tuple(values["nesting"]))
+    return Law(runs.domains, columns, runs, tuple(values["warnings"]))
 
 
 def _plain(value: Any) -> Any:

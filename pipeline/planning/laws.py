@@ -17,7 +17,6 @@ from pipeline.planning.forms.catalogue import FORMS, MEAN, PROCESS
 from pipeline.planning.forms.fitted import Fitted
 from pipeline.planning.intervals import jackknife_plus, measured_coverage, relative_widths
 from pipeline.planning.runs.checks import check_runs, noise_floor
-from pipeline.planning.runs.nesting import Nested
 from pipeline.planning.runs.run_table import RunsTable
 
 # A law whose held-out error is not below this part of the mean's is called no better than the mean.
@@ -105,7 +104,6 @@ class Law:
     columns: tuple[ColumnLaw, ...]
     runs: RunsTable
     warnings: tuple[str, ...] = ()
-    nesting: tuple[str, ...] = ()  # how losses of other sizes or steps were carried over
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -130,23 +128,20 @@ class Law:
         return {column.loss: column.predict(shares_QK) for column in self.columns}
 
 
-def fit_law(runs: RunsTable | Nested) -> Law:
+def fit_law(table: RunsTable) -> Law:
     """Fit, cross-validate and weigh all forms for every loss.
 
     Raises: ConfigError when the runs cannot carry a law (see `checks.check_runs`).
     """
-    nested = Nested(runs) if isinstance(runs, RunsTable) else runs
-    table = nested.table
     warnings = [*table.warnings, *check_runs(table)]
     measured_NC = np.isfinite(table.loss_values)
     losses_CN = np.where(measured_NC, table.loss_values, 0.0).T
     weights_CN = (measured_NC * table.weights[:, None]).T
-    folded = fit_folds(table.shares, losses_CN, weights_CN, nested.plan)
-    judged_CN = (measured_NC & ~table.derived[:, None]).T
-    weighing = choose_weights(folded, table.shares, losses_CN, weights_CN * judged_CN)
+    folded = fit_folds(table.shares, losses_CN, weights_CN)
+    weighing = choose_weights(folded, table.shares, losses_CN, weights_CN)
     floors = noise_floor(table)
     columns = tuple(
-        _column_law(table, c, weighing, folded, judged_CN[c], float(floors[c])) for c in range(len(table.losses))
+        _column_law(table, c, weighing, folded, measured_NC[:, c], float(floors[c])) for c in range(len(table.losses))
     )
     for column in columns:
         warnings += _column_warnings(column)
@@ -160,20 +155,22 @@ def fit_law(runs: RunsTable | Nested) -> Law:
         warnings.append(
             "no mixture was run twice: the noise between seeds is unknown; repeat one or two with other seeds"
         )
-    return Law(table.domains, columns, table, tuple(warnings), nested.notes)
+    return Law(table.domains, columns, table, tuple(warnings))
 
 
-def _column_law(table: RunsTable, c: int, weighing: Weighing, folded: Folded, judged: Mask, floor: float) -> ColumnLaw:
-    deviation = folded.deviation[c, judged]
+def _column_law(
+    table: RunsTable, c: int, weighing: Weighing, folded: Folded, measured: Mask, floor: float
+) -> ColumnLaw:
+    deviation = folded.deviation[c, measured]
     typical = max(float(np.median(deviation)), 1e-12)
     widths = relative_widths(deviation, typical)
-    residuals = weighing.residuals[c, judged]
+    residuals = weighing.residuals[c, measured]
     whole = {name: folded.whole[name].take([c]) for name in FORMS}
-    fitted = predict_weighted(whole, weighing.weights, table.shares[judged])[0]
+    fitted = predict_weighted(whole, weighing.weights, table.shares[measured])[0]
     return ColumnLaw(
         loss=table.losses[c],
         weights=weighing.weights,
-        error=float(np.average(residuals, weights=table.weights[judged])),
+        error=float(np.average(residuals, weights=table.weights[measured])),
         form_errors=weighing.errors[c],
         whole=whole,
         folds={
@@ -181,10 +178,10 @@ def _column_law(table: RunsTable, c: int, weighing: Weighing, folded: Folded, ju
             for name in weighing.weights
         },
         residuals=residuals,
-        residual_folds=folded.fold_of_run[judged],
+        residual_folds=folded.fold_of_run[measured],
         residual_widths=widths,
         typical_deviation=typical,
-        fit_error=float(np.median(np.abs(fitted - table.loss_values[judged, c]))),
+        fit_error=float(np.median(np.abs(fitted - table.loss_values[measured, c]))),
         lowest_loss=float(np.nanmin(table.loss_values[:, c])),
         noise_floor=floor,
         coverage=measured_coverage(residuals / widths),

@@ -24,7 +24,6 @@ def fit_report(law: Law) -> str:
         [
             f"{used.num_runs} runs, {used.num_mixtures} mixtures of {len(law.domains)} domains: "
             + ", ".join(law.domains),
-            *law.nesting,
             f"law: {law.columns[0].describe_weights()}",
             "",
             f"{'loss':<{width}} {'cv error':>9} {'vs mean':>8} {'vs exponential':>15} {'noise floor':>12} "

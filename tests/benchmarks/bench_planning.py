@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_planning.py [SECTION ...] [--seeds 20]
 
-Sections: public, splits, settings, few, time, nesting, repetition; all of them without one.
+Sections: public, splits, settings, few, time, repetition; all of them without one.
 
 Reads the public runs under tests/unit/pipeline/planning/data. Prints Markdown. LightGBM takes part when it is installed
 (it is no dependency of the project). Whether the intervals hold is measured by bench_planning_coverage.py.
@@ -26,9 +26,7 @@ from pipeline.planning.forms.catalogue import FORMS, REGULARISED_EXPONENTIAL, Fo
 from pipeline.planning.goals import Goal
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
-from pipeline.planning.runs.nesting import nest_runs
 from pipeline.planning.runs.run_table import RunsTable, build_runs, read_runs
-from pipeline.planning.runs.size_maps import affine_map
 from pipeline.planning.search import cloud
 
 DATA = Path(__file__).parents[1] / "unit/pipeline/planning/data"
@@ -268,53 +266,6 @@ def _two(shares: np.ndarray, losses: np.ndarray) -> RunsTable:
     return build_runs(list(columns), columns, source="simulated")
 
 
-def nesting_section() -> list[str]:
-    whole = read_runs(DATA / "3mix.csv", "model_size = '160M'")
-    half = read_runs(DATA / "3mix.csv", "model_size = '160M' AND step <= 30000")
-    carried = nest_runs(half, None, 60000.0).table
-    truth, last = whole.take(whole.steps == 60000), half.take(half.steps == 30000)
-
-    def gap(table: RunsTable) -> float:
-        rows = [int(np.abs(table.shares - mixture).max(axis=1).argmin()) for mixture in truth.shares]
-        return float(np.nanmean(np.abs(table.loss_values[rows] - truth.loss_values)))
-
-    return [
-        "## From short to long (3mix, 160M: steps up to 30k predict 60k)", "",
-        "| | mean absolute error |", "|---|---|",
-        f"| power law in steps, shared exponent | {gap(carried):.4f} |",
-        f"| last value seen | {gap(last):.4f} |",
-        "", "## From small to large (3mix, 160M to 410M at 60k, affine map a loss, every choice of large runs)", "",
-        "| large runs | error on the other shared mixtures | of their mean |", "|---|---|---|",
-        *[f"| {count} | {error:.4f} | {mean:.4f} |" for count, error, mean in _size_errors()],
-    ]  # fmt: skip
-
-
-def _size_errors() -> list[tuple[int, float, float]]:
-    small = read_runs(DATA / "3mix.csv", "model_size = '160M' AND step = 60000")
-    large = read_runs(DATA / "3mix.csv", "model_size = '410M' AND step = 60000")
-    pairs = []
-    for n, mixture in enumerate(small.shares):
-        gaps = np.abs(large.shares - mixture).max(axis=1)
-        if gaps.min() < 1e-6:
-            pairs.append((small.loss_values[n], large.loss_values[gaps.argmin()]))
-    result = []
-    for count in (2, 3):
-        errors, means = [], []
-        for used in itertools.combinations(range(len(pairs)), count):
-            rest = [n for n in range(len(pairs)) if n not in used]
-            for c in range(small.loss_values.shape[1]):
-                x = np.array([pairs[n][0][c] for n in used])
-                y = np.array([pairs[n][1][c] for n in used])
-                fine = np.isfinite(x) & np.isfinite(y)
-                if not fine.any():
-                    continue
-                level, slope = affine_map(x[fine], y[fine])
-                errors += [abs(level + slope * pairs[n][0][c] - pairs[n][1][c]) for n in rest]
-                means += [abs(y[fine].mean() - pairs[n][1][c]) for n in rest]
-        result.append((count, float(np.nanmean(errors)), float(np.nanmean(means))))
-    return result
-
-
 def time_section() -> list[str]:
     public = read_runs(DATA / "3mix.csv", TASKS[0][2])
     rng = np.random.default_rng(0)
@@ -345,7 +296,6 @@ SECTIONS: dict[str, Callable[[int], list[str]]] = {
     "settings": lambda _: two_domain_section(),
     "few": lambda _: few_runs_section(),
     "time": lambda _: time_section(),
-    "nesting": lambda _: nesting_section(),
     "repetition": lambda _: repetition_section(),
 }
 

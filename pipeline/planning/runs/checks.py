@@ -7,6 +7,7 @@ can be fitted at all; everything else is a warning that travels with the law.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 
@@ -36,20 +37,44 @@ def check_runs(table: RunsTable) -> list[str]:
     return warnings
 
 
+def require_one_setting(table: RunsTable) -> None:
+    """Losses of different sizes and steps do not lie on one law.
+
+    Raises: ConfigError that lists the settings and says how to keep one.
+    """
+    counts = Counter(map(_condition, table.model_sizes.tolist(), table.steps.tolist()))
+    if len(counts) == 1:
+        return
+    most = counts.most_common(4)
+    shown = "; ".join(f"{condition}: {count} runs" for condition, count in most)
+    more = f"; and {len(counts) - 4} more" if len(counts) > 4 else ""
+    raise ConfigError(
+        f"{table.source}: the runs have {len(counts)} different settings, whose losses do not lie on one law: "
+        f'{shown}{more}. Keep one, e.g. --where "{most[0][0]}"'
+    )
+
+
+def _condition(size: str, step: float) -> str:
+    """A setting as a condition, e.g. "model_size = '410M' AND step = 60000"."""
+    parts = [f"model_size = '{size}'"] if size else []
+    parts += [f"step = {step:g}"] if np.isfinite(step) else []
+    return " AND ".join(parts) or "no model_size, no step"
+
+
 def noise_floor(table: RunsTable) -> Array:
     """Standard deviation of each loss between replicates of a mixture; nan without replicates."""
     squares, freedom = np.zeros(len(table.losses)), np.zeros(len(table.losses))
-    for members in _measured_groups(table):
+    for members in _replicates(table):
         values = np.ma.masked_invalid(table.loss_values[members])
         squares += values.var(axis=0).filled(0.0) * values.count(axis=0)
         freedom += np.maximum(values.count(axis=0) - 1, 0)
     return np.sqrt(squares / np.where(freedom > 0, freedom, np.nan))
 
 
-def _measured_groups(table: RunsTable) -> list[Index]:
-    """Positions of the measured runs of each mixture."""
+def _replicates(table: RunsTable) -> list[Index]:
+    """Positions of the runs of each mixture."""
     group = table.mixture_groups()
-    return [np.flatnonzero((group == g) & ~table.derived) for g in range(table.num_mixtures)]
+    return [np.flatnonzero(group == g) for g in range(table.num_mixtures)]
 
 
 def _check_duplicates(table: RunsTable) -> list[str]:
@@ -59,7 +84,7 @@ def _check_duplicates(table: RunsTable) -> list[str]:
     """
     span = np.maximum(np.nanmax(table.loss_values, axis=0) - np.nanmin(table.loss_values, axis=0), 1e-9)
     warnings = []
-    for members in _measured_groups(table):
+    for members in _replicates(table):
         for first, second in itertools.combinations(members, 2):
             gap = np.nan_to_num(np.abs(table.loss_values[first] - table.loss_values[second]) / span)
             column = int(gap.argmax())

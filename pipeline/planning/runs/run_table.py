@@ -26,7 +26,7 @@ _MEASURED_HOW = (
     "num_validation_samples", "validation_batch_size", "eval_batch_size", "validation_release", "loss_kind",
     "vocab_size", "study",
 )  # fmt: skip
-_PER_RUN = ("shares", "loss_values", "weights", "rows", "model_sizes", "steps", "seeds", "samples_seen", "derived")
+_PER_RUN = ("shares", "loss_values", "weights", "rows", "model_sizes", "steps", "seeds", "samples_seen")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class RunsTable:
     steps: Array
     seeds: Texts
     samples_seen: Array
-    derived: Mask  # true for losses carried over from another size
     source: str = ""
     sha256: str = ""
     where: str = ""
@@ -123,7 +122,6 @@ def build_runs(names: list[str], columns: Columns, source: str, drop_empty_domai
         steps=cells.numbers("step"),
         seeds=cells.texts("seed"),
         samples_seen=cells.numbers("samples_seen"),
-        derived=np.zeros(len(rows), dtype=bool),
         source=source,
         warnings=tuple(warnings),
     )

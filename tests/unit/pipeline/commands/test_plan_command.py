@@ -42,12 +42,10 @@ def test_fit_prints_a_table_a_person_can_read(tmp_path, capsys):
     assert f"law: {tmp_path / 'law.json'}" in out
 
 
-def test_fit_nests_only_when_told(tmp_path, capsys):
+def test_fit_refuses_runs_of_several_settings(tmp_path):
     with pytest.raises(ConfigError, match="different settings"):
         plan("fit", DATA / "2mix.csv", "--out", tmp_path / "law.json")
     assert not (tmp_path / "law.json").exists()
-    assert plan("fit", DATA / "2mix.csv", "--out", tmp_path / "law.json", "--target-size", "160M") == 0
-    assert "sizes: 5 run(s) of 70M carried to 160M" in capsys.readouterr().out
 
 
 def test_predict_adds_columns_and_keeps_the_others(law, tmp_path, capsys):

@@ -307,7 +307,7 @@ def test_a_file_that_is_no_law_is_refused(tmp_path):
     path.write_text('{"format": "plantmix-law/99"}')
     with pytest.raises(ConfigError, match="plantmix-law/99"):
         read_law(path)
-    path.write_text('{"format": "plantmix-law/2", "runs": {}}')
+    path.write_text('{"format": "plantmix-law/3", "runs": {}}')
     with pytest.raises(ConfigError, match="damaged law file"):
         read_law(path)
     path.write_text("not json")

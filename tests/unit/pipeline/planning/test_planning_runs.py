@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull
+from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull, require_one_setting
 from pipeline.planning.runs.run_table import read_mixtures, read_runs
 
 DATA = Path(__file__).parent / "data"
@@ -246,3 +246,13 @@ def test_a_table_of_the_wrong_shape_is_refused_with_the_place(tmp_path):
     assert "the column 'mix_' names no domain" in refusal(tmp_path, GOOD.replace("mix_general", "mix_"))
     assert "the columns are: run, Mix_plant" in refusal(tmp_path, GOOD.replace("mix_", "Mix_"))
     assert "percent must be divided by 100" in refusal(tmp_path, GOOD.replace("b,0.25,0.75", "b,25,75"))
+
+
+def test_a_table_of_several_settings_is_refused_with_a_way_out():
+    table = read_runs(DATA / "3mix.csv")
+    with pytest.raises(ConfigError) as caught:
+        require_one_setting(table)
+    message = str(caught.value)
+    assert "model_size = '410M' AND step = 60000: 32 runs" in message
+    assert "--where \"model_size = '410M' AND step = 60000\"" in message
+    require_one_setting(read_runs(DATA / "3mix.csv", "model_size = '410M' AND step = 60000"))
