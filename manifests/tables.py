@@ -136,7 +136,7 @@ REJECTS = pa.schema(
         ("row_number", pa.int64()),
         ("record_key", pa.string()),
         ("url", pa.string()),
-        ("reason", pa.string()),  # missing_key, invalid_url, ...: pipeline/sources/README.md
+        ("reason", pa.string()),  # missing_key, invalid_url, ...: configs/GUIDE.md
         ("value", pa.string()),
     ]
 )

@@ -1,7 +1,7 @@
 """The training config: one YAML file is one whole run, read once into strict frozen models.
 
 Each setting stands here with its default; those of `model`, `loss` and `data` stand in `training.model.presets`,
-`training.model.loss` and `training.data.loader`. training/README.md explains them all.
+`training.model.loss` and `training.data.loader`. configs/REFERENCE.md lists them all.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from manifests.release import Release
 from pipeline.demo.pictures import prepare_web
 from pipeline.demo.server import serving
 
-PAGES = ("README.md", "configs/README.md")
+PAGES = ("README.md", "configs/GUIDE.md")
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 

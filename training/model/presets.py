@@ -50,7 +50,7 @@ class ModelSettings(Settings):
     """The `model` section of a training config."""
 
     preset: Preset = "dalip"
-    """Values to begin with; training/README.md compares them."""
+    """Values to begin with; configs/GUIDE.md compares them."""
     architecture: NameOrPath = Field(default="ViT-B-16", min_length=1)
     """A name of open_clip, or a JSON file in its format."""
     pretrained: NameOrPath | None = None
