@@ -1,19 +1,19 @@
 """Write configs/REFERENCE.md: every key of both configs, from the settings models alone.
 
-A meaning is the field's description, else the text under the field, else the comment behind it. `make reference` runs
-this; tests/docs/test_reference.py compares the file with what this would write.
+A meaning is the text under the field; of a section without one, the first paragraph of its class. `make reference`
+runs this; tests/docs/test_reference.py compares the file with what this would write.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
-import io
+import json
 import textwrap
-import tokenize
 import types
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -41,24 +41,14 @@ Written by `make reference` from the settings classes; change a meaning there. `
 @cache
 def meanings_of(model: type[Settings]) -> dict[str, str]:
     """What the source of a class says of the fields that it defines itself."""
-    source = textwrap.dedent(inspect.getsource(model))
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT and "noqa" not in token.string
-    }
-    (definition,) = ast.parse(source).body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
-    body = definition.body
-    found = {}
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        text = " ".join(comments[line] for line in range(node.lineno, (node.end_lineno or 0) + 1) if line in comments)
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-            text = after.value.value
-        found[node.target.id] = " ".join(text.split())
-    return found
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def definer_of(model: type[Settings], name: str) -> type[Settings]:
@@ -68,10 +58,8 @@ def definer_of(model: type[Settings], name: str) -> type[Settings]:
 
 def meaning_of(model: type[Settings], name: str) -> str:
     """What a key means; empty when nothing says so."""
-    field = model.model_fields[name]
-    said = field.description or meanings_of(definer_of(model, name)).get(name, "")
-    sections = sections_in(field.annotation)
-    return said or " ".join(first_sentence(section) for section in sections)
+    said = model.model_fields[name].description or meanings_of(definer_of(model, name)).get(name, "")
+    return said or " ".join(first_sentence(section) for section in sections_in(model.model_fields[name].annotation))
 
 
 def first_sentence(model: type[Settings]) -> str:
@@ -169,9 +157,20 @@ def lines_of(model: type[Settings]) -> Iterator[str]:
                 yield f"| `{names[0]}` to `{names[-1]}` | | | | {len(names)} keys, as in {other} |"
 
 
+def removed_of(model: type[Settings]) -> Iterator[str]:
+    """The rows of the removed keys of one config."""
+    for place, section in sections_of(model):
+        for name, key in vars(section).get("removed", {}).items():
+            cells = (f"`{place}.{name}`", key.shown or f"`{json.dumps(key.value)}`", key.reason)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def render() -> str:
     """The whole page."""
-    lines = [HEAD, "## A build config", *lines_of(BuildConfig), "", "## A training config", *lines_of(TrainSettings)]
+    lines = [HEAD, "## A build config", *lines_of(BuildConfig), "", "## A training config", *lines_of(TrainSettings),
+             "", "## Keys that are gone", "", "Delete them from your file; the error says the same.", "",
+             "| key | always | why |", "|---|---|---|",
+             *removed_of(BuildConfig), *removed_of(TrainSettings)]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

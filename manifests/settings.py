@@ -14,10 +14,10 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from manifests.errors import ConfigError
 
@@ -35,13 +35,53 @@ _OTHER_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A key that is no setting any more: the JSON value that it always has now, and why nobody turned it.
+
+    `shown` is said in place of a value that would not explain itself.
+    """
+
+    value: Any
+    reason: str
+    shown: str = ""
+
+    def __str__(self) -> str:
+        return f"it is always {self.shown or json.dumps(self.value)}: {self.reason}"
+
+
 class Settings(BaseModel):
     """Base of every configuration model: unknown keys are errors, numbers finite, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    removed: ClassVar[Mapping[str, Removed]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, values: Any, info: ValidationInfo) -> Any:
+        """What an earlier version kept, without the removed keys that have the value they always have now."""
+        if not isinstance(values, dict) or not (info.context or {}).get("is_kept"):
+            return values
+        return {k: v for k, v in values.items() if k not in cls.removed or v != cls.removed[k].value}
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as plain JSON values with all removed keys, so that records say the same in every version."""
+        values = self.model_dump(mode="json")
+        for name in values:
+            values[name] = _recorded(getattr(self, name), values[name])
+        return values | {name: key.value for name, key in self.removed.items()}
+
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def _recorded(value: Any, dumped: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.recorded()
+    if isinstance(value, list | tuple):
+        return [_recorded(*each) for each in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def _from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
@@ -140,13 +180,17 @@ def _place_of(error: Exception, text: str) -> str:
     return f"not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}: {line.strip():.80}"
 
 
-def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str, folder: str | None = None) -> SettingsT:
+def parse_settings(
+    values: dict[str, Any], model: type[SettingsT], where: str, folder: str | None = None, is_kept: bool = False
+) -> SettingsT:
     """Check a mapping against `model`. `where` names its origin in messages; relative paths begin at `folder`.
+
+    `is_kept`: a program wrote it, maybe of an earlier version, whose removed keys count where they change nothing.
 
     Raises: ConfigError, one line a mistake.
     """
     try:
-        return model.model_validate(values, context={"folder": folder})
+        return model.model_validate(values, context={"folder": folder, "is_kept": is_kept})
     except ValidationError as error:
         lines = [_explain(dict(item), values, model) for item in error.errors()]
         head = f"{where}: " if len(lines) == 1 else f"{where}: {len(lines)} mistakes:\n  "
@@ -156,16 +200,20 @@ def parse_settings(values: dict[str, Any], model: type[SettingsT], where: str, f
 def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]) -> str:
     place = ".".join(str(step) for step in item["loc"]) or "(top level)"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1], model)
         name = str(item["loc"][-1])
+        sections = _sections_at(item["loc"][:-1], model)
+        for section in sections:
+            if name in section.removed:
+                return f"'{place}' is no setting any more; {section.removed[name]}; delete the line"
+        known = sorted({key for section in sections for key in section.model_fields})
         near = [key for key in known if key == _OTHER_NAMES.get(name)]
         near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         elsewhere = [key.place for key in keys_of(model) if key.place.endswith(f".{name}")]
         if name in model.model_fields and not near:
             return f"unknown key '{place}'; '{name}' is a key of the top level: mind the indentation"
         if elsewhere and not near:
-            sections = [found.rpartition(".")[0] for found in elsewhere[:3]]
-            return f"unknown key '{place}'; '{name}' is a key of {' or '.join(sections)}"
+            places = [key.rpartition(".")[0] for key in elsewhere[:3]]
+            return f"unknown key '{place}'; '{name}' is a key of {' or '.join(places)}"
         near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         listed = f" (known here: {', '.join(known)})" if known and not near else ""
@@ -214,19 +262,19 @@ def _container_of(annotation: Any) -> str:
     return "".join(sorted({_container_of(inner) for inner in get_args(annotation) if sections_in(inner)})[-1:])
 
 
-def _known_keys(loc: tuple[Any, ...], model: type[Settings]) -> list[str]:
-    """The keys that are known at `loc`, found by following annotations; none where there is no model."""
+def _sections_at(loc: tuple[Any, ...], model: type[Settings]) -> list[type[Settings]]:
+    """The models that `loc` may lie in, by following annotations; none where there is no model."""
     here: list[type[Settings]] = [model]
     for step in loc:
-        found: list[type[Settings]] = []
+        below: list[type[Settings]] = []
         for candidate in here:
             if candidate.__name__ == step:  # a tagged union names the member it tried
-                found.append(candidate)
+                below.append(candidate)
             field = candidate.model_fields.get(str(step))
             if field is not None:
-                found.extend(sections_in(field.annotation))
-        here = found or here
-    return sorted({name for candidate in here for name in candidate.model_fields})
+                below.extend(sections_in(field.annotation))
+        here = below or here
+    return here
 
 
 def sections_in(annotation: Any) -> list[type[Settings]]:

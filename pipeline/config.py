@@ -49,12 +49,14 @@ class EvaluationSet(Origin):
 
     place: ClassVar[str] = "evaluation"
 
-    radius: int = Field(4, ge=0, le=MAX_RADIUS, description="largest Hamming distance of pHashes that counts as a leak")
-    mirrored: bool = Field(True, description="match the mirror image of each as well")
-    match_names: bool = Field(False, description="match by the same record key (or file name), and by the same URL")
-    unreadable: Literal["refuse", "report"] = Field(
-        "refuse", description="what a build does when it cannot read images of the set: stop, or name them and go on"
-    )
+    radius: int = Field(4, ge=0, le=MAX_RADIUS)
+    """Largest Hamming distance of pHashes that counts as a leak."""
+    mirrored: bool = True
+    """Match the mirror image of each as well."""
+    match_names: bool = False
+    """Match by the same record key (or file name), and by the same URL."""
+    unreadable: Literal["refuse", "report"] = "refuse"
+    """What a build does when it cannot read images of the set: stop, or name them and go on."""
 
     @model_validator(mode="after")
     def _something_to_match(self) -> EvaluationSet:
@@ -73,12 +75,16 @@ class EvaluationSet(Origin):
 class SemanticSettings(Settings):
     """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
 
-    model: NameOrPath = Field(description="open_clip architecture, e.g. ViT-B-32, or path of its json config")
-    pretrained: NameOrPath = Field(description="open_clip tag or path of local weights")
-    threshold: float = Field(0.95, gt=0, le=1, description="smallest cosine of embeddings of semantic duplicates")
-    images_per_cluster: int = Field(1000, ge=2, description="only images of one k-means cluster are compared")
+    model: NameOrPath
+    """open_clip architecture, e.g. ViT-B-32, or path of its json config."""
+    pretrained: NameOrPath
+    """open_clip tag or path of local weights."""
+    threshold: float = Field(0.95, gt=0, le=1)
+    """Smallest cosine of embeddings of semantic duplicates."""
+    images_per_cluster: int = Field(1000, ge=2)
+    """Only images of one k-means cluster are compared."""
     seed: int = 0
-    """Of the k-means."""
+    """Seed of the k-means."""
     batch_size: int = Field(64, ge=1)
     """Pictures embedded at a time."""
     device: str = "cpu"
@@ -88,27 +94,21 @@ class SemanticSettings(Settings):
 class DedupSettings(Settings):
     """Which images count as the same, and which of them stays."""
 
-    radius: int = Field(
-        4,
-        ge=0,
-        le=MAX_RADIUS,
-        description="largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not",
+    radius: int = Field(4, ge=0, le=MAX_RADIUS)
+    """Largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not."""
+    prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = (
+        "licence",
+        "pixels",
+        "caption",
+        "priority",
     )
-    prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = Field(
-        ("licence", "pixels", "caption", "priority"),
-        description="which duplicate stays: the first difference in this order decides, then the sample id",
-    )
-    semantic: SemanticSettings | None = Field(None, description="find semantic duplicates too; off when absent")
-    extra_captions: int = Field(
-        0,
-        ge=0,
-        le=9,
-        description="how many captions of dropped duplicates stay with the kept image, as text members "
-        "extra_caption_1.txt and on",
-    )
-    placeholder_min_count: int = Field(
-        20, ge=2, description="a pHash that so many images of different pixels share is named as a placeholder"
-    )
+    """Which duplicate stays: the first difference in this order decides, then the sample id."""
+    semantic: SemanticSettings | None = None
+    """Find semantic duplicates too; off when absent."""
+    extra_captions: int = Field(0, ge=0, le=9)
+    """How many captions of dropped duplicates stay with the kept image, as text members extra_caption_1.txt and on."""
+    placeholder_min_count: int = Field(20, ge=2)
+    """A pHash that so many images of different pixels share is named as a placeholder."""
 
 
 class SelectSettings(Settings):
@@ -133,10 +133,10 @@ class HeldoutSettings(Settings):
     `heldout: 10%` is short for `heldout: {share: 0.1}`.
     """
 
-    num_samples: dict[str, Annotated[int, Field(ge=0)]] = Field(
-        default_factory=dict, description="how many of each domain"
-    )
-    share: float | None = Field(None, gt=0, lt=1, description="of each domain that num_samples does not name")
+    num_samples: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """How many samples of each domain."""
+    share: float | None = Field(None, gt=0, lt=1)
+    """Share of each domain that num_samples does not name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -164,23 +164,22 @@ class HeldoutSettings(Settings):
 class MixSettings(Settings):
     """How much of each domain: by a ratio, by the mixture file of `plantmix plan choose`, or by size."""
 
-    ratio: Weights | None = Field(None, description="weights; only their proportions count")
-    mixture: ConfigPath | None = Field(None, description="path of a mixture.json")
-    by_size: dict[str, Literal["all"] | int | float] | None = Field(
-        None,
-        description="of each domain `all` of its pool, a number of samples, or a share of the whole (0.23) that is "
-        "filled to match the others",
-    )
-    sources: dict[str, Weights] = Field(
-        default_factory=dict, description="weights of the sources within a domain; without, its sources are one pool"
-    )
-    num_samples: int | None = Field(None, ge=1, description="training samples; as many as the pools allow when absent")
-    max_epochs: float | dict[str, float] = Field(
-        1.0, description="how often a sample may appear, on average over its domain; 1 means no repetition"
-    )
+    ratio: Weights | None = None
+    """Weights of the domains; only their proportions count."""
+    mixture: ConfigPath | None = None
+    """Path of a mixture.json."""
+    by_size: dict[str, Literal["all"] | int | float] | None = None
+    """Of each domain `all` of its pool, a number of samples, or a share of the whole (0.23) that is filled to match the
+    others."""
+    sources: dict[str, Weights] = Field(default_factory=dict)
+    """Weights of the sources within a domain; without, its sources are one pool."""
+    num_samples: int | None = Field(None, ge=1)
+    """Training samples; as many as the pools allow when absent."""
+    max_epochs: float | dict[str, float] = 1.0
+    """How often a sample may appear, on average over its domain; 1 means no repetition."""
     heldout: HeldoutSettings = HeldoutSettings()
     seed: int = 0
-    """Of the shuffle, the repeats and the held-out draw."""
+    """Seed of the shuffle, the repeats and the held-out draw."""
 
     @field_validator("by_size")
     @classmethod
@@ -223,15 +222,13 @@ class MixSettings(Settings):
 class PackSettings(Settings):
     """The form of a release."""
 
-    kind: Literal["mixed", "stratified"] = Field(
-        "mixed",
-        description="mixed: the ratio baked in, all domains shuffled together; stratified: every kept sample once, "
-        "shards of one domain each, so that any ratio can be drawn at load time",
-    )
-    samples_per_shard: int | None = Field(
-        None, ge=1, le=1_000_000, description="samples of a full shard; 1000 unless shard_bytes is given"
-    )
-    shard_bytes: int | None = Field(None, ge=1, description="a shard is closed before it passes about this size")
+    kind: Literal["mixed", "stratified"] = "mixed"
+    """mixed: the ratio baked in, all domains shuffled together; stratified: every kept sample once, shards of one
+    domain each, so that any ratio can be drawn at load time."""
+    samples_per_shard: int | None = Field(None, ge=1, le=1_000_000)
+    """Samples of a full shard; 1000 unless shard_bytes is given."""
+    shard_bytes: int | None = Field(None, ge=1)
+    """A shard is closed before it passes about this size."""
 
     @property
     def max_samples(self) -> int | None:
@@ -242,15 +239,14 @@ class PackSettings(Settings):
 class RaySettings(Settings):
     """The cluster that parts run on, and what Ray sets aside for each of them."""
 
-    address: str | None = Field(
-        None,
-        description="a running cluster: HOST:PORT or `auto`; when absent RAY_ADDRESS, or a local Ray",
-    )
-    cpus_per_part: float = Field(1.0, gt=0, description="CPUs of one part")
-    part_memory_gb: float | None = Field(None, gt=0, description="memory of one part, by which Ray spreads parts")
-    runtime_env: JsonValues = Field(
-        default_factory=dict, description="Ray's runtime_env for workers, such as env_vars; no secrets, it is recorded"
-    )
+    address: str | None = None
+    """A running cluster: HOST:PORT or `auto`; when absent RAY_ADDRESS, or a local Ray."""
+    cpus_per_part: float = Field(1.0, gt=0)
+    """CPUs of one part."""
+    part_memory_gb: float | None = Field(None, gt=0)
+    """Memory of one part, by which Ray spreads parts."""
+    runtime_env: JsonValues = Field(default_factory=dict)
+    """Ray's runtime_env for workers, such as env_vars; no secrets, it is recorded."""
 
 
 class RunSettings(Settings):
@@ -259,29 +255,25 @@ class RunSettings(Settings):
     executor: Literal["ray", "processes", "inline"] = "ray"
     """ray: parts run side by side, on one machine or many; processes: side by side on this machine, without Ray (those
     that need a GPU in one process); inline: one after the other in this process."""
-    num_workers: int | None = Field(None, ge=1, description="parallel parts; all cores when absent")
+    num_workers: int | None = Field(None, ge=1)
+    """Parallel parts; all cores when absent."""
     ray: RaySettings = RaySettings()
-    fetch_part_size: int = Field(1000, ge=1, description="URLs of one fetch part")
-    fetch_part_seconds: float = Field(60.0, gt=0, description="how often a fetch part commits what it has")
-    memory_gb: float = Field(
-        4.0,
-        gt=0,
-        description="memory of a part of a metadata step; in processes, one that runs alone has that of all workers",
-    )
-    match_part_hashes: int = Field(
-        50_000_000, ge=1, description="most distinct pHashes for which the duplicate search is one part"
-    )
-    max_attempts: int = Field(3, ge=1, description="how often a part is tried when a fault may pass")
-    retry_wait_seconds: float = Field(
-        5.0, ge=0, description="wait before parts are tried a second time; three times as long before each later try"
-    )
-    max_passing_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="a build stops after fetch when more of a source's pictures failed for a reason that may pass",
-    )
-    progress_seconds: float = Field(10.0, gt=0, description="interval of progress lines in a log")
+    fetch_part_size: int = Field(1000, ge=1)
+    """URLs of one fetch part."""
+    fetch_part_seconds: float = Field(60.0, gt=0)
+    """How often a fetch part commits what it has."""
+    memory_gb: float = Field(4.0, gt=0)
+    """Memory of a part of a metadata step; in processes, one that runs alone has that of all workers."""
+    match_part_hashes: int = Field(50_000_000, ge=1)
+    """Most distinct pHashes for which the duplicate search is one part."""
+    max_attempts: int = Field(3, ge=1)
+    """How often a part is tried when a fault may pass."""
+    retry_wait_seconds: float = Field(5.0, ge=0)
+    """Wait before parts are tried a second time; three times as long before each later try."""
+    max_passing_share: float = Field(0.5, ge=0, le=1)
+    """A build stops after fetch when more of a source's pictures failed for a reason that may pass."""
+    progress_seconds: float = Field(10.0, gt=0)
+    """Interval of progress lines in a log."""
 
     @model_validator(mode="before")
     @classmethod
@@ -296,15 +288,14 @@ class RunSettings(Settings):
 class BuildConfig(Settings):
     """A whole run of `plantmix build`."""
 
-    name: Name = Field(description="name of the release")
-    work_dir: ConfigPath = Field(
-        description="folder of the catalogue, the pool and the releases; s3://BUCKET/FOLDER (gs://, az://) puts them "
-        "into a store, with a local folder below PLANTMIX_LOCAL_DIR or the user's cache folder"
-    )
+    name: Name
+    """Name of the release."""
+    work_dir: ConfigPath
+    """Folder of the catalogue, the pool and the releases; s3://BUCKET/FOLDER (gs://, az://) puts them into a store,
+    with a local folder below PLANTMIX_LOCAL_DIR or the user's cache folder."""
     sources: list[SourceSettings] = Field(min_length=1)
-    evaluation: list[EvaluationSet] = Field(
-        default_factory=list, description="sets that are kept out of the training data"
-    )
+    evaluation: list[EvaluationSet] = Field(default_factory=list)
+    """Sets that are kept out of the training data."""
     fetch: FetchSettings = FetchSettings()
     dedup: DedupSettings = DedupSettings()
     caption: CaptionSettings = CaptionSettings()

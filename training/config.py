@@ -30,17 +30,22 @@ class OptimiserSettings(Settings):
 
     lr: float = Field(default=5e-4, gt=0.0)
     """Peak learning rate."""
-    second_order_lr_ratio: float = Field(default=1.0, gt=0.0)  # lr of the second-order branches over `lr`
-    image_lr_ratio: float = Field(default=1.0, ge=0.0)  # of the image tower
-    text_lr_ratio: float = Field(default=1.0, ge=0.0)  # of the text tower
+    second_order_lr_ratio: float = Field(default=1.0, gt=0.0)
+    """Lr of the second-order branches over `lr`."""
+    image_lr_ratio: float = Field(default=1.0, ge=0.0)
+    """Of the image tower."""
+    text_lr_ratio: float = Field(default=1.0, ge=0.0)
+    """Of the text tower."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Of AdamW."""
     beta2: float = Field(default=0.98, ge=0.0, lt=1.0)
     """Of AdamW."""
     eps: float = Field(default=1e-6, gt=0.0)
     """Of AdamW."""
-    weight_decay: float = Field(default=0.2, ge=0.0)  # on matrices only
-    clip_norm: float | None = Field(default=1.0, gt=0.0)  # of the gradient; null: no clipping
+    weight_decay: float = Field(default=0.2, ge=0.0)
+    """On matrices only."""
+    clip_norm: float | None = Field(default=1.0, gt=0.0)
+    """Of the gradient; null: no clipping."""
 
 
 class ScheduleSettings(Settings):
@@ -69,12 +74,16 @@ class ComputeSettings(Settings):
     """auto: CUDA where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of autocast; distances, similarities and the loss stay in float32."""
-    accumulate: int = Field(default=1, ge=1)  # micro-batches that one step is computed in
+    accumulate: int = Field(default=1, ge=1)
+    """micro-batches that one step is computed in."""
     grad_checkpointing: bool = False
     """Recompute the blocks of the towers in the backward pass: less memory, more time."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes share the work; fsdp shards the weights among them
-    compile: bool = False  # torch.compile: slower to start, faster steps on a GPU
-    num_threads: int | None = Field(default=None, ge=1)  # of each rank on the CPU; null: torch's choice
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work; fsdp shards the weights among them."""
+    compile: bool = False
+    """torch.compile: slower to start, faster steps on a GPU."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Of each rank on the CPU; null: torch's choice."""
     max_failures: int = Field(default=3, ge=0)
     """So often `--launcher ray` starts again after lost workers, from the last checkpoint; 0: never."""
 
@@ -120,7 +129,8 @@ class WandbSettings(Settings):
     """Name of the project there."""
     entity: str | None = None
     """User or team there."""
-    name: str | None = None  # null: the folder's
+    name: str | None = None
+    """null: the folder's."""
     group: str | None = None
     """Group of runs there."""
     tags: tuple[str, ...] = ()
@@ -132,10 +142,13 @@ class WandbSettings(Settings):
 class LogSettings(Settings):
     """How often the run logs, and to what."""
 
-    tensorboard: bool = False  # into RUN/tensorboard
+    tensorboard: bool = False
+    """Into RUN/tensorboard."""
     wandb: WandbSettings | None = None
-    every_steps: int = Field(default=10, ge=1)  # a line in `log.jsonl`
-    line_every_seconds: float = Field(default=30.0, gt=0.0)  # a line of progress where there is no terminal
+    every_steps: int = Field(default=10, ge=1)
+    """A line in `log.jsonl`."""
+    line_every_seconds: float = Field(default=30.0, gt=0.0)
+    """A line of progress where there is no terminal."""
 
 
 def has_one_slot(template: str) -> bool:
@@ -156,12 +169,16 @@ def _each_has_one_slot(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 class ZeroShotSettings(Settings):
     """One zero-shot classification: the classes are the values of a field of the samples."""
 
-    field: str = Field(min_length=1)  # column of samples.parquet, or extra.KEY
+    field: str = Field(min_length=1)
+    """Column of samples.parquet, or extra.KEY."""
     templates: Literal["openai", "simple"] | tuple[str, ...] = ("a photo of a {}.",)
     """Prompts with one {} for the class, or a list that open_clip has."""
-    text: ClassText = "asis"  # the class in the prompt: as given, or a text type of BioCLIP made from the taxon
-    domain: str | None = None  # only samples of this domain
-    min_per_class: int = Field(default=1, ge=1)  # classes with fewer held-out samples are left out
+    text: ClassText = "asis"
+    """The class in the prompt: as given, or a text type of BioCLIP made from the taxon."""
+    domain: str | None = None
+    """Only samples of this domain."""
+    min_per_class: int = Field(default=1, ge=1)
+    """Classes with fewer held-out samples are left out."""
 
     _slots = field_validator("templates")(_each_has_one_slot)
 
@@ -173,9 +190,12 @@ class EvalSetSettings(Settings):
     """Of the set in the results."""
     path: ConfigPath
     """Folder of the set."""
-    split: str = "test"  # folder of the tars or of the class folders within `path`, where there is one
-    group: str | None = None  # sets of a group get a mean, as general and plant in the published table
-    templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"  # own: the set's, else "a photo of a {}."
+    split: str = "test"
+    """Folder of the tars or of the class folders within `path`, where there is one."""
+    group: str | None = None
+    """Sets of a group get a mean, as general and plant in the published table."""
+    templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"
+    """own: the set's, else "a photo of a {}."."""
     text: ClassText = "asis"
     """The class in the prompt: as given, or a text type made from the taxon."""
 
@@ -194,8 +214,10 @@ class FewShotSettings(Settings):
 class EvalSettings(Settings):
     """What `dalip eval` measures: on a held-out split of the release, and on sets from outside."""
 
-    split: str | None = "heldout"  # null: only on the sets
-    batch_size: int = Field(default=64, ge=2)  # of the encoder, and of the contrastive batches of the loss
+    split: str | None = "heldout"
+    """null: only on the sets."""
+    batch_size: int = Field(default=64, ge=2)
+    """Of the encoder, and of the contrastive batches of the loss."""
     zero_shot: tuple[ZeroShotSettings, ...] = ()
     sets: tuple[EvalSetSettings, ...] = ()
     few_shot: FewShotSettings | None = None
@@ -205,7 +227,8 @@ class EvalSettings(Settings):
     """Ranks at which recall is measured."""
     bootstrap_rounds: int = Field(default=1000, ge=100)
     """Draws for the intervals."""
-    every_steps: int | None = Field(default=None, ge=1)  # validation loss during training; null: never
+    every_steps: int | None = Field(default=None, ge=1)
+    """Validation loss during training; null: never."""
 
     @field_validator("recall_at")
     @classmethod
@@ -223,7 +246,7 @@ class TrainSettings(Settings):
     output_dir: ConfigPath = Field(min_length=1)
     """Folder of the run, also of an object store (s3://, gs://): then it works in `data.cache_dir` and uploads."""
     seed: int = Field(default=0, ge=0)
-    """Of weights, order, augmentation and dropout."""
+    """Seed of weights, order, augmentation and dropout."""
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     data: DataSettings = DataSettings()
@@ -231,7 +254,8 @@ class TrainSettings(Settings):
     schedule: ScheduleSettings
     compute: ComputeSettings = ComputeSettings()
     lock: LockSettings = LockSettings()
-    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)  # null: no averaged weights
+    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """null: no averaged weights."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()
@@ -278,7 +302,7 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     """
     stored = Path(path) / SETTINGS_FILE
     if stored.is_file():
-        settings = parse_settings(_stored_values(stored), TrainSettings, where=str(stored))
+        settings = parse_settings(_stored_values(stored), TrainSettings, where=str(stored), is_kept=True)
     elif Path(path).is_dir():
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
@@ -307,7 +331,9 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     """
     from training.model.architecture import architecture_config
 
-    values = settings.model_dump(mode="json", exclude=set(_EXECUTION))
+    values = settings.recorded()
+    for key in _EXECUTION:
+        del values[key]
     for key in _EXECUTION_DATA:
         del values["data"][key]
     for key in _EXECUTION_COMPUTE:

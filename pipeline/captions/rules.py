@@ -21,7 +21,7 @@ from manifests.errors import ConfigError
 from manifests.outcomes import FORMER_REASONS
 from manifests.tables import VERDICTS
 from pipeline.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME, SPAM
-from pipeline.captions.settings import RULE_NAMES, CaptionSettings, LanguageRule
+from pipeline.captions.settings import MIN_CHARS, MIN_CONFIDENCE, RULE_NAMES, CaptionSettings, LanguageRule
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 # Few letters are enough in two Chinese, Japanese or Korean characters, in the time that a clock shows, and in a digit.
@@ -76,14 +76,12 @@ def _too_few_letters(table: pa.Table, low: float) -> Column:
 def _other_language(table: pa.Table, rule: LanguageRule) -> Column:
     foreign = pc.invert(pc.is_in(table["language"], pa.array(rule.allow, pa.string())))
     short = pc.less(table["num_chars"], SHORT_CHARS)
-    least = pc.if_else(short, max(rule.min_confidence, SHORT_CONFIDENCE), rule.min_confidence)
+    least = pc.if_else(short, SHORT_CONFIDENCE, MIN_CONFIDENCE)
     sure = pc.and_(
         pc.greater_equal(table["language_confidence"], pc.cast(least, pa.float32())),
-        pc.greater_equal(table["num_chars"], rule.min_chars),
+        pc.greater_equal(table["num_chars"], MIN_CHARS),
     )
-    fails = pc.and_(pc.and_(foreign, sure), table["language"].is_valid())
-    if rule.spare_binomials:
-        fails = pc.and_not(fails, table["has_binomial"])
+    fails = pc.and_not(pc.and_(pc.and_(foreign, sure), table["language"].is_valid()), table["has_binomial"])
     spared = [KEYWORD_LIST, PROPER_NAME, *([ENGLISH_WORDS] if "en" in rule.allow else [])]
     return _spare(fails, table["text"], lambda text: _matches_any(text, spared))
 
@@ -162,8 +160,8 @@ RULES: dict[str, Rule] = {
         _other_language,
         _language_value,
         lambda rule: (
-            f"{', '.join(rule.allow)} (from {rule.min_confidence:g} and {rule.min_chars} characters, "
-            f"{max(rule.min_confidence, SHORT_CONFIDENCE):g} below {SHORT_CHARS})"
+            f"{', '.join(rule.allow)} (from {MIN_CONFIDENCE:g} and {MIN_CHARS} characters, "
+            f"{SHORT_CONFIDENCE:g} below {SHORT_CHARS})"
         ),
     ),
     "max_repeats": Rule(("num_same_text", "bare_name"), _repeated, _column("num_same_text"), lambda high: f"<= {high}"),

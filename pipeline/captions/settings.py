@@ -1,18 +1,17 @@
 """The `caption` section of a config, in two halves that must not touch.
 
-`measure` and `backbone` change what is measured: their `measure_identity` belongs in the fingerprint of the
-measurements. `rules` and `text` only decide over what was measured. So a moved threshold or another choice of `txt`
-never measures again. Pure.
+`backbone` changes what is measured: `measure_identity` belongs in the fingerprint of the measurements. `rules` and
+`text` only decide over what was measured. So a moved threshold or another choice of `txt` never measures again. Pure.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from manifests.outcomes import FORMER_REASONS
-from manifests.settings import Settings
+from manifests.settings import Removed, Settings
 from pipeline.captions.clean import STEPS
 from pipeline.vocabulary.backbone import BackboneSettings
 from pipeline.vocabulary.taxa import TextType
@@ -20,34 +19,32 @@ from pipeline.vocabulary.taxa import TextType
 TextName = Literal["caption"] | TextType
 
 MEASURE_VERSION = 10  # raise when cleaning or measuring changes what it writes
+MEASURED = {"language": True}  # stands in fingerprints, as when it was a setting
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
+# Of the rule `languages`, measured in README.md: a guess less sure than this, or over fewer characters, drops nothing.
+MIN_CONFIDENCE, MIN_CHARS = 0.6, 20
+OTHERWISE: tuple[TextName, ...] = ("caption", "sentence")  # what a sample gets that has no text of its choice
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
-
-
-class MeasureSettings(Settings):
-    """What is measured besides the cheap columns."""
-
-    language: bool = True  # fastText language identification, model in the wheel, offline
 
 
 class LanguageRule(Settings):
     """Languages that may stay, by ISO 639 code as fastText writes it.
 
-    A guess over a very short text is noise. So a caption stays when it is shorter than `min_chars`, or when the guess
-    is less sure than `min_confidence` (than 0.75 below 30 characters). It stays when it is a list of key words or a
-    proper name, or, with `spare_binomials`, when it holds a Latin binomial. Where English is allowed, a common English
-    word (the, with, flag) saves a caption that is full of foreign names.
+    A guess over a very short text is noise. So a caption stays when it is shorter than MIN_CHARS, or when the guess is
+    less sure than MIN_CONFIDENCE (than SHORT_CONFIDENCE below SHORT_CHARS). It stays when it is a list of key words or
+    a proper name, or when it holds a Latin binomial. Where English is allowed, a common English word (the, with, flag)
+    saves a caption that is full of foreign names.
     """
+
+    removed: ClassVar = {
+        "min_confidence": Removed(MIN_CONFIDENCE, "at 0.6 no English caption of 929 was dropped"),
+        "min_chars": Removed(MIN_CHARS, "a guess over a shorter text is noise"),
+        "spare_binomials": Removed(True, "a Latin name has no language"),
+    }
 
     allow: tuple[str, ...] = ("en",)
     """Languages that may stay, as ISO 639 codes."""
-    min_confidence: float = Field(default=0.6, ge=0, le=1)
-    """A guess that is less sure drops nothing."""
-    min_chars: int = Field(default=20, ge=0)
-    """A shorter caption is not judged."""
-    spare_binomials: bool = True
-    """Keep captions that hold a Latin binomial."""
 
     @field_validator("allow")
     @classmethod
@@ -68,27 +65,31 @@ class Thresholds(Settings):
     """Drop file names such as IMG_0042."""
     not_spam_like: bool | None = None
     """Drop what a shop says to its visitors, such as "click here to buy"."""
-    min_given_words: int | None = Field(default=None, ge=0)  # of the caption as given, str.split()
+    min_given_words: int | None = Field(default=None, ge=0)
+    """Least number of words of the caption as given, split at spaces."""
     min_given_chars: int | None = Field(default=None, ge=0)
-    """Of the caption as given."""
+    """Least number of characters of the caption as given."""
     min_chars: int | None = Field(default=None, ge=0)
-    """Of the clean caption."""
+    """Least number of characters of the clean caption."""
     max_chars: int | None = Field(default=None, ge=1)
-    """Of the clean caption."""
+    """Most characters of the clean caption."""
     min_words: int | None = Field(default=None, ge=0)
-    """Of the clean caption."""
+    """Least number of words of the clean caption."""
     max_words: int | None = Field(default=None, ge=1)
-    """Of the clean caption."""
+    """Most words of the clean caption."""
     min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Letters over all characters but spaces."""
+    """Least share of letters among all characters but spaces."""
     max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Share of words that stand in repeated runs of words."""
-    not_bare_name: bool | None = None  # a scientific name and nothing else, where no taxon is stated
+    """Largest share of words that stand in repeated runs of words."""
+    not_bare_name: bool | None = None
+    """Drop a caption that is a scientific name and nothing else, where no taxon is stated."""
     languages: LanguageRule | None = None
-    max_repeats: int | None = Field(default=None, ge=1)  # captions with the same text_key in the corpus
-    min_side_px: int | None = Field(default=None, ge=1)  # smallest image side as downloaded
+    max_repeats: int | None = Field(default=None, ge=1)
+    """Drop a caption that stands on more pictures of the corpus, but for case and punctuation."""
+    min_side_px: int | None = Field(default=None, ge=1)
+    """Least length of the shorter side of the picture as downloaded."""
     max_aspect_ratio: float | None = Field(default=None, ge=1)
-    """Longer over shorter side, as downloaded."""
+    """Largest ratio of the longer to the shorter side, as downloaded."""
 
 
 RULE_NAMES: tuple[str, ...] = tuple(Thresholds.model_fields)
@@ -145,7 +146,7 @@ class RuleSet(Thresholds):
     def identity(self) -> dict[str, Any]:
         """The rules as they are applied, presets looked up, as plain values for a fingerprint."""
         thresholds = [
-            [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
+            [name, value.recorded() if isinstance(value, Settings) else value]
             for name, value in self.thresholds().items()
         ]
         return {"domains": list(self.domains), "sources": list(self.sources), "rules": thresholds}
@@ -155,8 +156,12 @@ class TextChoice(Settings):
     """What `txt` is for the rows of some domains and sources (empty: all).
 
     It is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
-    that has none of them gets the first of `otherwise` that it has.
+    that has none of them gets the first of OTHERWISE that it has.
     """
+
+    removed: ClassVar = {
+        "otherwise": Removed(list(OTHERWISE), "a sample without the texts of `any_of` keeps its own caption")
+    }
 
     domains: tuple[str, ...] = ()
     """Domains that it is for; all when empty."""
@@ -164,8 +169,6 @@ class TextChoice(Settings):
     """Sources that it is for; all when empty."""
     any_of: tuple[TextName, ...] = ("caption",)
     """Texts to choose from."""
-    otherwise: tuple[TextName, ...] = ("caption", "sentence")
-    """What a sample gets that has none of them."""
 
     @field_validator("any_of")
     @classmethod
@@ -184,17 +187,20 @@ class TextChoice(Settings):
 class TextSettings(Settings):
     """Which text becomes the `txt` member of a shard, and which other texts are written beside it."""
 
-    choices: tuple[TextChoice, ...] = (TextChoice(),)  # the first that fits a row decides
+    choices: tuple[TextChoice, ...] = (TextChoice(),)
+    """The first that fits a row decides what its `txt` is."""
     seed: int = 0
-    """Of the draw."""
-    members: tuple[TextType, ...] = ()  # extra text members, where the sample has a taxon
+    """Seed of the draw among several texts of `any_of`."""
+    members: tuple[TextType, ...] = ()
+    """Extra text members, for samples that have a taxon."""
 
 
 class CaptionSettings(Settings):
     """The `caption` section of a pipeline config."""
 
+    removed: ClassVar = {"measure": Removed(MEASURED, "the language of every caption is measured, in 7 us on a core")}
+
     backbone: BackboneSettings | None = None
-    measure: MeasureSettings = MeasureSettings()
     rules: tuple[RuleSet, ...] = (RuleSet(preset="general"),)
     text: TextSettings = TextSettings()
 
@@ -206,7 +212,7 @@ class CaptionSettings(Settings):
         return {
             "version": MEASURE_VERSION,
             "clean": {"steps": list(STEPS)},
-            "measure": {**self.measure.model_dump(mode="json"), "ngram_words": NGRAM_WORDS},
+            "measure": {**MEASURED, "ngram_words": NGRAM_WORDS},
             "backbone": {"languages": list(self.backbone.languages)} if self.backbone else None,
         }
 
@@ -216,4 +222,4 @@ class CaptionSettings(Settings):
 
     def text_identity(self) -> dict[str, Any]:
         """What the choice of `txt` and of the text members depends on."""
-        return self.text.model_dump(mode="json")
+        return self.text.recorded()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.captions.settings import TextChoice, TextName, TextSettings
+from pipeline.captions.settings import OTHERWISE, TextChoice, TextName, TextSettings
 from pipeline.vocabulary.taxa import MEMBER_NAMES
 
 EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of captions of dropped duplicates
@@ -95,7 +95,7 @@ def _choose(
     if len(wanted) > 1:
         digest = hashlib.blake2b(f"{seed}\x1f{sample_id}".encode(), digest_size=8).digest()
         wanted = [wanted[int.from_bytes(digest, "little") % len(wanted)]]
-    for name in [*wanted, *choice.otherwise]:
+    for name in [*wanted, *OTHERWISE]:
         if there.get(name):
             return name, there[name]
     return None, None

@@ -34,12 +34,15 @@ class CapSettings(Settings):
     Rows without the key are never capped.
     """
 
-    by: str = Field(description=f"{', '.join(CAP_KEYS)}, or {EXTRA_PREFIX}COLUMN for a column kept by the source")
+    by: str
+    """What is counted: taxon, kingdom, phylum, class, order, family, genus, species, host, source, creator,
+    rights_holder, text, or extra.COLUMN for a column kept by the source."""
     about: int | None = Field(None, ge=1)
     """Keep each row of a key with probability min(1, about / rows)."""
     at_most: int | None = Field(None, ge=1)
     """Keep so many rows of a key, no more."""
-    domains: tuple[str, ...] = Field((), description="domains that are counted and capped; all when empty")
+    domains: tuple[str, ...] = ()
+    """Domains that are counted and capped; all when empty."""
 
     @field_validator("by")
     @classmethod
@@ -70,7 +73,7 @@ class BalanceSettings(Settings):
 
     caps: tuple[CapSettings, ...] = ()
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
 
 def judge_cap(table: pa.Table, cap: CapSettings, seed: int) -> pa.Table:

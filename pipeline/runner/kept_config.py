@@ -12,7 +12,7 @@ from typing import Any
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.settings import differences
+from manifests.settings import differences, parse_settings
 from pipeline.captions.settings import PRESETS, RULE_NAMES
 from pipeline.config import BuildConfig
 from pipeline.runner.work import BuildContext, Stage
@@ -29,11 +29,11 @@ def dump_config(config: BuildConfig) -> str:
 
 
 def read_dumped(text: str) -> BuildConfig:
-    """The configuration that `dump_config` wrote.
+    """The configuration that `dump_config` wrote, in this version or an earlier one.
 
-    Raises: ValueError when this version does not read it.
+    Raises: ConfigError that names each key which this version does not read.
     """
-    return BuildConfig.model_validate_json(text)
+    return parse_settings(json.loads(text), BuildConfig, "the kept configuration", is_kept=True)
 
 
 def last_config(catalog: Catalog) -> BuildConfig:
@@ -46,10 +46,10 @@ def last_config(catalog: Catalog) -> BuildConfig:
         raise ConfigError(f"{catalog.workdir}: no build has run here yet; run `plantmix build CONFIG` first")
     try:
         config = read_dumped(_as_it_was_set(catalog, text))
-    except ValueError:
+    except (ValueError, ConfigError) as error:
         raise ConfigError(
             f"{catalog.workdir}: the last build ran with a configuration that this version does not read; "
-            "run `plantmix build CONFIG` once more"
+            f"run `plantmix build CONFIG` once more ({error})"
         ) from None
     return config.model_copy(update={"work_dir": catalog.workdir})
 

@@ -19,10 +19,14 @@ ScorerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 class PluginSettings(Settings):
     """A scorer of your own: a class with `name`, `load` and `score`; see pipeline/scoring/README.md."""
 
-    scorer: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Class, importable where the parts run")
-    name: ScorerName = Field(description="its name in rules, in the table of scores and in drop reasons")
-    options: JsonValues = Field(default_factory=dict, description="keyword arguments of the class")
-    batch_size: int = Field(64, ge=1, description="images that it scores at a time")
+    scorer: str = Field(pattern=r"^[\w.]+:\w+$")
+    """module:Class, importable where the parts run."""
+    name: ScorerName
+    """Its name in rules, in the table of scores and in drop reasons."""
+    options: JsonValues = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+    batch_size: int = Field(64, ge=1)
+    """Images that it scores at a time."""
 
 
 class ScoreRule(Settings):
@@ -34,9 +38,12 @@ class ScoreRule(Settings):
     """Drop what scores less."""
     max_score: float | None = None
     """Drop what scores more."""
-    min_quantile: float | None = Field(None, gt=0, lt=1, description="drop scores below this quantile of the domain")
-    top_fraction: float | None = Field(None, gt=0, le=1, description="keep this share, by score, of each domain")
-    domains: list[str] | None = Field(None, description="domains that the rule applies to; all when absent")
+    min_quantile: float | None = Field(None, gt=0, lt=1)
+    """Drop scores below this quantile of the domain."""
+    top_fraction: float | None = Field(None, gt=0, le=1)
+    """Keep this share, by score, of each domain."""
+    domains: list[str] | None = None
+    """Domains that the rule applies to; all when absent."""
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
@@ -49,15 +56,16 @@ class ScoreRule(Settings):
 class ScoreSettings(Settings):
     """Scores of image and text; off unless a model or a plug-in is named."""
 
-    model: NameOrPath | None = Field(
-        None, description="open_clip architecture, e.g. ViT-B-32, or path of its json config"
-    )
-    pretrained: NameOrPath | None = Field(None, description="open_clip tag or path of local weights")
+    model: NameOrPath | None = None
+    """open_clip architecture, e.g. ViT-B-32, or path of its json config."""
+    pretrained: NameOrPath | None = None
+    """open_clip tag or path of local weights."""
     batch_size: int = Field(64, ge=1)
     """Pictures scored at a time."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the numbers of the model."""
-    device: str = Field("cpu", description="cpu, or cuda (every worker takes one GPU)")
+    """Precision of the numbers of the model."""
+    device: str = "cpu"
+    """cpu, or cuda (every worker takes one GPU)."""
     plugins: list[PluginSettings] = Field(default_factory=list)
     rules: list[ScoreRule] = Field(default_factory=list)
 

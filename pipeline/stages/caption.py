@@ -8,7 +8,7 @@ Reads candidates and facts, and the backbone where one is given. Writes `names` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from manifests import storage, tables
 from manifests.records import Funnel, fingerprint
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import MEASURE_VERSION, CaptionSettings, MeasureSettings, RuleSet
+from pipeline.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
@@ -46,8 +46,8 @@ class CaptionInputs:
     facts: Files
     backbone: BackboneSettings | None
     backbone_content: tuple[str, ...]
-    measure: MeasureSettings
     rules: tuple[RuleSet, ...]
+    measure: dict[str, bool] = field(default_factory=MEASURED.copy)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class MeasureInputs:
 
     candidates: RowGroup
     names: Files
-    measure: MeasureSettings
+    measure: dict[str, bool] = field(default_factory=MEASURED.copy)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
     """Measure one row group of candidates."""
     candidates = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
     names = pq.read_table(inputs.names.path) if inputs.names else None
-    rows = measure_captions(candidates, CaptionSettings(measure=inputs.measure), names)
+    rows = measure_captions(candidates, names)
     return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS),))
 
 
@@ -171,7 +171,6 @@ def _inputs(context: BuildContext) -> CaptionInputs:
         context.facts(),
         settings.backbone,
         tuple(context.catalog.input_sha256(file) for file in backbone),
-        settings.measure,
         settings.rules,
     )
 
@@ -190,7 +189,7 @@ def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[M
         for number in range(metadata.num_row_groups):
             rows = RowGroup(path, number, f"{sha256}-{number}")
             num_rows = metadata.row_group(number).num_rows
-            parts.append(Part(MeasureInputs(rows, names, inputs.measure), num_rows=num_rows))
+            parts.append(Part(MeasureInputs(rows, names), num_rows=num_rows))
     return parts
 
 

@@ -33,12 +33,10 @@ _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName"
 class BackboneSettings(Settings):
     """A taxonomic backbone that the user supplies, against which names are resolved; nothing is downloaded."""
 
-    path: ConfigPath = Field(description="GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder")
-    languages: tuple[str, ...] = Field(
-        ("en", "eng"),
-        min_length=1,
-        description="languages of vernacular names, as the archive writes them; the most wanted first",
-    )
+    path: ConfigPath
+    """GBIF backbone or Catalogue of Life archive: a Darwin Core zip, or its folder."""
+    languages: tuple[str, ...] = Field(("en", "eng"), min_length=1)
+    """Languages of vernacular names, as the archive writes them; the most wanted first."""
 
     def identity(self) -> dict[str, Any]:
         """What a resolved name depends on besides the archive's content: no path."""

@@ -2,12 +2,11 @@
 
     python tests/benchmarks/bench_captions.py prepare FOLDER --captions CAPTIONS.parquet --rows 13000000
     python tests/benchmarks/bench_captions.py measure FOLDER
-    python tests/benchmarks/bench_captions.py measure FOLDER --language
     python tests/benchmarks/bench_captions.py judge FOLDER
 
 `prepare` repeats the captions of the file with variations (as they are, with a number behind, two joined to one of web
 length) and leaves candidates and facts as Parquet in FOLDER, in row groups of 100,000. `measure` cleans and measures
-them row group by row group, as the stage does, and with --language leaves the captions in FOLDER. `judge` runs the
+them row group by row group, as the stage does, and leaves the captions in FOLDER. `judge` runs the
 caption stage's repeats and judge steps over them twice, with one threshold changed. A rate is rows by CPU second of
 measuring alone (one thread); reading and writing are in the wall time.
 """
@@ -43,7 +42,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--captions", help="parquet with a column caption")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--language", action="store_true")
     parser.add_argument("--memory-gb", type=float, default=4.0)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +49,7 @@ def main() -> None:
     if given.what == "prepare":
         prepare(given.folder, given.captions, given.rows)
     elif given.what == "measure":
-        run_measure(given.folder, given.language)
+        run_measure(given.folder)
     else:
         run_judge(given.folder, given.memory_gb)
     print(f"load average at the end {os.getloadavg()[0]:.1f}")
@@ -69,26 +67,23 @@ def prepare(folder: Path, source: str, num_rows: int) -> None:
             facts_file.write_table(facts_of(candidates, first))
 
 
-def run_measure(folder: Path, language: bool) -> None:
-    settings = CaptionSettings.model_validate({"measure": {"language": language}})
+def run_measure(folder: Path) -> None:
     candidates = pq.ParquetFile(folder / "candidates.parquet")
-    writer = pq.ParquetWriter(folder / "captions.parquet", tables.CAPTIONS, compression="zstd") if language else None
+    writer = pq.ParquetWriter(folder / "captions.parquet", tables.CAPTIONS, compression="zstd")
     used, num_rows, num_chars, peaks = 0.0, 0, 0, []
     started = time.monotonic()
     for row_group in range(candidates.num_row_groups):
         rows = candidates.read_row_group(row_group)
         before = time.process_time()
-        measured = measure_captions(rows, settings)
+        measured = measure_captions(rows)
         used += time.process_time() - before
         num_rows += rows.num_rows
         num_chars += pa.compute.sum(measured["num_chars"]).as_py()
         peaks.append(peak_mib())
-        if writer:
-            writer.write_table(measured)
-    if writer:
-        writer.close()
+        writer.write_table(measured)
+    writer.close()
     print(
-        f"language {language}: {num_rows:,} rows of {num_chars / num_rows:.0f} characters in {used:.1f} s of CPU, "
+        f"{num_rows:,} rows of {num_chars / num_rows:.0f} characters in {used:.1f} s of CPU, "
         f"{num_rows / used:,.0f} rows/s a core; {time.monotonic() - started:.1f} s of wall time in all; "
         f"peak {peaks[len(peaks) // 10]:,.0f} MiB after a tenth, {peaks[-1]:,.0f} MiB at the end"
     )

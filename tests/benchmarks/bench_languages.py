@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import tables
+from pipeline.captions import rules
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import judge_captions
-from pipeline.captions.settings import CaptionSettings
+from pipeline.captions.settings import MIN_CHARS, CaptionSettings
 
 LENGTHS = (("1-2", 1, 2), ("3-5", 3, 5), ("6+", 6, 10_000), ("all", 0, 10_000))
 
@@ -56,15 +57,14 @@ def measured(texts: list[str]) -> pa.Table:
         "domain": pa.array(["general"] * size),
         "caption": pa.array(texts),
     }
-    settings = CaptionSettings.model_validate({"measure": {"language": True}})
-    captions = measure_captions(pa.table(columns, schema=tables.CANDIDATES), settings)
+    captions = measure_captions(pa.table(columns, schema=tables.CANDIDATES))
     return captions.filter(pc.greater(captions["num_words"], 0))
 
 
 def kept_by(captions: pa.Table, min_chars: int | None) -> npt.NDArray[np.bool_]:
     """Which captions the rule keeps, with its own least length or another."""
-    rule = {"allow": ["en"]} if min_chars is None else {"allow": ["en"], "min_chars": min_chars}
-    judged = CaptionSettings.model_validate({"measure": {"language": True}, "rules": [{"languages": rule}]})
+    rules.MIN_CHARS = MIN_CHARS if min_chars is None else min_chars
+    judged = CaptionSettings.model_validate({"rules": [{"languages": {"allow": ["en"]}}]})
     needed = {"domain": ["general"] * captions.num_rows, "source": ["bench"] * captions.num_rows}
     for name, values in needed.items():
         if name not in captions.column_names:

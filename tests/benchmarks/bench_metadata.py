@@ -54,7 +54,6 @@ from manifests.draws import splitmix64
 from manifests.records import Funnel
 from manifests.remote.folder import PLACE_VARIABLE, local_place
 from pipeline.captions.measure import measure_captions
-from pipeline.captions.settings import CaptionSettings
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
@@ -375,7 +374,7 @@ def _hex(n: np.ndarray, salt: int) -> pa.Array:
 def captions_made_up(inputs: caption.MeasureInputs, run: Execution[None]) -> PartResult:
     """The first 1,000 captions of a part as they measure; the others get the same measurements with their own texts."""
     rows = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
-    few = measure_captions(rows.slice(0, 1000), CaptionSettings(measure=inputs.measure), None)
+    few = measure_captions(rows.slice(0, 1000))
     table = few.take(pa.array(np.arange(rows.num_rows) % few.num_rows))
     own = splitmix64(np.arange(rows.num_rows, dtype=np.uint64) + np.uint64(inputs.candidates.number << 32))
     for name, column in (("sample_id", rows["sample_id"]), ("text", rows["caption"]), ("text_key", pa.array(own))):

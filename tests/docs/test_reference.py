@@ -43,12 +43,13 @@ def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "| `radius` | whole number from 0 to 16 | `4` |  | largest Hamming distance of the 64-bit pHashes of ",
+        "| `radius` | whole number from 0 to 16 | `4` |  | Largest Hamming distance of the 64-bit pHashes of ",
         "| `read_timeout_seconds` | number above 0 | `20.0` | seconds | Longest silence within an answer. |",
         "| `rules` | list of keys below | `[{preset: general}]` |  |",
-        "| `clip_norm` | number or null above 0 | `1.0` |  | of the gradient; null: no clipping |",
+        "| `split` | text or null | `heldout` |  |",
         "| `output_dir` | text | required |  | Folder of the run, also of an object store",
         "### `fetch.network.hosts[]`",
+        '| `caption.text.choices[].otherwise` | `["caption", "sentence"]` | ',
     ],
 )
 def test_rows_say_type_default_unit_and_meaning(reference: ModuleType, row: str) -> None:

@@ -22,7 +22,6 @@ from pipeline.store.files import Files, RowGroup
 
 SETTINGS = CaptionSettings.model_validate(
     {
-        "measure": {"language": False},
         "rules": [
             {"domains": ["plant"], "preset": "plant", "max_repeats": 3},
             {"preset": "general", "min_words": 2, "max_repeats": 2, "min_side_px": 100},
@@ -59,7 +58,7 @@ def run_stage(
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}-{number}.parquet")
             files[name].append(str(folder / f"{name}-{number}.parquet"))
         rows_of = RowGroup(files["candidates"][-1], 0, "")
-        inputs = MeasureInputs(rows_of, Files(), SETTINGS.measure)
+        inputs = MeasureInputs(rows_of, Files())
         files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
     counted = count_repeats(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from manifests.errors import ConfigError
 from manifests.settings import Settings, keys_of
 from pipeline.captions.settings import PRESETS, RULE_NAMES, RuleSet
 from pipeline.config import BuildConfig, EvaluationSet, MixSettings
@@ -145,6 +147,17 @@ def test_rules_that_are_null_and_rules_that_are_not_set_read_back(preset: Any, d
         BASES[BuildConfig][0] | {"mix": {"ratio": {"plant": 1}}, "caption": {"rules": [rules]}}
     )
     assert read_dumped(dump_config(config)).caption.rules_identity() == config.caption.rules_identity()
+
+
+def test_removed_keys_in_a_kept_config_count_where_they_change_nothing() -> None:
+    config = BuildConfig.model_validate(BASES[BuildConfig][0] | {"mix": {"ratio": {"plant": 1}}})
+    kept = json.loads(dump_config(config)) | {
+        "caption": {"text": {"choices": [{"otherwise": ["caption", "sentence"]}]}}
+    }
+    assert release_recipe(read_dumped(json.dumps(kept))) == release_recipe(config)
+    kept["caption"]["text"]["choices"][0]["otherwise"] = []
+    with pytest.raises(ConfigError, match="otherwise' is no setting any more"):
+        read_dumped(json.dumps(kept))
 
 
 @pytest.mark.parametrize("value", ["2024-01-01", "!!binary aGk=", "{1: a}", ".inf", "[.nan]", "!!set {a}"])

@@ -32,8 +32,10 @@ class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an
 class AugmentSettings(Settings):
     """Augmentation of the training view; names and defaults are open_clip's `AugmentationCfg`."""
 
-    scale: tuple[float, float] = (0.9, 1.0)  # area of the crop over the area of the picture
-    color_jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
+    scale: tuple[float, float] = (0.9, 1.0)
+    """Area of the crop over the area of the picture."""
+    color_jitter: tuple[float, float, float, float] | None = None
+    """brightness, contrast, saturation, hue."""
     color_jitter_prob: float = Field(default=0.0, ge=0.0, le=1.0)
     """How often colours are changed."""
     gray_scale_prob: float = Field(default=0.0, ge=0.0, le=1.0)

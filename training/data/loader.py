@@ -69,21 +69,32 @@ class DataSettings(Settings):
 
     split: str = "train"
     """Split of the release."""
-    batch_size: int = Field(default=256, ge=2)  # samples of one optimiser step, over all ranks
-    mixture: dict[str, float] | None = None  # domain -> share, drawn at load time; null: as the release is
-    batches: Literal["mixed", "one_domain"] = "mixed"  # one_domain: each batch is of one domain, drawn by share
-    pool_samples: dict[str, PositiveInt] | None = None  # domain -> number of samples that its pool is cut to
-    epoch_samples: int | None = Field(default=None, ge=1)  # null: as many as the split holds
-    shuffle_window: int = Field(default=16384, ge=1)  # how far samples may move from their place in the shards
+    batch_size: int = Field(default=256, ge=2)
+    """Samples of one optimiser step, over all ranks."""
+    mixture: dict[str, float] | None = None
+    """Domain -> share, drawn at load time; null: as the release is."""
+    batches: Literal["mixed", "one_domain"] = "mixed"
+    """one_domain: each batch is of one domain, drawn by share."""
+    pool_samples: dict[str, PositiveInt] | None = None
+    """Domain -> number of samples that its pool is cut to."""
+    epoch_samples: int | None = Field(default=None, ge=1)
+    """null: as many as the split holds."""
+    shuffle_window: int = Field(default=16384, ge=1)
+    """How far samples may move from their place in the shards."""
     text: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
     reduced_decode: bool = True
     """Decode large JPEGs at a half, a quarter or an eighth where the crop stays large enough."""
-    num_workers: int = Field(default=2, ge=0)  # loader processes of each rank
-    prefetch_batches: int = Field(default=4, ge=1)  # of each loader process
-    max_corrupt_samples: int = Field(default=100, ge=0)  # one more stops the run
-    check_shards: bool = True  # read local shards once before the first step, and compare their sha256
-    tokens: ConfigPath | None = None  # folder of `dalip tokens`: train on frozen towers
+    num_workers: int = Field(default=2, ge=0)
+    """Loader processes of each rank."""
+    prefetch_batches: int = Field(default=4, ge=1)
+    """Of each loader process."""
+    max_corrupt_samples: int = Field(default=100, ge=0)
+    """One more stops the run."""
+    check_shards: bool = True
+    """Read local shards once before the first step, and compare their sha256."""
+    tokens: ConfigPath | None = None
+    """Folder of `dalip tokens`: train on frozen towers."""
     cache_dir: ConfigPath | None = None
     """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
     cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)

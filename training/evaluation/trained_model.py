@@ -188,5 +188,5 @@ def _from_model_folder(folder: Path) -> TrainedModel:
         "loss": loss,
         "schedule": {"steps": 1},
     }
-    settings = parse_settings(values, TrainSettings, where=str(folder))
+    settings = parse_settings(values, TrainSettings, where=str(folder), is_kept=True)
     return TrainedModel(model.eval(), settings, folder, "folder", str(folder), has_release=False)

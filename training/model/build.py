@@ -94,7 +94,7 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
         raise ConfigError(f"{config_path}: cannot be read: {error}; export or import the model again") from None
     # The folder holds the architecture; the name or file that it was trained by may not exist here.
     values |= {"architecture": str(source)}
-    settings = parse_settings(values, ModelSettings, where=str(config_path))
+    settings = parse_settings(values, ModelSettings, where=str(config_path), is_kept=True)
     model = build_model(settings)
     state = {f"clip.{name}": tensor for name, tensor in weights.read_state(source / weights.WEIGHTS_FILE).items()}
     if settings.preset != "clip":

@@ -50,11 +50,16 @@ class ProxySettings(TrainSettings):
     """A training config that all runs share, and the list of runs."""
 
     release: ConfigPath
-    runs: ConfigPath | tuple[ProxyRun, ...]  # a csv of `plantmix plan design`, or the list itself
-    catalogue: ConfigPath | None = None  # work folder of the build whose catalogue takes the results
-    model_size: str | None = None  # label in the table; null: name of the architecture
-    num_processes: int = Field(default=1, ge=1)  # runs at the same time on this machine
-    decode_once: bool = True  # decode and shrink the pictures once, for all runs
+    runs: ConfigPath | tuple[ProxyRun, ...]
+    """A csv of `plantmix plan design`, or the list itself."""
+    catalogue: ConfigPath | None = None
+    """Work folder of the build whose catalogue takes the results."""
+    model_size: str | None = None
+    """Label in the table; null: name of the architecture."""
+    num_processes: int = Field(default=1, ge=1)
+    """Runs at the same time on this machine."""
+    decode_once: bool = True
+    """Decode and shrink the pictures once, for all runs."""
 
     @field_validator("output_dir")
     @classmethod

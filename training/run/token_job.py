@@ -56,11 +56,14 @@ class TokenSettings(Settings):
     output_dir: ConfigPath = Field(min_length=1)
     image: TowerSettings
     text: TowerSettings
-    embed_dim: int = Field(default=256, ge=1)  # of the model that is trained on the tokens
+    embed_dim: int = Field(default=256, ge=1)
+    """Of the model that is trained on the tokens."""
     splits: tuple[str, ...] = Field(default=("train",), min_length=1)
-    text_members: tuple[str, ...] = Field(default=("txt",), min_length=1)  # a sample without one gives its txt
+    text_members: tuple[str, ...] = Field(default=("txt",), min_length=1)
+    """A sample without one gives its txt."""
     batch_size: int = Field(default=32, ge=1)
-    fitted_samples: int = Field(default=1024, ge=2)  # samples that the kept directions are found from
+    fitted_samples: int = Field(default=1024, ge=2)
+    """Samples that the kept directions are found from."""
     num_threads: int | None = Field(default=None, ge=1)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
 
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, NameOrPath, Settings, parse_settings, read_settings
+from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, parse_settings, read_settings
 
 
 class Leaf(Settings):
+    removed: ClassVar = {"depth": Removed(5, "no leaf is deeper"), "veins": Removed(None, "", "that of the tree")}
+
     radius: int = Field(3, ge=0)
     colour: str = "green"
 
@@ -169,3 +172,31 @@ def test_what_lies_below_the_current_folder_alone_is_refused_with_both_names(
 def test_parse_names_its_origin() -> None:
     with pytest.raises(ConfigError, match=r"^the command line: missing key 'name'$"):
         parse_settings({}, Tree, where="the command line")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{leaf: {depth: 5}}", "'branch.leaf.depth' is no setting any more; it is always 5: no leaf is deeper; delete"),
+        ("{leaves: [{depth: 7}]}", "'branch.leaves.0.depth' is no setting any more; it is always 5: no leaf is deeper"),
+        (
+            "{by_name: {oak: {veins: 1}}}",
+            "'branch.by_name.oak.veins' is no setting any more; it is always that of the ",
+        ),
+    ],
+)
+def test_a_removed_key_is_told_what_it_always_is(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(written(tmp_path, f"name: x\nbranch: {text}"), Tree)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_removed_keys_that_an_earlier_version_kept_count_where_they_change_nothing() -> None:
+    kept: dict[str, Any] = {"name": "x", "branch": {"leaf": {"depth": 5}, "leaves": [{"radius": 1, "veins": None}]}}
+    tree = parse_settings(kept, Tree, where="w", is_kept=True)
+    assert tree.branch.leaves == [Leaf(radius=1)]
+    assert tree.recorded()["branch"]["leaves"] == [{"radius": 1, "colour": "green", "depth": 5, "veins": None}]
+    kept["branch"]["leaf"]["depth"] = 4
+    with pytest.raises(ConfigError, match=r"'branch.leaf.depth' is no setting any more; it is always 5"):
+        parse_settings(kept, Tree, where="w", is_kept=True)

@@ -5,19 +5,17 @@ import pytest
 
 from manifests.tables import CAPTIONS
 from pipeline.captions.measure import measure_captions, text_keys
-from pipeline.captions.settings import CaptionSettings, MeasureSettings
-
-QUICK = CaptionSettings(measure=MeasureSettings(language=False))
+from pipeline.captions.settings import CaptionSettings
 
 
 def measure_one(make_candidates, caption: str | None, **row) -> dict:
-    return measure_captions(make_candidates([{"caption": caption, **row}]), QUICK).to_pylist()[0]
+    return measure_captions(make_candidates([{"caption": caption, **row}])).to_pylist()[0]
 
 
 def test_the_schema_is_the_contract(make_candidates) -> None:
-    table = measure_captions(make_candidates([{"caption": "a rose"}, {}]), CaptionSettings())
+    table = measure_captions(make_candidates([{"caption": "a rose"}, {}]))
     assert table.schema == CAPTIONS
-    assert measure_captions(make_candidates([]), CaptionSettings()).schema == CAPTIONS
+    assert measure_captions(make_candidates([])).schema == CAPTIONS
 
 
 def test_counts(make_candidates) -> None:
@@ -134,15 +132,13 @@ def test_repeated_ngrams(make_candidates) -> None:
 def test_languages_of_plain_sentences(make_candidates) -> None:
     captions = {"en": "A red rose in the garden of my aunt", "de": "Eine rote Rose im Garten meiner Tante",
                 "fr": "Une rose rouge dans le jardin de ma tante", "zh": "我阿姨花园里的一朵红玫瑰"}  # fmt: skip
-    rows = measure_captions(make_candidates([{"caption": c} for c in captions.values()]), CaptionSettings())
+    rows = measure_captions(make_candidates([{"caption": c} for c in captions.values()]))
     assert rows["language"].to_pylist() == list(captions)
-    assert measure_captions(make_candidates([{"caption": "12 + 3"}]), CaptionSettings())["language"].to_pylist() == [
-        None
-    ]
+    assert measure_captions(make_candidates([{"caption": "12 + 3"}]))["language"].to_pylist() == [None]
 
 
 def test_no_ascii_caption_is_in_a_language_of_another_script(make_candidates) -> None:
-    rows = measure_captions(make_candidates([{"caption": "Slim Blue Cell phone"}]), CaptionSettings())
+    rows = measure_captions(make_candidates([{"caption": "Slim Blue Cell phone"}]))
     assert rows["language"][0].as_py() not in {"th", "ja", "zh", "ru"}
 
 
@@ -157,8 +153,8 @@ def test_keys_are_blind_to_case_and_punctuation() -> None:
 def test_order_and_partitioning_change_nothing(make_candidates) -> None:
     captions = ["A  rose", None, "IMG_1", "&amp; roses", "Iris tectorum", "HASH(0x1)", "gramastar", "a rose http://x.y"]
     table = make_candidates([{"caption": caption} for caption in captions])
-    whole = measure_captions(table, CaptionSettings())
-    parts = [measure_captions(table.slice(i, 1), CaptionSettings()) for i in reversed(range(len(table)))]
+    whole = measure_captions(table)
+    parts = [measure_captions(table.slice(i, 1)) for i in reversed(range(len(table)))]
     assert pa.concat_tables(parts[::-1]).equals(whole)
 
 
@@ -166,8 +162,6 @@ def test_a_threshold_is_no_part_of_what_is_measured() -> None:
     strict = CaptionSettings.model_validate({"rules": [{"preset": "general", "min_words": 5}]})
     assert strict.measure_identity() == CaptionSettings().measure_identity()
     assert strict.rules_identity() != CaptionSettings().rules_identity()
-    fewer = CaptionSettings.model_validate({"measure": {"language": False}})
-    assert fewer.measure_identity() != CaptionSettings().measure_identity()
 
 
 @pytest.mark.parametrize("caption", ["a", "x.", "12", "花", ""])

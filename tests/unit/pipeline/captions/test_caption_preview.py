@@ -11,7 +11,6 @@ from pipeline.captions.settings import RULE_OF_REASON, CaptionSettings
 
 NULLS = {"width_px": pa.int32(), "height_px": pa.int32()}
 CONFIG = {
-    "measure": {"language": False},
     "rules": [
         {"domains": ["plant"], "preset": "plant"},
         {"preset": "general", "min_words": 2, "max_repeats": 2, "min_side_px": 100},
@@ -33,7 +32,7 @@ def report_of(make_candidates, sizes: list[int] | None = None) -> tuple[dict[str
         joined["width_px"] = joined["height_px"] = pa.array((sizes * num)[:num], pa.int32())
     settings = CaptionSettings.model_validate(CONFIG)
     report = preview_captions(candidates, joined, settings)
-    rows = measure_captions(candidates, settings)
+    rows = measure_captions(candidates)
     for name, column in (*joined.items(), ("domain", candidates["domain"]), ("source", candidates["source"])):
         rows = rows.append_column(name, column)
     return report, judge_captions(rows, settings), candidates

@@ -19,9 +19,8 @@ from pipeline.captions.texts import choose_texts, text_members
 
 
 def judged(candidates: pa.Table, config: dict, **columns) -> pa.Table:
-    config = {"measure": {"language": "languages" in str(config)}, **config}
     checked = CaptionSettings.model_validate(config)
-    measured = measure_captions(candidates, checked)
+    measured = measure_captions(candidates)
     joined = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
     keys = Counter(measured["text_key"].to_pylist())
     repeats = [keys[key] if key else None for key in measured["text_key"].to_pylist()]
@@ -230,15 +229,15 @@ def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
         {"caption": "A pond"},
         {"caption": None},
     ]
-    config = {"measure": {"language": False}, "text": {"choices": [{"any_of": ["com"]}], "members": ["sci", "common"]}}
+    config = {"text": {"choices": [{"any_of": ["com"]}], "members": ["sci", "common"]}}
     checked = CaptionSettings.model_validate(config)
     candidates = make_candidates(rows)
-    measured = measure_captions(candidates, checked)
+    measured = measure_captions(candidates)
     joined = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
     chosen = choose_texts(joined, checked.text)
     assert chosen["txt"].to_pylist() == ["a photo of Wall iris.", "a photo of Wall iris.", "A pond", None]
     assert chosen["txt_type"].to_pylist() == ["com", "com", "caption", None]
-    both = choose_texts(joined, TextSettings(choices=(TextChoice(any_of=("caption", "sci"), otherwise=("sentence",)),)))
+    both = choose_texts(joined, TextSettings(choices=(TextChoice(any_of=("caption", "sci")),)))
     assert both["txt_type"].to_pylist()[1] == "sci"  # the sentence in place of a caption is no caption to draw
     texts = dict(measured["texts"][0].as_py())
     assert text_members(texts, checked.text) == {"sci.txt": "a photo of Iris tectorum.", "common_name.txt": "Wall iris"}
@@ -251,9 +250,9 @@ def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
 def test_a_drawn_text_depends_on_the_sample_alone(make_candidates) -> None:
     rows = [{"caption": f"pond {i}", "taxon_scientific_name": "Iris tectorum"} for i in range(300)]
     text = {"choices": [{"any_of": ["caption", "sci", "taxon"]}], "seed": 1}
-    checked = CaptionSettings.model_validate({"measure": {"language": False}, "text": text})
+    checked = CaptionSettings.model_validate({"text": text})
     candidates = make_candidates(rows)
-    measured = measure_captions(candidates, checked)
+    measured = measure_captions(candidates)
     joined = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
     drawn = choose_texts(joined, checked.text)["txt_type"].to_pylist()
     assert choose_texts(joined.slice(100, 50), checked.text)["txt_type"].to_pylist() == drawn[100:150]

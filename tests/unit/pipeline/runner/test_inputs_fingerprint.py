@@ -19,7 +19,7 @@ import pytest
 from manifests.catalog import Catalog
 from manifests.records import PartRecord, fingerprint
 from manifests.takedowns import Entry
-from pipeline.captions.settings import MeasureSettings, RuleSet, TextSettings
+from pipeline.captions.settings import RuleSet, TextSettings
 from pipeline.config import EvaluationSet, RunSettings
 from pipeline.flow import FLOW
 from pipeline.pictures.settings import ImageSettings
@@ -53,7 +53,6 @@ EXAMPLES: dict[type, tuple[Any, Any]] = {
     ImageSettings: (ImageSettings(), ImageSettings(size_px=300)),
     SourceSettings: (_source("a"), _source("b")),
     EvaluationSet: (_set("a"), _set("b")),
-    MeasureSettings: (MeasureSettings(), MeasureSettings(language=False)),
     RuleSet: (RuleSet(preset="general"), RuleSet(preset="general", min_words=9)),
     TextSettings: (TextSettings(), TextSettings(seed=1)),
     BackboneSettings: (BackboneSettings(path="b.zip"), BackboneSettings(path="b.zip", languages=("fr",))),
@@ -182,7 +181,7 @@ def test_a_step_and_its_version_are_part_of_a_key() -> None:
 
 def test_parts_of_another_version_of_a_step_are_not_taken_over(tmp_path: Path) -> None:
     stage = next(stage for stage in FLOW if stage.name == "caption")
-    step, value = stage.steps[0], MeasureSettings()
+    step, value = stage.steps[0], RuleSet()
     with Catalog.open(str(tmp_path)) as catalog:
         for place, key in enumerate((step.reuse_key(value), "as before")):
             record = PartRecord(f"p{place}", stage.name, step.name, key, (), None, {}, 0.0, 1)
@@ -196,7 +195,7 @@ def test_parts_of_another_version_of_a_step_are_not_taken_over(tmp_path: Path) -
         before = {step.version: "as before"}
         assert keys_at(step.version, value, before) == ["p1", "p0"]
         assert keys_at(step.version, value, {}) == ["p0"]
-        assert keys_at(step.version, MeasureSettings(language=False), {}) == []
+        assert keys_at(step.version, RuleSet(min_words=9), {}) == []
         assert keys_at(step.version + 1, value, before) == []
 
 
