@@ -343,8 +343,6 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["lock"]["lock_image_freeze_bn_stats"]
     if settings.data.batches == "mixed":
         del values["data"]["batches"]
-    if settings.model.second_order.statistic is None:
-        del values["model"]["second_order"]["statistic"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}

@@ -34,7 +34,7 @@ class Arm:
     name: str
     title: str
     preset: str
-    statistic: str | None = None
+    statistic: str = "brownian"
     times_wider: int = 1
 
 
@@ -78,15 +78,16 @@ class Regime(Protocol):
 def build(arm: Arm, regime: Regime, seed: int) -> Any:
     import torch
 
+    from study_heads import HEADS
+
     from training.model.build import build_model
     from training.model.presets import ModelSettings
 
     values: dict[str, Any] = {"preset": arm.preset, "architecture": str(regime.architecture(arm.times_wider))}
     if arm.preset != "clip":
-        second = {"reduced_width": REDUCED_WIDTH[regime.name], "heads": 4}
-        values["second_order"] = second | ({"statistic": arm.statistic} if arm.statistic else {})
+        values["second_order"] = {"reduced_width": REDUCED_WIDTH[regime.name], "heads": 4}
     torch.manual_seed(seed)
-    return build_model(ModelSettings.model_validate(values))
+    return build_model(ModelSettings.model_validate(values), HEADS[arm.statistic])
 
 
 class Training:

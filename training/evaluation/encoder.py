@@ -75,7 +75,8 @@ class Encoder:
         head = {
             "architecture": forward_settings(architecture_config(settings.architecture)),
             "preprocess": prepared,
-            "second_order": None if self.model.second_order is None else vars(self.model.second_order),
+            # The statistic was a setting once; fingerprints of then stay.
+            "second_order": self.model.second_order and vars(self.model.second_order) | {"statistic": "brownian"},
             "first_order_weight": self._weight if len(self.kinds) > 1 else None,
             "precision": self.settings.compute.precision,
         }

@@ -1,16 +1,13 @@
 """The second branch of one tower: tokens and anchor in, the second feature z out.
 
-`Branch` is what all kinds share: the projection of the tokens before the statistic, norm and projection after it.
-`SecondOrderBranch` is DALIP's. It holds the parameters around the pure functions of `training.model.mbdc`. The other
-kinds, which ask whether that statistic is what helps, are in `training.model.heads`. Every size follows from the
-settings and the tower. Makes tensors only on the device of its input.
+It holds the parameters around the pure functions of `training.model.mbdc`. Every size follows from the settings and the
+tower. Makes tensors only on the device of its input.
 
 Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` that of the embedding.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,10 +90,10 @@ class HeadBatchNorm(nn.Module):
         self.num_batches_tracked.add_(heads)
 
 
-class Branch(nn.Module, ABC):
-    """z of one tower: every token projected, a statistic of them, then norm and projection to the embedding width.
+class SecondOrderBranch(nn.Module):
+    """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed.
 
-    A kind of its own implements `add_layers` and `statistics`.
+    A branch with another statistic replaces `add_layers` and `statistics` (`tests/benchmarks/study_heads.py`).
     """
 
     def __init__(self, shape: BranchShape) -> None:
@@ -107,15 +104,21 @@ class Branch(nn.Module, ABC):
         self.second_order_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.projection = projection_layers(shape, width)
 
-    @abstractmethod
     def add_layers(self) -> int:
-        """Make the layers of the statistic; returns the length of its vector."""
-
-    @abstractmethod
-    def statistics(
-        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
-    ) -> Tensor:
-        """The vector that the statistic makes of anchor and tokens, (B, T)."""
+        """Make the layers of the statistic: the reduction of each head's channels, and its norm. Returns its length."""
+        shape = self.shape
+        self.reduce = nn.Linear(shape.embed_dim // shape.heads, shape.reduced_width, bias=False)
+        if shape.reduce_start == "convolution":
+            # The authors' code draws its 1 x 1 convolutions so: std sqrt(2 / 46) = 0.209 at 46 channels, where a linear
+            # layer of 128 inputs starts at 0.051. Batch norm does not undo the difference: at the smaller start the
+            # variance of its input is near its eps. Source: `image_reduce` of the golden values has that std.
+            nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out", nonlinearity="relu")
+        self.norm: nn.Module
+        if shape.norm == "batch":
+            self.norm = HeadBatchNorm(shape.reduced_width)
+        else:
+            self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
+        return mbdc.num_second_order(shape.heads, shape.reduced_width)
 
     def forward(
         self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
@@ -141,26 +144,6 @@ class Branch(nn.Module, ABC):
             vector_BT = self.second_order_norm(vector_BT)
         projected_BC: Tensor = self.projection(vector_BT)
         return projected_BC
-
-
-class SecondOrderBranch(Branch):
-    """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed."""
-
-    def add_layers(self) -> int:
-        """Step 3: the reduction of each head's channels, and its norm."""
-        shape = self.shape
-        self.reduce = nn.Linear(shape.embed_dim // shape.heads, shape.reduced_width, bias=False)
-        if shape.reduce_start == "convolution":
-            # The authors' code draws its 1 x 1 convolutions so: std sqrt(2 / 46) = 0.209 at 46 channels, where a linear
-            # layer of 128 inputs starts at 0.051. Batch norm does not undo the difference: at the smaller start the
-            # variance of its input is near its eps. Source: `image_reduce` of the golden values has that std.
-            nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out", nonlinearity="relu")
-        self.norm: nn.Module
-        if shape.norm == "batch":
-            self.norm = HeadBatchNorm(shape.reduced_width)
-        else:
-            self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
-        return mbdc.num_second_order(shape.heads, shape.reduced_width)
 
     def statistics(
         self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None

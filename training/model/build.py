@@ -14,6 +14,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
 from training.model import architecture, weights
+from training.model.branch import SecondOrderBranch
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, is_frozen
 from training.model.presets import ModelSettings
@@ -21,8 +22,10 @@ from training.model.presets import ModelSettings
 logger = logging.getLogger(__name__)
 
 
-def build_model(settings: ModelSettings) -> DalipModel:
+def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch) -> DalipModel:
     """Build the model on the CPU in float32, with pretrained weights when the settings name some.
+
+    `branch` is the kind of its second branches.
 
     Raises: ConfigError.
     """
@@ -30,7 +33,7 @@ def build_model(settings: ModelSettings) -> DalipModel:
     folder = source is not None and Path(source).is_dir()
     own_checkpoint = source is not None and not folder and weights.is_dalip_checkpoint(source)
     clip = _create_clip(settings, None if folder or own_checkpoint else source)
-    model = DalipModel(clip, settings)
+    model = DalipModel(clip, settings, branch)
     loaded: set[str] = set()
     if source is not None:
         loaded = {f"clip.{name}" for name, _ in clip.named_parameters()}

@@ -16,9 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import ConfigError
 from training.model import towers
-from training.model.branch import Branch, BranchShape
+from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
-from training.model.heads import HEADS
 from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, resolve_second_order
 
@@ -39,20 +38,20 @@ class DalipModel(nn.Module):
     `new_parameters` names the parameters without a pretrained weight.
     """
 
-    def __init__(self, clip: Any, settings: ModelSettings) -> None:
+    def __init__(self, clip: Any, settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch) -> None:
         super().__init__()
         self.clip = clip
         self.settings = settings
         self.second_order = resolve_second_order(settings)
         self.new_parameters: tuple[str, ...] = ()
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
-        self.image_branch: Branch | None = None
-        self.text_branch: Branch | None = None
+        self.image_branch: SecondOrderBranch | None = None
+        self.text_branch: SecondOrderBranch | None = None
         if getattr(clip, "logit_bias", None) is not None:
             # A constant changes no softmax, so the bias would get no gradient.
             clip.logit_bias.requires_grad_(False)
         if self.second_order is not None:
-            self.image_branch, self.text_branch = _branches(clip, self.second_order)
+            self.image_branch, self.text_branch = _branches(clip, self.second_order, branch)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +135,7 @@ class DalipModel(nn.Module):
         padding_counts = second is not None and (second.text_padding == "keep" or second.text_norm == "batch")
         return tokens if padding_counts or isinstance(self.clip, FrozenCLIP) else towers.cut_texts(self.clip, tokens)
 
-    def _require(self, branch: Branch | None) -> tuple[SecondOrder, Branch]:
+    def _require(self, branch: SecondOrderBranch | None) -> tuple[SecondOrder, SecondOrderBranch]:
         if branch is None or self.second_order is None:
             raise ConfigError("preset 'clip' has no second-order feature; use preset 'dalip' or 'released'")
         return self.second_order, branch
@@ -188,7 +187,9 @@ def parameter_role(name: str) -> Role:
     return "image_tower" if name.startswith("clip.visual.") else "text_tower"
 
 
-def _branches(clip: Any, second: SecondOrder) -> tuple[Branch, Branch]:
+def _branches(
+    clip: Any, second: SecondOrder, branch: type[SecondOrderBranch]
+) -> tuple[SecondOrderBranch, SecondOrderBranch]:
     embed_dim = clip.visual.proj.shape[1] if isinstance(clip, FrozenCLIP) else towers.probe_width(clip)
     if embed_dim % second.heads:
         raise ConfigError(
@@ -206,8 +207,7 @@ def _branches(clip: Any, second: SecondOrder) -> tuple[Branch, Branch]:
         embed_dim=embed_dim, norm=second.text_norm,
         dropout_axis=second.text_dropout_axis, **common,
     )  # fmt: skip
-    kind = HEADS[second.statistic]
-    return kind(image), kind(text)
+    return branch(image), branch(text)
 
 
 def _normalised(features_BC: Tensor) -> Tensor:

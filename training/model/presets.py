@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import NameOrPath, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
-from training.model.heads import Statistic
 
 Preset = Literal["clip", "released", "dalip"]
 TextPadding = Literal["keep", "mask"]
@@ -36,8 +35,6 @@ class SecondOrderSettings(Settings):
     """What a dropped unit is."""
     projection: ProjectionKind | None = None
     """Matrix that makes z of the statistics."""
-    statistic: Statistic | None = None
-    """What z is made of; all but `brownian` are controls, see `training.model.heads`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,7 +86,6 @@ class SecondOrder:
     image_dropout_axis: DropoutAxis
     text_dropout_axis: DropoutAxis
     projection: ProjectionKind
-    statistic: Statistic = "brownian"
     image_reduce_start: ReduceStart = "linear"  # no setting: only preset `released` starts in another way
 
 

@@ -1,25 +1,15 @@
-"""The other statistics of the second branch: what each computes, parameters, padding, gradients, and its way out."""
+"""The controls of the study beside the branch: what each computes, parameters, padding, gradients."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from training_runs import assert_same_run, make_settings, run_once, stop_at
+from benchmarks.study_heads import HEADS, AttentionBranch, CovarianceBranch, MaxBranch, MeanBranch, matrix_square_root
 
-from training.config import identity_values
-from training.evaluation.encoder import Encoder
-from training.evaluation.trained_model import open_trained_model
-from training.model import exports
-from training.model.branch import Branch, BranchShape
-from training.model.build import build_model, load_hugging_face
-from training.model.heads import HEADS, AttentionBranch, CovarianceBranch, MaxBranch, MeanBranch, matrix_square_root
-from training.model.presets import ModelSettings
-from training.run.stopping import StoppedError
+from training.model.branch import BranchShape, SecondOrderBranch
 
 CONTROLS = sorted(set(HEADS) - {"brownian"})
 MATCHED = ("mean", "max", "attention", "covariance")
@@ -41,7 +31,7 @@ def inputs(num_tokens: int = 7, width: int = 16, dtype: torch.dtype = torch.floa
     )
 
 
-def num_parameters(branch: Branch) -> int:
+def num_parameters(branch: SecondOrderBranch) -> int:
     return sum(parameter.numel() for parameter in branch.parameters())
 
 
@@ -131,42 +121,3 @@ def test_the_covariance_is_that_of_the_rectified_tokens() -> None:
         root[row, column] = root[column, row] = given
         expected = torch.cov(sample[:, 0].relu().t(), correction=0)
         torch.testing.assert_close(root @ root, expected, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", CONTROLS)
-def test_a_control_is_trained_exported_and_read_back(
-    kind: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that is stopped and goes on ends with the same bits; its export gives the same features."""
-    config["model"]["second_order"]["statistic"] = kind
-    whole = config | {"output_dir": str(tmp_path / "whole")}
-    run_once(whole)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(StoppedError):
-            run_once(config)
-    run_once(config)
-    assert_same_run(whole["output_dir"], config["output_dir"])
-
-    model = open_trained_model(config["output_dir"]).model
-    exports.export_hugging_face(model, tmp_path / "hub")
-    other = load_hugging_face(tmp_path / "hub").eval()
-    assert other.settings.second_order.statistic == kind
-    images, texts = torch.rand(2, 3, *model.clip.visual.image_size), model.tokenizer(["a leaf", "oak"])
-    with torch.no_grad():
-        torch.testing.assert_close(other(images, texts), model(images, texts), rtol=0, atol=1e-6)
-    assert Encoder.open(str(tmp_path / "hub")).encode_texts(["oak"]).shape[1] == 2 * model.clip.text_projection.shape[1]
-
-
-def test_runs_from_before_the_key_can_go_on(config: dict[str, Any]) -> None:
-    assert "statistic" not in identity_values(make_settings(config), ["x"])["model"]["second_order"]
-    config["model"]["second_order"]["statistic"] = "mean"
-    assert identity_values(make_settings(config), ["x"])["model"]["second_order"]["statistic"] == "mean"
-
-
-def test_f_twice_as_wide_is_an_architecture_with_another_embed_dim(architecture: Path, tmp_path: Path) -> None:
-    """The control that only has more numbers: no branch, and as many numbers a picture as f and z have together."""
-    values = json.loads(architecture.read_text())
-    (tmp_path / "heads-test-wide.json").write_text(json.dumps(values | {"embed_dim": 2 * values["embed_dim"]}))
-    wide = build_model(ModelSettings(preset="clip", architecture=str(tmp_path / "heads-test-wide.json")))
-    assert wide.clip.visual.proj.shape[1] == 2 * values["embed_dim"]

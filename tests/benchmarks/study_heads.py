@@ -1,9 +1,9 @@
-"""The other kinds of second branch, each a control: what would another statistic of the same tokens have brought?
+"""The controls of the study: second branches with another statistic of the same tokens than MBDC.
 
-`model.second_order.statistic` chooses one. Compared with MBDC under equal conditions they tell a second-order statistic
-from a second head that sees the tokens. All have the shape of `training.model.branch`: what stands before and after the
-statistic is the same. `mean`, `max` and `attention` pool the tokens to one vector and widen it, so that the branch has
-as many parameters as MBDC's. To add a kind, write one class here, and name it in `HEADS` and `Statistic`.
+Compared with MBDC under equal conditions they tell a second-order statistic from a second head that sees the tokens.
+What stands before and after the statistic is that of `training.model.branch`. `mean`, `max` and `attention` pool the
+tokens to one vector and widen it, so that the branch has as many parameters as MBDC's. `build_model` takes one as its
+`branch`.
 
 Shape letters as in `training.model.branch`.
 """
@@ -11,18 +11,13 @@ Shape letters as in `training.model.branch`.
 from __future__ import annotations
 
 import bisect
-from abc import abstractmethod
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model.branch import Branch, BranchShape, SecondOrderBranch, projection_layers
+from training.model.branch import BranchShape, SecondOrderBranch, projection_layers
 from training.model.mbdc import DISTANCE_EPS, num_second_order
 from training.model.precision import full_precision, without_autocast
-
-Statistic = Literal["brownian", "covariance", "mean", "max", "attention", "pooled"]
 
 # Of Newton and Schulz. For 46 channels over 8, 81 and 196 tokens 7 steps come within 0.5, 4 and 2 % of the root; the
 # source's 5 within 1, 18 and 18 %.
@@ -65,7 +60,7 @@ def matrix_square_root(matrix_RR: Tensor) -> Tensor:
     return root_RR * trace_11.sqrt()
 
 
-class PooledBranch(Branch):
+class PooledBranch(SecondOrderBranch):
     """A second head on the pooled feature itself: it sees no token."""
 
     def add_layers(self) -> int:
@@ -80,7 +75,7 @@ class PooledBranch(Branch):
         return projected_BC
 
 
-class _PoolingBranch(Branch):
+class _PoolingBranch(SecondOrderBranch):
     """One vector pooled from the tokens, then a hidden layer as wide as MBDC's number of parameters allows."""
 
     def add_layers(self) -> int:
@@ -94,9 +89,9 @@ class _PoolingBranch(Branch):
         """Make the parameters of the pooling; returns their number."""
         return 0
 
-    @abstractmethod
     def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
         """The pooled tokens behind their projection, (B, C)."""
+        raise NotImplementedError
 
     def statistics(
         self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
@@ -146,7 +141,7 @@ class AttentionBranch(_PoolingBranch):
         return pooled_BHE.flatten(1)
 
 
-HEADS: dict[Statistic, type[Branch]] = {
+HEADS: dict[str, type[SecondOrderBranch]] = {
     "brownian": SecondOrderBranch,
     "covariance": CovarianceBranch,
     "mean": MeanBranch,
@@ -171,11 +166,11 @@ def _matched_width(shape: BranchShape, own: int) -> int:
         return 2 * width + sum(parameter.numel() for parameter in layers.parameters())
 
     reduction = shape.embed_dim // shape.heads * shape.reduced_width + 2 * shape.reduced_width
-    wanted = reduction + behind(num_second_order(shape.heads, shape.reduced_width)) - own
+    parameters_of_mbdc = reduction + behind(num_second_order(shape.heads, shape.reduced_width)) - own
 
     def count(width: int) -> int:
         return (shape.embed_dim + 1) * width + behind(width)
 
     widths = range(1, num_second_order(shape.heads, shape.reduced_width) + 1)
-    above = widths[min(bisect.bisect_left(widths, wanted, key=count), len(widths) - 1)]
-    return min(max(above - 1, 1), above, key=lambda width: abs(count(width) - wanted))
+    above = widths[min(bisect.bisect_left(widths, parameters_of_mbdc, key=count), len(widths) - 1)]
+    return min(max(above - 1, 1), above, key=lambda width: abs(count(width) - parameters_of_mbdc))
