@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.model import mbdc, mbdc_fast
+from training.model import fast, mbdc
 from training.model.branch import HeadBatchNorm
 
 # The largest first: how much freed memory the allocator keeps depends on the largest array it has seen, and a trainer
@@ -57,7 +57,7 @@ class HeadLoop(nn.Module):
 
 
 class Batched(nn.Module):
-    """The functions of `training.model.mbdc_fast` with the same weights."""
+    """The functions of `training.model.fast` with the same weights."""
 
     def __init__(self, loop: HeadLoop) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class Batched(nn.Module):
 
     def forward(self, anchor_BC: Tensor, tokens_BMC: Tensor) -> Tensor:
         tokens_BMHE, anchor_BHE = tokens_BMC.unflatten(-1, (HEADS, -1)), anchor_BC.unflatten(-1, (HEADS, -1))
-        reduced_BMHR = mbdc_fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce)
-        return mbdc_fast.rectify_and_compare(self.norm(reduced_BMHR), None)
+        reduced_BMHR = fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce)
+        return fast.rectify_and_compare(self.norm(reduced_BMHR), None)
 
 
 def step_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -77,7 +77,6 @@ class Regime(Protocol):
 
 def build(arm: Arm, regime: Regime, seed: int) -> Any:
     import torch
-
     from study_heads import HEADS
 
     from training.model.build import build_model

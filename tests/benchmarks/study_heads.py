@@ -11,6 +11,7 @@ Shape letters as in `training.model.branch`.
 from __future__ import annotations
 
 import bisect
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -34,10 +34,10 @@ from training.evaluation.encoding import (
     evaluation_device,
     feature_kinds,
 )
-from training.evaluation.linear_fast import fast_linear
 from training.evaluation.set_layouts import Item
 from training.evaluation.trained_model import TrainedModel, open_trained_model
 from training.model.architecture import architecture_config, forward_settings
+from training.model.fast import fast_linear
 
 Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
 

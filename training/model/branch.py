@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model import mbdc, mbdc_fast
+from training.model import fast, mbdc
 from training.model.precision import without_autocast
 
 NormKind = Literal["batch", "layer"]
@@ -136,7 +136,7 @@ class SecondOrderBranch(nn.Module):
             projected_BMC: Tensor = self.token_projection(tokens_BMW)
             return projected_BMC
         matrix_CW = self.token_projection.weight @ projection_WC.t()
-        return mbdc_fast.channels_times(tokens_BMW.unsqueeze(2), matrix_CW).squeeze(2)
+        return fast.channels_times(tokens_BMW.unsqueeze(2), matrix_CW).squeeze(2)
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
@@ -153,7 +153,7 @@ class SecondOrderBranch(nn.Module):
         tokens_BMC = self.project_tokens(tokens_BMW, projection_WC)
         tokens_BMHE = tokens_BMC.view(*tokens_BMC.shape[:2], heads, -1)
         anchor_BHE = self.token_projection(anchor_BC).unflatten(-1, (heads, -1))
-        reduced_BMHR = mbdc_fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
+        reduced_BMHR = fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
         with without_autocast(reduced_BMHR):
             num_tokens_B = None if mask_BM is None else mask_BM.sum(dim=1)
             factor = self._keep_factor(reduced_BMHR, mask_BM)
@@ -161,7 +161,7 @@ class SecondOrderBranch(nn.Module):
 
     def compare(self, tokens_BMHR: Tensor, factor: Tensor | None, num_tokens_B: Tensor | None) -> Tensor:
         """ReLU, steps 4 to 7: how the reduced channels vary together, (B, H T)."""
-        return mbdc_fast.rectify_and_compare(tokens_BMHR, factor, num_tokens_B)
+        return fast.rectify_and_compare(tokens_BMHR, factor, num_tokens_B)
 
     def _keep_factor(self, tokens_BMHR: Tensor, mask_BM: Tensor | None) -> Tensor | None:
         """Step 4: 0 for padding, and for the whole channels (released, image) or tokens (released, text) dropped."""

@@ -3,7 +3,7 @@
 Takes the token features of one tower and its anchor (the first-order feature). Gives one vector a sample, which says
 how the channels of the tokens vary together. Pure functions without parameters; those are in `training.model.branch`.
 
-This file is for reading. The model calls `training.model.mbdc_fast`, which computes `weigh_and_reduce` and
+This file is for reading. The model calls `training.model.fast`, which computes `weigh_and_reduce` and
 `rectify_and_compare` up to three times as fast. Tests hold both files to the golden values of the authors' code, and to
 each other, gradients included.
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from benchmarks.study_heads import HEADS, AttentionBranch, CovarianceBranch, MaxBranch, MeanBranch, matrix_square_root
+from torch import Tensor
 
 from training.model.branch import BranchShape, SecondOrderBranch
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.model import mbdc, mbdc_fast
+from training.model import fast, mbdc
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest value
 DTYPES = [torch.float64, torch.float32]
-both_paths = pytest.mark.parametrize("path", [mbdc, mbdc_fast], ids=["formula", "fast"])
+both_paths = pytest.mark.parametrize("path", [mbdc, fast], ids=["formula", "fast"])
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,9 @@ def values_and_gradients(path: ModuleType, shape: tuple[int, ...], dtype: torch.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(20, 5, 2), (16, 3, 1), (8, 6, 4), (3, 5, 2), (1, 7, 3), (1, 1, 1)])
 def test_the_fast_path_equals_the_formula_in_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    fast, formula = (values_and_gradients(path, shape, dtype) for path in (mbdc_fast, mbdc))
+    by_hand, formula = (values_and_gradients(path, shape, dtype) for path in (fast, mbdc))
     names = ("weighed", "to tokens", "to anchor", "to matrix", "distances", "to normalised")
-    for name, one, two in zip(names, fast, formula, strict=True):
+    for name, one, two in zip(names, by_hand, formula, strict=True):
         assert one.dtype == two.dtype == dtype
         # Channels that nearly agree are the root of the eps apart, 0.003; dividing by that costs digits.
         tolerance = {torch.float64: 1e-11, torch.float32: 2e-4 if name == "to normalised" else 1e-5}[dtype]
@@ -249,8 +249,8 @@ def test_the_fast_path_compiles_without_a_graph_break_and_equals_eager() -> None
     mask = torch.ones(2, 5, dtype=torch.bool)
 
     def whole(anchor: Tensor, tokens: Tensor, reduce: Tensor, mask: Tensor) -> Tensor:
-        weighed = mbdc_fast.weigh_and_reduce(anchor, tokens, reduce, mask)
-        return mbdc_fast.rectify_and_compare(weighed, mask[:, :, None, None].float() * 2, mask.sum(dim=1))
+        weighed = fast.weigh_and_reduce(anchor, tokens, reduce, mask)
+        return fast.rectify_and_compare(weighed, mask[:, :, None, None].float() * 2, mask.sum(dim=1))
 
     leaves = [value.requires_grad_() for value in (anchor, tokens, reduce)]
     compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
