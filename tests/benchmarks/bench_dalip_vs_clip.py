@@ -162,18 +162,15 @@ def zero_shot(model: Any, regime: Any, images: Any, labels: list[str]) -> str:
 
 def general_losses(model: Any, regime: Any) -> list[float]:
     """InfoNCE of the held-out general pictures, in fixed batches of 64 of one kind, at the model's scale."""
-    from training.evaluation.metrics import pair_losses
+    from training.model.loss import LossSettings, make_loss
 
-    scale, found = float(model.clip.logit_scale.detach().exp()), []
+    loss, scale, found = make_loss(LossSettings()), model.clip.logit_scale.detach().exp(), []
     for split in ("general_val", "emoji_val"):
         own = regime.by_split[split]
         images = arms.vectors(model, "image", regime.pictures(own, None))
         texts = arms.vectors(model, "text", regime.encode_texts([regime.rows[row]["label"] for row in own]))
-
-        def logits(rows: slice, columns: slice, images: Any = images, texts: Any = texts) -> Any:
-            return scale * images[rows] @ texts[columns].t()
-
-        losses = pair_losses(logits, len(own), _LOSS_BATCH).numpy()
+        features = {"image_features": images, "text_features": texts, "logit_scale": scale}
+        losses = loss.of_pairs(features, _LOSS_BATCH).numpy()
         found += [round(float(part.mean()), 5) for part in np.split(losses, len(losses) // _LOSS_BATCH)]
     return found
 

@@ -107,7 +107,7 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
     from training.config import OptimiserSettings, ScheduleSettings
     from training.data.images import normalise
     from training.model.build import build_model
-    from training.model.loss import LossSettings, contrastive_loss, loss_of_preset
+    from training.model.loss import LossSettings, loss_of_preset, make_loss
     from training.model.presets import ModelSettings
     from training.run.optimiser import build_optimiser, lr_ratio_at, set_lr
 
@@ -121,6 +121,7 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
     if setting.scale is not None:
         model.clip.logit_scale.data.fill_(math.log(setting.scale))
     loss_settings = loss_of_preset(LossSettings.model_validate(setting.loss), setting.preset)
+    loss = make_loss(loss_settings)
     optimiser = build_optimiser(model, OptimiserSettings(lr=LR, weight_decay=WEIGHT_DECAY))
     schedule = ScheduleSettings(steps=steps, warmup_steps=WARMUP)
     preprocess = model.preprocess_settings
@@ -137,13 +138,12 @@ def train_one(setting: Setting, seed: int, work: Path, data: Data, steps: int) -
         tokens = torch.stack([data.tokens[row][int(views.integers(len(data.tokens[row])))] for row in rows])
         set_lr(optimiser, LR * lr_ratio_at(step, steps, schedule))
         torch.manual_seed(1_000_003 * seed + step)
-        parts = contrastive_loss(model(pixels, tokens), loss_settings)
+        parts = loss(model(pixels, tokens))
         optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if loss_settings.logit_scale_max is not None:
-            model.clamp_logit_scale(loss_settings.logit_scale_max)
+        loss.bound(model)
         losses.append([float(parts[part].detach()) for part in parts])
     seconds = time.perf_counter() - started
     final_losses = np.mean(losses[-max(1, steps // 10) :], axis=0)

@@ -24,7 +24,7 @@ import open_clip
 import torch
 
 from training.model.build import build_model
-from training.model.loss import LossSettings, contrastive_loss
+from training.model.loss import LossSettings, make_loss
 from training.model.presets import ModelSettings
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -61,7 +61,7 @@ class Runner:
         if self.plain:
             loss = self.loss(output["image_features"], output["text_features"], output["logit_scale"])
         else:
-            loss = contrastive_loss(output, LossSettings())["loss"]
+            loss = make_loss(LossSettings())(output)["loss"]
         loss.backward()
         middle = time.perf_counter()
         self.optimiser.step()

@@ -47,13 +47,13 @@ def look(work: Path, data: Data, architecture: str, reduced_width: int) -> None:
 def _look_at(model: Any, pixels: Any, tokens: Any) -> dict[str, float]:
     import torch
 
-    from training.model.loss import LossSettings, contrastive_loss
+    from training.model.loss import LossSettings, make_loss
 
     features = model(pixels, tokens)
     found = {name: _likeness(features[name].detach()) for name in features if not name.startswith("logit_scale")}
     towers = [p for name, p in model.clip.named_parameters() if "logit_scale" not in name]
     for kind, weight in (("f", 1.0), ("z", 0.0)):
-        loss = contrastive_loss(features, LossSettings(first_order_weight=weight))["loss"]
+        loss = make_loss(LossSettings(first_order_weight=weight))(features)["loss"]
         pulls = torch.autograd.grad(loss, towers, retain_graph=True, allow_unused=True)
         found[f"loss {kind}"] = float(loss.detach())
         found[f"pull {kind}"] = float(torch.cat([pull.flatten() for pull in pulls if pull is not None]).norm())

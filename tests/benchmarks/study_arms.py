@@ -94,11 +94,11 @@ class Training:
 
     def __init__(self, arm: Arm, regime: Regime, seed: int, rate: float, steps: int) -> None:
         from training.config import OptimiserSettings, ScheduleSettings
-        from training.model.loss import LossSettings, loss_of_preset
+        from training.model.loss import LossSettings, loss_of_preset, make_loss
         from training.run.optimiser import build_optimiser
 
         self.model, self.regime, self.seed, self.rate, self.steps = build(arm, regime, seed), regime, seed, rate, steps
-        self.loss_settings = loss_of_preset(LossSettings(), arm.preset)
+        self.loss = make_loss(loss_of_preset(LossSettings(), arm.preset))
         self.optimiser = build_optimiser(self.model, OptimiserSettings(lr=rate, weight_decay=WEIGHT_DECAY))
         self.schedule = ScheduleSettings(steps=steps, warmup_steps=round(WARMUP_SHARE * steps))
         order = np.random.default_rng([seed, 1])
@@ -111,7 +111,6 @@ class Training:
     def step(self) -> float:
         import torch
 
-        from training.model.loss import contrastive_loss
         from training.run.optimiser import lr_ratio_at, set_lr
 
         half = BATCH[self.regime.name] // 2
@@ -119,13 +118,12 @@ class Training:
         images, texts = self.regime.pictures(rows, self.views), self.regime.texts(rows, self.views)
         set_lr(self.optimiser, self.rate * lr_ratio_at(self.done, self.steps, self.schedule))
         torch.manual_seed(1_000_003 * self.seed + self.done)  # dropout
-        parts = contrastive_loss(self.model(images, texts), self.loss_settings)
+        parts = self.loss(self.model(images, texts))
         self.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
-        if self.loss_settings.logit_scale_max is not None:
-            self.model.clamp_logit_scale(self.loss_settings.logit_scale_max)
+        self.loss.bound(self.model)
         self.done += 1
         return float(parts["loss"].detach())
 

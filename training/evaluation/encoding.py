@@ -21,6 +21,7 @@ from training.data.shards import SamplePool
 from training.evaluation.metrics import require_finite
 from training.evaluation.set_layouts import Item, load_pictures
 from training.model.dalip import DalipModel
+from training.model.loss import one_vector
 from training.model.precision import autocast
 
 FeatureKind = str  # f, z or both
@@ -50,11 +51,17 @@ class Encoded:
 
     def vectors(self, kind: FeatureKind, first_order_weight: float) -> Tensor:
         """One vector a thing, whose inner products are the similarities of that kind."""
-        if kind == "f" or self.z is None:
-            return self.f
-        if kind == "z":
+        if kind == "z" and self.z is not None:
             return self.z
-        return torch.cat([first_order_weight**0.5 * self.f, (1 - first_order_weight) ** 0.5 * self.z], dim=1)
+        return one_vector(self.f, None if kind == "f" else self.z, first_order_weight)
+
+
+def pair_features(images: Encoded, texts: Encoded) -> dict[str, Tensor]:
+    """Features of pairs by the names that a loss knows."""
+    features = {"image_features": images.f, "text_features": texts.f}
+    if images.z is not None and texts.z is not None:
+        features |= {"image_second_order": images.z, "text_second_order": texts.z}
+    return features
 
 
 def feature_kinds(model: DalipModel) -> tuple[FeatureKind, ...]:

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from manifests.errors import ConfigError
 from manifests.release import Release, refuse_within
 from manifests.storage import join, write_file
@@ -28,10 +26,10 @@ from training.evaluation import metrics
 from training.evaluation.class_names import class_text, taxon_of
 from training.evaluation.encoding import (
     Encoded,
-    FeatureKind,
     encode_pairs,
     evaluation_device,
     feature_kinds,
+    pair_features,
     prompt_templates,
     similarity_of,
 )
@@ -44,6 +42,7 @@ from training.evaluation.outside_sets import (
 from training.evaluation.report import plot_result
 from training.evaluation.trained_model import TrainedModel
 from training.model.dalip import DalipModel
+from training.model.loss import make_loss
 from training.record import run_files
 
 
@@ -267,7 +266,8 @@ def class_texts(
 def _domain_losses(
     model: DalipModel, pool: SamplePool, rows: Sequence[int], images: Encoded, texts: Encoded, settings: TrainSettings
 ) -> dict[str, metrics.Figure]:
-    """Validation loss over all pairs and within each domain, as the training loss weighs f and z."""
+    """The loss of the training, of the held-out pairs: over all of them and within each domain."""
+    loss, scales = make_loss(settings.loss), {name: value.detach().cpu() for name, value in model.scales().items()}
     domains = pool.table["domain"].to_pylist()
     groups = {"all": list(range(len(rows)))}
     for domain in pool.domains:
@@ -276,28 +276,11 @@ def _domain_losses(
     for domain, members in groups.items():
         if len(members) < 2:
             continue
-        losses = _pair_losses(model, images.rows(members), texts.rows(members), settings)
-        metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
         size = min(settings.eval.batch_size, len(members))
-        figures[domain] = metrics.loss_figure(losses.numpy(), size, settings.eval.bootstrap_rounds)
+        losses = loss.of_pairs(pair_features(images.rows(members), texts.rows(members)) | scales, size)
+        metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
+        figures[domain] = metrics.loss_figure(losses.numpy(), loss.chance(size), settings.eval.bootstrap_rounds)
     return figures
-
-
-def _pair_losses(model: DalipModel, images: Encoded, texts: Encoded, settings: TrainSettings) -> Tensor:
-    """The training loss of each pair, from blocks of logits."""
-    scale, weight = float(model.clip.logit_scale.detach().exp()), settings.loss.first_order_weight
-
-    def losses(kind: FeatureKind) -> Tensor:
-        left, right = images.vectors(kind, weight), texts.vectors(kind, weight)
-
-        def logits(rows: slice, columns: slice) -> Tensor:
-            return scale * left[rows] @ right[columns].t()
-
-        return metrics.pair_losses(logits, len(left), settings.eval.batch_size)
-
-    if images.z is None or settings.loss.form == "sum_of_similarities":
-        return losses("both")
-    return weight * losses("f") + (1 - weight) * losses("z")
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:

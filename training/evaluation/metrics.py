@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ from manifests.errors import RunError
 Figure = dict[str, Any]
 _Values = np.ndarray[Any, Any]
 _CONFIDENCE_Z = 1.959963984540054  # of the 95 % interval
-_BLOCK_PAIRS = 1024  # side of the largest block of logits held at a time: 8 MiB in float64
 
 
 def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
@@ -288,36 +287,9 @@ def mean_figure(figures: Sequence[Figure]) -> Figure:
     return {"value": value, "low": low, "high": high, "chance": chance, "sets": len(figures)}
 
 
-def pair_losses(logits_of: Callable[[slice, slice], Tensor], num_pairs: int, batch_size: int) -> Tensor:
-    """InfoNCE of each pair, mean of both directions, in batches of consecutive pairs, float64.
-
-    `logits_of` gives the scaled similarities of some images (rows) and some texts (columns). It is asked for blocks, so
-    that memory does not grow with the batch. A rest smaller than a batch is left out, unless there is nothing else.
-    """
-    size = min(batch_size, num_pairs)
-    starts = range(0, num_pairs - size + 1, size)
-    return torch.cat([_losses_of_batch(logits_of, start, start + size) for start in starts])
-
-
-def _losses_of_batch(logits_of: Callable[[slice, slice], Tensor], start: int, end: int) -> Tensor:
-    """Sums over rows and columns of exp(logits), kept as logarithms, grow block by block."""
-    blocks = [slice(i, min(i + _BLOCK_PAIRS, end)) for i in range(start, end, _BLOCK_PAIRS)]
-    to_text, to_image = (torch.full((end - start,), -torch.inf, dtype=torch.float64) for _ in range(2))
-    own = torch.empty(end - start, dtype=torch.float64)
-    for rows in blocks:
-        for columns in blocks:
-            logits = logits_of(rows, columns).double()
-            there, back = (slice(block.start - start, block.stop - start) for block in (rows, columns))
-            to_text[there] = torch.logaddexp(to_text[there], logits.logsumexp(1))
-            to_image[back] = torch.logaddexp(to_image[back], logits.logsumexp(0))
-            if rows == columns:
-                own[there] = logits.diagonal()
-    return (to_text + to_image) / 2 - own
-
-
-def loss_figure(losses: _Values, batch_size: int, rounds: int) -> Figure:
-    """A mean loss with its bootstrap interval; chance is the loss of equal similarities."""
+def loss_figure(losses: _Values, chance: float, rounds: int) -> Figure:
+    """A mean loss with its bootstrap interval."""
     low, high = bootstrap_interval(losses, rounds)
     return {
-        "value": float(losses.mean()), "low": low, "high": high, "chance": math.log(batch_size), "trials": len(losses)
+        "value": float(losses.mean()), "low": low, "high": high, "chance": chance, "trials": len(losses)
     }  # fmt: skip

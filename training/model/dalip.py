@@ -47,9 +47,6 @@ class DalipModel(nn.Module):
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
         self.text_branch: SecondOrderBranch | None = None
-        if getattr(clip, "logit_bias", None) is not None:
-            # A constant changes no softmax, so the bias would get no gradient.
-            clip.logit_bias.requires_grad_(False)
         if self.second_order is not None:
             self.image_branch, self.text_branch = _branches(clip, self.second_order, branch)
 
@@ -82,17 +79,21 @@ class DalipModel(nn.Module):
         """Features of a batch of pairs, L2-normalised, and the scale (already exp'd).
 
         Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
-        text_second_order.
+        text_second_order. `logit_bias` where the architecture has one.
         """
-        output = {}
+        output = self.scales()
         if self.second_order is None:
             output["image_features"] = self.encode_image(images)
             output["text_features"] = self.encode_text(text_tokens)
         else:
             output["image_features"], output["image_second_order"] = self.encode_image_both(images)
             output["text_features"], output["text_second_order"] = self.encode_text_both(text_tokens)
-        output["logit_scale"] = self.clip.logit_scale.exp()
         return output
+
+    def scales(self) -> dict[str, Tensor]:
+        """What a loss takes beside the features: the scale (already exp'd) and the bias, if there is one."""
+        bias = getattr(self.clip, "logit_bias", None)
+        return {"logit_scale": self.clip.logit_scale.exp()} | ({} if bias is None else {"logit_bias": bias})
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """The first-order feature f of pictures, (B, C); the branch is not run."""

@@ -30,6 +30,7 @@ from training.model.architecture import architecture_config
 from training.model.dalip import DalipModel
 from training.model.exports import local_place, private_folder, publish_folder
 from training.model.frozen import FrozenCLIP
+from training.model.loss import one_vector
 from training.model.towers import image_size_px
 
 CONFIG_FILE = "dalip_onnx.json"
@@ -56,8 +57,7 @@ class _Features(nn.Module):
         if self.model.second_order is None:
             return (self.model.encode_image(inputs) if is_image else self.model.encode_text(inputs),)
         f_BC, z_BC = self.model.encode_image_both(inputs) if is_image else self.model.encode_text_both(inputs)
-        both = torch.cat([self.weight**0.5 * f_BC, (1 - self.weight) ** 0.5 * z_BC], dim=1)
-        return f_BC, z_BC, both
+        return f_BC, z_BC, one_vector(f_BC, z_BC, self.weight)
 
 
 def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float) -> str:

@@ -1,31 +1,35 @@
-"""The contrastive loss over first- and second-order features, across ranks and over accumulated batches.
+"""The loss of a training: one object, which `loss.form` chooses, and what any loss needs of ranks and of large batches.
 
-Takes what `DalipModel.forward` returns. Every rank computes the loss of its own rows against the features of all ranks,
-which are gathered with their gradient. The mean over ranks, which data parallelism takes anyway, is the loss and the
-gradient of the whole batch. Every rank needs the same number of pairs.
+A loss says which parameters it needs beside the features, what is minimised and logged, and what held-out pairs have of
+it. `LOSSES` names those that are here. Another one is one class in any module that Python can import, which implements
+`Loss` and is named in a config: `loss: {form: my_losses:Sigmoid}`.
 
 Shape letters: `B` pairs on this rank, `N` pairs on all ranks, `C` embedding width.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
-from torch.nn import functional
 
+from manifests.errors import ConfigError
 from manifests.settings import Settings
-from training.model.precision import full_precision, without_autocast
+from training.model.dalip import DalipModel
+from training.model.precision import full_precision
 
-LossForm = Literal["sum_of_losses", "sum_of_similarities"]
-
-_SCALE = "logit_scale"  # the one output of the model that is no feature
+LOSSES = {
+    "sum_of_similarities": "training.model.contrastive:SumOfSimilarities",
+    "sum_of_losses": "training.model.contrastive:SumOfLosses",
+}
 
 
 class LossSettings(Settings):
@@ -40,12 +44,20 @@ class LossSettings(Settings):
     # the sum of losses by 3.4 points (0.4 to 6.6) in the six seeds that chose it, and by 2.8 (0.1 to 5.9) in five other
     # seeds on pictures from other shops. z alone loses 4.6 points by it (1.7 to 7.7), f alone no measurable amount.
     # Alpha was tried with one seed.
-    form: LossForm = "sum_of_similarities"
-    """One loss over the sum of both similarities, or the sum of two losses."""
+    form: str = "sum_of_similarities"
+    """sum_of_similarities: one loss over the sum of both similarities. sum_of_losses: the sum of two losses.
+    MODULE:CLASS: a loss of your own."""
     first_order_weight: float = Field(default=0.5, ge=0.0, le=1.0)
     """f counts so much, z the rest."""
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
     """Bound of logit_scale; null: none."""
+
+    @field_validator("form")
+    @classmethod
+    def _names_a_loss(cls, form: str) -> str:
+        if form not in LOSSES and ":" not in form:
+            raise ValueError(f"no loss is called '{form}'; there are {' and '.join(LOSSES)}, or MODULE:CLASS of yours")
+        return form
 
 
 # The released code's loss, held by a golden value in tests/unit/training/model: do not change a value here.
@@ -60,28 +72,66 @@ def loss_of_preset(settings: LossSettings, preset: str) -> LossSettings:
     return LossSettings.model_validate(RELEASED_LOSS | given)
 
 
-def contrastive_loss(features: Mapping[str, Tensor], settings: LossSettings) -> dict[str, Tensor]:
-    """The loss of a batch, from the output of `DalipModel.forward`.
+class Loss(ABC):
+    """What a model is trained by.
 
-    Returns `loss` and, for the log, the InfoNCE of each order alone: `first_order_loss` and, where there are
-    second-order features, `second_order_loss`. The values are this rank's; their mean over ranks is the whole batch's.
-
-    Source: `sum_of_losses` is the released code's, alpha InfoNCE(f) + (1 - alpha) InfoNCE(z). `sum_of_similarities`
-    is the paper's figure, InfoNCE of alpha Sim(f) + (1 - alpha) Sim(z). InfoNCE: Radford et al. 2021, "Learning
-    Transferable Visual Models From Natural Language Supervision".
+    `features` are what `DalipModel.forward` returns: `image_features`, `text_features` and `logit_scale`; unless the
+    preset is `clip` also `image_second_order` and `text_second_order`; and `logit_bias` where the architecture has one.
     """
-    first = _logits(features["image_features"], features["text_features"], features["logit_scale"])
-    first_loss = _cross_entropy(first)
-    if "image_second_order" not in features:
-        return {"loss": first_loss, "first_order_loss": first_loss.detach()}
-    second = _logits(features["image_second_order"], features["text_second_order"], features["logit_scale"])
-    alpha = settings.first_order_weight
-    second_loss = _cross_entropy(second)
-    if settings.form == "sum_of_losses":
-        loss = alpha * first_loss + (1 - alpha) * second_loss
-    else:
-        loss = _cross_entropy((alpha * first[0] + (1 - alpha) * second[0], alpha * first[1] + (1 - alpha) * second[1]))
-    return {"loss": loss, "first_order_loss": first_loss.detach(), "second_order_loss": second_loss.detach()}
+
+    def __init__(self, settings: LossSettings) -> None:
+        self.settings = settings
+
+    def prepare(self, model: DalipModel) -> None:
+        """Freeze the parameters that this loss gives no gradient; called before the optimiser is made.
+
+        Here that is the bias: a constant changes no softmax.
+        """
+        if getattr(model.clip, "logit_bias", None) is not None:
+            model.clip.logit_bias.requires_grad_(False)
+
+    @abstractmethod
+    def __call__(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of a batch: `loss` and, detached, the terms to log, the same ones on every rank.
+
+        The values are this rank's; their mean over ranks is the whole batch's.
+        """
+
+    @abstractmethod
+    def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
+        """Of each held-out pair, float64, in batches of consecutive pairs.
+
+        A rest smaller than a batch is left out, unless there is nothing else.
+        """
+
+    @abstractmethod
+    def chance(self, batch_size: int) -> float:
+        """What a model has that tells nothing apart."""
+
+    def bound(self, model: DalipModel) -> None:
+        """Keep the parameters within their bounds; called after each step of the optimiser."""
+        if self.settings.logit_scale_max is not None:
+            model.clamp_logit_scale(self.settings.logit_scale_max)
+
+
+def make_loss(settings: LossSettings) -> Loss:
+    """The loss of a config.
+
+    Raises: ConfigError for a module or class that is not there.
+    """
+    module, _, name = LOSSES.get(settings.form, settings.form).partition(":")
+    try:
+        loss: Loss = getattr(importlib.import_module(module), name)(settings)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"loss.form {settings.form}: cannot be loaded: {error}") from None
+    return loss
+
+
+def one_vector(f_NC: Tensor, z_NC: Tensor | None, first_order_weight: float) -> Tensor:
+    """f and z as one vector, whose inner products are the weighted sum of both similarities; f where there is no z."""
+    if z_NC is None:
+        return f_NC
+    return torch.cat([first_order_weight**0.5 * f_NC, (1 - first_order_weight) ** 0.5 * z_NC], dim=1)
 
 
 def gather_with_gradient(features_BC: Tensor) -> Tensor:
@@ -120,7 +170,7 @@ class _Gather(torch.autograd.Function):
 def accumulate_backward(
     forward: Callable[[int], Mapping[str, Tensor]],
     num_chunks: int,
-    settings: LossSettings,
+    loss: Loss,
     *,
     modules: Sequence[torch.nn.Module] = (),
     backward: Callable[[Tensor], None] = torch.autograd.backward,
@@ -129,12 +179,12 @@ def accumulate_backward(
     """Gradients of one large batch from `num_chunks` smaller ones that fit the memory.
 
     `forward(i)` runs the model on chunk i. Each chunk runs twice: first without gradients, to cache its features. The
-    loss over all chunks gives the gradient of every cached feature and of the scale. The second run passes these
+    loss over all chunks gives the gradient of every cached feature and of the scales. The second run passes these
     gradients on through the model. Dropout draws the same in both runs. Modules with a `track` flag (running
-    statistics) among `modules` count each chunk once, and so does the scale.
+    statistics) among `modules` count each chunk once, and so do the scales.
 
     `backward` takes the surrogate loss of a chunk: with a gradient scaler, pass the scaler's. `no_sync` is the context
-    for all chunks but the last (DistributedDataParallel.no_sync). Returns what `contrastive_loss` returns, detached.
+    for all chunks but the last (DistributedDataParallel.no_sync). Returns what the loss returns, detached.
 
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
     """
@@ -146,7 +196,7 @@ def accumulate_backward(
             chunks.append(dict(forward(index)))
     bounds = [0, *itertools.accumulate(len(chunk["image_features"]) for chunk in chunks)]
     leaves = _as_leaves(chunks)
-    losses = contrastive_loss(leaves, settings)
+    losses = loss(leaves)
     grads = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
     feature_grads = dict(zip(leaves, grads, strict=True))
     end_state = _random_state()
@@ -159,7 +209,7 @@ def accumulate_backward(
             with nullcontext() if last else no_sync():
                 output = forward(index)
                 rows = slice(bounds[index], bounds[index + 1])
-                backward(_surrogate(output, feature_grads, rows, with_scale=last))
+                backward(_surrogate(output, feature_grads, rows, with_scales=last))
     finally:
         for part in trackers:
             part.track = True
@@ -167,33 +217,10 @@ def accumulate_backward(
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled similarities (B, N): this rank's images to all texts, this rank's texts to all images.
-
-    In full precision, whatever autocast says. In bfloat16 the gradient of the features is off by 0.5 % at a scale of
-    14 and by 8 % at 100 (256 pairs, 512 wide).
-    """
-    with without_autocast(image_BC):
-        image_BC, text_BC, scale = full_precision(image_BC), full_precision(text_BC), full_precision(scale)
-        all_text_NC, all_image_NC = gather_with_gradient(text_BC), gather_with_gradient(image_BC)
-        return scale * image_BC @ all_text_NC.t(), scale * text_BC @ all_image_NC.t()
-
-
-def _cross_entropy(logits: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean over both directions. The columns of lower ranks come first; after them, row i belongs to column i."""
-    image_BN, text_BN = logits
-    rows = image_BN.shape[0]
-    first = dist.get_rank() * rows if image_BN.shape[1] != rows else 0
-    target_B = torch.arange(first, first + rows, device=image_BN.device)
-    with without_autocast(image_BN):
-        image_BN, text_BN = full_precision(image_BN), full_precision(text_BN)
-        return (functional.cross_entropy(image_BN, target_B) + functional.cross_entropy(text_BN, target_B)) / 2
-
-
 def _as_leaves(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The cached features as one batch that takes gradients; the scale is that of the first chunk."""
+    """The cached features as one batch that takes gradients; the scales are those of the first chunk."""
     return {
-        name: (value if name == _SCALE else torch.cat([chunk[name] for chunk in chunks])).detach().requires_grad_()
+        name: (value if _is_scale(name) else torch.cat([chunk[name] for chunk in chunks])).detach().requires_grad_()
         for name, value in chunks[0].items()
     }
 
@@ -203,17 +230,22 @@ def _surrogate(
     feature_grads: Mapping[str, Tensor | None],
     rows: slice,
     *,
-    with_scale: bool,
+    with_scales: bool,
 ) -> Tensor:
     """A scalar whose gradient through the chunk at `rows` is the large batch's."""
     terms = []
     for name, value in output.items():
         grad = feature_grads[name]
-        if grad is None or (name == _SCALE and not with_scale):
+        if grad is None or (_is_scale(name) and not with_scales):
             continue
-        share = grad if name == _SCALE else grad[rows]
+        share = grad if _is_scale(name) else grad[rows]
         terms.append((full_precision(value) * full_precision(share)).sum())
     return torch.stack(terms).sum()
+
+
+def _is_scale(name: str) -> bool:
+    """Whether an output of the model is a parameter of the loss, and no feature."""
+    return name.startswith("logit_")
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

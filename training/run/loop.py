@@ -28,7 +28,7 @@ from training.data import loader
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
-from training.model.loss import accumulate_backward, contrastive_loss
+from training.model.loss import accumulate_backward
 from training.model.precision import autocast
 from training.record import checkpoint, run_files, tracking
 from training.record.log import LOG_FILE, RunLog, read_log
@@ -40,7 +40,6 @@ from training.run.state import Progress, Trainer, build_trainer, final_weights, 
 from training.run.stopping import StoppedError, stop_event
 
 _LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
-_LOSSES = ("loss", "first_order_loss", "second_order_loss")
 
 
 def train(
@@ -194,9 +193,8 @@ def run_steps(
         torch.manual_seed(mix_seed(settings.seed, progress.step, trainer.ranks.rank, 0x73746570) >> 1)
         losses = compute_gradients(trainer, chunk)
         finite = all(math.isfinite(value) for value in losses.values())
-        names = [name for name in _LOSSES if name in losses]
         flags = [float(bool(found)), float(not finite), float(stop.is_set())]
-        *means, corrupt, broken, stopping = mean_over_ranks([losses[name] for name in names] + flags, trainer.ranks)
+        *means, corrupt, broken, stopping = mean_over_ranks([*losses.values(), *flags], trainer.ranks)
         if corrupt > 0:  # on some rank; all ranks take part
             failures.record_corrupt(trainer, found, progress, log)
         if broken > 0:
@@ -211,7 +209,7 @@ def run_steps(
         # -- log
         last = progress.step == num_steps
         if last or progress.step % settings.log.every_steps == 0:
-            _log_step(trainer, progress, dict(zip(names, means, strict=True)), grad_norm, log)
+            _log_step(trainer, progress, dict(zip(losses, means, strict=True)), grad_norm, log)
         if settings.eval.every_steps and (last or progress.step % settings.eval.every_steps == 0):
             _validate(trainer, progress, log)
 
@@ -249,13 +247,13 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
 
     trainer.optimiser.zero_grad(set_to_none=True)
     if len(inputs) == 1:
-        losses = contrastive_loss(forward(0), trainer.settings.loss)
+        losses = trainer.loss(forward(0))
         backward(losses["loss"])
     else:
         losses = accumulate_backward(
             forward,
             len(inputs),
-            trainer.settings.loss,
+            trainer.loss,
             modules=[trainer.model],
             backward=backward,
             no_sync=_no_sync(trainer),
@@ -274,8 +272,7 @@ def update_weights(trainer: Trainer) -> float:
     norm = clip(parameters, limit)
     trainer.scaler.step(trainer.optimiser)
     trainer.scaler.update()
-    if settings.loss.logit_scale_max is not None:
-        trainer.model.clamp_logit_scale(settings.loss.logit_scale_max)
+    trainer.loss.bound(trainer.model)
     if trainer.average is not None:
         trainer.average.update(trainer.model)
     return float(norm)
@@ -407,7 +404,7 @@ def _finish(
         "epochs": seen / trainer.order.epoch_size,
         "first_loss": steps[0]["loss"],
         "final_loss": sum(tail) / len(tail),
-        "chance_loss": math.log(trainer.settings.data.batch_size),
+        "chance_loss": trainer.loss.chance(trainer.settings.data.batch_size),
         "logit_scale": float(trainer.model.clip.logit_scale.detach().exp()),
         "seconds": progress.seconds,
         "samples_per_second": seen / seconds,

@@ -23,6 +23,7 @@ from training.data.tokens import ARCHITECTURE_FILE
 from training.model.build import build_model
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, load_components
+from training.model.loss import Loss, make_loss
 from training.model.weights import set_preprocessing
 from training.record import checkpoint
 from training.record.remote import RemoteRun
@@ -53,6 +54,7 @@ class Trainer:
     plan: BatchPlan
     model: DalipModel
     wrapped: Any  # the model as it is called: compiled, or inside DistributedDataParallel
+    loss: Loss
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedWeights | None
@@ -83,6 +85,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
     wanted = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
     model = _with_towers(build_model(wanted), settings).to(ranks.device)
+    loss = make_loss(settings.loss)
+    loss.prepare(model)
     _lock(model, settings)
     if settings.compute.parallel == "fsdp" and ranks.world_size > 1:
         sharding.shard_model(model, ranks)
@@ -96,6 +100,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
         model=model,
         wrapped=wrap_model(model, ranks, parallel=settings.compute.parallel, compiled=settings.compute.compile),
+        loss=loss,
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
         average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,

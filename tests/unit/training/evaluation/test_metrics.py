@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import RunError
-from training.config import TrainSettings
 from training.evaluation import metrics
 from training.evaluation.encoding import Encoded, similarity_of
-from training.evaluation.evaluate import _pair_losses
 from training.evaluation.outside_sets import shared_names
-from training.model.loss import contrastive_loss
+from training.model import contrastive
+from training.model.loss import LossSettings, make_loss
 
 
 @pytest.mark.parametrize(
@@ -236,37 +233,32 @@ def test_chance_to_hit_is_a_probability(total: int, wanted: int, drawn: int) -> 
     assert metrics.chance_to_hit(total, wanted, 1) == pytest.approx(wanted / total)
 
 
-def _blocks_of(logits: torch.Tensor) -> Callable[[slice, slice], torch.Tensor]:
-    return lambda rows, columns: logits[rows, columns]
+def _pair_losses(images: torch.Tensor, texts: torch.Tensor, scale: float, batch_size: int) -> torch.Tensor:
+    features = {"image_features": images, "text_features": texts, "logit_scale": torch.tensor(scale).to(images.dtype)}
+    return make_loss(LossSettings()).of_pairs(features, batch_size)
 
 
 def test_pair_losses_are_the_mean_contrastive_loss() -> None:
     images, texts = _features(20, 8, 0), _features(20, 8, 1)
-    losses = metrics.pair_losses(_blocks_of(10.0 * images @ texts.t()), 20, 6)
+    losses = _pair_losses(images, texts, 10.0, 6)
     assert len(losses) == 18
     logits = 10.0 * (images[6:12] @ texts[6:12].t())
     target = torch.arange(6)
     cross_entropy = torch.nn.functional.cross_entropy
     expected = (cross_entropy(logits, target) + cross_entropy(logits.t(), target)) / 2
     assert float(losses[6:12].mean()) == pytest.approx(float(expected), abs=1e-6)
-    assert len(metrics.pair_losses(_blocks_of(10.0 * images @ texts.t()), 20, 64)) == 20
-    flat = metrics.loss_figure(metrics.pair_losses(_blocks_of(torch.full((8, 8), 10.0)), 8, 4).numpy(), 4, 100)
+    assert len(_pair_losses(images, texts, 10.0, 64)) == 20
+    loss, same = make_loss(LossSettings()), torch.ones(8, 4) / 2
+    flat = metrics.loss_figure(_pair_losses(same, same, 10.0, 4).numpy(), loss.chance(4), 100)
     assert flat["value"] == pytest.approx(flat["chance"]) == pytest.approx(math.log(4))
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0, 5000.0])
 def test_the_loss_of_a_large_batch_is_made_of_blocks(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal to the whole matrix at once, also where exp would overflow; no block is larger than said."""
-    monkeypatch.setattr(metrics, "_BLOCK_PAIRS", 16)
+    """Equal to the whole matrix at once, also where exp would overflow."""
+    monkeypatch.setattr(contrastive, "_BLOCK_PAIRS", 16)
     images, texts = _features(110, 8, 0).double(), _features(110, 8, 1).double()
-    asked = []
-
-    def logits_of(rows: slice, columns: slice) -> torch.Tensor:
-        asked.append((rows.stop - rows.start, columns.stop - columns.start))
-        return scale * images[rows] @ texts[columns].t()
-
-    losses = metrics.pair_losses(logits_of, 110, 50)
-    assert max(max(sides) for sides in asked) == 16
+    losses = _pair_losses(images, texts, scale, 50)
     for start in (0, 50):
         logits, target = scale * images[start : start + 50] @ texts[start : start + 50].t(), torch.arange(50)
         there, back = (
@@ -293,15 +285,8 @@ def test_the_validation_loss_is_the_training_loss_of_the_same_pairs(form: str, o
     names = ("image_features", "text_features", "image_second_order", "text_second_order")
     features = {name: _features(8, 6, seed) for seed, name in enumerate(names)}
     features = dict(list(features.items())[: 2 * orders]) | {"logit_scale": torch.tensor(9.0)}
-    loss = {"form": form, "first_order_weight": 0.3}
-    values = {"release": "r", "output_dir": "o", "schedule": {"steps": 1}, "loss": loss, "eval": {"batch_size": 8}}
-    config = TrainSettings.model_validate(values)
-    model = SimpleNamespace(clip=SimpleNamespace(logit_scale=features["logit_scale"].log()))
-    images, texts = (
-        Encoded(features[f"{side}_features"], features.get(f"{side}_second_order")) for side in ("image", "text")
-    )
-    measured = _pair_losses(model, images, texts, config).mean()
-    assert measured == pytest.approx(contrastive_loss(features, config.loss)["loss"].item(), rel=1e-5)
+    loss = make_loss(LossSettings(form=form, first_order_weight=0.3))
+    assert loss.of_pairs(features, 8).mean() == pytest.approx(loss(features)["loss"].item(), rel=1e-5)
 
 
 def test_few_shot_equals_the_protocol_written_out() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from training.config import TrainSettings
 from training.model.branch import BranchShape, SecondOrderBranch
-from training.model.loss import LossSettings, accumulate_backward, contrastive_loss, gather_with_gradient
+from training.model.loss import LossSettings, accumulate_backward, gather_with_gradient, make_loss
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 SETTINGS = [
@@ -40,7 +40,7 @@ def test_the_weighted_sum_of_losses_equals_the_golden_value(dtype: torch.dtype, 
         "logit_scale": get["scale"].to(dtype),
     }
     settings = LossSettings(form="sum_of_losses", first_order_weight=get["alpha"].item())
-    losses = contrastive_loss(features, settings)
+    losses = make_loss(settings)(features)
     assert abs(losses["loss"].item() / get["value"].item() - 1) <= tolerance
 
 
@@ -64,11 +64,11 @@ def test_each_form_equals_its_definition() -> None:
 
     first = 7 * features["image_features"] @ features["text_features"].T
     second = 7 * features["image_second_order"] @ features["text_second_order"].T
-    losses = contrastive_loss(features, LossSettings(form="sum_of_losses", first_order_weight=a))
+    losses = make_loss(LossSettings(form="sum_of_losses", first_order_weight=a))(features)
     assert math.isclose(losses["loss"].item(), a * by_hand(first) + (1 - a) * by_hand(second), rel_tol=1e-12)
     assert math.isclose(losses["first_order_loss"].item(), by_hand(first), rel_tol=1e-12)
     assert math.isclose(losses["second_order_loss"].item(), by_hand(second), rel_tol=1e-12)
-    summed = contrastive_loss(features, LossSettings(form="sum_of_similarities", first_order_weight=a))
+    summed = make_loss(LossSettings(form="sum_of_similarities", first_order_weight=a))(features)
     assert math.isclose(summed["loss"].item(), by_hand(a * first + (1 - a) * second), rel_tol=1e-12)
 
 
@@ -89,10 +89,10 @@ def test_the_loss_follows_the_preset_where_a_config_leaves_it_open() -> None:
 def test_without_second_order_features_the_loss_is_that_of_f_alone() -> None:
     features = features_of(4)
     plain = {k: features[k] for k in ("image_features", "text_features", "logit_scale")}
-    losses = contrastive_loss(plain, LossSettings())
+    losses = make_loss(LossSettings())(plain)
     assert set(losses) == {"loss", "first_order_loss"}
     assert losses["loss"] == losses["first_order_loss"]
-    expected = contrastive_loss(features, LossSettings())["first_order_loss"].item()
+    expected = make_loss(LossSettings())(features)["first_order_loss"].item()
     assert math.isclose(losses["loss"].item(), expected, rel_tol=1e-12)
 
 
@@ -102,7 +102,7 @@ def test_similarities_and_loss_are_those_of_float32_under_autocast(settings: Los
     def loss_and_gradient(features: dict[str, Tensor], *, autocast: bool) -> tuple[Tensor, Tensor]:
         leaf = features["image_features"].clone().requires_grad_()
         with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-            loss = contrastive_loss(features | {"image_features": leaf}, settings)["loss"]
+            loss = make_loss(settings)(features | {"image_features": leaf})["loss"]
         return loss, torch.autograd.grad(loss, leaf)[0]
 
     exact = {name: value.float() for name, value in features_of(32, width=64).items()}
@@ -112,8 +112,8 @@ def test_similarities_and_loss_are_those_of_float32_under_autocast(settings: Los
     assert torch.allclose(loss, autocast_loss, rtol=1e-6, atol=0)
     assert (gradient - autocast_gradient).abs().max() <= 1e-5 * gradient.abs().max()
     rounded = {name: value if "scale" in name else value.to(dtype) for name, value in exact.items()}
-    of_rounded = contrastive_loss(rounded, settings)["loss"]
-    as_float = contrastive_loss({k: v.float() for k, v in rounded.items()}, settings)["loss"]
+    of_rounded = make_loss(settings)(rounded)["loss"]
+    as_float = make_loss(settings)({k: v.float() for k, v in rounded.items()})["loss"]
     assert torch.allclose(of_rounded, as_float, rtol=1e-6, atol=0)
 
 
@@ -121,7 +121,7 @@ def test_equal_features_give_the_loss_of_chance_and_autocast_keeps_float32() -> 
     same = functional.normalize(torch.ones(8, 4), dim=-1)
     features = {"image_features": same, "text_features": same, "logit_scale": torch.tensor(10.0)}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = contrastive_loss(features, LossSettings())["loss"]
+        loss = make_loss(LossSettings())(features)["loss"]
     assert loss.dtype == torch.float32
     assert abs(loss.item() - math.log(8)) < 1e-2
 
@@ -175,11 +175,13 @@ def rank_step(rank: int, world: int, store: str, settings: LossSettings, num_chu
     model = nn.parallel.DistributedDataParallel(toy())
     images, texts = (part.chunk(world)[rank] for part in toy_batch(8))
     if num_chunks == 1:
-        losses = contrastive_loss(model(images, texts), settings)
+        losses = make_loss(settings)(model(images, texts))
         losses["loss"].backward()
     else:
         pieces = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
-        losses = accumulate_backward(lambda i: model(*pieces[i]), num_chunks, settings, no_sync=model.no_sync)
+        losses = accumulate_backward(
+            lambda i: model(*pieces[i]), num_chunks, make_loss(settings), no_sync=model.no_sync
+        )
     mean = losses["loss"].detach().clone()
     dist.all_reduce(mean)
     gathered = gather_with_gradient(torch.full((1, 2), float(rank)))
@@ -201,7 +203,7 @@ def test_two_processes_equal_one(store: str, case: int) -> None:
     settings, _ = RANK_CASES[case]
     two = torch.load(f"{store}.{case}.out")
     model = toy()
-    loss = contrastive_loss(model(*toy_batch(8)), settings)["loss"]
+    loss = make_loss(settings)(model(*toy_batch(8)))["loss"]
     loss.backward()
     assert two["gathered"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
     assert abs(two["loss"].item() - loss.item()) < 1e-6
@@ -214,10 +216,10 @@ def test_two_processes_equal_one(store: str, case: int) -> None:
 def test_accumulated_gradients_equal_the_large_batch(settings: LossSettings, num_chunks: int) -> None:
     images, texts = toy_batch(8)
     whole, pieces = toy(), toy()
-    expected = contrastive_loss(whole(images, texts), settings)
+    expected = make_loss(settings)(whole(images, texts))
     expected["loss"].backward()
     chunks = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
-    losses = accumulate_backward(lambda index: pieces(*chunks[index]), num_chunks, settings)
+    losses = accumulate_backward(lambda index: pieces(*chunks[index]), num_chunks, make_loss(settings))
     assert losses["loss"].item() == pytest.approx(expected["loss"].item(), abs=1e-12)
     for (name, a), b in zip(pieces.named_parameters(), whole.parameters(), strict=True):
         other = torch.zeros_like(a) if b.grad is None else b.grad
@@ -237,7 +239,7 @@ def test_accumulation_repeats_the_dropout_and_counts_statistics_once() -> None:
         return output
 
     torch.manual_seed(5)
-    accumulate_backward(forward, 2, LossSettings(), modules=[model])
+    accumulate_backward(forward, 2, make_loss(LossSettings()), modules=[model])
     after = torch.rand(1)
     for first, second in ((seen[0], seen[2]), (seen[1], seen[3])):
         assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-12) for name in first)
@@ -254,8 +256,8 @@ def test_accumulation_repeats_the_dropout_and_counts_statistics_once() -> None:
 def test_accumulation_over_uneven_chunks_keeps_each_chunk_its_own_gradient() -> None:
     images, texts = toy_batch(7)
     whole, pieces = toy(), toy()
-    contrastive_loss(whole(images, texts), LossSettings())["loss"].backward()
+    make_loss(LossSettings())(whole(images, texts))["loss"].backward()
     chunks = [(images[:3], texts[:3]), (images[3:], texts[3:])]
-    accumulate_backward(lambda index: pieces(*chunks[index]), 2, LossSettings())
+    accumulate_backward(lambda index: pieces(*chunks[index]), 2, make_loss(LossSettings()))
     for a, b in zip(pieces.parameters(), whole.parameters(), strict=True):
         assert (a.grad - b.grad).abs().max().item() < 1e-10

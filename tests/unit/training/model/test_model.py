@@ -161,7 +161,7 @@ def test_every_kind_of_tower_trains_with_a_gradient_in_every_parameter(
     output = model(*batch(model))
     assert output["image_second_order"].shape == output["text_second_order"].shape == (3, embed_dim)
     total = sum((value * torch.linspace(-1, 1, value.shape[-1])).sum() for value in output.values() if value.ndim)
-    (total + output["logit_scale"]).backward()
+    (total + output["logit_scale"] + output.get("logit_bias", 0)).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
