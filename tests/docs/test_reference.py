@@ -1,8 +1,9 @@
-"""configs/REFERENCE.md is what the settings classes say, and no key is without a meaning."""
+"""configs/REFERENCE.md is what the settings classes say, no key lacks a meaning, and pages name no other keys."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,15 @@ from building import ROOT
 from manifests.settings import keys_of
 from pipeline.config import BuildConfig
 from training.config import TrainSettings
+
+ROOMS = ("configs", "manifests", "pipeline", "training")
+PAGES = (
+    "README.md",
+    "configs/GUIDE.md",
+    *(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("README.md")),
+)
+KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`")
+FILES = ("json", "jsonl", "md", "parquet", "pt", "py", "safetensors", "tar", "tsv", "yaml")
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +64,12 @@ def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
 )
 def test_rows_say_type_default_unit_and_meaning(reference: ModuleType, row: str) -> None:
     assert row in reference.render()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_that_a_page_names_is_there(page: str) -> None:
+    keys = {key.place.replace("[]", "") for model in (BuildConfig, TrainSettings) for key in keys_of(model)}
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    named = set(KEY.findall((ROOT / page).read_text(encoding="utf-8")))
+    of_configs = {key for key in named if key.split(".")[0] in sections and key.rpartition(".")[2] not in FILES}
+    assert of_configs <= keys, f"{page} names keys that no config has: {', '.join(sorted(of_configs - keys))}"
