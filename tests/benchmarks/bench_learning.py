@@ -11,7 +11,7 @@ classes.csv), CORPUS a folder of captioned pictures with a pairs.parquet (column
 source_package, tier, phash). `prepare` decodes every picture once into one small file, so that runs wait for the
 model alone. A run is one setting with one seed: the product's model, loss, optimiser and schedule, equal steps and
 equal data order for every setting of a seed. A finished run is kept; several processes may work side by side.
-`report` writes results/learning.md and learning.png.
+`report` writes learning.md and learning.png into WORK; results/learning.md is a shorter page made of it.
 
 Special domain: fruit and vegetables (varieties), judged on the val photos, which come from other shops. General
 domain: cartons, drawings, small photos and emoji of two vendors; judged on val cartons, on a third vendor's emoji,
@@ -297,7 +297,7 @@ def main() -> None:
         data = Data(options.work)
         look(options.work, data, str(_architecture(options.work, len(data.vocabulary))), REDUCED_WIDTH)
     else:
-        report(options.work, Path(__file__).parent / "results/learning.md")
+        report(options.work, options.work / "learning.md")
 
 
 if __name__ == "__main__":

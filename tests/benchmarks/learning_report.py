@@ -1,4 +1,4 @@
-"""The report of the learning benchmark: its runs' files in, results/learning.md and learning.png out.
+"""The report of the learning benchmark: its runs' files in, learning.md and learning.png out.
 
 Hits are 1 or 0 for each trial of a task. Intervals are of 95 %, by drawing seeds and trials anew; a difference is
 paired: equal seeds, equal trials.
