@@ -7,8 +7,9 @@ adds to it. People may write it by hand and copy it to another work folder. A li
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,10 @@ from manifests.masking import hide_secrets
 
 LIST_FILE = "takedowns.jsonl"
 KINDS = ("url", "owner", "id")
+WHEN_GONE = (
+    f"take {LIST_FILE} from a backup, or write it anew by the takedowns in each release.json; an empty file says that "
+    "nothing is to stay out"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -47,6 +52,17 @@ class Entry:
 def normal_owner(name: str) -> str:
     """An owner's name as it is compared: in lower case, without spaces around it."""
     return name.strip().lower()
+
+
+def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:
+    """What must stay out of builds. `ask` gives the rows of a query to the catalogue.
+
+    Raises: ConfigError as `read_list`, also when an earlier command has seen a list here that is gone.
+    """
+    path = storage.join(workdir, LIST_FILE)
+    if ask(f"SELECT 1 FROM inputs WHERE path = '{LIST_FILE}'") and not Path(path).is_file():
+        raise ConfigError(f"{path}: gone, and with it what must stay out; {WHEN_GONE}")
+    return read_list(workdir)
 
 
 def read_list(workdir: str) -> list[Entry]:

@@ -16,7 +16,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader, paths_of_current
 from manifests.remote.session import at_hand
-from manifests.takedowns import read_list
+from manifests.takedowns import standing_entries
 from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
 from pipeline.runner.runner import Runner
@@ -65,7 +65,8 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
                 "then look at the mixture"
             )
         ((sealed_at, identity),) = sealed
-        choice = Choice.of(config, read_list(workdir))
+        entries = standing_entries(workdir, lambda query: connection.sql(query).fetchall())
+        choice = Choice.of(config, entries)
         if json.loads(json.dumps(identity_of(choice))) == json.loads(identity).get("choice"):
             kept: dict[str, dict[str, int]] = {}
             for domain, source, num in connection.sql(

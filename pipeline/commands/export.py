@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 
 from manifests.errors import ConfigError
+from manifests.release import Release
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
 from pipeline.releases.export import TARGETS, describe
 from pipeline.releases.layouts import LAYOUTS, write_layout
+from pipeline.releases.lookup import require_none_taken_down
 from pipeline.releases.opening import open_release
 from pipeline.releases.publishing import Plan, plan_publishing, publish
 
@@ -42,12 +44,16 @@ def _run(args: argparse.Namespace) -> int:
     if args.target in TARGETS:
         if args.out:
             raise ConfigError(f"--out: {args.target} needs no files; leave it out, or use --for {' or '.join(LAYOUTS)}")
-        print(describe(open_release(args.release), args.target, ratio))
+        print(describe(_open(args.release), args.target, ratio))
         return 0
     if not args.out or ratio is not None:
         raise ConfigError(f"--for {args.target} writes files of the whole split train: give --out DIR, and no --ratio")
-    print("\n".join(write_layout(open_release(args.release), args.target, args.out)))
+    print("\n".join(write_layout(_open(args.release), args.target, args.out)))
     return 0
+
+
+def _open(path: str) -> Release:
+    return require_none_taken_down(open_release(path))
 
 
 # ---- publish
@@ -80,7 +86,7 @@ def add_publish_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    plan = plan_publishing(open_release(args.release), args.to, public=args.public, authors=args.author)
+    plan = plan_publishing(_open(args.release), args.to, public=args.public, authors=args.author)
     print_lines(_describe(plan))
     if args.dry_run:
         print("nothing was sent (--dry-run)")

@@ -20,7 +20,7 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
 from manifests.release import LATEST_FILE, RECORD_FILE, read_record
 from manifests.remote.folder import place_of, sizes_below, store_of
-from manifests.takedowns import LIST_FILE, read_list
+from manifests.takedowns import LIST_FILE, WHEN_GONE, read_list
 
 Row = Mapping[str, Any]
 _TABLES = ("parts", "files", "releases", "inputs", "snapshots")
@@ -236,17 +236,19 @@ class FolderCheck:
 
     def _check_takedowns(self, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
         path = storage.join(self._workdir, LIST_FILE)
+        seen = [row for row in rows["inputs"] if row["path"] == LIST_FILE]
+        cost = "pictures that were taken down may come into the next build"
         if not Path(path).exists():
+            if seen:
+                yield Finding("takedowns", LIST_FILE, "gone", "no build and no takedown runs without it", WHEN_GONE)
             return
         self._num_files += 1
-        cost = "pictures that were taken down may come into the next build"
         mend = f"take {LIST_FILE} from a backup, or compare it with the takedowns in each {RECORD_FILE}"
         try:
             read_list(self._workdir)
         except (ConfigError, ValueError) as error:
             yield Finding("takedowns", LIST_FILE, str(error).partition(": ")[2] or str(error), cost, mend)
             return
-        seen = [row for row in rows["inputs"] if row["path"] == LIST_FILE]
         info = Path(path).stat()
         for row in seen:  # who edits the list changes its time
             unchanged = (info.st_size, round(info.st_mtime, 3)) == (row["num_bytes"], round(row["mtime_ns"] / 1e9, 3))

@@ -19,8 +19,8 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import Release
 from manifests.remote.folder import bring_missing
-from manifests.takedowns import KINDS, Entry, find_named
-from pipeline.releases.opening import open_sql, view_samples
+from manifests.takedowns import KINDS, Entry, find_named, read_list
+from pipeline.releases.opening import open_sql, view_samples, work_folder_of
 from pipeline.runner.work import files_in
 from pipeline.store.files import Files
 
@@ -140,6 +140,21 @@ def find_in_release(
         sql.register("gone", pa.table({"stored_sha256": pa.array(sorted({*asked, *before}), pa.string())}))
         rows = sql.sql(f"SELECT {_COLUMNS} FROM samples SEMI JOIN gone USING (stored_sha256) ORDER BY ALL")
         return Found(rows.to_arrow_table().to_pylist(), before)
+
+
+def require_none_taken_down(release: Release) -> Release:
+    """The same release.
+
+    Raises: ConfigError when it holds images that the takedown list of its work folder names.
+    """
+    workdir = work_folder_of(release)
+    entries = read_list(workdir) if workdir else []
+    if entries and (images := images_of(find_in_release(release, [], entries).rows)):
+        raise ConfigError(
+            f"{release.path}: holds {len(images):,} images that were taken down since, first: {images[0]['url']}; "
+            f"give a version without them: `plantmix takedown {release.path} --id {images[0]['sample_id']}` writes one"
+        )
+    return release
 
 
 # samples.parquet in the form of the two tables that entries are compared with; owners without outer white space

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError, RunError
 from manifests.publishing import hub
-from manifests.release import CITATION_FILE, CROISSANT_FILE, RECORD_FILE, Release, read_record
+from manifests.release import CITATION_FILE, CROISSANT_FILE, RECORD_FILE, Release, read_record, refuse_within
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_sql, samples_path
 from pipeline.sidefiles.citation import write_citation
@@ -109,7 +110,7 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
         if storage.is_remote(release.path):
             raise ConfigError(f"{release.path}: to publish on the Hub, copy the release to a local disk first")
     else:
-        _check_folder(target, public)
+        _check_folder(release, target, public)
         address, owner = None, f"the makers of {release.record['name']}"
     check_release(release, deep=False)
     licences = count_licences(release)
@@ -215,14 +216,22 @@ def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
     return [f"published: {folder}, {len(absent):,} files copied, {len(files) - len(absent):,} were there; all checked"]
 
 
-def _check_folder(target: str, public: bool) -> None:
-    """Raises: ConfigError for a place that no file system serves, and for `public`."""
+def _check_folder(release: Release, target: str, public: bool) -> None:
+    """Raises: ConfigError for a place that no file system serves, or among sealed releases, and for `public`."""
     if public:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
     try:
         storage.filesystem(target)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{target}: no file system for this address: {error}") from None
+    parent, beside = (place.rstrip("/").rpartition("/")[0] for place in (_absolute(target), _absolute(release.path)))
+    if parent == beside:
+        raise ConfigError(f"{target}: lies among the releases of {beside}; choose a place outside of it")
+    refuse_within(parent)
+
+
+def _absolute(place: str) -> str:
+    return place if storage.is_remote(place) else str(Path(place).resolve())
 
 
 def _schema_of(release: Release) -> Any:

@@ -16,7 +16,7 @@ from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.release import RECORD_FILE, Release
-from manifests.takedowns import LIST_FILE, Entry, add_entries, read_list
+from manifests.takedowns import LIST_FILE, Entry, add_entries, standing_entries
 from pipeline.releases.lookup import Found, Known, find_in_release, images_of, look_up
 from pipeline.releases.opening import work_folder_of
 from pipeline.releases.versions import num_held_by, releases_beside, versions_of, write_version
@@ -48,7 +48,7 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
     list_path = storage.join(workdir, LIST_FILE)
     with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
         known = look_up(catalog, release, entries)
-        found = find_in_release(release, entries, [*read_list(workdir), *left_out], known)
+        found = find_in_release(release, entries, [*standing_entries(workdir, catalog.ask), *left_out], known)
         # The list comes first: after a kill the images stay out of later builds, and the same command goes on.
         rows = [*images_of(found.asked), *known.rows]
         images = dict.fromkeys(row["image_id"] for row in rows if row["image_id"])

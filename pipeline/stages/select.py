@@ -24,7 +24,7 @@ from typing import Any
 from manifests import tables
 from manifests.outcomes import Outcome
 from manifests.records import Funnel
-from manifests.takedowns import Entry, read_list
+from manifests.takedowns import Entry, standing_entries
 from pipeline.config import BuildConfig
 from pipeline.matching import companies
 from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED
@@ -382,7 +382,7 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
 
 def _inputs(context: BuildContext) -> SelectInputs:
     return SelectInputs(
-        choice=Choice.of(context.config, read_list(context.workdir)),
+        choice=Choice.of(context.config, standing_entries(context.workdir, context.catalog.ask)),
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
         captions=context.files("caption", "captions"),
