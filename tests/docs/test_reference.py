@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from types import ModuleType
 
 import pytest
@@ -73,3 +74,9 @@ def test_every_key_that_a_page_names_is_there(page: str) -> None:
     named = set(KEY.findall((ROOT / page).read_text(encoding="utf-8")))
     of_configs = {key for key in named if key.split(".")[0] in sections and key.rpartition(".")[2] not in FILES}
     assert of_configs <= keys, f"{page} names keys that no config has: {', '.join(sorted(of_configs - keys))}"
+
+
+def test_the_guide_names_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    guide = (ROOT / "configs/GUIDE.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"plantmix\[(\w+)\]", guide)) == set(project["optional-dependencies"]) - {"dev"}
