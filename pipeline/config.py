@@ -37,8 +37,7 @@ from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.scoring.settings import ScoreSettings
-from pipeline.sources.gbif.asking import AnyOrigin, with_folder
-from pipeline.sources.settings import Name, Origin, SourceSettings
+from pipeline.sources.settings import KINDS, Name, Origin, SourceSettings
 from pipeline.vocabulary.licences import LicenceSettings
 
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
@@ -60,7 +59,7 @@ class EvaluationSet(Origin):
 
     @model_validator(mode="after")
     def _something_to_match(self) -> EvaluationSet:
-        if self.kind not in ("folder", "webdataset") and not self.match_names:
+        if not KINDS[self.kind].on_disk and not self.match_names:
             raise ValueError(
                 f"a {self.kind} holds no image bytes and is matched by name alone: set match_names: true, or give the "
                 "images as folder (with a table in it) or webdataset"
@@ -312,8 +311,8 @@ class BuildConfig(Settings):
 
     @field_validator("sources", "evaluation")
     @classmethod
-    def _with_folders(cls, origins: list[AnyOrigin], info: ValidationInfo) -> list[AnyOrigin]:
-        return [with_folder(origin, info.data.get("work_dir", "")) for origin in origins]
+    def _in_work_folder(cls, origins: list[Origin], info: ValidationInfo) -> list[Origin]:
+        return [origin.in_work_folder(info.data.get("work_dir", "")) for origin in origins]
 
     @model_validator(mode="after")
     def _sections_fit(self) -> BuildConfig:
@@ -358,7 +357,7 @@ class BuildConfig(Settings):
             )
 
     def _check_caps(self) -> None:
-        kept = {name for source in self.sources for name in source.extra_names()}
+        kept = {name for source in self.sources for name in source.reader.extra_names()}
         for cap in self.select.balance.caps:
             if cap.extra_column and cap.extra_column not in kept:
                 raise ValueError(

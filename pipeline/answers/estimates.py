@@ -30,7 +30,6 @@ from pipeline.config import BuildConfig
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.on_ray import count_cpus
-from pipeline.sources.gbif.asking import is_waiting
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.fetch import fetched_before
@@ -55,7 +54,7 @@ _COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "u
 def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
     """All figures as plain values: sources, hosts, bytes, hours, disk, assumptions."""
     for source in config.sources:
-        if not is_waiting(source):
+        if not source.reader.waits_for():
             check_source(source)
     with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
         scratch = partial(open_scratch, folder, config.run.memory_gb)
@@ -108,10 +107,10 @@ def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
 def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]) -> str:
     """Every row of a source, judged as ingest does, as a Parquet file; gives its path.
 
-    A download that GBIF has not made yet has no rows.
+    A source that still waits for its data has no rows.
     """
     writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
-    for batch in () if is_waiting(source) else read_rows(source, scratch):
+    for batch in () if source.reader.waits_for() else read_rows(source, scratch):
         writer.write(map_rows(batch, source))
     return writer.close().temp
 
@@ -185,7 +184,7 @@ def _count_local(sql: Any) -> dict[str, int]:
 
 def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:
     """Sizes that hosts state for a sample of the addresses, the same sample each time."""
-    from pipeline.answers.head import ask_sizes
+    from pipeline.answers.sizes import ask_sizes
 
     urls = [
         row[0]

@@ -16,9 +16,11 @@ import yaml
 
 from manifests.errors import ConfigError
 from manifests.settings import NAME_PATTERN, parse_settings
-from pipeline.answers.places import Place, as_source, look_at
+from pipeline.answers.places import as_source, keys_of, look_at
 from pipeline.config import BuildConfig
+from pipeline.sources.kinds import Place, path_keys
 from pipeline.sources.reading import check_source
+from pipeline.sources.settings import KINDS
 
 WIDTH = 118
 _RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
@@ -66,7 +68,7 @@ def write_first_config(
     for path in evaluation:
         sets.append((_source_name(path, [taken for taken, _ in sets]), look_at(path)))
     for place in [*(place for *_, place in places), *(place for _, place in sets)]:
-        for key in ("path", "table") if place.kind == "table" else ("path",):
+        for key in path_keys(KINDS[place.kind].settings_type):
             if key in place.settings:
                 place.settings[key] = _from_folder(place.settings[key], folder)
     body = [*_body(name, list(domains), places), "", *_evaluation(sets), "", *_RUN]
@@ -100,7 +102,7 @@ def _source_name(path: str, taken: Sequence[str]) -> str:
 def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
     """What only the user can decide, as comments."""
     wanted: list[str] = []
-    if any(place.on_web for *_, place in places):
+    if not all(KINDS[place.kind].on_disk for *_, place in places):
         wanted.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
     unstated = [source for source, _, place in places if not place.states_licence]
     if unstated:
@@ -135,10 +137,9 @@ def _wrapped(text: str, indent: str) -> list[str]:
 def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Place]]) -> list[str]:
     lines = [f"name: {_scalar(name)}", f"work_dir: data/{name} # catalogue, pool and releases", "", "sources:"]
     for source, domain, place in places:
-        lines += [f"  - name: {_scalar(source)}", f"    domain: {_scalar(domain)}", f"    # {place.found}"]
-        settings = place.settings if place.kind == "table" else {place.kind: place.settings}
-        lines += _yaml(settings, place.comments, "    ")
-    if any(place.on_web for *_, place in places):
+        lines += [f"  - name: {_scalar(source)}", f"    domain: {_scalar(domain)}", f"    # {place.words}"]
+        lines += _yaml(keys_of(place), place.comments, "    ")
+    if not all(KINDS[place.kind].on_disk for *_, place in places):
         lines += ["", "fetch:", "  network:", "    contact: null # decide: mailto:you@example.org"]
     lines += ["", "caption:", "  rules: # the first that fits a row judges it"]
     with_taxa = {domain for _, domain, place in places if place.has_taxa}
@@ -167,10 +168,9 @@ def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
         ]
     lines = ["evaluation: # images that must not be trained on"]
     for name, place in sets:
-        lines += [f"  - name: {_scalar(name)}", f"    # {place.found}"]
-        if place.on_web:
-            settings = place.settings if place.kind == "table" else {place.kind: place.settings}
-            lines += _yaml({**settings, "match_names": True}, {"match_names": "a list shows no pictures"}, "    ")
+        lines += [f"  - name: {_scalar(name)}", f"    # {place.words}"]
+        if not KINDS[place.kind].on_disk:
+            lines += _yaml({**keys_of(place), "match_names": True}, {"match_names": "a list shows no pictures"}, "    ")
         else:
             lines += _yaml({place.kind: {"path": place.settings["path"]}}, {}, "    ")
     return lines

@@ -20,7 +20,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.printable import printable
 from manifests.remote.folder import check_store, local_place
-from pipeline.answers.heads import Head, most_rows, other_files, place_of, read_head
+from pipeline.answers.first_rows import Head, read_head
 from pipeline.answers.previews import JOINED
 from pipeline.answers.tables import joined_counts
 from pipeline.captions.measure import measure_captions
@@ -31,8 +31,6 @@ from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
 from pipeline.pictures.consent import require_library
 from pipeline.scoring.scorers import check_scorers
-from pipeline.sources.gbif.asking import is_waiting
-from pipeline.sources.gbif.obtaining import missing_account
 from pipeline.sources.reading import ask, check_source
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
@@ -89,7 +87,7 @@ def examine(config: BuildConfig) -> list[Finding]:
     """Every finding about a configuration, errors first. Contents are looked at only where the settings hold."""
     findings = list(_broken_settings(config))
     if not findings:
-        findings += _about_gbif(config)
+        findings += _about_waiting(config)
         heads = {
             source.name: ask(source, partial(read_head, source, config.run.memory_gb)) for source in config.sources
         }
@@ -98,7 +96,7 @@ def examine(config: BuildConfig) -> list[Finding]:
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)
         findings += about_mixture(
-            config, {source.name: ask(source, partial(most_rows, source)) for source in config.sources}
+            config, {source.name: ask(source, source.reader.most_rows) for source in config.sources}
         )
         findings += _about_skipped_files(config)
         findings += _about_disk(config)
@@ -115,7 +113,7 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
         partial(_check_cluster, config.run),
     ]
     origins = (*config.sources, *config.evaluation)
-    checks += [partial(check_source, origin) for origin in origins if not is_waiting(origin)]
+    checks += [partial(check_source, origin) for origin in origins if not origin.reader.waits_for()]
     checks += [
         partial(read_target, config.mix, config.domains),
         partial(check_backbone, config.caption.backbone),
@@ -165,16 +163,15 @@ def nearest_folder(work_dir: str) -> Path:
     return next(folder for folder in (place, *place.parents) if folder.exists())
 
 
-def _about_gbif(config: BuildConfig) -> Iterator[Finding]:
-    """Downloads that GBIF has still to make, and accounts that are missing for them."""
+def _about_waiting(config: BuildConfig) -> Iterator[Finding]:
+    """Sources whose data `build` will bring, and what is missing for that."""
     for origin in (*config.sources, *config.evaluation):
-        if not is_waiting(origin):
-            continue
-        if missing := missing_account(origin, os.environ):
-            yield Finding(True, missing)
-        else:
-            text = f"{origin.where}: its download from GBIF is not there yet, so its rows are not counted; `build` asks"
-            yield Finding(False, text)
+        reader = origin.reader
+        waits_for = reader.waits_for()
+        if waits_for and (lacks := reader.lacks(os.environ)):
+            yield Finding(True, lacks)
+        elif waits_for:
+            yield Finding(False, f"{origin.where}: {waits_for}, so its rows are not counted; `build` asks")
 
 
 # ---- what the first rows show
@@ -232,8 +229,8 @@ def _about_empty_sources(config: BuildConfig, heads: Mapping[str, Head]) -> Iter
             why = f"none of its rows can be used ({reasons})" if reasons else "it has no rows"
             yield Finding(
                 _empties_its_domain(config, source.domain, empty),
-                f"sources.{source.name}: {place_of(source)}: {why}; give another place or other `columns`, or take the "
-                "source out",
+                f"sources.{source.name}: {source.reader.path}: {why}; give another place or other `columns`, or "
+                "take the source out",
                 stage="mix",
             )
 
@@ -320,10 +317,8 @@ def _judge(rows: pa.Table, config: BuildConfig) -> pa.Table:
 
 def _mend_of_rule(source: SourceSettings, reason: str) -> tuple[str, ...]:
     rule = RULE_OF_REASON[reason]
-    if rule == "not_empty" and source.folder is not None:
-        return ("folder: {captions: folder_name}", "folder: {captions: text_file}", "defaults: {caption: TEXT}")
     if rule == "not_empty":
-        return ("columns: {caption: COLUMN}", "defaults: {caption: TEXT}")
+        return source.reader.caption_cures
     if rule == "not_bare_name":
         return (f"caption: {{rules: [{{sources: [{source.name}], preset: plant}}, ...]}}",)
     return (f"caption: {{rules: [{{sources: [{source.name}], preset: general, {rule}: null}}, ...]}}",)
@@ -348,10 +343,10 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 def _about_skipped_files(config: BuildConfig) -> Iterator[Finding]:
     """Files in folders of pictures that no suffix names."""
     for origin in (*config.sources, *config.evaluation):
-        found = ask(origin, partial(other_files, origin))
-        if found:
-            listed = ", ".join(f"{num:,} {ending}" for ending, num in list(found.items())[:5])
-            text = f"{origin.where}: {sum(found.values()):,} files are not read as pictures ({listed})"
+        skipped = ask(origin, origin.reader.skipped_files)
+        if skipped:
+            listed = ", ".join(f"{num:,} {ending}" for ending, num in list(skipped.items())[:5])
+            text = f"{origin.where}: {sum(skipped.values()):,} files are not read as pictures ({listed})"
             yield Finding(False, f"{text}; convert them, or name endings that this machine can decode in `suffixes`")
 
 
@@ -368,9 +363,9 @@ def _about_disk(config: BuildConfig) -> Iterator[Finding]:
 
 def _about_evaluation(config: BuildConfig) -> Iterator[Finding]:
     """Evaluation sets that are a training source at the same time."""
-    places = {str(Path(place_of(source)).absolute()): source.name for source in config.sources}
+    places = {str(Path(source.reader.path).absolute()): source.name for source in config.sources}
     for evaluation in config.evaluation:
-        own = Path(place_of(evaluation)).absolute()
+        own = Path(evaluation.reader.path).absolute()
         for place, name in places.items():
             if own == Path(place) or own in Path(place).parents:
                 yield Finding(

@@ -21,7 +21,7 @@ from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Stage
-from pipeline.sources.gbif.obtaining import obtain
+from pipeline.sources.reading import prepare
 
 log = logging.getLogger("plantmix.build")
 
@@ -79,7 +79,7 @@ def build_config(config: BuildConfig, first: str | None = None, last: str | None
     stop = StopRequests()
     with stop.listening(), Catalog.open(config.work_dir) as catalog:
         origins = [*config.sources, *config.evaluation]
-        if obtain(origins, config.fetch.network.user_agent_header, os.environ):
+        if prepare(origins, config.fetch.network.user_agent_header, os.environ):
             for warning in check_config(config, last):  # now of the archives too
                 log.warning("warning: %s", warning)
         after = partial(_check_ending, config, last)

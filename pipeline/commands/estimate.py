@@ -13,7 +13,6 @@ from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
 from pipeline.runner.progress import duration
-from pipeline.sources.gbif.asking import is_waiting
 
 SHOWN_HOSTS = 15
 
@@ -48,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     if any(finding.is_broken for finding in findings):
         refuse_errors(findings)
     found = estimate(config, args.head)
-    uncounted = {source.name for source in config.sources if is_waiting(source)}
+    uncounted = {source.name for source in config.sources if source.reader.waits_for()}
     counts = {row["source"]: None if row["source"] in uncounted else row["num_pictures"] for row in found["sources"]}
     known = {finding.text for finding in findings}
     findings += [finding for finding in about_mixture(config, counts) if finding.text not in known]

@@ -406,7 +406,8 @@ class Runner:
             elif run.executor == "processes":
                 self._executor = ProcessExecutor(run.num_workers)
             else:
-                places = {origin.path: origin.where for origin in (*self._config.sources, *self._config.evaluation)}
+                origins = (*self._config.sources, *self._config.evaluation)
+                places = {origin.reader.path: origin.where for origin in origins}
                 self._executor = RayExecutor(run.num_workers, run.ray, self._catalog.workdir, places)
             self._stop.take_back_signals()
         return self._executor

@@ -64,13 +64,13 @@ def _make_plugin(plugin: PluginSettings) -> Scorer:
     return made
 
 
-def code_of(scorer: Scorer) -> str:
-    """What tells scores of changed code apart: the version that a scorer gives itself, and the hash of its file.
+def code_of(plugin: object) -> str:
+    """What tells results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
 
-    Scorers of this package raise their version.
+    Those of this package raise their version.
     """
-    module = type(scorer).__module__
-    version, file = str(getattr(scorer, "version", "")), getattr(sys.modules.get(module), "__file__", None)
+    module = type(plugin).__module__
+    version, file = str(getattr(plugin, "version", "")), getattr(sys.modules.get(module), "__file__", None)
     if file is None or module.startswith("pipeline."):
         return version
     return f"{version} {storage.hash_file(file).sha256}".strip()

@@ -19,9 +19,9 @@ from xml.etree import ElementTree
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
-from pipeline.sources.delimited import Dialect
-from pipeline.sources.files import reading, walk_files, where_it_looked, zip_fault
+from pipeline.sources.files import names_in_zip, reading, walk_files, where_it_looked, zip_fault
 from pipeline.sources.limits import MAX_COLUMNS, MAX_TEXT_BYTES
+from pipeline.sources.tables.delimited import Dialect
 
 META_FILE = "meta.xml"
 _NAMESPACE = "{http://rs.tdwg.org/dwc/text/}"
@@ -34,7 +34,7 @@ _ESCAPES = {r"\t": "\t", r"\n": "\n", r"\r": "\r", r"\\": "\\"}
 
 
 @dataclass(frozen=True)
-class Field:
+class Term:
     """One term of a file: its place in each row (None: not in the file), and the value that replaces an empty one."""
 
     index: int | None
@@ -53,7 +53,7 @@ class DataFile:
     dialect: Dialect
     header_lines: int
     id_index: int
-    fields: dict[str, Field]
+    fields: dict[str, Term]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_archive(path: str, where: str) -> Archive:
     is_zip = not fs.isdir(inner)
     with reading(f"{where}: {path}", path):
         try:
-            names = _names_in_zip(path) if is_zip else [name for name, _ in walk_files(path)]
+            names = names_in_zip(path) if is_zip else [name for name, _ in walk_files(path)]
         except zipfile.BadZipFile:
             raise ConfigError(f"{where}: {path} {zip_fault(path)}; an archive is a zip or a folder") from None
     metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
@@ -135,12 +135,6 @@ def _open(path: str, is_zip: bool, name: str) -> Iterator[Any]:
             yield member
 
 
-def _names_in_zip(path: str) -> list[str]:
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
-        return archive.namelist()
-
-
 def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...]]:
     """Core and extensions out of a description; `what` names it in messages.
 
@@ -171,11 +165,11 @@ def _data_file(element: ElementTree.Element, id_tag: str, what: str) -> DataFile
     if not locations or not all(locations):
         raise ConfigError(f"{what}: {row_type or element.tag} names no file")
     key = element.find(id_tag)
-    fields: dict[str, Field] = {}
+    fields: dict[str, Term] = {}
     for each in element.findall("field"):
         index, name = each.get("index"), short_name(each.get("term", ""))
-        found = Field(_number(index, f"{what}: index of {name}") if index is not None else None, each.get("default"))
-        fields.setdefault(name, found)
+        term = Term(_number(index, f"{what}: index of {name}") if index is not None else None, each.get("default"))
+        fields.setdefault(name, term)
     return DataFile(
         row_type,
         locations,
@@ -195,21 +189,21 @@ def _dialect(element: ElementTree.Element, what: str) -> Dialect:
         )
     encoding = element.get("encoding") or "utf-8"
     try:
-        known = _ENCODINGS.fullmatch(codecs.lookup(encoding).name)
+        is_charset = bool(_ENCODINGS.fullmatch(codecs.lookup(encoding).name))
     except (LookupError, ValueError):  # a ValueError at a name with a zero byte
-        known = None
-    if known is None:
+        is_charset = False
+    if not is_charset:
         raise ConfigError(f"{what}: no such encoding: {encoding:.100}")
     return Dialect(delimiter, quote or None, encoding, _plain(element.get("linesTerminatedBy"), "\n") or "\n")
 
 
-def _plain(given: str | None, default: str) -> str:
+def _plain(attribute: str | None, default: str) -> str:
     """An attribute with its escapes undone; XML itself turns a real tab in an attribute into a space."""
-    if given is None:
+    if attribute is None:
         return default
     for escape, plain in _ESCAPES.items():
-        given = given.replace(escape, plain)
-    return given
+        attribute = attribute.replace(escape, plain)
+    return attribute
 
 
 def _number(text: str, what: str) -> int:

@@ -1,4 +1,4 @@
-"""GBIF downloads and any other Darwin Core Archive: records joined with their media rows, one candidate a picture.
+"""The kind `dwca`, a Darwin Core Archive: records joined with their media rows, one candidate a picture.
 
 Reads the zip as it came, or the folder it was unpacked to. The wanted columns of the core and the media file are
 streamed into Parquet in a private folder. DuckDB joins them there and spills: memory does not grow with the archive,
@@ -14,18 +14,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from manifests.errors import ConfigError
-from pipeline.sources.archive import Archive, DataFile, Field, read_archive
-from pipeline.sources.delimited import read_delimited, read_header
+from manifests.settings import ConfigPath, Settings
+from pipeline.sources.archive import META_FILE, Archive, DataFile, Term, read_archive
 from pipeline.sources.files import reading
 from pipeline.sources.joining import (
     Case,
     StagedTable,
+    WhereTerms,
     json_object,
     judged_rows,
     lost_rows,
@@ -34,8 +36,9 @@ from pipeline.sources.joining import (
     view_staged,
     where_cases,
 )
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
-from pipeline.sources.settings import DwcaSettings, Origin, given
+from pipeline.sources.tables.delimited import read_delimited, read_header
 
 _MEDIA_TYPES = (
     "http://rs.gbif.org/terms/1.0/Multimedia",
@@ -54,53 +57,109 @@ _PAGE = ("references", "furtherInformationURL")
 _LISTED = "associatedMedia"  # of a record, in archives without a media file
 
 
-def check_source(source: Origin) -> None:
-    """Check that the archive is one, describes media, and has the terms that the config names.
+class DwcaSettings(Settings):
+    """A Darwin Core Archive, as GBIF gives it.
 
-    Raises: ConfigError.
+    Terms of the record go by their short name (basisOfRecord, countryCode), those of the media row with `media.` in
+    front (media.title), and `licence` is the licence of the picture in any spelling.
     """
-    plan = _plan(source)
-    for data, terms, _ in plan.files:
-        for location in data.locations:
-            with reading(f"{source.where}: {plan.archive.path}: {location}", plan.archive.path):
-                _wanted_columns(data, terms, _column_names(plan.archive, data, location))
+
+    path: ConfigPath = Field(description="the zip as it came, or the folder it was unpacked to")
+    caption: list[str] = Field(
+        default_factory=list, description="terms, joined with a space; without any, the text is made from the taxon"
+    )
+    media_types: list[str] = Field(
+        ["StillImage"], description="kinds of media; rows without a kind count by their format"
+    )
+    where: WhereTerms = Field(default_factory=dict, description="term: values of which a row must have one")
+    vernacular_languages: list[str] = Field(
+        ["en", "eng", "english"], description="of names in a file of their own; the first language there is"
+    )
+    extra: list[str] = Field(default_factory=list, description="terms kept as json beside the sample")
 
 
-def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """Hash of the zip, or of the described files of the folder."""
-    return [hash_file(path) for path in read_archive(given(source.dwca).path, source.where).paths()]
+class DwcaReader(Reader[DwcaSettings]):
+    """An archive, zipped or unpacked."""
 
+    settings_type: ClassVar[type[DwcaSettings]] = DwcaSettings
+    init_order = 1
 
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every media row of the archive, filtered, and the rows that were dropped."""
-    plan = _plan(source)
-    with staging(scratch) as (sql, folder):
-        for data, terms, name in plan.files:
-            with StagedTable(folder, name, ["id", *terms]) as staged:
-                yield from _stage(plan, data, terms, staged, source.where)
-            view_staged(sql, staged)
-        if plan.media.row_type == _LISTED:
-            _unfold(sql)
-        yield from _repeated(sql)
-        yield from _joined(sql, plan)
+    @property
+    def archive(self) -> str:
+        """The zip or the folder that is read."""
+        return self.path
 
+    def check(self) -> None:
+        """Check that the archive is one, describes media, and has the terms that the config names.
 
-def first_media(source: Origin) -> dict[str, list[str | None]]:
-    """Addresses and licences of the first media rows, without a join: `url` and `licence`."""
-    plan = _plan(source)
-    found: dict[str, list[str | None]] = {}
-    location = plan.media.locations[0]
-    with reading(f"{source.where}: {plan.archive.path}: {location}", plan.archive.path):
-        names = _column_names(plan.archive, plan.media, location)
-        wanted = _wanted_columns(plan.media, plan.media_terms, names)
-        columns = list(dict.fromkeys(name for name in wanted.values() if name))
-        with plan.archive.open(location) as stream:
-            raw = next(read_delimited(stream, names, columns, plan.media.dialect, plan.media.header_lines), None)
-        rows = {} if raw is None else _with_defaults(raw.rows, plan.media, wanted)
-    for name, terms in (("url", _URL), ("licence", _LICENCE)):
-        there = [rows[term] for term in terms if term in rows]
-        found[name] = pc.coalesce(*there).to_pylist() if there else []
-    return found
+        Raises: ConfigError.
+        """
+        plan = self._plan()
+        for data, terms, _ in plan.files:
+            for location in data.locations:
+                with reading(f"{self.where}: {plan.archive.path}: {location}", plan.archive.path):
+                    _columns_of_terms(data, terms, _column_names(plan.archive, data, location))
+
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Hash of the zip, or of the described files of the folder."""
+        return [hash_file(path) for path in read_archive(self.archive, self.where).paths()]
+
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every media row of the archive, filtered, and the rows that were dropped."""
+        plan = self._plan()
+        with staging(scratch) as (sql, folder):
+            for data, terms, name in plan.files:
+                with StagedTable(folder, name, ["id", *terms]) as staged:
+                    yield from _stage(plan, data, terms, staged, self.where)
+                view_staged(sql, staged)
+            if plan.media.row_type == _LISTED:
+                _unfold(sql)
+            yield from _repeated(sql)
+            yield from _joined(sql, plan)
+
+    def first_rows(self, scratch: Scratch) -> FirstRows:
+        """Addresses and licences of the first media rows, without a join."""
+        plan = self._plan()
+        location = plan.media.locations[0]
+        with reading(f"{self.where}: {plan.archive.path}: {location}", plan.archive.path):
+            names = _column_names(plan.archive, plan.media, location)
+            places = _columns_of_terms(plan.media, plan.media_terms, names)
+            columns = list(dict.fromkeys(name for name in places.values() if name))
+            with plan.archive.open(location) as stream:
+                raw = next(read_delimited(stream, names, columns, plan.media.dialect, plan.media.header_lines), None)
+            rows = {} if raw is None else _with_defaults(raw.rows, plan.media, places)
+        of_terms = {"url": _URL, "licence": _LICENCE}
+        there = {name: [rows[term] for term in terms if term in rows] for name, terms in of_terms.items()}
+        return FirstRows.of_addresses(
+            {name: pc.coalesce(*values).to_pylist() if values else [] for name, values in there.items()}
+        )
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """An archive, by its meta.xml."""
+        if not any(name.lower().rpartition("/")[2] == META_FILE for name in listing.names):
+            return None
+        terms = {term for data in read_archive(listing.path, listing.path).extensions for term in data.fields}
+        place = Place({"path": listing.path}, "Darwin Core Archive (sure: it has a meta.xml)", has_taxa=True)
+        place.states_licence = bool(terms.intersection(_LICENCE))
+        place.comments["path"] = "add `where: {kingdom: [Plantae], licence: [CC0-1.0, CC-BY]}` to take a part of it"
+        return place
+
+    def _plan(self) -> _Plan:
+        archive = read_archive(self.archive, self.where)
+        media = archive.extension(*_MEDIA_TYPES) or _listed_media(archive.core)
+        if media is None:
+            types = ", ".join(data.row_type for data in archive.extensions) or "none"
+            raise ConfigError(
+                f"{self.where}: {self.archive} holds no media file (its extensions: {types}), "
+                f"and its records have no {_LISTED}"
+            )
+        plan = _Plan(archive, media, self.settings, self.where)
+        if not any(name in media.fields for name in _URL):
+            raise ConfigError(
+                f"{self.where}: {media.locations[0]} has neither identifier nor accessURI, so it holds no addresses"
+            )
+        return plan
 
 
 # ---- what is to be read
@@ -116,16 +175,16 @@ class _Plan:
         self._check_terms(named, where)
         of_media = [name.removeprefix("media.") for name in named if name.startswith("media.")]
         of_record = [name for name in named if not name.startswith("media.")]
-        wanted = [*_URL, *_LICENCE, *_RIGHTS_HOLDER, *_PAGE, "creator", "type", "format", *of_media]
-        self.media_terms = [name for name in dict.fromkeys(wanted) if name in media.fields]
-        wanted = [*_RANKS, "species", "specificEpithet", "scientificName", "vernacularName", "references", "gbifID"]
-        self.core_terms = [name for name in dict.fromkeys([*wanted, *of_record]) if name in core.fields]
+        terms = [*_URL, *_LICENCE, *_RIGHTS_HOLDER, *_PAGE, "creator", "type", "format", *of_media]
+        self.media_terms = [name for name in dict.fromkeys(terms) if name in media.fields]
+        terms = [*_RANKS, "species", "specificEpithet", "scientificName", "vernacularName", "references", "gbifID"]
+        self.core_terms = [name for name in dict.fromkeys([*terms, *of_record]) if name in core.fields]
         self.files = [(core, self.core_terms, "core"), (media, self.media_terms, "media")]
         names = archive.extension(_VERNACULAR_TYPE)
         self.vernacular = names if names is not None and "vernacularName" in names.fields else None
         if self.vernacular is not None:
-            wanted = ["vernacularName", "language", "isPreferredName"]
-            terms = [name for name in wanted if name in self.vernacular.fields]
+            terms = ["vernacularName", "language", "isPreferredName"]
+            terms = [name for name in terms if name in self.vernacular.fields]
             self.files.append((self.vernacular, terms, "vernacular"))
 
     def _check_terms(self, named: list[str], where: str) -> None:
@@ -153,24 +212,6 @@ class _Plan:
         return f'c."{name}"' if name in self.core_terms else "NULL"
 
 
-def _plan(source: Origin) -> _Plan:
-    settings = given(source.dwca)
-    archive = read_archive(settings.path, source.where)
-    media = archive.extension(*_MEDIA_TYPES) or _listed_media(archive.core)
-    if media is None:
-        types = ", ".join(data.row_type for data in archive.extensions) or "none"
-        raise ConfigError(
-            f"{source.where}: {settings.path} holds no media file (its extensions: {types}), "
-            f"and its records have no {_LISTED}"
-        )
-    plan = _Plan(archive, media, settings, source.where)
-    if not any(name in media.fields for name in _URL):
-        raise ConfigError(
-            f"{source.where}: {media.locations[0]} has neither identifier nor accessURI, so it holds no addresses"
-        )
-    return plan
-
-
 def _listed_media(core: DataFile) -> DataFile | None:
     """The core as a media file: archives without one may list addresses in each record."""
     if _LISTED not in core.fields:
@@ -187,12 +228,12 @@ def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, w
     for location in data.locations:
         with reading(f"{where}: {plan.archive.path}: {location}", plan.archive.path):
             names = _column_names(plan.archive, data, location)
-            wanted = _wanted_columns(data, terms, names)
-            columns = list(dict.fromkeys(name for name in wanted.values() if name))
+            places = _columns_of_terms(data, terms, names)
+            columns = list(dict.fromkeys(name for name in places.values() if name))
             end = 0
             with plan.archive.open(location) as stream:
                 for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
-                    staged.write(raw.numbers + start, _with_defaults(raw.rows, data, wanted))
+                    staged.write(raw.numbers + start, _with_defaults(raw.rows, data, places))
                     if raw.malformed:
                         numbered = [(start + number, line) for number, line in raw.malformed]
                         yield make_batch({}, [], malformed_rows(numbered, location))
@@ -206,8 +247,8 @@ def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:
         return [f"f{number}" for number in range(len(read_header(stream, data.dialect, data.header_lines)))]
 
 
-def _wanted_columns(data: DataFile, terms: list[str], names: list[str]) -> dict[str, str | None]:
-    """Column of each wanted term; None for one that has only a default.
+def _columns_of_terms(data: DataFile, terms: list[str], names: list[str]) -> dict[str, str | None]:
+    """Column of each term that is read; None for one that has only a default.
 
     Raises: ValueError when the description names a column that is not there.
     """
@@ -218,10 +259,10 @@ def _wanted_columns(data: DataFile, terms: list[str], names: list[str]) -> dict[
     return {name: names[place] if place is not None else None for name, place in places.items()}
 
 
-def _with_defaults(rows: pa.Table, data: DataFile, wanted: dict[str, str | None]) -> dict[str, Any]:
+def _with_defaults(rows: pa.Table, data: DataFile, places: dict[str, str | None]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for name, column in wanted.items():
-        default = data.fields.get(name, Field(None, None)).default if name != "id" else None
+    for name, column in places.items():
+        default = data.fields.get(name, Term(None, None)).default if name != "id" else None
         if column is None:
             columns[name] = pa.repeat(pa.scalar(default, pa.string()), rows.num_rows)
             continue
@@ -307,8 +348,8 @@ def _cases(sql: Any, plan: _Plan) -> list[Case]:
         kind = f"lower(regexp_extract({given_type}, '[^/#]*$'))"
         by_format = f"{given_type} IS NULL AND coalesce(lower({form}), 'image') LIKE 'image%'"
         listed = ", ".join(text(each.lower()) for each in types)
-        wanted = f"({kind} IN ({listed}) OR ({by_format} AND 'stillimage' IN ({listed})))"
-        cases.append(Case(f"NOT coalesce({wanted}, false)", "where_media_type", f"coalesce({given_type}, {form})"))
+        listed_type = f"({kind} IN ({listed}) OR ({by_format} AND 'stillimage' IN ({listed})))"
+        cases.append(Case(f"NOT coalesce({listed_type}, false)", "where_media_type", f"coalesce({given_type}, {form})"))
     return cases + where_cases(sql, plan.settings.where, plan.column, plan.first(_LICENCE), "media m")
 
 

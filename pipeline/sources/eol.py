@@ -1,4 +1,4 @@
-"""The media manifest of the Encyclopedia of Life, and the names of its pages from a taxon table beside it.
+"""The kind `eol`: the Encyclopedia of Life's media manifest, with names of its pages from a taxon table beside it.
 
 Reads the manifest's files with their own column names, and optionally the Dynamic Hierarchy's taxon.tab; both are
 joined on disk by page. The key of a picture is its address, because EOL's content ids are not stable.
@@ -9,15 +9,25 @@ Source: https://opendata.eol.org (image list), https://zenodo.org (EOL Dynamic H
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from manifests.errors import ConfigError
+from manifests.settings import ConfigPath, Settings
 from manifests.tables import TAXON_RANKS
-from pipeline.sources import table
-from pipeline.sources.joining import json_object, judged_rows, stage_table, staging, where_cases
-from pipeline.sources.lineage import make_lineages
+from pipeline.sources.joining import (
+    WhereTerms,
+    json_object,
+    judged_rows,
+    make_lineages,
+    stage_table,
+    staging,
+    where_cases,
+)
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Scratch
-from pipeline.sources.settings import EolSettings, NestedTable, Origin, TableFormat, given
+from pipeline.sources.table import TableFormat, TableReader, first_columns
 
 # Column of the manifest: its name in SQL here.
 _MANIFEST = {
@@ -32,46 +42,85 @@ _TAXA = ("taxonID", "eolID", "parentNameUsageID", "taxonRank", "scientificName")
 _CANONICAL = "canonicalName"  # in newer releases: the name without its authors, which stands for the rank
 
 
-def check_source(source: Origin) -> None:
-    """Check that the manifest and the taxon table are there with their columns.
+class EolSettings(Settings):
+    """The media manifest of the Encyclopedia of Life."""
 
-    Raises: ConfigError.
-    """
-    settings = given(source.eol)
-    for inner in _tables(source).values():
-        table.check_source(inner)
-    ranks = [name for name in settings.where if name != "licence"]
-    unknown = [name for name in ranks if name not in TAXON_RANKS]
-    if unknown:
-        raise ConfigError(f"{source.where}: `where` knows licence and {', '.join(TAXON_RANKS)}, not '{unknown[0]}'")
-    if ranks and settings.taxa is None:
-        raise ConfigError(
-            f"{source.where}: `where` on {ranks[0]} needs `taxa`: the manifest names pages by number alone"
-        )
+    path: ConfigPath = Field(description="its csv files: one, a folder, or a glob")
+    address: Literal["copy", "source"] = Field(
+        "copy", description="EOL's full-size copy, or where the picture came from"
+    )
+    taxa: ConfigPath | None = Field(
+        None, description="taxon.tab of EOL's Dynamic Hierarchy, for the names of the pages"
+    )
+    where: WhereTerms = Field(default_factory=dict, description="licence, and kingdom to species with `taxa`")
 
 
-def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """Hashes of the manifest's files and of the taxon table."""
-    return [digest for inner in _tables(source).values() for digest in table.digest_inputs(inner, hash_file)]
+class EolReader(Reader[EolSettings]):
+    """EOL's manifest, with or without the names of its pages."""
 
+    settings_type = EolSettings
+    init_order = 5
 
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every row of the manifest, filtered."""
-    tables = _tables(source)
-    with staging(scratch) as (sql, folder):
-        yield from stage_table(sql, folder, "manifest", tables["manifest"], _MANIFEST)
-        if "taxa" in tables:
-            yield from stage_table(sql, folder, "taxa", tables["taxa"])
-            _make_pages(sql, _CANONICAL in table.mapped_columns(tables["taxa"]))
-        yield from _judged(sql, given(source.eol))
+    def extra_names(self) -> list[str]:
+        """What is kept beside each picture."""
+        return ["eol_page_id", "source_url"]
 
+    def check(self) -> None:
+        """Check that the manifest and the taxon table are there with their columns.
 
-def first_media(source: Origin) -> dict[str, list[str | None]]:
-    """Addresses and licences of the first rows of the manifest, without a join: `url` and `licence`."""
-    column = "EOL Full-Size Copy URL" if given(source.eol).address == "copy" else "Medium Source URL"
-    for raw in table.read_batches(_tables(source)["manifest"]):
-        return {"url": raw.rows[column].to_pylist(), "licence": raw.rows["License Name"].to_pylist()}
-    return {"url": [], "licence": []}
+        Raises: ConfigError.
+        """
+        for table in self._tables().values():
+            table.check()
+        ranks = [name for name in self.settings.where if name != "licence"]
+        unknown = [name for name in ranks if name not in TAXON_RANKS]
+        if unknown:
+            raise ConfigError(f"{self.where}: `where` knows licence and {', '.join(TAXON_RANKS)}, not '{unknown[0]}'")
+        if ranks and self.settings.taxa is None:
+            raise ConfigError(
+                f"{self.where}: `where` on {ranks[0]} needs `taxa`: the manifest names pages by number alone"
+            )
+
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Hashes of the manifest's files and of the taxon table."""
+        return [sha256 for table in self._tables().values() for sha256 in table.digest(hash_file)]
+
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every row of the manifest, filtered."""
+        tables = self._tables()
+        with staging(scratch) as (sql, folder):
+            yield from stage_table(sql, folder, "manifest", tables["manifest"], _MANIFEST)
+            if "taxa" in tables:
+                yield from stage_table(sql, folder, "taxa", tables["taxa"])
+                _make_pages(sql, _CANONICAL in tables["taxa"].columns)
+            yield from _judged(sql, self.settings)
+
+    def first_rows(self, scratch: Scratch) -> FirstRows:
+        """Addresses and licences of the first rows of the manifest, without a join."""
+        column = "EOL Full-Size Copy URL" if self.settings.address == "copy" else "Medium Source URL"
+        for raw in self._tables()["manifest"].batches():
+            return FirstRows.of_addresses(
+                {"url": raw.rows[column].to_pylist(), "licence": raw.rows["License Name"].to_pylist()}
+            )
+        return FirstRows.of_addresses({})
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """The manifest, by its first column."""
+        if next(iter(_MANIFEST)) not in (first_columns(listing) or ()):
+            return None
+        return Place({"path": listing.path}, "EOL's media manifest (sure: its columns)")
+
+    def _tables(self) -> dict[str, TableReader]:
+        taxa = self.settings.taxa
+        tables = {"manifest": TableReader.of(self.where, self.path, list(_MANIFEST))}
+        if taxa is not None:
+            form: TableFormat = "tsv" if ".tab" in taxa else "auto"
+            table = TableReader.of(self.where, taxa, _TAXA, form)
+            (file,) = table.files()
+            more = [_CANONICAL] if _CANONICAL in table.columns_of(file) else []
+            tables["taxa"] = TableReader.of(self.where, taxa, [*_TAXA, *more], form)
+        return tables
 
 
 def _make_pages(sql: Any, canonical: bool) -> None:
@@ -107,15 +156,3 @@ def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
         "extra": json_object({"eol_page_id": "m.page", "source_url": "m.source_url"}),
     }
     yield from judged_rows(sql, columns, origin, "m.n", cases)
-
-
-def _tables(source: Origin) -> dict[str, NestedTable]:
-    settings = given(source.eol)
-    found = {"manifest": NestedTable.of(source, settings.path, list(_MANIFEST))}
-    if settings.taxa is not None:
-        form: TableFormat = "tsv" if ".tab" in settings.taxa else "auto"
-        known = NestedTable.of(source, settings.taxa, _TAXA, form)
-        (file,) = table.list_files(known)
-        more = [_CANONICAL] if _CANONICAL in table.read_columns(file, known) else []
-        found["taxa"] = NestedTable.of(source, settings.taxa, [*_TAXA, *more], form)
-    return found

@@ -28,10 +28,10 @@ from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from manifests.records import stamp_in_store, stamps_on_disk
 from pipeline.sources.limits import MAX_OPEN_FILES
-from pipeline.sources.settings import IMAGE_SUFFIXES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "jp2")
 MAX_LISTED = 2000  # files that are looked at to see what a folder holds
 UNREADABLE = (
     *(OSError, ValueError, EOFError, RuntimeError, pa.ArrowException),
@@ -104,6 +104,13 @@ WORKBOOK = (".xlsx", ".xls", ".xlsm", ".ods")
 WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that file"
 
 
+def names_in_zip(path: str) -> list[str]:
+    """Names of the files in a zip. Raises: zipfile.BadZipFile."""
+    fs, inner = storage.filesystem(path)
+    with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        return archive.namelist()
+
+
 def zip_fault(path: str) -> str:
     """Why a file cannot be opened as a zip."""
     fs, inner = storage.filesystem(path)
@@ -115,7 +122,7 @@ def zip_fault(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class Shards:
     """Files of a source: `names` relative to `root`, in the order in which they are read."""
 
     root: str
@@ -126,7 +133,7 @@ class Found:
         return storage.join(self.root, name)
 
 
-def find_files(path: str, where: str, suffix: str) -> Found:
+def find_files(path: str, where: str, suffix: str) -> Shards:
     """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of brace ranges.
 
     A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
@@ -137,14 +144,14 @@ def find_files(path: str, where: str, suffix: str) -> Found:
     inner = inner.rstrip("/") or "/"
     if re.search(r"[*?\[{]", inner) and (storage.is_remote(path) or not fs.exists(inner)):
         root = re.split(r"[*?\[{]", inner)[0].rpartition("/")[0]
-        found: list[str] = []
+        names: list[str] = []
         for pattern in _expand(inner):
             some = sorted(fs.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern]
-            found += [str(name) for name in some]
-        missing = [name for name in found if not fs.exists(name)] if "{" in inner else []
+            names += [str(name) for name in some]
+        missing = [name for name in names if not fs.exists(name)] if "{" in inner else []
         if missing:
             raise ConfigError(
-                f"{where}: {path}: {len(missing)} of {len(found)} files are missing, the first is {missing[0]}"
+                f"{where}: {path}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}"
             )
     elif fs.isdir(inner):
         root = inner
@@ -153,24 +160,24 @@ def find_files(path: str, where: str, suffix: str) -> Found:
             raise ConfigError(
                 f"{where}: {path}: {linked[0]} is a link to a folder, and no link is followed; give the folder itself"
             )
-        found = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffix))
+        names = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffix))
     else:
         root = inner.rpartition("/")[0]
-        found = [inner] if fs.exists(inner) else []
-    checked = [] if storage.is_remote(path) or found == [inner] else found  # object stores have no links
+        names = [inner] if fs.exists(inner) else []
+    checked = [] if storage.is_remote(path) or names == [inner] else names  # object stores have no links
     if bad := [name for name in checked if not is_file_of(root, name)]:
         raise ConfigError(
-            f"{where}: {path}: {bad[0]} is no regular file of {root or '.'} ({len(bad)} of {len(found)} files); a link "
+            f"{where}: {path}: {bad[0]} is no regular file of {root or '.'} ({len(bad)} of {len(names)} files); a link "
             "may lead to another file of that folder only. Put the files themselves there, or give a file alone as path"
         )
-    if not found:
+    if not names:
         raise ConfigError(
             f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range"
             f"{where_it_looked(path)}"
         )
     prefix = len(root.rstrip("/")) + 1 if root else 0
     whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
-    return Found(whole_root, [name[prefix:] for name in found])
+    return Shards(whole_root, [name[prefix:] for name in names])
 
 
 def is_file_of(root: str, path: str) -> bool:
@@ -246,10 +253,10 @@ def split_locator(locator: str) -> tuple[str, int, int]:
 
     Raises: ValueError for a text that is no locator.
     """
-    found = _LOCATOR.fullmatch(locator)
-    if found is None:
+    match = _LOCATOR.fullmatch(locator)
+    if match is None:
         raise ValueError(f"not a locator: {locator[:200]}")
-    return found[1], int(found[2]), int(found[3])
+    return match[1], int(match[2]), int(match[3])
 
 
 def address_of(locator: str, sha256: str) -> str:
@@ -317,11 +324,11 @@ class LocalReader(AbstractContextManager["LocalReader"]):
 
 def _expand(pattern: str) -> list[str]:
     """Brace ranges written out, as the shell writes them."""
-    found = _RANGE.search(pattern)
-    if found is None:
+    match = _RANGE.search(pattern)
+    if match is None:
         return [pattern]
-    first, last = int(found[1]), int(found[2])
-    width = len(found[1]) if found[1].startswith("0") else 0
+    first, last = int(match[1]), int(match[2])
+    width = len(match[1]) if match[1].startswith("0") else 0
     numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    names = [f"{pattern[: found.start()]}{number:0{width}d}{pattern[found.end() :]}" for number in numbers]
+    names = [f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}" for number in numbers]
     return [name for each in names for name in _expand(each)]

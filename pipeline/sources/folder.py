@@ -1,4 +1,4 @@
-"""Pictures in a folder: named by a table beside them, by the names of their folders, or by a text file beside each.
+"""The kind `folder`, pictures in a folder: named by a table beside them, by their folders, or by texts beside each.
 
 Reads names and sizes, and texts; the pictures themselves are read once, in fetch, which knows them by their content.
 Memory: the names of one folder at a time, or those that the table names.
@@ -11,23 +11,50 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import why_not_inside
-from pipeline.sources import table
-from pipeline.sources.files import kind_of_place, make_locator, walk_files, walk_versions, where_it_looked
+from manifests.settings import ConfigPath, Settings
+from pipeline.sources.files import (
+    IMAGE_SUFFIXES,
+    MAX_LISTED,
+    TABLE_NAME,
+    kind_of_place,
+    make_locator,
+    walk_files,
+    walk_versions,
+    where_it_looked,
+)
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.limits import MAX_TEXT_BYTES
-from pipeline.sources.rows import BATCH_ROWS, Batch, Lost, Scratch, in_batches, make_batch, malformed_rows, map_columns
-from pipeline.sources.settings import FolderSettings, NestedTable, Origin, given
+from pipeline.sources.rows import (
+    BATCH_ROWS,
+    Batch,
+    Lost,
+    RowColumns,
+    Scratch,
+    in_batches,
+    make_batch,
+    malformed_rows,
+    map_columns,
+)
+from pipeline.sources.table import TableFormat, TableReader, guess_table
+from pipeline.sources.tables.columns import describe_columns
 
 _TEXT_ENDING = ".txt"
+_SIDE_FILES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml", ".md", ".html", ".log", ".yaml", ".yml"}
+_NO_WORDS = frozenset(
+    {"", "train", "val", "valid", "validation", "test", "images", "image", "img", "pictures", "photos"}
+)
 _COLUMN_OF_WORDS = {
     "caption": "caption",
     "scientific_name": "taxon_scientific_name",
@@ -35,73 +62,199 @@ _COLUMN_OF_WORDS = {
 }
 
 
-def check_source(source: Origin) -> None:
-    """Check that the folder is there and holds a picture, and that its table has the mapped columns.
+class FileColumns(RowColumns):
+    """Columns of a table beside a folder of pictures; the file's path is the key when `record_key` is absent."""
 
-    Raises: ConfigError.
-    """
-    settings = given(source.folder)
-    fs, inner = storage.filesystem(settings.path)
-    if not fs.isdir(inner):
-        if fs.exists(inner):
-            cure = "write `table:` with it instead" if kind_of_place(settings.path) == "table" else "give its folder"
-            raise ConfigError(f"{source.where}: {settings.path} is a file, not a folder; {cure}")
-        raise ConfigError(f"{source.where}: {settings.path}: no such folder{where_it_looked(settings.path)}")
-    if settings.table is not None:
-        table.check_source(_inner_table(source))
-    elif next(_pictures(settings), None) is None:
-        raise ConfigError(f"{source.where}: {settings.path} holds no picture ({', '.join(settings.suffixes)})")
+    file: str = Field(description="path of the picture, relative to the folder")
+    url: str | None = Field(None, description="where the picture came from; it is never requested")
 
 
-def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """What the rows depend on: names and sizes of the pictures, and the content of every text that is read.
+class FolderSettings(Settings):
+    """Pictures in a folder and its sub-folders."""
 
-    Of texts in an object store the version that its listing names: reading them is left to `read_rows`.
-    With a table they are the files that it names, whatever their ending, and also those that are not there.
-    """
-    settings = given(source.folder)
-    digest = hashlib.sha256()
-    if settings.table is not None:
-        for name, size in sorted(_named_files(source).items()):
-            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return [digest.hexdigest(), *table.digest_inputs(_inner_table(source), hash_file)]
-    reads_texts = settings.captions == "text_file"
-    for name, size, version in walk_versions(settings.path):
-        if name.lower().endswith(_endings(settings)):
-            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-            if reads_texts and size is not None and version is None:
-                digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
-        elif reads_texts and version is not None and name.endswith(_TEXT_ENDING):
-            digest.update(f"{name}\0{version}\n".encode("utf-8", "surrogateescape"))
-    return [digest.hexdigest()]
+    path: ConfigPath
+    """The folder."""
+    captions: Literal["folder_name", "text_file", "none"] | None = Field(
+        None, description="folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table"
+    )
+    folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
+    """What a folder's name says: a caption, or the name of a taxon."""
+    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="which files are pictures")
+    table: str | None = Field(None, description="table of the pictures, relative to the folder or an address")
+    format: TableFormat = "auto"
+    """Of the table; auto: by its ending."""
+    columns: FileColumns | None = None
 
-
-def names_of_pictures(source: Origin) -> list[str]:
-    """The pictures, relative to the folder."""
-    settings = given(source.folder)
-    if settings.table is not None:
-        return [name for name, size in _named_files(source).items() if isinstance(size, int)]
-    return [name for name, _ in _pictures(settings)]
+    @model_validator(mode="after")
+    def _one_way(self) -> FolderSettings:
+        if (self.table is None) != (self.columns is None):
+            raise ValueError("table and columns go together")
+        if self.table is not None and self.captions is not None:
+            raise ValueError("captions come from the table's columns, or by `captions`, not both")
+        if self.folder_name_is != "caption" and self.captions != "folder_name":
+            raise ValueError("folder_name_is needs captions: folder_name")
+        return self
 
 
-def root_of(source: Origin) -> str:
-    """The folder that locators are relative to."""
-    return given(source.folder).path
+class FolderReader(Reader[FolderSettings]):
+    """Pictures in a folder, with or without a table of them."""
 
+    settings_type = FolderSettings
+    on_disk = True
+    init_order = 4
+    caption_cures = ("folder: {captions: folder_name}", "folder: {captions: text_file}", "defaults: {caption: TEXT}")
 
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every picture of the folder in name order, or every row of its table."""
-    settings = given(source.folder)
-    if settings.table is not None:
-        yield from _table_rows(source)
-        return
-    skipped: list[str] = []
-    num_pictures = 0
-    for some in in_batches(enumerate(_pictures(settings, skipped)), BATCH_ROWS):
-        num_pictures = some[-1][0] + 1
-        yield _picture_batch(settings, some)
-    for names in in_batches(enumerate(skipped, num_pictures), BATCH_ROWS):
-        yield make_batch({}, [], [_no_regular_file(number, name) for number, name in names])
+    @property
+    def folders_are_classes(self) -> bool:
+        """Whether captions come from the names of folders."""
+        return self.settings.table is None and self.settings.captions in (None, "folder_name")
+
+    def extra_names(self) -> list[str]:
+        """Columns of the table, or the name of the folder."""
+        return self.settings.columns.extra if self.settings.columns else ["folder"]
+
+    def identity(self) -> dict[str, Any]:
+        """The settings without the folder and the place of the table."""
+        return super().identity() | ({"table": None} if self.settings.table else {})
+
+    def check(self) -> None:
+        """Check that the folder is there and holds a picture, and that its table has the mapped columns.
+
+        Raises: ConfigError.
+        """
+        fs, inner = storage.filesystem(self.path)
+        if not fs.isdir(inner):
+            if fs.exists(inner):
+                cure = "write `table:` with it instead" if kind_of_place(self.path) == "table" else "give its folder"
+                raise ConfigError(f"{self.where}: {self.path} is a file, not a folder; {cure}")
+            raise ConfigError(f"{self.where}: {self.path}: no such folder{where_it_looked(self.path)}")
+        if self.settings.table is not None:
+            self._table().check()
+        elif next(_pictures(self.settings), None) is None:
+            raise ConfigError(f"{self.where}: {self.path} holds no picture ({', '.join(self.settings.suffixes)})")
+
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Names and sizes of the pictures, and the content of every text that is read.
+
+        Of texts in an object store the version that its listing names: reading them is left to `rows`.
+        With a table they are the files that it names, whatever their ending, and also those that are not there.
+        """
+        settings, digest = self.settings, hashlib.sha256()
+        if settings.table is not None:
+            for name, size in sorted(self._named_files().items()):
+                digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            return [digest.hexdigest(), *self._table().digest(hash_file)]
+        reads_texts = settings.captions == "text_file"
+        for name, size, version in walk_versions(settings.path):
+            if name.lower().endswith(_endings(settings)):
+                digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+                if reads_texts and size is not None and version is None:
+                    digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
+            elif reads_texts and version is not None and name.endswith(_TEXT_ENDING):
+                digest.update(f"{name}\0{version}\n".encode("utf-8", "surrogateescape"))
+        return [digest.hexdigest()]
+
+    def picture_files(self) -> list[str]:
+        """The pictures, relative to the folder."""
+        if self.settings.table is not None:
+            return [name for name, size in self._named_files().items() if isinstance(size, int)]
+        return [name for name, _ in _pictures(self.settings)]
+
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every picture of the folder in name order, or every row of its table."""
+        if self.settings.table is not None:
+            yield from self._table_rows()
+            return
+        skipped: list[str] = []
+        num_pictures = 0
+        for some in in_batches(enumerate(_pictures(self.settings, skipped)), BATCH_ROWS):
+            num_pictures = some[-1][0] + 1
+            yield _picture_batch(self.settings, some)
+        for names in in_batches(enumerate(skipped, num_pictures), BATCH_ROWS):
+            yield make_batch({}, [], [_no_regular_file(number, name) for number, name in names])
+
+    def first_rows(self, scratch: Scratch) -> FirstRows:
+        """All rows; in an object store without their texts, which cost a request each."""
+        if self.settings.captions != "text_file" or not storage.is_remote(self.path):
+            return super().first_rows(scratch)
+        bare = FolderReader(self.settings.model_copy(update={"captions": "none"}), self.where)
+        return FirstRows(bare.rows(scratch), has_captions=False)
+
+    def most_rows(self) -> int | None:
+        """The pictures of a folder without a table."""
+        if self.settings.table is not None:
+            return None
+        return sum(name.lower().endswith(_endings(self.settings)[1:]) for name, _ in walk_files(self.path))
+
+    def skipped_files(self) -> dict[str, int]:
+        """Endings of files that no suffix names, with their counts; usual side files left out."""
+        counts: dict[str, int] = {}
+        for name, _ in walk_files(self.path):
+            ending = PurePosixPath(name.lower()).suffix
+            if not name.lower().endswith(_endings(self.settings)[1:]) and ending and ending not in _SIDE_FILES:
+                counts[ending] = counts.get(ending, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """Pictures in a folder: with a table of their names, texts beside them, or telling names of folders."""
+        pictures = listing.ends(*(f".{suffix}" for suffix in IMAGE_SUFFIXES)) if listing.form == "folder" else []
+        if not pictures:
+            return None
+        for name in (name for name in listing.names if "/" not in name and TABLE_NAME.search(name.lower())):
+            if place := _guess_with_table(listing.path, name):
+                return place
+        return _guess_without_table(listing, pictures)
+
+    def _table(self) -> TableReader:
+        """The table beside the pictures."""
+        settings, path = self.settings, self.settings.table
+        assert path is not None, "checked with the settings"
+        assert settings.columns is not None, "checked with the settings"
+        if not storage.is_remote(path) and not PurePosixPath(path).is_absolute():
+            why_not = why_not_inside(settings.path, path)
+            if why_not and "link" in why_not:
+                raise ConfigError(f"{self.where}: {path} {why_not}; put the table itself into {settings.path}")
+            path = storage.join(settings.path, path)
+        return TableReader.of(self.where, path, settings.columns.names(), settings.format)
+
+    def _named_files(self) -> dict[str, int | str | None]:
+        """The files that the table names, with what `_size_of` gives. A store is listed, not asked for each of them."""
+        fs, root = storage.filesystem(self.path)
+        table, names = self._table(), dict[str, None]()
+        for raw in table.batches():  # its first column is that of the files
+            files = raw.rows[table.columns[0]].to_pylist()
+            names |= dict.fromkeys(name for file in files if (name := _below(file, root)))
+        if storage.is_remote(self.path):
+            sizes = {name: size for name, size, _ in walk_versions(self.path, hidden=True)}
+            return {name: sizes.get(name) for name in names}
+        return {name: _size_of(fs, self.path, root, name) for name in names}
+
+    def _table_rows(self) -> Iterator[Batch]:
+        columns, path = self.settings.columns, self.path
+        assert columns is not None, "checked with the settings"
+        fs, root = storage.filesystem(path)
+        for raw in self._table().batches():
+            lost = malformed_rows(raw.malformed)
+            locators: list[str] = []
+            good: list[int] = []
+            for place, file in enumerate(raw.rows[columns.file].to_pylist()):
+                name = _below(file, root)
+                size = _size_of(fs, path, root, name) if name else None
+                if isinstance(size, str):
+                    lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {size}", record_key=file))
+                elif name is None or size is None:
+                    reason = "missing_file" if name or not file else "file_outside_folder"
+                    lost.append(Lost(int(raw.numbers[place]), reason, file, record_key=file))
+                else:
+                    locators.append(make_locator(name, 0, size))
+                    good.append(place)
+            rows = raw.rows.take(pa.array(good, pa.int64()))
+            mapped = {"record_key": rows[columns.file]} | map_columns(rows, columns)
+            mapped["locator"] = pa.array(locators, pa.string())
+            if columns.url is not None:
+                mapped["url"] = rows[columns.url]
+            yield make_batch(mapped, raw.numbers[np.array(good, np.int64)], lost)
 
 
 # ---- pictures without a table
@@ -186,34 +339,7 @@ def _endings(settings: FolderSettings) -> tuple[str, ...]:
     return "/", *(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes)
 
 
-# ---- pictures with a table
-
-
-def _table_rows(source: Origin) -> Iterator[Batch]:
-    settings = given(source.folder)
-    columns = given(settings.columns)
-    fs, root = storage.filesystem(settings.path)
-    for raw in table.read_batches(_inner_table(source)):
-        lost = malformed_rows(raw.malformed)
-        locators: list[str] = []
-        good: list[int] = []
-        for place, file in enumerate(raw.rows[columns.file].to_pylist()):
-            name = _below(file, root)
-            size = _size_of(fs, settings.path, root, name) if name else None
-            if isinstance(size, str):
-                lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {size}", record_key=file))
-            elif name is None or size is None:
-                reason = "missing_file" if name or not file else "file_outside_folder"
-                lost.append(Lost(int(raw.numbers[place]), reason, file, record_key=file))
-            else:
-                locators.append(make_locator(name, 0, size))
-                good.append(place)
-        rows = raw.rows.take(pa.array(good, pa.int64()))
-        found = {"record_key": rows[columns.file]} | map_columns(rows, columns)
-        found["locator"] = pa.array(locators, pa.string())
-        if columns.url is not None:
-            found["url"] = rows[columns.url]
-        yield make_batch(found, raw.numbers[np.array(good, np.int64)], lost)
+# ---- files that a table names
 
 
 def _below(file: str | None, root: str) -> str | None:
@@ -224,19 +350,6 @@ def _below(file: str | None, root: str) -> str | None:
     if not path.parts or path.is_absolute() or ".." in path.parts:
         return None
     return str(path)
-
-
-def _named_files(source: Origin) -> dict[str, int | str | None]:
-    """The files that the table names, with what `_size_of` gives. A store is listed, not asked for each of them."""
-    settings = given(source.folder)
-    fs, root = storage.filesystem(settings.path)
-    column, names = given(settings.columns).file, dict[str, None]()
-    for raw in table.read_batches(_inner_table(source)):
-        names |= dict.fromkeys(name for file in raw.rows[column].to_pylist() if (name := _below(file, root)))
-    if storage.is_remote(settings.path):
-        sizes = {name: size for name, size, _ in walk_versions(settings.path, hidden=True)}
-        return {name: sizes.get(name) for name in names}
-    return {name: _size_of(fs, settings.path, root, name) for name in names}
 
 
 def _size_of(fs: Any, folder: str, root: str, name: str) -> int | str | None:
@@ -255,13 +368,45 @@ def _size_of(fs: Any, folder: str, root: str, name: str) -> int | str | None:
     return int(info["size"]) if info["type"] == "file" else None
 
 
-def _inner_table(source: Origin) -> Origin:
-    """The table beside the pictures, as the table reader takes it."""
-    settings = given(source.folder)
-    path = given(settings.table)
-    if not storage.is_remote(path) and not PurePosixPath(path).is_absolute():
-        why_not = why_not_inside(settings.path, path)
-        if why_not and "link" in why_not:
-            raise ConfigError(f"{source.where}: {path} {why_not}; put the table itself into {settings.path}")
-        path = storage.join(settings.path, path)
-    return NestedTable.of(source, path, given(settings.columns).names(), settings.format)
+# ---- what init sees
+
+
+def _guess_without_table(listing: Listing, pictures: Sequence[str]) -> Place:
+    path, names = listing.path, set(listing.names)
+    more = " or more" if len(names) >= MAX_LISTED else ""
+    place = Place({"path": path}, f"{len(pictures):,}{more} pictures in a folder (sure)")
+    place.states_licence = False
+    beside = sum(name.rpartition(".")[0] + ".txt" in names for name in pictures)
+    folders = {PurePosixPath(name).parent.name for name in pictures}
+    telling = {name for name in folders if name.lower() not in _NO_WORDS and re.search(r"[^\W\d_]{2,}", name)}
+    if beside >= len(pictures) / 2:
+        place.settings["captions"] = "text_file"
+        place.comments["captions"] = f"sure: {beside:,} of {len(pictures):,} looked at have a NAME.txt beside them"
+    elif telling:
+        place.settings["captions"] = "folder_name"
+        place.comments["captions"] = f"likely: names of folders, as {', '.join(sorted(telling)[:3])}"
+        if all(re.fullmatch(r"[A-Z][a-z-]+[ _][a-z-]{3,}(?:[ _].*)?", name) for name in telling):
+            place.settings["folder_name_is"] = "scientific_name"
+            place.comments["folder_name_is"] = "likely: they look like genus and species"
+            place.has_taxa = True
+    else:
+        place.settings["captions"] = "none"
+        place.missing.append(
+            f"captions of {path}: no text file, no table and no telling folder names are there; "
+            "add `defaults: {caption: ...}` or NAME.txt files"
+        )
+    return place
+
+
+def _guess_with_table(path: str, name: str) -> Place | None:
+    """A folder whose table names its pictures; None where the table is about something else."""
+    try:
+        guesses, words, others = guess_table(storage.join(path, name))
+    except ConfigError:
+        return None
+    if "file" not in guesses:
+        return None
+    settings = {"path": path, "table": name, "columns": {f: g.column for f, g in guesses.items()}}
+    place = Place(settings, f"pictures in a folder, named by {name} (sure: {words})")
+    place.left_out = others
+    return describe_columns(place, guesses, path)

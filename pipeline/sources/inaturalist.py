@@ -1,4 +1,4 @@
-"""iNaturalist's open data: photos, observations, taxa and observers as they are published, joined to one row a photo.
+"""The kind `inaturalist`, iNaturalist's open data: photos, observations, taxa and observers, joined to one row a photo.
 
 Reads the four tab-separated tables (.csv.gz, .csv or .tsv) of a folder; wanted columns are staged and joined on disk.
 A photo of several observations counts once, for the first. Raises ConfigError when a table or column is missing.
@@ -7,26 +7,30 @@ Source: https://github.com/inaturalist/inaturalist-open-data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.settings import ConfigPath, Settings
 from manifests.tables import TAXON_RANKS
-from pipeline.sources import table
 from pipeline.sources.joining import (
     Case,
+    WhereTerms,
     json_object,
     judged_rows,
+    make_lineages,
     stage_table,
     staging,
     text,
     where_case,
     where_cases,
 )
-from pipeline.sources.lineage import make_lineages
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Scratch
-from pipeline.sources.settings import NestedTable, Origin, TableFormat, given
+from pipeline.sources.table import TableFormat, TableReader
 
 _TABLES = {
     "photos": ("photo_id", "photo_uuid", "observation_uuid", "observer_id", "extension", "license"),
@@ -39,60 +43,113 @@ _ENDINGS = (".csv.gz", ".csv", ".tsv", ".tsv.gz", ".csv.zst", ".parquet")
 _ADDRESS = "https://inaturalist-open-data.s3.amazonaws.com/photos/"
 
 
-def check_source(source: Origin) -> None:
-    """Check that the four tables are there with their columns and those that the config names.
+class InaturalistSettings(Settings):
+    """The open data of iNaturalist: a folder with photos, observations, taxa and observers."""
 
-    Raises: ConfigError.
-    """
-    for inner in _tables(source).values():
-        table.check_source(inner)
-    known = _known(source)
-    for name in (*given(source.inaturalist).where, *given(source.inaturalist).extra):
-        if name not in known:
-            raise ConfigError(f"{source.where}: iNaturalist's tables have no '{name}'; they have {', '.join(known)}")
-
-
-def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """Hashes of the four tables."""
-    return [digest for inner in _tables(source).values() for digest in table.digest_inputs(inner, hash_file)]
+    path: ConfigPath
+    """The folder of its four tables."""
+    size: Literal["original", "large", "medium", "small", "thumb", "square"] = Field(
+        "medium", description="longest side at most: large 1024 px, medium 500, small 240, thumb 100"
+    )
+    quality_grade: list[str] = Field(["research"], description="grades that count; []: all")
+    where: WhereTerms = Field(default_factory=dict, description="licence, kingdom to species, any column of the tables")
+    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
 
 
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every row of photos, filtered."""
-    with staging(scratch) as (sql, folder):
-        for name, inner in _tables(source).items():
-            yield from stage_table(sql, folder, name, inner)
-        sql.execute(
-            "CREATE VIEW tree AS SELECT taxon_id AS id, nullif(regexp_extract(ancestry, '[^/]*$'), '') AS parent, "
-            "rank, name FROM taxa"
-        )
-        make_lineages(sql, "tree")
-        yield from _joined(sql, source)
+class InaturalistReader(Reader[InaturalistSettings]):
+    """The four tables of iNaturalist, joined."""
+
+    settings_type = InaturalistSettings
+    init_order = 2
+
+    def check(self) -> None:
+        """Check that the four tables are there with their columns and those that the config names.
+
+        Raises: ConfigError.
+        """
+        for table in self._tables().values():
+            table.check()
+        columns = self._columns()
+        for name in (*self.settings.where, *self.settings.extra):
+            if name not in columns:
+                raise ConfigError(
+                    f"{self.where}: iNaturalist's tables have no '{name}'; they have {', '.join(columns)}"
+                )
+
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Hashes of the four tables."""
+        return [sha256 for table in self._tables().values() for sha256 in table.digest(hash_file)]
+
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every row of photos, filtered."""
+        with staging(scratch) as (sql, folder):
+            for name, table in self._tables().items():
+                yield from stage_table(sql, folder, name, table)
+            sql.execute(
+                "CREATE VIEW tree AS SELECT taxon_id AS id, nullif(regexp_extract(ancestry, '[^/]*$'), '') AS parent, "
+                "rank, name FROM taxa"
+            )
+            make_lineages(sql, "tree")
+            yield from _joined(sql, self.settings, self._columns())
+
+    def first_rows(self, scratch: Scratch) -> FirstRows:
+        """Addresses and licences of the first photos, without a join."""
+        for raw in self._table("photos").batches():
+            photos = zip(raw.rows["photo_id"].to_pylist(), raw.rows["extension"].to_pylist(), strict=True)
+            urls = [f"{_ADDRESS}{photo}/{self.settings.size}.{extension}" for photo, extension in photos]
+            return FirstRows.of_addresses({"url": urls, "licence": raw.rows["license"].to_pylist()})
+        return FirstRows.of_addresses({})
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """The folder of the four tables."""
+        names = [name.lower() for name in listing.names] if listing.form == "folder" else []
+        if not all(any(name.startswith(f"{table}.") for name in names) for table in _TABLES):
+            return None
+        words = "iNaturalist's open data (sure: photos, observations, taxa and observers are there)"
+        place = Place({"path": listing.path}, words, has_taxa=True)
+        place.comments["path"] = "add `where: {kingdom: [Plantae]}` to take a part of it; research grade alone is taken"
+        return place
+
+    def _columns(self) -> dict[str, str]:
+        """Names that `where` and `extra` may use, and their SQL."""
+        columns = {"licence": "p.license"} | {rank: f't."{rank}"' for rank in TAXON_RANKS}
+        for name, letter in _LETTERS.items():
+            for column in _columns_of(self._table(name)):
+                columns.setdefault(column, f'{letter}."{column}"')
+        return columns
+
+    def _tables(self) -> dict[str, TableReader]:
+        """The four tables with the columns that are read: those of the join, and those that the config asks for."""
+        asked = {*self.settings.where, *self.settings.extra} - {"licence", *TAXON_RANKS}
+        tables = {name: self._table(name) for name in _TABLES}
+        for name in _LETTERS if asked else ():
+            more = [column for column in _columns_of(tables[name]) if column in asked]
+            tables[name] = self._table(name, more)
+        return tables
+
+    def _table(self, name: str, more: Sequence[str] = ()) -> TableReader:
+        """One of the tables, with `more` columns than the join needs."""
+        fs, inner = storage.filesystem(self.path)
+        ending = next((end for end in _ENDINGS if fs.exists(f"{inner.rstrip('/')}/{name}{end}")), None)
+        if ending is None:
+            raise ConfigError(f"{self.where}: {self.path} has no {name}.csv.gz; give the folder of the four tables")
+        form: TableFormat = "parquet" if ending == ".parquet" else "tsv"
+        columns = list(dict.fromkeys([*_TABLES[name], *more]))
+        return TableReader.of(self.where, storage.join(self.path, name + ending), columns, form)
 
 
-def first_photos(source: Origin) -> dict[str, list[str | None]]:
-    """Addresses and licences of the first photos, without a join: `url` and `licence`."""
-    size = given(source.inaturalist).size
-    for raw in table.read_batches(_table(source, "photos")):
-        photos = zip(raw.rows["photo_id"].to_pylist(), raw.rows["extension"].to_pylist(), strict=True)
-        urls: list[str | None] = [f"{_ADDRESS}{photo}/{size}.{extension}" for photo, extension in photos]
-        return {"url": urls, "licence": raw.rows["license"].to_pylist()}
-    return {"url": [], "licence": []}
-
-
-def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
-    settings = given(source.inaturalist)
+def _joined(sql: Any, settings: InaturalistSettings, columns: Mapping[str, str]) -> Iterator[Batch]:
     origin = (
         "photos p LEFT JOIN observations o ON o.observation_uuid = p.observation_uuid "
         "LEFT JOIN lineages t ON t.id = o.taxon_id LEFT JOIN observers w ON w.observer_id = p.observer_id"
     )
-    known = _known(source)
     cases = [Case("o.observation_uuid IS NULL", "no_record", "p.observation_uuid")]
     if settings.quality_grade:
         cases.append(where_case("quality_grade", "o.quality_grade", settings.quality_grade))
-    cases += where_cases(sql, settings.where, known.__getitem__, "p.license", "photos p")
+    cases += where_cases(sql, settings.where, columns.__getitem__, "p.license", "photos p")
     observer = "coalesce(nullif(w.name, ''), w.login)"
-    columns = {
+    mapped = {
         "record_key": "p.photo_id",
         "group_id": "p.observation_uuid",
         "url": f"{text(_ADDRESS)} || p.photo_id || '/{settings.size}.' || p.extension",
@@ -102,42 +159,10 @@ def _joined(sql: Any, source: Origin) -> Iterator[Batch]:
         "rights_holder": observer,
         "creator": observer,
         "reference_url": "'https://www.inaturalist.org/observations/' || p.observation_uuid",
-        "extra": json_object({name: known[name] for name in settings.extra}),
+        "extra": json_object({name: columns[name] for name in settings.extra}),
     }
-    yield from judged_rows(sql, columns, origin, "p.n", cases)
+    yield from judged_rows(sql, mapped, origin, "p.n", cases)
 
 
-def _known(source: Origin) -> dict[str, str]:
-    """Names that `where` and `extra` may use, and their SQL."""
-    found = {"licence": "p.license"} | {rank: f't."{rank}"' for rank in TAXON_RANKS}
-    for name, letter in _LETTERS.items():
-        for column in _columns_of(_table(source, name)):
-            found.setdefault(column, f'{letter}."{column}"')
-    return found
-
-
-def _tables(source: Origin) -> dict[str, NestedTable]:
-    """The four tables with the columns that are read: those of the join, and those that the config asks for."""
-    settings = given(source.inaturalist)
-    asked = {*settings.where, *settings.extra} - {"licence", *TAXON_RANKS}
-    found = {name: _table(source, name) for name in _TABLES}
-    for name in _LETTERS if asked else ():
-        more = [column for column in _columns_of(found[name]) if column in asked]
-        found[name] = _table(source, name, more)
-    return found
-
-
-def _table(source: Origin, name: str, more: list[str] | None = None) -> NestedTable:
-    """One of the tables as the table reader takes it, with `more` columns than the join needs."""
-    folder = given(source.inaturalist).path
-    fs, inner = storage.filesystem(folder)
-    ending = next((end for end in _ENDINGS if fs.exists(f"{inner.rstrip('/')}/{name}{end}")), None)
-    if ending is None:
-        raise ConfigError(f"{source.where}: {folder} has no {name}.csv.gz; give the folder of the four tables")
-    form: TableFormat = "parquet" if ending == ".parquet" else "tsv"
-    columns = list(dict.fromkeys([*_TABLES[name], *(more or [])]))
-    return NestedTable.of(source, storage.join(folder, name + ending), columns, form)
-
-
-def _columns_of(inner: NestedTable) -> list[str]:
-    return table.read_columns(str(inner.table), inner)
+def _columns_of(table: TableReader) -> list[str]:
+    return table.columns_of(table.path)

@@ -1,4 +1,4 @@
-"""What the readers that join tables share: wanted columns staged on disk, filters in SQL, candidates and lost rows out.
+"""What readers that join tables share: columns staged on disk, filters and ranks in SQL, candidates and lost rows out.
 
 DuckDB joins Parquet files in a private folder. It spills to disk, so memory does not grow with a source.
 """
@@ -10,19 +10,40 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BeforeValidator, Field
 
-from pipeline.sources import table
+from manifests.tables import TAXON_RANKS
 from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch, make_batch, malformed_rows
-from pipeline.sources.settings import Origin
+from pipeline.sources.table import TableReader
 from pipeline.vocabulary.licences import LicenceSettings, normalise_licence
 
 _STAGED_GROUP_ROWS = 50_000
+MAX_LEVELS = 200  # the deepest branch of the tree of life as databases draw it has some 60
+
+
+def _as_texts(where: Any) -> Any:
+    """Lists of values as texts; a single value is a list of one."""
+    if not isinstance(where, dict):
+        return where
+    texts: dict[Any, list[str]] = {}
+    for term, values in where.items():
+        listed = values if isinstance(values, list) else [values]
+        if any(isinstance(value, bool) for value in listed):
+            raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
+        if term == "licence":
+            LicenceSettings(allow=tuple(str(value) for value in listed))  # its error names the right spelling
+        texts[term] = [str(value) for value in listed]
+    return texts
+
+
+WhereTerms = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], BeforeValidator(_as_texts)]
+"""The filter of a source: of each term the values of which a row must have one."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +98,16 @@ def view_staged(sql: Any, staged: StagedTable) -> None:
 
 
 def stage_table(
-    sql: Any, folder: str, name: str, source: Origin, names: Mapping[str, str] | None = None
+    sql: Any, folder: str, name: str, source: TableReader, names: Mapping[str, str] | None = None
 ) -> Iterator[Batch]:
     """Stage the mapped columns of a table as `name`; rows that cannot be read come back as lost.
 
     `names` gives the name in SQL of each column; the columns keep theirs without it.
     """
-    names = names or {column: column for column in table.mapped_columns(source)}
+    names = names or {column: column for column in source.columns}
     with StagedTable(folder, name, list(names.values())) as staged:
-        for raw in table.read_batches(source):
-            staged.write(raw.numbers, {known: raw.rows[column] for column, known in names.items()})
+        for raw in source.batches():
+            staged.write(raw.numbers, {staged_name: raw.rows[column] for column, staged_name in names.items()})
             if raw.malformed:
                 yield make_batch({}, [], malformed_rows(raw.malformed, name))
     view_staged(sql, staged)
@@ -134,17 +155,39 @@ def where_cases(
 
 def where_case(name: str, column: str, allowed: Sequence[str]) -> Case:
     """A row must have one of the values; HUMAN_OBSERVATION and HumanObservation are the same."""
-    wanted = ", ".join(_folded(text(value)) for value in allowed)
-    return Case(f"coalesce({_folded(column)}, '') NOT IN ({wanted})", f"where_{name}", column)
+    values = ", ".join(_folded(text(value)) for value in allowed)
+    return Case(f"coalesce({_folded(column)}, '') NOT IN ({values})", f"where_{name}", column)
 
 
 def _licence_case(sql: Any, column: str, origin: str, allowed: Sequence[str]) -> Case:
     """A row must have one of the licences, in whatever spelling."""
     policy = LicenceSettings(allow=tuple(allowed), deny=())
-    given = [row[0] for row in sql.execute(f"SELECT DISTINCT coalesce({column}, '') FROM {origin}").fetchall()]
-    fine = [spelling for spelling in given if policy.allows(normalise_licence(spelling))]
+    spellings = [row[0] for row in sql.execute(f"SELECT DISTINCT coalesce({column}, '') FROM {origin}").fetchall()]
+    fine = [spelling for spelling in spellings if policy.allows(normalise_licence(spelling))]
     sql.register("allowed_licences", pa.table({"licence": pa.array(fine, pa.string())}))
     return Case(f"coalesce({column}, '') NOT IN (SELECT licence FROM allowed_licences)", "where_licence", column)
+
+
+def make_lineages(sql: Any, taxa: str) -> None:
+    """Make the table `lineages` (id, name, kingdom ... species) of a view (id, parent, rank, name), all strings.
+
+    A taxon whose parent is missing counts as a root; one that is its own ancestor gets no ranks.
+    """
+    ranks = ", ".join(f'"{rank}"' for rank in TAXON_RANKS)
+    own = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, NULL) AS "{rank}\"""" for rank in TAXON_RANKS)
+    inherited = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, p."{rank}") AS "{rank}\"""" for rank in TAXON_RANKS)
+    sql.execute(
+        f"CREATE TABLE lineages AS SELECT t.id, t.name, {own}, 0 AS level FROM {taxa} t "
+        f"WHERE t.parent IS NULL OR t.parent = t.id OR NOT EXISTS (SELECT 1 FROM {taxa} p WHERE p.id = t.parent)"
+    )
+    for level in range(1, MAX_LEVELS):
+        ((num,),) = sql.execute(
+            f"INSERT INTO lineages SELECT t.id, t.name, {inherited}, {level} FROM {taxa} t "
+            f"JOIN (SELECT id, {ranks} FROM lineages WHERE level = {level - 1}) p ON p.id = t.parent "
+            "WHERE t.parent <> t.id"
+        ).fetchall()
+        if not num:
+            return
 
 
 def json_object(values: Mapping[str, str]) -> str:

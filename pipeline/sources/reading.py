@@ -1,17 +1,16 @@
-"""The entry to all readers: check a source, hash its content, read its rows, find its pictures.
+"""What the stages ask of a source: is it there, what is its content, its rows, its pictures.
 
-The origin that a source names picks the reader. Every reader is one module with these functions, `root_of` only where
-its pictures lie on the disk.
+Its kind answers (kinds.py). Where a source lies in a store, a question is asked again after a passing fault.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -19,9 +18,8 @@ from manifests import storage
 from manifests.records import LOOKED, Stamps
 from manifests.remote.folder import patiently
 from manifests.storage import is_remote
-from pipeline.sources import dwca, eol, folder, inaturalist, table, webdataset
 from pipeline.sources.files import look_at
-from pipeline.sources.gbif import reader as gbif
+from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
 
@@ -29,23 +27,27 @@ T = TypeVar("T")
 
 _BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes longer than those after it
 
-_READERS = {
-    "table": table,
-    "dwca": dwca,
-    "gbif": gbif,
-    "eol": eol,
-    "inaturalist": inaturalist,
-    "webdataset": webdataset,
-    "folder": folder,
-}
-
 
 def ask(source: Origin, question: Callable[[], T]) -> T:
     """What the driver wants to know of a source; asked again after a passing fault where it lies in a store.
 
     Raises: RunError when the store stays away.
     """
-    return patiently(source.where, question) if is_remote(source.path) else question()
+    return patiently(source.where, question) if is_remote(source.reader.path) else question()
+
+
+def prepare(origins: Sequence[Origin], user_agent: str, environment: Mapping[str, str]) -> bool:
+    """Bring the data that sources wait for, kind by kind; True when some did.
+
+    Raises: ConfigError for what is refused; RunError where it does not come.
+    """
+    waiting: dict[type[Reader[Any]], list[Reader[Any]]] = {}
+    for reader in (origin.reader for origin in origins):
+        if reader.waits_for():
+            waiting.setdefault(type(reader), []).append(reader)
+    for kind, readers in waiting.items():
+        kind.prepare(readers, user_agent, environment)
+    return bool(waiting)
 
 
 def check_source(source: Origin) -> None:
@@ -53,7 +55,7 @@ def check_source(source: Origin) -> None:
 
     Raises: ConfigError that names the source, what is wrong, and what is there; RunError when its store stays away.
     """
-    ask(source, partial(_READERS[source.kind].check_source, source))
+    ask(source, source.reader.check)
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
@@ -61,22 +63,12 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
 
     Raises: as `check_source`.
     """
-    digests: list[str] = ask(source, partial(_READERS[source.kind].digest_inputs, source, hash_file))
-    return digests
-
-
-def names_of_pictures(source: Origin) -> list[str]:
-    """Names, below its root, of the pictures of a source that lie in files of their own.
-
-    Raises: as `check_source`.
-    """
-    return ask(source, partial(folder.names_of_pictures, source)) if source.kind == "folder" else []
+    return ask(source, partial(source.reader.digest, hash_file))
 
 
 def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
     """Every row of a source in a fixed order, in batches of bounded size."""
-    batches: Iterator[Batch] = _READERS[source.kind].read_rows(source, scratch)
-    return batches
+    return source.reader.rows(scratch)
 
 
 def read_ahead(source: Origin, scratch: Scratch) -> Iterator[Batch]:
@@ -91,13 +83,12 @@ def read_ahead(source: Origin, scratch: Scratch) -> Iterator[Batch]:
 
 def root_of(source: Origin) -> str | None:
     """The folder that locators of a source are relative to; None when its pictures lie on the web."""
-    reader = _READERS[source.kind]
-    return str(ask(source, partial(reader.root_of, source))) if hasattr(reader, "root_of") else None
+    return ask(source, source.reader.root) if source.reader.on_disk else None
 
 
 def content_of_pictures(origin: Origin, stamps: Stamps) -> list[str]:
     """A digest of the pictures that lie in files of their own; those whose stamp has changed are hashed."""
-    names = sorted(set(names_of_pictures(origin)))
+    names = sorted(set(ask(origin, origin.reader.picture_files)))
     hashed = stamps.sha256_of_all(looked_at(origin, names))
     by_place = dict(zip(hashed["place"].to_pylist(), hashed["sha256"].to_pylist(), strict=True))
     digest = hashlib.sha256()

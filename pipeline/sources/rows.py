@@ -1,5 +1,7 @@
 """What every reader gives to ingest: rows in the columns of the contract, and rows that ended in the reader.
 
+Also how a config maps the columns of a source to those of the contract, and what fills their gaps.
+
 Pure: tables in, tables out. No row disappears: a row that a reader leaves out stands in `lost`, with a reason.
 """
 
@@ -16,10 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
+from manifests.settings import Settings
 from pipeline.sources.limits import MAX_DEPTH, MAX_ROW_BYTES
-from pipeline.sources.settings import CONTRACT_COLUMNS, PLAIN_COLUMNS, RowColumns
 from pipeline.store.writing import text_bytes
 
 BATCH_ROWS = 20_000
@@ -27,8 +30,6 @@ MAX_VALUE_CHARS = 200
 
 Scratch = Callable[[], AbstractContextManager[Any]]
 """Opens an in-memory DuckDB that spills to disk, for a reader that has to join."""
-
-ROWS = pa.schema([(name, pa.string()) for name in CONTRACT_COLUMNS])
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
 
@@ -43,6 +44,73 @@ LOST = pa.schema(
 )
 
 Item = TypeVar("Item")
+
+
+class RowFields(Settings):
+    """Fields of the contract that any source may fill: from a column that it names, or with one value for all rows."""
+
+    taxon_kingdom: str | None = None
+    """The kingdom of the taxon."""
+    taxon_phylum: str | None = None
+    """The phylum of the taxon."""
+    taxon_class: str | None = None
+    """The class of the taxon."""
+    taxon_order: str | None = None
+    """The order of the taxon."""
+    taxon_family: str | None = None
+    """The family of the taxon."""
+    taxon_genus: str | None = None
+    """The genus of the taxon."""
+    taxon_species: str | None = None
+    """The species of the taxon."""
+    taxon_scientific_name: str | None = None
+    """The scientific name, with or without authors."""
+    taxon_vernacular_name: str | None = None
+    """The common name."""
+    licence: str | None = None
+    """Name or address of the licence; many spellings are understood."""
+    licence_url: str | None = None
+    """Address of the licence."""
+    rights_holder: str | None = None
+    """Who owns the picture."""
+    creator: str | None = None
+    """Who made the picture."""
+    reference_url: str | None = None
+    """The page that shows the picture."""
+
+
+PLAIN_COLUMNS = tuple(RowFields.model_fields)
+ROWS = pa.schema(
+    [(name, pa.string()) for name in ("record_key", "group_id", "url", "locator", "caption", *PLAIN_COLUMNS, "extra")]
+)
+
+
+class RowColumns(RowFields):
+    """Which column (or field) of a source fills which column of the contract; `extra` holds any others."""
+
+    record_key: str | None = Field(None, description="the source's own key")
+    group: str | None = Field(None, description="what pictures of one thing share; it is kept together")
+    caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
+    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
+
+    def names(self) -> list[str]:
+        """Every column that is mapped, each once; the column of the address comes first."""
+        values = self.model_dump()
+        names: list[str] = []
+        for name in sorted(values, key=lambda name: name not in ("file", "url")):
+            names.extend([values[name]] if isinstance(values[name], str) else values[name] or [])
+        return list(dict.fromkeys(names))
+
+
+class RowDefaults(RowFields):
+    """Values of a row where its source has none."""
+
+    caption: str | None = None
+    """For rows whose own is empty."""
+
+    def values(self) -> dict[str, str]:
+        """The values that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Tables of URLs: parquet, csv, tsv, json and jsonl; one file, a folder or a glob; compressed or not, local or fsspec.
+"""The kind `table`: URLs in parquet, csv, tsv, json or jsonl; a file, a folder or a glob; local or fsspec.
 
 Rows are streamed as Arrow batches of strings, so memory does not grow with the table. A row that cannot be read is
 given back as malformed. Raises ConfigError, which names the file, for a table that cannot be read at all.
@@ -6,53 +6,58 @@ given back as malformed. Raises ConfigError, which names the file, for a table t
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
-from pipeline.sources.delimited import (
+from manifests.settings import ConfigPath, Settings
+from pipeline.sources.files import (
+    IMAGE_SUFFIXES,
+    TABLE_NAME,
+    WORKBOOK,
+    WORKBOOK_CURE,
+    kind_of_place,
+    reading,
+    where_it_looked,
+    zip_fault,
+)
+from pipeline.sources.kinds import Listing, Place, Reader
+from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
+from pipeline.sources.rows import (
+    BATCH_ROWS,
+    Batch,
+    RowColumns,
+    Scratch,
+    as_text,
+    make_batch,
+    malformed_rows,
+    map_columns,
+)
+from pipeline.sources.tables.columns import ColumnGuess, describe_columns, guess_columns, left_out
+from pipeline.sources.tables.delimited import (
     HEAD_BYTES,
-    MAX_SHOWN_CHARS,
-    Broken,
     Dialect,
     RawBatch,
     read_delimited,
     read_header,
-    read_lines,
     sniff_dialect,
 )
-from pipeline.sources.files import WORKBOOK, WORKBOOK_CURE, kind_of_place, reading, where_it_looked, zip_fault
-from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_COLUMNS, MAX_DEPTH, MAX_RECORD_BYTES
-from pipeline.sources.rows import (
-    BATCH_ROWS,
-    Batch,
-    Scratch,
-    as_text,
-    check_unicode,
-    in_batches,
-    json_object_of,
-    make_batch,
-    malformed_rows,
-    map_columns,
-    parse_json,
-)
-from pipeline.sources.settings import ColumnMap, Origin, given
+from pipeline.sources.tables.json_items import json_keys, read_json
 from pipeline.store.foreign import read_rows as read_foreign
 
-JSON_HEAD_ROWS = 10_000  # objects whose keys are looked at: a key may be missing from most of them
 _SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -65,28 +70,218 @@ _SUFFIXES = {
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
+MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to count their lines
+_SAMPLED_ROWS = 500
+_INIT = "init"
+_NO_TABLES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip", *WORKBOOK),
+    *(f".{suffix}" for suffix in IMAGE_SUFFIXES),
+)
+TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"]
 
-def list_files(source: Origin) -> list[str]:
-    """The files of a source in name order.
 
-    Raises: ConfigError when there are none.
-    """
-    path = given(source.table)
-    fs, inner = storage.filesystem(path)
-    if any(sign in path for sign in "*?[") and (storage.is_remote(path) or not fs.exists(inner)):
-        found = sorted(fs.glob(inner))
-    elif fs.isdir(inner):
-        found = sorted(str(name) for name in fs.ls(inner, detail=False) if _format_of(str(name), source))
-        # beside tables of another kind a json file is a side file, as img2dataset's 00000_stats.json
-        others = [name for name in found if _format_of(name, source) != "json"]
-        found = others or found
-    else:
-        found = [inner] if fs.exists(inner) else []
-    if not found:
-        raise ConfigError(f"{source.where}: {path}: {_no_table(path)}")
-    if not storage.is_remote(path) and (odd := [name for name in found if not Path(name).is_file()]):
-        raise ConfigError(f"{source.where}: {odd[0]} is no regular file; give a file, a folder or a glob of tables")
-    return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in found]
+class ColumnMap(RowColumns):
+    """Columns of a table of URLs; the URL is the key when `record_key` is absent."""
+
+    url: str
+    """The column of the addresses."""
+    caption: str | list[str] = Field(description="one column, or several joined with a space")
+
+
+class TableSettings(Settings):
+    """A table of URLs, by keys of the source itself."""
+
+    table: ConfigPath | None = Field(
+        None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob"
+    )
+    format: TableFormat = "auto"
+    """Of the table; auto: by its ending."""
+    columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
+
+
+class TableReader(Reader[TableSettings]):
+    """A table of URLs. Other kinds read their tables with it too."""
+
+    settings_type = TableSettings
+    is_flat = True
+    init_order = 6
+
+    def __init__(self, settings: TableSettings, where: str) -> None:
+        super().__init__(settings, where)
+        assert settings.table is not None, "checked with the keys"
+        assert settings.columns is not None, "checked with the keys"
+        self._table, self.mapped = settings.table, settings.columns
+        self.columns = settings.columns.names()
+
+    @classmethod
+    def of(cls, where: str, path: str, columns: Sequence[str], form: TableFormat = "auto") -> Self:
+        """A table that is part of another source: the one at `path`, of which `columns` are read."""
+        mapped = ColumnMap(url=columns[0], caption=[], extra=list(columns[1:]))
+        return cls(TableSettings(table=path, format=form, columns=mapped), where)
+
+    @classmethod
+    def check_keys(cls, keys: Any, chosen: str) -> None:
+        """Columns go with a table."""
+        if chosen == "table" and keys.columns is None:
+            raise ValueError("columns is needed with table: name at least the columns of the url and the caption")
+        if chosen != "table" and (keys.columns is not None or keys.format != "auto"):
+            raise ValueError(f"columns and format at this level belong to table, not to {chosen}")
+
+    @property
+    def path(self) -> str:
+        """The table, or a folder or glob of tables."""
+        return self._table
+
+    def extra_names(self) -> list[str]:
+        """The columns that are kept beside the sample."""
+        return self.mapped.extra
+
+    def identity(self) -> dict[str, Any]:
+        """How the columns are read."""
+        columns = self.mapped.model_dump(mode="json", exclude_none=True)
+        return {"table": None, "format": self.settings.format, "columns": columns}
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """A table of addresses, by its names and first values."""
+        if first_columns(listing) is None:
+            return None
+        guesses, words, others = guess_table(listing.path)
+        if "file" in guesses:
+            raise ConfigError(
+                f"{listing.path}: its column '{guesses['file'].column}' names files; name the folder of the pictures, "
+                "with the table in it, instead of the table"
+            )
+        columns = {field: guess.column for field, guess in guesses.items()}
+        settings = {"table": listing.path, "columns": columns}
+        place = Place(settings, f"table of addresses (sure: {words})", left_out=others)
+        return describe_columns(place, guesses, listing.path)
+
+    def check(self) -> None:
+        """Open the head of every file, and check that the mapped columns are there.
+
+        Raises: ConfigError for a missing or unreadable table and for a missing column, with the nearest one there is.
+        """
+        for file in self.files():
+            there = self.columns_of(file)
+            missing = [column for column in self.columns if column not in there]
+            if missing:
+                by_lower = {name.lower(): name for name in there}
+                near = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.4)
+                hint = f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
+                raise ConfigError(
+                    f"{self.where}: {file} has no column {', '.join(repr(column) for column in missing)}{hint}; "
+                    f"it has {', '.join(there)}"
+                )
+
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Hashes of the files that the rows are read from."""
+        return [hash_file(file) for file in self.files()]
+
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every row of the table, its columns mapped; rows that cannot be read are `malformed_row`."""
+        for raw in self.batches():
+            yield map_batch(raw, self.mapped)
+
+    def most_rows(self) -> int | None:
+        """Rows of Parquet, lines of small texts. A text of several lines in quotes counts by its lines."""
+        total = 0
+        for file in self.files():
+            fs, inner = storage.filesystem(file)
+            if file.lower().endswith((".parquet", ".pq")):
+                with fs.open(inner, "rb") as stream:
+                    total += pq.ParquetFile(stream).metadata.num_rows
+            elif file.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")) and fs.size(inner) <= MAX_COUNTED_BYTES:
+                with fs.open(inner, "rb") as stream:
+                    total += sum(1 for line in stream if line.strip())
+            else:
+                return None
+        return total
+
+    def files(self) -> list[str]:
+        """The files in name order.
+
+        Raises: ConfigError when there are none.
+        """
+        path = self._table
+        fs, inner = storage.filesystem(path)
+        if any(sign in path for sign in "*?[") and (storage.is_remote(path) or not fs.exists(inner)):
+            names = sorted(fs.glob(inner))
+        elif fs.isdir(inner):
+            names = sorted(str(name) for name in fs.ls(inner, detail=False) if self._format_of(str(name)))
+            # beside tables of another kind a json file is a side file, as img2dataset's 00000_stats.json
+            names = [name for name in names if self._format_of(name) != "json"] or names
+        else:
+            names = [inner] if fs.exists(inner) else []
+        if not names:
+            raise ConfigError(f"{self.where}: {path}: {_no_table(path)}")
+        if not storage.is_remote(path) and (odd := [name for name in names if not Path(name).is_file()]):
+            raise ConfigError(f"{self.where}: {odd[0]} is no regular file; give a file, a folder or a glob of tables")
+        return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in names]
+
+    def columns_of(self, file: str) -> list[str]:
+        """Names of the columns of one file; for json and jsonl the keys of its first 10,000 objects.
+
+        Raises: ConfigError when the file cannot be read as what it should be, or names a column twice.
+        """
+        form = self._known_format(file)
+        with self._reading(file):
+            if form in ("json", "jsonl"):
+                return json_keys(partial(_open, file), form)
+            if form == "parquet":
+                with _open(file, compressed=False) as stream:
+                    names = list(pq.read_schema(stream).names)
+            else:
+                dialect = dialect_of(file, form)
+                with _open(file) as stream:
+                    names = read_header(stream, dialect, dialect.lines_before)
+        twice = sorted(name for name, num in Counter(names).items() if name and num > 1)
+        if twice:
+            raise ConfigError(f"{self.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
+        return names
+
+    def batches(self) -> Iterator[RawBatch]:
+        """Every row, mapped columns only, in file and row order.
+
+        Raises: ConfigError when a file breaks off or is not what it should be.
+        """
+        first_row = 0
+        for file in self.files():
+            form = self._known_format(file)
+            read = {"parquet": _read_parquet, "csv": _read_delimited, "tsv": _read_delimited}.get(form, _read_json)
+            end = first_row
+            with self._reading(file):
+                for batch in read(file, form, self.columns):
+                    batch.numbers = batch.numbers + first_row
+                    batch.malformed = [(number + first_row, text) for number, text in batch.malformed]
+                    end = max(end, batch.end)
+                    yield batch
+            first_row = end
+
+    def _format_of(self, file: str) -> str | None:
+        if self.settings.format != "auto":
+            return self.settings.format
+        name = file.rpartition("/")[2].lower()
+        for suffix in _COMPRESSIONS:
+            name = name.removesuffix(suffix)
+        return next((form for suffix, form in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+    def _known_format(self, file: str) -> str:
+        form = self._format_of(file)
+        if form is None:
+            if file.lower().endswith(WORKBOOK):
+                raise ConfigError(f"{self.where}: {file} is an Excel workbook; {WORKBOOK_CURE}")
+            other = kind_of_place(file)
+            if other in ("webdataset", "folder"):
+                raise ConfigError(f"{self.where}: {file} is no table; {_CURE_OF_KIND[other]}")
+            raise ConfigError(
+                f"{self.where}: {file}: the name does not tell the format; "
+                "set `format` to parquet, csv, tsv, json or jsonl"
+            )
+        return form
+
+    def _reading(self, file: str) -> AbstractContextManager[None]:
+        return reading(f"{self.where}: {file}", file, f"as {self._format_of(file)}")
 
 
 _CURE_OF_KIND = {
@@ -97,98 +292,80 @@ _CURE_OF_KIND = {
 
 def _no_table(path: str) -> str:
     kind = kind_of_place(path)
-    if kind == "folder":
-        return f"holds pictures and no table; write `folder: {{path: {path}}}` in place of `table` and `columns`"
-    if kind == "webdataset":
-        return f"holds tars and no table; write `webdataset: {{path: {path}}}` in place of `table` and `columns`"
-    if kind == "dwca":
-        return f"holds a Darwin Core Archive; write `dwca: {{path: {path}}}` in place of `table` and `columns`"
+    there = {"folder": "pictures and no table", "webdataset": "tars and no table", "dwca": "a Darwin Core Archive"}
+    if kind in there:
+        return f"holds {there[kind]}; write `{kind}: {{path: {path}}}` in place of `table` and `columns`"
     return f"no such table; give a file, a folder or a glob{where_it_looked(path)}"
 
 
-def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """Hashes of the files that the rows are read from."""
-    return [hash_file(file) for file in list_files(source)]
+# ---- what init sees
 
 
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every row of the table, its columns mapped; rows that cannot be read are `malformed_row`."""
-    for raw in read_batches(source):
-        yield map_batch(raw, given(source.columns))
+def first_columns(listing: Listing) -> list[str] | None:
+    """Columns of the first table at a place; None where there is none."""
+    tables = [name for name in listing.names if TABLE_NAME.search(name.lower())]
+    is_table = {
+        "pattern": True,
+        "folder": any("/" not in name for name in tables),
+        "zip": False,
+        "file": bool(tables) or not listing.ends(*_NO_TABLES),
+    }
+    if not is_table[listing.form]:
+        return None
+    return _head(listing.path)[1]
+
+
+def guess_table(path: str) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]:
+    """Guesses for the first table at `path`, from its header and first rows, words on them, and the columns left out.
+
+    Raises: ConfigError.
+    """
+    file, names = _head(path)
+    named = [name for name in names if name]
+    values: dict[str, list[str]] = {name: [] for name in named}
+    for batch in islice(TableReader.of(_INIT, file, named).batches(), 1):
+        for name in named:
+            some = batch.rows[name].slice(0, _SAMPLED_ROWS).to_pylist()
+            values[name] = [value for value in some if value and value.strip()]
+    try:
+        guesses = guess_columns(named, values)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    words = f"{len(named)} columns{_how_written(file)}, the first rows were read"
+    return guesses, words, left_out(named, values, guesses)
+
+
+def _head(path: str) -> tuple[str, list[str]]:
+    table = TableReader.of(_INIT, path, [""])
+    try:
+        file = table.files()[0]
+        return file, table.columns_of(file)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix(f"{_INIT}: ")) from None
+
+
+def _how_written(file: str) -> str:
+    """How a csv is delimited and encoded, where it is not with commas in UTF-8."""
+    form = PurePosixPath(TABLE_NAME.sub(r".\1", file.lower())).suffix.lstrip(".")
+    if form not in _DELIMITERS:
+        return ""
+    dialect = dialect_of(file, form)
+    mark = {",": "", ";": "semicolons", "\t": "tabs", "|": "pipes"}.get(dialect.delimiter, dialect.delimiter)
+    words = [f"separated by {mark}"] * bool(mark) + [f"in {dialect.encoding}"] * (dialect.encoding != "utf-8")
+    return f" {' '.join(words)}" if words else ""
+
+
+# ---- rows
 
 
 def map_batch(raw: RawBatch, columns: ColumnMap) -> Batch:
     """A raw batch with our column names. The URL is the key of a row, unless another column is mapped to it."""
     url = raw.rows[columns.url]
-    found = {"record_key": url, "url": url} | map_columns(raw.rows, columns)
-    return make_batch(found, raw.numbers, malformed_rows(raw.malformed))
+    named = {"record_key": url, "url": url} | map_columns(raw.rows, columns)
+    return make_batch(named, raw.numbers, malformed_rows(raw.malformed))
 
 
-def check_source(source: Origin) -> None:
-    """Open the head of every file, and check that the mapped columns are there.
-
-    Raises: ConfigError for a missing or unreadable table and for a missing column, with the nearest one there is.
-    """
-    for file in list_files(source):
-        there = read_columns(file, source)
-        missing = [column for column in mapped_columns(source) if column not in there]
-        if missing:
-            by_lower = {name.lower(): name for name in there}
-            near = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.4)
-            hint = f" (did you mean '{by_lower[near[0]]}'?)" if near else ""
-            raise ConfigError(
-                f"{source.where}: {file} has no column {', '.join(repr(column) for column in missing)}{hint}; "
-                f"it has {', '.join(there)}"
-            )
-
-
-def mapped_columns(source: Origin) -> list[str]:
-    """Columns of the table that the config maps, each once."""
-    return given(source.columns).names()
-
-
-def read_columns(file: str, source: Origin) -> list[str]:
-    """Names of the columns of one file; for json and jsonl the keys of its first 10,000 objects.
-
-    Raises: ConfigError when the file cannot be read as what it should be, or names a column twice.
-    """
-    kind = _known_format(file, source)
-    with _reading(file, source):
-        if kind in ("json", "jsonl"):
-            return _json_keys(file, kind)
-        if kind == "parquet":
-            with _open(file, compressed=False) as stream:
-                names = list(pq.read_schema(stream).names)
-        else:
-            dialect = dialect_of(file, kind)
-            with _open(file) as stream:
-                names = read_header(stream, dialect, dialect.lines_before)
-    twice = sorted(name for name, num in Counter(names).items() if name and num > 1)
-    if twice:
-        raise ConfigError(f"{source.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
-    return names
-
-
-def read_batches(source: Origin) -> Iterator[RawBatch]:
-    """Every row of a source, mapped columns only, in file and row order.
-
-    Raises: ConfigError when a file breaks off or is not what it should be.
-    """
-    first_row = 0
-    for file in list_files(source):
-        kind = _known_format(file, source)
-        reader = {"parquet": _read_parquet, "json": _read_json, "jsonl": _read_json}.get(kind, _read_delimited)
-        end = first_row
-        with _reading(file, source):
-            for batch in reader(file, kind, mapped_columns(source)):
-                batch.numbers = batch.numbers + first_row
-                batch.malformed = [(number + first_row, text) for number, text in batch.malformed]
-                end = max(end, batch.end)
-                yield batch
-        first_row = end
-
-
-def _read_parquet(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
+def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
     with _open(file, compressed=False) as stream:
         for some in read_foreign(stream, columns, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
             rows = pa.table({name: _as_strings(some.rows.column(name)) for name in columns})
@@ -202,165 +379,25 @@ def _as_strings(column: pa.Array) -> pa.Array:
     return column.cast(pa.string())
 
 
-def _read_delimited(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    dialect = dialect_of(file, kind)
+def _read_delimited(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
+    dialect = dialect_of(file, form)
     with _open(file) as stream:
         names = read_header(stream, dialect, dialect.lines_before)
     with _open(file) as stream:
         yield from read_delimited(stream, names, columns, dialect, skip_rows=1 + dialect.lines_before)
 
 
-def dialect_of(file: str, kind: str) -> Dialect:
+def _read_json(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
+    return read_json(partial(_open, file), form, columns)
+
+
+def dialect_of(file: str, form: str) -> Dialect:
     """How a csv or tsv is delimited and encoded, told by its first bytes."""
     with _open(file) as stream:
-        return sniff_dialect(stream.read(HEAD_BYTES), _DELIMITERS[kind])
-
-
-# ---- json
-
-
-def _read_json(file: str, kind: str, columns: list[str]) -> Iterator[RawBatch]:
-    for items in in_batches(_json_items(file, kind), BATCH_ROWS):
-        rows: list[list[str | None]] = []
-        numbers: list[int] = []
-        malformed: list[tuple[int, str]] = []
-        for number, item in items:
-            try:
-                found = _object_of(item)
-                row = [as_text(found.get(name)) for name in columns]
-                check_unicode(row)
-            except ValueError:
-                shown = _shown(item)[:MAX_SHOWN_CHARS]
-                malformed.append((number, shown.decode("utf-8", "replace").strip()))
-            else:
-                rows.append(row)
-                numbers.append(number)
-        table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
-        yield RawBatch(table, np.array(numbers, np.int64), malformed)
-
-
-def _json_keys(file: str, kind: str) -> list[str]:
-    """Keys of the first objects. One broken line is counted later; a file that holds only broken lines is no json.
-
-    Raises: ValueError.
-    """
-    keys: dict[str, None] = {}
-    error = ValueError("the file is empty")
-    readable = False
-    for _, item in islice(_json_items(file, kind), JSON_HEAD_ROWS):
-        try:
-            keys |= dict.fromkeys(_object_of(item))
-            readable = True
-        except ValueError as found:
-            error = found
-        if len(keys) > MAX_COLUMNS:
-            raise ValueError(f"its objects have more than {MAX_COLUMNS:,} keys")
-    if not readable:
-        raise error
-    return list(keys)
-
-
-def _json_items(file: str, kind: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of each item of an array; where there is no array, number and bytes of each line.
-
-    An item or a line that is too deep or too long is `Broken`.
-
-    Raises: ValueError where an array is no json.
-    """
-    with _open(file) as stream:
-        head = stream.read(4096)
-    mark = codecs.BOM_UTF8 if head.startswith(codecs.BOM_UTF8) else b""
-    is_array = kind == "json" and head.removeprefix(mark).lstrip().startswith(b"[")
-    with _open(file) as stream:
-        stream.read(len(mark))
-        if not is_array:
-            lines = enumerate(read_lines(stream))
-            yield from ((number, line) for number, line in lines if isinstance(line, Broken) or line.strip())
-            return
-        yield from enumerate(_array_items(stream))
-
-
-def _array_items(stream: Any) -> Iterator[Any]:
-    """The items of a json array; one that is nested too deeply is `Broken`, and is not held in memory.
-
-    Raises: ValueError where the text is no json, or an item too long.
-    """
-    import ijson  # its backend loads a C library
-
-    metered = _Metered(stream)
-    depth, deepest = -1, 0  # of lists and objects within an item
-    builder = ijson.ObjectBuilder()
-    try:
-        for event, value in ijson.basic_parse(metered, use_float=True):
-            depth += event in ("start_map", "start_array")
-            deepest = max(deepest, depth)
-            of_item = depth > 0 or not event.endswith("_array")
-            if of_item and depth <= MAX_DEPTH:
-                builder.event(event, value)
-            depth -= event in ("end_map", "end_array")
-            if of_item and depth == 0:
-                yield builder.value if deepest <= MAX_DEPTH else Broken(f"nested more than {MAX_DEPTH} deep".encode())
-                builder, deepest, metered.num_bytes = ijson.ObjectBuilder(), 0, 0
-    except ijson.JSONError as error:
-        raise ValueError(str(error)) from None
-
-
-class _Metered:
-    """A stream that counts the bytes of the item that is being read.
-
-    Raises: ValueError, from `read`, for an item that is too long.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.num_bytes = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        if self.num_bytes > MAX_RECORD_BYTES:
-            raise ValueError(f"an item of more than {MAX_RECORD_BYTES:,} bytes")
-        found: bytes = self._stream.read(size)
-        self.num_bytes += len(found)
-        return found
-
-
-def _object_of(item: Any) -> dict[str, Any]:
-    if isinstance(item, Broken):
-        raise ValueError("too deep or too long")
-    return parse_json(item) if isinstance(item, bytes) else json_object_of(item)
-
-
-def _shown(item: Any) -> bytes:
-    if isinstance(item, Broken):
-        return item.text
-    return item if isinstance(item, bytes) else ascii(item).encode()
+        return sniff_dialect(stream.read(HEAD_BYTES), _DELIMITERS[form])
 
 
 # ---- files
-
-
-def _format_of(file: str, source: Origin) -> str | None:
-    if source.format != "auto":
-        return source.format
-    name = file.rpartition("/")[2].lower()
-    for suffix in _COMPRESSIONS:
-        name = name.removesuffix(suffix)
-    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
-
-
-def _known_format(file: str, source: Origin) -> str:
-    kind = _format_of(file, source)
-    if kind is None:
-        if file.lower().endswith(WORKBOOK):
-            raise ConfigError(f"{source.where}: {file} is an Excel workbook; {WORKBOOK_CURE}")
-        other = kind_of_place(file)
-        if other in ("webdataset", "folder"):
-            raise ConfigError(f"{source.where}: {file} is no table; {_CURE_OF_KIND[other]}")
-        raise ConfigError(
-            f"{source.where}: {file}: the name does not tell the format; "
-            "set `format` to parquet, csv, tsv, json or jsonl"
-        )
-    return kind
 
 
 @contextmanager
@@ -385,7 +422,3 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
         if len(names) != 1:
             raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")
         yield stack.enter_context(archive.open(names[0]))
-
-
-def _reading(file: str, source: Origin) -> AbstractContextManager[None]:
-    return reading(f"{source.where}: {file}", file, f"as {_format_of(file, source)}")

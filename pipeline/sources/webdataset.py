@@ -1,4 +1,4 @@
-"""Samples of webdataset tars as they lie: img2dataset's (with its Parquet), TreeOfLife's, plain jpg + txt.
+"""The kind `webdataset`, samples of tars as they lie: img2dataset's (with its Parquet), TreeOfLife's, plain jpg + txt.
 
 Reads tar headers and text members, and the Parquet file beside a shard where there is one. Pictures are read once, in
 fetch, by the offset in their locator. Memory: the Parquet rows of one shard. An odd member costs its sample alone. A
@@ -8,23 +8,39 @@ is damaged. Raises ConfigError for tars that are missing, no tar, compressed, or
 
 from __future__ import annotations
 
+import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.inside import BrokenTarError, Member, tar_members
-from pipeline.sources.files import UNREADABLE, Found, check_store, find_files, is_file_of, make_locator
+from manifests.settings import ConfigPath, Settings
+from pipeline.sources.files import (
+    IMAGE_SUFFIXES,
+    UNREADABLE,
+    Shards,
+    check_store,
+    find_files,
+    is_file_of,
+    make_locator,
+    reading,
+)
+from pipeline.sources.kinds import Listing, Place, Reader
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS, MAX_TEXT_BYTES
 from pipeline.sources.rows import (
     BATCH_ROWS,
+    PLAIN_COLUMNS,
     Batch,
     Lost,
+    RowColumns,
     Scratch,
     as_text,
     check_unicode,
@@ -33,24 +49,43 @@ from pipeline.sources.rows import (
     make_batch,
     parse_json,
 )
-from pipeline.sources.settings import PLAIN_COLUMNS, Origin, ShardFields, given
+from pipeline.sources.tables.columns import plain
 from pipeline.store.foreign import read_rows as read_foreign
 
-_USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # the first caption that is there
+_SHARD_MEMBERS = 60  # that init looks at
 _PARQUET_ALWAYS = ("key", "url", "status", "error_message")  # img2dataset's own columns
 
 
+class ShardFields(RowColumns):
+    """Fields of a webdataset sample.
+
+    A text member goes by its extension (`txt`, `scientific_name.txt`), a key of the json member by `json.KEY`, a
+    column of the shard's own Parquet file by `parquet.COLUMN`, and `__key__` is the webdataset key.
+    """
+
+    url: str | None = Field(None, description="where the picture came from; it is never requested")
+
+
+_USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # the first caption that is there
+
+
+class WebdatasetSettings(Settings):
+    """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""
+
+    path: ConfigPath
+    """A tar, a folder of them, a glob, or a brace range."""
+    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture; the first there is")
+    fields: ShardFields | None = Field(
+        None, description="absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY"
+    )
+
+
 @dataclass(frozen=True)
-class _Wanted:
+class _Asked:
     """What the config asks of each sample."""
 
     fields: ShardFields
     suffixes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, source: Origin) -> _Wanted:
-        settings = given(source.webdataset)
-        return cls(settings.fields or _USUAL_FIELDS, settings.suffixes)
 
     def texts(self) -> set[str]:
         """Extensions of the text members that are read."""
@@ -73,77 +108,96 @@ class _Sample:
     faults: dict[str, str] = field(default_factory=dict)
 
 
-def check_source(source: Origin) -> None:
-    """Check that the tars are there, that the first can be read, and that Parquet columns asked for exist.
+class WebdatasetReader(Reader[WebdatasetSettings]):
+    """Tars of samples."""
 
-    Raises: ConfigError.
-    """
-    columns, found = _Wanted.of(source).columns(), _shards(source)
-    first = found.path(found.names[0])
-    fs, inner = storage.filesystem(first)
-    with fs.open(inner, "rb") as stream:
-        head = stream.read(tarfile.BLOCKSIZE)
-    if head.strip(b"\0") and head[257:262] != b"ustar":
-        try:
-            tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        except tarfile.TarError as error:
-            raise ConfigError(
-                f"{source.where}: {first} is no tar file that can be read in place ({error}); "
-                "if it is compressed, unpack it"
-            ) from None
-    if columns:
-        there = _first_columns(found)
-        missing = [name for name in ["key", *columns] if name not in (there or ())]
-        if missing:
-            no_columns = f"its Parquet has no {', '.join(missing)}"
-            lacks = "there is no Parquet file beside it" if there is None else no_columns
-            raise ConfigError(f"{source.where}: {first}: {lacks}, and `fields` asks for parquet.{columns[0]}")
+    settings_type = WebdatasetSettings
+    on_disk = True
+    init_order = 3
+
+    def extra_names(self) -> list[str]:
+        """The fields that are kept beside the sample."""
+        return self.settings.fields.extra if self.settings.fields else []
+
+    def check(self) -> None:
+        """Check that the tars are there, that the first can be read, and that Parquet columns asked for exist.
+
+        Raises: ConfigError.
+        """
+        columns, shards = self._asked().columns(), self._shards()
+        first = shards.path(shards.names[0])
+        fs, inner = storage.filesystem(first)
+        with fs.open(inner, "rb") as stream:
+            head = stream.read(tarfile.BLOCKSIZE)
+        if head.strip(b"\0") and head[257:262] != b"ustar":
+            try:
+                tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+            except tarfile.TarError as error:
+                raise ConfigError(
+                    f"{self.where}: {first} is no tar file that can be read in place ({error}); "
+                    "if it is compressed, unpack it"
+                ) from None
+        if columns:
+            there = _first_columns(shards)
+            missing = [name for name in ["key", *columns] if name not in (there or ())]
+            if missing:
+                no_columns = f"its Parquet has no {', '.join(missing)}"
+                lacks = "there is no Parquet file beside it" if there is None else no_columns
+                raise ConfigError(f"{self.where}: {first}: {lacks}, and `fields` asks for parquet.{columns[0]}")
+
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Hashes of the tars and of the Parquet files beside them."""
+        shards = self._shards()
+        digests: list[str] = []
+        for name in shards.names:
+            shard = shards.path(name)
+            digests.append(f"{name}:{hash_file(shard)}")
+            if parquet := _parquet_of(shard):
+                digests.append(hash_file(parquet))
+        return digests
+
+    def root(self) -> str:
+        """The folder of the tars."""
+        return self._shards().root
+
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every sample of every shard, in order; what img2dataset could not download ends as `no_image`."""
+        rows = enumerate(_rows(self._asked(), self._shards()))
+        for some in in_batches(rows, BATCH_ROWS):
+            good = [(number, row) for number, row in some if not isinstance(row, Lost)]
+            lost = [replace(row, row_number=number) for number, row in some if isinstance(row, Lost)]
+            columns = {name: [row[name] for _, row in good] for name in (good[0][1] if good else {})}
+            yield make_batch(columns, [number for number, _ in good], lost)
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """Tars, by their first samples."""
+        return _guess(listing.path) if listing.form != "zip" and listing.ends(".tar") else None
+
+    def _asked(self) -> _Asked:
+        return _Asked(self.settings.fields or _USUAL_FIELDS, self.settings.suffixes)
+
+    def _shards(self) -> Shards:
+        return find_files(self.path, self.where, ".tar")
 
 
-def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
-    """Hashes of the tars and of the Parquet files beside them."""
-    found = _shards(source)
-    digests: list[str] = []
-    for name in found.names:
-        shard = found.path(name)
-        digests.append(f"{name}:{hash_file(shard)}")
-        if parquet := _parquet_of(shard):
-            digests.append(hash_file(parquet))
-    return digests
-
-
-def root_of(source: Origin) -> str:
-    """The folder that locators are relative to."""
-    return _shards(source).root
-
-
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every sample of every shard, in order; what img2dataset could not download ends as `no_image`."""
-    rows = enumerate(_rows(_Wanted.of(source), _shards(source)))
-    for some in in_batches(rows, BATCH_ROWS):
-        good = [(number, row) for number, row in some if not isinstance(row, Lost)]
-        lost = [replace(row, row_number=number) for number, row in some if isinstance(row, Lost)]
-        columns = {name: [row[name] for _, row in good] for name in (good[0][1] if good else {})}
-        yield make_batch(columns, [number for number, _ in good], lost)
-
-
-def _rows(wanted: _Wanted, found: Found) -> Iterator[dict[str, str | None] | Lost]:
+def _rows(asked: _Asked, shards: Shards) -> Iterator[dict[str, str | None] | Lost]:
     """A row or a lost one for each sample; lost ones still lack their number."""
-    for name in found.names:
-        shard, stem = found.path(name), name.removesuffix(".tar")
+    for name in shards.names:
+        shard, stem = shards.path(name), name.removesuffix(".tar")
         listed: dict[str, dict[str, Any]] = {}
         unlisted = None
         try:
-            listed = _parquet_rows(found, shard, wanted.columns())
+            listed = _parquet_rows(shards, shard, asked.columns())
         except UNREADABLE as error:
             check_store(shard, error)
             side = f"{stem}.parquet cannot be read: {' '.join(str(error).split())[:100]}"
-            unlisted = side if wanted.columns() else None
+            unlisted = side if asked.columns() else None
             yield Lost(-1, "broken_shard", side)
         try:
-            for sample in _samples(shard, wanted):
+            for sample in _samples(shard, asked):
                 place = f"{stem}/{sample.key}"
-                row = _row(name, place, sample, wanted, listed.pop(sample.key, {}))
+                row = _row(name, place, sample, asked, listed.pop(sample.key, {}))
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
                 yield Lost(-1, "malformed_row", f"{place}: {unlisted}", place) if lacks_columns else row
         except BrokenTarError as error:
@@ -154,15 +208,15 @@ def _rows(wanted: _Wanted, found: Found) -> Iterator[dict[str, str | None] | Los
 
 
 def _row(
-    shard: str, place: str, sample: _Sample, wanted: _Wanted, listed: dict[str, Any]
+    shard: str, place: str, sample: _Sample, asked: _Asked, listed: dict[str, Any]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
-    at = next((sample.pictures[suffix] for suffix in wanted.suffixes if suffix in sample.pictures), None)
+    at = next((sample.pictures[suffix] for suffix in asked.suffixes if suffix in sample.pictures), None)
     if at is None:
         faults = [f"{extension}, which {fault}" for extension, fault in sample.faults.items()]
         there = ", ".join(sorted([*sample.texts, *sample.pictures, *faults])) or "no member that is read"
         return Lost(-1, "no_image", f"{place} has {there}", place)
-    fields = wanted.fields
+    fields = asked.fields
     try:
         values = _values(sample, fields.names(), listed)
     except ValueError as error:
@@ -204,12 +258,12 @@ def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[s
 # ---- members of a tar
 
 
-def _samples(shard: str, wanted: _Wanted) -> Iterator[_Sample]:
+def _samples(shard: str, asked: _Asked) -> Iterator[_Sample]:
     """The samples of a shard, in its order.
 
     Raises: BrokenTarError. The last sample is lost with what lies behind the break, unless another one begins there.
     """
-    texts, suffixes = wanted.texts(), set(wanted.suffixes)
+    texts, suffixes = asked.texts(), set(asked.suffixes)
     fs, inner = storage.filesystem(shard)
     here: _Sample | None = None
     with fs.open(inner, "rb") as stream:
@@ -259,7 +313,7 @@ def _key_of(name: str) -> tuple[str, str]:
 # ---- the Parquet file beside a tar
 
 
-def _parquet_rows(found: Found, shard: str, columns: list[str]) -> dict[str, dict[str, Any]]:
+def _parquet_rows(shards: Shards, shard: str, columns: list[str]) -> dict[str, dict[str, Any]]:
     """Rows of the Parquet file beside a shard by key; none where there is no such file, or it has no key.
 
     Raises: one of UNREADABLE for a file that is damaged, too long, or no file of the source.
@@ -267,8 +321,8 @@ def _parquet_rows(found: Found, shard: str, columns: list[str]) -> dict[str, dic
     parquet = _parquet_of(shard)
     if parquet is None:
         return {}
-    if not storage.is_remote(parquet) and not is_file_of(found.root, parquet):
-        raise ValueError(f"it is no regular file of {found.root}")
+    if not storage.is_remote(parquet) and not is_file_of(shards.root, parquet):
+        raise ValueError(f"it is no regular file of {shards.root}")
     fs, inner = storage.filesystem(parquet)
     with fs.open(inner, "rb") as stream:
         table = pq.ParquetFile(stream)
@@ -290,10 +344,10 @@ def _parquet_rows(found: Found, shard: str, columns: list[str]) -> dict[str, dic
     return rows
 
 
-def _first_columns(found: Found) -> list[str] | None:
+def _first_columns(shards: Shards) -> list[str] | None:
     """Columns of the Parquet file beside the first shard whose file can be read; None where no shard has one."""
-    for name in found.names:
-        parquet = _parquet_of(found.path(name))
+    for name in shards.names:
+        parquet = _parquet_of(shards.path(name))
         if parquet is None:
             return None
         fs, inner = storage.filesystem(parquet)
@@ -309,5 +363,63 @@ def _parquet_of(shard: str) -> str | None:
     return path if fs.exists(inner) else None
 
 
-def _shards(source: Origin) -> Found:
-    return find_files(given(source.webdataset).path, source.where, ".tar")
+# ---- what init sees
+
+
+def _guess(path: str) -> Place:
+    files = find_files(path, path, ".tar")
+    first = files.path(files.names[0])
+    endings, keys = _members(first)
+    columns = _columns(first)
+    place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them")
+    made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
+    place.words += f"{made} (sure: the first one was opened)"
+    fields = {"url": "json.url"} if "url" in keys else {}
+    for caption in [name for name, there in (("txt", "txt" in endings), ("json.caption", "caption" in keys)) if there]:
+        fields.setdefault("caption", caption)
+    licence = _licence_field(keys, columns)
+    if "caption" not in fields:
+        place.missing.append(f"captions of {path}: its samples have neither a .txt nor a json key `caption`")
+    if licence and "caption" in fields:
+        place.settings["fields"] = fields | {"licence": licence}
+        place.comments["licence"] = "likely, from its name"
+    place.states_licence = licence is not None
+    return place
+
+
+def _members(path: str) -> tuple[set[str], set[str]]:
+    """Extensions of the first members of a tar, and keys of the first json in it."""
+    endings: set[str] = set()
+    keys: set[str] = set()
+    fs, inner = storage.filesystem(path)
+    with reading(path, path, "as a tar"), fs.open(inner, "rb") as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in islice(tar, _SHARD_MEMBERS):
+                    ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+                    endings.add(ending)
+                    if ending == "json" and not keys and member.size < 1 << 20:
+                        body = tar.extractfile(member)
+                        value = json.loads(body.read()) if body is not None else {}
+                        keys = set(value) if isinstance(value, dict) else set()
+        except (tarfile.TarError, RecursionError) as error:
+            raise ConfigError(f"{path} cannot be read as a tar: {error}; if it is compressed, unpack it") from None
+    return endings, keys
+
+
+def _columns(shard: str) -> list[str]:
+    parquet = _parquet_of(shard)
+    if parquet is None:
+        return []
+    fs, inner = storage.filesystem(parquet)
+    with reading(parquet, parquet, "as parquet"), fs.open(inner, "rb") as stream:
+        return list(pq.read_schema(stream).names)
+
+
+def _licence_field(keys: set[str], columns: Sequence[str]) -> str | None:
+    spellings = ("licence", "license", "licensename", "rights")
+    for prefix, names in (("json", sorted(keys)), ("parquet", columns)):
+        for name in names:
+            if plain(name) in spellings:
+                return f"{prefix}.{name}"
+    return None

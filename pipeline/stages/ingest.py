@@ -49,7 +49,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     rows = batch.rows
     num_rows = rows.num_rows
     mapped: dict[str, Any] = {name: rows[name] for name in rows.column_names}
-    for name, value in source.defaults.given().items():
+    for name, value in source.defaults.values().items():
         empty = pc.equal(pc.fill_null(pc.utf8_trim_whitespace(rows[name]), ""), "")
         mapped[name] = pc.if_else(empty, value, rows[name])
     mapped["url"] = pc.utf8_trim_whitespace(rows["url"])

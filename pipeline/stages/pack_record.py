@@ -24,7 +24,6 @@ from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
-from pipeline.sources.gbif.asking import cited
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.writing import PrivateFile, private_bytes
@@ -131,7 +130,8 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = _without_folders(hide_secrets(config.caption.backbone.path))
     recipe["sources"] = [
-        source.recipe() | ({"cites": cited(source)} if source.gbif else {}) for source in config.sources
+        source.recipe() | ({} if (cites := source.reader.cites()) is None else {"cites": cites})
+        for source in config.sources
     ]
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):

@@ -74,7 +74,7 @@ class Choice:
             tuple(config.dedup.prefer),
             config.dedup.extra_captions,
             {source.name: source.priority for source in config.sources},
-            tuple(source.name for source in config.sources if source.folder and source.folder.folders_are_classes),
+            tuple(source.name for source in config.sources if source.reader.folders_are_classes),
             config.select.licences,
             config.select.balance,
             tuple(takedowns),

@@ -11,7 +11,7 @@ from building import ROOT
 
 from manifests.settings import parse_settings
 from pipeline.config import BuildConfig
-from pipeline.sources.settings import ORIGINS, SourceSettings
+from pipeline.sources.settings import KINDS, SourceSettings
 from training.config import TrainSettings
 from training.run.token_job import TokenSettings
 
@@ -42,7 +42,7 @@ def test_an_example_loads(values: dict[str, Any]) -> None:
 
 def test_the_guide_shows_every_kind_of_source() -> None:
     first = next(values["sources"] for values in EXAMPLES if "sources" in values)
-    assert tuple(parse_settings(values, SourceSettings, "guide").kind for values in first) == ORIGINS
+    assert tuple(parse_settings(values, SourceSettings, "guide").kind for values in first) == tuple(KINDS)
 
 
 def test_the_contents_lead_to_the_headings() -> None:

@@ -60,11 +60,11 @@ from pipeline.pictures.consent import c2pa_training, data_mining
 from pipeline.pictures.image import measure_image
 from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.archive import parse_meta, read_archive
-from pipeline.sources.delimited import Dialect, read_delimited, read_header
 from pipeline.sources.files import reading, split_locator
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.rows import parse_json
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.delimited import Dialect, read_delimited, read_header
 from pipeline.vocabulary.licences import normalise_licence
 from pipeline.vocabulary.names import parse_name
 from pipeline.vocabulary.taxa import taxon_texts

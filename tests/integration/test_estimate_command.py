@@ -16,7 +16,7 @@ from misbehaving.server import SITE_FILES
 
 from manifests.errors import ConfigError
 from pipeline.answers.estimates import estimate, host_times, stored_bytes
-from pipeline.answers.head import ask_sizes
+from pipeline.answers.sizes import ask_sizes
 from pipeline.cli import main
 from pipeline.commands.estimate import describe
 from pipeline.config import BuildConfig

@@ -14,17 +14,60 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.records import fingerprint
-from manifests.remote.folder import local_place
-from pipeline.sources.settings import REQUEST_FIELDS, DwcaSettings, GbifSettings, Origin, given
+from manifests.settings import ConfigPath
+from pipeline.sources.dwca import DwcaSettings
 
-AnyOrigin = TypeVar("AnyOrigin", bound=Origin)
 _MOST_CITED = 100
 _LICENCES = {"CC0-1.0": "CC0_1_0", "CC-BY-4.0": "CC_BY_4_0", "CC-BY-NC-4.0": "CC_BY_NC_4_0"}
+
+
+REQUEST_FIELDS = ("taxon", "country", "licence", "basis_of_record", "years", "refresh", "download", "api")
+"""What GBIF is asked for decides which archive comes; the rows depend on its bytes alone."""
+
+
+class GbifSettings(DwcaSettings):
+    """A download that GBIF makes for us: by what the records must be, or by the key of one that is there already.
+
+    The archive is read as `dwca` reads it. GBIF_USER, GBIF_PWD and GBIF_EMAIL of the environment say who asks.
+    """
+
+    path: ConfigPath = Field("", description="folder that keeps the archive; empty: gbif/NAME of the work folder")
+    taxon: list[str | int] = Field(default_factory=list, description="names, or keys of GBIF's backbone; any of them")
+    country: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] = Field(
+        default_factory=list, description="ISO codes of two letters"
+    )
+    licence: list[Literal["CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0"]] = Field(
+        default_factory=list, description="of the records; that of a picture goes under `where`"
+    )
+    basis_of_record: list[Annotated[str, Field(pattern=r"^[A-Z_]+$")]] = Field(
+        default_factory=list, description="such as HUMAN_OBSERVATION, PRESERVED_SPECIMEN"
+    )
+    years: tuple[int, int] | None = Field(None, description="first and last year, both included")
+    refresh: str | int = Field("", description="any text, such as a date; another text asks GBIF anew")
+    download: Annotated[str, Field(pattern=r"^[0-9]{7}-[0-9]{6,15}$")] | None = Field(
+        None, description="key of a download that GBIF made already; the filters above do not go with it"
+    )
+    api: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$")] = Field(
+        "https://api.gbif.org/v1", description="where GBIF answers"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GbifSettings:
+        filters = [name for name in ("taxon", "country", "licence", "basis_of_record", "years") if getattr(self, name)]
+        if self.download and (filters or self.refresh):
+            raise ValueError(f"{(filters or ['refresh'])[0]} and download: give what the records must be, or a key")
+        if not self.download and not filters:
+            raise ValueError("without a filter this asks for all of GBIF; give taxon, country, years, ... or download")
+        if self.years and self.years[0] > self.years[1]:
+            raise ValueError(f"years: {self.years[0]} is after {self.years[1]}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -60,23 +103,14 @@ def _one_of(key: str, values: list[Any]) -> list[dict[str, Any]]:
 # ---- the folder of a source
 
 
-def with_folder(origin: AnyOrigin, work_dir: str) -> AnyOrigin:
-    """The source with the folder that keeps its archive: its own, or one in the work folder."""
-    if origin.gbif is None or origin.gbif.path:
-        return origin
-    settings = origin.gbif.model_copy(update={"path": str(Path(local_place(work_dir), "gbif", origin.name))})
-    settings.model_fields_set.discard("path")  # it was not set: a kept configuration follows a moved work folder
-    return origin.model_copy(update={"gbif": settings})
-
-
 def request_path(settings: GbifSettings) -> Path:
     """The file that remembers this very request; another filter or another `refresh` has another one."""
-    wanted = settings.model_dump(mode="json", include=set(REQUEST_FIELDS))
-    return Path(settings.path, f"asked-{fingerprint(wanted)[:12]}.json")
+    asked = settings.model_dump(mode="json", include=set(REQUEST_FIELDS))
+    return Path(settings.path, f"asked-{fingerprint(asked)[:12]}.json")
 
 
 def read_request(settings: GbifSettings) -> Request | None:
-    """What is known of the request; None when GBIF was not asked yet.
+    """The request as it was written down; None when GBIF was not asked yet.
 
     Raises: ConfigError for a file that somebody else has written.
     """
@@ -103,32 +137,22 @@ def archive_path(settings: GbifSettings) -> Path | None:
     return Path(settings.path, f"{request.key}.zip") if request and request.key else None
 
 
-def is_waiting(origin: Origin) -> bool:
-    """True for a source whose archive is not there yet."""
-    if origin.gbif is None:
-        return False
-    path = archive_path(origin.gbif)
+def is_waiting(settings: GbifSettings) -> bool:
+    """True while the archive is not there."""
+    path = archive_path(settings)
     return path is None or not path.exists()
 
 
-def read_download(origin: Origin) -> dict[str, Any]:
-    """What GBIF says of the archive of a source: key, DOI, citation, counts of each data set."""
-    path = archive_path(given(origin.gbif))
+def read_download(settings: GbifSettings) -> dict[str, Any]:
+    """What GBIF says of an archive that is there: key, DOI, citation, counts of each data set."""
+    path = archive_path(settings)
     assert path is not None, "an archive that is there has a key"
-    found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return found
+    download: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return download
 
 
-def as_archive(origin: Origin) -> Origin:
-    """The source as the reader of Darwin Core Archives takes it."""
-    settings = given(origin.gbif)
-    values = {name: getattr(settings, name) for name in DwcaSettings.model_fields}
-    dwca = DwcaSettings.model_validate(values | {"path": str(archive_path(settings))})
-    return origin.model_copy(update={"gbif": None, "dwca": dwca})
-
-
-def cited(origin: Origin) -> dict[str, Any]:
+def cited(settings: GbifSettings) -> dict[str, Any]:
     """What a release says of the download: all of `read_download`, with its largest data sets in place of every one."""
-    found = read_download(origin)
-    datasets = [{name: row[name] for name in ("key", "title", "doi", "num_records")} for row in found["datasets"]]
-    return found | {"datasets": datasets[:_MOST_CITED], "num_datasets": len(datasets)}
+    download = read_download(settings)
+    datasets = [{name: row[name] for name in ("key", "title", "doi", "num_records")} for row in download["datasets"]]
+    return download | {"datasets": datasets[:_MOST_CITED], "num_datasets": len(datasets)}

@@ -12,14 +12,14 @@ import logging
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
 from pipeline.sources.gbif import asking
 from pipeline.sources.gbif.api import GbifApi, account_of, is_asked_too_much, path_part, refused
-from pipeline.sources.settings import GbifSettings, Origin, given
+from pipeline.sources.gbif.asking import GbifSettings
 
 log = logging.getLogger("plantmix.gbif")
 
@@ -31,63 +31,67 @@ _PAGE_ROWS = 500
 _REQUEST = "occurrence/download/request"
 
 
-def missing_account(origin: Origin, environment: Mapping[str, str]) -> str | None:
+class Source(Protocol):
+    """A source that GBIF is asked for; `where` names it in messages."""
+
+    settings: GbifSettings
+    where: str
+
+
+def missing_account(settings: GbifSettings, where: str, environment: Mapping[str, str]) -> str | None:
     """Which variables must be set before GBIF can be asked for this source; None when nothing is missing."""
-    settings = given(origin.gbif)
     request = asking.read_request(settings)
     if settings.download or (request and request.key) or account_of(environment):
         return None
     names = [name for name in ("GBIF_USER", "GBIF_PWD") if not environment.get(name)]
-    return f"{origin.where}: set {' and '.join(names)} in the environment, from your account at gbif.org"
+    return f"{where}: set {' and '.join(names)} in the environment, from your account at gbif.org"
 
 
 def obtain(
-    origins: Sequence[Origin],
+    sources: Sequence[Source],
     user_agent: str,
     environment: Mapping[str, str],
     sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """Bring every archive that is not there yet; True when there was one. All are asked for before the first wait.
+) -> None:
+    """Bring the archives of sources that wait for them. All are asked for before the first wait.
 
     Raises: ConfigError for what GBIF refuses; RunError when a download failed or GBIF stays away.
     """
-    waiting = [origin for origin in origins if asking.is_waiting(origin)]
-    missing = [text for origin in waiting if (text := missing_account(origin, environment))]
+    missing = [text for source in sources if (text := missing_account(source.settings, source.where, environment))]
     if missing:
         raise ConfigError("; ".join(missing))
     opened = []
     try:
-        for origin in waiting:
-            api = GbifApi(given(origin.gbif).api, user_agent, account_of(environment), sleep)
+        for source in sources:
+            api = GbifApi(source.settings.api, user_agent, account_of(environment), sleep)
             opened.append(api)
-            storage.make_folder(given(origin.gbif).path)
-            _ask(api, origin, environment)
-        for api, origin in zip(opened, waiting, strict=True):
-            _bring(api, origin, sleep)
+            storage.make_folder(source.settings.path)
+            _ask(api, source, environment)
+        for api, source in zip(opened, sources, strict=True):
+            _bring(api, source, sleep)
     finally:
         for api in opened:
             api.close()
-    return bool(waiting)
 
 
 # ---- asking
 
 
-def _ask(api: GbifApi, origin: Origin, environment: Mapping[str, str]) -> None:
+def _ask(api: GbifApi, source: Source, environment: Mapping[str, str]) -> None:
     """Make sure that GBIF was asked, once, and that the key is known."""
-    settings = given(origin.gbif)
+    settings = source.settings
     request = asking.read_request(settings)
     if request and request.key:
         return
     account = account_of(environment)
     assert account is not None, "checked before"
     if request is None:
-        filters = asking.predicate(settings, [_taxon_key(api, origin, taxon) for taxon in settings.taxon])
+        filters = asking.predicate(settings, [_taxon_key(api, source.where, taxon) for taxon in settings.taxon])
         request = asking.Request(uuid4().hex, "")
         asking.write_request(settings, request)
         key = None
     else:
-        filters = asking.predicate(settings, [_taxon_key(api, origin, taxon) for taxon in settings.taxon])
+        filters = asking.predicate(settings, [_taxon_key(api, source.where, taxon) for taxon in settings.taxon])
         key = _find(api, account.user, request.token)
     content = {
         "creator": account.user,
@@ -113,22 +117,22 @@ def _ask(api: GbifApi, origin: Origin, environment: Mapping[str, str]) -> None:
     if not key.replace("-", "").isalnum() or len(key) > 64:
         raise RunError(f"GBIF gave {key[:80]!r} in place of the key of a download; run build again")
     asking.write_request(settings, asking.Request(request.token, key))
-    log.info("%s: GBIF makes download %s", origin.where, key)
+    log.info("%s: GBIF makes download %s", source.where, key)
 
 
-def _taxon_key(api: GbifApi, origin: Origin, taxon: str | int) -> int:
+def _taxon_key(api: GbifApi, where: str, taxon: str | int) -> int:
     """The key of a taxon in GBIF's backbone. Of a synonym, that of the accepted name.
 
     Raises: ConfigError for a name that GBIF does not know as it is written.
     """
     if isinstance(taxon, int) or taxon.isdigit():
         return int(taxon)
-    found = api.get("species/match", name=taxon, strict="true") or {}
-    if found.get("matchType") != "EXACT" or not isinstance(found.get("usageKey"), int):
-        near = f"; the nearest is {found['scientificName']}" if found.get("scientificName") else ""
-        raise ConfigError(f"{origin.where}: GBIF knows no taxon '{taxon}'{near}; write another name, or its key")
-    key: int = found.get("acceptedUsageKey") or found["usageKey"]
-    log.info("%s: '%s' is taxon %s, %s", origin.where, taxon, key, found.get("scientificName", ""))
+    match = api.get("species/match", name=taxon, strict="true") or {}
+    if match.get("matchType") != "EXACT" or not isinstance(match.get("usageKey"), int):
+        near = f"; the nearest is {match['scientificName']}" if match.get("scientificName") else ""
+        raise ConfigError(f"{where}: GBIF knows no taxon '{taxon}'{near}; write another name, or its key")
+    key: int = match.get("acceptedUsageKey") or match["usageKey"]
+    log.info("%s: '%s' is taxon %s, %s", where, taxon, key, match.get("scientificName", ""))
     return key
 
 
@@ -142,19 +146,19 @@ def _find(api: GbifApi, user: str, token: str) -> str | None:
 # ---- waiting and fetching
 
 
-def _bring(api: GbifApi, origin: Origin, sleep: Callable[[float], None]) -> None:
-    settings = given(origin.gbif)
+def _bring(api: GbifApi, source: Source, sleep: Callable[[float], None]) -> None:
+    settings = source.settings
     path = asking.archive_path(settings)
     assert path is not None, "asked for before"
-    key, what = path.stem, f"{origin.where}: GBIF download {path.stem}"
-    found = _wait(api, key, settings, what, sleep)
-    num_bytes = int(found.get("size") or 0)
-    if found.get("request", {}).get("format", "DWCA") != "DWCA":
-        raise ConfigError(f"{what} is {found['request']['format']}; give one of the format DWCA")
-    content = json.dumps(_described(api, key, found), indent=1, sort_keys=True, ensure_ascii=False)
+    key, what = path.stem, f"{source.where}: GBIF download {path.stem}"
+    download = _wait(api, key, settings, what, sleep)
+    num_bytes = int(download.get("size") or 0)
+    if download.get("request", {}).get("format", "DWCA") != "DWCA":
+        raise ConfigError(f"{what} is {download['request']['format']}; give one of the format DWCA")
+    content = json.dumps(_described(api, key, download), indent=1, sort_keys=True, ensure_ascii=False)
     storage.publish_bytes(str(path.with_suffix(".json")), content.encode())
     part = path.with_name(path.name + ".part")
-    log.info("%s is made: %s records, fetching %.1f MB", what, f"{found.get('totalRecords', 0):,}", num_bytes / 1e6)
+    log.info("%s is made: %s records, fetching %.1f MB", what, f"{download.get('totalRecords', 0):,}", num_bytes / 1e6)
     if not api.download(f"{_REQUEST}/{key}.zip", part, num_bytes, what):
         raise _ended(settings, what, "FILE_ERASED")
     if not zipfile.is_zipfile(part):
@@ -167,14 +171,14 @@ def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str, sleep: Call
     """What GBIF says of a download once its file is there. Asks seldom: after 1 s, then ever longer, up to 60 s."""
     pause, waited, told = _FIRST_PAUSE_SECONDS, 0.0, ("", 0.0)
     while True:
-        found = api.get(f"occurrence/download/{key}")
-        if found is None:
+        download = api.get(f"occurrence/download/{key}")
+        if download is None:
             if settings.download:
                 raise ConfigError(f"{what}: GBIF knows no such download; check the key")
-            found = {"status": "PREPARING"}  # GBIF has given the key, and not entered it yet
-        status = str(found.get("status"))
+            download = {"status": "PREPARING"}  # GBIF has given the key, and not entered it yet
+        status = str(download.get("status"))
         if status == "SUCCEEDED":
-            return dict(found)
+            return dict(download)
         if status not in _BEING_MADE:
             raise _ended(settings, what, status)
         if status != told[0] or waited - told[1] >= _TOLD_SECONDS:
@@ -196,7 +200,7 @@ def _ended(settings: GbifSettings, what: str, status: str) -> RunError:
     return RunError(f"{what}: {why}; run build again to ask anew")
 
 
-def _described(api: GbifApi, key: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _described(api: GbifApi, key: str, download: Mapping[str, Any]) -> dict[str, Any]:
     """What a release must say of a download: how to cite it, and how many records came from which data set."""
     datasets: list[dict[str, Any]] = []
     while True:
@@ -214,13 +218,13 @@ def _described(api: GbifApi, key: str, found: Mapping[str, Any]) -> dict[str, An
         ]
         if page.get("endOfRecords", True) or not rows:
             break
-    doi, created = str(found.get("doi") or ""), str(found.get("created") or "")[:10]
+    doi, created = str(download.get("doi") or ""), str(download.get("created") or "")[:10]
     return {
         "key": key,
         "doi": doi,
         "citation": f"GBIF.org ({created}) GBIF Occurrence Download https://doi.org/{doi}",
-        "licence": found.get("license") or "",
+        "licence": download.get("license") or "",
         "created": created,
-        "num_records": found.get("totalRecords") or 0,
+        "num_records": download.get("totalRecords") or 0,
         "datasets": sorted(datasets, key=lambda row: (-row["num_records"], row["key"])),
     }

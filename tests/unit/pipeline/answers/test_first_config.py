@@ -19,11 +19,11 @@ from darwin_core import gbif_files, write_zip
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from pipeline.answers.columns import guess_columns
 from pipeline.answers.first_config import parse_domains, write_first_config
 from pipeline.answers.preflight import examine
 from pipeline.cli import main
 from pipeline.config import BuildConfig, read_config
+from pipeline.sources.tables.columns import guess_columns
 
 PHOTO = next((ROOT / "tests/photos").glob("*.jpg"))
 
@@ -256,6 +256,6 @@ def test_a_config_in_another_folder_names_its_paths_from_there(tmp_path: Path, m
     places = "--domain=plant=list.csv,pictures", f"--domain=general={tmp_path}/pictures", "--evaluation=pictures"
     assert main(["init", *places, "--out", "configs/own.yaml"]) == 0
     config = read_config("configs/own.yaml")
-    assert [source.path for source in config.sources] == ["list.csv", "pictures", f"{tmp_path}/pictures"]
-    assert [each.path for each in config.evaluation] == ["pictures"]
+    assert [source.reader.path for source in config.sources] == ["list.csv", "pictures", f"{tmp_path}/pictures"]
+    assert [each.reader.path for each in config.evaluation] == ["pictures"]
     assert config.work_dir == "configs/data/own"

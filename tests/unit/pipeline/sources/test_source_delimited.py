@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources import delimited
-from pipeline.sources.delimited import Broken, Dialect, cut_records, read_delimited, read_header
+from pipeline.sources.tables import delimited
+from pipeline.sources.tables.delimited import Broken, Dialect, cut_records, read_delimited, read_header
 
 COMMA = Dialect()
 

@@ -12,10 +12,10 @@ from darwin_core import DC, DWC, GBIF, describe, gbif_files, meta_xml, tab_table
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from pipeline.sources import delimited
 from pipeline.sources.archive import parse_meta
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables import delimited
 
 BY = "http://creativecommons.org/licenses/by/4.0/legalcode"
 BY_NC = "http://creativecommons.org/licenses/by-nc/4.0/"

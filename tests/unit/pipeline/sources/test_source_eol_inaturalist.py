@@ -14,7 +14,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from pipeline.sources.lineage import make_lineages
+from pipeline.sources.joining import make_lineages
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
 

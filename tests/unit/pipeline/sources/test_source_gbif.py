@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
-from pipeline.sources.gbif.asking import cited, is_waiting, read_download, with_folder
-from pipeline.sources.gbif.obtaining import obtain
+from pipeline.sources.gbif import obtaining
+from pipeline.sources.gbif.asking import read_download
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
 
@@ -36,11 +36,20 @@ def source(gbif: GbifServer, folder: Path, **settings: Any) -> SourceSettings:
     if "download" in settings:
         del asked["taxon"]
     values = {"name": "oaks", "domain": "plant", "gbif": asked}
-    return with_folder(SourceSettings.model_validate(values), str(folder / "work"))
+    return SourceSettings.model_validate(values).in_work_folder(str(folder / "work"))
 
 
 def bring(given: SourceSettings, pauses: list[float] | None = None, **environment: str) -> bool:
-    return obtain([given], "PlantMix/test", ACCOUNT | environment, [].append if pauses is None else pauses.append)
+    return obtain(given, ACCOUNT | environment, [].append if pauses is None else pauses.append)
+
+
+def obtain(given: SourceSettings, environment: dict[str, str], sleep: Callable[[float], None]) -> bool:
+    """Whether there was an archive to bring."""
+    reader = given.reader
+    if reader.waits_for() is None:
+        return False
+    obtaining.obtain([reader], "PlantMix/test", environment, sleep)  # type: ignore[list-item]
+    return True
 
 
 def test_a_download_by_filter_comes_and_is_read(gbif: GbifServer, tmp_path: Path, read: Any) -> None:
@@ -48,7 +57,7 @@ def test_a_download_by_filter_comes_and_is_read(gbif: GbifServer, tmp_path: Path
         gbif, tmp_path, taxon=["Fagus", 7, "Rosa altissima"], country=["DE"], licence=["CC0-1.0", "CC-BY-4.0"],
         basis_of_record=["HUMAN_OBSERVATION"], years=[2015, 2024],
     )  # fmt: skip
-    assert is_waiting(given)
+    assert given.reader.waits_for()
     assert bring(given)
     rows, _ = read(given)
     assert [row["url"] for row in rows] == ["https://a.org/1.jpg"]
@@ -74,12 +83,12 @@ def test_a_download_by_filter_comes_and_is_read(gbif: GbifServer, tmp_path: Path
 def test_what_must_be_cited_is_kept(gbif: GbifServer, tmp_path: Path) -> None:
     given = source(gbif, tmp_path)
     bring(given)
-    found = read_download(given)
+    found = read_download(given.reader.settings)
     assert found["doi"] == "10.15468/dl.abc123"
     assert found["citation"] == "GBIF.org (2026-11-26) GBIF Occurrence Download https://doi.org/10.15468/dl.abc123"
     assert [row["num_records"] for row in found["datasets"]] == [30, 20, 10], "all pages, the largest first"
     assert found["datasets"][2]["title"] == DATASETS[0]["datasetTitle"]
-    assert cited(given)["num_datasets"] == 3
+    assert given.reader.cites()["num_datasets"] == 3
 
 
 def test_the_rows_depend_on_the_archive_alone(gbif: GbifServer, tmp_path: Path) -> None:
@@ -107,7 +116,7 @@ def test_another_filter_or_refresh_asks_anew_and_the_old_archive_stays(gbif: Gbi
 def test_a_key_needs_no_account(gbif: GbifServer, tmp_path: Path, read: Any) -> None:
     key = gbif.make({})
     given = source(gbif, tmp_path, download=key)
-    assert obtain([given], "PlantMix/test", {}, lambda _: None)
+    assert obtain(given, {}, lambda _: None)
     assert len(read(given)[0]) == 1
     assert gbif.asked("POST") == 0
     assert not any(signed for _, _, signed in gbif.log)
@@ -165,8 +174,8 @@ def test_killed_anywhere_it_goes_on_and_asks_once(gbif: GbifServer, tmp_path: Pa
     elif moment == "amid the archive":
         gbif.statuses, gbif.cuts = ["SUCCEEDED"], [100]
     with pytest.raises(KilledError):
-        obtain([given], "PlantMix/test", ACCOUNT, killed)
-    assert is_waiting(given)
+        obtain(given, ACCOUNT, killed)
+    assert given.reader.waits_for()
     assert bring(given)
     assert (gbif.asked("POST"), len(gbif.downloads)) == (1, 1)
     if moment == "amid the archive":

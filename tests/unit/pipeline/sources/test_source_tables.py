@@ -20,8 +20,10 @@ import pytest
 
 from manifests.errors import ConfigError
 from pipeline.sources import table as source_table
+from pipeline.sources.reading import check_source
 from pipeline.sources.settings import SourceSettings
-from pipeline.sources.table import check_source, list_files, mapped_columns, read_batches, read_columns
+from pipeline.sources.table import TableReader
+from pipeline.sources.tables import json_items
 
 
 def source(path: Path | str, **changes: Any) -> SourceSettings:
@@ -35,12 +37,18 @@ def source(path: Path | str, **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate(values)
 
 
+def table(given: SourceSettings) -> TableReader:
+    reader = given.reader
+    assert isinstance(reader, TableReader)
+    return reader
+
+
 def read(given: SourceSettings) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]], list[tuple[int, str]]]:
     """Rows in order, rows by their number, and malformed rows."""
     rows: list[dict[str, Any]] = []
     by_number: dict[int, dict[str, Any]] = {}
     malformed: list[tuple[int, str]] = []
-    for batch in read_batches(given):
+    for batch in table(given).batches():
         found = batch.rows.to_pylist()
         rows += found
         by_number.update(zip(batch.numbers.tolist(), found, strict=True))
@@ -152,7 +160,7 @@ def test_a_broken_first_line_of_jsonl_is_no_reason_to_refuse_the_table(tmp_path:
     path = tmp_path / "a.jsonl"
     path.write_text('oops\n{"url": "u", "caption": "c"}\n')
     check_source(source(path))
-    assert read_columns(str(path), source(path)) == ["url", "caption"]
+    assert table(source(path)).columns_of(str(path)) == ["url", "caption"]
 
 
 def test_a_rare_key_of_jsonl_is_found(tmp_path: Path) -> None:
@@ -166,7 +174,7 @@ def test_a_rare_key_of_jsonl_is_found(tmp_path: Path) -> None:
 
 
 def test_jsonl_comes_in_batches_that_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_table, "BATCH_ROWS", 7)
+    monkeypatch.setattr(json_items, "BATCH_ROWS", 7)
     path = tmp_path / "a.jsonl"
     path.write_text("".join("bad\n" if n % 5 == 1 else f'{{"url": "u{n}", "caption": "c"}}\n' for n in range(53)))
     _, by_number, malformed = read(source(path))
@@ -187,7 +195,7 @@ def test_a_json_array_comes_object_by_object(tmp_path: Path, head: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(head + ARRAY)
     check_source(source(path))
-    assert read_columns(str(path), source(path)) == ["url", "caption", "n"]
+    assert table(source(path)).columns_of(str(path)) == ["url", "caption", "n"]
     _, by_number, malformed = read(source(path, columns={"url": "url", "caption": "caption", "extra": ["n"]}))
     assert by_number == {
         0: {"url": "u0", "caption": "c0", "n": "1.5"},
@@ -206,7 +214,7 @@ def test_a_json_file_of_lines_is_read_as_such(tmp_path: Path) -> None:
 
 
 def test_a_json_array_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_table, "BATCH_ROWS", 7)
+    monkeypatch.setattr(json_items, "BATCH_ROWS", 7)
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"url": f"u{n}", "caption": "c"} for n in range(30)]))
     assert [row["url"] for row in read(source(path))[0]] == [f"u{n}" for n in range(30)]
@@ -316,16 +324,16 @@ def test_a_folder_is_read_in_name_order_with_numbers_going_on(tmp_path: Path) ->
 def test_json_beside_other_tables_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "00000.jsonl").write_text('{"url": "u", "caption": "c"}\n')
     (tmp_path / "00000_stats.json").write_text('{"count": 1}')
-    assert [Path(file).name for file in list_files(source(tmp_path))] == ["00000.jsonl"]
+    assert [Path(file).name for file in table(source(tmp_path)).files()] == ["00000.jsonl"]
     (tmp_path / "00000.jsonl").unlink()
-    assert [Path(file).name for file in list_files(source(tmp_path))] == ["00000_stats.json"]
+    assert [Path(file).name for file in table(source(tmp_path)).files()] == ["00000_stats.json"]
 
 
 def test_a_glob_takes_what_it_names(tmp_path: Path) -> None:
     for name in ("plants-1.csv", "plants-2.csv", "animals.csv"):
         (tmp_path / name).write_text(f"url,caption\n{name},c\n")
     given = source(tmp_path / "plants-*.csv")
-    assert [Path(file).name for file in list_files(given)] == ["plants-1.csv", "plants-2.csv"]
+    assert [Path(file).name for file in table(given).files()] == ["plants-1.csv", "plants-2.csv"]
     assert [row["url"] for row in read(given)[0]] == ["plants-1.csv", "plants-2.csv"]
 
 
@@ -337,7 +345,7 @@ def test_an_object_store_address(tmp_path: Path) -> None:
         stream.write(b"url,caption\nu,c\n")
     check_source(source(address))
     assert read(source(address))[0] == [{"url": "u", "caption": "c"}]
-    assert list_files(source(address))[0].startswith("memory://")
+    assert table(source(address)).files()[0].startswith("memory://")
 
 
 def test_the_format_can_be_said(tmp_path: Path) -> None:
@@ -399,7 +407,7 @@ def test_a_table_that_is_not_there(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_without_tables(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such table"):
-        list_files(source(tmp_path))
+        table(source(tmp_path)).files()
 
 
 @pytest.mark.parametrize(
@@ -492,4 +500,4 @@ def test_mapped_columns_each_once() -> None:
     given = source(
         "a.csv", columns={"url": "u", "caption": ["title", "text"], "creator": "title", "extra": ["text", "width"]}
     )
-    assert mapped_columns(given) == ["u", "title", "text", "width"]
+    assert table(given).columns == ["u", "title", "text", "width"]

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from pipeline.captions.patterns import BARE_NAME
-from pipeline.sources.settings import IMAGE_SUFFIXES
+from pipeline.sources.files import IMAGE_SUFFIXES
+from pipeline.sources.kinds import Place
 from pipeline.vocabulary.licences import UNKNOWN, normalise_licence
 
 Trust = Literal["sure", "likely", "guess"]
@@ -132,6 +133,19 @@ def left_out(names: Sequence[str], values: Values, guesses: Mapping[str, ColumnG
             else:
                 reasons[name] = "its name says nothing that PlantMix reads"
     return reasons
+
+
+def describe_columns(place: Place, guesses: Mapping[str, ColumnGuess], path: str) -> Place:
+    """The place, with words on its columns and on what they lack."""
+    place.comments |= {field: f"{guess.trust}, from {guess.why}" for field, guess in guesses.items()}
+    place.states_licence = "licence" in guesses or "licence_url" in guesses
+    place.has_taxa = any(field.startswith("taxon_") for field in guesses)
+    if "caption" not in guesses:
+        place.settings["columns"]["caption"] = []
+        place.comments["caption"] = "none was found; the names of the taxa stand in" if place.has_taxa else "none found"
+        if not place.has_taxa:
+            place.missing.append(f"captions of {path}: no column of words was found; set `columns.caption`")
+    return place
 
 
 def plain(name: str) -> str:

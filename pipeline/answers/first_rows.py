@@ -1,0 +1,45 @@
+"""The first rows of a source, as candidates: enough to see what a build would meet. Reads no picture, asks no host."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import pyarrow as pa
+
+from manifests import tables
+from pipeline.sources.kinds import HEAD_ROWS, FirstRows
+from pipeline.sources.rows import make_batch
+from pipeline.sources.settings import SourceSettings
+from pipeline.stages.ingest import map_rows
+from pipeline.store.sql import open_scratch
+
+
+@dataclass(frozen=True)
+class Head:
+    """Rows of one source: `rows` those that are candidates, `reasons` why others are none.
+
+    `whole` says that the source has no more rows. `has_captions` is false where they would cost a join or requests.
+    """
+
+    rows: pa.Table
+    reasons: dict[str, int]
+    whole: bool
+    has_captions: bool
+
+
+def read_head(source: SourceSettings, memory_gb: float) -> Head:
+    """The first rows of a source. One that still waits for its data has none."""
+    reader = source.reader
+    with tempfile.TemporaryDirectory(prefix="plantmix-head-") as temp:
+        scratch = partial(open_scratch, temp, memory_gb)
+        first = FirstRows(iter(()), False, True) if reader.waits_for() else reader.first_rows(scratch)
+        mapped = [map_rows(batch, source) for batch in islice(first.batches, 1)]
+        rows = mapped[0] if mapped else map_rows(make_batch({}, []), source)
+        whole = not first.is_part and next(first.batches, None) is None and rows.num_rows <= HEAD_ROWS
+    rows = rows.slice(0, HEAD_ROWS)
+    candidates = rows.filter(rows["reason"].is_null()).select(tables.CANDIDATES.names).cast(tables.CANDIDATES)
+    return Head(candidates, dict(Counter(rows["reason"].drop_null().to_pylist())), whole, first.has_captions)

@@ -1,0 +1,250 @@
+"""What a kind of source is, and which kinds there are.
+
+A kind is one class in one file: `Reader` says what it must and what it may do. It stands behind an entry point of the
+group `plantmix.sources`, whose name is the key of the kind in a config. The kinds of this package are listed here; any
+installed package may bring others. Files of kinds import this module and `rows`, never `settings` or `reading`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
+
+import pyarrow as pa
+
+from manifests.settings import ConfigPath, Settings
+from pipeline.sources.rows import Batch, Scratch, make_batch
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+GROUP = "plantmix.sources"
+BUILT_IN = tuple(
+    EntryPoint(name, f"pipeline.sources.{place}", GROUP)
+    for name, place in (
+        ("table", "table:TableReader"),
+        ("dwca", "dwca:DwcaReader"),
+        ("gbif", "gbif.reader:GbifReader"),
+        ("eol", "eol:EolReader"),
+        ("inaturalist", "inaturalist:InaturalistReader"),
+        ("webdataset", "webdataset:WebdatasetReader"),
+        ("folder", "folder:FolderReader"),
+    )
+)
+HEAD_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """Rows enough to see what a build would meet.
+
+    `has_captions` is false where they would cost a join or a request each. `is_part` says that more rows follow the
+    last batch, whatever it holds.
+    """
+
+    batches: Iterator[Batch]
+    has_captions: bool = True
+    is_part: bool = False
+
+    @classmethod
+    def of_addresses(cls, columns: Mapping[str, Sequence[str | None]]) -> FirstRows:
+        """Rows of a source that is joined, by their columns `url` and `licence` alone."""
+        named = {name: pa.array(values[:HEAD_ROWS], pa.string()) for name, values in columns.items() if values}
+        num_rows = len(next(iter(named.values()), []))
+        keys = named.get("url", pa.nulls(num_rows, pa.string()))
+        return cls(iter([make_batch(named | {"record_key": keys}, range(num_rows))]), has_captions=False, is_part=True)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies at a path that a user names. `names` are the files in a folder or a zip, else the path alone."""
+
+    path: str
+    form: Literal["file", "folder", "zip", "pattern"]
+    names: Sequence[str]
+
+    def ends(self, *endings: str) -> list[str]:
+        """The names with one of these endings, whatever their case."""
+        return [name for name in self.names if name.lower().endswith(endings)]
+
+
+@dataclass
+class Place:
+    """A source as its YAML says it: settings of its kind, and `words` on how they were guessed.
+
+    `comments` holds words for single settings, keyed by the setting's name. `missing` says what only the user can add,
+    `left_out` why a column of the table is not read.
+    """
+
+    settings: dict[str, Any]
+    words: str
+    comments: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    states_licence: bool = True
+    has_taxa: bool = False
+    kind: str = ""
+    """The name of the kind that took the place; `init` sets it."""
+
+
+class Reader(ABC, Generic[SettingsT]):
+    """A kind of source. An instance reads one source: `settings` are its own, `where` names it in messages.
+
+    `check`, `digest` and `rows` are all that a kind needs; what else is here has an answer that fits most kinds.
+    """
+
+    settings_type: ClassVar[type[Settings]]
+    """What stands under the key of the kind in a config."""
+    is_flat: ClassVar[bool] = False
+    """The settings are keys of the source itself."""
+    on_disk: ClassVar[bool] = False
+    """Pictures are read in place, below `root`; otherwise they are addresses on the web."""
+    init_order: ClassVar[int] = 0
+    """`init` asks kinds with a smaller number first."""
+    caption_cures: ClassVar[tuple[str, ...]] = ("columns: {caption: COLUMN}", "defaults: {caption: TEXT}")
+    """Lines of YAML that give captions to rows without one."""
+    version: ClassVar[str] = ""
+    """Raised when the same input gives other rows; a changed file of a kind outside this package counts by itself."""
+
+    def __init__(self, settings: SettingsT, where: str) -> None:
+        self.settings, self.where = settings, where
+
+    @classmethod
+    def check_keys(cls, keys: Any, chosen: str) -> None:
+        """Check flat settings among the `keys` of a source, of which `chosen` is the kind. Raises: ValueError."""
+
+    @property
+    def path(self) -> str:
+        """The path that the source names: a file, a folder, or a pattern; local or an fsspec address."""
+        return str(getattr(self.settings, "path", ""))
+
+    # ---- what every kind must do
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that the source is there, and is what the settings say of it, by the heads of its files.
+
+        Raises: ConfigError that begins with `where`, and says what is wrong, what is there, and what to do.
+        """
+
+    @abstractmethod
+    def digest(self, hash_file: Callable[[str], str]) -> list[str]:
+        """Hashes of all that the rows depend on: the same for the same content in any folder, whatever its times."""
+
+    @abstractmethod
+    def rows(self, scratch: Scratch) -> Iterator[Batch]:
+        """Every row in a fixed order, in batches of bounded size. A row that cannot be used is `lost`, for a reason."""
+
+    # ---- pictures on the disk
+
+    def root(self) -> str:
+        """The folder that locators are relative to; asked only where `on_disk`."""
+        return self.path
+
+    def picture_files(self) -> list[str]:
+        """Names, below the root, of pictures that lie in files of their own."""
+        return []
+
+    def skipped_files(self) -> dict[str, int]:
+        """Endings of files that look like pictures and are not read, with their counts."""
+        return {}
+
+    @property
+    def folders_are_classes(self) -> bool:
+        """Whether the name of its folder says what a picture shows."""
+        return False
+
+    # ---- what a build is told and records
+
+    def extra_names(self) -> list[str]:
+        """Keys of the json in the column `extra` of the rows."""
+        return list(getattr(self.settings, "extra", ()))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the rows depend on; holds no path of a machine."""
+        values = self.settings.model_dump(mode="json", exclude_none=True)
+        return values | {name: None for name in path_keys(type(self.settings)) if values.get(name)}
+
+    def recipe(self) -> dict[str, Any]:
+        """The identity as a release records it; may tell more, and no path either."""
+        return self.identity()
+
+    def cites(self) -> dict[str, Any] | None:
+        """What a release must say of where the rows came from."""
+        return None
+
+    # ---- before a build
+
+    def first_rows(self, scratch: Scratch) -> FirstRows:
+        """The first rows, where those of `rows` would take a while."""
+        return FirstRows(self.rows(scratch))
+
+    def most_rows(self) -> int | None:
+        """The most pictures that there can be, where that is cheap to know."""
+        return None
+
+    @classmethod
+    def guess(cls, listing: Listing) -> Place | None:
+        """What lies at a path, as settings of this kind; None where it is of another kind.
+
+        Raises: ConfigError, with the cure, for what is of this kind and cannot be read.
+        """
+        return None
+
+    # ---- data that must be brought first
+
+    def in_work_folder(self, name: str, work_dir: str) -> SettingsT:
+        """The settings, with the place where the source `name` keeps what it brings."""
+        return self.settings
+
+    def waits_for(self) -> str | None:
+        """What is not there yet and `prepare` would bring, in words; a build brings it before the first stage."""
+        return None
+
+    def lacks(self, environment: Mapping[str, str]) -> str | None:
+        """What the user must still give before `prepare` can work."""
+        return None
+
+    @classmethod
+    def prepare(cls, sources: Sequence[Self], user_agent: str, environment: Mapping[str, str]) -> None:
+        """Bring what these sources wait for.
+
+        Raises: ConfigError for what is refused; RunError where it does not come.
+        """
+
+
+def path_keys(model: type[Settings]) -> list[str]:
+    """The keys whose values are paths of this machine."""
+    (mark,) = get_args(ConfigPath)[1:]
+    return [
+        name
+        for name, setting in model.model_fields.items()
+        if mark in setting.metadata or any(mark in get_args(part)[1:] for part in get_args(setting.annotation))
+    ]
+
+
+@cache
+def all_kinds() -> tuple[dict[str, type[Reader[Any]]], dict[str, str]]:
+    """The kinds by their key, those of this package first, and why others that are installed cannot be used."""
+    kinds: dict[str, type[Reader[Any]]] = {point.name: point.load() for point in BUILT_IN}
+    faults: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        what = f"the kind of source `{point.name}` ({point.value})"
+        if point.name in kinds:
+            faults[point.name] = f"{what} has the name of another kind; uninstall one of the two"
+            continue
+        try:
+            kind = point.load()
+        except Exception as error:  # another package's module may raise anything
+            faults[point.name] = (
+                f"{what} cannot be loaded: {' '.join(str(error).split())}; mend or uninstall its package"
+            )
+            continue
+        if isinstance(kind, type) and issubclass(kind, Reader) and hasattr(kind, "settings_type"):
+            kinds[point.name] = kind
+        else:
+            faults[point.name] = f"{what} is no Reader of pipeline.sources.kinds with a settings_type"
+    return kinds, faults

@@ -1,0 +1,1 @@
+"""Tables as they come: texts cut into records, items of json, and which column holds what."""
