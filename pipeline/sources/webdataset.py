@@ -8,7 +8,6 @@ is damaged. Raises ConfigError for tars that are missing, no tar, compressed, or
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -52,7 +51,7 @@ from pipeline.sources.rows import (
 from pipeline.sources.tables.columns import plain
 from pipeline.store.foreign import read_rows as read_foreign
 
-_SHARD_MEMBERS = 60  # that init looks at
+_LOOKED_AT = 20  # samples, by init
 _PARQUET_ALWAYS = ("key", "url", "status", "error_message")  # img2dataset's own columns
 
 
@@ -369,7 +368,7 @@ def _parquet_of(shard: str) -> str | None:
 def _guess(path: str) -> Place:
     files = find_files(path, path, ".tar")
     first = files.path(files.names[0])
-    endings, keys = _members(first)
+    endings, keys = _first_samples(first)
     columns = _columns(first)
     place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them")
     made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
@@ -387,23 +386,18 @@ def _guess(path: str) -> Place:
     return place
 
 
-def _members(path: str) -> tuple[set[str], set[str]]:
-    """Extensions of the first members of a tar, and keys of the first json in it."""
+def _first_samples(shard: str) -> tuple[set[str], set[str]]:
+    """Extensions of the texts of the first samples, and keys of the first json among them."""
     endings: set[str] = set()
     keys: set[str] = set()
-    fs, inner = storage.filesystem(path)
-    with reading(path, path, "as a tar"), fs.open(inner, "rb") as stream:
+    with reading(shard, shard, "as a tar"):
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in islice(tar, _SHARD_MEMBERS):
-                    ending = member.name.rpartition("/")[2].partition(".")[2].lower()
-                    endings.add(ending)
-                    if ending == "json" and not keys and member.size < 1 << 20:
-                        body = tar.extractfile(member)
-                        value = json.loads(body.read()) if body is not None else {}
-                        keys = set(value) if isinstance(value, dict) else set()
-        except (tarfile.TarError, RecursionError) as error:
-            raise ConfigError(f"{path} cannot be read as a tar: {error}; if it is compressed, unpack it") from None
+            for sample in islice(_samples(shard, _Asked(_USUAL_FIELDS, IMAGE_SUFFIXES)), _LOOKED_AT):
+                endings |= set(sample.texts)
+                if "json" in sample.texts and not keys:
+                    keys = set(parse_json(sample.texts["json"]))
+        except BrokenTarError as error:
+            raise ConfigError(f"{shard} cannot be read as a tar: {error}; if it is compressed, unpack it") from None
     return endings, keys
 
 
