@@ -41,7 +41,7 @@ from pipeline.store.writing import TableWriter
 ASSUMED_PICTURE_BYTES = 500_000  # between a 500 px copy (some 100 kB) and a camera's original (some 3 MB)
 ASSUMED_REQUEST_SECONDS = 0.5  # from asking to the last byte, over the open web
 # Decode, hash, resize, encode on one core: 240 small photos (348 px) or 24 large ones (4,000 px) a second were measured
-# (tests/benchmarks/results/fetch.md).
+# (tests/benchmarks/results/fetch.md at commit f9cb912).
 ASSUMED_PICTURES_PER_CORE_SECOND = 40
 # Bytes a pixel of a stored JPEG, 4:2:0, at 256 px: 60 phone photos of groceries.
 _STORED_BYTES_PER_PIXEL = {30: 0.1, 80: 0.23, 90: 0.33, 95: 0.46, 100: 1.2}  # by JPEG quality; 30 is a guess

@@ -43,9 +43,3 @@ def test_an_example_loads(values: dict[str, Any]) -> None:
 def test_the_guide_shows_every_kind_of_source() -> None:
     first = next(values["sources"] for values in EXAMPLES if "sources" in values)
     assert tuple(parse_settings(values, SourceSettings, "guide").kind for values in first) == tuple(KINDS)
-
-
-def test_the_contents_lead_to_the_headings() -> None:
-    headings = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
-    anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-    assert re.findall(r"^\d+\. .*\(#(.+)\)$", PAGE, re.MULTILINE) == anchors

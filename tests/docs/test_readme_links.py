@@ -23,6 +23,18 @@ def test_every_link_leads_to_a_file(page: str) -> None:
     assert not lost, f"{page} links to files that are not there: {', '.join(lost)}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_anchor_leads_to_a_heading(page: str) -> None:
+    for path, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" not in path:
+            text = (ROOT / page if not path else (ROOT / page).parent / path).read_text(encoding="utf-8")
+            headings = {
+                re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-")
+                for each in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+            }
+            assert anchor in headings, f"{page} links to {path}#{anchor}"
+
+
 OF_THEIR_TIME = ("CHANGELOG.md", "tests/benchmarks/protocols/")
 """Pages that keep the names of what they were written about."""
 
