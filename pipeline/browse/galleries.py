@@ -9,7 +9,7 @@ import numpy as np
 from manifests.release import Release
 from pipeline.browse.looking import FROM, NOT_INSTEAD, ROW, Looking
 from pipeline.browse.snapshot import Snapshot
-from pipeline.matching import hamming_pairs
+from pipeline.matching.search import find_pairs
 from pipeline.releases.opening import open_sql, view_samples
 
 EXAMPLES = 6
@@ -19,6 +19,8 @@ GROUP_MEMBERS = 8
 MAX_CLOSE_CALLS = 12
 WIDER_BITS = 2  # beyond the radius
 SEARCHED_HASHES = 100_000  # for pairs just outside the radius, which no table holds
+SEARCH_BYTES = 256 << 20
+MOST_PAIRS = 1 << 24
 MAX_LEAKS = 60
 MAX_TAXA = 40
 MAX_CHANGES = 24
@@ -94,10 +96,11 @@ def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, 
         f"ORDER BY sample_id LIMIT {SEARCHED_HASHES}) ORDER BY 1"
     )
     listed = np.array([row["phash"] for row in hashes], np.uint64)
-    pairs = hamming_pairs(listed, radius + WIDER_BITS).to_pydict() if len(listed) else {}
+    low, high = find_pairs(listed, radius + WIDER_BITS, scratch_bytes=SEARCH_BYTES, max_pairs=MOST_PAIRS)
+    apart = np.bitwise_count(low ^ high)
     beyond = [
-        {"phash_a": int(listed[a]), "phash_b": int(listed[b]), "distance": bits}
-        for a, b, bits in zip(*pairs.values(), strict=True)
+        {"phash_a": a, "phash_b": b, "distance": bits}
+        for a, b, bits in zip(low.tolist(), high.tolist(), apart.tolist(), strict=True)
         if bits > radius
     ]
     beyond = sorted(beyond, key=lambda pair: (pair["distance"], pair["phash_a"], pair["phash_b"]))[:MAX_CLOSE_CALLS]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.matching.groups import choose_kept, choose_kept_distinct
-from pipeline.matching.pairs import DistinctPairs
+from pipeline.matching.groups import choose_kept, choose_of_groups
 
 MORE_DETAIL = 1.02  # a larger copy was blown up when a smaller picture has this many times its detail
 SAME_SIZE = 1.02  # pictures whose pixels differ by less were stored at one size, but for rounding
@@ -223,17 +222,15 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
     at_left, at_right = np.searchsorted(hashes, left), np.searchsorted(hashes, right)
     there = (at_left < len(hashes)) & (at_right < len(hashes))
     there[there] = (hashes[at_left[there]] == left[there]) & (hashes[at_right[there]] == right[there])
-    distinct = DistinctPairs(
-        num_rows=len(phash),
-        radius=64,
-        hashes=hashes,
-        starts=np.append(starts, len(phash)).astype(np.int64),
-        rows=order.astype(np.int64),
-        left=at_left[there].astype(np.int64),
-        right=at_right[there].astype(np.int64),
-        distance=pairs["distance"].to_numpy()[there],
+    return choose_of_groups(
+        len(phash),
+        np.append(starts, len(phash)),
+        order,
+        at_left[there],
+        at_right[there],
+        pairs["distance"].to_numpy()[there],
+        priority,
     )
-    return choose_kept_distinct(distinct, priority)
 
 
 def judge_semantic(sql: Any, prefer: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.pairs import MARK_BITS, count_up, distinct_of
 from pipeline.matching.plan import SearchPlan, choose_plan
 from pipeline.matching.search import (
     Hashes,
@@ -21,12 +20,14 @@ from pipeline.matching.search import (
     arranged_chunks,
     bit_entropies,
     bit_runs,
+    distinct_of,
     first_caught,
     join_pairs,
     move_back,
     num_cores,
 )
 
+_MARK_BITS = 24
 _COMPARE_AT_ONCE = 1 << 15  # pairs: small enough for the cache, and for memory that is allocated already
 
 
@@ -63,7 +64,7 @@ def search_cross_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) 
     table = np.concatenate([np.empty(0, np.uint64), *(piece.copy() for _, piece in arranged_chunks(asked, runs))])
     table.sort()
     # most hashes have a key that no query has: a table of marks skips them in 5 ns, a binary search takes 100 ns
-    unread = np.uint64(max(num_free, plan.num_bits - MARK_BITS))
+    unread = np.uint64(max(num_free, plan.num_bits - _MARK_BITS))
     everything = num_free == plan.num_bits
     marks = np.zeros(1 << (plan.num_bits - int(unread)), np.bool_)
     if not everything:
@@ -90,7 +91,8 @@ def _compare(
         stop = max(start + 1, int(np.searchsorted(ends, done + _COMPARE_AT_ONCE, side="right")))
         some = sizes[start:stop]
         left = np.repeat(near[start:stop], some)
-        right = table[np.repeat(low[start:stop], some) + count_up(some)]
+        places = np.arange(some.sum()) - np.repeat(np.cumsum(some) - some, some)  # 0 .. size - 1 of each
+        right = table[np.repeat(low[start:stop], some) + places]
         hit = np.flatnonzero(np.bitwise_count(left ^ right) <= radius)
         if len(hit):
             yield left[hit], right[hit]

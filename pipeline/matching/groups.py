@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import ConfigError
-from pipeline.matching.pairs import Distances, DistinctPairs, Rows
+
+Rows = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.uint8]
 
 _EDGES_AT_ONCE = 1 << 20  # an edge takes 80 bytes as Python integers
 
@@ -38,23 +40,13 @@ def choose_kept(
 
     Raises: ConfigError.
     """
-    _check_priority(num_rows, priority)
     involved, ends = np.unique(np.concatenate([pairs_i, pairs_j]), return_inverse=True)
     left, right = ends[: len(pairs_i)], ends[len(pairs_i) :]
     starts = np.arange(len(involved) + 1)
-    return _choose(num_rows, starts, involved, left, right, distance, priority)
+    return choose_of_groups(num_rows, starts, involved, left, right, distance, priority)
 
 
-def choose_kept_distinct(pairs: DistinctPairs, priority: Rows) -> tuple[Rows, Distances]:
-    """The same answer as `choose_kept` gives for all pairs of rows, without writing out the pairs of equal hashes.
-
-    Raises: ConfigError.
-    """
-    _check_priority(pairs.num_rows, priority)
-    return _choose(pairs.num_rows, pairs.starts, pairs.rows, pairs.left, pairs.right, pairs.distance, priority)
-
-
-def _choose(
+def choose_of_groups(
     num_rows: int,
     starts: Rows,
     rows: Rows,
@@ -63,7 +55,13 @@ def _choose(
     distance: Distances,
     priority: Rows,
 ) -> tuple[Rows, Distances]:
-    """The choice over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join."""
+    """The same over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join.
+
+    So the pairs of equal rows need not be written out.
+
+    Raises: ConfigError.
+    """
+    _check_priority(num_rows, priority)
     representative = np.arange(num_rows, dtype=np.int64)
     away = np.zeros(num_rows, np.uint8)
     if not len(rows):

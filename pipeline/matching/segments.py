@@ -18,7 +18,6 @@ import numpy as np
 
 from manifests.errors import RunError
 from pipeline.matching.cross import distinct_cross_pairs, search_cross_key
-from pipeline.matching.pairs import PAIRS_BYTES
 from pipeline.matching.plan import SearchPlan, choose_plan
 from pipeline.matching.search import (
     LEAST_CAPACITY,
@@ -31,6 +30,7 @@ from pipeline.matching.search import (
     search_key,
 )
 
+PAIRS_BYTES = 64  # of a pair while it is sorted: as hashes, as places among them, its order, and the results
 Stream = Callable[[], Iterable[Hashes]]  # reads a segment from its start, some hashes at a time
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from manifests.reader import open_reader
-from pipeline.matching import cross_pairs
-from pipeline.matching.pairs import distinct_of
+from pipeline.matching.cross import cross_pairs
+from pipeline.matching.search import distinct_of
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
 

@@ -33,8 +33,7 @@ from manifests import tables
 from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.matching.mirrors import FLAT_BITS, make_pairs
-from pipeline.matching.pairs import distinct_of
-from pipeline.matching.search import Hashes, bit_entropies
+from pipeline.matching.search import Hashes, bit_entropies, distinct_of
 from pipeline.matching.segments import (
     Segment,
     Unit,

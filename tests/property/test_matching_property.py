@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from hashed_pairs import pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.matching import choose_kept_distinct, distinct_pairs, expand_pairs, hamming_pairs
+from pipeline.matching.companies import choose_representatives
+from pipeline.matching.search import find_pairs
 
 SEEDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
 FLIPS = st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 63), max_size=10)), max_size=60)
@@ -26,27 +28,13 @@ def hash_sets(draw):
 
 
 @settings(max_examples=150, deadline=None)
-@given(hash_sets(), st.integers(0, 10))
-def test_pairs_equal_brute_force(hashes, radius):
-    i, j = np.triu_indices(len(hashes), 1)
-    distance = np.bitwise_count(hashes[i] ^ hashes[j])
-    near = distance <= radius
-    table = hamming_pairs(hashes, radius)
-    assert table["i"].to_pylist() == i[near].tolist()
-    assert table["j"].to_pylist() == j[near].tolist()
-    assert table["distance"].to_pylist() == distance[near].tolist()
-
-
-@settings(max_examples=100, deadline=None)
-@given(hash_sets(), st.integers(0, 8), st.randoms(use_true_random=False))
-def test_pairs_do_not_depend_on_the_order_of_rows(hashes, radius, random):
-    shuffle = list(range(len(hashes)))
-    random.shuffle(shuffle)
-    found = hamming_pairs(hashes, radius).to_pylist()
-    again = hamming_pairs(hashes[shuffle], radius).to_pylist()
-    back = {(*sorted((shuffle[p["i"]], shuffle[p["j"]])), p["distance"]) for p in again}
-    assert back == {(p["i"], p["j"], p["distance"]) for p in found}
-    assert len(again) == len(found)
+@given(hash_sets(), st.integers(0, 10), st.randoms(use_true_random=False))
+def test_pairs_equal_brute_force_in_any_order(hashes, radius, random):
+    distinct = sorted({*hashes.tolist()})
+    random.shuffle(distinct)
+    low, high = find_pairs(np.array(distinct, np.uint64), radius, scratch_bytes=1 << 24, max_pairs=1 << 20)
+    expected = [(row["phash_a"], row["phash_b"]) for row in pairs_of(hashes, radius).to_pylist()]
+    assert sorted(zip(low.tolist(), high.tolist(), strict=True)) == expected
 
 
 @settings(max_examples=150, deadline=None)
@@ -55,13 +43,12 @@ def test_the_choice_keeps_its_promises(hashes, radius, random):
     priority = list(range(len(hashes)))
     random.shuffle(priority)
     priority = np.array(priority)
-    pairs = distinct_pairs(hashes, radius)
-    representative, away = choose_kept_distinct(pairs, priority)
+    representative, away = choose_representatives(hashes, priority, pairs_of(hashes, radius))
     rows = np.arange(len(hashes))
     kept = representative == rows
     assert kept[representative].all()
     assert (np.bitwise_count(hashes ^ hashes[representative]) == away).all()
     assert (away <= radius).all()
     assert (priority[representative] <= priority).all()
-    assert hamming_pairs(hashes[kept], radius).num_rows == 0
-    assert expand_pairs(pairs).num_rows == pairs.num_row_pairs
+    assert len(set(hashes[kept].tolist())) == kept.sum()
+    assert pairs_of(hashes[kept], radius).num_rows == 0

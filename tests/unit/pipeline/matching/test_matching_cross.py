@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hashed_pairs import pairs_of
 
-from pipeline.matching import cross_pairs, hamming_pairs
+from pipeline.matching.cross import cross_pairs
 
 
 def assert_equals_brute_force(hashes, queries, radius):
@@ -50,16 +51,14 @@ def test_more_rows_than_one_chunk():
 
 def test_new_rows_add_what_the_whole_search_would_find():
     rng = np.random.default_rng(2)
-    hashes = rng.integers(0, 2**11, 500, dtype=np.uint64) * np.uint64(0x0004002001000811)
-    old, new = hashes[:350], hashes[350:]
-    between = set(zip(*(column.tolist() for column in cross_pairs(old, new, 3)), strict=True))
-    values = hashes.tolist()
-    pairs = [(row, query) for row in range(350) for query in range(350, 500) if (values[row], values[query]) in between]
-    for base, part in ((0, old), (350, new)):
-        inside = hamming_pairs(part, 3)
-        pairs += [(base + i, base + j) for i, j in zip(inside["i"].to_pylist(), inside["j"].to_pylist(), strict=True)]
-    whole = hamming_pairs(hashes, 3)
-    assert sorted(pairs) == list(zip(whole["i"].to_pylist(), whole["j"].to_pylist(), strict=True))
+    hashes = np.unique(rng.integers(0, 2**11, 500, dtype=np.uint64) * np.uint64(0x0004002001000811))
+    old, new = np.split(rng.permutation(hashes), [250])
+    pairs = {tuple(sorted(pair)) for pair in zip(*(side.tolist() for side in cross_pairs(old, new, 3)), strict=True)}
+    for part in (old, new, hashes):
+        listed = {(row["phash_a"], row["phash_b"]) for row in pairs_of(part, 3).to_pylist()}
+        if part is hashes:
+            assert pairs == listed
+        pairs |= listed
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0)])

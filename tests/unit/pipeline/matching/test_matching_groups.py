@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hashed_pairs import pairs_of
 
 from manifests.errors import ConfigError
-from pipeline.matching import choose_kept, choose_kept_distinct, distinct_pairs, hamming_pairs
+from pipeline.matching.companies import choose_representatives
+from pipeline.matching.groups import choose_kept
 
 
 def by_the_rule(hashes, radius, priority):
@@ -27,11 +29,16 @@ def by_the_rule(hashes, radius, priority):
     return representative, away
 
 
+def row_pairs(hashes, radius):
+    i, j = np.triu_indices(len(hashes), 1)
+    distance = np.bitwise_count(hashes[i] ^ hashes[j])
+    near = distance <= radius
+    return i[near], j[near], distance[near]
+
+
 def both_forms(hashes, radius, priority):
-    table = hamming_pairs(hashes, radius)
-    columns = [table[name].to_numpy() for name in ("i", "j", "distance")]
-    plain = choose_kept(len(hashes), *columns, priority)
-    collapsed = choose_kept_distinct(distinct_pairs(hashes, radius), priority)
+    plain = choose_kept(len(hashes), *row_pairs(hashes, radius), priority)
+    collapsed = choose_representatives(hashes, priority, pairs_of(hashes, radius))
     np.testing.assert_array_equal(plain[0], collapsed[0])
     np.testing.assert_array_equal(plain[1], collapsed[1])
     return plain
@@ -87,8 +94,7 @@ def test_the_order_of_rows_does_not_matter():
 def test_the_order_of_pairs_and_of_their_ends_does_not_matter():
     rng = np.random.default_rng(6)
     hashes, priority = crowd(rng, 300), rng.permutation(300)
-    table = hamming_pairs(hashes, 3)
-    i, j, distance = (table[name].to_numpy() for name in ("i", "j", "distance"))
+    i, j, distance = row_pairs(hashes, 3)
     shuffle = rng.permutation(len(i))
     expected = choose_kept(300, i, j, distance, priority)
     found = choose_kept(300, j[shuffle], i[shuffle], distance[shuffle], priority)
@@ -110,7 +116,7 @@ def test_a_placeholder_of_a_million_rows_is_one_group():
     hashes = np.full(1_000_000, 77, np.uint64)
     hashes[:2] = [3, 78]
     priority = np.random.default_rng(8).permutation(1_000_000)
-    representative, away = choose_kept_distinct(distinct_pairs(hashes, 4), priority)
+    representative, away = choose_representatives(hashes, priority, pairs_of(np.array([3, 77, 78]), 4))
     best = np.argmin(priority)
     assert (representative == best).all()
     assert away[2:].max() <= 4

@@ -9,31 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.errors import ConfigError, RunError
-from pipeline.matching import distinct_pairs, expand_pairs, hamming_pairs, search
+from manifests.errors import RunError
+from pipeline.matching import search
 from pipeline.matching.search import find_pairs
 
 
 def brute_force(hashes, radius):
-    """Every pair by comparing all, as (i, j, distance), sorted."""
-    rows, others, distances = [], [], []
+    """Every pair by comparing all, as (low, high), sorted."""
+    found = []
     for row in range(len(hashes) - 1):
-        distance = np.bitwise_count(hashes[row] ^ hashes[row + 1 :])
-        near = np.flatnonzero(distance <= radius)
-        rows.append(np.full(len(near), row))
-        others.append(near + row + 1)
-        distances.append(distance[near])
-    empty = [np.empty(0, np.int64)]
-    return (
-        np.concatenate(rows or empty),
-        np.concatenate(others or empty),
-        np.concatenate(distances or empty),
-    )
+        near = hashes[row + 1 :][np.bitwise_count(hashes[row] ^ hashes[row + 1 :]) <= radius]
+        found.append(np.stack([np.minimum(near, hashes[row]), np.maximum(near, hashes[row])], axis=1))
+    return in_order(np.concatenate([np.empty((0, 2), np.uint64), *found]))
 
 
-def assert_same(table, expected):
-    for name, values in zip(("i", "j", "distance"), expected, strict=True):
-        np.testing.assert_array_equal(table[name].to_numpy(), values)
+def in_order(pairs):
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def search_all(hashes, radius, scratch_bytes=1 << 30, max_pairs=1 << 26):
+    return in_order(np.stack(find_pairs(hashes, radius, scratch_bytes=scratch_bytes, max_pairs=max_pairs), axis=1))
+
+
+def shuffled(rng, hashes):
+    """The distinct ones, in any order."""
+    return rng.permutation(np.unique(hashes))
 
 
 def random_hashes(rng, num):
@@ -80,62 +80,47 @@ def crowded(rng, num):
 )
 def test_equals_brute_force(make, radius):
     rng = np.random.default_rng(radius)
-    hashes = rng.permutation(make(rng, 1200))
-    assert_same(hamming_pairs(hashes, radius), brute_force(hashes, radius))
+    hashes = shuffled(rng, make(rng, 1200))
+    np.testing.assert_array_equal(search_all(hashes, radius), brute_force(hashes, radius))
 
 
 @pytest.mark.parametrize("radius", range(1, 9))
 def test_members_at_the_radius_are_found_and_one_bit_further_are_not(radius):
     rng = np.random.default_rng(radius)
     hashes = clusters(rng, 30_000, radius)
-    table = hamming_pairs(hashes, radius)
-    i, j = table["i"].to_numpy(), table["j"].to_numpy()
-    at_radius = (j - i == 10_000) & (i < 10_000)
-    assert at_radius.sum() == 10_000
-    assert (table["distance"].to_numpy()[at_radius] == radius).all()
-    assert not ((j - i == 20_000) & (i < 10_000)).any()
+    pairs = {tuple(pair) for pair in search_all(np.unique(hashes), radius).tolist()}
+    centres, at_radius, further = np.split(hashes, 3)
+    for members, are_found in ((at_radius, True), (further, False)):
+        expected = zip(np.minimum(centres, members).tolist(), np.maximum(centres, members).tolist(), strict=True)
+        assert all((pair in pairs) is are_found for pair in expected)
 
 
 def test_fifty_thousand_of_every_kind_equal_brute_force_at_every_radius():
     rng = np.random.default_rng(50)
-    hashes = np.concatenate(
-        [
-            random_hashes(rng, 20_000),
-            clusters(rng, 18_000, 4),
-            clusters(rng, 6_000, 8),
-            bit_flip_chain(rng, 3_000),
-            np.full(100, 0x8000000000000000, np.uint64),
-            crowded(rng, 2_900),
-        ]
-    )
-    hashes = rng.permutation(hashes)
-    assert len(hashes) == 50_000
-    i, j, distance = brute_force(hashes, 8)
+    kinds = [clusters(rng, 18_000, 4), clusters(rng, 6_000, 8), bit_flip_chain(rng, 3_000), crowded(rng, 2_900)]
+    hashes = shuffled(rng, np.concatenate([random_hashes(rng, 20_000), *kinds]))
+    assert len(hashes) > 49_000
+    pairs = brute_force(hashes, 8)
+    distance = np.bitwise_count(pairs[:, 0] ^ pairs[:, 1])
     for radius in range(9):
-        near = distance <= radius
-        assert_same(hamming_pairs(hashes, radius), (i[near], j[near], distance[near]))
+        np.testing.assert_array_equal(search_all(hashes, radius), pairs[distance <= radius])
 
 
 @pytest.mark.parametrize("radius", [12, 20, 31, 63, 64])
 def test_large_radii_are_exact_too(radius):
     rng = np.random.default_rng(radius)
-    hashes = np.concatenate([random_hashes(rng, 300), bit_flip_chain(rng, 300)])
-    assert_same(hamming_pairs(hashes, radius), brute_force(hashes, radius))
+    hashes = shuffled(rng, np.concatenate([random_hashes(rng, 300), bit_flip_chain(rng, 300)]))
+    np.testing.assert_array_equal(search_all(hashes, radius), brute_force(hashes, radius))
 
 
-@pytest.mark.parametrize("num", [0, 1, 2, 400])
-@pytest.mark.parametrize("radius", [0, 4])
-def test_all_equal(num, radius):
-    hashes = np.full(num, 0xFFFFFFFFFFFFFFFF, np.uint64)
-    table = hamming_pairs(hashes, radius)
-    assert table.num_rows == num * (num - 1) // 2
-    assert_same(table, brute_force(hashes, radius))
+@pytest.mark.parametrize("num", [0, 1])
+def test_one_hash_has_no_pairs(num):
+    assert len(search_all(np.arange(num, dtype=np.uint64), 4)) == 0
 
 
 def test_a_full_cube_of_sixteen_bits_is_found_whole():
     hashes = np.arange(2**12, dtype=np.uint64) << np.uint64(26)
-    table = hamming_pairs(hashes, 3)
-    assert table.num_rows == 2**12 * (12 + 66 + 220) // 2
+    assert len(search_all(hashes, 3)) == 2**12 * (12 + 66 + 220) // 2
 
 
 def test_several_passes_within_little_memory_give_the_same_pairs():
@@ -161,87 +146,30 @@ def test_windows_of_any_size_give_the_same_pairs(monkeypatch, window):
     assert len(whole[0]) > 10_000
 
 
-def test_types_are_as_promised():
-    table = hamming_pairs(np.array([1, 3, 1], np.uint64), 1)
-    assert [str(field.type) for field in table.schema] == ["int64", "int64", "uint8"]
-    assert table.to_pydict() == {"i": [0, 0, 1], "j": [1, 2, 2], "distance": [1, 0, 1]}
-
-
-def test_strided_arrays_and_small_integers_are_taken_as_they_are():
-    hashes = flip(np.random.default_rng(1), np.zeros(400, np.uint64), 2)
-    assert hamming_pairs(np.repeat(hashes, 2)[::2], np.uint8(4)).equals(hamming_pairs(hashes, 4))
-
-
 def test_input_is_left_as_it_was():
     hashes = np.array([5, 1, 9], np.uint64)
     hashes.flags.writeable = False
-    hamming_pairs(hashes, 8)
+    search_all(hashes, 8)
     assert hashes.tolist() == [5, 1, 9]
-
-
-def test_placeholder_stays_small_as_distinct_pairs():
-    rng = np.random.default_rng(3)
-    placeholder = np.uint64(0xA5A5A5A5A5A5A5A5)
-    hashes = random_hashes(rng, 200_000)
-    hashes[::2] = placeholder
-    hashes[1] = placeholder ^ np.uint64(1)
-    pairs = distinct_pairs(hashes, 4)
-    assert pairs.counts.max() == 100_000
-    assert (pairs.left.tolist(), pairs.right.tolist(), pairs.distance.tolist()) == ([0], [1], [1])
-    assert pairs.rows[pairs.starts[1] : pairs.starts[2]].tolist() == list(range(0, 200_000, 2))
-    assert pairs.num_row_pairs == 100_000 * 99_999 // 2 + 100_000
-
-
-def test_too_many_row_pairs_are_refused_with_the_hash_and_the_count():
-    hashes = np.full(100_000, 0x00FF00FF00FF00FF, np.uint64)
-    with pytest.raises(RunError, match=r"4,999,950,000 pairs.*00ff00ff00ff00ff, stands in 100,000 rows"):
-        hamming_pairs(hashes, 4, memory_limit_bytes=1 << 30)
 
 
 def test_too_many_near_hashes_are_refused_with_the_busiest_hash():
     hashes = np.arange(2**14, dtype=np.uint64)
     with pytest.raises(RunError, match=r"within radius 6.*most neighbours in the last .* is 0000000000"):
-        hamming_pairs(hashes, 6, memory_limit_bytes=4 << 20)
-
-
-def test_too_small_a_limit_is_refused_before_work():
-    with pytest.raises(ConfigError, match=r"too small to match 1,000 hashes; give at least 18,000"):
-        hamming_pairs(np.arange(1000, dtype=np.uint64), 4, memory_limit_bytes=1000)
-
-
-@pytest.mark.parametrize(
-    ("hashes", "radius", "message"),
-    [
-        (np.arange(3), 1, "1-d numpy array of uint64, found 1-d int64"),
-        (np.zeros((2, 2), np.uint64), 1, "found 2-d uint64"),
-        ([1, 2], 1, "found list"),
-        (np.ma.array(np.zeros(2, np.uint64), mask=[True, False]), 1, "found MaskedArray"),
-        (np.zeros(2, np.uint64), 4.0, "radius is 4.0; it must be a whole number"),
-        (np.zeros(2, np.uint64), -1, "radius is -1"),
-        (np.zeros(2, np.uint64), 65, "radius is 65"),
-    ],
-)
-def test_wrong_input_is_named(hashes, radius, message):
-    with pytest.raises(ConfigError, match=message):
-        hamming_pairs(hashes, radius)
-
-
-def test_expanding_distinct_pairs_is_hamming_pairs():
-    rng = np.random.default_rng(4)
-    hashes = rng.choice(clusters(rng, 600, 2), 2000)
-    assert expand_pairs(distinct_pairs(hashes, 3)).equals(hamming_pairs(hashes, 3))
+        search_all(hashes, 6, max_pairs=1 << 16)
 
 
 _GROWTH = """
 import sys
 from pathlib import Path
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 from manifests.errors import RunError
-from pipeline.matching import hamming_pairs
+from pipeline.matching.search import find_pairs
+from pipeline.matching.segments import PAIRS_BYTES
+
+def search(hashes, radius, limit):
+    find_pairs(hashes, radius, scratch_bytes=limit, max_pairs=limit // PAIRS_BYTES)
 
 def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -252,11 +180,11 @@ if kind == "cube":  # every hash has thousands of neighbours
     hashes = np.arange(1 << 16, dtype=np.uint64)
 else:
     hashes = np.random.default_rng(0).integers(0, 2**64, 4_000_000, dtype=np.uint64)
-hamming_pairs(hashes[:1000].copy(), radius)
+search(hashes[:1000].copy(), radius, limit)
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
 try:
-    hamming_pairs(hashes, radius, memory_limit_bytes=limit)
+    search(hashes, radius, limit)
 except RunError:
     print("refused")
 print(resident("VmHWM") - before)
