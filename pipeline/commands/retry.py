@@ -26,7 +26,7 @@ from pipeline.runner.kept_config import last_config
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
-from pipeline.stages.fetch_rounds import last_round, recipes_of
+from pipeline.stages.fetch_rounds import last_round, recipe_of
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -99,7 +99,7 @@ def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> Roun
 
     def begin(context: BuildContext, before: StageRecord) -> bool:
         nonlocal number, recipe
-        recipe = recipes_of(context.config.fetch.image)[0]
+        recipe = recipe_of(context.config.fetch.image)
         if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
             return False
         context.fetch_round = catalog.rounds.begin(recipe, outcomes, after=last_round(context))

@@ -31,6 +31,7 @@ from manifests.pictures.opening import (
     without_pillow_warnings,
 )
 from pipeline.pictures.consent import refusal_of
+from pipeline.pictures.limits import refusal_of_shape
 from pipeline.pictures.phash import measure_luminance
 from pipeline.pictures.settings import ImageSettings
 from pipeline.pictures.shrink import REDUCING_GAP, shrink
@@ -143,8 +144,8 @@ def _measure_open(
             turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
             original = replace(original, width_px=turned[0], height_px=turned[1], format=image.format or "", mode=mode)
             original = replace(original, exif_orientation=orientation, has_camera=_has_camera(image))
-            if refusal := _bad_shape(original, settings):
-                return refusal
+            if refusal := refusal_of_shape(*turned, settings):
+                return Rejected(*refusal, original)
             target = _target_size(raw_size, settings)
             image.draft(None, (int(target[0] * REDUCING_GAP), int(target[1] * REDUCING_GAP)))
             image.load()
@@ -216,20 +217,6 @@ def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, i
         max(1, (size[0] * settings.size_px * 2 + side) // (2 * side)),
         max(1, (size[1] * settings.size_px * 2 + side) // (2 * side)),
     )
-
-
-def _bad_shape(original: Original, settings: ImageSettings) -> Rejected | None:
-    width, height = original.width_px or 0, original.height_px or 0
-    if min(width, height) < settings.min_side_px:
-        return Rejected(
-            Outcome.IMAGE_TOO_SMALL, f"{width} x {height} px, shortest side allowed {settings.min_side_px}", original
-        )
-    ratio = max(width, height) / min(width, height)
-    if ratio > settings.max_aspect_ratio:
-        return Rejected(
-            Outcome.ASPECT_TOO_EXTREME, f"{width} x {height} px, ratio allowed {settings.max_aspect_ratio:g}", original
-        )
-    return None
 
 
 def _has_camera(image: Image.Image) -> bool:

@@ -128,7 +128,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         counting = "SELECT f.* FROM candidates c JOIN parts f ON f.sample_id = c.sample_id AND f.url = c.address"
         again = "SELECT 1 FROM parts GROUP BY sample_id HAVING count(*) > 1 LIMIT 1"
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
-            counting += f" QUALIFY {COUNTS}"
+            counting = f"FROM ({counting}) QUALIFY {COUNTS}"
         facts = copy_sorted(
             sql,
             judged(counting, inputs.image, inputs.consent),

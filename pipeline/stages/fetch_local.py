@@ -128,7 +128,7 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
         view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())], inputs.consent)
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, columns, "address", "true"),
+            rows_to_fetch(run.fetch_round, columns, "true"),
             "source, row_number",
             "sample_id || chr(31) || address",
             run.scratch_file("local-todo.parquet"),

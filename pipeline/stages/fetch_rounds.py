@@ -18,25 +18,24 @@ from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
 from pipeline.fetching import consent as places
 from pipeline.fetching.consent import Consent
-from pipeline.fetching.settings import FetchSettings
 from pipeline.pictures.image import Original
+from pipeline.pictures.limits import LIMITS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, StageRun
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import view_table
 
 VERSION = 4
-_HAMMING = 3  # the version whose pictures were made smaller by Pillow's filter of that name
 
 # Where the same address was asked several times, a picture counts, or else what was seen last under these settings.
 COUNTS = (
-    "row_number() OVER (PARTITION BY f.sample_id, f.url ORDER BY (f.outcome = 'ok' AND NOT f.outdated) DESC, "
-    "f.outdated, f.round DESC, f.pool_file DESC NULLS LAST, f.outcome, f.detail) = 1"
+    "row_number() OVER (PARTITION BY sample_id, url ORDER BY (outcome = 'ok' AND NOT outdated) DESC, outdated, "
+    "round DESC, pool_file DESC NULLS LAST, outcome, detail) = 1"
 )
-# Of a row that must be asked again, what is known: its picture, or else what was seen last.
-_KNOWN = (
-    "row_number() OVER (PARTITION BY f.sample_id, f.url ORDER BY f.pool_file DESC NULLS LAST, f.round DESC, "
-    "f.outcome, f.detail) = 1"
+# Of a row that must be asked again, what was learnt: its picture, or else what was seen last.
+_LEARNT = (
+    "row_number() OVER (PARTITION BY sample_id, url "
+    "ORDER BY pool_file DESC NULLS LAST, round DESC, outcome, detail) = 1"
 )
 RULES, HEADERS, PICTURE = "rules", "headers", "picture"
 """What a row is asked again for: only robots.txt and tdmrep.json of its hosts, headers by HEAD, or all of it."""
@@ -86,23 +85,16 @@ class FetchedFiles:
     """Places (pipeline/fetching/consent.py) that must be looked at now, and did not count then."""
 
 
-def recipes_of(image: ImageSettings) -> tuple[str, ...]:
-    """Names of what decides how a downloaded picture is stored, in catalogues of all versions; the newest first.
-
-    The first one names the rounds of `plantmix retry`. Downloads that are kept under any of them are used as they are.
-    Limits are no part of it, because a picture that passes them is stored in the same way. They differ by the filter
-    that makes pictures smaller, and the last one, of 0.1.0, holds the limits too.
+def recipe_of(image: ImageSettings) -> str:
+    """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads in
+    catalogues of 0.5.0 and before. Limits are no part of it, because a picture that passes them is stored the same way.
     """
-    stored = image.without_limits()
-    named = ((4, stored), (_HAMMING, stored), (_HAMMING, image))
-    names = (fingerprint({"version": version, "image": each.model_dump(mode="json")}) for version, each in named)
-    return tuple(dict.fromkeys(names))
+    return fingerprint({"version": VERSION, "image": image.without_limits().model_dump(mode="json")})
 
 
 def downloads_of(image: ImageSettings, run: StageRun[Any], up_to_round: int) -> list[PartRecord]:
     """Committed downloads of any build whose pictures are stored as `image` says, up to a round."""
-    parts = [part for name in recipes_of(image) for part in run.catalog.parts_like("fetch", "download", name)]
-    parts += run.made_of("download", image.without_limits())
+    parts = run.made_of("download", image.without_limits(), {VERSION: recipe_of(image)})
     return [part for part in parts if part.notes["round"] <= up_to_round]
 
 
@@ -110,7 +102,7 @@ def last_round(context: BuildContext) -> int:
     """The round that is being run, or else the last one that was finished."""
     if context.fetch_round is not None:
         return context.fetch_round.number
-    return max(context.catalog.rounds.last_closed(recipe) for recipe in recipes_of(context.config.fetch.image))
+    return context.catalog.rounds.last_closed(recipe_of(context.config.fetch.image))
 
 
 def ids_of(part: PartRecord) -> tuple[str, str] | None:
@@ -120,16 +112,11 @@ def ids_of(part: PartRecord) -> tuple[str, str] | None:
 
 
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
-    """What parts fetched, grouped by which of their outcomes are outdated.
-
-    Parts of 0.1.0 do not say their settings. The limits of pictures are in their recipe; their other settings count
-    as the defaults.
-    """
+    """What parts fetched, grouped by which of their outcomes are outdated."""
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[PartRecord]] = {}
-    with_limits, now = recipes_of(inputs.image)[-1], dict(inputs.deciding)
+    now = dict(inputs.deciding)
     for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
-        image = inputs.image if part.reuse_key == with_limits else ImageSettings()
-        then = dict(part.notes.get("deciding") or FetchSettings(image=image).deciding())
+        then = dict(part.notes["deciding"])
         outdated = tuple(outcome for outcome in now if _values(then.get(outcome, "[]")) != _values(now[outcome]))
         unread = inputs.consent.unread(consent_of(then))
         groups.setdefault((outdated, unread), []).append(part)
@@ -150,13 +137,28 @@ def consent_of(deciding: Mapping[str, str]) -> Consent:
 
 _NONE = Consent("", False, (), ())  # nothing refuses a picture
 
+# From `parts_read` to `parts`, a view a step. What one request heard counts for every row of the same address. Parts of
+# earlier versions have no signals: what their pictures say of themselves stands in `detail`.
+_STEPS = """
+    CREATE VIEW parts_heard AS SELECT *, {heard} FROM parts_read;
+    CREATE VIEW parts_marked AS SELECT * REPLACE (
+        coalesce(in_picture, if(signals IS NULL, string_split(detail, '; '), NULL)) AS in_picture) FROM parts_heard;
+    CREATE VIEW parts_judged AS SELECT *, {refusal} IS NOT NULL OR {is_marked} AS is_refused FROM parts_marked;
+    CREATE VIEW parts_lacking AS SELECT *, CASE WHEN is_refused OR host IS NULL THEN NULL
+        WHEN {unread[in_c2pa]} AND pool_file IS NOT NULL THEN '{PICTURE}'
+        WHEN {unread[in_headers]} AND (outcome = 'ok' OR http_status IN (200, 203)) THEN '{HEADERS}'
+        WHEN {unread[in_robots]} OR {unread[in_tdmrep]} THEN '{RULES}' END AS lacks FROM parts_judged;
+    CREATE VIEW parts AS SELECT *, lacks IS NOT NULL OR (was_decided AND NOT is_refused) AS outdated
+        FROM parts_lacking WHERE outcome <> '{not_refused}'
+"""
+
 
 def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _NONE, where: str = "true") -> None:
     """Make the view `parts`: the table `fetched` with what was said of each row, whether it is `outdated`, and if so
     what it `lacks`: RULES, HEADERS or PICTURE; null where its outcome is outdated.
 
-    What one request heard counts for every row of the same address. Rows that were asked again for consent alone serve
-    no other purpose. Columns that a part of an earlier version lacks are null.
+    Rows that were asked again for consent alone serve no other purpose. Columns that a part of an earlier version lacks
+    are null.
     """
     view_table(sql, "parts_none", Files(), FETCHED)
     views = ["SELECT *, false AS was_decided, []::VARCHAR[] AS unread FROM parts_none"]
@@ -167,24 +169,22 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
             f"SELECT *, coalesce(outcome IN ({outdated}), false) AS was_decided, "
             f"[{literals(group.unread)}]::VARCHAR[] AS unread FROM parts_{number}"
         )
+    sql.execute(f"CREATE VIEW parts_read AS {' UNION ALL BY NAME '.join(views)}")
     columns = {name: literals([place]) for name, place in _columns(consent).items()}
-    heard = ", ".join(f"signals[{place}] AS {name}" for name, place in columns.items())
+    said = "signals[{0}]"
     if any(group.unread for group in fetched):
-        heard = ", ".join(
-            f"coalesce(signals[{place}], max(signals[{place}]) OVER (PARTITION BY sample_id, url)) AS {name}"
-            for name, place in columns.items()
-        )
-    unread = {name: f"(list_contains(unread, {place}) AND {name} IS NULL)" for name, place in columns.items()}
+        said = "coalesce(signals[{0}], max(signals[{0}]) OVER (PARTITION BY sample_id, url))"
     sql.execute(
-        f"""CREATE VIEW parts AS SELECT *, lacks IS NOT NULL OR (was_decided AND NOT is_refused) AS outdated FROM
-        (SELECT *, CASE WHEN is_refused OR host IS NULL THEN NULL
-            WHEN {unread["in_c2pa"]} AND pool_file IS NOT NULL THEN '{PICTURE}'
-            WHEN {unread["in_headers"]} AND (outcome = 'ok' OR http_status IN (200, 203)) THEN '{HEADERS}'
-            WHEN {unread["in_robots"]} OR {unread["in_tdmrep"]} THEN '{RULES}' END AS lacks
-        FROM (SELECT *, {refusal(consent)} IS NOT NULL OR {_is_marked(consent)} AS is_refused
-        FROM (SELECT * EXCLUDE (in_picture), coalesce(in_picture, if(signals IS NULL, string_split(detail, '; '), NULL))
-            AS in_picture FROM (SELECT *, {heard} FROM ({" UNION ALL BY NAME ".join(views)})))))
-        WHERE outcome <> '{Outcome.NOT_REFUSED}'"""
+        _STEPS.format(
+            heard=", ".join(f"{said.format(place)} AS {name}" for name, place in columns.items()),
+            refusal=refusal(consent),
+            is_marked=_is_marked(consent),
+            unread={f: f"(list_contains(unread, {place}) AND {f} IS NULL)" for f, place in columns.items()},
+            not_refused=Outcome.NOT_REFUSED,
+            PICTURE=PICTURE,
+            HEADERS=HEADERS,
+            RULES=RULES,
+        )
     )
 
 
@@ -221,24 +221,19 @@ def _is_marked(consent: Consent) -> str:
     return f"coalesce({' OR '.join(marked) or 'false'}, false)"
 
 
-def rows_to_fetch(fetch_round: FetchRound | None, columns: str, address: str, where: str) -> str:
-    """A query for the rows to take up, over the views `candidates` and `parts`.
+def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> str:
+    """A query for the rows to take up, over the views `candidates`, with their `address`, and `parts`.
 
-    `address` is the column that identifies what is fetched (url or locator). `where` picks the rows that have one.
+    A build takes up rows that no part has. A round takes up rows that count with one of its outcomes, once each.
     """
-    if fetch_round is None:
-        return (
-            f"SELECT {columns} FROM candidates c WHERE {where} AND NOT EXISTS "
-            f"(SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.{address} AND NOT p.outdated)"
-        )
-    number = fetch_round.number
-    outcomes = literals(Outcome(name).value for name in fetch_round.outcomes)
-    return (
-        f"SELECT {columns} FROM candidates c WHERE {where} AND EXISTS "
-        f"(SELECT 1 FROM (SELECT * FROM parts f WHERE f.round < {number} QUALIFY {COUNTS}) b "
-        f"WHERE b.sample_id = c.sample_id AND b.url = c.{address} AND b.outcome IN ({outcomes})) AND NOT EXISTS "
-        f"(SELECT 1 FROM parts p WHERE p.round = {number} AND p.sample_id = c.sample_id AND p.url = c.{address})"
-    )
+    done, failed = "NOT p.outdated", "true"
+    if fetch_round is not None:
+        done = f"p.round = {fetch_round.number}"
+        outcomes = literals(Outcome(name).value for name in fetch_round.outcomes)
+        before = f"SELECT * FROM parts WHERE round < {fetch_round.number} QUALIFY {COUNTS}"
+        failed = f"(sample_id, address) IN (SELECT (sample_id, url) FROM ({before}) WHERE outcome IN ({outcomes}))"
+    return f"""SELECT {columns} FROM candidates c WHERE {where} AND {failed} AND NOT EXISTS
+        (SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.address AND {done})"""
 
 
 def addresses_to_fetch(fetch_round: FetchRound | None) -> str:
@@ -246,13 +241,13 @@ def addresses_to_fetch(fetch_round: FetchRound | None) -> str:
 
     `asks` says what is asked for: RULES, HEADERS or PICTURE; `way` where redirects led when it was asked first.
     """
-    todo = rows_to_fetch(fetch_round, "sample_id, asked, address", "address", "locator IS NULL")
-    known = f"(SELECT * FROM parts f QUALIFY {_KNOWN})"
-    return f"""SELECT min(sample_id) AS sample_id, list(sample_id ORDER BY sample_id) AS sample_ids, asked AS url,
-        address, asks, way FROM (SELECT t.*, coalesce(k.lacks, '{PICTURE}') AS asks,
+    return f"""WITH todo AS ({rows_to_fetch(fetch_round, "sample_id, asked, address", "locator IS NULL")}),
+        learnt AS (SELECT * FROM parts QUALIFY {_LEARNT}),
+        asking AS (SELECT t.*, coalesce(k.lacks, '{PICTURE}') AS asks,
             if(asks = '{RULES}' AND len(k.redirects) > 0, list_append(k.redirects[2:], k.final_url), []) AS way
-        FROM ({todo}) t LEFT JOIN {known} k ON k.sample_id = t.sample_id AND k.url = t.address)
-        GROUP BY asked, address, asks, way"""
+            FROM todo t LEFT JOIN learnt k ON k.sample_id = t.sample_id AND k.url = t.address)
+        SELECT min(sample_id) AS sample_id, list(sample_id ORDER BY sample_id) AS sample_ids, asked AS url,
+            address, asks, way FROM asking GROUP BY asked, address, asks, way"""
 
 
 def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
@@ -261,19 +256,10 @@ def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
     First comes what the hosts said, then the limits of `image`, then what a picture says of itself. A row that is
     refused gets the outcome and the detail of a download that is refused for it, and is not stored.
     """
-    size = "width_px || ' x ' || height_px || ' px, '"
-    ratio = "greatest(width_px, height_px) / least(width_px, height_px)"
     of_host = refusal(consent)
-    refused = f"""CASE WHEN {of_host} IS NOT NULL THEN {of_host} WHEN outcome <> 'ok' THEN NULL
-        WHEN num_bytes > {image.max_body_bytes}
-        THEN ['{Outcome.BODY_TOO_LARGE}', num_bytes || ' bytes, allowed {image.max_body_bytes}']
-        WHEN width_px::BIGINT * height_px > {image.max_pixels}
-        THEN ['{Outcome.TOO_MANY_PIXELS}', {size} || 'allowed {image.max_pixels} pixels']
-        WHEN least(width_px, height_px) < {image.min_side_px}
-        THEN ['{Outcome.IMAGE_TOO_SMALL}', {size} || 'shortest side allowed {image.min_side_px}']
-        WHEN {ratio} > {image.max_aspect_ratio}
-        THEN ['{Outcome.ASPECT_TOO_EXTREME}', {size} || 'ratio allowed {image.max_aspect_ratio:g}']
-        WHEN {_is_marked(consent)} THEN ['{Outcome.OPTED_OUT}', array_to_string({_MARKED}, '; ')] END"""
+    of_limits = " ".join(
+        f"WHEN {limit.is_broken(image)} THEN ['{limit.outcome}', {limit.detail_sql(image)}]" for limit in LIMITS
+    )
     kept = [f'if(refused IS NULL, "{name}", NULL) AS "{name}"' for name in _OF_STORED]
     kept += [f'if(by_host, NULL, "{name}") AS "{name}"' for name in _OF_HEAD]
     # too many pixels: a download is refused before it is known how they are kept and turned
@@ -281,7 +267,9 @@ def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
         f"if(by_host OR refused[1] IS NOT DISTINCT FROM '{Outcome.TOO_MANY_PIXELS}', NULL, {name}) AS {name}"
         for name in _OF_DECODED
     ]
-    return (
-        "SELECT * REPLACE (coalesce(refused[1], outcome) AS outcome, coalesce(refused[2], detail) AS detail, "
-        f"{', '.join(kept)}) FROM (SELECT *, {refused} AS refused, {of_host} IS NOT NULL AS by_host FROM ({facts}))"
-    )
+    return f"""SELECT * REPLACE (coalesce(refused[1], outcome) AS outcome, coalesce(refused[2], detail) AS detail,
+            {", ".join(kept)})
+        FROM (SELECT *, {of_host} IS NOT NULL AS by_host, CASE WHEN by_host THEN {of_host}
+            WHEN outcome <> 'ok' THEN NULL {of_limits}
+            WHEN {_is_marked(consent)} THEN ['{Outcome.OPTED_OUT}', array_to_string({_MARKED}, '; ')] END AS refused
+            FROM ({facts}))"""

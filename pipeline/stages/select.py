@@ -28,6 +28,7 @@ from manifests.takedowns import Entry, standing_entries
 from pipeline.config import BuildConfig
 from pipeline.matching import companies
 from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED
+from pipeline.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.quotas.caps import judge_caps, keys_schema, keys_sql
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -69,7 +70,6 @@ class Choice:
     @classmethod
     def of(cls, config: BuildConfig, takedowns: Sequence[Entry]) -> Choice:
         """The choice that a configuration makes."""
-        image = config.fetch.image
         return cls(
             tuple(config.dedup.prefer),
             config.dedup.extra_captions,
@@ -78,12 +78,7 @@ class Choice:
             config.select.licences,
             config.select.balance,
             tuple(takedowns),
-            {
-                Outcome.IMAGE_TOO_SMALL.value: str(image.min_side_px),
-                Outcome.ASPECT_TOO_EXTREME.value: f"{image.max_aspect_ratio:g}",
-                Outcome.TOO_MANY_PIXELS.value: str(image.max_pixels),
-                Outcome.BODY_TOO_LARGE.value: str(image.max_body_bytes),
-            },
+            {limit.outcome.value: limit.shown(config.fetch.image) for limit in LIMITS},
         )
 
     @property
@@ -263,10 +258,9 @@ _DROPPED = """
 
 # what a limit was compared with; other outcomes of fetch have words beside them in facts, which libraries choose
 _MEASURED = f"""
-    CASE f.outcome WHEN '{Outcome.IMAGE_TOO_SMALL}' THEN least(width_px, height_px)::VARCHAR
-        WHEN '{Outcome.ASPECT_TOO_EXTREME}'
-        THEN round(greatest(width_px, height_px) / least(width_px, height_px), 2)::VARCHAR
-        WHEN '{Outcome.TOO_MANY_PIXELS}' THEN (width_px::BIGINT * height_px)::VARCHAR END
+    CASE f.outcome WHEN '{Outcome.IMAGE_TOO_SMALL}' THEN {SHORTER_SIDE}::VARCHAR
+        WHEN '{Outcome.ASPECT_TOO_EXTREME}' THEN round({ASPECT_RATIO}, 2)::VARCHAR
+        WHEN '{Outcome.TOO_MANY_PIXELS}' THEN ({PIXELS})::VARCHAR END
 """
 
 # one row a candidate; only the dropped rows, which are few, are joined
