@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import gc
 import hashlib
 import json
@@ -34,10 +35,6 @@ _CLIENT_LIBRARIES = {
     "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
 }  # fmt: skip
 _TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}(\.spool)?", re.DOTALL)  # with spool: of earlier versions
-
-# A fork shares the parent's epoll. Were the parent's client of a store collected in the child, it would take its
-# connections out of there, and the parent would wait for answers that have come.
-os.register_at_fork(after_in_child=gc.freeze)
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,18 @@ def join(folder: str, *names: str) -> str:
 
 def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec file system of `path`, and the path within it."""
+    if is_remote(path):
+        _part_at_forks()
     fs, inner = fsspec.core.url_to_fs(path)
     return fs, str(inner)
+
+
+@functools.cache
+def _part_at_forks() -> None:
+    """A fork shares the parent's epoll. Were the parent's client of a store collected in the child, it would take its
+    connections out of there, and the parent would wait for answers that have come.
+    """
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 def temp_path(path: str) -> str:
@@ -282,16 +289,18 @@ def _put_into_s3(fs: Any, local: str, inner: str) -> None:
     from s3fs.errors import translate_boto_error  # an extra
 
     bucket, key, _ = fs.split_path(inner)
-    request = {"Bucket": bucket, "Key": key}
+    set_for_all = {**fs.s3_additional_kwargs, **fs.req_kw}  # by the user: encryption, storage class, who pays
+    named = {"Bucket": bucket, "Key": key}
     if kind := mimetypes.guess_type(key)[0]:
-        request["ContentType"] = kind  # so that a browser shows a page, and does not save it
+        named["ContentType"] = kind  # so that a browser shows a page, and does not save it
 
     async def send() -> None:
         await fs.set_session()
         client = await fs.get_s3(bucket)
+        known = client.meta.service_model.operation_model("PutObject").input_shape.members
+        request = {name: value for name, value in set_for_all.items() if name in known} | named
         with Path(local).open("rb") as stream:
-            # with what the user has set for all requests (encryption, storage class); s3fs has no public way to it
-            await client.put_object(**fs._get_s3_method_kwargs(client.put_object, **request, Body=stream))
+            await client.put_object(**request, Body=stream)
 
     try:
         fsspec.asyn.sync(fs.loop, send)

@@ -40,6 +40,8 @@ from pipeline.scoring.settings import ScoreSettings
 from pipeline.sources.settings import KINDS, Name, Origin, SourceSettings
 from pipeline.vocabulary.licences import LicenceSettings
 
+STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
+"""Names of the stages of FLOW, in its order."""
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
 
 

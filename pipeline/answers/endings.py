@@ -14,7 +14,9 @@ from manifests.errors import ConfigError, RunError
 from manifests.outcomes import PASSING
 from manifests.reader import SAMPLE_VIEWS
 from pipeline.captions.settings import RULE_OF_REASON
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, DedupSettings
+from pipeline.pictures.limits import LIMITS
+from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext
 from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.store.files import Files
@@ -27,14 +29,15 @@ _READ = ("rejects", "candidates", "facts", "caption_verdicts", "score_verdicts",
 
 # Which setting lies behind a reason, as YAML to change or as words. Caption rules are named by their own key.
 _SETTINGS = {
+    **{
+        limit.outcome.value: f"`fetch: {{image: {{{limit.setting}: {limit.shown(ImageSettings())}}}}}` is the default; "
+        f"a {'lower' if limit.is_least else 'higher'} one keeps more"
+        for limit in LIMITS
+    },
     "refused_target": "the address is not public; `fetch: {network: {allow_private_addresses: [HOST]}}` allows it",
     "robots_disallowed": "robots.txt of the host forbids it; `fetch: {network: {robots_txt: true}}` obeys it",
     "opted_out": "the host opts out of training; `fetch: {network: {x_robots_directives: [...]}}` names what counts",
-    "image_too_small": "`fetch: {image: {min_side_px: 32}}` is the default; a lower one keeps more",
-    "aspect_too_extreme": "`fetch: {image: {max_aspect_ratio: 20}}` is the default; a higher one keeps more",
-    "too_many_pixels": "`fetch: {image: {max_pixels: 100000000}}` is the default; a higher one keeps more",
     "too_costly": "built to be slow, such as a JPEG of more than 100 scans; no setting keeps them",
-    "body_too_large": "`fetch: {image: {max_body_bytes: 50000000}}` is the default; a higher one keeps more",
     "http_404": "the pictures are gone; no setting brings them back",
     "http_410": "the pictures are gone; no setting brings them back",
     "licence": "`select: {licences: {allow: [known, unknown]}}` takes pictures whose licence is not stated; "
@@ -43,7 +46,8 @@ _SETTINGS = {
     "names it",
     "flat_picture": "each is of one colour and shows nothing; no setting keeps them",
     "exact_duplicate": "each has the bytes or pixels of a picture that stays; no setting keeps both",
-    "near_duplicate": "`dedup: {radius: 4}` is the default; a smaller one calls fewer pictures the same",
+    "near_duplicate": f"`dedup: {{radius: {DedupSettings().radius}}}` is the default; a smaller one calls fewer pictures "
+    "the same",
     "semantic_duplicate": "`dedup: {semantic: {threshold: 0.95}}`; a higher one calls fewer pictures the same",
     "eval_leak": "`evaluation` names sets that show these pictures",
     "takedown": "takedowns.jsonl in the work folder lists them",

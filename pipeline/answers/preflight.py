@@ -26,7 +26,7 @@ from pipeline.answers.tables import joined_counts
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import count_reasons, judge_captions
 from pipeline.captions.settings import RULE_OF_REASON
-from pipeline.config import BuildConfig, RunSettings
+from pipeline.config import STAGES, BuildConfig, RunSettings
 from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
 from pipeline.pictures.consent import require_library
@@ -38,7 +38,6 @@ from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.vocabulary.backbone import check_backbone
 from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
 
-_STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 MUCH = 0.5  # of the first rows: from here on a warning is printed
 MIN_FREE_BYTES = 1_000_000_000
 _COPY_OF_A_JOB = "/runtime_resources/working_dir_files/"  # where Ray 2.60 unpacks the folders of its jobs
@@ -68,7 +67,7 @@ def check_config(config: BuildConfig, last: str | None = None) -> list[Finding]:
     Raises: ConfigError with every error, a line each.
     """
     findings = [
-        replace(finding, is_error=False) if last and _STAGES.index(finding.stage) > _STAGES.index(last) else finding
+        replace(finding, is_error=False) if last and STAGES.index(finding.stage) > STAGES.index(last) else finding
         for finding in examine(config)
     ]
     refuse_errors(findings)

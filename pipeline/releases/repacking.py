@@ -113,7 +113,7 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
             "its arranged samples must be made first, by a build with the configuration that packed it"
         )
     inputs, run = _inputs_of(catalog, json.loads(text)), StageRun(pack.STAGE, fingerprint, catalog, RunSettings(), None)
-    written, shards = [part for part in parts if part.step == "write"], pack._plan_shards(inputs, run)
+    written, shards = [part for part in parts if part.step == "write"], pack.plan_shards(inputs, run)
     if len(written) != len(shards):
         raise IntegrityError("not all of its shards are recorded; a build with its configuration packs it again")
     for planned, part in zip(shards, written, strict=True):
@@ -130,7 +130,7 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
                 raise IntegrityError(
                     "its table of decisions must be made first, by a build with the configuration that packed it"
                 )
-            (planned_record,) = pack._plan_record(inputs, run)
+            (planned_record,) = pack.plan_record(inputs, run)
             yield from _do_again(part, planned_record, write_record, run, damaged)
 
 

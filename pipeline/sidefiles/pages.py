@@ -13,12 +13,12 @@ from typing import Any
 from manifests.drawing.panels import draw_svg
 from manifests.drawing.theme import SERIES, theme_css
 from manifests.release import SPLIT_FOLDERS
+from pipeline.config import STAGES
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.sidefiles.rendering import most_first, render
 from pipeline.sidefiles.treemap import cut_into_tiles
 from pipeline.vocabulary.taxa import MEMBER_NAMES
 
-STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix")  # of FLOW, which imports this
 MOST_OUTER, MOST_INNER = 12, 8  # tiles of the map of taxa, the rest is one tile
 OTHERS = "others"
 MAP_ASPECT = 2.2  # width over height of that map on a desk

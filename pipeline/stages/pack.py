@@ -215,7 +215,8 @@ def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGr
                     yield group, next(number), RowGroup(files.path, place, f"{files.content[0]}-{place}"), num_rows
 
 
-def _plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
+def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
+    """A part a shard, in the order of samples.parquet."""
     folder = release_path(inputs.name, run.fingerprint)
     parts = []
     for group, number, rows, num_rows in _arranged(inputs, run):
@@ -225,7 +226,8 @@ def _plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[Shard
     return parts
 
 
-def _plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[record.RecordInputs]]:
+def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[record.RecordInputs]]:
+    """The one part that seals the release."""
     shards, rows = [], []
     for (group, _, arranged, _), part in zip(_arranged(inputs, run), run.parts("write"), strict=True):
         file = next(file for file in part.files if file.table == "shard")
@@ -282,8 +284,8 @@ STAGE = Stage(
     steps=(
         Step("gather", _plan_gather, gather, version=3, prepares=True),
         Step("arrange", _plan_arrange, arrange, version=VERSION),
-        Step("write", _plan_shards, write_shard, version=VERSION, unit="samples"),
-        Step("record", _plan_record, record.write_record, version=VERSION + sidefiles.VERSION),
+        Step("write", plan_shards, write_shard, version=VERSION, unit="samples"),
+        Step("record", plan_record, record.write_record, version=VERSION + sidefiles.VERSION),
     ),
     conclude=_conclude,
     settle=_settle,

@@ -17,9 +17,9 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import SAMPLE_VIEWS, open_reader, read_status
 from manifests.records import Funnel, PartFile, PartRecord, StageRecord
+from pipeline.config import STAGES
 
 JOINED_VIEWS = ("funnel", "samples", "conflicts", "hosts", "views")
-STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 
 
 def empty_folder(workdir: Path) -> Path:
