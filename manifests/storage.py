@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,14 @@ def open_unbuffered(path: str) -> Any:
     return fs.open(inner, "rb")
 
 
-def hash_file(path: str) -> WrittenFile:
-    """Read a whole file and give its size and sha256."""
-    digest = hashlib.sha256()
-    num_bytes = 0
+def hash_file(path: str, copy: Any = None) -> WrittenFile:
+    """Read a whole file, into the stream `copy` where there is one, and give its size and sha256."""
+    digest, num_bytes = hashlib.sha256(), 0
     for chunk in read_chunks(path):
         digest.update(chunk)
         num_bytes += len(chunk)
+        if copy is not None:
+            copy.write(chunk)
     return WrittenFile(path, num_bytes, digest.hexdigest())
 
 
@@ -236,14 +237,10 @@ def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
     """
     make_parent(local)
     temp = temp_path(local)
-    digest, num_bytes = hashlib.sha256(), 0
     try:
         with Path(temp).open("wb") as stream:
-            for chunk in read_chunks(path):
-                stream.write(chunk)
-                digest.update(chunk)
-                num_bytes += len(chunk)
-        if sha256 not in (None, digest.hexdigest()):
+            written = hash_file(path, stream)
+        if sha256 not in (None, written.sha256):
             raise IntegrityError(f"{path}: other content than recorded")
         Path(temp).replace(local)  # a copy: it need not outlive a power failure
     except Exception as error:
@@ -251,7 +248,7 @@ def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
         raise
     finally:
         Path(temp).unlink(missing_ok=True)
-    return WrittenFile(local, num_bytes, digest.hexdigest())
+    return replace(written, path=local)
 
 
 def upload(local: str, path: str) -> None:
