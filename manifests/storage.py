@@ -105,9 +105,8 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 @functools.cache
 def _part_at_forks() -> None:
-    """A fork shares the parent's epoll. Were the parent's client of a store collected in the child, it would take its
-    connections out of there, and the parent would wait for answers that have come.
-    """
+    # a fork shares the parent's epoll: were a store's client collected in the child, it would take the parent's
+    # connections out of there, and the parent would wait for answers that have come
     os.register_at_fork(after_in_child=gc.freeze)
 
 
