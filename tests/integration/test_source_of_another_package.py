@@ -1,4 +1,4 @@
-"""A kind of source that a small package outside the tree brings works in init, estimate, build and explain."""
+"""The kind of source that CONTRIBUTING shows works in init, estimate, build and explain, from a package outside."""
 
 from __future__ import annotations
 
@@ -12,70 +12,11 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-KIND = '''
-"""The kind `album`: a list of `FILE: CAPTION` lines beside the pictures."""
-
-from pathlib import PurePath
-
-from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings
-from pipeline.sources.files import make_locator
-from pipeline.sources.kinds import Place, Reader
-from pipeline.sources.rows import Lost, make_batch
-
-
-class AlbumSettings(Settings):
-    """A folder with an album.txt."""
-
-    folder: ConfigPath
-    """The folder."""
-
-
-class AlbumReader(Reader[AlbumSettings]):
-    settings_type = AlbumSettings
-    on_disk = True
-
-    @property
-    def path(self):
-        return self.settings.folder
-
-    @property
-    def _list(self):
-        return PurePath(self.path, "album.txt")
-
-    def check(self):
-        try:
-            open(self._list).close()
-        except OSError:
-            raise ConfigError(f"{self.where}: {self._list} is not there; give the folder of an album") from None
-
-    def digest(self, hash_file):
-        return [hash_file(str(self._list))]
-
-    def picture_files(self):
-        return [line.partition(": ")[0] for line in open(self._list)]
-
-    def rows(self, scratch):
-        names, locators, captions, numbers, lost = [], [], [], [], []
-        for number, line in enumerate(open(self._list)):
-            name, _, caption = line.strip().partition(": ")
-            try:
-                size = len(open(PurePath(self.path, name), "rb").read())
-            except OSError:
-                lost.append(Lost(number, "missing_file", name, record_key=name))
-                continue
-            names.append(name)
-            locators.append(make_locator(name, 0, size))
-            captions.append(caption)
-            numbers.append(number)
-        yield make_batch({"record_key": names, "locator": locators, "caption": captions}, numbers, lost)
-
-    @classmethod
-    def guess(cls, listing):
-        if "album.txt" not in listing.names:
-            return None
-        return Place({"folder": listing.path}, "an album (sure: it has an album.txt)", states_licence=False)
-'''
+(KIND,) = re.findall(
+    r"```python\n(.*?)```",
+    (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a source kind")[2].partition("\n## ")[0],
+    re.DOTALL,
+)
 ENTRY_POINTS = """[plantmix.sources]
 album = albums:AlbumReader
 torn = albums.missing:TornReader
@@ -134,9 +75,9 @@ def test_a_kind_of_another_package_works_in_every_command(tmp_path: Path) -> Non
         cwd=album.parent, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "SOURCE [{'name': 'album', 'domain': 'plant', 'album': {'folder': 'album'}}]" in done.stdout
+    assert "SOURCE [{'name': 'album', 'domain': 'plant', 'album': {'path': 'album'}}]" in done.stdout
     assert re.search(r"album +plant +4 +3 +1 missing_file", done.stdout)
     assert re.search(r"source +row 2 of album \(domain plant\), key oak.jpg", done.stdout)
     assert "ingest: done, 3 of 4 kept, dropped: 1 missing_file" in done.stderr
-    assert "IDENTITY {'folder': None}" in done.stdout, "no path is part of what the rows are known by"
+    assert "IDENTITY {'path': None}" in done.stdout, "no path is part of what the rows are known by"
     assert "the kind of source `torn` (albums.missing:TornReader) cannot be loaded: No module" in done.stderr
