@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.inside import why_not_inside
+from manifests.untrusted import why_not_inside
 from pipeline.sources.files import names_in_zip, reading, walk_files, where_it_looked, zip_fault
 from pipeline.sources.limits import MAX_COLUMNS, MAX_TEXT_BYTES
 from pipeline.sources.tables.delimited import Dialect

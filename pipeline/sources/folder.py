@@ -22,8 +22,8 @@ from pydantic import Field, model_validator
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.inside import why_not_inside
 from manifests.settings import ConfigPath, Settings
+from manifests.untrusted import why_not_inside
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     MAX_LISTED,

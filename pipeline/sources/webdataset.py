@@ -20,8 +20,8 @@ from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.inside import BrokenTarError, Member, tar_members
 from manifests.settings import ConfigPath, Settings
+from manifests.untrusted import BrokenTarError, Member, tar_members
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     UNREADABLE,

@@ -49,9 +49,9 @@ from fuzz.seeds import (
 from misbehaving.owners import mining, signed
 
 from manifests.errors import ConfigError, IntegrityError
-from manifests.inside import BrokenTarError, tar_members
 from manifests.masking import hide_secrets
 from manifests.release import read_record
+from manifests.untrusted import BrokenTarError, tar_members
 from pipeline.captions.clean import clean_captions
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.errors import ConfigError, IntegrityError, RunError
-from manifests.inside import BrokenTarError, tar_members
 from manifests.release import SPLIT_FOLDERS, Release
 from manifests.storage import WrittenFile, filesystem, is_remote
+from manifests.untrusted import BrokenTarError, tar_members
 from training.data.sampling import Stratum
 from training.data.shard_cache import ShardCache
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, PlantMixError
-from manifests.inside import BrokenTarError, tar_members
 from manifests.release import LATEST_FILE, RECORD_FILE, Release
+from manifests.untrusted import BrokenTarError, tar_members
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.data.shards import SamplePool

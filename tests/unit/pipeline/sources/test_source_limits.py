@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ConfigError
-from manifests.inside import BrokenTarError, tar_members
+from manifests.untrusted import BrokenTarError, tar_members
 from pipeline.sources import archive
 from pipeline.sources.reading import check_source, digest_inputs, read_rows
 from pipeline.sources.settings import SourceSettings
