@@ -128,11 +128,8 @@ class DwcaReader(Reader[DwcaSettings]):
             with plan.archive.open(location) as stream:
                 raw = next(read_delimited(stream, names, columns, plan.media.dialect, plan.media.header_lines), None)
             rows = {} if raw is None else _with_defaults(raw.rows, plan.media, places)
-        of_terms = {"url": _URL, "licence": _LICENCE}
-        there = {name: [rows[term] for term in terms if term in rows] for name, terms in of_terms.items()}
-        return FirstRows.of_addresses(
-            {name: pc.coalesce(*values).to_pylist() if values else [] for name, values in there.items()}
-        )
+        there = [[rows[term] for term in terms if term in rows] for terms in (_URL, _LICENCE)]
+        return FirstRows.of_addresses(*(pc.coalesce(*values).to_pylist() if values else [] for values in there))
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:

@@ -98,11 +98,7 @@ class EolReader(Reader[EolSettings]):
     def first_rows(self, scratch: Scratch) -> FirstRows:
         """Addresses and licences of the first rows of the manifest, without a join."""
         column = "EOL Full-Size Copy URL" if self.settings.address == "copy" else "Medium Source URL"
-        for raw in self._tables()["manifest"].batches():
-            return FirstRows.of_addresses(
-                {"url": raw.rows[column].to_pylist(), "licence": raw.rows["License Name"].to_pylist()}
-            )
-        return FirstRows.of_addresses({})
+        return FirstRows.of_addresses(*self._tables()["manifest"].first_values(column, "License Name"))
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:

@@ -146,7 +146,7 @@ class FolderReader(Reader[FolderSettings]):
             return [digest.hexdigest(), *self._table().digest(hash_file)]
         reads_texts = settings.captions == "text_file"
         for name, size, version in walk_versions(settings.path):
-            if name.lower().endswith(_endings(settings)):
+            if name.lower().endswith(("/", *_endings(settings))):
                 digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
                 if reads_texts and size is not None and version is None:
                     digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
@@ -184,14 +184,14 @@ class FolderReader(Reader[FolderSettings]):
         """The pictures of a folder without a table."""
         if self.settings.table is not None:
             return None
-        return sum(name.lower().endswith(_endings(self.settings)[1:]) for name, _ in walk_files(self.path))
+        return sum(name.lower().endswith(_endings(self.settings)) for name, _ in walk_files(self.path))
 
     def skipped_files(self) -> dict[str, int]:
         """Endings of files that no suffix names, with their counts; usual side files left out."""
         counts: dict[str, int] = {}
         for name, _ in walk_files(self.path):
             ending = PurePosixPath(name.lower()).suffix
-            if not name.lower().endswith(_endings(self.settings)[1:]) and ending and ending not in _SIDE_FILES:
+            if not name.lower().endswith(_endings(self.settings)) and ending and ending not in _SIDE_FILES:
                 counts[ending] = counts.get(ending, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -322,21 +322,16 @@ def _beside(settings: FolderSettings, name: str) -> bytes | None:
 
 def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Iterator[tuple[str, int]]:
     """Name and size of every picture; names of what is no regular file go into `skipped`."""
-    for name, size in _entries(settings):
-        if size is not None:
+    endings = _endings(settings)
+    for name, size in walk_files(settings.path):
+        if size is not None and name.lower().endswith(endings):
             yield name, size
-        elif skipped is not None:
+        elif skipped is not None and name.lower().endswith(("/", *endings)):  # a linked folder may hold some
             skipped.append(name)
 
 
-def _entries(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
-    """Everything that is named like a picture, and linked folders, which may hold some; no size: no regular file."""
-    endings = _endings(settings)
-    return ((name, size) for name, size in walk_files(settings.path) if name.lower().endswith(endings))
-
-
 def _endings(settings: FolderSettings) -> tuple[str, ...]:
-    return "/", *(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes)
+    return tuple(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes)
 
 
 # ---- files that a table names

@@ -94,11 +94,10 @@ class InaturalistReader(Reader[InaturalistSettings]):
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
         """Addresses and licences of the first photos, without a join."""
-        for raw in self._table("photos").batches():
-            photos = zip(raw.rows["photo_id"].to_pylist(), raw.rows["extension"].to_pylist(), strict=True)
-            urls = [f"{_ADDRESS}{photo}/{self.settings.size}.{extension}" for photo, extension in photos]
-            return FirstRows.of_addresses({"url": urls, "licence": raw.rows["license"].to_pylist()})
-        return FirstRows.of_addresses({})
+        photos, extensions, licences = self._table("photos").first_values("photo_id", "extension", "license")
+        named = zip(photos, extensions, strict=True)
+        urls = [f"{_ADDRESS}{photo}/{self.settings.size}.{extension}" for photo, extension in named]
+        return FirstRows.of_addresses(urls, licences)
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:

@@ -50,12 +50,12 @@ class FirstRows:
     is_part: bool = False
 
     @classmethod
-    def of_addresses(cls, columns: Mapping[str, Sequence[str | None]]) -> FirstRows:
-        """Rows of a source that is joined, by their columns `url` and `licence` alone."""
-        named = {name: pa.array(values[:HEAD_ROWS], pa.string()) for name, values in columns.items() if values}
-        num_rows = len(next(iter(named.values()), []))
-        keys = named.get("url", pa.nulls(num_rows, pa.string()))
-        return cls(iter([make_batch(named | {"record_key": keys}, range(num_rows))]), has_captions=False, is_part=True)
+    def of_addresses(cls, urls: Sequence[str | None], licences: Sequence[str | None]) -> FirstRows:
+        """Rows of a source that is joined, by their addresses and licences alone; a list may be empty."""
+        named = {"record_key": urls, "url": urls, "licence": licences}
+        columns = {name: pa.array(values[:HEAD_ROWS], pa.string()) for name, values in named.items() if values}
+        num_rows = max((len(column) for column in columns.values()), default=0)
+        return cls(iter([make_batch(columns, range(num_rows))]), has_captions=False, is_part=True)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def all_kinds() -> tuple[dict[str, type[Reader[Any]]], dict[str, str]]:
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         what = f"the kind of source `{point.name}` ({point.value})"
         if point.name in kinds:
-            faults[point.name] = f"{what} has the name of another kind; uninstall one of the two"
+            faults[point.name] = f"{what} has the name of another kind; rename it, or uninstall its package"
             continue
         try:
             kind = point.load()

@@ -72,7 +72,7 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to count their lines
 _SAMPLED_ROWS = 500
-_INIT = "init"
+_INIT = "sources.init"
 _NO_TABLES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip", *WORKBOOK),
     *(f".{suffix}" for suffix in IMAGE_SUFFIXES),
@@ -197,6 +197,11 @@ class TableReader(Reader[TableSettings]):
             else:
                 return None
         return total
+
+    def first_values(self, *columns: str) -> tuple[list[str | None], ...]:
+        """The first values of some columns."""
+        raw = next(self.batches(), None)
+        return tuple([] if raw is None else raw.rows[column].to_pylist() for column in columns)
 
     def files(self) -> list[str]:
         """The files in name order.

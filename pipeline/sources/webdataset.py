@@ -64,6 +64,16 @@ class ShardFields(RowColumns):
 
     url: str | None = Field(None, description="where the picture came from; it is never requested")
 
+    def texts(self) -> set[str]:
+        """Extensions of the text members that are read."""
+        names = self.names()
+        members = {name for name in names if not name.startswith(("json.", "parquet.")) and name != "__key__"}
+        return members | ({"json"} if any(name.startswith("json.") for name in names) else set())
+
+    def columns(self) -> list[str]:
+        """Columns of a shard's Parquet file that are read."""
+        return [name.removeprefix("parquet.") for name in self.names() if name.startswith("parquet.")]
+
 
 _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # the first caption that is there
 
@@ -78,23 +88,10 @@ class WebdatasetSettings(Settings):
         None, description="absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY"
     )
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the config asks of each sample."""
-
-    fields: ShardFields
-    suffixes: tuple[str, ...]
-
-    def texts(self) -> set[str]:
-        """Extensions of the text members that are read."""
-        names = self.fields.names()
-        plain = {name for name in names if not name.startswith(("json.", "parquet.")) and name != "__key__"}
-        return plain | ({"json"} if any(name.startswith("json.") for name in names) else set())
-
-    def columns(self) -> list[str]:
-        """Columns of a shard's Parquet file that are read."""
-        return [name.removeprefix("parquet.") for name in self.fields.names() if name.startswith("parquet.")]
+    @property
+    def read_fields(self) -> ShardFields:
+        """The fields, or the usual ones."""
+        return self.fields or _USUAL_FIELDS
 
 
 @dataclass
@@ -123,7 +120,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
 
         Raises: ConfigError.
         """
-        columns, shards = self._asked().columns(), self._shards()
+        columns, shards = self.settings.read_fields.columns(), self._shards()
         first = shards.path(shards.names[0])
         fs, inner = storage.filesystem(first)
         with fs.open(inner, "rb") as stream:
@@ -161,7 +158,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
 
     def rows(self, scratch: Scratch) -> Iterator[Batch]:
         """Every sample of every shard, in order; what img2dataset could not download ends as `no_image`."""
-        rows = enumerate(_rows(self._asked(), self._shards()))
+        rows = enumerate(_rows(self.settings, self._shards()))
         for some in in_batches(rows, BATCH_ROWS):
             good = [(number, row) for number, row in some if not isinstance(row, Lost)]
             lost = [replace(row, row_number=number) for number, row in some if isinstance(row, Lost)]
@@ -173,30 +170,28 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         """Tars, by their first samples."""
         return _guess(listing.path) if listing.form != "zip" and listing.ends(".tar") else None
 
-    def _asked(self) -> _Asked:
-        return _Asked(self.settings.fields or _USUAL_FIELDS, self.settings.suffixes)
-
     def _shards(self) -> Shards:
         return find_files(self.path, self.where, ".tar")
 
 
-def _rows(asked: _Asked, shards: Shards) -> Iterator[dict[str, str | None] | Lost]:
+def _rows(settings: WebdatasetSettings, shards: Shards) -> Iterator[dict[str, str | None] | Lost]:
     """A row or a lost one for each sample; lost ones still lack their number."""
+    columns = settings.read_fields.columns()
     for name in shards.names:
         shard, stem = shards.path(name), name.removesuffix(".tar")
         listed: dict[str, dict[str, Any]] = {}
         unlisted = None
         try:
-            listed = _parquet_rows(shards, shard, asked.columns())
+            listed = _parquet_rows(shards, shard, columns)
         except UNREADABLE as error:
             check_store(shard, error)
             side = f"{stem}.parquet cannot be read: {' '.join(str(error).split())[:100]}"
-            unlisted = side if asked.columns() else None
+            unlisted = side if columns else None
             yield Lost(-1, "broken_shard", side)
         try:
-            for sample in _samples(shard, asked):
+            for sample in _samples(shard, settings):
                 place = f"{stem}/{sample.key}"
-                row = _row(name, place, sample, asked, listed.pop(sample.key, {}))
+                row = _row(name, place, sample, settings, listed.pop(sample.key, {}))
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
                 yield Lost(-1, "malformed_row", f"{place}: {unlisted}", place) if lacks_columns else row
         except BrokenTarError as error:
@@ -207,15 +202,15 @@ def _rows(asked: _Asked, shards: Shards) -> Iterator[dict[str, str | None] | Los
 
 
 def _row(
-    shard: str, place: str, sample: _Sample, asked: _Asked, listed: dict[str, Any]
+    shard: str, place: str, sample: _Sample, settings: WebdatasetSettings, listed: dict[str, Any]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
-    at = next((sample.pictures[suffix] for suffix in asked.suffixes if suffix in sample.pictures), None)
+    at = next((sample.pictures[suffix] for suffix in settings.suffixes if suffix in sample.pictures), None)
     if at is None:
         faults = [f"{extension}, which {fault}" for extension, fault in sample.faults.items()]
         there = ", ".join(sorted([*sample.texts, *sample.pictures, *faults])) or "no member that is read"
         return Lost(-1, "no_image", f"{place} has {there}", place)
-    fields = asked.fields
+    fields = settings.read_fields
     try:
         values = _values(sample, fields.names(), listed)
     except ValueError as error:
@@ -257,12 +252,12 @@ def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[s
 # ---- members of a tar
 
 
-def _samples(shard: str, asked: _Asked) -> Iterator[_Sample]:
+def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[_Sample]:
     """The samples of a shard, in its order.
 
     Raises: BrokenTarError. The last sample is lost with what lies behind the break, unless another one begins there.
     """
-    texts, suffixes = asked.texts(), set(asked.suffixes)
+    texts, suffixes = settings.read_fields.texts(), set(settings.suffixes)
     fs, inner = storage.filesystem(shard)
     here: _Sample | None = None
     with fs.open(inner, "rb") as stream:
@@ -392,7 +387,7 @@ def _first_samples(shard: str) -> tuple[set[str], set[str]]:
     keys: set[str] = set()
     with reading(shard, shard, "as a tar"):
         try:
-            for sample in islice(_samples(shard, _Asked(_USUAL_FIELDS, IMAGE_SUFFIXES)), _LOOKED_AT):
+            for sample in islice(_samples(shard, WebdatasetSettings(path=shard)), _LOOKED_AT):
                 endings |= set(sample.texts)
                 if "json" in sample.texts and not keys:
                     keys = set(parse_json(sample.texts["json"]))
