@@ -17,6 +17,7 @@ from manifests import __version__
 from manifests.settings import read_settings
 from pipeline.cli import build_parser
 from pipeline.config import BuildConfig, read_config
+from pipeline.sources.kinds import BUILT_IN
 from training.cli import build_parser as build_training_parser
 from training.config import EvalSettings, TrainSettings
 from training.proxies.runs import ProxySettings
@@ -50,6 +51,14 @@ def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() 
         "pipeline/runner/ray_gates.py",
         "training/run/launcher.py",
     }
+
+
+def test_no_other_room_knows_a_kind_of_source() -> None:
+    """Another package can bring one, so nothing may depend on those that are here."""
+    modules = "|".join(point.module.split(".")[2] for point in BUILT_IN)
+    users = _who_says(rf"^\s*(from|import) pipeline\.sources(\.({modules})\b| import .*\b({modules})\b)")
+    assert {name for name in users if not name.startswith("pipeline/sources/")} == set()
+    assert users, "the pattern finds those in the room"
 
 
 def test_only_storage_renames() -> None:
