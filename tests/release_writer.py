@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -165,6 +166,7 @@ def _write_shard(path: Path, split: str, samples: list[Sample], number: int) -> 
             "text": sample.text,
             "extra": json.dumps({"category": sample.category}),
             "licence": "CC0-1.0",
+            "image_id": hashlib.sha256(sample.jpg).hexdigest(),
         }
         for extension in ("jpg", "txt", "json"):
             row[f"{extension}_offset"], row[f"{extension}_length"] = placed[f"{key}.{extension}"]

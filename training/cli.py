@@ -281,6 +281,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[str]:
+    from training.record.run_files import MODEL_FILE
+
     first = "finished before, reused" if reused else "finished"
     return [
         f"{first}: {summary['steps']:,} steps, {summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) "
@@ -288,7 +290,7 @@ def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[s
         f"data wait {summary['data_wait_share']:.0%}",
         f"training loss: {summary['first_loss']:.3f} -> {summary['final_loss']:.3f} "
         f"(chance {summary['chance_loss']:.3f}); broken samples: {summary['corrupt_samples']}",
-        f"model: {summary['model']}",
+        f"model: {folder.rstrip('/')}/{MODEL_FILE}",
         f"run: {folder}",
     ]
 

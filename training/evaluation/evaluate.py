@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from manifests.errors import ConfigError
 from manifests.release import Release, refuse_within
 from manifests.storage import join, write_file
@@ -24,6 +26,7 @@ from training.data import loader
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
 from training.evaluation.class_names import class_text, taxon_of
+from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import (
     Encoded,
     encode_pairs,
@@ -40,7 +43,7 @@ from training.evaluation.outside_sets import (
     open_sets,
 )
 from training.evaluation.report import plot_result
-from training.evaluation.trained_model import TrainedModel
+from training.evaluation.trained_model import TrainedModel, releases_of_run
 from training.model.dalip import DalipModel
 from training.model.loss import make_loss
 from training.record import run_files
@@ -76,15 +79,16 @@ def evaluate_model(
     _require_own(path)
     sets = open_sets(settings.eval.sets)
     started = time.monotonic()
-    model = trained.model.to(evaluation_device(settings))
     result: dict[str, Any] = {
         "weights": trained.weights, "model": trained.source, "notes": list(trained.notes),
-        "preset": settings.model.preset,
+        "preset": settings.model.preset, "model_fingerprint": Encoder(trained).fingerprint,
     }  # fmt: skip
+    model = trained.model.to(evaluation_device(settings))
     if opened is not None and chosen is not None:
         if settings.data.check_shards:
             loader.check_shards([opened], chosen)
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
+        result["notes"] += _seen_in_training(trained, opened, chosen)
         result |= evaluate_split(model, open_pool([opened], chosen), SampleColumns(opened, chosen), settings)
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings)
@@ -98,6 +102,26 @@ def evaluate_model(
         for file in (path, path.with_suffix(".png")):
             write_file(join(trained.address, run_files.EVAL_FOLDER, file.name), file.read_bytes())
     return result, path
+
+
+def _seen_in_training(trained: TrainedModel, release: Release, split: str) -> list[str]:
+    """A note where pictures of a split were in the training of the run, by another release than the split's own."""
+    there, fingerprints = releases_of_run(trained)
+    others = [fingerprint for fingerprint in fingerprints if fingerprint != release.fingerprint]
+    if unknown := [fingerprint[:12] for fingerprint in others if fingerprint not in there]:
+        return [
+            f"trained on {', '.join(unknown)}, which is not at its place: whether it saw these pictures is not known"
+        ]
+    images = pc.unique(release.samples(split, ["image_id"])["image_id"])
+    seen = {
+        image
+        for fingerprint in others
+        for _, _, rows in there[fingerprint].iter_shards(["image_id"], trained.settings.data.split)
+        for image in rows.filter(pc.is_in(rows["image_id"], images))["image_id"].to_pylist()
+    }
+    if not seen:
+        return []
+    return [f"{len(seen):,} of the {len(images):,} pictures were in the training: the figures of the split flatter"]
 
 
 def _require_own(path: Path) -> None:

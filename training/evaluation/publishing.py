@@ -17,13 +17,13 @@ from manifests.errors import ConfigError
 from manifests.publishing import hub
 from manifests.release import Release
 from training.config import TrainSettings
-from training.data import loader
+from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
 from training.evaluation.report import figures_of
-from training.evaluation.trained_model import TrainedModel
+from training.evaluation.trained_model import TrainedModel, releases_of_run
 from training.model.exports import export_hugging_face
 from training.model.frozen import FrozenCLIP
-from training.model.weights import CONFIG_FILE, WEIGHTS_FILE
+from training.model.weights import CONFIG_FILE
 from training.record import run_files
 
 _MIXTURE_FILE = "mixture.json"
@@ -73,7 +73,7 @@ def send(prepared: Prepared, repository: str, *, public: bool) -> list[str]:
 
 def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The evaluations beside the model that are of these weights, and notes on the others."""
-    weights = trained.folder / WEIGHTS_FILE if trained.weights == "folder" else Path(trained.source)
+    own = Encoder(trained).fingerprint
     results: dict[str, dict[str, Any]] = {}
     notes = []
     for path in sorted((trained.folder / run_files.EVAL_FOLDER).glob("*.json")):
@@ -83,8 +83,8 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
         except (KeyError, TypeError):
             notes.append(f"{path.name}: not a result of `dalip eval`, left out of the card")
             continue
-        if weights.is_file() and path.stat().st_mtime < weights.stat().st_mtime:
-            notes.append(f"{path.name}: older than the weights, left out of the card; run `dalip eval` again")
+        if result.get("model_fingerprint") != own:
+            notes.append(f"{path.name}: says nothing of these weights, left out of the card; run `dalip eval` again")
         else:
             results[path.stem] = result
     return results, notes
@@ -92,12 +92,7 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
     """What the run was trained on, by the fingerprints that it recorded."""
-    identity = _read(trained.folder / run_files.RUN_FILE).get("identity", {})
-    fingerprints: list[str] = (identity.get("releases") or {}).get("fingerprints", [])
-    try:
-        there = {release.fingerprint: release for release in loader.open_releases(trained.settings.release)}
-    except ConfigError:
-        there = {}
+    there, fingerprints = releases_of_run(trained)
     found = [
         _described(there[key], trained.settings) if key in there else TrainedOn(fingerprint=key) for key in fingerprints
     ]

@@ -8,16 +8,20 @@ Writes nothing. Gives up with ConfigError where there is no model, or one that d
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
+from manifests.release import Release
 from manifests.settings import differences, parse_settings
 from manifests.storage import is_remote
 from training.config import SETTINGS_FILE, TrainSettings, read_train_settings
+from training.data import loader
 from training.model import weights
 from training.model.architecture import architecture_config, register_architecture
 from training.model.build import build_model, load_hugging_face
@@ -77,6 +81,26 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
     address = config.output_dir.rstrip("/") if stored else None
     all_notes = (*notes, *found.notes)
     return TrainedModel(found.model, settings, folder, found.weights, found.source, all_notes, address=address)
+
+
+def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str]]:
+    """The releases that a run was trained on, by fingerprint, as far as they lie where it read them; all fingerprints.
+
+    A newer version may have come to that place since: those beside it are looked at too.
+    """
+    record = trained.folder / run_files.RUN_FILE
+    identity = weights.read_json(record).get("identity", {}) if record.is_file() else {}
+    fingerprints: list[str] = (identity.get("releases") or {}).get("fingerprints", [])
+    there: dict[str, Release] = {}
+    with suppress(PlantMixError):
+        for newest in loader.open_releases(trained.settings.release) if fingerprints else ():
+            there[newest.fingerprint] = newest
+            fs, folder = storage.filesystem(newest.path.rstrip("/").rpartition("/")[0] or ".")
+            for fingerprint in fingerprints:
+                for place in fs.glob(f"{folder}/*-{fingerprint[:12]}"):
+                    other = Release.open(fs.unstrip_protocol(place) if storage.is_remote(newest.path) else place)
+                    there[other.fingerprint] = other
+    return there, fingerprints
 
 
 def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:

@@ -410,7 +410,6 @@ def _finish(
         "samples_per_second": seen / seconds,
         "data_wait_share": progress.wait_seconds / seconds,
         "corrupt_samples": len(progress.corrupt),
-        "model": str(path) if remote is None else f"{remote.address}/{run_files.MODEL_FILE}",
         "model_sha256": hash_file(str(path)).sha256,
         "releases": identity["releases"]["fingerprints"],
     }

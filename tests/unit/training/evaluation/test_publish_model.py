@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import yaml
 from huggingface_hub import snapshot_download
 from misbehaving.hub import FakeHub, fake_hub, use_hub
+from release_writer import drawn_samples, write_release
 from training_runs import run_once
 
 from training.cli import main
@@ -92,17 +94,54 @@ def test_weights_that_are_there_are_not_sent_again(config: dict[str, Any], hub: 
     assert hub.repositories[REPOSITORY].files[WEIGHTS_FILE].content
 
 
-def test_figures_of_other_weights_stay_out_of_the_card(config: dict[str, Any], hub: FakeHub, capsys: Output) -> None:
+def test_figures_go_with_the_weights_that_they_are_of_whatever_the_times_of_files(
+    config: dict[str, Any], tmp_path: Path, capsys: Output
+) -> None:
     run_once(config)
-    assert main(["eval", config["output_dir"]]) == 0
-    result = next(Path(config["output_dir"], "eval").glob("*.json"))
-    os.utime(result, (0, 0))
-    result.with_name("other.json").write_text("{}")
-    assert main(["publish", config["output_dir"], "--to", "hf:lab/model"]) == 0
+    run_once(config | {"output_dir": str(tmp_path / "other")}, seed=1)
+    folder = Path(config["output_dir"])
+    assert main(["eval", str(folder)]) == 0
+    assert main(["eval", str(tmp_path / "other"), "--out", str(folder / "eval/of-the-other.json")]) == 0
+    (folder / "eval/no-result.json").write_text("{}")
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile)  # as a store gives it: all times are new
+    os.utime(copied / "eval/heldout-toy-0001.json", (0, 0))
+    capsys.readouterr()
+    assert main(["publish", str(copied), "--to", "hf:lab/model", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "older than the weights, left out of the card" in out
-    assert "other.json: not a result of `dalip eval`" in out
-    assert "It was not evaluated." in card_of(hub)
+    assert "of-the-other.json: says nothing of these weights, left out of the card" in out
+    assert "no-result.json: not a result of `dalip eval`" in out
+    assert "| zero-shot top1 | both |" in out
+
+
+def test_a_copied_run_names_its_own_weights(config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
+    run_once(config)
+    copied = tmp_path / "copied"
+    shutil.copytree(config["output_dir"], copied)
+    path = tmp_path / "copied.yaml"
+    path.write_text(yaml.safe_dump(config | {"output_dir": str(copied)}))
+    assert main(["train", str(path)]) == 0
+    assert f"model: {copied}/model.pt" in capsys.readouterr().out
+
+
+def test_an_evaluation_says_how_many_pictures_the_training_has_seen(
+    config: dict[str, Any], tmp_path: Path, capsys: Output
+) -> None:
+    """The release that it was trained on, as a version that came beside it holds other pictures out."""
+    samples = drawn_samples(12, 6)
+    for sample in samples:
+        sample.split = "heldout" if sample.split == "train" else "train"
+    releases = tmp_path / "releases"
+    shutil.copytree(config["release"], releases / "toy-0001")
+    other = write_release(tmp_path / "other", samples)
+    run_once(config | {"release": str(releases / "toy-0001")})
+    assert main(["eval", config["output_dir"], "--release", str(other)]) == 0
+    assert (
+        "note: 12 of the 12 pictures were in the training: the figures of the split flatter" in capsys.readouterr().out
+    )
+    shutil.rmtree(releases)
+    assert main(["eval", config["output_dir"], "--release", str(other)]) == 0
+    assert "which is not at its place: whether it saw these pictures is not known" in capsys.readouterr().out
 
 
 def test_a_release_that_is_gone_is_named_by_its_fingerprint(
