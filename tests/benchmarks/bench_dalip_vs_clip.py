@@ -4,12 +4,12 @@
     python tests/benchmarks/bench_dalip_vs_clip.py run --work DIR                      # tokens, then every run
     python tests/benchmarks/bench_dalip_vs_clip.py left --work DIR                     # what is not done, in hours
     python tests/benchmarks/bench_dalip_vs_clip.py judge SEALED GROCERY --work DIR     # once, when nothing is left
-    python tests/benchmarks/bench_dalip_vs_clip.py statistics                          # from the committed files alone
+    python tests/benchmarks/bench_dalip_vs_clip.py statistics                          # from the committed file alone
 
-GROCERY and CORPUS as for bench_learning.py; the packages of study_towers.py must be importable. `run` is one process of
-one thread; more of them share the runs. It skips what is done: a finished run is one JSON file in
-results/dalip-vs-clip/, so it may be ended at any time and started again. `--minutes` ends it after the run that is then
-under way. The weights of final runs stay in DIR for `judge`, which trains again what is missing there.
+GROCERY and CORPUS as for learning_pictures.py; the packages of study_towers.py must be importable. `run` is one process
+of one thread; more of them share the runs. It skips what is done: a finished run is a line of
+results/dalip-vs-clip.jsonl, so it may be ended at any time and started again. `--minutes` ends it after the run that is
+then under way. The weights of final runs stay in DIR for `judge`, which trains again what is missing there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,11 @@ import study_arms as arms
 from learning_pictures import TEMPLATES, prepare
 from study_lit import LiT, compute_tokens
 from study_plot import draw
+from study_records import Records
 from study_scratch import Scratch
 from study_statistics import best_rate, check_stopping_rule, fourth_arm, report
 
-RESULTS = Path(__file__).parent / "results/dalip-vs-clip"
+RESULTS = Records(Path(__file__).parent / "results/dalip-vs-clip.jsonl")
 _LOSS_BATCH = 64
 
 
@@ -47,9 +48,9 @@ class Run:
     rate: float
 
     @property
-    def file(self) -> Path:
+    def name(self) -> str:
         rate = f"-{self.rate:g}" if self.purpose == "tuning" else ""
-        return RESULTS / f"{self.purpose}-{self.regime}-{self.arm}-{self.seed}{rate}.json"
+        return f"{self.purpose}-{self.regime}-{self.arm}-{self.seed}{rate}"
 
     def steps(self) -> int:
         if self.purpose == "tuning":
@@ -85,10 +86,9 @@ def run(work: Path, minutes: float, seeds: tuple[int, ...]) -> None:
     compute_tokens(work / "lit", rows, lambda line: print(line, flush=True))
     regimes: dict[str, Any] = {"lit": LiT(work / "lit", rows), "scratch": Scratch(work / "scratch")}
     for name, regime in regimes.items():
-        path = RESULTS / f"costs-{name}.json"
-        if not path.is_file():
-            arms.write_json(path, arms.measure_costs(regime))
-            print(f"{name}: CPU seconds of a step: {path.read_text()}", flush=True)
+        if f"costs-{name}" not in RESULTS.names():
+            RESULTS.add(f"costs-{name}", arms.measure_costs(regime))
+            print(f"{name}: CPU seconds of a step: {_costs(name)}", flush=True)
     for name in regimes:
         _do(tuning_runs(name), regimes, work, stop)
     for name in regimes:
@@ -96,27 +96,32 @@ def run(work: Path, minutes: float, seeds: tuple[int, ...]) -> None:
     print("nothing is left")
 
 
-def _do(wanted: Iterator[Run], regimes: dict[str, Any], work: Path, stop: float) -> None:
+def _do(plan: Iterator[Run], regimes: dict[str, Any], work: Path, stop: float) -> None:
     """Make what is not there, and wait for what other processes are making."""
-    todo = [one for one in wanted if not one.file.is_file()]
+    todo = _to_do(plan)
     while todo:
         for one in todo:
             with _claim(work, one) as mine:
-                if not mine or one.file.is_file():
+                if not mine or not _to_do([one]):
                     continue
                 if time.time() > stop:
                     raise SystemExit("time is up; run again to go on")
                 result = do_run(one, regimes[one.regime], work)
-                print(one.file.stem, f"{result['seconds']} s", f"{result['cpu_seconds']} CPU s", result["final_loss"],
+                print(one.name, f"{result['seconds']} s", f"{result['cpu_seconds']} CPU s", result["final_loss"],
                       f"val {np.mean([int(hit) for hit in result['val_varieties']]):.3f}", flush=True)  # fmt: skip
-        todo = [one for one in todo if not one.file.is_file()]
+        todo = _to_do(todo)
         time.sleep(5 if todo else 0)
+
+
+def _to_do(runs: Iterable[Run]) -> list[Run]:
+    done = RESULTS.names()
+    return [one for one in runs if one.name not in done]
 
 
 @contextmanager
 def _claim(work: Path, one: Run) -> Iterator[bool]:
     """True while no other process makes this run; a process that is gone holds nothing."""
-    path = work / "claims" / one.file.stem
+    path = work / "claims" / one.name
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         try:
@@ -143,7 +148,7 @@ def do_run(one: Run, regime: Any, work: Path) -> dict[str, Any]:
         weights.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), weights.with_suffix(".part"))
         weights.with_suffix(".part").replace(weights)
-    arms.write_json(one.file, result)
+    RESULTS.add(one.name, result)
     return result
 
 
@@ -182,18 +187,17 @@ def judge(sealed: Path, grocery: Path, work: Path) -> None:
 
     torch.set_num_threads(1)
     regimes: dict[str, Any] = {"lit": LiT(work / "lit", _rows(work)), "scratch": Scratch(work / "scratch")}
-    done = {int(path.stem.rpartition("-")[2]) for path in RESULTS.glob("final-lit-6-dalip-*.json")}
-    seeds = tuple(sorted(done))
+    seeds = tuple(sorted(run["seed"] for run in RESULTS.of("final-lit-6-dalip-*")))
     plan = [one for name in regimes for one in final_runs(name, seeds)]
-    if missing := [one.file.name for one in plan if not one.file.is_file()] or not seeds:
+    if missing := [one.name for one in _to_do(plan)] or not seeds:
         raise SystemExit(f"not every final run is done, the sealed photos stay sealed: {missing}")
     photos = sealed_photos(sealed)
-    arms.write_json(RESULTS / "sealed-photos.json", sealed_groups(photos, grocery))
+    RESULTS.add("sealed-photos", sealed_groups(photos, grocery))
     lit = regimes["lit"].encode_files([photo["path"] for photo in photos])
     scratch = regimes["scratch"].normalised(scratch_pictures(photos))
     for one in plan:
-        path = RESULTS / one.file.name.replace("final-", "sealed-")
-        if path.is_file():
+        name = one.name.replace("final-", "sealed-")
+        if name in RESULTS.names():
             continue
         regime = regimes[one.regime]
         weights = _weights(work, one)
@@ -202,10 +206,10 @@ def judge(sealed: Path, grocery: Path, work: Path) -> None:
         model = arms.build(arms.ARMS[one.arm], regime, one.seed)
         model.load_state_dict(torch.load(weights, weights_only=True))
         images, hits = lit if one.regime == "lit" else scratch, {}
-        for special, name in ((True, "varieties"), (False, "cartons")):
+        for special, what in ((True, "varieties"), (False, "cartons")):
             own = [i for i, photo in enumerate(photos) if photo["special"] == special]
-            hits[name] = zero_shot(model.eval(), regime, images[own], [photos[i]["label"] for i in own])
-        arms.write_json(path, {"arm": one.arm, "regime": one.regime, "seed": one.seed} | hits)
+            hits[what] = zero_shot(model.eval(), regime, images[own], [photos[i]["label"] for i in own])
+        RESULTS.add(name, {"arm": one.arm, "regime": one.regime, "seed": one.seed} | hits)
     print("judged; now: statistics")
 
 
@@ -214,13 +218,13 @@ def left(seeds: tuple[int, ...]) -> None:
     total = 0.0
     for regime in ("lit", "scratch"):
         costs = _costs(regime)
-        todo = [one for one in tuning_runs(regime) if not one.file.is_file()]
+        todo = _to_do(tuning_runs(regime))
         hours = sum(costs[one.arm] * one.steps() for one in todo) / 3600
         final = sum(
             costs[arm] * arms.steps_of(arm, regime, costs)
             for arm in arms.ARMS_OF[regime] if arm != "4-attention"
             for seed in seeds[: arms.FEWER_SEEDS.get(arm, len(seeds))]
-            if not list(RESULTS.glob(f"final-{regime}-{arm[:2]}*-{seed}.json"))
+            if not RESULTS.of(f"final-{regime}-{arm[:2]}*-{seed}")
         ) / 3600  # fmt: skip
         print(f"{regime}: {len(todo)} tuning runs, {hours:.1f} h; final runs {final:.1f} h")
         total += hours + final
@@ -228,12 +232,11 @@ def left(seeds: tuple[int, ...]) -> None:
 
 
 def _costs(regime: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads((RESULTS / f"costs-{regime}.json").read_text())
-    return found
+    return RESULTS.one(f"costs-{regime}")
 
 
 def _weights(work: Path, one: Run) -> Path:
-    return work / "weights" / f"{one.file.stem}.pt"
+    return work / "weights" / f"{one.name}.pt"
 
 
 def _rows(work: Path) -> list[dict[str, Any]]:

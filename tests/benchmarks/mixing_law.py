@@ -7,7 +7,7 @@
     python tests/benchmarks/mixing_law.py list              # the runs, and which are done
 
 tests/benchmarks/protocols/mixing-law.md is the protocol; RELEASE is what mixing_law_material.py builds. A finished run
-is one small file in tests/benchmarks/results/mixing-law/, and a run whose file is there is not done again.
+is a line of tests/benchmarks/results/mixing-law.jsonl, and is not done again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from study_records import Records
 
 HERE = Path(__file__).parent
 MIXTURES = HERE / "protocols" / "mixing-law-mixtures.csv"
-RESULTS = HERE / "results" / "mixing-law"
+RESULTS = HERE / "results" / "mixing-law.jsonl"
 CHOICE = HERE / "results" / "mixing-law-choice.json"
 DOMAINS = ("photos", "drawings", "icons")
 STEPS, BATCH, CHECKPOINT_STEPS = 180, 64, 45
@@ -144,29 +145,23 @@ def do_run(run: Run, mixture: dict[str, float], release: str, work: Path) -> dic
     }  # fmt: skip
 
 
-def do_runs(release: str, work: Path, results: Path, blocks: list[str], seconds: float) -> None:
+def do_runs(release: str, work: Path, results: Records, blocks: list[str], seconds: float) -> None:
     mixtures, end = read_mixtures(), time.monotonic() + seconds
     work.mkdir(parents=True, exist_ok=True)
-    results.mkdir(parents=True, exist_ok=True)
     for run in list_runs():
-        path = results / f"{run.name}.json"
-        if path.exists() or (blocks and run.block not in blocks):
+        if run.name in results.names() or (blocks and run.block not in blocks):
             continue
         if time.monotonic() > end:
             return
-        record = do_run(run, mixtures[run.mixture], release, work)
-        half = path.with_suffix(".part")
-        half.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        half.rename(path)
+        results.add(run.name, do_run(run, mixtures[run.mixture], release, work))
 
 
 # -- the statistics
 
 
-def read_records(results: Path, *, judge: bool) -> list[dict[str, Any]]:
-    """Finished runs; those of sealed mixtures are opened only to judge."""
-    paths = [path for path in sorted(results.glob("*.json")) if judge or "-s" not in path.stem]
-    return [json.loads(path.read_text()) for path in paths]
+def read_records(results: Records, *, judge: bool) -> list[dict[str, Any]]:
+    """Finished runs; those of sealed mixtures only to judge."""
+    return [record for record in results.of("*") if judge or not record["mixture"].startswith("s")]
 
 
 def last_losses(records: list[dict[str, Any]]) -> np.ndarray:
@@ -305,7 +300,7 @@ def verdict(ends: dict[str, Any], correlation: float) -> str:
     return "holds" if noise <= 1.5 and ridge < 0.5 and 0.8 <= coverage <= 0.97 else "neither"
 
 
-def report(results: Path, *, judge: bool) -> Iterator[str]:
+def report(results: Records, *, judge: bool) -> Iterator[str]:
     """Markdown lines: the runs, the noise between seeds, and, to judge, the end points of each block."""
     from pipeline.planning.laws import fit_law
     from pipeline.planning.reports import fit_report
@@ -344,7 +339,7 @@ def main() -> None:
     parser.add_argument("work", nargs="?", type=Path)
     parser.add_argument("--block", action="append", default=[])
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=lambda path: Records(Path(path)), default=Records(RESULTS))
     parser.add_argument("--judge", action="store_true")
     args = parser.parse_args()
     if args.command == "run":
@@ -356,8 +351,9 @@ def main() -> None:
     elif args.command == "report":
         print("\n".join(report(args.results, judge=args.judge)))
     else:
+        done = args.results.names()
         for run in list_runs():
-            print(run.name, "done" if (args.results / f"{run.name}.json").exists() else "")
+            print(run.name, "done" if run.name in done else "")
 
 
 if __name__ == "__main__":

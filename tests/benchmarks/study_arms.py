@@ -5,7 +5,6 @@ Everything fixed here is part of tests/benchmarks/protocols/dalip-vs-clip.md.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,13 +170,6 @@ def vectors(model: Any, side: str, inputs: Any) -> Any:
             return torch.cat([getattr(model, f"encode_{side}")(part) for part in inputs.split(256)])
         found = [getattr(model, f"encode_{side}_both")(part) for part in inputs.split(256)]
         return torch.cat([torch.cat([f, z], dim=1) / 2**0.5 for f, z in found])
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
 
 
 def _endless(rows: list[int], rng: np.random.Generator) -> Any:

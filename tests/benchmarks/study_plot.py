@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from study_arms import ARMS, ARMS_OF
+from study_records import Records
 from study_statistics import PRIMARY, ROUNDS, difference, sealed_hits
 
 from training.evaluation.metrics import crossed_bootstrap, middle_95
@@ -14,7 +15,7 @@ from training.evaluation.metrics import crossed_bootstrap, middle_95
 _TITLES = {"lit": "frozen towers (lit)", "scratch": "towers trained from their start (scratch)"}
 
 
-def draw(results: Path, path: Path) -> None:
+def draw(results: Records, path: Path) -> None:
     """A row for each regime: the share of right varieties by arm, and the paired differences; 95 % intervals."""
     import matplotlib
 
@@ -22,7 +23,7 @@ def draw(results: Path, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     there = {
-        regime: [arm for arm in reversed(ARMS_OF[regime]) if list(results.glob(f"sealed-{regime}-{arm}-*.json"))]
+        regime: [arm for arm in reversed(ARMS_OF[regime]) if results.of(f"sealed-{regime}-{arm}-*")]
         for regime in _TITLES
     }
     figure, axes = plt.subplots(

@@ -1,13 +1,12 @@
-"""The statistics of the study `dalip-vs-clip`, from its result files alone; tests/benchmarks/protocols/ says why so."""
+"""The statistics of the study `dalip-vs-clip`, from its results alone; tests/benchmarks/protocols/ says why so."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from study_arms import ARMS, ARMS_OF, FEWER_SEEDS, RATES, TUNING_SEEDS
+from study_records import Records
 
 from training.evaluation.metrics import crossed_bootstrap, middle_95
 
@@ -18,48 +17,48 @@ LOSS_MARGIN = 0.01 * np.log(64)  # of the log-loss: one percent of what guessing
 PRIMARY = ("6-dalip", "3-mean")
 
 
-def _read(results: Path, pattern: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(results.glob(pattern))]
+def _by_seed(results: Records, pattern: str) -> list[dict[str, Any]]:
+    return sorted(results.of(pattern), key=lambda run: run["seed"])
 
 
 def _share(hits: str) -> float:
     return hits.count("1") / len(hits)
 
 
-def _tuned(results: Path, regime: str, arm: str) -> dict[float, float]:
+def _tuned(results: Records, regime: str, arm: str) -> dict[float, float]:
     """Mean share of right varieties of the validation photos, by learning rate."""
     found = {}
     for rate in RATES:
-        runs = _read(results, f"tuning-{regime}-{arm}-*-{rate:g}.json")
+        runs = results.of(f"tuning-{regime}-{arm}-*-{rate:g}")
         if len(runs) != len(TUNING_SEEDS):
             raise SystemExit(f"tuning of {regime} {arm} at {rate:g} is not done: {len(runs)} of {len(TUNING_SEEDS)}")
         found[rate] = float(np.mean([_share(run["val_varieties"]) for run in runs]))
     return found
 
 
-def best_rate(results: Path, regime: str, arm: str) -> float:
+def best_rate(results: Records, regime: str, arm: str) -> float:
     """The rate with the largest share; of equal ones the lowest."""
     shares = _tuned(results, regime, arm)
     return min(shares, key=lambda rate: (-shares[rate], rate))
 
 
-def fourth_arm(results: Path) -> str:
+def fourth_arm(results: Records) -> str:
     """Max or attention: whose best rate has the larger share; of equal ones max."""
     best = {arm: max(_tuned(results, "lit", arm).values()) for arm in ("4-max", "4-attention")}
     return "4-attention" if best["4-attention"] > best["4-max"] else "4-max"
 
 
-def sealed_hits(results: Path, regime: str, arm: str, what: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def sealed_hits(results: Records, regime: str, arm: str, what: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Share of right photos of each group (seeds, groups), the class of each group, and the seeds.
 
     Groups that are near a training photo are left out, near duplicates are one group.
     """
-    photos = json.loads((results / "sealed-photos.json").read_text())
+    photos = results.one("sealed-photos")
     special = np.array(photos["special"])
     own = np.flatnonzero(special if what == "varieties" else ~special)
     groups, near = np.array(photos["group"])[own], np.array(photos["near_training"])[own]
     left_out = np.unique(groups[near])
-    runs = sorted(_read(results, f"sealed-{regime}-{arm}-*.json"), key=lambda run: run["seed"])
+    runs = _by_seed(results, f"sealed-{regime}-{arm}-*")
     hits = np.array([[int(hit) for hit in run[what]] for run in runs], dtype=float)
     names = np.array(photos["labels"])[own]
     kept = [group for group in np.unique(groups) if group not in left_out]
@@ -68,7 +67,7 @@ def sealed_hits(results: Path, regime: str, arm: str, what: str) -> tuple[np.nda
     return shares, np.unique(classes, return_inverse=True)[1], [run["seed"] for run in runs]
 
 
-def difference(results: Path, regime: str, one: str, two: str, what: str = "varieties") -> dict[str, float]:
+def difference(results: Records, regime: str, one: str, two: str, what: str = "varieties") -> dict[str, float]:
     """Paired difference of two arms over the seeds of both, and classes: value, interval, error, two-sided p."""
     first, classes, seeds = sealed_hits(results, regime, one, what)
     second, _, other_seeds = sealed_hits(results, regime, two, what)
@@ -79,13 +78,11 @@ def difference(results: Path, regime: str, one: str, two: str, what: str = "vari
     return _judged(first[rows] - second[other_rows], classes)
 
 
-def loss_difference(results: Path, regime: str, one: str, two: str) -> dict[str, float]:
+def loss_difference(results: Records, regime: str, one: str, two: str) -> dict[str, float]:
     """The same of the log-loss on held-out general pictures; each fixed batch is a class of its own."""
     first, second = (
-        np.array([run["general_loss"] for run in sorted(_read(results, f"final-{regime}-{arm}-*.json"),
-                                                        key=lambda run: run["seed"])])
-        for arm in (one, two)
-    )  # fmt: skip
+        np.array([run["general_loss"] for run in _by_seed(results, f"final-{regime}-{arm}-*")]) for arm in (one, two)
+    )
     found = _judged(first - second, np.arange(first.shape[1]))
     draws, _ = crossed_bootstrap(first - second, np.arange(first.shape[1]), ROUNDS)
     return found | {"p_not_worse": max(float((draws >= LOSS_MARGIN).mean()), 1 / ROUNDS)}
@@ -121,7 +118,7 @@ def words(lit: dict[str, dict[str, float]], scratch: dict[str, dict[str, float]]
     return found or ["none of the four sentences"]
 
 
-def check_stopping_rule(results: Path) -> None:
+def check_stopping_rule(results: Records) -> None:
     """Ends the program while the rule asks for ten more seeds, and then shows the standard error alone."""
     primary = difference(results, "lit", *PRIMARY)
     seeds = sealed_hits(results, "lit", PRIMARY[0], "varieties")[2]
@@ -131,11 +128,11 @@ def check_stopping_rule(results: Path) -> None:
         )
 
 
-def report(results: Path) -> str:
+def report(results: Records) -> str:
     """All figures as Markdown."""
     lines, by_regime = [], {}
     for regime in ("lit", "scratch"):
-        there = [arm for arm in ARMS_OF[regime] if list(results.glob(f"sealed-{regime}-{arm}-*.json"))]
+        there = [arm for arm in ARMS_OF[regime] if results.of(f"sealed-{regime}-{arm}-*")]
         pairs = {"6-3": "3-mean", "6-1": "1-f", "6-5": "5-covariance"}
         by_regime[regime] = {name: difference(results, regime, "6-dalip", arm) for name, arm in pairs.items()}
         lines += [f"\n## {regime}\n", "| arm | seeds | varieties, top 1 | 6 less this | cartons, top 1 |",
