@@ -1,5 +1,6 @@
 # make demo    real pictures in, a sealed release and a trained model out
-# make test    the tests             make check   lint, types, import directions
+# make test    the quick tests       make check   lint, types, import directions
+# make test-all                      the tests that `make test` leaves out
 # make test-numerics                 the tests of numbers again, as another processor would round them
 # make reference                     configs/REFERENCE.md from the settings classes
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
@@ -10,8 +11,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# PYTEST_ARGS="-m 'not slow'" for a quick round. A file stays in one process, so that its fixtures are made once; files start
-# in the order they are found, since the slow ones (e2e, integration) come first and none must be left for the end.
+# Files and options for pytest, as in PYTEST_ARGS=tests/docs. A file stays in one process, so that its fixtures are made once;
+# files start in the order they are found, since the long ones (e2e, integration) come first and none must be left for the end.
 PYTEST_ARGS ?=
 PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What computes with floats through BLAS or torch, and takes less than 2 minutes: `make test-numerics` runs it twice.
@@ -23,7 +24,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-numerics check reference bench setup clean distclean constraints
+.PHONY: help demo test test-all test-numerics check reference bench setup clean distclean constraints
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -47,7 +48,10 @@ demo: $(STAMP)
 	@$(BIN)/python -m pipeline.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) -m slow $(PYTEST_ARGS)
 
 test-numerics: $(STAMP)
 	$(BIN)/python .ci/other_rounding.py $(PYTEST_WORKERS) -m 'not slow' $(PYTEST_ARGS) $(NUMERIC_TESTS)

@@ -249,7 +249,7 @@ def test_workflow_runs_what_ci_runs() -> None:
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
     assert any(".ci/run" in step for step in steps)
     ran = re.findall(r"^make (\S+)", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert ran == ["check", "test", "test-numerics"]
+    assert ran == ["check", "test", "test-all", "test-numerics"]
 
 
 def test_the_numeric_tests_are_there() -> None:

@@ -18,6 +18,7 @@ from shell_blocks import Block, blocks_of, copy_configs, run_block, write_yaml
 from manifests.release import Release
 from pipeline.demo.pictures import prepare_web
 from pipeline.demo.server import serving
+from pipeline.flow import FLOW
 
 PAGES = ("README.md", "configs/GUIDE.md")
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -80,6 +81,18 @@ def test_the_readme_shows_what_a_build_prints(printed: dict[str, str]) -> None:
     said = printed["README.md"].splitlines()
     assert said, "the blocks did not run before in this process: run the whole file (xdist: --dist loadfile)"
     assert [line for line in shown if line not in said] == []
+
+
+def test_the_build_that_the_readme_shows_adds_up() -> None:
+    """The quick part of the test above: the stages are those of the flow, and no row is lost between them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace(",", "")
+    shown = re.findall(r"^(\w+): done (\d+) of (\d+) kept(?: dropped:(.*))?$", text, re.MULTILINE)
+    assert [name for name, *_ in shown] == [stage.name for stage in FLOW]
+    before = int(shown[0][2])
+    for name, kept, num_in, dropped in shown:
+        assert int(num_in) == before, name
+        before = int(kept)
+        assert int(num_in) - before == sum(int(number) for number in re.findall(r"\d+(?= [a-z])", dropped)), name
 
 
 def test_every_block_of_commands_is_tested_or_says_why_not() -> None:
