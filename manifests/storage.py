@@ -52,19 +52,17 @@ def is_remote(path: str) -> bool:
 
 
 def is_storage_error(error: Exception) -> bool:
-    """True for an error of the operating system, or of a library that talks to an object store.
-
-    Those libraries have errors that are no OSError, for a connection that was reset for instance.
-    """
+    """True for an error of the operating system, or of a library of object stores, which may be no OSError."""
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     of_duckdb = "_duckdb" in libraries and "Could not " in str(error)  # its words for a fault of the disk
     return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
 
 
 def is_damage(error: Exception) -> bool:
-    """True for what DuckDB says of a file whose bytes make no sense; a query that is wrong is something else."""
-    kinds = ("Error", "IOException", "FatalException", "SerializationException", "InvalidInputException")
-    return type(error).__module__.partition(".")[0] == "_duckdb" and type(error).__name__ in kinds
+    """True for what DuckDB and Arrow say of a file whose bytes make no sense; a wrong query is something else."""
+    of_duckdb = ("Error", "IOException", "FatalException", "SerializationException", "InvalidInputException")
+    kinds = {"_duckdb": of_duckdb, "pyarrow": ("ArrowInvalid",)}
+    return type(error).__name__ in kinds.get(type(error).__module__.partition(".")[0], ())
 
 
 @contextlib.contextmanager

@@ -209,13 +209,15 @@ class FolderCheck:
     # ---- small files
 
     def _check_pointers(self, releases: Sequence[str]) -> Iterator[Finding]:
-        for path in self._files_below("releases"):
-            if path.count("/") > 1 or not path.endswith(LATEST_FILE):
-                continue
+        """The newest release of all and the newest of each name are pointed at, as `pack` and takedowns leave it."""
+        there = {path for path in self._files_below("releases") if path.count("/") == 1 and path.endswith(LATEST_FILE)}
+        of_names = {f"releases/{name.rpartition('-')[0]}.{LATEST_FILE}" for name in releases}
+        expected = {f"releases/{LATEST_FILE}", *of_names} if releases else set()
+        for path in sorted(there | expected):
             self._num_files += 1
-            content = b"".join(storage.read_chunks(place_of(self._workdir, path)))
+            content = b"".join(storage.read_chunks(place_of(self._workdir, path))) if path in there else b""
             if content not in [f"{name}\n".encode() for name in releases]:
-                fault = "names no release of this folder"
+                fault = "names no release of this folder" if path in there else "gone"
                 yield self._finding("pointer", path, fault, "nothing: it is written anew")
 
     def _check_status(self, is_old: bool) -> Iterator[Finding]:

@@ -57,6 +57,10 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
                 yield from _cut_again(catalog, name, fingerprint)
         except (PlantMixError, OSError) as error:
             yield f"releases/{name}: not yet: {error}"
+        except Exception as error:
+            if not storage.is_damage(error):
+                raise
+            yield f"releases/{name}: not yet: a table that it is made from is damaged: {' '.join(str(error).split())}"
     storage.sweep(storage.join(catalog.workdir, "releases"))  # what a try that failed has left
 
 

@@ -147,6 +147,21 @@ def test_a_repair_that_would_make_another_release_says_so_and_makes_none(
     assert hash_tree(folder / "work/releases") == releases
 
 
+def test_a_repair_says_that_a_release_waits_for_tables_that_it_may_not_make_again(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    releases = hash_tree(folder / "work/releases")
+    for path in (folder / "work/tables/pack").glob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))  # the end, where a reader begins
+    damaged = folder / "work/releases" / latest(folder) / "samples.parquet"
+    damaged.unlink()
+    changed = write_config(folder, web, caption={"rules": [{"preset": "plant", "max_words": 3}]})
+    assert main(["repair", str(folder / "work"), str(changed)]) == 1
+    assert ": not yet: a table that it is made from is damaged: " in capsys.readouterr().out
+    assert main(["repair", str(folder / "work")]) == 0
+    assert hash_tree(folder / "work/releases") == releases
+
+
 def test_a_repair_mends_what_comes_before_a_changed_takedown_list(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
