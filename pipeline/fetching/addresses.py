@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from pipeline.fetching import bounds
 from pipeline.fetching.settings import NetworkSettings
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -64,7 +65,6 @@ class Resolver:
 
     def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] = system_lookup) -> None:
         self._lookup = lookup
-        self._timeout_seconds = settings.connect_timeout_seconds
         allowed = settings.allow_private_addresses
         self._allow_all = allowed is True
         entries = allowed if isinstance(allowed, tuple) else ()
@@ -122,10 +122,10 @@ class Resolver:
             future = self._pool.submit(self._lookup, host)
         answer: list[str] | str
         try:
-            answer = future.result(self._timeout_seconds) or "no address"
+            answer = future.result(bounds.CONNECT_SECONDS) or "no address"
         except TimeoutError:
             future.cancel()
-            answer = f"no answer within {self._timeout_seconds:g} s"
+            answer = f"no answer within {bounds.CONNECT_SECONDS:g} s"
         except (OSError, UnicodeError) as error:
             answer = str(getattr(error, "strerror", None) or error)
         keep = _FAILURE_CACHE_SECONDS if isinstance(answer, str) else _CACHE_SECONDS

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from manifests.outcomes import Outcome
+from pipeline.fetching import bounds
 from pipeline.fetching.consent import C2PA, PICTURE
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
@@ -33,7 +34,7 @@ class Decoders:
     def __init__(self, downloads: Scheduler, settings: FetchSettings) -> None:
         self._downloads = downloads
         self._image = settings.image
-        self._network = settings.network
+        self._consent_signals = settings.network.consent_signals
         self._measured: queue.Queue[Measured | BaseException] = queue.Queue(_MAX_MEASURED)
         self._num_left = 0
         self._lock = threading.Lock()
@@ -45,9 +46,7 @@ class Decoders:
         Raises: whatever a thread raised.
         """
         self._num_left = num
-        threads = [
-            threading.Thread(target=self._run, daemon=True, name="decode") for _ in range(self._network.decode_threads)
-        ]
+        threads = [threading.Thread(target=self._run, daemon=True, name="decode") for _ in range(bounds.DECODE_THREADS)]
         for thread in threads:
             thread.start()
         try:
@@ -82,7 +81,7 @@ class Decoders:
         row, download = self._downloads.take()
         if download is None or download.outcome is not Outcome.OK:
             return row, download, None
-        signals = self._network.consent_signals
+        signals = self._consent_signals
         with_c2pa = "c2pa_training" in signals
         result = measure_image(download.body, self._image, with_c2pa=with_c2pa)
         said = dict(download.said)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from pipeline.fetching import bounds
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
 from pipeline.fetching.tally import AdaptiveGiven, Board, Given, Tally
 
@@ -243,7 +244,7 @@ class HostGate(Board):
         than the patience of the rows, which would otherwise all end.
         """
         with self._lock:
-            pause = min(self._settings.total_timeout_seconds, 0.9 * self._settings.host_patience_seconds)
+            pause = min(self._settings.total_timeout_seconds, 0.9 * bounds.HOST_PATIENCE_SECONDS)
             self._all_closed_until = self._clock() + pause
 
     def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
@@ -306,16 +307,16 @@ class HostGate(Board):
                 state.pace.refused(now)
         elif report.result == "unreachable":
             state.unreachable_in_a_row += 1
-            if state.unreachable_in_a_row >= self._settings.breaker_failures:
+            if state.unreachable_in_a_row >= bounds.BREAKER_FAILURES:
                 state.dead = True
-                state.not_before = max(state.not_before, now + self._settings.breaker_seconds)
+                state.not_before = max(state.not_before, now + bounds.BREAKER_SECONDS)
         if state.pace:
             state.gap_seconds = max(1 / state.pace.rate, state.crawl_delay_seconds)
 
     def _busy_pause(self, state: _HostState, retry_after_seconds: float | None) -> float:
         if retry_after_seconds is not None:
             return max(0.0, retry_after_seconds)
-        pause = self._settings.backoff_seconds * 2.0 ** min(state.busy_in_a_row - 1, 12)
+        pause = bounds.BACKOFF_SECONDS * 2.0 ** min(state.busy_in_a_row - 1, 12)
         return min(pause, _MAX_BUSY_PAUSE_SECONDS) * (0.5 + self._jitter())
 
     def _permit(self, host: str, num_wanted: int, part: str, now: float) -> Verdict:
@@ -337,9 +338,9 @@ class HostGate(Board):
             state.leases[self._last_lease] = start + lease_seconds, part
             given.append(Permission(self._last_lease, start - now))
         until_next = state.next_start - now - _AHEAD_SECONDS
-        if not given and until_next > 0 and state.crawl_delay_seconds > self._settings.host_patience_seconds:
+        if not given and until_next > 0 and state.crawl_delay_seconds > bounds.HOST_PATIENCE_SECONDS:
             why = f"host wants {state.crawl_delay_seconds:g} s between requests (Crawl-delay), the patience is "
-            return Verdict((), state.crawl_delay_seconds, f"{why}{self._settings.host_patience_seconds:g} s")
+            return Verdict((), state.crawl_delay_seconds, f"{why}{bounds.HOST_PATIENCE_SECONDS:g} s")
         if state.pace and num_wanted > num_free:
             state.pace.was_full = True
         full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests

@@ -22,6 +22,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from manifests.services.packages import install_line
+from pipeline.fetching import bounds
 from pipeline.fetching.answers import refuse_status
 from pipeline.fetching.part import PartWriter, fact_of_download
 from pipeline.fetching.settings import FetchSettings
@@ -81,7 +82,7 @@ def download_with_img2dataset(
             extract_exif=False,
             output_folder=folder,
             column_list=["sample_id", "url"],
-            timeout=network.read_timeout_seconds,
+            timeout=bounds.READ_SECONDS,
             number_sample_per_shard=len(targets),
             oom_shard_count=1,
             compute_hash=None,

@@ -3,7 +3,7 @@
 One thread plans, and only this thread touches the queues. The client sends the requests, at most `threads` at a time.
 The caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so that
 every single request passes the gate. Reads the network through HttpClient; writes nothing. When a host stays closed
-for longer than `host_patience_seconds`, its rows end. `give_back` ends everything early: rows without an answer come
+for longer than HOST_PATIENCE_SECONDS, its rows end. `give_back` ends everything early: rows without an answer come
 back as None. A programming error in a thread is raised in the caller.
 """
 
@@ -22,6 +22,7 @@ from functools import partial
 from types import MappingProxyType
 
 from manifests.outcomes import Outcome
+from pipeline.fetching import bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import (
     ALLOW_ALL,
@@ -375,7 +376,7 @@ class Scheduler:
             return
         if host.closed_since is None:
             host.closed_since = now
-        if now + verdict.ask_again_seconds - host.closed_since > self._settings.host_patience_seconds:
+        if now + verdict.ask_again_seconds - host.closed_since > bounds.HOST_PATIENCE_SECONDS:
             self._close_host(host, verdict.closed_because)
 
     def _close_host(self, host: _Host, why: str) -> None:

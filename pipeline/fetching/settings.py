@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -23,7 +23,8 @@ from pydantic import Field, field_validator, model_validator
 from manifests import __version__
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
-from manifests.settings import Settings
+from manifests.settings import Removed, Settings
+from pipeline.fetching import bounds
 from pipeline.fetching.consent import Consent
 from pipeline.pictures.settings import ImageSettings
 
@@ -131,28 +132,24 @@ PROFILES: dict[ProfileName, HostProfile] = {
 class NetworkSettings(Settings):
     """Execution: threads, patience, politeness, consent."""
 
+    removed: ClassVar = {
+        "decode_threads": Removed(bounds.DECODE_THREADS, "more cores are used by more workers: run.num_workers"),
+        "connect_timeout_seconds": Removed(bounds.CONNECT_SECONDS, "total_timeout_seconds bounds an attempt"),
+        "read_timeout_seconds": Removed(bounds.READ_SECONDS, "total_timeout_seconds bounds an attempt"),
+        "backoff_seconds": Removed(bounds.BACKOFF_SECONDS, "what a host asks for in Retry-After counts before it"),
+        "host_patience_seconds": Removed(bounds.HOST_PATIENCE_SECONDS, "`plantmix retry` asks again later"),
+        "breaker_failures": Removed(bounds.BREAKER_FAILURES, "`plantmix retry` asks a dead host again"),
+        "breaker_seconds": Removed(bounds.BREAKER_SECONDS, "`plantmix retry` asks a dead host again"),
+    }
+
     threads: Annotated[int, Field(ge=1, le=512)] = 32
     """Requests at the same time in one worker."""
-    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    """Pictures decoded at the same time in one worker. Each may need the memory of `image.max_pixels`."""
-    connect_timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Longest wait for a connection."""
-    read_timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
-    """Longest silence within an answer."""
     total_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time for one attempt, with its redirects, without the waiting for the gate."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     """A longer chain ends as too_many_redirects."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts after a passing failure. A final failure is never retried."""
-    backoff_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """Pause before the first retry. It doubles each time, give or take half of it at random."""
-    host_patience_seconds: Annotated[float, Field(ge=0)] = 120.0
-    """When a host stays closed for longer than this, or wants longer pauses, its rows end as host_unavailable."""
-    breaker_failures: Annotated[int, Field(ge=1)] = 6
-    """After so many failures in a row to reach a host, it counts as dead for `breaker_seconds`."""
-    breaker_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """How long a dead host is left alone."""
     limits: HostLimits = HostLimits()
     hosts: tuple[HostOverride, ...] = ()
     profiles: tuple[ProfileName, ...] = tuple(PROFILES)
@@ -187,12 +184,6 @@ class NetworkSettings(Settings):
             elif not re.fullmatch(r"[A-Za-z0-9._:\-]+", entry):
                 raise ValueError(f"'{entry}' is neither a network like 10.0.0.0/8 nor a host name")
         return value
-
-    @model_validator(mode="after")
-    def _timeouts_fit(self) -> Self:
-        if self.total_timeout_seconds < max(self.connect_timeout_seconds, self.read_timeout_seconds):
-            raise ValueError("total_timeout_seconds must be at least connect_timeout_seconds and read_timeout_seconds")
-        return self
 
     @property
     def agent_token(self) -> str:
@@ -267,7 +258,7 @@ class FetchSettings(Settings):
         the way, may differ, as it may under other `network` settings or on another day. Changing the engine
         therefore downloads nothing again.
         """
-        return {**self.image.model_dump(mode="json"), "consent": asdict(self.network.consent)}
+        return {**self.image.recorded(), "consent": asdict(self.network.consent)}
 
     def deciding(self) -> tuple[tuple[str, str], ...]:
         """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""

@@ -25,6 +25,7 @@ from typing import Any
 import pycurl
 
 from manifests.outcomes import Outcome
+from pipeline.fetching import bounds
 from pipeline.fetching.answers import UNEXPECTED_END, Answer, explain_failure, parse_retry_after, refuse_status, unpack
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import Target
@@ -300,7 +301,7 @@ class Transport:
         handle.setopt(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
         handle.setopt(pycurl.HTTPHEADER, headers)
         request.begun, request.num_sent = time.monotonic(), 0
-        seconds = min(self._settings.connect_timeout_seconds, request.deadline - request.begun)
+        seconds = min(bounds.CONNECT_SECONDS, request.deadline - request.begun)
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(1000 * seconds)))
         self._multi.add_handle(handle)
 
@@ -388,7 +389,7 @@ class Transport:
         for handle, request in list(self._under_way.items()):
             if now >= request.deadline:
                 self._release(handle).end(_OUT_OF_TIME)
-            elif now - request.begun >= self._settings.read_timeout_seconds and self._is_silent(handle, request, now):
+            elif now - request.begun >= bounds.READ_SECONDS and self._is_silent(handle, request, now):
                 self._release(handle).end(Answer(Outcome.READ_TIMEOUT, "silent for too long"))
 
     def _is_silent(self, handle: Any, request: Request, now: float) -> bool:
@@ -397,7 +398,7 @@ class Transport:
         if request.is_paused or not seconds_to_send:  # libcurl limits the time to connect
             return False
         came = self._stirred.get(handle.getinfo(pycurl.ACTIVESOCKET), 0.0)
-        return now - max(request.begun + seconds_to_send, came) >= self._settings.read_timeout_seconds
+        return now - max(request.begun + seconds_to_send, came) >= bounds.READ_SECONDS
 
     def _release(self, handle: Any) -> Request:
         """Take a handle out of the transfers; its connection is kept when its answer has ended."""

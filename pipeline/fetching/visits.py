@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from manifests.outcomes import Outcome
+from pipeline.fetching import bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, HEADERS, RobotsRules, Said, parse_robots
 from pipeline.fetching.hosts import Result
@@ -132,7 +133,7 @@ def next_step(
         visit.said.clear()
         if answer.retry_after_seconds is not None or answer.outcome is Outcome.HTTP_429:
             return AskAgain(0.0)  # the gate makes the host wait
-        return AskAgain(settings.backoff_seconds * 2.0 ** (visit.attempts - 1) * (0.5 + jitter()))
+        return AskAgain(bounds.BACKOFF_SECONDS * 2.0 ** (visit.attempts - 1) * (0.5 + jitter()))
     return visit.end(answer.outcome, answer.detail, answer.body)
 
 

@@ -33,7 +33,7 @@ from manifests.pictures.opening import (
 from pipeline.pictures.consent import refusal_of
 from pipeline.pictures.limits import refusal_of_shape
 from pipeline.pictures.phash import measure_luminance
-from pipeline.pictures.settings import ImageSettings
+from pipeline.pictures.settings import BACKGROUND, ImageSettings
 from pipeline.pictures.shrink import REDUCING_GAP, shrink
 
 _CAMERA_TAGS = (0x010F, 0x0110)  # make and model
@@ -161,7 +161,7 @@ def _measure_open(
     if not fits:
         simple = shrink(simple, target)
         image.close()  # what comes next uses its memory, which still lies in the core's cache
-    final = to_srgb(simple, icc_profile, settings.background)
+    final = to_srgb(simple, icc_profile, BACKGROUND)
     if left_to_turn != 1:
         final = final.transpose(TURNS[left_to_turn])
     stored = _encode(final, settings.jpeg_quality)

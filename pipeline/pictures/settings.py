@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from manifests.pictures.bounds import MOST_PIXELS
-from manifests.settings import Settings
+from manifests.settings import Removed, Settings
+
+BACKGROUND = (255, 255, 255)  # sRGB colour under transparent pixels
 
 
 class ImageSettings(Settings):
     """What a stored picture looks like, and which pictures are refused."""
+
+    removed: ClassVar = {"background": Removed(list(BACKGROUND), "models are trained on pictures of the web's white")}
 
     size_px: Annotated[int, Field(ge=16, le=8192)] = 256
     """Length of the side that `resize` names. Pictures are made smaller, never larger."""
     resize: Literal["keep_ratio", "keep_ratio_largest", "no"] = "keep_ratio"
     """keep_ratio: the shorter side becomes size_px. keep_ratio_largest: the longer one. no: nothing is resized."""
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
-    """Of pictures that are encoded anew."""
+    """JPEG quality of pictures that are encoded anew."""
     keep_metadata: bool = False
     """true: a JPEG that is not encoded anew keeps EXIF (position, owner, thumbnail), XMP, IPTC, profile, comments."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """sRGB colour under transparent pixels."""
     min_side_px: Annotated[int, Field(ge=1)] = 32
     """Pictures with a shorter side below this end as image_too_small."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 20.0
@@ -32,13 +34,6 @@ class ImageSettings(Settings):
     to decode (WebP 17, JPEG 2000 20, AVIF and HEIF 10, transparent palettes 12) may have fewer pixels in proportion."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000
     """A longer body is broken off and ends as body_too_large."""
-
-    @field_validator("background")
-    @classmethod
-    def _is_colour(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if not all(0 <= channel <= 255 for channel in value):
-            raise ValueError(f"three numbers from 0 to 255 are needed, found {list(value)}")
-        return value
 
     def without_limits(self) -> ImageSettings:
         """The same settings with the default limits: what a picture becomes that passes them."""

@@ -125,7 +125,8 @@ class MeasureInputs:
 
     def identity(self) -> dict[str, Any]:
         """Every image of a set is measured, whatever its shape (infinity is no JSON number)."""
-        image = self.image.model_dump(mode="json", exclude={"max_aspect_ratio"})
+        image = self.image.recorded()
+        del image["max_aspect_ratio"]
         return {"set": self.set, "members": self.members.identity(), "inputs": list(self.content), "image": image}
 
 

@@ -89,7 +89,7 @@ def recipe_of(image: ImageSettings) -> str:
     """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads in
     catalogues of 0.5.0 and before. Limits are no part of it, because a picture that passes them is stored the same way.
     """
-    return fingerprint({"version": VERSION, "image": image.without_limits().model_dump(mode="json")})
+    return fingerprint({"version": VERSION, "image": image.without_limits().recorded()})
 
 
 def downloads_of(image: ImageSettings, run: StageRun[Any], up_to_round: int) -> list[PartRecord]:

@@ -120,7 +120,8 @@ def _json_texts(column: pa.ChunkedArray) -> Any:
 
 def release_recipe(config: BuildConfig) -> dict[str, Any]:
     """What the release was made by: the config without paths, secrets, workers, rates."""
-    recipe: dict[str, Any] = hide_in(config.model_dump(mode="json", exclude={"work_dir", "run"}))
+    recipe: dict[str, Any] = hide_in(config.recorded())
+    del recipe["work_dir"], recipe["run"]
     recipe["fetch"] = config.fetch.identity()
     recipe["caption"] = {
         **config.caption.measure_identity(),

@@ -64,11 +64,7 @@ def write_config(folder: Path, executor: str, urls: list[str], hosts: list[dict[
     columns = {"url": "url", "caption": "caption"}
     network = {
         "threads": 8,
-        "connect_timeout_seconds": 1.0,
         "retries": 1,
-        "backoff_seconds": 0.1,
-        "host_patience_seconds": 20.0,
-        "breaker_failures": 3,
         "limits": {"requests_per_second": None, "connections": 8},
         "hosts": hosts,
         "allow_private_addresses": True,

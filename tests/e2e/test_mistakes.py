@@ -48,7 +48,7 @@ def config_of(folder: Path) -> Values:
                 "defaults": {"licence": "CC0-1.0"},
             },
         ],
-        "fetch": {"network": {"allow_private_addresses": ["127.0.0.1"], "retries": 0, "backoff_seconds": 0}},
+        "fetch": {"network": {"allow_private_addresses": ["127.0.0.1"], "retries": 0}},
         "mix": {"ratio": {"plant": 1, "general": 1}},
         "run": {"executor": "inline", "max_passing_share": 1},
     }
@@ -254,9 +254,9 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
         set_("fetch", "network", "allow_private_addresses", to=["10.0.0.0/99"]),
         ["'10.0.0.0/99' does not appear to be an IPv4 or IPv6 network"],
     ),
-    "timeouts that do not fit": (
-        set_("fetch", "network", "total_timeout_seconds", to=1),
-        ["total_timeout_seconds must be at least connect_timeout_seconds and read_timeout_seconds"],
+    "a key that is gone": (
+        set_("fetch", "network", "breaker_failures", to=3),
+        ["'fetch.network.breaker_failures' is no setting any more; it is always 6", "delete the line"],
     ),
     "an evaluation list without pictures": (
         set_("evaluation", to=[{"name": "t", "table": "x.csv", "columns": {"url": "u", "caption": "c"}}]),

@@ -81,9 +81,7 @@ def server() -> Iterator[_Server]:
 
 
 def network(**changes: Any) -> NetworkSettings:
-    return NetworkSettings.model_validate(
-        {"allow_private_addresses": True, "retries": 0, "backoff_seconds": 0.01, **changes}
-    )
+    return NetworkSettings.model_validate({"allow_private_addresses": True, "retries": 0, **changes})
 
 
 def write_config(folder: Path, *urls: str, **fetch: Any) -> Path:

@@ -11,7 +11,7 @@ from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 
 from manifests.tables import FACTS
-from pipeline.fetching import img2dataset_engine
+from pipeline.fetching import bounds, img2dataset_engine
 from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.part import MEASURED
@@ -37,6 +37,8 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 0.8)
+    monkeypatch.setattr(bounds, "READ_SECONDS", 0.8)
 
 
 def settings(engine: str) -> FetchSettings:
@@ -45,8 +47,6 @@ def settings(engine: str) -> FetchSettings:
         "image": {"max_body_bytes": 2_000_000, "max_pixels": 50_000_000, "min_side_px": 16},
         "network": {
             "threads": 8,
-            "connect_timeout_seconds": 0.8,
-            "read_timeout_seconds": 0.8,
             "total_timeout_seconds": 2.0,
             "retries": 0,
             "robots_txt": False,

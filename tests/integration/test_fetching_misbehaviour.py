@@ -20,6 +20,7 @@ from PIL import Image
 from manifests import __version__
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS, SIGNALS
+from pipeline.fetching import bounds
 from pipeline.fetching.addresses import system_lookup
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
@@ -41,12 +42,8 @@ def lookup(host: str) -> list[str]:
 def impatient(**changes) -> NetworkSettings:
     values = {
         "threads": 48,
-        "connect_timeout_seconds": 0.8,
-        "read_timeout_seconds": 0.8,
         "total_timeout_seconds": 2.0,
         "retries": 1,
-        "backoff_seconds": 0.05,
-        "host_patience_seconds": 4.0,
         "limits": HostLimits(requests_per_second=None, connections=4),
         "contact": "tests@example.org",
         "allow_private_addresses": ("127.0.0.0/8",),
@@ -59,6 +56,14 @@ def impatient(**changes) -> NetworkSettings:
 SETTINGS = FetchSettings(
     image=ImageSettings(max_body_bytes=2_000_000, max_pixels=50_000_000, min_side_px=16), network=impatient()
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def impatience():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in {"CONNECT": 0.8, "READ": 0.8, "BACKOFF": 0.05, "HOST_PATIENCE": 4.0}.items():
+            monkeypatch.setattr(bounds, f"{name}_SECONDS", value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +184,9 @@ def test_exif_orientations_store_the_turned_size(fetched):
         assert (fact["width_px"], fact["height_px"], fact["exif_orientation"]) == (*expected, n)
 
 
-def test_same_answers_give_the_same_bytes(tmp_path):
-    network = impatient(read_timeout_seconds=10.0, total_timeout_seconds=20.0)  # a busy machine changes no answer
+def test_same_answers_give_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "READ_SECONDS", 10.0)  # a busy machine changes no answer
+    network = impatient(total_timeout_seconds=20.0)
     settings = SETTINGS.model_copy(update={"network": network})
     with MisbehavingServer() as server:
         names = [name for name, b in BEHAVIOURS.items() if b.outcome == "ok" and "busy" not in name]

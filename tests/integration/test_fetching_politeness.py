@@ -15,7 +15,7 @@ from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
-from pipeline.fetching import hosts
+from pipeline.fetching import bounds, hosts
 from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
@@ -26,14 +26,18 @@ def lookup(host: str) -> list[str]:
     return ["127.0.0.1"]
 
 
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch):
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(bounds, "READ_SECONDS", 2.0)
+    monkeypatch.setattr(bounds, "BACKOFF_SECONDS", 0.05)
+
+
 def network(**changes) -> NetworkSettings:
     values = {
         "threads": 8,
-        "connect_timeout_seconds": 1.0,
-        "read_timeout_seconds": 2.0,
         "total_timeout_seconds": 4.0,
         "retries": 1,
-        "backoff_seconds": 0.05,
         "limits": {"requests_per_second": None, "connections": 4},
         "contact": "tests@example.org",
         "allow_private_addresses": True,
@@ -123,8 +127,9 @@ def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
 
 
 @pytest.mark.parametrize("robots", [True, False])
-def test_dead_host_slows_nobody_and_is_soon_left_alone(tmp_path, robots):
-    settings = network(threads=6, robots_txt=robots, breaker_failures=4, retries=1)
+def test_dead_host_slows_nobody_and_is_soon_left_alone(tmp_path, monkeypatch, robots):
+    monkeypatch.setattr(bounds, "BREAKER_FAILURES", 4)
+    settings = network(threads=6, robots_txt=robots, retries=1)
     with MisbehavingServer(extra={"photo": photo_now}) as server:
         dead = [server.url("never_accepts", "dead.test") + f"/{n}" for n in range(60)]
         good = [server.url("photo", "good.test") + f"/{n}" for n in range(60)]
@@ -157,8 +162,9 @@ def test_host_limited_to_a_trickle_slows_nobody(tmp_path):
     assert 2.3 < seconds < 5
 
 
-def test_busy_host_is_given_up_after_the_patience(tmp_path):
-    settings = network(host_patience_seconds=1.0)
+def test_busy_host_is_given_up_after_the_patience(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "HOST_PATIENCE_SECONDS", 1.0)
+    settings = network()
 
     def busy(sock, request):
         send(sock, "503 Service Unavailable", {"Retry-After": "120"})
@@ -192,8 +198,9 @@ def test_robots_txt_is_asked_once_a_host_and_its_crawl_delay_kept(tmp_path):
     assert most_in_window(times, 0.28) == 1
 
 
-def test_crawl_delay_longer_than_the_patience_stalls_nothing(tmp_path):
-    settings = network(host_patience_seconds=2.0)
+def test_crawl_delay_longer_than_the_patience_stalls_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "HOST_PATIENCE_SECONDS", 2.0)
+    settings = network()
 
     def robots(sock, request):
         send(sock, body=b"User-agent: *\nCrawl-delay: 3600\n" if request.host.startswith("slow.test") else b"")
@@ -272,7 +279,7 @@ def test_name_that_changes_its_address_after_the_check_is_of_no_use_to_an_attack
 
 def test_tls_with_a_trusted_certificate_and_its_deadline(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(Path(__file__).parents[1] / "self_signed.pem"))
-    settings = network(retries=0, read_timeout_seconds=1.0, total_timeout_seconds=1.2)
+    settings = network(retries=0, total_timeout_seconds=1.2)
 
     def drip(sock, request):
         send(sock, headers={"Content-Length": "100000"}, length=False)
@@ -316,8 +323,9 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
 def test_an_adaptive_host_is_asked_faster_until_it_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "_WINDOW_SECONDS", 1.0)
     monkeypatch.setattr(hosts, "_SLOWER_TIMES", math.inf)  # a busy machine answers slowly; here refusals alone count
+    monkeypatch.setattr(bounds, "BACKOFF_SECONDS", 0.2)
     limits = {"requests_per_second": 10, "connections": 8, "adaptive": True}
-    settings = network(limits=limits, retries=5, backoff_seconds=0.2, host_patience_seconds=60.0)
+    settings = network(limits=limits, retries=5)
     refused = []
 
     def limited(sock, request):

@@ -17,7 +17,7 @@ from misbehaving.answers import hang_up, reset, send, send_picture
 from misbehaving.server import MisbehavingServer
 
 from manifests.outcomes import Outcome
-from pipeline.fetching import transport
+from pipeline.fetching import bounds, transport
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
@@ -130,7 +130,8 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
             reset(sock)
         sock.close()
 
-    settings = network(connect_timeout_seconds=0.5)
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 0.5)
+    settings = network()
     with socket.create_server(("127.0.0.1", 0)) as listener, HttpClient(settings, here) as client:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
         (end,) = ask(client, [f"https://a.test:{listener.getsockname()[1]}/photo"])
@@ -153,7 +154,7 @@ def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
 
     with (
         MisbehavingServer(extra={"large": large}) as server,
-        HttpClient(network(read_timeout_seconds=1.0), here) as client,
+        HttpClient(network(), here) as client,
     ):
         ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for number in range(len(num_sent)):

@@ -41,7 +41,7 @@ def fetch(
 
     settings = NetworkSettings.model_validate(
         {"allow_private_addresses": [f"{GOOD}/32"], "contact": "a@b.org", "retries": 0, "threads": 1,
-         "connect_timeout_seconds": 1, "read_timeout_seconds": 2, "total_timeout_seconds": 3, "profiles": [],
+         "total_timeout_seconds": 3, "profiles": [],
          "limits": {"requests_per_second": None, "connections": 1}, **network}
     )  # fmt: skip
     rows = [(f"{number:032x}", url) for number, url in enumerate(urls)]

@@ -81,7 +81,6 @@ def write_config(folder: Path, web: Web, num: int = NUM, **run: Any) -> Path:
             "network": {
                 "threads": 4,
                 "retries": 0,
-                "backoff_seconds": 0.01,
                 "limits": {"requests_per_second": None, "connections": 4},
                 "allow_private_addresses": True,
             }

@@ -176,7 +176,7 @@ class World:
                 section = section.setdefault(each, {})
             section[last] = value
         config["fetch"]["network"] |= {
-            "allow_private_addresses": True, "retries": 0, "backoff_seconds": 0.01,
+            "allow_private_addresses": True, "retries": 0,
             "limits": {"requests_per_second": None, "connections": 4},
         }  # fmt: skip
         config["run"] |= {"num_workers": 2, "max_passing_share": 1.0}

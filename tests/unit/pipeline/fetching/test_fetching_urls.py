@@ -10,6 +10,7 @@ import pytest
 
 from manifests.masking import mask_secrets
 from manifests.outcomes import Outcome
+from pipeline.fetching import bounds
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused, is_public
 from pipeline.fetching.answers import parse_retry_after, refuse_status
 from pipeline.fetching.settings import NetworkSettings
@@ -167,8 +168,9 @@ def test_only_checked_addresses_are_given():
             resolver(["10.0.0.1"], allow).addresses("a.org")
 
 
-def test_lookup_that_hangs_is_cut_off_and_one_that_fails_is_remembered_briefly():
-    slow = Resolver(NetworkSettings(connect_timeout_seconds=0.1), lambda host: time.sleep(1) or ["8.8.8.8"])
+def test_lookup_that_hangs_is_cut_off_and_one_that_fails_is_remembered_briefly(monkeypatch):
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 0.1)
+    slow = Resolver(NetworkSettings(), lambda host: time.sleep(1) or ["8.8.8.8"])
     with pytest.raises(LookupFailed, match=r"no answer within 0\.1 s"):
         slow.addresses("a.org")
     slow.close()
