@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import ConfigPath, JsonValues, NameOrPath, Settings, read_settings
+from manifests.settings import ConfigPath, JsonValues, NameOrPath, Removed, Settings, read_settings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
@@ -42,6 +42,9 @@ from pipeline.vocabulary.licences import LicenceSettings
 
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 """Names of the stages of FLOW, in its order."""
+IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
+PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder
+MATCH_PART_HASHES = 50_000_000  # most distinct pHashes for which the duplicate search is one part
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
 
 
@@ -49,11 +52,10 @@ class EvaluationSet(Origin):
     """Images that no training sample may show: a folder or webdataset, or a list of URLs that is matched by name."""
 
     place: ClassVar[str] = "evaluation"
+    removed: ClassVar = {"mirrored": Removed(True, "a mirrored test picture leaks as much as one that is not")}
 
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of pHashes that counts as a leak."""
-    mirrored: bool = True
-    """Match the mirror image of each as well."""
     match_names: bool = False
     """Match by the same record key (or file name), and by the same URL."""
     unreadable: Literal["refuse", "report"] = "refuse"
@@ -70,11 +72,15 @@ class EvaluationSet(Origin):
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the origin, and how the set is matched."""
-        return super().recipe() | self.model_dump(include={"radius", "mirrored", "match_names", "unreadable"})
+        return super().recipe() | self.model_dump(include={"radius", "match_names", "unreadable"}) | {"mirrored": True}
 
 
 class SemanticSettings(Settings):
     """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
+
+    removed: ClassVar = {
+        "images_per_cluster": Removed(IMAGES_PER_CLUSTER, "clusters of this size are compared quickly")
+    }
 
     model: NameOrPath
     """open_clip architecture, e.g. ViT-B-32, or path of its json config."""
@@ -82,8 +88,6 @@ class SemanticSettings(Settings):
     """open_clip tag or path of local weights."""
     threshold: float = Field(0.95, gt=0, le=1)
     """Smallest cosine of embeddings of semantic duplicates."""
-    images_per_cluster: int = Field(1000, ge=2)
-    """Only images of one k-means cluster are compared."""
     seed: int = 0
     """Seed of the k-means."""
     batch_size: int = Field(64, ge=1)
@@ -94,6 +98,8 @@ class SemanticSettings(Settings):
 
 class DedupSettings(Settings):
     """Which images count as the same, and which of them stays."""
+
+    removed: ClassVar = {"placeholder_min_count": Removed(PLACEHOLDER_MIN_COUNT, "it names pictures and drops none")}
 
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not."""
@@ -108,8 +114,6 @@ class DedupSettings(Settings):
     """Find semantic duplicates too; off when absent."""
     extra_captions: int = Field(0, ge=0, le=9)
     """How many captions of dropped duplicates stay with the kept image, as text members extra_caption_1.txt and on."""
-    placeholder_min_count: int = Field(20, ge=2)
-    """A pHash that so many images of different pixels share is named as a placeholder."""
 
 
 class SelectSettings(Settings):
@@ -253,6 +257,8 @@ class RaySettings(Settings):
 class RunSettings(Settings):
     """Execution only: nothing here changes a byte of a release."""
 
+    removed: ClassVar = {"match_part_hashes": Removed(MATCH_PART_HASHES, "so many take 2 GB, which `memory_gb` holds")}
+
     executor: Literal["ray", "processes", "inline"] = "ray"
     """ray: parts run side by side, on one machine or many; processes: side by side on this machine, without Ray (those
     that need a GPU in one process); inline: one after the other in this process."""
@@ -265,8 +271,6 @@ class RunSettings(Settings):
     """How often a fetch part commits what it has."""
     memory_gb: float = Field(4.0, gt=0)
     """Memory of a part of a metadata step; in processes, one that runs alone has that of all workers."""
-    match_part_hashes: int = Field(50_000_000, ge=1)
-    """Most distinct pHashes for which the duplicate search is one part."""
     max_attempts: int = Field(3, ge=1)
     """How often a part is tried when a fault may pass."""
     retry_wait_seconds: float = Field(5.0, ge=0)

@@ -32,6 +32,7 @@ from PIL import Image
 from manifests import tables
 from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
+from pipeline import config
 from pipeline.matching.mirrors import FLAT_BITS, make_pairs
 from pipeline.matching.search import Hashes, bit_entropies, distinct_of
 from pipeline.matching.segments import (
@@ -273,7 +274,7 @@ def _done_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -
 def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[Part[SearchInputs]]:
     sizes = tuple(Segment(part.notes["num_hashes"], tuple(part.notes["bit_entropies"])) for part in group)
     plan = plan_within(sizes[0], radius) if len(sizes) == 1 else plan_between(sizes[0], sizes[1], radius)
-    units = cut_units(sum(segment.num_hashes for segment in sizes), plan, run.settings.match_part_hashes)
+    units = cut_units(sum(segment.num_hashes for segment in sizes), plan, config.MATCH_PART_HASHES)
     segments = run.files_of(group, "segment")
     return [Part(SearchInputs(segments, sizes, radius, unit, len(units)), _contents(group)) for unit in units]
 
@@ -403,7 +404,7 @@ def _inputs(context: BuildContext) -> DedupInputs:
         facts=context.facts(),
         candidates=evaluation.candidates_of(context),
         radius=dedup.radius,
-        placeholder_min_count=dedup.placeholder_min_count,
+        placeholder_min_count=config.PLACEHOLDER_MIN_COUNT,
         evaluation=evaluation.sets_of(context),
         image=context.config.fetch.image if context.config.evaluation else None,
         semantic=semantic.inputs_of(context),

@@ -223,7 +223,7 @@ def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
         "kind": settings.kind,
         **counts,
         "radius": settings.radius,
-        "mirrored": settings.mirrored,
+        "mirrored": True,
         "match_names": settings.match_names,
         "content": fingerprint({"parts": [part.notes["content"] for part in parts]}),
     }
@@ -335,12 +335,11 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
     pool = sql.sql("SELECT DISTINCT phash FROM fetched").to_arrow_table()["phash"].to_numpy().astype(np.uint64)
     for radius in sorted({each["radius"] for each in inputs.sets}):
         listed = literals(each["name"] for each in inputs.sets if each["radius"] == radius)
-        turned = literals(each["name"] for each in inputs.sets if each["mirrored"]) or "NULL"
         sql.execute(
             "CREATE OR REPLACE TABLE asked AS SELECT hash, evaluation_set, mirrored, min(member) AS member FROM ("
             "SELECT phash AS hash, evaluation_set, 0 AS mirrored, member FROM evaluation WHERE outcome = 'ok' AND "
             f"pixel_std >= {FLAT_PIXEL_STD} UNION ALL SELECT phash_mirrored, evaluation_set, 1, member FROM evaluation "
-            f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD} AND evaluation_set IN ({turned})) "
+            f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD}) "
             f"WHERE evaluation_set IN ({listed}) AND bit_count(hash::HUGEINT) > {FLAT_BITS} GROUP BY ALL"
         )
         asked = sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64)

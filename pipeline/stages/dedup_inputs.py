@@ -23,7 +23,7 @@ class SetInputs:
             **self.settings.identity(),
             "inputs": list(self.content),
             "radius": self.settings.radius,
-            "mirrored": self.settings.mirrored,
+            "mirrored": True,
             "match_names": self.settings.match_names,
         }
 

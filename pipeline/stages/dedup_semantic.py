@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from manifests import tables
 from manifests.records import PartRecord, fingerprint
 from manifests.services.packages import require
+from pipeline import config
 from pipeline.config import SemanticSettings
 from pipeline.matching.semantic import ASSIGN_ROWS, Vectors, assign, close_pairs, train_centroids, unit
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
@@ -68,7 +69,7 @@ def inputs_of(context: BuildContext) -> SemanticInputs | None:
         named_file(context, settings.model),
         named_file(context, settings.pretrained),
         settings.threshold,
-        settings.images_per_cluster,
+        config.IMAGES_PER_CLUSTER,
         settings.seed,
     )
 

@@ -52,6 +52,7 @@ def fetched(hashes: Sequence[Hashes]) -> Stage[dict[str, Any]]:
     return Stage("fetch", "facts", lambda _: {"names": names}, (Step("write", plan, write),), conclude)
 
 
+MATCH_PART_HASHES = "pipeline.config.MATCH_PART_HASHES"
 SCHEMA = [(field.name, field.type) for field in tables.FACTS]
 
 
@@ -64,7 +65,7 @@ def build(workdir: Path, sources: Sequence[Hashes], radius: int = 4, **run: Any)
             "sources": [
                 {"name": "a", "domain": "plant", "table": "a.csv", "columns": {"url": "url", "caption": "caption"}}
             ],
-            "dedup": {"radius": radius, "placeholder_min_count": 3},
+            "dedup": {"radius": radius},
             "mix": {"ratio": {"plant": 1}},
             "run": {"executor": "inline", **run},
         }
@@ -133,29 +134,35 @@ def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, int, int, bool]]:
 
 
 @pytest.mark.parametrize("radius", [0, 4, 8])
-def test_any_cut_and_any_history_give_the_same_bytes(tmp_path: Path, radius: int) -> None:
+def test_any_cut_and_any_history_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, radius: int
+) -> None:
     whole, rows = build(tmp_path / "whole", [A, B, C], radius)
     assert as_tuples(rows) == brute_force([A, B, C], radius)
-    cut, _ = build(tmp_path / "cut", [A, B, C], radius, match_part_hashes=200)
+    monkeypatch.setattr(MATCH_PART_HASHES, 200)
+    cut, _ = build(tmp_path / "cut", [A, B, C], radius)
     assert cut == whole
     for number, sources in enumerate(([B, C], [A], [C, A], [A, B, C])):  # some leave, and come back
-        grown, _ = build(tmp_path / "grown", sources, radius, match_part_hashes=[10**6, 10**6, 300, 200][number])
+        monkeypatch.setattr(MATCH_PART_HASHES, [10**6, 10**6, 300, 200][number])
+        grown, _ = build(tmp_path / "grown", sources, radius)
     assert grown == whole
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inline, _ = build(tmp_path / "inline", [A, B, C])
+    monkeypatch.setattr(MATCH_PART_HASHES, 400)
     for num_workers in (1, 2):
-        options = {"executor": "ray", "num_workers": num_workers, "match_part_hashes": 400}
+        options = {"executor": "ray", "num_workers": num_workers}
         assert build(tmp_path / str(num_workers), [A, B, C], **options)[0] == inline
         assert len(num_searched(tmp_path / str(num_workers))) > 2
 
 
-def test_a_cut_search_has_parts_by_key_and_bucket(tmp_path: Path) -> None:
+def test_a_cut_search_has_parts_by_key_and_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = some_hashes(5, 30_000)
     whole, _ = build(tmp_path / "whole", [many])
-    cut, _ = build(tmp_path / "cut", [many], match_part_hashes=8_000)
+    monkeypatch.setattr(MATCH_PART_HASHES, 8_000)
+    cut, _ = build(tmp_path / "cut", [many])
     assert cut == whole
     num = len(both_hashes(many))
     assert num_searched(tmp_path / "whole") == [[num]]

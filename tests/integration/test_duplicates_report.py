@@ -101,14 +101,15 @@ def test_a_picture_that_is_gone_has_no_bytes(pictures: Path, tmp_path: Path) -> 
     assert not any(picture.jpg for pictures in sheets.values() for picture in pictures)
 
 
-def test_a_placeholder_is_named_and_shown(tmp_path: Path) -> None:
+def test_a_placeholder_is_named_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.config.PLACEHOLDER_MIN_COUNT", 4)
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(4):  # one picture to the eye, four to sha256
         picture = Image.open(PHOTOS[0]).convert("RGB")
         picture.putpixel((100, 100), (60 * number, 0, 0))
         picture.save(folder / f"none-{number}.png")
-    build(folder, tmp_path / "work", placeholder_min_count=4)
+    build(folder, tmp_path / "work")
     assert len(shown(tmp_path / "work")["pHashes shared by many images"]) == 3
     assert any(
         "placeholders: " in line and "(4 images)" in line

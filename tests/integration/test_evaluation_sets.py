@@ -151,14 +151,13 @@ def test_explain_and_status_tell_of_leaks(built: tuple[Path, BuildReport]) -> No
 def test_another_radius_measures_nothing(built: tuple[Path, BuildReport], pictures: Path) -> None:
     workdir, _ = built
     before = part_steps(workdir)
-    held = {"name": "held", "folder": {"path": str(pictures / "set")}, "radius": 0, "mirrored": False}
+    held = {"name": "held", "folder": {"path": str(pictures / "set")}, "radius": 0}
     report = build(config_of(pictures, workdir, [held]))
     assert report.redone[0] == "dedup"
     new = part_steps(workdir)[len(before) :]
     assert sorted(new) == ["leaks"]
     leaks = dropped(workdir)
     assert sum(how == "bytes" for _, how in leaks.values()) == 3
-    assert not any(how == "mirrored" for _, how in leaks.values())
     assert len(leaks) < len(EVALUATED)
 
 

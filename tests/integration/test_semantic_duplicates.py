@@ -117,15 +117,18 @@ def test_a_model_that_cannot_be_had_is_named(tmp_path: Path, weights: Path) -> N
         check_config(config)
 
 
-def test_pictures_that_left_teach_the_clusters_nothing(tmp_path: Path, weights: Path) -> None:
+def test_pictures_that_left_teach_the_clusters_nothing(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A build that lost some pictures and got others knows what a clean build of the same pictures knows."""
+    monkeypatch.setattr("pipeline.config.IMAGES_PER_CLUSTER", 3)
     folder = tmp_path / "pictures"
     for photos in (PHOTOS[:10], PHOTOS[4:]):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for photo in photos:
             shutil.copy(photo, folder)
-        grown = config_of(folder, tmp_path / "grown", weights, threshold=0.9, images_per_cluster=3, batch_size=8)
+        grown = config_of(folder, tmp_path / "grown", weights, threshold=0.9, batch_size=8)
         build(grown)
     build(grown.model_copy(update={"work_dir": str(tmp_path / "clean")}))
     assert learnt(tmp_path / "grown") == learnt(tmp_path / "clean")

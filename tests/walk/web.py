@@ -70,7 +70,7 @@ def semantic_settings(folder: Path) -> list[Any]:
     torch.manual_seed(0)
     open_clip.add_model_config(model)
     torch.save(open_clip.create_model(model.stem).state_dict(), weights)
-    own = {"model": str(model), "pretrained": str(weights), "images_per_cluster": 3, "batch_size": 1}
+    own = {"model": str(model), "pretrained": str(weights), "batch_size": 1}
     return [None, own | {"threshold": 0.995}, own | {"threshold": 0.99}]
 
 
