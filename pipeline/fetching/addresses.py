@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.settings import NetworkSettings
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address

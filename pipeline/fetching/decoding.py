@@ -12,7 +12,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from manifests.outcomes import Outcome
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.consent import C2PA, PICTURE
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
 from pipeline.fetching.tally import AdaptiveGiven, Board, Given, Tally
 

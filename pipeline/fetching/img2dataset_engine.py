@@ -22,7 +22,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from manifests.services.packages import install_line
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import refuse_status
 from pipeline.fetching.part import PartWriter, fact_of_download
 from pipeline.fetching.settings import FetchSettings

@@ -2,9 +2,8 @@
 
 One thread plans, and only this thread touches the queues. The client sends the requests, at most `threads` at a time.
 The caller gets finished downloads from `take`. Redirects and retries go back into the queue of their host, so that
-every single request passes the gate. Reads the network through HttpClient; writes nothing. When a host stays closed
-for longer than HOST_PATIENCE_SECONDS, its rows end. `give_back` ends everything early: rows without an answer come
-back as None. A programming error in a thread is raised in the caller.
+every request passes the gate. When a host stays closed for longer than HOST_PATIENCE_SECONDS, its rows end. `give_back`
+ends everything early: rows without an answer are None. A programming error in a thread is raised in the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from functools import partial
 from types import MappingProxyType
 
 from manifests.outcomes import Outcome
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import (
     ALLOW_ALL,

@@ -24,7 +24,6 @@ from manifests import __version__
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from manifests.settings import Removed, Settings
-from pipeline.fetching import bounds
 from pipeline.fetching.consent import Consent
 from pipeline.pictures.settings import ImageSettings
 
@@ -42,6 +41,14 @@ DECIDED_BY = {
 
 DEFAULT_X_ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
 
+# How long fetch waits and how much it tries, where no setting says so.
+CONNECT_SECONDS = 10.0  # longest wait for a connection, and for the addresses of a name
+READ_SECONDS = 20.0  # longest silence within an answer
+BACKOFF_SECONDS = 1.0  # pause before the first retry; it doubles each time, give or take half of it at random
+HOST_PATIENCE_SECONDS = 120.0  # longest that rows wait for a closed host, and longest Crawl-delay that is kept
+BREAKER_FAILURES = 6  # failures in a row to reach a host, after which it counts as dead
+BREAKER_SECONDS = 300.0  # how long a dead host is left alone
+DECODE_THREADS = 2  # pictures decoded at a time in one worker; each may need the memory of `image.max_pixels`
 
 ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining", "c2pa_training"]
 DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = ("content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining")
@@ -133,13 +140,13 @@ class NetworkSettings(Settings):
     """Execution: threads, patience, politeness, consent."""
 
     removed: ClassVar = {
-        "decode_threads": Removed(bounds.DECODE_THREADS, "more cores are used by more workers: run.num_workers"),
-        "connect_timeout_seconds": Removed(bounds.CONNECT_SECONDS, "total_timeout_seconds bounds an attempt"),
-        "read_timeout_seconds": Removed(bounds.READ_SECONDS, "total_timeout_seconds bounds an attempt"),
-        "backoff_seconds": Removed(bounds.BACKOFF_SECONDS, "what a host asks for in Retry-After counts before it"),
-        "host_patience_seconds": Removed(bounds.HOST_PATIENCE_SECONDS, "`plantmix retry` asks again later"),
-        "breaker_failures": Removed(bounds.BREAKER_FAILURES, "`plantmix retry` asks a dead host again"),
-        "breaker_seconds": Removed(bounds.BREAKER_SECONDS, "`plantmix retry` asks a dead host again"),
+        "decode_threads": Removed(DECODE_THREADS, "more cores are used by more workers: run.num_workers"),
+        "connect_timeout_seconds": Removed(CONNECT_SECONDS, "total_timeout_seconds bounds an attempt"),
+        "read_timeout_seconds": Removed(READ_SECONDS, "total_timeout_seconds bounds an attempt"),
+        "backoff_seconds": Removed(BACKOFF_SECONDS, "what a host asks for in Retry-After counts before it"),
+        "host_patience_seconds": Removed(HOST_PATIENCE_SECONDS, "`plantmix retry` asks again later"),
+        "breaker_failures": Removed(BREAKER_FAILURES, "`plantmix retry` asks a dead host again"),
+        "breaker_seconds": Removed(BREAKER_SECONDS, "`plantmix retry` asks a dead host again"),
     }
 
     threads: Annotated[int, Field(ge=1, le=512)] = 32

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from manifests.outcomes import Outcome
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent import ALLOW_ALL, HEADERS, RobotsRules, Said, parse_robots
 from pipeline.fetching.hosts import Result

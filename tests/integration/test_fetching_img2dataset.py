@@ -11,7 +11,8 @@ from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 
 from manifests.tables import FACTS
-from pipeline.fetching import bounds, img2dataset_engine
+from pipeline.fetching import img2dataset_engine
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.part import MEASURED

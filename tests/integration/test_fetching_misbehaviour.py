@@ -20,7 +20,7 @@ from PIL import Image
 from manifests import __version__
 from manifests.outcomes import Outcome
 from manifests.tables import FACTS, SIGNALS
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.addresses import system_lookup
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate

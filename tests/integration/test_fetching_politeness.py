@@ -15,7 +15,8 @@ from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
-from pipeline.fetching import bounds, hosts
+from pipeline.fetching import hosts
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient

@@ -17,7 +17,8 @@ from misbehaving.answers import hang_up, reset, send, send_picture
 from misbehaving.server import MisbehavingServer
 
 from manifests.outcomes import Outcome
-from pipeline.fetching import bounds, transport
+from pipeline.fetching import settings as bounds
+from pipeline.fetching import transport
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient

@@ -10,7 +10,7 @@ import pytest
 
 from manifests.masking import mask_secrets
 from manifests.outcomes import Outcome
-from pipeline.fetching import bounds
+from pipeline.fetching import settings as bounds
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused, is_public
 from pipeline.fetching.answers import parse_retry_after, refuse_status
 from pipeline.fetching.settings import NetworkSettings
