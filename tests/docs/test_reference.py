@@ -55,7 +55,7 @@ def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
     "row",
     [
         "| `radius` | whole number from 0 to 16 | `4` |  | Largest Hamming distance of the 64-bit pHashes of ",
-        "| `read_timeout_seconds` | number above 0 | `20.0` | seconds | Longest silence within an answer. |",
+        "| `total_timeout_seconds` | number above 0 | `60.0` | seconds | Longest time for one attempt, ",
         "| `rules` | list of keys below | `[{preset: general}]` |  |",
         "| `split` | text or null | `heldout` |  |",
         "| `output_dir` | text | required |  | Folder of the run, also of an object store",
