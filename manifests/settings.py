@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
@@ -64,6 +64,11 @@ class Settings(BaseModel):
         if not isinstance(values, dict) or not (info.context or {}).get("is_kept"):
             return values
         return {k: v for k, v in values.items() if k not in cls.removed or v != cls.removed[k].value}
+
+    @classmethod
+    def of_record(cls, values: Any) -> Self:
+        """What `recorded` of this version or of an earlier one gave. Raises: ValueError for values that do not fit."""
+        return cls.model_validate(values, context={"is_kept": True})
 
     def recorded(self) -> dict[str, Any]:
         """The settings as plain JSON values with all removed keys, so that records say the same in every version."""

@@ -167,7 +167,7 @@ def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs
         values: dict[str, Any] = {
             each.name: Files() if each.type == "Files" else identity[each.name] for each in fields(pack.PackInputs)
         }
-        values["texts"] = TextSettings.model_validate(identity["texts"], context={"is_kept": True})
+        values["texts"] = TextSettings.of_record(identity["texts"])
         values["decisions"] = decisions_of(catalog, identity["decisions"][0])
     except (LookupError, ValueError) as error:
         raise IntegrityError(f"it was packed by another version of PlantMix: {error}") from None

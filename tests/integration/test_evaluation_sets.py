@@ -158,7 +158,6 @@ def test_another_radius_measures_nothing(built: tuple[Path, BuildReport], pictur
     assert sorted(new) == ["leaks"]
     leaks = dropped(workdir)
     assert sum(how == "bytes" for _, how in leaks.values()) == 3
-    assert len(leaks) < len(EVALUATED)
 
 
 def test_a_webdataset_serves_as_set(pictures: Path, tmp_path: Path) -> None:
