@@ -66,3 +66,8 @@ class DamageError(IntegrityError):
 def describe_paths(paths: Sequence[str]) -> str:
     """The first path, and how many more there are."""
     return paths[0] + (f" and {len(paths) - 1:,} more files" if len(paths) > 1 else "")
+
+
+def words_of(error: Exception) -> str:
+    """An error of a library with its kind, on one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

@@ -24,7 +24,7 @@ from typing import Any
 
 import fsspec
 
-from manifests.errors import ConfigError, IntegrityError, RetryableError
+from manifests.errors import ConfigError, IntegrityError, RetryableError, words_of
 
 _CHUNK_BYTES = 4 << 20
 _RANGE_BYTES = 32 << 20  # of an object store, in one request
@@ -82,8 +82,7 @@ def check_passing(path: str, error: Exception, what: str = "read") -> None:
     Raises: RetryableError when the store does not give what it has: that says nothing about the file.
     """
     if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
-        text = " ".join(str(error).split())
-        raise RetryableError(f"{path} cannot be {what} now ({type(error).__name__}: {text:.300})") from None
+        raise RetryableError(f"{path} cannot be {what} now ({words_of(error)})") from None
 
 
 def join(folder: str, *names: str) -> str:

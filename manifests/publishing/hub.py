@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import glob
 import re
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
+from manifests.services import patience
 from manifests.services.packages import require
 
 SCHEME = "hf:"
@@ -61,7 +62,7 @@ def upload_folder(
     from huggingface_hub import CommitOperationAdd
 
     api, beside = _api(), dict(more or {})
-    call = _Calls(repository)
+    call = partial(_call, repository)
     call("create the repository", api.create_repo, repository, repo_type=kind, private=not public, exist_ok=True)
     found = call("look at the repository", api.repo_info, repository, repo_type=kind)
     if not found.private and not public:
@@ -107,34 +108,28 @@ def _api() -> Any:
     return HfApi(library_name="plantmix")
 
 
-class _Calls:
-    """Calls of huggingface_hub, repeated after a passing fault, with its errors as ours."""
+def _call(repository: str, what: str, function: Callable[..., _Result], *args: Any, **options: Any) -> _Result:
+    """A call of huggingface_hub, repeated after a passing fault, with its errors as ours."""
 
-    def __init__(self, repository: str) -> None:
-        self._repository = repository
+    def passing(error: Exception) -> RunError | None:
+        status = _status_of(error)
+        if status in _REFUSALS:
+            raise ConfigError(
+                f"hf:{repository}: could not {what}, {_REFUSALS[status]} ({status}). Set HF_TOKEN, or run `hf auth "
+                "login`, with a token that may write there"
+            ) from None
+        # huggingface_hub raises RuntimeError for a file that did not arrive
+        if status is None and not isinstance(error, RuntimeError) and not storage.is_storage_error(error):
+            return None
+        problem = RunError(
+            f"hf:{repository}: could not {what}: {_words_of(error)}. What arrived stays there; run the same command "
+            "again to go on"
+        )
+        if status is None or status in (408, 409, 429) or status >= 500:
+            return problem
+        raise problem from error
 
-    def __call__(self, what: str, function: Callable[..., _Result], *args: Any, **options: Any) -> _Result:
-        for wait_seconds in (*_WAITS_SECONDS, None):
-            try:
-                return function(*args, **options)
-            except Exception as error:
-                status = _status_of(error)
-                if status in _REFUSALS:
-                    raise ConfigError(
-                        f"hf:{self._repository}: could not {what}, {_REFUSALS[status]} ({status}). Set HF_TOKEN, or "
-                        "run `hf auth login`, with a token that may write there"
-                    ) from None
-                # huggingface_hub raises RuntimeError for a file that did not arrive
-                if status is None and not isinstance(error, RuntimeError) and not storage.is_storage_error(error):
-                    raise
-                passing = status is None or status in (408, 409, 429) or status >= 500
-                if wait_seconds is None or not passing:
-                    raise RunError(
-                        f"hf:{self._repository}: could not {what}: {_words_of(error)}. What arrived stays there; "
-                        "run the same command again to go on"
-                    ) from error
-                time.sleep(wait_seconds)
-        raise AssertionError("the last try returns or raises")
+    return patience.patiently(partial(function, *args, **options), _WAITS_SECONDS, passing)
 
 
 def _status_of(error: BaseException | None) -> int | None:

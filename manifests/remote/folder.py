@@ -11,14 +11,14 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
+from manifests.errors import ConfigError, IntegrityError, RunError, words_of
+from manifests.services import patience
 
 STORE_FILE = "plantmix-store.json"
 PLACE_VARIABLE = "PLANTMIX_LOCAL_DIR"
@@ -177,23 +177,17 @@ def patiently(address: str, action: Callable[[], T]) -> T:
 
     Raises: RunError when the store stays away; FileNotFoundError and FileExistsError at once.
     """
-    for wait in (*WAITS_SECONDS, None):
-        try:
-            return action()
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except ImportError as error:
+
+    def passing(error: Exception) -> RunError | None:
+        if isinstance(error, ImportError):
             raise ConfigError(
                 f"{address}: {error}; install the package of this store, for instance `pip install 'plantmix[s3]'`"
             ) from None
-        except Exception as error:
-            if not isinstance(error, RetryableError) and not storage.is_storage_error(error):
-                raise
-            if wait is None:
-                text = " ".join(str(error).split())
-                raise RunError(
-                    f"{address}: the store cannot be used now ({type(error).__name__}: {text:.300}). What is committed "
-                    "stays; check credentials and network, and run the same command again"
-                ) from None
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+        if not patience.may_pass(error):
+            return None
+        return RunError(
+            f"{address}: the store cannot be used now ({words_of(error)}). What is committed stays; check "
+            "credentials and network, and run the same command again"
+        )
+
+    return patience.patiently(action, WAITS_SECONDS, passing)

@@ -16,14 +16,16 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
+from manifests.services import patience
 from manifests.storage import WrittenFile
 
 DEFAULT_GB = 50.0
@@ -31,7 +33,7 @@ _RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by its
 _STALE_SECONDS = 600.0  # a private file that nobody has written to for so long belongs to a process that was killed
 _NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
 _BATCHES_AHEAD = 256
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 1.0  # until a thread sees that the batches are over
 _SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
 
 
@@ -93,29 +95,22 @@ class ShardCache:
         """Read the shard in one request, check it, publish it."""
         self._make_room(shard)
         temp = storage.temp_path(str(path))
-        for wait_seconds in (*_RETRY_SECONDS, None):
+
+        def fetch() -> None:
             try:
                 fs, inner = storage.filesystem(shard.path)
                 fs.get_file(inner, temp, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
-                if storage.hash_file(temp).sha256 == shard.sha256:
-                    storage.publish(temp, str(path))
-                    _mark_whole(path, shard)  # not before: a private file that looks old is removed
-                    return
-                problem: PlantMixError = IntegrityError(
-                    f"{shard.path} has other content than when the release was sealed; take a whole copy, or see what "
-                    "differs with `plantmix verify --deep`"
-                )
-            except FileNotFoundError:
-                raise IntegrityError(
-                    f"{shard.path}: the shard is not there any more; copy or build the release anew"
-                ) from None
-            except Exception as error:
-                problem = _explained(error, shard, path.parent)
+                if storage.hash_file(temp).sha256 != shard.sha256:
+                    raise IntegrityError(
+                        f"{shard.path} has other content than when the release was sealed; take a whole copy, or see "
+                        "what differs with `plantmix verify --deep`"
+                    )
+                storage.publish(temp, str(path))
+                _mark_whole(path, shard)  # not before: a private file that looks old is removed
             finally:
                 Path(temp).unlink(missing_ok=True)
-            if wait_seconds is None:
-                raise problem
-            time.sleep(wait_seconds)
+
+        patience.patiently(fetch, _RETRY_SECONDS, partial(_passing, shard, path.parent))
 
     def _make_room(self, shard: WrittenFile) -> None:
         """Remove the shards that were not used for longest, until this one fits."""
@@ -146,7 +141,7 @@ class ShardCache:
 class ReadAhead:
     """The batches of a sampler; while they are used, threads fetch the shards of those to come, in their order."""
 
-    def __init__(self, batches: Any, shards_of: Any, cache: ShardCache) -> None:
+    def __init__(self, batches: Any, shards_of: Callable[[Any], list[WrittenFile]], cache: ShardCache) -> None:
         """`batches` can be iterated several times; `shards_of` gives the shards of one batch."""
         self._batches, self._shards_of, self._cache = batches, shards_of, cache
 
@@ -154,79 +149,56 @@ class ReadAhead:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
-        queue = _Queue(self._wanted(), self._cache.max_bytes // _SHARE_AHEAD)
+        ahead = _Ahead(self._cache)
         # Begun with the first batch: the loader has forked its workers by then.
         for _ in range(_NUM_THREADS):
-            threading.Thread(target=self._run, args=(queue,), daemon=True).start()
+            threading.Thread(target=ahead.fetch, daemon=True).start()
+        needs = ((number, shard) for number, batch in enumerate(self._batches) for shard in self._shards_of(batch))
+        due = next(needs, None)
         try:
             for number, batch in enumerate(self._batches):
-                queue.advance(number)
+                while due is not None and ahead.takes(*due, position=number):
+                    due = next(needs, None)
                 yield batch
         finally:
-            queue.close()
+            ahead.is_over = True
 
-    def _wanted(self) -> Iterator[tuple[int, WrittenFile]]:
-        """The shards that batches need, in their order, each with the number of its batch."""
-        for number, batch in enumerate(self._batches):
-            for shard in self._shards_of(batch):
-                yield number, shard
 
-    def _run(self, queue: _Queue) -> None:
-        while (shard := queue.take(self._cache)) is not None:
+class _Ahead:
+    """The shards of the batches ahead that are to be fetched, up to a number of bytes that no batch has used yet."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self._cache, self.is_over = cache, False
+        self._asked: SimpleQueue[WrittenFile] = SimpleQueue()
+        self._pending: set[str] = set()  # sha256 of those that are asked for and not here yet
+        self._unused: deque[tuple[int, int]] = deque()  # number of the batch, bytes
+
+    def takes(self, number: int, shard: WrittenFile, position: int) -> bool:
+        """Ask for a shard of batch `number`, unless it is here. False where its time has not come."""
+        while self._unused and self._unused[0][0] <= position:
+            self._unused.popleft()
+        room = self._cache.max_bytes // _SHARE_AHEAD - sum(num_bytes for _, num_bytes in self._unused)
+        if number > position + _BATCHES_AHEAD or (self._unused and shard.num_bytes > room):
+            return False
+        if shard.sha256 not in self._pending and not self._cache.has(shard):
+            self._unused.append((number, shard.num_bytes))
+            self._pending.add(shard.sha256)
+            self._asked.put(shard)
+        return True
+
+    def fetch(self) -> None:
+        """Fetch one after the other; run by threads."""
+        while not self.is_over:
+            try:
+                shard = self._asked.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                continue
             try:
                 os.close(self._cache.open(shard))
             except (PlantMixError, OSError):  # who reads the shard meets it again, and says so
                 continue
             finally:
-                queue.done(shard)
-
-
-class _Queue:
-    """Which shard is fetched next: those of the batches ahead, up to a number of bytes that no batch has used yet."""
-
-    def __init__(self, wanted: Iterable[tuple[int, WrittenFile]], max_bytes: int) -> None:
-        self._wanted, self._max_bytes = iter(wanted), max_bytes
-        self._next: tuple[int, WrittenFile] | None = None
-        self._position, self._closed = 0, False  # set without the lock, so that training never waits for it
-        self._ahead: deque[tuple[int, int]] = deque()  # number of the batch, bytes
-        self._fetching: set[str] = set()
-        self._lock = threading.Lock()
-
-    def advance(self, number: int) -> None:
-        self._position = number
-
-    def close(self) -> None:
-        self._closed = True
-
-    def done(self, shard: WrittenFile) -> None:
-        with self._lock:
-            self._fetching.discard(shard.sha256)
-
-    def take(self, cache: ShardCache) -> WrittenFile | None:
-        """The next shard that is not here, when its time has come; None at the end."""
-        while not self._closed:
-            with self._lock:
-                while self._is_due():
-                    if self._next is None:
-                        return None
-                    (number, shard), self._next = self._next, None
-                    if shard.sha256 not in self._fetching and not cache.has(shard):
-                        self._ahead.append((number, shard.num_bytes))
-                        self._fetching.add(shard.sha256)
-                        return shard
-            time.sleep(_LOOK_SECONDS)
-        return None
-
-    def _is_due(self) -> bool:
-        """Whether the next shard may be looked at now, or none is left."""
-        self._next = self._next or next(self._wanted, None)
-        if self._next is None:
-            return True
-        number, shard = self._next
-        while self._ahead and self._ahead[0][0] <= self._position:
-            self._ahead.popleft()
-        room = self._max_bytes - sum(num_bytes for _, num_bytes in self._ahead)
-        return number <= self._position + _BATCHES_AHEAD and (not self._ahead or shard.num_bytes <= room)
+                self._pending.discard(shard.sha256)
 
 
 @contextmanager
@@ -272,18 +244,19 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _explained(error: Exception, shard: WrittenFile, folder: Path) -> PlantMixError:
-    """A passing fault of the store. Any other error is raised.
+def _passing(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError | None:
+    """What to say of a fault that may pass, also of bytes that were spoilt on their way; None for another one.
 
-    Raises: RunError when the disk is full.
+    Raises: IntegrityError where the shard is gone; RunError when the disk is full.
     """
+    if isinstance(error, FileNotFoundError):
+        raise IntegrityError(f"{shard.path}: the shard is not there any more; copy or build the release anew") from None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise RunError(
             f"{folder}: no room for {shard.path}; lower data.cache_gb, or set data.cache_dir to a larger disk"
         ) from None
-    if not storage.is_storage_error(error):
-        raise error
-    text = " ".join(str(error).split())
-    return RetryableError(
-        f"{shard.path} cannot be read ({type(error).__name__}: {text:.300}); run the same command to go on"
-    )
+    if isinstance(error, IntegrityError):
+        return error
+    if not patience.may_pass(error):
+        return None
+    return RetryableError(f"{shard.path} cannot be read ({words_of(error)}); run the same command to go on")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.release import SPLIT_FOLDERS, Release
 from manifests.storage import WrittenFile, filesystem, is_remote
 from manifests.untrusted import BrokenTarError, tar_members
@@ -281,7 +281,7 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
     except Exception as error:  # each storage raises its own kinds, and has retried by itself
         raise RunError(
             f"{fs.unstrip_protocol(paths[0])} or another of {len(set(paths))} shards cannot be read "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); run the same command to go on"
+            f"({words_of(error)}); run the same command to go on"
         ) from None
     return pieces
 

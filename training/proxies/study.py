@@ -33,6 +33,7 @@ from training.data.shards import SamplePool, open_pool
 from training.proxies.processes import each_result
 from training.proxies.runs import ProxyRun, ProxySettings, check_runs, read_runs, run_settings
 from training.record import checkpoint
+from training.record.run_folder import inspect_run
 from training.run.stopping import StoppedError
 
 RESULT_FILE = "proxy.json"
@@ -181,7 +182,7 @@ def finished_result(settings: ProxySettings, run: ProxyRun, fingerprint: str) ->
     """
     own = run_settings(settings, run)
     folder = Path(own.output_dir)
-    state = checkpoint.inspect_run(folder, identity_values(own, [fingerprint]))
+    state = inspect_run(folder, identity_values(own, [fingerprint]))
     path = folder / RESULT_FILE
     if state.kind != "finished" or not path.is_file():
         return None

@@ -1,15 +1,8 @@
-"""The folder of a run: its files, and whether a run may go on in it. `training.record.run_files` says whose they are.
-
-    RUN/config.json                  the settings, as `dalip eval RUN` reads them
-    RUN/run.json                     identity of the run: all that shapes the weights, the releases' fingerprints
-    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
-    RUN/checkpoints/step-00000100.pt the newest few checkpoints
-    RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
-    RUN/summary.json                 written last: the run is finished
+"""The files of a run that hold weights, how they are written and checked, and the lock on its folder.
 
 Every file is published whole or not at all. The random numbers of a step follow from seed, step and rank, and the order
 of samples from the position, so a checkpoint holds two counters instead of generator and loader states. Gives up with
-ConfigError when the folder belongs to another run, another config or another release.
+IntegrityError on a file that is not what the run wrote.
 """
 
 from __future__ import annotations
@@ -22,27 +15,23 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import refuse_within
-from manifests.settings import differences
-from training.config import SETTINGS_FILE, TrainSettings
+from training.config import TrainSettings
 from training.model.weights import load_fault
-from training.record.log import LOG_FILE, cut_log
 from training.record.run_files import (
     CHECKPOINT_FOLDER,
     MODEL_FILE,
     RUN_FILE,
     SUMMARY_FILE,
-    clear_run,
     list_checkpoints,
 )
 
@@ -52,57 +41,6 @@ LOCK_FILE = ".lock"
 # where memory ran out, the checkpoint must not be removed.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
 _CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "average", "seconds", "wait_seconds", "corrupt")
-_FIXED = ("data.batch_size:",)  # not even --allow-changed may change it
-
-
-@dataclass(frozen=True)
-class RunState:
-    """What a run's folder holds for a config: nothing, a checkpoint to go on from, or a finished run."""
-
-    kind: Literal["new", "resume", "finished"]
-    checkpoint: Path | None = None
-    changed: tuple[str, ...] = ()
-    damaged: tuple[Path, ...] = ()  # newer checkpoints that are not whole
-
-
-def inspect_run(
-    folder: Path, identity: dict[str, Any], *, allow_changed: bool = False, is_copy: bool = False
-) -> RunState:
-    """What `folder` holds for a run of this identity; reads only. The copy of a run in a store may lack its weights.
-
-    A finished run whose weights are gone goes on from its last checkpoint, which makes them again.
-
-    Raises: ConfigError when it holds another run's checkpoints or result; IntegrityError for damaged weights.
-    """
-    checkpoints = list_checkpoints(folder)
-    finished = (folder / SUMMARY_FILE).exists()
-    if not checkpoints and not finished:
-        return RunState("new")
-    stored = read_json(folder / RUN_FILE).get("identity")
-    if not isinstance(stored, dict):
-        raise _damaged(folder / RUN_FILE, "holds no identity")
-    changed = tuple(differences(stored, identity))
-    if changed and not (allow_changed and checkpoints and not finished):
-        what = "a finished run" if finished else "checkpoints"
-        raise ConfigError(
-            f"{folder}: holds {what} of another config or release ({_first_few(changed)}); choose another --output, "
-            "or --no-resume to train anew in its place"
-            + ("" if finished or _fixed(changed) else ", or --allow-changed to go on from its checkpoint")
-        )
-    if finished and (is_copy or (folder / MODEL_FILE).exists()):
-        if not is_copy:
-            check_model(folder)
-        return RunState("finished")
-    if not checkpoints:
-        raise IntegrityError(
-            f"{folder}: finished, but {MODEL_FILE} and every checkpoint are gone; --no-resume trains anew"
-        )
-    if fixed := _fixed(changed):
-        raise ConfigError(
-            f"{folder}: a resume cannot change {'; '.join(fixed)}: steps are counted in batches, so the samples to "
-            "come and the schedule would differ. Set it back, or choose another --output"
-        )
-    return RunState("resume", checkpoints[-1], changed)
 
 
 def check_model(folder: Path) -> None:
@@ -119,23 +57,6 @@ def check_model(folder: Path) -> None:
             f"{path}: damaged or replaced, its bytes are not those that the run wrote; move it away, then run `dalip "
             "train` again: it makes the weights again from the last checkpoint"
         )
-
-
-def skip_damaged(state: RunState) -> RunState:
-    """The same state with the newest whole checkpoint; reads every byte of it, and of the damaged ones.
-
-    Raises: IntegrityError when none is whole.
-    """
-    if state.checkpoint is None:
-        return state
-    checkpoints = list_checkpoints(state.checkpoint.parent.parent)
-    for place, path in reversed(list(enumerate(checkpoints))):
-        if is_whole(path):
-            return replace(state, checkpoint=path, damaged=tuple(checkpoints[place + 1 :]))
-    raise IntegrityError(
-        f"{checkpoints[-1]}: damaged, as every checkpoint of the run ({len(checkpoints)}): it cannot go on; "
-        "--no-resume trains anew in its place"
-    )
 
 
 def is_whole(path: Path) -> bool:
@@ -156,35 +77,17 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def prepare_run(folder: Path, settings: TrainSettings, identity: dict[str, Any], state: RunState, step: int) -> None:
-    """Write what a run has before its first step; on a resume, cut the log back to the checkpoint's `step`."""
-    run = _digest(identity) if state.kind == "new" else run_id(folder)
-    # First of all: it says that the folder is a run's. What a kill leaves of an older run is of another id.
-    storage.publish_json(folder / RUN_FILE, {"identity": identity, "run": run})
-    if state.kind == "new":
-        clear_run(folder)
-    storage.make_folder(str(folder / CHECKPOINT_FOLDER))
-    for path in (*folder.iterdir(), *(folder / CHECKPOINT_FOLDER).iterdir()):
-        if storage.is_private(path.name) and path.is_file():
-            path.unlink()
-    if state.kind != "new":
-        for path in state.damaged:  # so that no reader of the folder takes them for the newest
-            path.unlink()
-        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of a run whose weights are gone
-        cut_log(folder / LOG_FILE, step)
-    storage.publish_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
-
-
 def run_id(folder: Path) -> str | None:
     """What the checkpoints of a run have in common; it stays when the config changes. None where there is no run."""
     try:
         record = read_json(folder / RUN_FILE)
     except IntegrityError:
         return None
-    return record.get("run") or _digest(record.get("identity"))
+    return record.get("run") or digest_of(record.get("identity"))
 
 
-def _digest(identity: Any) -> str:
+def digest_of(identity: Any) -> str:
+    """The id of a run that begins with this identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -279,11 +182,6 @@ def newest_weights(folder: Path) -> Path:
     return folder / MODEL_FILE if (folder / MODEL_FILE).exists() else list_checkpoints(folder)[-1]
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Publish the summary, which marks a finished run."""
-    storage.publish_json(folder / SUMMARY_FILE, summary)
-
-
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary of a finished run.
 
@@ -291,7 +189,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     summary = read_json(folder / SUMMARY_FILE)
     if "steps" not in summary:
-        raise _damaged(folder / SUMMARY_FILE, "is no summary of a run")
+        raise damaged(folder / SUMMARY_FILE, "is no summary of a run")
     return summary
 
 
@@ -329,18 +227,10 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"cannot be read: {error}") from None
+        raise damaged(path, f"cannot be read: {error}") from None
     return values
 
 
-def _damaged(path: Path, what: str) -> IntegrityError:
+def damaged(path: Path, what: str) -> IntegrityError:
+    """A file of a run that is not what the run wrote."""
     return IntegrityError(f"{path}: {what}; the run's folder is damaged: move it away, or choose another --output")
-
-
-def _fixed(changed: Sequence[str]) -> list[str]:
-    return [text for text in changed if text.startswith(_FIXED)]
-
-
-def _first_few(changed: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(changed) - limit} more" if len(changed) > limit else ""
-    return "; ".join(changed[:limit]) + more

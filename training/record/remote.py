@@ -1,7 +1,7 @@
-"""A run whose `output_dir` lies in an object store: it works in a folder of this machine and is copied to the store.
+"""The copy on this machine of a run that lies in an object store.
 
     RUN/checkpoints/LATEST   which checkpoints there are, newest last, with sizes and sha256: written after them
-    RUN/...                  the files that `training.record.checkpoint` names; summary.json last, as on a disk
+    RUN/...                  the files that `training.record.run_folder` names; summary.json last, as on a disk
 
 Each file is one upload, which a store shows whole or not at all. Checkpoints are uploaded in the background. An upload
 is tried three times. Where it fails, the training goes on, with a line; it ends when three in a row failed, with the
@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import sys
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
+from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
+from manifests.services import patience
 from training.config import SETTINGS_FILE
 from training.data.shard_cache import local_folder, locked
 from training.record import checkpoint, run_files
@@ -43,25 +43,7 @@ from training.record.tracking import TENSORBOARD_FOLDER
 MAX_FAILED_UPLOADS = 3  # in a row; one more checkpoint interval of a store's outage each
 _RETRY_SECONDS = (2.0, 8.0)  # beside what the client library tries by itself
 _SMALL = (SETTINGS_FILE, RUN_FILE, LOG_FILE)
-
-
-def run_folder(output_dir: str, cache_dir: str | None = None, *, reading: bool = False) -> Path:
-    """The folder on this machine in which a run works: its own, or that of its copy. Readers have another copy."""
-    if not storage.is_remote(output_dir):
-        return Path(output_dir)
-    address = output_dir.rstrip("/")
-    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-    return local_folder(cache_dir) / ("read" if reading else "runs") / digest / address.rpartition("/")[2]
-
-
-def take_up_run(output_dir: str, cache_dir: str | None) -> Path:
-    """The folder of a run for a training on this machine, brought up to date.
-
-    Raises: RetryableError when the store does not answer.
-    """
-    if storage.is_remote(output_dir):
-        RemoteRun(output_dir, cache_dir).take_up()
-    return run_folder(output_dir, cache_dir)
+_POINTER = f"{CHECKPOINT_FOLDER}/{POINTER_FILE}"
 
 
 def fetch_run(run: str, cache_dir: str | None = None, *, must_exist: bool = True) -> Path:
@@ -79,7 +61,7 @@ def fetch_run(run: str, cache_dir: str | None = None, *, must_exist: bool = True
 
 
 class RemoteRun:
-    """The copy of a run on this machine, and what is known of the run in the store."""
+    """The copy of a run on this machine, and what is known of the run in the store. Readers have their own copy."""
 
     def __init__(self, address: str, cache_dir: str | None = None, *, reading: bool = False) -> None:
         self.address, self._reading = address.rstrip("/"), reading
@@ -87,7 +69,9 @@ class RemoteRun:
             storage.filesystem(self.address)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"output_dir {address}: {error}") from None
-        self.folder = run_folder(address, cache_dir, reading=reading)
+        digest = hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        below = local_folder(cache_dir) / ("read" if reading else "runs") / digest
+        self.folder = below / self.address.rpartition("/")[2]
         self._failed = 0
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "upload")
@@ -101,14 +85,14 @@ class RemoteRun:
         """
         storage.make_folder(str(self.folder))
         with locked(self.folder.parent / "lock"):  # processes of a machine share the copy
-            there, here = self._read_pointer() or self._without_pointer(), self._own_pointer()
+            there, here = self._pointer() or self._lost_pointer(), self._own_pointer()
             if there is None:
                 if here is not None:  # the run was removed from the store
                     self._clear()
                 return
-            if here is None or here["run"] != there["run"] or self._own_step() < _step(there):
+            own = list_checkpoints(self.folder)
+            if here is None or here["run"] != there["run"] or not own or step_of(own[-1]) < _step(there):
                 self._clear()
-                (self.folder / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
                 self._take_newest(there)
             elif here != there:
                 self._write_own(there)
@@ -119,37 +103,17 @@ class RemoteRun:
 
     def is_finished(self) -> bool:
         """Whether the store holds the end of the run: its summary, and the weights that it speaks of."""
-        return self._has(SUMMARY_FILE) and self._has(MODEL_FILE)
+        return all(self._has(name) for name in (SUMMARY_FILE, MODEL_FILE))
 
-    def _clear(self) -> None:
-        """Empty the copy."""
-        run_files.clear_run(self.folder)
-        (self.folder / RUN_FILE).unlink(missing_ok=True)
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint in the store; 0 where there is none."""
+        there = self._pointer()
+        return _step(there) if there else 0
 
-    def _without_pointer(self) -> dict[str, Any] | None:
-        """What the pointer would say, for the newest whole checkpoint of a run that lost it; None without checkpoints.
-
-        Raises: IntegrityError when none is whole.
-        """
-        if not run_files.is_run(self.address):
-            return None
-        own = [name for name in run_files.files_of_run(self.address) if name.startswith(f"{CHECKPOINT_FOLDER}/step-")]
-        for name in sorted(own, key=lambda name: step_of(Path(name)), reverse=True):
-            path = self._get(name)
-            if checkpoint.is_whole(path):
-                written = storage.hash_file(str(path))
-                entry = {"name": path.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
-                pointer = {"run": uuid.uuid4().hex, "checkpoints": [entry]}
-                if not self._reading:
-                    self._point_to(pointer)
-                _say(f"{self.address}: its {POINTER_FILE} is gone; {name} is the newest whole checkpoint")
-                return pointer
-        if own:
-            raise IntegrityError(
-                f"{self.address}: its {POINTER_FILE} is gone, and none of its {len(own)} checkpoints is whole; "
-                "--no-resume trains anew"
-            )
-        return None
+    def begun_at(self) -> str | None:
+        """Another value for each run that is begun at this address."""
+        there = self._pointer()
+        return there["run"] if there else None
 
     def take_checkpoint(self, path: Path) -> Path:
         """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
@@ -159,17 +123,35 @@ class RemoteRun:
                 self._get(f"{CHECKPOINT_FOLDER}/{path.name}")
         return own
 
+    def _clear(self) -> None:
+        """Empty the copy."""
+        run_files.clear_run(self.folder)
+        (self.folder / RUN_FILE).unlink(missing_ok=True)
+
+    def _lost_pointer(self) -> dict[str, Any] | None:
+        """In place of a pointer that is gone: all checkpoints of the run, of unknown sha256; None without any."""
+        names = run_files.files_of_run(self.address) if run_files.is_run(self.address) else []
+        steps = sorted((Path(name) for name in names if name.startswith(f"{CHECKPOINT_FOLDER}/step-")), key=step_of)
+        entries = [{"name": path.name, "sha256": None} for path in steps]
+        return {"run": uuid.uuid4().hex, "checkpoints": entries} if entries else None
+
     def _take_newest(self, there: dict[str, Any]) -> None:
         """The files to go on with: the newest checkpoint that is whole, and those beside it."""
         for name in _SMALL:
             self._get(name)
         for entry in reversed(there["checkpoints"]):
-            path = self._get(f"{CHECKPOINT_FOLDER}/{entry['name']}")
-            if storage.hash_file(str(path)).sha256 == entry["sha256"]:
+            name = f"{CHECKPOINT_FOLDER}/{entry['name']}"
+            path = self._get(name)
+            found = _entry(path)
+            if found["sha256"] == entry["sha256"]:
                 self._write_own(there)
                 return
+            if entry["sha256"] is None and checkpoint.is_whole(path):
+                _say(f"{self.address}: its {POINTER_FILE} is gone; {name} is the newest whole checkpoint")
+                self._point_to(there | {"checkpoints": [found]})
+                return
             path.unlink()
-            _say(f"{self.address}/{CHECKPOINT_FOLDER}/{entry['name']}: damaged; the one before is taken")
+            _say(f"{self.address}/{name}: damaged; the one before is taken")
         raise IntegrityError(
             f"{self.address}: none of its {len(there['checkpoints'])} checkpoints is whole; --no-resume trains anew"
         )
@@ -180,36 +162,28 @@ class RemoteRun:
         fs.invalidate_cache()
         for path in fs.find(inner):
             name = path[len(inner) + 1 :]
-            wanted = name.startswith(f"{EVAL_FOLDER}/") or name in (*_SMALL, SUMMARY_FILE)
-            if wanted or (self._reading and name == MODEL_FILE and not (self.folder / name).exists()):
+            is_needed = name.startswith(f"{EVAL_FOLDER}/") or name in (*_SMALL, SUMMARY_FILE)
+            if is_needed or (self._reading and name == MODEL_FILE and not (self.folder / name).exists()):
                 self._get(name)
 
     def _get(self, name: str) -> Path:
         """One file of the run, whole."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp = storage.temp_path(str(path))
-        fs, inner = storage.filesystem(f"{self.address}/{name}")
         try:
-            self._patiently(f"{self.address}/{name}", lambda: fs.get_file(inner, temp))
-            storage.publish(temp, str(path))
+            self._patiently(name, lambda fs, inner: storage.download(f"{self.address}/{name}", str(path)))
         except FileNotFoundError:
             raise IntegrityError(
                 f"{self.address}/{name}: is gone, though the run's {POINTER_FILE} needs it; --no-resume trains anew"
             ) from None
-        finally:
-            Path(temp).unlink(missing_ok=True)
         return path
 
     def _has(self, name: str) -> bool:
-        fs, inner = storage.filesystem(f"{self.address}/{name}")
-        fs.invalidate_cache()
-        return bool(self._patiently(self.address, lambda: fs.exists(inner)))
+        storage.filesystem(self.address)[0].invalidate_cache()
+        return bool(self._patiently(name, lambda fs, inner: fs.exists(inner)))
 
-    def _read_pointer(self) -> dict[str, Any] | None:
-        fs, inner = storage.filesystem(f"{self.address}/{CHECKPOINT_FOLDER}/{POINTER_FILE}")
+    def _pointer(self) -> dict[str, Any] | None:
         try:
-            return _parse(self._patiently(self.address, lambda: fs.cat_file(inner)), self.address)
+            return _parse(self._patiently(_POINTER, lambda fs, inner: fs.cat_file(inner)), self.address)
         except FileNotFoundError:
             return None
 
@@ -222,17 +196,12 @@ class RemoteRun:
         """
         try:
             if anew:
-                self._remove()
+                for name in self._patiently("", lambda fs, inner: run_files.files_of_run(self.address)):
+                    self._patiently(name, lambda fs, inner: fs.rm_file(inner))
             for name in (RUN_FILE, SETTINGS_FILE):  # the first says that the place is a run's
-                self._put(self.folder / name)
+                self._put(name)
         except FileNotFoundError as error:
             raise ConfigError(f"{self.address}: there is no such place: {error}; make the bucket first") from None
-
-    def _remove(self) -> None:
-        """Remove a run that is in the store; the pointer first."""
-        fs, inner = storage.filesystem(self.address)
-        for name in self._patiently(self.address, lambda: run_files.files_of_run(self.address)):
-            self._patiently(self.address, partial(fs.rm_file, f"{inner}/{name}"))
 
     def save(self, keep: int) -> None:
         """Upload the newest checkpoint in the background, once the upload before has ended.
@@ -253,8 +222,8 @@ class RemoteRun:
             self._settle()
         try:
             self.push(keep)
-            self._put(self.folder / MODEL_FILE)
-            self._put(self.folder / SUMMARY_FILE)
+            self._put(MODEL_FILE)
+            self._put(SUMMARY_FILE)
         except RetryableError as error:
             raise RunError(
                 f"the run is finished, but {error}. It lies in {self.folder}: run the same command on this machine to "
@@ -289,99 +258,65 @@ class RemoteRun:
 
     def push(self, keep: int) -> None:
         """Log, settings and the newest checkpoint, then the pointer; then remove all but the newest `keep`."""
-        newest, known = list_checkpoints(self.folder)[-1], self._own_pointer()
-        for path in self._beside():
-            self._put(path)
-        before = known["checkpoints"] if known else []
+        newest, own = list_checkpoints(self.folder)[-1], self._own_pointer()
+        beside = [*_SMALL, "not-finite-*.json", f"{TENSORBOARD_FOLDER}/**/*"]
+        for path in (path for pattern in beside for path in self.folder.glob(pattern) if path.is_file()):
+            self._put(str(path.relative_to(self.folder)))
+        before = own["checkpoints"] if own else []
         if before and before[-1]["name"] == newest.name:
             return
-        if self._read_pointer() != known:
+        if self._pointer() != own:
             raise RunError(
                 f"{self.address}: another training has written here meanwhile; end one of them, or choose another "
                 "--output"
             )
-        written = storage.hash_file(str(newest))
-        self._put(newest)
-        entry = {"name": newest.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
+        entry = _entry(newest)
+        self._put(f"{CHECKPOINT_FOLDER}/{newest.name}")
         entries = [*(old for old in before if old["name"] < newest.name), entry]
-        pointer = {"run": known["run"] if known else uuid.uuid4().hex, "checkpoints": entries[-keep:]}
-        self._point_to(pointer)
-        self._write_own(pointer)
-        fs, inner = storage.filesystem(f"{self.address}/{CHECKPOINT_FOLDER}")
+        self._point_to({"run": own["run"] if own else uuid.uuid4().hex, "checkpoints": entries[-keep:]})
         for old in entries[:-keep]:
             with contextlib.suppress(FileNotFoundError):
-                self._patiently(self.address, partial(fs.rm_file, f"{inner}/{old['name']}"))
+                self._patiently(f"{CHECKPOINT_FOLDER}/{old['name']}", lambda fs, inner: fs.rm_file(inner))
 
     def _point_to(self, pointer: dict[str, Any]) -> None:
-        fs, inner = storage.filesystem(f"{self.address}/{CHECKPOINT_FOLDER}/{POINTER_FILE}")
-        content = json.dumps(pointer, indent=2).encode()
-        self._patiently(self.address, lambda: fs.pipe_file(inner, content))
+        """Write the pointer; the store has none of a reader's."""
+        if not self._reading:
+            content = json.dumps(pointer, indent=2).encode()
+            self._patiently(_POINTER, lambda fs, inner: fs.pipe_file(inner, content))
+        self._write_own(pointer)
 
-    def _beside(self) -> list[Path]:
-        """What a reader wants beside the checkpoints."""
-        found = [self.folder / name for name in _SMALL]
-        found += [*self.folder.glob("not-finite-*.json"), *self.folder.glob(f"{TENSORBOARD_FOLDER}/**/*")]
-        return [path for path in found if path.is_file()]
+    def _put(self, name: str) -> None:
+        path, target = str(self.folder / name), f"{self.address}/{name}"
+        self._patiently(name, lambda fs, inner: storage.put(path, target))
 
-    def _put(self, path: Path) -> None:
-        target = f"{self.address}/{path.relative_to(self.folder)}"
-        self._patiently(target, lambda: storage.put(str(path), target))
+    def _patiently(self, name: str, work: Callable[[Any, str], Any]) -> Any:
+        """Work with a file of the run in the store: `work` gets the file system and the path in it.
 
-    def _patiently(self, path: str, work: Callable[[], Any]) -> Any:
-        """Work with the store, tried three times.
-
-        Raises: FileNotFoundError; RetryableError when it does not answer.
+        Raises: FileNotFoundError; RetryableError when the store does not answer.
         """
-        waits = iter(_RETRY_SECONDS)
-        while True:
-            try:
-                return work()
-            except Exception as error:
-                if isinstance(error, FileNotFoundError) or not storage.is_storage_error(error):
-                    raise
-                if (wait_seconds := next(waits, None)) is None:
-                    text = " ".join(str(error).split())
-                    raise RetryableError(
-                        f"{path}: the store does not answer ({type(error).__name__}: {text:.200})"
-                    ) from None
-            time.sleep(wait_seconds)
+        path = f"{self.address}/{name}".rstrip("/")
+
+        def passing(error: Exception) -> RetryableError | None:
+            if not patience.may_pass(error):
+                return None
+            return RetryableError(f"{path}: the store does not answer ({words_of(error)})")
+
+        return patience.patiently(partial(work, *storage.filesystem(path)), _RETRY_SECONDS, passing)
 
     # -- on this machine
 
     def _own_pointer(self) -> dict[str, Any] | None:
-        path = self.folder / CHECKPOINT_FOLDER / POINTER_FILE
+        path = self.folder / _POINTER
         return _parse(path.read_bytes(), str(path)) if path.exists() else None
 
     def _write_own(self, pointer: dict[str, Any]) -> None:
-        storage.publish_json(self.folder / CHECKPOINT_FOLDER / POINTER_FILE, pointer)
-
-    def _own_step(self) -> int:
-        found = list_checkpoints(self.folder)
-        return step_of(found[-1]) if found else -1
+        storage.publish_json(self.folder / _POINTER, pointer)
 
 
-def newest_step(output_dir: str) -> int:
-    """The step that a run would go on from; 0 where it has no checkpoint.
-
-    Raises: RetryableError when a store does not answer.
-    """
-    if storage.is_remote(output_dir):
-        there = RemoteRun(output_dir)._read_pointer()
-        return _step(there) if there else 0
-    found = list_checkpoints(Path(output_dir))
-    return step_of(found[-1]) if found else 0
-
-
-def begun_at(output_dir: str) -> str | int | None:
-    """Something that changes when a training begins or goes on in a run's place; None where there is no run.
-
-    Raises: RetryableError when a store does not answer.
-    """
-    if storage.is_remote(output_dir):
-        there = RemoteRun(output_dir)._read_pointer()
-        return there["run"] if there else None
-    path = Path(output_dir) / RUN_FILE
-    return path.stat().st_mtime_ns if path.exists() else None
+def _entry(path: Path) -> dict[str, Any]:
+    """What the pointer says of a checkpoint."""
+    written = storage.hash_file(str(path))
+    return {"name": path.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
 
 
 def _step(pointer: dict[str, Any]) -> int:

@@ -19,10 +19,10 @@ from manifests.errors import ConfigError, PlantMixError, RetryableError, RunErro
 from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
 from manifests.storage import filesystem, is_remote, join
-from training.config import TrainSettings, identity_values
+from training.config import TrainSettings
 from training.data import loader
-from training.record import checkpoint, run_files
-from training.record.remote import begun_at, newest_step, take_up_run
+from training.record.checkpoint import lock_folder
+from training.record.run_folder import RunFolder
 from training.run.loop import train
 from training.run.stopping import signals_to_file
 
@@ -52,19 +52,15 @@ def train_on_ray(
     """
     address = address or os.environ.get("RAY_ADDRESS")
     ray = _import_ray(address)
-    output_dir = settings.output_dir
-    if not is_remote(output_dir):
-        output_dir = str(Path(output_dir).absolute())
-    folder = take_up_run(output_dir, settings.data.cache_dir)
-    identity = identity_values(settings, [release.fingerprint for release in loader.open_releases(settings.release)])
-    run_files.require_place(output_dir)
-    if resume:
-        state = checkpoint.inspect_run(folder, identity, allow_changed=allow_changed, is_copy=is_remote(output_dir))
-        if state.kind == "finished":
-            return checkpoint.read_summary(folder), True
-    stop_file = join(output_dir, STOP_FILE)
-    storage_filesystem, storage_path = _storage_of(output_dir)
-    with checkpoint.lock_folder(folder):  # a folder in use is refused here, not by a process of another machine
+    fingerprints = [release.fingerprint for release in loader.open_releases(settings.release)]
+    run = RunFolder(settings, fingerprints, resume=resume, allow_changed=allow_changed)
+    run.take_up()
+    if run.inspect().kind == "finished":
+        return run.summary(), True
+    place = run.place if is_remote(run.place) else str(Path(run.place).absolute())
+    storage_filesystem, storage_path = _storage_of(place)
+    stop_file = join(place, STOP_FILE)
+    with lock_folder(run.folder):  # a folder in use is refused here, not by a process of another machine
         pass
     with _running_ray(ray, address, num_workers):
         try:
@@ -74,7 +70,7 @@ def train_on_ray(
                     "settings": settings.model_dump(mode="json"),
                     "folder": str(Path.cwd()),
                     "resume": resume,
-                    "begun": begun_at(output_dir),
+                    "begun": run.begun_at(),
                     "allow_changed": allow_changed,
                     "stop_file": stop_file,
                 },
@@ -91,7 +87,9 @@ def train_on_ray(
                 trainer.fit()
         except Exception as error:  # Ray wraps what a process raised in classes of its own
             raise _unwrap(error) from None
-    return checkpoint.read_summary(take_up_run(output_dir, settings.data.cache_dir)), False
+    run = RunFolder(settings)
+    run.take_up()
+    return run.summary(), False
 
 
 def each_result_on_ray(
@@ -169,7 +167,7 @@ def _restarts(ray: Any, settings: TrainSettings) -> Any:
             what = _what_failed(ray, worker_exceptions)
             self.failures += 1
             try:
-                step = f"step {newest_step(settings.output_dir)}"
+                step = f"step {RunFolder(settings).newest_step()}"
             except RetryableError:  # a store that does not answer
                 step = "the last checkpoint"
             if self.failures > max_failures:
@@ -218,7 +216,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     train(
         settings,
         # --no-resume removes the run of before once, not what this command did before a worker was lost.
-        resume=config["resume"] or begun_at(settings.output_dir) != config["begun"],
+        resume=config["resume"] or RunFolder(settings).begun_at() != config["begun"],
         allow_changed=config["allow_changed"],
         stop_file=config["stop_file"],
     )

@@ -1,6 +1,6 @@
 """One training run from start to end; `train` and `run_steps` read top to bottom.
 
-Reads a release and a config; writes the run's folder (`training.record.checkpoint` names the files). The same config,
+Reads a release and a config; writes the run's folder (`training.record.run_folder` names the files). The same config,
 release and number of ranks give the same run, interrupted or not, on a CPU bit for bit. SIGTERM and Ctrl-C stop it with
 a checkpoint. A loss or gradient that is not finite stops it without a checkpoint, and its batch is written to a file.
 """
@@ -15,24 +15,24 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifests.errors import RunError
-from manifests.storage import hash_file, is_remote
-from training.config import TrainSettings, identity_values
+from manifests.storage import hash_file
+from training.config import TrainSettings
 from training.data import loader
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
 from training.model.loss import accumulate_backward
 from training.model.precision import autocast
-from training.record import checkpoint, run_files, tracking
+from training.record import tracking
+from training.record.checkpoint import lock_folder, save_model
 from training.record.log import LOG_FILE, RunLog, read_log
-from training.record.remote import RemoteRun, run_folder
+from training.record.run_folder import RunFolder, RunState
 from training.run import failures, sharding
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
@@ -60,41 +60,33 @@ def train(
     """
     # -- check everything before anything is written
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun lost a process and began again
-    resume = resume or restarted
     tracking.check_packages(settings.log)
     releases = loader.open_releases(settings.release)
-    identity = identity_values(settings, [release.fingerprint for release in releases])
-    folder = run_folder(settings.output_dir, settings.data.cache_dir)
-    remote = RemoteRun(settings.output_dir, settings.data.cache_dir) if is_remote(settings.output_dir) else None
-    if remote is not None and resume:
-        remote.take_up()
-
-    def inspect() -> checkpoint.RunState:
-        run_files.require_place(settings.output_dir)
-        if not resume:
-            return checkpoint.RunState("new")
-        return checkpoint.inspect_run(folder, identity, allow_changed=allow_changed, is_copy=remote is not None)
-
-    state = inspect()
+    run = RunFolder(
+        settings,
+        [release.fingerprint for release in releases],
+        resume=resume or restarted,
+        allow_changed=allow_changed,
+    )
+    run.take_up()
+    state = run.inspect()
     if state.kind == "finished":
-        if remote is not None:
-            remote.finish(settings.checkpoint.keep)
-        return checkpoint.read_summary(folder), True
+        return run.finish(), True
     to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
     if settings.eval.every_steps:  # a split that is missing stops the run now, not at the first validation
         open_pool(releases, str(settings.eval.split))
 
     # -- join the other processes, train, leave them
-    lock_seconds = _LOST_LOCK_SECONDS if restarted or stop_file is not None else 0.0  # Ray may have begun again too
     ranks = start_ranks(settings.compute.device)
     try:
         read = (settings.data.split, *([str(settings.eval.split)] if settings.eval.every_steps else []))
         on_main(ranks, lambda: loader.check_shards(to_check, *read))
-        return _train_on(ranks, settings, pool, identity, state, inspect, stop_file, lock_seconds, remote)
+        may_wait = restarted or stop_file is not None  # Ray may have begun again too
+        return _train_on(ranks, run, pool, state, stop_file, _LOST_LOCK_SECONDS if may_wait else 0.0)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
-        if (explained := failures.explain(error, folder)) is not None:
+        if (explained := failures.explain(error, run.folder)) is not None:
             raise explained from None
         raise
     finally:
@@ -102,72 +94,54 @@ def train(
 
 
 def _train_on(
-    ranks: Ranks,
-    settings: TrainSettings,
-    pool: SamplePool,
-    identity: dict[str, Any],
-    seen: checkpoint.RunState,
-    inspect: Callable[[], checkpoint.RunState],
-    stop_file: str | None,
-    lock_seconds: float,
-    remote: RemoteRun | None,
+    ranks: Ranks, run: RunFolder, pool: SamplePool, seen: RunState, stop_file: str | None, lock_seconds: float
 ) -> tuple[dict[str, Any], bool]:
     """The run within its process group; nothing refers to the group when this returns.
 
-    `seen` is the state of the folder, which decides how the model is made; `inspect` reads the state again once the
-    folder is locked.
+    `seen` is the state of the folder before it is locked, which decides how the model is made.
     """
-    folder = run_folder(settings.output_dir, settings.data.cache_dir)
+    settings = run.settings
     if settings.compute.num_threads is not None:
         torch.set_num_threads(settings.compute.num_threads)
     trainer = build_trainer(settings, pool, ranks, resumes=seen.checkpoint is not None)
     with ExitStack() as stack:
         # -- the run's folder, and where to go on
-        on_main(ranks, lambda: stack.enter_context(checkpoint.lock_folder(folder, lock_seconds)))
-        state = on_main(ranks, lambda: checkpoint.skip_damaged(inspect()))
+        on_main(ranks, lambda: stack.enter_context(lock_folder(run.folder, lock_seconds)))
+        state = on_main(ranks, run.inspect_bytes)
         if state.kind == "finished":  # by another process in the meantime
-            return on_main(ranks, lambda: checkpoint.read_summary(folder)), True
+            return on_main(ranks, run.summary), True
         if seen.checkpoint is not None and state.checkpoint is None:
-            raise RunError(f"{folder}: its checkpoints were removed while this run began; run the same command again")
+            raise RunError(
+                f"{run.folder}: its checkpoints were removed while this run began; run the same command again"
+            )
         progress = Progress()
         if state.checkpoint is not None:
-            path = state.checkpoint
-            if remote is not None:
-                if ranks.world_size > 1:  # the other machines need what rank 0 has chosen
-                    on_main(ranks, lambda: remote.push(settings.checkpoint.keep))
-                path = remote.take_checkpoint(path)
-            progress = restore(trainer, checkpoint.load_checkpoint(path), state.changed)
-        on_main(ranks, lambda: checkpoint.prepare_run(folder, settings, identity, state, progress.step))
-        if remote is not None and ranks.is_main:  # left after the log is closed
-            stack.callback(remote.close, settings.checkpoint.keep)
+            if ranks.world_size > 1:  # the other machines need what rank 0 has chosen
+                on_main(ranks, run.offer)
+            progress = restore(trainer, run.load(state.checkpoint), state.changed)
+        on_main(ranks, lambda: run.prepare(state, progress.step))
+        if ranks.is_main:
+            stack.callback(run.close)
         trackers: list[tracking.Tracker] = []
-        on_main(ranks, lambda: trackers.extend(tracking.open_trackers(folder, progress.step, settings.log, identity)))
-        log = RunLog(
-            folder / LOG_FILE if ranks.is_main else None, settings.log.line_every_seconds, trackers=tuple(trackers)
+        on_main(
+            ranks,
+            lambda: trackers.extend(tracking.open_trackers(run.folder, progress.step, settings.log, run.identity)),
         )
+        log_file = run.folder / LOG_FILE if ranks.is_main else None
+        log = RunLog(log_file, settings.log.line_every_seconds, trackers=tuple(trackers))
         stack.callback(log.close)
-        if remote is not None:
-            begin_anew = state.kind == "new"
-            on_main(ranks, lambda: remote.begin(anew=begin_anew))
         _announce(trainer, state, progress, log)
 
         # -- the steps
         stop = stack.enter_context(stop_event(stop_file))
-        run_steps(trainer, progress, stop, log, folder, remote)
+        run_steps(trainer, progress, stop, log, run)
 
         # -- the end: final weights, then the summary, which marks a finished run
         weights = final_weights(trainer)
-        return on_main(ranks, lambda: _finish(trainer, progress, weights, identity, folder, remote)), False
+        return on_main(ranks, lambda: _finish(trainer, progress, weights, run)), False
 
 
-def run_steps(
-    trainer: Trainer,
-    progress: Progress,
-    stop: threading.Event,
-    log: RunLog,
-    folder: Path,
-    remote: RemoteRun | None = None,
-) -> None:
+def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, run: RunFolder) -> None:
     """Every step from `progress` to the last, with log, validation and checkpoints between them.
 
     Raises: StoppedError on a signal; RunError on a loss or gradient that is not finite, or too many broken samples.
@@ -198,10 +172,10 @@ def run_steps(
         if corrupt > 0:  # on some rank; all ranks take part
             failures.record_corrupt(trainer, found, progress, log)
         if broken > 0:
-            failures.stop_not_finite(trainer, chunk, progress, losses, folder, "loss")
+            failures.stop_not_finite(trainer, chunk, progress, losses, run.folder, "loss")
         grad_norm = update_weights(trainer)
         if failures.gradient_ends_run(trainer, progress, math.isfinite(grad_norm)):
-            failures.stop_not_finite(trainer, chunk, progress, losses, folder, "gradient")
+            failures.stop_not_finite(trainer, chunk, progress, losses, run.folder, "gradient")
         progress.step += 1
         progress.seconds += time.perf_counter() - started
         progress.wait_seconds += waited
@@ -215,7 +189,7 @@ def run_steps(
 
         # -- checkpoint
         if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
-            save(trainer, progress, folder, remote)
+            save(trainer, progress, run)
         if stopping > 0 and not last:
             raise StoppedError(
                 f"stopped by a signal after step {progress.step} of {num_steps}, a checkpoint is saved; "
@@ -330,7 +304,7 @@ def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
     log.print_line(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
 
-def _announce(trainer: Trainer, state: checkpoint.RunState, progress: Progress, log: RunLog) -> None:
+def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog) -> None:
     pool, settings = trainer.pool, trainer.settings
     started_from = settings.model.pretrained if state.kind == "new" else None
     new = list(trainer.model.new_parameters) if started_from is not None else None
@@ -384,17 +358,10 @@ def setting_notes(trainer: Trainer) -> list[str]:
     return found
 
 
-def _finish(
-    trainer: Trainer,
-    progress: Progress,
-    weights: dict[str, Any],
-    identity: dict[str, Any],
-    folder: Path,
-    remote: RemoteRun | None,
-) -> dict[str, Any]:
+def _finish(trainer: Trainer, progress: Progress, weights: dict[str, Any], run: RunFolder) -> dict[str, Any]:
     """Write the final weights and the summary; its final loss is the mean over the last tenth of the logged steps."""
-    path = checkpoint.save_model(folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
-    steps = read_log(folder / LOG_FILE, "step")
+    path = save_model(run.folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
+    steps = read_log(run.folder / LOG_FILE, "step")
     tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]
     seen = progress.step * trainer.settings.data.batch_size
     seconds = max(progress.seconds, 1e-9)
@@ -411,9 +378,6 @@ def _finish(
         "data_wait_share": progress.wait_seconds / seconds,
         "corrupt_samples": len(progress.corrupt),
         "model_sha256": hash_file(str(path)).sha256,
-        "releases": identity["releases"]["fingerprints"],
+        "releases": run.identity["releases"]["fingerprints"],
     }
-    checkpoint.write_summary(folder, summary)
-    if remote is not None:
-        remote.finish(trainer.settings.checkpoint.keep)
-    return summary
+    return run.finish(summary)

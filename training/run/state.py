@@ -25,8 +25,7 @@ from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, load_components
 from training.model.loss import Loss, make_loss
 from training.model.weights import set_preprocessing
-from training.record import checkpoint
-from training.record.remote import RemoteRun
+from training.record.run_folder import RunFolder
 from training.run import sharding
 from training.run.distributed import Ranks, on_main, wrap_model
 from training.run.optimiser import AveragedWeights, build_optimiser
@@ -115,8 +114,8 @@ def count_steps(settings: TrainSettings, epoch_size: int) -> int:
     return max(1, math.ceil((settings.schedule.epochs or 0.0) * epoch_size / settings.data.batch_size))
 
 
-def save(trainer: Trainer, progress: Progress, folder: Path, remote: RemoteRun | None = None) -> None:
-    """Write a checkpoint, and begin to upload it; every rank has to call this, rank 0 writes."""
+def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
+    """Write a checkpoint; every rank has to call this, rank 0 writes."""
     content = sharding.gather_state(
         {
             "state_dict": trainer.model.state_dict(),
@@ -133,14 +132,7 @@ def save(trainer: Trainer, progress: Progress, folder: Path, remote: RemoteRun |
             "fingerprints": list(trainer.pool.fingerprints),
         }
     )
-    keep = trainer.settings.checkpoint.keep
-
-    def write() -> None:
-        checkpoint.save_checkpoint(folder, progress.step, content, keep)
-        if remote is not None:
-            remote.save(keep)
-
-    on_main(trainer.ranks, write)
+    on_main(trainer.ranks, lambda: run.save(progress.step, content))
 
 
 def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = ()) -> Progress:

@@ -127,8 +127,8 @@ def test_an_unfinished_run_with_an_average_is_judged_by_its_average(
 ) -> None:
     """As it would be when finished; the output says which weights these are."""
 
-    def save_and_die(trainer: state.Trainer, progress: state.Progress, folder: Path, remote: None) -> None:
-        state.save(trainer, progress, folder, remote)
+    def save_and_die(trainer: state.Trainer, progress: state.Progress, place: Any) -> None:
+        state.save(trainer, progress, place)
         if progress.step == 4:
             raise _KilledError
 

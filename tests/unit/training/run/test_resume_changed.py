@@ -23,8 +23,8 @@ class _KilledError(Exception):
 def _killed_after(settings: TrainSettings, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends without a word right after the checkpoint of `step`."""
 
-    def save_and_die(trainer: Any, progress: Any, folder: Path, remote: None) -> None:
-        state.save(trainer, progress, folder, remote)
+    def save_and_die(trainer: Any, progress: Any, run: Any) -> None:
+        state.save(trainer, progress, run)
         if progress.step == step:
             raise _KilledError
 

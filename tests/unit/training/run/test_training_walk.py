@@ -63,10 +63,10 @@ def killed(walk: Walk) -> None:
     late, after = walk.random.random() < 0.5, walk.random.randint(1, 2)
     saves = list[int]()
 
-    def save(trainer: Any, progress: Any, folder: Path, remote: None) -> None:
+    def save(trainer: Any, progress: Any, run: Any) -> None:
         saves.append(progress.step)
         if late or len(saves) < after:
-            state.save(trainer, progress, folder, remote)
+            state.save(trainer, progress, run)
         if len(saves) == after:
             raise _KilledError
 

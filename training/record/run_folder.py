@@ -1,0 +1,242 @@
+"""The place where a training writes its run: what it holds, and the few things that a training does to it.
+
+    RUN/config.json                  the settings, as `dalip eval RUN` reads them
+    RUN/run.json                     identity of the run: all that shapes the weights, the releases' fingerprints
+    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
+    RUN/checkpoints/step-00000100.pt the newest few checkpoints
+    RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
+    RUN/summary.json                 written last: the run is finished
+
+A run lies in a folder. Where `output_dir` is an address in a store, that folder is a copy (`training.record.remote`),
+and only this module knows: a training works in the folder, and what it writes is uploaded. Gives up with ConfigError
+when the place belongs to another run, another config or another release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError
+from manifests.settings import differences
+from training.config import SETTINGS_FILE, TrainSettings, identity_values
+from training.record import checkpoint, run_files
+from training.record.checkpoint import read_json
+from training.record.log import LOG_FILE, cut_log
+from training.record.remote import RemoteRun
+from training.record.run_files import CHECKPOINT_FOLDER, MODEL_FILE, RUN_FILE, SUMMARY_FILE, list_checkpoints, step_of
+
+_FIXED = ("data.batch_size:",)  # not even --allow-changed may change it
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run's folder holds for a config: nothing, a checkpoint to go on from, or a finished run."""
+
+    kind: Literal["new", "resume", "finished"]
+    checkpoint: Path | None = None
+    changed: tuple[str, ...] = ()
+    damaged: tuple[Path, ...] = ()  # newer checkpoints that are not whole
+
+
+class RunFolder:
+    """The place of the run of a config; `folder` is on this machine."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        fingerprints: Sequence[str] = (),
+        *,
+        resume: bool = True,
+        allow_changed: bool = False,
+    ) -> None:
+        """`fingerprints` are those of its releases. Nothing is looked at yet.
+
+        `resume` False trains anew, in place of what is there. `allow_changed` goes on from what has another identity.
+        """
+        self.settings, self._fingerprints = settings, tuple(fingerprints)
+        self._resume, self._allow_changed = resume, allow_changed
+        self.place, self._keep = settings.output_dir, settings.checkpoint.keep
+        is_remote = storage.is_remote(self.place)
+        self._store = RemoteRun(self.place, settings.data.cache_dir) if is_remote else None
+        self.folder = self._store.folder if self._store is not None else Path(self.place)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that shapes the weights.
+
+        Raises: ConfigError for an unknown architecture.
+        """
+        return identity_values(self.settings, self._fingerprints)
+
+    def take_up(self) -> None:
+        """Bring the folder up to date with the store, for a run that goes on.
+
+        Raises: RetryableError when the store does not answer.
+        """
+        if self._store is not None and self._resume:
+            self._store.take_up()
+
+    def inspect(self) -> RunState:
+        """What is there for this run; reads only.
+
+        Raises: ConfigError, IntegrityError when it cannot be trained here.
+        """
+        run_files.require_place(self.place)
+        if not self._resume:
+            return RunState("new")
+        return inspect_run(
+            self.folder, self.identity, allow_changed=self._allow_changed, is_copy=self._store is not None
+        )
+
+    def inspect_bytes(self) -> RunState:
+        """As `inspect`, with the newest checkpoint that is whole: reads every byte of it, and of the damaged ones.
+
+        Raises: as `inspect`; IntegrityError when none is whole.
+        """
+        state = self.inspect()
+        if state.checkpoint is None:
+            return state
+        checkpoints = list_checkpoints(self.folder)
+        for number, path in reversed(list(enumerate(checkpoints))):
+            if checkpoint.is_whole(path):
+                return replace(state, checkpoint=path, damaged=tuple(checkpoints[number + 1 :]))
+        raise IntegrityError(
+            f"{checkpoints[-1]}: damaged, as every checkpoint of the run ({len(checkpoints)}): it cannot go on; "
+            "--no-resume trains anew in its place"
+        )
+
+    def offer(self) -> None:
+        """Let the other machines have the newest checkpoint of this one."""
+        if self._store is not None:
+            self._store.push(self._keep)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of this name, which another machine may have chosen."""
+        return checkpoint.load_checkpoint(path if self._store is None else self._store.take_checkpoint(path))
+
+    def prepare(self, state: RunState, step: int) -> None:
+        """Write what a run has before its first step; on a resume, cut the log back to the checkpoint's `step`.
+
+        Raises: ConfigError where the store has no such place; RetryableError when it does not answer.
+        """
+        folder, is_new = self.folder, state.kind == "new"
+        run = checkpoint.digest_of(self.identity) if is_new else checkpoint.run_id(folder)
+        # First of all: it says that the folder is a run's. What a kill leaves of an older run is of another id.
+        storage.publish_json(folder / RUN_FILE, {"identity": self.identity, "run": run})
+        if is_new:
+            run_files.clear_run(folder)
+        storage.make_folder(str(folder / CHECKPOINT_FOLDER))
+        for path in (*folder.iterdir(), *(folder / CHECKPOINT_FOLDER).iterdir()):
+            if storage.is_private(path.name) and path.is_file():
+                path.unlink()
+        if not is_new:
+            for path in state.damaged:  # so that no reader of the folder takes them for the newest
+                path.unlink()
+            (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of a run whose weights are gone
+            cut_log(folder / LOG_FILE, step)
+        storage.publish_json(folder / SETTINGS_FILE, self.settings.model_dump(mode="json"))
+        if self._store is not None:
+            self._store.begin(anew=is_new)
+
+    def close(self) -> None:
+        """Wait for the upload that is under way, whatever ended the training; called after its log is closed."""
+        if self._store is not None:
+            self._store.close(self._keep)
+
+    def save(self, step: int, content: dict[str, Any]) -> None:
+        """Write a checkpoint, remove all but the newest few, and begin to upload it.
+
+        Raises: RunError when it cannot be written, or uploads have failed too often.
+        """
+        checkpoint.save_checkpoint(self.folder, step, content, self._keep)
+        if self._store is not None:
+            self._store.save(self._keep)
+
+    def finish(self, summary: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the summary, which marks a finished run, and upload the run. None: of a run that is finished.
+
+        Raises: RunError when the store does not take it; IntegrityError for a damaged summary.
+        """
+        if summary is not None:
+            storage.publish_json(self.folder / SUMMARY_FILE, summary)
+        if self._store is not None:
+            self._store.finish(self._keep)
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of a finished run.
+
+        Raises: IntegrityError when it is damaged.
+        """
+        return checkpoint.read_summary(self.folder)
+
+    def newest_step(self) -> int:
+        """The step that the run would go on from; 0 where it has no checkpoint.
+
+        Raises: RetryableError when a store does not answer.
+        """
+        if self._store is not None:
+            return self._store.newest_step()
+        checkpoints = list_checkpoints(self.folder)
+        return step_of(checkpoints[-1]) if checkpoints else 0
+
+    def begun_at(self) -> str | int | None:
+        """Something that changes when a training begins or goes on in this place; None where there is no run.
+
+        Raises: RetryableError when a store does not answer.
+        """
+        if self._store is not None:
+            return self._store.begun_at()
+        path = self.folder / RUN_FILE
+        return path.stat().st_mtime_ns if path.exists() else None
+
+
+def inspect_run(
+    folder: Path, identity: dict[str, Any], *, allow_changed: bool = False, is_copy: bool = False
+) -> RunState:
+    """What `folder` holds for a run of this identity; reads only. The copy of a run in a store may lack its weights.
+
+    A finished run whose weights are gone goes on from its last checkpoint, which makes them again.
+
+    Raises: ConfigError when it holds another run's checkpoints or result; IntegrityError for damaged weights.
+    """
+    checkpoints = list_checkpoints(folder)
+    finished = (folder / SUMMARY_FILE).exists()
+    if not checkpoints and not finished:
+        return RunState("new")
+    stored = read_json(folder / RUN_FILE).get("identity")
+    if not isinstance(stored, dict):
+        raise checkpoint.damaged(folder / RUN_FILE, "holds no identity")
+    changed = tuple(differences(stored, identity))
+    fixed = [text for text in changed if text.startswith(_FIXED)]
+    if changed and not (allow_changed and checkpoints and not finished):
+        what = "a finished run" if finished else "checkpoints"
+        raise ConfigError(
+            f"{folder}: holds {what} of another config or release ({_first_few(changed)}); choose another --output, "
+            "or --no-resume to train anew in its place"
+            + ("" if finished or fixed else ", or --allow-changed to go on from its checkpoint")
+        )
+    if finished and (is_copy or (folder / MODEL_FILE).exists()):
+        if not is_copy:
+            checkpoint.check_model(folder)
+        return RunState("finished")
+    if not checkpoints:
+        raise IntegrityError(
+            f"{folder}: finished, but {MODEL_FILE} and every checkpoint are gone; --no-resume trains anew"
+        )
+    if fixed:
+        raise ConfigError(
+            f"{folder}: a resume cannot change {'; '.join(fixed)}: steps are counted in batches, so the samples to "
+            "come and the schedule would differ. Set it back, or choose another --output"
+        )
+    return RunState("resume", checkpoints[-1], changed)
+
+
+def _first_few(changed: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(changed) - limit} more" if len(changed) > limit else ""
+    return "; ".join(changed[:limit]) + more
